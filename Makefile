@@ -1,0 +1,29 @@
+# Everything runs in a virtual environment of its own, .venv; PYTHON chooses the interpreter it is made with.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help demo test lint clean
+help:
+	@echo "make demo   install, start a Redis and a worker, run the example with live progress, clean up"
+	@echo "make test   install, run the whole test suite and the linters"
+	@echo "make lint   only the linters and mypy"
+	@echo "make clean  remove what the others made"
+
+.venv/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,cli,dev]'
+	touch $@
+
+demo: .venv/installed
+	$(BIN)/python example_project/demo.py
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/python -m flake8 celery_memsync tests example_project
+	$(BIN)/python -m isort --check-only --quiet celery_memsync tests example_project
+	$(BIN)/python -m mypy
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .hypothesis build celery_memsync.egg-info census

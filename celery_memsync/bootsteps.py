@@ -1,0 +1,183 @@
+"""The heartbeat's place in a Celery worker."""
+from __future__ import annotations
+
+import atexit
+import os
+import platform
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import celery
+import redis
+from celery import bootsteps, signals
+from celery.utils.log import get_logger
+from celery.worker import state
+
+from .exceptions import StoreError
+from .heartbeat import Heartbeat
+from .records import WorkerRecord
+
+if TYPE_CHECKING:
+    from celery.worker import WorkController
+
+    from .plugin import MemSync
+
+logger = get_logger(__name__)
+
+#: Times to look at the running tasks when they change at that very moment.
+MAX_LOOKS = 10
+
+
+class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Beat from the start to the very end of a worker.
+
+    Celery stops this step before the pool has finished its last tasks, and a
+    cold shutdown tells no signal, so the heart stops at ``worker_shutdown`` or
+    at the exit of the process, whichever comes first, and not in ``stop``.
+    """
+
+    requires = ("celery.worker.components:Pool",)
+    label = "MemSync"
+
+    def __init__(self, parent: WorkController, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        self.memsync: MemSync = parent.app.memsync
+        self._describer = Describer(parent, self.memsync)
+        settings = self.memsync.settings
+        self._heartbeat = Heartbeat(
+            self.memsync.store, self._describer.describe, settings.heartbeat_interval,
+            keep=max(settings.default_ttl, 2 * settings.worker_ttl),
+        )
+        self._left = False
+
+    def start(self, parent: WorkController) -> None:
+        """Beat from now on."""
+        self._pid = os.getpid()
+        signals.worker_shutdown.connect(self._on_shutdown, sender=parent)
+        atexit.register(self._leave)
+        self._heartbeat.start()
+
+    def close(self, parent: WorkController) -> None:
+        """Tell that the worker takes no more tasks; the heart goes on."""
+        self._describer.draining = True
+        self._heartbeat.hurry()
+
+    def stop(self, parent: WorkController) -> None:
+        """Do nothing: the pool may still be at work."""
+
+    def terminate(self, parent: WorkController) -> None:
+        """Do nothing: the pool may still be at work."""
+
+    def _on_shutdown(self, **_: Any) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        """Say goodbye, and write what waits."""
+        if self._left or os.getpid() != self._pid:
+            return
+        self._left = True
+        atexit.unregister(self._leave)
+        self.memsync.signals.mend()
+        try:
+            self._heartbeat.stop(timeout=1.0)
+        except StoreError as exc:
+            logger.warning("This worker could not say goodbye: %s", exc)
+        self.memsync.shutdown()
+
+
+class Describer:
+    """Says what state a worker is in.
+
+    Arguments:
+        worker: Of Celery; it is looked at from the heartbeat's thread.
+    """
+
+    def __init__(self, worker: WorkController, memsync: MemSync) -> None:
+        self.worker: Any = worker
+        self.memsync = memsync
+        #: Whether the worker is finishing what it has.
+        self.draining = False
+        self._started_at = time.monotonic()
+        self._looked = time.monotonic(), time.process_time()
+
+    def describe(self) -> WorkerRecord:
+        """Return the worker's present record."""
+        worker = self.worker
+        capacity = self._capacity()
+        return WorkerRecord(
+            worker_id=self.memsync.worker_id,
+            status="draining" if self.draining else "active" if capacity["free"] else "busy",
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            pool=worker.pool_cls.__module__.rpartition(".")[2],
+            concurrency=getattr(worker, "max_concurrency", None) or worker.concurrency,
+            capacity=capacity,
+            queues=tuple(worker.app.amqp.queues.consume_from),
+            running=self._running(),
+            counters={"total": state.all_total_count[0]},
+            rss=_rss(),
+            cpu=self._cpu(),
+            load=tuple(round(average, 2) for average in os.getloadavg()),
+            started_at=round(self.memsync.store.clock.at(self._started_at), 3),
+            versions=_versions(),
+            consuming=self._consuming(),
+        )
+
+    def _capacity(self) -> dict[str, int]:
+        active = len(state.active_requests)
+        total = getattr(self.worker.pool, "num_processes", None) or self.worker.concurrency
+        return {
+            "total": total,
+            "active": active,
+            "reserved": max(0, len(state.reserved_requests) - active),
+            "free": max(0, total - active),
+        }
+
+    def _running(self) -> tuple[dict[str, Any], ...]:
+        local_to_redis = self.memsync.store.clock.now() - time.time()
+        return tuple(
+            {"id": request.id, "name": request.name,
+             "started_at": None if request.time_start is None else round(request.time_start + local_to_redis, 3)}
+            for request in _look(state.active_requests)
+        )
+
+    def _cpu(self) -> float:
+        before, used_before = self._looked
+        self._looked = now, used = time.monotonic(), time.process_time()
+        return round(100 * (used - used_before) / (now - before), 1) if now > before else 0.0
+
+    def _consuming(self) -> bool:
+        connection = getattr(getattr(self.worker, "consumer", None), "connection", None)
+        try:
+            return bool(connection is not None and connection.connected)
+        except Exception:
+            # Looked at while the consumer's thread is closing it.
+            return False
+
+
+def _look(requests: Any) -> list[Any]:
+    for _ in range(MAX_LOOKS):
+        try:
+            return list(requests)
+        except RuntimeError:
+            # The worker's thread changed the set while it was being read.
+            continue
+    return []
+
+
+def _rss() -> int | None:
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
+def _versions() -> dict[str, str]:
+    from . import __version__
+
+    return {
+        "python": platform.python_version(), "celery": celery.__version__, "redis-py": redis.__version__,
+        "celery-memsync": __version__,
+    }

@@ -1,0 +1,325 @@
+"""What waits in memory to be written: one class for each way to change an entry."""
+from __future__ import annotations
+
+import time
+from typing import Any, Mapping, NamedTuple
+
+from . import values
+from .clock import Clock
+from .exceptions import InvalidValue
+from .keys import Place
+from .records import Header, Stored, TaskRun, encode_progress, later_status, rank_of
+
+#: Figures of progress stay below: a rank holds sixteen digits.
+TOO_LARGE = 10 ** 16
+
+#: Statuses that do not follow a success; one of the user's own does.
+_BEFORE_SUCCESS = frozenset({"PENDING", "RECEIVED", "STARTED", "LOST", "RETRY", "FAILURE", "REVOKED"})
+
+
+class Content(NamedTuple):
+    """What a change comes to when it is written.
+
+    Attributes:
+        ruled_by: What decides if it is stored: ``version`` (the one its writer
+            saw), ``run`` (run and rank) or ``*`` (nothing).
+        run: See ``lua/entry_write.lua``.
+        rank: See there.
+        body: JSON, empty to delete.
+    """
+
+    ruled_by: str
+    run: str
+    rank: str
+    body: bytes
+
+
+class Change:
+    """A change of one entry.
+
+    Arguments:
+        place: Where the entry is kept.
+        ttl: Seconds that it is valid.
+        fence: Of the lock under which it is made; 0 for none.
+    """
+
+    __slots__ = ("place", "ttl", "at", "fence", "serial")
+
+    #: Whether it is the first to go when memory gets short.
+    expendable = False
+
+    def __init__(self, place: Place, ttl: float, fence: int = 0) -> None:
+        self.place = place
+        self.ttl = ttl
+        self.at = time.monotonic()
+        self.fence = fence
+        #: Number of the write in its process, given when it is first sent: a second try has the same.
+        self.serial: int | None = None
+
+    def followed_by(self, newer: Change) -> Change | None:
+        """Return one change that does what both do, or None if there is none."""
+        raise NotImplementedError
+
+    def snapshot(self) -> Change:
+        """Return the change as it is now, to be sent."""
+        return self
+
+    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+        """Return what is to be written.
+
+        Arguments:
+            base: The fields of what is stored, for changes that merge.
+        """
+        raise NotImplementedError
+
+    def over(self, stored: Stored | None, clock: Clock, worker_id: str) -> Stored | None:
+        """Return what will be stored when this has been written over something."""
+        base = values.split_fields(stored.body) if stored is not None and isinstance(self, MergeFields) else {}
+        ruled_by, run, rank, body = self.content(clock, base)
+        if stored is None:
+            header = Header(0, "-", "-", 0, 0, 0, "-", worker_id)
+        elif ruled_by == "run" and not follows(run or stored.header.run, rank, stored.header):
+            return stored
+        else:
+            header = stored.header
+        return Stored(header._replace(
+            version=header.version + 1, run=run or header.run, rank=rank,
+            time=round(clock.at(self.at) * 1000), ttl_ms=round(self.ttl * 1000), worker_id=worker_id,
+        ), body)
+
+
+def follows(run: str, rank: str, stored: Header) -> bool:
+    """Whether a stage comes after the one that is stored; the script decides by the same rule."""
+    if stored.rank.startswith("9"):
+        return False
+    return rank.startswith("9") or run > stored.run or (run == stored.run and rank > stored.rank)
+
+
+class SetValue(Change):
+    """Replace the value of an entry; an empty body deletes it.
+
+    Arguments:
+        owned: Whether nobody else has a say in it, so that there are no conflicts.
+    """
+
+    __slots__ = ("body", "owned")
+
+    def __init__(self, place: Place, body: bytes, ttl: float, fence: int = 0, owned: bool = False) -> None:
+        super().__init__(place, ttl, fence)
+        self.body = body
+        self.owned = owned
+
+    def followed_by(self, newer: Change) -> Change | None:
+        """The newer value, whatever was here."""
+        if isinstance(newer, MergeFields) and self.body:
+            merged = newer.merged(values.split_fields(self.body))
+            return SetValue(newer.place, values.join_fields(merged), newer.ttl, newer.fence)
+        return newer if isinstance(newer, SetValue) else None
+
+    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+        """The value."""
+        return Content("*" if self.owned else "version", "", "-", self.body)
+
+
+class MergeFields(Change):
+    """Merge top-level fields into an entry; other fields stay, whoever wrote them."""
+
+    __slots__ = ("fields", "late")
+
+    def __init__(self, place: Place, fields: dict[str, bytes], ttl: float, fence: int = 0) -> None:
+        super().__init__(place, ttl, fence)
+        self.fields = fields
+        #: Whether somebody else has written meanwhile: then an earlier stage does not undo a later one.
+        self.late = False
+
+    def followed_by(self, newer: Change) -> Change | None:
+        """The fields of both, the newer ones winning."""
+        if isinstance(newer, MergeFields):
+            return MergeFields(newer.place, newer.merged(self.fields), newer.ttl, max(self.fence, newer.fence))
+        return newer if isinstance(newer, SetValue) else None
+
+    def merged(self, base: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Return the fields of a base with these over them."""
+        fields = {**base, **self.fields}
+        if "status" in base and "status" in self.fields:
+            old, new = values.decode(base["status"]), values.decode(self.fields["status"])
+            if self.late and rank_of(old) > rank_of(new) or old == "SUCCESS" and new in _BEFORE_SUCCESS:
+                fields["status"] = base["status"]
+        return fields
+
+    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+        """All fields there are."""
+        return Content("version", "", "-", values.join_fields(self.merged(base)))
+
+
+class TellRun(Change):
+    """Tell a stage in the life of a task.
+
+    Arguments:
+        run_key: Which run; "" for the one that is stored.
+    """
+
+    __slots__ = ("task_run", "run_key")
+
+    def __init__(self, place: Place, task_run: TaskRun, run_key: str, ttl: float, fence: int = 0) -> None:
+        super().__init__(place, ttl, fence)
+        self.task_run = task_run
+        self.run_key = run_key
+
+    def followed_by(self, newer: Change) -> Change | None:
+        """The later stage, if both are of one run."""
+        if not isinstance(newer, TellRun) or newer.run_key != self.run_key:
+            return None
+        return newer if later_status(self.task_run.status, newer.task_run.status) == newer.task_run.status else self
+
+    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+        """What is known of the run."""
+        return Content("run", self.run_key, rank_of(self.task_run.status), self.task_run.encode(self.place.task_id))
+
+
+class TellProgress(Change):
+    """Tell how far a task is, at one moment."""
+
+    __slots__ = ("row", "run_key", "rank", "started")
+
+    expendable = True
+
+    def __init__(self, place: Place, row: tuple[Any, ...], run_key: str, rank: str, started: float, ttl: float) -> None:
+        super().__init__(place, ttl)
+        self.row = row
+        self.run_key = run_key
+        self.rank = rank
+        self.started = started
+
+    def followed_by(self, newer: Change) -> Change | None:
+        """The newer progress of the same run: its writer saw to it that it does not go back."""
+        return newer if isinstance(newer, (TellProgress, Progress)) and newer.run_key == self.run_key else None
+
+    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+        """The figures, with times on Redis's clock."""
+        percent, current, total, message, status, run, fields = self.row
+        times = round(clock.at(self.started), 3), round(clock.at(self.at), 3)
+        body = encode_progress((percent, current, total, message, status, *times, run, fields))
+        return Content("run", self.run_key, self.rank, body)
+
+
+class Progress(Change):
+    """How far one run of a task is; it is told again and again.
+
+    :meth:`report` is called by the task's thread, :meth:`snapshot` by the
+    writer's.  Neither waits for the other: the task sets the figures before it
+    looks whether it is queued, the writer marks it unqueued before it reads them.
+
+    Arguments:
+        run: Id of the run, as shown.
+        run_key: Which run; "" for the one that is stored.
+        started: Monotonic time when the run began.
+    """
+
+    __slots__ = ("run", "run_key", "started", "figures", "queued", "fresh")
+
+    expendable = True
+
+    def __init__(
+        self, place: Place, ttl: float, run: str | None = None, run_key: str = "", started: float | None = None,
+    ) -> None:
+        super().__init__(place, ttl)
+        self.run = run
+        self.run_key = run_key
+        self.started = self.at if started is None else started
+        #: percent, current, total, message, status, fields
+        self.figures: tuple[Any, ...] = (None, None, None, None, None, None)
+        self.queued = False
+        #: Whether nothing was reported yet.
+        self.fresh = True
+
+    def report(
+        self, current: float | None, total: float | None, message: str | None,
+        status: str | None = None, percent: float | None = None, fields: dict[str, Any] | None = None,
+    ) -> bool:
+        """Take new figures, unless they are behind the old ones; words are taken anyway.
+
+        Returns:
+            Whether it has to be queued.
+
+        Raises:
+            InvalidValue: For a figure that is none, or out of its range.
+        """
+        old_percent, old_current, old_total, old_message, old_status, old_fields = self.figures
+        if total is None:
+            total = old_total
+        if percent is None:
+            percent = percent_of(current, total)
+        else:
+            _check(percent, "progress")
+            if not 0 <= percent <= 100:
+                raise InvalidValue(f"progress is {percent}; it goes from 0 to 100")
+        if message is not None and type(message) is not str and not isinstance(message, str):
+            raise InvalidValue(f"the message of a progress is a text, not {type(message).__name__}")
+        if current is None:
+            current = old_current
+        behind = (
+            percent < old_percent if percent is not None and old_percent is not None
+            else old_percent is not None or (old_current is not None and current is not None and current < old_current)
+        )
+        if behind and not self.fresh:
+            percent, current, total = old_percent, old_current, old_total
+        self.figures = (
+            percent, current, total, old_message if message is None else message,
+            old_status if status is None else status, {**(old_fields or {}), **fields} if fields else old_fields,
+        )
+        self.fresh = False
+        self.at = time.monotonic()
+        if self.queued:
+            return False
+        self.queued = True
+        return True
+
+    def followed_by(self, newer: Change) -> Change | None:
+        """The newer progress of the same run."""
+        return newer if isinstance(newer, (TellProgress, Progress)) and newer.run_key == self.run_key else None
+
+    def snapshot(self) -> Change:
+        """Return the figures of this moment."""
+        self.queued = False
+        percent, current, total, message, status, fields = self.figures
+        row = (percent if percent is None else round(percent, 3), current, total, message, status, self.run, fields)
+        told = TellProgress(self.place, row, self.run_key, progress_rank(percent, current), self.started, self.ttl)
+        told.at = self.at
+        return told
+
+    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+        """The figures of this moment, without taking it off the queue."""
+        queued = self.queued
+        content = self.snapshot().content(clock, base)
+        self.queued = queued
+        return content
+
+
+def percent_of(current: float | None, total: float | None) -> float | None:
+    """Return how many percent are done, None when the total is unknown.
+
+    Raises:
+        InvalidValue: If one of the two is no number of 0 or more.
+    """
+    if current is not None and (type(current) is not int or not 0 <= current < TOO_LARGE):
+        _check(current, "current")
+    if total is None or current is None:
+        return None
+    if type(total) is not int or not 0 <= total < TOO_LARGE:
+        _check(total, "total")
+    return 100.0 if current >= total else 100 * current / total
+
+
+def progress_rank(percent: float | None, current: float | None) -> str:
+    """Return a text that sorts progress; known percents come after mere counts, and 100 absorbs nothing."""
+    if percent is None:
+        return f"2:{current or 0:024.6f}"
+    return f"3:{percent:010.6f}"
+
+
+def _check(figure: Any, what: str) -> None:
+    if isinstance(figure, bool) or not isinstance(figure, (int, float)):
+        raise InvalidValue(f"{what} is a number, not {type(figure).__name__}")
+    if not 0 <= figure < TOO_LARGE:
+        raise InvalidValue(f"{what} must be 0 or more, and below {TOO_LARGE:.0e}")

@@ -1,0 +1,75 @@
+"""`celery memsync status`: the whole on one screen."""
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import click
+from celery.bin.base import CeleryCommand, CeleryOption
+
+from .output import ago, duration, memory_of, percent, say_json, say_table, visible
+
+#: Newest tasks that are counted by status.
+COUNTED = 1000
+
+
+@click.command(cls=CeleryCommand)
+@click.option("-j", "--json", "as_json", cls=CeleryOption, is_flag=True, help_group="Output", help="Print JSON.")
+@click.pass_context
+def status(ctx: click.Context, as_json: bool) -> None:
+    """Show Redis, workers, and the newest tasks by status."""
+    with memory_of(ctx) as memsync:
+        info = memsync.store.server_info()
+        workers = [record.as_dict() for record in memsync.get_workers()]
+        tasks = memsync.get_tasks(limit=COUNTED)
+        now = memsync.store.clock.now()
+        namespace = memsync.settings.namespace
+    counts = dict(Counter(str((task["state"] or {}).get("status", "-")) for task in tasks).most_common())
+    running = [task for task in tasks if (task["state"] or {}).get("status") == "STARTED"]
+    server = {
+        "version": info.get("redis_version"), "used_memory": info.get("used_memory"),
+        "maxmemory_policy": info.get("maxmemory_policy"), "uptime": info.get("uptime_in_seconds"),
+    }
+    if as_json:
+        say_json(ctx, {"namespace": namespace, "redis": server, "workers": workers, "tasks": counts, "running": running})
+        return
+    ctx.obj.echo(f"Redis {server['version']}, {(server['used_memory'] or 0) / 2**20:.1f} MiB used, "
+                 f"up {duration(server['uptime'])}; namespace {namespace}")
+    ctx.obj.echo()
+    _say_workers(ctx, workers, now)
+    ctx.obj.echo()
+    _say_tasks(ctx, counts, len(tasks))
+    _say_running(ctx, running, now)
+
+
+def _say_workers(ctx: click.Context, workers: list[dict[str, Any]], now: float) -> None:
+    if not workers:
+        ctx.obj.echo("No worker has told of itself yet.")
+        return
+    rows = [
+        [visible(one["worker_id"]), one["status"], one["pool"] or "-",
+         f"{one['capacity'].get('free', '-')}/{one['capacity'].get('total', '-')}", str(one["counters"].get("total", "-")),
+         ago(one["last_beat"], now), ",".join(one["queues"]) or "-"]
+        for one in workers
+    ]
+    say_table(ctx, ["WORKER", "STATUS", "POOL", "FREE", "DONE", "BEAT", "QUEUES"], rows, colour=1)
+
+
+def _say_tasks(ctx: click.Context, counts: dict[str, int], total: int) -> None:
+    if not counts:
+        ctx.obj.echo("No task has been told of yet.")
+        return
+    told = ", ".join(f"{number} {visible(name)}" for name, number in counts.items())
+    ctx.obj.echo(f"Tasks: {told}" + (f" (of the newest {COUNTED})" if total >= COUNTED else ""))
+
+
+def _say_running(ctx: click.Context, running: list[dict[str, Any]], now: float) -> None:
+    if not running:
+        return
+    ctx.obj.echo()
+    rows = [
+        [task["id"], visible(task["state"].get("name") or "-"), percent(task["progress"]),
+         ago(task["state"].get("started_at"), now), visible((task["progress"] or {}).get("message") or "-", 60)]
+        for task in running[:20]
+    ]
+    say_table(ctx, ["RUNNING", "NAME", "DONE", "SINCE", "MESSAGE"], rows)

@@ -1,0 +1,122 @@
+"""The one background loop of this package."""
+from __future__ import annotations
+
+import threading
+import time
+from typing import Callable
+
+from celery.utils.log import get_logger
+from redis.backoff import EqualJitterBackoff
+
+logger = get_logger(__name__)
+
+#: Longest pause between two tries of an action that fails, in seconds.
+LONGEST_PAUSE = 2.0
+
+
+class PeriodicThread:
+    """Calls one action again and again, in a daemon thread of its own.
+
+    An action that raises is logged once, called again after a growing pause
+    with jitter, and logged once more when it works.
+
+    Arguments:
+        name: Name of the thread, and what the log calls the action.
+        action: What to call.
+        interval: Seconds between two calls.
+        on_demand: Whether to call only after :meth:`wake`: an ``interval``
+            later, so that what comes in between is done by the same call.
+    """
+
+    def __init__(
+        self, name: str, action: Callable[[], object], interval: float, *, on_demand: bool = False,
+    ) -> None:
+        self.name = name
+        self.interval = interval
+        self._action = action
+        self._on_demand = on_demand
+        self._wanted = threading.Event()
+        self._hurried = threading.Event()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        self._mutex = threading.Lock()
+        self._failures = 0
+        self._backoff = EqualJitterBackoff(cap=LONGEST_PAUSE, base=0.1)
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread is there."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin, unless it has begun or was stopped."""
+        with self._mutex:
+            if self._thread is None and not self._stopped:
+                self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+                self._thread.start()
+
+    def wake(self) -> None:
+        """Ask for a call; start the thread if need be."""
+        if self._thread is None:
+            self._start_if_possible()
+        self._wanted.set()
+
+    def hurry(self) -> None:
+        """Do not wait for the rest of the interval."""
+        self._hurried.set()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Return when the action is not called any more, or the timeout (seconds) is over."""
+        with self._mutex:
+            self._stopped = True
+            thread = self._thread
+        self._wanted.set()
+        self._hurried.set()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+
+    def _start_if_possible(self) -> None:
+        try:
+            self.start()
+        except RuntimeError:
+            # No threads any more, the interpreter is shutting down: what is
+            # waiting goes with the last flush, which needs none.
+            logger.debug("%s: no thread can be started", self.name)
+
+    def _run(self) -> None:
+        while not self._stopped:
+            if self._on_demand:
+                self._wanted.wait()
+                self._wanted.clear()
+            if not self._stopped:
+                self._pause()
+            if not self._stopped:
+                self._call()
+
+    def _pause(self) -> None:
+        # After a failure the growing pause counts alone: hurrying would defeat it.
+        if self._failures:
+            self._wait_stopped(self._backoff.compute(self._failures))
+        elif self.interval:
+            self._hurried.wait(self.interval)
+            self._hurried.clear()
+
+    def _wait_stopped(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while not self._stopped and (left := end - time.monotonic()) > 0:
+            self._hurried.wait(left)
+            if not self._stopped:
+                self._hurried.clear()
+
+    def _call(self) -> None:
+        try:
+            self._action()
+        except Exception as exc:
+            self._failures += 1
+            if self._failures == 1:
+                logger.warning("%s: %s; trying again until it works", self.name, exc)
+            self._wanted.set()
+        else:
+            if self._failures:
+                logger.info("%s: works again after %d failures", self.name, self._failures)
+            self._failures = 0

@@ -1,0 +1,337 @@
+"""What is shared, and how it looks in Redis: entries, runs of tasks, progress, workers."""
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Sequence
+
+from . import values
+
+#: Fields of a run's body, in this order for ever: new ones go to the end.
+RUN_FIELDS = (
+    "status", "name", "queue", "worker", "pid", "run", "retries", "root_id", "parent_id", "eta", "published_at",
+    "received_at", "started_at", "finished_at", "runtime", "exception", "args", "kwargs",
+)
+
+#: How far along its life a status is, within one run.  The store compares
+#: ranks as text.  Below "2" nothing ran yet and nothing is kept of it; "9"
+#: absorbs whatever comes after.
+RANKS = {
+    "PENDING": "0",
+    "RECEIVED": "1",
+    "STARTED": "2",
+    "LOST": "3",
+    "RETRY": "4",
+    "FAILURE": "5",
+    "REVOKED": "6",
+    "IGNORED": "7",
+    "REJECTED": "7",
+    "SKIPPED": "8",
+    "SUCCESS": "9",
+}
+#: A status of the user's own: the task is at work.
+OTHER_RANK = "2"
+
+#: Statuses after which nothing more is expected of a task.
+FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED", "IGNORED", "REJECTED", "SKIPPED"})
+
+#: Longest message of an exception that is kept, in characters.
+MAX_MESSAGE = 1000
+
+
+def rank_of(status: object) -> str:
+    """Return how far along its life a task with this status is."""
+    return RANKS.get(status, OTHER_RANK) if isinstance(status, str) else OTHER_RANK
+
+
+class Header(NamedTuple):
+    """The first line of an entry as Redis keeps it; what the scripts look at.
+
+    Attributes:
+        version: Number of accepted writes.
+        run: Which run of a task wrote it, sortable by time; "-" for none.
+        rank: How far along within the run, sortable; "-" for none.
+        fence: The highest fence that has written.
+        time: Redis's time of the write, in milliseconds.
+        ttl_ms: Milliseconds that it is valid from then on.
+        writes: Ids of the last writes, one a writer.
+        worker_id: Who wrote it.
+    """
+
+    version: int
+    run: str
+    rank: str
+    fence: int
+    time: int
+    ttl_ms: int
+    writes: str
+    worker_id: str
+
+    @classmethod
+    def parse(cls, line: bytes) -> Header:
+        """Read a header line.
+
+        Raises:
+            ValueError: If this is no header.
+        """
+        version, run, rank, fence, time, ttl_ms, writes, worker_id = line.decode().split(" ", 7)
+        return cls(int(version), run, rank, int(fence), int(time), int(ttl_ms), writes, worker_id)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An entry as Redis keeps it: a header, and a body that no script looks into."""
+
+    header: Header
+    body: bytes
+
+    @classmethod
+    def parse(cls, text: bytes) -> Stored:
+        """Read what a hash field holds.
+
+        Raises:
+            ValueError: If something else than an entry is kept there.
+        """
+        line, _, body = text.partition(b"\n")
+        return cls(Header.parse(line), body)
+
+    @property
+    def deleted(self) -> bool:
+        """Whether only the version is left of it."""
+        return not self.body
+
+    def expired(self, now: float) -> bool:
+        """Whether its ttl is over.
+
+        Arguments:
+            now: Redis's time, in seconds.
+        """
+        return self.header.time + self.header.ttl_ms <= now * 1000
+
+    def entry(self, key: str, value: Any) -> Entry:
+        """Return it as the user sees it."""
+        header = self.header
+        return Entry(key, value, header.version, header.time / 1000, header.worker_id, header.ttl_ms / 1000)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A thing that is shared.
+
+    Attributes:
+        key: Its full path.
+        value: What it holds.
+        version: Number of accepted writes of that key.
+        timestamp: When it was written, seconds since the epoch on Redis's clock.
+        worker_id: Who wrote it.
+        ttl: Seconds that it is valid from then on.
+    """
+
+    key: str
+    value: Any
+    version: int
+    timestamp: float
+    worker_id: str
+    ttl: float
+
+
+@dataclass(frozen=True)
+class TaskRun:
+    """What Celery's signals tell of a task: the facts of one run.
+
+    Every later stage knows all that the earlier ones knew, so that a stage
+    replaces the one before and nothing need be merged.
+
+    Attributes:
+        status: Celery's name of the stage, or ``LOST``, ``SKIPPED``.
+        run: Id of this run of the task, made when a worker received it.
+        eta: When it may start, seconds since the epoch.
+        published_at: Like the other times: seconds since the epoch on Redis's clock.
+        runtime: Seconds that the body took.
+        exception: ``{"type": ..., "message": ...}``.
+        args: Arguments as Celery shows them in its log; kept only with ``memsync_task_args``.
+    """
+
+    status: str
+    name: str | None = None
+    queue: str | None = None
+    worker: str | None = None
+    pid: int | None = None
+    run: str | None = None
+    retries: int = 0
+    root_id: str | None = None
+    parent_id: str | None = None
+    eta: float | None = None
+    published_at: float | None = None
+    received_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    runtime: float | None = None
+    exception: dict[str, str] | None = None
+    args: str | None = None
+    kwargs: str | None = None
+
+    def evolve(self, **changes: Any) -> TaskRun:
+        """Return a copy with some fields changed."""
+        new = object.__new__(TaskRun)
+        new.__dict__.update(self.__dict__)
+        new.__dict__.update(changes)
+        return new
+
+    def encode(self, task_id: str) -> bytes:
+        """Return it as a JSON list without the names, which would be half of it."""
+        known = self.__dict__
+        row = [known[name] for name in RUN_FIELDS]
+        if row[7] == task_id:
+            row[7] = True
+        while row[-1] is None:
+            row.pop()
+        return values.dumps(row)
+
+    @classmethod
+    def decode(cls, body: bytes, task_id: str) -> TaskRun:
+        """Read what :meth:`encode` wrote; fields of newer versions are ignored."""
+        known = dict(zip(RUN_FIELDS, values.decode(body)))
+        if known.get("root_id") is True:
+            known["root_id"] = task_id
+        return cls(**known)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields that are known."""
+        return {name: value for name, value in self.__dict__.items() if value is not None}
+
+
+def describe_exception(exc: BaseException) -> dict[str, str]:
+    """Return type and message of an exception; long messages are cut."""
+    try:
+        message = str(exc)
+    except Exception:
+        message = "<its message can't be shown>"
+    if len(message) > MAX_MESSAGE:
+        message = message[:MAX_MESSAGE] + "..."
+    return {"type": type(exc).__qualname__, "message": message}
+
+
+def run_key(retries: int, since: float) -> str:
+    """Return a text that sorts the runs of one task by time.
+
+    Arguments:
+        retries: Celery's count, which rules over the time.
+        since: Redis's time when the run was received, in seconds.
+    """
+    return f"{min(retries, 999):03d}{int(since * 1000):013d}"
+
+
+def merge_state(run: TaskRun | None, told: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a task's state: what the signals know, then what users told.
+
+    A status that a user told shows while the task is at work; it does not
+    hide a later stage that Celery told.
+    """
+    if run is None or told is None:
+        return run.as_dict() if run is not None else told
+    state = {**run.as_dict(), **told}
+    if "status" in told:
+        state["status"] = later_status(run.status, told["status"])
+    return state
+
+
+def later_status(first: object, second: object) -> object:
+    """Return which of two statuses is further along; the second if neither is."""
+    return first if rank_of(first) > rank_of(second) else second
+
+
+#: Fields of a progress body, in this order for ever; a dict of the user's own fields comes last.
+PROGRESS_FIELDS = ("progress", "current", "total", "message", "status", "started_at", "updated_at", "run", "fields")
+
+
+def encode_progress(row: Sequence[Any]) -> bytes:
+    """Return the values of :data:`PROGRESS_FIELDS` as JSON."""
+    last = len(row)
+    while last and row[last - 1] is None:
+        last -= 1
+    return values.dumps(row[:last])
+
+
+def decode_progress(body: bytes) -> dict[str, Any]:
+    """Return progress as users see it, with ``eta`` in seconds, None when unknown."""
+    row = values.decode(body)
+    known: dict[str, Any] = dict.fromkeys(PROGRESS_FIELDS)
+    known.update(zip(PROGRESS_FIELDS, row))
+    extra = known.pop("fields") or {}
+    known["eta"] = _eta(known["progress"], known["started_at"], known["updated_at"])
+    return {**extra, **known}
+
+
+def _eta(percent: float | None, started_at: float | None, updated_at: float | None) -> float | None:
+    if percent is None or started_at is None or updated_at is None:
+        return None
+    if percent >= 100:
+        return 0.0
+    elapsed = updated_at - started_at
+    return round(elapsed * (100 - percent) / percent, 3) if percent > 0 and elapsed > 0 else None
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """What a worker tells of itself at every beat.
+
+    Attributes:
+        worker_id: Its name, a Celery node name for Celery's workers.
+        status: ``active``, ``busy`` (no free slot), ``draining`` (finishes what
+            it has), ``offline`` (said goodbye) or ``lost`` (went silent).
+        pool: Kind of pool, such as ``prefork``.
+        concurrency: Most tasks at once.
+        capacity: Slots: ``{"total", "active", "reserved", "free"}``.
+        queues: Names of the queues it consumes.
+        running: ``{"id", "name", "started_at"}`` of every task at work.
+        counters: Tasks accepted since the start: ``{"total": n}``.
+        rss: Resident memory of the main process, in bytes.
+        cpu: Percent of one core that the main process used since the last beat.
+        load: The host's load averages over 1, 5 and 15 minutes.
+        started_at: Like ``last_beat``: seconds since the epoch on Redis's clock.
+        versions: Of Python, celery, redis-py and this package.
+        sequence: Number of this beat.
+        round_trip: Seconds that the last beat took to Redis and back.
+        consuming: Whether it is connected to its broker.
+        last_beat: When Redis heard of it last.
+    """
+
+    worker_id: str
+    status: str = "active"
+    hostname: str = ""
+    pid: int = 0
+    pool: str = ""
+    concurrency: int = 0
+    capacity: dict[str, int] = field(default_factory=dict)
+    queues: tuple[str, ...] = ()
+    running: tuple[dict[str, Any], ...] = ()
+    counters: dict[str, int] = field(default_factory=dict)
+    rss: int | None = None
+    cpu: float | None = None
+    load: tuple[float, ...] = ()
+    started_at: float | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    sequence: int = 0
+    round_trip: float | None = None
+    consuming: bool | None = None
+    last_beat: float | None = None
+
+    def evolve(self, **changes: Any) -> WorkerRecord:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields, lists for tuples."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in self.__dict__.items()
+        }
+
+    @classmethod
+    def from_dict(cls, known: dict[str, Any]) -> WorkerRecord:
+        """Read what :meth:`as_dict` gave; fields of newer versions are ignored."""
+        fields = {name: known[name] for name in cls.__dataclass_fields__ if name in known}
+        for name in ("queues", "running", "load"):
+            fields[name] = tuple(fields.get(name) or ())
+        return cls(**fields)

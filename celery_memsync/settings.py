@@ -1,0 +1,179 @@
+"""Every setting, with its default and what is allowed."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any, Callable, Mapping
+
+from celery.exceptions import ImproperlyConfigured
+
+from .conflicts import Resolvers
+from .exceptions import InvalidKey
+from .keys import Keys, check_id
+
+#: What a Redis URL may begin with.
+SCHEMES = ("redis", "rediss", "unix", "embedded")
+
+_PREFIX = "memsync_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one shared memory; in Celery each name begins with ``memsync_``."""
+
+    #: Redis URL.  ``None``: the result backend or broker of the app, if that is Redis.
+    backend: str | None = None
+    #: Passed on to redis-py.
+    backend_options: Mapping[str, Any] = field(default_factory=dict)
+    #: Root of every key.
+    namespace: str = "task-sentinel"
+    #: Name of this process.  ``None``: the node name in workers, else host:pid.
+    worker_id: str | None = None
+    #: Seconds that an entry lives after its last write.
+    default_ttl: float = 3600.0
+    #: Most entries in the read cache; 0: no cache.
+    cache_size: int = 1000
+    #: Seconds after which no cached copy is believed, whatever happened.
+    cache_max_age: float = 60.0
+    #: Seconds that writes are gathered; 0: flush at every write.
+    batch_interval: float = 0.1
+    #: Most writes in one round trip.
+    batch_size: int = 500
+    #: Most keys waiting in memory while Redis is away.
+    max_pending: int = 100_000
+    #: Largest value, in bytes of JSON.
+    max_value_size: int = 1024 * 1024
+    #: Seconds between two beats of a worker.
+    heartbeat_interval: float = 5.0
+    #: Seconds of silence after which a worker is lost.
+    worker_ttl: float = 15.0
+    #: Lease of a lock, in seconds.
+    lock_ttl: float = 30.0
+    #: Resolver of conflicts: name, dotted path, callable, or {glob: one of these}.
+    conflict_resolver: Any = "last_write_wins"
+    #: Whether the state of a task shows its arguments, as Celery's log does.
+    task_args: bool = False
+
+    def __post_init__(self) -> None:
+        for name, check in _CHECKS.items():
+            allowed = check(getattr(self, name))
+            if allowed is not None:
+                raise wrong(name, getattr(self, name), allowed)
+        if self.worker_ttl <= self.heartbeat_interval:
+            longer = f"longer than memsync_heartbeat_interval ({self.heartbeat_interval:g})"
+            raise wrong("worker_ttl", self.worker_ttl, longer)
+        try:
+            Resolvers(self.conflict_resolver, self.namespace)
+        except ValueError as exc:
+            raise ImproperlyConfigured(f"memsync_conflict_resolver: {exc}") from exc
+
+    @classmethod
+    def build(cls, given: Mapping[str, Any]) -> Settings:
+        """Return checked settings.
+
+        Arguments:
+            given: Values by name, with ``memsync_`` in front or without.
+
+        Raises:
+            ImproperlyConfigured: For an unknown name or a wrong value.
+        """
+        known = {one.name for one in fields(cls)}
+        plain = {}
+        for name, value in given.items():
+            short = name[len(_PREFIX):] if name.startswith(_PREFIX) else name
+            if short not in known:
+                raise ImproperlyConfigured(_unknown(short, known))
+            plain[short] = value
+        return cls(**plain)
+
+
+def wrong(name: str, value: object, allowed: str) -> ImproperlyConfigured:
+    """Return the error for a setting that is not what is allowed; a URL is not shown."""
+    shown = "a URL" if name == "backend" and isinstance(value, str) else _short(value)
+    return ImproperlyConfigured(f"memsync_{name} is {shown}; it must be {allowed}")
+
+
+def scheme_of(url: str) -> str:
+    """Return what a URL begins with, in lower case."""
+    return url.partition("://")[0].lower() if "://" in url else ""
+
+
+def _short(value: object) -> str:
+    text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else f"of type {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _unknown(name: str, known: set[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean memsync_{close[0]}?" if close else "known are: " + ", ".join(f"memsync_{n}" for n in sorted(known))
+    return f"there is no setting memsync_{name}; {hint}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _seconds(value: object) -> str | None:
+    return None if _is_number(value) and value > 0 else "a number of seconds above 0"  # type: ignore[operator]
+
+
+def _seconds_or_0(value: object) -> str | None:
+    return None if _is_number(value) and value >= 0 else "a number of seconds, 0 or more"  # type: ignore[operator]
+
+
+def _count(value: object) -> str | None:
+    return None if isinstance(value, int) and not isinstance(value, bool) and value > 0 else "a whole number above 0"
+
+
+def _count_or_0(value: object) -> str | None:
+    return None if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else "a whole number, 0 or more"
+
+
+def _flag(value: object) -> str | None:
+    return None if isinstance(value, bool) else "True or False"
+
+
+def _url(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and scheme_of(value) in SCHEMES):
+        return None
+    return "a URL that begins with one of " + ", ".join(f"{scheme}://" for scheme in SCHEMES)
+
+
+def _options(value: object) -> str | None:
+    return None if isinstance(value, Mapping) and all(isinstance(name, str) for name in value) else \
+        "a dict of options for redis-py, by name"
+
+
+def _namespace(value: object) -> str | None:
+    try:
+        Keys("").full(value)
+    except InvalidKey as exc:
+        return f"a text fit for keys: {exc}"
+    return "a text without a slash in front" if str(value).startswith("/") else None
+
+
+def _worker_id(value: object) -> str | None:
+    try:
+        return None if value is None else (check_id(value, "worker") and None)
+    except InvalidKey as exc:
+        return f"a text fit for keys: {exc}"
+
+
+_CHECKS: dict[str, Callable[[object], str | None]] = {
+    "backend": _url,
+    "backend_options": _options,
+    "namespace": _namespace,
+    "worker_id": _worker_id,
+    "default_ttl": _seconds,
+    "cache_size": _count_or_0,
+    "cache_max_age": _seconds_or_0,
+    "batch_interval": _seconds_or_0,
+    "batch_size": _count,
+    "max_pending": _count,
+    "max_value_size": _count,
+    "heartbeat_interval": _seconds,
+    "worker_ttl": _seconds,
+    "lock_ttl": _seconds,
+    "task_args": _flag,
+}

@@ -1,0 +1,370 @@
+"""Celery's signals, told to the manager: every task's life is kept without changing a task."""
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from contextvars import ContextVar
+from itertools import count
+from typing import TYPE_CHECKING, Any, Iterable, Mapping
+from weakref import WeakValueDictionary
+
+from celery import signals
+from celery.exceptions import Ignore, NotRegistered, Reject, Retry
+from celery.utils.time import maybe_iso8601
+
+from .changes import Change, Progress
+from .exceptions import InvalidKey
+from .keys import PROGRESS
+from .records import TaskRun, describe_exception, run_key
+
+if TYPE_CHECKING:
+    from .plugin import MemSync
+
+#: The app that is sending a task; the signals of publishing do not tell.
+publishing: ContextVar[Any] = ContextVar("publishing", default=None)
+
+#: Name of what travels with a message and its request: when it was published, which run it became.
+HEADER = "memsync"
+
+#: Seconds for which a parent remembers what its children's tasks came to; a
+#: child's last batch is in Redis long before.
+REMEMBERED = 5.0
+
+#: Most outcomes remembered of one child while Redis is away.
+MAX_REMEMBERED = 10_000
+
+
+class ActiveRun:
+    """A run that is at work in this process; it hangs on the task's request.
+
+    Attributes:
+        progress: How far it is.
+    """
+
+    __slots__ = ("memsync", "task_id", "key", "run", "started", "progress", "__weakref__")
+
+    def __init__(self, memsync: MemSync, task_id: str, key: str, run: TaskRun, started: float) -> None:
+        self.memsync = memsync
+        self.task_id = task_id
+        self.key = key
+        self.run = run
+        self.started = started
+        place = memsync.keys.task_place(task_id, PROGRESS)
+        self.progress = Progress(place, memsync.settings.default_ttl, run.run, key, started)
+
+
+class TaskSignals:
+    """Tells one app's tasks to its manager.
+
+    Signals of other apps in the same process are passed over.  Ids that are
+    not fit for a key are passed over too: telling never hurts a task.
+    """
+
+    def __init__(self, memsync: MemSync) -> None:
+        self.memsync = memsync
+        self._runs = count(1)
+        #: Requests that this process received and has not done with, by task id.
+        self._requests: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        #: What the tasks of each child came to lately, by the child's pid.
+        self._outcomes: dict[int, deque[tuple[float, str, str, TaskRun]]] = {}
+
+    def connect(self) -> None:
+        """Listen from now on."""
+        for signal, handler in self._handlers():
+            signal.connect(handler, weak=False)
+
+    def disconnect(self) -> None:
+        """Listen no more."""
+        for signal, handler in self._handlers():
+            signal.disconnect(handler)
+
+    def _handlers(self) -> tuple[tuple[Any, Any], ...]:
+        return (
+            (signals.before_task_publish, self.on_publish),
+            (signals.after_task_publish, self.on_published),
+            (signals.task_received, self.on_received),
+            (signals.task_prerun, self.on_started),
+            (signals.task_postrun, self.on_ended),
+            (signals.task_failure, self.on_failed),
+            (signals.task_internal_error, self.on_failed),
+            (signals.task_retry, self.on_retried),
+            (signals.task_revoked, self.on_revoked),
+            (signals.task_unknown, self.on_unknown),
+            (signals.worker_before_create_process, self.on_child_replaced),
+            (signals.worker_process_shutdown, self.on_child_exit),
+        )
+
+    def forget(self) -> None:
+        """Begin anew in a forked child: requests and outcomes are the parent's."""
+        self._runs = count(1)
+        self._requests = WeakValueDictionary()
+        self._outcomes = {}
+
+    # -- where a task is sent
+
+    def on_publish(self, headers: Any = None, **_: Any) -> None:
+        """Let the moment of publishing travel with the message."""
+        if isinstance(headers, dict) and "id" in headers and publishing.get() is self.memsync.app:
+            headers[HEADER] = {"published_at": round(self.memsync.store.clock.now(), 3)}
+
+    def on_published(
+        self, sender: Any = None, headers: Any = None, body: Any = None, exchange: Any = None, routing_key: Any = None,
+        **_: Any,
+    ) -> None:
+        """Tell that a task waits; a retry is told by the run that asks for it."""
+        if not isinstance(headers, dict) or HEADER not in headers or headers.get("retries") or \
+                publishing.get() is not self.memsync.app:
+            return
+        published = headers[HEADER]["published_at"]
+        run = TaskRun(
+            "PENDING", name=headers.get("task"), queue=_queue(exchange, routing_key), root_id=headers.get("root_id"),
+            parent_id=headers.get("parent_id"), eta=_timestamp(headers.get("eta")), published_at=published,
+            **self._arguments(headers.get("argsrepr"), headers.get("kwargsrepr")),
+        )
+        self._tell(headers["id"], run_key(0, published), run)
+
+    # -- where it is received: a worker's main process
+
+    def on_received(self, request: Any, **_: Any) -> None:
+        """Make the run, let it travel to the pool with the request, tell that a worker has it."""
+        if request.app is not self.memsync.app:
+            return
+        facts = request.request_dict
+        sent = facts.get(HEADER)
+        received = self.memsync.store.clock.now()
+        key = run_key(facts.get("retries") or 0, received)
+        run = self._describe(facts, "RECEIVED", request.id, sent, received)
+        travels = {"run": run.run, "key": key, "received_at": run.received_at}
+        facts[HEADER] = {**sent, **travels} if isinstance(sent, dict) else travels
+        change = self._tell(request.id, key, run)
+        if change is not None:
+            self._requests[request.id] = request
+            self._watch(request, key, run, change)
+
+    def _watch(self, request: Any, key: str, run: TaskRun, change: Change) -> None:
+        """See what the request comes to in the pool.
+
+        There is no signal for it in this process, so its callback is wrapped.
+        A child tells the outcome itself; should it be killed before it could,
+        the parent tells what it saw.
+        """
+        callback = request.on_success
+
+        def on_outcome(outcome: Any, **kwargs: Any) -> Any:
+            # The request leads to this function and back; that circle ends here.
+            del request.on_success
+            self.memsync.writer.discard(change)
+            self._remember(request, key, run, outcome)
+            return callback(outcome, **kwargs)
+
+        request.on_success = on_outcome
+
+    def _remember(self, request: Any, key: str, run: TaskRun, outcome: Any) -> None:
+        pid = request.worker_pid
+        if pid is None or pid == os.getpid():
+            return
+        failed, retval, runtime = outcome
+        now = self.memsync.store.clock.now()
+        status, exception = ("SUCCESS", None) if not failed else _verdict(retval.exception)
+        ended = run.evolve(
+            status=status, pid=pid, finished_at=round(now, 3), exception=exception,
+            runtime=round(runtime, 6) if isinstance(runtime, float) else None,
+            started_at=self._moment(request.time_start),
+        )
+        recent = self._outcomes.setdefault(pid, deque(maxlen=MAX_REMEMBERED))
+        if self.memsync.writer.connected:
+            while recent and recent[0][0] < now - REMEMBERED:
+                recent.popleft()
+        recent.append((now, request.id, key, ended))
+
+    def mend(self, alive: Iterable[int] = ()) -> None:
+        """Tell the last outcomes of children that are gone.
+
+        What they told themselves stays: an outcome that is known is not told twice.
+
+        Arguments:
+            alive: Pids of the children that are still there.
+        """
+        for pid in set(self._outcomes) - set(alive):
+            for _, task_id, key, run in self._outcomes.pop(pid):
+                self._tell(task_id, key, run)
+
+    # -- where it runs
+
+    def on_started(self, task_id: str, task: Any, **_: Any) -> None:
+        """Tell that a run has begun."""
+        if task.app is not self.memsync.app:
+            return
+        request = task.request
+        facts = request.__dict__
+        sent = facts.get(HEADER)
+        started = time.monotonic()
+        now = self.memsync.store.clock.at(started)
+        run = self._describe(facts, "STARTED", task_id, sent, None, task.name).evolve(
+            pid=os.getpid(), started_at=round(now, 3))
+        key = sent["key"] if isinstance(sent, dict) and "key" in sent else run_key(request.retries or 0, now)
+        if self._tell(task_id, key, run) is None:
+            return
+        active = facts["_memsync_run"] = ActiveRun(self.memsync, task_id, key, run, started)
+        if request.retries or (request.delivery_info or {}).get("redelivered"):
+            # A new run starts over; what the one before reached is kept as ``previous``.
+            active.progress.fresh = True
+            self.memsync.writer.put(active.progress)
+
+    def on_ended(self, task: Any, retval: Any = None, state: str | None = None, **_: Any) -> None:
+        """Tell how a run has ended; killed ones have no state, and the main process tells of them."""
+        active: ActiveRun | None = task.request.__dict__.pop("_memsync_run", None)
+        if active is None or active.memsync is not self.memsync:
+            return
+        if active.progress.queued:
+            # It may have been interrupted between being marked and being queued.
+            self.memsync.writer.put(active.progress)
+        if state is None:
+            return
+        ended = time.monotonic()
+        run = active.run.evolve(
+            status=state, finished_at=round(self.memsync.store.clock.at(ended), 3),
+            runtime=round(ended - active.started, 6),
+            exception=_exception(retval) if isinstance(retval, BaseException) and state != "SUCCESS" else None,
+        )
+        self._tell(active.task_id, active.key, run)
+
+    # -- what the main process, or nobody else, knows
+
+    def on_failed(self, sender: Any, task_id: str, exception: BaseException | None = None, **_: Any) -> None:
+        """Tell a failure that the run can't tell itself: a lost child, the hard time limit."""
+        app = getattr(sender, "app", None)
+        if app is not self.memsync.app or "_memsync_run" in sender.request.__dict__:
+            return
+        self._end(task_id, sender.request.__dict__, "FAILURE", exception)
+
+    def on_retried(self, sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
+        """Tell that a worker gave a task up to run it again, at its shutdown or when its child was lost."""
+        facts = request.__dict__
+        if sender.app is self.memsync.app and "_memsync_run" not in facts:
+            self._end(request.id, facts, "RETRY", getattr(reason, "exc", None))
+
+    def on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
+        """Tell that a task was revoked or has expired."""
+        if sender.app is self.memsync.app:
+            self._end(request.id, request.__dict__, "REVOKED", None)
+
+    def on_unknown(self, sender: Any, exc: BaseException, id: str, name: str, **_: Any) -> None:
+        """Tell that a worker got a task that it does not know."""
+        if getattr(sender, "app", None) is self.memsync.app and id:
+            self._end(id, {"task": name}, "FAILURE", NotRegistered(name))
+
+    def _end(self, task_id: str, facts: Mapping[str, Any], status: str, exception: BaseException | None) -> None:
+        request = self._requests.get(task_id)
+        if request is not None:
+            facts = request.request_dict
+        sent = facts.get(HEADER)
+        key = sent.get("key") if isinstance(sent, dict) else None
+        now = self.memsync.store.clock.now()
+        run = self._describe(facts, status, task_id, sent, None if key else now).evolve(
+            finished_at=None if status == "RETRY" else round(now, 3),
+            exception=None if exception is None else describe_exception(exception),
+            pid=getattr(request, "worker_pid", None), started_at=self._moment(getattr(request, "time_start", None)),
+        )
+        self._tell(task_id, key or run_key(facts.get("retries") or 0, now), run)
+
+    # -- the ends of children
+
+    def on_child_replaced(self, sender: Any, **_: Any) -> None:
+        """Mend what a child took with it; its successor is about to be made."""
+        self.mend([child.pid for child in getattr(sender, "_pool", ())])
+
+    def on_child_exit(self, **_: Any) -> None:
+        """Write what waits before a pool child exits; it runs no exit handlers."""
+        self.memsync.shutdown()
+
+    # -- helpers
+
+    def _describe(
+        self, facts: Mapping[str, Any], status: str, task_id: str, sent: Any, received: float | None,
+        name: str | None = None,
+    ) -> TaskRun:
+        """Return what a request tells of its run.
+
+        Arguments:
+            facts: What travels with the request.
+            sent: The part of it that this package put there.
+            received: When it was received, if that is now.
+        """
+        if not isinstance(sent, dict):
+            sent = {}
+        delivery = facts.get("delivery_info") or {}
+        return TaskRun(
+            status,
+            name=facts.get("task") or name,
+            queue=_queue(delivery.get("exchange"), delivery.get("routing_key")),
+            worker=facts.get("hostname") or self.memsync.worker_id,
+            run=(received is None and sent.get("run")) or f"{self.memsync.token}-{next(self._runs):x}",
+            retries=facts.get("retries") or 0,
+            root_id=facts.get("root_id") or task_id,
+            parent_id=_other(facts.get("parent_id"), task_id),
+            eta=_timestamp(facts.get("eta")),
+            published_at=sent.get("published_at"),
+            received_at=sent.get("received_at") if received is None else round(received, 3),
+            **self._arguments(facts.get("argsrepr"), facts.get("kwargsrepr")),
+        )
+
+    def _moment(self, local: float | None) -> float | None:
+        """Return Redis's time of a moment of this host's clock."""
+        return None if local is None else round(self.memsync.store.clock.now() - (time.time() - local), 3)
+
+    def _arguments(self, args: str | None, kwargs: str | None) -> dict[str, Any]:
+        return {"args": args, "kwargs": kwargs} if self.memsync.settings.task_args else {}
+
+    def _tell(self, task_id: str, key: str, run: TaskRun) -> Change | None:
+        try:
+            return self.memsync.sync_task_run(task_id, run, key, self._lifetime(run))
+        except InvalidKey:
+            return None
+
+    def _lifetime(self, run: TaskRun) -> float | None:
+        """Return the ttl of a record: one with an ETA lives past it."""
+        if run.eta is None:
+            return None
+        ttl = self.memsync.settings.default_ttl
+        return ttl + max(0.0, run.eta - self.memsync.store.clock.now())
+
+
+def _verdict(error: BaseException) -> tuple[str, dict[str, str] | None]:
+    """Return status and exception of what came back from a child instead of a result."""
+    error = getattr(error, "exc", None) or error if type(error).__name__ == "ExceptionWithTraceback" else error
+    if isinstance(error, Retry):
+        return "RETRY", _exception(error)
+    if isinstance(error, Reject):
+        return "REJECTED", _exception(error)
+    if isinstance(error, Ignore):
+        return "IGNORED", _exception(error)
+    return "FAILURE", _exception(error)
+
+
+def _exception(error: BaseException) -> dict[str, str] | None:
+    """Return what to tell of an exception: why a task is retried, nothing of an Ignore without a word."""
+    if isinstance(error, Retry) and isinstance(error.exc, BaseException):
+        error = error.exc
+    told = describe_exception(error)
+    return told if told["message"] or not isinstance(error, (Ignore, Reject)) else None
+
+
+def _other(parent_id: Any, task_id: str) -> Any:
+    """Return the id of a parent; a task that retries is its own parent to Celery."""
+    return None if parent_id == task_id else parent_id
+
+
+def _queue(exchange: Any, routing_key: Any) -> str | None:
+    name = routing_key or exchange
+    return name if isinstance(name, str) else None
+
+
+def _timestamp(moment: Any) -> float | None:
+    if moment is None:
+        return None
+    try:
+        return float(maybe_iso8601(moment).timestamp())
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        return None

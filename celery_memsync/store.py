@@ -1,0 +1,311 @@
+"""What Redis does for us: each method is one round trip, and nothing else talks to Redis."""
+from __future__ import annotations
+
+import functools
+import time
+from typing import Any, Callable, Iterable, NamedTuple, Sequence, TypeVar
+
+import redis
+
+from .clock import Clock
+from .exceptions import StoreError
+from .keys import AGENTS, FORMER, LIFE, PROGRESS, STATE, Keys, Place
+from .records import Stored
+from .scripts import ENTRY_WRITE, WORKER_BEAT, Script
+
+#: Writes in one script call: a hundred hold Redis for a quarter of a millisecond.
+SCRIPT_SIZE = 100
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class EntryWrite(NamedTuple):
+    """One write as the script takes it; see ``lua/entry_write.lua``.
+
+    Attributes:
+        place: Where it goes.
+        seen: The version the writer saw; ``"*"``: whatever is there;
+            ``"run"``: run and rank decide.
+        serial: Its number in this process; a second try has the same.
+    """
+
+    place: Place
+    seen: str
+    run: str
+    rank: str
+    fence: int
+    time: int
+    ttl_ms: int
+    serial: int
+    body: bytes
+
+
+class Outcome(NamedTuple):
+    """What became of one write.
+
+    Attributes:
+        status: ``ok``, ``kept`` (what is there is further along),
+            ``conflict``, ``fenced`` or ``error``.
+        version: The version that is stored now.
+        stored: With ``conflict``: what is stored.
+        error: With ``error``: what Redis said.
+    """
+
+    status: str
+    version: int = 0
+    stored: Stored | None = None
+    error: str = ""
+
+
+class Task(NamedTuple):
+    """All that is stored of a task, by field.
+
+    Attributes:
+        life: What Celery's signals told.
+        state: What users told.
+        progress: How far it is.
+        former: Entries of earlier runs, by field and run, oldest first.
+        agents: What agents share, by agent id.
+    """
+
+    life: Stored | None
+    state: Stored | None
+    progress: Stored | None
+    former: dict[str, list[Stored]]
+    agents: dict[str, Stored]
+
+
+def redis_call(method: F) -> F:
+    """Turn redis-py's errors into :exc:`StoreError`, with what was tried but no address."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except (redis.RedisError, OSError) as exc:
+            what = method.__name__.replace("_", " ")
+            raise StoreError(f"Redis could not do this: {what} ({explain(exc)})") from exc
+
+    return call  # type: ignore[return-value]
+
+
+def explain(exc: BaseException) -> str:
+    """Return what is wrong with Redis in words without an address, a password or a value."""
+    if isinstance(exc, redis.AuthenticationError):
+        return "it refuses the user or password of memsync_backend"
+    if isinstance(exc, (redis.TimeoutError, TimeoutError)):
+        return "it does not answer in time; is it overloaded or paused?"
+    if isinstance(exc, (redis.ConnectionError, OSError)):
+        return "it can't be reached; is it running, and is memsync_backend right?"
+    if isinstance(exc, redis.ResponseError):
+        return "it answers: " + str(exc).partition(" script: ")[0][:120]
+    return type(exc).__name__
+
+
+class Store:
+    """The shared memory in one Redis.
+
+    Arguments:
+        client: Makes the client of redis-py.
+        keys: The keys of one namespace.
+        worker_id: Who writes.
+        token: Eight letters and digits that no other process has; with a
+            write's serial they make the id of the write.
+        default_ttl: Seconds that index entries live.
+    """
+
+    def __init__(
+        self, client: Callable[[], Any], keys: Keys, worker_id: str, token: str, default_ttl: float,
+    ) -> None:
+        self.keys = keys
+        self.clock = Clock()
+        self.worker_id = worker_id
+        self.token = token
+        self._make_client = client
+        self._client: Any = None
+        self._horizon = ms(default_ttl)
+
+    @property
+    def redis(self) -> Any:
+        """The client of redis-py, made when it is first needed; Redis's time is known with it."""
+        # No cached_property: up to Python 3.11 it holds a lock that a fork can catch closed.
+        if self._client is None:
+            self._client = self._make_client()
+        if not self.clock.measured:
+            self._learn_time(self._client)
+        return self._client
+
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+            client.connection_pool.disconnect()
+
+    # -- entries
+
+    @redis_call
+    def write_entries(self, writes: Sequence[EntryWrite]) -> list[Outcome]:
+        """Store, version and tell entries; what each came to, in the same order."""
+        calls = [
+            self._entry_call(writes[start:start + SCRIPT_SIZE])
+            for start in range(0, len(writes), SCRIPT_SIZE)
+        ]
+        asked = time.monotonic()
+        outcomes: list[Outcome] = []
+        for answer in self._run(ENTRY_WRITE, calls):
+            outcomes.extend(map(_outcome, answer[2:]))
+        self._learn(answer[0], answer[1], asked)
+        return outcomes
+
+    @redis_call
+    def read_entry(self, place: Place) -> Stored | None:
+        """Return one entry, or None."""
+        return self._parse(self.redis.hget(place.key, place.field))
+
+    @redis_call
+    def read_entries(self, places: Iterable[Place]) -> list[Stored | None]:
+        """Return many entries, None for what is not there."""
+        pipeline = self.redis.pipeline(transaction=False)
+        for place in places:
+            pipeline.hget(place.key, place.field)
+        return [self._parse(text) for text in pipeline.execute()]
+
+    @redis_call
+    def connect(self) -> None:
+        """Learn Redis's time, unless it is known."""
+        self.redis
+
+    @redis_call
+    def server_info(self) -> dict[str, Any]:
+        """Return what Redis tells of itself (INFO)."""
+        return dict(self.redis.info())
+
+    # -- tasks
+
+    @redis_call
+    def read_state(self, task_id: str) -> tuple[Stored | None, Stored | None]:
+        """Return what Celery's signals and what users told of a task."""
+        life, state = self.redis.hmget(self.keys.task(task_id), LIFE, STATE)
+        return self._parse(life), self._parse(state)
+
+    @redis_call
+    def read_states(self, task_ids: Sequence[str]) -> list[Task]:
+        """Return state and progress of many tasks."""
+        pipeline = self.redis.pipeline(transaction=False)
+        for task_id in task_ids:
+            pipeline.hmget(self.keys.task(task_id), LIFE, STATE, PROGRESS)
+        rows = [map(self._parse, row) for row in pipeline.execute()]
+        return [Task(life, state, progress, {}, {}) for life, state, progress in rows]
+
+    @redis_call
+    def read_task(self, task_id: str) -> Task:
+        """Return all that is stored of a task."""
+        parsed = {name.decode(): self._parse(text) for name, text in self.redis.hgetall(self.keys.task(task_id)).items()}
+        known = {name: stored for name, stored in parsed.items() if stored is not None and not stored.deleted}
+        former: dict[str, list[Stored]] = {}
+        for name in sorted(name for name in known if FORMER in name and not name.startswith(AGENTS)):
+            former.setdefault(name.partition(FORMER)[0], []).append(known[name])
+        agents = {name[len(AGENTS):]: stored for name, stored in known.items() if name.startswith(AGENTS)}
+        return Task(known.get(LIFE), known.get(STATE), known.get(PROGRESS), former, agents)
+
+    @redis_call
+    def recent_tasks(self, limit: int, before: str = "+") -> list[tuple[str, str]]:
+        """Return ids of tasks, newest first.
+
+        Arguments:
+            limit: Most ids to return.
+            before: Position up to which to look, from an earlier answer.
+
+        Returns:
+            Pairs of position and task id; an id may come twice.
+        """
+        rows = self.redis.xrevrange(self.keys.task_index, before, "-", limit)
+        return [(position.decode(), item[b"id"].decode()) for position, item in rows]
+
+    # -- workers
+
+    @redis_call
+    def beat_worker(self, worker_id: str, body: bytes, ttl: float, leaving: bool = False) -> None:
+        """Store what a worker tells of itself, or its goodbye."""
+        asked = time.monotonic()
+        place = self.keys.worker_place(worker_id, "heartbeat")
+        args = [worker_id, place.channel, int(leaving), ms(self.clock.now()), ms(ttl), body]
+        answer = self._run(WORKER_BEAT, [([self.keys.workers, self.keys.beats], args)])[0]
+        self._learn(answer[2], answer[3], asked)
+
+    @redis_call
+    def read_workers(self) -> dict[str, Stored]:
+        """Return all that is told of workers, by ``<worker_id>/<thing>``."""
+        rows = self.redis.hgetall(self.keys.workers).items()
+        parsed = ((name.decode(), self._parse(text)) for name, text in rows)
+        return {name: stored for name, stored in parsed if stored is not None}
+
+    # -- how scripts are called
+
+    def _entry_call(self, writes: Sequence[EntryWrite]) -> tuple[list[str], list[Any]]:
+        keys = [write.place.key for write in writes]
+        args: list[Any] = [len(writes), self.worker_id, self.token, self._horizon]
+        for place, seen, run, rank, fence, time_ms, ttl_ms, serial, body in writes:
+            member = place.task_id if FORMER not in place.field else ""
+            args += (place.field, place.channel, member, seen, run, rank, fence, time_ms, ttl_ms, serial, body)
+        keys.append(self.keys.task_index)
+        return keys, args
+
+    def _run(self, script: Script, calls: Sequence[tuple[list[str], list[Any]]]) -> list[list[Any]]:
+        """Run a script several times in one round trip; teach Redis the script if it has forgotten it."""
+        answers = self._send(script.sha, calls)
+        if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
+            self.redis.script_load(script.text)
+            answers = self._send(script.sha, calls)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    def _send(self, sha: str, calls: Sequence[tuple[list[str], list[Any]]]) -> list[Any]:
+        if len(calls) == 1:
+            (keys, args), = calls
+            try:
+                return [self.redis.execute_command("EVALSHA", sha, len(keys), *keys, *args)]
+            except redis.exceptions.NoScriptError as exc:
+                return [exc]
+        pipeline = self.redis.pipeline(transaction=False)
+        for keys, args in calls:
+            pipeline.execute_command("EVALSHA", sha, len(keys), *keys, *args)
+        answers: list[Any] = pipeline.execute(raise_on_error=False)
+        return answers
+
+    def _learn_time(self, client: Any) -> None:
+        asked = time.monotonic()
+        seconds, micros = client.time()
+        self._learn(seconds, micros, asked)
+
+    def _learn(self, seconds: int, micros: int, asked: float) -> None:
+        self.clock.learn(int(seconds) + int(micros) / 1e6, asked, time.monotonic())
+
+    def _parse(self, text: bytes | None) -> Stored | None:
+        """Return what a field holds unless it is over; foreign data reads as nothing."""
+        if text is None:
+            return None
+        try:
+            stored = Stored.parse(text)
+        except ValueError:
+            return None
+        return None if stored.expired(self.clock.now()) else stored
+
+
+def ms(seconds: float) -> int:
+    """Return seconds as the whole milliseconds that Redis takes, at least one."""
+    return max(1, round(seconds * 1000))
+
+
+def _outcome(answer: Any) -> Outcome:
+    if isinstance(answer, int):
+        return Outcome("ok", answer)
+    status = answer[0].decode()
+    if status == "error":
+        return Outcome("error", error=answer[1].decode())
+    if status == "conflict":
+        return Outcome("conflict", answer[1], Stored.parse(answer[2]) if len(answer) > 2 else None)
+    return Outcome("ok" if status == "new" else status, answer[1])

@@ -1,0 +1,421 @@
+"""Gather changes in memory and write them in batches."""
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from contextlib import contextmanager
+from itertools import count
+from typing import Iterator, Sequence
+
+from celery.utils.log import get_logger
+from redis.backoff import EqualJitterBackoff
+
+from . import values
+from .changes import Change, MergeFields, SetValue
+from .conflicts import MAX_ROUNDS, Resolution, Resolvers
+from .events import Events
+from .exceptions import ConflictError, MemSyncError, StoreError
+from .keys import Place
+from .periodic import LONGEST_PAUSE, PeriodicThread
+from .records import Header, Stored
+from .store import EntryWrite, Outcome, Store, ms
+
+logger = get_logger(__name__)
+
+#: Entries of which the writer remembers what it wrote last.
+MAX_SEEN = 2000
+
+#: Seconds between two tries of a write that Redis refuses while it takes others.
+REFUSED_PAUSE = 1.0
+
+#: Most refused writes that are kept.
+MAX_REFUSED = 1000
+
+Slot = tuple[str, str]
+Queue = OrderedDict[Slot, list[Change]]
+
+
+class BatchWriter:
+    """Writes changes in the background; whoever makes one never waits for Redis.
+
+    Changes of one entry are coalesced and stay in order.  A batch that fails
+    goes back to the queue, under newer changes, and is sent again.
+
+    Arguments:
+        interval: Seconds that changes are gathered; 0 sends every one at once.
+        batch_size: Most changes in one round trip.
+        max_pending: Most changes in memory; beyond it the oldest progress is
+            dropped first, then the oldest others.
+        max_value_size: Largest value that a resolver may make, in bytes.
+    """
+
+    def __init__(
+        self, store: Store, events: Events, resolvers: Resolvers, *,
+        interval: float, batch_size: int, max_pending: int, max_value_size: int,
+    ) -> None:
+        self.store = store
+        self.events = events
+        self.resolvers = resolvers
+        self.batch_size = batch_size
+        self.max_pending = max_pending
+        self.max_value_size = max_value_size
+        #: Counters since the start of this process.
+        self.counts = dict.fromkeys(("writes", "conflicts", "syncs", "flush_failures", "dropped", "coalesced"), 0)
+        self.last_flush_seconds = 0.0
+        self.connected = True
+        self._mutex = threading.Lock()
+        #: Held while a batch is under way, so that batches go one after the other.
+        self._flushing = threading.Lock()
+        self._ordinary: Queue = OrderedDict()
+        self._expendable: Queue = OrderedDict()
+        self._in_flight: list[Change] = []
+        self._refused: list[tuple[float, Change]] = []
+        self._seen: OrderedDict[Slot, tuple[int, dict[str, bytes]]] = OrderedDict()
+        self._serials = count(1)
+        self._untold_drops = 0
+        self._warned_of_drops = False
+        self._thread = PeriodicThread("memsync-writer", self.flush, interval, on_demand=True)
+
+    # -- tell
+
+    def put(self, change: Change) -> None:
+        """Take a change; it is written within ``interval``."""
+        slot = change.place[:2]
+        with self._mutex:
+            was_empty = not self._ordinary and not self._expendable
+            queue = self._expendable if change.expendable else self._ordinary
+            self._append(queue, slot, change)
+            if len(self._ordinary) + len(self._expendable) > self.max_pending:
+                self._drop_oldest()
+            full = len(queue) >= self.batch_size
+        if was_empty:
+            self._thread.wake()
+        if full:
+            self._thread.hurry()
+
+    def discard(self, change: Change) -> None:
+        """Take a change back that nobody needs any more, unless it is under way."""
+        with self._mutex:
+            waiting = self._ordinary.get(change.place[:2])
+            if waiting == [change]:
+                del self._ordinary[change.place[:2]]
+
+    # -- ask
+
+    @property
+    def pending(self) -> int:
+        """Number of changes that are not in Redis yet."""
+        with self._mutex:
+            return len(self._ordinary) + len(self._expendable) + len(self._in_flight) + len(self._refused)
+
+    def waiting(self, place: Place) -> list[Change]:
+        """Return the changes of an entry that are not in Redis yet, oldest first."""
+        slot = place[:2]
+        with self._mutex:
+            under_way = [change for change in self._in_flight if change.place[:2] == slot]
+            return under_way + self._ordinary.get(slot, []) + self._expendable.get(slot, [])
+
+    def waiting_for(self, key: str) -> list[Change]:
+        """Return the changes of all entries of one Redis hash that are not in Redis yet."""
+        with self._mutex:
+            rows = [self._in_flight, *self._ordinary.values(), *self._expendable.values()]
+            return [change for row in rows for change in row if change.place.key == key]
+
+    # -- write
+
+    def flush(self) -> None:
+        """Write everything that waits now.
+
+        Raises:
+            StoreError: If Redis is away; what was not written waits on.
+        """
+        with self._flushing:
+            self._flush()
+
+    def force(self, timeout: float | None = None) -> int:
+        """Return when everything that waited is in Redis; tell how many changes that were.
+
+        Arguments:
+            timeout: Seconds to keep trying while Redis is away.  None: one try.
+
+        Raises:
+            StoreError: If Redis is away, or refuses a change; nothing is lost.
+            ConflictError: If a change lost every round of resolving.
+        """
+        deadline = time.monotonic() + (timeout or 0)
+        backoff = EqualJitterBackoff(cap=LONGEST_PAUSE, base=0.05)
+        failures = 0
+        while True:
+            try:
+                with self._barrier(None if timeout is None else deadline):
+                    return self._flush(strict=True)
+            except StoreError as exc:
+                failures += 1
+                pause = backoff.compute(failures)
+                if isinstance(exc, Refused) or time.monotonic() + pause > deadline:
+                    raise
+                time.sleep(pause)
+
+    def compare_and_set(self, change: SetValue, expected: int) -> Stored:
+        """Write a value at once, if an entry is at the expected version; return it as it was stored.
+
+        Raises:
+            ConflictError: If the entry is at another version.
+            StoreError: If Redis is away, or refuses.
+        """
+        slot, key = change.place[:2], change.place.channel
+        self.force()
+        with self._flushing:
+            self.store.connect()
+            self._see(slot, expected, {})
+            (outcome,) = self.store.write_entries([self._as_write(change)])
+            if outcome.status == "conflict":
+                self._see(slot, outcome.version, {})
+                raise ConflictError(key, outcome.version)
+            if outcome.status == "error":
+                raise Refused(key, 1)
+            self._settle(change, outcome)
+            before = Stored(Header(outcome.version - 1, "-", "-", 0, 0, 0, "-", ""), b"")
+            after = change.over(before, self.store.clock, self.store.worker_id)
+            assert after is not None
+            return after
+
+    def close(self, timeout: float) -> None:
+        """Stop the thread and write what waits, for at most about ``timeout`` seconds.
+
+        Raises:
+            StoreError: If something could not be written.
+        """
+        deadline = time.monotonic() + timeout
+        self._thread.stop(timeout)
+        if self.pending:
+            self.force(max(0.0, deadline - time.monotonic()))
+
+    @contextmanager
+    def _barrier(self, deadline: float | None) -> Iterator[None]:
+        left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
+        if not self._flushing.acquire(timeout=left):
+            raise StoreError("Redis did not take the batch under way in time; it waits on")
+        try:
+            yield
+        finally:
+            self._flushing.release()
+
+    def _flush(self, strict: bool = False) -> int:
+        self._take(all_refused=strict)
+        batch, written, started = self._in_flight, 0, time.monotonic()
+        lost_rounds: list[ConflictError] = []
+        try:
+            if batch:
+                self.store.connect()
+            for begin in range(0, len(batch), self.batch_size):
+                lost_rounds += self._send(batch[begin:begin + self.batch_size])
+                written = min(begin + self.batch_size, len(batch))
+        except MemSyncError as exc:
+            self._failed(exc, len(batch) - written)
+            raise
+        finally:
+            self._put_back(batch[written:])
+            self._tell_drops()
+        if batch:
+            self._succeeded(len(batch), time.monotonic() - started)
+        if strict and self._refused:
+            raise Refused(self._refused[0][1].place.channel, len(self._refused))
+        if strict and lost_rounds:
+            raise lost_rounds[0]
+        return len(batch)
+
+    def _send(self, changes: Sequence[Change]) -> list[ConflictError]:
+        """Write changes of one round trip; settle conflicts by more of them."""
+        for _ in range(MAX_ROUNDS + 1):
+            outcomes = self.store.write_entries([self._as_write(change) for change in changes])
+            again: list[Change] = []
+            for change, outcome in zip(changes, outcomes):
+                settled = self._settle(change, outcome)
+                if settled is not None:
+                    again.append(settled)
+            if not again:
+                return []
+            changes = again
+        with self._mutex:
+            for change in changes:
+                self._append(self._ordinary, change.place[:2], change, front=True)
+        return [ConflictError(change.place.channel, self._seen[change.place[:2]][0]) for change in changes]
+
+    def _as_write(self, change: Change) -> EntryWrite:
+        version, base = self._seen.get(change.place[:2], (0, {}))
+        content = change.content(self.store.clock, base)
+        if change.serial is None:
+            change.serial = next(self._serials)
+        seen = str(version) if content.ruled_by == "version" else content.ruled_by
+        return EntryWrite(
+            change.place, seen, content.run, content.rank, change.fence,
+            round(self.store.clock.at(change.at) * 1000), ms(change.ttl), change.serial, content.body,
+        )
+
+    # -- what became of a change
+
+    def _settle(self, change: Change, outcome: Outcome) -> Change | None:
+        """Take note of an outcome; return what is to be written instead, if anything."""
+        if outcome.status == "conflict":
+            return self._resolve(change, outcome)
+        if outcome.status == "error":
+            self._refuse(change, outcome.error)
+        elif outcome.status == "ok":
+            self.counts["writes"] += 1
+            self._remember(change, outcome.version)
+            self._tell_written(change)
+        return None
+
+    def _remember(self, change: Change, version: int) -> None:
+        slot = change.place[:2]
+        if isinstance(change, MergeFields):
+            self._see(slot, version, change.merged(self._seen.get(slot, (0, {}))[1]))
+        elif isinstance(change, SetValue):
+            self._see(slot, version, {})
+
+    def _see(self, slot: Slot, version: int, fields: dict[str, bytes]) -> None:
+        self._seen[slot] = (version, fields)
+        self._seen.move_to_end(slot)
+        if len(self._seen) > MAX_SEEN:
+            self._seen.popitem(last=False)
+
+    def _resolve(self, change: Change, outcome: Outcome) -> Change:
+        slot, stored = change.place[:2], outcome.stored
+        gone = stored is None or stored.deleted or stored.expired(self.store.clock.now())
+        if isinstance(change, MergeFields):
+            change.late = not gone
+            self._see(slot, outcome.version, {} if gone or stored is None else values.split_fields(stored.body))
+            return change
+        self._see(slot, outcome.version, {})
+        if gone or stored is None or stored.header.writes.startswith(self.store.token):
+            return change
+        return self._resolve_value(change, stored)
+
+    def _resolve_value(self, change: Change, stored: Stored) -> Change:
+        if not isinstance(change, SetValue) or not change.body:
+            return change
+        key, clock = change.place.channel, self.store.clock
+        incoming = change.over(None, clock, self.store.worker_id)
+        assert incoming is not None
+        entries = [one.entry(key, values.decode(one.body)) for one in (stored, incoming)]
+        try:
+            resolution = self.resolvers.settle(key, entries)
+            body = values.encode(resolution.resolved, key, self.max_value_size)
+        except Exception as exc:
+            logger.warning("The resolver of %s raised %s; the incoming write is kept", key, type(exc).__name__)
+            resolution = Resolution(entries[1].value, f"failed: {type(exc).__name__}", [entries[0].value])
+            body = change.body
+        self.counts["conflicts"] += 1
+        self.events.emit("conflict-resolved", key=key, strategy=resolution.strategy, entries=entries,
+                         discarded=resolution.discarded)
+        settled = SetValue(change.place, body, change.ttl, change.fence)
+        settled.at = change.at
+        return settled
+
+    def _refuse(self, change: Change, error: str) -> None:
+        """Set a change aside that Redis refuses, so that it does not hold up the others."""
+        with self._mutex:
+            known = any(kept.place == change.place for _, kept in self._refused)
+            self._refused.append((time.monotonic() + REFUSED_PAUSE, change))
+            if len(self._refused) > MAX_REFUSED:
+                del self._refused[0]
+                self._count_drop()
+        if not known:
+            logger.warning("Redis refuses to write %s: %s", change.place.channel, error[:120])
+
+    def _tell_written(self, change: Change) -> None:
+        name = "delete" if isinstance(change, SetValue) and not change.body else "write"
+        if self.events.wanted(name):
+            after = change.over(None, self.store.clock, self.store.worker_id)
+            details = {} if name == "delete" or after is None else {"value": values.decode(after.body)}
+            self.events.emit(name, key=change.place.channel, **details)
+
+    # -- the queue
+
+    def _append(self, queue: Queue, slot: Slot, change: Change, front: bool = False) -> None:
+        waiting = queue.get(slot)
+        if waiting is None:
+            queue[slot] = [change]
+        elif front:
+            joined = change.followed_by(waiting[0])
+            waiting[:1] = [change, waiting[0]] if joined is None else [joined]
+            self.counts["coalesced"] += joined is not None
+        else:
+            joined = waiting[-1].followed_by(change)
+            waiting[-1:] = [waiting[-1], change] if joined is None else [joined]
+            self.counts["coalesced"] += joined is not None
+
+    def _take(self, all_refused: bool) -> None:
+        """Move what waits into flight."""
+        now = time.monotonic()
+        with self._mutex:
+            due = [change for since, change in self._refused if all_refused or since <= now]
+            self._refused = [row for row in self._refused if row[1] not in due]
+            rows = [*self._ordinary.values(), *self._expendable.values()]
+            self._ordinary, self._expendable = OrderedDict(), OrderedDict()
+            self._in_flight = due + [change.snapshot() for row in rows for change in row]
+
+    def _put_back(self, changes: Sequence[Change]) -> None:
+        with self._mutex:
+            self._in_flight = []
+            newer = self._ordinary, self._expendable
+            self._ordinary, self._expendable = OrderedDict(), OrderedDict()
+            for change in changes:
+                self._append(self._expendable if change.expendable else self._ordinary, change.place[:2], change)
+            for queue, later in zip((self._ordinary, self._expendable), newer):
+                for slot, row in later.items():
+                    for change in row:
+                        self._append(queue, slot, change)
+            while len(self._ordinary) + len(self._expendable) > self.max_pending:
+                self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        _, dropped = (self._expendable or self._ordinary).popitem(last=False)
+        for change in dropped:
+            change.snapshot()  # a progress that is dropped may be queued again
+        self._count_drop()
+
+    def _count_drop(self) -> None:
+        self.counts["dropped"] += 1
+        self._untold_drops += 1
+
+    # -- what is told of it all
+
+    def _tell_drops(self) -> None:
+        with self._mutex:
+            dropped, self._untold_drops = self._untold_drops, 0
+        if dropped:
+            if not self._warned_of_drops:
+                self._warned_of_drops = True
+                logger.warning("More than %d changes wait for Redis; the oldest are dropped", self.max_pending)
+            self.events.emit("writes-dropped", count=dropped)
+
+    def _failed(self, error: MemSyncError, count: int) -> None:
+        self.counts["flush_failures"] += 1
+        self.events.emit("batch-failed", count=count, error=error)
+        if self.connected:
+            self.connected = False
+            self.events.emit("connection-lost", error=error)
+
+    def _succeeded(self, count: int, seconds: float) -> None:
+        self.counts["syncs"] += 1
+        self.last_flush_seconds = seconds
+        self._warned_of_drops = False
+        self.events.emit("batch-flushed", count=count, seconds=seconds)
+        if not self.connected:
+            self.connected = True
+            self.events.emit("connection-restored")
+
+
+class Refused(StoreError):
+    """Redis refuses a change; it is kept and tried again."""
+
+    def __init__(self, key: str, number: int) -> None:
+        others = f" and {number - 1} others" if number > 1 else ""
+        super().__init__(
+            f"Redis refuses to write {key}{others}; something else may be stored there: "
+            "look at it with redis-cli TYPE and remove it"
+        )
+        self.key = key

@@ -1,0 +1,70 @@
+"""Fixtures: a real Redis, and memories in it."""
+from __future__ import annotations
+
+import os
+
+import pytest
+import redis as redis_py
+
+from celery_memsync import MemorySyncManager
+
+from .helpers import RedisServer
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """One redis-server for the whole session."""
+    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(server):
+    """URL of an empty Redis."""
+    url = os.environ.get("MEMSYNC_TEST_REDIS_URL", server.url)
+    with redis_py.Redis.from_url(url, protocol=2) as client:
+        client.flushall()
+    return url
+
+
+@pytest.fixture
+def redis(redis_url):
+    """A client of redis-py on that Redis."""
+    with redis_py.Redis.from_url(redis_url, protocol=2) as client:
+        yield client
+
+
+@pytest.fixture
+def own_server(tmp_path):
+    """A redis-server of this test's own, to be stopped, killed and paused."""
+    server = RedisServer(tmp_path / "redis").start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def make_memsync(redis_url):
+    """Makes managers, which are shut down at the end of the test."""
+    made = []
+
+    def make(worker_id=None, url=None, **settings):
+        manager = MemorySyncManager(worker_id=worker_id or f"worker-{len(made) + 1}", url=url or redis_url, **settings)
+        made.append(manager)
+        return manager
+
+    yield make
+    for manager in made:
+        manager.shutdown(timeout=0.5)
+
+
+@pytest.fixture
+def memsync(make_memsync):
+    """A manager; its writer's thread is as good as asleep, so that tests flush by hand."""
+    return make_memsync(batch_interval=60.0)
+
+
+@pytest.fixture
+def other(make_memsync):
+    """A second manager, which stands for another process."""
+    return make_memsync(batch_interval=60.0)
