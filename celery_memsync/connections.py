@@ -14,7 +14,7 @@ from .settings import scheme_of
 
 #: Longest that connecting, or one call, may take, in seconds.
 CONNECT_TIMEOUT = 2.0
-CALL_TIMEOUT = 5.0
+CALL_TIMEOUT = 3.0
 
 #: Connections a process may open: as many as it has threads or greenlets at once.
 MAX_CONNECTIONS = 2 ** 16

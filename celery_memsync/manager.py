@@ -129,7 +129,7 @@ class MemorySyncManager:
         services.writer.put(MergeFields(place, fields, self._ttl(ttl)))
 
     def sync_task_run(self, task_id: str, run: TaskRun, run_key: str = "", ttl: float | None = None) -> Change:
-        """Tell a stage in the life of a task, as Celery's signals do.
+        """Tell a stage in the life of a task.
 
         Arguments:
             run: All that is known of the run.

@@ -59,11 +59,13 @@ class PeriodicThread:
         """Ask for a call; start the thread if need be."""
         if self._thread is None:
             self._start_if_possible()
-        self._wanted.set()
+        if not self._wanted.is_set():
+            self._wanted.set()
 
     def hurry(self) -> None:
         """Do not wait for the rest of the interval."""
-        self._hurried.set()
+        if not self._hurried.is_set():
+            self._hurried.set()
 
     def stop(self, timeout: float | None = None) -> None:
         """Return when the action is not called any more, or the timeout (seconds) is over."""

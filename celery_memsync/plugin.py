@@ -5,7 +5,6 @@ import functools
 from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, TypeVar
 
 from celery import Celery, signals
-from celery._state import get_current_task
 from celery.exceptions import ImproperlyConfigured
 
 from . import values
@@ -14,7 +13,7 @@ from .exceptions import InvalidValue, NotInTask
 from .keys import Keys
 from .manager import MemorySyncManager
 from .settings import SCHEMES, Settings, scheme_of
-from .signals import ActiveRun, TaskSignals, publishing
+from .signals import ActiveRun, TaskSignals, active_run, publishing
 
 if TYPE_CHECKING:
     from celery.worker import WorkController
@@ -56,6 +55,7 @@ class MemSync(MemorySyncManager):
 
     def init_app(self, app: Celery) -> MemSync:
         """Tie this to an app; doing so twice does nothing more."""
+        app = getattr(app, "_get_current_object", lambda: app)()
         if self.app is app:
             return self
         if self.app is not None:
@@ -86,12 +86,16 @@ class MemSync(MemorySyncManager):
             InvalidValue: For a figure that is no number of 0 or more, or a
                 field that can't be stored as JSON.
         """
-        active = self._active("progress()")
+        active = active_run.get()
+        if active is None:
+            raise NotInTask("progress()")
         if fields:
             self._check_fields(active, fields)
-        cell = active.progress
-        if cell.report(current, total, message, fields=fields):
-            active.memsync.writer.put(cell)
+            to_queue = active.progress.report(current, total, message, fields=fields)
+        else:
+            to_queue = active.progress.count(current, total, message)
+        if to_queue:
+            active.memsync.writer.put(active.progress)
 
     def track(self, iterable: Iterable[T], total: float | None = None, message: str | None = None) -> Iterator[T]:
         """Go through an iterable and tell the progress of the running task on the way.
@@ -128,12 +132,10 @@ class MemSync(MemorySyncManager):
         return Agent(active.memsync, active.task_id, agent_id)
 
     def _active(self, call: str) -> ActiveRun:
-        task = get_current_task()
-        active = task.request.__dict__.get("_memsync_run") if task is not None else None
+        active = active_run.get()
         if active is None:
             raise NotInTask(call)
-        found: ActiveRun = active
-        return found
+        return active
 
     def _check_fields(self, active: ActiveRun, fields: dict[str, Any]) -> None:
         place = active.progress.place

@@ -13,6 +13,8 @@ RUN_FIELDS = (
     "received_at", "started_at", "finished_at", "runtime", "exception", "args", "kwargs",
 )
 
+_UNKNOWN_RUN = {**dict.fromkeys(RUN_FIELDS), "retries": 0}
+
 #: How far along its life a status is, within one run.  The store compares
 #: ranks as text.  Below "2" nothing ran yet and nothing is kept of it; "9"
 #: absorbs whatever comes after.
@@ -170,6 +172,14 @@ class TaskRun:
     exception: dict[str, str] | None = None
     args: str | None = None
     kwargs: str | None = None
+
+    @classmethod
+    def of(cls, known: dict[str, Any]) -> TaskRun:
+        """Return a run of which some fields are known, at a third of the constructor's cost."""
+        new = object.__new__(cls)
+        new.__dict__.update(_UNKNOWN_RUN)
+        new.__dict__.update(known)
+        return new
 
     def evolve(self, **changes: Any) -> TaskRun:
         """Return a copy with some fields changed."""

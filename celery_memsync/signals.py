@@ -6,16 +6,16 @@ import time
 from collections import deque
 from contextvars import ContextVar
 from itertools import count
-from typing import TYPE_CHECKING, Any, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Iterable, Mapping, NamedTuple
 from weakref import WeakValueDictionary
 
 from celery import signals
 from celery.exceptions import Ignore, NotRegistered, Reject, Retry
 from celery.utils.time import maybe_iso8601
 
-from .changes import Change, Progress
+from .changes import Change, Progress, TellRun
 from .exceptions import InvalidKey
-from .keys import PROGRESS
+from .keys import PROGRESS, Place
 from .records import TaskRun, describe_exception, run_key
 
 if TYPE_CHECKING:
@@ -35,23 +35,62 @@ REMEMBERED = 5.0
 MAX_REMEMBERED = 10_000
 
 
+#: The run that is at work in this thread or greenlet.
+active_run: ContextVar[ActiveRun | None] = ContextVar("active_run", default=None)
+
+
 class ActiveRun:
-    """A run that is at work in this process; it hangs on the task's request.
+    """A run that is at work in this process.
 
     Attributes:
-        progress: How far it is.
+        outer: The run whose body called this one eagerly, if any.
     """
 
-    __slots__ = ("memsync", "task_id", "key", "run", "started", "progress", "__weakref__")
+    __slots__ = ("memsync", "task_id", "place", "key", "run", "started", "outer", "_progress")
 
-    def __init__(self, memsync: MemSync, task_id: str, key: str, run: TaskRun, started: float) -> None:
+    def __init__(self, memsync: MemSync, place: Place, key: str, run: TaskRun, started: float) -> None:
         self.memsync = memsync
-        self.task_id = task_id
+        self.task_id = place.task_id
+        self.place = place
         self.key = key
         self.run = run
         self.started = started
-        place = memsync.keys.task_place(task_id, PROGRESS)
-        self.progress = Progress(place, memsync.settings.default_ttl, run.run, key, started)
+        self.outer = active_run.get()
+        self._progress: Progress | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is."""
+        progress = self._progress
+        if progress is None:
+            place = self.memsync.keys.task_place(self.task_id, PROGRESS)
+            progress = Progress(place, self.memsync.settings.default_ttl, self.run.run, self.key, self.started)
+            self._progress = progress
+        return progress
+
+    @property
+    def queued(self) -> Progress | None:
+        """Its progress, if that is marked as queued."""
+        progress = self._progress
+        return progress if progress is not None and progress.queued else None
+
+
+class Outcome(NamedTuple):
+    """What a task came to in a pool child, as its parent saw it.
+
+    Attributes:
+        at: Monotonic time when it was seen.
+        time_start: When it began, on this host's clock.
+        error: What came back instead of a result.
+    """
+
+    at: float
+    task_id: str
+    key: str
+    run: TaskRun
+    time_start: float | None
+    error: BaseException | None
+    runtime: float | None
 
 
 class TaskSignals:
@@ -67,7 +106,7 @@ class TaskSignals:
         #: Requests that this process received and has not done with, by task id.
         self._requests: WeakValueDictionary[str, Any] = WeakValueDictionary()
         #: What the tasks of each child came to lately, by the child's pid.
-        self._outcomes: dict[int, deque[tuple[float, str, str, TaskRun]]] = {}
+        self._outcomes: dict[int, deque[Outcome]] = {}
 
     def connect(self) -> None:
         """Listen from now on."""
@@ -108,21 +147,14 @@ class TaskSignals:
         if isinstance(headers, dict) and "id" in headers and publishing.get() is self.memsync.app:
             headers[HEADER] = {"published_at": round(self.memsync.store.clock.now(), 3)}
 
-    def on_published(
-        self, sender: Any = None, headers: Any = None, body: Any = None, exchange: Any = None, routing_key: Any = None,
-        **_: Any,
-    ) -> None:
+    def on_published(self, headers: Any = None, exchange: Any = None, routing_key: Any = None, **_: Any) -> None:
         """Tell that a task waits; a retry is told by the run that asks for it."""
         if not isinstance(headers, dict) or HEADER not in headers or headers.get("retries") or \
                 publishing.get() is not self.memsync.app:
             return
-        published = headers[HEADER]["published_at"]
-        run = TaskRun(
-            "PENDING", name=headers.get("task"), queue=_queue(exchange, routing_key), root_id=headers.get("root_id"),
-            parent_id=headers.get("parent_id"), eta=_timestamp(headers.get("eta")), published_at=published,
-            **self._arguments(headers.get("argsrepr"), headers.get("kwargsrepr")),
-        )
-        self._tell(headers["id"], run_key(0, published), run)
+        known = self._known(headers, headers["id"], headers[HEADER])
+        known.update(status="PENDING", queue=_queue(exchange, routing_key), worker=None)
+        self._tell(headers["id"], run_key(0, headers[HEADER]["published_at"]), TaskRun.of(known))
 
     # -- where it is received: a worker's main process
 
@@ -132,11 +164,13 @@ class TaskSignals:
             return
         facts = request.request_dict
         sent = facts.get(HEADER)
-        received = self.memsync.store.clock.now()
-        key = run_key(facts.get("retries") or 0, received)
-        run = self._describe(facts, "RECEIVED", request.id, sent, received)
-        travels = {"run": run.run, "key": key, "received_at": run.received_at}
-        facts[HEADER] = {**sent, **travels} if isinstance(sent, dict) else travels
+        now = self.memsync.store.clock.now()
+        key = run_key(facts.get("retries") or 0, now)
+        travels = {"run": self._new_run(), "key": key, "received_at": round(now, 3)}
+        facts[HEADER] = sent = {**sent, **travels} if isinstance(sent, dict) else travels
+        known = self._known(facts, request.id, sent)
+        known["status"] = "RECEIVED"
+        run = TaskRun.of(known)
         change = self._tell(request.id, key, run)
         if change is not None:
             self._requests[request.id] = request
@@ -164,19 +198,15 @@ class TaskSignals:
         pid = request.worker_pid
         if pid is None or pid == os.getpid():
             return
-        failed, retval, runtime = outcome
-        now = self.memsync.store.clock.now()
-        status, exception = ("SUCCESS", None) if not failed else _verdict(retval.exception)
-        ended = run.evolve(
-            status=status, pid=pid, finished_at=round(now, 3), exception=exception,
-            runtime=round(runtime, 6) if isinstance(runtime, float) else None,
-            started_at=self._moment(request.time_start),
-        )
-        recent = self._outcomes.setdefault(pid, deque(maxlen=MAX_REMEMBERED))
+        recent = self._outcomes.get(pid)
+        if recent is None:
+            recent = self._outcomes[pid] = deque(maxlen=MAX_REMEMBERED)
+        now = time.monotonic()
         if self.memsync.writer.connected:
-            while recent and recent[0][0] < now - REMEMBERED:
+            while recent and recent[0].at < now - REMEMBERED:
                 recent.popleft()
-        recent.append((now, request.id, key, ended))
+        failed, retval, runtime = outcome
+        recent.append(Outcome(now, request.id, key, run, request.time_start, retval.exception if failed else None, runtime))
 
     def mend(self, alive: Iterable[int] = ()) -> None:
         """Tell the last outcomes of children that are gone.
@@ -187,63 +217,78 @@ class TaskSignals:
             alive: Pids of the children that are still there.
         """
         for pid in set(self._outcomes) - set(alive):
-            for _, task_id, key, run in self._outcomes.pop(pid):
-                self._tell(task_id, key, run)
+            for outcome in self._outcomes.pop(pid):
+                self._tell_outcome(pid, outcome)
+
+    def _tell_outcome(self, pid: int, outcome: Outcome) -> None:
+        error, runtime = outcome.error, outcome.runtime
+        status, exception = ("SUCCESS", None) if error is None else _verdict(error)
+        self._tell(outcome.task_id, outcome.key, outcome.run.evolve(
+            status=status, pid=pid, exception=exception, started_at=self._moment(outcome.time_start),
+            finished_at=round(self.memsync.store.clock.at(outcome.at), 3),
+            runtime=round(runtime, 6) if isinstance(runtime, float) else None,
+        ))
 
     # -- where it runs
 
     def on_started(self, task_id: str, task: Any, **_: Any) -> None:
         """Tell that a run has begun."""
-        if task.app is not self.memsync.app:
+        memsync = self.memsync
+        if task.app is not memsync.app:
             return
         request = task.request
         facts = request.__dict__
         sent = facts.get(HEADER)
         started = time.monotonic()
-        now = self.memsync.store.clock.at(started)
-        run = self._describe(facts, "STARTED", task_id, sent, None, task.name).evolve(
-            pid=os.getpid(), started_at=round(now, 3))
-        key = sent["key"] if isinstance(sent, dict) and "key" in sent else run_key(request.retries or 0, now)
-        if self._tell(task_id, key, run) is None:
+        now = memsync.store.clock.at(started)
+        retries = facts.get("retries") or 0
+        if not isinstance(sent, dict) or "key" not in sent:
+            # Nobody received it: it runs eagerly.
+            sent = {"run": self._new_run(), "key": run_key(retries, now)}
+        known = self._known(facts, task_id, sent)
+        known.update(status="STARTED", name=task.name, pid=os.getpid(), started_at=round(now, 3))
+        run = TaskRun.of(known)
+        change = self._tell(task_id, sent["key"], run)
+        if change is None:
             return
-        active = facts["_memsync_run"] = ActiveRun(self.memsync, task_id, key, run, started)
-        if request.retries or (request.delivery_info or {}).get("redelivered"):
+        active = ActiveRun(memsync, change.place, sent["key"], run, started)
+        active_run.set(active)
+        if retries or (facts.get("delivery_info") or {}).get("redelivered"):
             # A new run starts over; what the one before reached is kept as ``previous``.
-            active.progress.fresh = True
-            self.memsync.writer.put(active.progress)
+            memsync.writer.put(active.progress)
 
-    def on_ended(self, task: Any, retval: Any = None, state: str | None = None, **_: Any) -> None:
+    def on_ended(self, task_id: str, retval: Any = None, state: str | None = None, **_: Any) -> None:
         """Tell how a run has ended; killed ones have no state, and the main process tells of them."""
-        active: ActiveRun | None = task.request.__dict__.pop("_memsync_run", None)
-        if active is None or active.memsync is not self.memsync:
+        active = self._active(task_id)
+        if active is None:
             return
-        if active.progress.queued:
+        active_run.set(active.outer)
+        memsync = self.memsync
+        if active.queued:
             # It may have been interrupted between being marked and being queued.
-            self.memsync.writer.put(active.progress)
+            memsync.writer.put(active.progress)
         if state is None:
             return
         ended = time.monotonic()
         run = active.run.evolve(
-            status=state, finished_at=round(self.memsync.store.clock.at(ended), 3),
-            runtime=round(ended - active.started, 6),
+            status=state, finished_at=round(memsync.store.clock.at(ended), 3), runtime=round(ended - active.started, 6),
             exception=_exception(retval) if isinstance(retval, BaseException) and state != "SUCCESS" else None,
         )
-        self._tell(active.task_id, active.key, run)
+        memsync.writer.put(TellRun(active.place, run, active.key, self._lifetime(run)))
 
     # -- what the main process, or nobody else, knows
 
     def on_failed(self, sender: Any, task_id: str, exception: BaseException | None = None, **_: Any) -> None:
         """Tell a failure that the run can't tell itself: a lost child, the hard time limit."""
         app = getattr(sender, "app", None)
-        if app is not self.memsync.app or "_memsync_run" in sender.request.__dict__:
+        if app is not self.memsync.app or self._active(task_id):
             return
         self._end(task_id, sender.request.__dict__, "FAILURE", exception)
 
     def on_retried(self, sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
         """Tell that a worker gave a task up to run it again, at its shutdown or when its child was lost."""
-        facts = request.__dict__
-        if sender.app is self.memsync.app and "_memsync_run" not in facts:
-            self._end(request.id, facts, "RETRY", getattr(reason, "exc", None))
+        if sender.app is self.memsync.app and not self._active(request.id):
+            self._end(request.id, request.__dict__, "RETRY", getattr(reason, "exc", None))
 
     def on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
         """Tell that a task was revoked or has expired."""
@@ -260,14 +305,20 @@ class TaskSignals:
         if request is not None:
             facts = request.request_dict
         sent = facts.get(HEADER)
-        key = sent.get("key") if isinstance(sent, dict) else None
         now = self.memsync.store.clock.now()
-        run = self._describe(facts, status, task_id, sent, None if key else now).evolve(
-            finished_at=None if status == "RETRY" else round(now, 3),
+        if not isinstance(sent, dict):
+            sent = {}
+        if "key" not in sent:
+            # It was never received, or by a worker that does not take part.
+            key = run_key(facts.get("retries") or 0, now)
+            sent = {**sent, "run": self._new_run(), "key": key, "received_at": round(now, 3)}
+        known = self._known(facts, task_id, sent)
+        known.update(
+            status=status, finished_at=None if status == "RETRY" else round(now, 3),
             exception=None if exception is None else describe_exception(exception),
             pid=getattr(request, "worker_pid", None), started_at=self._moment(getattr(request, "time_start", None)),
         )
-        self._tell(task_id, key or run_key(facts.get("retries") or 0, now), run)
+        self._tell(task_id, sent["key"], TaskRun.of(known))
 
     # -- the ends of children
 
@@ -281,41 +332,42 @@ class TaskSignals:
 
     # -- helpers
 
-    def _describe(
-        self, facts: Mapping[str, Any], status: str, task_id: str, sent: Any, received: float | None,
-        name: str | None = None,
-    ) -> TaskRun:
+    def _active(self, task_id: str) -> ActiveRun | None:
+        """Return the run of a task that is at work right here: it tells its end itself."""
+        active = active_run.get()
+        return active if active is not None and active.task_id == task_id and active.memsync is self.memsync else None
+
+    def _known(self, facts: Mapping[str, Any], task_id: str, sent: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a request tells of its run.
 
         Arguments:
             facts: What travels with the request.
             sent: The part of it that this package put there.
-            received: When it was received, if that is now.
         """
-        if not isinstance(sent, dict):
-            sent = {}
-        delivery = facts.get("delivery_info") or {}
-        return TaskRun(
-            status,
-            name=facts.get("task") or name,
-            queue=_queue(delivery.get("exchange"), delivery.get("routing_key")),
-            worker=facts.get("hostname") or self.memsync.worker_id,
-            run=(received is None and sent.get("run")) or f"{self.memsync.token}-{next(self._runs):x}",
-            retries=facts.get("retries") or 0,
-            root_id=facts.get("root_id") or task_id,
-            parent_id=_other(facts.get("parent_id"), task_id),
-            eta=_timestamp(facts.get("eta")),
-            published_at=sent.get("published_at"),
-            received_at=sent.get("received_at") if received is None else round(received, 3),
-            **self._arguments(facts.get("argsrepr"), facts.get("kwargsrepr")),
-        )
+        delivery = facts.get("delivery_info")
+        eta = facts.get("eta")
+        known = {
+            "name": facts.get("task"),
+            "queue": None if delivery is None else _queue(delivery.get("exchange"), delivery.get("routing_key")),
+            "worker": facts.get("hostname") or self.memsync.worker_id,
+            "run": sent.get("run"),
+            "retries": facts.get("retries") or 0,
+            "root_id": facts.get("root_id") or task_id,
+            "parent_id": _other(facts.get("parent_id"), task_id),
+            "eta": None if eta is None else _timestamp(eta),
+            "published_at": sent.get("published_at"),
+            "received_at": sent.get("received_at"),
+        }
+        if self.memsync.settings.task_args:
+            known.update(args=facts.get("argsrepr"), kwargs=facts.get("kwargsrepr"))
+        return known
+
+    def _new_run(self) -> str:
+        return f"{self.memsync.token}-{next(self._runs):x}"
 
     def _moment(self, local: float | None) -> float | None:
         """Return Redis's time of a moment of this host's clock."""
         return None if local is None else round(self.memsync.store.clock.now() - (time.time() - local), 3)
-
-    def _arguments(self, args: str | None, kwargs: str | None) -> dict[str, Any]:
-        return {"args": args, "kwargs": kwargs} if self.memsync.settings.task_args else {}
 
     def _tell(self, task_id: str, key: str, run: TaskRun) -> Change | None:
         try:
@@ -323,11 +375,11 @@ class TaskSignals:
         except InvalidKey:
             return None
 
-    def _lifetime(self, run: TaskRun) -> float | None:
-        """Return the ttl of a record: one with an ETA lives past it."""
-        if run.eta is None:
-            return None
+    def _lifetime(self, run: TaskRun) -> float:
+        """Return the ttl of a record, in seconds: one with an ETA lives past it."""
         ttl = self.memsync.settings.default_ttl
+        if run.eta is None:
+            return ttl
         return ttl + max(0.0, run.eta - self.memsync.store.clock.now())
 
 
@@ -362,8 +414,6 @@ def _queue(exchange: Any, routing_key: Any) -> str | None:
 
 
 def _timestamp(moment: Any) -> float | None:
-    if moment is None:
-        return None
     try:
         return float(maybe_iso8601(moment).timestamp())
     except (TypeError, ValueError, AttributeError, OverflowError):

@@ -6,7 +6,7 @@ import time
 from collections import OrderedDict
 from contextlib import contextmanager
 from itertools import count
-from typing import Iterator, Sequence
+from typing import Any, Iterator, Sequence
 
 from celery.utils.log import get_logger
 from redis.backoff import EqualJitterBackoff
@@ -73,6 +73,7 @@ class BatchWriter:
         self._refused: list[tuple[float, Change]] = []
         self._seen: OrderedDict[Slot, tuple[int, dict[str, bytes]]] = OrderedDict()
         self._serials = count(1)
+        self._untold: list[tuple[str, dict[str, Any]]] = []
         self._untold_drops = 0
         self._warned_of_drops = False
         self._thread = PeriodicThread("memsync-writer", self.flush, interval, on_demand=True)
@@ -113,13 +114,15 @@ class BatchWriter:
         """Return the changes of an entry that are not in Redis yet, oldest first."""
         slot = place[:2]
         with self._mutex:
-            under_way = [change for change in self._in_flight if change.place[:2] == slot]
-            return under_way + self._ordinary.get(slot, []) + self._expendable.get(slot, [])
+            rows = [*(change for _, change in self._refused), *self._in_flight]
+            return [change for change in rows if change.place[:2] == slot] + \
+                self._ordinary.get(slot, []) + self._expendable.get(slot, [])
 
     def waiting_for(self, key: str) -> list[Change]:
         """Return the changes of all entries of one Redis hash that are not in Redis yet."""
         with self._mutex:
-            rows = [self._in_flight, *self._ordinary.values(), *self._expendable.values()]
+            rows = [[change for _, change in self._refused], self._in_flight]
+            rows += [*self._ordinary.values(), *self._expendable.values()]
             return [change for row in rows for change in row if change.place.key == key]
 
     # -- write
@@ -130,8 +133,11 @@ class BatchWriter:
         Raises:
             StoreError: If Redis is away; what was not written waits on.
         """
-        with self._flushing:
-            self._flush()
+        try:
+            with self._flushing:
+                self._flush()
+        finally:
+            self._tell()
 
     def force(self, timeout: float | None = None) -> int:
         """Return when everything that waited is in Redis; tell how many changes that were.
@@ -156,6 +162,8 @@ class BatchWriter:
                 if isinstance(exc, Refused) or time.monotonic() + pause > deadline:
                     raise
                 time.sleep(pause)
+            finally:
+                self._tell()
 
     def compare_and_set(self, change: SetValue, expected: int) -> Stored:
         """Write a value at once, if an entry is at the expected version; return it as it was stored.
@@ -164,22 +172,28 @@ class BatchWriter:
             ConflictError: If the entry is at another version.
             StoreError: If Redis is away, or refuses.
         """
-        slot, key = change.place[:2], change.place.channel
         self.force()
-        with self._flushing:
-            self.store.connect()
-            self._see(slot, expected, {})
-            (outcome,) = self.store.write_entries([self._as_write(change)])
-            if outcome.status == "conflict":
-                self._see(slot, outcome.version, {})
-                raise ConflictError(key, outcome.version)
-            if outcome.status == "error":
-                raise Refused(key, 1)
-            self._settle(change, outcome)
-            before = Stored(Header(outcome.version - 1, "-", "-", 0, 0, 0, "-", ""), b"")
-            after = change.over(before, self.store.clock, self.store.worker_id)
-            assert after is not None
-            return after
+        try:
+            with self._flushing:
+                return self._compare_and_set(change, expected)
+        finally:
+            self._tell()
+
+    def _compare_and_set(self, change: SetValue, expected: int) -> Stored:
+        slot, key = change.place[:2], change.place.channel
+        self.store.connect()
+        self._see(slot, expected, {})
+        (outcome,) = self.store.write_entries([self._as_write(change)])
+        if outcome.status == "conflict":
+            self._see(slot, outcome.version, {})
+            raise ConflictError(key, outcome.version)
+        if outcome.status == "error":
+            raise Refused(key, 1)
+        self._settle(change, outcome)
+        before = Stored(Header(outcome.version - 1, "-", "-", 0, 0, 0, "-", ""), b"")
+        after = change.over(before, self.store.clock, self.store.worker_id)
+        assert after is not None
+        return after
 
     def close(self, timeout: float) -> None:
         """Stop the thread and write what waits, for at most about ``timeout`` seconds.
@@ -217,7 +231,6 @@ class BatchWriter:
             raise
         finally:
             self._put_back(batch[written:])
-            self._tell_drops()
         if batch:
             self._succeeded(len(batch), time.monotonic() - started)
         if strict and self._refused:
@@ -308,8 +321,8 @@ class BatchWriter:
             resolution = Resolution(entries[1].value, f"failed: {type(exc).__name__}", [entries[0].value])
             body = change.body
         self.counts["conflicts"] += 1
-        self.events.emit("conflict-resolved", key=key, strategy=resolution.strategy, entries=entries,
-                         discarded=resolution.discarded)
+        self._note("conflict-resolved", key=key, strategy=resolution.strategy, entries=entries,
+                   discarded=resolution.discarded)
         settled = SetValue(change.place, body, change.ttl, change.fence)
         settled.at = change.at
         return settled
@@ -330,7 +343,7 @@ class BatchWriter:
         if self.events.wanted(name):
             after = change.over(None, self.store.clock, self.store.worker_id)
             details = {} if name == "delete" or after is None else {"value": values.decode(after.body)}
-            self.events.emit(name, key=change.place.channel, **details)
+            self._note(name, key=change.place.channel, **details)
 
     # -- the queue
 
@@ -383,30 +396,37 @@ class BatchWriter:
 
     # -- what is told of it all
 
-    def _tell_drops(self) -> None:
+    def _note(self, name: str, **details: Any) -> None:
+        """Keep an event until the batch is done: a handler may flush too."""
+        self._untold.append((name, details))
+
+    def _tell(self) -> None:
+        untold, self._untold = self._untold, []
         with self._mutex:
             dropped, self._untold_drops = self._untold_drops, 0
         if dropped:
             if not self._warned_of_drops:
                 self._warned_of_drops = True
                 logger.warning("More than %d changes wait for Redis; the oldest are dropped", self.max_pending)
-            self.events.emit("writes-dropped", count=dropped)
+            untold.append(("writes-dropped", {"count": dropped}))
+        for name, details in untold:
+            self.events.emit(name, **details)
 
     def _failed(self, error: MemSyncError, count: int) -> None:
         self.counts["flush_failures"] += 1
-        self.events.emit("batch-failed", count=count, error=error)
+        self._note("batch-failed", count=count, error=error)
         if self.connected:
             self.connected = False
-            self.events.emit("connection-lost", error=error)
+            self._note("connection-lost", error=error)
 
     def _succeeded(self, count: int, seconds: float) -> None:
         self.counts["syncs"] += 1
         self.last_flush_seconds = seconds
         self._warned_of_drops = False
-        self.events.emit("batch-flushed", count=count, seconds=seconds)
+        self._note("batch-flushed", count=count, seconds=seconds)
         if not self.connected:
             self.connected = True
-            self.events.emit("connection-restored")
+            self._note("connection-restored")
 
 
 class Refused(StoreError):

@@ -78,7 +78,7 @@ local function write(owner, field, channel, member, seen, run, rank, fence, time
 
   local new = not text and member ~= "" and redis.call("EXISTS", owner) == 0
   redis.call("HSET", owner, field, header .. body)
-  if redis.call("PTTL", owner) < tonumber(ttl_ms) then redis.call("PEXPIRE", owner, ttl_ms) end
+  if new or redis.call("PTTL", owner) < tonumber(ttl_ms) then redis.call("PEXPIRE", owner, ttl_ms) end
   redis.call("PUBLISH", channel, field .. "\n" .. header .. body)
   if not new then return version + 1 end
   if not index then return { "new", version + 1 } end
