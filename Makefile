@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint bench clean
 help:
 	@echo "make demo   install, start a Redis and a worker, run the example with live progress, clean up"
 	@echo "make test   install, run the whole test suite and the linters"
 	@echo "make lint   only the linters and mypy"
+	@echo "make bench  measure against peers; takes a few minutes"
 	@echo "make clean  remove what the others made"
 
 .venv/installed: setup.cfg pyproject.toml
@@ -21,9 +22,13 @@ test: .venv/installed lint
 	$(BIN)/python -m pytest
 
 lint: .venv/installed
-	$(BIN)/python -m flake8 celery_memsync tests example_project
-	$(BIN)/python -m isort --check-only --quiet celery_memsync tests example_project
+	$(BIN)/python -m flake8 celery_memsync tests example_project benchmarks
+	$(BIN)/python -m isort --check-only --quiet celery_memsync tests example_project benchmarks
 	$(BIN)/python -m mypy
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/progress.py
+	$(BIN)/python benchmarks/overhead.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .hypothesis build celery_memsync.egg-info census

@@ -17,6 +17,7 @@ from celery.worker import state
 from .exceptions import StoreError
 from .heartbeat import Heartbeat
 from .records import WorkerRecord
+from .signals import live
 
 if TYPE_CHECKING:
     from celery.worker import WorkController
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from .plugin import MemSync
 
 logger = get_logger(__name__)
-
-#: Times to look at the running tasks when they change at that very moment.
-MAX_LOOKS = 10
 
 
 class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -46,10 +44,11 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._describer = Describer(parent, self.memsync)
         settings = self.memsync.settings
         self._heartbeat = Heartbeat(
-            self.memsync.store, self._describer.describe, settings.heartbeat_interval,
+            self.memsync.store, self._before_beat, settings.heartbeat_interval,
             keep=max(settings.default_ttl, 2 * settings.worker_ttl),
         )
         self._left = False
+        self._refreshed = time.monotonic()
 
     def start(self, parent: WorkController) -> None:
         """Beat from now on."""
@@ -68,6 +67,13 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def terminate(self, parent: WorkController) -> None:
         """Do nothing: the pool may still be at work."""
+
+    def _before_beat(self) -> WorkerRecord:
+        """Return what to tell; now and then tell the tasks again too, so that long ones do not expire."""
+        if time.monotonic() - self._refreshed > self.memsync.settings.default_ttl / 3:
+            self._refreshed = time.monotonic()
+            self.memsync.signals.refresh()
+        return self._describer.describe()
 
     def _on_shutdown(self, **_: Any) -> None:
         self._leave()
@@ -139,7 +145,7 @@ class Describer:
         return tuple(
             {"id": request.id, "name": request.name,
              "started_at": None if request.time_start is None else round(request.time_start + local_to_redis, 3)}
-            for request in _look(state.active_requests)
+            for request in live(state.active_requests.copy)
         )
 
     def _cpu(self) -> float:
@@ -154,16 +160,6 @@ class Describer:
         except Exception:
             # Looked at while the consumer's thread is closing it.
             return False
-
-
-def _look(requests: Any) -> list[Any]:
-    for _ in range(MAX_LOOKS):
-        try:
-            return list(requests)
-        except RuntimeError:
-            # The worker's thread changed the set while it was being read.
-            continue
-    return []
 
 
 def _rss() -> int | None:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from contextvars import ContextVar
 from itertools import count
-from typing import TYPE_CHECKING, Any, Iterable, Mapping, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, NamedTuple
 from weakref import WeakValueDictionary
 
 from celery import signals
@@ -30,6 +30,9 @@ HEADER = "memsync"
 #: Seconds for which a parent remembers what its children's tasks came to; a
 #: child's last batch is in Redis long before.
 REMEMBERED = 5.0
+
+#: Times to look at a set of requests that changes while one looks.
+MAX_LOOKS = 10
 
 #: Most outcomes remembered of one child while Redis is away.
 MAX_REMEMBERED = 10_000
@@ -229,6 +232,16 @@ class TaskSignals:
             runtime=round(runtime, 6) if isinstance(runtime, float) else None,
         ))
 
+    def refresh(self) -> None:
+        """Tell again of the tasks that this process has, so that long ones outlive their ttl."""
+        for request in live(self._requests.values):
+            facts = request.request_dict
+            known = self._known(facts, request.id, facts[HEADER])
+            begun = request.time_start
+            known.update(status="RECEIVED" if begun is None else "STARTED", pid=request.worker_pid,
+                         started_at=self._moment(begun))
+            self._tell(request.id, facts[HEADER]["key"], TaskRun.of(known))
+
     # -- where it runs
 
     def on_started(self, task_id: str, task: Any, **_: Any) -> None:
@@ -381,6 +394,17 @@ class TaskSignals:
         if run.eta is None:
             return ttl
         return ttl + max(0.0, run.eta - self.memsync.store.clock.now())
+
+
+def live(requests: Callable[[], Iterable[Any]]) -> list[Any]:
+    """Return requests that another thread may be adding to or taking from."""
+    for _ in range(MAX_LOOKS):
+        try:
+            return list(requests())
+        except RuntimeError:
+            # The set changed while it was being read.
+            continue
+    return []
 
 
 def _verdict(error: BaseException) -> tuple[str, dict[str, str] | None]:

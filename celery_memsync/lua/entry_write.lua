@@ -60,15 +60,20 @@ local function write(owner, field, channel, member, seen, run, rank, fence, time
   for id in string.gmatch(writes, "[^,]+") do
     if #others < 2 and string.match(id, "^%w+") ~= writer then others[#others + 1] = "," .. id end
   end
-  local header = string.format("%d %s %s %d %s %s %s.%s%s %s\n", version + 1, run, rank,
+  local header = string.format(" %s %s %d %s %s %s.%s%s %s\n", run, rank,
     math.max(tonumber(fence), tonumber(sfence)), time, ttl_ms, writer, serial, table.concat(others), worker)
+  local function store(v, fresh)
+    redis.call("HSET", owner, field, v .. header .. body)
+    if fresh or redis.call("PTTL", owner) < tonumber(ttl_ms) then redis.call("PEXPIRE", owner, ttl_ms) end
+  end
 
   if seen == "run" and text then
     local absorbed = string.sub(srank, 1, 1) == "9"
     local follows = not absorbed
       and (string.sub(rank, 1, 1) == "9" or run > srun or run == srun and rank > srank)
     if not follows then
-      if run ~= srun and run ~= "-" then keep_former(owner, field, run, rank, header .. body) end
+      if run == srun and rank == srank and not absorbed then store(version) end -- told again: it lives on
+      if run ~= srun and run ~= "-" then keep_former(owner, field, run, rank, "1" .. header .. body) end
       return { "kept", version }
     end
     if run ~= srun and srun ~= "-" then keep_former(owner, field, srun, srank, text) end
@@ -77,9 +82,8 @@ local function write(owner, field, channel, member, seen, run, rank, fence, time
   end
 
   local new = not text and member ~= "" and redis.call("EXISTS", owner) == 0
-  redis.call("HSET", owner, field, header .. body)
-  if new or redis.call("PTTL", owner) < tonumber(ttl_ms) then redis.call("PEXPIRE", owner, ttl_ms) end
-  redis.call("PUBLISH", channel, field .. "\n" .. header .. body)
+  store(version + 1, new)
+  redis.call("PUBLISH", channel, field .. "\n" .. (version + 1) .. header .. body)
   if not new then return version + 1 end
   if not index then return { "new", version + 1 } end
   redis.pcall("XADD", index, "MINID", "~", oldest, "*", "id", member)
