@@ -10,6 +10,10 @@ from .exceptions import InvalidValue
 from .keys import Place
 from .records import Header, Stored, TaskRun, encode_progress, later_status, rank_of
 
+#: Seconds after which a progress that is marked as queued is queued again: a
+#: soft time limit that was caught may have struck before it really was.
+REQUEUE_AFTER = 1.0
+
 #: Figures of progress stay below: a rank holds sixteen digits.
 TOO_LARGE = 10 ** 16
 
@@ -217,7 +221,7 @@ class Progress(Change):
         started: Monotonic time when the run began.
     """
 
-    __slots__ = ("run", "run_key", "started", "figures", "message", "status", "fields", "queued")
+    __slots__ = ("run", "run_key", "started", "figures", "message", "status", "fields", "queued", "queued_at")
 
     expendable = True
 
@@ -234,6 +238,7 @@ class Progress(Change):
         self.status: str | None = None
         self.fields: dict[str, Any] | None = None
         self.queued = False
+        self.queued_at = self.at
 
     def count(self, current: float, total: float | None, message: str | None) -> bool:
         """Take a new count, as :meth:`report` does, but fast in the plain case: one more of the same."""
@@ -276,10 +281,11 @@ class Progress(Change):
         return self._reported()
 
     def _reported(self) -> bool:
-        self.at = time.monotonic()
-        if self.queued:
+        self.at = now = time.monotonic()
+        if self.queued and now - self.queued_at < REQUEUE_AFTER:
             return False
         self.queued = True
+        self.queued_at = now
         return True
 
     def followed_by(self, newer: Change) -> Change | None:

@@ -1,6 +1,7 @@
 """The one background loop of this package."""
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from typing import Callable
@@ -12,6 +13,30 @@ logger = get_logger(__name__)
 
 #: Longest pause between two tries of an action that fails, in seconds.
 LONGEST_PAUSE = 2.0
+
+
+class Bell:
+    """Wakes one thread that waits for it.
+
+    Unlike :class:`threading.Event`, which is Python code around a lock,
+    ringing is one step that nothing can interrupt: a soft time limit may raise
+    at any bytecode of a task's thread and must not leave a lock closed that
+    another thread waits for.
+    """
+
+    def __init__(self) -> None:
+        self._closed = threading.Lock()
+        self._closed.acquire()
+
+    def ring(self) -> None:
+        """Wake the waiting thread, or the next that waits."""
+        if self._closed.locked():
+            with contextlib.suppress(RuntimeError):  # somebody else has rung meanwhile
+                self._closed.release()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when it rings, or after ``timeout`` seconds."""
+        self._closed.acquire(timeout=-1 if timeout is None else timeout)
 
 
 class PeriodicThread:
@@ -35,8 +60,8 @@ class PeriodicThread:
         self.interval = interval
         self._action = action
         self._on_demand = on_demand
-        self._wanted = threading.Event()
-        self._hurried = threading.Event()
+        self._wanted = Bell()
+        self._hurried = Bell()
         self._stopped = False
         self._thread: threading.Thread | None = None
         self._mutex = threading.Lock()
@@ -52,28 +77,27 @@ class PeriodicThread:
         """Begin, unless it has begun or was stopped."""
         with self._mutex:
             if self._thread is None and not self._stopped:
-                self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+                thread.start()
+                self._thread = thread
 
     def wake(self) -> None:
         """Ask for a call; start the thread if need be."""
         if self._thread is None:
             self._start_if_possible()
-        if not self._wanted.is_set():
-            self._wanted.set()
+        self._wanted.ring()
 
     def hurry(self) -> None:
         """Do not wait for the rest of the interval."""
-        if not self._hurried.is_set():
-            self._hurried.set()
+        self._hurried.ring()
 
     def stop(self, timeout: float | None = None) -> None:
         """Return when the action is not called any more, or the timeout (seconds) is over."""
         with self._mutex:
             self._stopped = True
             thread = self._thread
-        self._wanted.set()
-        self._hurried.set()
+        self._wanted.ring()
+        self._hurried.ring()
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
 
@@ -89,7 +113,6 @@ class PeriodicThread:
         while not self._stopped:
             if self._on_demand:
                 self._wanted.wait()
-                self._wanted.clear()
             if not self._stopped:
                 self._pause()
             if not self._stopped:
@@ -101,14 +124,11 @@ class PeriodicThread:
             self._wait_stopped(self._backoff.compute(self._failures))
         elif self.interval:
             self._hurried.wait(self.interval)
-            self._hurried.clear()
 
     def _wait_stopped(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not self._stopped and (left := end - time.monotonic()) > 0:
             self._hurried.wait(left)
-            if not self._stopped:
-                self._hurried.clear()
 
     def _call(self) -> None:
         try:
@@ -117,7 +137,7 @@ class PeriodicThread:
             self._failures += 1
             if self._failures == 1:
                 logger.warning("%s: %s; trying again until it works", self.name, exc)
-            self._wanted.set()
+            self._wanted.ring()
         else:
             if self._failures:
                 logger.info("%s: works again after %d failures", self.name, self._failures)

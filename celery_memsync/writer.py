@@ -84,14 +84,12 @@ class BatchWriter:
         """Take a change; it is written within ``interval``."""
         slot = change.place[:2]
         with self._mutex:
-            was_empty = not self._ordinary and not self._expendable
             queue = self._expendable if change.expendable else self._ordinary
             self._append(queue, slot, change)
             if len(self._ordinary) + len(self._expendable) > self.max_pending:
                 self._drop_oldest()
             full = len(queue) >= self.batch_size
-        if was_empty:
-            self._thread.wake()
+        self._thread.wake()
         if full:
             self._thread.hurry()
 
@@ -208,19 +206,26 @@ class BatchWriter:
 
     @contextmanager
     def _barrier(self, deadline: float | None) -> Iterator[None]:
-        left = -1.0 if deadline is None else max(0.0, deadline - time.monotonic())
-        if not self._flushing.acquire(timeout=left):
-            raise StoreError("Redis did not take the batch under way in time; it waits on")
+        if deadline is None:
+            with self._flushing:
+                yield
+            return
+        held = False
         try:
+            held = self._flushing.acquire(timeout=max(0.0, deadline - time.monotonic()))
+            if not held:
+                raise StoreError("Redis did not take the batch under way in time; it waits on")
             yield
         finally:
-            self._flushing.release()
+            if held:
+                self._flushing.release()
 
     def _flush(self, strict: bool = False) -> int:
-        self._take(all_refused=strict)
-        batch, written, started = self._in_flight, 0, time.monotonic()
+        written, started = 0, time.monotonic()
         lost_rounds: list[ConflictError] = []
         try:
+            self._take(all_refused=strict)
+            batch = self._in_flight
             if batch:
                 self.store.connect()
             for begin in range(0, len(batch), self.batch_size):
@@ -230,7 +235,7 @@ class BatchWriter:
             self._failed(exc, len(batch) - written)
             raise
         finally:
-            self._put_back(batch[written:])
+            self._put_back(self._in_flight[written:])
         if batch:
             self._succeeded(len(batch), time.monotonic() - started)
         if strict and self._refused:

@@ -1,0 +1,50 @@
+"""A soft time limit raises at any bytecode of a task: nothing of ours may be left locked or lost by it."""
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+import random, signal, sys, time
+from celery_memsync import MemorySyncManager
+
+class Limit(Exception):
+    pass
+
+def strike(*_):
+    raise Limit
+
+seed = int(sys.argv[2])
+chance = random.Random(seed)
+memsync = MemorySyncManager(worker_id="w", url=sys.argv[1], batch_interval=0.005, batch_size=20)
+signal.signal(signal.SIGALRM, strike)
+struck = told = 0
+end = time.monotonic() + 3
+while time.monotonic() < end:
+    try:
+        signal.setitimer(signal.ITIMER_REAL, chance.random() * 0.0005)
+        for _ in range(200):
+            told += 1
+            memsync.sync_task_progress("t", None, current=told, total=10**9)
+            memsync.sync_task_state("t", {"told": told})
+            memsync.sync_task_state(f"other-{told % 50}", {"told": told})
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except Limit:
+        struck += 1
+signal.setitimer(signal.ITIMER_REAL, 0)
+memsync.sync_task_state("t", {"told": told})
+memsync.sync_task_progress("t", None, current=told, total=10**9)
+memsync.force_sync(timeout=10)
+print(struck, told, memsync.get_task_state("t")["told"], memsync.get_task_progress("t")["current"])
+memsync.shutdown()
+"""
+
+
+def test_exceptions_at_any_bytecode_leave_nothing_locked_and_nothing_lost(redis_url):
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, redis_url, "20261122"], capture_output=True, text=True, timeout=60)
+
+    struck, told, state, progress = map(int, run.stdout.split() or [0, 0, -1, -1])
+    assert run.returncode == 0, run.stderr
+    assert struck > 500
+    assert (state, progress) == (told, told)
