@@ -10,10 +10,6 @@ from .exceptions import InvalidValue
 from .keys import Place
 from .records import Header, Stored, TaskRun, encode_progress, later_status, rank_of
 
-#: Seconds after which a progress that is marked as queued is queued again: a
-#: soft time limit that was caught may have struck before it really was.
-REQUEUE_AFTER = 1.0
-
 #: Figures of progress stay below: a rank holds sixteen digits.
 TOO_LARGE = 10 ** 16
 
@@ -64,8 +60,11 @@ class Change:
         """Return one change that does what both do, or None if there is none."""
         raise NotImplementedError
 
+    def was_queued(self) -> None:
+        """Take note that it waits in a queue now."""
+
     def snapshot(self) -> Change:
-        """Return the change as it is now, to be sent."""
+        """Return the change as it is now, to be sent; it waits no more."""
         return self
 
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
@@ -212,8 +211,8 @@ class Progress(Change):
 
     :meth:`count` and :meth:`report` are called by the task's thread,
     :meth:`snapshot` by the writer's.  Neither waits for the other: the task
-    sets the figures before it looks whether it is queued, the writer marks it
-    unqueued before it reads them.
+    sets the figures before it looks whether they are queued, the writer marks
+    them unqueued before it reads them.
 
     Arguments:
         run: Id of the run, as shown.
@@ -221,7 +220,7 @@ class Progress(Change):
         started: Monotonic time when the run began.
     """
 
-    __slots__ = ("run", "run_key", "started", "figures", "message", "status", "fields", "queued", "queued_at")
+    __slots__ = ("run", "run_key", "started", "figures", "message", "status", "fields", "queued")
 
     expendable = True
 
@@ -238,7 +237,6 @@ class Progress(Change):
         self.status: str | None = None
         self.fields: dict[str, Any] | None = None
         self.queued = False
-        self.queued_at = self.at
 
     def count(self, current: float, total: float | None, message: str | None) -> bool:
         """Take a new count, as :meth:`report` does, but fast in the plain case: one more of the same."""
@@ -281,16 +279,16 @@ class Progress(Change):
         return self._reported()
 
     def _reported(self) -> bool:
-        self.at = now = time.monotonic()
-        if self.queued and now - self.queued_at < REQUEUE_AFTER:
-            return False
-        self.queued = True
-        self.queued_at = now
-        return True
+        self.at = time.monotonic()
+        return not self.queued
 
     def followed_by(self, newer: Change) -> Change | None:
         """The newer progress of the same run."""
         return newer if isinstance(newer, (TellProgress, Progress)) and newer.run_key == self.run_key else None
+
+    def was_queued(self) -> None:
+        """Remember that there is no need to queue it again."""
+        self.queued = True
 
     def snapshot(self) -> Change:
         """Return the figures of this moment, and be ready to be queued again."""

@@ -117,6 +117,9 @@ class PeriodicThread:
                 self._pause()
             if not self._stopped:
                 self._call()
+        # An interrupted start may have left a second thread, which has to hear it too.
+        self._wanted.ring()
+        self._hurried.ring()
 
     def _pause(self) -> None:
         # After a failure the growing pause counts alone: hurrying would defeat it.

@@ -72,10 +72,9 @@ class ActiveRun:
         return progress
 
     @property
-    def queued(self) -> Progress | None:
-        """Its progress, if that is marked as queued."""
-        progress = self._progress
-        return progress if progress is not None and progress.queued else None
+    def reported(self) -> bool:
+        """Whether it has told any progress."""
+        return self._progress is not None
 
 
 class Outcome(NamedTuple):
@@ -277,8 +276,8 @@ class TaskSignals:
             return
         active_run.set(active.outer)
         memsync = self.memsync
-        if active.queued:
-            # It may have been interrupted between being marked and being queued.
+        if active.reported:
+            # A soft time limit may have struck between a report and its queue.
             memsync.writer.put(active.progress)
         if state is None:
             return

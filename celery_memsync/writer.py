@@ -86,6 +86,7 @@ class BatchWriter:
         with self._mutex:
             queue = self._expendable if change.expendable else self._ordinary
             self._append(queue, slot, change)
+            change.was_queued()
             if len(self._ordinary) + len(self._expendable) > self.max_pending:
                 self._drop_oldest()
             full = len(queue) >= self.batch_size
