@@ -19,10 +19,11 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _GLOB = re.compile(r"[*?\[\]\\]")
 
 #: Field of the hash of a task: what Celery's signals tell, what users tell, how far it is.
-LIFE, STATE, PROGRESS = "life", "state", "progress"
+#: A slash in front keeps a field out of reach of users' paths.
+LIFE, STATE, PROGRESS = "/life", "state", "progress"
 #: First part of the fields that hold what the agents of a task share.
 AGENTS = "agents/"
-#: Between the name of a field and the former run whose entry it holds.
+#: Between "/", the name of a field, and the former run whose entry it holds.
 FORMER = "@"
 
 

@@ -20,9 +20,9 @@ from .changes import Change, MergeFields, Progress, SetValue, TellRun
 from .conflicts import Resolvers
 from .connections import connect
 from .events import Events, Handler
-from .exceptions import InvalidValue, MemSyncError
+from .exceptions import InvalidValue
 from .keys import AGENTS, LIFE, PROGRESS, STATE, Keys, Place, check_id
-from .records import Entry, Stored, TaskRun, WorkerRecord, decode_progress, merge_state
+from .records import Entry, Stored, TaskRun, WorkerRecord, merge_state, progress_from
 from .settings import Settings
 from .store import Store, Task
 from .writer import BatchWriter
@@ -51,20 +51,20 @@ class Services:
         self.worker_id = worker_id
         self.keys = keys
         self.token = token
-        self.store = Store(lambda: connect(url, settings.backend_options), keys, worker_id, token, settings.default_ttl)
+        self.store = Store(connect(url, settings.backend_options), keys, worker_id, token, settings.default_ttl)
         self.writer = BatchWriter(
             self.store, events, Resolvers(settings.conflict_resolver, settings.namespace),
             interval=settings.batch_interval, batch_size=settings.batch_size,
             max_pending=settings.max_pending, max_value_size=settings.max_value_size,
         )
         self.progress: OrderedDict[str, Progress] = OrderedDict()
-        self.progress_mutex = threading.Lock()
+        self.progress_mutex = threading.RLock()
 
     def close(self, timeout: float) -> None:
         """Write what waits, stop the threads, close the connections; what can't be written is told in the log."""
         try:
             self.writer.close(timeout)
-        except MemSyncError as exc:
+        except Exception as exc:
             logger.warning("At shutdown %d writes could not be written: %s", self.writer.pending, exc)
         self.store.close()
 
@@ -266,12 +266,11 @@ class MemorySyncManager:
         task = self._task(task_id)
         state = _state_of(task_id, task.life, task.state)
         progress = _progress_of(task)
-        agents = {agent: values.decode(stored.body) for agent, stored in task.agents.items()}
+        agents = {agent: stored.value for agent, stored in task.agents.items()}
         if state is None and progress is None and not agents:
             return None
-        runs = [TaskRun.decode(one.body, task_id).as_dict() for one in task.former.get(LIFE, [])]
-        if task.life is not None:
-            runs.append(TaskRun.decode(task.life.body, task_id).as_dict())
+        told = [*task.former.get(LIFE, []), *([] if task.life is None else [task.life])]
+        runs = [run.as_dict() for one in told if (run := TaskRun.from_row(one.value, task_id)) is not None]
         return {"id": task_id, "state": state, "progress": progress, "runs": runs, "agents": agents}
 
     def get_tasks(self, limit: int = 50) -> list[dict[str, Any]]:
@@ -546,7 +545,7 @@ class MemorySyncManager:
     def _value(self, place: Place) -> Any:
         self._reads += 1
         stored = self._overlaid(place, self._open().store.read_entry(place))
-        return None if stored is None else values.decode(stored.body)
+        return None if stored is None else stored.value
 
     def _task(self, task_id: str) -> Task:
         services = self._open()
@@ -567,8 +566,8 @@ class MemorySyncManager:
         record = None
         if beat is not None:
             since = services.store.clock.now() - services.settings.worker_ttl
-            record = _worker_record(beat, since)
-        return None if by_hand is None else values.decode(by_hand.body), record
+            record = _worker_record(worker_id, beat, since)
+        return None if by_hand is None else by_hand.value, record
 
     def _parts(self, place: Place) -> list[Place]:
         """Return the places that make up what a key names: a task's state has two."""
@@ -605,18 +604,17 @@ def _check_seconds(value: float, what: str, positive: bool = False) -> float:
 
 
 def _state_of(task_id: str, life: Stored | None, state: Stored | None) -> dict[str, Any] | None:
-    run = None if life is None or life.deleted else TaskRun.decode(life.body, task_id)
-    told = None if state is None or state.deleted else values.decode(state.body)
-    return merge_state(run, told)
+    run = None if life is None or life.deleted else TaskRun.from_row(life.value, task_id)
+    return merge_state(run, None if state is None or state.deleted else state.value)
 
 
 def _progress_of(task: Task) -> dict[str, Any] | None:
     if task.progress is None or task.progress.deleted:
         return None
-    progress = decode_progress(task.progress.body)
+    progress = progress_from(task.progress.value)
     former = task.former.get(PROGRESS)
-    if former:
-        progress["previous"] = decode_progress(former[-1].body)
+    if former and progress is not None:
+        progress["previous"] = progress_from(former[-1].value)
     return progress
 
 
@@ -643,12 +641,11 @@ def _entry_of(place: Place, parts: dict[str, Stored | None]) -> Entry | None:
     if not known:
         return None
     latest = max(known, key=lambda stored: stored.header.time)
-    if LIFE in parts:
-        value: Any = _state_of(place.task_id, parts[LIFE], parts[STATE])
-    elif place.task_id and place.field == PROGRESS:
-        value = decode_progress(latest.body)
-    else:
-        value = values.decode(latest.body)
+    value = latest.value
+    if parts.get(LIFE) is not None or isinstance(value, dict) and LIFE in parts:
+        value = _state_of(place.task_id, parts[LIFE], parts[STATE])
+    elif place.task_id and place.field == PROGRESS and isinstance(value, list):
+        value = progress_from(value)
     entry = latest.entry(place.channel, value)
     version = sum(stored.header.version for stored in known)
     return Entry(entry.key, value, version, entry.timestamp, entry.worker_id, entry.ttl)
@@ -659,19 +656,19 @@ def _worker_records(told: Mapping[str, Stored], since: float) -> list[WorkerReco
     records: dict[str, WorkerRecord] = {}
     for name, stored in sorted(told.items()):
         worker_id, _, thing = name.rpartition("/")
-        if thing == "heartbeat" and not stored.deleted:
-            records[worker_id] = _worker_record(stored, since)
+        if thing == "heartbeat" and not stored.deleted and "/" not in worker_id:
+            records[worker_id] = _worker_record(worker_id, stored, since)
     for name, stored in sorted(told.items()):
         worker_id, _, thing = name.rpartition("/")
-        if thing == "status" and not stored.deleted and worker_id not in records:
+        if thing == "status" and not stored.deleted and "/" not in worker_id and worker_id not in records:
             alive = stored.header.time / 1000 > since
             records[worker_id] = WorkerRecord(
                 worker_id, "active" if alive else "lost", last_beat=stored.header.time / 1000)
     return [records[worker_id] for worker_id in sorted(records)]
 
 
-def _worker_record(stored: Stored, since: float) -> WorkerRecord:
+def _worker_record(worker_id: str, stored: Stored, since: float) -> WorkerRecord:
     last_beat = stored.header.time / 1000
-    record = WorkerRecord.from_dict(values.decode(stored.body)).evolve(last_beat=last_beat)
+    record = WorkerRecord.from_dict(worker_id, stored.value).evolve(last_beat=last_beat)
     silent = last_beat <= since and record.status != "offline"
     return record.evolve(status="lost") if silent else record

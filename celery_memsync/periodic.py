@@ -47,14 +47,15 @@ class PeriodicThread:
 
     Arguments:
         name: Name of the thread, and what the log calls the action.
-        action: What to call.
+        action: What to call; with ``on_demand`` it may answer in how many
+            seconds it wants to be called again unasked.
         interval: Seconds between two calls.
         on_demand: Whether to call only after :meth:`wake`: an ``interval``
             later, so that what comes in between is done by the same call.
     """
 
     def __init__(
-        self, name: str, action: Callable[[], object], interval: float, *, on_demand: bool = False,
+        self, name: str, action: Callable[[], float | None], interval: float, *, on_demand: bool = False,
     ) -> None:
         self.name = name
         self.interval = interval
@@ -64,8 +65,9 @@ class PeriodicThread:
         self._hurried = Bell()
         self._stopped = False
         self._thread: threading.Thread | None = None
-        self._mutex = threading.Lock()
+        self._mutex = threading.RLock()
         self._failures = 0
+        self._again: float | None = None
         self._backoff = EqualJitterBackoff(cap=LONGEST_PAUSE, base=0.1)
 
     @property
@@ -112,7 +114,7 @@ class PeriodicThread:
     def _run(self) -> None:
         while not self._stopped:
             if self._on_demand:
-                self._wanted.wait()
+                self._wanted.wait(self._again)
             if not self._stopped:
                 self._pause()
             if not self._stopped:
@@ -135,7 +137,7 @@ class PeriodicThread:
 
     def _call(self) -> None:
         try:
-            self._action()
+            self._again = self._action()
         except Exception as exc:
             self._failures += 1
             if self._failures == 1:

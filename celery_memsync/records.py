@@ -80,6 +80,10 @@ class Header(NamedTuple):
         return cls(int(version), run, rank, int(fence), int(time), int(ttl_ms), writes, worker_id)
 
 
+#: Stands for a body that can not be read.
+_UNREADABLE: Any = object()
+
+
 @dataclass(frozen=True)
 class Stored:
     """An entry as Redis keeps it: a header, and a body that no script looks into."""
@@ -102,6 +106,28 @@ class Stored:
         """Whether only the version is left of it."""
         return not self.body
 
+    @property
+    def value(self) -> Any:
+        """What the body holds; None if it is somebody else's data."""
+        value = self._decoded()
+        return None if value is _UNREADABLE else value
+
+    @property
+    def readable(self) -> bool:
+        """Whether the body is empty, or JSON that this version can read."""
+        return self.deleted or self._decoded() is not _UNREADABLE
+
+    def _decoded(self) -> Any:
+        if "decoded" not in self.__dict__:
+            self.__dict__["decoded"] = self._decode()
+        return self.__dict__["decoded"]
+
+    def _decode(self) -> Any:
+        try:
+            return values.decode(self.body)
+        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
+            return _UNREADABLE
+
     def expired(self, now: float) -> bool:
         """Whether its ttl is over.
 
@@ -110,9 +136,10 @@ class Stored:
         """
         return self.header.time + self.header.ttl_ms <= now * 1000
 
-    def entry(self, key: str, value: Any) -> Entry:
-        """Return it as the user sees it."""
+    def entry(self, key: str, value: Any = _UNREADABLE) -> Entry:
+        """Return it as the user sees it, with another value if one is given."""
         header = self.header
+        value = self.value if value is _UNREADABLE else value
         return Entry(key, value, header.version, header.time / 1000, header.worker_id, header.ttl_ms / 1000)
 
 
@@ -199,12 +226,14 @@ class TaskRun:
         return values.dumps(row)
 
     @classmethod
-    def decode(cls, body: bytes, task_id: str) -> TaskRun:
-        """Read what :meth:`encode` wrote; fields of newer versions are ignored."""
-        known = dict(zip(RUN_FIELDS, values.decode(body)))
+    def from_row(cls, row: Any, task_id: str) -> TaskRun | None:
+        """Read what :meth:`encode` wrote; None for anything else, and fields of newer versions are ignored."""
+        if not isinstance(row, list) or not row or not isinstance(row[0], str):
+            return None
+        known = dict(zip(RUN_FIELDS, row))
         if known.get("root_id") is True:
             known["root_id"] = task_id
-        return cls(**known)
+        return cls.of(known)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields that are known."""
@@ -232,14 +261,16 @@ def run_key(retries: int, since: float) -> str:
     return f"{min(retries, 999):03d}{int(since * 1000):013d}"
 
 
-def merge_state(run: TaskRun | None, told: dict[str, Any] | None) -> dict[str, Any] | None:
+def merge_state(run: TaskRun | None, told: Any) -> dict[str, Any] | None:
     """Return a task's state: what the signals know, then what users told.
 
     A status that a user told shows while the task is at work; it does not
     hide a later stage that Celery told.
     """
-    if run is None or told is None:
-        return run.as_dict() if run is not None else told
+    if not isinstance(told, dict):
+        return None if run is None else run.as_dict()
+    if run is None:
+        return told
     state = {**run.as_dict(), **told}
     if "status" in told:
         state["status"] = later_status(run.status, told["status"])
@@ -263,14 +294,28 @@ def encode_progress(row: Sequence[Any]) -> bytes:
     return values.dumps(row[:last])
 
 
-def decode_progress(body: bytes) -> dict[str, Any]:
-    """Return progress as users see it, with ``eta`` in seconds, None when unknown."""
-    row = values.decode(body)
+def progress_from(row: Any) -> dict[str, Any] | None:
+    """Return progress as users see it, with ``eta`` in seconds, None when unknown.
+
+    Arguments:
+        row: What :func:`encode_progress` wrote, or a dict of a user's own.
+    """
     known: dict[str, Any] = dict.fromkeys(PROGRESS_FIELDS)
-    known.update(zip(PROGRESS_FIELDS, row))
-    extra = known.pop("fields") or {}
+    if isinstance(row, list):
+        known.update(zip(PROGRESS_FIELDS, row))
+    elif isinstance(row, dict):
+        known.update(row)
+    else:
+        return None
+    extra = known.pop("fields")
+    for name in ("progress", "current", "total", "started_at", "updated_at"):
+        known[name] = known[name] if _is_number(known[name]) else None
     known["eta"] = _eta(known["progress"], known["started_at"], known["updated_at"])
-    return {**extra, **known}
+    return {**extra, **known} if isinstance(extra, dict) else known
+
+
+def _is_number(figure: Any) -> bool:
+    return isinstance(figure, (int, float)) and not isinstance(figure, bool)
 
 
 def _eta(percent: float | None, started_at: float | None, updated_at: float | None) -> float | None:
@@ -339,9 +384,15 @@ class WorkerRecord:
         }
 
     @classmethod
-    def from_dict(cls, known: dict[str, Any]) -> WorkerRecord:
-        """Read what :meth:`as_dict` gave; fields of newer versions are ignored."""
-        fields = {name: known[name] for name in cls.__dataclass_fields__ if name in known}
-        for name in ("queues", "running", "load"):
-            fields[name] = tuple(fields.get(name) or ())
-        return cls(**fields)
+    def from_dict(cls, worker_id: str, known: Any) -> WorkerRecord:
+        """Read what :meth:`as_dict` gave; fields of newer versions, and of another shape, are ignored."""
+        if not isinstance(known, dict):
+            known = {}
+        blank = cls(worker_id)
+        fields: dict[str, Any] = {}
+        for name, default in blank.__dict__.items():
+            value = known.get(name)
+            kinds = list if isinstance(default, tuple) else type(default)
+            if value is not None and (default is None or isinstance(value, kinds)):
+                fields[name] = tuple(value) if isinstance(default, tuple) else value
+        return cls(**{**fields, "worker_id": worker_id})

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any, Callable, Mapping
 
 from celery.exceptions import ImproperlyConfigured
+from redis.connection import parse_url
 
 from .conflicts import Resolvers
 from .exceptions import InvalidKey
@@ -135,9 +136,21 @@ def _flag(value: object) -> str | None:
 
 
 def _url(value: object) -> str | None:
-    if value is None or (isinstance(value, str) and scheme_of(value) in SCHEMES):
+    if value is None:
         return None
+    if isinstance(value, str) and scheme_of(value) in SCHEMES:
+        return _unreadable(value)
     return "a URL that begins with one of " + ", ".join(f"{scheme}://" for scheme in SCHEMES)
+
+
+def _unreadable(url: str) -> str | None:
+    try:
+        if scheme_of(url) != "embedded":
+            parse_url(url)  # type: ignore[no-untyped-call,unused-ignore]
+    except (ValueError, TypeError):
+        # The text of the error may hold a part of the URL.
+        return "a URL that redis-py can read: redis://[user:password@]host[:port][/database]"
+    return None
 
 
 def _options(value: object) -> str | None:

@@ -44,8 +44,8 @@ class Outcome(NamedTuple):
     """What became of one write.
 
     Attributes:
-        status: ``ok``, ``kept`` (what is there is further along),
-            ``conflict``, ``fenced`` or ``error``.
+        status: ``ok``, ``again`` (it was stored by an earlier try), ``kept``
+            (what is there is further along), ``conflict``, ``fenced`` or ``error``.
         version: The version that is stored now.
         stored: With ``conflict``: what is stored.
         error: With ``error``: what Redis said.
@@ -106,7 +106,7 @@ class Store:
     """The shared memory in one Redis.
 
     Arguments:
-        client: Makes the client of redis-py.
+        client: Of redis-py.
         keys: The keys of one namespace.
         worker_id: Who writes.
         token: Eight letters and digits that no other process has; with a
@@ -115,32 +115,26 @@ class Store:
     """
 
     def __init__(
-        self, client: Callable[[], Any], keys: Keys, worker_id: str, token: str, default_ttl: float,
+        self, client: Any, keys: Keys, worker_id: str, token: str, default_ttl: float,
     ) -> None:
         self.keys = keys
         self.clock = Clock()
         self.worker_id = worker_id
         self.token = token
-        self._make_client = client
-        self._client: Any = None
+        self._client = client
         self._horizon = ms(default_ttl)
 
     @property
     def redis(self) -> Any:
-        """The client of redis-py, made when it is first needed; Redis's time is known with it."""
-        # No cached_property: up to Python 3.11 it holds a lock that a fork can catch closed.
-        if self._client is None:
-            self._client = self._make_client()
+        """The client of redis-py; Redis's time is known once it is used."""
         if not self.clock.measured:
             self._learn_time(self._client)
         return self._client
 
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
-        client, self._client = self._client, None
-        if client is not None:
-            client.close()
-            client.connection_pool.disconnect()
+        self._client.close()
+        self._client.connection_pool.disconnect()
 
     # -- entries
 
@@ -204,8 +198,8 @@ class Store:
         parsed = {name.decode(): self._parse(text) for name, text in self.redis.hgetall(self.keys.task(task_id)).items()}
         known = {name: stored for name, stored in parsed.items() if stored is not None and not stored.deleted}
         former: dict[str, list[Stored]] = {}
-        for name in sorted(name for name in known if FORMER in name and not name.startswith(AGENTS)):
-            former.setdefault(name.partition(FORMER)[0], []).append(known[name])
+        for name in sorted(name for name in known if name.startswith("/") and FORMER in name):
+            former.setdefault(name[1:].partition(FORMER)[0], []).append(known[name])
         agents = {name[len(AGENTS):]: stored for name, stored in known.items() if name.startswith(AGENTS)}
         return Task(known.get(LIFE), known.get(STATE), known.get(PROGRESS), former, agents)
 
@@ -247,8 +241,7 @@ class Store:
         keys = [write.place.key for write in writes]
         args: list[Any] = [len(writes), self.worker_id, self.token, self._horizon]
         for place, seen, run, rank, fence, time_ms, ttl_ms, serial, body in writes:
-            member = place.task_id if FORMER not in place.field else ""
-            args += (place.field, place.channel, member, seen, run, rank, fence, time_ms, ttl_ms, serial, body)
+            args += (place.field, place.channel, place.task_id, seen, run, rank, fence, time_ms, ttl_ms, serial, body)
         keys.append(self.keys.task_index)
         return keys, args
 
@@ -292,7 +285,7 @@ class Store:
             stored = Stored.parse(text)
         except ValueError:
             return None
-        return None if stored.expired(self.clock.now()) else stored
+        return None if stored.expired(self.clock.now()) or not stored.readable else stored
 
 
 def ms(seconds: float) -> int:
@@ -307,5 +300,5 @@ def _outcome(answer: Any) -> Outcome:
     if status == "error":
         return Outcome("error", error=answer[1].decode())
     if status == "conflict":
-        return Outcome("conflict", answer[1], Stored.parse(answer[2]) if len(answer) > 2 else None)
+        return Outcome("conflict", answer[1], Stored.parse(answer[2]) if answer[2] else None)
     return Outcome("ok" if status == "new" else status, answer[1])

@@ -72,6 +72,8 @@ def encode_fields(fields: Mapping[str, object], what: str, limit: int) -> dict[s
     for name, value in fields.items():
         if not isinstance(name, str):
             raise InvalidValue(f"the fields of {what} are named by strings, not by {type(name).__name__}")
+        if name in _MARKS:
+            raise InvalidValue(f"the state of {what} has a field {name!r}, which kombu reserves")
         encoded[name] = encode(value, f"{what} (field {name!r})", limit)
     size = sum(len(name) + len(body) + 4 for name, body in encoded.items())
     if size > limit:

@@ -16,7 +16,7 @@ from .changes import Change, MergeFields, SetValue
 from .conflicts import MAX_ROUNDS, Resolution, Resolvers
 from .events import Events
 from .exceptions import ConflictError, MemSyncError, StoreError
-from .keys import Place
+from .keys import STATE, Place
 from .periodic import LONGEST_PAUSE, PeriodicThread
 from .records import Header, Stored
 from .store import EntryWrite, Outcome, Store, ms
@@ -64,19 +64,23 @@ class BatchWriter:
         self.counts = dict.fromkeys(("writes", "conflicts", "syncs", "flush_failures", "dropped", "coalesced"), 0)
         self.last_flush_seconds = 0.0
         self.connected = True
-        self._mutex = threading.Lock()
+        # Both can be taken twice by one thread: by what it does, and by a signal's handler in the middle of it.
+        self._mutex = threading.RLock()
         #: Held while a batch is under way, so that batches go one after the other.
-        self._flushing = threading.Lock()
+        self._flushing = threading.RLock()
         self._ordinary: Queue = OrderedDict()
         self._expendable: Queue = OrderedDict()
         self._in_flight: list[Change] = []
-        self._refused: list[tuple[float, Change]] = []
-        self._seen: OrderedDict[Slot, tuple[int, dict[str, bytes]]] = OrderedDict()
+        #: What Redis refuses, by slot, with the time of the next try.
+        self._refused: OrderedDict[Slot, tuple[float, list[Change]]] = OrderedDict()
+        self._seen: OrderedDict[Slot, tuple[int, dict[str, bytes], float]] = OrderedDict()
         self._serials = count(1)
         self._untold: list[tuple[str, dict[str, Any]]] = []
         self._untold_drops = 0
         self._warned_of_drops = False
-        self._thread = PeriodicThread("memsync-writer", self.flush, interval, on_demand=True)
+        #: Slots of which a refusal was told.
+        self._warned: set[Slot] = set()
+        self._thread = PeriodicThread("memsync-writer", self._flush_on_demand, interval, on_demand=True)
 
     # -- tell
 
@@ -113,14 +117,14 @@ class BatchWriter:
         """Return the changes of an entry that are not in Redis yet, oldest first."""
         slot = place[:2]
         with self._mutex:
-            rows = [*(change for _, change in self._refused), *self._in_flight]
-            return [change for change in rows if change.place[:2] == slot] + \
-                self._ordinary.get(slot, []) + self._expendable.get(slot, [])
+            refused = self._refused.get(slot, (0.0, []))[1]
+            under_way = [change for change in self._in_flight if change.place[:2] == slot]
+            return [*refused, *under_way, *self._ordinary.get(slot, []), *self._expendable.get(slot, [])]
 
     def waiting_for(self, key: str) -> list[Change]:
         """Return the changes of all entries of one Redis hash that are not in Redis yet."""
         with self._mutex:
-            rows = [[change for _, change in self._refused], self._in_flight]
+            rows = [*(changes for _, changes in self._refused.values()), self._in_flight]
             rows += [*self._ordinary.values(), *self._expendable.values()]
             return [change for row in rows for change in row if change.place.key == key]
 
@@ -137,6 +141,10 @@ class BatchWriter:
                 self._flush()
         finally:
             self._tell()
+
+    def _flush_on_demand(self) -> float | None:
+        self.flush()
+        return REFUSED_PAUSE if self._refused else None
 
     def force(self, timeout: float | None = None) -> int:
         """Return when everything that waited is in Redis; tell how many changes that were.
@@ -171,7 +179,7 @@ class BatchWriter:
             ConflictError: If the entry is at another version.
             StoreError: If Redis is away, or refuses.
         """
-        self.force()
+        self.flush()
         try:
             with self._flushing:
                 return self._compare_and_set(change, expected)
@@ -185,7 +193,10 @@ class BatchWriter:
         (outcome,) = self.store.write_entries([self._as_write(change)])
         if outcome.status == "conflict":
             self._see(slot, outcome.version, {})
-            raise ConflictError(key, outcome.version)
+            if expected or not outcome.version or not self._gone(outcome.stored):
+                raise ConflictError(key, outcome.version)
+            # Version 0 is meant, nothing to see; what was deleted counts its versions on.
+            return self._compare_and_set(change, outcome.version)
         if outcome.status == "error":
             raise Refused(key, 1)
         self._settle(change, outcome)
@@ -240,7 +251,7 @@ class BatchWriter:
         if batch:
             self._succeeded(len(batch), time.monotonic() - started)
         if strict and self._refused:
-            raise Refused(self._refused[0][1].place.channel, len(self._refused))
+            raise Refused(next(iter(self._refused.values()))[1][0].place.channel, len(self._refused))
         if strict and lost_rounds:
             raise lost_rounds[0]
         return len(batch)
@@ -263,7 +274,7 @@ class BatchWriter:
         return [ConflictError(change.place.channel, self._seen[change.place[:2]][0]) for change in changes]
 
     def _as_write(self, change: Change) -> EntryWrite:
-        version, base = self._seen.get(change.place[:2], (0, {}))
+        version, base = self._last_seen(change.place[:2])
         content = change.content(self.store.clock, base)
         if change.serial is None:
             change.serial = next(self._serials)
@@ -281,36 +292,55 @@ class BatchWriter:
             return self._resolve(change, outcome)
         if outcome.status == "error":
             self._refuse(change, outcome.error)
-        elif outcome.status == "ok":
+        elif outcome.status in ("ok", "again"):
             self.counts["writes"] += 1
-            self._remember(change, outcome.version)
-            self._tell_written(change)
+            if outcome.status == "ok":
+                self._remember(change, outcome.version)
+            else:
+                # Others may have written since; what they wrote was not seen.
+                self._seen.pop(change.place[:2], None)
+            self._note_written(change)
         return None
 
     def _remember(self, change: Change, version: int) -> None:
         slot = change.place[:2]
         if isinstance(change, MergeFields):
-            self._see(slot, version, change.merged(self._seen.get(slot, (0, {}))[1]))
+            self._see(slot, version, change.merged(self._last_seen(slot)[1]), change.ttl)
+        elif change.place.field == STATE:
+            # Fields that are merged into it later have to look at it first.
+            self._seen.pop(slot, None)
         elif isinstance(change, SetValue):
             self._see(slot, version, {})
 
-    def _see(self, slot: Slot, version: int, fields: dict[str, bytes]) -> None:
-        self._seen[slot] = (version, fields)
+    def _last_seen(self, slot: Slot) -> tuple[int, dict[str, bytes]]:
+        """Return the version of an entry that was seen last, and its fields unless their time is over."""
+        version, fields, until = self._seen.get(slot, (0, {}, 0.0))
+        return version, fields if time.monotonic() < until else {}
+
+    def _see(self, slot: Slot, version: int, fields: dict[str, bytes], ttl: float = 0.0) -> None:
+        self._seen[slot] = (version, fields, time.monotonic() + ttl)
         self._seen.move_to_end(slot)
         if len(self._seen) > MAX_SEEN:
             self._seen.popitem(last=False)
 
     def _resolve(self, change: Change, outcome: Outcome) -> Change:
         slot, stored = change.place[:2], outcome.stored
-        gone = stored is None or stored.deleted or stored.expired(self.store.clock.now())
+        gone = self._gone(stored)
         if isinstance(change, MergeFields):
             change.late = not gone
-            self._see(slot, outcome.version, {} if gone or stored is None else values.split_fields(stored.body))
+            if gone or stored is None:
+                self._see(slot, outcome.version, {})
+            else:
+                left = (stored.header.time + stored.header.ttl_ms) / 1000 - self.store.clock.now()
+                self._see(slot, outcome.version, values.split_fields(stored.body), left)
             return change
         self._see(slot, outcome.version, {})
         if gone or stored is None or stored.header.writes.startswith(self.store.token):
             return change
         return self._resolve_value(change, stored)
+
+    def _gone(self, stored: Stored | None) -> bool:
+        return stored is None or stored.deleted or stored.expired(self.store.clock.now()) or not stored.readable
 
     def _resolve_value(self, change: Change, stored: Stored) -> Change:
         if not isinstance(change, SetValue) or not change.body:
@@ -318,7 +348,7 @@ class BatchWriter:
         key, clock = change.place.channel, self.store.clock
         incoming = change.over(None, clock, self.store.worker_id)
         assert incoming is not None
-        entries = [one.entry(key, values.decode(one.body)) for one in (stored, incoming)]
+        entries = [one.entry(key) for one in (stored, incoming)]
         try:
             resolution = self.resolvers.settle(key, entries)
             body = values.encode(resolution.resolved, key, self.max_value_size)
@@ -335,20 +365,24 @@ class BatchWriter:
 
     def _refuse(self, change: Change, error: str) -> None:
         """Set a change aside that Redis refuses, so that it does not hold up the others."""
+        slot = change.place[:2]
         with self._mutex:
-            known = any(kept.place == change.place for _, kept in self._refused)
-            self._refused.append((time.monotonic() + REFUSED_PAUSE, change))
+            known = slot in self._refused
+            queue: Queue = OrderedDict({slot: self._refused[slot][1]} if known else {})
+            self._append(queue, slot, change)
+            self._refused[slot] = (time.monotonic() + REFUSED_PAUSE, queue[slot])
             if len(self._refused) > MAX_REFUSED:
-                del self._refused[0]
+                self._refused.popitem(last=False)
                 self._count_drop()
-        if not known:
+        if not known and slot not in self._warned:
+            self._warned.add(slot)
             logger.warning("Redis refuses to write %s: %s", change.place.channel, error[:120])
 
-    def _tell_written(self, change: Change) -> None:
+    def _note_written(self, change: Change) -> None:
         name = "delete" if isinstance(change, SetValue) and not change.body else "write"
         if self.events.wanted(name):
             after = change.over(None, self.store.clock, self.store.worker_id)
-            details = {} if name == "delete" or after is None else {"value": values.decode(after.body)}
+            details = {} if name == "delete" or after is None else {"value": after.value}
             self._note(name, key=change.place.channel, **details)
 
     # -- the queue
@@ -370,11 +404,13 @@ class BatchWriter:
         """Move what waits into flight."""
         now = time.monotonic()
         with self._mutex:
-            due = [change for since, change in self._refused if all_refused or since <= now]
-            self._refused = [row for row in self._refused if row[1] not in due]
-            rows = [*self._ordinary.values(), *self._expendable.values()]
+            waiting = [*self._ordinary.items(), *self._expendable.items()]
+            touched = {slot for slot, _ in waiting}
+            due = [slot for slot, (at, _) in self._refused.items() if all_refused or at <= now or slot in touched]
+            rows = [self._refused.pop(slot)[1] for slot in due] + [row for _, row in waiting]
             self._ordinary, self._expendable = OrderedDict(), OrderedDict()
-            self._in_flight = due + [change.snapshot() for row in rows for change in row]
+            # A batch may be under way in this very thread, if a signal's handler came in between.
+            self._in_flight = self._in_flight + [change.snapshot() for row in rows for change in row]
 
     def _put_back(self, changes: Sequence[Change]) -> None:
         with self._mutex:

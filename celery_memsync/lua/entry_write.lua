@@ -20,7 +20,8 @@
 --   body     not looked into; "" deletes
 --
 -- Returns     {seconds, microseconds, answer...}, for each write one of
---             version  stored, or stored before under this serial
+--             version  stored
+--             {"again", version}  was stored before under this serial
 --             {"new", version}  stored, and no index was given
 --             {"kept", version}  what is there is further along
 --             {"conflict", version, text}  seen is not what is there
@@ -31,11 +32,12 @@ local n, worker, writer, horizon = tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber
 local index = KEYS[n + 1]
 local now = redis.call("TIME")
 local oldest = string.format("%.0f", now[1] * 1000 - horizon)
+local now_ms = now[1] * 1000 + now[2] / 1000
 local indexed = false
 
 -- Keep what an earlier run told, or a late word of it; not what never ran (rank below "2").
 local function keep_former(owner, field, run, rank, text)
-  local former = field .. "@" .. run
+  local former = "/" .. field .. "@" .. run
   local kept = redis.call("HGET", owner, former)
   if rank < "2" or kept and (string.match(kept, "^%d+ %S+ (%S+)") or "") >= rank then return end
   if not kept and redis.call("HLEN", owner) >= 64 then return end
@@ -45,14 +47,16 @@ end
 local function write(owner, field, channel, member, seen, run, rank, fence, time, ttl_ms, serial, body)
   local text = redis.pcall("HGET", owner, field)
   if type(text) == "table" then return { "error", text.err } end
-  local version, srun, srank, sfence, writes = 0, "-", "-", "0", ""
+  local version, srun, srank, sfence, writes, over = 0, "-", "-", "0", "", false
   if text then
-    local v, r, k, f, w = string.match(text, "^(%d+) (%S+) (%S+) (%d+) %d+ %d+ (%S+) ")
+    local v, r, k, f, t, ttl, w = string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%S+) ")
     if not v then return { "error", "what is stored is no entry" } end
-    version, srun, srank, sfence, writes = tonumber(v), r, k, f, w
+    version, sfence, writes = tonumber(v), f, w
+    over = t + ttl <= now_ms
+    if not over then srun, srank = r, k end
   end
   local before = string.match(writes, writer .. "%.(%d+)")
-  if before and tonumber(before) >= tonumber(serial) then return version end
+  if before and tonumber(before) >= tonumber(serial) then return { "again", version } end
   if tonumber(fence) > 0 and tonumber(fence) < tonumber(sfence) then return { "fenced", version } end
   if run == "" then run = srun end
 
@@ -67,7 +71,7 @@ local function write(owner, field, channel, member, seen, run, rank, fence, time
     if fresh or redis.call("PTTL", owner) < tonumber(ttl_ms) then redis.call("PEXPIRE", owner, ttl_ms) end
   end
 
-  if seen == "run" and text then
+  if seen == "run" and text and not over then
     local absorbed = string.sub(srank, 1, 1) == "9"
     local follows = not absorbed
       and (string.sub(rank, 1, 1) == "9" or run > srun or run == srun and rank > srank)
