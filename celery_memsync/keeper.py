@@ -6,9 +6,11 @@ It imports nothing of this package, so that it stays small beside the server.
 """
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,15 +24,14 @@ def main(folder: str, save: str, command: list[str]) -> int:
     users = os.open(os.path.join(folder, "users.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(users, fcntl.LOCK_EX)
     if save == "save":
-        _save(command)
+        with contextlib.suppress(OSError):  # its directory may be gone by now
+            _save(command)
     server.send_signal(signal.SIGTERM)
     server.wait()
     return 0
 
 
 def _save(command: list[str]) -> None:
-    import socket
-
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(command[command.index("--unixsocket") + 1])
         connection.sendall(b"SAVE\r\n")

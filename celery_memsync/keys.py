@@ -1,8 +1,8 @@
 """Every key: how users name it, where Redis keeps it, which ids are fit for it.
 
 Users name a thing by its path, ``<namespace>/tasks/<task_id>/state``.  Redis
-keeps all of one task in one hash, ``<namespace>/tasks/{<task_id>}``, a field
-per thing: one slot of a cluster, one ttl, and less memory than a key each.
+keeps state and progress of one task in one string, its *page*: that takes half
+the memory of a key each.  All that belongs to one task is in one slot of a cluster.
 """
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ MAX_KEY = 4 * MAX_ID
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _GLOB = re.compile(r"[*?\[\]\\]")
 
-#: Field of the hash of a task: what Celery's signals tell, what users tell, how far it is.
-#: A slash in front keeps a field out of reach of users' paths.
-LIFE, STATE, PROGRESS = "/life", "state", "progress"
-#: First part of the fields that hold what the agents of a task share.
+#: Slots of the page of a task: what Celery's signals tell, what users tell, how
+#: far it is.  A user's own key has a page with the first slot only.
+LIFE, STATE, PROGRESS = 1, 2, 3
+SLOTS = 3
+#: First part of the path of what the agents of a task share.
 AGENTS = "agents/"
-#: Between "/", the name of a field, and the former run whose entry it holds.
-FORMER = "@"
+#: Between a slot and the entry of an earlier run that the page keeps.
+FORMER = b"@"
 
 
 class Place(NamedTuple):
     """Where Redis keeps an entry.
 
     Attributes:
-        key: The Redis hash.
-        field: The field in it.
+        key: The Redis key: a page, or a hash.
+        slot: The slot of the page; 0 for a hash.
+        field: The field of the hash.
         channel: The entry's own key, also the channel on which its changes are told.
-        task_id: The task it belongs to, or "".
+        task_id: The task whose page it is, or "".
     """
 
     key: str
+    slot: int
     field: str
     channel: str
     task_id: str = ""
@@ -100,21 +103,27 @@ class Keys:
     # -- places, by noun
 
     def task(self, task_id: str) -> str:
-        """The hash of a task; the id is taken as checked."""
-        return f"{self._root}tasks/{{{task_id}}}"
+        """The page of a task; the id is taken as checked.  No path of a user's ends with a slash."""
+        return f"{self._root}tasks/{{{task_id}}}/"
 
-    def task_place(self, task_id: str, field: str) -> Place:
+    def agents(self, task_id: str) -> str:
+        """The hash of what the agents of a task share; the id is taken as checked."""
+        return f"{self._root}tasks/{{{task_id}}}/{AGENTS}"
+
+    def task_place(self, task_id: str, slot: int) -> Place:
         """Where a thing of a task is kept; the id is taken as checked."""
-        name = STATE if field == LIFE else field
-        return Place(self.task(task_id), field, f"{self._root}tasks/{task_id}/{name}", task_id)
+        name = "progress" if slot == PROGRESS else "state"
+        return Place(f"{self._root}tasks/{{{task_id}}}/", slot, "", f"{self._root}tasks/{task_id}/{name}", task_id)
 
     def agent_place(self, task_id: str, agent_id: str) -> Place:
         """Where the data of one agent of a task is kept."""
-        return self.task_place(check_id(task_id, "task"), AGENTS + check_id(agent_id, "agent"))
+        check_id(task_id, "task")
+        check_id(agent_id, "agent")
+        return Place(self.agents(task_id), 0, agent_id, f"{self._root}tasks/{task_id}/{AGENTS}{agent_id}")
 
     def worker_place(self, worker_id: str, thing: str) -> Place:
         """Where ``status``, ``heartbeat`` or ``capacity`` of a worker is kept."""
-        return Place(self.workers, f"{worker_id}/{thing}", f"{self._root}workers/{worker_id}/{thing}")
+        return Place(self.workers, 0, f"{worker_id}/{thing}", f"{self._root}workers/{worker_id}/{thing}")
 
     # -- places, by path
 
@@ -146,8 +155,12 @@ class Keys:
         full = self.full(key)
         noun, _, rest = full[len(self._root):].partition("/")
         owner, _, thing = rest.partition("/")
-        if noun == "tasks" and thing:
-            return Place(self.task(owner), thing, full, owner)
         if noun == "workers" and thing:
-            return Place(self.workers, f"{owner}/{thing}", full)
-        return Place(full, "", full)
+            return Place(self.workers, 0, f"{owner}/{thing}", full)
+        if noun != "tasks" or not thing:
+            return Place(full, 1, "", full)
+        if thing in ("state", "progress"):
+            return self.task_place(owner, STATE if thing == "state" else PROGRESS)
+        if thing.startswith(AGENTS):
+            return Place(self.agents(owner), 0, thing[len(AGENTS):], full)
+        return Place(f"{self._root}tasks/{{{owner}}}/{thing}", 1, "", full)

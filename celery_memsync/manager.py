@@ -10,7 +10,7 @@ import time
 import weakref
 from collections import OrderedDict
 from multiprocessing import util as multiprocessing_util
-from typing import Any, Iterable, Mapping
+from typing import Any, Callable, Iterable, Mapping, Sequence, TypeVar
 
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.log import get_logger
@@ -21,7 +21,7 @@ from .conflicts import Resolvers
 from .connections import connect
 from .events import Events, Handler
 from .exceptions import InvalidValue
-from .keys import AGENTS, LIFE, PROGRESS, STATE, Keys, Place, check_id
+from .keys import LIFE, PROGRESS, STATE, Keys, Place, check_id
 from .records import Entry, Stored, TaskRun, WorkerRecord, merge_state, progress_from
 from .settings import Settings
 from .store import Store, Task
@@ -34,6 +34,12 @@ CLOSE_TIMEOUT = 3.0
 
 #: Tasks of which a process remembers the progress that it told by hand.
 MAX_PROGRESS = 10_000
+
+#: Times to ask Redis while this process goes on writing what is asked for.
+MAX_READS = 5
+
+K = TypeVar("K")
+T = TypeVar("T")
 
 _TOKEN_LETTERS = string.ascii_letters + string.digits
 
@@ -238,12 +244,7 @@ class MemorySyncManager:
         Raises:
             StoreError: If Redis is away.
         """
-        services = self._open()
-        check_id(task_id, "task")
-        life_stored, state_stored = services.store.read_state(task_id)
-        life = self._overlaid(services.keys.task_place(task_id, LIFE), life_stored)
-        state = self._overlaid(services.keys.task_place(task_id, STATE), state_stored)
-        return _state_of(task_id, life, state)
+        return _state_of(task_id, self._task(task_id).slots)
 
     def get_task_progress(self, task_id: str) -> dict[str, Any] | None:
         """Return how far a task is, or None if nobody told.
@@ -263,13 +264,13 @@ class MemorySyncManager:
 
     def get_task(self, task_id: str) -> dict[str, Any] | None:
         """Return all that is known of a task, or None: state, progress, runs, agents."""
-        task = self._task(task_id)
-        state = _state_of(task_id, task.life, task.state)
+        task = self._task(task_id, agents=True)
+        state = _state_of(task_id, task.slots)
         progress = _progress_of(task)
         agents = {agent: stored.value for agent, stored in task.agents.items()}
         if state is None and progress is None and not agents:
             return None
-        told = [*task.former.get(LIFE, []), *([] if task.life is None else [task.life])]
+        told = [*task.former.get(LIFE, []), *([task.slots[LIFE]] if LIFE in task.slots else [])]
         runs = [run.as_dict() for one in told if (run := TaskRun.from_row(one.value, task_id)) is not None]
         return {"id": task_id, "state": state, "progress": progress, "runs": runs, "agents": agents}
 
@@ -293,9 +294,9 @@ class MemorySyncManager:
             rows = services.store.recent_tasks(limit, before)
             task_ids = [task_id for task_id in dict.fromkeys(task_id for _, task_id in rows) if task_id not in known]
             known.update(task_ids)
-            for task_id, task in zip(task_ids, services.store.read_states(task_ids) if task_ids else []):
-                state = _state_of(task_id, task.life, task.state)
-                if state is not None or task.progress is not None:
+            for task_id, task in zip(task_ids, services.store.read_tasks(task_ids)):
+                if task.slots:
+                    state = _state_of(task_id, task.slots)
                     found.append({"id": task_id, "state": state, "progress": _progress_of(task)})
             if len(rows) < limit:
                 break
@@ -316,7 +317,7 @@ class MemorySyncManager:
         Raises:
             StoreError: If Redis is away.
         """
-        return sorted(self._task(task_id).agents)
+        return sorted(self._task(task_id, agents=True).agents)
 
     def get_worker_status(self, worker_id: str) -> Any:
         """Return the status of a worker: what was told by hand, else its last beat; None if unknown.
@@ -353,9 +354,9 @@ class MemorySyncManager:
             StoreError: If Redis is away.
         """
         services = self._open()
-        told = services.store.read_workers()
-        for change in services.writer.waiting_for(services.keys.workers):
-            after = change.over(told.get(change.place.field), services.store.clock, services.worker_id)
+        told, waiting = self._ask(services.store.read_workers, services.keys.workers)
+        for change in waiting:
+            after = services.writer.overlay(told.get(change.place.field), [change])
             if after is not None:
                 told[change.place.field] = after
         since = services.store.clock.now() - services.settings.worker_ttl
@@ -387,13 +388,8 @@ class MemorySyncManager:
         services = self._open()
         places = {key: services.keys.place(key) for key in keys}
         parts = {key: self._parts(place) for key, place in places.items()}
-        flat = [place for row in parts.values() for place in row]
-        stored = dict(zip(flat, services.store.read_entries(flat))) if flat else {}
-        self._reads += len(places)
-        return {
-            key: _entry_of(places[key], {part.field: self._overlaid(part, stored[part]) for part in row})
-            for key, row in parts.items()
-        }
+        stored = self._read_places(list({place: None for row in parts.values() for place in row}))
+        return {key: _entry_of(places[key], {part.slot: stored[part] for part in row}) for key, row in parts.items()}
 
     def get_metrics(self) -> dict[str, Any]:
         """Return counters of this process; nothing is asked of Redis."""
@@ -535,34 +531,52 @@ class MemorySyncManager:
         body = values.encode(value, place.channel, services.settings.max_value_size)
         return services.writer.compare_and_set(SetValue(place, body, ttl), expected).entry(place.channel, value)
 
-    def _overlaid(self, place: Place, stored: Stored | None) -> Stored | None:
-        """Return an entry as it will be when this process has written what waits."""
+    def _ask(self, read: Callable[[], T], *keys: str) -> tuple[T, list[Change]]:
+        """Ask Redis; return its answer and what this process has to lay over it.
+
+        What was written while Redis answered may be in neither, so it is asked again.
+
+        Arguments:
+            keys: Redis keys from which is read.
+        """
+        writer = self._open().writer
+        for _ in range(MAX_READS):
+            before = writer.waiting_for(*keys)
+            answer = read()
+            waiting = writer.waiting_for(*keys)
+            if waiting == before:
+                break
+        return answer, waiting
+
+    def _read_places(self, places: Sequence[Place]) -> dict[Place, Stored | None]:
         services = self._open()
-        for change in services.writer.waiting(place):
-            stored = change.over(stored, services.store.clock, services.worker_id)
-        return None if stored is None or stored.deleted else stored
+        keys = {place.key for place in places}
+        answer, waiting = self._ask(lambda: services.store.read_entries(places), *keys)
+        found: dict[Place, Stored | None] = {}
+        for place, stored in zip(places, answer):
+            after = services.writer.overlay(stored, [change for change in waiting if change.place == place])
+            found[place] = None if after is None or after.deleted else after
+        self._reads += len(places)
+        return found
 
     def _value(self, place: Place) -> Any:
-        self._reads += 1
-        stored = self._overlaid(place, self._open().store.read_entry(place))
+        stored = self._read_places([place])[place]
         return None if stored is None else stored.value
 
-    def _task(self, task_id: str) -> Task:
+    def _task(self, task_id: str, agents: bool = False) -> Task:
         services = self._open()
-        key = services.keys.task(check_id(task_id, "task"))
+        keys = services.keys.task(check_id(task_id, "task")), services.keys.agents(task_id)
         self._reads += 1
-        task = services.store.read_task(task_id)
-        for change in services.writer.waiting_for(key):
-            task = _with_change(task, change, services)
+        (task,), waiting = self._ask(lambda: services.store.read_tasks([task_id], agents), *keys)
+        for change in waiting:
+            task = _with_change(task, change, services.writer)
         return task
 
     def _worker(self, worker_id: str, thing: str) -> tuple[Any, WorkerRecord | None]:
         services = self._open()
         check_id(worker_id, "worker")
         places = [services.keys.worker_place(worker_id, name) for name in (thing, "heartbeat")]
-        by_hand, beat = (
-            self._overlaid(place, stored) for place, stored in zip(places, services.store.read_entries(places))
-        )
+        by_hand, beat = self._read_places(places).values()
         record = None
         if beat is not None:
             since = services.store.clock.now() - services.settings.worker_ttl
@@ -571,7 +585,7 @@ class MemorySyncManager:
 
     def _parts(self, place: Place) -> list[Place]:
         """Return the places that make up what a key names: a task's state has two."""
-        if place.task_id and place.field == STATE:
+        if place.task_id and place.slot == STATE:
             return [self._open().keys.task_place(place.task_id, LIFE), place]
         return [place]
 
@@ -603,48 +617,50 @@ def _check_seconds(value: float, what: str, positive: bool = False) -> float:
     return float(value)
 
 
-def _state_of(task_id: str, life: Stored | None, state: Stored | None) -> dict[str, Any] | None:
+def _state_of(task_id: str, slots: Mapping[int, Stored | None]) -> dict[str, Any] | None:
+    life, state = slots.get(LIFE), slots.get(STATE)
     run = None if life is None or life.deleted else TaskRun.from_row(life.value, task_id)
     return merge_state(run, None if state is None or state.deleted else state.value)
 
 
 def _progress_of(task: Task) -> dict[str, Any] | None:
-    if task.progress is None or task.progress.deleted:
+    if PROGRESS not in task.slots:
         return None
-    progress = progress_from(task.progress.value)
+    progress = progress_from(task.slots[PROGRESS].value)
     former = task.former.get(PROGRESS)
     if former and progress is not None:
         progress["previous"] = progress_from(former[-1].value)
     return progress
 
 
-def _with_change(task: Task, change: Change, services: Services) -> Task:
-    clock, worker_id, field = services.store.clock, services.worker_id, change.place.field
-    if field.startswith(AGENTS):
-        agent = field[len(AGENTS):]
-        after = change.over(task.agents.get(agent), clock, worker_id)
-        agents = {name: stored for name, stored in task.agents.items() if name != agent}
-        return task._replace(agents=agents if after is None or after.deleted else {**agents, agent: after})
-    if field not in (LIFE, STATE, PROGRESS):
-        return task
-    before: Stored | None = getattr(task, field)
-    after = change.over(before, clock, worker_id)
+def _with_change(task: Task, change: Change, writer: BatchWriter) -> Task:
+    """Return a task as it will be when a change is written."""
+    place = change.place
+    if not place.slot:
+        after = writer.overlay(task.agents.get(place.field), [change])
+        return task._replace(agents=_replaced(task.agents, place.field, after))
+    before = task.slots.get(place.slot)
+    after = writer.overlay(before, [change])
     former = task.former
-    if before is not None and after is not before and after is not None and after.header.run != before.header.run:
-        former = {**former, field: [*former.get(field, []), before]}
-    parts: dict[str, Any] = {field: after, "former": former}
-    return task._replace(**parts)
+    if before is not None and after is not None and after.header.run != before.header.run:
+        former = {**former, place.slot: [*former.get(place.slot, []), before]}
+    return task._replace(slots=_replaced(task.slots, place.slot, after), former=former)
 
 
-def _entry_of(place: Place, parts: dict[str, Stored | None]) -> Entry | None:
+def _replaced(entries: dict[K, Stored], name: K, stored: Stored | None) -> dict[K, Stored]:
+    others = {other: kept for other, kept in entries.items() if other != name}
+    return others if stored is None or stored.deleted else {**others, name: stored}
+
+
+def _entry_of(place: Place, parts: dict[int, Stored | None]) -> Entry | None:
     known = [stored for stored in parts.values() if stored is not None]
     if not known:
         return None
     latest = max(known, key=lambda stored: stored.header.time)
     value = latest.value
-    if parts.get(LIFE) is not None or isinstance(value, dict) and LIFE in parts:
-        value = _state_of(place.task_id, parts[LIFE], parts[STATE])
-    elif place.task_id and place.field == PROGRESS and isinstance(value, list):
+    if place.task_id and place.slot == STATE and (parts[LIFE] is not None or isinstance(value, dict)):
+        value = _state_of(place.task_id, parts)
+    elif place.task_id and place.slot == PROGRESS and isinstance(value, list):
         value = progress_from(value)
     entry = latest.entry(place.channel, value)
     version = sum(stored.header.version for stored in known)

@@ -31,8 +31,8 @@ RANKS = {
     "SKIPPED": "8",
     "SUCCESS": "9",
 }
-#: A status of the user's own: the task is at work.
-OTHER_RANK = "2"
+#: Rank of a task that is at work: started, or with a status of the user's own.
+AT_WORK = "2"
 
 #: Statuses after which nothing more is expected of a task.
 FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED", "IGNORED", "REJECTED", "SKIPPED"})
@@ -43,7 +43,7 @@ MAX_MESSAGE = 1000
 
 def rank_of(status: object) -> str:
     """Return how far along its life a task with this status is."""
-    return RANKS.get(status, OTHER_RANK) if isinstance(status, str) else OTHER_RANK
+    return RANKS.get(status, AT_WORK) if isinstance(status, str) else AT_WORK
 
 
 class Header(NamedTuple):

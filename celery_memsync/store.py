@@ -3,20 +3,24 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Any, Callable, Iterable, NamedTuple, Sequence, TypeVar
+from typing import Any, Callable, Mapping, NamedTuple, Sequence, TypeVar
 
 import redis
 
 from .clock import Clock
 from .exceptions import StoreError
-from .keys import AGENTS, FORMER, LIFE, PROGRESS, STATE, Keys, Place
+from .keys import FORMER, SLOTS, Keys, Place
 from .records import Stored
 from .scripts import ENTRY_WRITE, WORKER_BEAT, Script
 
 #: Writes in one script call: a hundred hold Redis for a quarter of a millisecond.
 SCRIPT_SIZE = 100
 
+#: Entries of earlier runs that are kept of a task.
+MAX_FORMER = 12
+
 F = TypeVar("F", bound=Callable[..., Any])
+K = TypeVar("K")
 
 
 class EntryWrite(NamedTuple):
@@ -58,20 +62,16 @@ class Outcome(NamedTuple):
 
 
 class Task(NamedTuple):
-    """All that is stored of a task, by field.
+    """All that is stored of a task.
 
     Attributes:
-        life: What Celery's signals told.
-        state: What users told.
-        progress: How far it is.
-        former: Entries of earlier runs, by field and run, oldest first.
+        slots: What Celery's signals told, what users told, how far it is; by slot.
+        former: Entries of earlier runs, oldest first, by slot.
         agents: What agents share, by agent id.
     """
 
-    life: Stored | None
-    state: Stored | None
-    progress: Stored | None
-    former: dict[str, list[Stored]]
+    slots: dict[int, Stored]
+    former: dict[int, list[Stored]]
     agents: dict[str, Stored]
 
 
@@ -153,17 +153,22 @@ class Store:
         return outcomes
 
     @redis_call
-    def read_entry(self, place: Place) -> Stored | None:
-        """Return one entry, or None."""
-        return self._parse(self.redis.hget(place.key, place.field))
-
-    @redis_call
-    def read_entries(self, places: Iterable[Place]) -> list[Stored | None]:
-        """Return many entries, None for what is not there."""
+    def read_entries(self, places: Sequence[Place]) -> list[Stored | None]:
+        """Return entries, None for what is not there."""
+        pages = dict.fromkeys(place.key for place in places if place.slot)
+        fields = [place for place in places if not place.slot]
         pipeline = self.redis.pipeline(transaction=False)
-        for place in places:
+        for key in pages:
+            pipeline.get(key)
+        for place in fields:
             pipeline.hget(place.key, place.field)
-        return [self._parse(text) for text in pipeline.execute()]
+        answers = pipeline.execute() if places else []
+        by_page = {key: _split_page(page) for key, page in zip(pages, answers)}
+        by_field = dict(zip(fields, answers[len(pages):]))
+        return [
+            self._parse(_slot_of(by_page[place.key], place.slot) if place.slot else by_field[place])
+            for place in places
+        ]
 
     @redis_call
     def connect(self) -> None:
@@ -178,30 +183,30 @@ class Store:
     # -- tasks
 
     @redis_call
-    def read_state(self, task_id: str) -> tuple[Stored | None, Stored | None]:
-        """Return what Celery's signals and what users told of a task."""
-        life, state = self.redis.hmget(self.keys.task(task_id), LIFE, STATE)
-        return self._parse(life), self._parse(state)
-
-    @redis_call
-    def read_states(self, task_ids: Sequence[str]) -> list[Task]:
-        """Return state and progress of many tasks."""
+    def read_tasks(self, task_ids: Sequence[str], agents: bool = False) -> list[Task]:
+        """Return all that is stored of tasks; what their agents share only if asked for."""
         pipeline = self.redis.pipeline(transaction=False)
         for task_id in task_ids:
-            pipeline.hmget(self.keys.task(task_id), LIFE, STATE, PROGRESS)
-        rows = [map(self._parse, row) for row in pipeline.execute()]
-        return [Task(life, state, progress, {}, {}) for life, state, progress in rows]
+            pipeline.get(self.keys.task(task_id))
+            if agents:
+                pipeline.hgetall(self.keys.agents(task_id))
+        answers = pipeline.execute() if task_ids else []
+        pages = answers[::2] if agents else answers
+        shared: Sequence[dict[bytes, bytes]] = answers[1::2] if agents else [{}] * len(pages)
+        return [self._task(_split_page(page), fields) for page, fields in zip(pages, shared)]
 
-    @redis_call
-    def read_task(self, task_id: str) -> Task:
-        """Return all that is stored of a task."""
-        parsed = {name.decode(): self._parse(text) for name, text in self.redis.hgetall(self.keys.task(task_id)).items()}
-        known = {name: stored for name, stored in parsed.items() if stored is not None and not stored.deleted}
-        former: dict[str, list[Stored]] = {}
-        for name in sorted(name for name in known if name.startswith("/") and FORMER in name):
-            former.setdefault(name[1:].partition(FORMER)[0], []).append(known[name])
-        agents = {name[len(AGENTS):]: stored for name, stored in known.items() if name.startswith(AGENTS)}
-        return Task(known.get(LIFE), known.get(STATE), known.get(PROGRESS), former, agents)
+    def _task(self, texts: list[bytes], fields: dict[bytes, bytes]) -> Task:
+        slots = {slot: self._parse(_slot_of(texts, slot)) for slot in range(1, SLOTS + 1)}
+        former: dict[int, list[Stored]] = {}
+        for text in texts[SLOTS:]:
+            mark, _, rest = text.partition(FORMER)
+            stored = self._parse(rest)
+            if stored is not None and mark.isdigit():
+                former.setdefault(int(mark), []).append(stored)
+        for row in former.values():
+            row.sort(key=lambda stored: stored.header.run)
+        agents = {name.decode(errors="replace"): self._parse(text) for name, text in fields.items()}
+        return Task(_present(slots), former, _present(agents))
 
     @redis_call
     def recent_tasks(self, limit: int, before: str = "+") -> list[tuple[str, str]]:
@@ -215,7 +220,7 @@ class Store:
             Pairs of position and task id; an id may come twice.
         """
         rows = self.redis.xrevrange(self.keys.task_index, before, "-", limit)
-        return [(position.decode(), item[b"id"].decode()) for position, item in rows]
+        return [(position.decode(), item.get(b"id", b"").decode(errors="replace")) for position, item in rows]
 
     # -- workers
 
@@ -232,16 +237,15 @@ class Store:
     def read_workers(self) -> dict[str, Stored]:
         """Return all that is told of workers, by ``<worker_id>/<thing>``."""
         rows = self.redis.hgetall(self.keys.workers).items()
-        parsed = ((name.decode(), self._parse(text)) for name, text in rows)
-        return {name: stored for name, stored in parsed if stored is not None}
+        return _present({name.decode(errors="replace"): self._parse(text) for name, text in rows})
 
     # -- how scripts are called
 
     def _entry_call(self, writes: Sequence[EntryWrite]) -> tuple[list[str], list[Any]]:
         keys = [write.place.key for write in writes]
-        args: list[Any] = [len(writes), self.worker_id, self.token, self._horizon]
-        for place, seen, run, rank, fence, time_ms, ttl_ms, serial, body in writes:
-            args += (place.field, place.channel, place.task_id, seen, run, rank, fence, time_ms, ttl_ms, serial, body)
+        args: list[Any] = [len(writes), self.worker_id, self.token, self._horizon, SLOTS, MAX_FORMER]
+        for (_, slot, field, channel, task_id), seen, run, rank, fence, time_ms, ttl_ms, serial, body in writes:
+            args += (slot, field, channel, task_id, seen, run, rank, fence, time_ms, ttl_ms, serial, body)
         keys.append(self.keys.task_index)
         return keys, args
 
@@ -278,14 +282,28 @@ class Store:
         self.clock.learn(int(seconds) + int(micros) / 1e6, asked, time.monotonic())
 
     def _parse(self, text: bytes | None) -> Stored | None:
-        """Return what a field holds unless it is over; foreign data reads as nothing."""
-        if text is None:
+        """Return an entry unless it is over; foreign data reads as nothing."""
+        if not text:
             return None
         try:
             stored = Stored.parse(text)
         except ValueError:
             return None
         return None if stored.expired(self.clock.now()) or not stored.readable else stored
+
+
+def _split_page(page: bytes | None) -> list[bytes]:
+    """Return the entries of a page, empty for empty slots; every entry is two lines."""
+    lines = page.split(b"\n") if page else []
+    return [b"\n".join(lines[i:i + 2]).strip(b"\n") for i in range(0, len(lines), 2)]
+
+
+def _slot_of(texts: list[bytes], slot: int) -> bytes | None:
+    return texts[slot - 1] if slot <= len(texts) else None
+
+
+def _present(entries: Mapping[K, Stored | None]) -> dict[K, Stored]:
+    return {name: stored for name, stored in entries.items() if stored is not None and not stored.deleted}
 
 
 def ms(seconds: float) -> int:

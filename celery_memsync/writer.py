@@ -32,8 +32,7 @@ REFUSED_PAUSE = 1.0
 #: Most refused writes that are kept.
 MAX_REFUSED = 1000
 
-Slot = tuple[str, str]
-Queue = OrderedDict[Slot, list[Change]]
+Queue = OrderedDict[Place, list[Change]]
 
 
 class BatchWriter:
@@ -71,25 +70,25 @@ class BatchWriter:
         self._ordinary: Queue = OrderedDict()
         self._expendable: Queue = OrderedDict()
         self._in_flight: list[Change] = []
-        #: What Redis refuses, by slot, with the time of the next try.
-        self._refused: OrderedDict[Slot, tuple[float, list[Change]]] = OrderedDict()
-        self._seen: OrderedDict[Slot, tuple[int, dict[str, bytes], float]] = OrderedDict()
+        #: What Redis refuses, by place, with the time of the next try.
+        self._refused: OrderedDict[Place, tuple[float, list[Change]]] = OrderedDict()
+        self._seen: OrderedDict[Place, tuple[int, dict[str, bytes], float]] = OrderedDict()
         self._serials = count(1)
         self._untold: list[tuple[str, dict[str, Any]]] = []
         self._untold_drops = 0
         self._warned_of_drops = False
         #: Slots of which a refusal was told.
-        self._warned: set[Slot] = set()
+        self._warned: set[Place] = set()
         self._thread = PeriodicThread("memsync-writer", self._flush_on_demand, interval, on_demand=True)
 
     # -- tell
 
     def put(self, change: Change) -> None:
         """Take a change; it is written within ``interval``."""
-        slot = change.place[:2]
+        place = change.place
         with self._mutex:
             queue = self._expendable if change.expendable else self._ordinary
-            self._append(queue, slot, change)
+            self._append(queue, place, change)
             change.was_queued()
             if len(self._ordinary) + len(self._expendable) > self.max_pending:
                 self._drop_oldest()
@@ -101,9 +100,9 @@ class BatchWriter:
     def discard(self, change: Change) -> None:
         """Take a change back that nobody needs any more, unless it is under way."""
         with self._mutex:
-            waiting = self._ordinary.get(change.place[:2])
+            waiting = self._ordinary.get(change.place)
             if waiting == [change]:
-                del self._ordinary[change.place[:2]]
+                del self._ordinary[change.place]
 
     # -- ask
 
@@ -113,20 +112,26 @@ class BatchWriter:
         with self._mutex:
             return len(self._ordinary) + len(self._expendable) + len(self._in_flight) + len(self._refused)
 
-    def waiting(self, place: Place) -> list[Change]:
-        """Return the changes of an entry that are not in Redis yet, oldest first."""
-        slot = place[:2]
-        with self._mutex:
-            refused = self._refused.get(slot, (0.0, []))[1]
-            under_way = [change for change in self._in_flight if change.place[:2] == slot]
-            return [*refused, *under_way, *self._ordinary.get(slot, []), *self._expendable.get(slot, [])]
-
-    def waiting_for(self, key: str) -> list[Change]:
-        """Return the changes of all entries of one Redis hash that are not in Redis yet."""
+    def waiting_for(self, *keys: str) -> list[Change]:
+        """Return the changes of all entries under Redis keys that are not in Redis yet."""
         with self._mutex:
             rows = [*(changes for _, changes in self._refused.values()), self._in_flight]
             rows += [*self._ordinary.values(), *self._expendable.values()]
-            return [change for row in rows for change in row if change.place.key == key]
+            return [change for row in rows for change in row if change.place.key in keys]
+
+    def overlay(self, stored: Stored | None, changes: Sequence[Change]) -> Stored | None:
+        """Return an entry as it will be when changes of this process have been written over it."""
+        for change in changes:
+            if not self._holds(stored, change):
+                stored = change.over(stored, self.store.clock, self.store.worker_id)
+        return stored
+
+    def _holds(self, stored: Stored | None, change: Change) -> bool:
+        """Whether a change that is under way has arrived already."""
+        if stored is None or change.serial is None:
+            return False
+        token, _, serial = stored.header.writes.partition(",")[0].partition(".")
+        return token == self.store.token and int(serial) >= change.serial
 
     # -- write
 
@@ -187,12 +192,12 @@ class BatchWriter:
             self._tell()
 
     def _compare_and_set(self, change: SetValue, expected: int) -> Stored:
-        slot, key = change.place[:2], change.place.channel
+        place, key = change.place, change.place.channel
         self.store.connect()
-        self._see(slot, expected, {})
+        self._see(place, expected, {})
         (outcome,) = self.store.write_entries([self._as_write(change)])
         if outcome.status == "conflict":
-            self._see(slot, outcome.version, {})
+            self._see(place, outcome.version, {})
             if expected or not outcome.version or not self._gone(outcome.stored):
                 raise ConflictError(key, outcome.version)
             # Version 0 is meant, nothing to see; what was deleted counts its versions on.
@@ -270,11 +275,11 @@ class BatchWriter:
             changes = again
         with self._mutex:
             for change in changes:
-                self._append(self._ordinary, change.place[:2], change, front=True)
-        return [ConflictError(change.place.channel, self._seen[change.place[:2]][0]) for change in changes]
+                self._append(self._ordinary, change.place, change, front=True)
+        return [ConflictError(change.place.channel, self._seen[change.place][0]) for change in changes]
 
     def _as_write(self, change: Change) -> EntryWrite:
-        version, base = self._last_seen(change.place[:2])
+        version, base = self._last_seen(change.place)
         content = change.content(self.store.clock, base)
         if change.serial is None:
             change.serial = next(self._serials)
@@ -298,43 +303,43 @@ class BatchWriter:
                 self._remember(change, outcome.version)
             else:
                 # Others may have written since; what they wrote was not seen.
-                self._seen.pop(change.place[:2], None)
+                self._seen.pop(change.place, None)
             self._note_written(change)
         return None
 
     def _remember(self, change: Change, version: int) -> None:
-        slot = change.place[:2]
+        place = change.place
         if isinstance(change, MergeFields):
-            self._see(slot, version, change.merged(self._last_seen(slot)[1]), change.ttl)
-        elif change.place.field == STATE:
+            self._see(place, version, change.merged(self._last_seen(place)[1]), change.ttl)
+        elif change.place.task_id and change.place.slot == STATE:
             # Fields that are merged into it later have to look at it first.
-            self._seen.pop(slot, None)
+            self._seen.pop(place, None)
         elif isinstance(change, SetValue):
-            self._see(slot, version, {})
+            self._see(place, version, {})
 
-    def _last_seen(self, slot: Slot) -> tuple[int, dict[str, bytes]]:
+    def _last_seen(self, place: Place) -> tuple[int, dict[str, bytes]]:
         """Return the version of an entry that was seen last, and its fields unless their time is over."""
-        version, fields, until = self._seen.get(slot, (0, {}, 0.0))
+        version, fields, until = self._seen.get(place, (0, {}, 0.0))
         return version, fields if time.monotonic() < until else {}
 
-    def _see(self, slot: Slot, version: int, fields: dict[str, bytes], ttl: float = 0.0) -> None:
-        self._seen[slot] = (version, fields, time.monotonic() + ttl)
-        self._seen.move_to_end(slot)
+    def _see(self, place: Place, version: int, fields: dict[str, bytes], ttl: float = 0.0) -> None:
+        self._seen[place] = (version, fields, time.monotonic() + ttl)
+        self._seen.move_to_end(place)
         if len(self._seen) > MAX_SEEN:
             self._seen.popitem(last=False)
 
     def _resolve(self, change: Change, outcome: Outcome) -> Change:
-        slot, stored = change.place[:2], outcome.stored
+        place, stored = change.place, outcome.stored
         gone = self._gone(stored)
         if isinstance(change, MergeFields):
             change.late = not gone
             if gone or stored is None:
-                self._see(slot, outcome.version, {})
+                self._see(place, outcome.version, {})
             else:
                 left = (stored.header.time + stored.header.ttl_ms) / 1000 - self.store.clock.now()
-                self._see(slot, outcome.version, values.split_fields(stored.body), left)
+                self._see(place, outcome.version, values.split_fields(stored.body), left)
             return change
-        self._see(slot, outcome.version, {})
+        self._see(place, outcome.version, {})
         if gone or stored is None or stored.header.writes.startswith(self.store.token):
             return change
         return self._resolve_value(change, stored)
@@ -365,17 +370,17 @@ class BatchWriter:
 
     def _refuse(self, change: Change, error: str) -> None:
         """Set a change aside that Redis refuses, so that it does not hold up the others."""
-        slot = change.place[:2]
+        place = change.place
         with self._mutex:
-            known = slot in self._refused
-            queue: Queue = OrderedDict({slot: self._refused[slot][1]} if known else {})
-            self._append(queue, slot, change)
-            self._refused[slot] = (time.monotonic() + REFUSED_PAUSE, queue[slot])
+            known = place in self._refused
+            queue: Queue = OrderedDict({place: self._refused[place][1]} if known else {})
+            self._append(queue, place, change)
+            self._refused[place] = (time.monotonic() + REFUSED_PAUSE, queue[place])
             if len(self._refused) > MAX_REFUSED:
                 self._refused.popitem(last=False)
                 self._count_drop()
-        if not known and slot not in self._warned:
-            self._warned.add(slot)
+        if not known and place not in self._warned:
+            self._warned.add(place)
             logger.warning("Redis refuses to write %s: %s", change.place.channel, error[:120])
 
     def _note_written(self, change: Change) -> None:
@@ -387,10 +392,10 @@ class BatchWriter:
 
     # -- the queue
 
-    def _append(self, queue: Queue, slot: Slot, change: Change, front: bool = False) -> None:
-        waiting = queue.get(slot)
+    def _append(self, queue: Queue, place: Place, change: Change, front: bool = False) -> None:
+        waiting = queue.get(place)
         if waiting is None:
-            queue[slot] = [change]
+            queue[place] = [change]
         elif front:
             joined = change.followed_by(waiting[0])
             waiting[:1] = [change, waiting[0]] if joined is None else [joined]
@@ -405,9 +410,9 @@ class BatchWriter:
         now = time.monotonic()
         with self._mutex:
             waiting = [*self._ordinary.items(), *self._expendable.items()]
-            touched = {slot for slot, _ in waiting}
-            due = [slot for slot, (at, _) in self._refused.items() if all_refused or at <= now or slot in touched]
-            rows = [self._refused.pop(slot)[1] for slot in due] + [row for _, row in waiting]
+            touched = {place for place, _ in waiting}
+            due = [place for place, (at, _) in self._refused.items() if all_refused or at <= now or place in touched]
+            rows = [self._refused.pop(place)[1] for place in due] + [row for _, row in waiting]
             self._ordinary, self._expendable = OrderedDict(), OrderedDict()
             # A batch may be under way in this very thread, if a signal's handler came in between.
             self._in_flight = self._in_flight + [change.snapshot() for row in rows for change in row]
@@ -418,11 +423,11 @@ class BatchWriter:
             newer = self._ordinary, self._expendable
             self._ordinary, self._expendable = OrderedDict(), OrderedDict()
             for change in changes:
-                self._append(self._expendable if change.expendable else self._ordinary, change.place[:2], change)
+                self._append(self._expendable if change.expendable else self._ordinary, change.place, change)
             for queue, later in zip((self._ordinary, self._expendable), newer):
-                for slot, row in later.items():
+                for place, row in later.items():
                     for change in row:
-                        self._append(queue, slot, change)
+                        self._append(queue, place, change)
             while len(self._ordinary) + len(self._expendable) > self.max_pending:
                 self._drop_oldest()
 

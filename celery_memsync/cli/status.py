@@ -7,6 +7,7 @@ from typing import Any
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
 
+from ..records import AT_WORK, rank_of
 from .output import ago, duration, memory_of, percent, say_json, say_table, visible
 
 #: Newest tasks that are counted by status.
@@ -25,7 +26,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
         now = memsync.store.clock.now()
         namespace = memsync.settings.namespace
     counts = dict(Counter(str((task["state"] or {}).get("status", "-")) for task in tasks).most_common())
-    running = [task for task in tasks if (task["state"] or {}).get("status") == "STARTED"]
+    running = [task for task in tasks if task["state"] is not None and rank_of(task["state"].get("status")) == AT_WORK]
     server = {
         "version": info.get("redis_version"), "used_memory": info.get("used_memory"),
         "maxmemory_policy": info.get("maxmemory_policy"), "uptime": info.get("uptime_in_seconds"),

@@ -51,7 +51,7 @@ def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
         rows.append(["progress", _progress(progress)])
     rows += [[f"run {run['run']}", f"{run['status']} since {moment(run.get('started_at') or run.get('received_at'))}"]
              for run in found["runs"] if len(found["runs"]) > 1]
-    rows += [[f"agent {agent}", visible(str(data))] for agent, data in found["agents"].items()]
+    rows += [[f"agent {agent}", visible(str(data))] for agent, data in sorted(found["agents"].items())]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         ctx.obj.echo(f"{ctx.obj.style(visible(name).ljust(width), bold=True)}  {value}")

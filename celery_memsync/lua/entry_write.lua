@@ -1,15 +1,22 @@
 -- Store entries, count their versions, set their ttl and tell of them.
 --
--- KEYS[1..n]  owner    hash of each entry, one for each write
+-- An entry is a header line and a body.  It is kept in a field of a hash, or
+-- in a slot of a page: a string of entries, one after the other.  After its
+-- last slot a page keeps what earlier runs told, marked "<slot>@".
+--
+-- KEYS[1..n]  owner    hash or page of each entry, one for each write
 -- KEYS[n+1]   index    stream of task ids in order of first write; left out on a cluster
 -- ARGV[1]     n        number of writes
 -- ARGV[2]     worker   who writes
 -- ARGV[3]     writer   token of the writing process
 -- ARGV[4]     horizon  ms that an id stays in the index
--- ARGV[5..]            11 for each write:
---   field    field in the hash
+-- ARGV[5]     slots    most slots of a page
+-- ARGV[6]     formers  most entries of earlier runs that a page keeps
+-- ARGV[7..]            12 for each write:
+--   slot     slot in the page; "0": field in the hash
+--   field    its name
 --   channel  the entry's key; its changes are told there
---   member   id for the index if this write makes the hash; "" for none
+--   member   id for the index if this write makes the page; "" for none
 --   seen     version that the writer saw; "*": whatever is there; "run": run and rank decide
 --   run      the run that tells, sortable; "": the one that is there; "-": none
 --   rank     how far along in its run, sortable; "9..." absorbs what comes after
@@ -27,33 +34,81 @@
 --             {"conflict", version, text}  seen is not what is there
 --             {"fenced", version}  a newer fence has written
 --             {"error", message}  Redis refused
--- Publishes   field, header and body on each entry's channel
+-- Publishes   slot or field, header and body on each entry's channel
 local n, worker, writer, horizon = tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4])
+local slots, formers = tonumber(ARGV[5]), tonumber(ARGV[6])
 local index = KEYS[n + 1]
 local now = redis.call("TIME")
-local oldest = string.format("%.0f", now[1] * 1000 - horizon)
-local now_ms = now[1] * 1000 + now[2] / 1000
+local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local indexed = false
 
--- Keep what an earlier run told, or a late word of it; not what never ran (rank below "2").
-local function keep_former(owner, field, run, rank, text)
-  local former = "/" .. field .. "@" .. run
-  local kept = redis.call("HGET", owner, former)
-  if rank < "2" or kept and (string.match(kept, "^%d+ %S+ (%S+)") or "") >= rank then return end
-  if not kept and redis.call("HLEN", owner) >= 64 then return end
-  redis.call("HSET", owner, former, text)
+local function parse(text)
+  return string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%S+) ")
 end
 
-local function write(owner, field, channel, member, seen, run, rank, fence, time, ttl_ms, serial, body)
-  local text = redis.pcall("HGET", owner, field)
+-- Return the entries of a page, "" for empty slots; every entry is two lines.
+local function split(page)
+  local entries, from = {}, 1
+  while from <= #page do
+    local middle = string.find(page, "\n", from, true) or #page
+    local last = string.find(page, "\n", middle + 1, true) or #page + 1
+    local text = string.sub(page, from, last - 1)
+    entries[#entries + 1] = text == "\n" and "" or text
+    from = last + 1
+  end
+  return entries
+end
+
+-- Write a page; it lives as long as the longest of its entries.
+local function join(owner, entries)
+  local ttl_ms = 1
+  for i = 1, math.max(#entries, slots) do
+    local _, _, _, _, time, ttl = parse(string.gsub(entries[i] or "", "^%d@", "", 1))
+    if time then ttl_ms = math.max(ttl_ms, time + ttl - now_ms) end
+    if (entries[i] or "") == "" then entries[i] = "\n" end
+  end
+  redis.call("SET", owner, table.concat(entries, "\n"), "PX", string.format("%.0f", ttl_ms))
+end
+
+-- Keep what an earlier run told, or a late word of it; not what never ran (rank below "2").
+local function keep_former(entries, slot, run, rank, text)
+  if rank < "2" or not entries then return false end
+  local mark = slot .. "@"
+  for i = slots + 1, #entries do
+    local _, srun, srank = parse(string.sub(entries[i], #mark + 1))
+    if string.sub(entries[i], 1, #mark) == mark and srun == run then
+      if srank < rank then entries[i] = mark .. text end
+      return srank < rank
+    end
+  end
+  for i = #entries + 1, slots do entries[i] = "" end
+  entries[#entries + 1] = mark .. text
+  if #entries > slots + formers then table.remove(entries, slots + 1) end
+  return true
+end
+
+local function write(owner, slot, field, channel, member, seen, run, rank, fence, time, ttl_ms, serial, body)
+  local entries, text, page
+  if slot == "0" then
+    text = redis.pcall("HGET", owner, field)
+  else
+    page = redis.pcall("GET", owner)
+    text = page
+  end
   if type(text) == "table" then return { "error", text.err } end
+  if slot ~= "0" then
+    entries = split(page or "")
+    text = entries[tonumber(slot)]
+  end
   local version, srun, srank, sfence, writes, over = 0, "-", "-", "0", "", false
-  if text then
-    local v, r, k, f, t, ttl, w = string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%S+) ")
+  if text and text ~= "" then
+    local v, r, k, f, t, ttl, w = parse(text)
     if not v then return { "error", "what is stored is no entry" } end
     version, sfence, writes = tonumber(v), f, w
     over = t + ttl <= now_ms
     if not over then srun, srank = r, k end
+  else
+    text = nil
   end
   local before = string.match(writes, writer .. "%.(%d+)")
   if before and tonumber(before) >= tonumber(serial) then return { "again", version } end
@@ -64,11 +119,16 @@ local function write(owner, field, channel, member, seen, run, rank, fence, time
   for id in string.gmatch(writes, "[^,]+") do
     if #others < 2 and string.match(id, "^%w+") ~= writer then others[#others + 1] = "," .. id end
   end
-  local header = string.format(" %s %s %d %s %s %s.%s%s %s\n", run, rank,
-    math.max(tonumber(fence), tonumber(sfence)), time, ttl_ms, writer, serial, table.concat(others), worker)
-  local function store(v, fresh)
-    redis.call("HSET", owner, field, v .. header .. body)
-    if fresh or redis.call("PTTL", owner) < tonumber(ttl_ms) then redis.call("PEXPIRE", owner, ttl_ms) end
+  local rest = string.format(" %s %s %d %s %s %s.%s%s %s\n", run, rank, math.max(tonumber(fence), tonumber(sfence)),
+    time, ttl_ms, writer, serial, table.concat(others), worker) .. body
+  local function store(v)
+    if entries then
+      entries[tonumber(slot)] = v .. rest
+      for i = 1, tonumber(slot) do entries[i] = entries[i] or "" end
+      return join(owner, entries)
+    end
+    redis.call("HSET", owner, field, v .. rest)
+    if redis.call("PTTL", owner) < tonumber(ttl_ms) then redis.call("PEXPIRE", owner, ttl_ms) end
   end
 
   if seen == "run" and text and not over then
@@ -77,27 +137,26 @@ local function write(owner, field, channel, member, seen, run, rank, fence, time
       and (string.sub(rank, 1, 1) == "9" or run > srun or run == srun and rank > srank)
     if not follows then
       if run == srun and rank == srank and not absorbed then store(version) end -- told again: it lives on
-      if run ~= srun and run ~= "-" then keep_former(owner, field, run, rank, "1" .. header .. body) end
+      if run ~= srun and run ~= "-" and keep_former(entries, slot, run, rank, "1" .. rest) then join(owner, entries) end
       return { "kept", version }
     end
-    if run ~= srun and srun ~= "-" then keep_former(owner, field, srun, srank, text) end
+    if run ~= srun and srun ~= "-" then keep_former(entries, slot, srun, srank, text) end
   elseif seen ~= "run" and seen ~= "*" and tonumber(seen) ~= version then
     return { "conflict", version, text }
   end
 
-  local new = not text and member ~= "" and redis.call("EXISTS", owner) == 0
-  store(version + 1, new)
-  redis.call("PUBLISH", channel, field .. "\n" .. (version + 1) .. header .. body)
-  if not new then return version + 1 end
+  store(version + 1)
+  redis.call("PUBLISH", channel, (entries and slot or field) .. "\n" .. (version + 1) .. rest)
+  if page ~= false or member == "" then return version + 1 end
   if not index then return { "new", version + 1 } end
-  redis.pcall("XADD", index, "MINID", "~", oldest, "*", "id", member)
+  redis.pcall("XADD", index, "MINID", "~", string.format("%.0f", now_ms - horizon), "*", "id", member)
   indexed = true
   return version + 1
 end
 
 local answers = { tonumber(now[1]), tonumber(now[2]) }
 for i = 1, n do
-  answers[i + 2] = write(KEYS[i], unpack(ARGV, 11 * i - 6, 11 * i + 4))
+  answers[i + 2] = write(KEYS[i], unpack(ARGV, 12 * i - 5, 12 * i + 6))
 end
 if indexed then redis.call("PEXPIRE", index, horizon) end
 return answers
