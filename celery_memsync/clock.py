@@ -29,6 +29,10 @@ class Clock:
         """Return Redis's time at a moment of this process's monotonic clock."""
         return monotonic + self._offset
 
+    def monotonic(self, redis_time: float) -> float:
+        """Return the moment of this process's monotonic clock at which Redis's time was that."""
+        return redis_time - self._offset
+
     @property
     def measured(self) -> bool:
         """Whether Redis has been heard at least once."""

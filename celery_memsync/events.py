@@ -77,7 +77,7 @@ class Events:
         """Whether anybody listens, so that details need be gathered."""
         return bool(self._handlers.get(name))
 
-    def emit(self, name: str, **details: Any) -> None:
+    def emit(self, name: str, /, **details: Any) -> None:
         """Call all handlers of an event, in the order in which they came."""
         for handler in self._handlers.get(name, ()):
             try:

@@ -15,6 +15,8 @@ A wrong setting raises :exc:`celery.exceptions.ImproperlyConfigured`.
 """
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "MemSyncError", "StoreError", "ConflictError", "LockError", "LockNotAcquired",
     "LockLost", "NotInTask", "InvalidKey", "InvalidValue", "ValueTooLarge",
@@ -23,6 +25,10 @@ __all__ = [
 
 class MemSyncError(Exception):
     """Base of everything this package raises."""
+
+    def __reduce__(self) -> Any:
+        # Errors cross processes, as results do; their constructors do not take a message.
+        return _rebuild, (type(self), self.args, self.__dict__)
 
 
 class StoreError(MemSyncError):
@@ -100,3 +106,10 @@ class ValueTooLarge(InvalidValue):
         )
         self.size = size
         self.limit = limit
+
+
+def _rebuild(kind: type[MemSyncError], args: tuple[Any, ...], state: dict[str, Any]) -> MemSyncError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error

@@ -162,7 +162,7 @@ class Store:
             pipeline.get(key)
         for place in fields:
             pipeline.hget(place.key, place.field)
-        answers = pipeline.execute() if places else []
+        answers = _answers(pipeline) if places else []
         by_page = {key: _split_page(page) for key, page in zip(pages, answers)}
         by_field = dict(zip(fields, answers[len(pages):]))
         return [
@@ -190,12 +190,12 @@ class Store:
             pipeline.get(self.keys.task(task_id))
             if agents:
                 pipeline.hgetall(self.keys.agents(task_id))
-        answers = pipeline.execute() if task_ids else []
+        answers = _answers(pipeline) if task_ids else []
         pages = answers[::2] if agents else answers
-        shared: Sequence[dict[bytes, bytes]] = answers[1::2] if agents else [{}] * len(pages)
+        shared: Sequence[dict[bytes, bytes] | None] = answers[1::2] if agents else [{}] * len(pages)
         return [self._task(_split_page(page), fields) for page, fields in zip(pages, shared)]
 
-    def _task(self, texts: list[bytes], fields: dict[bytes, bytes]) -> Task:
+    def _task(self, texts: list[bytes], fields: dict[bytes, bytes] | None) -> Task:
         slots = {slot: self._parse(_slot_of(texts, slot)) for slot in range(1, SLOTS + 1)}
         former: dict[int, list[Stored]] = {}
         for text in texts[SLOTS:]:
@@ -205,7 +205,7 @@ class Store:
                 former.setdefault(int(mark), []).append(stored)
         for row in former.values():
             row.sort(key=lambda stored: stored.header.run)
-        agents = {name.decode(errors="replace"): self._parse(text) for name, text in fields.items()}
+        agents = {name.decode(errors="replace"): self._parse(text) for name, text in (fields or {}).items()}
         return Task(_present(slots), former, _present(agents))
 
     @redis_call
@@ -292,6 +292,17 @@ class Store:
         return None if stored.expired(self.clock.now()) or not stored.readable else stored
 
 
+def _answers(pipeline: Any) -> list[Any]:
+    """Return what reads in one round trip gave; what is of another type than ours reads as nothing."""
+    answers = pipeline.execute(raise_on_error=False)
+    for i, answer in enumerate(answers):
+        if isinstance(answer, redis.ResponseError) and "WRONGTYPE" in str(answer):
+            answers[i] = None
+        elif isinstance(answer, Exception):
+            raise answer
+    return list(answers)
+
+
 def _split_page(page: bytes | None) -> list[bytes]:
     """Return the entries of a page, empty for empty slots; every entry is two lines."""
     lines = page.split(b"\n") if page else []
@@ -318,5 +329,5 @@ def _outcome(answer: Any) -> Outcome:
     if status == "error":
         return Outcome("error", error=answer[1].decode())
     if status == "conflict":
-        return Outcome("conflict", answer[1], Stored.parse(answer[2]) if answer[2] else None)
+        return Outcome("conflict", answer[1], Stored.parse(answer[2]) if len(answer) > 2 and answer[2] else None)
     return Outcome("ok" if status == "new" else status, answer[1])

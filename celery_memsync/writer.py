@@ -1,6 +1,7 @@
 """Gather changes in memory and write them in batches."""
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import OrderedDict
@@ -25,6 +26,12 @@ logger = get_logger(__name__)
 
 #: Entries of which the writer remembers what it wrote last.
 MAX_SEEN = 2000
+
+#: Most rounds of merging fields into a state that others write at the same moment.
+MAX_MERGES = 50
+
+#: Longest pause before the second of these rounds, in seconds; it grows with each.
+CONTENTION_PAUSE = 0.001
 
 #: Seconds between two tries of a write that Redis refuses while it takes others.
 REFUSED_PAUSE = 1.0
@@ -262,21 +269,30 @@ class BatchWriter:
         return len(batch)
 
     def _send(self, changes: Sequence[Change]) -> list[ConflictError]:
-        """Write changes of one round trip; settle conflicts by more of them."""
-        for _ in range(MAX_ROUNDS + 1):
+        """Write changes of one round trip; settle conflicts by more of them.
+
+        Returns:
+            An error for each change that lost every round; it waits on.
+        """
+        lost: list[Change] = []
+        for number in range(MAX_MERGES):
             outcomes = self.store.write_entries([self._as_write(change) for change in changes])
-            again: list[Change] = []
-            for change, outcome in zip(changes, outcomes):
-                settled = self._settle(change, outcome)
-                if settled is not None:
-                    again.append(settled)
+            settled = [self._settle(change, outcome) for change, outcome in zip(changes, outcomes)]
+            again = [change for change in settled if change is not None]
+            if number >= MAX_ROUNDS:
+                # Merging fields settles nothing, it only has to be the first to write.
+                lost += [change for change in again if not isinstance(change, MergeFields)]
+                again = [change for change in again if isinstance(change, MergeFields)]
             if not again:
-                return []
+                break
+            time.sleep(number * random.random() * CONTENTION_PAUSE)
             changes = again
+        else:
+            lost += changes
         with self._mutex:
-            for change in changes:
+            for change in lost:
                 self._append(self._ordinary, change.place, change, front=True)
-        return [ConflictError(change.place.channel, self._seen[change.place][0]) for change in changes]
+        return [ConflictError(change.place.channel, self._last_seen(change.place)[0]) for change in lost]
 
     def _as_write(self, change: Change) -> EntryWrite:
         version, base = self._last_seen(change.place)
@@ -328,7 +344,7 @@ class BatchWriter:
         if len(self._seen) > MAX_SEEN:
             self._seen.popitem(last=False)
 
-    def _resolve(self, change: Change, outcome: Outcome) -> Change:
+    def _resolve(self, change: Change, outcome: Outcome) -> Change | None:
         place, stored = change.place, outcome.stored
         gone = self._gone(stored)
         if isinstance(change, MergeFields):
@@ -347,7 +363,7 @@ class BatchWriter:
     def _gone(self, stored: Stored | None) -> bool:
         return stored is None or stored.deleted or stored.expired(self.store.clock.now()) or not stored.readable
 
-    def _resolve_value(self, change: Change, stored: Stored) -> Change:
+    def _resolve_value(self, change: Change, stored: Stored) -> Change | None:
         if not isinstance(change, SetValue) or not change.body:
             return change
         key, clock = change.place.channel, self.store.clock
@@ -364,8 +380,10 @@ class BatchWriter:
         self.counts["conflicts"] += 1
         self._note("conflict-resolved", key=key, strategy=resolution.strategy, entries=entries,
                    discarded=resolution.discarded)
+        if body == stored.body:
+            return None
         settled = SetValue(change.place, body, change.ttl, change.fence)
-        settled.at = change.at
+        settled.at = max(change.at, clock.monotonic(stored.header.time / 1000))
         return settled
 
     def _refuse(self, change: Change, error: str) -> None:
