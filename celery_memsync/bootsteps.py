@@ -89,7 +89,9 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._heartbeat.stop(timeout=1.0)
         except StoreError as exc:
             logger.warning("This worker could not say goodbye: %s", exc)
-        self.memsync.shutdown()
+            self.memsync.shutdown(timeout=0)
+        else:
+            self.memsync.shutdown()
 
 
 class Describer:

@@ -6,9 +6,9 @@ from typing import Any, Mapping, NamedTuple
 
 from . import values
 from .clock import Clock
-from .exceptions import InvalidValue
+from .exceptions import InvalidValue, ValueTooLarge
 from .keys import Place
-from .records import Header, Stored, TaskRun, encode_progress, later_status, rank_of
+from .records import PROGRESS_FIELDS, Header, Stored, TaskRun, encode_progress, later_status, rank_of
 
 #: Figures of progress stay below: a rank holds sixteen digits.
 TOO_LARGE = 10 ** 16
@@ -194,6 +194,17 @@ class TellProgress(Change):
         self.rank = rank
         self.started = started
 
+    @classmethod
+    def from_row(cls, place: Place, row: Any, run_key: str, ttl: float, clock: Clock) -> TellProgress:
+        """Return what another process told of an earlier run, from the body that it wrote."""
+        padded = [*row, *[None] * (len(PROGRESS_FIELDS) - len(row))]
+        percent, current, total, message, status, started_at, updated_at, run, fields = padded
+        rank = progress_rank(percent, current)
+        told = cls(place, (percent, current, total, message, status, run, fields), run_key, rank,
+                   clock.monotonic(started_at), ttl)
+        told.at = clock.monotonic(updated_at)
+        return told
+
     def followed_by(self, newer: Change) -> Change | None:
         """The newer progress of the same run: its writer saw to it that it does not go back."""
         return newer if isinstance(newer, (TellProgress, Progress)) and newer.run_key == self.run_key else None
@@ -219,16 +230,19 @@ class Progress(Change):
         run: Id of the run, as shown.
         run_key: Which run; "" for the one that is stored.
         started: Monotonic time when the run began.
+        limit: Longest message, in characters.
     """
 
-    __slots__ = ("run", "run_key", "started", "figures", "message", "status", "fields", "queued")
+    __slots__ = ("run", "run_key", "started", "figures", "message", "status", "fields", "limit", "queued")
 
     expendable = True
 
     def __init__(
         self, place: Place, ttl: float, run: str | None = None, run_key: str = "", started: float | None = None,
+        limit: int = 1024 * 1024,
     ) -> None:
         super().__init__(place, ttl)
+        self.limit = limit
         self.run = run
         self.run_key = run_key
         self.started = self.at if started is None else started
@@ -244,7 +258,8 @@ class Progress(Change):
         percent, old, old_total = self.figures
         if (
             type(current) is int and old is not None and percent is None and old <= current < TOO_LARGE
-            and (total is None or total == old_total) and (message is None or type(message) is str)
+            and (total is None or total == old_total)
+            and (message is None or type(message) is str and len(message) <= self.limit)
         ):
             self.figures = (None, current, old_total)
             if message is not None:
@@ -264,8 +279,8 @@ class Progress(Change):
         Raises:
             InvalidValue: For a figure that is none, or out of its range.
         """
-        if message is not None and not isinstance(message, str):
-            raise InvalidValue(f"the message of a progress is a text, not {type(message).__name__}")
+        for text, what in ((message, "message"), (status, "status")):
+            self._check_text(text, what)
         if percent is not None:
             _check(percent, "progress")
             if percent > 100:
@@ -281,6 +296,12 @@ class Progress(Change):
         self.status = self.status if status is None else status
         self.fields = {**(self.fields or {}), **fields} if fields else self.fields
         return self._reported()
+
+    def _check_text(self, text: Any, what: str) -> None:
+        if text is not None and not isinstance(text, str):
+            raise InvalidValue(f"the {what} of a progress is a text, not {type(text).__name__}")
+        if text is not None and len(text) > self.limit:
+            raise ValueTooLarge(f"{self.place.channel} ({what})", len(text), self.limit)
 
     def _reported(self) -> bool:
         self.at = time.monotonic()

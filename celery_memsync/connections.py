@@ -10,11 +10,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from . import embedded
-from .settings import scheme_of
+from .settings import lower_scheme, scheme_of
 
 #: Longest that connecting, or one call, may take, in seconds.
 CONNECT_TIMEOUT = 2.0
-CALL_TIMEOUT = 3.0
+CALL_TIMEOUT = 2.0
 
 #: Connections a process may open: as many as it has threads or greenlets at once.
 MAX_CONNECTIONS = 2 ** 16
@@ -46,7 +46,7 @@ def connect(url: str, options: Mapping[str, Any]) -> redis.Redis:
     if scheme_of(url) == "embedded":
         folder = unquote(url.partition("://")[2].partition("?")[0])
         return _client(redis.ConnectionPool, {"connection_class": EmbeddedConnection, "folder": folder, **settings})
-    return _client(redis.ConnectionPool.from_url, {"url": url, **settings})
+    return _client(redis.ConnectionPool.from_url, {"url": lower_scheme(url), **settings})
 
 
 class EmbeddedConnection(redis.UnixDomainSocketConnection):

@@ -6,6 +6,7 @@ import time
 from typing import Callable
 
 from . import values
+from .exceptions import StoreError
 from .periodic import PeriodicThread
 from .records import WorkerRecord
 from .store import Store
@@ -58,8 +59,12 @@ class Heartbeat:
             StoreError: If Redis is away: then the silence tells.
         """
         self._thread.stop(timeout)
-        with self._beating:
+        if not self._beating.acquire(timeout=-1 if timeout is None else timeout):
+            raise StoreError("Redis does not answer the last beat; the silence will tell")
+        try:
             self._tell(self.describe().evolve(status="offline", running=()), leaving=True)
+        finally:
+            self._beating.release()
 
     def _tell(self, record: WorkerRecord, leaving: bool = False) -> None:
         self._sequence += 1

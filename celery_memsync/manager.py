@@ -30,7 +30,7 @@ from .writer import BatchWriter
 logger = get_logger(__name__)
 
 #: Seconds that the end of a process may wait for its last changes to be written.
-CLOSE_TIMEOUT = 3.0
+CLOSE_TIMEOUT = 2.0
 
 #: Tasks of which a process remembers the progress that it told by hand.
 MAX_PROGRESS = 10_000
@@ -170,8 +170,6 @@ class MemorySyncManager:
         """
         services = self._open()
         cell = self._progress_of(services, check_id(task_id, "task"))
-        if status is not None and not isinstance(status, str):
-            raise InvalidValue(f"the status of a progress is a text, not {type(status).__name__}")
         if cell.report(current, total, message, status, progress):
             services.writer.put(cell)
 
@@ -271,6 +269,7 @@ class MemorySyncManager:
         if state is None and progress is None and not agents:
             return None
         told = [*task.former.get(LIFE, []), *([task.slots[LIFE]] if LIFE in task.slots else [])]
+        told.sort(key=lambda stored: stored.header.run)
         runs = [run.as_dict() for one in told if (run := TaskRun.from_row(one.value, task_id)) is not None]
         return {"id": task_id, "state": state, "progress": progress, "runs": runs, "agents": agents}
 
@@ -461,7 +460,7 @@ class MemorySyncManager:
         log and lost with the process.
 
         Arguments:
-            timeout: Most seconds to wait.  None: 3.
+            timeout: Most seconds to wait.  None: 2.
         """
         with self._mutex:
             services, self._opened = self._opened, None
@@ -594,7 +593,8 @@ class MemorySyncManager:
             cell = services.progress.get(task_id)
             if cell is None:
                 place = services.keys.task_place(task_id, PROGRESS)
-                cell = services.progress[task_id] = Progress(place, services.settings.default_ttl)
+                cell = services.progress[task_id] = Progress(
+                    place, services.settings.default_ttl, limit=services.settings.max_value_size)
                 if len(services.progress) > MAX_PROGRESS:
                     services.progress.popitem(last=False)
             services.progress.move_to_end(task_id)

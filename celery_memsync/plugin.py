@@ -238,8 +238,9 @@ def _mark_publishing(app: Any) -> None:
 
 def app_settings(conf: Any) -> dict[str, Any]:
     """Return the settings of an app that are ours, by name without a namespace such as ``CELERY_``."""
-    prefix = (getattr(conf, "prefix", None) or "").lower()
     names = {str(name).lower() for name in conf}
+    # Only going through the names has loaded a configuration that was pending, and its prefix with it.
+    prefix = (getattr(conf, "prefix", None) or "").lower()
     ours = {name[len(prefix):] if prefix and name.startswith(prefix) else name for name in names}
     return {name: conf.get(name) for name in ours if name.startswith("memsync_")}
 

@@ -76,7 +76,7 @@ class Header(NamedTuple):
         Raises:
             ValueError: If this is no header.
         """
-        version, run, rank, fence, time, ttl_ms, writes, worker_id = line.decode().split(" ", 7)
+        version, run, rank, fence, time, ttl_ms, writes, worker_id = line.decode(errors="replace").split(" ", 7)
         return cls(int(version), run, rank, int(fence), int(time), int(ttl_ms), writes, worker_id)
 
 

@@ -100,6 +100,11 @@ def scheme_of(url: str) -> str:
     return url.partition("://")[0].lower() if "://" in url else ""
 
 
+def lower_scheme(url: str) -> str:
+    """Return a URL as redis-py reads it."""
+    return scheme_of(url) + url[len(scheme_of(url)):]
+
+
 def _short(value: object) -> str:
     text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else f"of type {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
@@ -146,7 +151,7 @@ def _url(value: object) -> str | None:
 def _unreadable(url: str) -> str | None:
     try:
         if scheme_of(url) != "embedded":
-            parse_url(url)  # type: ignore[no-untyped-call,unused-ignore]
+            parse_url(lower_scheme(url))  # type: ignore[no-untyped-call,unused-ignore]
     except (ValueError, TypeError):
         # The text of the error may hold a part of the URL.
         return "a URL that redis-py can read: redis://[user:password@]host[:port][/database]"

@@ -9,11 +9,13 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, NamedTuple
 from weakref import WeakValueDictionary
 
+from billiard.einfo import ExceptionWithTraceback
 from celery import signals
-from celery.exceptions import Ignore, NotRegistered, Reject, Retry
+from celery.exceptions import Ignore, NotRegistered, Reject, Retry, WorkerLostError
 from celery.utils.time import maybe_iso8601
 
-from .changes import Change, Progress, TellRun
+from . import values
+from .changes import Change, Progress, TellProgress, TellRun
 from .exceptions import InvalidKey
 from .keys import PROGRESS, Place
 from .records import TaskRun, describe_exception, run_key
@@ -24,12 +26,18 @@ if TYPE_CHECKING:
 #: The app that is sending a task; the signals of publishing do not tell.
 publishing: ContextVar[Any] = ContextVar("publishing", default=None)
 
+#: Attribute of a request whose end was told.
+TOLD = "memsync_told"
+
 #: Name of what travels with a message and its request: when it was published, which run it became.
 HEADER = "memsync"
 
 #: Seconds for which a parent remembers what its children's tasks came to; a
 #: child's last batch is in Redis long before.
 REMEMBERED = 5.0
+
+#: Longest progress that travels with a retry, in bytes of JSON.
+MAX_PREVIOUS = 4096
 
 #: Times to look at a set of requests that changes while one looks.
 MAX_LOOKS = 10
@@ -67,7 +75,9 @@ class ActiveRun:
         progress = self._progress
         if progress is None:
             place = self.memsync.keys.task_place(self.task_id, PROGRESS)
-            progress = Progress(place, self.memsync.settings.default_ttl, self.run.run, self.key, self.started)
+            settings = self.memsync.settings
+            progress = Progress(
+                place, settings.default_ttl, self.run.run, self.key, self.started, settings.max_value_size)
             self._progress = progress
         return progress
 
@@ -113,12 +123,16 @@ class TaskSignals:
     def connect(self) -> None:
         """Listen from now on."""
         for signal, handler in self._handlers():
-            signal.connect(handler, weak=False)
+            signal.connect(handler, weak=False, dispatch_uid=self._uid(handler))
 
     def disconnect(self) -> None:
         """Listen no more."""
         for signal, handler in self._handlers():
-            signal.disconnect(handler)
+            signal.disconnect(handler, dispatch_uid=self._uid(handler))
+
+    def _uid(self, handler: Any) -> tuple[str, str, int]:
+        # Before 5.7 Celery takes the same method of two objects for one receiver.
+        return "celery_memsync", handler.__name__, id(self)
 
     def _handlers(self) -> tuple[tuple[Any, Any], ...]:
         return (
@@ -147,7 +161,16 @@ class TaskSignals:
     def on_publish(self, headers: Any = None, **_: Any) -> None:
         """Let the moment of publishing travel with the message."""
         if isinstance(headers, dict) and "id" in headers and publishing.get() is self.memsync.app:
-            headers[HEADER] = {"published_at": round(self.memsync.store.clock.now(), 3)}
+            now = round(self.memsync.store.clock.now(), 3)
+            headers[HEADER] = {"published_at": now, **self._previous(headers["id"])}
+
+    def _previous(self, task_id: str) -> dict[str, Any]:
+        """Return the progress of a run that asks to be retried; the next one may start before it is in Redis."""
+        active = self._active(task_id)
+        if active is None or not active.reported:
+            return {}
+        body = active.progress.content(self.memsync.store.clock, {}).body
+        return {"previous": [active.key, values.decode(body)]} if len(body) <= MAX_PREVIOUS else {}
 
     def on_published(self, headers: Any = None, exchange: Any = None, routing_key: Any = None, **_: Any) -> None:
         """Tell that a task waits; a retry is told by the run that asks for it."""
@@ -166,7 +189,7 @@ class TaskSignals:
             return
         facts = request.request_dict
         sent = facts.get(HEADER)
-        now = self.memsync.store.clock.now()
+        now = _latest(self.memsync.store.clock.now(), (sent or {}).get("published_at"))
         key = run_key(facts.get("retries") or 0, now)
         travels = {"run": self._new_run(), "key": key, "received_at": round(now, 3)}
         facts[HEADER] = sent = {**sent, **travels} if isinstance(sent, dict) else travels
@@ -185,16 +208,29 @@ class TaskSignals:
         A child tells the outcome itself; should it be killed before it could,
         the parent tells what it saw.
         """
-        callback = request.on_success
+        on_success, on_failure = request.on_success, request.on_failure
 
         def on_outcome(outcome: Any, **kwargs: Any) -> Any:
-            # The request leads to this function and back; that circle ends here.
-            del request.on_success
+            # The request leads to these functions and back; that circle ends here.
+            del request.on_success, request.on_failure
             self.memsync.writer.discard(change)
             self._remember(request, key, run, outcome)
-            return callback(outcome, **kwargs)
+            return on_success(outcome, **kwargs)
 
-        request.on_success = on_outcome
+        def on_lost(error: Any, *args: Any, **kwargs: Any) -> Any:
+            del request.on_success, request.on_failure
+            answer = on_failure(error, *args, **kwargs)
+            cause = _unwrapped(error.exception)
+            if isinstance(cause, WorkerLostError) and not hasattr(request, TOLD):
+                self._tell_lost(request, cause)
+            return answer
+
+        request.on_success, request.on_failure = on_outcome, on_lost
+
+    def _tell_lost(self, request: Any, error: BaseException) -> None:
+        """Tell of a run whose child was killed, if Celery says nothing: it had stored a success, or runs again."""
+        stored = not request.ignore_result and request.task.backend.get_state(request.id) == "SUCCESS"
+        self._end(request.id, {}, "SUCCESS" if stored else "LOST", None if stored else error)
 
     def _remember(self, request: Any, key: str, run: TaskRun, outcome: Any) -> None:
         pid = request.worker_pid
@@ -226,7 +262,8 @@ class TaskSignals:
         error, runtime = outcome.error, outcome.runtime
         status, exception = ("SUCCESS", None) if error is None else _verdict(error)
         self._tell(outcome.task_id, outcome.key, outcome.run.evolve(
-            status=status, pid=pid, exception=exception, started_at=self._moment(outcome.time_start),
+            status=status, pid=pid, exception=exception,
+            started_at=self._moment(outcome.time_start, outcome.run.received_at),
             finished_at=round(self.memsync.store.clock.at(outcome.at), 3),
             runtime=round(runtime, 6) if isinstance(runtime, float) else None,
         ))
@@ -238,7 +275,7 @@ class TaskSignals:
             known = self._known(facts, request.id, facts[HEADER])
             begun = request.time_start
             known.update(status="RECEIVED" if begun is None else "STARTED", pid=request.worker_pid,
-                         started_at=self._moment(begun))
+                         started_at=self._moment(begun, facts[HEADER]["received_at"]))
             self._tell(request.id, facts[HEADER]["key"], TaskRun.of(known))
 
     # -- where it runs
@@ -252,7 +289,7 @@ class TaskSignals:
         facts = request.__dict__
         sent = facts.get(HEADER)
         started = time.monotonic()
-        now = memsync.store.clock.at(started)
+        now = _latest(memsync.store.clock.at(started), (sent or {}).get("received_at"))
         retries = facts.get("retries") or 0
         if not isinstance(sent, dict) or "key" not in sent:
             # Nobody received it: it runs eagerly.
@@ -267,7 +304,16 @@ class TaskSignals:
         active_run.set(active)
         if retries or (facts.get("delivery_info") or {}).get("redelivered"):
             # A new run starts over; what the one before reached is kept as ``previous``.
+            self._tell_previous(change.place.task_id, sent.get("previous"))
             memsync.writer.put(active.progress)
+
+    def _tell_previous(self, task_id: str, previous: Any) -> None:
+        if not isinstance(previous, list):
+            return
+        key, row = previous
+        memsync = self.memsync
+        place = memsync.keys.task_place(task_id, PROGRESS)
+        memsync.writer.put(TellProgress.from_row(place, row, key, memsync.settings.default_ttl, memsync.store.clock))
 
     def on_ended(self, task_id: str, retval: Any = None, state: str | None = None, **_: Any) -> None:
         """Tell how a run has ended; killed ones have no state, and the main process tells of them."""
@@ -283,7 +329,9 @@ class TaskSignals:
             return
         ended = time.monotonic()
         run = active.run.evolve(
-            status=state, finished_at=round(memsync.store.clock.at(ended), 3), runtime=round(ended - active.started, 6),
+            status=state,
+            finished_at=round(_latest(memsync.store.clock.at(ended), active.run.started_at), 3),
+            runtime=round(ended - active.started, 6),
             exception=_exception(retval) if isinstance(retval, BaseException) and state != "SUCCESS" else None,
         )
         memsync.writer.put(TellRun(active.place, run, active.key, self._lifetime(run)))
@@ -316,6 +364,7 @@ class TaskSignals:
         request = self._requests.get(task_id)
         if request is not None:
             facts = request.request_dict
+            setattr(request, TOLD, True)
         sent = facts.get(HEADER)
         now = self.memsync.store.clock.now()
         if not isinstance(sent, dict):
@@ -328,7 +377,8 @@ class TaskSignals:
         known.update(
             status=status, finished_at=None if status == "RETRY" else round(now, 3),
             exception=None if exception is None else describe_exception(exception),
-            pid=getattr(request, "worker_pid", None), started_at=self._moment(getattr(request, "time_start", None)),
+            pid=getattr(request, "worker_pid", None),
+            started_at=self._moment(getattr(request, "time_start", None), sent.get("received_at")),
         )
         self._tell(task_id, sent["key"], TaskRun.of(known))
 
@@ -377,9 +427,11 @@ class TaskSignals:
     def _new_run(self) -> str:
         return f"{self.memsync.token}-{next(self._runs):x}"
 
-    def _moment(self, local: float | None) -> float | None:
-        """Return Redis's time of a moment of this host's clock."""
-        return None if local is None else round(self.memsync.store.clock.now() - (time.time() - local), 3)
+    def _moment(self, local: float | None, earlier: float | None) -> float | None:
+        """Return Redis's time of a moment of this host's clock that comes after an earlier one."""
+        if local is None:
+            return None
+        return round(_latest(self.memsync.store.clock.now() - (time.time() - local), earlier), 3)
 
     def _tell(self, task_id: str, key: str, run: TaskRun) -> Change | None:
         try:
@@ -395,6 +447,11 @@ class TaskSignals:
         return ttl + max(0.0, run.eta - self.memsync.store.clock.now())
 
 
+def _latest(moment: float, *earlier: float | None) -> float:
+    """Return a moment, or an earlier one of another process whose clock is milliseconds ahead."""
+    return max(moment, *(one for one in earlier if isinstance(one, (int, float))), moment)
+
+
 def live(requests: Callable[[], Iterable[Any]]) -> list[Any]:
     """Return requests that another thread may be adding to or taking from."""
     for _ in range(MAX_LOOKS):
@@ -408,7 +465,7 @@ def live(requests: Callable[[], Iterable[Any]]) -> list[Any]:
 
 def _verdict(error: BaseException) -> tuple[str, dict[str, str] | None]:
     """Return status and exception of what came back from a child instead of a result."""
-    error = getattr(error, "exc", None) or error if type(error).__name__ == "ExceptionWithTraceback" else error
+    error = _unwrapped(error)
     if isinstance(error, Retry):
         return "RETRY", _exception(error)
     if isinstance(error, Reject):
@@ -416,6 +473,12 @@ def _verdict(error: BaseException) -> tuple[str, dict[str, str] | None]:
     if isinstance(error, Ignore):
         return "IGNORED", _exception(error)
     return "FAILURE", _exception(error)
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """Return what a child raised, which travels in a wrapper."""
+    cause: BaseException = error.exc if isinstance(error, ExceptionWithTraceback) else error
+    return cause
 
 
 def _exception(error: BaseException) -> dict[str, str] | None:

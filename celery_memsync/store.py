@@ -176,6 +176,11 @@ class Store:
         self.redis
 
     @redis_call
+    def ping(self) -> None:
+        """Ask Redis for a sign of life."""
+        self._learn_time(self._client)
+
+    @redis_call
     def server_info(self) -> dict[str, Any]:
         """Return what Redis tells of itself (INFO)."""
         return dict(self.redis.info())
@@ -274,6 +279,7 @@ class Store:
         return answers
 
     def _learn_time(self, client: Any) -> None:
+        client.ping()  # to connect is no part of the round trip that is measured
         asked = time.monotonic()
         seconds, micros = client.time()
         self._learn(seconds, micros, asked)
@@ -329,5 +335,8 @@ def _outcome(answer: Any) -> Outcome:
     if status == "error":
         return Outcome("error", error=answer[1].decode())
     if status == "conflict":
-        return Outcome("conflict", answer[1], Stored.parse(answer[2]) if len(answer) > 2 and answer[2] else None)
+        try:
+            return Outcome("conflict", answer[1], Stored.parse(answer[2]) if len(answer) > 2 and answer[2] else None)
+        except ValueError:
+            return Outcome("error", error="what is stored is no entry")
     return Outcome("ok" if status == "new" else status, answer[1])

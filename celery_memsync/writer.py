@@ -225,8 +225,11 @@ class BatchWriter:
         """
         deadline = time.monotonic() + timeout
         self._thread.stop(timeout)
+        left = deadline - time.monotonic()
+        if self.pending and left <= 0 and not self.connected:
+            raise StoreError("Redis is away")
         if self.pending:
-            self.force(max(0.0, deadline - time.monotonic()))
+            self.force(max(0.0, left))
 
     @contextmanager
     def _barrier(self, deadline: float | None) -> Iterator[None]:
@@ -252,6 +255,8 @@ class BatchWriter:
             batch = self._in_flight
             if batch:
                 self.store.connect()
+            elif not self.connected:
+                self.store.ping()
             for begin in range(0, len(batch), self.batch_size):
                 lost_rounds += self._send(batch[begin:begin + self.batch_size])
                 written = min(begin + self.batch_size, len(batch))

@@ -125,9 +125,6 @@ class Worker:
         tasks = Path(f"/proc/{self.process.pid}/task")
         return [int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()]
 
-    def signal(self, number):
-        self.process.send_signal(number)
-
     def stop(self, how=signal.SIGTERM, timeout=30):
         """End it and return its exit code; kill it if it does not end in time."""
         if self.process is None:
@@ -143,3 +140,6 @@ class Worker:
             raise AssertionError(f"the worker did not end within {timeout} s:\n{self.output()[-3000:]}") from None
         finally:
             self.process = None
+
+    def signal(self, number):
+        self.process.send_signal(number)

@@ -17,6 +17,8 @@ def strike(*_):
 seed = int(sys.argv[2])
 chance = random.Random(seed)
 memsync = MemorySyncManager(worker_id="w", url=sys.argv[1], batch_interval=0.005, batch_size=20)
+memsync.sync_task_state("t", {"told": 0})
+memsync.force_sync()  # what is imported at the first use is: an interrupted import locks Python up by itself
 signal.signal(signal.SIGALRM, strike)
 struck = told = 0
 end = time.monotonic() + 3

@@ -53,7 +53,7 @@ def _say_workers(ctx: click.Context, workers: list[dict[str, Any]], now: float) 
          ago(one["last_beat"], now), ",".join(one["queues"]) or "-"]
         for one in workers
     ]
-    say_table(ctx, ["WORKER", "STATUS", "POOL", "FREE", "DONE", "BEAT", "QUEUES"], rows, colour=1)
+    say_table(ctx, ["WORKER", "STATUS", "POOL", "FREE", "TAKEN", "BEAT", "QUEUES"], rows, colour=1)
 
 
 def _say_tasks(ctx: click.Context, counts: dict[str, int], total: int) -> None:

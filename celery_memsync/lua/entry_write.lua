@@ -87,6 +87,13 @@ local function keep_former(entries, slot, run, rank, text)
   return true
 end
 
+local function drop_former(entries, slot, run)
+  for i = #(entries or {}), slots + 1, -1 do
+    local _, srun = parse(string.gsub(entries[i], "^%d@", "", 1))
+    if string.sub(entries[i], 1, #slot + 1) == slot .. "@" and srun == run then table.remove(entries, i) end
+  end
+end
+
 local function write(owner, slot, field, channel, member, seen, run, rank, fence, time, ttl_ms, serial, body)
   local entries, text, page
   if slot == "0" then
@@ -140,7 +147,10 @@ local function write(owner, slot, field, channel, member, seen, run, rank, fence
       if run ~= srun and run ~= "-" and keep_former(entries, slot, run, rank, "1" .. rest) then join(owner, entries) end
       return { "kept", version }
     end
-    if run ~= srun and srun ~= "-" then keep_former(entries, slot, srun, srank, text) end
+    if run ~= srun and srun ~= "-" then
+      drop_former(entries, slot, run)
+      keep_former(entries, slot, srun, srank, text)
+    end
   elseif seen ~= "run" and seen ~= "*" and tonumber(seen) ~= version then
     return { "conflict", version, text }
   end

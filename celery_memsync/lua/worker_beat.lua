@@ -22,6 +22,12 @@ for _, silent in ipairs(gone) do
   redis.call("ZREM", beats, silent)
 end
 
+-- What was told by hand of workers that never beat is not in beats: look at a few of all.
+for _, other in ipairs(redis.call("HRANDFIELD", workers, 4)) do
+  local told, lives = string.match(redis.call("HGET", workers, other), "^%d+ %S+ %S+ %d+ (%d+) (%d+) ")
+  if not told or told + lives <= now_ms then redis.call("HDEL", workers, other) end
+end
+
 local field = id .. "/heartbeat"
 local stored = redis.call("HGET", workers, field)
 local version = (stored and tonumber(string.match(stored, "^%d+")) or 0) + 1

@@ -1,0 +1,61 @@
+"""Fixtures: a broker, a memory, and fleets on them."""
+from __future__ import annotations
+
+import pytest
+
+from ..helpers import RedisServer
+from .fleet import Fleet
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory):
+    """A broker for the whole session."""
+    server = RedisServer(tmp_path_factory.mktemp("broker")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def memory(tmp_path_factory):
+    """A memory for the whole session, apart from the broker."""
+    server = RedisServer(tmp_path_factory.mktemp("memory")).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_broker(tmp_path):
+    """A broker of this test's own, to be stopped."""
+    server = RedisServer(tmp_path / "broker", keep=True).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_memory(tmp_path):
+    """A memory of this test's own, to be stopped; its data survive."""
+    server = RedisServer(tmp_path / "memory", keep=True).start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def make_fleet(tmp_path, broker, memory):
+    """Makes fleets; their workers are killed at the end of the test."""
+    made = []
+
+    def make(broker=broker, memory=memory, **conf):
+        made.append(Fleet(tmp_path, broker, memory, **conf))
+        return made[-1]
+
+    yield make
+    for fleet in made:
+        fleet.close()
+
+
+@pytest.fixture(scope="module")
+def module_fleet(tmp_path_factory, broker, memory):
+    """A fleet for the tests of one module."""
+    fleet = Fleet(tmp_path_factory.mktemp("fleet"), broker, memory)
+    yield fleet
+    fleet.close()

@@ -1,0 +1,30 @@
+"""The app that the workers of these tests run; its configuration comes in the environment."""
+from __future__ import annotations
+
+import json
+import os
+
+from celery import Celery, signals
+
+from celery_memsync import MemSync
+
+from .tasks import note
+
+app = Celery("proj")
+app.conf.update(json.loads(os.environ["MEMSYNC_TEST_CONF"]))
+memsync = MemSync(app)
+
+
+@signals.task_failure.connect
+def on_failure(task_id, exception, **_):
+    note("failure", task_id, type=type(exception).__name__)
+
+
+@signals.task_retry.connect
+def on_retry(request, **_):
+    note("retry", request.id)
+
+
+@signals.task_revoked.connect
+def on_revoked(request, **_):
+    note("revoked", request.id)

@@ -1,0 +1,166 @@
+"""Tasks that end in every way a task can end."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+
+from celery import Task, shared_task
+from celery.exceptions import Ignore, Reject
+
+
+def note(what, task_id=None, **facts):
+    """Add a line to the file in which workers tell the tests what they saw."""
+    row = {"what": what, "id": task_id, "at": time.time(), "pid": os.getpid(), **facts}
+    file = os.open(os.environ["MEMSYNC_TEST_NOTES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(file, json.dumps(row).encode() + b"\n")
+    finally:
+        os.close(file)
+
+
+@shared_task
+def add(x, y):
+    return x + y
+
+
+@shared_task
+def total(numbers):
+    return sum(numbers)
+
+
+@shared_task(ignore_result=True)
+def nothing():
+    pass
+
+
+@shared_task
+def fail(message="it went wrong"):
+    raise ValueError(message)
+
+
+@shared_task(bind=True)
+def sleep(self, seconds):
+    note("begin", self.request.id)
+    time.sleep(seconds)
+    note("end", self.request.id)
+
+
+@shared_task(bind=True, max_retries=3)
+def retry_once(self, countdown=0.0):
+    memsync = self.app.memsync
+    if not self.request.retries:
+        memsync.progress(40, 100, "downloading")
+        raise self.retry(countdown=countdown, exc=OSError("the line is busy"))
+    return memsync.get_task_progress(self.request.id)
+
+
+@shared_task(bind=True, max_retries=0)
+def retry_too_often(self):
+    raise self.retry(exc=OSError("the line is busy"))
+
+
+@shared_task(bind=True, autoretry_for=(OSError,), max_retries=2, default_retry_delay=0)
+def fail_twice(self):
+    if self.request.retries < 2:
+        raise OSError("the line is busy")
+
+
+@shared_task
+def ignore():
+    raise Ignore()
+
+
+@shared_task(acks_late=True)
+def reject():
+    raise Reject("nobody wants it", requeue=False)
+
+
+@shared_task(bind=True, acks_late=True)
+def requeue_once(self):
+    if not self.request.delivery_info["redelivered"]:
+        raise Reject("not here", requeue=True)
+
+
+@shared_task(bind=True, acks_late=True)
+def sleep_acks_late(self, seconds):
+    note("begin", self.request.id)
+    time.sleep(seconds)
+
+
+@shared_task(acks_late=True)
+def add_acks_late(x, y):
+    return x + y
+
+
+@shared_task
+def kill_own_process():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(bind=True, acks_late=True, reject_on_worker_lost=True)
+def kill_own_process_once(self, after):
+    if not self.request.delivery_info["redelivered"]:
+        time.sleep(after)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillsItsProcessAfterwards(Task):
+    def on_success(self, *args):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task(base=KillsItsProcessAfterwards)
+def add_and_die(x, y):
+    return x + y
+
+
+@shared_task(bind=True, retry_on_worker_lost=True, max_retries=3, default_retry_delay=0)
+def kill_own_process_until_the_second_retry(self):
+    if self.request.retries < 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@shared_task
+def leave(code):
+    os._exit(code)
+
+
+@shared_task
+def leave_politely(code):
+    sys.exit(code)
+
+
+@shared_task(bind=True)
+def count_to(self, last, pause=0.0):
+    """Tell progress again and again; return how long that took in all, and the longest call."""
+    memsync = self.app.memsync
+    longest = 0.0
+    begun = time.monotonic()
+    for number in range(1, last + 1):
+        before = time.monotonic()
+        memsync.progress(number, last)
+        longest = max(longest, time.monotonic() - before)
+    seconds = time.monotonic() - begun
+    time.sleep(pause)
+    return {"seconds": seconds, "longest": longest}
+
+
+@shared_task(bind=True)
+def count_to_in_halves(self, last, sign):
+    """As `count_to`, with a break in the middle that ends when a file is there."""
+    memsync = self.app.memsync
+    seconds = longest = 0.0
+    for half in (range(1, last // 2 + 1), range(last // 2 + 1, last + 1)):
+        begun = time.monotonic()
+        for number in half:
+            before = time.monotonic()
+            memsync.progress(number, last)
+            longest = max(longest, time.monotonic() - before)
+        seconds += time.monotonic() - begun
+        note("half", self.request.id)
+        while not os.path.exists(sign):
+            time.sleep(0.02)
+    return {"seconds": seconds, "longest": longest}

@@ -1,0 +1,256 @@
+"""`celery memsync ...` as a user types it."""
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ..helpers import ROOT, eventually, free_port
+
+
+class Shell:
+    """Where a user types commands.
+
+    Arguments:
+        env: Environment of the app.
+    """
+
+    def __init__(self, env):
+        self.env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+
+    def run(self, *args, app="tests.integration.proj"):
+        """Run a command of the app; return what came of it."""
+        return subprocess.run(
+            [sys.executable, "-m", "celery", "-A", app, "memsync", *args], env=self.env, cwd=ROOT,
+            capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def fleet(module_fleet):
+    """A fleet with a worker."""
+    worker = module_fleet.start_worker("-c", "2")
+    module_fleet.wait_record(worker, lambda record: record.status == "active")
+    return module_fleet
+
+
+@pytest.fixture(scope="module")
+def sent(fleet):
+    """Tasks of each kind, by status."""
+    sent = {"SUCCESS": fleet.send("count_to", 7), "FAILURE": fleet.send("fail", "the cup is empty")}
+    for status, result in sent.items():
+        fleet.wait(result, status)
+    sent["STARTED"] = fleet.send("sleep", 60)
+    fleet.wait(sent["STARTED"], "STARTED")
+    worker = fleet.workers[0]
+    fleet.wait_record(worker, lambda record: record.running)
+    return sent
+
+
+@pytest.fixture(scope="module")
+def shell(fleet, sent):
+    """A shell that is set up for that fleet."""
+    return Shell(fleet.env())
+
+
+def plain(done):
+    """Return the output of a command that went well and wrote for a pipe."""
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    return done.stdout
+
+
+def one_line(done):
+    """Return the line on stderr of a command that went wrong."""
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_status_shows_redis_workers_and_tasks(shell, fleet, sent):
+    shown = plain(shell.run("status"))
+
+    assert fleet.workers[0].name in shown
+    assert fleet.name in shown
+    assert "1 SUCCESS" in shown and "1 FAILURE" in shown and "1 STARTED" in shown
+    assert sent["STARTED"].id in shown
+
+
+def test_status_as_json_holds_the_same(shell, fleet, sent):
+    shown = json.loads(plain(shell.run("status", "--json")))
+
+    (worker,) = shown["workers"]
+    assert worker["worker_id"] == fleet.workers[0].name
+    assert worker["status"] == "active"
+    assert worker["capacity"]["total"] == 2
+    assert [running["id"] for running in worker["running"]] == [sent["STARTED"].id]
+    assert shown["tasks"] == {"SUCCESS": 1, "FAILURE": 1, "STARTED": 1}
+    assert [task["id"] for task in shown["running"]] == [sent["STARTED"].id]
+
+
+def test_tasks_shows_all_of_them_newest_first(shell, sent):
+    lines = plain(shell.run("tasks")).splitlines()
+
+    assert lines[0].startswith("ID")
+    assert [line.split()[:2] for line in lines[1:]] == [
+        [sent[status].id, status] for status in ("STARTED", "FAILURE", "SUCCESS")]
+
+
+def test_tasks_of_one_status_are_shown(shell, sent):
+    shown = plain(shell.run("tasks", "--status", "FAILURE"))
+
+    assert sent["FAILURE"].id in shown
+    assert sent["SUCCESS"].id not in shown and sent["STARTED"].id not in shown
+
+
+@pytest.mark.parametrize("status", ["SUCCESS", "failure"])
+def test_tasks_of_one_status_as_json(shell, sent, status):
+    (shown,) = json.loads(plain(shell.run("tasks", "--status", status, "--json")))
+
+    assert shown["id"] == sent[status.upper()].id
+    assert shown["state"]["status"] == status.upper()
+
+
+def test_no_more_tasks_are_shown_than_asked_for(shell, sent):
+    shown = json.loads(plain(shell.run("tasks", "--limit", "1", "--json")))
+
+    assert [task["id"] for task in shown] == [sent["STARTED"].id]
+
+
+def test_no_task_of_a_status_is_said_and_is_an_empty_list_in_json(shell):
+    said, shown = shell.run("tasks", "--status", "REVOKED"), shell.run("tasks", "--status", "REVOKED", "--json")
+
+    assert len(plain(said).splitlines()) == 1
+    assert json.loads(plain(shown)) == []
+
+
+def test_task_shows_all_that_is_known(shell, sent):
+    shown = plain(shell.run("task", sent["FAILURE"].id))
+
+    assert "FAILURE" in shown
+    assert "ValueError: the cup is empty" in shown
+    assert "tests.integration.tasks.fail" in shown
+
+
+def test_task_as_json_is_what_get_task_returns(shell, fleet, sent):
+    shown = json.loads(plain(shell.run("task", sent["SUCCESS"].id, "--json")))
+
+    assert shown == fleet.reader.get_task(sent["SUCCESS"].id)
+    assert shown["progress"]["current"] == 7
+
+
+def test_a_task_that_nobody_told_of_is_exit_code_1(shell):
+    done = shell.run("task", "no-such-task")
+
+    assert done.returncode == 1
+    assert "no-such-task" in one_line(done)
+
+
+@pytest.mark.parametrize("task_id", ["a/b", "*", "", "x" * 600])
+def test_an_id_that_can_not_be_is_exit_code_64(shell, task_id):
+    done = shell.run("task", task_id)
+
+    assert done.returncode == 64
+    assert "task id" in one_line(done)
+
+
+@pytest.mark.parametrize("command", [["status"], ["tasks"], ["task", "some-id"], ["status", "--json"]])
+def test_redis_away_is_exit_code_69_and_one_line_without_the_password(make_fleet, command):
+    fleet = make_fleet()
+    shell = Shell(fleet.env(memsync_backend=f"redis://user:hushhush@127.0.0.1:{free_port()}/0"))
+
+    done = shell.run(*command)
+
+    assert done.returncode == 69
+    assert "Redis" in one_line(done)
+    assert "hushhush" not in done.stderr
+
+
+def test_redis_that_does_not_answer_is_exit_code_69_in_a_while(make_fleet, own_memory):
+    fleet = make_fleet(memory=own_memory)
+    own_memory.pause()
+    began = time.monotonic()
+
+    done = Shell(fleet.env()).run("status")
+
+    assert done.returncode == 69
+    assert "does not answer in time" in one_line(done)
+    assert time.monotonic() - began < 12
+
+
+def test_what_a_terminal_would_act_on_is_not_shown(make_fleet):
+    fleet = make_fleet()
+    result = fleet.task("fail").apply(["\x1b[31mred\nand a line"])
+    fleet.wait(result, "FAILURE")
+
+    shown = plain(Shell(fleet.env()).run("task", result.id))
+
+    assert "ValueError: ?[31mred?and a line" in shown
+
+
+def test_a_wrong_setting_is_exit_code_78_and_one_line(make_fleet):
+    fleet = make_fleet()
+    shell = Shell(fleet.env(memsync_batch_size=-1))
+
+    done = shell.run("status")
+
+    assert done.returncode == 78
+    assert "memsync_batch_size" in one_line(done)
+
+
+def test_a_misspelt_setting_is_exit_code_78_and_one_line(make_fleet):
+    fleet = make_fleet()
+    shell = Shell(fleet.env(memsync_namespase="x"))
+
+    done = shell.run("tasks")
+
+    assert done.returncode == 78
+    assert "did you mean memsync_namespace?" in one_line(done)
+
+
+def test_no_redis_anywhere_is_exit_code_78_and_one_line(make_fleet):
+    fleet = make_fleet()
+    shell = Shell(fleet.env(memsync_backend=None, result_backend=None, broker_url="memory://"))
+
+    done = shell.run("status")
+
+    assert done.returncode == 78
+    assert "memsync_backend" in one_line(done)
+
+
+def test_the_commands_work_for_an_app_that_has_only_the_setting(shell, sent):
+    shown = json.loads(plain(shell.run("tasks", "--json", app="tests.integration.bare")))
+
+    assert {task["id"] for task in shown} == {result.id for result in sent.values()}
+
+
+def test_an_empty_memory_is_no_error(make_fleet):
+    fleet = make_fleet()
+    shell = Shell(fleet.env())
+
+    status, tasks = plain(shell.run("status")), plain(shell.run("tasks"))
+
+    assert "No worker" in status
+    assert "No task" in tasks
+
+
+def test_a_worker_that_is_gone_is_shown_as_lost(make_fleet):
+    fleet = make_fleet(memsync_worker_ttl=1.0)
+    worker = fleet.start_worker("-c", "1")
+    fleet.wait_record(worker, lambda record: record.status == "active")
+    worker.process.kill()
+    eventually(lambda: fleet.record(worker).status == "lost")
+
+    shown = json.loads(plain(Shell(fleet.env()).run("status", "--json")))
+
+    assert [one["status"] for one in shown["workers"]] == ["lost"]
+
+
+def test_the_commands_are_listed_with_what_they_do(shell):
+    shown = plain(shell.run("--help"))
+
+    assert "status" in shown and "tasks" in shown and "task " in shown

@@ -1,0 +1,46 @@
+"""The examples of docs/ run, as those of README.md do."""
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from ..helpers import ROOT
+from ..test_readme import Page
+
+PAGES = ("quickstart.md", "howto/progress.md", "howto/web.md", "howto/several-apps.md", "howto/testing.md")
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_example_of_a_page_runs(path, tmp_path, own_server):
+    page = Page(ROOT / "docs" / path, tmp_path, own_server)
+    worker = page.worker("proj").start()
+    try:
+        for code in page.scripts:
+            page.run_script(code)
+        for command, _ in page.commands:
+            page.run_celery(*command.split()[1:])
+        if (tmp_path / "bar.py").exists():
+            assert page.run(sys.executable, "bar.py").endswith("SUCCESS\n")
+        if (tmp_path / "test_proj.py").exists():
+            page.run(sys.executable, "-m", "pytest", "-q", "test_proj.py")
+    finally:
+        worker.stop()
+
+
+@pytest.mark.parametrize("path", sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")))
+def test_every_link_of_a_page_leads_somewhere(path):
+    text = (ROOT / path).read_text()
+
+    targets = re.findall(r"\]\(([^)#:]+)[^)]*\)", text)
+
+    assert [target for target in targets if not ((ROOT / path).parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("path", sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")))
+def test_every_python_block_of_a_page_compiles(path):
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / path).read_text(), re.MULTILINE | re.DOTALL)
+
+    for code in blocks:
+        compile(code, path, "exec")

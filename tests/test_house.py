@@ -1,0 +1,249 @@
+"""The rules of this code that a machine can keep."""
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from celery_memsync import exceptions, scripts
+from celery_memsync.events import EVENTS
+from celery_memsync.settings import Settings
+
+from .helpers import ROOT
+
+PACKAGE = ROOT / "celery_memsync"
+REFERENCE = ROOT / "docs" / "reference"
+
+#: A module imports from lower floors only; those of one floor do not know each other.
+FLOORS = (
+    ("exceptions", "clock", "periodic", "keeper", "scripts"),
+    ("keys", "values", "events"),
+    ("records",),
+    ("conflicts",),
+    ("settings", "changes"),
+    ("embedded",),
+    ("connections",),
+    ("store",),
+    ("cache", "subscriptions", "locks", "writer", "heartbeat"),
+    ("manager",),
+    ("signals", "decorators"),
+    ("bootsteps",),
+    ("plugin",),
+    ("child", "cli"),
+    ("__init__",),
+)
+LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
+
+SCRIPTS = sorted(path.stem for path in (PACKAGE / "lua").glob("*.lua"))
+MODULES = sorted(PACKAGE.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text()) for path in MODULES}
+
+HEADER_PARTS = ("KEYS[", "ARGV[", "Returns", "Publishes")
+
+
+def place_of(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def top_level(tree):
+    """Yield what runs when a module is imported: not the bodies of functions, not what only a type checker sees."""
+    waiting = list(tree.body)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting.extend(node.orelse)
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return the modules of this package that a module imports at its top."""
+    found = set()
+    depth = len(path.relative_to(PACKAGE).parts)
+    for node in top_level(TREES[path]):
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("celery_memsync.")}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("celery_memsync"):
+            found.add((node.module + ".").split(".")[1])
+    return found
+
+
+def public_definitions(tree, prefix=""):
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            yield prefix + node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from public_definitions(node, f"{prefix}{node.name}.")
+
+
+def is_overload(node):
+    return any("overload" in ast.unparse(decorator) for decorator in getattr(node, "decorator_list", []))
+
+
+def header_of(name: str) -> str:
+    lines = (PACKAGE / "lua" / f"{name}.lua").read_text().splitlines()
+    return "\n".join(line for line in lines[:next(i for i, line in enumerate(lines) if not line.startswith("--"))])
+
+
+def body_of(name: str) -> str:
+    return (PACKAGE / "lua" / f"{name}.lua").read_text()[len(header_of(name)):]
+
+
+def reference(name: str) -> str:
+    page = REFERENCE / f"{name}.md"
+    assert page.exists(), f"{page.relative_to(ROOT)} is not there"
+    return page.read_text()
+
+
+# -- the floor plan
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_has_a_floor(path):
+    assert place_of(path) in LEVEL
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_from_lower_floors_only(path):
+    level = LEVEL[place_of(path)]
+
+    assert {name for name in imports_of(path) if LEVEL.get(name, 99) >= level and name != "__version__"} == set()
+
+
+def test_imports_are_found_where_there_are_some():
+    assert {"changes", "store", "writer"} <= imports_of(PACKAGE / "manager.py")
+    assert imports_of(PACKAGE / "cli" / "output.py") >= {"exceptions", "plugin"}
+
+
+def test_only_the_store_and_the_connections_talk_to_redis():
+    importers = {
+        place_of(path) for path in MODULES for node in ast.walk(TREES[path])
+        if (isinstance(node, ast.Import) and any(alias.name == "redis" for alias in node.names))
+        or (isinstance(node, ast.ImportFrom) and node.module == "redis")
+    }
+
+    assert importers - {"bootsteps"} == {"connections", "store"}  # a worker tells the version of redis-py
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_outside_a_module_touches_its_underscore(path):
+    siblings = imports_of(path)
+    private = [
+        ast.unparse(node) for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in siblings
+        and node.attr.startswith("_") and not node.attr.startswith("__")
+    ]
+    private += [
+        alias.name for node in ast.walk(TREES[path]) if isinstance(node, ast.ImportFrom) and node.level
+        for alias in node.names if alias.name.startswith("_") and not alias.name.startswith("__")
+    ]
+
+    assert private == []
+
+
+# -- words
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_whatever_is_public_has_a_docstring(path):
+    tree = TREES[path]
+    silent = [
+        name for name, node in public_definitions(tree) if not ast.get_docstring(node) and not is_overload(node)
+    ]
+
+    assert ast.get_docstring(tree)
+    assert silent == []
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_begins_as_all_do(path):
+    imports = [node for node in TREES[path].body if isinstance(node, ast.ImportFrom)]
+
+    assert imports == [] or imports[0].module == "__future__"
+
+
+def test_nothing_is_left_to_do():
+    files = [*MODULES, *(PACKAGE / "lua").glob("*.lua"), *(ROOT / "tests").rglob("*.py")]
+    words = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
+
+    assert [str(path) for path in files if path != Path(__file__) and words.search(path.read_text())] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("test_*.py")), ids=lambda path: path.name)
+def test_a_file_of_tests_is_short_enough_to_be_read(path):
+    assert len(path.read_text().splitlines()) <= 350
+
+
+def test_every_module_has_its_tests():
+    tested = " ".join(path.stem for path in (ROOT / "tests").rglob("test_*.py"))
+    elsewhere = {"__init__", "keeper", "scripts", "child", "cli", "exceptions", "signals", "bootsteps", "plugin"}
+
+    assert {place_of(path) for path in MODULES if place_of(path) not in tested} <= elsewhere
+
+
+# -- scripts
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_tells_its_keys_arguments_answer_and_what_it_publishes(name):
+    header = header_of(name)
+    positions = [header.find(f"-- {part}") for part in HEADER_PARTS]
+
+    assert header.splitlines()[0].endswith(".")
+    assert -1 not in positions
+    assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_uses_the_keys_and_arguments_that_it_tells(name):
+    header, body = header_of(name), body_of(name)
+
+    for word in ("KEYS", "ARGV"):
+        told = set(re.findall(rf"^-- {word}\[(\d+)\]", header, re.M))
+        used = set(re.findall(rf"{word}\[(\d+)\]", body))
+        assert used <= told | ({"1"} if f"{word}[1..n]" in header else set())
+        assert told <= used or f"unpack({word}" in body or f"{word}[i]" in body
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_has_a_name_and_a_caller_in_the_store(name):
+    store = (PACKAGE / "store.py").read_text()
+
+    assert getattr(scripts, name.upper()).sha in repr(scripts.load(name))
+    assert len(re.findall(rf"\b{name.upper()}\b", store)) >= 2
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_no_script_looks_into_a_body_or_takes_its_time_from_a_caller(name):
+    assert not re.search(r"cjson|cmsgpack|os\.time|os\.clock", body_of(name))
+
+
+def test_no_script_or_store_method_goes_through_all_keys():
+    texts = [body_of(name) for name in SCRIPTS] + [(PACKAGE / "store.py").read_text()]
+
+    assert not re.search(r'"(KEYS|SCAN)"|\.keys\("|\.scan\(|scan_iter', "".join(texts))
+
+
+# -- the reference
+
+@pytest.mark.parametrize("name", [f"memsync_{one.name}" for one in fields(Settings)])
+def test_a_setting_has_its_row_in_the_reference(name):
+    assert f"`{name}`" in reference("settings")
+
+
+@pytest.mark.parametrize("name", exceptions.__all__)
+def test_an_error_has_its_row_in_the_reference(name):
+    assert f"`{name}`" in reference("errors")
+    assert re.search(rf"^\s*\* {name}\b", exceptions.__doc__, re.M)
+
+
+@pytest.mark.parametrize("name", sorted(EVENTS))
+def test_an_event_has_its_row_in_the_reference(name):
+    rows = [line for line in reference("events").splitlines() if f"`{name}`" in line]
+
+    assert rows
+    assert all(any(detail in row for row in rows) for detail in EVENTS[name])
