@@ -20,11 +20,12 @@ from .changes import Change, MergeFields, Progress, SetValue, TellRun
 from .conflicts import Resolvers
 from .connections import connect
 from .events import Events, Handler
-from .exceptions import InvalidValue
+from .exceptions import InvalidValue, StoreError
 from .keys import LIFE, PROGRESS, STATE, Keys, Place, check_id
-from .records import Entry, Stored, TaskRun, WorkerRecord, merge_state, progress_from
+from .records import Entry, Stored, TaskRun, WorkerRecord
 from .settings import Settings
 from .store import Store, Task
+from .views import entry_of, progress_of, runs_of, state_of, with_change, worker_record, worker_records
 from .writer import BatchWriter
 
 logger = get_logger(__name__)
@@ -169,7 +170,7 @@ class MemorySyncManager:
             InvalidValue: For a figure that is no number, or out of its range.
         """
         services = self._open()
-        cell = self._progress_of(services, check_id(task_id, "task"))
+        cell = self._progress_cell(services, check_id(task_id, "task"))
         if cell.report(current, total, message, status, progress):
             services.writer.put(cell)
 
@@ -242,7 +243,7 @@ class MemorySyncManager:
         Raises:
             StoreError: If Redis is away.
         """
-        return _state_of(task_id, self._task(task_id).slots)
+        return state_of(task_id, self._task(task_id).slots)
 
     def get_task_progress(self, task_id: str) -> dict[str, Any] | None:
         """Return how far a task is, or None if nobody told.
@@ -258,19 +259,17 @@ class MemorySyncManager:
             StoreError: If Redis is away.
         """
         task = self._task(task_id)
-        return _progress_of(task)
+        return progress_of(task)
 
     def get_task(self, task_id: str) -> dict[str, Any] | None:
         """Return all that is known of a task, or None: state, progress, runs, agents."""
         task = self._task(task_id, agents=True)
-        state = _state_of(task_id, task.slots)
-        progress = _progress_of(task)
+        state = state_of(task_id, task.slots)
+        progress = progress_of(task)
         agents = {agent: stored.value for agent, stored in task.agents.items()}
         if state is None and progress is None and not agents:
             return None
-        told = [*task.former.get(LIFE, []), *([task.slots[LIFE]] if LIFE in task.slots else [])]
-        told.sort(key=lambda stored: stored.header.run)
-        runs = [run.as_dict() for one in told if (run := TaskRun.from_row(one.value, task_id)) is not None]
+        runs = runs_of(task_id, task)
         return {"id": task_id, "state": state, "progress": progress, "runs": runs, "agents": agents}
 
     def get_tasks(self, limit: int = 50) -> list[dict[str, Any]]:
@@ -295,8 +294,8 @@ class MemorySyncManager:
             known.update(task_ids)
             for task_id, task in zip(task_ids, services.store.read_tasks(task_ids)):
                 if task.slots:
-                    state = _state_of(task_id, task.slots)
-                    found.append({"id": task_id, "state": state, "progress": _progress_of(task)})
+                    state = state_of(task_id, task.slots)
+                    found.append({"id": task_id, "state": state, "progress": progress_of(task)})
             if len(rows) < limit:
                 break
             before = "(" + rows[-1][0]
@@ -359,7 +358,7 @@ class MemorySyncManager:
             if after is not None:
                 told[change.place.field] = after
         since = services.store.clock.now() - services.settings.worker_ttl
-        return _worker_records(told, since)
+        return worker_records(told, since)
 
     def read(self, key: str, *, max_age: float | None = None, consistent: bool = False) -> Any:
         """Return what is stored under a key, or None.
@@ -388,7 +387,7 @@ class MemorySyncManager:
         places = {key: services.keys.place(key) for key in keys}
         parts = {key: self._parts(place) for key, place in places.items()}
         stored = self._read_places(list({place: None for row in parts.values() for place in row}))
-        return {key: _entry_of(places[key], {part.slot: stored[part] for part in row}) for key, row in parts.items()}
+        return {key: entry_of(places[key], {part.slot: stored[part] for part in row}) for key, row in parts.items()}
 
     def get_metrics(self) -> dict[str, Any]:
         """Return counters of this process; nothing is asked of Redis."""
@@ -550,7 +549,14 @@ class MemorySyncManager:
     def _read_places(self, places: Sequence[Place]) -> dict[Place, Stored | None]:
         services = self._open()
         keys = {place.key for place in places}
-        answer, waiting = self._ask(lambda: services.store.read_entries(places), *keys)
+        answer: list[Stored | None] = [None] * len(places)
+        try:
+            answer, waiting = self._ask(lambda: services.store.read_entries(places), *keys)
+        except StoreError:
+            waiting = services.writer.waiting_for(*keys)
+            in_memory = {change.place for change in waiting if isinstance(change, SetValue)}
+            if not in_memory.issuperset(places):
+                raise
         found: dict[Place, Stored | None] = {}
         for place, stored in zip(places, answer):
             after = services.writer.overlay(stored, [change for change in waiting if change.place == place])
@@ -568,7 +574,7 @@ class MemorySyncManager:
         self._reads += 1
         (task,), waiting = self._ask(lambda: services.store.read_tasks([task_id], agents), *keys)
         for change in waiting:
-            task = _with_change(task, change, services.writer)
+            task = with_change(task, change, services.writer)
         return task
 
     def _worker(self, worker_id: str, thing: str) -> tuple[Any, WorkerRecord | None]:
@@ -579,7 +585,7 @@ class MemorySyncManager:
         record = None
         if beat is not None:
             since = services.store.clock.now() - services.settings.worker_ttl
-            record = _worker_record(worker_id, beat, since)
+            record = worker_record(worker_id, beat, since)
         return None if by_hand is None else by_hand.value, record
 
     def _parts(self, place: Place) -> list[Place]:
@@ -588,7 +594,7 @@ class MemorySyncManager:
             return [self._open().keys.task_place(place.task_id, LIFE), place]
         return [place]
 
-    def _progress_of(self, services: Services, task_id: str) -> Progress:
+    def _progress_cell(self, services: Services, task_id: str) -> Progress:
         with services.progress_mutex:
             cell = services.progress.get(task_id)
             if cell is None:
@@ -615,76 +621,3 @@ def _check_seconds(value: float, what: str, positive: bool = False) -> float:
     if not (0 < value < 1e10 or value == 0 and not positive):
         raise InvalidValue(f"{what} is {value:g}; it must be a number of seconds {'above 0' if positive else '0 or more'}")
     return float(value)
-
-
-def _state_of(task_id: str, slots: Mapping[int, Stored | None]) -> dict[str, Any] | None:
-    life, state = slots.get(LIFE), slots.get(STATE)
-    run = None if life is None or life.deleted else TaskRun.from_row(life.value, task_id)
-    return merge_state(run, None if state is None or state.deleted else state.value)
-
-
-def _progress_of(task: Task) -> dict[str, Any] | None:
-    if PROGRESS not in task.slots:
-        return None
-    progress = progress_from(task.slots[PROGRESS].value)
-    former = task.former.get(PROGRESS)
-    if former and progress is not None:
-        progress["previous"] = progress_from(former[-1].value)
-    return progress
-
-
-def _with_change(task: Task, change: Change, writer: BatchWriter) -> Task:
-    """Return a task as it will be when a change is written."""
-    place = change.place
-    if not place.slot:
-        after = writer.overlay(task.agents.get(place.field), [change])
-        return task._replace(agents=_replaced(task.agents, place.field, after))
-    before = task.slots.get(place.slot)
-    after = writer.overlay(before, [change])
-    former = task.former
-    if before is not None and after is not None and after.header.run != before.header.run:
-        former = {**former, place.slot: [*former.get(place.slot, []), before]}
-    return task._replace(slots=_replaced(task.slots, place.slot, after), former=former)
-
-
-def _replaced(entries: dict[K, Stored], name: K, stored: Stored | None) -> dict[K, Stored]:
-    others = {other: kept for other, kept in entries.items() if other != name}
-    return others if stored is None or stored.deleted else {**others, name: stored}
-
-
-def _entry_of(place: Place, parts: dict[int, Stored | None]) -> Entry | None:
-    known = [stored for stored in parts.values() if stored is not None]
-    if not known:
-        return None
-    latest = max(known, key=lambda stored: stored.header.time)
-    value = latest.value
-    if place.task_id and place.slot == STATE and (parts[LIFE] is not None or isinstance(value, dict)):
-        value = _state_of(place.task_id, parts)
-    elif place.task_id and place.slot == PROGRESS and isinstance(value, list):
-        value = progress_from(value)
-    entry = latest.entry(place.channel, value)
-    version = sum(stored.header.version for stored in known)
-    return Entry(entry.key, value, version, entry.timestamp, entry.worker_id, entry.ttl)
-
-
-def _worker_records(told: Mapping[str, Stored], since: float) -> list[WorkerRecord]:
-    """Return a record for every worker, of its beats and of what was told by hand."""
-    records: dict[str, WorkerRecord] = {}
-    for name, stored in sorted(told.items()):
-        worker_id, _, thing = name.rpartition("/")
-        if thing == "heartbeat" and not stored.deleted and "/" not in worker_id:
-            records[worker_id] = _worker_record(worker_id, stored, since)
-    for name, stored in sorted(told.items()):
-        worker_id, _, thing = name.rpartition("/")
-        if thing == "status" and not stored.deleted and "/" not in worker_id and worker_id not in records:
-            alive = stored.header.time / 1000 > since
-            records[worker_id] = WorkerRecord(
-                worker_id, "active" if alive else "lost", last_beat=stored.header.time / 1000)
-    return [records[worker_id] for worker_id in sorted(records)]
-
-
-def _worker_record(worker_id: str, stored: Stored, since: float) -> WorkerRecord:
-    last_beat = stored.header.time / 1000
-    record = WorkerRecord.from_dict(worker_id, stored.value).evolve(last_beat=last_beat)
-    silent = last_beat <= since and record.status != "offline"
-    return record.evolve(status="lost") if silent else record

@@ -3,10 +3,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from contextvars import ContextVar
 from itertools import count
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping
 from weakref import WeakValueDictionary
 
 from billiard.einfo import ExceptionWithTraceback
@@ -18,6 +17,7 @@ from . import values
 from .changes import Change, Progress, TellProgress, TellRun
 from .exceptions import InvalidKey
 from .keys import PROGRESS, Place
+from .outcomes import Outcome, Outcomes
 from .records import TaskRun, describe_exception, run_key
 
 if TYPE_CHECKING:
@@ -32,19 +32,11 @@ TOLD = "memsync_told"
 #: Name of what travels with a message and its request: when it was published, which run it became.
 HEADER = "memsync"
 
-#: Seconds for which a parent remembers what its children's tasks came to; a
-#: child's last batch is in Redis long before.
-REMEMBERED = 5.0
-
 #: Longest progress that travels with a retry, in bytes of JSON.
 MAX_PREVIOUS = 4096
 
 #: Times to look at a set of requests that changes while one looks.
 MAX_LOOKS = 10
-
-#: Most outcomes remembered of one child while Redis is away.
-MAX_REMEMBERED = 10_000
-
 
 #: The run that is at work in this thread or greenlet.
 active_run: ContextVar[ActiveRun | None] = ContextVar("active_run", default=None)
@@ -87,24 +79,6 @@ class ActiveRun:
         return self._progress is not None
 
 
-class Outcome(NamedTuple):
-    """What a task came to in a pool child, as its parent saw it.
-
-    Attributes:
-        at: Monotonic time when it was seen.
-        time_start: When it began, on this host's clock.
-        error: What came back instead of a result.
-    """
-
-    at: float
-    task_id: str
-    key: str
-    run: TaskRun
-    time_start: float | None
-    error: BaseException | None
-    runtime: float | None
-
-
 class TaskSignals:
     """Tells one app's tasks to its manager.
 
@@ -117,8 +91,8 @@ class TaskSignals:
         self._runs = count(1)
         #: Requests that this process received and has not done with, by task id.
         self._requests: WeakValueDictionary[str, Any] = WeakValueDictionary()
-        #: What the tasks of each child came to lately, by the child's pid.
-        self._outcomes: dict[int, deque[Outcome]] = {}
+        #: What the tasks of the pool's children came to lately.
+        self._outcomes = Outcomes()
 
     def connect(self) -> None:
         """Listen from now on."""
@@ -154,7 +128,7 @@ class TaskSignals:
         """Begin anew in a forked child: requests and outcomes are the parent's."""
         self._runs = count(1)
         self._requests = WeakValueDictionary()
-        self._outcomes = {}
+        self._outcomes = Outcomes()
 
     # -- where a task is sent
 
@@ -214,7 +188,7 @@ class TaskSignals:
             # The request leads to these functions and back; that circle ends here.
             del request.on_success, request.on_failure
             self.memsync.writer.discard(change)
-            self._remember(request, key, run, outcome)
+            self._outcomes.remember(request, key, run, outcome, self.memsync.writer.connected)
             return on_success(outcome, **kwargs)
 
         def on_lost(error: Any, *args: Any, **kwargs: Any) -> Any:
@@ -232,20 +206,6 @@ class TaskSignals:
         stored = not request.ignore_result and request.task.backend.get_state(request.id) == "SUCCESS"
         self._end(request.id, {}, "SUCCESS" if stored else "LOST", None if stored else error)
 
-    def _remember(self, request: Any, key: str, run: TaskRun, outcome: Any) -> None:
-        pid = request.worker_pid
-        if pid is None or pid == os.getpid():
-            return
-        recent = self._outcomes.get(pid)
-        if recent is None:
-            recent = self._outcomes[pid] = deque(maxlen=MAX_REMEMBERED)
-        now = time.monotonic()
-        if self.memsync.writer.connected:
-            while recent and recent[0].at < now - REMEMBERED:
-                recent.popleft()
-        failed, retval, runtime = outcome
-        recent.append(Outcome(now, request.id, key, run, request.time_start, retval.exception if failed else None, runtime))
-
     def mend(self, alive: Iterable[int] = ()) -> None:
         """Tell the last outcomes of children that are gone.
 
@@ -254,15 +214,14 @@ class TaskSignals:
         Arguments:
             alive: Pids of the children that are still there.
         """
-        for pid in set(self._outcomes) - set(alive):
-            for outcome in self._outcomes.pop(pid):
-                self._tell_outcome(pid, outcome)
+        for outcome in self._outcomes.of_the_gone(alive):
+            self._tell_outcome(outcome)
 
-    def _tell_outcome(self, pid: int, outcome: Outcome) -> None:
+    def _tell_outcome(self, outcome: Outcome) -> None:
         error, runtime = outcome.error, outcome.runtime
         status, exception = ("SUCCESS", None) if error is None else _verdict(error)
         self._tell(outcome.task_id, outcome.key, outcome.run.evolve(
-            status=status, pid=pid, exception=exception,
+            status=status, pid=outcome.pid, exception=exception,
             started_at=self._moment(outcome.time_start, outcome.run.received_at),
             finished_at=round(self.memsync.store.clock.at(outcome.at), 3),
             runtime=round(runtime, 6) if isinstance(runtime, float) else None,

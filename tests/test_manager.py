@@ -8,7 +8,7 @@ import threading
 import pytest
 from celery.exceptions import ImproperlyConfigured
 
-from celery_memsync import Entry, MemorySyncManager
+from celery_memsync import Entry, MemorySyncManager, StoreError
 from celery_memsync.keys import Keys
 from celery_memsync.records import TaskRun
 
@@ -291,3 +291,15 @@ def test_everything_has_a_ttl(memsync, redis):
 def test_a_wrong_setting_is_told_when_the_manager_is_made():
     with pytest.raises(ImproperlyConfigured):
         MemorySyncManager(url="redis://localhost", batch_size=0)
+
+
+def test_what_this_process_wrote_is_read_while_redis_is_away(make_memsync, own_server):
+    memsync = make_memsync(url=own_server.url, batch_interval=60.0)
+    own_server.stop()
+
+    memsync.write("mine", {"a": 1})
+
+    assert memsync.read("mine") == {"a": 1}
+    with pytest.raises(StoreError):
+        memsync.read("of somebody else")
+    own_server.start()

@@ -148,6 +148,20 @@ def test_a_solo_worker_beats_while_it_is_busy(make_fleet):
     fleet.wait_record(worker, is_active)
 
 
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_task_that_takes_longer_than_the_ttl_is_told_of_to_its_end(make_fleet, pool):
+    fleet = make_fleet(memsync_default_ttl=1.5)
+    fleet.start_worker("-P", pool, "-c", "1")
+    result = fleet.send("sleep", 5)
+    fleet.wait(result, "STARTED")
+
+    while not fleet.notes("end", result.id):
+        assert fleet.status(result.id) == "STARTED"
+        time.sleep(0.1)
+
+    fleet.wait(result, "SUCCESS")
+
+
 def test_a_worker_beats_without_its_broker_and_tells_that_it_consumes_nothing(make_fleet, own_broker):
     fleet = make_fleet(broker=own_broker, memsync_worker_ttl=1.5, result_backend=None)
     worker = fleet.start_worker("-c", "1")

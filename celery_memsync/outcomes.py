@@ -1,0 +1,70 @@
+"""What the tasks of pool children came to, remembered by their parent until the children have told it for sure."""
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from typing import Any, Iterable, NamedTuple
+
+from .records import TaskRun
+
+#: Seconds for which a parent remembers what its children's tasks came to; a
+#: child's last batch is in Redis long before.
+REMEMBERED = 5.0
+
+#: Most outcomes remembered of one child while Redis is away.
+MAX_REMEMBERED = 10_000
+
+
+class Outcome(NamedTuple):
+    """What a task came to in a pool child, as its parent saw it.
+
+    Attributes:
+        at: Monotonic time when it was seen.
+        pid: Of the child.
+        key: Sorts the run among those of the task.
+        run: What was known of it when it was received.
+        time_start: When it began, on this host's clock.
+        error: What came back instead of a result.
+    """
+
+    at: float
+    pid: int
+    task_id: str
+    key: str
+    run: TaskRun
+    time_start: float | None
+    error: BaseException | None
+    runtime: float | None
+
+
+class Outcomes:
+    """The last outcomes of each child; when a child is gone, its parent tells what it may not have told."""
+
+    def __init__(self) -> None:
+        self._by_pid: dict[int, deque[Outcome]] = {}
+
+    def remember(self, request: Any, key: str, run: TaskRun, outcome: Any, connected: bool) -> None:
+        """Keep what a request came to.
+
+        Arguments:
+            outcome: What Celery's pool hands back: failed, result or error, runtime.
+            connected: Whether Redis is there, so that older outcomes have been told by now.
+        """
+        pid = request.worker_pid
+        if pid is None or pid == os.getpid():
+            return
+        recent = self._by_pid.get(pid)
+        if recent is None:
+            recent = self._by_pid[pid] = deque(maxlen=MAX_REMEMBERED)
+        now = time.monotonic()
+        while connected and recent and recent[0].at < now - REMEMBERED:
+            recent.popleft()
+        failed, retval, runtime = outcome
+        error = retval.exception if failed else None
+        recent.append(Outcome(now, pid, request.id, key, run, request.time_start, error, runtime))
+
+    def of_the_gone(self, alive: Iterable[int]) -> list[Outcome]:
+        """Return, and forget, the outcomes of all children but those that are alive."""
+        gone = set(self._by_pid) - set(alive)
+        return [outcome for pid in gone for outcome in self._by_pid.pop(pid)]

@@ -1,0 +1,96 @@
+"""What readers see: entries put together to states, progress, tasks and workers."""
+from __future__ import annotations
+
+from typing import Any, Mapping, TypeVar
+
+from .changes import Change
+from .keys import LIFE, PROGRESS, STATE, Place
+from .records import Entry, Stored, TaskRun, WorkerRecord, merge_state, progress_from
+from .store import Task
+from .writer import BatchWriter
+
+K = TypeVar("K")
+
+
+def state_of(task_id: str, slots: Mapping[int, Stored | None]) -> dict[str, Any] | None:
+    """Return the state of a task from its slots, or None if nobody told of it."""
+    life, state = slots.get(LIFE), slots.get(STATE)
+    run = None if life is None or life.deleted else TaskRun.from_row(life.value, task_id)
+    return merge_state(run, None if state is None or state.deleted else state.value)
+
+
+def progress_of(task: Task) -> dict[str, Any] | None:
+    """Return how far a task is, with ``previous`` if an earlier run told too, or None."""
+    if PROGRESS not in task.slots:
+        return None
+    progress = progress_from(task.slots[PROGRESS].value)
+    former = task.former.get(PROGRESS)
+    if former and progress is not None:
+        progress["previous"] = progress_from(former[-1].value)
+    return progress
+
+
+def with_change(task: Task, change: Change, writer: BatchWriter) -> Task:
+    """Return a task as it will be when a change is written."""
+    place = change.place
+    if not place.slot:
+        after = writer.overlay(task.agents.get(place.field), [change])
+        return task._replace(agents=_replaced(task.agents, place.field, after))
+    before = task.slots.get(place.slot)
+    after = writer.overlay(before, [change])
+    former = task.former
+    if before is not None and after is not None and after.header.run != before.header.run:
+        former = {**former, place.slot: [*former.get(place.slot, []), before]}
+    return task._replace(slots=_replaced(task.slots, place.slot, after), former=former)
+
+
+def _replaced(entries: dict[K, Stored], name: K, stored: Stored | None) -> dict[K, Stored]:
+    others = {other: kept for other, kept in entries.items() if other != name}
+    return others if stored is None or stored.deleted else {**others, name: stored}
+
+
+def runs_of(task_id: str, task: Task) -> list[dict[str, Any]]:
+    """Return all runs of a task that are known, oldest first."""
+    told = [*task.former.get(LIFE, []), *([task.slots[LIFE]] if LIFE in task.slots else [])]
+    told.sort(key=lambda stored: stored.header.run)
+    return [run.as_dict() for one in told if (run := TaskRun.from_row(one.value, task_id)) is not None]
+
+
+def entry_of(place: Place, parts: dict[int, Stored | None]) -> Entry | None:
+    """Return what is stored at a place, put together of its parts by slot, or None."""
+    known = [stored for stored in parts.values() if stored is not None]
+    if not known:
+        return None
+    latest = max(known, key=lambda stored: stored.header.time)
+    value = latest.value
+    if place.task_id and place.slot == STATE and (parts[LIFE] is not None or isinstance(value, dict)):
+        value = state_of(place.task_id, parts)
+    elif place.task_id and place.slot == PROGRESS and isinstance(value, list):
+        value = progress_from(value)
+    entry = latest.entry(place.channel, value)
+    version = sum(stored.header.version for stored in known)
+    return Entry(entry.key, value, version, entry.timestamp, entry.worker_id, entry.ttl)
+
+
+def worker_records(told: Mapping[str, Stored], since: float) -> list[WorkerRecord]:
+    """Return a record for every worker, of its beats and of what was told by hand."""
+    records: dict[str, WorkerRecord] = {}
+    for name, stored in sorted(told.items()):
+        worker_id, _, thing = name.rpartition("/")
+        if thing == "heartbeat" and not stored.deleted and "/" not in worker_id:
+            records[worker_id] = worker_record(worker_id, stored, since)
+    for name, stored in sorted(told.items()):
+        worker_id, _, thing = name.rpartition("/")
+        if thing == "status" and not stored.deleted and "/" not in worker_id and worker_id not in records:
+            alive = stored.header.time / 1000 > since
+            records[worker_id] = WorkerRecord(
+                worker_id, "active" if alive else "lost", last_beat=stored.header.time / 1000)
+    return [records[worker_id] for worker_id in sorted(records)]
+
+
+def worker_record(worker_id: str, stored: Stored, since: float) -> WorkerRecord:
+    """Return a worker's record from its last beat; ``lost`` if that was not after ``since``."""
+    last_beat = stored.header.time / 1000
+    record = WorkerRecord.from_dict(worker_id, stored.value).evolve(last_beat=last_beat)
+    silent = last_beat <= since and record.status != "offline"
+    return record.evolve(status="lost") if silent else record

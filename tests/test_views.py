@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from celery_memsync import values
+from celery_memsync.keys import LIFE, PROGRESS, STATE, Keys
+from celery_memsync.records import Header, Stored, TaskRun, encode_progress
+from celery_memsync.store import Task
+from celery_memsync.views import entry_of, progress_of, runs_of, state_of, worker_record, worker_records
+
+keys = Keys("ns")
+
+
+def stored(body, run="-", version=1, time=1000, worker="w"):
+    return Stored(Header(version, run, "-", 0, time, 60_000, "-", worker), body)
+
+
+def life(status, key="-", **known):
+    return stored(TaskRun(status, **known).encode("t1"), key)
+
+
+def test_a_state_is_what_celery_told_with_what_users_told_over_it():
+    slots = {LIFE: life("STARTED", name="proj.add"), STATE: stored(values.dumps({"customer": 7}))}
+
+    state = state_of("t1", slots)
+
+    assert state == {"status": "STARTED", "name": "proj.add", "retries": 0, "customer": 7}
+
+
+def test_a_status_of_the_users_shows_until_celery_told_a_later_one():
+    told = stored(values.dumps({"status": "reading"}))
+
+    assert state_of("t1", {LIFE: life("STARTED"), STATE: told})["status"] == "reading"
+    assert state_of("t1", {LIFE: life("FAILURE"), STATE: told})["status"] == "FAILURE"
+
+
+def test_nobody_told_is_none():
+    assert state_of("t1", {}) is None
+    assert progress_of(Task({}, {}, {})) is None
+    assert entry_of(keys.place("a"), {1: None}) is None
+
+
+def test_runs_are_in_the_order_of_their_time_whoever_told_last():
+    task = Task({LIFE: life("SUCCESS", "0001", run="a")}, {LIFE: [life("FAILURE", "0002", run="b")]}, {})
+
+    assert [(run["run"], run["status"]) for run in runs_of("t1", task)] == [("a", "SUCCESS"), ("b", "FAILURE")]
+
+
+def test_progress_shows_the_last_of_the_run_before():
+    now, before = (stored(encode_progress((percent, None, None, None))) for percent in (5, 80))
+
+    progress = progress_of(Task({PROGRESS: now}, {PROGRESS: [before]}, {}))
+
+    assert (progress["progress"], progress["previous"]["progress"]) == (5, 80)
+
+
+def test_the_version_of_a_state_counts_what_both_told():
+    parts = {LIFE: stored(TaskRun("STARTED").encode("t1"), version=2), STATE: stored(b'{"x":1}', version=3, worker="me")}
+
+    entry = entry_of(keys.place("tasks/t1/state"), parts)
+
+    assert (entry.version, entry.key) == (5, "ns/tasks/t1/state")
+
+
+def test_a_worker_that_was_silent_is_lost_unless_it_said_goodbye():
+    beat = {name: stored(values.dumps({"status": name}), time=5000) for name in ("active", "offline")}
+
+    assert worker_record("w1", beat["active"], since=4.0).status == "active"
+    assert worker_record("w1", beat["active"], since=6.0).status == "lost"
+    assert worker_record("w1", beat["offline"], since=6.0).status == "offline"
+
+
+def test_workers_told_of_by_hand_are_listed_beside_those_that_beat():
+    told = {"w2/heartbeat": stored(values.dumps({"status": "busy"}), time=5000), "w1/status": stored(b'"up"', time=5000)}
+
+    assert [(one.worker_id, one.status) for one in worker_records(told, since=4.0)] == [("w1", "active"), ("w2", "busy")]
