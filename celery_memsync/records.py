@@ -251,6 +251,11 @@ def describe_exception(exc: BaseException) -> dict[str, str]:
     return {"type": type(exc).__qualname__, "message": message}
 
 
+def is_run_key(text: object) -> bool:
+    """Whether this is what :func:`run_key` makes; what travels with messages may be anything."""
+    return isinstance(text, str) and len(text) == 16 and text.isascii() and text.isdigit()
+
+
 def run_key(retries: int, since: float) -> str:
     """Return a text that sorts the runs of one task by time.
 

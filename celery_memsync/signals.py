@@ -3,14 +3,16 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import count
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping
 from weakref import WeakValueDictionary
 
 from billiard.einfo import ExceptionWithTraceback
 from celery import signals
 from celery.exceptions import Ignore, NotRegistered, Reject, Retry, WorkerLostError
+from celery.utils.log import get_logger
 from celery.utils.time import maybe_iso8601
 
 from . import values
@@ -18,10 +20,12 @@ from .changes import Change, Progress, TellProgress, TellRun
 from .exceptions import InvalidKey
 from .keys import PROGRESS, Place
 from .outcomes import Outcome, Outcomes
-from .records import TaskRun, describe_exception, run_key
+from .records import TaskRun, describe_exception, is_run_key, run_key
 
 if TYPE_CHECKING:
     from .plugin import MemSync
+
+logger = get_logger(__name__)
 
 #: The app that is sending a task; the signals of publishing do not tell.
 publishing: ContextVar[Any] = ContextVar("publishing", default=None)
@@ -162,11 +166,10 @@ class TaskSignals:
         if request.app is not self.memsync.app:
             return
         facts = request.request_dict
-        sent = facts.get(HEADER)
-        now = _latest(self.memsync.store.clock.now(), (sent or {}).get("published_at"))
+        sent = _sent(facts)
+        now = _latest(self.memsync.store.clock.now(), sent.get("published_at"))
         key = run_key(facts.get("retries") or 0, now)
-        travels = {"run": self._new_run(), "key": key, "received_at": round(now, 3)}
-        facts[HEADER] = sent = {**sent, **travels} if isinstance(sent, dict) else travels
+        facts[HEADER] = sent = {**sent, "run": self._new_run(), "key": key, "received_at": round(now, 3)}
         known = self._known(facts, request.id, sent)
         known["status"] = "RECEIVED"
         run = TaskRun.of(known)
@@ -187,23 +190,25 @@ class TaskSignals:
         def on_outcome(outcome: Any, **kwargs: Any) -> Any:
             # The request leads to these functions and back; that circle ends here.
             del request.on_success, request.on_failure
-            self.memsync.writer.discard(change)
-            self._outcomes.remember(request, key, run, outcome, self.memsync.writer.connected)
+            with _harmless():
+                self.memsync.writer.discard(change)
+                self._outcomes.remember(request, key, run, outcome, self.memsync.writer.connected)
             return on_success(outcome, **kwargs)
 
         def on_lost(error: Any, *args: Any, **kwargs: Any) -> Any:
             del request.on_success, request.on_failure
             answer = on_failure(error, *args, **kwargs)
-            cause = _unwrapped(error.exception)
-            if isinstance(cause, WorkerLostError) and not hasattr(request, TOLD):
-                self._tell_lost(request, cause)
+            with _harmless():
+                cause = _unwrapped(error.exception)
+                if isinstance(cause, WorkerLostError) and not hasattr(request, TOLD):
+                    self._tell_lost(request, cause)
             return answer
 
         request.on_success, request.on_failure = on_outcome, on_lost
 
     def _tell_lost(self, request: Any, error: BaseException) -> None:
         """Tell of a run whose child was killed, if Celery says nothing: it had stored a success, or runs again."""
-        stored = not request.ignore_result and request.task.backend.get_state(request.id) == "SUCCESS"
+        stored = not request.ignore_result and _stored_state(request) == "SUCCESS"
         self._end(request.id, {}, "SUCCESS" if stored else "LOST", None if stored else error)
 
     def mend(self, alive: Iterable[int] = ()) -> None:
@@ -246,11 +251,11 @@ class TaskSignals:
             return
         request = task.request
         facts = request.__dict__
-        sent = facts.get(HEADER)
+        sent = _sent(facts)
         started = time.monotonic()
-        now = _latest(memsync.store.clock.at(started), (sent or {}).get("received_at"))
+        now = _latest(memsync.store.clock.at(started), sent.get("received_at"))
         retries = facts.get("retries") or 0
-        if not isinstance(sent, dict) or "key" not in sent:
+        if not is_run_key(sent.get("key")):
             # Nobody received it: it runs eagerly.
             sent = {"run": self._new_run(), "key": run_key(retries, now)}
         known = self._known(facts, task_id, sent)
@@ -269,10 +274,13 @@ class TaskSignals:
     def _tell_previous(self, task_id: str, previous: Any) -> None:
         if not isinstance(previous, list):
             return
-        key, row = previous
         memsync = self.memsync
         place = memsync.keys.task_place(task_id, PROGRESS)
-        memsync.writer.put(TellProgress.from_row(place, row, key, memsync.settings.default_ttl, memsync.store.clock))
+        with _harmless():
+            key, row = previous
+            if not is_run_key(key):
+                return
+            memsync.writer.put(TellProgress.from_row(place, row, key, memsync.settings.default_ttl, memsync.store.clock))
 
     def on_ended(self, task_id: str, retval: Any = None, state: str | None = None, **_: Any) -> None:
         """Tell how a run has ended; killed ones have no state, and the main process tells of them."""
@@ -324,11 +332,9 @@ class TaskSignals:
         if request is not None:
             facts = request.request_dict
             setattr(request, TOLD, True)
-        sent = facts.get(HEADER)
+        sent = _sent(facts)
         now = self.memsync.store.clock.now()
-        if not isinstance(sent, dict):
-            sent = {}
-        if "key" not in sent:
+        if not is_run_key(sent.get("key")):
             # It was never received, or by a worker that does not take part.
             key = run_key(facts.get("retries") or 0, now)
             sent = {**sent, "run": self._new_run(), "key": key, "received_at": round(now, 3)}
@@ -404,6 +410,29 @@ class TaskSignals:
         if run.eta is None:
             return ttl
         return ttl + max(0.0, run.eta - self.memsync.store.clock.now())
+
+
+def _sent(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what this package sent along with a message; anybody may send anything under its name."""
+    sent = facts.get(HEADER)
+    return sent if isinstance(sent, dict) else {}
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """Log what goes wrong in telling: Celery's own callback comes next, and must."""
+    try:
+        yield
+    except Exception:
+        logger.exception("What a task came to could not be told")
+
+
+def _stored_state(request: Any) -> Any:
+    try:
+        return request.task.backend.get_state(request.id)
+    except Exception:
+        # No result backend, or it is away: nobody knows of a success.
+        return None
 
 
 def _latest(moment: float, *earlier: float | None) -> float:

@@ -141,6 +141,8 @@ class Store:
     @redis_call
     def write_entries(self, writes: Sequence[EntryWrite]) -> list[Outcome]:
         """Store, version and tell entries; what each came to, in the same order."""
+        if not writes:
+            return []
         calls = [
             self._entry_call(writes[start:start + SCRIPT_SIZE])
             for start in range(0, len(writes), SCRIPT_SIZE)

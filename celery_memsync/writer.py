@@ -202,7 +202,9 @@ class BatchWriter:
         place, key = change.place, change.place.channel
         self.store.connect()
         self._see(place, expected, {})
-        (outcome,) = self.store.write_entries([self._as_write(change)])
+        write = self._as_write(change)
+        assert write is not None  # a value that was encoded already
+        (outcome,) = self.store.write_entries([write])
         if outcome.status == "conflict":
             self._see(place, outcome.version, {})
             if expected or not outcome.version or not self._gone(outcome.stored):
@@ -281,8 +283,9 @@ class BatchWriter:
         """
         lost: list[Change] = []
         for number in range(MAX_MERGES):
-            outcomes = self.store.write_entries([self._as_write(change) for change in changes])
-            settled = [self._settle(change, outcome) for change, outcome in zip(changes, outcomes)]
+            writes = [(change, write) for change in changes if (write := self._as_write(change)) is not None]
+            outcomes = self.store.write_entries([write for _, write in writes])
+            settled = [self._settle(change, outcome) for (change, _), outcome in zip(writes, outcomes)]
             again = [change for change in settled if change is not None]
             if number >= MAX_ROUNDS:
                 # Merging fields settles nothing, it only has to be the first to write.
@@ -299,9 +302,15 @@ class BatchWriter:
                 self._append(self._ordinary, change.place, change, front=True)
         return [ConflictError(change.place.channel, self._last_seen(change.place)[0]) for change in lost]
 
-    def _as_write(self, change: Change) -> EntryWrite:
+    def _as_write(self, change: Change) -> EntryWrite | None:
+        """Return a change as the store takes it; None, and it is dropped, if there is something wrong with it."""
         version, base = self._last_seen(change.place)
-        content = change.content(self.store.clock, base)
+        try:
+            content = change.content(self.store.clock, base)
+        except Exception:
+            logger.exception("A write of %s can't be made and is dropped", change.place.channel)
+            self._count_drop()
+            return None
         if change.serial is None:
             change.serial = next(self._serials)
         seen = str(version) if content.ruled_by == "version" else content.ruled_by

@@ -1,0 +1,94 @@
+"""Anybody may send anything in the headers of a message: what a task is told to be never comes to harm by it."""
+from __future__ import annotations
+
+import pytest
+from celery import Celery
+from celery.app.task import Context
+
+from celery_memsync import MemSync
+from celery_memsync.records import TaskRun, run_key
+from celery_memsync.signals import HEADER
+
+HOSTILE = [
+    "text", 5, [], {"key": 5}, {"key": "a b"}, {"key": "x" * 16}, {"published_at": "yesterday", "received_at": []},
+    {"previous": 5}, {"previous": []}, {"previous": ["0" * 16, 5]}, {"previous": ["a b", [50]]},
+    {"previous": ["0" * 16, [float("nan"), None, None, None, None, 1.0, 2.0]]},
+    {"previous": ["0" * 16, [50, {}, [], 7, 8, 1.0, 2.0, [], "fields"]]},
+]
+
+
+@pytest.fixture
+def app(redis_url):
+    app = Celery("test_signals", broker="memory://", set_as_current=False)
+    app.conf.update(memsync_backend=redis_url, memsync_batch_interval=60.0, task_always_eager=True)
+
+    @app.task(name="report", bind=True, shared=False)
+    def report(self):
+        app.memsync.progress(3, 10)
+        return self.request.id
+
+    memsync = MemSync(app)
+    yield app
+    memsync.shutdown()
+    memsync.signals.disconnect()
+
+
+@pytest.mark.parametrize("sent", HOSTILE, ids=repr)
+def test_what_travels_under_our_name_may_be_anything(app, sent):
+    task, told = app.tasks["report"], app.memsync.signals
+    task.request_stack.push(Context({"id": "t1", "task": "report", "retries": 1, HEADER: sent, "delivery_info": {}}))
+
+    told.on_started("t1", task)
+    app.memsync.progress(3, 10)
+    told.on_ended("t1", None, "SUCCESS")
+    told.on_failed(task, "t2", ValueError("no"))
+    task.request_stack.pop()
+    app.memsync.force_sync()
+
+    assert app.memsync.get_task_state("t1")["status"] == "SUCCESS"
+    assert app.memsync.get_task_progress("t1")["current"] == 3
+    assert app.memsync.get_task_state("t2")["status"] == "FAILURE"
+    assert app.memsync.get_metrics()["pending_writes"] == 0
+
+
+def test_an_id_that_is_not_fit_for_a_key_does_not_hurt_the_task(app):
+    @app.task(name="quiet", shared=False)
+    def quiet():
+        return 7
+
+    assert quiet.apply(task_id="a/b").get(disable_sync_subtasks=False) == 7
+    assert app.memsync.get_metrics()["pending_writes"] == 0
+
+
+def test_an_eager_task_is_told_like_any_other(app):
+    result = app.tasks["report"].delay()
+
+    app.memsync.force_sync()
+
+    state = app.memsync.get_task_state(result.id)
+    assert (state["status"], state["name"]) == ("SUCCESS", "report")
+
+
+def test_a_task_called_eagerly_by_another_has_a_progress_of_its_own(app):
+    @app.task(name="outer", shared=False)
+    def outer():
+        app.memsync.progress(1, 2)
+        app.tasks["report"].apply(task_id="inner")
+        app.memsync.progress(2, 2)
+
+    outer.apply(task_id="outer")
+    app.memsync.force_sync()
+
+    assert app.memsync.get_task_progress("inner")["progress"] == 30
+    assert app.memsync.get_task_progress("outer")["progress"] == 100
+
+
+def test_a_write_that_can_not_be_made_is_dropped_and_takes_nothing_with_it(app):
+    memsync = app.memsync
+    memsync.sync_task_run("bad", TaskRun("STARTED", name=object()), run_key(0, 5.0))
+    memsync.sync_task_state("good", {"x": 1})
+
+    memsync.force_sync()
+
+    assert memsync.get_task_state("good") == {"x": 1}
+    assert memsync.get_metrics()["dropped"] == 1
