@@ -134,7 +134,9 @@ class Describer:
 
     def _capacity(self) -> dict[str, int]:
         active = len(state.active_requests)
-        total = getattr(self.worker.pool, "num_processes", None) or self.worker.concurrency
+        pool = self.worker.pool
+        # Before 5.7 a pool of greenlets counts those at work.
+        total = (pool.limit if pool.is_green else getattr(pool, "num_processes", None)) or self.worker.concurrency
         return {
             "total": total,
             "active": active,

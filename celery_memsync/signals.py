@@ -197,9 +197,15 @@ class TaskSignals:
 
         def on_lost(error: Any, *args: Any, **kwargs: Any) -> Any:
             del request.on_success, request.on_failure
-            answer = on_failure(error, *args, **kwargs)
+            cause = _unwrapped(error.exception)
+            try:
+                answer = on_failure(error, *args, **kwargs)
+            except Exception:
+                # Before 5.7 Celery can't store some errors in its result backend, and then tells nobody.
+                with _harmless():
+                    self._end(request.id, {}, "FAILURE", cause)
+                raise
             with _harmless():
-                cause = _unwrapped(error.exception)
                 if isinstance(cause, WorkerLostError) and not hasattr(request, TOLD):
                     self._tell_lost(request, cause)
             return answer

@@ -24,7 +24,7 @@ def round_trips(memsync, act):
     """Return how often something is sent to Redis while ``act`` runs."""
     sent = []
     pool = memsync.store.redis.connection_pool
-    connection = pool.get_connection()
+    connection = pool.get_connection("PING")
     original = type(connection).send_packed_command
     pool.release(connection)
 
