@@ -237,7 +237,7 @@ def test_a_machine_without_a_server_is_told_what_to_install(folder):
         os.environ['PATH'] = ''
         memsync.write('a', 1)
         try:
-            memsync.read('a')
+            memsync.read('b')
         except StoreError as exc:
             print(exc)
     """), f"embedded://{folder}")

@@ -291,7 +291,8 @@ def test_a_task_that_ends_its_own_process_is_a_failure(fleet, how):
 
     state = fleet.wait(result, "FAILURE")
 
-    assert state["exception"]["type"] == "WorkerLostError"
+    # Before 5.7 Celery takes sys.exit() for what it is, and fails to store it.
+    assert state["exception"]["type"] in ("WorkerLostError", *(["SystemExit"] if celery.VERSION < (5, 7) else []))
     assert fleet.runs(result.id) == ["FAILURE"]
 
 
