@@ -39,7 +39,6 @@ MAX_PROGRESS = 10_000
 #: Times to ask Redis while this process goes on writing what is asked for.
 MAX_READS = 5
 
-K = TypeVar("K")
 T = TypeVar("T")
 
 _TOKEN_LETTERS = string.ascii_letters + string.digits

@@ -259,6 +259,7 @@ class BatchWriter:
                 self.store.connect()
             elif not self.connected:
                 self.store.ping()
+                self._restored()
             for begin in range(0, len(batch), self.batch_size):
                 lost_rounds += self._send(batch[begin:begin + self.batch_size])
                 written = min(begin + self.batch_size, len(batch))
@@ -412,6 +413,8 @@ class BatchWriter:
                 self._refused.popitem(last=False)
                 self._count_drop()
         if not known and place not in self._warned:
+            if len(self._warned) >= MAX_REFUSED:
+                self._warned.clear()
             self._warned.add(place)
             logger.warning("Redis refuses to write %s: %s", change.place.channel, error[:120])
 
@@ -503,6 +506,9 @@ class BatchWriter:
         self.last_flush_seconds = seconds
         self._warned_of_drops = False
         self._note("batch-flushed", count=count, seconds=seconds)
+        self._restored()
+
+    def _restored(self) -> None:
         if not self.connected:
             self.connected = True
             self._note("connection-restored")

@@ -7,6 +7,7 @@ import pytest
 
 from celery_memsync import StoreError
 from celery_memsync.keys import Keys
+from celery_memsync.records import TaskRun
 
 from .helpers import eventually
 
@@ -226,3 +227,17 @@ def test_what_another_wrote_after_a_lost_answer_is_kept(hasty, make_memsync, own
     hasty.force_sync()
 
     assert other.get_task_state("t1") == {"x": 1, "y": 2, "z": 3}
+
+
+def test_a_redis_that_is_back_is_known_although_nothing_waits_any_more(make_memsync, own_server):
+    memsync = make_memsync(url=own_server.url, batch_interval=60.0)
+    change = memsync.sync_task_run("t1", TaskRun("RECEIVED"))
+    own_server.stop()
+    with pytest.raises(StoreError):
+        memsync.writer.flush()
+    memsync.writer.discard(change)
+
+    own_server.start()
+    memsync.writer.flush()
+
+    assert memsync.get_metrics()["connected"]
