@@ -26,12 +26,14 @@ class Content(NamedTuple):
         run: See ``lua/entry_write.lua``.
         rank: See there.
         body: JSON, empty to delete.
+        runtime: Seconds that a run took which this ends.
     """
 
     ruled_by: str
     run: str
     rank: str
     body: bytes
+    runtime: float = 0.0
 
 
 class Change:
@@ -78,9 +80,9 @@ class Change:
     def over(self, stored: Stored | None, clock: Clock, worker_id: str) -> Stored | None:
         """Return what will be stored when this has been written over something."""
         base = values.split_fields(stored.body) if stored is not None and isinstance(self, MergeFields) else {}
-        ruled_by, run, rank, body = self.content(clock, base)
+        ruled_by, run, rank, body, _ = self.content(clock, base)
         if stored is None:
-            header = Header(0, "-", "-", 0, 0, 0, "-", worker_id)
+            header = Header(0, "-", "-", 0, 0, 0, 0, "-", worker_id)
         elif ruled_by == "run" and not follows(run or stored.header.run, rank, stored.header):
             return stored
         else:
@@ -103,42 +105,60 @@ class SetValue(Change):
 
     Arguments:
         owned: Whether nobody else has a say in it, so that there are no conflicts.
+        run_key: The run of a task that says so; "" for none.
+
+    Attributes:
+        seen: The version that its writer had seen.
     """
 
-    __slots__ = ("body", "owned")
+    __slots__ = ("body", "owned", "run_key", "seen")
 
-    def __init__(self, place: Place, body: bytes, ttl: float, fence: int = 0, owned: bool = False) -> None:
+    def __init__(
+        self, place: Place, body: bytes, ttl: float, fence: int = 0, owned: bool = False, run_key: str = "",
+    ) -> None:
         super().__init__(place, ttl, fence)
         self.body = body
         self.owned = owned
+        self.run_key = run_key
+        self.seen = 0
 
     def followed_by(self, newer: Change) -> Change | None:
         """The newer value, whatever was here."""
         if isinstance(newer, MergeFields) and self.body:
             merged = newer.merged(values.split_fields(self.body))
-            return SetValue(newer.place, values.join_fields(merged), newer.ttl, newer.fence)
+            joined = SetValue(newer.place, values.join_fields(merged), newer.ttl, newer.fence, run_key=newer.run_key)
+            joined.seen = self.seen
+            return joined
         return newer if isinstance(newer, SetValue) else None
 
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
         """The value."""
-        return Content("*" if self.owned else "version", "", "-", self.body)
+        return Content("*" if self.owned else "version", self.run_key, "-", self.body)
 
 
 class MergeFields(Change):
-    """Merge top-level fields into an entry; other fields stay, whoever wrote them."""
+    """Merge top-level fields into an entry; other fields stay, whoever wrote them.
 
-    __slots__ = ("fields", "late")
+    Arguments:
+        run_key: The run of a task that says so; "" for none.
+    """
 
-    def __init__(self, place: Place, fields: dict[str, bytes], ttl: float, fence: int = 0) -> None:
+    __slots__ = ("fields", "late", "run_key")
+
+    def __init__(
+        self, place: Place, fields: dict[str, bytes], ttl: float, fence: int = 0, run_key: str = "",
+    ) -> None:
         super().__init__(place, ttl, fence)
         self.fields = fields
+        self.run_key = run_key
         #: Whether somebody else has written meanwhile: then an earlier stage does not undo a later one.
         self.late = False
 
     def followed_by(self, newer: Change) -> Change | None:
         """The fields of both, the newer ones winning."""
         if isinstance(newer, MergeFields):
-            return MergeFields(newer.place, newer.merged(self.fields), newer.ttl, max(self.fence, newer.fence))
+            fields = newer.merged(self.fields)
+            return MergeFields(newer.place, fields, newer.ttl, max(self.fence, newer.fence), newer.run_key or self.run_key)
         return newer if isinstance(newer, SetValue) else None
 
     def merged(self, base: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -152,7 +172,83 @@ class MergeFields(Change):
 
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
         """All fields there are."""
-        return Content("version", "", "-", values.join_fields(self.merged(base)))
+        return Content("version", self.run_key, "-", values.join_fields(self.merged(base)))
+
+
+class Coordinated(Change):
+    """A change of what has no value in one piece: the queue, the metrics."""
+
+    def what(self) -> list[Any]:
+        """Return what to do, as ``lua/coordination_write.lua`` takes it."""
+        raise NotImplementedError
+
+    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+        """Nothing: it is no entry."""
+        raise TypeError(f"{type(self).__name__} is not written as an entry")
+
+
+class SyncQueue(Coordinated):
+    """Make lists of the queue what is given.
+
+    Arguments:
+        lists: Task ids by name of the list: ``pending``, ``processing``.
+    """
+
+    __slots__ = ("lists",)
+
+    def __init__(self, place: Place, lists: dict[str, list[str]], ttl: float) -> None:
+        super().__init__(place, ttl)
+        self.lists = lists
+
+    def followed_by(self, newer: Change) -> Change | None:
+        """The newer lists, and those of here that it does not name."""
+        if not isinstance(newer, SyncQueue) or self.serial is not None:
+            return None
+        return SyncQueue(newer.place, {**self.lists, **newer.lists}, newer.ttl)
+
+    def what(self) -> list[Any]:
+        """The lists with their lengths."""
+        return ["queue", *(part for name, ids in self.lists.items() for part in (name, len(ids), *ids))]
+
+
+class SyncMetrics(Coordinated):
+    """Set counters, and add to counters.
+
+    Arguments:
+        steps: By counter: what it is set to, as JSON (None: it is not set), and what is added to that.
+    """
+
+    __slots__ = ("steps",)
+
+    def __init__(self, place: Place, steps: dict[str, tuple[bytes | None, float]], ttl: float) -> None:
+        super().__init__(place, ttl)
+        self.steps = steps
+
+    def followed_by(self, newer: Change) -> Change | None:
+        """Both; what was sent already is not added to, for it may have arrived."""
+        if not isinstance(newer, SyncMetrics) or self.serial is not None:
+            return None
+        steps = dict(self.steps)
+        for name, (body, more) in newer.steps.items():
+            before, some = steps.get(name, (None, 0))
+            steps[name] = (before, some + more) if body is None else (body, more)
+        return SyncMetrics(newer.place, steps, newer.ttl)
+
+    def what(self) -> list[Any]:
+        """The steps, one after the other."""
+        steps: list[Any] = ["metrics"]
+        for name, (body, more) in self.steps.items():
+            steps += [] if body is None else ["=", name, body]
+            steps += ["+", name, repr(more)] if more or body is None else []
+        return steps
+
+    def applied(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Return counters as they will be."""
+        after = dict(metrics)
+        for name, (body, more) in self.steps.items():
+            before = after.get(name, 0) if body is None else values.decode(body)
+            after[name] = before + more if isinstance(before, (int, float)) else before
+        return after
 
 
 class TellRun(Change):
@@ -177,7 +273,8 @@ class TellRun(Change):
 
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
         """What is known of the run."""
-        return Content("run", self.run_key, rank_of(self.task_run.status), self.task_run.encode(self.place.task_id))
+        run = self.task_run
+        return Content("run", self.run_key, rank_of(run.status), run.encode(self.place.task_id), run.runtime or 0.0)
 
 
 class TellProgress(Change):
@@ -301,7 +398,7 @@ class Progress(Change):
         if text is not None and not isinstance(text, str):
             raise InvalidValue(f"the {what} of a progress is a text, not {type(text).__name__}")
         if text is not None and len(text) > self.limit:
-            raise ValueTooLarge(f"{self.place.channel} ({what})", len(text), self.limit)
+            raise ValueTooLarge(f"{self.place.path} ({what})", len(text), self.limit)
 
     def _reported(self) -> bool:
         self.at = time.monotonic()

@@ -1,7 +1,13 @@
 """Connect to Redis by URL."""
 from __future__ import annotations
 
-from typing import Any, Mapping
+import contextlib
+import functools
+import select
+import selectors
+import socket
+import time
+from typing import Any, Callable, Iterator, Mapping, TypeVar
 from urllib.parse import unquote
 
 import redis
@@ -10,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from . import embedded
+from .exceptions import StoreError
 from .settings import lower_scheme, scheme_of
 
 #: Longest that connecting, or one call, may take, in seconds.
@@ -18,6 +25,38 @@ CALL_TIMEOUT = 2.0
 
 #: Connections a process may open: as many as it has threads or greenlets at once.
 MAX_CONNECTIONS = 2 ** 16
+
+#: Where Redis tells, to one connection, which keys that others read have changed.
+INVALIDATIONS = b"__redis__:invalidate"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def redis_call(method: F) -> F:
+    """Turn redis-py's errors into :exc:`StoreError`, with what was tried but no address."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except (redis.RedisError, OSError) as exc:
+            what = method.__name__.replace("_", " ")
+            raise StoreError(f"Redis could not do this: {what} ({explain(exc)})") from exc
+
+    return call  # type: ignore[return-value]
+
+
+def explain(exc: BaseException) -> str:
+    """Return what is wrong with Redis in words without an address, a password or a value."""
+    if isinstance(exc, redis.AuthenticationError):
+        return "it refuses the user or password of memsync_backend"
+    if isinstance(exc, (redis.TimeoutError, TimeoutError)):
+        return "it does not answer in time; is it overloaded or paused?"
+    if isinstance(exc, (redis.ConnectionError, OSError)):
+        return "it can't be reached; is it running, and is memsync_backend right?"
+    if isinstance(exc, redis.ResponseError):
+        return "it answers: " + str(exc).partition(" script: ")[0][:120]
+    return type(exc).__name__
 
 
 def connect(url: str, options: Mapping[str, Any]) -> redis.Redis:
@@ -78,3 +117,133 @@ def _client(make_pool: Any, settings: dict[str, Any]) -> redis.Redis:
             f"redis-py can't use memsync_backend with these options ({names}): {type(exc).__name__}"
         ) from None
     return redis.Redis(connection_pool=pool)
+
+
+class Announcements:
+    """A connection on which Redis speaks unasked.
+
+    One thread uses it; any may call :meth:`wake`.
+
+    Arguments:
+        client: Its address and options are used.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        pool = client.connection_pool
+        self._connection: Any = pool.connection_class(**pool.connection_kwargs)
+        self._waker, self._woken = socket.socketpair()
+        for end in (self._waker, self._woken):
+            end.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._woken, selectors.EVENT_READ)
+
+    @redis_call
+    def listen(self) -> int | None:
+        """Connect; return Redis's id of this connection, None if it is not to be had."""
+        self._connection.connect()
+        self._selector.register(self._connection._sock, selectors.EVENT_READ)
+        answers = []
+        for command in (("CLIENT", "ID"), ("SUBSCRIBE", INVALIDATIONS)):
+            self._connection.send_command(*command)
+            answers.append(self._read_message())
+        return None if any(isinstance(answer, Exception) for answer in answers) else int(answers[0])
+
+    @redis_call
+    def send_command(self, *command: str) -> None:
+        """Send a command; its answer comes among the messages."""
+        self._connection.send_command(*command)
+
+    def wait(self, timeout: float) -> None:
+        """Return when there is something to read, after :meth:`wake`, or after ``timeout`` seconds."""
+        for key, _ in self._selector.select(timeout):
+            if key.fileobj is self._woken:
+                with contextlib.suppress(OSError):
+                    self._woken.recv(4096)
+
+    def has_arrived(self) -> bool:
+        """Whether something has arrived that was not read yet; any thread may ask."""
+        sock = self._connection._sock
+        try:
+            if hasattr(select, "poll"):
+                poll = select.poll()
+                poll.register(sock, select.POLLIN)
+                return bool(poll.poll(0))
+            return bool(select.select([sock], [], [], 0)[0])
+        except (OSError, ValueError, TypeError):  # it is being closed
+            return True
+
+    def wake(self) -> None:
+        """Let the thread that waits look around."""
+        with contextlib.suppress(OSError):  # it has been woken often enough, or is closed
+            self._waker.send(b"!")
+
+    def messages(self) -> Iterator[Any]:
+        """Yield what has arrived, as Redis's lists; what is an error of Redis's, as that."""
+        while self._has_message():
+            yield self._read_message()
+
+    @redis_call
+    def _has_message(self) -> bool:
+        return bool(self._connection.can_read(0))
+
+    @redis_call
+    def _read_message(self) -> Any:
+        try:
+            return self._connection.read_response()
+        except redis.ResponseError as exc:
+            return exc
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.disconnect()
+        self._selector.close()
+        for end in (self._waker, self._woken):
+            end.close()
+
+
+class Source:
+    """A connection for reading.  Redis remembers what is read and tells another connection when that is old.
+
+    Redis forgets it all when this one breaks, so it is never connected a second time.
+
+    Arguments:
+        client: Its address and options are used.
+        redirect: Redis's id of the other connection.
+
+    Attributes:
+        client: What to read with.
+        until: Monotonic time until which all that was read with it may be believed, unless told otherwise.
+        checked_at: Monotonic time when it last was known to be there.
+    """
+
+    def __init__(self, client: redis.Redis, redirect: int) -> None:
+        self.until = float("-inf")
+        self.checked_at = float("-inf")
+        self._redirect = redirect
+        self._connected = False
+        pool = client.connection_pool
+        self._options = {**pool.connection_kwargs, "redis_connect_func": self._on_connect}
+        self._on_connected = pool.connection_kwargs.get("redis_connect_func")
+        self.client = redis.Redis(connection_pool=redis.ConnectionPool(
+            connection_class=pool.connection_class, max_connections=1, **self._options))
+
+    @redis_call
+    def check(self) -> None:
+        """Ask Redis for a sign of life."""
+        self.client.ping()
+
+    def close(self) -> None:
+        """Close it; nothing that was read with it may be believed any more."""
+        self.until = float("-inf")
+        self.client.close()
+        self.client.connection_pool.disconnect()
+
+    def _on_connect(self, connection: Any) -> None:
+        if self._connected:
+            self.until = float("-inf")
+            raise redis.ConnectionError("it was closed, and what it read is not watched any more")
+        self._connected = True
+        (self._on_connected or type(connection).on_connect)(connection)
+        connection.send_command("CLIENT", "TRACKING", "ON", "REDIRECT", self._redirect)
+        connection.read_response()
+        self.checked_at = time.monotonic()

@@ -3,17 +3,23 @@
 Users name a thing by its path, ``<namespace>/tasks/<task_id>/state``.  Redis
 keeps state and progress of one task in one string, its *page*: that takes half
 the memory of a key each.  All that belongs to one task is in one slot of a cluster.
+
+Whoever wants many keys gives a pattern: a glob of Redis's over full paths.
 """
 from __future__ import annotations
 
+import functools
 import re
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 
 from .exceptions import InvalidKey
 
 #: Longest id and longest key, in bytes.
 MAX_ID = 512
 MAX_KEY = 4 * MAX_ID
+
+#: Ids that need no further look: those of Celery and of most people.
+_PLAIN_ID = re.compile(r"[A-Za-z0-9_.:@-]{1,512}").fullmatch
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _GLOB = re.compile(r"[*?\[\]\\]")
@@ -27,6 +33,10 @@ AGENTS = "agents/"
 #: Between a slot and the entry of an earlier run that the page keeps.
 FORMER = b"@"
 
+#: Paths of what the processes of a namespace do together, and what of it has no value in one piece.
+COORDINATION = "coordination"
+QUEUE, METRICS, ASSIGNMENTS = "queue", "metrics", "assignments"
+
 
 class Place(NamedTuple):
     """Where Redis keeps an entry.
@@ -35,15 +45,20 @@ class Place(NamedTuple):
         key: The Redis key: a page, or a hash.
         slot: The slot of the page; 0 for a hash.
         field: The field of the hash.
-        channel: The entry's own key, also the channel on which its changes are told.
-        task_id: The task whose page it is, or "".
+        path: What users call it; its changes are told under that name.
+        task_id: The task to which it belongs, or "".
     """
 
     key: str
     slot: int
     field: str
-    channel: str
+    path: str
     task_id: str = ""
+
+    @property
+    def where(self) -> str:
+        """The slot, or a colon and the field, as the scripts take and tell it."""
+        return str(self.slot) if self.slot else ":" + self.field
 
 
 def check_id(value: object, what: str) -> str:
@@ -56,6 +71,8 @@ def check_id(value: object, what: str) -> str:
         InvalidKey: If it is no string, empty, longer than 512 bytes, or holds
             ``/``, a control character or a glob character.
     """
+    if type(value) is str and _PLAIN_ID(value):
+        return value
     if not isinstance(value, str):
         raise InvalidKey(f"a {what} id is a string, not {type(value).__name__}")
     if not value:
@@ -66,7 +83,7 @@ def check_id(value: object, what: str) -> str:
     return value
 
 
-def _check_text(value: str, what: str, limit: int) -> None:
+def _check_text(value: str, what: str, limit: int, globs: bool = False) -> None:
     try:
         size = len(value.encode())
     except UnicodeEncodeError:
@@ -75,12 +92,59 @@ def _check_text(value: str, what: str, limit: int) -> None:
         raise InvalidKey(f"the {what} {_shown(value)} is {size} bytes long; at most {limit} are allowed")
     if _CONTROL.search(value):
         raise InvalidKey(f"the {what} {_shown(value)} holds a control character")
-    if _GLOB.search(value):
+    if not globs and _GLOB.search(value):
         raise InvalidKey(f"the {what} {_shown(value)} holds a glob character (one of * ? [ ] \\)")
 
 
 def _shown(value: str) -> str:
     return ascii(value if len(value) <= 60 else value[:57] + "...")
+
+
+def matcher(pattern: str) -> Callable[[str], object]:
+    """Return a function that tells whether a path matches a glob, as Redis would: ``*`` goes across slashes.
+
+    Raises:
+        InvalidKey: If a ``[`` has no ``]``.
+    """
+    return glob_regex(pattern).fullmatch
+
+
+@functools.lru_cache(maxsize=256)
+def glob_regex(pattern: str) -> re.Pattern[str]:
+    """Return a glob of Redis's as a regular expression: ``*``, ``?``, ``[abc]``, ``[a-z]``, ``[^a]``, ``\\x``."""
+    parts = []
+    rest = pattern
+    while rest:
+        match = _GLOB_PART.match(rest)
+        if match is None:
+            raise InvalidKey(f"the pattern {_shown(pattern)} has a '[' without its ']'")
+        part, rest = match.group(), rest[match.end():]
+        if part == "*":
+            parts.append(".*")
+        elif part == "?":
+            parts.append(".")
+        elif part.startswith("["):
+            parts.append(_class_regex(part[1:-1]))
+        else:
+            parts.append(re.escape(part[1:] if part.startswith("\\") and len(part) > 1 else part))
+    return re.compile("".join(parts), re.DOTALL)
+
+
+#: One piece of a glob: an escaped character, a class, any other character.
+_GLOB_PART = re.compile(r"\\.|\[\^?(?:\\.|[^\]\\])*\]|[^\[]", re.DOTALL)
+
+
+def _class_regex(content: str) -> str:
+    negated, content = content.startswith("^"), content.removeprefix("^")
+    items = re.findall(r"(\\.|.)(?:-(\\.|.))?", content, re.DOTALL)
+    spans = []
+    for first, last in items:
+        low, high = sorted(item[-1] for item in (first, last or first))
+        spans.append(f"{re.escape(low)}-{re.escape(high)}")
+    inside = "".join(spans)
+    if not inside:
+        return "." if negated else "(?!)"
+    return f"[{'^' if negated else ''}{inside}]"
 
 
 class Keys:
@@ -97,6 +161,15 @@ class Keys:
         self.task_index = f"{namespace}//{{tasks}}"
         #: Hash of what is told of workers, a field per worker and thing.
         self.workers = f"{namespace}//{{workers}}"
+        #: Sorted set of the paths of users' own keys by when they are over (ms).
+        self.names = f"{namespace}//{{keys}}"
+        #: Hash of entries that stand for the queue and the metrics: their versions.
+        self.about = f"{namespace}//{{coordination}}"
+        #: Sorted sets of task ids by when they are over (us), which is in the order in which they came.
+        self.pending = f"{namespace}//{{coordination}}/pending"
+        self.processing = f"{namespace}//{{coordination}}/processing"
+        #: Hash of counters.
+        self.metrics = f"{namespace}//{{coordination}}/metrics"
         #: Sorted set of worker ids by the time of their last beat (ms).
         self.beats = f"{namespace}//{{workers}}/beats"
 
@@ -119,11 +192,21 @@ class Keys:
         """Where the data of one agent of a task is kept."""
         check_id(task_id, "task")
         check_id(agent_id, "agent")
-        return Place(self.agents(task_id), 0, agent_id, f"{self._root}tasks/{task_id}/{AGENTS}{agent_id}")
+        path = f"{self._root}tasks/{task_id}/{AGENTS}{agent_id}"
+        return Place(self.agents(task_id), 0, agent_id, path, task_id)
 
     def worker_place(self, worker_id: str, thing: str) -> Place:
         """Where ``status``, ``heartbeat`` or ``capacity`` of a worker is kept."""
         return Place(self.workers, 0, f"{worker_id}/{thing}", f"{self._root}workers/{worker_id}/{thing}")
+
+    def coordination_place(self, thing: str) -> Place:
+        """Where the queue, the metrics or the assignments are kept."""
+        path = f"{self._root}{COORDINATION}/{thing}"
+        return Place(path, 1, "", path) if thing == ASSIGNMENTS else Place(self.about, 0, thing, path)
+
+    def done(self, token: str, lane: str) -> str:
+        """The number of the last change of the coordination that one process made, kept for a second try of it."""
+        return f"{self.about}/done/{token}/{lane}"
 
     # -- places, by path
 
@@ -146,6 +229,21 @@ class Keys:
             raise InvalidKey(f"a part of the key {_shown(key)} is longer than {MAX_ID} bytes")
         return self._root + relative
 
+    def pattern(self, pattern: object) -> str:
+        """Return a pattern over full paths.
+
+        Raises:
+            InvalidKey: If it is no text, empty, too long, holds a control
+                character, or a ``[`` without its ``]``.
+        """
+        if not isinstance(pattern, str):
+            raise InvalidKey(f"a pattern is a string, not {type(pattern).__name__}")
+        if not pattern:
+            raise InvalidKey("the pattern is empty; '*' stands for all keys")
+        _check_text(pattern, "pattern", MAX_KEY, globs=True)
+        glob_regex(pattern)
+        return pattern if pattern.startswith(self._root) else self._root + pattern
+
     def place(self, key: object) -> Place:
         """Return where an entry is kept that is named by its path.
 
@@ -155,6 +253,8 @@ class Keys:
         full = self.full(key)
         noun, _, rest = full[len(self._root):].partition("/")
         owner, _, thing = rest.partition("/")
+        if noun == COORDINATION and rest in (QUEUE, METRICS):
+            return self.coordination_place(rest)
         if noun == "workers" and thing:
             return Place(self.workers, 0, f"{owner}/{thing}", full)
         if noun != "tasks" or not thing:
@@ -162,5 +262,5 @@ class Keys:
         if thing in ("state", "progress"):
             return self.task_place(owner, STATE if thing == "state" else PROGRESS)
         if thing.startswith(AGENTS):
-            return Place(self.agents(owner), 0, thing[len(AGENTS):], full)
+            return Place(self.agents(owner), 0, thing[len(AGENTS):], full, owner)
         return Place(f"{self._root}tasks/{{{owner}}}/{thing}", 1, "", full)

@@ -10,22 +10,27 @@ import time
 import weakref
 from collections import OrderedDict
 from multiprocessing import util as multiprocessing_util
-from typing import Any, Callable, Iterable, Mapping, Sequence, TypeVar
+from typing import Any, Iterable, Mapping, Sequence
 
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.log import get_logger
 
 from . import values
-from .changes import Change, MergeFields, Progress, SetValue, TellRun
+from .cache import EntryCache
+from .changes import Change, MergeFields, Progress, SetValue, SyncMetrics, SyncQueue, TellRun
 from .conflicts import Resolvers
 from .connections import connect
+from .coordination import Coordination, check_assignments, check_queue, check_steps
 from .events import Events, Handler
-from .exceptions import InvalidValue, StoreError
-from .keys import LIFE, PROGRESS, STATE, Keys, Place, check_id
-from .records import Entry, Stored, TaskRun, WorkerRecord
+from .exceptions import InvalidKey, InvalidValue
+from .keys import ASSIGNMENTS, LIFE, METRICS, PROGRESS, QUEUE, STATE, Keys, Place, check_id
+from .link import Link
+from .reader import Reader
+from .records import Entry, TaskRun, WorkerRecord
 from .settings import Settings
-from .store import Store, Task
-from .views import entry_of, progress_of, runs_of, state_of, with_change, worker_record, worker_records
+from .store import Store
+from .subscriptions import OnChange, OnInvalidate, Subscriptions, Watch
+from .views import progress_of, runs_of, state_of, worker_record, worker_records
 from .writer import BatchWriter
 
 logger = get_logger(__name__)
@@ -35,11 +40,6 @@ CLOSE_TIMEOUT = 2.0
 
 #: Tasks of which a process remembers the progress that it told by hand.
 MAX_PROGRESS = 10_000
-
-#: Times to ask Redis while this process goes on writing what is asked for.
-MAX_READS = 5
-
-T = TypeVar("T")
 
 _TOKEN_LETTERS = string.ascii_letters + string.digits
 
@@ -57,22 +57,54 @@ class Services:
         self.worker_id = worker_id
         self.keys = keys
         self.token = token
+        self.cache = EntryCache(settings.cache_size, settings.cache_max_age, lambda: self.link.unheard())
         self.store = Store(connect(url, settings.backend_options), keys, worker_id, token, settings.default_ttl)
         self.writer = BatchWriter(
             self.store, events, Resolvers(settings.conflict_resolver, settings.namespace),
-            interval=settings.batch_interval, batch_size=settings.batch_size,
-            max_pending=settings.max_pending, max_value_size=settings.max_value_size,
+            interval=settings.batch_interval, batch_size=settings.batch_size, max_pending=settings.max_pending,
+            max_value_size=settings.max_value_size, on_put=self.cache.drop,
         )
+        self.link = Link(
+            self.store, on_invalid=self._on_invalid, on_message=self._on_message, on_up=self._on_up,
+            on_down=self._on_down, on_look=self._on_look)
+        self.reader = Reader(self.store, self.writer, self.cache, self.link)
+        self.subscriptions = Subscriptions(self.reader, self.link, events)
+        self.coordination = Coordination(self.store, settings.default_ttl)
         self.progress: OrderedDict[str, Progress] = OrderedDict()
         self.progress_mutex = threading.RLock()
 
     def close(self, timeout: float) -> None:
         """Write what waits, stop the threads, close the connections; what can't be written is told in the log."""
+        self.subscriptions.close(timeout)
         try:
             self.writer.close(timeout)
         except Exception as exc:
             logger.warning("At shutdown %d writes could not be written: %s", self.writer.pending, exc)
+        self.link.stop(timeout)
         self.store.close()
+
+    # -- what the link hears goes to the cache and to who subscribed
+
+    def _on_invalid(self, keys: Sequence[str] | None) -> None:
+        if keys is None:
+            self.cache.clear()
+            self.subscriptions.on_emptied()
+        else:
+            for key in keys:
+                self.cache.invalidate(key)
+
+    def _on_message(self, path: str, data: bytes) -> None:
+        self.subscriptions.on_message(path, data)
+
+    def _on_up(self, patterns: Sequence[str]) -> None:
+        self.subscriptions.on_up(patterns)
+
+    def _on_down(self, heard_at: float) -> None:
+        self.subscriptions.on_down(heard_at, [
+            self.keys.full(name) for name in self.cache.clear() if isinstance(name, str)])
+
+    def _on_look(self) -> None:
+        self.subscriptions.look_around()
 
 
 class MemorySyncManager:
@@ -105,7 +137,6 @@ class MemorySyncManager:
         self._mutex = threading.RLock()
         self._opened: Services | None = None
         self._at_exit: weakref.finalize[..., MemorySyncManager] | None = None
-        self._reads = 0
         self._check_given()
         _managers.add(self)
 
@@ -131,8 +162,8 @@ class MemorySyncManager:
         """
         services = self._open()
         place = services.keys.task_place(check_id(task_id, "task"), STATE)
-        fields = values.encode_fields(state, place.channel, services.settings.max_value_size)
-        services.writer.put(MergeFields(place, fields, self._ttl(ttl)))
+        fields = values.encode_fields(state, place.path, services.settings.max_value_size)
+        services.writer.put(MergeFields(place, fields, self._ttl(ttl), run_key=self._run_key(task_id)))
 
     def sync_task_run(self, task_id: str, run: TaskRun, run_key: str = "", ttl: float | None = None) -> Change:
         """Tell a stage in the life of a task.
@@ -180,7 +211,7 @@ class MemorySyncManager:
             InvalidKey: If one of the ids is not fit for a key.
             InvalidValue: If the data can't be stored as JSON, or is too large.
         """
-        self._set(self._open().keys.agent_place(task_id, agent_id), data)
+        self._set(self._open().keys.agent_place(task_id, agent_id), data, run_key=self._run_key(task_id))
 
     def sync_worker_status(self, worker_id: str, status: Any) -> None:
         """Tell the status of a worker by hand; Celery's workers tell theirs at every beat.
@@ -202,6 +233,64 @@ class MemorySyncManager:
         place = services.keys.worker_place(services.worker_id, "heartbeat")
         self._set(place, record.as_dict(), owned=True)
 
+    def sync_queue(self, queue: Mapping[str, Iterable[str]]) -> None:
+        """Make the lists of the queue what is given; a list that is not given stays.
+
+        With Celery the signals keep the queue: what is published is pending, what runs is processing.
+
+        Arguments:
+            queue: Task ids, those that come first first, of ``"pending"``, of ``"processing"``, or both.
+
+        Raises:
+            InvalidKey: If an id is not fit for a key.
+            InvalidValue: If it is something else than lists of ids by these names, or too long.
+        """
+        services = self._open()
+        lists = check_queue(queue, services.settings.max_value_size)
+        services.writer.put(SyncQueue(services.keys.coordination_place(QUEUE), lists, self._ttl(None)))
+
+    def sync_assignments(self, assignments: Mapping[str, Iterable[str]]) -> None:
+        """Tell which tasks workers have, by worker id; other workers' stay.
+
+        Celery's workers tell theirs at every beat.
+
+        Raises:
+            InvalidKey: If an id is not fit for a key.
+            InvalidValue: If it is something else than lists of ids by worker, or too long.
+        """
+        services = self._open()
+        place = services.keys.coordination_place(ASSIGNMENTS)
+        lists = check_assignments(assignments)
+        fields = values.encode_fields(lists, place.path, services.settings.max_value_size)
+        services.writer.put(MergeFields(place, fields, self._ttl(None)))
+
+    def sync_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Set counters, or anything else that is worth a name; other counters stay.
+
+        Raises:
+            InvalidKey: If a name is not fit for a key.
+            InvalidValue: If a value can't be stored as JSON, or is too large.
+        """
+        services = self._open()
+        place = services.keys.coordination_place(METRICS)
+        fields = values.encode_fields(metrics, place.path, services.settings.max_value_size)
+        steps: dict[str, tuple[bytes | None, float]] = {
+            check_id(name, "metric"): (body, 0) for name, body in fields.items()}
+        services.writer.put(SyncMetrics(place, steps, self._ttl(None)))
+
+    def increment_metrics(self, **amounts: float) -> None:
+        """Add to counters; what several processes add is added up.
+
+        With Celery the signals count ``total``, ``succeeded``, ``failed``, ``retried``, ``revoked``, ``ignored``,
+        ``skipped``, ``lost`` and ``runtime`` (seconds).
+
+        Raises:
+            InvalidValue: If an amount is no number.
+        """
+        services = self._open()
+        steps = check_steps(amounts)
+        services.writer.put(SyncMetrics(services.keys.coordination_place(METRICS), steps, self._ttl(None)))
+
     def write(self, key: str, value: Any, *, ttl: float | None = None, expected_version: int | None = None) -> Entry | None:
         """Store a value under a key of the user's own.
 
@@ -221,7 +310,7 @@ class MemorySyncManager:
             ConflictError: If another version is there than the expected one.
             StoreError: With ``expected_version``, if Redis is away.
         """
-        place = self._open().keys.place(key)
+        place = self._place_to_write(key)
         if expected_version is None:
             self._set(place, value, ttl)
             return None
@@ -230,7 +319,7 @@ class MemorySyncManager:
     def delete(self, key: str) -> None:
         """Remove what is stored under a key; like :meth:`write` it returns at once."""
         services = self._open()
-        services.writer.put(SetValue(services.keys.place(key), b"", self._ttl(None)))
+        services.writer.put(SetValue(self._place_to_write(key), b"", self._ttl(None)))
 
     # ------------------------------------------------------------------- ask
 
@@ -242,7 +331,10 @@ class MemorySyncManager:
         Raises:
             StoreError: If Redis is away.
         """
-        return state_of(task_id, self._task(task_id).slots)
+        reader = self._open().reader
+        state: dict[str, Any] | None = reader.of_task(
+            "state", check_id(task_id, "task"), lambda task: state_of(task_id, task.slots))
+        return state
 
     def get_task_progress(self, task_id: str) -> dict[str, Any] | None:
         """Return how far a task is, or None if nobody told.
@@ -257,12 +349,12 @@ class MemorySyncManager:
         Raises:
             StoreError: If Redis is away.
         """
-        task = self._task(task_id)
-        return progress_of(task)
+        progress: dict[str, Any] | None = self._open().reader.of_task("progress", check_id(task_id, "task"), progress_of)
+        return progress
 
     def get_task(self, task_id: str) -> dict[str, Any] | None:
         """Return all that is known of a task, or None: state, progress, runs, agents."""
-        task = self._task(task_id, agents=True)
+        task = self._open().reader.task(check_id(task_id, "task"), agents=True)
         state = state_of(task_id, task.slots)
         progress = progress_of(task)
         agents = {agent: stored.value for agent, stored in task.agents.items()}
@@ -291,7 +383,7 @@ class MemorySyncManager:
             rows = services.store.recent_tasks(limit, before)
             task_ids = [task_id for task_id in dict.fromkeys(task_id for _, task_id in rows) if task_id not in known]
             known.update(task_ids)
-            for task_id, task in zip(task_ids, services.store.read_tasks(task_ids)):
+            for task_id, task in zip(task_ids, services.reader.tasks(task_ids)):
                 if task.slots:
                     state = state_of(task_id, task.slots)
                     found.append({"id": task_id, "state": state, "progress": progress_of(task)})
@@ -306,7 +398,7 @@ class MemorySyncManager:
         Raises:
             StoreError: If Redis is away.
         """
-        return self._value(self._open().keys.agent_place(task_id, agent_id))
+        return self.read(self._open().keys.agent_place(task_id, agent_id).path)
 
     def get_task_agents(self, task_id: str) -> list[str]:
         """Return the ids of the agents of a task, sorted.
@@ -314,7 +406,44 @@ class MemorySyncManager:
         Raises:
             StoreError: If Redis is away.
         """
-        return sorted(self._task(task_id, agents=True).agents)
+        agents: list[str] = self._open().reader.of_task(
+            "agents", check_id(task_id, "task"), lambda task: sorted(task.agents), agents=True)
+        return agents
+
+    def get_queue(self, limit: int = 1000) -> dict[str, list[str]]:
+        """Return the ids of the tasks that wait and of those at work, those that came first first.
+
+        Arguments:
+            limit: Most ids of each list.
+
+        Returns:
+            ``{"pending": [...], "processing": [...]}``.
+
+        Raises:
+            StoreError: If Redis is away.
+        """
+        return self._open().reader.queue(_check_count(limit, "limit"))
+
+    def get_assignments(self) -> dict[str, list[str]]:
+        """Return the ids of the tasks that workers have, by worker id: what was told by hand, else by the last beat.
+
+        Raises:
+            StoreError: If Redis is away.
+        """
+        assignments = {
+            record.worker_id: [task["id"] for task in record.running]
+            for record in self.get_workers() if record.running and record.status not in ("lost", "offline")
+        }
+        by_hand = self.read(self._open().keys.coordination_place(ASSIGNMENTS).path)
+        return {**assignments, **by_hand} if isinstance(by_hand, dict) else assignments
+
+    def get_coordination_metrics(self) -> dict[str, Any]:
+        """Return all counters by name.
+
+        Raises:
+            StoreError: If Redis is away.
+        """
+        return self._open().reader.metrics()
 
     def get_worker_status(self, worker_id: str) -> Any:
         """Return the status of a worker: what was told by hand, else its last beat; None if unknown.
@@ -351,52 +480,121 @@ class MemorySyncManager:
             StoreError: If Redis is away.
         """
         services = self._open()
-        told, waiting = self._ask(services.store.read_workers, services.keys.workers)
-        for change in waiting:
-            after = services.writer.overlay(told.get(change.place.field), [change])
-            if after is not None:
-                told[change.place.field] = after
+        told = services.reader.workers()
         since = services.store.clock.now() - services.settings.worker_ttl
         return worker_records(told, since)
 
     def read(self, key: str, *, max_age: float | None = None, consistent: bool = False) -> Any:
         """Return what is stored under a key, or None.
 
+        A copy from the cache is returned as long as it may be believed, and
+        what this process wrote is included.
+
         Arguments:
-            max_age: Seconds that a cached copy may be old; this version asks Redis every time.
+            max_age: Seconds that a copy may be old.  None: ``memsync_cache_max_age``.
             consistent: Ask Redis in any case.
 
         Raises:
+            InvalidKey: If the key is not fit.
             StoreError: If Redis is away.
         """
-        entry = self.read_entry(key)
+        if max_age is not None:
+            _check_seconds(max_age, "max_age")
+        services = self._opened
+        if services is not None and not consistent:
+            copy = services.cache.recall(key, max_age)
+            if copy is not None:
+                return copy.take()
+        entry = self._open().reader.entry(key, max_age, consistent, recalled=services is not None and not consistent)
         return None if entry is None else entry.value
 
-    def read_entry(self, key: str) -> Entry | None:
-        """Return what is stored under a key with version, time and writer, or None."""
-        return self.read_entries([key])[key]
+    def read_entry(self, key: str, *, max_age: float | None = None, consistent: bool = False) -> Entry | None:
+        """Return what is stored under a key with version, time and writer, or None; see :meth:`read`."""
+        if max_age is not None:
+            _check_seconds(max_age, "max_age")
+        return self._open().reader.entry(key, max_age, consistent)
 
-    def read_many(self, keys: Iterable[str]) -> dict[str, Any]:
-        """Return the values of many keys, by key as given, None for those that are not there."""
-        return {key: None if entry is None else entry.value for key, entry in self.read_entries(keys).items()}
+    def read_many(
+        self, keys: Iterable[str], *, max_age: float | None = None, consistent: bool = False,
+    ) -> dict[str, Any]:
+        """Return the values of many keys, by key as given, None for those that are not there; see :meth:`read`."""
+        if max_age is not None:
+            _check_seconds(max_age, "max_age")
+        entries = self._open().reader.entries(_check_keys(keys), max_age, consistent)
+        return {key: None if entry is None else entry.value for key, entry in entries.items()}
 
-    def read_entries(self, keys: Iterable[str]) -> dict[str, Entry | None]:
-        """Return the entries of many keys, by key as given, None for those that are not there."""
+    def search(self, pattern: str, limit: int = 1000) -> list[str]:
+        """Return the keys that match a pattern, sorted, with their namespace.
+
+        It goes by the indexes of tasks, workers and users' keys, not through
+        all keys of Redis; what this process wrote is included.
+
+        Arguments:
+            pattern: A glob as Redis has them: ``*`` stands for any text, slashes
+                too, ``?`` for one character, ``[ab]`` for one of some.
+            limit: Most keys to return.
+
+        Raises:
+            InvalidKey: If the pattern is not fit.
+            StoreError: If Redis is away.
+        """
         services = self._open()
-        places = {key: services.keys.place(key) for key in keys}
-        parts = {key: self._parts(place) for key, place in places.items()}
-        stored = self._read_places(list({place: None for row in parts.values() for place in row}))
-        return {key: entry_of(places[key], {part.slot: stored[part] for part in row}) for key, row in parts.items()}
+        return services.reader.search(services.keys.pattern(pattern), _check_count(limit, "limit"))
 
     def get_metrics(self) -> dict[str, Any]:
         """Return counters of this process; nothing is asked of Redis."""
-        writer = self._open().writer
+        services = self._open()
+        writer, cache = services.writer, services.cache
         return {
-            "reads": self._reads, **writer.counts, "pending_writes": writer.pending,
+            "reads": cache.hits + cache.misses + services.reader.uncached,
+            "cache_hits": cache.hits, "cache_misses": cache.misses,
+            "cache": {"size": len(cache), "max_size": cache.size, "invalidated": cache.invalidated},
+            **writer.counts, "pending_writes": writer.pending, "subscriptions": len(services.subscriptions),
             "last_flush_seconds": writer.last_flush_seconds, "connected": writer.connected,
         }
 
+    def clear_cache(self) -> None:
+        """Forget all copies of what was read; the next reads ask Redis."""
+        self._events.emit("cache-cleared", count=len(self._open().cache.clear()))
+
     # ---------------------------------------------------------------- decide
+
+    def enqueue(self, task_id: str) -> bool:
+        """Put a task at the end of the shared queue.
+
+        Returns:
+            Whether it was put there; False if it is pending or processing already.
+
+        Raises:
+            InvalidKey: If the id is not fit for a key.
+            StoreError: If Redis is away; the same call again does not put it there twice.
+        """
+        return self._open().coordination.enqueue(check_id(task_id, "task"))
+
+    def dequeue(self) -> str | None:
+        """Take the first pending task of the shared queue; it is processing from then on.
+
+        Returns:
+            Its id, which nobody else gets; None if nothing is pending.
+
+        Raises:
+            StoreError: If Redis is away.  What was taken all the same is what the next call returns.
+        """
+        services = self._open()
+        services.writer.flush_for(services.keys.about)
+        return services.coordination.dequeue()
+
+    def complete(self, task_id: str) -> bool:
+        """Take a task out of the shared queue, wherever in it it is.
+
+        Returns:
+            Whether it was there.
+
+        Raises:
+            InvalidKey: If the id is not fit for a key.
+            StoreError: If Redis is away.
+        """
+        return self._open().coordination.complete(check_id(task_id, "task"))
 
     def force_sync(self, timeout: float | None = None) -> None:
         """Return when every write made before this call is in Redis.
@@ -415,6 +613,55 @@ class MemorySyncManager:
         self._events.emit("force-sync", count=count, seconds=time.monotonic() - started)
 
     # ------------------------------------------------------------------ hear
+
+    def subscribe(
+        self, pattern: str, on_change: OnChange | None = None, on_invalidate: OnInvalidate | None = None,
+    ) -> str:
+        """Call handlers when keys that match a pattern change, whoever changes them.
+
+        Of each key the newest value is told, never an older one after it; what
+        came in between may be left out.  After a lost connection every key that
+        has moved on is told.  The handlers of a subscription run in a thread of
+        its own; one that raises is logged.
+
+        Arguments:
+            pattern: As in :meth:`search`, such as ``"tasks/*/state"``.
+            on_change: Called with key and value; with the :class:`Entry` too if
+                it takes three arguments.
+            on_invalidate: Called with the key when it was deleted, when its ttl
+                is over, and when what was told of it can't be trusted any more,
+                for the connection is lost.
+
+        Returns:
+            An id for :meth:`unsubscribe`.
+
+        Raises:
+            InvalidKey: If the pattern is not fit.
+        """
+        return self._open().subscriptions.subscribe(pattern, on_change, on_invalidate)
+
+    def unsubscribe(self, subscription: str) -> bool:
+        """End a subscription; tell whether there was one of that id."""
+        return self._open().subscriptions.unsubscribe(subscription)
+
+    def watch(self, pattern: str, timeout: float | None = None) -> Watch:
+        """Return changes of keys that match a pattern as an iterator, from now on.
+
+        Usage::
+
+            with memsync.watch("tasks/*/progress", timeout=60) as changes:
+                for change in changes:
+                    print(change.key, change.value)
+
+        Arguments:
+            timeout: Seconds without a change after which the loop ends.  None: never.
+
+        Raises:
+            InvalidKey: If the pattern is not fit.
+        """
+        if timeout is not None:
+            _check_seconds(timeout, "timeout")
+        return self._open().subscriptions.watch(pattern, timeout)
 
     def on(self, event: str, handler: Handler) -> None:
         """Call ``handler(**details)`` when an event happens in this process.
@@ -516,82 +763,39 @@ class MemorySyncManager:
             return self._open().settings.default_ttl
         return _check_seconds(ttl, "ttl", positive=True)
 
-    def _set(self, place: Place, value: Any, ttl: float | None = None, owned: bool = False) -> None:
+    def _run_key(self, task_id: str) -> str:
+        """Return which run of a task is speaking; "" if that is not known."""
+        return ""
+
+    def _place_to_write(self, key: str) -> Place:
+        keys = self._open().keys
+        place = keys.place(key)
+        if place.key == keys.about:
+            raise InvalidKey(f"{place.path} has no value in one piece; change it by sync_{place.field}() and its like")
+        return place
+
+    def _set(
+        self, place: Place, value: Any, ttl: float | None = None, owned: bool = False, run_key: str = "",
+    ) -> None:
         services = self._open()
-        body = values.encode(value, place.channel, services.settings.max_value_size)
-        services.writer.put(SetValue(place, body, self._ttl(ttl), owned=owned))
+        body = values.encode(value, place.path, services.settings.max_value_size)
+        services.writer.put(SetValue(place, body, self._ttl(ttl), owned=owned, run_key=run_key))
 
     def _compare_and_set(self, place: Place, value: Any, ttl: float, expected: int) -> Entry:
         services = self._open()
         if isinstance(expected, bool) or not isinstance(expected, int) or expected < 0:
             raise InvalidValue(f"expected_version is a whole number, 0 or more, not {expected!r}")
-        body = values.encode(value, place.channel, services.settings.max_value_size)
-        return services.writer.compare_and_set(SetValue(place, body, ttl), expected).entry(place.channel, value)
-
-    def _ask(self, read: Callable[[], T], *keys: str) -> tuple[T, list[Change]]:
-        """Ask Redis; return its answer and what this process has to lay over it.
-
-        What was written while Redis answered may be in neither, so it is asked again.
-
-        Arguments:
-            keys: Redis keys from which is read.
-        """
-        writer = self._open().writer
-        for _ in range(MAX_READS):
-            before = writer.waiting_for(*keys)
-            answer = read()
-            waiting = writer.waiting_for(*keys)
-            if waiting == before:
-                break
-        return answer, waiting
-
-    def _read_places(self, places: Sequence[Place]) -> dict[Place, Stored | None]:
-        services = self._open()
-        keys = {place.key for place in places}
-        answer: list[Stored | None] = [None] * len(places)
-        try:
-            answer, waiting = self._ask(lambda: services.store.read_entries(places), *keys)
-        except StoreError:
-            waiting = services.writer.waiting_for(*keys)
-            in_memory = {change.place for change in waiting if isinstance(change, SetValue)}
-            if not in_memory.issuperset(places):
-                raise
-        found: dict[Place, Stored | None] = {}
-        for place, stored in zip(places, answer):
-            after = services.writer.overlay(stored, [change for change in waiting if change.place == place])
-            found[place] = None if after is None or after.deleted else after
-        self._reads += len(places)
-        return found
-
-    def _value(self, place: Place) -> Any:
-        stored = self._read_places([place])[place]
-        return None if stored is None else stored.value
-
-    def _task(self, task_id: str, agents: bool = False) -> Task:
-        services = self._open()
-        keys = services.keys.task(check_id(task_id, "task")), services.keys.agents(task_id)
-        self._reads += 1
-        (task,), waiting = self._ask(lambda: services.store.read_tasks([task_id], agents), *keys)
-        for change in waiting:
-            task = with_change(task, change, services.writer)
-        return task
+        body = values.encode(value, place.path, services.settings.max_value_size)
+        return services.writer.compare_and_set(SetValue(place, body, ttl), expected).entry(place.path, value)
 
     def _worker(self, worker_id: str, thing: str) -> tuple[Any, WorkerRecord | None]:
         services = self._open()
         check_id(worker_id, "worker")
-        places = [services.keys.worker_place(worker_id, name) for name in (thing, "heartbeat")]
-        by_hand, beat = self._read_places(places).values()
-        record = None
-        if beat is not None:
-            since = services.store.clock.now() - services.settings.worker_ttl
-            record = worker_record(worker_id, beat, since)
+        told = services.reader.workers(worker_id)
+        by_hand, beat = (told.get(f"{worker_id}/{name}") for name in (thing, "heartbeat"))
+        since = services.store.clock.now() - services.settings.worker_ttl
+        record = None if beat is None else worker_record(worker_id, beat, since)
         return None if by_hand is None else by_hand.value, record
-
-    def _parts(self, place: Place) -> list[Place]:
-        """Return the places that make up what a key names: a task's state has two."""
-        if place.task_id and place.slot == STATE:
-            return [self._open().keys.task_place(place.task_id, LIFE), place]
-        return [place]
 
     def _progress_cell(self, services: Services, task_id: str) -> Progress:
         with services.progress_mutex:
@@ -620,3 +824,15 @@ def _check_seconds(value: float, what: str, positive: bool = False) -> float:
     if not (0 < value < 1e10 or value == 0 and not positive):
         raise InvalidValue(f"{what} is {value:g}; it must be a number of seconds {'above 0' if positive else '0 or more'}")
     return float(value)
+
+
+def _check_count(value: int, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise InvalidValue(f"{what} is a whole number, 0 or more, not {value!r}")
+    return value
+
+
+def _check_keys(keys: Iterable[str]) -> list[str]:
+    if isinstance(keys, (str, bytes)):
+        raise InvalidKey("read_many takes several keys, such as a list; for one there is read")
+    return list(keys)

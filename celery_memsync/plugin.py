@@ -142,7 +142,7 @@ class MemSync(MemorySyncManager):
         taken = {"progress", "status", "eta", "previous", "started_at", "updated_at", "run"} & set(fields)
         if taken:
             raise InvalidValue(f"progress() has a field {min(taken)!r} of its own; choose another name")
-        encoded = values.encode(fields, place.channel, self.settings.max_value_size)
+        encoded = values.encode(fields, place.path, self.settings.max_value_size)
         # A copy: the task may go on to change what it gave.
         fields.update(values.decode(encoded))
 
@@ -181,6 +181,10 @@ class MemSync(MemorySyncManager):
 
     def _default_worker_id(self) -> str:
         return self.node_name or super()._default_worker_id()
+
+    def _run_key(self, task_id: str) -> str:
+        active = active_run.get()
+        return active.key if active is not None and active.task_id == task_id and active.memsync is self else ""
 
     def _forget(self) -> None:
         super()._forget()

@@ -56,6 +56,7 @@ class Header(NamedTuple):
         fence: The highest fence that has written.
         time: Redis's time of the write, in milliseconds.
         ttl_ms: Milliseconds that it is valid from then on.
+        lag: Milliseconds from ``time`` until Redis took it.
         writes: Ids of the last writes, one a writer.
         worker_id: Who wrote it.
     """
@@ -66,6 +67,7 @@ class Header(NamedTuple):
     fence: int
     time: int
     ttl_ms: int
+    lag: int
     writes: str
     worker_id: str
 
@@ -76,8 +78,18 @@ class Header(NamedTuple):
         Raises:
             ValueError: If this is no header.
         """
-        version, run, rank, fence, time, ttl_ms, writes, worker_id = line.decode(errors="replace").split(" ", 7)
-        return cls(int(version), run, rank, int(fence), int(time), int(ttl_ms), writes, worker_id)
+        version, run, rank, fence, time, ttl_ms, lag, writes, worker_id = line.decode(errors="replace").split(" ", 8)
+        return cls(int(version), run, rank, int(fence), int(time), int(ttl_ms), int(lag), writes, worker_id)
+
+    @property
+    def stored_at(self) -> int:
+        """When Redis took it, in milliseconds: in the order in which the entry was written."""
+        return self.time + self.lag
+
+    @property
+    def over_at(self) -> int:
+        """When its ttl is over, in milliseconds."""
+        return self.time + self.ttl_ms
 
 
 #: Stands for a body that can not be read.
@@ -128,13 +140,17 @@ class Stored:
         except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
             return _UNREADABLE
 
+    def gone(self, now: float) -> bool:
+        """Whether it is deleted, over, or nothing that can be read; only its version counts then."""
+        return self.deleted or self.expired(now) or not self.readable
+
     def expired(self, now: float) -> bool:
         """Whether its ttl is over.
 
         Arguments:
             now: Redis's time, in seconds.
         """
-        return self.header.time + self.header.ttl_ms <= now * 1000
+        return self.header.over_at <= now * 1000
 
     def entry(self, key: str, value: Any = _UNREADABLE) -> Entry:
         """Return it as the user sees it, with another value if one is given."""

@@ -24,5 +24,6 @@ def load(name: str) -> Script:
     return Script(text, sha1(text.encode()).hexdigest())
 
 
+COORDINATION_WRITE = load("coordination_write")
 ENTRY_WRITE = load("entry_write")
 WORKER_BEAT = load("worker_beat")

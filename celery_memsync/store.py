@@ -1,17 +1,16 @@
 """What Redis does for us: each method is one round trip, and nothing else talks to Redis."""
 from __future__ import annotations
 
-import functools
 import time
-from typing import Any, Callable, Mapping, NamedTuple, Sequence, TypeVar
+from typing import Any, Mapping, NamedTuple, Sequence, TypeVar
 
 import redis
 
 from .clock import Clock
-from .exceptions import StoreError
-from .keys import FORMER, SLOTS, Keys, Place
+from .connections import Announcements, Source, redis_call
+from .keys import COORDINATION, FORMER, SLOTS, Keys, Place
 from .records import Stored
-from .scripts import ENTRY_WRITE, WORKER_BEAT, Script
+from .scripts import COORDINATION_WRITE, ENTRY_WRITE, WORKER_BEAT, Script
 
 #: Writes in one script call: a hundred hold Redis for a quarter of a millisecond.
 SCRIPT_SIZE = 100
@@ -19,7 +18,12 @@ SCRIPT_SIZE = 100
 #: Entries of earlier runs that are kept of a task.
 MAX_FORMER = 12
 
-F = TypeVar("F", bound=Callable[..., Any])
+#: Names of the counters by the first digit of the rank of the stage that is counted.
+TALLIES = ("", "", "", "lost", "retried", "failed", "revoked", "ignored", "skipped", "succeeded")
+
+#: Names of users' keys that Redis looks at in one round trip of a search.
+NAMES_AT_ONCE = 1000
+
 K = TypeVar("K")
 
 
@@ -31,6 +35,7 @@ class EntryWrite(NamedTuple):
         seen: The version the writer saw; ``"*"``: whatever is there;
             ``"run"``: run and rank decide.
         serial: Its number in this process; a second try has the same.
+        runtime: Seconds that a run took which it ends.
     """
 
     place: Place
@@ -42,6 +47,7 @@ class EntryWrite(NamedTuple):
     ttl_ms: int
     serial: int
     body: bytes
+    runtime: float = 0.0
 
 
 class Outcome(NamedTuple):
@@ -75,33 +81,6 @@ class Task(NamedTuple):
     agents: dict[str, Stored]
 
 
-def redis_call(method: F) -> F:
-    """Turn redis-py's errors into :exc:`StoreError`, with what was tried but no address."""
-
-    @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return method(*args, **kwargs)
-        except (redis.RedisError, OSError) as exc:
-            what = method.__name__.replace("_", " ")
-            raise StoreError(f"Redis could not do this: {what} ({explain(exc)})") from exc
-
-    return call  # type: ignore[return-value]
-
-
-def explain(exc: BaseException) -> str:
-    """Return what is wrong with Redis in words without an address, a password or a value."""
-    if isinstance(exc, redis.AuthenticationError):
-        return "it refuses the user or password of memsync_backend"
-    if isinstance(exc, (redis.TimeoutError, TimeoutError)):
-        return "it does not answer in time; is it overloaded or paused?"
-    if isinstance(exc, (redis.ConnectionError, OSError)):
-        return "it can't be reached; is it running, and is memsync_backend right?"
-    if isinstance(exc, redis.ResponseError):
-        return "it answers: " + str(exc).partition(" script: ")[0][:120]
-    return type(exc).__name__
-
-
 class Store:
     """The shared memory in one Redis.
 
@@ -123,6 +102,10 @@ class Store:
         self.token = token
         self._client = client
         self._horizon = ms(default_ttl)
+        database = getattr(client, "connection_pool", client).connection_kwargs.get("db") or 0
+        #: Put before a path to make its channel: channels know no database numbers.
+        self.prefix = f"{database}:"
+        self._together = keys.full(COORDINATION) + "/"
 
     @property
     def redis(self) -> Any:
@@ -155,11 +138,15 @@ class Store:
         return outcomes
 
     @redis_call
-    def read_entries(self, places: Sequence[Place]) -> list[Stored | None]:
-        """Return entries, None for what is not there."""
+    def read_entries(self, places: Sequence[Place], source: Source | None = None) -> list[Stored | None]:
+        """Return entries, None for what is not there; those that are deleted or over have a version still.
+
+        Arguments:
+            source: The connection to ask over.  None: any.
+        """
         pages = dict.fromkeys(place.key for place in places if place.slot)
         fields = [place for place in places if not place.slot]
-        pipeline = self.redis.pipeline(transaction=False)
+        pipeline = self._pipeline(source)
         for key in pages:
             pipeline.get(key)
         for place in fields:
@@ -168,9 +155,13 @@ class Store:
         by_page = {key: _split_page(page) for key, page in zip(pages, answers)}
         by_field = dict(zip(fields, answers[len(pages):]))
         return [
-            self._parse(_slot_of(by_page[place.key], place.slot) if place.slot else by_field[place])
+            _parse(_slot_of(by_page[place.key], place.slot) if place.slot else by_field[place])
             for place in places
         ]
+
+    def _pipeline(self, source: Source | None) -> Any:
+        client = self.redis
+        return (client if source is None else source.client).pipeline(transaction=False)
 
     @redis_call
     def connect(self) -> None:
@@ -190,9 +181,11 @@ class Store:
     # -- tasks
 
     @redis_call
-    def read_tasks(self, task_ids: Sequence[str], agents: bool = False) -> list[Task]:
+    def read_tasks(
+        self, task_ids: Sequence[str], agents: bool = False, source: Source | None = None,
+    ) -> list[Task]:
         """Return all that is stored of tasks; what their agents share only if asked for."""
-        pipeline = self.redis.pipeline(transaction=False)
+        pipeline = self._pipeline(source)
         for task_id in task_ids:
             pipeline.get(self.keys.task(task_id))
             if agents:
@@ -203,17 +196,17 @@ class Store:
         return [self._task(_split_page(page), fields) for page, fields in zip(pages, shared)]
 
     def _task(self, texts: list[bytes], fields: dict[bytes, bytes] | None) -> Task:
-        slots = {slot: self._parse(_slot_of(texts, slot)) for slot in range(1, SLOTS + 1)}
+        slots = {slot: _parse(_slot_of(texts, slot)) for slot in range(1, SLOTS + 1)}
         former: dict[int, list[Stored]] = {}
         for text in texts[SLOTS:]:
             mark, _, rest = text.partition(FORMER)
-            stored = self._parse(rest)
-            if stored is not None and mark.isdigit():
+            stored = _parse(rest)
+            if stored is not None and mark.isdigit() and not stored.gone(self.clock.now()):
                 former.setdefault(int(mark), []).append(stored)
         for row in former.values():
             row.sort(key=lambda stored: stored.header.run)
-        agents = {name.decode(errors="replace"): self._parse(text) for name, text in (fields or {}).items()}
-        return Task(_present(slots), former, _present(agents))
+        agents = {name.decode(errors="replace"): _parse(text) for name, text in (fields or {}).items()}
+        return Task(self._present(slots), former, self._present(agents))
 
     @redis_call
     def recent_tasks(self, limit: int, before: str = "+") -> list[tuple[str, str]]:
@@ -236,7 +229,7 @@ class Store:
         """Store what a worker tells of itself, or its goodbye."""
         asked = time.monotonic()
         place = self.keys.worker_place(worker_id, "heartbeat")
-        args = [worker_id, place.channel, int(leaving), ms(self.clock.now()), ms(ttl), body]
+        args = [worker_id, self.prefix + place.path, int(leaving), ms(self.clock.now()), ms(ttl), body]
         answer = self._run(WORKER_BEAT, [([self.keys.workers, self.keys.beats], args)])[0]
         self._learn(answer[2], answer[3], asked)
 
@@ -244,16 +237,98 @@ class Store:
     def read_workers(self) -> dict[str, Stored]:
         """Return all that is told of workers, by ``<worker_id>/<thing>``."""
         rows = self.redis.hgetall(self.keys.workers).items()
-        return _present({name.decode(errors="replace"): self._parse(text) for name, text in rows})
+        return self._present({name.decode(errors="replace"): _parse(text) for name, text in rows})
+
+    def _present(self, entries: Mapping[K, Stored | None]) -> dict[K, Stored]:
+        now = self.clock.now()
+        return {name: stored for name, stored in entries.items() if stored is not None and not stored.gone(now)}
+
+    # -- what all do together
+
+    @redis_call
+    def change_coordination(self, lane: str, changes: Sequence[tuple[int, float, Sequence[Any]]]) -> list[list[Any]]:
+        """Change the queue or the metrics, each change once however often it is sent.
+
+        Arguments:
+            lane: Changes of one lane of a process come one after the other.
+            changes: Serial number, seconds to keep what is told, what to do; see ``lua/coordination_write.lua``.
+
+        Returns:
+            The answers of each.
+        """
+        keys = self.keys
+        names = [keys.pending, keys.processing, keys.metrics, keys.about, keys.done(self.token, lane)]
+        calls = [
+            (names, [self.worker_id, serial, ms(ttl), self.prefix, self._together, *what])
+            for serial, ttl, what in changes
+        ]
+        return [answer[1:] for answer in self._run(COORDINATION_WRITE, calls)]
+
+    @redis_call
+    def read_queue(self, limit: int) -> dict[str, list[str]]:
+        """Return the ids of tasks that wait and that are at work, those that came first first."""
+        pipeline = self._pipeline(None)
+        since = f"({self.clock.now() * 1e6:.0f}"
+        for key in (self.keys.pending, self.keys.processing):
+            pipeline.zrangebyscore(key, since, "+inf", 0, limit)
+        return {
+            name: [task_id.decode(errors="replace") for task_id in row or ()]
+            for name, row in zip(("pending", "processing"), _answers(pipeline))
+        }
+
+    @redis_call
+    def read_metrics(self) -> dict[str, bytes]:
+        """Return all counters, each as JSON."""
+        pipeline = self._pipeline(None)
+        pipeline.hgetall(self.keys.metrics)
+        (counters,) = _answers(pipeline)
+        return {name.decode(errors="replace"): body for name, body in (counters or {}).items()}
+
+    # -- searching
+
+    @redis_call
+    def find_names(self, pattern: str, cursor: int) -> tuple[int, list[str]]:
+        """Return users' keys whose paths match a pattern, a part of them at a time.
+
+        Arguments:
+            cursor: From the answer before; 0 to begin.
+
+        Returns:
+            The cursor to go on with, 0 at the end, and paths, some perhaps twice, some of keys that are gone.
+        """
+        pipeline = self._pipeline(None)
+        pipeline.zscan(self.keys.names, cursor, pattern, NAMES_AT_ONCE)
+        (answer,) = _answers(pipeline)
+        after, rows = answer or (0, [])
+        return int(after), [name.decode(errors="replace") for name, _ in rows]
+
+    # -- hearing
+
+    def listen(self) -> Announcements:
+        """Return a connection on which Redis speaks unasked; it is not open yet."""
+        return Announcements(self._client)
+
+    def source(self, redirect: int) -> Source:
+        """Return a connection whose reads Redis remembers, to tell another one when they are old.
+
+        Arguments:
+            redirect: Redis's id of that other one.
+        """
+        return Source(self._client, redirect)
 
     # -- how scripts are called
 
     def _entry_call(self, writes: Sequence[EntryWrite]) -> tuple[list[str], list[Any]]:
         keys = [write.place.key for write in writes]
-        args: list[Any] = [len(writes), self.worker_id, self.token, self._horizon, SLOTS, MAX_FORMER]
-        for (_, slot, field, channel, task_id), seen, run, rank, fence, time_ms, ttl_ms, serial, body in writes:
-            args += (slot, field, channel, task_id, seen, run, rank, fence, time_ms, ttl_ms, serial, body)
-        keys.append(self.keys.task_index)
+        args: list[Any] = [
+            len(writes), self.worker_id, self.token, self._horizon, SLOTS, MAX_FORMER,
+            self.prefix, self._together, "".join(name + "," for name in TALLIES),
+        ]
+        for (_, slot, field, path, task_id), seen, run, rank, fence, time_ms, ttl_ms, serial, body, runtime in writes:
+            args += (slot or ":" + field, path, task_id, seen, run, rank, fence, time_ms, ttl_ms, serial,
+                     round(runtime * 1e6), body)
+        own = self.keys
+        keys += (own.task_index, own.names, own.pending, own.processing, own.metrics, own.about)
         return keys, args
 
     def _run(self, script: Script, calls: Sequence[tuple[list[str], list[Any]]]) -> list[list[Any]]:
@@ -289,15 +364,15 @@ class Store:
     def _learn(self, seconds: int, micros: int, asked: float) -> None:
         self.clock.learn(int(seconds) + int(micros) / 1e6, asked, time.monotonic())
 
-    def _parse(self, text: bytes | None) -> Stored | None:
-        """Return an entry unless it is over; foreign data reads as nothing."""
-        if not text:
-            return None
-        try:
-            stored = Stored.parse(text)
-        except ValueError:
-            return None
-        return None if stored.expired(self.clock.now()) or not stored.readable else stored
+
+def _parse(text: bytes | None) -> Stored | None:
+    """Return an entry; foreign data reads as nothing."""
+    if not text:
+        return None
+    try:
+        return Stored.parse(text)
+    except ValueError:
+        return None
 
 
 def _answers(pipeline: Any) -> list[Any]:
@@ -321,10 +396,6 @@ def _slot_of(texts: list[bytes], slot: int) -> bytes | None:
     return texts[slot - 1] if slot <= len(texts) else None
 
 
-def _present(entries: Mapping[K, Stored | None]) -> dict[K, Stored]:
-    return {name: stored for name, stored in entries.items() if stored is not None and not stored.deleted}
-
-
 def ms(seconds: float) -> int:
     """Return seconds as the whole milliseconds that Redis takes, at least one."""
     return max(1, round(seconds * 1000))
@@ -341,4 +412,4 @@ def _outcome(answer: Any) -> Outcome:
             return Outcome("conflict", answer[1], Stored.parse(answer[2]) if len(answer) > 2 and answer[2] else None)
         except ValueError:
             return Outcome("error", error="what is stored is no entry")
-    return Outcome("ok" if status == "new" else status, answer[1])
+    return Outcome(status, answer[1])

@@ -1,13 +1,15 @@
 """What readers see: entries put together to states, progress, tasks and workers."""
 from __future__ import annotations
 
-from typing import Any, Mapping, TypeVar
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence, TypeVar
 
 from .changes import Change
 from .keys import LIFE, PROGRESS, STATE, Place
 from .records import Entry, Stored, TaskRun, WorkerRecord, merge_state, progress_from
 from .store import Task
-from .writer import BatchWriter
+
+#: Lays changes that wait over what is stored.
+Overlay = Callable[["Stored | None", Sequence[Change]], "Stored | None"]
 
 K = TypeVar("K")
 
@@ -30,14 +32,14 @@ def progress_of(task: Task) -> dict[str, Any] | None:
     return progress
 
 
-def with_change(task: Task, change: Change, writer: BatchWriter) -> Task:
+def with_change(task: Task, change: Change, overlay: Overlay) -> Task:
     """Return a task as it will be when a change is written."""
     place = change.place
     if not place.slot:
-        after = writer.overlay(task.agents.get(place.field), [change])
+        after = overlay(task.agents.get(place.field), [change])
         return task._replace(agents=_replaced(task.agents, place.field, after))
     before = task.slots.get(place.slot)
-    after = writer.overlay(before, [change])
+    after = overlay(before, [change])
     former = task.former
     if before is not None and after is not None and after.header.run != before.header.run:
         former = {**former, place.slot: [*former.get(place.slot, []), before]}
@@ -56,20 +58,51 @@ def runs_of(task_id: str, task: Task) -> list[dict[str, Any]]:
     return [run.as_dict() for one in told if (run := TaskRun.from_row(one.value, task_id)) is not None]
 
 
-def entry_of(place: Place, parts: dict[int, Stored | None]) -> Entry | None:
-    """Return what is stored at a place, put together of its parts by slot, or None."""
-    known = [stored for stored in parts.values() if stored is not None]
-    if not known:
+def entry_of(place: Place, parts: Mapping[int, Stored | None], now: float) -> Entry | None:
+    """Return what is stored at a place, put together of its parts by slot, or None.
+
+    Its version is that of all parts together, of those too that are deleted or
+    over, so that it only grows.
+
+    Arguments:
+        now: Redis's time, in seconds.
+    """
+    alive = {slot: stored for slot, stored in parts.items() if stored is not None and not stored.gone(now)}
+    if not alive:
         return None
-    latest = max(known, key=lambda stored: stored.header.time)
+    latest = max(alive.values(), key=lambda stored: stored.header.time)
     value = latest.value
-    if place.task_id and place.slot == STATE and (parts[LIFE] is not None or isinstance(value, dict)):
-        value = state_of(place.task_id, parts)
+    if place.task_id and place.slot == STATE and (LIFE in alive or isinstance(value, dict)):
+        value = state_of(place.task_id, alive)
     elif place.task_id and place.slot == PROGRESS and isinstance(value, list):
         value = progress_from(value)
-    entry = latest.entry(place.channel, value)
-    version = sum(stored.header.version for stored in known)
-    return Entry(entry.key, value, version, entry.timestamp, entry.worker_id, entry.ttl)
+    header = latest.header
+    _, version = stamp_of(parts)
+    return Entry(place.path, value, version, header.time / 1000, header.worker_id, header.ttl_ms / 1000)
+
+
+class Stamp(NamedTuple):
+    """Which state of an entry this is; a later one is greater.
+
+    Attributes:
+        stored_at: When Redis took it, in milliseconds.
+        version: Of all its parts together.
+    """
+
+    stored_at: int
+    version: int
+
+
+def stamp_of(parts: Mapping[int, Stored | None]) -> Stamp:
+    """Return which state of an entry its parts by slot make up."""
+    headers = [stored.header for stored in parts.values() if stored is not None]
+    return Stamp(max((header.stored_at for header in headers), default=0), sum(header.version for header in headers))
+
+
+def over_at(parts: Iterable[Stored | None], now: float) -> float:
+    """Return when the first of some parts is over that is not yet, in seconds of Redis's clock."""
+    return min((stored.header.over_at / 1000 for stored in parts if stored is not None and not stored.gone(now)),
+               default=float("inf"))
 
 
 def worker_records(told: Mapping[str, Stored], since: float) -> list[WorkerRecord]:

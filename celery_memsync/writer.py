@@ -7,19 +7,19 @@ import time
 from collections import OrderedDict
 from contextlib import contextmanager
 from itertools import count
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from celery.utils.log import get_logger
 from redis.backoff import EqualJitterBackoff
 
 from . import values
-from .changes import Change, MergeFields, SetValue
+from .changes import Change, Coordinated, MergeFields, SetValue, SyncMetrics, SyncQueue, TellRun
 from .conflicts import MAX_ROUNDS, Resolution, Resolvers
 from .events import Events
 from .exceptions import ConflictError, MemSyncError, StoreError
 from .keys import STATE, Place
 from .periodic import LONGEST_PAUSE, PeriodicThread
-from .records import Header, Stored
+from .records import Entry, Header, Stored
 from .store import EntryWrite, Outcome, Store, ms
 
 logger = get_logger(__name__)
@@ -54,11 +54,12 @@ class BatchWriter:
         max_pending: Most changes in memory; beyond it the oldest progress is
             dropped first, then the oldest others.
         max_value_size: Largest value that a resolver may make, in bytes.
+        on_put: Called with the Redis key of each change that is taken.
     """
 
     def __init__(
         self, store: Store, events: Events, resolvers: Resolvers, *,
-        interval: float, batch_size: int, max_pending: int, max_value_size: int,
+        interval: float, batch_size: int, max_pending: int, max_value_size: int, on_put: Callable[[str], object],
     ) -> None:
         self.store = store
         self.events = events
@@ -66,6 +67,7 @@ class BatchWriter:
         self.batch_size = batch_size
         self.max_pending = max_pending
         self.max_value_size = max_value_size
+        self.on_put = on_put
         #: Counters since the start of this process.
         self.counts = dict.fromkeys(("writes", "conflicts", "syncs", "flush_failures", "dropped", "coalesced"), 0)
         self.last_flush_seconds = 0.0
@@ -77,9 +79,15 @@ class BatchWriter:
         self._ordinary: Queue = OrderedDict()
         self._expendable: Queue = OrderedDict()
         self._in_flight: list[Change] = []
+        #: Redis keys of what waits, and of what is under way or has come back; perhaps of more.
+        self._keys_waiting: set[str] = set()
+        self._keys_sent: set[str] = set()
         #: What Redis refuses, by place, with the time of the next try.
         self._refused: OrderedDict[Place, tuple[float, list[Change]]] = OrderedDict()
-        self._seen: OrderedDict[Place, tuple[int, dict[str, bytes], float]] = OrderedDict()
+        #: Versions that were written or shown to a reader last.
+        self._seen: OrderedDict[Place, int] = OrderedDict()
+        #: Version and fields of what fields are merged into, and the monotonic time when they are over.
+        self._bases: OrderedDict[Place, tuple[int, dict[str, bytes] | bytes, float]] = OrderedDict()
         self._serials = count(1)
         self._untold: list[tuple[str, dict[str, Any]]] = []
         self._untold_drops = 0
@@ -95,14 +103,27 @@ class BatchWriter:
         place = change.place
         with self._mutex:
             queue = self._expendable if change.expendable else self._ordinary
+            if isinstance(change, SetValue):
+                change.seen = self._seen.get(place, 0)
             self._append(queue, place, change)
             change.was_queued()
             if len(self._ordinary) + len(self._expendable) > self.max_pending:
                 self._drop_oldest()
             full = len(queue) >= self.batch_size
+        self.on_put(place.key)
         self._thread.wake()
         if full:
             self._thread.hurry()
+
+    def saw(self, place: Place, stored: Stored | None) -> None:
+        """Take note of what a reader of this process was shown: what it writes next follows that."""
+        version = 0 if stored is None else stored.header.version
+        with self._mutex:
+            if not (place.task_id and place.slot):
+                self._see(place, version)
+            elif place.slot == STATE:
+                left = 0.0 if stored is None else stored.header.over_at / 1000 - self.store.clock.now()
+                self._base_on(place, version, b"" if stored is None else stored.body, left)
 
     def discard(self, change: Change) -> None:
         """Take a change back that nobody needs any more, unless it is under way."""
@@ -122,9 +143,16 @@ class BatchWriter:
     def waiting_for(self, *keys: str) -> list[Change]:
         """Return the changes of all entries under Redis keys that are not in Redis yet."""
         with self._mutex:
+            if not any(key in self._keys_waiting or key in self._keys_sent for key in keys):
+                return []
+            return [change for change in self.waiting() if change.place.key in keys]
+
+    def waiting(self) -> list[Change]:
+        """Return all changes that are not in Redis yet, those of an entry in their order."""
+        with self._mutex:
             rows = [*(changes for _, changes in self._refused.values()), self._in_flight]
             rows += [*self._ordinary.values(), *self._expendable.values()]
-            return [change for row in rows for change in row if change.place.key in keys]
+            return [change for row in rows for change in row]
 
     def overlay(self, stored: Stored | None, changes: Sequence[Change]) -> Stored | None:
         """Return an entry as it will be when changes of this process have been written over it."""
@@ -153,6 +181,15 @@ class BatchWriter:
                 self._flush()
         finally:
             self._tell()
+
+    def flush_for(self, key: str) -> None:
+        """Write everything that waits now, if something waits under a Redis key.
+
+        Raises:
+            StoreError: If Redis is away; what was not written waits on.
+        """
+        if self.waiting_for(key):
+            self.flush()
 
     def _flush_on_demand(self) -> float | None:
         self.flush()
@@ -199,14 +236,13 @@ class BatchWriter:
             self._tell()
 
     def _compare_and_set(self, change: SetValue, expected: int) -> Stored:
-        place, key = change.place, change.place.channel
+        key = change.place.path
         self.store.connect()
-        self._see(place, expected, {})
+        change.seen = expected
         write = self._as_write(change)
         assert write is not None  # a value that was encoded already
         (outcome,) = self.store.write_entries([write])
         if outcome.status == "conflict":
-            self._see(place, outcome.version, {})
             if expected or not outcome.version or not self._gone(outcome.stored):
                 raise ConflictError(key, outcome.version)
             # Version 0 is meant, nothing to see; what was deleted counts its versions on.
@@ -214,7 +250,7 @@ class BatchWriter:
         if outcome.status == "error":
             raise Refused(key, 1)
         self._settle(change, outcome)
-        before = Stored(Header(outcome.version - 1, "-", "-", 0, 0, 0, "-", ""), b"")
+        before = Stored(Header(outcome.version - 1, "-", "-", 0, 0, 0, 0, "-", ""), b"")
         after = change.over(before, self.store.clock, self.store.worker_id)
         assert after is not None
         return after
@@ -271,7 +307,7 @@ class BatchWriter:
         if batch:
             self._succeeded(len(batch), time.monotonic() - started)
         if strict and self._refused:
-            raise Refused(next(iter(self._refused.values()))[1][0].place.channel, len(self._refused))
+            raise Refused(next(iter(self._refused.values()))[1][0].place.path, len(self._refused))
         if strict and lost_rounds:
             raise lost_rounds[0]
         return len(batch)
@@ -283,6 +319,7 @@ class BatchWriter:
             An error for each change that lost every round; it waits on.
         """
         lost: list[Change] = []
+        changes = self._coordinate(changes)
         for number in range(MAX_MERGES):
             writes = [(change, write) for change in changes if (write := self._as_write(change)) is not None]
             outcomes = self.store.write_entries([write for _, write in writes])
@@ -301,23 +338,43 @@ class BatchWriter:
         with self._mutex:
             for change in lost:
                 self._append(self._ordinary, change.place, change, front=True)
-        return [ConflictError(change.place.channel, self._last_seen(change.place)[0]) for change in lost]
+        return [ConflictError(
+            change.place.path, change.seen if isinstance(change, SetValue) else self._base(change.place)[0],
+        ) for change in lost]
+
+    def _coordinate(self, changes: Sequence[Change]) -> list[Change]:
+        """Write what is no entry; return the rest."""
+        together = [change for change in changes if isinstance(change, Coordinated)]
+        if together:
+            for change in together:
+                change.serial = change.serial or next(self._serials)
+            answers = self.store.change_coordination(
+                "told", [(change.serial or 0, change.ttl, change.what()) for change in together])
+            for change, failed in zip(together, answers):
+                if failed and isinstance(change, SyncMetrics):
+                    names = ", ".join(name.decode(errors="replace") for name in failed)
+                    logger.warning("Counters that are no numbers can't be added to: %s", names)
+                self.counts["writes"] += 1
+                self._note_written(change)
+        return [change for change in changes if not isinstance(change, Coordinated)]
 
     def _as_write(self, change: Change) -> EntryWrite | None:
         """Return a change as the store takes it; None, and it is dropped, if there is something wrong with it."""
-        version, base = self._last_seen(change.place)
+        version, base = self._base(change.place)
         try:
             content = change.content(self.store.clock, base)
         except Exception:
-            logger.exception("A write of %s can't be made and is dropped", change.place.channel)
+            logger.exception("A write of %s can't be made and is dropped", change.place.path)
             self._count_drop()
             return None
         if change.serial is None:
             change.serial = next(self._serials)
+        if isinstance(change, SetValue):
+            version = change.seen
         seen = str(version) if content.ruled_by == "version" else content.ruled_by
         return EntryWrite(
             change.place, seen, content.run, content.rank, change.fence,
-            round(self.store.clock.at(change.at) * 1000), ms(change.ttl), change.serial, content.body,
+            round(self.store.clock.at(change.at) * 1000), ms(change.ttl), change.serial, content.body, content.runtime,
         )
 
     # -- what became of a change
@@ -335,43 +392,61 @@ class BatchWriter:
             else:
                 # Others may have written since; what they wrote was not seen.
                 self._seen.pop(change.place, None)
+                self._bases.pop(change.place, None)
             self._note_written(change)
         return None
 
     def _remember(self, change: Change, version: int) -> None:
         place = change.place
         if isinstance(change, MergeFields):
-            self._see(place, version, change.merged(self._last_seen(place)[1]), change.ttl)
-        elif change.place.task_id and change.place.slot == STATE:
-            # Fields that are merged into it later have to look at it first.
-            self._seen.pop(place, None)
+            self._base_on(place, version, change.merged(self._base(place)[1]), change.ttl)
         elif isinstance(change, SetValue):
-            self._see(place, version, {})
+            self._bases.pop(place, None)
+        else:
+            return
+        with self._mutex:
+            self._see(place, version)
+            # What this process told since then was told by one who knew of it.
+            for later in self._ordinary.get(place, ()):
+                if isinstance(later, SetValue):
+                    later.seen = version
 
-    def _last_seen(self, place: Place) -> tuple[int, dict[str, bytes]]:
-        """Return the version of an entry that was seen last, and its fields unless their time is over."""
-        version, fields, until = self._seen.get(place, (0, {}, 0.0))
-        return version, fields if time.monotonic() < until else {}
-
-    def _see(self, place: Place, version: int, fields: dict[str, bytes], ttl: float = 0.0) -> None:
-        self._seen[place] = (version, fields, time.monotonic() + ttl)
+    def _see(self, place: Place, version: int) -> None:
+        self._seen[place] = version
         self._seen.move_to_end(place)
         if len(self._seen) > MAX_SEEN:
             self._seen.popitem(last=False)
 
+    def _base(self, place: Place) -> tuple[int, dict[str, bytes]]:
+        """Return the version into which fields are to be merged, and its fields unless their time is over."""
+        version, fields, until = self._bases.get(place, (0, {}, 0.0))
+        if time.monotonic() >= until or not fields:
+            return version, {}
+        return version, values.split_fields(fields) if isinstance(fields, bytes) else fields
+
+    def _base_on(self, place: Place, version: int, fields: dict[str, bytes] | bytes, ttl: float = 0.0) -> None:
+        self._bases[place] = (version, fields, time.monotonic() + ttl)
+        self._bases.move_to_end(place)
+        if len(self._bases) > MAX_SEEN:
+            self._bases.popitem(last=False)
+
     def _resolve(self, change: Change, outcome: Outcome) -> Change | None:
         place, stored = change.place, outcome.stored
         gone = self._gone(stored)
+        own = stored is not None and stored.header.writes.startswith(self.store.token)
         if isinstance(change, MergeFields):
             change.late = not gone
             if gone or stored is None:
-                self._see(place, outcome.version, {})
-            else:
-                left = (stored.header.time + stored.header.ttl_ms) / 1000 - self.store.clock.now()
-                self._see(place, outcome.version, values.split_fields(stored.body), left)
-            return change
-        self._see(place, outcome.version, {})
-        if gone or stored is None or stored.header.writes.startswith(self.store.token):
+                self._base_on(place, outcome.version, {})
+                return change
+            _, base = self._base(place)
+            left = stored.header.over_at / 1000 - self.store.clock.now()
+            theirs = values.split_fields(stored.body)
+            self._base_on(place, outcome.version, theirs, left)
+            return change if own or _later_run(change, stored) else self._resolve_fields(change, stored, base, theirs)
+        if isinstance(change, SetValue):
+            change.seen = outcome.version
+        if gone or stored is None or own or _later_run(change, stored):
             return change
         return self._resolve_value(change, stored)
 
@@ -381,25 +456,50 @@ class BatchWriter:
     def _resolve_value(self, change: Change, stored: Stored) -> Change | None:
         if not isinstance(change, SetValue) or not change.body:
             return change
-        key, clock = change.place.channel, self.store.clock
-        incoming = change.over(None, clock, self.store.worker_id)
-        assert incoming is not None
-        entries = [one.entry(key) for one in (stored, incoming)]
+        resolved = self._settled_by_resolver(change, stored, values.decode(change.body))
+        body = change.body if resolved is None else resolved
+        if body == stored.body:
+            return None
+        settled = SetValue(change.place, body, change.ttl, change.fence)
+        settled.seen = stored.header.version
+        settled.at = max(change.at, self.store.clock.monotonic(stored.header.time / 1000))
+        return settled
+
+    def _resolve_fields(
+        self, change: MergeFields, stored: Stored, base: dict[str, bytes], theirs: dict[str, bytes],
+    ) -> Change:
+        """Let the resolver settle the fields that both have changed; the others are merged anyway."""
+        mine = change.merged(theirs)
+        disputed = {
+            name for name in change.fields
+            if name in theirs and mine[name] != theirs[name] and base.get(name) != theirs[name]
+        }
+        if not disputed:
+            return change
+        body = self._settled_by_resolver(change, stored, values.decode(values.join_fields(mine)))
+        resolved = {} if body is None else values.split_fields(body)
+        undisputed = {name: text for name, text in change.fields.items() if name not in disputed}
+        settled = MergeFields(change.place, {**change.fields, **resolved, **undisputed}, change.ttl, change.fence)
+        settled.at = max(change.at, self.store.clock.monotonic(stored.header.time / 1000))
+        settled.late = True
+        return settled
+
+    def _settled_by_resolver(self, change: Change, stored: Stored, value: Any) -> bytes | None:
+        """Return what the resolver makes of what is stored and a value to come; None if it fails."""
+        key, clock = change.place.path, self.store.clock
+        incoming = Entry(key, value, stored.header.version + 1, clock.at(change.at), self.store.worker_id, change.ttl)
+        entries = [stored.entry(key), incoming]
+        body = None
         try:
             resolution = self.resolvers.settle(key, entries)
             body = values.encode(resolution.resolved, key, self.max_value_size)
         except Exception as exc:
             logger.warning("The resolver of %s raised %s; the incoming write is kept", key, type(exc).__name__)
-            resolution = Resolution(entries[1].value, f"failed: {type(exc).__name__}", [entries[0].value])
-            body = change.body
+            resolution = Resolution(value, f"failed: {type(exc).__name__}", [entries[0].value])
         self.counts["conflicts"] += 1
         self._note("conflict-resolved", key=key, strategy=resolution.strategy, entries=entries,
                    discarded=resolution.discarded)
-        if body == stored.body:
-            return None
-        settled = SetValue(change.place, body, change.ttl, change.fence)
-        settled.at = max(change.at, clock.monotonic(stored.header.time / 1000))
-        return settled
+        return body
 
     def _refuse(self, change: Change, error: str) -> None:
         """Set a change aside that Redis refuses, so that it does not hold up the others."""
@@ -416,18 +516,40 @@ class BatchWriter:
             if len(self._warned) >= MAX_REFUSED:
                 self._warned.clear()
             self._warned.add(place)
-            logger.warning("Redis refuses to write %s: %s", change.place.channel, error[:120])
+            logger.warning("Redis refuses to write %s: %s", change.place.path, error[:120])
 
     def _note_written(self, change: Change) -> None:
-        name = "delete" if isinstance(change, SetValue) and not change.body else "write"
-        if self.events.wanted(name):
-            after = change.over(None, self.store.clock, self.store.worker_id)
-            details = {} if name == "delete" or after is None else {"value": after.value}
-            self._note(name, key=change.place.channel, **details)
+        place = change.place
+        deleted = isinstance(change, SetValue) and not change.body
+        name = "delete" if deleted else "write"
+        synced = None if deleted else _synced(change)
+        if not self.events.wanted(name) and (synced is None or not self.events.wanted(synced)):
+            return
+        value = None if deleted else self._value_of(change)
+        self._note(name, key=place.path, **({} if deleted else {"value": value}))
+        if synced == "task-state-synced":
+            self._note(synced, task_id=place.task_id, state=value)
+        elif synced == "agent-coordinated":
+            self._note(synced, task_id=place.task_id, agent_id=place.field, data=value)
+        elif synced == "worker-status-synced":
+            self._note(synced, worker_id=place.field.rpartition("/")[0], status=value)
+        elif synced == "queue-synced":
+            self._note(synced, queue=value)
+
+    def _value_of(self, change: Change) -> Any:
+        if isinstance(change, SyncQueue):
+            return change.lists
+        if isinstance(change, SyncMetrics):
+            return change.applied({})
+        if isinstance(change, TellRun):
+            return change.task_run.as_dict()
+        after = change.over(None, self.store.clock, self.store.worker_id)
+        return None if after is None or after.deleted else after.value
 
     # -- the queue
 
     def _append(self, queue: Queue, place: Place, change: Change, front: bool = False) -> None:
+        self._keys_waiting.add(place.key)
         waiting = queue.get(place)
         if waiting is None:
             queue[place] = [change]
@@ -448,6 +570,8 @@ class BatchWriter:
             touched = {place for place, _ in waiting}
             due = [place for place, (at, _) in self._refused.items() if all_refused or at <= now or place in touched]
             rows = [self._refused.pop(place)[1] for place in due] + [row for _, row in waiting]
+            self._keys_sent |= self._keys_waiting
+            self._keys_waiting = set()
             self._ordinary, self._expendable = OrderedDict(), OrderedDict()
             # A batch may be under way in this very thread, if a signal's handler came in between.
             self._in_flight = self._in_flight + [change.snapshot() for row in rows for change in row]
@@ -465,6 +589,7 @@ class BatchWriter:
                         self._append(queue, place, change)
             while len(self._ordinary) + len(self._expendable) > self.max_pending:
                 self._drop_oldest()
+            self._keys_sent = {place.key for place in self._refused}
 
     def _drop_oldest(self) -> None:
         _, dropped = (self._expendable or self._ordinary).popitem(last=False)
@@ -524,3 +649,21 @@ class Refused(StoreError):
             "look at it with redis-cli TYPE and remove it"
         )
         self.key = key
+
+
+def _later_run(change: MergeFields | Change, stored: Stored) -> bool:
+    """Whether a later run of a task tells: what it says plainly follows."""
+    run_key = getattr(change, "run_key", "")
+    return bool(run_key) and run_key > stored.header.run
+
+
+def _synced(change: Change) -> str | None:
+    """Return the event that tells that users' words of this kind have arrived."""
+    place = change.place
+    if isinstance(change, SyncQueue):
+        return "queue-synced"
+    if isinstance(change, (MergeFields, TellRun)) and place.task_id:
+        return "task-state-synced"
+    if isinstance(change, SetValue) and place.task_id and not place.slot:
+        return "agent-coordinated"
+    return "worker-status-synced" if isinstance(change, SetValue) and place.field.endswith("/status") else None

@@ -1,6 +1,7 @@
 """What it costs: round trips and Redis's memory."""
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 
@@ -21,15 +22,17 @@ def calls_of(redis):
 
 
 def round_trips(memsync, act):
-    """Return how often something is sent to Redis while ``act`` runs."""
+    """Return how often this thread sends something to Redis while ``act`` runs."""
     sent = []
+    caller = threading.get_ident()
     pool = memsync.store.redis.connection_pool
     connection = pool.get_connection("PING")
     original = type(connection).send_packed_command
     pool.release(connection)
 
     def send(self, *args, **kwargs):
-        sent.append(self)
+        if threading.get_ident() == caller:
+            sent.append(self)
         return original(self, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -40,9 +43,12 @@ def round_trips(memsync, act):
 
 @pytest.fixture
 def warm(memsync, redis):
-    """A manager that is connected, and whose scripts Redis knows."""
+    """A manager that is connected, whose link is up, and whose scripts Redis knows."""
     memsync.write("warm", 1)
+    memsync.increment_metrics(warm=1)
+    memsync.dequeue()
     memsync.force_sync()
+    memsync.read("warm")
     redis.config_resetstat()
     return memsync
 
@@ -86,6 +92,11 @@ def test_a_batch_size_bounds_one_round_trip(make_memsync, redis):
     lambda memsync: memsync.sync_task_run("t1", TaskRun("SUCCESS"), run_key(0, 1.0)),
     lambda memsync: memsync.sync_agent_coordination("t1", "a1", 1),
     lambda memsync: memsync.sync_worker_status("w1", 1),
+    lambda memsync: memsync.sync_queue({"pending": ["t1"]}),
+    lambda memsync: memsync.sync_assignments({"w1": ["t1"]}),
+    lambda memsync: memsync.sync_metrics({"done": 1}),
+    lambda memsync: memsync.increment_metrics(done=1),
+    lambda memsync: memsync.clear_cache(),
     lambda memsync: memsync.update_heartbeat(),
     lambda memsync: memsync.get_metrics(),
 ])
@@ -95,6 +106,9 @@ def test_telling_costs_no_round_trip(warm, tell):
 
 @pytest.mark.parametrize("most, ask", [
     (1, lambda memsync: memsync.read("a")),
+    (0, lambda memsync: memsync.read("warm")),
+    (1, lambda memsync: memsync.read("warm", consistent=True)),
+    (1, lambda memsync: memsync.read("warm", max_age=0)),
     (1, lambda memsync: memsync.read_many([f"key-{number}" for number in range(50)])),
     (1, lambda memsync: memsync.get_task_state("t1")),
     (1, lambda memsync: memsync.get_task_progress("t1")),
@@ -104,6 +118,13 @@ def test_telling_costs_no_round_trip(warm, tell):
     (1, lambda memsync: memsync.get_worker_status("w1")),
     (2, lambda memsync: memsync.get_active_workers()),
     (2, lambda memsync: memsync.get_tasks(50)),
+    (1, lambda memsync: memsync.get_queue()),
+    (2, lambda memsync: memsync.get_assignments()),
+    (1, lambda memsync: memsync.get_coordination_metrics()),
+    (1, lambda memsync: memsync.enqueue("t1")),
+    (1, lambda memsync: memsync.dequeue()),
+    (1, lambda memsync: memsync.complete("t1")),
+    (6, lambda memsync: memsync.search("*")),
     (1, lambda memsync: memsync.write("a", 1, expected_version=0)),
 ])
 def test_asking_and_deciding_cost_so_many_round_trips(warm, most, ask):

@@ -92,7 +92,7 @@ def test_the_later_ttl_counts():
     ("5", RUN_1, ("2", RUN_2), False),
 ])
 def test_a_later_run_or_stage_follows_and_success_absorbs(rank, run, stored, expected):
-    header = Header(1, stored[1], stored[0], 0, 0, 0, "-", "w1")
+    header = Header(1, stored[1], stored[0], 0, 0, 0, 0, "-", "w1")
 
     assert follows(run, rank, header) is expected
 

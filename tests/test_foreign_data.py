@@ -8,7 +8,7 @@ from celery_memsync.keys import Keys
 
 keys = Keys("task-sentinel")
 
-HEADER = b"1 - - 0 4102444800000 60000 - w\n"
+HEADER = b"1 - - 0 4102444800000 60000 0 - w\n"
 
 #: Fields of hashes that somebody reads.
 FIELDS = ("", "/", "x", "a1", "w1/heartbeat", "w1/status", "w1/capacity")
@@ -24,7 +24,7 @@ FOREIGN = {
 }
 
 TEXTS = (
-    b"", b"garbage", b"\xff\xfe\x00", b"1 - - 0 5 5 - \xff\nx", b"1 2 3\n4", b"\n\n", b'{"json": true}', HEADER + b"no json",
+    b"", b"garbage", b"\xff\xfe\x00", b"1 - - 0 5 5 0 - \xff\nx", b"1 2 3\n4", b"\n\n", b'{"json": true}', HEADER + b"no json",
     HEADER + b"\xff\xfe", HEADER + b"[]", HEADER + b"5", HEADER + b"[[1],2,{}]", HEADER + b'{"status":[]}',
     HEADER + b'{"__type__":"x","__value__":1}',
 )

@@ -107,12 +107,12 @@ def test_a_fleet_that_is_gone_leaves_nothing_behind(make_heartbeat, redis):
 
 def test_beats_are_published(make_heartbeat, redis):
     with redis.pubsub() as listener:
-        listener.subscribe("task-sentinel/workers/w1/heartbeat")
+        listener.subscribe("0:task-sentinel/workers/w1/heartbeat")
         listener.get_message(timeout=5)
 
         make_heartbeat().beat()
 
-        assert listener.get_message(timeout=5)["data"].startswith(b"w1/heartbeat\n1 ")
+        assert listener.get_message(timeout=5)["data"].startswith(b":w1/heartbeat\n1 ")
 
 
 def test_the_thread_beats_at_once_and_again(make_heartbeat, other):

@@ -27,8 +27,9 @@ FLOORS = (
     ("embedded",),
     ("connections",),
     ("store",),
-    ("cache", "subscriptions", "locks", "writer", "heartbeat"),
-    ("views",),
+    ("cache", "link", "locks", "writer", "heartbeat", "coordination", "views"),
+    ("reader",),
+    ("subscriptions",),
     ("manager", "outcomes"),
     ("signals", "decorators"),
     ("bootsteps",),
@@ -182,7 +183,8 @@ def test_a_file_of_tests_is_short_enough_to_be_read(path):
 
 def test_every_module_has_its_tests():
     tested = " ".join(path.stem for path in (ROOT / "tests").rglob("test_*.py"))
-    elsewhere = {"__init__", "keeper", "scripts", "child", "cli", "exceptions", "signals", "bootsteps", "plugin"}
+    elsewhere = {"__init__", "keeper", "scripts", "child", "cli", "exceptions", "signals", "bootsteps", "plugin", "link",
+                 "reader", "subscriptions"}
 
     assert {place_of(path) for path in MODULES if place_of(path) not in tested} <= elsewhere
 

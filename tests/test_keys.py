@@ -65,7 +65,7 @@ def test_two_keys_never_share_a_place(one, two):
     except InvalidKey:
         return
 
-    same = places[0].channel == places[1].channel
+    same = places[0].path == places[1].path
     assert same == (places[0][:3] == places[1][:3])
     assert not same or one.removeprefix("task-sentinel/") == two.removeprefix("task-sentinel/")
 
@@ -85,7 +85,7 @@ def test_the_namespace_is_put_before_a_key_unless_it_is_there(key, full):
 @pytest.mark.parametrize("key, expected", [
     ("tasks/t1/state", ("task-sentinel/tasks/{t1}/", STATE, "", "t1")),
     ("tasks/t1/progress", ("task-sentinel/tasks/{t1}/", PROGRESS, "", "t1")),
-    ("tasks/t1/agents/coder", ("task-sentinel/tasks/{t1}/agents/", 0, "coder", "")),
+    ("tasks/t1/agents/coder", ("task-sentinel/tasks/{t1}/agents/", 0, "coder", "t1")),
     ("tasks/t1/my/own/thing", ("task-sentinel/tasks/{t1}/my/own/thing", 1, "", "")),
     ("workers/w1/status", ("task-sentinel//{workers}", 0, "w1/status", "")),
     ("tasks/t1", ("task-sentinel/tasks/t1", 1, "", "")),
@@ -96,7 +96,7 @@ def test_a_path_says_where_an_entry_is_kept(key, expected):
     place = keys.place(key)
 
     assert (place.key, place.slot, place.field, place.task_id) == expected
-    assert place.channel == f"task-sentinel/{key}"
+    assert place.path == f"task-sentinel/{key}"
 
 
 def test_a_path_and_a_call_by_name_mean_the_same_place():
@@ -109,7 +109,7 @@ def test_a_path_and_a_call_by_name_mean_the_same_place():
 def test_what_signals_and_what_users_tell_is_told_on_one_channel():
     life, state = keys.task_place("t1", LIFE), keys.task_place("t1", STATE)
 
-    assert life.channel == state.channel == "task-sentinel/tasks/t1/state"
+    assert life.path == state.path == "task-sentinel/tasks/t1/state"
     assert life.slot != state.slot
 
 

@@ -9,10 +9,10 @@ import pytest
 from celery_memsync import StoreError
 from celery_memsync import keys as names
 from celery_memsync import scripts
-from celery_memsync.connections import connect
+from celery_memsync.connections import connect, explain
 from celery_memsync.keys import Keys
 from celery_memsync.records import Header, Stored
-from celery_memsync.store import EntryWrite, Store, explain, ms
+from celery_memsync.store import EntryWrite, Store, ms
 
 keys = Keys("task-sentinel")
 A = keys.place("a")
@@ -63,15 +63,16 @@ def test_an_entry_is_stored_versioned_told_and_given_its_ttl(store, redis):
     told = published(redis, lambda: store.write_entries([one]))
 
     stored = store.read_entries([A])[0]
-    assert stored == Stored(Header(1, "-", "-", 0, one.time, 60_000, "tokenone.1", "worker of tokenone"), b"[1]")
+    assert stored == Stored(Header(1, "-", "-", 0, one.time, 60_000, stored.header.lag, "tokenone.1", "worker of tokenone"), b"[1]")
+    assert 0 <= stored.header.lag < 5_000
     assert 0 < redis.pttl(A.key) <= 60_000
-    assert told == [(A.channel.encode(), b"1\n" + redis.get(A.key).strip(b"\n"))]
+    assert told == [(b"0:" + A.path.encode(), b"1\n" + redis.get(A.key).strip(b"\n"))]
 
 
 def test_what_is_told_is_the_slot_and_what_is_stored(store, redis):
     ((channel, data),) = published(redis, lambda: store.write_entries([write(STATE, b"{}")]))
 
-    assert channel == STATE.channel.encode()
+    assert channel == b"0:" + STATE.path.encode()
     assert data.startswith(b"2\n1 - - 0 ")
     assert data[2:] == redis.get(STATE.key).strip(b"\n")
 
@@ -82,7 +83,8 @@ def test_a_batch_sent_twice_is_stored_and_told_once(store, redis):
 
     told = published(redis, lambda: [store.write_entries(batch), store.write_entries(batch)])
 
-    assert len(told) == 3
+    assert len([channel for channel, _ in told if b"/coordination/" not in channel]) == 3
+    assert len(told) == 5
     assert [store.read_entries([one.place])[0].header.version for one in batch] == [1, 1, 1]
 
 
@@ -208,7 +210,7 @@ def test_scripts_are_taught_once_and_again_when_they_are_forgotten(store, redis)
     assert store.read_entries([A])[0].header.version == 249
 
 
-@pytest.mark.parametrize("name", ["ENTRY_WRITE", "WORKER_BEAT"])
+@pytest.mark.parametrize("name", ["ENTRY_WRITE", "WORKER_BEAT", "COORDINATION_WRITE"])
 def test_redis_calls_a_script_by_the_name_that_we_do(redis, name):
     script = getattr(scripts, name)
 

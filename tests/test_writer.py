@@ -12,13 +12,13 @@ from .helpers import eventually
 
 
 def published(redis, act):
-    """Return the channels on which something is told while ``act`` runs."""
+    """Return the paths of which something is told while ``act`` runs."""
     with redis.pubsub() as listener:
         listener.psubscribe("*")
         listener.get_message(timeout=5)
         act()
         messages = iter(lambda: listener.get_message(timeout=0.2), None)
-        return [message["channel"].decode() for message in messages if message["type"] == "pmessage"]
+        return [message["channel"].decode().partition(":")[2] for message in messages if message["type"] == "pmessage"]
 
 
 def evalshas(redis):

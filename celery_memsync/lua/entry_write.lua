@@ -4,19 +4,29 @@
 -- in a slot of a page: a string of entries, one after the other.  After its
 -- last slot a page keeps what earlier runs told, marked "<slot>@".
 --
--- KEYS[1..n]  owner    hash or page of each entry, one for each write
--- KEYS[n+1]   index    stream of task ids in order of first write; left out on a cluster
+-- The first slot of a task's page holds the stage of its run.  From its rank
+-- follow the list in which the task is, and what is counted.
+--
+-- KEYS[1..n]  owner       hash or page of each entry, one for each write
+-- KEYS[n+1]   index       stream of task ids in order of first write
+-- KEYS[n+2]   names       sorted set: path of a user's own key by when it is over (ms)
+-- KEYS[n+3]   pending     sorted set: task id by when it is over (us)
+-- KEYS[n+4]   processing  the same
+-- KEYS[n+5]   metrics     hash of counters
+-- KEYS[n+6]   about       hash: an entry for each of "queue" and "metrics", which counts their versions
 -- ARGV[1]     n        number of writes
 -- ARGV[2]     worker   who writes
 -- ARGV[3]     writer   token of the writing process
 -- ARGV[4]     horizon  ms that an id stays in the index
 -- ARGV[5]     slots    most slots of a page
 -- ARGV[6]     formers  most entries of earlier runs that a page keeps
--- ARGV[7..]            12 for each write:
---   slot     slot in the page; "0": field in the hash
---   field    its name
---   channel  the entry's key; its changes are told there
---   member   id for the index if this write makes the page; "" for none
+-- ARGV[7]     prefix   put before a path to make its channel
+-- ARGV[8]     together  path of what is in about, up to the last slash
+-- ARGV[9]     tallies  names of counters by first digit of the rank, each with a comma after it
+-- ARGV[10..]           12 for each write:
+--   where    slot in the page, or ":" and the field in the hash
+--   path     the entry's; its changes are told there
+--   task     id of the task to which it belongs; "" for a user's own key
 --   seen     version that the writer saw; "*": whatever is there; "run": run and rank decide
 --   run      the run that tells, sortable; "": the one that is there; "-": none
 --   rank     how far along in its run, sortable; "9..." absorbs what comes after
@@ -24,26 +34,33 @@
 --   time     Redis's time of the write, ms
 --   ttl_ms
 --   serial   number of the write in its process
+--   runtime  us that the run took; "0" if that is not known
 --   body     not looked into; "" deletes
 --
 -- Returns     {seconds, microseconds, answer...}, for each write one of
 --             version  stored
 --             {"again", version}  was stored before under this serial
---             {"new", version}  stored, and no index was given
 --             {"kept", version}  what is there is further along
 --             {"conflict", version, text}  seen is not what is there
 --             {"fenced", version}  a newer fence has written
 --             {"error", message}  Redis refused
--- Publishes   slot or field, header and body on each entry's channel
+-- Publishes   where, header and body on each entry's path; of slots 1 and 2, which make one state, the other's too
 local n, worker, writer, horizon = tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4])
-local slots, formers = tonumber(ARGV[5]), tonumber(ARGV[6])
-local index = KEYS[n + 1]
+local slots, formers, prefix, together, tallies = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], ARGV[8], ARGV[9]
+local index, names, pending, processing, metrics, about =
+  KEYS[n + 1], KEYS[n + 2], KEYS[n + 3], KEYS[n + 4], KEYS[n + 5], KEYS[n + 6]
 local now = redis.call("TIME")
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local indexed = false
+-- What the stages of tasks come to: list by task id, score by task id, counters by name.
+local lists, scores, counted = {}, {}, {}
 
 local function parse(text)
-  return string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%S+) ")
+  return string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%-?%d+) (%S+) ")
+end
+
+local function whole(number)
+  return string.format("%.0f", number)
 end
 
 -- Return the entries of a page, "" for empty slots; every entry is two lines.
@@ -67,10 +84,37 @@ local function join(owner, entries)
     if time then ttl_ms = math.max(ttl_ms, time + ttl - now_ms) end
     if (entries[i] or "") == "" then entries[i] = "\n" end
   end
-  redis.call("SET", owner, table.concat(entries, "\n"), "PX", string.format("%.0f", ttl_ms))
+  redis.call("SET", owner, table.concat(entries, "\n"), "PX", whole(ttl_ms))
+end
+
+local tally = {}
+for counter in string.gmatch(tallies, "([^,]*),") do
+  tally[#tally + 1] = counter
+end
+
+local function count(counter, by)
+  if counter and counter ~= "" then counted[counter] = (counted[counter] or 0) + by end
+end
+
+-- Count a stage of a run in place of the one before.
+local function count_stage(before, rank, runtime)
+  local old = tally[(tonumber(string.sub(before or "", 1, 1)) or -1) + 1]
+  local new = tally[(tonumber(string.sub(rank, 1, 1)) or -1) + 1]
+  if old == new then return end
+  count(old, -1)
+  count(new, 1)
+  if new and new ~= "" then count("runtime", tonumber(runtime) / 1e6) end
+end
+
+-- Note the list to which a stage puts its task; those that come in one millisecond stay in order.
+local function enlist(task, rank, time, ttl_ms, serial)
+  local digit = string.sub(rank, 1, 1)
+  lists[task] = (digit == "0" or digit == "1" or digit == "4") and "pending" or digit == "2" and "processing" or ""
+  scores[task] = whole((time + ttl_ms) * 1000 + serial % 1000)
 end
 
 -- Keep what an earlier run told, or a late word of it; not what never ran (rank below "2").
+-- Return whether it was kept, and the rank that it replaced.
 local function keep_former(entries, slot, run, rank, text)
   if rank < "2" or not entries then return false end
   local mark = slot .. "@"
@@ -78,7 +122,7 @@ local function keep_former(entries, slot, run, rank, text)
     local _, srun, srank = parse(string.sub(entries[i], #mark + 1))
     if string.sub(entries[i], 1, #mark) == mark and srun == run then
       if srank < rank then entries[i] = mark .. text end
-      return srank < rank
+      return srank < rank, srank
     end
   end
   for i = #entries + 1, slots do entries[i] = "" end
@@ -87,31 +131,51 @@ local function keep_former(entries, slot, run, rank, text)
   return true
 end
 
+-- Forget what an earlier run told, for it is the present one now; return its rank.
 local function drop_former(entries, slot, run)
+  local dropped
   for i = #(entries or {}), slots + 1, -1 do
-    local _, srun = parse(string.gsub(entries[i], "^%d@", "", 1))
-    if string.sub(entries[i], 1, #slot + 1) == slot .. "@" and srun == run then table.remove(entries, i) end
+    local _, srun, srank = parse(string.gsub(entries[i], "^%d@", "", 1))
+    if string.sub(entries[i], 1, #slot + 1) == slot .. "@" and srun == run then
+      table.remove(entries, i)
+      dropped = srank
+    end
   end
+  return dropped
 end
 
-local function write(owner, slot, field, channel, member, seen, run, rank, fence, time, ttl_ms, serial, body)
+-- Remember the path of a user's key: once when it is made, and whenever its end has moved on by a ttl.
+local function name(path, before, time, ttl_ms)
+  local _, _, _, _, stime, sttl = parse(before or "")
+  local over = math.floor((time + ttl_ms) / ttl_ms) + 1
+  if sttl == ttl_ms and math.floor((stime + sttl) / sttl) + 1 == over then return end
+  redis.pcall("ZADD", names, whole(over * ttl_ms), path)
+  for _, gone in ipairs(redis.pcall("ZRANGEBYSCORE", names, "-inf", "(" .. whole(now_ms), "LIMIT", 0, 20)) do
+    redis.call("ZREM", names, gone)
+  end
+  if redis.call("PTTL", names) < 2 * ttl_ms then redis.call("PEXPIRE", names, whole(2 * ttl_ms)) end
+end
+
+local function write(owner, where, path, task, seen, run, rank, fence, time, ttl_ms, serial, runtime, body)
+  local slot, field = tonumber(where), string.sub(where, 2)
   local entries, text, page
-  if slot == "0" then
-    text = redis.pcall("HGET", owner, field)
-  else
+  if slot then
     page = redis.pcall("GET", owner)
     text = page
+  else
+    text = redis.pcall("HGET", owner, field)
   end
   if type(text) == "table" then return { "error", text.err } end
-  if slot ~= "0" then
+  if slot then
     entries = split(page or "")
-    text = entries[tonumber(slot)]
+    text = entries[slot]
   end
   local version, srun, srank, sfence, writes, over = 0, "-", "-", "0", "", false
+  local stime, slag
   if text and text ~= "" then
-    local v, r, k, f, t, ttl, w = parse(text)
+    local v, r, k, f, t, ttl, lag, w = parse(text)
     if not v then return { "error", "what is stored is no entry" } end
-    version, sfence, writes = tonumber(v), f, w
+    version, sfence, writes, stime, slag = tonumber(v), f, w, t, lag
     over = t + ttl <= now_ms
     if not over then srun, srank = r, k end
   else
@@ -126,47 +190,128 @@ local function write(owner, slot, field, channel, member, seen, run, rank, fence
   for id in string.gmatch(writes, "[^,]+") do
     if #others < 2 and string.match(id, "^%w+") ~= writer then others[#others + 1] = "," .. id end
   end
-  local rest = string.format(" %s %s %d %s %s %s.%s%s %s\n", run, rank, math.max(tonumber(fence), tonumber(sfence)),
-    time, ttl_ms, writer, serial, table.concat(others), worker) .. body
-  local function store(v)
+  local function entry(v, stored_at)
+    return string.format("%d %s %s %d %s %s %.0f %s.%s%s %s\n", v, run, rank, math.max(tonumber(fence), tonumber(sfence)),
+      time, ttl_ms, stored_at - time, writer, serial, table.concat(others), worker) .. body
+  end
+  local function store(entry_text)
     if entries then
-      entries[tonumber(slot)] = v .. rest
-      for i = 1, tonumber(slot) do entries[i] = entries[i] or "" end
+      entries[slot] = entry_text
+      for i = 1, slot do entries[i] = entries[i] or "" end
       return join(owner, entries)
     end
-    redis.call("HSET", owner, field, v .. rest)
-    if redis.call("PTTL", owner) < tonumber(ttl_ms) then redis.call("PEXPIRE", owner, ttl_ms) end
+    local left = redis.call("PTTL", owner)
+    redis.call("HSET", owner, field, entry_text)
+    if left < tonumber(ttl_ms) then redis.call("PEXPIRE", owner, ttl_ms) end
+    page = left ~= -2
   end
 
+  local staged = slot == 1 and task ~= ""
+  local stage_before
   if seen == "run" and text and not over then
     local absorbed = string.sub(srank, 1, 1) == "9"
     local follows = not absorbed
       and (string.sub(rank, 1, 1) == "9" or run > srun or run == srun and rank > srank)
     if not follows then
-      if run == srun and rank == srank and not absorbed then store(version) end -- told again: it lives on
-      if run ~= srun and run ~= "-" and keep_former(entries, slot, run, rank, "1" .. rest) then join(owner, entries) end
+      if run == srun and rank == srank and not absorbed then -- told again: it lives on
+        store(entry(version, stime + slag))
+        if staged and rank < "3" then
+          enlist(task, rank, time, ttl_ms, serial)
+          indexed = redis.pcall("XADD", index, "MINID", "~", whole(now_ms - horizon), "*", "id", task)
+        end
+      end
+      if run ~= srun and run ~= "-" then
+        local kept, replaced = keep_former(entries, where, run, rank, entry(1, now_ms))
+        if kept then join(owner, entries) end
+        if kept and staged then count_stage(replaced, rank, runtime) end
+      end
       return { "kept", version }
     end
+    stage_before = srank
     if run ~= srun and srun ~= "-" then
-      drop_former(entries, slot, run)
-      keep_former(entries, slot, srun, srank, text)
+      stage_before = drop_former(entries, where, run)
+      keep_former(entries, where, srun, srank, text)
     end
   elseif seen ~= "run" and seen ~= "*" and tonumber(seen) ~= version then
     return { "conflict", version, text }
   end
 
-  store(version + 1)
-  redis.call("PUBLISH", channel, (entries and slot or field) .. "\n" .. (version + 1) .. rest)
-  if page ~= false or member == "" then return version + 1 end
-  if not index then return { "new", version + 1 } end
-  redis.pcall("XADD", index, "MINID", "~", string.format("%.0f", now_ms - horizon), "*", "id", member)
-  indexed = true
+  local stored = entry(version + 1, now_ms)
+  store(stored)
+  local other = entries and slot < 3 and entries[3 - slot] or ""
+  redis.call("PUBLISH", prefix .. path,
+    where .. "\n" .. stored .. ((other == "" or other == "\n") and "" or "\n" .. other))
+  if staged then
+    if not text or over then count("total", 1) end
+    count_stage(stage_before, rank, runtime)
+    enlist(task, rank, time, ttl_ms, serial)
+  end
+  if task == "" and entries then
+    name(path, text, time, ttl_ms)
+  elseif task ~= "" and not page then
+    indexed = redis.pcall("XADD", index, "MINID", "~", whole(now_ms - horizon), "*", "id", task)
+  end
   return version + 1
+end
+
+-- Count the version of what has no value in one piece, and tell that it has changed.
+local function touch(thing)
+  local before = redis.pcall("HGET", about, thing)
+  local version = (type(before) == "string" and tonumber(string.match(before, "^%d+")) or 0) + 1
+  local text = string.format("%d - - 0 %.0f %.0f 0 - %s\n1", version, now_ms, horizon, worker)
+  redis.pcall("HSET", about, thing, text)
+  redis.call("PEXPIRE", about, whole(horizon))
+  redis.call("PUBLISH", prefix .. together .. thing, ":" .. thing .. "\n" .. text)
+end
+
+local function keep_lists()
+  local to = { pending = {}, processing = {} }
+  local out = { pending = {}, processing = {} }
+  for task, list in pairs(lists) do
+    for other, row in pairs(to) do
+      if other == list then
+        row[#row + 1] = scores[task]
+        row[#row + 1] = task
+      else
+        out[other][#out[other] + 1] = task
+      end
+    end
+  end
+  local changed = false
+  for list, key in pairs({ pending = pending, processing = processing }) do
+    if #out[list] > 0 then changed = redis.pcall("ZREM", key, unpack(out[list])) ~= 0 or changed end
+    if #to[list] > 0 then
+      changed = redis.pcall("ZADD", key, unpack(to[list])) ~= 0 or changed
+      local left = math.floor(to[list][1] / 1000) - now_ms
+      for i = 1, #to[list], 2 do left = math.max(left, math.floor(to[list][i] / 1000) - now_ms) end
+      if redis.call("PTTL", key) < left then redis.call("PEXPIRE", key, whole(left)) end
+      for _, gone in ipairs(redis.pcall("ZRANGEBYSCORE", key, "-inf", whole(now_ms * 1000), "LIMIT", 0, 20)) do
+        redis.call("ZREM", key, gone)
+      end
+    end
+  end
+  if changed then touch("queue") end
+end
+
+local function keep_counters()
+  for counter, by in pairs(counted) do
+    if counter == "runtime" then
+      redis.pcall("HINCRBYFLOAT", metrics, counter, string.format("%.6f", by))
+    elseif by ~= 0 then
+      redis.pcall("HINCRBY", metrics, counter, whole(by))
+    end
+  end
+  if next(counted) then
+    redis.call("PEXPIRE", metrics, whole(horizon))
+    touch("metrics")
+  end
 end
 
 local answers = { tonumber(now[1]), tonumber(now[2]) }
 for i = 1, n do
-  answers[i + 2] = write(KEYS[i], unpack(ARGV, 12 * i - 5, 12 * i + 6))
+  answers[i + 2] = write(KEYS[i], unpack(ARGV, 12 * i - 2, 12 * i + 9))
 end
-if indexed then redis.call("PEXPIRE", index, horizon) end
+if indexed then redis.call("PEXPIRE", index, whole(horizon)) end
+if next(lists) then keep_lists() end
+if next(counted) then keep_counters() end
 return answers

@@ -3,7 +3,7 @@
 -- KEYS[1]  workers  hash of what is told of workers, a field per worker and thing
 -- KEYS[2]  beats    sorted set: worker id by time of last beat (ms)
 -- ARGV[1]  id
--- ARGV[2]  channel  key of its heartbeat; told there
+-- ARGV[2]  channel  on which it is told
 -- ARGV[3]  leaving  "1": a goodbye, not a beat
 -- ARGV[4]  time     Redis's time when it was told, ms
 -- ARGV[5]  ttl_ms   how long anything of a silent worker is kept
@@ -31,11 +31,11 @@ end
 local field = id .. "/heartbeat"
 local stored = redis.call("HGET", workers, field)
 local version = (stored and tonumber(string.match(stored, "^%d+")) or 0) + 1
-local text = string.format("%d - - 0 %s %s - %s\n", version, time, ttl_ms, id) .. body
+local text = string.format("%d - - 0 %s %s %.0f - %s\n", version, time, ttl_ms, now_ms - time, id) .. body
 redis.call("HSET", workers, field, text)
 redis.call("ZADD", beats, string.format("%.0f", now_ms), id)
 if leaving == "1" then redis.call("ZADD", beats, string.format("-%.0f", now_ms), id) end
 redis.call("PEXPIRE", workers, ttl_ms)
 redis.call("PEXPIRE", beats, ttl_ms)
-redis.call("PUBLISH", channel, field .. "\n" .. text)
+redis.call("PUBLISH", channel, ":" .. field .. "\n" .. text)
 return { "ok", version, tonumber(now[1]), tonumber(now[2]) }

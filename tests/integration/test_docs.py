@@ -11,6 +11,9 @@ from ..test_readme import Page
 
 PAGES = ("quickstart.md", "howto/progress.md", "howto/web.md", "howto/several-apps.md", "howto/testing.md")
 
+#: Pages that need no worker.
+BY_HAND = ("howto/changes.md", "howto/queue.md", "howto/cache.md")
+
 
 @pytest.mark.parametrize("path", PAGES)
 def test_every_example_of_a_page_runs(path, tmp_path, own_server):
@@ -27,6 +30,15 @@ def test_every_example_of_a_page_runs(path, tmp_path, own_server):
             page.run(sys.executable, "-m", "pytest", "-q", "test_proj.py")
     finally:
         worker.stop()
+
+
+@pytest.mark.parametrize("path", BY_HAND)
+def test_every_example_without_celery_runs(path, tmp_path, own_server):
+    page = Page(ROOT / "docs" / path, tmp_path, own_server)
+
+    assert page.scripts
+    for code in page.scripts:
+        page.run_script(code)
 
 
 @pytest.mark.parametrize("path", sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/**/*.md")))

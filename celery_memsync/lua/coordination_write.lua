@@ -1,0 +1,123 @@
+-- Change the queue or the metrics by hand, once.
+--
+-- KEYS[1]   pending     sorted set: task id by when it is over (us)
+-- KEYS[2]   processing  the same
+-- KEYS[3]   metrics     hash of counters
+-- KEYS[4]   about       hash: an entry for each of "queue" and "metrics", which counts their versions
+-- KEYS[5]   done        number and answer of the last change that came this way, for a second try
+-- ARGV[1]   worker    who changes
+-- ARGV[2]   serial    number of the change; a second try has the same
+-- ARGV[3]   ttl_ms    how long what is told is kept
+-- ARGV[4]   prefix    put before a path to make its channel
+-- ARGV[5]   together  path of what is in about, up to the last slash
+-- ARGV[6]   kind      "enqueue": put a task into pending, unless it is in a list
+--                     "dequeue": move the first task from pending to processing
+--                     "complete": take a task out of both lists
+--                     "queue": make the lists that are named what is given
+--                     "metrics": set and add to counters
+-- ARGV[7..]  rest     enqueue, complete: the task id
+--                     queue: name of the list, number of ids, the ids; then the next list
+--                     metrics: "=" or "+", counter, JSON; then the next counter
+--
+-- Returns    {"ok", answer...}: the task id or nothing for dequeue; 1 or 0, whether something changed, for enqueue and
+--            complete; the counters that could not be changed for metrics
+-- Publishes  that queue or metrics have changed, with their new version
+local pending, processing, metrics, about, done = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local worker, serial, ttl_ms, prefix, together, kind = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local rest = {}
+for i = 7, #ARGV do
+  rest[i - 6] = ARGV[i]
+end
+local now = redis.call("TIME")
+local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+local over = (now[1] + ttl_ms / 1000) * 1000000 + now[2]
+
+local last, answer = string.match(redis.call("GET", done) or "", "^(%d+) ?(.*)$")
+if last and tonumber(last) >= tonumber(serial) then
+  return tonumber(last) == tonumber(serial) and answer ~= "" and { "ok", answer } or { "ok" }
+end
+
+local function whole(number)
+  return string.format("%.0f", number)
+end
+
+local function outlives(key)
+  if redis.call("PTTL", key) < tonumber(ttl_ms) then redis.call("PEXPIRE", key, ttl_ms) end
+end
+
+local function touch(thing)
+  local before = redis.call("HGET", about, thing)
+  local version = (before and tonumber(string.match(before, "^%d+")) or 0) + 1
+  local text = string.format("%d - - 0 %.0f %s 0 - %s\n1", version, now_ms, ttl_ms, worker)
+  redis.call("HSET", about, thing, text)
+  outlives(about)
+  redis.call("PUBLISH", prefix .. together .. thing, ":" .. thing .. "\n" .. text)
+end
+
+local function forget_what_is_over()
+  for _, key in ipairs({ pending, processing }) do
+    for _, gone in ipairs(redis.call("ZRANGEBYSCORE", key, "-inf", whole(now_ms * 1000), "LIMIT", 0, 1000)) do
+      redis.call("ZREM", key, gone)
+    end
+  end
+end
+
+local change = {}
+
+function change.enqueue()
+  if redis.call("ZSCORE", pending, rest[1]) or redis.call("ZSCORE", processing, rest[1]) then return { 0 } end
+  redis.call("ZADD", pending, whole(over), rest[1])
+  outlives(pending)
+  touch("queue")
+  return { 1 }
+end
+
+function change.dequeue()
+  local task = redis.call("ZPOPMIN", pending)[1]
+  if not task then return {} end
+  redis.call("ZADD", processing, whole(over), task)
+  outlives(processing)
+  touch("queue")
+  return { task }
+end
+
+function change.complete()
+  if redis.call("ZREM", pending, rest[1]) + redis.call("ZREM", processing, rest[1]) == 0 then return { 0 } end
+  touch("queue")
+  return { 1 }
+end
+
+function change.queue()
+  local at = 1
+  while rest[at] do
+    local key, ids = rest[at] == "pending" and pending or processing, tonumber(rest[at + 1])
+    redis.call("DEL", key)
+    for i = 1, ids do
+      redis.call("ZADD", key, "NX", whole(over + i), rest[at + 1 + i])
+    end
+    if ids > 0 then outlives(key) end
+    at = at + 2 + ids
+  end
+  touch("queue")
+  return {}
+end
+
+function change.metrics()
+  local failed = {}
+  for at = 1, #rest, 3 do
+    local how, counter, json = rest[at], rest[at + 1], rest[at + 2]
+    local result = redis.pcall(how == "=" and "HSET" or "HINCRBY", metrics, counter, json)
+    if type(result) == "table" and how == "+" then -- one of the two has a fraction
+      result = redis.pcall("HINCRBYFLOAT", metrics, counter, json)
+    end
+    if type(result) == "table" then failed[#failed + 1] = counter end
+  end
+  outlives(metrics)
+  touch("metrics")
+  return failed
+end
+
+forget_what_is_over()
+local answers = change[kind]()
+redis.call("SET", done, serial .. " " .. tostring(answers[1] or ""), "PX", ttl_ms)
+return { "ok", unpack(answers) }

@@ -1,0 +1,416 @@
+"""What there is: in Redis, under what waits here to be written, kept for as long as it may be believed."""
+from __future__ import annotations
+
+import time
+from itertools import islice
+from typing import Any, Callable, Hashable, Iterable, Iterator, Mapping, Sequence, TypeVar
+
+from . import values
+from .cache import EntryCache, Reading
+from .changes import Change, SetValue, SyncMetrics, SyncQueue
+from .connections import Source
+from .exceptions import StoreError
+from .keys import AGENTS, COORDINATION, LIFE, METRICS, PROGRESS, QUEUE, STATE, Keys, Place, matcher
+from .link import Link
+from .records import Entry, Stored
+from .store import Store, Task
+from .views import entry_of, over_at, with_change
+from .writer import BatchWriter
+
+T = TypeVar("T")
+
+#: Times to ask Redis while this process goes on writing what is asked for.
+MAX_READS = 5
+
+#: Tasks, or keys, of which a search reads what is stored in one round trip.
+READ_AT_ONCE = 200
+
+#: Parts of an entry by slot.
+Parts = dict[int, "Stored | None"]
+
+
+class Asking:
+    """One question to Redis, whose answer may be kept unless it is overtaken.
+
+    Usage::
+
+        with Asking(reader, keys) as asking:
+            answer, waiting = asking.ask(lambda source: ...)
+            asking.keep(name, value, keys, until)
+    """
+
+    def __init__(self, reader: Reader, keys: Sequence[str]) -> None:
+        self._reader = reader
+        self._keys = keys
+        self._source: Source | None = None
+        self._reading: Reading | None = None
+        self._asked_at = 0.0
+
+    def __enter__(self) -> Asking:
+        reader = self._reader
+        self._source = reader.link.borrow() if reader.cache.enabled else None
+        self._asked_at = time.monotonic()
+        if self._source is not None:
+            self._reading = reader.cache.begin(self._keys, self._source)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._reading is not None:
+            self._reader.cache.finish(self._reading)
+        if self._source is not None:
+            self._reader.link.give_back(self._source, self._asked_at)
+
+    def ask(self, read: Callable[[Source | None], T]) -> tuple[T, list[Change]]:
+        """Ask Redis; return its answer and the changes of this process to lay over it.
+
+        What was written while Redis answered may be in neither, so it is asked again.
+        """
+        waiting_for = self._reader.writer.waiting_for
+        for _ in range(MAX_READS):
+            before = waiting_for(*self._keys)
+            answer = self._read(read)
+            waiting = waiting_for(*self._keys)
+            if waiting == before:
+                break
+        if waiting:
+            self._give_up_keeping()
+        return answer, waiting
+
+    def keep(self, name: Hashable, value: Any, keys: tuple[str, ...], until: float, about: Any = None) -> None:
+        """Keep what was made of the answer.
+
+        Arguments:
+            until: When it is over, in seconds of Redis's clock.
+        """
+        if self._reading is not None:
+            clock = self._reader.store.clock
+            self._reader.cache.keep(self._reading, name, value, keys, clock.monotonic(until), about)
+
+    def _read(self, read: Callable[[Source | None], T]) -> T:
+        source = self._source
+        if source is None:
+            return read(None)
+        try:
+            return read(source)
+        except StoreError:
+            # It may be this one connection that is broken.
+            self._source = None
+            self._reader.link.discard(source)
+            self._give_up_keeping()
+            return read(None)
+
+    def _give_up_keeping(self) -> None:
+        if self._reading is not None:
+            self._reader.cache.finish(self._reading)
+            self._reading = None
+
+
+class Reader:
+    """Answers what one process asks."""
+
+    def __init__(self, store: Store, writer: BatchWriter, cache: EntryCache, link: Link) -> None:
+        self.store = store
+        self.writer = writer
+        self.cache = cache
+        self.link = link
+        self.keys: Keys = store.keys
+        #: Questions that went past the cache.
+        self.uncached = 0
+
+    # -- entries
+
+    def entry(
+        self, key: str, max_age: float | None = None, consistent: bool = False, recalled: bool = False,
+    ) -> Entry | None:
+        """Return the entry of a key, or None.
+
+        Arguments:
+            recalled: Whether the cache was asked already, in vain.
+        """
+        if recalled:
+            return self._read({key: self.keys.place(key)})[key]
+        return self.entries([key], max_age, consistent)[key]
+
+    def entries(
+        self, keys: Iterable[str], max_age: float | None = None, consistent: bool = False,
+    ) -> dict[str, Entry | None]:
+        """Return the entries of keys, by key as given.
+
+        Arguments:
+            max_age: Seconds that a copy may be old.
+            consistent: Ask Redis in any case.
+        """
+        found: dict[str, Entry | None] = {}
+        missing: dict[str, Place] = {}
+        for key in keys:
+            copy = None if consistent else self.cache.recall(key, max_age)
+            self.uncached += consistent
+            if copy is None:
+                missing[key] = self.keys.place(key)
+            else:
+                found[key] = None if copy.about is None else _with_value(copy.about, copy.take())
+        if missing:
+            found.update(self._read(missing))
+        return found
+
+    def _read(self, wanted: Mapping[str, Place]) -> dict[str, Entry | None]:
+        rows = {key: parts_of(place) for key, place in wanted.items()}
+        with Asking(self, [place.key for place in wanted.values()]) as asking:
+            stored, seen = self._read_places(asking, list(dict.fromkeys(part for row in rows.values() for part in row)))
+            now = self.store.clock.now()
+            found = {}
+            for key, row in rows.items():
+                place = wanted[key]
+                parts = {part.slot: stored[part] for part in row}
+                entry = found[key] = self._entry(place, parts, now)
+                if place in seen:
+                    self.writer.saw(place, stored[place])
+                if place.key != self.keys.about:
+                    asking.keep(key, None if entry is None else entry.value, (place.key,),
+                                over_at(parts.values(), now), entry)
+        return found
+
+    def _read_places(
+        self, asking: Asking, places: Sequence[Place],
+    ) -> tuple[dict[Place, Stored | None], set[Place]]:
+        """Return what is stored under what waits, and of which places nothing waits."""
+        keys = {place.key for place in places}
+        answer: list[Stored | None] = [None] * len(places)
+        try:
+            answer, waiting = asking.ask(lambda source: self.store.read_entries(places, source))
+        except StoreError:
+            waiting = self.writer.waiting_for(*keys)
+            in_memory = {change.place for change in waiting if isinstance(change, SetValue)}
+            if not in_memory.issuperset(places):
+                raise
+        now = self.store.clock.now()
+        found: dict[Place, Stored | None] = {}
+        touched = {change.place for change in waiting}
+        for place, stored in zip(places, answer):
+            if place in touched:
+                alive = None if stored is None or stored.gone(now) else stored
+                after = self.writer.overlay(alive, [change for change in waiting if change.place == place])
+                stored = after or stored
+            found[place] = stored
+        return found, set(places) - touched
+
+    def _entry(self, place: Place, parts: Mapping[int, Stored | None], now: float) -> Entry | None:
+        entry = entry_of(place, parts, now)
+        if place.key != self.keys.about:
+            return entry
+        value: Any = self.queue() if place.field == QUEUE else self.metrics()
+        return None if entry is None else _with_value(entry, value)
+
+    # -- tasks
+
+    def task(self, task_id: str, agents: bool = False) -> Task:
+        """Return all that is told of a task."""
+        self.uncached += 1
+        with Asking(self, self._keys_of(task_id, agents)) as asking:
+            return self._ask_task(asking, task_id, agents)
+
+    def tasks(self, task_ids: Sequence[str]) -> list[Task]:
+        """Return all that is told of tasks, but for their agents."""
+        self.uncached += len(task_ids)
+        tasks = dict(zip(task_ids, self.store.read_tasks(task_ids)))
+        for change in self.writer.waiting():
+            task_id = change.place.task_id
+            if change.place.slot and task_id in tasks:
+                tasks[task_id] = with_change(tasks[task_id], change, self.writer.overlay)
+        return list(tasks.values())
+
+    def of_task(self, name: str, task_id: str, make: Callable[[Task], Any], agents: bool = False) -> Any:
+        """Return something that is made of what is told of a task; it is kept.
+
+        Arguments:
+            name: What it is.
+        """
+        copy = self.cache.recall((name, task_id))
+        if copy is not None:
+            return copy.take()
+        keys = self._keys_of(task_id, agents)
+        with Asking(self, keys) as asking:
+            task = self._ask_task(asking, task_id, agents)
+            value = make(task)
+            now = self.store.clock.now()
+            asking.keep((name, task_id), value, keys, over_at([*task.slots.values(), *task.agents.values()], now))
+        return value
+
+    def _keys_of(self, task_id: str, agents: bool) -> tuple[str, ...]:
+        return (self.keys.task(task_id), self.keys.agents(task_id)) if agents else (self.keys.task(task_id),)
+
+    def _ask_task(self, asking: Asking, task_id: str, agents: bool) -> Task:
+        (task,), waiting = asking.ask(lambda source: self.store.read_tasks([task_id], agents, source))
+        for change in waiting:
+            task = with_change(task, change, self.writer.overlay)
+        if not waiting:
+            self.writer.saw(self.keys.task_place(task_id, STATE), task.slots.get(STATE))
+        return task
+
+    # -- what all do together
+
+    def queue(self, limit: int = 1000) -> dict[str, list[str]]:
+        """Return the ids of tasks that wait and that are at work, first come first, at most ``limit`` each."""
+        queue = self.store.read_queue(limit)
+        for change in self._waiting_for(QUEUE):
+            if isinstance(change, SyncQueue):
+                queue = {**queue, **{name: list(ids[:limit]) for name, ids in change.lists.items()}}
+        return queue
+
+    def metrics(self) -> dict[str, Any]:
+        """Return all counters."""
+        metrics = {name: _number(body) for name, body in self.store.read_metrics().items()}
+        for change in self._waiting_for(METRICS):
+            if isinstance(change, SyncMetrics):
+                metrics = change.applied(metrics)
+        return metrics
+
+    def _waiting_for(self, thing: str) -> list[Change]:
+        place = self.keys.coordination_place(thing)
+        return [change for change in self.writer.waiting_for(place.key) if change.place == place]
+
+    # -- workers
+
+    def workers(self, worker_id: str | None = None) -> dict[str, Stored]:
+        """Return what is told of workers by ``<worker_id>/<thing>``; of one, or of all."""
+        self.uncached += 1
+        if worker_id is None:
+            told = self.store.read_workers()
+        else:
+            places = [self.keys.worker_place(worker_id, thing) for thing in ("status", "heartbeat", "capacity")]
+            now = self.store.clock.now()
+            told = {place.field: stored for place, stored in zip(places, self.store.read_entries(places))
+                    if stored is not None and not stored.gone(now)}
+        for change in self.writer.waiting_for(self.keys.workers):
+            after = self.writer.overlay(told.get(change.place.field), [change])
+            if after is not None:
+                told[change.place.field] = after
+        return told
+
+    # -- searching
+
+    def search(self, pattern: str, limit: int) -> list[str]:
+        """Return paths that match a pattern, sorted; what waits here is included."""
+        now = self.store.clock.now()
+        matches = matcher(pattern)
+        found = {}
+        for place, parts in self.survey(pattern):
+            if entry_of(place, parts, now) is not None:
+                found[place.path] = place
+            if len(found) >= limit:
+                break
+        for change in self.writer.waiting():
+            path = change.place.path
+            if matches(path):
+                if isinstance(change, SetValue) and not change.body:
+                    found.pop(path, None)
+                else:
+                    found[path] = change.place
+        return sorted(found)[:limit]
+
+    def survey(self, pattern: str) -> Iterator[tuple[Place, Parts]]:
+        """Yield where entries are kept whose paths match, and their parts, as Redis has them now.
+
+        Nothing goes through all keys of Redis: tasks and users' keys are found
+        by their indexes.
+        """
+        if not any(letter in pattern for letter in "*?[\\"):
+            yield from self._survey_places([self.keys.place(pattern)])
+            return
+        root = self.keys.full("x")[:-1]
+        fixed = pattern[:min(at for letter in "*?[\\" if (at := pattern.find(letter)) >= 0)]
+        tasks = f"{root}tasks/"
+        if _may_meet(fixed, tasks):
+            yield from self._survey_tasks(pattern, fixed[len(tasks):], tasks)
+        if _may_meet(fixed, f"{root}workers/"):
+            yield from self._survey_workers(pattern)
+        if _may_meet(fixed, f"{root}{COORDINATION}/"):
+            things = [self.keys.coordination_place(thing) for thing in (QUEUE, METRICS)]
+            yield from self._survey_places([place for place in things if matcher(pattern)(place.path)])
+        yield from self._survey_names(pattern)
+
+    def _survey_tasks(self, pattern: str, begin: str, tasks: str) -> Iterator[tuple[Place, Parts]]:
+        matches = matcher(pattern)
+        agents = _may_meet(begin.partition("/")[2], AGENTS)
+        known, slash, _ = begin.partition("/")
+        ids = iter([known]) if slash else self._task_ids()
+        while chunk := list(islice(ids, READ_AT_ONCE)):
+            for task_id, task in zip(chunk, self.store.read_tasks(chunk, agents)):
+                state = self.keys.task_place(task_id, STATE)
+                if (LIFE in task.slots or STATE in task.slots) and matches(state.path):
+                    yield state, {slot: task.slots.get(slot) for slot in (LIFE, STATE)}
+                progress = self.keys.task_place(task_id, PROGRESS)
+                if PROGRESS in task.slots and matches(progress.path):
+                    yield progress, {PROGRESS: task.slots[PROGRESS]}
+                for agent_id, stored in task.agents.items():
+                    path = f"{tasks}{task_id}/{AGENTS}{agent_id}"
+                    if matches(path):
+                        yield Place(self.keys.agents(task_id), 0, agent_id, path, task_id), {0: stored}
+
+    def _task_ids(self) -> Iterator[str]:
+        known: set[str] = set()
+        before = "+"
+        while True:
+            rows = self.store.recent_tasks(READ_AT_ONCE * 5, before)
+            for _, task_id in rows:
+                if task_id not in known:
+                    known.add(task_id)
+                    yield task_id
+            if len(rows) < READ_AT_ONCE * 5:
+                return
+            before = "(" + rows[-1][0]
+
+    def _survey_workers(self, pattern: str) -> Iterator[tuple[Place, Parts]]:
+        matches = matcher(pattern)
+        for field, stored in self.store.read_workers().items():
+            worker_id, _, thing = field.rpartition("/")
+            place = self.keys.worker_place(worker_id, thing)
+            if matches(place.path):
+                yield place, {0: stored}
+
+    def _survey_names(self, pattern: str) -> Iterator[tuple[Place, Parts]]:
+        known: set[str] = set()
+        cursor = 0
+        while True:
+            cursor, names = self.store.find_names(pattern, cursor)
+            new = [name for name in dict.fromkeys(names) if name not in known]
+            known.update(new)
+            for at in range(0, len(new), READ_AT_ONCE):
+                yield from self._survey_places([self.keys.place(name) for name in new[at:at + READ_AT_ONCE]])
+            if not cursor:
+                return
+
+    def _survey_places(self, places: Sequence[Place]) -> Iterator[tuple[Place, Parts]]:
+        for place, parts in self.stored_parts(places).items():
+            if any(stored is not None for stored in parts.values()):
+                yield place, parts
+
+    def stored_parts(self, places: Sequence[Place]) -> dict[Place, Parts]:
+        """Return the parts of entries as Redis has them now, without what waits here."""
+        rows = {place: parts_of(place) for place in places}
+        every = list(dict.fromkeys(part for row in rows.values() for part in row))
+        stored = dict(zip(every, self.store.read_entries(every)))
+        return {place: {part.slot: stored[part] for part in row} for place, row in rows.items()}
+
+
+def parts_of(place: Place) -> list[Place]:
+    """Return the places that make up what a key names: a task's state has two."""
+    if place.task_id and place.slot == STATE:
+        return [place._replace(slot=LIFE), place]
+    return [place]
+
+
+def _with_value(entry: Entry, value: Any) -> Entry:
+    return Entry(entry.key, value, entry.version, entry.timestamp, entry.worker_id, entry.ttl)
+
+
+def _may_meet(fixed: str, start: str) -> bool:
+    """Whether a path that begins with one text may begin with the other."""
+    return fixed.startswith(start) or start.startswith(fixed)
+
+
+def _number(body: bytes) -> Any:
+    try:
+        return values.decode(body)
+    except ValueError:
+        return None

@@ -1,0 +1,533 @@
+"""Hear of changes by pattern: of each key the newest, and nothing for ever missed."""
+from __future__ import annotations
+
+import heapq
+import inspect
+import threading
+import time
+from collections import OrderedDict
+from itertools import count
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
+
+from celery.utils.log import get_logger
+
+from .events import Events
+from .exceptions import InvalidKey, MemSyncError, StoreError
+from .keys import LIFE, STATE, Place, matcher
+from .link import Link
+from .periodic import Bell, PeriodicThread
+from .reader import READ_AT_ONCE, Parts, Reader
+from .records import Entry, Stored
+from .views import Stamp, entry_of, stamp_of
+
+logger = get_logger(__name__)
+
+#: Longest that `subscribe` waits for Redis to confirm, in seconds.
+CONFIRM_TIMEOUT = 2.0
+
+#: Most keys that wait for a slow handler; beyond it they are looked up again when it has caught up.
+MAX_WAITING = 100_000
+
+#: Seconds between two looks for keys whose time is over.
+EXPIRY_INTERVAL = 1.0
+
+OnChange = Callable[..., object]
+OnInvalidate = Callable[[str], object]
+
+
+class KeyChange(NamedTuple):
+    """A change of a key, as :meth:`Watch.get` returns it.
+
+    Attributes:
+        key: Its full path.
+        value: What it holds now; None if it was deleted, is over, or can't be trusted any more.
+        entry: The whole entry; None as above.
+    """
+
+    key: str
+    value: Any
+    entry: Entry | None
+
+
+class Known(NamedTuple):
+    """What a subscription knows of a key.
+
+    Attributes:
+        stamp: Which state of it.
+        over_at: When its ttl is over, in milliseconds.
+        told: Whether that state was heard of, and not merely found.
+        alive: Whether there is anything, and it was not deleted.
+    """
+
+    stamp: Stamp
+    over_at: int
+    told: bool
+    alive: bool
+
+
+class News(NamedTuple):
+    """What waits to be told of a key.
+
+    Attributes:
+        parts: Its parts by slot; None: only that it can't be trusted any more.
+        reborn: Whether it was gone in between, so that its versions begin anew.
+    """
+
+    parts: Parts | None
+    reborn: bool = False
+
+
+class Subscription:
+    """One who wants to hear of the keys that match a pattern.
+
+    The link's thread puts in what it hears, in the order in which Redis took
+    it; what is found by reading is sorted in by its stamp.
+    """
+
+    def __init__(self, number: str, pattern: str, on_news: Callable[[], None], doubts: bool) -> None:
+        self.id = number
+        self.pattern = pattern
+        #: Whether it wants to hear that copies can't be trusted any more.
+        self.doubts = doubts
+        self.matches = matcher(pattern)
+        self.confirmed = Bell()
+        #: What has to be read from Redis: "" for nothing, "find" (present states are known then, and not told),
+        #: "tell" (those that are not known are told).
+        self.look = "find"
+        #: Monotonic time when present states were found last.
+        self.found_at = float("inf")
+        #: News that were never told, for newer ones came before the handler was ready.
+        self.skipped = 0
+        self.closed = False
+        self._on_news = on_news
+        self._known: dict[str, Known] = {}
+        self._over: list[tuple[int, str]] = []
+        self._news: OrderedDict[str, News] = OrderedDict()
+        self._mutex = threading.RLock()
+
+    # -- put in
+
+    def hear(self, path: str, parts: Parts) -> None:
+        """Take what Redis told of a key."""
+        stamp = stamp_of(parts)
+        with self._mutex:
+            known = self._known.get(path)
+            if known is not None and (stamp < known.stamp or stamp == known.stamp and known.told):
+                return
+            reborn = known is not None and stamp.version < known.stamp.version
+            self._know(path, stamp, parts, told=True)
+            self._put(path, News(parts, reborn))
+        self._on_news()
+
+    def find(self, path: str, parts: Parts, before: Known | None, tell: bool) -> None:
+        """Take what was read of a key.
+
+        Arguments:
+            before: What was known of it when the read began.
+            tell: Whether to tell it if it is not known.
+        """
+        stamp = stamp_of(parts)
+        with self._mutex:
+            known = self._known.get(path)
+            # Redis may have lost what it had; but what was heard since the read began is newer.
+            older = before is not None and stamp < before.stamp and known == before
+            if known is not None and not older and stamp <= known.stamp:
+                return
+            if known is None and not tell:
+                self._know(path, stamp, parts, told=False)
+                return
+            self._know(path, stamp, parts, told=True)
+            self._put(path, News(parts, known is not None and stamp.version < known.stamp.version))
+        self._on_news()
+
+    def lose(self, path: str, before: Known) -> None:
+        """Take note that a key is not there any more."""
+        with self._mutex:
+            if self._known.get(path) == before:
+                del self._known[path]
+                if before.alive:
+                    self._put(path, News(None))
+        self._on_news()
+
+    def doubt(self, paths: Iterable[str]) -> None:
+        """Take note that copies of keys can't be trusted any more, nor what was told of others."""
+        with self._mutex:
+            told = [path for path, known in self._known.items() if known.told and known.alive]
+            for path in {*told, *filter(self.matches, paths)} - set(self._news):
+                self._put(path, News(None))
+        self._on_news()
+
+    def forget_what_is_over(self, now_ms: float) -> None:
+        """Tell of the keys whose ttl is over."""
+        told = False
+        with self._mutex:
+            while self._over and self._over[0][0] <= now_ms:
+                _, path = heapq.heappop(self._over)
+                known = self._known.get(path)
+                if known is None:
+                    continue
+                if known.over_at > now_ms:
+                    heapq.heappush(self._over, (known.over_at, path))
+                    continue
+                del self._known[path]
+                if known.alive and path not in self._news:
+                    self._put(path, News(None))
+                    told = True
+        if told:
+            self._on_news()
+
+    def link_lost(self, heard_at: float) -> None:
+        """Take note that changes are not heard any more; all is looked at again when they are.
+
+        Arguments:
+            heard_at: Monotonic time up to which all was heard.
+        """
+        with self._mutex:
+            self.look = "tell"
+            if self.found_at > heard_at:
+                # A change after what was found may have been lost on the way.
+                self._known = {path: known for path, known in self._known.items() if known.told}
+                self.found_at = float("-inf")
+
+    @property
+    def known(self) -> dict[str, Known]:
+        """What is known of the keys that match."""
+        with self._mutex:
+            return dict(self._known)
+
+    def _know(self, path: str, stamp: Stamp, parts: Parts, told: bool) -> None:
+        over_at = max((stored.header.over_at for stored in parts.values() if stored is not None), default=0)
+        if path not in self._known:
+            heapq.heappush(self._over, (over_at, path))
+        alive = any(stored is not None and not stored.deleted for stored in parts.values())
+        self._known[path] = Known(stamp, over_at, told, alive)
+
+    def _put(self, path: str, news: News) -> None:
+        waiting = self._news.pop(path, None)
+        if waiting is not None:
+            self.skipped += 1
+            news = news._replace(reborn=news.reborn or waiting.reborn)
+        self._news[path] = news
+        if len(self._news) > MAX_WAITING:
+            for gone in self._news:
+                self._known.pop(gone, None)
+            self.skipped += len(self._news)
+            self._news.clear()
+            self.look = "tell"
+
+    # -- take out
+
+    def take(self) -> tuple[str, News] | None:
+        """Return the oldest news, None if there are none."""
+        with self._mutex:
+            return None if self.closed or not self._news else self._news.popitem(last=False)
+
+    def put_back(self, path: str, news: News) -> None:
+        """Take back news that could not be told, unless there are newer ones."""
+        with self._mutex:
+            if path not in self._news:
+                self._news[path] = news
+                self._news.move_to_end(path, last=False)
+
+    @property
+    def waiting(self) -> int:
+        """Number of keys that wait to be told."""
+        return len(self._news)
+
+
+class Subscriptions:
+    """Those in this process who want to hear of changes.
+
+    The link's thread listens.  Each subscription has a thread of its own for
+    its handlers, so that a slow one delays only itself.  One more thread reads
+    what has to be read: at the start what is there, after a lost connection
+    what has changed meanwhile.
+    """
+
+    def __init__(self, reader: Reader, link: Link, events: Events) -> None:
+        self.reader = reader
+        self.link = link
+        self.events = events
+        self.keys = reader.keys
+        self._numbers = count(1)
+        self._subscriptions: dict[str, Subscription] = {}
+        self._threads: dict[str, PeriodicThread] = {}
+        self._expired_at = 0.0
+        self._mutex = threading.RLock()
+        self._reading = PeriodicThread("memsync-catch-up", self._catch_up, 0, on_demand=True)
+
+    def __len__(self) -> int:
+        return len(self._subscriptions)
+
+    def subscribe(self, pattern: str, on_change: OnChange | None, on_invalidate: OnInvalidate | None) -> str:
+        """Call handlers from now on; return an id for :meth:`unsubscribe`."""
+        for handler, what in ((on_change, "on_change"), (on_invalidate, "on_invalidate")):
+            if handler is not None and not callable(handler):
+                raise TypeError(f"{what} must be callable, not {type(handler).__name__}")
+        with_entry = on_change is not None and _takes_entry(on_change)
+        subscription: Subscription
+
+        def deliver() -> None:
+            for change, reborn in self._changes(subscription):
+                if on_invalidate is not None and (reborn or change.entry is None):
+                    _call(on_invalidate, change.key)
+                if on_change is not None and change.entry is not None:
+                    _call(on_change, *(change if with_entry else change[:2]))
+
+        number = str(next(self._numbers))
+        thread = PeriodicThread(f"memsync-subscription-{number}", deliver, 0, on_demand=True)
+        subscription = Subscription(number, self.keys.pattern(pattern), thread.wake, on_invalidate is not None)
+        self._threads[number] = thread
+        self._begin(subscription)
+        return number
+
+    def watch(self, pattern: str, timeout: float | None) -> Watch:
+        """Return an iterator over changes from now on."""
+        bell = Bell()
+        subscription = Subscription(str(next(self._numbers)), self.keys.pattern(pattern), bell.ring, False)
+        self._begin(subscription)
+        return Watch(self, subscription, bell, timeout)
+
+    def unsubscribe(self, number: str) -> bool:
+        """End a subscription; tell whether there was one of that id."""
+        with self._mutex:
+            subscription = self._subscriptions.pop(number, None)
+            thread = self._threads.pop(number, None)
+        if subscription is None:
+            return False
+        subscription.closed = True
+        subscription._on_news()
+        self.link.ignore(subscription.pattern)
+        if thread is not None:
+            thread.stop(0)
+        self.events.emit("unsubscribed", id=number, pattern=subscription.pattern)
+        return True
+
+    def close(self, timeout: float) -> None:
+        """End all subscriptions."""
+        for number in list(self._subscriptions):
+            self.unsubscribe(number)
+        self._reading.stop(timeout)
+
+    def _begin(self, subscription: Subscription) -> None:
+        with self._mutex:
+            self._subscriptions[subscription.id] = subscription
+        if self.link.hear(subscription.pattern):
+            self.on_up([subscription.pattern])
+        subscription.confirmed.wait(CONFIRM_TIMEOUT)
+        self.events.emit("subscribed", id=subscription.id, pattern=subscription.pattern)
+
+    # -- what the link tells
+
+    def on_up(self, patterns: Sequence[str]) -> None:
+        """Changes of paths that match these patterns are heard from now on."""
+        for subscription in self._all():
+            if subscription.pattern in patterns:
+                subscription.confirmed.ring()
+                if subscription.look:
+                    self._reading.wake()
+
+    def on_down(self, heard_at: float, copies: Sequence[str]) -> None:
+        """Nothing is heard any more.
+
+        Who subscribes while Redis is away hears of all there is when it is back.
+
+        Arguments:
+            copies: Paths of which this process had copies that can't be trusted now.
+        """
+        for subscription in self._all():
+            subscription.link_lost(heard_at)
+            if subscription.doubts:
+                subscription.doubt(copies)
+            subscription.confirmed.ring()
+
+    def on_emptied(self) -> None:
+        """Redis has lost all that it had."""
+        for subscription in self._all():
+            subscription.look = "tell"
+        self._reading.wake()
+
+    def on_message(self, path: str, data: bytes) -> None:
+        """Something was told of a path; what is no entry is passed over."""
+        try:
+            parts = _parts_of(self.keys.place(path), data)
+        except (InvalidKey, ValueError):
+            return
+        for subscription in self._all():
+            if subscription.matches(path):
+                subscription.hear(path, parts)
+
+    def look_around(self) -> None:
+        """Tell of keys whose time is over, now and then."""
+        if time.monotonic() - self._expired_at < EXPIRY_INTERVAL:
+            return
+        self._expired_at = time.monotonic()
+        now_ms = self.reader.store.clock.now() * 1000
+        for subscription in self._all():
+            subscription.forget_what_is_over(now_ms)
+            if subscription.look == "tell" and subscription.waiting == 0:
+                self._reading.wake()
+
+    def _all(self) -> list[Subscription]:
+        with self._mutex:
+            return list(self._subscriptions.values())
+
+    # -- reading
+
+    def _catch_up(self) -> None:
+        for subscription in self._all():
+            look = subscription.look
+            if look and self.link.up:
+                self._look(subscription, tell=look == "tell")
+
+    def _look(self, subscription: Subscription, tell: bool) -> None:
+        """Read all that matches a pattern; what has moved on is told."""
+        look, subscription.look = subscription.look, ""
+        try:
+            before = subscription.known
+            found = set()
+            for place, parts in self.reader.survey(subscription.pattern):
+                found.add(place.path)
+                self._found(subscription, place, parts, before, tell)
+            # An index may lag behind, or have lost what lives on.
+            places = [self.keys.place(path) for path in before if path not in found]
+            for at in range(0, len(places), READ_AT_ONCE):
+                for place, parts in self.reader.stored_parts(places[at:at + READ_AT_ONCE]).items():
+                    self._found(subscription, place, parts, before, tell)
+            subscription.found_at = time.monotonic()
+        except BaseException:
+            subscription.look = subscription.look or look
+            raise
+
+    def _found(
+        self, subscription: Subscription, place: Place, parts: Parts, before: dict[str, Known], tell: bool,
+    ) -> None:
+        known = before.get(place.path)
+        if entry_of(place, parts, self.reader.store.clock.now()) is not None:
+            subscription.find(place.path, parts, known, tell)
+        elif known is not None:
+            subscription.lose(place.path, known)
+
+    # -- telling
+
+    def _changes(self, subscription: Subscription) -> Iterator[tuple[KeyChange, bool]]:
+        """Yield what waits, and whether a key was gone in between."""
+        while (item := subscription.take()) is not None:
+            path, news = item
+            try:
+                entry = self._entry(path, news)
+            except StoreError:
+                subscription.put_back(path, news)
+                raise
+            change = KeyChange(path, None if entry is None else entry.value, entry)
+            if entry is not None and self.events.wanted("change"):
+                self.events.emit("change", key=path, value=change.value, entry=entry)
+            yield change, news.reborn
+
+    def _entry(self, path: str, news: News) -> Entry | None:
+        if news.parts is None:
+            return None
+        place = self.keys.place(path)
+        if place.key == self.keys.about:
+            # What has no value in one piece is told without it.
+            return self.reader.entry(path, consistent=True)
+        # What was over before it could be told is told as it was.
+        return entry_of(place, news.parts, stamp_of(news.parts).stored_at / 1000)
+
+
+class Watch:
+    """Changes, one after the other; a context manager and an iterator.
+
+    Usage::
+
+        with memsync.watch("tasks/*/progress", timeout=60) as changes:
+            for change in changes:
+                print(change.key, change.value)
+
+    The loop ends when nothing has changed for ``timeout`` seconds, or after :meth:`close`.
+    """
+
+    def __init__(
+        self, subscriptions: Subscriptions, subscription: Subscription, bell: Bell, timeout: float | None,
+    ) -> None:
+        self.id = subscription.id
+        self.timeout = timeout
+        self._subscriptions = subscriptions
+        self._subscription = subscription
+        self._bell = bell
+
+    def get(self, timeout: float | None = None) -> KeyChange | None:
+        """Return the next change.
+
+        Arguments:
+            timeout: Seconds to wait for it.  None: as long as it takes.
+
+        Returns:
+            The change; None if there was none in time, or this is closed.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._subscription.closed:
+            try:
+                for change, _ in self._subscriptions._changes(self._subscription):
+                    return change
+            except MemSyncError:
+                # Redis went away before what has changed could be read; it is tried again.
+                self._bell.wait(0.1)
+                continue
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return None
+            self._bell.wait(left)
+        return None
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._subscriptions.unsubscribe(self.id)
+
+    def __iter__(self) -> Iterator[KeyChange]:
+        return self
+
+    def __next__(self) -> KeyChange:
+        change = self.get(self.timeout)
+        if change is None:
+            raise StopIteration
+        return change
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def _parts_of(place: Place, data: bytes) -> Parts:
+    """Return what a message tells, by slot.
+
+    Raises:
+        ValueError: If it is none of ours.
+    """
+    where, *lines = data.split(b"\n")
+    stored = [Stored.parse(b"\n".join(lines[at:at + 2])) for at in range(0, len(lines), 2)]
+    if where != place.where.encode() and not (where == b"%d" % LIFE and place.task_id and place.slot == STATE):
+        raise ValueError("it is told of another place")
+    if place.task_id and place.slot == STATE:
+        first, second = (LIFE, STATE) if where == b"%d" % LIFE else (STATE, LIFE)
+        return {first: stored[0], second: stored[1] if len(stored) > 1 else None}
+    return {place.slot: stored[0]}
+
+
+def _takes_entry(handler: OnChange) -> bool:
+    """Whether a handler takes the entry too, as a third argument that is not merely a default."""
+    try:
+        parameters = list(inspect.signature(handler).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    return len(positional) > 2 and (positional[2].default is inspect.Parameter.empty or positional[2].name == "entry")
+
+
+def _call(handler: Callable[..., object], *args: object) -> None:
+    try:
+        handler(*args)
+    except Exception:
+        logger.exception("A handler of changes raised")
