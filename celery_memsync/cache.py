@@ -40,7 +40,7 @@ class Copy:
     def __init__(
         self, value: Any, at: float, until: float, source: Vouching, keys: tuple[str, ...], about: Any,
     ) -> None:
-        self.take = taker(value)
+        self.take = taker(twin(value))
         self.at = at
         self.until = until
         self.source = source
@@ -210,14 +210,14 @@ def taker(value: Any) -> Callable[[], Any]:
         return lambda: value
     children = value.values() if isinstance(value, dict) else value
     if any(isinstance(child, (dict, list)) for child in children):
-        return partial(_twin, value)
+        return partial(twin, value)
     return value.copy
 
 
-def _twin(value: Any) -> Any:
-    """Return a copy in depth; `copy.deepcopy` is twenty times slower."""
+def twin(value: Any) -> Any:
+    """Return a copy in depth of a value of JSON's kind; `copy.deepcopy` is twenty times slower."""
     if isinstance(value, dict):
-        return {name: _twin(child) for name, child in value.items()}
+        return {name: twin(child) for name, child in value.items()}
     if isinstance(value, list):
-        return [_twin(child) for child in value]
+        return [twin(child) for child in value]
     return value

@@ -45,7 +45,7 @@ class Change:
         fence: Of the lock under which it is made; 0 for none.
     """
 
-    __slots__ = ("place", "ttl", "at", "fence", "serial")
+    __slots__ = ("place", "ttl", "at", "fence", "serial", "conflict")
 
     #: Whether it is the first to go when memory gets short.
     expendable = False
@@ -57,6 +57,8 @@ class Change:
         self.fence = fence
         #: Number of the write in its process, given when it is first sent: a second try has the same.
         self.serial: int | None = None
+        #: The conflict that it settles, as the event tells it.
+        self.conflict: dict[str, Any] | None = None
 
     def followed_by(self, newer: Change) -> Change | None:
         """Return one change that does what both do, or None if there is none."""
@@ -141,9 +143,12 @@ class MergeFields(Change):
 
     Arguments:
         run_key: The run of a task that says so; "" for none.
+
+    Attributes:
+        told_at: Monotonic time when each field was told.
     """
 
-    __slots__ = ("fields", "late", "run_key")
+    __slots__ = ("fields", "late", "run_key", "told_at")
 
     def __init__(
         self, place: Place, fields: dict[str, bytes], ttl: float, fence: int = 0, run_key: str = "",
@@ -151,14 +156,19 @@ class MergeFields(Change):
         super().__init__(place, ttl, fence)
         self.fields = fields
         self.run_key = run_key
+        self.told_at = dict.fromkeys(fields, self.at)
         #: Whether somebody else has written meanwhile: then an earlier stage does not undo a later one.
         self.late = False
 
     def followed_by(self, newer: Change) -> Change | None:
         """The fields of both, the newer ones winning."""
         if isinstance(newer, MergeFields):
-            fields = newer.merged(self.fields)
-            return MergeFields(newer.place, fields, newer.ttl, max(self.fence, newer.fence), newer.run_key or self.run_key)
+            fence, run_key = max(self.fence, newer.fence), newer.run_key or self.run_key
+            joined = MergeFields(newer.place, newer.merged(self.fields), newer.ttl, fence, run_key)
+            joined.at, joined.late = newer.at, self.late or newer.late
+            joined.told_at = {**self.told_at, **newer.told_at}
+            joined.conflict = self.conflict or newer.conflict
+            return joined
         return newer if isinstance(newer, SetValue) else None
 
     def merged(self, base: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -6,11 +6,11 @@ incoming one last, and answers a :class:`Resolution`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, Callable, Mapping, Sequence
 
 from kombu.utils.imports import symbol_by_name
 
+from .keys import Keys, matcher
 from .records import Entry
 
 #: Times an entry is resolved and written again before giving up.
@@ -111,20 +111,13 @@ class Resolvers:
 
     def __init__(self, choice: object, namespace: str) -> None:
         choices = choice.items() if isinstance(choice, Mapping) else [("*", choice)]
-        self._resolvers = [(self._full(pattern, namespace), resolver_of(one)) for pattern, one in choices]
-
-    @staticmethod
-    def _full(pattern: object, namespace: str) -> str:
-        if not isinstance(pattern, str) or not pattern:
-            raise ValueError(f"a pattern is a text such as 'tasks/*/state', not {pattern!r}")
-        if pattern == "*" or pattern.startswith(namespace + "/"):
-            return pattern
-        return f"{namespace}/{pattern}"
+        keys = Keys(namespace)
+        self._resolvers = [(matcher(keys.pattern(pattern)), resolver_of(one)) for pattern, one in choices]
 
     def settle(self, key: str, entries: Sequence[Entry]) -> Resolution:
         """Return what to store under a key."""
-        for pattern, resolver in self._resolvers:
-            if fnmatchcase(key, pattern):
+        for matches, resolver in self._resolvers:
+            if matches(key):
                 return resolver(entries)
         return last_write_wins(entries)
 

@@ -106,45 +106,68 @@ def matcher(pattern: str) -> Callable[[str], object]:
     Raises:
         InvalidKey: If a ``[`` has no ``]``.
     """
-    return glob_regex(pattern).fullmatch
+    matches = glob_regex(pattern).fullmatch
+    return lambda path: matches(_bytewise(path))
 
 
 @functools.lru_cache(maxsize=256)
 def glob_regex(pattern: str) -> re.Pattern[str]:
-    """Return a glob of Redis's as a regular expression: ``*``, ``?``, ``[abc]``, ``[a-z]``, ``[^a]``, ``\\x``."""
-    parts = []
-    rest = pattern
-    while rest:
-        match = _GLOB_PART.match(rest)
-        if match is None:
-            raise InvalidKey(f"the pattern {_shown(pattern)} has a '[' without its ']'")
-        part, rest = match.group(), rest[match.end():]
-        if part == "*":
-            parts.append(".*")
-        elif part == "?":
-            parts.append(".")
-        elif part.startswith("["):
-            parts.append(_class_regex(part[1:-1]))
+    """Return a glob of Redis's as a regular expression: ``*``, ``?``, ``[abc]``, ``[a-z]``, ``[^a]``, ``\\x``.
+
+    What stands between two stars is looked for once, where it comes first, and
+    never again (a lookahead and what it found, as in :mod:`fnmatch`): a pattern
+    of many stars would take for ever otherwise.
+    """
+    text, at = _bytewise(pattern), 0
+    pieces = [""]
+    while at < len(text):
+        letter, at = text[at], at + 1
+        if letter == "*":
+            pieces.append("")
+        elif letter == "?":
+            pieces[-1] += "."
+        elif letter == "[":
+            regex, at = _class_regex(text, at)
+            pieces[-1] += regex
+        elif letter == "\\" and at < len(text):
+            pieces[-1] += re.escape(text[at])
+            at += 1
         else:
-            parts.append(re.escape(part[1:] if part.startswith("\\") and len(part) > 1 else part))
-    return re.compile("".join(parts), re.DOTALL)
+            pieces[-1] += re.escape(letter)
+    first, *between = pieces
+    if not between:
+        return re.compile(first, re.DOTALL)
+    last = between.pop()
+    inner = (f"(?=(?P<g{i}>.*?{piece}))(?P=g{i})" for i, piece in enumerate(filter(None, between)))
+    return re.compile(f"{first}{''.join(inner)}.*{last}", re.DOTALL)
 
 
-#: One piece of a glob: an escaped character, a class, any other character.
-_GLOB_PART = re.compile(r"\\.|\[\^?(?:\\.|[^\]\\])*\]|[^\[]", re.DOTALL)
+def _class_regex(text: str, at: int) -> tuple[str, int]:
+    """Return the class that begins after a ``[`` as a regular expression, and where it ends; as Redis reads it."""
+    negated = text.startswith("^", at)
+    at += negated
+    spans = ""
+    while at < len(text) and text[at] != "]":
+        if text[at] == "\\" and at + 1 < len(text):
+            low = high = text[at + 1]
+            at += 2
+        elif at + 2 < len(text) and text[at + 1] == "-":
+            low, high = sorted((text[at], text[at + 2]))
+            at += 3
+        else:
+            low = high = text[at]
+            at += 1
+        spans += f"{re.escape(low)}-{re.escape(high)}"
+    if at >= len(text):
+        raise InvalidKey(f"the pattern {_shown(text)} has a '[' without its ']'")
+    if not spans:
+        return "." if negated else "(?!)", at + 1
+    return f"[{'^' if negated else ''}{spans}]", at + 1
 
 
-def _class_regex(content: str) -> str:
-    negated, content = content.startswith("^"), content.removeprefix("^")
-    items = re.findall(r"(\\.|.)(?:-(\\.|.))?", content, re.DOTALL)
-    spans = []
-    for first, last in items:
-        low, high = sorted(item[-1] for item in (first, last or first))
-        spans.append(f"{re.escape(low)}-{re.escape(high)}")
-    inside = "".join(spans)
-    if not inside:
-        return "." if negated else "(?!)"
-    return f"[{'^' if negated else ''}{inside}]"
+def _bytewise(text: str) -> str:
+    """Return a character for each byte of a text: Redis matches bytes."""
+    return text.encode(errors="surrogatepass").decode("latin-1")
 
 
 class Keys:

@@ -25,7 +25,7 @@ from .events import Events, Handler
 from .exceptions import InvalidKey, InvalidValue
 from .keys import ASSIGNMENTS, LIFE, METRICS, PROGRESS, QUEUE, STATE, Keys, Place, check_id
 from .link import Link
-from .reader import Reader
+from .reader import LONGEST_LIST, Reader
 from .records import Entry, TaskRun, WorkerRecord
 from .settings import Settings
 from .store import Store
@@ -410,7 +410,7 @@ class MemorySyncManager:
             "agents", check_id(task_id, "task"), lambda task: sorted(task.agents), agents=True)
         return agents
 
-    def get_queue(self, limit: int = 1000) -> dict[str, list[str]]:
+    def get_queue(self, limit: int = LONGEST_LIST) -> dict[str, list[str]]:
         """Return the ids of the tasks that wait and of those at work, those that came first first.
 
         Arguments:
@@ -431,7 +431,7 @@ class MemorySyncManager:
             StoreError: If Redis is away.
         """
         assignments = {
-            record.worker_id: [task["id"] for task in record.running]
+            record.worker_id: [task["id"] for task in record.running if isinstance(task, dict) and "id" in task]
             for record in self.get_workers() if record.running and record.status not in ("lost", "offline")
         }
         by_hand = self.read(self._open().keys.coordination_place(ASSIGNMENTS).path)

@@ -36,7 +36,7 @@ class Bell:
 
     def wait(self, timeout: float | None = None) -> None:
         """Return when it rings, or after ``timeout`` seconds."""
-        self._closed.acquire(timeout=-1 if timeout is None else timeout)
+        self._closed.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
 
 class PeriodicThread:

@@ -1,15 +1,16 @@
 """What there is: in Redis, under what waits here to be written, kept for as long as it may be believed."""
 from __future__ import annotations
 
+import contextlib
 import time
 from itertools import islice
 from typing import Any, Callable, Hashable, Iterable, Iterator, Mapping, Sequence, TypeVar
 
 from . import values
 from .cache import EntryCache, Reading
-from .changes import Change, SetValue, SyncMetrics, SyncQueue
+from .changes import Change, Coordinated, SetValue, SyncMetrics, SyncQueue
 from .connections import Source
-from .exceptions import StoreError
+from .exceptions import InvalidKey, StoreError
 from .keys import AGENTS, COORDINATION, LIFE, METRICS, PROGRESS, QUEUE, STATE, Keys, Place, matcher
 from .link import Link
 from .records import Entry, Stored
@@ -25,12 +26,19 @@ MAX_READS = 5
 #: Tasks, or keys, of which a search reads what is stored in one round trip.
 READ_AT_ONCE = 200
 
+#: Most ids of a list of the queue that are read, unless told otherwise.
+LONGEST_LIST = 1000
+
 #: Parts of an entry by slot.
 Parts = dict[int, "Stored | None"]
 
 
 class Asking:
     """One question to Redis, whose answer may be kept unless it is overtaken.
+
+    Arguments:
+        keys: Redis keys that are read.
+        to_keep: Whether anything of the answer is to be kept.
 
     Usage::
 
@@ -39,16 +47,17 @@ class Asking:
             asking.keep(name, value, keys, until)
     """
 
-    def __init__(self, reader: Reader, keys: Sequence[str]) -> None:
+    def __init__(self, reader: Reader, keys: Sequence[str], to_keep: bool = True) -> None:
         self._reader = reader
         self._keys = keys
+        self._to_keep = to_keep and reader.cache.enabled
         self._source: Source | None = None
         self._reading: Reading | None = None
         self._asked_at = 0.0
 
     def __enter__(self) -> Asking:
         reader = self._reader
-        self._source = reader.link.borrow() if reader.cache.enabled else None
+        self._source = reader.link.borrow() if self._to_keep else None
         self._asked_at = time.monotonic()
         if self._source is not None:
             self._reading = reader.cache.begin(self._keys, self._source)
@@ -185,6 +194,7 @@ class Reader:
                 raise
         now = self.store.clock.now()
         found: dict[Place, Stored | None] = {}
+        waiting = [change for change in waiting if not isinstance(change, Coordinated)]
         touched = {change.place for change in waiting}
         for place, stored in zip(places, answer):
             if place in touched:
@@ -206,18 +216,18 @@ class Reader:
     def task(self, task_id: str, agents: bool = False) -> Task:
         """Return all that is told of a task."""
         self.uncached += 1
-        with Asking(self, self._keys_of(task_id, agents)) as asking:
+        with Asking(self, self._keys_of(task_id, agents), to_keep=False) as asking:
             return self._ask_task(asking, task_id, agents)
 
     def tasks(self, task_ids: Sequence[str]) -> list[Task]:
         """Return all that is told of tasks, but for their agents."""
         self.uncached += len(task_ids)
         tasks = dict(zip(task_ids, self.store.read_tasks(task_ids)))
+        waiting: dict[str, list[Change]] = {}
         for change in self.writer.waiting():
-            task_id = change.place.task_id
-            if change.place.slot and task_id in tasks:
-                tasks[task_id] = with_change(tasks[task_id], change, self.writer.overlay)
-        return list(tasks.values())
+            if change.place.slot and change.place.task_id in tasks:
+                waiting.setdefault(change.place.task_id, []).append(change)
+        return [self._seen(task_id, task, waiting.get(task_id, [])) for task_id, task in tasks.items()]
 
     def of_task(self, name: str, task_id: str, make: Callable[[Task], Any], agents: bool = False) -> Any:
         """Return something that is made of what is told of a task; it is kept.
@@ -241,15 +251,23 @@ class Reader:
 
     def _ask_task(self, asking: Asking, task_id: str, agents: bool) -> Task:
         (task,), waiting = asking.ask(lambda source: self.store.read_tasks([task_id], agents, source))
+        return self._seen(task_id, task, waiting)
+
+    def _seen(self, task_id: str, task: Task, waiting: Sequence[Change]) -> Task:
+        """Return a task as it will be when changes are written; what they do not touch this process has seen."""
+        touched = {change.place for change in waiting}
+        found = {self.keys.task_place(task_id, STATE): task.slots.get(STATE)}
+        found.update((self.keys.agent_place(task_id, agent_id), stored) for agent_id, stored in task.agents.items())
+        for place, stored in found.items():
+            if place not in touched:
+                self.writer.saw(place, stored)
         for change in waiting:
             task = with_change(task, change, self.writer.overlay)
-        if not waiting:
-            self.writer.saw(self.keys.task_place(task_id, STATE), task.slots.get(STATE))
         return task
 
     # -- what all do together
 
-    def queue(self, limit: int = 1000) -> dict[str, list[str]]:
+    def queue(self, limit: int = LONGEST_LIST) -> dict[str, list[str]]:
         """Return the ids of tasks that wait and that are at work, first come first, at most ``limit`` each."""
         queue = self.store.read_queue(limit)
         for change in self._waiting_for(QUEUE):
@@ -259,7 +277,7 @@ class Reader:
 
     def metrics(self) -> dict[str, Any]:
         """Return all counters."""
-        metrics = {name: _number(body) for name, body in self.store.read_metrics().items()}
+        metrics = self._stored_metrics()
         for change in self._waiting_for(METRICS):
             if isinstance(change, SyncMetrics):
                 metrics = change.applied(metrics)
@@ -268,6 +286,16 @@ class Reader:
     def _waiting_for(self, thing: str) -> list[Change]:
         place = self.keys.coordination_place(thing)
         return [change for change in self.writer.waiting_for(place.key) if change.place == place]
+
+    def stored_whole(self, place: Place) -> Entry | None:
+        """Return the queue or the metrics as Redis has them now, without what waits here."""
+        (parts,) = self.stored_parts([place]).values()
+        entry = entry_of(place, parts, self.store.clock.now())
+        value: Any = self.store.read_queue(LONGEST_LIST) if place.field == QUEUE else self._stored_metrics()
+        return None if entry is None else _with_value(entry, value)
+
+    def _stored_metrics(self) -> dict[str, Any]:
+        return {name: _number(body) for name, body in self.store.read_metrics().items()}
 
     # -- workers
 
@@ -315,7 +343,7 @@ class Reader:
         by their indexes.
         """
         if not any(letter in pattern for letter in "*?[\\"):
-            yield from self._survey_places([self.keys.place(pattern)])
+            yield from self._survey_paths([pattern])
             return
         root = self.keys.full("x")[:-1]
         fixed = pattern[:min(at for letter in "*?[\\" if (at := pattern.find(letter)) >= 0)]
@@ -376,9 +404,16 @@ class Reader:
             new = [name for name in dict.fromkeys(names) if name not in known]
             known.update(new)
             for at in range(0, len(new), READ_AT_ONCE):
-                yield from self._survey_places([self.keys.place(name) for name in new[at:at + READ_AT_ONCE]])
+                yield from self._survey_paths(new[at:at + READ_AT_ONCE])
             if not cursor:
                 return
+
+    def _survey_paths(self, paths: Sequence[str]) -> Iterator[tuple[Place, Parts]]:
+        places = []
+        for path in paths:
+            with contextlib.suppress(InvalidKey):  # no key is named like that, whoever put it into an index
+                places.append(self.keys.place(path))
+        return self._survey_places(places)
 
     def _survey_places(self, places: Sequence[Place]) -> Iterator[tuple[Place, Parts]]:
         for place, parts in self.stored_parts(places).items():

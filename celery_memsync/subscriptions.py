@@ -6,13 +6,15 @@ import inspect
 import threading
 import time
 from collections import OrderedDict
+from dataclasses import replace
 from itertools import count
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
 
 from celery.utils.log import get_logger
 
+from .cache import twin
 from .events import Events
-from .exceptions import InvalidKey, MemSyncError, StoreError
+from .exceptions import InvalidKey, StoreError
 from .keys import LIFE, STATE, Place, matcher
 from .link import Link
 from .periodic import Bell, PeriodicThread
@@ -27,6 +29,9 @@ CONFIRM_TIMEOUT = 2.0
 
 #: Most keys that wait for a slow handler; beyond it they are looked up again when it has caught up.
 MAX_WAITING = 100_000
+
+#: Seconds between two tries to read what has changed while Redis is away.
+READ_PAUSE = 0.2
 
 #: Seconds between two looks for keys whose time is over.
 EXPIRY_INTERVAL = 1.0
@@ -101,7 +106,10 @@ class Subscription:
         self.closed = False
         self._on_news = on_news
         self._known: dict[str, Known] = {}
+        #: When to look whether a key is over: a heap, and the time in it by path.
         self._over: list[tuple[int, str]] = []
+        self._over_by_path: dict[str, int] = {}
+        self._perhaps_over: dict[str, Known] = {}
         self._news: OrderedDict[str, News] = OrderedDict()
         self._mutex = threading.RLock()
 
@@ -157,24 +165,37 @@ class Subscription:
                 self._put(path, News(None))
         self._on_news()
 
-    def forget_what_is_over(self, now_ms: float) -> None:
-        """Tell of the keys whose ttl is over."""
-        told = False
+    def find_what_is_over(self, now_ms: float) -> bool:
+        """Take note of the keys whose ttl is over, as far as is known; tell whether there are any to look at."""
         with self._mutex:
             while self._over and self._over[0][0] <= now_ms:
-                _, path = heapq.heappop(self._over)
+                at, path = heapq.heappop(self._over)
                 known = self._known.get(path)
+                if at != self._over_by_path.get(path):
+                    continue
+                del self._over_by_path[path]
                 if known is None:
                     continue
                 if known.over_at > now_ms:
-                    heapq.heappush(self._over, (known.over_at, path))
-                    continue
-                del self._known[path]
-                if known.alive and path not in self._news:
-                    self._put(path, News(None))
-                    told = True
-        if told:
-            self._on_news()
+                    self._schedule(path, known.over_at)
+                elif known.alive:
+                    self._perhaps_over[path] = known
+                else:
+                    del self._known[path]
+            return bool(self._perhaps_over)
+
+    def take_perhaps_over(self) -> dict[str, Known]:
+        """Return what was known of keys whose ttl is over, unless somebody has made it longer without a word."""
+        with self._mutex:
+            paths, self._perhaps_over = self._perhaps_over, {}
+            return paths
+
+    def lives_on(self, path: str, parts: Parts) -> None:
+        """Take note that the ttl of a key is longer than it was."""
+        with self._mutex:
+            known = self._known.get(path)
+            if known is not None:
+                self._know(path, known.stamp, parts, known.told)
 
     def link_lost(self, heard_at: float) -> None:
         """Take note that changes are not heard any more; all is looked at again when they are.
@@ -197,16 +218,20 @@ class Subscription:
 
     def _know(self, path: str, stamp: Stamp, parts: Parts, told: bool) -> None:
         over_at = max((stored.header.over_at for stored in parts.values() if stored is not None), default=0)
-        if path not in self._known:
-            heapq.heappush(self._over, (over_at, path))
+        if over_at < self._over_by_path.get(path, over_at + 1):
+            self._schedule(path, over_at)
         alive = any(stored is not None and not stored.deleted for stored in parts.values())
         self._known[path] = Known(stamp, over_at, told, alive)
+
+    def _schedule(self, path: str, over_at: int) -> None:
+        self._over_by_path[path] = over_at
+        heapq.heappush(self._over, (over_at, path))
 
     def _put(self, path: str, news: News) -> None:
         waiting = self._news.pop(path, None)
         if waiting is not None:
             self.skipped += 1
-            news = news._replace(reborn=news.reborn or waiting.reborn)
+            news = news._replace(reborn=news.reborn or waiting.reborn or waiting.parts is None)
         self._news[path] = news
         if len(self._news) > MAX_WAITING:
             for gone in self._news:
@@ -220,7 +245,13 @@ class Subscription:
     def take(self) -> tuple[str, News] | None:
         """Return the oldest news, None if there are none."""
         with self._mutex:
-            return None if self.closed or not self._news else self._news.popitem(last=False)
+            if self.closed or not self._news:
+                return None
+            path, news = self._news.popitem(last=False)
+            if news.reborn and news.parts is not None:
+                self.put_back(path, News(news.parts))
+                return path, News(None)
+            return path, news
 
     def put_back(self, path: str, news: News) -> None:
         """Take back news that could not be told, unless there are newer ones."""
@@ -268,13 +299,13 @@ class Subscriptions:
         subscription: Subscription
 
         def deliver() -> None:
-            for change, reborn in self._changes(subscription):
-                if on_invalidate is not None and (reborn or change.entry is None):
+            while (change := self.next_change(subscription)) is not None:
+                if change.entry is None:
                     _call(on_invalidate, change.key)
-                if on_change is not None and change.entry is not None:
+                else:
                     _call(on_change, *(change if with_entry else change[:2]))
 
-        number = str(next(self._numbers))
+        number = self._new_id()
         thread = PeriodicThread(f"memsync-subscription-{number}", deliver, 0, on_demand=True)
         subscription = Subscription(number, self.keys.pattern(pattern), thread.wake, on_invalidate is not None)
         self._threads[number] = thread
@@ -284,9 +315,12 @@ class Subscriptions:
     def watch(self, pattern: str, timeout: float | None) -> Watch:
         """Return an iterator over changes from now on."""
         bell = Bell()
-        subscription = Subscription(str(next(self._numbers)), self.keys.pattern(pattern), bell.ring, False)
+        subscription = Subscription(self._new_id(), self.keys.pattern(pattern), bell.ring, False)
         self._begin(subscription)
         return Watch(self, subscription, bell, timeout)
+
+    def _new_id(self) -> str:
+        return f"{self.reader.store.token}-{next(self._numbers)}"
 
     def unsubscribe(self, number: str) -> bool:
         """End a subscription; tell whether there was one of that id."""
@@ -364,8 +398,8 @@ class Subscriptions:
         self._expired_at = time.monotonic()
         now_ms = self.reader.store.clock.now() * 1000
         for subscription in self._all():
-            subscription.forget_what_is_over(now_ms)
-            if subscription.look == "tell" and subscription.waiting == 0:
+            over = subscription.find_what_is_over(now_ms)
+            if over or subscription.look == "tell" and subscription.waiting == 0:
                 self._reading.wake()
 
     def _all(self) -> list[Subscription]:
@@ -379,6 +413,7 @@ class Subscriptions:
             look = subscription.look
             if look and self.link.up:
                 self._look(subscription, tell=look == "tell")
+            self._look_at_what_is_over(subscription)
 
     def _look(self, subscription: Subscription, tell: bool) -> None:
         """Read all that matches a pattern; what has moved on is told."""
@@ -399,6 +434,19 @@ class Subscriptions:
             subscription.look = subscription.look or look
             raise
 
+    def _look_at_what_is_over(self, subscription: Subscription) -> None:
+        known = subscription.take_perhaps_over()
+        paths = list(known)
+        now = self.reader.store.clock.now()
+        for at in range(0, len(paths), READ_AT_ONCE):
+            places = [self.keys.place(path) for path in paths[at:at + READ_AT_ONCE]]
+            for place, parts in self.reader.stored_parts(places).items():
+                if entry_of(place, parts, now) is None:
+                    subscription.lose(place.path, known[place.path])
+                else:
+                    subscription.lives_on(place.path, parts)
+                    subscription.find(place.path, parts, known[place.path], tell=True)
+
     def _found(
         self, subscription: Subscription, place: Place, parts: Parts, before: dict[str, Known], tell: bool,
     ) -> None:
@@ -410,19 +458,28 @@ class Subscriptions:
 
     # -- telling
 
-    def _changes(self, subscription: Subscription) -> Iterator[tuple[KeyChange, bool]]:
-        """Yield what waits, and whether a key was gone in between."""
-        while (item := subscription.take()) is not None:
-            path, news = item
-            try:
-                entry = self._entry(path, news)
-            except StoreError:
-                subscription.put_back(path, news)
-                raise
-            change = KeyChange(path, None if entry is None else entry.value, entry)
-            if entry is not None and self.events.wanted("change"):
-                self.events.emit("change", key=path, value=change.value, entry=entry)
-            yield change, news.reborn
+    def next_change(self, subscription: Subscription) -> KeyChange | None:
+        """Return what a subscription is to be told next, None for nothing.
+
+        Raises:
+            StoreError: If it has to be read and Redis is away; it is told later.
+        """
+        item = subscription.take()
+        if item is None:
+            return None
+        path, news = item
+        try:
+            entry = self._entry(path, news)
+        except StoreError:
+            subscription.put_back(path, news)
+            raise
+        if entry is None:
+            return KeyChange(path, None, None)
+        if self.events.wanted("change"):
+            self.events.emit("change", key=path, value=entry.value, entry=entry)
+        # Others are told of the same message; what one does to the value is not for them.
+        entry = replace(entry, value=twin(entry.value))
+        return KeyChange(path, entry.value, entry)
 
     def _entry(self, path: str, news: News) -> Entry | None:
         if news.parts is None:
@@ -430,7 +487,7 @@ class Subscriptions:
         place = self.keys.place(path)
         if place.key == self.keys.about:
             # What has no value in one piece is told without it.
-            return self.reader.entry(path, consistent=True)
+            return self.reader.stored_whole(place)
         # What was over before it could be told is told as it was.
         return entry_of(place, news.parts, stamp_of(news.parts).stored_at / 1000)
 
@@ -465,20 +522,23 @@ class Watch:
         Returns:
             The change; None if there was none in time, or this is closed.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._subscription.closed:
+        deadline = float("inf") if timeout is None else time.monotonic() + timeout
+        change = None
+        while change is None and not self._subscription.closed:
+            pause = float("inf")
             try:
-                for change, _ in self._subscriptions._changes(self._subscription):
-                    return change
-            except MemSyncError:
+                change = self._subscriptions.next_change(self._subscription)
+            except StoreError:
                 # Redis went away before what has changed could be read; it is tried again.
-                self._bell.wait(0.1)
-                continue
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                return None
-            self._bell.wait(left)
-        return None
+                pause = READ_PAUSE
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            if change is None:
+                self._bell.wait(min(left, pause))
+        if self._subscription.closed or self._subscription.waiting:
+            self._bell.ring()  # for the next of those who share this
+        return change
 
     def close(self) -> None:
         """Watch no more."""
@@ -526,8 +586,9 @@ def _takes_entry(handler: OnChange) -> bool:
     return len(positional) > 2 and (positional[2].default is inspect.Parameter.empty or positional[2].name == "entry")
 
 
-def _call(handler: Callable[..., object], *args: object) -> None:
+def _call(handler: Callable[..., object] | None, *args: object) -> None:
     try:
-        handler(*args)
+        if handler is not None:
+            handler(*args)
     except Exception:
         logger.exception("A handler of changes raised")

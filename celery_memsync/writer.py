@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from contextlib import contextmanager
 from itertools import count
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 from celery.utils.log import get_logger
 from redis.backoff import EqualJitterBackoff
@@ -17,9 +17,9 @@ from .changes import Change, Coordinated, MergeFields, SetValue, SyncMetrics, Sy
 from .conflicts import MAX_ROUNDS, Resolution, Resolvers
 from .events import Events
 from .exceptions import ConflictError, MemSyncError, StoreError
-from .keys import STATE, Place
+from .keys import ASSIGNMENTS, STATE, Place
 from .periodic import LONGEST_PAUSE, PeriodicThread
-from .records import Entry, Header, Stored
+from .records import Entry, Header, Stored, rank_of
 from .store import EntryWrite, Outcome, Store, ms
 
 logger = get_logger(__name__)
@@ -40,6 +40,29 @@ REFUSED_PAUSE = 1.0
 MAX_REFUSED = 1000
 
 Queue = OrderedDict[Place, list[Change]]
+
+
+class Base(NamedTuple):
+    """What fields are merged into.
+
+    Attributes:
+        body: Its fields, as one JSON object or each by itself.
+        until: Monotonic time when it is over.
+        told_at: Monotonic time when it was told.
+    """
+
+    version: int
+    body: dict[str, bytes] | bytes
+    until: float
+    told_at: float
+
+    @property
+    def fields(self) -> dict[str, bytes]:
+        """Its fields, each as JSON."""
+        return self.body if isinstance(self.body, dict) else values.split_fields(self.body) if self.body else {}
+
+
+_NOTHING = Base(0, {}, 0.0, 0.0)
 
 
 class BatchWriter:
@@ -82,12 +105,13 @@ class BatchWriter:
         #: Redis keys of what waits, and of what is under way or has come back; perhaps of more.
         self._keys_waiting: set[str] = set()
         self._keys_sent: set[str] = set()
+        self._assignments = store.keys.coordination_place(ASSIGNMENTS).path
         #: What Redis refuses, by place, with the time of the next try.
         self._refused: OrderedDict[Place, tuple[float, list[Change]]] = OrderedDict()
-        #: Versions that were written or shown to a reader last.
-        self._seen: OrderedDict[Place, int] = OrderedDict()
-        #: Version and fields of what fields are merged into, and the monotonic time when they are over.
-        self._bases: OrderedDict[Place, tuple[int, dict[str, bytes] | bytes, float]] = OrderedDict()
+        #: Versions that were written or shown to a reader last, and the monotonic time when that entry is over.
+        self._seen: OrderedDict[Place, tuple[int, float]] = OrderedDict()
+        #: What fields are merged into.
+        self._bases: OrderedDict[Place, Base] = OrderedDict()
         self._serials = count(1)
         self._untold: list[tuple[str, dict[str, Any]]] = []
         self._untold_drops = 0
@@ -104,7 +128,8 @@ class BatchWriter:
         with self._mutex:
             queue = self._expendable if change.expendable else self._ordinary
             if isinstance(change, SetValue):
-                change.seen = self._seen.get(place, 0)
+                version, until = self._seen.get(place, (0, 0.0))
+                change.seen = version if time.monotonic() < until else 0
             self._append(queue, place, change)
             change.was_queued()
             if len(self._ordinary) + len(self._expendable) > self.max_pending:
@@ -118,12 +143,12 @@ class BatchWriter:
     def saw(self, place: Place, stored: Stored | None) -> None:
         """Take note of what a reader of this process was shown: what it writes next follows that."""
         version = 0 if stored is None else stored.header.version
+        until = 0.0 if stored is None else self.store.clock.monotonic(stored.header.over_at / 1000)
         with self._mutex:
-            if not (place.task_id and place.slot):
-                self._see(place, version)
-            elif place.slot == STATE:
-                left = 0.0 if stored is None else stored.header.over_at / 1000 - self.store.clock.now()
-                self._base_on(place, version, b"" if stored is None else stored.body, left)
+            self._see(place, version, until)
+            if place.slot == STATE or place.path == self._assignments:
+                told_at = 0.0 if stored is None else self.store.clock.monotonic(stored.header.time / 1000)
+                self._base_on(place, Base(version, b"" if stored is None else stored.body, until, told_at))
 
     def discard(self, change: Change) -> None:
         """Take a change back that nobody needs any more, unless it is under way."""
@@ -286,40 +311,39 @@ class BatchWriter:
                 self._flushing.release()
 
     def _flush(self, strict: bool = False) -> int:
-        written, started = 0, time.monotonic()
+        started = time.monotonic()
         lost_rounds: list[ConflictError] = []
         try:
             self._take(all_refused=strict)
-            batch = self._in_flight
-            if batch:
+            count = len(self._in_flight)
+            if count:
                 self.store.connect()
             elif not self.connected:
                 self.store.ping()
                 self._restored()
-            for begin in range(0, len(batch), self.batch_size):
-                lost_rounds += self._send(batch[begin:begin + self.batch_size])
-                written = min(begin + self.batch_size, len(batch))
+            while self._in_flight:
+                lost_rounds += self._send(self._in_flight[:self.batch_size])
         except MemSyncError as exc:
-            self._failed(exc, len(batch) - written)
+            self._failed(exc, len(self._in_flight))
             raise
         finally:
-            self._put_back(self._in_flight[written:])
-        if batch:
-            self._succeeded(len(batch), time.monotonic() - started)
+            self._put_back(self._in_flight)
+        if count:
+            self._succeeded(count, time.monotonic() - started)
         if strict and self._refused:
             raise Refused(next(iter(self._refused.values()))[1][0].place.path, len(self._refused))
         if strict and lost_rounds:
             raise lost_rounds[0]
-        return len(batch)
+        return count
 
-    def _send(self, changes: Sequence[Change]) -> list[ConflictError]:
-        """Write changes of one round trip; settle conflicts by more of them.
+    def _send(self, changes: list[Change]) -> list[ConflictError]:
+        """Write the first changes that are in flight in one round trip; settle conflicts by more of them.
 
         Returns:
             An error for each change that lost every round; it waits on.
         """
         lost: list[Change] = []
-        changes = self._coordinate(changes)
+        changes = self._replace(changes, self._coordinate(changes))
         for number in range(MAX_MERGES):
             writes = [(change, write) for change in changes if (write := self._as_write(change)) is not None]
             outcomes = self.store.write_entries([write for _, write in writes])
@@ -329,18 +353,25 @@ class BatchWriter:
                 # Merging fields settles nothing, it only has to be the first to write.
                 lost += [change for change in again if not isinstance(change, MergeFields)]
                 again = [change for change in again if isinstance(change, MergeFields)]
+            changes = self._replace(changes, again)
             if not again:
                 break
             time.sleep(number * random.random() * CONTENTION_PAUSE)
-            changes = again
         else:
             lost += changes
+            self._replace(changes, [])
         with self._mutex:
             for change in lost:
                 self._append(self._ordinary, change.place, change, front=True)
         return [ConflictError(
-            change.place.path, change.seen if isinstance(change, SetValue) else self._base(change.place)[0],
+            change.place.path, change.seen if isinstance(change, SetValue) else self._base(change.place).version,
         ) for change in lost]
+
+    def _replace(self, changes: list[Change], left: list[Change]) -> list[Change]:
+        """Put what is left of the first changes in flight in their place; if the connection breaks, that waits on."""
+        with self._mutex:
+            self._in_flight = left + self._in_flight[len(changes):]
+        return left
 
     def _coordinate(self, changes: Sequence[Change]) -> list[Change]:
         """Write what is no entry; return the rest."""
@@ -360,9 +391,10 @@ class BatchWriter:
 
     def _as_write(self, change: Change) -> EntryWrite | None:
         """Return a change as the store takes it; None, and it is dropped, if there is something wrong with it."""
-        version, base = self._base(change.place)
+        base = self._base(change.place)
+        version, at = base.version, change.at
         try:
-            content = change.content(self.store.clock, base)
+            content = change.content(self.store.clock, base.fields if isinstance(change, MergeFields) else {})
         except Exception:
             logger.exception("A write of %s can't be made and is dropped", change.place.path)
             self._count_drop()
@@ -371,10 +403,12 @@ class BatchWriter:
             change.serial = next(self._serials)
         if isinstance(change, SetValue):
             version = change.seen
+        elif isinstance(change, MergeFields):
+            at = max(at, base.told_at)  # one of the fields was told then
         seen = str(version) if content.ruled_by == "version" else content.ruled_by
         return EntryWrite(
             change.place, seen, content.run, content.rank, change.fence,
-            round(self.store.clock.at(change.at) * 1000), ms(change.ttl), change.serial, content.body, content.runtime,
+            round(self.store.clock.at(at) * 1000), ms(change.ttl), change.serial, content.body, content.runtime,
         )
 
     # -- what became of a change
@@ -393,39 +427,42 @@ class BatchWriter:
                 # Others may have written since; what they wrote was not seen.
                 self._seen.pop(change.place, None)
                 self._bases.pop(change.place, None)
+            if change.conflict is not None:
+                self._note_conflict(change.conflict)
             self._note_written(change)
         return None
 
     def _remember(self, change: Change, version: int) -> None:
         place = change.place
         if isinstance(change, MergeFields):
-            self._base_on(place, version, change.merged(self._base(place)[1]), change.ttl)
+            base = self._base(place)
+            told_at = max(change.at, base.told_at)
+            self._base_on(place, Base(version, change.merged(base.fields), told_at + change.ttl, told_at))
         elif isinstance(change, SetValue):
             self._bases.pop(place, None)
         else:
             return
         with self._mutex:
-            self._see(place, version)
+            self._see(place, version, change.at + change.ttl)
             # What this process told since then was told by one who knew of it.
             for later in self._ordinary.get(place, ()):
                 if isinstance(later, SetValue):
                     later.seen = version
 
-    def _see(self, place: Place, version: int) -> None:
-        self._seen[place] = version
+    def _see(self, place: Place, version: int, until: float) -> None:
+        # When it is over, versions may begin anew.
+        self._seen[place] = (version, until)
         self._seen.move_to_end(place)
         if len(self._seen) > MAX_SEEN:
             self._seen.popitem(last=False)
 
-    def _base(self, place: Place) -> tuple[int, dict[str, bytes]]:
-        """Return the version into which fields are to be merged, and its fields unless their time is over."""
-        version, fields, until = self._bases.get(place, (0, {}, 0.0))
-        if time.monotonic() >= until or not fields:
-            return version, {}
-        return version, values.split_fields(fields) if isinstance(fields, bytes) else fields
+    def _base(self, place: Place) -> Base:
+        """Return what fields are to be merged into, without fields if their time is over."""
+        base = self._bases.get(place, _NOTHING)
+        return base if time.monotonic() < base.until else base._replace(body={})
 
-    def _base_on(self, place: Place, version: int, fields: dict[str, bytes] | bytes, ttl: float = 0.0) -> None:
-        self._bases[place] = (version, fields, time.monotonic() + ttl)
+    def _base_on(self, place: Place, base: Base) -> None:
+        self._bases[place] = base
         self._bases.move_to_end(place)
         if len(self._bases) > MAX_SEEN:
             self._bases.popitem(last=False)
@@ -437,13 +474,14 @@ class BatchWriter:
         if isinstance(change, MergeFields):
             change.late = not gone
             if gone or stored is None:
-                self._base_on(place, outcome.version, {})
+                self._base_on(place, _NOTHING._replace(version=outcome.version))
                 return change
-            _, base = self._base(place)
-            left = stored.header.over_at / 1000 - self.store.clock.now()
-            theirs = values.split_fields(stored.body)
-            self._base_on(place, outcome.version, theirs, left)
-            return change if own or _later_run(change, stored) else self._resolve_fields(change, stored, base, theirs)
+            before, clock = self._base(place), self.store.clock
+            base = Base(outcome.version, stored.body, clock.monotonic(stored.header.over_at / 1000),
+                        clock.monotonic(stored.header.time / 1000))
+            self._base_on(place, base)
+            return change if own or _later_run(change, stored) else \
+                self._resolve_fields(change, stored, before.fields, base.fields)
         if isinstance(change, SetValue):
             change.seen = outcome.version
         if gone or stored is None or own or _later_run(change, stored):
@@ -456,13 +494,15 @@ class BatchWriter:
     def _resolve_value(self, change: Change, stored: Stored) -> Change | None:
         if not isinstance(change, SetValue) or not change.body:
             return change
-        resolved = self._settled_by_resolver(change, stored, values.decode(change.body))
+        resolved, conflict = self._settled_by_resolver(change, stored, values.decode(change.body), change.at)
         body = change.body if resolved is None else resolved
         if body == stored.body:
+            self._note_conflict(conflict)
             return None
         settled = SetValue(change.place, body, change.ttl, change.fence)
         settled.seen = stored.header.version
         settled.at = max(change.at, self.store.clock.monotonic(stored.header.time / 1000))
+        settled.conflict = conflict
         return settled
 
     def _resolve_fields(
@@ -473,33 +513,49 @@ class BatchWriter:
         disputed = {
             name for name in change.fields
             if name in theirs and mine[name] != theirs[name] and base.get(name) != theirs[name]
+            and not (name == "status" and follows_by_rank(mine[name], theirs[name]))
         }
         if not disputed:
             return change
-        body = self._settled_by_resolver(change, stored, values.decode(values.join_fields(mine)))
-        resolved = {} if body is None else values.split_fields(body)
-        undisputed = {name: text for name, text in change.fields.items() if name not in disputed}
-        settled = MergeFields(change.place, {**change.fields, **resolved, **undisputed}, change.ttl, change.fence)
-        settled.at = max(change.at, self.store.clock.monotonic(stored.header.time / 1000))
+        told_at = max(change.told_at[name] for name in disputed)
+        value = values.decode(values.join_fields(mine))
+        body, conflict = self._settled_by_resolver(change, stored, value, told_at)
+        fields = change.fields
+        if body is not None:
+            # What the resolver left as it is stored is not told again: it may have moved on by then.
+            undisputed = {name: text for name, text in fields.items() if name not in disputed}
+            resolved = {name: text for name, text in values.split_fields(body).items() if theirs.get(name) != text}
+            fields = {**resolved, **undisputed}
+        settled = MergeFields(change.place, fields, change.ttl, change.fence, change.run_key)
+        settled.at = change.at
+        settled.told_at = {name: change.told_at.get(name, told_at) for name in fields}
         settled.late = True
+        settled.conflict = conflict
         return settled
 
-    def _settled_by_resolver(self, change: Change, stored: Stored, value: Any) -> bytes | None:
-        """Return what the resolver makes of what is stored and a value to come; None if it fails."""
-        key, clock = change.place.path, self.store.clock
-        incoming = Entry(key, value, stored.header.version + 1, clock.at(change.at), self.store.worker_id, change.ttl)
+    def _settled_by_resolver(
+        self, change: Change, stored: Stored, value: Any, told_at: float,
+    ) -> tuple[bytes | None, dict[str, Any]]:
+        """Return what the resolver makes of what is stored and a value to come, None if it fails; and what to tell."""
+        key = change.place.path
+        timestamp = round(self.store.clock.at(told_at), 3)
+        incoming = Entry(key, value, stored.header.version + 1, timestamp, self.store.worker_id, change.ttl)
         entries = [stored.entry(key), incoming]
         body = None
         try:
             resolution = self.resolvers.settle(key, entries)
+            if isinstance(change, MergeFields) and not isinstance(resolution.resolved, dict):
+                raise TypeError("the fields of a state are resolved to a dict")
             body = values.encode(resolution.resolved, key, self.max_value_size)
         except Exception as exc:
             logger.warning("The resolver of %s raised %s; the incoming write is kept", key, type(exc).__name__)
             resolution = Resolution(value, f"failed: {type(exc).__name__}", [entries[0].value])
+        return body, {"key": key, "strategy": resolution.strategy, "entries": entries, "discarded": resolution.discarded}
+
+    def _note_conflict(self, conflict: dict[str, Any]) -> None:
+        """Count a conflict that is settled; however many rounds it took, it was one."""
         self.counts["conflicts"] += 1
-        self._note("conflict-resolved", key=key, strategy=resolution.strategy, entries=entries,
-                   discarded=resolution.discarded)
-        return body
+        self._note("conflict-resolved", **conflict)
 
     def _refuse(self, change: Change, error: str) -> None:
         """Set a change aside that Redis refuses, so that it does not hold up the others."""
@@ -655,6 +711,11 @@ def _later_run(change: MergeFields | Change, stored: Stored) -> bool:
     """Whether a later run of a task tells: what it says plainly follows."""
     run_key = getattr(change, "run_key", "")
     return bool(run_key) and run_key > stored.header.run
+
+
+def follows_by_rank(one: bytes, other: bytes) -> bool:
+    """Whether one of two statuses is a later stage than the other."""
+    return rank_of(values.decode(one)) != rank_of(values.decode(other))
 
 
 def _synced(change: Change) -> str | None:
