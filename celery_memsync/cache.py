@@ -7,7 +7,6 @@ from collections import OrderedDict
 from functools import partial
 from typing import Any, Callable, Hashable, Iterable, Protocol
 
-
 #: Seconds between two looks, by those who recall, whether something was told that was not heard yet: a look takes a
 #: microsecond or two, a recall less than one.
 LOOK_INTERVAL = 0.00005
@@ -115,10 +114,10 @@ class EntryCache:
             now = time.monotonic()
             if now < copy.until and now < copy.source.until and (max_age is None or now - copy.at < max_age):
                 if now - self._looked_at > LOOK_INTERVAL:
-                    self._looked_at = now
                     if self.unheard():
                         self.misses += 1
                         return None
+                    self._looked_at = now
                 try:
                     self._copies.move_to_end(name)
                 except KeyError:  # dropped just now by another thread, and good until then
@@ -159,6 +158,10 @@ class EntryCache:
             self._forget(name)
             if reading.overtaken:
                 return
+            for key in keys:
+                for other in self._readings.get(key, ()):
+                    # Who asked at the same time may have an older answer.
+                    other.overtaken = other.overtaken or other is not reading
             self._copies[name] = Copy(
                 value, reading.at, min(until, reading.at + self.max_age), reading.source, keys, about)
             for key in keys:

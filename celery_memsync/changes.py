@@ -257,7 +257,8 @@ class SyncMetrics(Coordinated):
         after = dict(metrics)
         for name, (body, more) in self.steps.items():
             before = after.get(name, 0) if body is None else values.decode(body)
-            after[name] = before + more if isinstance(before, (int, float)) else before
+            is_number = isinstance(before, (int, float)) and not isinstance(before, bool)
+            after[name] = before + more if is_number else before
         return after
 
 

@@ -169,6 +169,8 @@ class Announcements:
                 poll.register(sock, select.POLLIN)
                 return bool(poll.poll(0))
             return bool(select.select([sock], [], [], 0)[0])
+        except RuntimeError:  # eventlet lets one greenlet only wait for a socket, and that one does
+            return False
         except (OSError, ValueError, TypeError):  # it is being closed
             return True
 
@@ -214,11 +216,13 @@ class Source:
         client: What to read with.
         until: Monotonic time until which all that was read with it may be believed, unless told otherwise.
         checked_at: Monotonic time when it last was known to be there.
+        refused: Whether Redis does not allow it.
     """
 
     def __init__(self, client: redis.Redis, redirect: int) -> None:
         self.until = float("-inf")
         self.checked_at = float("-inf")
+        self.refused = False
         self._redirect = redirect
         self._connected = False
         pool = client.connection_pool
@@ -245,5 +249,9 @@ class Source:
         self._connected = True
         (self._on_connected or type(connection).on_connect)(connection)
         connection.send_command("CLIENT", "TRACKING", "ON", "REDIRECT", self._redirect)
-        connection.read_response()
+        try:
+            connection.read_response()
+        except redis.ResponseError:
+            self.refused = True
+            raise
         self.checked_at = time.monotonic()

@@ -51,7 +51,7 @@ class Coordination:
             StoreError: If Redis is away.
         """
         answer = self._change("dequeue")
-        return answer[0].decode() if answer else None
+        return answer[0].decode(errors="replace") if answer else None
 
     def complete(self, task_id: str) -> bool:
         """Take a task out of the queue; tell whether it was there.
@@ -63,12 +63,15 @@ class Coordination:
 
     def _change(self, kind: str, *args: str) -> list[Any]:
         with self._mutex:
+            for other in ("enqueue", "complete"):
+                if other != kind:
+                    self._unanswered.pop(other, None)  # the world has moved on
             asked, serial = self._unanswered.get(kind, (None, 0))
             if asked != args:
                 serial = next(self._serials)
                 self._unanswered[kind] = (args, serial)
             (answer,) = self.store.change_coordination(kind, [(serial, self.keep, [kind, *args])])
-            del self._unanswered[kind]
+            self._unanswered.pop(kind, None)
         # What is kept of an answer for a second try is text.
         return [int(part) if part in (b"0", b"1") and kind != "dequeue" else part for part in answer]
 
@@ -103,9 +106,10 @@ def check_steps(amounts: Mapping[str, float]) -> dict[str, tuple[bytes | None, f
     for name, amount in amounts.items():
         if isinstance(amount, bool) or not isinstance(amount, (int, float)):
             raise InvalidValue(f"what is added to {name} is a number, not {type(amount).__name__}")
-        if not math.isfinite(amount) or abs(amount) >= TOO_MUCH:
-            raise InvalidValue(f"what is added to {name} is {amount:g}; it must be below 2 to the power of 63")
-    return {check_id(name, "metric"): (None, amount) for name, amount in amounts.items()}
+        if abs(amount) >= TOO_MUCH or not math.isfinite(amount):
+            raise InvalidValue(f"what is added to {name} must be a number below 2 to the power of 63")
+    # Numbers of other kinds, such as an IntEnum's, become plain ones.
+    return {check_id(name, "metric"): (None, amount + 0) for name, amount in amounts.items()}
 
 
 def _check_ids(ids: Iterable[str], what: str) -> list[str]:

@@ -37,6 +37,11 @@ class StoreError(MemSyncError):
     ``__cause__`` is redis-py's own error.
     """
 
+    @property
+    def refused(self) -> bool:
+        """Whether Redis did answer, and refused."""
+        return type(self.__cause__).__name__ == "ResponseError"
+
 
 class ConflictError(MemSyncError):
     """Somebody else wrote a key first.

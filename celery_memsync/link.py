@@ -120,6 +120,9 @@ class Link:
         """Part with a borrowed connection that is broken."""
         with self._mutex:
             self._sources.discard(source)
+            if source.checked_at == float("-inf") and source.refused:
+                logger.warning("Redis does not allow CLIENT TRACKING, so nothing that is read can be kept")
+                self._number = None
         source.close()
 
     def _come_up(self) -> None:

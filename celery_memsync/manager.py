@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
+from dataclasses import replace
 from multiprocessing import util as multiprocessing_util
 from typing import Any, Iterable, Mapping, Sequence
 
@@ -22,10 +23,10 @@ from .conflicts import Resolvers
 from .connections import connect
 from .coordination import Coordination, check_assignments, check_queue, check_steps
 from .events import Events, Handler
-from .exceptions import InvalidKey, InvalidValue
+from .exceptions import ConflictError, InvalidKey, InvalidValue
 from .keys import ASSIGNMENTS, LIFE, METRICS, PROGRESS, QUEUE, STATE, Keys, Place, check_id
 from .link import Link
-from .reader import LONGEST_LIST, Reader
+from .reader import LONGEST_LIST, VIEW, Reader, parts_of
 from .records import Entry, TaskRun, WorkerRecord
 from .settings import Settings
 from .store import Store
@@ -101,7 +102,7 @@ class Services:
 
     def _on_down(self, heard_at: float) -> None:
         self.subscriptions.on_down(heard_at, [
-            self.keys.full(name) for name in self.cache.clear() if isinstance(name, str)])
+            self.keys.full(name) for name in self.cache.clear() if isinstance(name, str) and not name.startswith(VIEW)])
 
     def _on_look(self) -> None:
         self.subscriptions.look_around()
@@ -278,7 +279,7 @@ class MemorySyncManager:
             check_id(name, "metric"): (body, 0) for name, body in fields.items()}
         services.writer.put(SyncMetrics(place, steps, self._ttl(None)))
 
-    def increment_metrics(self, **amounts: float) -> None:
+    def increment_metrics(self, /, **amounts: float) -> None:
         """Add to counters; what several processes add is added up.
 
         With Celery the signals count ``total``, ``succeeded``, ``failed``, ``retried``, ``revoked``, ``ignored``,
@@ -569,7 +570,9 @@ class MemorySyncManager:
             InvalidKey: If the id is not fit for a key.
             StoreError: If Redis is away; the same call again does not put it there twice.
         """
-        return self._open().coordination.enqueue(check_id(task_id, "task"))
+        services = self._open()
+        services.writer.flush_for(services.keys.about)
+        return services.coordination.enqueue(check_id(task_id, "task"))
 
     def dequeue(self) -> str | None:
         """Take the first pending task of the shared queue; it is processing from then on.
@@ -594,7 +597,9 @@ class MemorySyncManager:
             InvalidKey: If the id is not fit for a key.
             StoreError: If Redis is away.
         """
-        return self._open().coordination.complete(check_id(task_id, "task"))
+        services = self._open()
+        services.writer.flush_for(services.keys.about)
+        return services.coordination.complete(check_id(task_id, "task"))
 
     def force_sync(self, timeout: float | None = None) -> None:
         """Return when every write made before this call is in Redis.
@@ -786,7 +791,25 @@ class MemorySyncManager:
         if isinstance(expected, bool) or not isinstance(expected, int) or expected < 0:
             raise InvalidValue(f"expected_version is a whole number, 0 or more, not {expected!r}")
         body = values.encode(value, place.path, services.settings.max_value_size)
-        return services.writer.compare_and_set(SetValue(place, body, ttl), expected).entry(place.path, value)
+        change = SetValue(place, body, ttl)
+        beside = self._version_beside(place)
+        try:
+            if expected < beside:
+                raise ConflictError(place.path, 0)
+            entry = services.writer.compare_and_set(change, expected - beside).entry(place.path, value)
+        except ConflictError as exc:
+            raise ConflictError(place.path, exc.version + beside) from None
+        return replace(entry, version=entry.version + beside)
+
+    def _version_beside(self, place: Place) -> int:
+        """Return how much of the version of an entry is not of this place: a state has a part that Celery tells."""
+        services = self._open()
+        parts = [part for part in parts_of(place) if part != place]
+        if not parts:
+            return 0
+        services.writer.flush()
+        stored = services.reader.stored_parts([place])[place]
+        return sum(one.header.version for slot, one in stored.items() if one is not None and slot != place.slot)
 
     def _worker(self, worker_id: str, thing: str) -> tuple[Any, WorkerRecord | None]:
         services = self._open()

@@ -29,6 +29,9 @@ READ_AT_ONCE = 200
 #: Most ids of a list of the queue that are read, unless told otherwise.
 LONGEST_LIST = 1000
 
+#: Marks the names of copies that are not those of keys: no key has it.
+VIEW = "\0"
+
 #: Parts of an entry by slot.
 Parts = dict[int, "Stored | None"]
 
@@ -66,8 +69,13 @@ class Asking:
     def __exit__(self, *exc_info: object) -> None:
         if self._reading is not None:
             self._reader.cache.finish(self._reading)
-        if self._source is not None:
+        if self._source is None:
+            return
+        if exc_info[0] is None:
             self._reader.link.give_back(self._source, self._asked_at)
+        else:
+            # It may have been cut short in the middle of an answer.
+            self._reader.link.discard(self._source)
 
     def ask(self, read: Callable[[Source | None], T]) -> tuple[T, list[Change]]:
         """Ask Redis; return its answer and the changes of this process to lay over it.
@@ -83,6 +91,10 @@ class Asking:
                 break
         if waiting:
             self._give_up_keeping()
+        if self._reading is None and self._reader.cache.enabled:
+            # What was answered now is not to be followed by an older copy.
+            for key in self._keys:
+                self._reader.cache.drop(key)
         return answer, waiting
 
     def keep(self, name: Hashable, value: Any, keys: tuple[str, ...], until: float, about: Any = None) -> None:
@@ -211,6 +223,12 @@ class Reader:
         value: Any = self.queue() if place.field == QUEUE else self.metrics()
         return None if entry is None else _with_value(entry, value)
 
+    def shown(self, place: Place, parts: Mapping[int, Stored | None]) -> None:
+        """Take note that somebody in this process was told of an entry: what he writes next follows that."""
+        if not self.writer.waiting_for(place.key):
+            for part in parts_of(place):
+                self.writer.saw(part, parts.get(part.slot))
+
     # -- tasks
 
     def task(self, task_id: str, agents: bool = False) -> Task:
@@ -235,15 +253,16 @@ class Reader:
         Arguments:
             name: What it is.
         """
-        copy = self.cache.recall((name, task_id))
+        name = f"{VIEW}{name}{VIEW}{task_id}"
+        copy = self.cache.recall(name)
         if copy is not None:
             return copy.take()
         keys = self._keys_of(task_id, agents)
         with Asking(self, keys) as asking:
             task = self._ask_task(asking, task_id, agents)
+            until = over_at([*task.slots.values(), *task.agents.values()], self.store.clock.now())
             value = make(task)
-            now = self.store.clock.now()
-            asking.keep((name, task_id), value, keys, over_at([*task.slots.values(), *task.agents.values()], now))
+            asking.keep(name, value, keys, until)
         return value
 
     def _keys_of(self, task_id: str, agents: bool) -> tuple[str, ...]:
@@ -269,33 +288,42 @@ class Reader:
 
     def queue(self, limit: int = LONGEST_LIST) -> dict[str, list[str]]:
         """Return the ids of tasks that wait and that are at work, first come first, at most ``limit`` each."""
-        queue = self.store.read_queue(limit)
-        for change in self._waiting_for(QUEUE):
+        queue, waiting = self._ask_for(QUEUE, lambda: self.store.read_queue(limit))
+        for change in waiting:
             if isinstance(change, SyncQueue):
                 queue = {**queue, **{name: list(ids[:limit]) for name, ids in change.lists.items()}}
         return queue
 
     def metrics(self) -> dict[str, Any]:
         """Return all counters."""
-        metrics = self._stored_metrics()
-        for change in self._waiting_for(METRICS):
+        counters, waiting = self._ask_for(METRICS, self.store.read_metrics)
+        metrics = {name: _number(body) for name, body in counters.items()}
+        for change in waiting:
             if isinstance(change, SyncMetrics):
                 metrics = change.applied(metrics)
         return metrics
 
-    def _waiting_for(self, thing: str) -> list[Change]:
+    def _ask_for(self, thing: str, read: Callable[[], tuple[T, int]]) -> tuple[T, list[Change]]:
+        """Return what there is, and the changes that wait and are not in it."""
         place = self.keys.coordination_place(thing)
-        return [change for change in self.writer.waiting_for(place.key) if change.place == place]
+        self.uncached += 1
+        with Asking(self, [place.key], to_keep=False) as asking:
+            (answer, done), waiting = asking.ask(lambda _: read())
+        return answer, [
+            change for change in waiting
+            if change.place == place and (change.serial is None or change.serial > done)
+        ]
 
     def stored_whole(self, place: Place) -> Entry | None:
         """Return the queue or the metrics as Redis has them now, without what waits here."""
         (parts,) = self.stored_parts([place]).values()
         entry = entry_of(place, parts, self.store.clock.now())
-        value: Any = self.store.read_queue(LONGEST_LIST) if place.field == QUEUE else self._stored_metrics()
+        value: Any
+        if place.field == QUEUE:
+            value, _ = self.store.read_queue(LONGEST_LIST)
+        else:
+            value = {name: _number(body) for name, body in self.store.read_metrics()[0].items()}
         return None if entry is None else _with_value(entry, value)
-
-    def _stored_metrics(self) -> dict[str, Any]:
-        return {name: _number(body) for name, body in self.store.read_metrics().items()}
 
     # -- workers
 
@@ -319,21 +347,19 @@ class Reader:
 
     def search(self, pattern: str, limit: int) -> list[str]:
         """Return paths that match a pattern, sorted; what waits here is included."""
-        now = self.store.clock.now()
-        matches = matcher(pattern)
-        found = {}
+        clock = self.store.clock
+        now, matches = clock.now(), matcher(pattern)
+        there: dict[str, bool] = {}
+        for change in self.writer.waiting():
+            if matches(change.place.path):
+                deleted = isinstance(change, SetValue) and not change.body
+                there[change.place.path] = not deleted and clock.at(change.at) + change.ttl > now
+        found = {path for path, is_there in there.items() if is_there}
         for place, parts in self.survey(pattern):
-            if entry_of(place, parts, now) is not None:
-                found[place.path] = place
             if len(found) >= limit:
                 break
-        for change in self.writer.waiting():
-            path = change.place.path
-            if matches(path):
-                if isinstance(change, SetValue) and not change.body:
-                    found.pop(path, None)
-                else:
-                    found[path] = change.place
+            if place.path not in there and entry_of(place, parts, now) is not None:
+                found.add(place.path)
         return sorted(found)[:limit]
 
     def survey(self, pattern: str) -> Iterator[tuple[Place, Parts]]:
@@ -363,13 +389,9 @@ class Reader:
         known, slash, _ = begin.partition("/")
         ids = iter([known]) if slash else self._task_ids()
         while chunk := list(islice(ids, READ_AT_ONCE)):
-            for task_id, task in zip(chunk, self.store.read_tasks(chunk, agents)):
-                state = self.keys.task_place(task_id, STATE)
-                if (LIFE in task.slots or STATE in task.slots) and matches(state.path):
-                    yield state, {slot: task.slots.get(slot) for slot in (LIFE, STATE)}
-                progress = self.keys.task_place(task_id, PROGRESS)
-                if PROGRESS in task.slots and matches(progress.path):
-                    yield progress, {PROGRESS: task.slots[PROGRESS]}
+            places = [self.keys.task_place(task_id, slot) for task_id in chunk for slot in (STATE, PROGRESS)]
+            yield from self._survey_places([place for place in places if matches(place.path)])
+            for task_id, task in zip(chunk, self.store.read_tasks(chunk, agents=True) if agents else ()):
                 for agent_id, stored in task.agents.items():
                     path = f"{tasks}{task_id}/{AGENTS}{agent_id}"
                     if matches(path):

@@ -46,6 +46,10 @@ def rank_of(status: object) -> str:
     return RANKS.get(status, AT_WORK) if isinstance(status, str) else AT_WORK
 
 
+#: Largest figure of a header; Redis counts with 64 bits.
+MAX_FIGURE = 2 ** 62
+
+
 class Header(NamedTuple):
     """The first line of an entry as Redis keeps it; what the scripts look at.
 
@@ -79,7 +83,11 @@ class Header(NamedTuple):
             ValueError: If this is no header.
         """
         version, run, rank, fence, time, ttl_ms, lag, writes, worker_id = line.decode(errors="replace").split(" ", 8)
-        return cls(int(version), run, rank, int(fence), int(time), int(ttl_ms), int(lag), writes, worker_id)
+        header = cls(int(version), run, rank, int(fence), int(time), int(ttl_ms), int(lag), writes, worker_id)
+        if not all(0 <= figure <= MAX_FIGURE for figure in (header.version, header.time, header.ttl_ms)) or \
+                abs(header.lag) > MAX_FIGURE:
+            raise ValueError("a figure is too large for a header")
+        return header
 
     @property
     def stored_at(self) -> int:
@@ -336,7 +344,7 @@ def progress_from(row: Any) -> dict[str, Any] | None:
 
 
 def _is_number(figure: Any) -> bool:
-    return isinstance(figure, (int, float)) and not isinstance(figure, bool)
+    return isinstance(figure, (int, float)) and not isinstance(figure, bool) and abs(figure) < MAX_FIGURE
 
 
 def _eta(percent: float | None, started_at: float | None, updated_at: float | None) -> float | None:

@@ -265,24 +265,30 @@ class Store:
         return [answer[1:] for answer in self._run(COORDINATION_WRITE, calls)]
 
     @redis_call
-    def read_queue(self, limit: int) -> dict[str, list[str]]:
-        """Return the ids of tasks that wait and that are at work, those that came first first."""
+    def read_queue(self, limit: int) -> tuple[dict[str, list[str]], int]:
+        """Return the ids of tasks that wait and that are at work, those that came first first.
+
+        Also the number of the last change that this process told and that is in it.
+        """
         pipeline = self._pipeline(None)
         since = f"({self.clock.now() * 1e6:.0f}"
         for key in (self.keys.pending, self.keys.processing):
             pipeline.zrangebyscore(key, since, "+inf", 0, limit)
+        pipeline.get(self.keys.done(self.token, "told"))
+        *rows, done = _answers(pipeline)
         return {
             name: [task_id.decode(errors="replace") for task_id in row or ()]
-            for name, row in zip(("pending", "processing"), _answers(pipeline))
-        }
+            for name, row in zip(("pending", "processing"), rows)
+        }, _serial(done)
 
     @redis_call
-    def read_metrics(self) -> dict[str, bytes]:
-        """Return all counters, each as JSON."""
+    def read_metrics(self) -> tuple[dict[str, bytes], int]:
+        """Return all counters, each as JSON, and the number of the last change as :meth:`read_queue`."""
         pipeline = self._pipeline(None)
         pipeline.hgetall(self.keys.metrics)
-        (counters,) = _answers(pipeline)
-        return {name.decode(errors="replace"): body for name, body in (counters or {}).items()}
+        pipeline.get(self.keys.done(self.token, "told"))
+        counters, done = _answers(pipeline)
+        return {name.decode(errors="replace"): body for name, body in (counters or {}).items()}, _serial(done)
 
     # -- searching
 
@@ -384,6 +390,11 @@ def _answers(pipeline: Any) -> list[Any]:
         elif isinstance(answer, Exception):
             raise answer
     return list(answers)
+
+
+def _serial(done: bytes | None) -> int:
+    serial = (done or b"").partition(b" ")[0]
+    return int(serial) if serial.isdigit() else 0
 
 
 def _split_page(page: bytes | None) -> list[bytes]:

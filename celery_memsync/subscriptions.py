@@ -33,6 +33,9 @@ MAX_WAITING = 100_000
 #: Seconds between two tries to read what has changed while Redis is away.
 READ_PAUSE = 0.2
 
+#: Seconds by which a message may be ahead of Redis's clock as this process knows it; none of ours is.
+FUTURE = 60.0
+
 #: Seconds between two looks for keys whose time is over.
 EXPIRY_INTERVAL = 1.0
 
@@ -70,6 +73,10 @@ class Known(NamedTuple):
     alive: bool
 
 
+#: Of a state that was heard of and could not be told.
+_UNTOLD = Stamp(-1, -1)
+
+
 class News(NamedTuple):
     """What waits to be told of a key.
 
@@ -95,7 +102,8 @@ class Subscription:
         #: Whether it wants to hear that copies can't be trusted any more.
         self.doubts = doubts
         self.matches = matcher(pattern)
-        self.confirmed = Bell()
+        self.answered = Bell()
+        self.confirmed = False
         #: What has to be read from Redis: "" for nothing, "find" (present states are known then, and not told),
         #: "tell" (those that are not known are told).
         self.look = "find"
@@ -142,6 +150,8 @@ class Subscription:
             if known is not None and not older and stamp <= known.stamp:
                 return
             if known is None and not tell:
+                if self.look:  # the connection is lost: what is found now may have changed without a word
+                    return
                 self._know(path, stamp, parts, told=False)
                 return
             self._know(path, stamp, parts, told=True)
@@ -228,14 +238,15 @@ class Subscription:
         heapq.heappush(self._over, (over_at, path))
 
     def _put(self, path: str, news: News) -> None:
-        waiting = self._news.pop(path, None)
+        waiting = self._news.get(path)
         if waiting is not None:
             self.skipped += 1
             news = news._replace(reborn=news.reborn or waiting.reborn or waiting.parts is None)
         self._news[path] = news
         if len(self._news) > MAX_WAITING:
-            for gone in self._news:
-                self._known.pop(gone, None)
+            for late in self._news:
+                if late in self._known:
+                    self._known[late] = self._known[late]._replace(stamp=_UNTOLD, alive=True)
             self.skipped += len(self._news)
             self._news.clear()
             self.look = "tell"
@@ -259,6 +270,11 @@ class Subscription:
             if path not in self._news:
                 self._news[path] = news
                 self._news.move_to_end(path, last=False)
+
+    @property
+    def full(self) -> bool:
+        """Whether as much waits as may."""
+        return len(self._news) >= MAX_WAITING
 
     @property
     def waiting(self) -> int:
@@ -348,7 +364,9 @@ class Subscriptions:
             self._subscriptions[subscription.id] = subscription
         if self.link.hear(subscription.pattern):
             self.on_up([subscription.pattern])
-        subscription.confirmed.wait(CONFIRM_TIMEOUT)
+        subscription.answered.wait(CONFIRM_TIMEOUT)
+        if not subscription.confirmed:
+            subscription.link_lost(float("-inf"))
         self.events.emit("subscribed", id=subscription.id, pattern=subscription.pattern)
 
     # -- what the link tells
@@ -357,7 +375,8 @@ class Subscriptions:
         """Changes of paths that match these patterns are heard from now on."""
         for subscription in self._all():
             if subscription.pattern in patterns:
-                subscription.confirmed.ring()
+                subscription.confirmed = True
+                subscription.answered.ring()
                 if subscription.look:
                     self._reading.wake()
 
@@ -371,9 +390,9 @@ class Subscriptions:
         """
         for subscription in self._all():
             subscription.link_lost(heard_at)
-            if subscription.doubts:
+            if subscription.doubts and heard_at > float("-inf"):
                 subscription.doubt(copies)
-            subscription.confirmed.ring()
+            subscription.answered.ring()
 
     def on_emptied(self) -> None:
         """Redis has lost all that it had."""
@@ -386,6 +405,8 @@ class Subscriptions:
         try:
             parts = _parts_of(self.keys.place(path), data)
         except (InvalidKey, ValueError):
+            return
+        if stamp_of(parts).stored_at > (self.reader.store.clock.now() + FUTURE) * 1000:
             return
         for subscription in self._all():
             if subscription.matches(path):
@@ -424,6 +445,10 @@ class Subscriptions:
             for place, parts in self.reader.survey(subscription.pattern):
                 found.add(place.path)
                 self._found(subscription, place, parts, before, tell)
+                if subscription.look or subscription.full:
+                    # It has to begin anew; or its handler has to catch up first, and the rest is found then.
+                    subscription.look = subscription.look or look
+                    return
             # An index may lag behind, or have lost what lives on.
             places = [self.keys.place(path) for path in before if path not in found]
             for at in range(0, len(places), READ_AT_ONCE):
@@ -440,7 +465,12 @@ class Subscriptions:
         now = self.reader.store.clock.now()
         for at in range(0, len(paths), READ_AT_ONCE):
             places = [self.keys.place(path) for path in paths[at:at + READ_AT_ONCE]]
-            for place, parts in self.reader.stored_parts(places).items():
+            try:
+                stored = self.reader.stored_parts(places)
+            except StoreError:
+                subscription.look = "tell"  # all is looked at again
+                raise
+            for place, parts in stored.items():
                 if entry_of(place, parts, now) is None:
                     subscription.lose(place.path, known[place.path])
                 else:
@@ -476,9 +506,11 @@ class Subscriptions:
         if entry is None:
             return KeyChange(path, None, None)
         if self.events.wanted("change"):
-            self.events.emit("change", key=path, value=entry.value, entry=entry)
+            self.events.emit("change", key=path, value=twin(entry.value), entry=entry)
         # Others are told of the same message; what one does to the value is not for them.
         entry = replace(entry, value=twin(entry.value))
+        if news.parts is not None:
+            self.reader.shown(self.keys.place(path), news.parts)
         return KeyChange(path, entry.value, entry)
 
     def _entry(self, path: str, news: News) -> Entry | None:
@@ -590,5 +622,5 @@ def _call(handler: Callable[..., object] | None, *args: object) -> None:
     try:
         if handler is not None:
             handler(*args)
-    except Exception:
+    except (Exception, SystemExit):
         logger.exception("A handler of changes raised")

@@ -19,13 +19,14 @@ from .events import Events
 from .exceptions import ConflictError, MemSyncError, StoreError
 from .keys import ASSIGNMENTS, STATE, Place
 from .periodic import LONGEST_PAUSE, PeriodicThread
-from .records import Entry, Header, Stored, rank_of
+from .records import Entry, Header, Stored, progress_from, rank_of
 from .store import EntryWrite, Outcome, Store, ms
 
 logger = get_logger(__name__)
 
-#: Entries of which the writer remembers what it wrote last.
-MAX_SEEN = 2000
+#: Entries of which the writer remembers the version that this process has seen last, and of which the fields.
+MAX_SEEN = 10_000
+MAX_BASES = 2000
 
 #: Most rounds of merging fields into a state that others write at the same moment.
 MAX_MERGES = 50
@@ -135,7 +136,8 @@ class BatchWriter:
             if len(self._ordinary) + len(self._expendable) > self.max_pending:
                 self._drop_oldest()
             full = len(queue) >= self.batch_size
-        self.on_put(place.key)
+            # Nobody sees that it waits before the copies of what it changes are gone.
+            self.on_put(place.key)
         self._thread.wake()
         if full:
             self._thread.hurry()
@@ -190,8 +192,11 @@ class BatchWriter:
         """Whether a change that is under way has arrived already."""
         if stored is None or change.serial is None:
             return False
-        token, _, serial = stored.header.writes.partition(",")[0].partition(".")
-        return token == self.store.token and int(serial) >= change.serial
+        for write in stored.header.writes.split(","):
+            token, _, serial = write.partition(".")
+            if token == self.store.token:
+                return serial.isdigit() and int(serial) >= change.serial
+        return False
 
     # -- write
 
@@ -261,7 +266,7 @@ class BatchWriter:
             self._tell()
 
     def _compare_and_set(self, change: SetValue, expected: int) -> Stored:
-        key = change.place.path
+        place, key = change.place, change.place.path
         self.store.connect()
         change.seen = expected
         write = self._as_write(change)
@@ -275,7 +280,10 @@ class BatchWriter:
         if outcome.status == "error":
             raise Refused(key, 1)
         self._settle(change, outcome)
-        before = Stored(Header(outcome.version - 1, "-", "-", 0, 0, 0, 0, "-", ""), b"")
+        self.on_put(place.key)
+        # If this is a second try others may have written since.
+        version = expected + 1 if outcome.status == "again" else outcome.version
+        before = Stored(Header(version - 1, "-", "-", 0, 0, 0, 0, "-", ""), b"")
         after = change.over(before, self.store.clock, self.store.worker_id)
         assert after is not None
         return after
@@ -379,8 +387,15 @@ class BatchWriter:
         if together:
             for change in together:
                 change.serial = change.serial or next(self._serials)
-            answers = self.store.change_coordination(
-                "told", [(change.serial or 0, change.ttl, change.what()) for change in together])
+            told = [(change.serial or 0, change.ttl, change.what()) for change in together]
+            try:
+                answers = self.store.change_coordination("told", told)
+            except StoreError as exc:
+                if not exc.refused:
+                    raise
+                for change in together:
+                    self._refuse(change, str(exc))
+                answers = []
             for change, failed in zip(together, answers):
                 if failed and isinstance(change, SyncMetrics):
                     names = ", ".join(name.decode(errors="replace") for name in failed)
@@ -464,7 +479,7 @@ class BatchWriter:
     def _base_on(self, place: Place, base: Base) -> None:
         self._bases[place] = base
         self._bases.move_to_end(place)
-        if len(self._bases) > MAX_SEEN:
+        if len(self._bases) > MAX_BASES:
             self._bases.popitem(last=False)
 
     def _resolve(self, change: Change, outcome: Outcome) -> Change | None:
@@ -507,7 +522,7 @@ class BatchWriter:
 
     def _resolve_fields(
         self, change: MergeFields, stored: Stored, base: dict[str, bytes], theirs: dict[str, bytes],
-    ) -> Change:
+    ) -> Change | None:
         """Let the resolver settle the fields that both have changed; the others are merged anyway."""
         mine = change.merged(theirs)
         disputed = {
@@ -526,6 +541,9 @@ class BatchWriter:
             undisputed = {name: text for name, text in fields.items() if name not in disputed}
             resolved = {name: text for name, text in values.split_fields(body).items() if theirs.get(name) != text}
             fields = {**resolved, **undisputed}
+        if not fields:
+            self._note_conflict(conflict)
+            return None
         settled = MergeFields(change.place, fields, change.ttl, change.fence, change.run_key)
         settled.at = change.at
         settled.told_at = {name: change.told_at.get(name, told_at) for name in fields}
@@ -599,6 +617,8 @@ class BatchWriter:
             return change.applied({})
         if isinstance(change, TellRun):
             return change.task_run.as_dict()
+        if change.expendable:
+            return progress_from(values.decode(change.content(self.store.clock, {}).body))
         after = change.over(None, self.store.clock, self.store.worker_id)
         return None if after is None or after.deleted else after.value
 

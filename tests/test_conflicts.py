@@ -214,7 +214,7 @@ def test_a_resolver_that_fails_loses_nothing(make_memsync, resolver):
     second.force_sync()
 
     assert first.read_many(["a", "b"]) == {"a": "incoming", "b": 9}
-    assert told == [("task-sentinel/a", "failed:"), ("task-sentinel/b", "max_val")]
+    assert sorted(told) == [("task-sentinel/a", "failed:"), ("task-sentinel/b", "max_val")]
 
 
 def test_a_handler_that_raises_does_not_harm_the_write(memsync, other):

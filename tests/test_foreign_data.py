@@ -24,9 +24,9 @@ FOREIGN = {
 }
 
 TEXTS = (
-    b"", b"garbage", b"\xff\xfe\x00", b"1 - - 0 5 5 0 - \xff\nx", b"1 2 3\n4", b"\n\n", b'{"json": true}', HEADER + b"no json",
-    HEADER + b"\xff\xfe", HEADER + b"[]", HEADER + b"5", HEADER + b"[[1],2,{}]", HEADER + b'{"status":[]}',
-    HEADER + b'{"__type__":"x","__value__":1}',
+    b"", b"garbage", b"\xff\xfe\x00", b"1 - - 0 5 5 0 - \xff\nx", b"1 2 3\n4", b"\n\n", b'{"json": true}',
+    HEADER + b"no json", HEADER + b"\xff\xfe", HEADER + b"[]", HEADER + b"5", HEADER + b"[[1],2,{}]",
+    HEADER + b'{"status":[]}', HEADER + b'{"__type__":"x","__value__":1}',
 )
 
 READS = [

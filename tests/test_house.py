@@ -183,8 +183,7 @@ def test_a_file_of_tests_is_short_enough_to_be_read(path):
 
 def test_every_module_has_its_tests():
     tested = " ".join(path.stem for path in (ROOT / "tests").rglob("test_*.py"))
-    elsewhere = {"__init__", "keeper", "scripts", "child", "cli", "exceptions", "signals", "bootsteps", "plugin", "link",
-                 "reader", "subscriptions"}
+    elsewhere = {"__init__", "keeper", "scripts", "child", "cli", "exceptions", "signals", "bootsteps", "plugin"}
 
     assert {place_of(path) for path in MODULES if place_of(path) not in tested} <= elsewhere
 

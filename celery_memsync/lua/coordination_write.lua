@@ -46,10 +46,10 @@ local function outlives(key)
 end
 
 local function touch(thing)
-  local before = redis.call("HGET", about, thing)
-  local version = (before and tonumber(string.match(before, "^%d+")) or 0) + 1
+  local before = redis.pcall("HGET", about, thing)
+  local version = (type(before) == "string" and tonumber(string.match(before, "^%d+")) or 0) + 1
   local text = string.format("%d - - 0 %.0f %s 0 - %s\n1", version, now_ms, ttl_ms, worker)
-  redis.call("HSET", about, thing, text)
+  redis.pcall("HSET", about, thing, text)
   outlives(about)
   redis.call("PUBLISH", prefix .. together .. thing, ":" .. thing .. "\n" .. text)
 end
@@ -73,8 +73,11 @@ function change.enqueue()
 end
 
 function change.dequeue()
-  local task = redis.call("ZPOPMIN", pending)[1]
-  if not task then return {} end
+  local task, at
+  repeat
+    task, at = unpack(redis.call("ZPOPMIN", pending))
+    if not task then return {} end
+  until tonumber(at) > now_ms * 1000
   redis.call("ZADD", processing, whole(over), task)
   outlives(processing)
   touch("queue")
@@ -117,6 +120,11 @@ function change.metrics()
   return failed
 end
 
+for key, kinds in pairs({ [pending] = "none zset", [processing] = "none zset", [metrics] = "none hash" }) do
+  if not string.find(kinds, redis.call("TYPE", key).ok, 1, true) then
+    return redis.error_reply("WRONGTYPE something else is stored where the queue or the metrics belong")
+  end
+end
 forget_what_is_over()
 local answers = change[kind]()
 redis.call("SET", done, serial .. " " .. tostring(answers[1] or ""), "PX", ttl_ms)

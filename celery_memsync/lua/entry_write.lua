@@ -52,8 +52,8 @@ local index, names, pending, processing, metrics, about =
 local now = redis.call("TIME")
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local indexed = false
--- What the stages of tasks come to: list by task id, score by task id, counters by name.
-local lists, scores, counted = {}, {}, {}
+-- What the stages of tasks come to: list and score by task id, whether it was told again only, counters by name.
+local lists, scores, again, counted = {}, {}, {}, {}
 
 local function parse(text)
   return string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%-?%d+) (%S+) ")
@@ -145,10 +145,11 @@ local function drop_former(entries, slot, run)
 end
 
 -- Remember the path of a user's key: once when it is made, and whenever its end has moved on by a ttl.
-local function name(path, before, time, ttl_ms)
+local function name(path, before, time, ttl_ms, deleted)
+  if deleted then return redis.pcall("ZREM", names, path) end
   local _, _, _, _, stime, sttl = parse(before or "")
   local over = math.floor((time + ttl_ms) / ttl_ms) + 1
-  if sttl == ttl_ms and math.floor((stime + sttl) / sttl) + 1 == over then return end
+  if sttl == ttl_ms and string.sub(before, -1) ~= "\n" and math.floor((stime + sttl) / sttl) + 1 == over then return end
   redis.pcall("ZADD", names, whole(over * ttl_ms), path)
   for _, gone in ipairs(redis.pcall("ZRANGEBYSCORE", names, "-inf", "(" .. whole(now_ms), "LIMIT", 0, 20)) do
     redis.call("ZREM", names, gone)
@@ -217,6 +218,7 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
         store(entry(version, stime + slag))
         if staged and rank < "3" then
           enlist(task, rank, time, ttl_ms, serial)
+          again[task] = true
           indexed = redis.pcall("XADD", index, "MINID", "~", whole(now_ms - horizon), "*", "id", task)
         end
       end
@@ -246,21 +248,22 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
     count_stage(stage_before, rank, runtime)
     enlist(task, rank, time, ttl_ms, serial)
   end
-  if task == "" and entries then
-    name(path, text, time, ttl_ms)
-  elseif task ~= "" and not page then
+  if task == "" and entries or task ~= "" and tonumber(ttl_ms) > horizon then
+    name(path, text, time, ttl_ms, body == "")
+  end
+  if task ~= "" and (not page or stime and math.floor(2 * stime / horizon) ~= math.floor(2 * time / horizon)) then
     indexed = redis.pcall("XADD", index, "MINID", "~", whole(now_ms - horizon), "*", "id", task)
   end
   return version + 1
 end
 
 -- Count the version of what has no value in one piece, and tell that it has changed.
-local function touch(thing)
+local function touch(thing, left)
   local before = redis.pcall("HGET", about, thing)
   local version = (type(before) == "string" and tonumber(string.match(before, "^%d+")) or 0) + 1
   local text = string.format("%d - - 0 %.0f %.0f 0 - %s\n1", version, now_ms, horizon, worker)
   redis.pcall("HSET", about, thing, text)
-  redis.call("PEXPIRE", about, whole(horizon))
+  if redis.call("PTTL", about) < left then redis.call("PEXPIRE", about, whole(left)) end
   redis.call("PUBLISH", prefix .. together .. thing, ":" .. thing .. "\n" .. text)
 end
 
@@ -270,14 +273,17 @@ local function keep_lists()
   for task, list in pairs(lists) do
     for other, row in pairs(to) do
       if other == list then
-        row[#row + 1] = scores[task]
-        row[#row + 1] = task
+        -- A task keeps its place when a worker has received it; only to live longer it moves back.
+        if again[task] or not redis.pcall("ZSCORE", list == "pending" and pending or processing, task) then
+          row[#row + 1] = scores[task]
+          row[#row + 1] = task
+        end
       else
         out[other][#out[other] + 1] = task
       end
     end
   end
-  local changed = false
+  local changed, longest = false, horizon
   for list, key in pairs({ pending = pending, processing = processing }) do
     if #out[list] > 0 then changed = redis.pcall("ZREM", key, unpack(out[list])) ~= 0 or changed end
     if #to[list] > 0 then
@@ -285,12 +291,13 @@ local function keep_lists()
       local left = math.floor(to[list][1] / 1000) - now_ms
       for i = 1, #to[list], 2 do left = math.max(left, math.floor(to[list][i] / 1000) - now_ms) end
       if redis.call("PTTL", key) < left then redis.call("PEXPIRE", key, whole(left)) end
+      longest = math.max(longest, left)
       for _, gone in ipairs(redis.pcall("ZRANGEBYSCORE", key, "-inf", whole(now_ms * 1000), "LIMIT", 0, 20)) do
         redis.call("ZREM", key, gone)
       end
     end
   end
-  if changed then touch("queue") end
+  if changed then touch("queue", longest) end
 end
 
 local function keep_counters()
@@ -298,12 +305,13 @@ local function keep_counters()
     if counter == "runtime" then
       redis.pcall("HINCRBYFLOAT", metrics, counter, string.format("%.6f", by))
     elseif by ~= 0 then
-      redis.pcall("HINCRBY", metrics, counter, whole(by))
+      local result = redis.pcall("HINCRBY", metrics, counter, whole(by))
+      if type(result) == "table" then redis.pcall("HINCRBYFLOAT", metrics, counter, whole(by)) end
     end
   end
   if next(counted) then
     redis.call("PEXPIRE", metrics, whole(horizon))
-    touch("metrics")
+    touch("metrics", horizon)
   end
 end
 

@@ -1,0 +1,137 @@
+"""How long a change takes to other processes, from the flush in one to the handler in another.
+
+    subscribe    ``memsync.subscribe``; the writer writes a key and flushes it
+    watch        ``memsync.watch``, likewise
+    psubscribe   redis-py: ``publish``, and a handler of ``psubscribe`` that ``get_message`` calls
+
+A latency is counted from just before the flush, or the publishing, by the clock that all processes share; "teller_us"
+is what it takes the writer.  Every listener is a process; those of the other variants idle meanwhile.
+"""
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import time
+from functools import partial
+from typing import Any, Callable, Iterator
+
+import common
+import redis
+
+from celery_memsync import MemorySyncManager
+
+PEER = "psubscribe"
+LISTENERS = (1, 10)
+CHANGES, KEYS, PAUSE, ROUNDS = 200, 100, 0.005, 9
+
+fork = multiprocessing.get_context("fork")
+
+
+class Report:
+    """Notes when one listener heard of each change and sends that off when it has heard of all of a round."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self.heard: dict[int, float] = {}
+
+    def __call__(self, key: Any, number: int) -> None:
+        self.heard[number] = time.monotonic()
+        if number == CHANGES - 1:
+            self.pipe.send(self.heard)
+            self.heard = {}
+
+
+def subscribe(url: str, pipe: Any) -> None:
+    memsync = MemorySyncManager(url=url)
+    memsync.subscribe("subscribe/*", Report(pipe))
+    pipe.send("ready")
+    time.sleep(3600)
+
+
+def watch(url: str, pipe: Any) -> None:
+    report, memsync = Report(pipe), MemorySyncManager(url=url)
+    with memsync.watch("watch/*") as changes:
+        pipe.send("ready")
+        for change in changes:
+            report(change.key, change.value)
+
+
+def psubscribe(url: str, pipe: Any) -> None:
+    report = Report(pipe)
+    listener = redis.Redis.from_url(url).pubsub()
+    listener.psubscribe(**{"psubscribe/*": lambda message: report(message["channel"], int(message["data"]))})
+    listener.get_message(timeout=10)
+    pipe.send("ready")
+    while True:
+        listener.get_message(timeout=10)
+
+
+def write(memsync: MemorySyncManager, key: str, number: int) -> float:
+    memsync.write(key, number)
+    began = time.monotonic()
+    memsync.force_sync()
+    return began
+
+
+def publish(client: Any, key: str, number: int) -> float:
+    began = time.monotonic()
+    client.publish(key, number)
+    return began
+
+
+@contextlib.contextmanager
+def listeners(listen: Callable[[str, Any], None], url: str, number: int) -> Iterator[list[Any]]:
+    """Run listeners until the end of the block; give the pipes on which they report."""
+    pipes, processes = [], []
+    try:
+        for _ in range(number):
+            ours, theirs = fork.Pipe(duplex=False)
+            processes.append(fork.Process(target=listen, args=(url, theirs), daemon=True))
+            processes[-1].start()
+            pipes.append(ours)
+        for pipe in pipes:
+            collect(pipe)
+        yield pipes
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def collect(pipe: Any) -> Any:
+    if not pipe.poll(30):
+        raise RuntimeError("a listener has not heard of all changes")
+    return pipe.recv()
+
+
+def measure(name: str, change: Callable[[str, int], float], pipes: list[Any]) -> common.Round:
+    began, took = {}, 0.0
+    for number in range(CHANGES):
+        at = time.perf_counter()
+        began[number] = change(f"{name}/{number % KEYS}", number)
+        took += time.perf_counter() - at
+        time.sleep(PAUSE)
+    heard = [(number, when) for pipe in pipes for number, when in collect(pipe).items()]
+    latencies = sorted((when - began[number]) * 1e6 for number, when in heard)
+    return {"p50_us": latencies[len(latencies) // 2], "p99_us": latencies[len(latencies) * 99 // 100],
+            "heard": len(heard) / len(pipes), "teller_us": took / CHANGES * 1e6}
+
+
+def main() -> None:
+    result = {}
+    with common.server() as url, MemorySyncManager(url=url) as memsync:
+        client = redis.Redis.from_url(url)
+        writing = partial(write, memsync)
+        changes = {"subscribe": writing, "watch": writing, "psubscribe": partial(publish, client)}
+        for number in LISTENERS:
+            with contextlib.ExitStack() as stack:
+                variants = {}
+                for name, listen in {"subscribe": subscribe, "watch": watch, "psubscribe": psubscribe}.items():
+                    pipes = stack.enter_context(listeners(listen, url, number))
+                    variants[name] = partial(measure, name, changes[name], pipes)
+                result[f"{number} listening"] = common.table(common.interleave(variants, ROUNDS), PEER)
+    common.say("hearing", PEER, result)
+
+
+if __name__ == "__main__":
+    main()

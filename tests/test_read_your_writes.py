@@ -1,0 +1,123 @@
+"""A process reads what it has told, wherever that is: waiting, on its way, in Redis, refused."""
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import pytest
+
+from celery_memsync import StoreError
+from celery_memsync.keys import Keys
+
+from .helpers import eventually
+from .test_reader import tell_now, ways
+
+KEYS = Keys("task-sentinel")
+
+
+@ways
+def test_one_reads_what_one_has_told(memsync, tell, ask):
+    answers = []
+
+    for number in (1, 2, 3):
+        ask(memsync)
+        tell(memsync, number)
+        answers.append([ask(memsync), ask(memsync)])
+        memsync.force_sync()
+        answers.append([ask(memsync), ask(memsync)])
+
+    assert answers == [[1, 1], [1, 1], [2, 2], [2, 2], [3, 3], [3, 3]]
+
+
+@ways
+def test_what_one_has_told_lies_over_what_another_told(memsync, other, tell, ask):
+    tell_now(other, tell, 1)
+    first = ask(memsync)
+
+    tell(memsync, 2)
+
+    assert (first, ask(memsync), ask(other)) == (1, 2, 1)
+
+
+def test_what_one_deletes_is_gone_at_once_and_stays_gone(memsync, other):
+    tell_now(other, lambda one: one.write("a", 1))
+    before = memsync.read("a")
+
+    memsync.delete("a")
+    waiting = memsync.read("a"), memsync.read_entry("a"), memsync.read_many(["a"])["a"]
+    memsync.force_sync()
+
+    assert (before, waiting) == (1, (None, None, None))
+    assert memsync.read("a") is None
+
+
+def test_what_redis_refuses_is_read_all_the_same(memsync, redis):
+    memsync.read_many(["a", "b"])
+    redis.rpush(KEYS.place("a").key, "foreign")
+
+    memsync.write("a", 1)
+    memsync.write("b", 2)
+    with pytest.raises(StoreError):
+        memsync.force_sync()
+
+    assert [memsync.read_many(["a", "b"]) for _ in range(3)] == [{"a": 1, "b": 2}] * 3
+
+
+def test_while_redis_is_away_one_reads_what_one_has_told(own_server, make_memsync):
+    memsync = make_memsync(url=own_server.url, batch_interval=60.0)
+    memsync.write("a", 1)
+    memsync.write("b", 1)
+    memsync.force_sync()
+    memsync.read_many(["a", "b"])
+
+    own_server.kill()
+    memsync.write("a", 2)
+    with pytest.raises(StoreError):
+        memsync.force_sync()
+    answers = [memsync.read("a"), memsync.read_entry("a").value, memsync.read_many(["a"])]
+    own_server.start()
+
+    assert answers == [2, 2, {"a": 2}]
+    assert eventually(lambda: memsync.force_sync() or memsync.read("a")) == 2
+    assert memsync.read("b") is None
+
+
+def test_what_is_neither_in_redis_nor_in_memory_is_an_error(own_server, make_memsync):
+    memsync = make_memsync(url=own_server.url, batch_interval=60.0)
+    tell_now(memsync, lambda one: one.write("b", 1))
+    memsync.read("b")
+
+    own_server.kill()
+    memsync.write("a", 2)
+
+    for ask in (memsync.read, memsync.read_entry, memsync.get_task_state, lambda key: memsync.read_many(["a", key])):
+        with pytest.raises(StoreError):
+            ask("b")
+
+
+@pytest.mark.parametrize("interval", [0.0, 0.001, 0.1])
+def test_in_many_threads_everybody_reads_what_he_wrote(make_memsync, interval):
+    memsync = make_memsync(batch_interval=interval, batch_size=7)
+    wrong, end = [], time.monotonic() + 3
+
+    def work(name):
+        number = 0
+        while time.monotonic() < end:
+            number += 1
+            memsync.write(name, [number])
+            memsync.sync_task_state(name, {"x": number})
+            memsync.sync_agent_coordination("t", name, number)
+            for _ in range(random.randrange(5)):
+                read = (memsync.read(name), (memsync.get_task_state(name) or {}).get("x"),
+                        memsync.get_agent_coordination("t", name), name in memsync.get_task_agents("t"))
+                if read != ([number], number, number, True):
+                    wrong.append((name, number, read))
+
+    threads = [threading.Thread(target=work, args=(f"name-{number}",)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert wrong == []
