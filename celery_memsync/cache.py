@@ -169,6 +169,13 @@ class EntryCache:
             if len(self._copies) > self.size:
                 self._forget(next(iter(self._copies)))
 
+    def compare(self, name: Hashable, value: Any) -> None:
+        """Drop a copy that is not what was answered just now, so that it does not follow on that."""
+        with self._mutex:
+            copy = self._copies.get(name)
+            if copy is not None and copy.take() != value:
+                self._forget(name)
+
     def drop(self, key: str) -> int:
         """Drop what was read from a Redis key, and what is being read; tell how many copies."""
         if key not in self._names and key not in self._readings:

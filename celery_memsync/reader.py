@@ -91,10 +91,6 @@ class Asking:
                 break
         if waiting:
             self._give_up_keeping()
-        if self._reading is None and self._reader.cache.enabled:
-            # What was answered now is not to be followed by an older copy.
-            for key in self._keys:
-                self._reader.cache.drop(key)
         return answer, waiting
 
     def keep(self, name: Hashable, value: Any, keys: tuple[str, ...], until: float, about: Any = None) -> None:
@@ -103,9 +99,11 @@ class Asking:
         Arguments:
             until: When it is over, in seconds of Redis's clock.
         """
+        cache = self._reader.cache
         if self._reading is not None:
-            clock = self._reader.store.clock
-            self._reader.cache.keep(self._reading, name, value, keys, clock.monotonic(until), about)
+            cache.keep(self._reading, name, value, keys, self._reader.store.clock.monotonic(until), about)
+        else:
+            cache.compare(name, value)
 
     def _read(self, read: Callable[[Source | None], T]) -> T:
         source = self._source

@@ -208,6 +208,50 @@ def test_forks_in_the_middle_of_reads_harm_neither_side(redis_url, other):
 
 # -- greenlets
 
+@pytest.mark.parametrize("before", [EVENTLET], ids=["eventlet"])
+def test_greenlets_read_copies_and_hear_of_changes(redis_url, other, before):
+    tell(other, a=1)
+
+    with Script("""
+        answers, ticks = [], []
+
+        def read(number):
+            for i in range(30):
+                answers.append((memsync.read('a'), memsync.read(f'key-{number % 20}')))
+                sleep(0)
+
+        def tick():
+            while True:
+                sleep(0.01)
+                ticks.append(1)
+
+        spawn(tick)
+        for one in [spawn(read, number) for number in range(100)]:
+            one.wait() if hasattr(one, 'wait') else one.join()
+        metrics = memsync.get_metrics()
+        assert len(answers) == 3000 and set(answers) == {(1, None)}, set(answers)
+        assert metrics['cache_hits'] > 3000, metrics
+        clients = memsync.store.redis.client_list()
+        assert len(listeners()) == 1
+        assert len([one for one in clients if int(one['redir']) > 0]) <= link.MAX_SOURCES, clients
+        hears(2)
+        sleep(0.1)
+        assert ticks
+        ticks.clear()
+        started = time.monotonic()
+        while time.monotonic() < started + 2:
+            memsync.read('a')
+            sleep(0.001)
+        say(len(ticks) > 20)
+        memsync.shutdown()
+    """, redis_url, before) as script:
+        first = script.says()
+        tell(other, a=2)
+
+        assert first == "before 1"
+        assert script.ends() == ["after 2", "True"]
+
+
 @pytest.mark.parametrize("before", [GEVENT, EVENTLET], ids=["gevent", "eventlet"])
 def test_greenlets_are_told_of_killed_connections(redis_url, redis, other, before):
     tell(other, a=1)
