@@ -273,8 +273,10 @@ class Reader:
     def _seen(self, task_id: str, task: Task, waiting: Sequence[Change]) -> Task:
         """Return a task as it will be when changes are written; what they do not touch this process has seen."""
         touched = {change.place for change in waiting}
-        found = {self.keys.task_place(task_id, STATE): task.slots.get(STATE)}
-        found.update((self.keys.agent_place(task_id, agent_id), stored) for agent_id, stored in task.agents.items())
+        found: dict[Place, Stored | None] = {self.keys.task_place(task_id, STATE): task.slots.get(STATE)}
+        for agent_id, stored in task.agents.items():
+            with contextlib.suppress(InvalidKey):  # nobody of ours writes under a name like that
+                found[self.keys.agent_place(task_id, agent_id)] = stored
         for place, stored in found.items():
             if place not in touched:
                 self.writer.saw(place, stored)
