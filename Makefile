@@ -19,7 +19,7 @@ demo: .venv/installed
 	$(BIN)/python example_project/demo.py
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/python -m flake8 celery_memsync tests example_project benchmarks

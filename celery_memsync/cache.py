@@ -155,9 +155,9 @@ class EntryCache:
             until: Monotonic time when it is over.
         """
         with self._mutex:
-            self._forget(name)
             if reading.overtaken:
-                return
+                return self.compare(name, value)
+            self._forget(name)
             for key in keys:
                 for other in self._readings.get(key, ()):
                     # Who asked at the same time may have an older answer.
@@ -167,7 +167,8 @@ class EntryCache:
             for key in keys:
                 self._names.setdefault(key, set()).add(name)
             if len(self._copies) > self.size:
-                self._forget(next(iter(self._copies)))
+                # In one step: who recalls a copy moves it to the end without the mutex.
+                self._unlink(*self._copies.popitem(last=False))
 
     def compare(self, name: Hashable, value: Any) -> None:
         """Drop a copy that is not what was answered just now, so that it does not follow on that."""
@@ -198,20 +199,22 @@ class EntryCache:
             for readings in self._readings.values():
                 for reading in readings:
                     reading.overtaken = True
-            names = list(self._copies)
-            self._copies.clear()
+            copies, self._copies = self._copies, OrderedDict()
             self._names.clear()
-            return names
+            return list(copies)
 
     def _forget(self, name: Hashable) -> None:
         copy = self._copies.pop(name, None)
         if copy is not None:
-            for key in copy.keys:
-                names = self._names.get(key)
-                if names is not None:
-                    names.discard(name)
-                    if not names:
-                        del self._names[key]
+            self._unlink(name, copy)
+
+    def _unlink(self, name: Hashable, copy: Copy) -> None:
+        for key in copy.keys:
+            names = self._names.get(key)
+            if names is not None:
+                names.discard(name)
+                if not names:
+                    del self._names[key]
 
 
 def taker(value: Any) -> Callable[[], Any]:

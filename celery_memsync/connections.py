@@ -153,12 +153,17 @@ class Announcements:
         """Send a command; its answer comes among the messages."""
         self._connection.send_command(*command)
 
-    def wait(self, timeout: float) -> None:
-        """Return when there is something to read, after :meth:`wake`, or after ``timeout`` seconds."""
-        for key, _ in self._selector.select(timeout):
-            if key.fileobj is self._woken:
-                with contextlib.suppress(OSError):
-                    self._woken.recv(4096)
+    def wait(self, timeout: float) -> bool:
+        """Return when there is something to read, after :meth:`wake`, or after ``timeout`` seconds.
+
+        Returns:
+            Whether there is something to read.
+        """
+        ready = [key.fileobj for key, _ in self._selector.select(timeout)]
+        if self._woken in ready:
+            with contextlib.suppress(OSError):
+                self._woken.recv(4096)
+        return any(file is not self._woken for file in ready)
 
     def has_arrived(self) -> bool:
         """Whether something has arrived that was not read yet; any thread may ask."""

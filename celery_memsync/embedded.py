@@ -89,8 +89,7 @@ def find_server() -> str:
 
 
 def _folder(path: str) -> Path:
-    folder = Path(path) if path else Path(tempfile.gettempdir()) / f"celery-memsync-{os.getuid()}"
-    folder = folder.absolute()
+    folder = (Path(path) if path else _own_folder(tempfile.gettempdir())).absolute()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = folder.stat().st_uid
@@ -101,12 +100,15 @@ def _folder(path: str) -> Path:
     return folder
 
 
+def _own_folder(temporary: str) -> Path:
+    return Path(temporary) / f"celery-memsync-{os.getuid()}"
+
+
 def _socket_path(folder: Path) -> Path:
-    beside = folder / "redis.sock"
-    if len(os.fsencode(beside)) <= MAX_SOCKET_PATH:
-        return beside
-    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    return _folder("") / f"{name}.sock"
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16] + ".sock"
+    elsewhere = [_own_folder(temporary) / name for temporary in (tempfile.gettempdir(), "/tmp")]
+    fit = [path for path in (folder / "redis.sock", *elsewhere) if len(os.fsencode(path)) <= MAX_SOCKET_PATH]
+    return _folder(str(fit[0].parent)) / fit[0].name
 
 
 def _join(folder: Path) -> None:

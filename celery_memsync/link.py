@@ -214,7 +214,8 @@ class Link:
         elif self._wanted(now) and now >= self.heard_at + CHECK_INTERVAL or self._waiting:
             self._check()
         self.on_look()
-        line.wait(CHECK_INTERVAL / 2)
+        if not line.wait(CHECK_INTERVAL / 2):
+            return
         self._listening = True
         for message in line.messages():
             self._take(message)

@@ -194,7 +194,7 @@ def test_the_fields_of_one_state_count_together(make_memsync):
     assert memsync.writer.pending == 0
 
 
-@pytest.mark.parametrize("bad", BAD_STATES, ids=repr)
+@pytest.mark.parametrize("bad", BAD_STATES, ids=lambda bad: repr(bad)[:12])
 def test_a_state_that_is_no_dict_of_fields_is_refused(memsync, bad):
     with pytest.raises(InvalidValue):
         memsync.sync_task_state("t1", bad)

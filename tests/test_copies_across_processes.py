@@ -208,7 +208,7 @@ def test_forks_in_the_middle_of_reads_harm_neither_side(redis_url, other):
 
 # -- greenlets
 
-@pytest.mark.parametrize("before", [EVENTLET], ids=["eventlet"])
+@pytest.mark.parametrize("before", [GEVENT, EVENTLET], ids=["gevent", "eventlet"])
 def test_greenlets_read_copies_and_hear_of_changes(redis_url, other, before):
     tell(other, a=1)
 

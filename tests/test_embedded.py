@@ -185,10 +185,13 @@ def test_a_forked_child_keeps_the_server_of_its_parent(folder):
     eventually(lambda: not servers_of(folder), timeout=5)
 
 
-def test_a_long_path_works(tmp_path):
+@pytest.mark.parametrize("temporary", ["", "/" + "far-" * 25 + "down"])
+def test_a_long_path_works(tmp_path, temporary):
     folder = tmp_path / ("long-" * 30) / ("longer-" * 20)
+    Path(f"{tmp_path}{temporary}").mkdir(exist_ok=True)
+    env = {"TMPDIR": f"{tmp_path}{temporary}"}
 
-    out = run("memsync.write('a', 1); memsync.force_sync(); print(memsync.read('a'))", f"embedded://{folder}")
+    out = run("memsync.write('a', 1); memsync.force_sync(); print(memsync.read('a'))", f"embedded://{folder}", env)
 
     assert out == "1\n"
     assert (folder / "users.lock").exists()
