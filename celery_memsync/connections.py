@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import contextlib
+# By the first connection otherwise, in any thread: a child that is forked meanwhile would wait for ever to import it.
+import encodings.idna  # noqa: F401
 import functools
 import select
 import selectors
@@ -80,6 +82,7 @@ def connect(url: str, options: Mapping[str, Any]) -> redis.Redis:
         "socket_connect_timeout": CONNECT_TIMEOUT,
         "max_connections": MAX_CONNECTIONS,
         "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+        **_DRIVER,
         **options,
     }
     if scheme_of(url) == "embedded":
@@ -104,6 +107,22 @@ class EmbeddedConnection(redis.UnixDomainSocketConnection):
         if self._sock is None:
             embedded.start(self.folder)
         super().connect(*args, **kwargs)  # type: ignore[no-untyped-call,unused-ignore]
+
+
+def _driver() -> dict[str, Any]:
+    """Return the option that says who connects.
+
+    Without it redis-py, from 7 on, looks its own version up for each new connection: half a millisecond of reading
+    files and importing, which hangs in a child that was forked meanwhile.
+    """
+    try:
+        from redis.driver_info import DriverInfo
+    except ImportError:
+        return {}
+    return {"driver_info": DriverInfo()}
+
+
+_DRIVER = _driver()
 
 
 def _client(make_pool: Any, settings: dict[str, Any]) -> redis.Redis:

@@ -277,9 +277,9 @@ class Reader:
         for agent_id, stored in task.agents.items():
             with contextlib.suppress(InvalidKey):  # nobody of ours writes under a name like that
                 found[self.keys.agent_place(task_id, agent_id)] = stored
-        for place, stored in found.items():
+        for place, seen in found.items():
             if place not in touched:
-                self.writer.saw(place, stored)
+                self.writer.saw(place, seen)
         for change in waiting:
             task = with_change(task, change, self.writer.overlay)
         return task
