@@ -8,10 +8,13 @@ from . import values
 from .clock import Clock
 from .exceptions import InvalidValue, ValueTooLarge
 from .keys import Place
-from .records import PROGRESS_FIELDS, Header, Stored, TaskRun, encode_progress, later_status, rank_of
+from .records import NEVER, PROGRESS_FIELDS, Header, Stored, TaskRun, encode_progress, later_status, rank_of
 
 #: Figures of progress stay below: a rank holds sixteen digits.
 TOO_LARGE = 10 ** 16
+
+#: Values that were sent of a field without an answer and are remembered.
+MAX_SENT = 4
 
 #: Statuses that do not follow a success; one of the user's own does.
 _BEFORE_SUCCESS = frozenset({"PENDING", "RECEIVED", "STARTED", "LOST", "RETRY", "FAILURE", "REVOKED"})
@@ -110,7 +113,7 @@ class SetValue(Change):
         run_key: The run of a task that says so; "" for none.
 
     Attributes:
-        seen: The version that its writer had seen.
+        seen: What its writer had seen there.
     """
 
     __slots__ = ("body", "owned", "run_key", "seen")
@@ -122,7 +125,7 @@ class SetValue(Change):
         self.body = body
         self.owned = owned
         self.run_key = run_key
-        self.seen = 0
+        self.seen = NEVER
 
     def followed_by(self, newer: Change) -> Change | None:
         """The newer value, whatever was here."""
@@ -146,9 +149,10 @@ class MergeFields(Change):
 
     Attributes:
         told_at: Monotonic time when each field was told.
+        sent: What was sent of each field without an answer: it may have arrived.
     """
 
-    __slots__ = ("fields", "late", "run_key", "told_at")
+    __slots__ = ("fields", "late", "run_key", "sent", "told_at")
 
     def __init__(
         self, place: Place, fields: dict[str, bytes], ttl: float, fence: int = 0, run_key: str = "",
@@ -157,6 +161,7 @@ class MergeFields(Change):
         self.fields = fields
         self.run_key = run_key
         self.told_at = dict.fromkeys(fields, self.at)
+        self.sent: dict[str, tuple[bytes, ...]] = {}
         #: Whether somebody else has written meanwhile: then an earlier stage does not undo a later one.
         self.late = False
 
@@ -167,9 +172,16 @@ class MergeFields(Change):
             joined = MergeFields(newer.place, newer.merged(self.fields), newer.ttl, fence, run_key)
             joined.at, joined.late = newer.at, self.late or newer.late
             joined.told_at = {**self.told_at, **newer.told_at}
+            joined.sent = dict(self.sent)
             joined.conflict = self.conflict or newer.conflict
             return joined
         return newer if isinstance(newer, SetValue) else None
+
+    def note_sent(self) -> None:
+        """Take note that it is being sent."""
+        for name, body in self.fields.items():
+            before = self.sent.get(name, ())
+            self.sent[name] = before if body in before else (*before, body)[-MAX_SENT:]
 
     def merged(self, base: Mapping[str, bytes]) -> dict[str, bytes]:
         """Return the fields of a base with these over them."""

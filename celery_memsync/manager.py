@@ -1,6 +1,7 @@
 """The shared memory as one process sees it: tell, ask, decide, hear."""
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
@@ -23,7 +24,7 @@ from .conflicts import Resolvers
 from .connections import connect
 from .coordination import Coordination, check_assignments, check_queue, check_steps
 from .events import Events, Handler
-from .exceptions import ConflictError, InvalidKey, InvalidValue
+from .exceptions import ConflictError, InvalidKey, InvalidValue, StoreError
 from .keys import ASSIGNMENTS, LIFE, METRICS, PROGRESS, QUEUE, STATE, Keys, Place, check_id
 from .link import Link
 from .reader import LONGEST_LIST, VIEW, Reader, parts_of
@@ -510,10 +511,17 @@ class MemorySyncManager:
         return None if entry is None else entry.value
 
     def read_entry(self, key: str, *, max_age: float | None = None, consistent: bool = False) -> Entry | None:
-        """Return what is stored under a key with version, time and writer, or None; see :meth:`read`."""
+        """Return what is stored under a key with version, time and writer, or None; see :meth:`read`.
+
+        What this process wrote there is sent first, for its version is not known before.  If Redis is away
+        it is shown with version 0.
+        """
         if max_age is not None:
             _check_seconds(max_age, "max_age")
-        return self._open().reader.entry(key, max_age, consistent)
+        services = self._open()
+        with contextlib.suppress(StoreError):
+            services.writer.flush_for(services.keys.place(key).key)
+        return services.reader.entry(key, max_age, consistent)
 
     def read_many(
         self, keys: Iterable[str], *, max_age: float | None = None, consistent: bool = False,

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Callable, Hashable, Iterable, Iterator, Mapping, Sequence, TypeVar
 
@@ -181,7 +182,10 @@ class Reader:
             for key, row in rows.items():
                 place = wanted[key]
                 parts = {part.slot: stored[part] for part in row}
-                entry = found[key] = self._entry(place, parts, now)
+                entry = self._entry(place, parts, now)
+                if entry is not None and not seen.issuperset(row):
+                    entry = replace(entry, version=0)  # nobody knows yet
+                found[key] = entry
                 if place in seen:
                     self.writer.saw(place, stored[place])
                 if place.key != self.keys.about:

@@ -46,6 +46,23 @@ def rank_of(status: object) -> str:
     return RANKS.get(status, AT_WORK) if isinstance(status, str) else AT_WORK
 
 
+class Stamp(NamedTuple):
+    """Which state of an entry this is; a later one is greater.
+
+    The version alone does not tell: when a key is gone its versions begin anew.
+
+    Attributes:
+        stored_at: When Redis took it, in milliseconds; 0: never.
+        version: Number of accepted writes.
+    """
+
+    stored_at: int
+    version: int
+
+
+#: The state of an entry that nobody has written.
+NEVER = Stamp(0, 0)
+
 #: Largest figure of a header; Redis counts with 64 bits.
 MAX_FIGURE = 2 ** 62
 
@@ -93,6 +110,11 @@ class Header(NamedTuple):
     def stored_at(self) -> int:
         """When Redis took it, in milliseconds: in the order in which the entry was written."""
         return self.time + self.lag
+
+    @property
+    def stamp(self) -> Stamp:
+        """Which state of the entry it is of."""
+        return Stamp(self.time + self.lag, self.version)
 
     @property
     def over_at(self) -> int:
@@ -174,7 +196,7 @@ class Entry:
     Attributes:
         key: Its full path.
         value: What it holds.
-        version: Number of accepted writes of that key.
+        version: Number of accepted writes of that key; 0: not in Redis yet.
         timestamp: When it was written, seconds since the epoch on Redis's clock.
         worker_id: Who wrote it.
         ttl: Seconds that it is valid from then on.

@@ -32,8 +32,8 @@ class EntryWrite(NamedTuple):
 
     Attributes:
         place: Where it goes.
-        seen: The version the writer saw; ``"*"``: whatever is there;
-            ``"run"``: run and rank decide.
+        seen: What the writer saw: ``"<version>@<ms>"`` or ``"<version>"``;
+            ``"*"``: whatever is there; ``"run"``: run and rank decide.
         serial: Its number in this process; a second try has the same.
         runtime: Seconds that a run took which it ends.
     """
@@ -59,12 +59,14 @@ class Outcome(NamedTuple):
         version: The version that is stored now.
         stored: With ``conflict``: what is stored.
         error: With ``error``: what Redis said.
+        stored_at: With ``ok``: when Redis took it, in milliseconds.
     """
 
     status: str
     version: int = 0
     stored: Stored | None = None
     error: str = ""
+    stored_at: int = 0
 
 
 class Task(NamedTuple):
@@ -133,7 +135,8 @@ class Store:
         asked = time.monotonic()
         outcomes: list[Outcome] = []
         for answer in self._run(ENTRY_WRITE, calls):
-            outcomes.extend(map(_outcome, answer[2:]))
+            taken_at = int(answer[0]) * 1000 + int(answer[1]) // 1000
+            outcomes.extend(_outcome(one, taken_at) for one in answer[2:])
         self._learn(answer[0], answer[1], asked)
         return outcomes
 
@@ -412,9 +415,9 @@ def ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
-def _outcome(answer: Any) -> Outcome:
+def _outcome(answer: Any, taken_at: int) -> Outcome:
     if isinstance(answer, int):
-        return Outcome("ok", answer)
+        return Outcome("ok", answer, stored_at=taken_at)
     status = answer[0].decode()
     if status == "error":
         return Outcome("error", error=answer[1].decode())

@@ -1,11 +1,11 @@
 """What readers see: entries put together to states, progress, tasks and workers."""
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence, TypeVar
+from typing import Any, Callable, Iterable, Mapping, Sequence, TypeVar
 
 from .changes import Change
 from .keys import LIFE, PROGRESS, STATE, Place
-from .records import Entry, Stored, TaskRun, WorkerRecord, merge_state, progress_from
+from .records import Entry, Stamp, Stored, TaskRun, WorkerRecord, merge_state, progress_from
 from .store import Task
 
 #: Lays changes that wait over what is stored.
@@ -79,18 +79,6 @@ def entry_of(place: Place, parts: Mapping[int, Stored | None], now: float) -> En
     header = latest.header
     _, version = stamp_of(parts)
     return Entry(place.path, value, version, header.time / 1000, header.worker_id, header.ttl_ms / 1000)
-
-
-class Stamp(NamedTuple):
-    """Which state of an entry this is; a later one is greater.
-
-    Attributes:
-        stored_at: When Redis took it, in milliseconds.
-        version: Of all its parts together.
-    """
-
-    stored_at: int
-    version: int
 
 
 def stamp_of(parts: Mapping[int, Stored | None]) -> Stamp:

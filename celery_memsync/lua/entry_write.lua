@@ -27,7 +27,8 @@
 --   where    slot in the page, or ":" and the field in the hash
 --   path     the entry's; its changes are told there
 --   task     id of the task to which it belongs; "" for a user's own key
---   seen     version that the writer saw; "*": whatever is there; "run": run and rank decide
+--   seen     "<version>@<ms>": which one the writer saw, and when Redis took it; "<version>": that one, whenever;
+--            "*": whatever is there; "run": run and rank decide
 --   run      the run that tells, sortable; "": the one that is there; "-": none
 --   rank     how far along in its run, sortable; "9..." absorbs what comes after
 --   fence    of the lock under which it is written; "0" for none
@@ -234,8 +235,11 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
       stage_before = drop_former(entries, where, run)
       keep_former(entries, where, srun, srank, text)
     end
-  elseif seen ~= "run" and seen ~= "*" and tonumber(seen) ~= version then
-    return { "conflict", version, text }
+  elseif seen ~= "run" and seen ~= "*" then
+    local wanted, at = string.match(seen, "^(%d+)@?(%d*)$")
+    if tonumber(wanted) ~= version or at ~= "" and version > 0 and tonumber(at) ~= stime + slag then
+      return { "conflict", version, text }
+    end
   end
 
   local stored = entry(version + 1, now_ms)
