@@ -267,9 +267,14 @@ class BatchWriter:
         self.store.connect()
         write = self._as_write(change)
         assert write is not None  # a value that was encoded already
-        (outcome,) = self.store.write_entries([write._replace(seen=str(expected))])
+        shown = self._seen.get(place, NEVER)
+        # Of which life of the key that version is, if this process was shown it.
+        at = f"@{shown.stored_at}" if expected and shown.version == expected else ""
+        (outcome,) = self.store.write_entries([write._replace(seen=f"{expected}{at}")])
         if outcome.status == "conflict":
             if expected or not outcome.version or not self._gone(outcome.stored):
+                with self._mutex:
+                    self._see(place, NEVER if outcome.stored is None else outcome.stored.header.stamp)
                 raise ConflictError(key, outcome.version)
             # Version 0 is meant, nothing to see; what was deleted counts its versions on.
             return self._compare_and_set(change, outcome.version)
@@ -499,7 +504,7 @@ class BatchWriter:
                 self._resolve_fields(change, stored, before.fields, base.fields)
         if isinstance(change, SetValue):
             change.seen = NEVER if stored is None else stored.header.stamp
-        if gone or stored is None or own or _later_run(change, stored):
+        if stored is None or gone and not stored.deleted or own or _later_run(change, stored):
             return change
         return self._resolve_value(change, stored)
 
@@ -509,8 +514,8 @@ class BatchWriter:
     def _resolve_value(self, change: Change, stored: Stored) -> Change | None:
         if not isinstance(change, SetValue):
             return change
-        if not change.body:
-            return self._resolve_deletion(change, stored)
+        if not change.body or stored.deleted:
+            return self._keep_the_later(change, stored)
         resolved, conflict = self._settled_by_resolver(change, stored, values.decode(change.body), change.at)
         body = change.body if resolved is None else resolved
         if body == stored.body:
@@ -522,17 +527,21 @@ class BatchWriter:
         settled.conflict = conflict
         return settled
 
-    def _resolve_deletion(self, change: SetValue, stored: Stored) -> Change | None:
-        """Let the later one win: there is nothing that could be merged."""
+    def _keep_the_later(self, change: SetValue, stored: Stored) -> Change | None:
+        """Let the later of a deletion and a value win: there is nothing that could be merged."""
         key, at = change.place.path, self.store.clock.at(change.at)
-        entry = stored.entry(key)
-        change.conflict = {
-            "key": key, "strategy": "last_write_wins", "discarded": [entry.value],
-            "entries": [entry, Entry(key, None, entry.version + 1, round(at, 3), self.store.worker_id, change.ttl)],
-        }
-        if at >= entry.timestamp:
+        if stored.deleted and (not change.body or at * 1000 >= stored.header.time):
+            return change  # what is gone is no conflict
+        value = values.decode(change.body) if change.body else None
+        old = stored.entry(key, None if stored.deleted else stored.value)
+        new = Entry(key, value, old.version + 1, round(at, 3), self.store.worker_id, change.ttl)
+        later = at >= old.timestamp
+        conflict = {"key": key, "strategy": "last_write_wins", "entries": [old, new],
+                    "discarded": [old.value if later else new.value]}
+        if later:
+            change.conflict = conflict
             return change
-        self._note_conflict({**change.conflict, "discarded": []})
+        self._note_conflict(conflict)
         return None
 
     def _resolve_fields(
