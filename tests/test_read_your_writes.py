@@ -121,3 +121,23 @@ def test_in_many_threads_everybody_reads_what_he_wrote(make_memsync, interval):
         thread.join()
 
     assert wrong == []
+
+
+def test_an_entry_is_shown_with_the_version_that_it_has(memsync, other):
+    for number in range(3):
+        memsync.write("a", number)
+
+    entry = memsync.read_entry("a")
+
+    assert (entry.value, entry.version, entry.worker_id) == (2, 1, "worker-1")
+    assert other.read_entry("a").version == 1
+
+
+def test_an_entry_that_redis_does_not_have_yet_is_shown_with_version_0(make_memsync, own_server):
+    memsync = make_memsync(url=own_server.url, batch_interval=60.0)
+    memsync.write("a", 1)
+    own_server.stop()
+
+    entry = memsync.read_entry("a")
+
+    assert (entry.value, entry.version) == (1, 0)
