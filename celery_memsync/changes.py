@@ -13,6 +13,9 @@ from .records import NEVER, PROGRESS_FIELDS, Header, Stored, TaskRun, encode_pro
 #: Figures of progress stay below: a rank holds sixteen digits.
 TOO_LARGE = 10 ** 16
 
+#: No task is published then, seconds since the epoch.
+TOO_LATE = 1e11
+
 #: Values that were sent of a field without an answer and are remembered.
 MAX_SENT = 4
 
@@ -30,6 +33,7 @@ class Content(NamedTuple):
         rank: See there.
         body: JSON, empty to delete.
         runtime: Seconds that a run took which this ends.
+        published: When a task was published, or this was told of it, in seconds of Redis's clock.
     """
 
     ruled_by: str
@@ -37,6 +41,7 @@ class Content(NamedTuple):
     rank: str
     body: bytes
     runtime: float = 0.0
+    published: float = 0.0
 
 
 class Change:
@@ -85,7 +90,7 @@ class Change:
     def over(self, stored: Stored | None, clock: Clock, worker_id: str) -> Stored | None:
         """Return what will be stored when this has been written over something."""
         base = values.split_fields(stored.body) if stored is not None and isinstance(self, MergeFields) else {}
-        ruled_by, run, rank, body, _ = self.content(clock, base)
+        ruled_by, run, rank, body, *_ = self.content(clock, base)
         if stored is None:
             header = Header(0, "-", "-", 0, 0, 0, 0, "-", worker_id)
         elif ruled_by == "run" and not follows(run or stored.header.run, rank, stored.header):
@@ -297,7 +302,11 @@ class TellRun(Change):
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
         """What is known of the run."""
         run = self.task_run
-        return Content("run", self.run_key, rank_of(run.status), run.encode(self.place.task_id), run.runtime or 0.0)
+        published = run.published_at
+        if not isinstance(published, (int, float)) or not 0 < published < TOO_LATE:  # it has come with the message
+            published = clock.at(self.at)
+        return Content("run", self.run_key, rank_of(run.status), run.encode(self.place.task_id),
+                       run.runtime or 0.0, published)
 
 
 class TellProgress(Change):

@@ -36,6 +36,9 @@ TOLD = "memsync_told"
 #: Name of what travels with a message and its request: when it was published, which run it became.
 HEADER = "memsync"
 
+#: Shortest time between two tasks that are published, in seconds.
+MOMENT = 0.0001
+
 #: Longest progress that travels with a retry, in bytes of JSON.
 MAX_PREVIOUS = 4096
 
@@ -93,6 +96,8 @@ class TaskSignals:
     def __init__(self, memsync: MemSync) -> None:
         self.memsync = memsync
         self._runs = count(1)
+        #: When the last task was published.
+        self._published_at = 0.0
         #: Requests that this process received and has not done with, by task id.
         self._requests: WeakValueDictionary[str, Any] = WeakValueDictionary()
         #: What the tasks of the pool's children came to lately.
@@ -139,8 +144,15 @@ class TaskSignals:
     def on_publish(self, headers: Any = None, **_: Any) -> None:
         """Let the moment of publishing travel with the message."""
         if isinstance(headers, dict) and "id" in headers and publishing.get() is self.memsync.app:
-            now = round(self.memsync.store.clock.now(), 3)
-            headers[HEADER] = {"published_at": now, **self._previous(headers["id"])}
+            headers[HEADER] = {"published_at": self._next_moment(), **self._previous(headers["id"])}
+
+    def _next_moment(self) -> float:
+        """Return Redis's time, later than the last: it is the order in which tasks wait."""
+        now = round(self.memsync.store.clock.now(), 4)
+        if now <= self._published_at < now + 1.0:
+            now = round(self._published_at + MOMENT, 4)
+        self._published_at = now
+        return now
 
     def _previous(self, task_id: str) -> dict[str, Any]:
         """Return the progress of a run that asks to be retried; the next one may start before it is in Redis."""
@@ -169,7 +181,7 @@ class TaskSignals:
         sent = _sent(facts)
         now = _latest(self.memsync.store.clock.now(), sent.get("published_at"))
         key = run_key(facts.get("retries") or 0, now)
-        facts[HEADER] = sent = {**sent, "run": self._new_run(), "key": key, "received_at": round(now, 3)}
+        facts[HEADER] = sent = {**sent, "run": self._new_run(), "key": key, "received_at": round(now, 4)}
         known = self._known(facts, request.id, sent)
         known["status"] = "RECEIVED"
         run = TaskRun.of(known)
@@ -234,7 +246,7 @@ class TaskSignals:
         self._tell(outcome.task_id, outcome.key, outcome.run.evolve(
             status=status, pid=outcome.pid, exception=exception,
             started_at=self._moment(outcome.time_start, outcome.run.received_at),
-            finished_at=round(self.memsync.store.clock.at(outcome.at), 3),
+            finished_at=round(self.memsync.store.clock.at(outcome.at), 4),
             runtime=round(runtime, 6) if isinstance(runtime, float) else None,
         ))
 
@@ -265,7 +277,7 @@ class TaskSignals:
             # Nobody received it: it runs eagerly.
             sent = {"run": self._new_run(), "key": run_key(retries, now)}
         known = self._known(facts, task_id, sent)
-        known.update(status="STARTED", name=task.name, pid=os.getpid(), started_at=round(now, 3))
+        known.update(status="STARTED", name=task.name, pid=os.getpid(), started_at=round(now, 4))
         run = TaskRun.of(known)
         change = self._tell(task_id, sent["key"], run)
         if change is None:
@@ -303,7 +315,7 @@ class TaskSignals:
         ended = time.monotonic()
         run = active.run.evolve(
             status=state,
-            finished_at=round(_latest(memsync.store.clock.at(ended), active.run.started_at), 3),
+            finished_at=round(_latest(memsync.store.clock.at(ended), active.run.started_at), 4),
             runtime=round(ended - active.started, 6),
             exception=_exception(retval) if isinstance(retval, BaseException) and state != "SUCCESS" else None,
         )
@@ -343,10 +355,10 @@ class TaskSignals:
         if not is_run_key(sent.get("key")):
             # It was never received, or by a worker that does not take part.
             key = run_key(facts.get("retries") or 0, now)
-            sent = {**sent, "run": self._new_run(), "key": key, "received_at": round(now, 3)}
+            sent = {**sent, "run": self._new_run(), "key": key, "received_at": round(now, 4)}
         known = self._known(facts, task_id, sent)
         known.update(
-            status=status, finished_at=None if status == "RETRY" else round(now, 3),
+            status=status, finished_at=None if status == "RETRY" else round(now, 4),
             exception=None if exception is None else describe_exception(exception),
             pid=getattr(request, "worker_pid", None),
             started_at=self._moment(getattr(request, "time_start", None), sent.get("received_at")),
@@ -402,7 +414,7 @@ class TaskSignals:
         """Return Redis's time of a moment of this host's clock that comes after an earlier one."""
         if local is None:
             return None
-        return round(_latest(self.memsync.store.clock.now() - (time.time() - local), earlier), 3)
+        return round(_latest(self.memsync.store.clock.now() - (time.time() - local), earlier), 4)
 
     def _tell(self, task_id: str, key: str, run: TaskRun) -> Change | None:
         try:

@@ -21,6 +21,9 @@ MAX_FORMER = 12
 #: Names of the counters by the first digit of the rank of the stage that is counted.
 TALLIES = ("", "", "", "lost", "retried", "failed", "revoked", "ignored", "skipped", "succeeded")
 
+#: Ranks of tasks that have never run.
+WAITING = ("0", "1")
+
 #: Names of users' keys that Redis looks at in one round trip of a search.
 NAMES_AT_ONCE = 1000
 
@@ -36,6 +39,7 @@ class EntryWrite(NamedTuple):
             ``"*"``: whatever is there; ``"run"``: run and rank decide.
         serial: Its number in this process; a second try has the same.
         runtime: Seconds that a run took which it ends.
+        published: When a task was published which it lets wait, in seconds.
     """
 
     place: Place
@@ -48,6 +52,7 @@ class EntryWrite(NamedTuple):
     serial: int
     body: bytes
     runtime: float = 0.0
+    published: float = 0.0
 
 
 class Outcome(NamedTuple):
@@ -273,16 +278,22 @@ class Store:
 
         Also the number of the last change that this process told and that is in it.
         """
-        pipeline = self._pipeline(None)
-        since = f"({self.clock.now() * 1e6:.0f}"
-        for key in (self.keys.pending, self.keys.processing):
-            pipeline.zrangebyscore(key, since, "+inf", 0, limit)
-        pipeline.get(self.keys.done(self.token, "told"))
-        *rows, done = _answers(pipeline)
-        return {
-            name: [task_id.decode(errors="replace") for task_id in row or ()]
-            for name, row in zip(("pending", "processing"), rows)
-        }, _serial(done)
+        keys = {"pending": self.keys.pending, "processing": self.keys.processing}
+        lists: dict[str, list[str]] = {name: [] for name in keys}
+        done, start = None, 0
+        while keys:
+            pipeline = self._pipeline(None)
+            for key in keys.values():
+                pipeline.zrange(key, start, start + limit - 1, withscores=True)
+            pipeline.get(self.keys.done(self.token, "told"))
+            *rows, last = _answers(pipeline)
+            done, start, now = done or last, start + limit, self.clock.now() * 1000
+            for name, row in zip(list(keys), rows):
+                lists[name] += [task_id.decode(errors="replace") for task_id, place in row or () if over_at(place) > now]
+                # Of tasks that are over others may be behind.
+                if len(row or ()) < limit or len(lists[name]) >= limit:
+                    del keys[name]
+        return {name: ids[:limit] for name, ids in lists.items()}, _serial(done)
 
     @redis_call
     def read_metrics(self) -> tuple[dict[str, bytes], int]:
@@ -333,9 +344,10 @@ class Store:
             len(writes), self.worker_id, self.token, self._horizon, SLOTS, MAX_FORMER,
             self.prefix, self._together, "".join(name + "," for name in TALLIES),
         ]
-        for (_, slot, field, path, task_id), seen, run, rank, fence, time_ms, ttl_ms, serial, body, runtime in writes:
-            args += (slot or ":" + field, path, task_id, seen, run, rank, fence, time_ms, ttl_ms, serial,
-                     round(runtime * 1e6), body)
+        for (_, slot, field, path, task_id), seen, run, rank, fence, time_ms, ttl_ms, serial, body, runtime, published \
+                in writes:
+            figure = round(published * 1e4) if rank in WAITING else round(runtime * 1e6)
+            args += (slot or ":" + field, path, task_id, seen, run, rank, fence, time_ms, ttl_ms, serial, figure, body)
         own = self.keys
         keys += (own.task_index, own.names, own.pending, own.processing, own.metrics, own.about)
         return keys, args
@@ -408,6 +420,12 @@ def _split_page(page: bytes | None) -> list[bytes]:
 
 def _slot_of(texts: list[bytes], slot: int) -> bytes | None:
     return texts[slot - 1] if slot <= len(texts) else None
+
+
+def over_at(place: float) -> float:
+    """Return when a place in a list is over, in ms; see ``lua/places.lua``."""
+    order, life = divmod(int(place), 256)
+    return order / 10 + 500 * 1.07 ** life
 
 
 def ms(seconds: float) -> int:

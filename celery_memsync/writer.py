@@ -1,11 +1,11 @@
 """Gather changes in memory and write them in batches."""
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
-from collections import OrderedDict
-from contextlib import contextmanager
+from collections import OrderedDict, deque
 from itertools import count
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
@@ -115,7 +115,7 @@ class BatchWriter:
         #: What fields are merged into.
         self._bases: OrderedDict[Place, Base] = OrderedDict()
         self._serials = count(1)
-        self._untold: list[tuple[str, dict[str, Any]]] = []
+        self._untold: deque[tuple[str, dict[str, Any]]] = deque()
         self._untold_drops = 0
         self._warned_of_drops = False
         #: Slots of which a refusal was told.
@@ -303,7 +303,7 @@ class BatchWriter:
         if self.pending:
             self.force(max(0.0, left))
 
-    @contextmanager
+    @contextlib.contextmanager
     def _barrier(self, deadline: float | None) -> Iterator[None]:
         if deadline is None:
             with self._flushing:
@@ -427,6 +427,7 @@ class BatchWriter:
         return EntryWrite(
             change.place, seen, content.run, content.rank, change.fence,
             round(self.store.clock.at(at) * 1000), ms(change.ttl), change.serial, content.body, content.runtime,
+            content.published,
         )
 
     # -- what became of a change
@@ -709,16 +710,17 @@ class BatchWriter:
         self._untold.append((name, details))
 
     def _tell(self) -> None:
-        untold, self._untold = self._untold, []
         with self._mutex:
             dropped, self._untold_drops = self._untold_drops, 0
         if dropped:
             if not self._warned_of_drops:
                 self._warned_of_drops = True
                 logger.warning("More than %d changes wait for Redis; the oldest are dropped", self.max_pending)
-            untold.append(("writes-dropped", {"count": dropped}))
-        for name, details in untold:
-            self.events.emit(name, **details)
+            self._note("writes-dropped", count=dropped)
+        for _ in range(len(self._untold)):
+            with contextlib.suppress(IndexError):  # another thread tells too
+                name, details = self._untold.popleft()
+                self.events.emit(name, **details)
 
     def _failed(self, error: MemSyncError, count: int) -> None:
         self.counts["flush_failures"] += 1

@@ -10,7 +10,7 @@
 -- KEYS[1..n]  owner       hash or page of each entry, one for each write
 -- KEYS[n+1]   index       stream of task ids in order of first write
 -- KEYS[n+2]   names       sorted set: path of a user's own key by when it is over (ms)
--- KEYS[n+3]   pending     sorted set: task id by when it is over (us)
+-- KEYS[n+3]   pending     sorted set: task id by its place, see places.lua
 -- KEYS[n+4]   processing  the same
 -- KEYS[n+5]   metrics     hash of counters
 -- KEYS[n+6]   about       hash: an entry for each of "queue" and "metrics", which counts their versions
@@ -35,7 +35,8 @@
 --   time     Redis's time of the write, ms
 --   ttl_ms
 --   serial   number of the write in its process
---   runtime  us that the run took; "0" if that is not known
+--   figure   of a stage with rank "0" or "1": when the task was published, in tenths of a millisecond; of any other:
+--            us that the run took; "0" if that is not known
 --   body     not looked into; "" deletes
 --
 -- Returns     {seconds, microseconds, answer...}, for each write one of
@@ -53,15 +54,11 @@ local index, names, pending, processing, metrics, about =
 local now = redis.call("TIME")
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local indexed = false
--- What the stages of tasks come to: list and score by task id, whether it was told again only, counters by name.
-local lists, scores, again, counted = {}, {}, {}, {}
+-- What the stages of tasks come to: list, order and end in it by task id; counters by name.
+local lists, orders, ends, counted = {}, {}, {}, {}
 
 local function parse(text)
   return string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%-?%d+) (%S+) ")
-end
-
-local function whole(number)
-  return string.format("%.0f", number)
 end
 
 -- Return the entries of a page, "" for empty slots; every entry is two lines.
@@ -107,11 +104,14 @@ local function count_stage(before, rank, runtime)
   if new and new ~= "" then count("runtime", tonumber(runtime) / 1e6) end
 end
 
--- Note the list to which a stage puts its task; those that come in one millisecond stay in order.
-local function enlist(task, rank, time, ttl_ms, serial)
+-- Note the list to which a stage puts its task.
+local function enlist(task, rank, time, ttl_ms, figure)
   local digit = string.sub(rank, 1, 1)
-  lists[task] = (digit == "0" or digit == "1" or digit == "4") and "pending" or digit == "2" and "processing" or ""
-  scores[task] = whole((time + ttl_ms) * 1000 + serial % 1000)
+  local new = digit == "0" or digit == "1"
+  lists[task] = (new or digit == "4") and "pending" or digit == "2" and "processing" or ""
+  orders[task] = new and figure ~= "0" and tonumber(figure) or time * 10
+  ends[task] = time + ttl_ms
+  if ends[task] <= now_ms then lists[task] = "" end
 end
 
 -- Keep what an earlier run told, or a late word of it; not what never ran (rank below "2").
@@ -158,7 +158,7 @@ local function name(path, before, time, ttl_ms, deleted)
   if redis.call("PTTL", names) < 2 * ttl_ms then redis.call("PEXPIRE", names, whole(2 * ttl_ms)) end
 end
 
-local function write(owner, where, path, task, seen, run, rank, fence, time, ttl_ms, serial, runtime, body)
+local function write(owner, where, path, task, seen, run, rank, fence, time, ttl_ms, serial, figure, body)
   local slot, field = tonumber(where), string.sub(where, 2)
   local entries, text, page
   if slot then
@@ -218,15 +218,14 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
       if run == srun and rank == srank and not absorbed then -- told again: it lives on
         store(entry(version, stime + slag))
         if staged and rank < "3" then
-          enlist(task, rank, time, ttl_ms, serial)
-          again[task] = true
+          enlist(task, rank, time, ttl_ms, figure)
           indexed = redis.pcall("XADD", index, "MINID", "~", whole(now_ms - horizon), "*", "id", task)
         end
       end
       if run ~= srun and run ~= "-" then
         local kept, replaced = keep_former(entries, where, run, rank, entry(1, now_ms))
         if kept then join(owner, entries) end
-        if kept and staged then count_stage(replaced, rank, runtime) end
+        if kept and staged then count_stage(replaced, rank, figure) end
       end
       return { "kept", version }
     end
@@ -249,8 +248,8 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
     where .. "\n" .. stored .. ((other == "" or other == "\n") and "" or "\n" .. other))
   if staged then
     if not text or over then count("total", 1) end
-    count_stage(stage_before, rank, runtime)
-    enlist(task, rank, time, ttl_ms, serial)
+    count_stage(stage_before, rank, figure)
+    enlist(task, rank, time, ttl_ms, figure)
   end
   if task == "" and entries or task ~= "" and tonumber(ttl_ms) > horizon then
     name(path, text, time, ttl_ms, body == "")
@@ -272,36 +271,30 @@ local function touch(thing, left)
 end
 
 local function keep_lists()
-  local to = { pending = {}, processing = {} }
-  local out = { pending = {}, processing = {} }
-  for task, list in pairs(lists) do
-    for other, row in pairs(to) do
-      if other == list then
-        -- A task keeps its place when a worker has received it; only to live longer it moves back.
-        if again[task] or not redis.pcall("ZSCORE", list == "pending" and pending or processing, task) then
-          row[#row + 1] = scores[task]
-          row[#row + 1] = task
-        end
+  local changed, longest = false, 1
+  for list, key in pairs({ pending = pending, processing = processing }) do
+    local out, into, left = {}, {}, 0
+    for task, wanted in pairs(lists) do
+      if wanted ~= list then
+        out[#out + 1] = task
       else
-        out[other][#out[other] + 1] = task
+        -- Who is there keeps the order; only its end moves on.
+        local there = redis.pcall("ZSCORE", key, task)
+        local order = type(there) == "string" and order_of(there) or orders[task]
+        into[#into + 1] = place_of(order, ends[task])
+        into[#into + 1] = task
+        left = math.max(left, ends[task] - now_ms)
       end
     end
-  end
-  local changed, longest = false, horizon
-  for list, key in pairs({ pending = pending, processing = processing }) do
-    if #out[list] > 0 then changed = redis.pcall("ZREM", key, unpack(out[list])) ~= 0 or changed end
-    if #to[list] > 0 then
-      changed = redis.pcall("ZADD", key, unpack(to[list])) ~= 0 or changed
-      local left = math.floor(to[list][1] / 1000) - now_ms
-      for i = 1, #to[list], 2 do left = math.max(left, math.floor(to[list][i] / 1000) - now_ms) end
+    if #out > 0 then changed = redis.pcall("ZREM", key, unpack(out)) ~= 0 or changed end
+    if #into > 0 then
+      changed = redis.pcall("ZADD", key, unpack(into)) ~= 0 or changed
       if redis.call("PTTL", key) < left then redis.call("PEXPIRE", key, whole(left)) end
       longest = math.max(longest, left)
-      for _, gone in ipairs(redis.pcall("ZRANGEBYSCORE", key, "-inf", whole(now_ms * 1000), "LIMIT", 0, 20)) do
-        redis.call("ZREM", key, gone)
-      end
+      trim(key, now, horizon)
     end
   end
-  if changed then touch("queue", longest) end
+  if changed then touch("queue", math.max(longest, horizon)) end
 end
 
 local function keep_counters()
