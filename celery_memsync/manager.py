@@ -1,7 +1,6 @@
 """The shared memory as one process sees it: tell, ask, decide, hear."""
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import socket
@@ -24,7 +23,7 @@ from .conflicts import Resolvers
 from .connections import connect
 from .coordination import Coordination, check_assignments, check_queue, check_steps
 from .events import Events, Handler
-from .exceptions import ConflictError, InvalidKey, InvalidValue, StoreError
+from .exceptions import ConflictError, InvalidKey, InvalidValue
 from .keys import ASSIGNMENTS, LIFE, METRICS, PROGRESS, QUEUE, STATE, Keys, Place, check_id
 from .link import Link
 from .reader import LONGEST_LIST, VIEW, Reader, parts_of
@@ -518,10 +517,7 @@ class MemorySyncManager:
         """
         if max_age is not None:
             _check_seconds(max_age, "max_age")
-        services = self._open()
-        with contextlib.suppress(StoreError):
-            services.writer.flush_for(services.keys.place(key).key)
-        return services.reader.entry(key, max_age, consistent)
+        return self._open().reader.settled_entry(key, max_age, consistent)
 
     def read_many(
         self, keys: Iterable[str], *, max_age: float | None = None, consistent: bool = False,

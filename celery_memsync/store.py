@@ -139,7 +139,7 @@ class Store:
         ]
         asked = time.monotonic()
         outcomes: list[Outcome] = []
-        for answer in self._run(ENTRY_WRITE, calls):
+        for answer in self._run(ENTRY_WRITE, calls, tells=True):
             taken_at = int(answer[0]) * 1000 + int(answer[1]) // 1000
             outcomes.extend(_outcome(one, taken_at) for one in answer[2:])
         self._learn(answer[0], answer[1], asked)
@@ -270,7 +270,7 @@ class Store:
             (names, [self.worker_id, serial, ms(ttl), self.prefix, self._together, *what])
             for serial, ttl, what in changes
         ]
-        return [answer[1:] for answer in self._run(COORDINATION_WRITE, calls)]
+        return [answer[1:] for answer in self._run(COORDINATION_WRITE, calls, tells=True)]
 
     @redis_call
     def read_queue(self, limit: int) -> tuple[dict[str, list[str]], int]:
@@ -352,29 +352,39 @@ class Store:
         keys += (own.task_index, own.names, own.pending, own.processing, own.metrics, own.about)
         return keys, args
 
-    def _run(self, script: Script, calls: Sequence[tuple[list[str], list[Any]]]) -> list[list[Any]]:
-        """Run a script several times in one round trip; teach Redis the script if it has forgotten it."""
-        answers = self._send(script.sha, calls)
+    def _run(
+        self, script: Script, calls: Sequence[tuple[list[str], list[Any]]], tells: bool = False,
+    ) -> list[list[Any]]:
+        """Run a script several times in one round trip; teach Redis the script if it has forgotten it.
+
+        Arguments:
+            tells: Whether others are to be told of what it does before it is answered.
+        """
+        answers = self._send(script.sha, calls, tells)
         if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
             self.redis.script_load(script.text)
-            answers = self._send(script.sha, calls)
+            answers = self._send(script.sha, calls, tells)
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
         return answers
 
-    def _send(self, sha: str, calls: Sequence[tuple[list[str], list[Any]]]) -> list[Any]:
-        if len(calls) == 1:
+    def _send(self, sha: str, calls: Sequence[tuple[list[str], list[Any]]], tells: bool) -> list[Any]:
+        if len(calls) == 1 and not tells:
             (keys, args), = calls
             try:
                 return [self.redis.execute_command("EVALSHA", sha, len(keys), *keys, *args)]
             except redis.exceptions.NoScriptError as exc:
                 return [exc]
         pipeline = self.redis.pipeline(transaction=False)
+        if tells:
+            # Redis sends what it has to say last to who had something to hear first: so whoever is told that a copy is
+            # old has been told when the caller has his answer.
+            pipeline.ping()
         for keys, args in calls:
             pipeline.execute_command("EVALSHA", sha, len(keys), *keys, *args)
         answers: list[Any] = pipeline.execute(raise_on_error=False)
-        return answers
+        return answers[tells:]
 
     def _learn_time(self, client: Any) -> None:
         client.ping()  # to connect is no part of the round trip that is measured

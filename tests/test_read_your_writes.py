@@ -141,3 +141,15 @@ def test_an_entry_that_redis_does_not_have_yet_is_shown_with_version_0(make_mems
     entry = memsync.read_entry("a")
 
     assert (entry.value, entry.version) == (1, 0)
+
+
+def test_who_is_told_by_other_means_that_something_was_written_does_not_find_the_old_copy(memsync, other):
+    found = []
+
+    for number in range(3000):
+        memsync.write("a", number)
+        memsync.force_sync()
+        found.append(other.read("a"))
+
+    assert found == list(range(3000))
+    assert other.get_metrics()["cache"]["invalidated"] > 1000
