@@ -56,6 +56,8 @@ local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local indexed = false
 -- What the stages of tasks come to: list, order and end in it by task id; counters by name.
 local lists, orders, ends, counted = {}, {}, {}, {}
+-- Users' keys that were made, moved on by a ttl, or deleted: when they are over, or false, by path.
+local named = {}
 
 local function parse(text)
   return string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%-?%d+) (%S+) ")
@@ -74,15 +76,17 @@ local function split(page)
   return entries
 end
 
--- Write a page; it lives as long as the longest of its entries.
-local function join(owner, entries)
-  local ttl_ms = 1
-  for i = 1, math.max(#entries, slots) do
-    local _, _, _, _, time, ttl = parse(string.gsub(entries[i] or "", "^%d@", "", 1))
-    if time then ttl_ms = math.max(ttl_ms, time + ttl - now_ms) end
-    if (entries[i] or "") == "" then entries[i] = "\n" end
+-- Write a page; it lives as long as the longest of its entries, of which one is known.
+local function join(owner, entries, known, ttl_ms)
+  for i, entry in ipairs(entries) do
+    if entry == "" then
+      entries[i] = "\n"
+    elseif i ~= known then
+      local _, _, _, _, time, ttl = parse(string.gsub(entry, "^%d@", "", 1))
+      if time then ttl_ms = math.max(ttl_ms, time + ttl - now_ms) end
+    end
   end
-  redis.call("SET", owner, table.concat(entries, "\n"), "PX", whole(ttl_ms))
+  redis.call("SET", owner, table.concat(entries, "\n"), "PX", whole(math.max(1, ttl_ms)))
 end
 
 local tally = {}
@@ -145,17 +149,14 @@ local function drop_former(entries, slot, run)
   return dropped
 end
 
--- Remember the path of a user's key: once when it is made, and whenever its end has moved on by a ttl.
-local function name(path, before, time, ttl_ms, deleted)
-  if deleted then return redis.pcall("ZREM", names, path) end
-  local _, _, _, _, stime, sttl = parse(before or "")
+-- Note the path of a user's key: once when it is made, and whenever its end has moved on by a ttl.
+local function name(path, before, stime, sttl, time, ttl_ms, deleted)
   local over = math.floor((time + ttl_ms) / ttl_ms) + 1
-  if sttl == ttl_ms and string.sub(before, -1) ~= "\n" and math.floor((stime + sttl) / sttl) + 1 == over then return end
-  redis.pcall("ZADD", names, whole(over * ttl_ms), path)
-  for _, gone in ipairs(redis.pcall("ZRANGEBYSCORE", names, "-inf", "(" .. whole(now_ms), "LIMIT", 0, 20)) do
-    redis.call("ZREM", names, gone)
+  if deleted then
+    named[path] = false
+  elseif not before or sttl ~= ttl_ms or string.sub(before, -1) == "\n" or math.floor((stime + sttl) / sttl) + 1 ~= over then
+    named[path] = over * ttl_ms
   end
-  if redis.call("PTTL", names) < 2 * ttl_ms then redis.call("PEXPIRE", names, whole(2 * ttl_ms)) end
 end
 
 local function write(owner, where, path, task, seen, run, rank, fence, time, ttl_ms, serial, figure, body)
@@ -173,11 +174,11 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
     text = entries[slot]
   end
   local version, srun, srank, sfence, writes, over = 0, "-", "-", "0", "", false
-  local stime, slag
+  local stime, sttl, slag
   if text and text ~= "" then
     local v, r, k, f, t, ttl, lag, w = parse(text)
     if not v then return { "error", "what is stored is no entry" } end
-    version, sfence, writes, stime, slag = tonumber(v), f, w, t, lag
+    version, sfence, writes, stime, sttl, slag = tonumber(v), f, w, t, ttl, lag
     over = t + ttl <= now_ms
     if not over then srun, srank = r, k end
   else
@@ -199,8 +200,8 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
   local function store(entry_text)
     if entries then
       entries[slot] = entry_text
-      for i = 1, slot do entries[i] = entries[i] or "" end
-      return join(owner, entries)
+      for i = 1, slots do entries[i] = entries[i] or "" end
+      return join(owner, entries, slot, time + ttl_ms - now_ms)
     end
     local left = redis.call("PTTL", owner)
     redis.call("HSET", owner, field, entry_text)
@@ -224,7 +225,7 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
       end
       if run ~= srun and run ~= "-" then
         local kept, replaced = keep_former(entries, where, run, rank, entry(1, now_ms))
-        if kept then join(owner, entries) end
+        if kept then join(owner, entries, 0, 0) end
         if kept and staged then count_stage(replaced, rank, figure) end
       end
       return { "kept", version }
@@ -252,7 +253,7 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
     enlist(task, rank, time, ttl_ms, figure)
   end
   if task == "" and entries or task ~= "" and tonumber(ttl_ms) > horizon then
-    name(path, text, time, ttl_ms, body == "")
+    name(path, text, stime, sttl, time, ttl_ms, body == "")
   end
   if task ~= "" and (not page or stime and math.floor(2 * stime / horizon) ~= math.floor(2 * time / horizon)) then
     indexed = redis.pcall("XADD", index, "MINID", "~", whole(now_ms - horizon), "*", "id", task)
@@ -297,6 +298,27 @@ local function keep_lists()
   if changed then touch("queue", math.max(longest, horizon)) end
 end
 
+local function keep_names()
+  local into, out, left = {}, {}, 0
+  for path, over in pairs(named) do
+    if over then
+      into[#into + 1] = whole(over)
+      into[#into + 1] = path
+      left = math.max(left, over - now_ms)
+    else
+      out[#out + 1] = path
+    end
+  end
+  if #out > 0 then redis.pcall("ZREM", names, unpack(out)) end
+  if #into > 0 then
+    redis.pcall("ZADD", names, unpack(into))
+    -- More than were made, so that all are forgotten in the end.
+    local gone = redis.pcall("ZRANGEBYSCORE", names, "-inf", "(" .. whole(now_ms), "LIMIT", 0, 10 + #into)
+    if #gone > 0 then redis.call("ZREM", names, unpack(gone)) end
+    if redis.call("PTTL", names) < left then redis.call("PEXPIRE", names, whole(left)) end
+  end
+end
+
 local function keep_counters()
   for counter, by in pairs(counted) do
     if counter == "runtime" then
@@ -317,6 +339,7 @@ for i = 1, n do
   answers[i + 2] = write(KEYS[i], unpack(ARGV, 12 * i - 2, 12 * i + 9))
 end
 if indexed then redis.call("PEXPIRE", index, whole(horizon)) end
+if next(named) then keep_names() end
 if next(lists) then keep_lists() end
 if next(counted) then keep_counters() end
 return answers
