@@ -158,14 +158,18 @@ class Announcements:
 
     @redis_call
     def listen(self) -> int | None:
-        """Connect; return Redis's id of this connection, None if it is not to be had."""
+        """Connect; return Redis's id of this connection, None if sources can't be told by it."""
         self._connection.connect()
         self._selector.register(self._connection._sock, selectors.EVENT_READ)
-        answers = []
-        for command in (("CLIENT", "ID"), ("SUBSCRIBE", INVALIDATIONS)):
-            self._connection.send_command(*command)
-            answers.append(self._read_message())
-        return None if any(isinstance(answer, Exception) for answer in answers) else int(answers[0])
+        number = self._ask("CLIENT", "ID")
+        # Nothing is read over this one, but who is told of anything is told when Redis is emptied.
+        tracking = self._ask("CLIENT", "TRACKING", "ON", "REDIRECT", str(number))
+        refused = [isinstance(answer, Exception) for answer in (number, tracking, self._ask("SUBSCRIBE", INVALIDATIONS))]
+        return None if any(refused) else int(number)
+
+    def _ask(self, *command: str | bytes) -> Any:
+        self._connection.send_command(*command)
+        return self._read_message()
 
     @redis_call
     def send_command(self, *command: str) -> None:
