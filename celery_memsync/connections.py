@@ -8,7 +8,9 @@ import functools
 import select
 import selectors
 import socket
+import sys
 import time
+import weakref
 from typing import Any, Callable, Iterator, Mapping, TypeVar
 from urllib.parse import unquote
 
@@ -87,8 +89,35 @@ def connect(url: str, options: Mapping[str, Any]) -> redis.Redis:
     }
     if scheme_of(url) == "embedded":
         folder = unquote(url.partition("://")[2].partition("?")[0])
-        return _client(redis.ConnectionPool, {"connection_class": EmbeddedConnection, "folder": folder, **settings})
-    return _client(redis.ConnectionPool.from_url, {"url": lower_scheme(url), **settings})
+        return _client(Pool, {"connection_class": EmbeddedConnection, "folder": folder, **settings})
+    return _client(Pool.from_url, {"url": lower_scheme(url), **settings})
+
+
+class Pool(redis.ConnectionPool):
+    """Connections; who was interrupted leaves none behind on which the next would get his answer.
+
+    A soft time limit may raise at any bytecode, so also between a question and its answer.
+    """
+
+    def reset(self) -> None:
+        """Begin anew, in a child too."""
+        super().reset()  # type: ignore[no-untyped-call,unused-ignore]
+        #: Those that an interruption kept from being released go with whom they were lent to.
+        self._in_use_connections: Any = weakref.WeakSet()
+
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """Lend a connection."""
+        connection = super().get_connection(*args, **kwargs)  # type: ignore[no-untyped-call,unused-ignore]
+        connection.lent_amid = sys.exc_info()[1]
+        return connection
+
+    def release(self, connection: Any) -> None:
+        """Take a connection back; what raised since it was lent may have left an answer unread."""
+        lent_amid, connection.lent_amid = getattr(connection, "lent_amid", None), None
+        raised = sys.exc_info()[1]
+        if raised is not lent_amid and not isinstance(raised, (redis.ResponseError, type(None))):
+            connection.disconnect()
+        super().release(connection)
 
 
 class EmbeddedConnection(redis.UnixDomainSocketConnection):

@@ -34,6 +34,9 @@ PATIENCE = 0.5
 #: Messages that are taken before all else is looked at.
 TAKEN_AT_ONCE = 1000
 
+#: Seconds after which a borrowed connection that was not given back is lost: who had it was interrupted.
+LOST_AFTER = 10.0
+
 #: Connections whose reads may be kept; threads beyond them read without keeping.
 MAX_SOURCES = 8
 
@@ -104,6 +107,7 @@ class Link:
             if self._number is None or len(self._sources) >= MAX_SOURCES:
                 return None
             source = self.store.source(self._number)
+            source.checked_at = now
             source.until = self.heard_at + TRUST
             self._sources.add(source)
             return source
@@ -125,7 +129,7 @@ class Link:
         """Part with a borrowed connection that is broken."""
         with self._mutex:
             self._sources.discard(source)
-            if source.checked_at == float("-inf") and source.refused:
+            if source.refused:
                 logger.warning("Redis does not allow CLIENT TRACKING, so nothing that is read can be kept")
                 self._number = None
         source.close()
@@ -273,6 +277,9 @@ class Link:
         with self._mutex:
             for source in self._sources:
                 source.until = min(self.heard_at, source.checked_at) + TRUST
+            lost = [source for source in self._sources if source.checked_at < asked_at - LOST_AFTER]
+        for source in lost:
+            self.discard(source)
         self._in_vain = False
         self._let_go()
 
