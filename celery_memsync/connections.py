@@ -8,7 +8,9 @@ import functools
 import select
 import selectors
 import socket
+import sys
 import time
+import weakref
 from typing import Any, Callable, Iterator, Mapping, TypeVar
 from urllib.parse import unquote
 
@@ -87,8 +89,35 @@ def connect(url: str, options: Mapping[str, Any]) -> redis.Redis:
     }
     if scheme_of(url) == "embedded":
         folder = unquote(url.partition("://")[2].partition("?")[0])
-        return _client(redis.ConnectionPool, {"connection_class": EmbeddedConnection, "folder": folder, **settings})
-    return _client(redis.ConnectionPool.from_url, {"url": lower_scheme(url), **settings})
+        return _client(Pool, {"connection_class": EmbeddedConnection, "folder": folder, **settings})
+    return _client(Pool.from_url, {"url": lower_scheme(url), **settings})
+
+
+class Pool(redis.ConnectionPool):
+    """Connections; who was interrupted leaves none behind on which the next would get his answer.
+
+    A soft time limit may raise at any bytecode, so also between a question and its answer.
+    """
+
+    def reset(self) -> None:
+        """Begin anew, in a child too."""
+        super().reset()  # type: ignore[no-untyped-call,unused-ignore]
+        #: Those that an interruption kept from being released go with whom they were lent to.
+        self._in_use_connections: Any = weakref.WeakSet()
+
+    def get_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """Lend a connection."""
+        connection = super().get_connection(*args, **kwargs)  # type: ignore[no-untyped-call,unused-ignore]
+        connection.lent_amid = sys.exc_info()[1]
+        return connection
+
+    def release(self, connection: Any) -> None:
+        """Take a connection back; what raised since it was lent may have left an answer unread."""
+        lent_amid, connection.lent_amid = getattr(connection, "lent_amid", None), None
+        raised = sys.exc_info()[1]
+        if raised is not lent_amid and not isinstance(raised, (redis.ResponseError, type(None))):
+            connection.disconnect()
+        super().release(connection)
 
 
 class EmbeddedConnection(redis.UnixDomainSocketConnection):
@@ -158,14 +187,18 @@ class Announcements:
 
     @redis_call
     def listen(self) -> int | None:
-        """Connect; return Redis's id of this connection, None if it is not to be had."""
+        """Connect; return Redis's id of this connection, None if sources can't be told by it."""
         self._connection.connect()
         self._selector.register(self._connection._sock, selectors.EVENT_READ)
-        answers = []
-        for command in (("CLIENT", "ID"), ("SUBSCRIBE", INVALIDATIONS)):
-            self._connection.send_command(*command)
-            answers.append(self._read_message())
-        return None if any(isinstance(answer, Exception) for answer in answers) else int(answers[0])
+        number = self._ask("CLIENT", "ID")
+        # Nothing is read over this one, but who is told of anything is told when Redis is emptied.
+        tracking = self._ask("CLIENT", "TRACKING", "ON", "REDIRECT", str(number))
+        refused = [isinstance(answer, Exception) for answer in (number, tracking, self._ask("SUBSCRIBE", INVALIDATIONS))]
+        return None if any(refused) else int(number)
+
+    def _ask(self, *command: str | bytes) -> Any:
+        self._connection.send_command(*command)
+        return self._read_message()
 
     @redis_call
     def send_command(self, *command: str) -> None:

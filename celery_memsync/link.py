@@ -4,6 +4,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, deque
+from itertools import islice
 from typing import Any, Callable, Sequence
 
 from celery.utils.log import get_logger
@@ -29,6 +30,12 @@ REST_AFTER = 60.0
 
 #: Longest that a read waits for the link to come up, in seconds.
 PATIENCE = 0.5
+
+#: Messages that are taken before all else is looked at.
+TAKEN_AT_ONCE = 1000
+
+#: Seconds after which a borrowed connection that was not given back is lost: who had it was interrupted.
+LOST_AFTER = 10.0
 
 #: Connections whose reads may be kept; threads beyond them read without keeping.
 MAX_SOURCES = 8
@@ -72,7 +79,8 @@ class Link:
         self._asked_at: float | None = None
         self._patterns: Counter[str] = Counter()
         self._heard: set[str] = set()
-        self._unconfirmed: set[str] = set()
+        #: How often Redis has been asked to tell of a pattern and has not confirmed it yet.
+        self._unconfirmed: Counter[str] = Counter()
         self._sources: set[Source] = set()
         self._idle: deque[Source] = deque()
         self._read_at = float("-inf")
@@ -99,6 +107,7 @@ class Link:
             if self._number is None or len(self._sources) >= MAX_SOURCES:
                 return None
             source = self.store.source(self._number)
+            source.checked_at = now
             source.until = self.heard_at + TRUST
             self._sources.add(source)
             return source
@@ -120,7 +129,7 @@ class Link:
         """Part with a borrowed connection that is broken."""
         with self._mutex:
             self._sources.discard(source)
-            if source.checked_at == float("-inf") and source.refused:
+            if source.refused:
                 logger.warning("Redis does not allow CLIENT TRACKING, so nothing that is read can be kept")
                 self._number = None
         source.close()
@@ -142,18 +151,17 @@ class Link:
         line = self._line
         return self._listening or line is None or line.has_arrived()
 
-    @property
-    def up(self) -> bool:
-        """Whether it is connected."""
-        return self._line is not None
-
     def hear(self, pattern: str) -> bool:
         """Hear of changes of all paths that match a pattern; tell whether they are heard already."""
         with self._mutex:
             self._patterns[pattern] += 1
-            heard = pattern in self._heard and pattern not in self._unconfirmed
         self.start()
-        return heard
+        return self.hears(pattern) is not None
+
+    def hears(self, pattern: str) -> object | None:
+        """Return what stands for the connection on which all changes of a pattern are heard, None if they are not."""
+        with self._mutex:
+            return self._line if pattern in self._heard and not self._unconfirmed[pattern] else None
 
     def ignore(self, pattern: str) -> None:
         """Hear of them no more, unless somebody else wants to."""
@@ -194,32 +202,29 @@ class Link:
             raise
 
     def _connect(self) -> None:
-        line = self._line = self.store.listen()
+        line, asked_at = self.store.listen(), time.monotonic()
+        self._line, self._listening = line, False
         number = line.listen()
-        self._asked_at = None
         if number is None and not self._in_vain:
             logger.warning("Redis does not allow CLIENT and SUBSCRIBE, so nothing that is read can be kept")
-        self._check()
         with self._mutex:
             self._number = number
+        self._heard_again(asked_at)
 
     def _attend(self) -> None:
         line = self._line
         assert line is not None
         self._tell_patterns(line)
         now = time.monotonic()
-        if self._asked_at is not None:
-            if now > self._asked_at + ANSWER_TIMEOUT:
-                raise StoreError("Redis does not answer on the connection on which it tells what has changed")
-        elif self._wanted(now) and now >= self.heard_at + CHECK_INTERVAL or self._waiting:
+        if self._asked_at is None and (self._wanted(now) and now >= self.heard_at + CHECK_INTERVAL or self._waiting):
             self._check()
         self.on_look()
-        if not line.wait(CHECK_INTERVAL / 2):
-            return
-        self._listening = True
-        for message in line.messages():
-            self._take(message)
-        self._listening = False
+        # What was read off the socket and not taken yet does not show there.
+        if self._listening or line.wait(CHECK_INTERVAL / 2):
+            self._listening = True
+            self._listening = sum(map(self._take, islice(line.messages(), TAKEN_AT_ONCE))) == TAKEN_AT_ONCE
+        elif self._asked_at is not None and now > self._asked_at + ANSWER_TIMEOUT:
+            raise StoreError("Redis does not answer on the connection on which it tells what has changed")
 
     def _wanted(self, now: float) -> bool:
         return bool(self._patterns) or now < self._read_at + REST_AFTER
@@ -234,14 +239,14 @@ class Link:
             wanted = set(self._patterns)
             new, old = wanted - self._heard, self._heard - wanted
             self._heard = wanted
-            self._unconfirmed |= new
+            self._unconfirmed.update(new)
         prefix = self.store.prefix
         for pattern in new:
             line.send_command("PSUBSCRIBE", prefix + pattern)
         for pattern in old:
             line.send_command("PUNSUBSCRIBE", prefix + pattern)
 
-    def _take(self, message: Any) -> None:
+    def _take(self, message: Any) -> bool:
         if isinstance(message, Exception):
             raise StoreError("Redis does not allow to hear of changes; see the rights of its user") from message
         # An answer to PING is a list only on a connection that is subscribed to something.
@@ -255,16 +260,15 @@ class Link:
         elif kind == b"psubscribe":
             pattern = message[1].decode(errors="replace")[len(self.store.prefix):]
             with self._mutex:
-                self._unconfirmed.discard(pattern)
+                self._unconfirmed -= Counter([pattern])
             self.on_up([pattern])
-        elif kind == b"pong":
-            self._heard_again()
+        elif kind == b"pong" and self._asked_at is not None:
+            self._heard_again(self._asked_at)
+        return True
 
-    def _heard_again(self) -> None:
+    def _heard_again(self, asked_at: float) -> None:
         """Redis has answered: all that it told before the question has been heard."""
-        if self._asked_at is None:
-            return
-        self.heard_at, self._asked_at = self._asked_at, None
+        self.heard_at, self._asked_at = asked_at, None
         for _ in range(len(self._idle)):
             with self._mutex:
                 source = self._idle.popleft() if self._idle else None
@@ -273,6 +277,9 @@ class Link:
         with self._mutex:
             for source in self._sources:
                 source.until = min(self.heard_at, source.checked_at) + TRUST
+            lost = [source for source in self._sources if source.checked_at < asked_at - LOST_AFTER]
+        for source in lost:
+            self.discard(source)
         self._in_vain = False
         self._let_go()
 
@@ -300,7 +307,7 @@ class Link:
             # Those that are borrowed are closed by who gives them back.
             self._sources.clear()
             self._idle.clear()
-            self._heard, self._unconfirmed = set(), set()
+            self._heard, self._unconfirmed = set(), Counter()
         heard_at, self.heard_at = self.heard_at, float("-inf")
         self.on_down(heard_at)
         for source in idle:

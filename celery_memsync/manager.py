@@ -555,6 +555,7 @@ class MemorySyncManager:
             "cache_hits": cache.hits, "cache_misses": cache.misses,
             "cache": {"size": len(cache), "max_size": cache.size, "invalidated": cache.invalidated},
             **writer.counts, "pending_writes": writer.pending, "subscriptions": len(services.subscriptions),
+            "skipped": services.subscriptions.skipped,
             "last_flush_seconds": writer.last_flush_seconds, "connected": writer.connected,
         }
 
@@ -670,7 +671,7 @@ class MemorySyncManager:
         """
         if timeout is not None:
             _check_seconds(timeout, "timeout")
-        return self._open().subscriptions.watch(pattern, timeout)
+        return self._open().subscriptions.watch(pattern, timeout, self)
 
     def on(self, event: str, handler: Handler) -> None:
         """Call ``handler(**details)`` when an event happens in this process.

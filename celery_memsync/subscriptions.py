@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import replace
-from itertools import count
+from itertools import count, islice
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
 
 from celery.utils.log import get_logger
@@ -27,7 +27,7 @@ logger = get_logger(__name__)
 #: Longest that `subscribe` waits for Redis to confirm, in seconds.
 CONFIRM_TIMEOUT = 2.0
 
-#: Most keys that wait for a slow handler; beyond it they are looked up again when it has caught up.
+#: Most keys that wait for a slow handler with what they hold; of more only the names wait, and are read in their turn.
 MAX_WAITING = 100_000
 
 #: Seconds between two tries to read what has changed while Redis is away.
@@ -73,20 +73,23 @@ class Known(NamedTuple):
     alive: bool
 
 
-#: Of a state that was heard of and could not be told.
-_UNTOLD = Stamp(-1, -1)
-
-
 class News(NamedTuple):
     """What waits to be told of a key.
 
     Attributes:
         parts: Its parts by slot; None: only that it can't be trusted any more.
         reborn: Whether it was gone in between, so that its versions begin anew.
+        unread: Whether it has to be read, when its turn comes, what is to be told.
     """
 
     parts: Parts | None
     reborn: bool = False
+    unread: bool = False
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is anything to tell but that it is gone."""
+        return self.unread or self.parts is not None and _alive(self.parts)
 
 
 class Subscription:
@@ -103,7 +106,6 @@ class Subscription:
         self.doubts = doubts
         self.matches = matcher(pattern)
         self.answered = Bell()
-        self.confirmed = False
         #: What has to be read from Redis: "" for nothing, "find" (present states are known then, and not told),
         #: "tell" (those that are not known are told).
         self.look = "find"
@@ -119,6 +121,8 @@ class Subscription:
         self._over_by_path: dict[str, int] = {}
         self._perhaps_over: dict[str, Known] = {}
         self._news: OrderedDict[str, News] = OrderedDict()
+        #: Keys that are there as far as it was told, or could have read when it began.
+        self._believed: set[str] = set()
         self._mutex = threading.RLock()
 
     # -- put in
@@ -153,6 +157,7 @@ class Subscription:
                 if self.look:  # the connection is lost: what is found now may have changed without a word
                     return
                 self._know(path, stamp, parts, told=False)
+                self._believed.add(path)
                 return
             self._know(path, stamp, parts, told=True)
             self._put(path, News(parts, known is not None and stamp.version < known.stamp.version))
@@ -230,8 +235,7 @@ class Subscription:
         over_at = max((stored.header.over_at for stored in parts.values() if stored is not None), default=0)
         if over_at < self._over_by_path.get(path, over_at + 1):
             self._schedule(path, over_at)
-        alive = any(stored is not None and not stored.deleted for stored in parts.values())
-        self._known[path] = Known(stamp, over_at, told, alive)
+        self._known[path] = Known(stamp, over_at, told, _alive(parts))
 
     def _schedule(self, path: str, over_at: int) -> None:
         self._over_by_path[path] = over_at
@@ -241,27 +245,32 @@ class Subscription:
         waiting = self._news.get(path)
         if waiting is not None:
             self.skipped += 1
-            news = news._replace(reborn=news.reborn or waiting.reborn or waiting.parts is None)
+            news = news._replace(reborn=news.reborn or waiting.reborn or waiting.parts is None and not waiting.unread)
+        if waiting.unread if waiting is not None else len(self._news) >= MAX_WAITING:
+            if not news.alive and path not in self._believed:
+                # It came and went while all this waits.
+                self.skipped += waiting is None
+                self._news.pop(path, None)
+                return
+            if news.parts is not None:
+                news = News(None, news.reborn, unread=True)
         self._news[path] = news
-        if len(self._news) > MAX_WAITING:
-            for late in self._news:
-                if late in self._known:
-                    self._known[late] = self._known[late]._replace(stamp=_UNTOLD, alive=True)
-            self.skipped += len(self._news)
-            self._news.clear()
-            self.look = "tell"
 
     # -- take out
 
     def take(self) -> tuple[str, News] | None:
-        """Return the oldest news, None if there are none."""
+        """Return the oldest news, None if there are none; those that are unread stay and have to be read first."""
         with self._mutex:
             if self.closed or not self._news:
                 return None
-            path, news = self._news.popitem(last=False)
+            path, news = next(iter(self._news.items()))
+            if news.unread:
+                return path, news
+            del self._news[path]
             if news.reborn and news.parts is not None:
                 self.put_back(path, News(news.parts))
-                return path, News(None)
+                news = News(None)
+            (self._believed.add if news.alive else self._believed.discard)(path)
             return path, news
 
     def put_back(self, path: str, news: News) -> None:
@@ -271,10 +280,31 @@ class Subscription:
                 self._news[path] = news
                 self._news.move_to_end(path, last=False)
 
-    @property
-    def full(self) -> bool:
-        """Whether as much waits as may."""
-        return len(self._news) >= MAX_WAITING
+    def unread(self, limit: int) -> dict[str, Known | None]:
+        """Return the oldest keys that have to be read, at most ``limit``, and what is known of them."""
+        with self._mutex:
+            paths = islice((path for path, news in self._news.items() if news.unread), limit)
+            return {path: self._known.get(path) for path in paths}
+
+    def fill(self, path: str, parts: Parts, before: Known | None, there: bool) -> None:
+        """Take what was read of an unread key, unless something newer was heard meanwhile.
+
+        Arguments:
+            before: What was known of it when the read began.
+            there: Whether it holds anything now.
+        """
+        with self._mutex:
+            news = self._news.get(path)
+            if news is None or not news.unread or self._known.get(path) != before:
+                return
+            if not there:
+                self._known.pop(path, None)
+                self._news[path] = News(None)
+                return
+            stamp = stamp_of(parts)
+            reborn = before is not None and stamp.version < before.stamp.version
+            self._know(path, stamp, parts, told=True)
+            self._news[path] = News(parts, news.reborn or reborn)
 
     @property
     def waiting(self) -> int:
@@ -300,11 +330,19 @@ class Subscriptions:
         self._subscriptions: dict[str, Subscription] = {}
         self._threads: dict[str, PeriodicThread] = {}
         self._expired_at = 0.0
+        #: News that those who have ended were never told.
+        self._skipped = 0
         self._mutex = threading.RLock()
         self._reading = PeriodicThread("memsync-catch-up", self._catch_up, 0, on_demand=True)
 
     def __len__(self) -> int:
         return len(self._subscriptions)
+
+    @property
+    def skipped(self) -> int:
+        """Number of news that were never told, for newer ones came before a handler was ready."""
+        with self._mutex:
+            return self._skipped + sum(subscription.skipped for subscription in self._subscriptions.values())
 
     def subscribe(self, pattern: str, on_change: OnChange | None, on_invalidate: OnInvalidate | None) -> str:
         """Call handlers from now on; return an id for :meth:`unsubscribe`."""
@@ -328,12 +366,16 @@ class Subscriptions:
         self._begin(subscription)
         return number
 
-    def watch(self, pattern: str, timeout: float | None) -> Watch:
-        """Return an iterator over changes from now on."""
+    def watch(self, pattern: str, timeout: float | None, owner: object = None) -> Watch:
+        """Return an iterator over changes from now on.
+
+        Arguments:
+            owner: Who ends all this with its own life; it lives as long as the iterator.
+        """
         bell = Bell()
         subscription = Subscription(self._new_id(), self.keys.pattern(pattern), bell.ring, False)
         self._begin(subscription)
-        return Watch(self, subscription, bell, timeout)
+        return Watch(self, subscription, bell, timeout, owner)
 
     def _new_id(self) -> str:
         return f"{self.reader.store.token}-{next(self._numbers)}"
@@ -343,8 +385,9 @@ class Subscriptions:
         with self._mutex:
             subscription = self._subscriptions.pop(number, None)
             thread = self._threads.pop(number, None)
-        if subscription is None:
-            return False
+            if subscription is None:
+                return False
+            self._skipped += subscription.skipped
         subscription.closed = True
         subscription._on_news()
         self.link.ignore(subscription.pattern)
@@ -365,8 +408,8 @@ class Subscriptions:
         if self.link.hear(subscription.pattern):
             self.on_up([subscription.pattern])
         subscription.answered.wait(CONFIRM_TIMEOUT)
-        if not subscription.confirmed:
-            subscription.link_lost(float("-inf"))
+        if self.link.hears(subscription.pattern) is None:
+            self._look_anew(subscription)
         self.events.emit("subscribed", id=subscription.id, pattern=subscription.pattern)
 
     # -- what the link tells
@@ -375,7 +418,6 @@ class Subscriptions:
         """Changes of paths that match these patterns are heard from now on."""
         for subscription in self._all():
             if subscription.pattern in patterns:
-                subscription.confirmed = True
                 subscription.answered.ring()
                 if subscription.look:
                     self._reading.wake()
@@ -419,8 +461,7 @@ class Subscriptions:
         self._expired_at = time.monotonic()
         now_ms = self.reader.store.clock.now() * 1000
         for subscription in self._all():
-            over = subscription.find_what_is_over(now_ms)
-            if over or subscription.look == "tell" and subscription.waiting == 0:
+            if subscription.find_what_is_over(now_ms):
                 self._reading.wake()
 
     def _all(self) -> list[Subscription]:
@@ -431,10 +472,16 @@ class Subscriptions:
 
     def _catch_up(self) -> None:
         for subscription in self._all():
-            look = subscription.look
-            if look and self.link.up:
-                self._look(subscription, tell=look == "tell")
+            line = self.link.hears(subscription.pattern)
+            if subscription.look and line is not None:
+                self._look(subscription, tell=subscription.look == "tell")
+                if self.link.hears(subscription.pattern) is not line:
+                    self._look_anew(subscription)
             self._look_at_what_is_over(subscription)
+
+    def _look_anew(self, subscription: Subscription) -> None:
+        subscription.link_lost(float("-inf"))
+        self._reading.wake()
 
     def _look(self, subscription: Subscription, tell: bool) -> None:
         """Read all that matches a pattern; what has moved on is told."""
@@ -445,9 +492,7 @@ class Subscriptions:
             for place, parts in self.reader.survey(subscription.pattern):
                 found.add(place.path)
                 self._found(subscription, place, parts, before, tell)
-                if subscription.look or subscription.full:
-                    # It has to begin anew; or its handler has to catch up first, and the rest is found then.
-                    subscription.look = subscription.look or look
+                if subscription.look:  # it has to begin anew
                     return
             # An index may lag behind, or have lost what lives on.
             places = [self.keys.place(path) for path in before if path not in found]
@@ -494,7 +539,8 @@ class Subscriptions:
         Raises:
             StoreError: If it has to be read and Redis is away; it is told later.
         """
-        item = subscription.take()
+        while (item := subscription.take()) is not None and item[1].unread:
+            self._read_unread(subscription)
         if item is None:
             return None
         path, news = item
@@ -512,6 +558,14 @@ class Subscriptions:
         if news.parts is not None:
             self.reader.shown(self.keys.place(path), news.parts)
         return KeyChange(path, entry.value, entry)
+
+    def _read_unread(self, subscription: Subscription) -> None:
+        known = subscription.unread(READ_AT_ONCE)
+        stored = self.reader.stored_parts([self.keys.place(path) for path in known])
+        now = self.reader.store.clock.now()
+        for place, parts in stored.items():
+            there = entry_of(place, parts, now) is not None
+            subscription.fill(place.path, parts, known[place.path], there)
 
     def _entry(self, path: str, news: News) -> Entry | None:
         if news.parts is None:
@@ -538,12 +592,14 @@ class Watch:
 
     def __init__(
         self, subscriptions: Subscriptions, subscription: Subscription, bell: Bell, timeout: float | None,
+        owner: object = None,
     ) -> None:
         self.id = subscription.id
         self.timeout = timeout
         self._subscriptions = subscriptions
         self._subscription = subscription
         self._bell = bell
+        self._owner = owner
 
     def get(self, timeout: float | None = None) -> KeyChange | None:
         """Return the next change.
@@ -606,6 +662,10 @@ def _parts_of(place: Place, data: bytes) -> Parts:
         first, second = (LIFE, STATE) if where == b"%d" % LIFE else (STATE, LIFE)
         return {first: stored[0], second: stored[1] if len(stored) > 1 else None}
     return {place.slot: stored[0]}
+
+
+def _alive(parts: Parts) -> bool:
+    return any(stored is not None and not stored.deleted for stored in parts.values())
 
 
 def _takes_entry(handler: OnChange) -> bool:

@@ -28,6 +28,7 @@ class Proxy:
         self.held = []
         self._asked = []
         self._holding = lambda asked: False
+        self._questions = None
         self._changed = threading.Condition()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
@@ -45,8 +46,18 @@ class Proxy:
         known = list(map(id, self._asked))
         self._hold_if(lambda asked: (new or id(asked) in known) and any(word in asked for word in words))
 
-    def release(self):
+    def hold_questions(self, word):
+        """Hold back what is asked from now on over connections on which a word was sent."""
+        with self._changed:
+            self._questions = word
+
+    def release_answers(self):
         self._hold_if(lambda asked: False)
+
+    def release(self):
+        with self._changed:
+            self._questions = None
+        self.release_answers()
 
     def _hold_if(self, holding):
         with self._changed:
@@ -70,6 +81,8 @@ class Proxy:
                 if answers:
                     self._wait(data, asked)
                 else:
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._questions is None or self._questions not in asked)
                     asked += data
                 target.sendall(data)
         except OSError:

@@ -33,7 +33,8 @@ def listeners(redis):
 
 def sources(redis):
     """Return the ids of the connections whose reads Redis remembers, by whom it tells."""
-    return [(int(client["redir"]), client["id"]) for client in redis.client_list() if int(client["redir"]) > 0]
+    return [(int(client["redir"]), client["id"]) for client in redis.client_list()
+            if int(client["redir"]) > 0 and client["redir"] != client["id"]]
 
 
 def is_hit(memsync, key):

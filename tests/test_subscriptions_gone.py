@@ -170,13 +170,13 @@ def test_what_was_lost_unseen_and_written_anew_is_told_as_gone_and_new(memsync, 
     assert ear.of("a")[-2:] == [GONE, "new"]
 
 
-def test_a_redis_that_was_emptied_by_hand_is_noticed(memsync, other, redis):
+@pytest.mark.parametrize("command", ["FLUSHALL", "FLUSHDB"])
+def test_a_redis_that_was_emptied_by_hand_is_noticed(memsync, other, redis, command):
     ear = Ear(memsync)
     tell(other, {"a": 1, "b": 1})
     ear.hears("b", 1)
-    memsync.read("a")
 
-    redis.flushall()
+    redis.execute_command(command)
 
     ear.hears("a", GONE)
     ear.hears("b", GONE)

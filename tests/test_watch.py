@@ -1,11 +1,12 @@
 """Watching: changes as an iterator."""
 from __future__ import annotations
 
+import gc
 import threading
 
 import pytest
 
-from celery_memsync import InvalidKey, InvalidValue
+from celery_memsync import InvalidKey, InvalidValue, MemorySyncManager
 
 from .helpers import eventually
 from .test_subscriptions import Ear, cut_off, short, tell
@@ -295,3 +296,13 @@ def test_get_keeps_to_its_timeout_while_what_has_changed_can_not_be_read(make_me
 
     assert got == [None]
     assert watch.get(timeout=10).value["pending"] == ["t1"]
+
+
+def test_a_watch_keeps_the_manager_alive_that_made_it(redis_url, other):
+    watch = MemorySyncManager("nobody-keeps-it", url=redis_url).watch("a", timeout=10)
+    gc.collect()
+
+    tell(other, {"a": 1})
+
+    assert next(watch).value == 1
+    watch.close()
