@@ -7,6 +7,7 @@ import select
 import selectors
 import socket
 import time
+from collections import deque
 from typing import Any, Callable, Iterator, Mapping, TypeVar
 from urllib.parse import unquote
 
@@ -28,6 +29,9 @@ MAX_CONNECTIONS = 2 ** 16
 
 #: Where Redis tells, to one connection, which keys that others read have changed.
 INVALIDATIONS = b"__redis__:invalidate"
+
+#: Connections of a kind that are kept for the next who needs one.
+MAX_IDLE = 8
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -255,3 +259,102 @@ class Source:
             self.refused = True
             raise
         self.checked_at = time.monotonic()
+
+
+class Wires:
+    """Connections for calls that are to be quick: what redis-py's client does around a call takes as long as Redis does.
+
+    A connection that turns out to be broken is replaced once, and the call sent again.
+
+    Arguments:
+        client: Its address and options are used.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._pool = client.connection_pool
+        self._idle: deque[Any] = deque()
+
+    def call(self, *command: Any) -> Any:
+        """Send a command and return the answer."""
+        packed = [_packed(command)]
+        try:
+            return self._call(packed)
+        except redis.ConnectionError:
+            # Others that have waited as long are as broken.
+            self.close()
+            return self._call(packed)
+
+    def _call(self, packed: list[bytes]) -> Any:
+        try:
+            wire = self._idle.pop()
+        except IndexError:
+            wire = self._pool.connection_class(**self._pool.connection_kwargs)
+        try:
+            wire.send_packed_command(packed, check_health=False)
+            answer = wire.read_response()
+        except redis.ResponseError:
+            self._keep(wire)
+            raise
+        except BaseException:
+            # Whatever broke in between, its answer is not for the next.
+            wire.disconnect()
+            raise
+        self._keep(wire)
+        return answer
+
+    def _keep(self, wire: Any) -> None:
+        if len(self._idle) < MAX_IDLE:
+            self._idle.append(wire)
+        else:
+            wire.disconnect()
+
+    def close(self) -> None:
+        """Close those that are not at work; the next call makes new ones."""
+        while self._idle:
+            with contextlib.suppress(IndexError):
+                self._idle.pop().disconnect()
+
+
+class Ear:
+    """A connection on which one thread hears what is told on one channel.
+
+    Arguments:
+        client: Its address and options are used.
+    """
+
+    def __init__(self, client: redis.Redis, channel: str) -> None:
+        pool = client.connection_pool
+        self.channel = channel
+        self._connection: Any = pool.connection_class(**pool.connection_kwargs)
+        self._subscribed = False
+
+    @redis_call
+    def listen(self) -> None:
+        """Subscribe, unless that is done."""
+        if not self._subscribed:
+            self._connection.connect()
+            self._connection.send_command("SUBSCRIBE", self.channel)
+            self._connection.read_response()
+            self._subscribed = True
+
+    @redis_call
+    def hear(self, timeout: float) -> bytes | None:
+        """Return what is told next, None if that takes longer than ``timeout`` seconds."""
+        if not self._connection.can_read(timeout):
+            return None
+        told: bytes = self._connection.read_response()[2]
+        return told
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._subscribed = False
+        self._connection.disconnect()
+
+
+def _packed(command: tuple[Any, ...]) -> bytes:
+    parts = [b"*%d\r\n" % len(command)]
+    for part in command:
+        if type(part) is not bytes:
+            part = str(part).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(part), part))
+    return b"".join(parts)

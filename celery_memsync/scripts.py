@@ -26,4 +26,6 @@ def load(name: str) -> Script:
 
 COORDINATION_WRITE = load("coordination_write")
 ENTRY_WRITE = load("entry_write")
+LOCK_PASS = load("lock_pass")
+LOCK_RENEW = load("lock_renew")
 WORKER_BEAT = load("worker_beat")

@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from itertools import count
 from typing import Any, Mapping, NamedTuple, Sequence, TypeVar
 
 import redis
 
 from .clock import Clock
-from .connections import Announcements, Source, redis_call
+from .connections import MAX_IDLE, Announcements, Ear, Source, Wires, redis_call
 from .keys import COORDINATION, FORMER, SLOTS, Keys, Place
-from .records import Stored
-from .scripts import COORDINATION_WRITE, ENTRY_WRITE, WORKER_BEAT, Script
+from .records import LockRecord, Stored
+from .scripts import COORDINATION_WRITE, ENTRY_WRITE, LOCK_PASS, LOCK_RENEW, WORKER_BEAT, Script
 
 #: Writes in one script call: a hundred hold Redis for a quarter of a millisecond.
 SCRIPT_SIZE = 100
@@ -67,6 +69,40 @@ class Outcome(NamedTuple):
     error: str = ""
 
 
+class LockAsk(NamedTuple):
+    """Who asks for a lock; see ``lua/lock_pass.lua``.
+
+    Attributes:
+        place: Where the lock is kept.
+        holder: Names one acquisition: a second try has the same.
+        ttl: Its lease, in seconds.
+        run: Id of the run of a task that asks; "-" for none.
+        body: What readers are to know of who holds it, as JSON.
+    """
+
+    place: Place
+    holder: str
+    ttl: float
+    run: str
+    body: bytes
+
+
+class LockAnswer(NamedTuple):
+    """What became of asking.
+
+    Attributes:
+        status: ``ok`` (it is the holder's), ``busy`` or ``lost``.
+        fence: Of the acquisition, with ``ok``.
+        lease: Seconds until the holder's lease ends, whoever that is.
+        stored: With ``busy``: the lock as it is stored.
+    """
+
+    status: str
+    fence: int = 0
+    lease: float = 0.0
+    stored: Stored | None = None
+
+
 class Task(NamedTuple):
     """All that is stored of a task.
 
@@ -101,6 +137,9 @@ class Store:
         self.worker_id = worker_id
         self.token = token
         self._client = client
+        self._wires = Wires(client)
+        self._ears: deque[Ear] = deque()
+        self._ear_numbers = count(1)
         self._horizon = ms(default_ttl)
         database = getattr(client, "connection_pool", client).connection_kwargs.get("db") or 0
         #: Put before a path to make its channel: channels know no database numbers.
@@ -116,6 +155,9 @@ class Store:
 
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
+        self._wires.close()
+        while self._ears:
+            self._ears.pop().close()
         self._client.close()
         self._client.connection_pool.disconnect()
 
@@ -290,6 +332,80 @@ class Store:
         counters, done = _answers(pipeline)
         return {name.decode(errors="replace"): body for name, body in (counters or {}).items()}, _serial(done)
 
+    # -- locks
+
+    @redis_call
+    def take_lock(self, ask: LockAsk) -> LockAnswer:
+        """Take a lock if it is free and nobody waits for it."""
+        return _lock_answer(self._pass_lock("take", ask, ""))
+
+    @redis_call
+    def wait_for_lock(self, ask: LockAsk, channel: str) -> LockAnswer:
+        """Take a lock, or stand in the queue and hear on a channel when it is one's turn."""
+        return _lock_answer(self._pass_lock("wait", ask, channel))
+
+    @redis_call
+    def leave_lock(self, ask: LockAsk) -> bool:
+        """Give a lock back, or leave its queue; tell whether it was held until now."""
+        return bool(self._pass_lock("leave", ask, "")[0] == b"ok")
+
+    def _pass_lock(self, what: str, ask: LockAsk, channel: str) -> list[Any]:
+        place = ask.place
+        return self._run_quickly(
+            LOCK_PASS, 4, place.key, place.key + "/queue/", place.key + "/waiters/", self.keys.locks,
+            what, ask.holder, place.path, self.prefix, ms(ask.ttl), ask.run, self.worker_id, ask.body, channel,
+        )
+
+    @redis_call
+    def renew_locks(self, asks: Sequence[LockAsk]) -> list[bool]:
+        """Let leases begin anew; tell of each lock whether it was still held."""
+        calls = []
+        for start in range(0, len(asks), SCRIPT_SIZE):
+            chunk = asks[start:start + SCRIPT_SIZE]
+            args: list[Any] = [len(chunk)]
+            for ask in chunk:
+                args += (ask.holder, ask.place.path, ms(ask.ttl))
+            calls.append(([*(ask.place.key for ask in chunk), self.keys.locks], args))
+        return [bool(held) for answer in self._run(LOCK_RENEW, calls) for held in answer] if calls else []
+
+    @redis_call
+    def held_locks(self) -> list[tuple[str, str, str]]:
+        """Return run, holder and path of every lock whose lease is not over."""
+        client = self.redis
+        members = client.zrangebyscore(self.keys.locks, f"({self.clock.now() * 1000:.0f}", "+inf")
+        rows = (member.decode(errors="replace").split(" ", 2) for member in members)
+        return [(row[0], row[1], row[2]) for row in rows if len(row) == 3]
+
+    @redis_call
+    def read_locks(self, names: Sequence[str]) -> list[LockRecord]:
+        """Return who holds locks and how many wait for each; what nobody holds is left out."""
+        pipeline = self._pipeline(None)
+        for name in names:
+            key = self.keys.lock_place(name).key
+            pipeline.get(key)
+            pipeline.llen(key + "/queue/")
+        answers = _answers(pipeline) if names else []
+        now = self.clock.now()
+        found = (
+            None if stored is None else LockRecord.of(name, stored, now, waiters or 0)
+            for name, stored, waiters in zip(names, map(_parse, answers[::2]), answers[1::2])
+        )
+        return [record for record in found if record is not None]
+
+    def borrow_ear(self) -> Ear:
+        """Return a connection on which to hear that it is one's turn; it is to be given back, or closed."""
+        try:
+            return self._ears.pop()
+        except IndexError:
+            return Ear(self._client, self.prefix + self.keys.turn(self.token, next(self._ear_numbers)))
+
+    def give_back_ear(self, ear: Ear) -> None:
+        """Take a connection back that is not broken."""
+        if len(self._ears) < MAX_IDLE:
+            self._ears.append(ear)
+        else:
+            ear.close()
+
     # -- searching
 
     @redis_call
@@ -347,6 +463,15 @@ class Store:
             if isinstance(answer, Exception):
                 raise answer
         return answers
+
+    def _run_quickly(self, script: Script, n: int, *words: Any) -> list[Any]:
+        """Run a script for somebody who waits for it: ``n`` keys, then arguments."""
+        try:
+            answer = self._wires.call("EVALSHA", script.sha, n, *words)
+        except redis.exceptions.NoScriptError:
+            self.redis.script_load(script.text)
+            answer = self._wires.call("EVALSHA", script.sha, n, *words)
+        return list(answer)
 
     def _send(self, sha: str, calls: Sequence[tuple[list[str], list[Any]]]) -> list[Any]:
         if len(calls) == 1:
@@ -410,6 +535,12 @@ def _slot_of(texts: list[bytes], slot: int) -> bytes | None:
 def ms(seconds: float) -> int:
     """Return seconds as the whole milliseconds that Redis takes, at least one."""
     return max(1, round(seconds * 1000))
+
+
+def _lock_answer(answer: list[Any]) -> LockAnswer:
+    if answer[0] == b"busy":
+        return LockAnswer("busy", lease=answer[1] / 1000, stored=_parse(answer[2]))
+    return LockAnswer(answer[0].decode(), answer[1], answer[2] / 1000)
 
 
 def _outcome(answer: Any) -> Outcome:
