@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import time
 from itertools import count
-from typing import Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
 from celery.utils.log import get_logger
 
@@ -12,7 +12,6 @@ from . import values
 from .connections import Ear
 from .events import Events
 from .exceptions import LockLost, LockNotAcquired, StoreError
-from .keys import Place
 from .periodic import PeriodicThread
 from .records import LockRecord
 from .store import LockAnswer, LockAsk, Store

@@ -634,6 +634,11 @@ class MemorySyncManager:
         """
         return Lock(check_id(name, "lock"), self._lease(ttl), _check_wait(wait), self._locks_and_owner)
 
+    def task_lock(self, task_id: str, ttl: float | None = None, wait: float | None = 0.0) -> Lock:
+        """Return the lock of a task as an object, as :meth:`lock` does; it is the one of :meth:`acquire_task_lock`."""
+        name = f"tasks/{check_id(task_id, 'task')}"
+        return Lock(name, self._lease(ttl), _check_wait(wait), self._locks_and_owner)
+
     def acquire_task_lock(self, task_id: str, ttl: float | None = None, wait: float | None = 0.0) -> bool:
         """Take the lock of a task; tell whether it was to be had.
 
