@@ -5,7 +5,7 @@ import os
 import signal
 import time
 
-from celery import Task, shared_task
+from celery import shared_task
 from celery.exceptions import Ignore, Reject
 
 from celery_memsync import LockNotAcquired, MemSync
@@ -109,7 +109,7 @@ def total(numbers):
 
 
 @shared_task(bind=True)
-@memsync.locked("{name}", ttl=1.0)
+@memsync.locked("{name}", ttl=1.0, wait=10)
 def stand_still(self, name, result):
     """Note when it goes on after it was paused."""
     self.app.memsync.progress(10, 100)
@@ -119,13 +119,3 @@ def stand_still(self, name, result):
         time.sleep(0.05)
     note("end", self.request.id)
     return result
-
-
-class Runner(Task):
-    """A task that is a class."""
-
-    name = "tests.integration.lock_tasks.Runner"
-
-    @memsync.locked("class:{value}")
-    def run(self, value):
-        return value, [record.name for record in self.app.memsync.locks()]
