@@ -274,23 +274,22 @@ class Wires:
         self._pool = client.connection_pool
         self._idle: deque[Any] = deque()
 
-    def call(self, *command: Any) -> Any:
-        """Send a command and return the answer."""
-        packed = [_packed(command)]
+    def call(self, command: bytes) -> Any:
+        """Send a command as it goes over the wire, and return the answer."""
         try:
-            return self._call(packed)
+            return self._call(command)
         except redis.ConnectionError:
             # Others that have waited as long are as broken.
             self.close()
-            return self._call(packed)
+            return self._call(command)
 
-    def _call(self, packed: list[bytes]) -> Any:
+    def _call(self, command: bytes) -> Any:
         try:
             wire = self._idle.pop()
         except IndexError:
             wire = self._pool.connection_class(**self._pool.connection_kwargs)
         try:
-            wire.send_packed_command(packed, check_health=False)
+            wire.send_packed_command([command], check_health=False)
             answer = wire.read_response()
         except redis.ResponseError:
             self._keep(wire)
@@ -351,10 +350,10 @@ class Ear:
         self._connection.disconnect()
 
 
-def _packed(command: tuple[Any, ...]) -> bytes:
-    parts = [b"*%d\r\n" % len(command)]
-    for part in command:
-        if type(part) is not bytes:
-            part = str(part).encode()
-        parts.append(b"$%d\r\n%b\r\n" % (len(part), part))
+def packed(*words: Any) -> bytes:
+    """Return words as they go over the wire, each with its length."""
+    parts = []
+    for word in words:
+        data = word if type(word) is bytes else str(word).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)

@@ -59,7 +59,7 @@ class Grant:
     Attributes:
         until: Monotonic time until which it may be trusted.
         renew_at: Monotonic time when it is to be renewed.
-        state: ``asking``, ``held``, ``leaving`` (it is to be given back) or ``over``.
+        state: ``asking``, ``held``, ``releasing``, ``leaving`` (the thread is to give it back) or ``over``.
     """
 
     __slots__ = ("name", "ask", "owner", "fence", "until", "renew_at", "state", "pid")
@@ -103,9 +103,10 @@ class Locks:
         self._numbers = count(1)
         self._grants: dict[str, Grant] = {}
         self._of_tasks: dict[str, Grant] = {}
+        self._told_of: tuple[Owner | None, bytes] = None, b""
         #: Runs whose child is going: what is held for them is to be freed; with the time when that is given up.
         self._going: dict[str, tuple[Callable[[], bool], float]] = {}
-        #: Monotonic time when the thread will look again unasked; infinite while it is looking.
+        #: Monotonic time when the thread will look again unasked.
         self._next_look = float("inf")
         self._thread = PeriodicThread("memsync-locks", self.renew, 0, on_demand=True)
 
@@ -122,9 +123,9 @@ class Locks:
             LockNotAcquired: If somebody else holds it all the time.
             StoreError: If Redis is away.
         """
-        body = values.dumps({"worker_id": self.store.worker_id, "task_id": owner.task_id, "run": owner.run})
         holder = f"{self.store.token}.{next(self._numbers)}"
-        grant = Grant(name, LockAsk(self.store.keys.lock_place(name), holder, ttl, owner.run, body), owner)
+        ask = LockAsk(self.store.keys.lock_place(name), holder, ttl, owner.run, self._about(owner))
+        grant = Grant(name, ask, owner)
         began = time.monotonic()
         try:
             self._grants[holder] = grant
@@ -143,6 +144,14 @@ class Locks:
         waited = time.monotonic() - began if wait > 0 else 0.0
         raise LockNotAcquired(name, self._record(name, answer), waited)
 
+    def _about(self, owner: Owner) -> bytes:
+        """Return what readers are to know of who holds a lock; a task that takes many says the same each time."""
+        last, body = self._told_of
+        if owner != last:
+            body = values.dumps({"worker_id": self.store.worker_id, "task_id": owner.task_id, "run": owner.run})
+            self._told_of = owner, body
+        return body
+
     def _record(self, name: str, answer: LockAnswer) -> LockRecord | None:
         return None if answer.stored is None else LockRecord.of(name, answer.stored, self.store.clock.now())
 
@@ -150,8 +159,11 @@ class Locks:
         """Stand in the queue until the lock is given to us, or the deadline."""
         ear = self.store.borrow_ear()
         try:
+            grant.ask = grant.ask._replace(channel=ear.channel)
             while True:
-                asked, answer = self._stand(grant, ear)
+                ear.listen()
+                asked = time.monotonic()
+                answer = self.store.wait_for_lock(grant.ask)
                 if answer.status == "ok":
                     self._hold(grant, answer.fence, asked, answer.lease)
                     break
@@ -159,7 +171,7 @@ class Locks:
                 if left <= 0 or grant.state == "leaving":
                     self.store.leave_lock(grant.ask)
                     break
-                ear = self._sleep(grant, ear, asked, min(left, answer.lease + 0.001, LONGEST_SLEEP))
+                self._sleep(grant, ear, asked, min(left, answer.lease + 0.001, LONGEST_SLEEP))
                 if grant.state == "held":
                     break
         except BaseException:
@@ -168,13 +180,8 @@ class Locks:
         self.store.give_back_ear(ear)
         return answer
 
-    def _stand(self, grant: Grant, ear: Ear) -> tuple[float, LockAnswer]:
-        ear.listen()
-        asked = time.monotonic()
-        return asked, self.store.wait_for_lock(grant.ask, ear.channel)
-
-    def _sleep(self, grant: Grant, ear: Ear, asked: float, seconds: float) -> Ear:
-        """Sleep until it is our turn; return the connection to go on with, for it may have broken."""
+    def _sleep(self, grant: Grant, ear: Ear, asked: float, seconds: float) -> None:
+        """Sleep until it is our turn, or there is reason to ask again."""
         end = time.monotonic() + seconds
         try:
             while (left := end - time.monotonic()) > 0:
@@ -187,10 +194,8 @@ class Locks:
                     self._take_turn(grant, int(fence), asked + int(lease_ms) / 1000)
                     break
         except StoreError:
-            # Whether Redis is there, the next question will tell.
+            # The connection is broken.  Whether Redis is there the next question will tell.
             ear.close()
-            return self.store.borrow_ear()
-        return ear
 
     def _take_turn(self, grant: Grant, fence: int, until: float) -> None:
         """Take a lock that was handed over; until it is renewed it is trusted as if given when we asked last."""
@@ -232,7 +237,7 @@ class Locks:
         """
         if self._grants.get(grant.ask.holder) is not grant or grant.state != "held":
             return False
-        grant.state = "leaving"
+        grant.state = "releasing"
         try:
             held = self.store.leave_lock(grant.ask)
         except BaseException:
@@ -262,9 +267,11 @@ class Locks:
 
     def held(self) -> list[LockRecord]:
         """Return all locks that are held, sorted by name."""
-        paths = {path for _, _, path in self.store.held_locks()}
-        names = [name for name in map(self.store.keys.lock_name, paths) if name is not None]
-        return sorted(self.store.read_locks(names), key=lambda record: record.name)
+        names = sorted(self.store.held_locks())
+        rows, now = self.store.read_locks(names), self.store.clock.now()
+        records = (LockRecord.of(name, stored, now, waiters)
+                   for name, (stored, waiters) in zip(names, rows) if stored is not None)
+        return [record for record in records if record is not None]
 
     # -- what ends without a word
 
@@ -309,7 +316,7 @@ class Locks:
         Raises:
             StoreError: If Redis is away.
         """
-        self._next_look = float("inf")  # who comes from now on has to ring
+        promised, self._next_look = self._next_look, float("inf")  # who comes from now on has to ring
         try:
             self._leave()
             self._renew(time.monotonic())
@@ -319,10 +326,11 @@ class Locks:
         now = time.monotonic()
         times = [grant.renew_at for grant in list(self._grants.values()) if grant.state == "held"]
         times += [now + LOOK_INTERVAL] * bool(self._going)
-        if not times:
-            return None
-        self._next_look = min(times)
-        return max(0.0, self._next_look - now)
+        if promised > now:
+            # What it was for may be gone; but who takes one lock after another need not ring each time.
+            times.append(promised)
+        self._next_look = min(times, default=float("inf"))
+        return None if self._next_look == float("inf") else max(0.0, self._next_look - now)
 
     def _renew(self, now: float) -> None:
         held = [grant for grant in list(self._grants.values()) if grant.state == "held"]
@@ -349,7 +357,7 @@ class Locks:
         for grant in list(self._grants.values()):
             if grant.state == "held" and now >= grant.until:
                 self._lose(grant)
-            elif grant.state == "leaving" and now >= grant.until + SLACK:
+            elif grant.state in ("leaving", "releasing") and now >= grant.until + SLACK:
                 self._end(grant)
 
     def _lose(self, grant: Grant) -> None:
@@ -366,18 +374,23 @@ class Locks:
         going = list(self._going.items())
         gone = {run for run, (is_gone, _) in going if is_gone()}
         if gone:
-            for run, holder, path in self.store.held_locks():
-                if run in gone:
-                    place = self.store.keys.place(path)
-                    self.store.leave_lock(LockAsk(place, holder, 1.0, run, b""))
+            self._free_of(gone)
         for run, (_, end) in going:
             if run in gone or now > end:
                 self._going.pop(run, None)
+
+    def _free_of(self, runs: set[str]) -> None:
+        names = self.store.held_locks()
+        for name, (stored, _) in zip(names, self.store.read_locks(names)):
+            if stored is not None and stored.header.run in runs:
+                holder = stored.header.writes.partition(",")[0]
+                self.store.leave_lock(LockAsk(self.store.keys.lock_place(name), holder, 1.0, "-", b""))
 
     # -- helpers
 
     def _look_by(self, moment: float) -> None:
         if moment < self._next_look:
+            self._next_look = moment
             self._thread.wake()
 
     def _give_up(self, grant: Grant) -> None:

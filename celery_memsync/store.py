@@ -9,9 +9,9 @@ from typing import Any, Mapping, NamedTuple, Sequence, TypeVar
 import redis
 
 from .clock import Clock
-from .connections import MAX_IDLE, Announcements, Ear, Source, Wires, redis_call
+from .connections import MAX_IDLE, Announcements, Ear, Source, Wires, packed, redis_call
 from .keys import COORDINATION, FORMER, SLOTS, Keys, Place
-from .records import LockRecord, Stored
+from .records import Stored
 from .scripts import COORDINATION_WRITE, ENTRY_WRITE, LOCK_PASS, LOCK_RENEW, WORKER_BEAT, Script
 
 #: Writes in one script call: a hundred hold Redis for a quarter of a millisecond.
@@ -25,6 +25,9 @@ TALLIES = ("", "", "", "lost", "retried", "failed", "revoked", "ignored", "skipp
 
 #: Names of users' keys that Redis looks at in one round trip of a search.
 NAMES_AT_ONCE = 1000
+
+#: Locks of which is remembered how they are spelled.
+MAX_LOCK_WORDS = 1000
 
 K = TypeVar("K")
 
@@ -78,6 +81,7 @@ class LockAsk(NamedTuple):
         ttl: Its lease, in seconds.
         run: Id of the run of a task that asks; "-" for none.
         body: What readers are to know of who holds it, as JSON.
+        channel: Where who waits hears that it is its turn; "-" for who does not wait.
     """
 
     place: Place
@@ -85,6 +89,7 @@ class LockAsk(NamedTuple):
     ttl: float
     run: str
     body: bytes
+    channel: str = "-"
 
 
 class LockAnswer(NamedTuple):
@@ -138,6 +143,8 @@ class Store:
         self.token = token
         self._client = client
         self._wires = Wires(client)
+        #: What is the same in all that is sent of a lock, by its key.
+        self._lock_words: dict[str, bytes] = {}
         self._ears: deque[Ear] = deque()
         self._ear_numbers = count(1)
         self._horizon = ms(default_ttl)
@@ -337,24 +344,29 @@ class Store:
     @redis_call
     def take_lock(self, ask: LockAsk) -> LockAnswer:
         """Take a lock if it is free and nobody waits for it."""
-        return _lock_answer(self._pass_lock("take", ask, ""))
+        return _lock_answer(self._pass_lock("take", ask))
 
     @redis_call
-    def wait_for_lock(self, ask: LockAsk, channel: str) -> LockAnswer:
-        """Take a lock, or stand in the queue and hear on a channel when it is one's turn."""
-        return _lock_answer(self._pass_lock("wait", ask, channel))
+    def wait_for_lock(self, ask: LockAsk) -> LockAnswer:
+        """Take a lock, or stand in the queue, where one's place is kept, and hear on the channel when it is one's turn."""
+        return _lock_answer(self._pass_lock("wait", ask))
 
     @redis_call
     def leave_lock(self, ask: LockAsk) -> bool:
         """Give a lock back, or leave its queue; tell whether it was held until now."""
-        return bool(self._pass_lock("leave", ask, "")[0] == b"ok")
+        return bool(self._pass_lock("leave", ask).startswith(b"ok"))
 
-    def _pass_lock(self, what: str, ask: LockAsk, channel: str) -> list[Any]:
-        place = ask.place
-        return self._run_quickly(
-            LOCK_PASS, 4, place.key, place.key + "/queue/", place.key + "/waiters/", self.keys.locks,
-            what, ask.holder, place.path, self.prefix, ms(ask.ttl), ask.run, self.worker_id, ask.body, channel,
-        )
+    def _pass_lock(self, what: str, ask: LockAsk) -> bytes:
+        key = ask.place.key
+        begin = self._lock_words.get(key)
+        if begin is None:
+            if len(self._lock_words) >= MAX_LOCK_WORDS:
+                self._lock_words.clear()
+            begin = self._lock_words[key] = packed(
+                3, key, key + "/queue/", self.keys.locks, ask.place.path, self.prefix, self.worker_id)
+        words = begin + packed(what, ask.holder, ms(ask.ttl), ask.run, ask.body, ask.channel)
+        answer: bytes = self._run_quickly(LOCK_PASS, 13, words)
+        return answer
 
     @redis_call
     def renew_locks(self, asks: Sequence[LockAsk]) -> list[bool]:
@@ -369,28 +381,23 @@ class Store:
         return [bool(held) for answer in self._run(LOCK_RENEW, calls) for held in answer] if calls else []
 
     @redis_call
-    def held_locks(self) -> list[tuple[str, str, str]]:
-        """Return run, holder and path of every lock whose lease is not over."""
+    def held_locks(self) -> list[str]:
+        """Return the names of all locks whose lease is not over."""
         client = self.redis
-        members = client.zrangebyscore(self.keys.locks, f"({self.clock.now() * 1000:.0f}", "+inf")
-        rows = (member.decode(errors="replace").split(" ", 2) for member in members)
-        return [(row[0], row[1], row[2]) for row in rows if len(row) == 3]
+        paths = client.zrangebyscore(self.keys.locks, f"({self.clock.now() * 1000:.0f}", "+inf")
+        names = (self.keys.lock_name(path.decode(errors="replace")) for path in paths)
+        return [name for name in names if name is not None]
 
     @redis_call
-    def read_locks(self, names: Sequence[str]) -> list[LockRecord]:
-        """Return who holds locks and how many wait for each; what nobody holds is left out."""
+    def read_locks(self, names: Sequence[str]) -> list[tuple[Stored | None, int]]:
+        """Return locks as they are stored, and how many wait for each."""
         pipeline = self._pipeline(None)
         for name in names:
             key = self.keys.lock_place(name).key
             pipeline.get(key)
             pipeline.llen(key + "/queue/")
         answers = _answers(pipeline) if names else []
-        now = self.clock.now()
-        found = (
-            None if stored is None else LockRecord.of(name, stored, now, waiters or 0)
-            for name, stored, waiters in zip(names, map(_parse, answers[::2]), answers[1::2])
-        )
-        return [record for record in found if record is not None]
+        return [(_parse(text), waiters or 0) for text, waiters in zip(answers[::2], answers[1::2])]
 
     def borrow_ear(self) -> Ear:
         """Return a connection on which to hear that it is one's turn; it is to be given back, or closed."""
@@ -464,14 +471,18 @@ class Store:
                 raise answer
         return answers
 
-    def _run_quickly(self, script: Script, n: int, *words: Any) -> list[Any]:
-        """Run a script for somebody who waits for it: ``n`` keys, then arguments."""
+    def _run_quickly(self, script: Script, count: int, words: bytes) -> Any:
+        """Run a script for somebody who waits for it.
+
+        Arguments:
+            words: ``count`` words as they are sent: number of keys, keys, arguments.
+        """
+        command = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n%b" % (count + 2, script.sha.encode(), words)
         try:
-            answer = self._wires.call("EVALSHA", script.sha, n, *words)
+            return self._wires.call(command)
         except redis.exceptions.NoScriptError:
             self.redis.script_load(script.text)
-            answer = self._wires.call("EVALSHA", script.sha, n, *words)
-        return list(answer)
+            return self._wires.call(command)
 
     def _send(self, sha: str, calls: Sequence[tuple[list[str], list[Any]]]) -> list[Any]:
         if len(calls) == 1:
@@ -537,10 +548,10 @@ def ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
-def _lock_answer(answer: list[Any]) -> LockAnswer:
-    if answer[0] == b"busy":
-        return LockAnswer("busy", lease=answer[1] / 1000, stored=_parse(answer[2]))
-    return LockAnswer(answer[0].decode(), answer[1], answer[2] / 1000)
+def _lock_answer(answer: bytes) -> LockAnswer:
+    words, _, text = answer.partition(b"\n")
+    status, fence, left = words.split()
+    return LockAnswer(status.decode(), int(fence), int(left) / 1000, _parse(text))
 
 
 def _outcome(answer: Any) -> Outcome:

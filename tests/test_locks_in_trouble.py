@@ -22,9 +22,9 @@ def lose_answer(manager, monkeypatch, what):
     wires = manager.store._wires
     call, left = wires._call, [1]
 
-    def losing(packed):
-        answer = call(packed)
-        if f"\r\n{what}\r\n".encode() in packed[0] and left and left.pop():
+    def losing(command):
+        answer = call(command)
+        if f"\r\n{what}\r\n".encode() in command and left and left.pop():
             from redis import ConnectionError
             raise ConnectionError("lost")
         return answer
@@ -259,15 +259,17 @@ end = time.monotonic() + 3
 while time.monotonic() < end:
     run = f"run-{struck}"
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.0001 + chance.random() * 0.003)
-        for _ in range(20):
-            with memsync.lock("a", wait=5), memsync.lock("b"):
-                taken += 1
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.0001 + chance.random() * 0.003)
+            for _ in range(20):
+                with memsync.lock("a", wait=5), memsync.lock("b"):
+                    taken += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
     except Limit:
         struck += 1
     except LockNotAcquired:
         pass
-    signal.setitimer(signal.ITIMER_REAL, 0)
     memsync._open().locks.end_run(run)  # as the end of a task does
 signal.setitimer(signal.ITIMER_REAL, 0)
 deadline = time.monotonic() + 10
