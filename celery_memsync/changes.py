@@ -459,7 +459,7 @@ class Progress(Change):
         shown = None if percent is None else round(percent, 3)
         row = (shown, current, total, self.message, self.status, self.run, self.fields)
         told = TellProgress(self.place, row, self.run_key, progress_rank(percent, current), self.started, self.ttl)
-        told.at = self.at
+        told.at, told.fence = self.at, self.fence
         return told
 
 

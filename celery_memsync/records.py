@@ -1,4 +1,4 @@
-"""What is shared, and how it looks in Redis: entries, runs of tasks, progress, workers."""
+"""What is shared, and how it looks in Redis: entries, runs of tasks, progress, locks, workers."""
 from __future__ import annotations
 
 import dataclasses
@@ -10,7 +10,7 @@ from . import values
 #: Fields of a run's body, in this order for ever: new ones go to the end.
 RUN_FIELDS = (
     "status", "name", "queue", "worker", "pid", "run", "retries", "root_id", "parent_id", "eta", "published_at",
-    "received_at", "started_at", "finished_at", "runtime", "exception", "args", "kwargs",
+    "received_at", "started_at", "finished_at", "runtime", "exception", "args", "kwargs", "lock",
 )
 
 _UNKNOWN_RUN = {**dict.fromkeys(RUN_FIELDS), "retries": 0}
@@ -225,6 +225,7 @@ class TaskRun:
         runtime: Seconds that the body took.
         exception: ``{"type": ..., "message": ...}``.
         args: Arguments as Celery shows them in its log; kept only with ``memsync_task_args``.
+        lock: Of a run that was held back: which lock, and who had it (``worker_id``, ``task_id``, ``since``).
     """
 
     status: str
@@ -245,6 +246,7 @@ class TaskRun:
     exception: dict[str, str] | None = None
     args: str | None = None
     kwargs: str | None = None
+    lock: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, known: dict[str, Any]) -> TaskRun:
@@ -376,6 +378,46 @@ def _eta(percent: float | None, started_at: float | None, updated_at: float | No
         return 0.0
     elapsed = updated_at - started_at
     return round(elapsed * (100 - percent) / percent, 3) if percent > 0 and elapsed > 0 else None
+
+
+@dataclass(frozen=True)
+class LockRecord:
+    """A lock that is held.
+
+    Attributes:
+        name: As given to ``lock``; ``tasks/<task_id>`` for the lock of a task.
+        fence: The number of this acquisition; a later one has a higher one.
+        worker_id: The process that holds it.
+        task_id: The task that holds it; None: a program outside of tasks.
+        since: When it was taken, seconds since the epoch on Redis's clock.
+        ttl: Seconds until its lease ends, if it is not renewed.
+        waiters: How many wait for it; None: that was not looked at.
+    """
+
+    name: str
+    fence: int
+    worker_id: str
+    task_id: str | None
+    since: float
+    ttl: float
+    waiters: int | None = None
+
+    @classmethod
+    def of(cls, name: str, stored: Stored, now: float, waiters: int | None = None) -> LockRecord | None:
+        """Read a lock's entry; None if nobody holds it, or somebody else's data is there.
+
+        Arguments:
+            now: Redis's time, in seconds.
+        """
+        header, about = stored.header, stored.value
+        if stored.gone(now) or not isinstance(about, dict):
+            return None
+        ttl = round(header.over_at / 1000 - now, 3)
+        return cls(name, header.fence, header.worker_id, about.get("task_id"), header.time / 1000, ttl, waiters)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields."""
+        return dict(self.__dict__)
 
 
 @dataclass(frozen=True)

@@ -27,4 +27,6 @@ def load(*names: str) -> Script:
 
 COORDINATION_WRITE = load("places", "coordination_write")
 ENTRY_WRITE = load("places", "entry_write")
+LOCK_PASS = load("lock_pass")
+LOCK_RENEW = load("lock_renew")
 WORKER_BEAT = load("worker_beat")

@@ -5,6 +5,7 @@ import os
 import time
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping
 from weakref import WeakValueDictionary
@@ -17,9 +18,9 @@ from celery.utils.time import maybe_iso8601
 
 from . import values
 from .changes import Change, Progress, TellProgress, TellRun
-from .exceptions import InvalidKey
+from .exceptions import InvalidKey, Skipped
 from .keys import PROGRESS, Place
-from .outcomes import Outcome, Outcomes
+from .outcomes import Outcome, Outcomes, is_gone
 from .records import TaskRun, describe_exception, is_run_key, run_key
 
 if TYPE_CHECKING:
@@ -54,9 +55,10 @@ class ActiveRun:
 
     Attributes:
         outer: The run whose body called this one eagerly, if any.
+        fence: Of the lock around its body; 0 for none.
     """
 
-    __slots__ = ("memsync", "task_id", "place", "key", "run", "started", "outer", "_progress")
+    __slots__ = ("memsync", "task_id", "place", "key", "run", "started", "outer", "fence", "_progress")
 
     def __init__(self, memsync: MemSync, place: Place, key: str, run: TaskRun, started: float) -> None:
         self.memsync = memsync
@@ -66,6 +68,7 @@ class ActiveRun:
         self.run = run
         self.started = started
         self.outer = active_run.get()
+        self.fence = 0
         self._progress: Progress | None = None
 
     @property
@@ -77,8 +80,19 @@ class ActiveRun:
             settings = self.memsync.settings
             progress = Progress(
                 place, settings.default_ttl, self.run.run, self.key, self.started, settings.max_value_size)
+            progress.fence = self.fence
             self._progress = progress
         return progress
+
+    def speak_under(self, fence: int) -> None:
+        """Tell what it tells under a lock from now on: a run that has lost it is refused then."""
+        if self.fence:
+            return
+        self.fence = fence
+        if self._progress is not None:
+            self._progress.fence = fence
+        memsync = self.memsync
+        memsync.writer.put(TellRun(self.place, self.run, self.key, memsync.settings.default_ttl, fence))
 
     @property
     def reported(self) -> bool:
@@ -165,7 +179,7 @@ class TaskSignals:
     def on_published(self, headers: Any = None, exchange: Any = None, routing_key: Any = None, **_: Any) -> None:
         """Tell that a task waits; a retry is told by the run that asks for it."""
         if not isinstance(headers, dict) or HEADER not in headers or headers.get("retries") or \
-                publishing.get() is not self.memsync.app:
+                publishing.get() is not self.memsync.app or self._active(headers["id"]):
             return
         known = self._known(headers, headers["id"], headers[HEADER])
         known.update(status="PENDING", queue=_queue(exchange, routing_key), worker=None)
@@ -310,16 +324,18 @@ class TaskSignals:
         if active.reported:
             # A soft time limit may have struck between a report and its queue.
             memsync.writer.put(active.progress)
+        memsync.end_run(active.run.run or "")
         if state is None:
             return
         ended = time.monotonic()
         run = active.run.evolve(
-            status=state,
+            status="SKIPPED" if isinstance(retval, Skipped) else state,
+            lock=retval.lock if isinstance(retval, Skipped) else None,
             finished_at=round(_latest(memsync.store.clock.at(ended), active.run.started_at), 4),
             runtime=round(ended - active.started, 6),
             exception=_exception(retval) if isinstance(retval, BaseException) and state != "SUCCESS" else None,
         )
-        memsync.writer.put(TellRun(active.place, run, active.key, self._lifetime(run)))
+        memsync.writer.put(TellRun(active.place, run, active.key, self._lifetime(run), active.fence))
 
     # -- what the main process, or nobody else, knows
 
@@ -364,6 +380,8 @@ class TaskSignals:
             started_at=self._moment(getattr(request, "time_start", None), sent.get("received_at")),
         )
         self._tell(task_id, sent["key"], TaskRun.of(known))
+        if known["pid"] not in (None, os.getpid()) and known["run"]:
+            self.memsync.free_run(known["run"], partial(is_gone, known["pid"]))
 
     # -- the ends of children
 
@@ -472,6 +490,8 @@ def live(requests: Callable[[], Iterable[Any]]) -> list[Any]:
 def _verdict(error: BaseException) -> tuple[str, dict[str, str] | None]:
     """Return status and exception of what came back from a child instead of a result."""
     error = _unwrapped(error)
+    if isinstance(error, Skipped):
+        return "SKIPPED", None
     if isinstance(error, Retry):
         return "RETRY", _exception(error)
     if isinstance(error, Reject):

@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from itertools import count
 from typing import Any, Mapping, NamedTuple, Sequence, TypeVar
 
 import redis
 
 from .clock import Clock
-from .connections import Announcements, Source, redis_call
+from .connections import MAX_IDLE, Announcements, Ear, Source, Wires, packed, redis_call
 from .keys import COORDINATION, FORMER, SLOTS, Keys, Place
 from .records import Stored
-from .scripts import COORDINATION_WRITE, ENTRY_WRITE, WORKER_BEAT, Script
+from .scripts import COORDINATION_WRITE, ENTRY_WRITE, LOCK_PASS, LOCK_RENEW, WORKER_BEAT, Script
 
 #: Writes in one script call: a hundred hold Redis for a quarter of a millisecond.
 SCRIPT_SIZE = 100
@@ -26,6 +28,9 @@ WAITING = ("0", "1")
 
 #: Names of users' keys that Redis looks at in one round trip of a search.
 NAMES_AT_ONCE = 1000
+
+#: Locks of which is remembered how they are spelled.
+MAX_LOCK_WORDS = 1000
 
 K = TypeVar("K")
 
@@ -74,6 +79,42 @@ class Outcome(NamedTuple):
     stored_at: int = 0
 
 
+class LockAsk(NamedTuple):
+    """Who asks for a lock; see ``lua/lock_pass.lua``.
+
+    Attributes:
+        place: Where the lock is kept.
+        holder: Names one acquisition: a second try has the same.
+        ttl: Its lease, in seconds.
+        run: Id of the run of a task that asks; "-" for none.
+        body: What readers are to know of who holds it, as JSON.
+        channel: Where who waits hears that it is its turn; "-" for who does not wait.
+    """
+
+    place: Place
+    holder: str
+    ttl: float
+    run: str
+    body: bytes
+    channel: str = "-"
+
+
+class LockAnswer(NamedTuple):
+    """What became of asking.
+
+    Attributes:
+        status: ``ok`` (it is the holder's), ``busy`` or ``lost``.
+        fence: Of the acquisition, with ``ok``.
+        lease: Seconds until the holder's lease ends, whoever that is.
+        stored: With ``busy``: the lock as it is stored.
+    """
+
+    status: str
+    fence: int = 0
+    lease: float = 0.0
+    stored: Stored | None = None
+
+
 class Task(NamedTuple):
     """All that is stored of a task.
 
@@ -108,6 +149,11 @@ class Store:
         self.worker_id = worker_id
         self.token = token
         self._client = client
+        self._wires = Wires(client)
+        #: What is the same in all that is sent of a lock, by its key.
+        self._lock_words: dict[str, bytes] = {}
+        self._ears: deque[Ear] = deque()
+        self._ear_numbers = count(1)
         self._horizon = ms(default_ttl)
         database = getattr(client, "connection_pool", client).connection_kwargs.get("db") or 0
         #: Put before a path to make its channel: channels know no database numbers.
@@ -123,6 +169,9 @@ class Store:
 
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
+        self._wires.close()
+        while self._ears:
+            self._ears.pop().close()
         self._client.close()
         self._client.connection_pool.disconnect()
 
@@ -304,6 +353,80 @@ class Store:
         counters, done = _answers(pipeline)
         return {name.decode(errors="replace"): body for name, body in (counters or {}).items()}, _serial(done)
 
+    # -- locks
+
+    @redis_call
+    def take_lock(self, ask: LockAsk) -> LockAnswer:
+        """Take a lock if it is free and nobody waits for it."""
+        return _lock_answer(self._pass_lock("take", ask))
+
+    @redis_call
+    def wait_for_lock(self, ask: LockAsk) -> LockAnswer:
+        """Take a lock, or stand in the queue, where one's place is kept, and hear on the channel when it is one's turn."""
+        return _lock_answer(self._pass_lock("wait", ask))
+
+    @redis_call
+    def leave_lock(self, ask: LockAsk) -> bool:
+        """Give a lock back, or leave its queue; tell whether it was held until now."""
+        return bool(self._pass_lock("leave", ask).startswith(b"ok"))
+
+    def _pass_lock(self, what: str, ask: LockAsk) -> bytes:
+        key = ask.place.key
+        begin = self._lock_words.get(key)
+        if begin is None:
+            if len(self._lock_words) >= MAX_LOCK_WORDS:
+                self._lock_words.clear()
+            begin = self._lock_words[key] = packed(
+                3, key, key + "/queue/", self.keys.locks, ask.place.path, self.prefix, self.worker_id)
+        words = begin + packed(what, ask.holder, ms(ask.ttl), ask.run, ask.body, ask.channel)
+        answer: bytes = self._run_quickly(LOCK_PASS, 13, words)
+        return answer
+
+    @redis_call
+    def renew_locks(self, asks: Sequence[LockAsk]) -> list[bool]:
+        """Let leases begin anew; tell of each lock whether it was still held."""
+        calls = []
+        for start in range(0, len(asks), SCRIPT_SIZE):
+            chunk = asks[start:start + SCRIPT_SIZE]
+            args: list[Any] = [len(chunk)]
+            for ask in chunk:
+                args += (ask.holder, ask.place.path, ms(ask.ttl))
+            calls.append(([*(ask.place.key for ask in chunk), self.keys.locks], args))
+        return [bool(held) for answer in self._run(LOCK_RENEW, calls) for held in answer] if calls else []
+
+    @redis_call
+    def held_locks(self) -> list[str]:
+        """Return the names of all locks whose lease is not over."""
+        client = self.redis
+        paths = client.zrangebyscore(self.keys.locks, f"({self.clock.now() * 1000:.0f}", "+inf")
+        names = (self.keys.lock_name(path.decode(errors="replace")) for path in paths)
+        return [name for name in names if name is not None]
+
+    @redis_call
+    def read_locks(self, names: Sequence[str]) -> list[tuple[Stored | None, int]]:
+        """Return locks as they are stored, and how many wait for each."""
+        pipeline = self._pipeline(None)
+        for name in names:
+            key = self.keys.lock_place(name).key
+            pipeline.get(key)
+            pipeline.llen(key + "/queue/")
+        answers = _answers(pipeline) if names else []
+        return [(_parse(text), waiters or 0) for text, waiters in zip(answers[::2], answers[1::2])]
+
+    def borrow_ear(self) -> Ear:
+        """Return a connection on which to hear that it is one's turn; it is to be given back, or closed."""
+        try:
+            return self._ears.pop()
+        except IndexError:
+            return Ear(self._client, self.prefix + self.keys.turn(self.token, next(self._ear_numbers)))
+
+    def give_back_ear(self, ear: Ear) -> None:
+        """Take a connection back that is not broken."""
+        if len(self._ears) < MAX_IDLE:
+            self._ears.append(ear)
+        else:
+            ear.close()
+
     # -- searching
 
     @redis_call
@@ -368,6 +491,19 @@ class Store:
             if isinstance(answer, Exception):
                 raise answer
         return answers
+
+    def _run_quickly(self, script: Script, count: int, words: bytes) -> Any:
+        """Run a script for somebody who waits for it.
+
+        Arguments:
+            words: ``count`` words as they are sent: number of keys, keys, arguments.
+        """
+        command = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n%b" % (count + 2, script.sha.encode(), words)
+        try:
+            return self._wires.call(command)
+        except redis.exceptions.NoScriptError:
+            self.redis.script_load(script.text)
+            return self._wires.call(command)
 
     def _send(self, sha: str, calls: Sequence[tuple[list[str], list[Any]]], tells: bool) -> list[Any]:
         if len(calls) == 1 and not tells:
@@ -441,6 +577,12 @@ def over_at(place: float) -> float:
 def ms(seconds: float) -> int:
     """Return seconds as the whole milliseconds that Redis takes, at least one."""
     return max(1, round(seconds * 1000))
+
+
+def _lock_answer(answer: bytes) -> LockAnswer:
+    words, _, text = answer.partition(b"\n")
+    status, fence, left = words.split()
+    return LockAnswer(status.decode(), int(fence), int(left) / 1000, _parse(text))
 
 
 def _outcome(answer: Any, taken_at: int) -> Outcome:

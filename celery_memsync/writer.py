@@ -16,7 +16,7 @@ from . import values
 from .changes import Change, Coordinated, MergeFields, SetValue, SyncMetrics, SyncQueue, TellRun
 from .conflicts import MAX_ROUNDS, Resolution, Resolvers
 from .events import Events
-from .exceptions import ConflictError, MemSyncError, StoreError
+from .exceptions import ConflictError, LockLost, MemSyncError, StoreError
 from .keys import ASSIGNMENTS, STATE, Place
 from .periodic import LONGEST_PAUSE, PeriodicThread
 from .records import NEVER, Entry, Header, Stamp, Stored, progress_from, rank_of
@@ -280,6 +280,8 @@ class BatchWriter:
             return self._compare_and_set(change, outcome.version)
         if outcome.status == "error":
             raise Refused(key, 1)
+        if outcome.status == "fenced":
+            raise LockLost(f"under which {key} was written")
         self._settle(change, outcome)
         self.on_put(place.key)
         # If this is a second try others may have written since.
@@ -438,6 +440,8 @@ class BatchWriter:
             return self._resolve(change, outcome)
         if outcome.status == "error":
             self._refuse(change, outcome.error)
+        elif outcome.status == "fenced":
+            self._fence_off(change)
         elif outcome.status in ("ok", "again"):
             self.counts["writes"] += 1
             if outcome.status == "ok":
@@ -450,6 +454,14 @@ class BatchWriter:
                 self._note_conflict(change.conflict)
             self._note_written(change)
         return None
+
+    def _fence_off(self, change: Change) -> None:
+        """Drop a change that was made under a lock which somebody else has had since, and has written."""
+        logger.warning("A write of %s is refused: a later holder of its lock has written there", change.place.path)
+        self._seen.pop(change.place, None)
+        self._bases.pop(change.place, None)
+        self.counts["dropped"] += 1
+        self._note("writes-dropped", count=1)
 
     def _remember(self, change: Change, stamp: Stamp) -> None:
         place = change.place
