@@ -16,6 +16,7 @@ from celery.worker import state
 
 from .exceptions import StoreError
 from .heartbeat import Heartbeat
+from .losses import Losses
 from .records import WorkerRecord
 from .signals import live
 
@@ -43,9 +44,10 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.memsync: MemSync = parent.app.memsync
         self._describer = Describer(parent, self.memsync)
         settings = self.memsync.settings
+        self._losses = Losses(self.memsync.store, self.memsync.events, settings.worker_ttl, self.memsync.signals.at_work)
         self._heartbeat = Heartbeat(
             self.memsync.store, self._before_beat, settings.heartbeat_interval,
-            keep=max(settings.default_ttl, 2 * settings.worker_ttl),
+            keep=max(settings.default_ttl, 2 * settings.worker_ttl), silence=settings.worker_ttl, on_beat=self._losses.hear,
         )
         self._left = False
         self._refreshed = time.monotonic()
@@ -73,6 +75,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if time.monotonic() - self._refreshed > self.memsync.settings.default_ttl / 3:
             self._refreshed = time.monotonic()
             self.memsync.signals.refresh()
+            self._losses.look_again()
         return self._describer.describe()
 
     def _on_shutdown(self, **_: Any) -> None:
@@ -85,6 +88,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._left = True
         atexit.unregister(self._leave)
         self.memsync.signals.mend()
+        self._losses.stop(timeout=0.5)
         try:
             self._heartbeat.stop(timeout=1.0)
         except StoreError as exc:

@@ -193,8 +193,10 @@ class Keys:
         self.processing = f"{namespace}//{{coordination}}/processing"
         #: Hash of counters.
         self.metrics = f"{namespace}//{{coordination}}/metrics"
-        #: Sorted set of worker ids by the time of their last beat (ms).
+        #: Sorted set of workers by when they are lost unless they beat again (ms).
         self.beats = f"{namespace}//{{workers}}/beats"
+        #: Sorted set of lost workers whose tasks have not been told of yet, by the end of the lease of who does so (ms).
+        self.lost = f"{namespace}//{{workers}}/lost"
 
     # -- places, by noun
 

@@ -378,6 +378,8 @@ class WorkerRecord:
         sequence: Number of this beat.
         round_trip: Seconds that the last beat took to Redis and back.
         consuming: Whether it is connected to its broker.
+        stretch: How many times longer than ``memsync_heartbeat_interval`` it pauses between beats, for the
+            workers are many; so many times longer it may be silent.
         last_beat: When Redis heard of it last.
     """
 
@@ -399,6 +401,7 @@ class WorkerRecord:
     sequence: int = 0
     round_trip: float | None = None
     consuming: bool | None = None
+    stretch: float = 1.0
     last_beat: float | None = None
 
     def evolve(self, **changes: Any) -> WorkerRecord:

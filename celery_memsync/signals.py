@@ -248,6 +248,11 @@ class TaskSignals:
                          started_at=self._moment(begun, facts[HEADER]["received_at"]))
             self._tell(request.id, facts[HEADER]["key"], TaskRun.of(known))
 
+    def at_work(self) -> list[tuple[str, str]]:
+        """Return ids and run keys of the tasks that this process has received and has not done with."""
+        return [(request.id, request.request_dict[HEADER]["key"])
+                for request in live(self._requests.values) if not hasattr(request, TOLD)]
+
     # -- where it runs
 
     def on_started(self, task_id: str, task: Any, **_: Any) -> None:

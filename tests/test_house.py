@@ -27,7 +27,7 @@ FLOORS = (
     ("embedded",),
     ("connections",),
     ("store",),
-    ("cache", "link", "locks", "writer", "heartbeat", "coordination", "views"),
+    ("cache", "link", "locks", "writer", "heartbeat", "losses", "coordination", "views"),
     ("reader",),
     ("subscriptions",),
     ("manager", "outcomes"),
