@@ -28,3 +28,12 @@ def on_retry(request, **_):
 @signals.task_revoked.connect
 def on_revoked(request, **_):
     note("revoked", request.id)
+
+
+def note_event(name, subject):
+    memsync.on(name, lambda **details: note(name, details[subject], details=details))
+
+
+note_event("worker-online", "worker_id")
+note_event("worker-lost", "worker_id")
+note_event("task-lost", "task_id")
