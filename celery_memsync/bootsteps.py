@@ -19,6 +19,7 @@ from .heartbeat import Heartbeat
 from .losses import Losses
 from .records import WorkerRecord
 from .signals import live
+from .store import Beat
 
 if TYPE_CHECKING:
     from celery.worker import WorkController
@@ -44,10 +45,13 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.memsync: MemSync = parent.app.memsync
         self._describer = Describer(parent, self.memsync)
         settings = self.memsync.settings
-        self._losses = Losses(self.memsync.store, self.memsync.events, settings.worker_ttl, self.memsync.signals.at_work)
+        self._recovery = self.memsync.signals.recovery
+        self._losses = Losses(
+            self.memsync.store, self.memsync.events, settings.worker_ttl,
+            at_work=self.memsync.signals.at_work, settled=self._recovery.settle)
         self._heartbeat = Heartbeat(
             self.memsync.store, self._before_beat, settings.heartbeat_interval,
-            keep=max(settings.default_ttl, 2 * settings.worker_ttl), silence=settings.worker_ttl, on_beat=self._losses.hear,
+            keep=max(settings.default_ttl, 2 * settings.worker_ttl), silence=settings.worker_ttl, on_beat=self._on_beat,
         )
         self._left = False
         self._refreshed = time.monotonic()
@@ -76,7 +80,13 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._refreshed = time.monotonic()
             self.memsync.signals.refresh()
             self._losses.look_again()
+            self._recovery.refresh()
         return self._describer.describe()
+
+    def _on_beat(self, beat: Beat) -> None:
+        if beat.word != "ok":
+            self._recovery.refresh()
+        self._losses.hear(beat)
 
     def _on_shutdown(self, **_: Any) -> None:
         self._leave()
@@ -91,6 +101,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._losses.stop(timeout=0.5)
         try:
             self._heartbeat.stop(timeout=1.0)
+            self._recovery.close(timeout=0.5)
         except StoreError as exc:
             logger.warning("This worker could not say goodbye: %s", exc)
             self.memsync.shutdown(timeout=0)

@@ -198,6 +198,10 @@ class Keys:
         #: Sorted set of lost workers whose tasks have not been told of yet, by the end of the lease of who does so (ms).
         self.lost = f"{namespace}//{{workers}}/lost"
 
+    def messages(self, token: str) -> str:
+        """The hash of the messages that one worker keeps of its tasks at work, a field per run."""
+        return f"{self.workers}/messages/{token}"
+
     # -- places, by noun
 
     def task(self, task_id: str) -> str:

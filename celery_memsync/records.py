@@ -11,6 +11,7 @@ from . import values
 RUN_FIELDS = (
     "status", "name", "queue", "worker", "pid", "run", "retries", "root_id", "parent_id", "eta", "published_at",
     "received_at", "started_at", "finished_at", "runtime", "exception", "args", "kwargs",
+    "recoveries",
 )
 
 _UNKNOWN_RUN = {**dict.fromkeys(RUN_FIELDS), "retries": 0}
@@ -202,6 +203,7 @@ class TaskRun:
         published_at: Like the other times: seconds since the epoch on Redis's clock.
         runtime: Seconds that the body took.
         exception: ``{"type": ..., "message": ...}``.
+        recoveries: How often it was sent again because its worker was lost.
         args: Arguments as Celery shows them in its log; kept only with ``memsync_task_args``.
     """
 
@@ -223,6 +225,7 @@ class TaskRun:
     exception: dict[str, str] | None = None
     args: str | None = None
     kwargs: str | None = None
+    recoveries: int | None = None
 
     @classmethod
     def of(cls, known: dict[str, Any]) -> TaskRun:

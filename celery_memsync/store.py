@@ -317,6 +317,29 @@ class Store:
             self.redis.zrem(self.keys.lost, *(loss.name for loss in losses))
 
     @redis_call
+    def keep_messages(self, token: str, messages: Mapping[str, bytes | None], ttl: float) -> None:
+        """Keep the messages of a worker's tasks by run, and forget those that are None.
+
+        Arguments:
+            token: Of the worker's process.
+            ttl: Seconds that all of them are kept from now on.
+        """
+        key = self.keys.messages(token)
+        pipeline = self._pipeline(None)
+        for run, body in messages.items():
+            if body is None:
+                pipeline.hdel(key, run)
+            else:
+                pipeline.hset(key, run, body)
+        pipeline.pexpire(key, ms(ttl))
+        _answers(pipeline)
+
+    @redis_call
+    def read_messages(self, token: str) -> dict[str, bytes]:
+        """Return the messages that are kept of a worker's tasks, by run."""
+        return {run.decode(errors="replace"): body for run, body in self.redis.hgetall(self.keys.messages(token)).items()}
+
+    @redis_call
     def read_workers(self) -> dict[str, Stored]:
         """Return all that is told of workers, by ``<worker_id>/<thing>``."""
         rows = self.redis.hgetall(self.keys.workers).items()

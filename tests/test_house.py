@@ -19,7 +19,7 @@ REFERENCE = ROOT / "docs" / "reference"
 
 #: A module imports from lower floors only; those of one floor do not know each other.
 FLOORS = (
-    ("exceptions", "clock", "periodic", "keeper", "scripts"),
+    ("exceptions", "clock", "periodic", "keeper", "scripts", "broker"),
     ("keys", "values", "events"),
     ("records",),
     ("conflicts",),
@@ -30,7 +30,7 @@ FLOORS = (
     ("cache", "link", "locks", "writer", "heartbeat", "losses", "coordination", "views"),
     ("reader",),
     ("subscriptions",),
-    ("manager", "outcomes"),
+    ("manager", "outcomes", "recovery"),
     ("signals", "decorators"),
     ("bootsteps",),
     ("plugin",),

@@ -90,4 +90,3 @@ def test_a_restart_of_redis_loses_nobody(make_fleet, own_memory):
         fleet.wait(result, "SUCCESS", timeout=20)
     assert [fleet.notes("worker-lost", worker.name) for worker in workers] == [[], []]
     assert [fleet.notes("task-lost", result.id) for result in results] == [[], []]
-
