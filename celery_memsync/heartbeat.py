@@ -45,8 +45,8 @@ class Heartbeat:
         self.on_beat = on_beat
         self._sequence = 0
         self._round_trip: float | None = None
-        #: How many times longer the intervals are, for the workers are many.
-        self._stretch = 1.0
+        #: How many times longer the intervals are, and the silence, for the workers are many.
+        self.stretch = 1.0
         self._last = Beat("", 0.0, 0.0, 0)
         self._beating = threading.Lock()
         self._thread = PeriodicThread("memsync-heartbeat", self.beat, interval)
@@ -85,16 +85,16 @@ class Heartbeat:
 
     def _tell(self, record: WorkerRecord, leaving: bool = False) -> None:
         self._sequence += 1
-        record = record.evolve(sequence=self._sequence, round_trip=self._round_trip, stretch=round(self._stretch, 3))
+        record = record.evolve(sequence=self._sequence, round_trip=self._round_trip, stretch=round(self.stretch, 3))
         body = values.dumps(record.as_dict())
-        last, pause = self._last, self.interval * self._stretch
+        last, pause = self._last, self.interval * self.stretch
         asked = time.monotonic()
         self._last = beat = self.store.beat_worker(
-            record.worker_id, body, self.keep * self._stretch, leaving,
-            silence=self.silence * self._stretch, since=last.since, until=last.at + GAP * pause)
+            record.worker_id, body, self.keep * self.stretch, leaving,
+            silence=self.silence * self.stretch, since=last.since, until=last.at + GAP * pause)
         self._round_trip = round(time.monotonic() - asked, 6)
         # What this beat has promised holds for the pause before the next one.
         self._thread.interval = pause
-        self._stretch = max(1.0, beat.workers / MAX_RATE / self.interval)
+        self.stretch = max(1.0, beat.workers / MAX_RATE / self.interval)
         if self.on_beat is not None and not leaving:
             self.on_beat(beat)

@@ -380,7 +380,9 @@ class WorkerRecord:
         versions: Of Python, celery, redis-py and this package.
         sequence: Number of this beat.
         round_trip: Seconds that the last beat took to Redis and back.
-        consuming: Whether it is connected to its broker.
+        depths: How many messages wait in the broker, by queue that it consumes; empty if that is not known.
+        consuming: Whether it takes messages: it is connected to its broker, has queues, and not been idle while
+            messages waited.
         stretch: How many times longer than ``memsync_heartbeat_interval`` it pauses between beats, for the
             workers are many; so many times longer it may be silent.
         last_beat: When Redis heard of it last.
@@ -403,6 +405,7 @@ class WorkerRecord:
     versions: dict[str, str] = field(default_factory=dict)
     sequence: int = 0
     round_trip: float | None = None
+    depths: dict[str, int] = field(default_factory=dict)
     consuming: bool | None = None
     stretch: float = 1.0
     last_beat: float | None = None

@@ -96,6 +96,8 @@ class TaskSignals:
         self._runs = count(1)
         #: Requests that this process received and has not done with, by task id.
         self._requests: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        #: How many messages this process has received.
+        self.received = 0
         #: What the tasks of the pool's children came to lately.
         self._outcomes = Outcomes()
         #: What is to be sent again if this worker is lost.
@@ -173,6 +175,7 @@ class TaskSignals:
         """Make the run, let it travel to the pool with the request, tell that a worker has it."""
         if request.app is not self.memsync.app:
             return
+        self.received += 1
         facts = request.request_dict
         sent = _sent(facts)
         now = _latest(self.memsync.store.clock.now(), sent.get("published_at"))
@@ -260,6 +263,11 @@ class TaskSignals:
             known.update(status="RECEIVED" if begun is None else "STARTED", pid=request.worker_pid,
                          started_at=self._moment(begun, facts[HEADER]["received_at"]))
             self._tell(request.id, facts[HEADER]["key"], TaskRun.of(known))
+
+    @property
+    def held(self) -> int:
+        """How many messages this process has received and has not done with."""
+        return len(self._requests)
 
     def at_work(self) -> list[tuple[str, str]]:
         """Return ids and run keys of the tasks that this process has received and has not done with."""

@@ -19,8 +19,8 @@ REFERENCE = ROOT / "docs" / "reference"
 
 #: A module imports from lower floors only; those of one floor do not know each other.
 FLOORS = (
-    ("exceptions", "clock", "periodic", "keeper", "scripts", "broker"),
-    ("keys", "values", "events"),
+    ("exceptions", "clock", "periodic", "keeper", "scripts", "broker", "probe_file"),
+    ("keys", "values", "events", "depths"),
     ("records",),
     ("conflicts",),
     ("settings", "changes"),
