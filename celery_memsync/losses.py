@@ -48,7 +48,7 @@ class Losses:
         store: Its token is used by this alone.
         lease: Seconds after which another goes on with what was given to this worker; it is renewed.
         at_work: Returns ids and run keys of the tasks that this process has.
-        settled: Called with losses when all their tasks are told of; it may return those with which it is not done.
+        settled: Called with losses when all their tasks are told of; it returns those with which it is done, too.
     """
 
     def __init__(
@@ -62,8 +62,10 @@ class Losses:
         self.settled = settled
         self._serials = count(1)
         self._words: deque[str] = deque()
-        self._heard: deque[Loss] = deque()
+        #: Losses that were given to this worker, by name; those it is about to tell of; those that it has told of.
+        self._heard: dict[bytes, Loss] = {}
         self._losses: dict[bytes, Loss] = {}
+        self._told: set[bytes] = set()
         #: What is being written, and whose tasks these are; after a lost answer it is sent again under the same numbers.
         self._telling: tuple[list[tuple[str, Lost, TaskRun]], list[EntryWrite]] = [], []
         #: Monotonic time until when others may call tasks of this worker lost although it is back.
@@ -82,7 +84,7 @@ class Losses:
             self._doubtful_until = time.monotonic() + self.lease
         if beat.word != "ok" and (beat.word == "back" or self.events.wanted("worker-online")):
             self._words.append(beat.word)
-        self._heard.extend(beat.losses)
+        self._heard.update((loss.name, loss) for loss in beat.losses)
         return bool(self._words or self._heard or self._looked_at < self._doubtful_until)
 
     def look_again(self) -> None:
@@ -109,8 +111,8 @@ class Losses:
             self._looked_at = looked_at
         self._finish()
         while self._heard:
-            loss = self._heard.popleft()
-            self._losses[loss.name] = loss
+            name, loss = self._heard.popitem()
+            self._losses[name] = loss
         if self._losses:
             self._settle(list(self._losses.values()))
         left = self._doubtful_until - time.monotonic()
@@ -138,8 +140,8 @@ class Losses:
 
     def _settle(self, losses: list[Loss]) -> None:
         for loss in losses:
-            if loss.fresh:
-                self._losses[loss.name] = loss._replace(fresh=False)
+            if loss.fresh and loss.name not in self._told:
+                self._told.add(loss.name)
                 self.events.emit("worker-lost", worker_id=loss.worker_id)
         losses = self._renewed(losses)
         lost = self._look_at(losses)
@@ -148,10 +150,10 @@ class Losses:
                 losses = self._renewed(losses)
                 lost = [one for one in lost if one.loss.name in self._losses]
             self._tell_lost(task_ids, lost)
-        unsettled = self.settled(losses) if self.settled is not None else ()
-        self.store.close_losses([loss for loss in losses if loss not in unsettled])
+        self.store.close_losses(losses if self.settled is None else self.settled(losses))
         for loss in losses:
             self._losses.pop(loss.name, None)
+        self._told &= set(self._losses)
 
     def _renewed(self, losses: list[Loss]) -> list[Loss]:
         """Return losses for another lease; of workers that came back there is nothing to tell any more."""

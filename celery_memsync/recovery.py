@@ -6,6 +6,7 @@ import time
 import weakref
 from typing import Any, Callable, Iterator, Sequence
 
+from celery.states import SUCCESS
 from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 from kombu.messaging import Producer
@@ -153,44 +154,46 @@ class Recovery:
     # -- what lost workers had
 
     def settle(self, losses: Sequence[Loss]) -> list[Loss]:
-        """Send the tasks of lost workers again; return the losses with which this worker can't be done.
+        """Send the tasks of lost workers again; return the losses with which this is done.
 
         Raises:
             StoreError: If Redis is away.
         """
-        unsettled = []
+        done = []
         for loss in losses:
             try:
-                if not self._settle(loss):
-                    unsettled.append(loss)
+                done += self._settle(loss)
             except self._broker_errors() as exc:
-                unsettled.append(loss)
                 logger.warning("The broker does not take the tasks of the lost worker %s (%s); another try follows",
                                loss.worker_id, type(exc).__name__)
-        return unsettled
+        return done
 
     def _broker_errors(self) -> tuple[type[BaseException], ...]:
         connection = self.memsync.app.connection_for_write()
         return (*connection.connection_errors, *connection.channel_errors, OperationalError, OSError)
 
-    def _settle(self, loss: Loss) -> bool:
-        """Send the tasks of a worker again; tell whether that was to be done by this one to the end."""
+    def _settle(self, loss: Loss) -> list[Loss]:
+        """Send the tasks of a worker again; return its loss as it is by then, or nothing if it is another's by now."""
         messages = self.memsync.store.read_messages(loss.token)
         if not messages:
-            return True
+            return [loss]
+        lease = self.memsync.settings.worker_ttl
         with bounded_connection(self.memsync.app, write=True) as connection:
             connection.connect()
             producer: Any = Producer(connection.channel(), auto_declare=False)  # type: ignore[no-untyped-call]
             for run, packed, life in self._lost(messages):
-                if time.monotonic() > loss.until - self.memsync.settings.worker_ttl / 2:
-                    renewed = self.memsync.store.renew_losses([loss], self.memsync.settings.worker_ttl)
+                if time.monotonic() > loss.until - lease / 2:
+                    renewed = self.memsync.store.renew_losses([loss], lease)
                     if not renewed:
-                        return True
-                    loss = renewed[0]
-                self._send(producer, packed, life)
+                        return []
+                    (loss,) = renewed
+                if self._has_succeeded(packed["id"], life):
+                    self._tell(packed["id"], life.evolve(status=SUCCESS, exception=None), packed["key"])
+                else:
+                    self._send(producer, packed, life)
                 # Only now, so that it is sent by another if this one is killed before.
                 self.memsync.store.keep_messages(loss.token, {run: None}, self.memsync.settings.default_ttl)
-        return True
+        return [loss]
 
     def _lost(self, messages: dict[str, bytes]) -> Iterator[tuple[str, dict[str, Any], TaskRun]]:
         """Yield what is to be sent again: runs that are lost, and not those that have ended or came back."""
@@ -218,8 +221,22 @@ class Recovery:
         waiting = life.evolve(
             status="PENDING", published_at=now, recoveries=recoveries,
             **dict.fromkeys(("worker", "pid", "run", "received_at", "started_at", "finished_at", "runtime", "exception")))
+        self._tell(packed["id"], waiting, run_key(life.retries, now))
+
+    def _has_succeeded(self, task_id: str, life: TaskRun) -> bool:
+        """Whether there is a result: the worker was killed before it could tell the memory."""
+        task = self.memsync.app.tasks.get(life.name)
+        if task is not None and task.ignore_result:
+            return False
         try:
-            self.memsync.sync_task_run(packed["id"], waiting, run_key(life.retries, now))
+            return bool(self.memsync.app.backend.get_state(task_id) == SUCCESS)
+        except Exception:
+            # No result backend, or it is away: nobody knows of a success.
+            return False
+
+    def _tell(self, task_id: str, run: TaskRun, key: str) -> None:
+        try:
+            self.memsync.sync_task_run(task_id, run, key)
         except InvalidKey:
             # It came from somebody else's memory.
             return

@@ -26,4 +26,5 @@ def load(name: str) -> Script:
 
 COORDINATION_WRITE = load("coordination_write")
 ENTRY_WRITE = load("entry_write")
+LOSS_RENEW = load("loss_renew")
 WORKER_BEAT = load("worker_beat")

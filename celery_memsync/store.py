@@ -10,7 +10,7 @@ from .clock import Clock
 from .connections import Announcements, Source, redis_call
 from .keys import COORDINATION, FORMER, SLOTS, Keys, Place
 from .records import Stored
-from .scripts import COORDINATION_WRITE, ENTRY_WRITE, WORKER_BEAT, Script
+from .scripts import COORDINATION_WRITE, ENTRY_WRITE, LOSS_RENEW, WORKER_BEAT, Script
 
 #: Writes in one script call: a hundred hold Redis for a quarter of a millisecond.
 SCRIPT_SIZE = 100
@@ -89,7 +89,7 @@ class Loss(NamedTuple):
         token: Of the worker's process.
         worker_id: Its name, which another process may have by now.
         at: When it was lost, in seconds of Redis's clock.
-        fresh: Whether the loss itself is to be told, too.
+        score: What Redis knows the lease by.
         until: Monotonic time until when nobody else does so.
     """
 
@@ -97,14 +97,19 @@ class Loss(NamedTuple):
     token: str
     worker_id: str
     at: float
-    fresh: bool
+    score: bytes
     until: float
 
+    @property
+    def fresh(self) -> bool:
+        """Whether the loss itself is to be told, too."""
+        return self.score.startswith(b"-")
+
     @classmethod
-    def parse(cls, name: bytes, fresh: bool, until: float) -> Loss:
+    def parse(cls, name: bytes, score: bytes, until: float) -> Loss:
         """Read what ``lua/worker_beat.lua`` answers."""
         token, at, worker_id = name.decode(errors="replace").split(" ", 2)
-        return cls(name, token, worker_id, int(at) / 1000, fresh, until)
+        return cls(name, token, worker_id, int(at) / 1000, score, until)
 
 
 class Beat(NamedTuple):
@@ -296,25 +301,26 @@ class Store:
         answer = self._run(WORKER_BEAT, [([self.keys.workers, self.keys.beats, self.keys.lost], args)])[0]
         word, _, seconds, micros, steady, workers, *told = answer
         self._learn(seconds, micros, asked)
-        losses = tuple(Loss.parse(name, bool(fresh), asked + silence) for name, fresh in zip(told[::2], told[1::2]))
+        losses = tuple(Loss.parse(name, score, asked + silence) for name, score in zip(told[::2], told[1::2]))
         return Beat(word.decode(), seconds + micros / 1e6, int(steady) / 1000, workers, losses)
 
     @redis_call
     def renew_losses(self, losses: Sequence[Loss], lease: float) -> list[Loss]:
-        """Note that losses were told of, and go on with them for ``lease`` seconds; return those that are losses still."""
+        """Note that losses were told of, and go on with them for ``lease`` seconds; return those that are ours still."""
         asked = time.monotonic()
-        end = ms(self.clock.now() + lease)
-        pipeline = self._pipeline(None)
-        for loss in losses:
-            pipeline.zadd(self.keys.lost, {loss.name: end}, xx=True, ch=True)
-        return [loss._replace(fresh=False, until=asked + lease)
-                for loss, there in zip(losses, _answers(pipeline) if losses else ()) if there]
+        scores = self._renew(losses, ms(lease))
+        return [loss._replace(score=score, until=asked + lease) for loss, score in zip(losses, scores) if score]
 
     @redis_call
     def close_losses(self, losses: Sequence[Loss]) -> None:
-        """Note that nothing is left to do about losses."""
-        if losses:
-            self.redis.zrem(self.keys.lost, *(loss.name for loss in losses))
+        """Note that nothing is left to do about losses, if they are ours still."""
+        self._renew(losses, 0)
+
+    def _renew(self, losses: Sequence[Loss], lease_ms: int) -> list[bytes]:
+        if not losses:
+            return []
+        args = [lease_ms, *(part for loss in losses for part in (loss.name, loss.score))]
+        return self._run(LOSS_RENEW, [([self.keys.lost], args)])[0][1:]
 
     @redis_call
     def keep_messages(self, token: str, messages: Mapping[str, bytes | None], ttl: float) -> None:

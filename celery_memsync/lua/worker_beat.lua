@@ -16,8 +16,8 @@
 -- ARGV[9]   until     when it would be a gap, ms
 -- ARGV[10]  body      JSON, not looked into
 --
--- Returns  {word, version, seconds, microseconds, since, number of workers, name in lost, fresh, name in lost, fresh...}
---          word: "ok", "online" (it was not there), or "back" (it was called lost); fresh: 1 if the loss is to be told
+-- Returns  {word, version, seconds, microseconds, since, number of workers, name in lost, its score, name in lost, its score...}
+--          word: "ok", "online" (it was not there), or "back" (it was called lost)
 -- Publishes field, header and body on the channel
 local workers, beats, lost = KEYS[1], KEYS[2], KEYS[3]
 local id, token, channel, leaving, time, ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
@@ -62,19 +62,20 @@ redis.call("ZADD", beats, whole(leaving == "1" and -now_ms or now_ms + silence),
 -- Who has not been heard for a while itself, because Redis was away, can not tell who was silent.
 if now_ms > tonumber(until_ms) then since = whole(now_ms) end
 local told = {}
-local function claim(one, fresh)
-  redis.call("ZADD", lost, (fresh == 1 and "-" or "") .. whole(now_ms + silence), one)
+local function claim(one, sign)
+  local score = sign .. whole(now_ms + silence)
+  redis.call("ZADD", lost, score, one)
   told[#told + 1] = one
-  told[#told + 1] = fresh
+  told[#told + 1] = score
 end
 if leaving ~= "1" and now_ms - since >= tonumber(silence) then
   local silent = redis.call("ZRANGEBYSCORE", beats, "(0", whole(now_ms), "WITHSCORES", "LIMIT", 0, 100)
   for i = 1, #silent, 2 do
     redis.call("ZADD", beats, "-" .. silent[i + 1], silent[i])
-    claim((string.gsub(silent[i], " ", " " .. silent[i + 1] .. " ", 1)), 1)
+    claim((string.gsub(silent[i], " ", " " .. silent[i + 1] .. " ", 1)), "-")
   end
-  for _, one in ipairs(redis.call("ZRANGEBYSCORE", lost, "(0", whole(now_ms), "LIMIT", 0, 100)) do claim(one, 0) end
-  for _, one in ipairs(redis.call("ZRANGEBYSCORE", lost, whole(-now_ms), "(0", "LIMIT", 0, 100)) do claim(one, 1) end
+  for _, one in ipairs(redis.call("ZRANGEBYSCORE", lost, "(0", whole(now_ms), "LIMIT", 0, 100)) do claim(one, "") end
+  for _, one in ipairs(redis.call("ZRANGEBYSCORE", lost, whole(-now_ms), "(0", "LIMIT", 0, 100)) do claim(one, "-") end
 end
 for _, key in ipairs(KEYS) do redis.call("PEXPIRE", key, ttl_ms) end
 return { word, version, tonumber(now[1]), tonumber(now[2]), since, redis.call("ZCOUNT", beats, "(0", "+inf"), unpack(told) }
