@@ -195,8 +195,14 @@ class Keys:
         self.metrics = f"{namespace}//{{coordination}}/metrics"
         #: Sorted set of the locks that are held, by the end of their lease (ms).
         self.locks = f"{namespace}//{{locks}}"
-        #: Sorted set of worker ids by the time of their last beat (ms).
+        #: Sorted set of workers by when they are lost unless they beat again (ms).
         self.beats = f"{namespace}//{{workers}}/beats"
+        #: Sorted set of lost workers whose tasks have not been told of yet, by the end of the lease of who does so (ms).
+        self.lost = f"{namespace}//{{workers}}/lost"
+
+    def messages(self, token: str) -> str:
+        """The hash of the messages that one worker keeps of its tasks at work, a field per run."""
+        return f"{self.workers}/messages/{token}"
 
     # -- places, by noun
 

@@ -503,8 +503,8 @@ class MemorySyncManager:
         """
         services = self._open()
         told = services.reader.workers()
-        since = services.store.clock.now() - services.settings.worker_ttl
-        return worker_records(told, since)
+        ttl = services.settings.worker_ttl
+        return worker_records(told, services.store.clock.now() - ttl, ttl)
 
     def read(self, key: str, *, max_age: float | None = None, consistent: bool = False) -> Any:
         """Return what is stored under a key, or None.
@@ -763,6 +763,11 @@ class MemorySyncManager:
         return self._open().settings
 
     @property
+    def events(self) -> Events:
+        """Who listens in this process, for extensions."""
+        return self._events
+
+    @property
     def store(self) -> Store:
         """What talks to Redis, for extensions."""
         return self._open().store
@@ -902,8 +907,8 @@ class MemorySyncManager:
         check_id(worker_id, "worker")
         told = services.reader.workers(worker_id)
         by_hand, beat = (told.get(f"{worker_id}/{name}") for name in (thing, "heartbeat"))
-        since = services.store.clock.now() - services.settings.worker_ttl
-        record = None if beat is None else worker_record(worker_id, beat, since)
+        ttl = services.settings.worker_ttl
+        record = None if beat is None else worker_record(worker_id, beat, services.store.clock.now() - ttl, ttl)
         return None if by_hand is None else by_hand.value, record
 
     def _progress_cell(self, services: Services, task_id: str) -> Progress:

@@ -11,6 +11,7 @@ from . import values
 RUN_FIELDS = (
     "status", "name", "queue", "worker", "pid", "run", "retries", "root_id", "parent_id", "eta", "published_at",
     "received_at", "started_at", "finished_at", "runtime", "exception", "args", "kwargs", "lock",
+    "recoveries",
 )
 
 _UNKNOWN_RUN = {**dict.fromkeys(RUN_FIELDS), "retries": 0}
@@ -224,6 +225,7 @@ class TaskRun:
         published_at: Like the other times: seconds since the epoch on Redis's clock.
         runtime: Seconds that the body took.
         exception: ``{"type": ..., "message": ...}``.
+        recoveries: How often it was sent again because its worker was lost.
         args: Arguments as Celery shows them in its log; kept only with ``memsync_task_args``.
         lock: Of a run that was held back: which lock, and who had it (``worker_id``, ``task_id``, ``since``).
     """
@@ -247,6 +249,7 @@ class TaskRun:
     args: str | None = None
     kwargs: str | None = None
     lock: dict[str, Any] | None = None
+    recoveries: int | None = None
 
     @classmethod
     def of(cls, known: dict[str, Any]) -> TaskRun:
@@ -441,7 +444,11 @@ class WorkerRecord:
         versions: Of Python, celery, redis-py and this package.
         sequence: Number of this beat.
         round_trip: Seconds that the last beat took to Redis and back.
-        consuming: Whether it is connected to its broker.
+        depths: How many messages wait in the broker, by queue that it consumes; empty if that is not known.
+        consuming: Whether it takes messages: it is connected to its broker, has queues, and not been idle while
+            messages waited.
+        stretch: How many times longer than ``memsync_heartbeat_interval`` it pauses between beats, for the
+            workers are many; so many times longer it may be silent.
         last_beat: When Redis heard of it last.
     """
 
@@ -462,7 +469,9 @@ class WorkerRecord:
     versions: dict[str, str] = field(default_factory=dict)
     sequence: int = 0
     round_trip: float | None = None
+    depths: dict[str, int] = field(default_factory=dict)
     consuming: bool | None = None
+    stretch: float = 1.0
     last_beat: float | None = None
 
     def evolve(self, **changes: Any) -> WorkerRecord:

@@ -22,6 +22,7 @@ from .exceptions import InvalidKey, Skipped
 from .keys import PROGRESS, Place
 from .outcomes import Outcome, Outcomes, is_gone
 from .records import TaskRun, describe_exception, is_run_key, run_key
+from .recovery import Recovery
 
 if TYPE_CHECKING:
     from .plugin import MemSync
@@ -114,8 +115,12 @@ class TaskSignals:
         self._published_at = 0.0
         #: Requests that this process received and has not done with, by task id.
         self._requests: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        #: How many messages this process has received.
+        self.received = 0
         #: What the tasks of the pool's children came to lately.
         self._outcomes = Outcomes()
+        #: What is to be sent again if this worker is lost.
+        self.recovery = Recovery(memsync, HEADER)
 
     def connect(self) -> None:
         """Listen from now on."""
@@ -152,6 +157,7 @@ class TaskSignals:
         self._runs = count(1)
         self._requests = WeakValueDictionary()
         self._outcomes = Outcomes()
+        self.recovery.forget()
 
     # -- where a task is sent
 
@@ -169,12 +175,16 @@ class TaskSignals:
         return now
 
     def _previous(self, task_id: str) -> dict[str, Any]:
-        """Return the progress of a run that asks to be retried; the next one may start before it is in Redis."""
+        """Return what travels from a run that asks to be retried to the next one.
+
+        Its progress: the next one may start before that is in Redis.  How often it was sent again.
+        """
         active = self._active(task_id)
-        if active is None or not active.reported:
+        if active is None:
             return {}
-        body = active.progress.content(self.memsync.store.clock, {}).body
-        return {"previous": [active.key, values.decode(body)]} if len(body) <= MAX_PREVIOUS else {}
+        known = {"recoveries": active.run.recoveries} if active.run.recoveries else {}
+        body = active.progress.content(self.memsync.store.clock, {}).body if active.reported else b""
+        return {"previous": [active.key, values.decode(body)], **known} if 0 < len(body) <= MAX_PREVIOUS else known
 
     def on_published(self, headers: Any = None, exchange: Any = None, routing_key: Any = None, **_: Any) -> None:
         """Tell that a task waits; a retry is told by the run that asks for it."""
@@ -191,6 +201,7 @@ class TaskSignals:
         """Make the run, let it travel to the pool with the request, tell that a worker has it."""
         if request.app is not self.memsync.app:
             return
+        self.received += 1
         facts = request.request_dict
         sent = _sent(facts)
         now = _latest(self.memsync.store.clock.now(), sent.get("published_at"))
@@ -202,6 +213,8 @@ class TaskSignals:
         change = self._tell(request.id, key, run)
         if change is not None:
             self._requests[request.id] = request
+            with _harmless():
+                self.recovery.receive(request, str(run.run), key, run.recoveries or 0)
             self._watch(request, key, run, change)
 
     def _watch(self, request: Any, key: str, run: TaskRun, change: Change) -> None:
@@ -218,12 +231,15 @@ class TaskSignals:
             del request.on_success, request.on_failure
             with _harmless():
                 self.memsync.writer.discard(change)
+                self.recovery.end(str(run.run))
                 self._outcomes.remember(request, key, run, outcome, self.memsync.writer.connected)
             return on_success(outcome, **kwargs)
 
         def on_lost(error: Any, *args: Any, **kwargs: Any) -> Any:
             del request.on_success, request.on_failure
             cause = _unwrapped(error.exception)
+            with _harmless():
+                self.recovery.end(str(run.run))
             try:
                 answer = on_failure(error, *args, **kwargs)
             except Exception:
@@ -274,6 +290,16 @@ class TaskSignals:
                          started_at=self._moment(begun, facts[HEADER]["received_at"]))
             self._tell(request.id, facts[HEADER]["key"], TaskRun.of(known))
 
+    @property
+    def held(self) -> int:
+        """How many messages this process has received and has not done with."""
+        return len(self._requests)
+
+    def at_work(self) -> list[tuple[str, str]]:
+        """Return ids and run keys of the tasks that this process has received and has not done with."""
+        return [(request.id, request.request_dict[HEADER]["key"])
+                for request in live(self._requests.values) if not hasattr(request, TOLD)]
+
     # -- where it runs
 
     def on_started(self, task_id: str, task: Any, **_: Any) -> None:
@@ -298,7 +324,7 @@ class TaskSignals:
             return
         active = ActiveRun(memsync, change.place, sent["key"], run, started)
         active_run.set(active)
-        if retries or (facts.get("delivery_info") or {}).get("redelivered"):
+        if retries or run.recoveries or (facts.get("delivery_info") or {}).get("redelivered"):
             # A new run starts over; what the one before reached is kept as ``previous``.
             self._tell_previous(change.place.task_id, sent.get("previous"))
             memsync.writer.put(active.progress)
@@ -367,6 +393,7 @@ class TaskSignals:
             facts = request.request_dict
             setattr(request, TOLD, True)
         sent = _sent(facts)
+        self.recovery.end(str(sent.get("run")))
         now = self.memsync.store.clock.now()
         if not is_run_key(sent.get("key")):
             # It was never received, or by a worker that does not take part.
@@ -420,6 +447,7 @@ class TaskSignals:
             "eta": None if eta is None else _timestamp(eta),
             "published_at": sent.get("published_at"),
             "received_at": sent.get("received_at"),
+            "recoveries": _count_of(sent.get("recoveries")),
         }
         if self.memsync.settings.task_args:
             known.update(args=facts.get("argsrepr"), kwargs=facts.get("kwargsrepr"))
@@ -446,6 +474,10 @@ class TaskSignals:
         if run.eta is None:
             return ttl
         return ttl + max(0.0, run.eta - self.memsync.store.clock.now())
+
+
+def _count_of(value: Any) -> int | None:
+    return value if type(value) is int and value > 0 else None
 
 
 def _sent(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,13 +93,13 @@ def over_at(parts: Iterable[Stored | None], now: float) -> float:
                default=float("inf"))
 
 
-def worker_records(told: Mapping[str, Stored], since: float) -> list[WorkerRecord]:
-    """Return a record for every worker, of its beats and of what was told by hand."""
+def worker_records(told: Mapping[str, Stored], since: float, ttl: float = 0.0) -> list[WorkerRecord]:
+    """Return a record for every worker, of its beats and of what was told by hand; see :func:`worker_record`."""
     records: dict[str, WorkerRecord] = {}
     for name, stored in sorted(told.items()):
         worker_id, _, thing = name.rpartition("/")
         if thing == "heartbeat" and not stored.deleted and "/" not in worker_id:
-            records[worker_id] = worker_record(worker_id, stored, since)
+            records[worker_id] = worker_record(worker_id, stored, since, ttl)
     for name, stored in sorted(told.items()):
         worker_id, _, thing = name.rpartition("/")
         if thing == "status" and not stored.deleted and "/" not in worker_id and worker_id not in records:
@@ -109,9 +109,13 @@ def worker_records(told: Mapping[str, Stored], since: float) -> list[WorkerRecor
     return [records[worker_id] for worker_id in sorted(records)]
 
 
-def worker_record(worker_id: str, stored: Stored, since: float) -> WorkerRecord:
-    """Return a worker's record from its last beat; ``lost`` if that was not after ``since``."""
+def worker_record(worker_id: str, stored: Stored, since: float, ttl: float = 0.0) -> WorkerRecord:
+    """Return a worker's record from its last beat; ``lost`` if that was not after ``since``.
+
+    Arguments:
+        ttl: How long ago ``since`` is, in seconds: one that beats less often has that many times longer.
+    """
     last_beat = stored.header.time / 1000
     record = WorkerRecord.from_dict(worker_id, stored.value).evolve(last_beat=last_beat)
-    silent = last_beat <= since and record.status != "offline"
+    silent = last_beat + ttl * (max(1.0, record.stretch) - 1) <= since and record.status != "offline"
     return record.evolve(status="lost") if silent else record

@@ -19,18 +19,18 @@ REFERENCE = ROOT / "docs" / "reference"
 
 #: A module imports from lower floors only; those of one floor do not know each other.
 FLOORS = (
-    ("exceptions", "clock", "periodic", "keeper", "scripts"),
-    ("keys", "values", "events"),
+    ("exceptions", "clock", "periodic", "keeper", "scripts", "broker", "probe_file"),
+    ("keys", "values", "events", "depths"),
     ("records",),
     ("conflicts",),
     ("settings", "changes"),
     ("embedded",),
     ("connections",),
     ("store",),
-    ("cache", "link", "locks", "writer", "heartbeat", "coordination", "views"),
+    ("cache", "link", "locks", "writer", "heartbeat", "losses", "coordination", "views"),
     ("reader",),
     ("subscriptions",),
-    ("manager", "outcomes"),
+    ("manager", "outcomes", "recovery"),
     ("signals",),
     ("bootsteps", "decorators"),
     ("plugin",),

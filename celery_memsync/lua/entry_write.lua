@@ -210,7 +210,7 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
   end
 
   local staged = slot == 1 and task ~= ""
-  local stage_before
+  local stage_before = staged and not over and run == srun and srank or nil
   if seen == "run" and text and not over then
     local absorbed = string.sub(srank, 1, 1) == "9"
     local follows = not absorbed
