@@ -543,12 +543,12 @@ class BatchWriter:
     def _keep_the_later(self, change: SetValue, stored: Stored) -> Change | None:
         """Let the later of a deletion and a value win: there is nothing that could be merged."""
         key, at = change.place.path, self.store.clock.at(change.at)
-        if stored.deleted and (not change.body or at * 1000 >= stored.header.time):
+        if stored.deleted and (not change.body or round(at * 1000) >= stored.header.time):
             return change  # what is gone is no conflict
         value = values.decode(change.body) if change.body else None
         old = stored.entry(key, None if stored.deleted else stored.value)
         new = Entry(key, value, old.version + 1, round(at, 3), self.store.worker_id, change.ttl)
-        later = at >= old.timestamp
+        later = round(at, 3) >= old.timestamp
         conflict = {"key": key, "strategy": "last_write_wins", "entries": [old, new],
                     "discarded": [old.value if later else new.value]}
         if later:

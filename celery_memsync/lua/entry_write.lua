@@ -159,6 +159,20 @@ local function name(path, before, stime, sttl, time, ttl_ms, deleted)
   end
 end
 
+-- Return the number of this writer's last write, and the last writes of two others with a comma before each.
+local function writes_of(writes)
+  if writes == "" then return nil, "" end
+  local last, others, count = nil, "", 0
+  for id in string.gmatch(writes, "[^,]+") do
+    if string.sub(id, 1, #writer + 1) == writer .. "." then
+      last = tonumber(string.sub(id, #writer + 2))
+    elseif count < 2 then
+      others, count = others .. "," .. id, count + 1
+    end
+  end
+  return last, others
+end
+
 local function write(owner, where, path, task, seen, run, rank, fence, time, ttl_ms, serial, figure, body)
   local slot, field = tonumber(where), string.sub(where, 2)
   local entries, text, page
@@ -184,18 +198,16 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
   else
     text = nil
   end
-  local before = string.match(writes, writer .. "%.(%d+)")
-  if before and tonumber(before) >= tonumber(serial) then return { "again", version } end
-  if tonumber(fence) > 0 and tonumber(fence) < tonumber(sfence) then return { "fenced", version } end
+  local last, others = writes_of(writes)
+  if last and last >= tonumber(serial) then return { "again", version } end
+  if fence ~= "0" and tonumber(fence) < tonumber(sfence) then return { "fenced", version } end
+  if tonumber(fence) < tonumber(sfence) then fence = sfence end
   if run == "" then run = srun end
 
-  local others = {}
-  for id in string.gmatch(writes, "[^,]+") do
-    if #others < 2 and string.match(id, "^%w+") ~= writer then others[#others + 1] = "," .. id end
-  end
   local function entry(v, stored_at)
-    return string.format("%d %s %s %d %s %s %.0f %s.%s%s %s\n", v, run, rank, math.max(tonumber(fence), tonumber(sfence)),
-      time, ttl_ms, stored_at - time, writer, serial, table.concat(others), worker) .. body
+    local figures = whole(v) .. " " .. run .. " " .. rank .. " " .. fence .. " " .. time .. " " .. ttl_ms
+    return figures .. " " .. whole(stored_at - time) .. " " .. writer .. "." .. serial .. others .. " " .. worker
+      .. "\n" .. body
   end
   local function store(entry_text)
     if entries then
