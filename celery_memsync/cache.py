@@ -1,6 +1,7 @@
 """What was read lately, for as long as it may be believed."""
 from __future__ import annotations
 
+import marshal
 import threading
 import time
 from collections import OrderedDict
@@ -39,7 +40,7 @@ class Copy:
     def __init__(
         self, value: Any, at: float, until: float, source: Vouching, keys: tuple[str, ...], about: Any,
     ) -> None:
-        self.take = taker(twin(value))
+        self.take = taker(value)
         self.at = at
         self.until = until
         self.source = source
@@ -224,9 +225,12 @@ def taker(value: Any) -> Callable[[], Any]:
     if not isinstance(value, (dict, list)):
         return lambda: value
     children = value.values() if isinstance(value, dict) else value
-    if any(isinstance(child, (dict, list)) for child in children):
-        return partial(twin, value)
-    return value.copy
+    if not any(isinstance(child, (dict, list)) for child in children):
+        return value.copy().copy
+    try:
+        return partial(marshal.loads, marshal.dumps(value))  # half the time of a twin
+    except ValueError:  # it holds something that is not JSON's own, such as a datetime
+        return partial(twin, twin(value))
 
 
 def twin(value: Any) -> Any:

@@ -97,6 +97,10 @@ def connect(url: str, options: Mapping[str, Any]) -> redis.Redis:
     return _client(Pool.from_url, {"url": lower_scheme(url), **settings})
 
 
+#: Marks a connection of a pool that was closed while it was lent.
+_CLOSED: Any = object()
+
+
 class Pool(redis.ConnectionPool):
     """Connections; who was interrupted leaves none behind on which the next would get his answer.
 
@@ -111,7 +115,7 @@ class Pool(redis.ConnectionPool):
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
         """Lend a connection."""
-        connection = super().get_connection(*args, **kwargs)  # type: ignore[no-untyped-call,unused-ignore]
+        connection: Any = super().get_connection(*args, **kwargs)  # type: ignore[no-untyped-call,unused-ignore]
         connection.lent_amid = sys.exc_info()[1]
         return connection
 
@@ -119,9 +123,16 @@ class Pool(redis.ConnectionPool):
         """Take a connection back; what raised since it was lent may have left an answer unread."""
         lent_amid, connection.lent_amid = getattr(connection, "lent_amid", None), None
         raised = sys.exc_info()[1]
-        if raised is not lent_amid and not isinstance(raised, (redis.ResponseError, type(None))):
+        answered = raised is None or raised is lent_amid or isinstance(raised, redis.ResponseError)
+        if lent_amid is _CLOSED or not answered:
             connection.disconnect()
         super().release(connection)
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close connections; those that are lent when they come back, for other threads read from them."""
+        for connection in list(self._in_use_connections) if inuse_connections else ():
+            connection.lent_amid = _CLOSED
+        super().disconnect(inuse_connections=False)  # type: ignore[no-untyped-call,unused-ignore]
 
 
 class EmbeddedConnection(redis.UnixDomainSocketConnection):
@@ -251,10 +262,7 @@ class Announcements:
 
     @redis_call
     def _read_message(self) -> Any:
-        try:
-            return self._connection.read_response()
-        except redis.ResponseError as exc:
-            return exc
+        return _answer_of(self._connection)
 
     def close(self) -> None:
         """Close the connection."""
@@ -274,7 +282,6 @@ class Source:
         redirect: Redis's id of the other connection.
 
     Attributes:
-        client: What to read with.
         until: Monotonic time until which all that was read with it may be believed, unless told otherwise.
         checked_at: Monotonic time when it last was known to be there.
         refused: Whether Redis does not allow it.
@@ -287,21 +294,28 @@ class Source:
         self._redirect = redirect
         self._connected = False
         pool = client.connection_pool
-        self._options = {**pool.connection_kwargs, "redis_connect_func": self._on_connect}
         self._on_connected = pool.connection_kwargs.get("redis_connect_func")
-        self.client = redis.Redis(connection_pool=redis.ConnectionPool(
-            connection_class=pool.connection_class, max_connections=1, **self._options))
+        self._connection: Any = pool.connection_class(
+            **{**pool.connection_kwargs, "redis_connect_func": self._on_connect})
+
+    def pipeline(self) -> Reads:
+        """Return what gathers commands, to send them together."""
+        return Reads(self._ask)
 
     @redis_call
     def check(self) -> None:
         """Ask Redis for a sign of life."""
-        self.client.ping()
+        self._ask([("PING",)])
 
     def close(self) -> None:
         """Close it; nothing that was read with it may be believed any more."""
         self.until = float("-inf")
-        self.client.close()
-        self.client.connection_pool.disconnect()
+        self._connection.disconnect()
+
+    def _ask(self, commands: list[tuple[str, ...]]) -> list[Any]:
+        connection = self._connection
+        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        return [_answer_of(connection) for _ in commands]
 
     def _on_connect(self, connection: Any) -> None:
         if self._connected:
@@ -414,3 +428,47 @@ def packed(*words: Any) -> bytes:
         data = word if type(word) is bytes else str(word).encode()
         parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
+
+
+class Reads:
+    """Commands that go to Redis together: what a pipeline of redis-py is, without the pool and the rest of a client.
+
+    It takes a third of the time, which is most of that of a read.
+
+    Arguments:
+        ask: Sends commands; returns their answers.
+    """
+
+    def __init__(self, ask: Callable[[list[tuple[str, ...]]], list[Any]]) -> None:
+        self._ask = ask
+        self._commands: list[tuple[str, ...]] = []
+
+    def get(self, key: str) -> None:
+        """Read a string."""
+        self._commands.append(("GET", key))
+
+    def hget(self, key: str, field: str) -> None:
+        """Read a field of a hash."""
+        self._commands.append(("HGET", key, field))
+
+    def hgetall(self, key: str) -> None:
+        """Read all fields of a hash."""
+        self._commands.append(("HGETALL", key))
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Return the answers, those of HGETALL as dicts; an error of one command is its answer, or raised."""
+        answers = self._ask(self._commands)
+        for at, (command, answer) in enumerate(zip(self._commands, answers)):
+            if raise_on_error and isinstance(answer, Exception):
+                raise answer
+            if command[0] == "HGETALL" and isinstance(answer, list):
+                answers[at] = dict(zip(answer[::2], answer[1::2]))
+        return answers
+
+
+def _answer_of(connection: Any) -> Any:
+    """Return Redis's next answer; an error that it answers is one."""
+    try:
+        return connection.read_response()
+    except redis.ResponseError as exc:
+        return exc

@@ -273,7 +273,7 @@ class Store:
 
     def _pipeline(self, source: Source | None) -> Any:
         client = self.redis
-        return (client if source is None else source.client).pipeline(transaction=False)
+        return client.pipeline(transaction=False) if source is None else source.pipeline()
 
     @redis_call
     def connect(self) -> None:

@@ -127,9 +127,8 @@ class Subscription:
 
     # -- put in
 
-    def hear(self, path: str, parts: Parts) -> None:
+    def hear(self, path: str, parts: Parts, stamp: Stamp) -> None:
         """Take what Redis told of a key."""
-        stamp = stamp_of(parts)
         with self._mutex:
             known = self._known.get(path)
             if known is not None and (stamp < known.stamp or stamp == known.stamp and known.told):
@@ -448,11 +447,12 @@ class Subscriptions:
             parts = _parts_of(self.keys.place(path), data)
         except (InvalidKey, ValueError):
             return
-        if stamp_of(parts).stored_at > (self.reader.store.clock.now() + FUTURE) * 1000:
+        stamp = stamp_of(parts)
+        if stamp.stored_at > (self.reader.store.clock.now() + FUTURE) * 1000:
             return
         for subscription in self._all():
             if subscription.matches(path):
-                subscription.hear(path, parts)
+                subscription.hear(path, parts, stamp)
 
     def look_around(self) -> None:
         """Tell of keys whose time is over, now and then."""
@@ -544,8 +544,11 @@ class Subscriptions:
         if item is None:
             return None
         path, news = item
+        if news.parts is None:
+            return KeyChange(path, None, None)
+        place = self.keys.place(path)
         try:
-            entry = self._entry(path, news)
+            entry = self._entry(place, news.parts)
         except StoreError:
             subscription.put_back(path, news)
             raise
@@ -554,9 +557,9 @@ class Subscriptions:
         if self.events.wanted("change"):
             self.events.emit("change", key=path, value=twin(entry.value), entry=entry)
         # Others are told of the same message; what one does to the value is not for them.
-        entry = replace(entry, value=twin(entry.value))
-        if news.parts is not None:
-            self.reader.shown(self.keys.place(path), news.parts)
+        if isinstance(entry.value, (dict, list)):
+            entry = replace(entry, value=twin(entry.value))
+        self.reader.shown(place, news.parts)
         return KeyChange(path, entry.value, entry)
 
     def _read_unread(self, subscription: Subscription) -> None:
@@ -567,15 +570,12 @@ class Subscriptions:
             there = entry_of(place, parts, now) is not None
             subscription.fill(place.path, parts, known[place.path], there)
 
-    def _entry(self, path: str, news: News) -> Entry | None:
-        if news.parts is None:
-            return None
-        place = self.keys.place(path)
+    def _entry(self, place: Place, parts: Parts) -> Entry | None:
         if place.key == self.keys.about:
             # What has no value in one piece is told without it.
             return self.reader.stored_whole(place)
         # What was over before it could be told is told as it was.
-        return entry_of(place, news.parts, stamp_of(news.parts).stored_at / 1000)
+        return entry_of(place, parts, stamp_of(parts).stored_at / 1000)
 
 
 class Watch:

@@ -83,8 +83,12 @@ def entry_of(place: Place, parts: Mapping[int, Stored | None], now: float) -> En
 
 def stamp_of(parts: Mapping[int, Stored | None]) -> Stamp:
     """Return which state of an entry its parts by slot make up."""
-    headers = [stored.header for stored in parts.values() if stored is not None]
-    return Stamp(max((header.stored_at for header in headers), default=0), sum(header.version for header in headers))
+    stored_at = version = 0
+    for stored in parts.values():
+        if stored is not None:
+            stored_at = max(stored_at, stored.header.stored_at)
+            version += stored.header.version
+    return Stamp(stored_at, version)
 
 
 def over_at(parts: Iterable[Stored | None], now: float) -> float:

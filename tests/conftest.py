@@ -6,7 +6,7 @@ import os
 import pytest
 import redis as redis_py
 
-from celery_memsync import MemorySyncManager
+from celery_memsync import MemorySyncManager, link, subscriptions
 
 from .helpers import RedisServer
 
@@ -56,6 +56,16 @@ def make_memsync(redis_url):
     yield make
     for manager in made:
         manager.shutdown(timeout=0.5)
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """What is looked at now and then is looked at all the time, so that nobody has to wait for it."""
+    for module, name, seconds in (
+        (link, "CHECK_INTERVAL", 0.1), (link, "ANSWER_TIMEOUT", 1.0), (link, "TRUST", 1.1),
+        (subscriptions, "EXPIRY_INTERVAL", 0.1),
+    ):
+        monkeypatch.setattr(module, name, seconds)
 
 
 @pytest.fixture

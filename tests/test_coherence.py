@@ -1,9 +1,7 @@
 """Copies stay true when lines are slow and threads are many."""
 from __future__ import annotations
 
-import contextlib
 import random
-import socket
 import threading
 import time
 
@@ -13,95 +11,7 @@ from celery_memsync import link
 from celery_memsync.changes import SetValue
 
 from .helpers import eventually
-
-
-class Proxy:
-    """A TCP proxy before Redis that can hold back its answers.
-
-    Attributes:
-        url: Where it listens.
-        held: What is held back.
-    """
-
-    def __init__(self, port):
-        self.port = port
-        self.held = []
-        self._asked = []
-        self._holding = lambda asked: False
-        self._questions = None
-        self._changed = threading.Condition()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc_info):
-        self.release()
-        self._listener.close()
-
-    def hold(self, *words, new=True):
-        """Hold back answers on connections over which one of some words was sent, or will be unless ``new`` is false."""
-        known = list(map(id, self._asked))
-        self._hold_if(lambda asked: (new or id(asked) in known) and any(word in asked for word in words))
-
-    def hold_questions(self, word):
-        """Hold back what is asked from now on over connections on which a word was sent."""
-        with self._changed:
-            self._questions = word
-
-    def release_answers(self):
-        self._hold_if(lambda asked: False)
-
-    def release(self):
-        with self._changed:
-            self._questions = None
-        self.release_answers()
-
-    def _hold_if(self, holding):
-        with self._changed:
-            self._holding = holding
-            self._changed.notify_all()
-
-    def _accept(self):
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            server, asked = socket.create_connection(("127.0.0.1", self.port)), bytearray()
-            self._asked.append(asked)
-            threading.Thread(target=self._pump, args=(client, server, asked, False), daemon=True).start()
-            threading.Thread(target=self._pump, args=(server, client, asked, True), daemon=True).start()
-
-    def _pump(self, source, target, asked, answers):
-        try:
-            while data := source.recv(65536):
-                if answers:
-                    self._wait(data, asked)
-                else:
-                    with self._changed:
-                        self._changed.wait_for(lambda: self._questions is None or self._questions not in asked)
-                    asked += data
-                target.sendall(data)
-        except OSError:
-            pass
-        finally:
-            for end in (source, target):
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-                end.close()
-
-    def _wait(self, data, asked):
-        with self._changed:
-            if self._holding(asked):
-                self.held.append(data)
-                self._changed.wait_for(lambda: not self._holding(asked))
-
-
-#: Words by which connections are known.
-LISTENER, READERS, WRITER = b"SUBSCRIBE", b"TRACKING", b"EVALSHA"
+from .proxy import LISTENER, READERS, WRITER, Proxy
 
 
 @pytest.fixture

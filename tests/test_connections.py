@@ -7,7 +7,9 @@ from celery.exceptions import ImproperlyConfigured
 
 from celery_memsync.connections import CALL_TIMEOUT, CONNECT_TIMEOUT, connect
 
-from .helpers import free_port
+from .helpers import eventually, free_port
+from .proxy import Proxy
+from .test_coherence import in_background, tell
 
 
 def options_of(client):
@@ -72,3 +74,20 @@ def test_a_redis_that_is_away_is_told_soon():
         client.ping()
 
     assert options_of(client)["retry"]._retries <= 1
+
+
+def test_a_read_that_is_under_way_at_shutdown_gets_its_answer(make_memsync, own_server):
+    with Proxy(own_server.port) as proxy:
+        memsync = make_memsync(url=proxy.url, cache_size=0)
+        other = make_memsync(url=own_server.url, batch_interval=60.0)
+        tell(other, a=1)
+        memsync.read("warm")
+
+        proxy.hold(b"GET")
+        answer = in_background(lambda: memsync.read("a"))
+        eventually(lambda: proxy.held)
+        memsync.shutdown(timeout=0.1)
+        proxy.release()
+
+        assert answer() == 1
+        assert len(proxy._asked) == 1

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from .helpers import eventually
-from .test_coherence import Proxy, is_hit, tell
+from .proxy import Proxy
+from .test_coherence import is_hit, tell
 
 
 class Limit(Exception):

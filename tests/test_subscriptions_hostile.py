@@ -10,6 +10,8 @@ from celery_memsync.keys import Keys
 from .helpers import eventually
 from .test_subscriptions import Ear, cut_off, tell
 
+pytestmark = pytest.mark.usefixtures("hasty")
+
 keys = Keys("task-sentinel")
 
 HUGE = b"9" * 400

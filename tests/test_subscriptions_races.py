@@ -8,7 +8,7 @@ import pytest
 from celery_memsync import link, subscriptions
 
 from .helpers import eventually
-from .test_coherence import LISTENER, Proxy
+from .proxy import LISTENER, Proxy
 from .test_subscriptions import GONE, Ear, tell
 
 

@@ -11,6 +11,8 @@ from celery_memsync import InvalidKey, InvalidValue, MemorySyncManager
 from .helpers import eventually
 from .test_subscriptions import Ear, cut_off, short, tell
 
+pytestmark = pytest.mark.usefixtures("hasty")
+
 
 class Consumer(threading.Thread):
     """Goes through a watch in a thread of its own, and notes what it gets."""
