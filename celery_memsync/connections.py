@@ -400,12 +400,20 @@ class Ear:
 
     @redis_call
     def listen(self) -> None:
-        """Subscribe, unless that is done."""
-        if not self._subscribed:
-            self._connection.connect()
-            self._connection.send_command("SUBSCRIBE", self.channel)
-            self._connection.read_response()
-            self._subscribed = True
+        """Subscribe, unless that is done; a connection that breaks meanwhile is made anew once."""
+        if self._subscribed:
+            return
+        try:
+            self._subscribe()
+        except redis.ConnectionError:
+            self._connection.disconnect()
+            self._subscribe()
+        self._subscribed = True
+
+    def _subscribe(self) -> None:
+        self._connection.connect()
+        self._connection.send_command("SUBSCRIBE", self.channel)
+        self._connection.read_response()
 
     @redis_call
     def hear(self, timeout: float) -> bytes | None:

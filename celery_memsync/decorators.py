@@ -81,14 +81,20 @@ class Guard:
 
     def _enter(self, lock: Lock, active: ActiveRun | None, function: Any) -> None:
         try:
-            lock.__enter__()
+            self._take(lock, active)
         except LockNotAcquired as exc:
-            if not _is_retry_of(active, exc):
-                self._hold_back(exc, function)
-            lock.wait = max(PATIENCE, lock.wait)
-            lock.__enter__()
+            self._hold_back(exc, function)
         if active is not None:
             active.speak_under(lock.fence)
+
+    def _take(self, lock: Lock, active: ActiveRun | None) -> None:
+        try:
+            lock.__enter__()
+        except LockNotAcquired as exc:
+            if lock.wait >= PATIENCE or not _is_retry_of(active, exc):
+                raise
+            lock.wait = PATIENCE
+            lock.__enter__()
 
     def _hold_back(self, exc: LockNotAcquired, function: Any) -> None:
         """Raise what ends a run that did not get the lock."""

@@ -74,15 +74,22 @@ class LockNotAcquired(LockError):
         name: Of the lock.
         holder: A :class:`~celery_memsync.LockRecord` of who holds it, None if that is not known.
         waited: Seconds that it was waited for.
+        message: What to say, if that is known.
     """
 
-    def __init__(self, name: str, holder: Any = None, waited: float = 0.0) -> None:
-        task = f" for task {holder.task_id}" if holder is not None and holder.task_id else ""
-        whose = "somebody else" if holder is None else f"{holder.worker_id}{task}"
-        waiting = f" after {waited:.3g} s of waiting" if waited else ""
-        super().__init__(f"the lock {name} is held by {whose}{waiting}; try again later, or wait longer for it")
+    def __init__(self, name: str, holder: Any = None, waited: float = 0.0, message: str = "") -> None:
+        if not message:
+            task = f" for task {holder.task_id}" if holder is not None and holder.task_id else ""
+            whose = "somebody else" if holder is None else f"{holder.worker_id}{task}"
+            waiting = f" after {waited:.3g} s of waiting" if waited else ""
+            message = f"the lock {name} is held by {whose}{waiting}; try again later, or wait longer for it"
+        # Result backends keep the arguments, as JSON, and make the error anew from them.
+        super().__init__(name, None, waited, message)
         self.name = name
         self.holder = holder
+
+    def __str__(self) -> str:
+        return str(self.args[3])
 
 
 class LockLost(LockError):
@@ -93,11 +100,14 @@ class LockLost(LockError):
     """
 
     def __init__(self, name: str) -> None:
-        super().__init__(
-            f"the lock {name} is not held here (any more): its lease has run out, or it was given back; "
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return (
+            f"the lock {self.name} is not held here (any more): its lease has run out, or it was given back; "
             "stop what needs it, somebody else may be at it already"
         )
-        self.name = name
 
 
 class NotInTask(MemSyncError):

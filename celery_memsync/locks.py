@@ -214,7 +214,7 @@ class Locks:
         self._look_by(grant.renew_at)
 
     def extend(self, grant: Grant, ttl: float) -> None:
-        """Let the lease end ``ttl`` seconds from now; it is renewed for as long from then on.
+        """Let the lease end ``ttl`` seconds from now, or later; it is renewed for as long from then on.
 
         Raises:
             LockLost: If it is not held any more.
@@ -296,7 +296,7 @@ class Locks:
         Arguments:
             free: Whether Redis is there, so that it makes sense.
         """
-        for grant in self._grants.values():
+        for grant in list(self._grants.values()):
             grant.state = "leaving"
         try:
             if free:
@@ -361,8 +361,8 @@ class Locks:
                 self._end(grant)
 
     def _lose(self, grant: Grant) -> None:
-        if self._grants.pop(grant.ask.holder, None) is not None and grant.state == "held":
-            grant.state = "over"
+        if grant.state == "held":
+            self._end(grant)
             self._tell_loss(grant)
 
     def _tell_loss(self, grant: Grant) -> None:
@@ -401,6 +401,8 @@ class Locks:
     def _end(self, grant: Grant) -> None:
         grant.state = "over"
         self._grants.pop(grant.ask.holder, None)
+        if self._of_tasks.get(grant.name) is grant:
+            self._of_tasks.pop(grant.name, None)
 
 
 class Lock:
@@ -458,7 +460,7 @@ class Lock:
         return grant is not None and self._find()[0].release(grant)
 
     def extend(self, ttl: float) -> None:
-        """Let the lease end ``ttl`` seconds from now, and renew it for as long from then on.
+        """Let the lease end ``ttl`` seconds from now, and renew it for as long from then on; it does not get shorter.
 
         Raises:
             LockLost: If it is not held any more.

@@ -270,7 +270,10 @@ class MemSync(MemorySyncManager):
 
     def _owner(self) -> Owner:
         active = active_run.get()
-        return Owner() if active is None or active.memsync is not self else Owner(active.task_id, active.run.run or "-")
+        if active is None:
+            return Owner()
+        active.lenders.add(self)
+        return Owner(active.task_id, active.run.run or "-")
 
     def _forget(self) -> None:
         super()._forget()

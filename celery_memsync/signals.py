@@ -57,9 +57,10 @@ class ActiveRun:
     Attributes:
         outer: The run whose body called this one eagerly, if any.
         fence: Of the lock around its body; 0 for none.
+        lenders: The memories whose locks it has taken.
     """
 
-    __slots__ = ("memsync", "task_id", "place", "key", "run", "started", "outer", "fence", "_progress")
+    __slots__ = ("memsync", "task_id", "place", "key", "run", "started", "outer", "fence", "lenders", "_progress")
 
     def __init__(self, memsync: MemSync, place: Place, key: str, run: TaskRun, started: float) -> None:
         self.memsync = memsync
@@ -70,6 +71,7 @@ class ActiveRun:
         self.started = started
         self.outer = active_run.get()
         self.fence = 0
+        self.lenders: set[MemSync] = set()
         self._progress: Progress | None = None
 
     @property
@@ -350,7 +352,8 @@ class TaskSignals:
         if active.reported:
             # A soft time limit may have struck between a report and its queue.
             memsync.writer.put(active.progress)
-        memsync.end_run(active.run.run or "")
+        for lender in active.lenders:
+            lender.end_run(active.run.run or "")
         if state is None:
             return
         ended = time.monotonic()

@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import uuid
 
 import pytest
 from celery import Celery, Task, chain, chord, group
 
-from celery_memsync import InvalidKey, LockNotAcquired, MemSync
+from celery_memsync import InvalidKey, LockLost, LockNotAcquired, MemSync
 
 
 @pytest.fixture
@@ -192,6 +193,19 @@ def test_a_function_that_is_called_in_another_task_does_not_end_that_task(memsyn
             return exc.holder.worker_id
 
     assert outer.delay().get() == "holder"
+
+
+def test_the_error_comes_as_it_was_out_of_a_pickle_and_a_result_backend(memsync, hold):
+    hold("a")
+    with pytest.raises(LockNotAcquired) as caught:
+        memsync.lock("a", wait=0.01).__enter__()
+    backend = memsync.app.backend
+
+    for error in (pickle.loads(pickle.dumps(caught.value)),
+                  backend.exception_to_python(backend.prepare_exception(caught.value, "json"))):
+        assert (type(error), error.name, str(error)) == (LockNotAcquired, "a", str(caught.value))
+    lost = backend.exception_to_python(backend.prepare_exception(LockLost("a"), "json"))
+    assert (type(lost), str(lost)) == (LockLost, str(LockLost("a")))
 
 
 def test_an_eager_task_that_is_skipped_is_skipped(memsync, hold):

@@ -20,7 +20,7 @@ from celery_memsync.records import Stored
 from .helpers import ROOT, eventually
 from .lock_player import TTL
 
-SECONDS = float(os.environ.get("MEMSYNC_SOAK", "8"))
+SECONDS = float(os.environ.get("MEMSYNC_SOAK", "5"))
 SEED = int(os.environ.get("MEMSYNC_SEED", random.SystemRandom().randrange(10 ** 6)))
 PLAYERS = 8
 

@@ -222,6 +222,17 @@ def test_a_lock_can_be_extended(memsync, other):
     assert lock.owned
 
 
+def test_a_lease_does_not_get_shorter_by_a_renewal_that_was_under_way(memsync, other):
+    lock = memsync.lock("a", ttl=5)
+    lock.acquire()
+    under_way = next(iter(memsync._open().locks._grants.values())).ask
+    lock.extend(100)
+
+    memsync.store.renew_locks([under_way])
+
+    assert other.locks()[0].ttl > 99
+
+
 def test_a_lost_lock_can_not_be_extended(memsync, lost, redis):
     lock = memsync.lock("a")
     lock.acquire()

@@ -1,4 +1,4 @@
--- Let the leases of locks begin anew, as far as they are still held.
+-- Let the leases of locks begin anew, as far as they are still held; none gets shorter.
 --
 -- KEYS[1..n]  lock    string: an entry, see lock_pass.lua
 -- KEYS[n+1]   index   sorted set: path of each lock that is held, by the end of its lease (ms)
@@ -24,9 +24,10 @@ for i = 1, n do
   local held = first and since + lease > now_ms and string.match(writes, "^[^,]*") == holder
   answers[i] = held and 1 or 0
   if held then
-    text = string.format("%s %.0f %s %s%s", first, now_ms + ttl_ms - since, lag, writes, rest)
-    redis.call("SET", KEYS[i], text, "PX", string.format("%.0f", ttl_ms + MEMORY))
-    leases[#leases + 1] = string.format("%.0f", now_ms + ttl_ms)
+    local ends = math.max(now_ms + ttl_ms, since + lease)
+    text = string.format("%s %.0f %s %s%s", first, ends - since, lag, writes, rest)
+    redis.call("SET", KEYS[i], text, "PX", string.format("%.0f", ends - now_ms + MEMORY))
+    leases[#leases + 1] = string.format("%.0f", ends)
     leases[#leases + 1] = path
   end
 end

@@ -179,6 +179,19 @@ def test_a_worker_that_stops_leaves_no_lock(make_fleet, name, how):
     assert seconds_until_free(fleet, name) < 2
 
 
+def test_locks_hold_in_children_that_are_spawned(make_fleet, name):
+    fleet = make_fleet(include=["tests.integration.tasks", TASKS])
+    fleet.start_worker("-c", "2", worker_pool_start_method="spawn")
+    first = send(fleet, "end", name, "return", 0.7)
+    wait_begun(fleet, first, timeout=30)
+
+    second, killed = send(fleet, "insist", name), send(fleet, "end", "k" + name, "kill")
+
+    assert holder(fleet, name).task_id == first.id
+    assert fleet.wait(first, "SUCCESS") and fleet.wait(second, "SUCCESS") and fleet.wait(killed, "FAILURE")
+    assert seconds_until_free(fleet, "k" + name) < 1
+
+
 @pytest.mark.parametrize("pool", ["threads", "solo", "gevent", "eventlet"])
 def test_locks_hold_in_every_pool(make_fleet, name, pool):
     pytest.importorskip(pool) if pool in ("gevent", "eventlet") else None
