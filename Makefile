@@ -29,6 +29,7 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/progress.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/fleet.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .hypothesis build celery_memsync.egg-info census
