@@ -22,8 +22,8 @@ test: .venv/installed lint
 	$(BIN)/python -m pytest
 
 lint: .venv/installed
-	$(BIN)/python -m flake8 celery_memsync tests example_project benchmarks
-	$(BIN)/python -m isort --check-only --quiet celery_memsync tests example_project benchmarks
+	$(BIN)/python -m flake8 celery_memsync celery_memsync_probe.py tests example_project benchmarks
+	$(BIN)/python -m isort --check-only --quiet celery_memsync celery_memsync_probe.py tests example_project benchmarks
 	$(BIN)/python -m mypy
 
 bench: .venv/installed
