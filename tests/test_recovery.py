@@ -181,6 +181,22 @@ def test_only_what_is_lost_is_sent_again(make_sender, status):
     assert sender.take(task) is None
 
 
+def test_what_nobody_can_read_does_not_hold_up_the_others(make_sender, redis):
+    sender = make_sender()
+    task = sender.task()
+    task.delay(1)
+    request = sender.take(task)
+    sender.receive(request)
+    eventually(sender.kept)
+    for number, body in enumerate((b"", b"[]", b"{}", b'{"id": "x"}', b"\xff")):
+        redis.hset(sender.memsync.keys.messages(sender.memsync.store.token), f"foreign-{number}", body)
+
+    done = sender.lose(request.id)
+
+    assert len(done) == 1
+    assert sender.take(task).id == request.id
+
+
 def test_what_has_a_result_is_not_sent_again(make_sender, redis_url):
     sender = make_sender(result_backend=redis_url)
     task = sender.task()
