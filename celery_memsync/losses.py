@@ -140,10 +140,13 @@ class Losses:
 
     def _settle(self, losses: list[Loss]) -> None:
         for loss in losses:
-            if loss.fresh and loss.name not in self._told:
+            if time.monotonic() > loss.until:
+                # It took too long to come to it: it is another's by now, or will be given to somebody anew.
+                del self._losses[loss.name]
+            elif loss.fresh and loss.name not in self._told:
                 self._told.add(loss.name)
                 self.events.emit("worker-lost", worker_id=loss.worker_id)
-        losses = self._renewed(losses)
+        losses = self._renewed(list(self._losses.values()))
         lost = self._look_at(losses)
         for task_ids in _chunks(self._candidates(lost)):
             if any(time.monotonic() > loss.until - self.lease / 2 for loss in losses):

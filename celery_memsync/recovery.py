@@ -13,7 +13,7 @@ from kombu.messaging import Producer
 
 from . import values
 from .broker import bounded_connection
-from .exceptions import InvalidKey
+from .exceptions import InvalidKey, StoreError
 from .keys import LIFE
 from .periodic import PeriodicThread
 from .records import TaskRun, rank_of, run_key
@@ -26,6 +26,11 @@ MARK, REQUEUE = "mark", "requeue"
 
 #: Properties of a message that its second sending has too; the others are the broker's, or given by themselves.
 PROPERTIES = ("correlation_id", "reply_to", "message_id", "type", "app_id")
+
+#: What is kept of a message.
+_PARTS = frozenset({
+    "id", "key", "recoveries", "body", "headers", "exchange", "routing_key", "priority", "delivery_mode", "content_type",
+    "content_encoding", "properties"})
 
 #: Messages that are kept, or forgotten, in one round trip.
 AT_ONCE = 100
@@ -187,10 +192,7 @@ class Recovery:
                     if not renewed:
                         return []
                     (loss,) = renewed
-                if self._has_succeeded(packed["id"], life):
-                    self._tell(packed["id"], life.evolve(status=SUCCESS, exception=None), packed["key"])
-                else:
-                    self._send(producer, packed, life)
+                self._send_unless_done(producer, packed, life)
                 # Only now, so that it is sent by another if this one is killed before.
                 self.memsync.store.keep_messages(loss.token, {run: None}, self.memsync.settings.default_ttl)
         return [loss]
@@ -198,13 +200,29 @@ class Recovery:
     def _lost(self, messages: dict[str, bytes]) -> Iterator[tuple[str, dict[str, Any], TaskRun]]:
         """Yield what is to be sent again: runs that are lost, and not those that have ended or came back."""
         for run, body in messages.items():
-            packed = values.decode(body)
+            packed = _unpacked(body)
+            if packed is None:
+                continue
             (task,) = self.memsync.store.read_tasks([packed["id"]])
             life = task.slots.get(LIFE)
             known = None if life is None else TaskRun.from_row(life.value, packed["id"])
             if life is not None and known is not None and life.header.run == packed["key"] and \
                     life.header.rank == rank_of("LOST"):
                 yield run, packed, known
+
+    def _send_unless_done(self, producer: Any, packed: dict[str, Any], life: TaskRun) -> None:
+        try:
+            if self._has_succeeded(packed["id"], life):
+                self._tell(packed["id"], life.evolve(status=SUCCESS, exception=None), packed["key"])
+            else:
+                self._send(producer, packed, life)
+        except StoreError:
+            raise
+        except self._broker_errors():
+            raise
+        except Exception:
+            # Such as an exchange that is declared otherwise by now: the others are sent all the same.
+            logger.exception("Task %s[%s] of a lost worker can't be sent again", life.name, packed["id"])
 
     def _send(self, producer: Any, packed: dict[str, Any], life: TaskRun) -> None:
         recoveries, now = packed["recoveries"] + 1, round(self.memsync.store.clock.now(), 3)
@@ -240,3 +258,12 @@ class Recovery:
         except InvalidKey:
             # It came from somebody else's memory.
             return
+
+
+def _unpacked(body: bytes) -> dict[str, Any] | None:
+    """Return a message that is kept; None for what another version may have left there."""
+    try:
+        packed = values.decode(body)
+    except ValueError:
+        return None
+    return packed if isinstance(packed, dict) and _PARTS <= packed.keys() else None

@@ -120,6 +120,8 @@ def worker_record(worker_id: str, stored: Stored, since: float, ttl: float = 0.0
         ttl: How long ago ``since`` is, in seconds: one that beats less often has that many times longer.
     """
     last_beat = stored.header.time / 1000
-    record = WorkerRecord.from_dict(worker_id, stored.value).evolve(last_beat=last_beat)
+    value = stored.value
+    record = WorkerRecord.from_dict(worker_id, {**value, "last_beat": last_beat} if isinstance(value, dict) else {
+        "last_beat": last_beat})
     silent = last_beat + ttl * (max(1.0, record.stretch) - 1) <= since and record.status != "offline"
     return record.evolve(status="lost") if silent else record

@@ -9,12 +9,13 @@ from celery import chord, group
 
 from ..helpers import eventually
 
-TTL = 2.0
+#: Of the fleets of these tests, in seconds.
+INTERVAL, TTL = 0.3, 1.5
 
 
 @pytest.fixture
 def fleet(make_fleet):
-    return make_fleet(memsync_worker_ttl=TTL)
+    return make_fleet(memsync_worker_ttl=TTL, memsync_heartbeat_interval=INTERVAL)
 
 
 def lose(worker):
@@ -22,9 +23,9 @@ def lose(worker):
     worker.signal(signal.SIGKILL)
 
 
-def start_two(fleet, *args):
+def start_two(fleet, slots="1"):
     """Return a worker that takes all, and others that go on when it is gone."""
-    first = fleet.start_worker(*args, "-c", "4")
+    first = fleet.start_worker("-c", slots)
     others = [fleet.worker("-c", "2"), fleet.worker("-P", "threads", "-c", "2")]
     return first, others
 
@@ -35,15 +36,16 @@ def kept(fleet):
         return [run for key in client.keys(f"{fleet.name}//*/messages/*") for run in client.hkeys(key)]
 
 
-def test_a_task_runs_again_once_with_all_that_it_had(fleet):
-    first, others = start_two(fleet)
+def test_tasks_that_ask_for_it_run_again_once_with_all_that_they_had(fleet):
+    first, others = start_two(fleet, "6")
     link, link_error = fleet.task("heard").s("link"), fleet.task("heard").s("error")
     plain = fleet.task("hold_again").apply_async(
         ("a",), {"x": [1, "ö"]}, link=link, link_error=link_error, headers={"mark": "m1"}, priority=3)
     chained = (fleet.task("hold_again").s("b") | fleet.task("heard").s("chain")).apply_async()
     gathered = chord(group(fleet.task("hold_again").s(key) for key in "cd"), fleet.task("heard").s("chord")).apply_async()
     ids = [plain.id, chained.parent.id, *(child.id for child in gathered.parent.results)]
-    for task_id in ids:
+    once = [fleet.send("sleep", 60), fleet.send("hold_late")]
+    for task_id in [*ids, *(result.id for result in once)]:
         eventually(lambda: fleet.notes("begin", task_id) and fleet.status(task_id) == "STARTED")
     for other in others:
         other.start()
@@ -65,43 +67,14 @@ def test_a_task_runs_again_once_with_all_that_it_had(fleet):
     assert [row["args"] for row in rows if row["what"] == "heard" and "link" in row["args"]] == [["a", "link"]]
     assert [len(fleet.notes("begin", task_id)) for task_id in ids] == [2, 2, 2, 2]
     assert [len(fleet.notes("task-lost", task_id)) for task_id in ids] == [1, 1, 1, 1]
+    assert [fleet.status(result.id) for result in once] == ["LOST", "LOST"]
+    assert [len(fleet.notes("begin", result.id)) for result in once] == [1, 1]
     eventually(lambda: fleet.reader.get_queue() == {"pending": [], "processing": []})
     eventually(lambda: kept(fleet) == [])
 
 
-def test_only_tasks_that_ask_for_it_are_kept_and_sent_again_and_none_that_the_broker_redelivers(fleet):
-    first, others = start_two(fleet)
-    results = [fleet.send("sleep", 60), fleet.send("hold_late"), fleet.send("hold_again", "a")]
-    for result in results:
-        eventually(lambda: fleet.notes("begin", result.id) and fleet.status(result.id) == "STARTED")
-    eventually(lambda: len(kept(fleet)) == 1)
-    others[0].start()
-
-    lose(first)
-
-    fleet.wait(results[2], "SUCCESS", timeout=15)
-    assert [fleet.status(result.id) for result in results[:2]] == ["LOST", "LOST"]
-    assert [len(fleet.notes("begin", result.id)) for result in results] == [1, 1, 2]
-
-
-def test_what_has_ended_is_not_kept(fleet):
-    worker = fleet.start_worker("-c", "2")
-    results = [fleet.send("hold_again", str(number), 0.2) for number in range(8)]
-    eventually(lambda: kept(fleet))
-
-    for result in results:
-        fleet.wait(result, "SUCCESS")
-
-    eventually(lambda: kept(fleet) == [])
-    held = fleet.send("hold_again", "x", 2)
-    fleet.wait(held, "STARTED")
-    eventually(lambda: kept(fleet))
-    worker.stop(signal.SIGQUIT)
-    assert kept(fleet) == []
-
-
 def test_a_task_that_kills_its_workers_is_sent_again_so_often_and_no_more(make_fleet):
-    fleet = make_fleet(memsync_worker_ttl=1.2, memsync_heartbeat_interval=0.3)
+    fleet = make_fleet(memsync_worker_ttl=TTL, memsync_heartbeat_interval=INTERVAL)
     workers = [fleet.worker("-c", "1", "-Q", queue) for queue in (fleet.name, fleet.name, fleet.name, "none")]
     workers[3].start()
     result = fleet.send("kill_own_worker")
@@ -120,7 +93,7 @@ def test_a_task_that_kills_its_workers_is_sent_again_so_often_and_no_more(make_f
 def test_a_worker_that_is_back_after_its_task_was_sent_again_leaves_two_runs(fleet):
     paused = fleet.start_worker("-P", "threads", "-c", "2")
     other = fleet.worker("-c", "2")
-    result = fleet.send("hold_again", "a", 5.0)
+    result = fleet.send("hold_again", "a", 4.0)
     eventually(lambda: fleet.notes("begin", result.id) and fleet.status(result.id) == "STARTED")
     other.start()
 
@@ -135,7 +108,8 @@ def test_a_worker_that_is_back_after_its_task_was_sent_again_leaves_two_runs(fle
 
 
 def test_a_broker_that_is_away_when_a_worker_is_lost_gets_its_tasks_later(make_fleet, own_broker):
-    fleet = make_fleet(broker=own_broker, memsync_worker_ttl=TTL, result_backend=None)
+    fleet = make_fleet(
+        broker=own_broker, memsync_worker_ttl=TTL, memsync_heartbeat_interval=INTERVAL, result_backend=None)
     first, others = start_two(fleet)
     result = fleet.send("hold_again", "a")
     eventually(lambda: fleet.notes("begin", result.id) and kept(fleet))
