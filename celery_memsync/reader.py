@@ -484,5 +484,5 @@ def _may_meet(fixed: str, start: str) -> bool:
 def _number(body: bytes) -> Any:
     try:
         return values.decode(body)
-    except ValueError:
+    except values.UNREADABLE:
         return None

@@ -168,7 +168,7 @@ class Stored:
     def _decode(self) -> Any:
         try:
             return values.decode(self.body)
-        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
+        except values.UNREADABLE:
             return _UNREADABLE
 
     def gone(self, now: float) -> bool:

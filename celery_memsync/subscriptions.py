@@ -656,6 +656,8 @@ def _parts_of(place: Place, data: bytes) -> Parts:
     """
     where, *lines = data.split(b"\n")
     stored = [Stored.parse(b"\n".join(lines[at:at + 2])) for at in range(0, len(lines), 2)]
+    if not stored:
+        raise ValueError("it tells nothing")
     if where != place.where.encode() and not (where == b"%d" % LIFE and place.task_id and place.slot == STATE):
         raise ValueError("it is told of another place")
     if place.task_id and place.slot == STATE:

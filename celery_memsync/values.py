@@ -1,7 +1,7 @@
 """Values as JSON bytes, and back."""
 from __future__ import annotations
 
-import json as stdlib_json
+from json import JSONDecoder
 from typing import Any, Iterable, Mapping
 
 from kombu.utils import json
@@ -14,10 +14,13 @@ _MARKS = {"__type__", "__value__"}
 #: Kombu's encoder, made once: that is a third of the cost of a small value.
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
+#: What :func:`decode` may raise for somebody else's data: kombu makes its own types of them.
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
+
 #: Kombu's decoder, made once: to make one takes five times as long as to decode a small value.
-_DECODER = stdlib_json.JSONDecoder(object_hook=json.object_hook)
+_DECODER = JSONDecoder(object_hook=json.object_hook)
 #: The same for JSON without kombu's own types, which it need not look for in every dict.
-_PLAIN_DECODER = stdlib_json.JSONDecoder()
+_PLAIN_DECODER = JSONDecoder()
 
 _PLAIN = frozenset({str, int, bool, type(None)})
 

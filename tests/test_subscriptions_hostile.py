@@ -30,7 +30,8 @@ BODIES = (
     b"[5,null,null,null,null,1," + HUGE + b"]", b'[5,1,2,3,4,5,6,7,{"progress":[]}]', b'["SUCCESS",5,[],{},"x"]',
 )
 MESSAGES = {
-    "empty": [b""], "garbage": [b"garbage"], "binary": [bytes(range(256)) * 4], "large": [b"x" * 1_000_000],
+    "empty": [b""], "nothing": [slot.strip() for slot in SLOTS], "garbage": [b"garbage"], "binary": [bytes(range(256)) * 4],
+    "large": [b"x" * 1_000_000],
     "lines": [b"\n" * 10_000], "no-header": [slot for slot in SLOTS], "no-slot": [HEADER + b"1"],
     "wrong-slot": [slot + HEADER + b"1" for slot in (b"9\n", b"0\n", b"-1\n", b"x\n", b":\n", HUGE + b"\n")],
     "short-header": [slot + b"1 2 3\n4" for slot in SLOTS],
@@ -53,7 +54,7 @@ def header(number):
 def test_what_somebody_else_publishes_stops_no_subscriber(memsync, other, redis, kind):
     ear, watch = Ear(memsync, "end"), memsync.watch("*")
     memsync.subscribe("*", lambda key, value, entry: None, lambda key: None)
-    everything = Ear(memsync)
+    everything, line = Ear(memsync), memsync._open().link._line
 
     for number, message in enumerate(MESSAGES[kind], 1):
         for channel in CHANNELS:
@@ -63,6 +64,21 @@ def test_what_somebody_else_publishes_stops_no_subscriber(memsync, other, redis,
     ear.hears("end", 1)
     everything.hears("end", 1)
     eventually(lambda: watch.get(timeout=5).key == "task-sentinel/end", timeout=60)
+    assert memsync._open().link._line is line
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"garbage", b"\xff", b"[" * 100_000, HUGE, b'{"__type__":[],"__value__":1}',
+    b'{"__type__":"decimal","__value__":"x"}', b'{"__type__":"datetime","__value__":5}'], ids=lambda body: body[:30])
+def test_a_counter_that_can_not_be_read_stops_nobody(memsync, other, redis, body):
+    ear = Ear(memsync, "coordination/metrics")
+    redis.hset(keys.metrics, "odd", body)
+
+    other.increment_metrics(done=1)
+    other.force_sync()
+
+    eventually(lambda: ear.of("coordination/metrics") and ear.of("coordination/metrics")[-1]["done"] == 1)
+    assert memsync.get_coordination_metrics()["odd"] in (None, int(HUGE))
 
 
 def test_a_message_that_claims_to_be_of_the_future_does_not_hide_what_is_true(memsync, other, redis):
