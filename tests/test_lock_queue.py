@@ -172,6 +172,23 @@ def test_the_connections_of_waiters_are_killed_and_they_still_get_it(memsync, ot
     assert sorted(number for number, _ in order) == [0, 1, 2]
 
 
+def test_a_turn_that_was_over_before_one_asked_again_is_not_believed(memsync, other, redis):
+    lock = memsync.lock("a", ttl=60)
+    lock.acquire()
+    order = []
+    thread = wait_in_thread(other, "a", order, 1)
+    holder, _, channel = redis.lindex("task-sentinel/locks/{a}/queue/", 0).decode().split()[:3]
+
+    heard = redis.publish(channel, f"{holder} {lock.fence - 1} 3000"), redis.publish(channel, f"other.1 {10 ** 17} 3000")
+    time.sleep(0.3)
+    before = list(order)
+    lock.release()
+    thread.join(10)
+
+    assert heard == (1, 1) and before == []
+    assert order[0][1] > lock.fence
+
+
 def test_waiting_does_not_poll(memsync, other, redis):
     lock = memsync.lock("a")
     lock.acquire()

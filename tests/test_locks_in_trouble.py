@@ -164,6 +164,19 @@ def test_attempts_in_an_outage_do_not_pile_up(make_memsync, monkeypatch):
     eventually(lambda: memsync._open().locks._grants == {})
 
 
+def test_what_is_no_lock_does_not_keep_others_from_being_renewed(memsync, redis):
+    redis.set("task-sentinel/locks/{foreign}", "something else")
+    lock = memsync.lock("a", ttl=0.6)
+    lock.acquire()
+
+    with pytest.raises(StoreError):
+        memsync.lock("foreign").acquire()
+    time.sleep(1.2)
+
+    assert lock.owned
+    assert len(memsync._open().locks._grants) == 1
+
+
 def test_what_a_run_still_holds_at_its_end_is_given_back(memsync, other):
     locks = memsync._open().locks
     locks.acquire("mine", 30.0, 0.0, Owner("t1", "run-1"))
