@@ -161,7 +161,8 @@ def signature_of(function: Any) -> inspect.Signature:
     Raises:
         TypeError: If it is a task already, or a coroutine.
     """
-    if isinstance(function, Task) or type(function).__mro__[-2] is Proxy:
+    # A task that is not made yet is a proxy, and would be made by being asked what it is.
+    if issubclass(type(function), Proxy) or isinstance(function, Task):
         raise TypeError("a lock goes around the body of a task: put this decorator below @app.task, not above it")
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
         raise TypeError(f"{_name_of(function)} is a coroutine or a generator: its body runs after the lock is given back")

@@ -171,7 +171,7 @@ class Locks:
                 if left <= 0 or grant.state == "leaving":
                     self.store.leave_lock(grant.ask)
                     break
-                self._sleep(grant, ear, asked, min(left, answer.lease + 0.001, LONGEST_SLEEP))
+                self._sleep(grant, ear, asked, answer, min(left, answer.lease + 0.001, LONGEST_SLEEP))
                 if grant.state == "held":
                     break
         except BaseException:
@@ -180,7 +180,7 @@ class Locks:
         self.store.give_back_ear(ear)
         return answer
 
-    def _sleep(self, grant: Grant, ear: Ear, asked: float, seconds: float) -> None:
+    def _sleep(self, grant: Grant, ear: Ear, asked: float, answer: LockAnswer, seconds: float) -> None:
         """Sleep until it is our turn, or there is reason to ask again."""
         end = time.monotonic() + seconds
         try:
@@ -189,8 +189,8 @@ class Locks:
                 if word is None:
                     break
                 holder, fence, lease_ms = word.split()
-                # A connection that is used again may hear what was meant for the one before.
-                if holder.decode() == grant.ask.holder:
+                # What is heard late was meant for the one before, or was over when we asked: others had it since.
+                if holder.decode() == grant.ask.holder and int(fence) > answer.fence:
                     self._take_turn(grant, int(fence), asked + int(lease_ms) / 1000)
                     break
         except StoreError:
@@ -318,8 +318,8 @@ class Locks:
         """
         promised, self._next_look = self._next_look, float("inf")  # who comes from now on has to ring
         try:
-            self._leave()
             self._renew(time.monotonic())
+            self._leave()
             self._free_the_gone()
         finally:
             self._lose_what_is_over()
@@ -347,7 +347,7 @@ class Locks:
     def _leave(self) -> None:
         for grant in list(self._grants.values()):
             if grant.state == "leaving":
-                held = self.store.leave_lock(grant.ask)
+                held = self._left(grant.ask)
                 self._end(grant)
                 if held:
                     self.events.emit("lock-released", name=grant.name)
@@ -384,9 +384,18 @@ class Locks:
         for name, (stored, _) in zip(names, self.store.read_locks(names)):
             if stored is not None and stored.header.run in runs:
                 holder = stored.header.writes.partition(",")[0]
-                self.store.leave_lock(LockAsk(self.store.keys.lock_place(name), holder, 1.0, "-", b""))
+                self._left(LockAsk(self.store.keys.lock_place(name), holder, 1.0, "-", b""))
 
     # -- helpers
+
+    def _left(self, ask: LockAsk) -> bool:
+        """Give a lock back; tell whether it was held."""
+        try:
+            return self.store.leave_lock(ask)
+        except StoreError as exc:
+            if not exc.refused:
+                raise
+            return False  # something else is stored there: there is nothing to give back
 
     def _look_by(self, moment: float) -> None:
         if moment < self._next_look:

@@ -104,7 +104,7 @@ class LockAnswer(NamedTuple):
 
     Attributes:
         status: ``ok`` (it is the holder's), ``busy`` or ``lost``.
-        fence: Of the acquisition, with ``ok``.
+        fence: Of this acquisition, or with ``busy`` of the present one.
         lease: Seconds until the holder's lease ends, whoever that is.
         stored: With ``busy``: the lock as it is stored.
     """

@@ -457,7 +457,8 @@ class BatchWriter:
 
     def _fence_off(self, change: Change) -> None:
         """Drop a change that was made under a lock which somebody else has had since, and has written."""
-        logger.warning("A write of %s is refused: a later holder of its lock has written there", change.place.path)
+        if self._warn_of(change.place):
+            logger.warning("A write of %s is refused: a later holder of its lock has written there", change.place.path)
         self._seen.pop(change.place, None)
         self._bases.pop(change.place, None)
         self.counts["dropped"] += 1
@@ -624,11 +625,17 @@ class BatchWriter:
             if len(self._refused) > MAX_REFUSED:
                 self._refused.popitem(last=False)
                 self._count_drop()
-        if not known and place not in self._warned:
-            if len(self._warned) >= MAX_REFUSED:
-                self._warned.clear()
-            self._warned.add(place)
+        if not known and self._warn_of(place):
             logger.warning("Redis refuses to write %s: %s", change.place.path, error[:120])
+
+    def _warn_of(self, place: Place) -> bool:
+        """Whether a refusal is to be told: once of each place."""
+        if place in self._warned:
+            return False
+        if len(self._warned) >= MAX_REFUSED:
+            self._warned.clear()
+        self._warned.add(place)
+        return True
 
     def _note_written(self, change: Change) -> None:
         place = change.place

@@ -153,6 +153,25 @@ def test_a_paused_redis_makes_no_lock_owned_for_longer_than_its_lease(make_memsy
     assert ended - began < 2
 
 
+def test_a_lease_is_trusted_from_the_moment_when_it_was_asked_for(make_memsync, own_server):
+    memsync = make_memsync(url=own_server.url)
+    memsync.lock("warm").acquire()
+    lock = memsync.lock("a", ttl=1.0)
+    own_server.pause()
+    threading.Timer(0.6, own_server.resume).start()
+
+    began = time.monotonic()
+    lock.acquire()
+    answered = time.monotonic() - began
+    own_server.pause()
+    eventually(lambda: not lock.owned)
+    believed = time.monotonic() - began
+    own_server.resume()
+
+    assert 0.5 < answered < 0.95
+    assert believed < 1.4
+
+
 def test_attempts_in_an_outage_do_not_pile_up(make_memsync, monkeypatch):
     monkeypatch.setattr("celery_memsync.locks.SLACK", 0.1)
     memsync = make_memsync(url=NOWHERE)
@@ -162,6 +181,19 @@ def test_attempts_in_an_outage_do_not_pile_up(make_memsync, monkeypatch):
             memsync.lock("a", ttl=0.1).acquire()
 
     eventually(lambda: memsync._open().locks._grants == {})
+
+
+def test_what_is_no_lock_does_not_keep_others_from_being_renewed(memsync, redis):
+    redis.set("task-sentinel/locks/{foreign}", "something else")
+    lock = memsync.lock("a", ttl=0.6)
+    lock.acquire()
+
+    with pytest.raises(StoreError):
+        memsync.lock("foreign").acquire()
+    time.sleep(1.2)
+
+    assert lock.owned
+    assert len(memsync._open().locks._grants) == 1
 
 
 def test_what_a_run_still_holds_at_its_end_is_given_back(memsync, other):
