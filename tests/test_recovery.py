@@ -14,7 +14,6 @@ from celery_memsync.store import Loss
 
 from .helpers import eventually
 
-
 LOSS = Loss(b"a 1 w", "a", "w", 0.0, b"5", float("inf"))
 
 
