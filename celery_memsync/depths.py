@@ -34,6 +34,7 @@ class QueueDepths:
         self.queues = queues
         self.interval = interval
         self._connection: Any = None
+        self._channel: Any = None
         self._known: tuple[float, dict[str, int]] = float("-inf"), {}
         self._asked_at = float("-inf")
         self._thread = PeriodicThread("memsync-depths", self.look, 0, on_demand=True)
@@ -64,7 +65,7 @@ class QueueDepths:
 
     def close(self) -> None:
         """Close the connection; the next look opens another."""
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._channel = self._connection, None, None
         if connection is not None:
             connection.release()
 
@@ -83,12 +84,14 @@ class QueueDepths:
         return {queue: self._depth(connection, queue) for queue in sorted(self.queues())}
 
     def _depth(self, connection: Any, queue: str) -> int:
-        with connection.channel() as channel:
-            try:
-                return int(channel.queue_declare(queue=queue, passive=True).message_count)
-            except connection.channel_errors:
-                # There is no such queue: with Redis an empty one is none.
-                return 0
+        # RabbitMQ closes a channel on which something was asked that is not there.
+        if self._channel is None or not getattr(self._channel, "is_open", True):
+            self._channel = connection.channel()
+        try:
+            return int(self._channel.queue_declare(queue=queue, passive=True).message_count)
+        except connection.channel_errors:
+            # There is no such queue: with Redis an empty one is none.
+            return 0
 
 
 class Idleness:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import weakref
 from typing import Any, Callable, Iterator, Sequence
 
@@ -187,11 +186,11 @@ class Recovery:
             connection.connect()
             producer: Any = Producer(connection.channel(), auto_declare=False)  # type: ignore[no-untyped-call]
             for run, packed, life in self._lost(messages):
-                if time.monotonic() > loss.until - lease / 2:
-                    renewed = self.memsync.store.renew_losses([loss], lease)
-                    if not renewed:
-                        return []
-                    (loss,) = renewed
+                # Each time: the worker may be back, or this one have been paused.
+                renewed = self.memsync.store.renew_losses([loss], lease)
+                if not renewed:
+                    return []
+                (loss,) = renewed
                 self._send_unless_done(producer, packed, life)
                 # Only now, so that it is sent by another if this one is killed before.
                 self.memsync.store.keep_messages(loss.token, {run: None}, self.memsync.settings.default_ttl)

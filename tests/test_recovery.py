@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import gc
-import time
 
 import pytest
 from celery import Celery
@@ -14,6 +13,8 @@ from celery_memsync.records import TaskRun, run_key
 from celery_memsync.store import Loss
 
 from .helpers import eventually
+
+LOSS = Loss(b"a 1 w", "a", "w", 0.0, b"5", float("inf"))
 
 
 class Sender:
@@ -62,7 +63,8 @@ class Sender:
             run = TaskRun.from_row(life.value, task_id).evolve(status="LOST")
             self.memsync.sync_task_run(task_id, run, life.header.run)
         self.memsync.force_sync()
-        return self.recovery.settle([Loss(b"a 1 w", store.token, "w", 0.0, b"1", time.monotonic() + 60)])
+        store.redis.zadd(store.keys.lost, {LOSS.name: float(LOSS.score)})
+        return self.recovery.settle([LOSS._replace(token=store.token)])
 
     def kept(self):
         return self.memsync.store.read_messages(self.memsync.store.token)
@@ -195,6 +197,27 @@ def test_what_nobody_can_read_does_not_hold_up_the_others(make_sender, redis):
 
     assert len(done) == 1
     assert sender.take(task).id == request.id
+
+
+def test_nothing_is_sent_again_for_a_worker_that_is_back(make_sender, redis):
+    sender = make_sender()
+    task = sender.task()
+    task.delay(1)
+    request = sender.take(task)
+    sender.receive(request)
+    eventually(sender.kept)
+    lost_runs = sender.recovery._lost
+
+    def come_back(messages):
+        for lost in lost_runs(messages):
+            redis.zrem(sender.memsync.keys.lost, LOSS.name)
+            yield lost
+
+    sender.recovery._lost = come_back
+    done = sender.lose(request.id)
+
+    assert done == []
+    assert sender.take(task) is None
 
 
 def test_what_has_a_result_is_not_sent_again(make_sender, redis_url):

@@ -170,11 +170,12 @@ def count_to_in_halves(self, last, sign):
 def hold_again(self, key, seconds=60.0, **facts):
     """Take long the first time, and no time when it is sent again."""
     memsync = self.app.memsync
-    runs = memsync.get_task(self.request.id)["runs"]
+    with open(os.environ["MEMSYNC_TEST_NOTES"]) as notes:
+        again = any((row["what"], row["id"]) == ("begin", self.request.id) for row in map(json.loads, notes))
     mark = getattr(self.request, "mark", None)
     note("begin", self.request.id, key=key, facts=facts, argsrepr=self.request.argsrepr, mark=mark)
     memsync.progress(3, 10)
-    if len(runs) == 1:
+    if not again:
         time.sleep(seconds)
     note("end", self.request.id, before=(memsync.get_task_progress(self.request.id).get("previous") or {}).get("current"))
     return key

@@ -43,7 +43,8 @@ def test_tasks_that_ask_for_it_run_again_once_with_all_that_they_had(fleet):
         ("a",), {"x": [1, "ö"]}, link=link, link_error=link_error, headers={"mark": "m1"}, priority=3)
     chained = (fleet.task("hold_again").s("b") | fleet.task("heard").s("chain")).apply_async()
     gathered = chord(group(fleet.task("hold_again").s(key) for key in "cd"), fleet.task("heard").s("chord")).apply_async()
-    ids = [plain.id, chained.parent.id, *(child.id for child in gathered.parent.results)]
+    results = [plain, chained.parent, *gathered.parent.results]
+    ids = [result.id for result in results]
     once = [fleet.send("sleep", 60), fleet.send("hold_late")]
     for task_id in [*ids, *(result.id for result in once)]:
         eventually(lambda: fleet.notes("begin", task_id) and fleet.status(task_id) == "STARTED")
@@ -52,8 +53,8 @@ def test_tasks_that_ask_for_it_run_again_once_with_all_that_they_had(fleet):
 
     lose(first)
 
-    for task_id in ids:
-        eventually(lambda: fleet.runs(task_id) == ["LOST", "SUCCESS"], timeout=20, message=task_id)
+    for result in results:
+        fleet.wait_runs(result, ["LOST", "SUCCESS"], timeout=20)
     assert chained.get(timeout=10) == ["b", "chain"]
     assert [sorted(one) if isinstance(one, list) else one for one in gathered.get(timeout=10)] == [["c", "d"], "chord"]
     again = fleet.notes("begin", plain.id)
