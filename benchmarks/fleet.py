@@ -9,7 +9,9 @@ import contextlib
 import os
 import re
 import socket
+import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from typing import Any, Callable
@@ -21,6 +23,7 @@ from celery import Celery
 from celery_memsync import MemorySyncManager, MemSync
 from celery_memsync.heartbeat import Heartbeat
 from celery_memsync.losses import Losses
+from celery_memsync.probe_file import ProbeFile
 from celery_memsync.records import TaskRun, WorkerRecord, run_key
 
 #: Databases of the brokers, and of the memory of the one worker that takes part.
@@ -90,6 +93,24 @@ def asking(url: str, app: Any) -> dict[str, Any]:
     }
 
 
+def probing(url: str) -> dict[str, Any]:
+    """Return how long it takes to see whether one worker is well, from outside of it."""
+    environment = {**os.environ, "BENCH_URL": url, "PYTHONPATH": str(common.ROOT)}
+
+    def run(*command: str) -> None:
+        subprocess.run([sys.executable, *command], env=environment, stdout=subprocess.DEVNULL, check=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = ProbeFile(f"{folder}/probe")
+        file.heard()
+        file.write(600.0, True)
+        return {
+            "probe": timed(lambda: run("-m", "celery_memsync_probe", file.path)),
+            "python_that_does_nothing": timed(lambda: run("-c", "pass")),
+            "celery_inspect_ping": timed(lambda: run("-m", "celery", "-b", f"{url}/{MEMSYNC}", "inspect", "ping"), 3),
+        }
+
+
 def simulated(manager: MemorySyncManager, number: int) -> Heartbeat:
     store = manager.store.twin(f"t{number:07}")
     running = tuple({"id": f"{number:032}-{i}", "name": "proj.tasks.convert", "started_at": 1.0} for i in range(2))
@@ -152,7 +173,7 @@ def main() -> None:
             while not redis.Redis.from_url(f"{url}/{database}").exists("_kombu.binding.celery.pidbox"):
                 time.sleep(0.1)
         time.sleep(5)
-        result = {"idle": idle(url, pids), "asking": asking(url, make_app(url, MEMSYNC))}
+        result = {"idle": idle(url, pids), "asking": asking(url, make_app(url, MEMSYNC)), "probing": probing(url)}
     with common.server() as url:
         result["fleet"] = growing(url)
         result["losing"] = losing(url)
