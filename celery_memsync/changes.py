@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Callable, Mapping, NamedTuple
 
 from . import values
 from .clock import Clock
@@ -283,21 +283,36 @@ class TellRun(Change):
     """Tell a stage in the life of a task.
 
     Arguments:
+        task_run: All that is known of the run, or what makes that when it is
+            wanted: most stages are followed by a later one before.
         run_key: Which run; "" for the one that is stored.
+        status: Of the run that is not made yet.
     """
 
-    __slots__ = ("task_run", "run_key")
+    __slots__ = ("status", "run_key", "_task_run")
 
-    def __init__(self, place: Place, task_run: TaskRun, run_key: str, ttl: float, fence: int = 0) -> None:
+    def __init__(
+        self, place: Place, task_run: TaskRun | Callable[[], TaskRun], run_key: str, ttl: float, fence: int = 0,
+        status: str = "",
+    ) -> None:
         super().__init__(place, ttl, fence)
-        self.task_run = task_run
+        self.status = status or task_run.status  # type: ignore[union-attr]
         self.run_key = run_key
+        self._task_run = task_run
+
+    @property
+    def task_run(self) -> TaskRun:
+        """All that is known of the run."""
+        run = self._task_run
+        if not isinstance(run, TaskRun):
+            run = self._task_run = run()
+        return run
 
     def followed_by(self, newer: Change) -> Change | None:
         """The later stage, if both are of one run."""
         if not isinstance(newer, TellRun) or newer.run_key != self.run_key:
             return None
-        return newer if later_status(self.task_run.status, newer.task_run.status) == newer.task_run.status else self
+        return newer if later_status(self.status, newer.status) == newer.status else self
 
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
         """What is known of the run."""

@@ -208,7 +208,7 @@ def _task_of(function: Any) -> Any:
 
 def _is_retry_of(active: ActiveRun | None, exc: LockNotAcquired) -> bool:
     """Whether the lock is held by an earlier run of the same task, which has asked for this one."""
-    return active is not None and bool(active.run.retries) and exc.holder is not None and \
+    return active is not None and bool(active.make().retries) and exc.holder is not None and \
         exc.holder.task_id == active.task_id
 
 

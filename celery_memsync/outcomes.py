@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from typing import Any, Iterable, NamedTuple
+from typing import Any, Callable, Iterable, NamedTuple
 
 from .records import TaskRun
 
@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
         at: Monotonic time when it was seen.
         pid: Of the child.
         key: Sorts the run among those of the task.
-        run: What was known of it when it was received.
+        make: Makes what was known of it when it was received.
         time_start: When it began, on this host's clock.
         error: What came back instead of a result.
     """
@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
     pid: int
     task_id: str
     key: str
-    run: TaskRun
+    make: Callable[[], TaskRun]
     time_start: float | None
     error: BaseException | None
     runtime: float | None
@@ -57,7 +57,9 @@ class Outcomes:
     def __init__(self) -> None:
         self._by_pid: dict[int, deque[Outcome]] = {}
 
-    def remember(self, request: Any, key: str, run: TaskRun, outcome: Any, connected: bool) -> None:
+    def remember(
+        self, request: Any, key: str, make: Callable[[], TaskRun], outcome: Any, connected: bool,
+    ) -> None:
         """Keep what a request came to.
 
         Arguments:
@@ -75,7 +77,7 @@ class Outcomes:
             recent.popleft()
         failed, retval, runtime = outcome
         error = retval.exception if failed else None
-        recent.append(Outcome(now, pid, request.id, key, run, request.time_start, error, runtime))
+        recent.append(Outcome(now, pid, request.id, key, make, request.time_start, error, runtime))
 
     def of_the_gone(self, alive: Iterable[int]) -> list[Outcome]:
         """Return, and forget, the outcomes of all children but those that are alive."""

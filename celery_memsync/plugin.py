@@ -273,7 +273,7 @@ class MemSync(MemorySyncManager):
         if active is None:
             return Owner()
         active.lenders.add(self)
-        return Owner(active.task_id, active.run.run or "-")
+        return Owner(active.task_id, active.run_id or "-")
 
     def _forget(self) -> None:
         super()._forget()

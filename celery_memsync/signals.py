@@ -3,11 +3,10 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping
 from weakref import WeakValueDictionary
 
 from billiard.einfo import ExceptionWithTraceback
@@ -55,20 +54,30 @@ class ActiveRun:
     """A run that is at work in this process.
 
     Attributes:
+        run_id: Its id, as shown.
+        make: Makes what is known of it, with changes.
+        started: Monotonic time when it began.
+        started_at: The same on Redis's clock.
         outer: The run whose body called this one eagerly, if any.
         fence: Of the lock around its body; 0 for none.
         lenders: The memories whose locks it has taken.
     """
 
-    __slots__ = ("memsync", "task_id", "place", "key", "run", "started", "outer", "fence", "lenders", "_progress")
+    __slots__ = ("memsync", "task_id", "place", "key", "run_id", "make", "started", "started_at", "outer", "fence",
+                 "lenders", "_progress")
 
-    def __init__(self, memsync: MemSync, place: Place, key: str, run: TaskRun, started: float) -> None:
+    def __init__(
+        self, memsync: MemSync, place: Place, key: str, run_id: str, make: Callable[..., TaskRun], started: float,
+        started_at: float,
+    ) -> None:
         self.memsync = memsync
         self.task_id = place.task_id
         self.place = place
         self.key = key
-        self.run = run
+        self.run_id = run_id
+        self.make = make
         self.started = started
+        self.started_at = started_at
         self.outer = active_run.get()
         self.fence = 0
         self.lenders: set[MemSync] = set()
@@ -82,7 +91,7 @@ class ActiveRun:
             place = self.memsync.keys.task_place(self.task_id, PROGRESS)
             settings = self.memsync.settings
             progress = Progress(
-                place, settings.default_ttl, self.run.run, self.key, self.started, settings.max_value_size)
+                place, settings.default_ttl, self.run_id, self.key, self.started, settings.max_value_size)
             progress.fence = self.fence
             self._progress = progress
         return progress
@@ -95,7 +104,7 @@ class ActiveRun:
         if self._progress is not None:
             self._progress.fence = fence
         memsync = self.memsync
-        memsync.writer.put(TellRun(self.place, self.run, self.key, memsync.settings.default_ttl, fence))
+        memsync.writer.put(TellRun(self.place, self.make, self.key, memsync.settings.default_ttl, fence, "STARTED"))
 
     @property
     def reported(self) -> bool:
@@ -184,7 +193,8 @@ class TaskSignals:
         active = self._active(task_id)
         if active is None:
             return {}
-        known = {"recoveries": active.run.recoveries} if active.run.recoveries else {}
+        recoveries = active.make().recoveries
+        known = {"recoveries": recoveries} if recoveries else {}
         body = active.progress.content(self.memsync.store.clock, {}).body if active.reported else b""
         return {"previous": [active.key, values.decode(body)], **known} if 0 < len(body) <= MAX_PREVIOUS else known
 
@@ -208,18 +218,17 @@ class TaskSignals:
         sent = _sent(facts)
         now = _latest(self.memsync.store.clock.now(), sent.get("published_at"))
         key = run_key(facts.get("retries") or 0, now)
-        facts[HEADER] = sent = {**sent, "run": self._new_run(), "key": key, "received_at": round(now, 4)}
-        known = self._known(facts, request.id, sent)
-        known["status"] = "RECEIVED"
-        run = TaskRun.of(known)
-        change = self._tell(request.id, key, run)
+        run_id = self._new_run()
+        facts[HEADER] = sent = {**sent, "run": run_id, "key": key, "received_at": round(now, 4)}
+        make = partial(self._run_of, facts, request.id, sent, status="RECEIVED")
+        change = self._tell(request.id, key, make, "RECEIVED", facts.get("eta"))
         if change is not None:
             self._requests[request.id] = request
-            with _harmless():
-                self.recovery.receive(request, str(run.run), key, run.recoveries or 0)
-            self._watch(request, key, run, change)
+            with _HARMLESS:
+                self.recovery.receive(request, run_id, key, _count_of(sent.get("recoveries")) or 0)
+            self._watch(request, key, run_id, make, change)
 
-    def _watch(self, request: Any, key: str, run: TaskRun, change: Change) -> None:
+    def _watch(self, request: Any, key: str, run_id: str, make: Callable[[], TaskRun], change: Change) -> None:
         """See what the request comes to in the pool.
 
         There is no signal for it in this process, so its callback is wrapped.
@@ -231,25 +240,25 @@ class TaskSignals:
         def on_outcome(outcome: Any, **kwargs: Any) -> Any:
             # The request leads to these functions and back; that circle ends here.
             del request.on_success, request.on_failure
-            with _harmless():
+            with _HARMLESS:
                 self.memsync.writer.discard(change)
-                self.recovery.end(str(run.run))
-                self._outcomes.remember(request, key, run, outcome, self.memsync.writer.connected)
+                self.recovery.end(run_id)
+                self._outcomes.remember(request, key, make, outcome, self.memsync.writer.connected)
             return on_success(outcome, **kwargs)
 
         def on_lost(error: Any, *args: Any, **kwargs: Any) -> Any:
             del request.on_success, request.on_failure
             cause = _unwrapped(error.exception)
-            with _harmless():
-                self.recovery.end(str(run.run))
+            with _HARMLESS:
+                self.recovery.end(run_id)
             try:
                 answer = on_failure(error, *args, **kwargs)
             except Exception:
                 # Before 5.7 Celery can't store some errors in its result backend, and then tells nobody.
-                with _harmless():
+                with _HARMLESS:
                     self._end(request.id, {}, "FAILURE", cause)
                 raise
-            with _harmless():
+            with _HARMLESS:
                 if isinstance(cause, WorkerLostError) and not hasattr(request, TOLD):
                     self._tell_lost(request, cause)
             return answer
@@ -275,9 +284,10 @@ class TaskSignals:
     def _tell_outcome(self, outcome: Outcome) -> None:
         error, runtime = outcome.error, outcome.runtime
         status, exception = ("SUCCESS", None) if error is None else _verdict(error)
-        self._tell(outcome.task_id, outcome.key, outcome.run.evolve(
+        received = outcome.make()
+        self._tell(outcome.task_id, outcome.key, received.evolve(
             status=status, pid=outcome.pid, exception=exception,
-            started_at=self._moment(outcome.time_start, outcome.run.received_at),
+            started_at=self._moment(outcome.time_start, received.received_at),
             finished_at=round(self.memsync.store.clock.at(outcome.at), 4),
             runtime=round(runtime, 6) if isinstance(runtime, float) else None,
         ))
@@ -286,11 +296,10 @@ class TaskSignals:
         """Tell again of the tasks that this process has, so that long ones outlive their ttl."""
         for request in live(self._requests.values):
             facts = request.request_dict
-            known = self._known(facts, request.id, facts[HEADER])
             begun = request.time_start
-            known.update(status="RECEIVED" if begun is None else "STARTED", pid=request.worker_pid,
-                         started_at=self._moment(begun, facts[HEADER]["received_at"]))
-            self._tell(request.id, facts[HEADER]["key"], TaskRun.of(known))
+            self._tell(request.id, facts[HEADER]["key"], self._run_of(
+                facts, request.id, facts[HEADER], status="RECEIVED" if begun is None else "STARTED",
+                pid=request.worker_pid, started_at=self._moment(begun, facts[HEADER]["received_at"])))
 
     @property
     def held(self) -> int:
@@ -318,15 +327,15 @@ class TaskSignals:
         if not is_run_key(sent.get("key")):
             # Nobody received it: it runs eagerly.
             sent = {"run": self._new_run(), "key": run_key(retries, now)}
-        known = self._known(facts, task_id, sent)
-        known.update(status="STARTED", name=task.name, pid=os.getpid(), started_at=round(now, 4))
-        run = TaskRun.of(known)
-        change = self._tell(task_id, sent["key"], run)
+        started_at = round(now, 4)
+        make = partial(self._run_of, facts, task_id, sent, status="STARTED", name=task.name, pid=os.getpid(),
+                       started_at=started_at)
+        change = self._tell(task_id, sent["key"], make, "STARTED", facts.get("eta"))
         if change is None:
             return
-        active = ActiveRun(memsync, change.place, sent["key"], run, started)
+        active = ActiveRun(memsync, change.place, sent["key"], str(sent.get("run") or ""), make, started, started_at)
         active_run.set(active)
-        if retries or run.recoveries or (facts.get("delivery_info") or {}).get("redelivered"):
+        if retries or sent.get("recoveries") or (facts.get("delivery_info") or {}).get("redelivered"):
             # A new run starts over; what the one before reached is kept as ``previous``.
             self._tell_previous(change.place.task_id, sent.get("previous"))
             memsync.writer.put(active.progress)
@@ -336,7 +345,7 @@ class TaskSignals:
             return
         memsync = self.memsync
         place = memsync.keys.task_place(task_id, PROGRESS)
-        with _harmless():
+        with _HARMLESS:
             key, row = previous
             if not is_run_key(key):
                 return
@@ -353,18 +362,18 @@ class TaskSignals:
             # A soft time limit may have struck between a report and its queue.
             memsync.writer.put(active.progress)
         for lender in active.lenders:
-            lender.end_run(active.run.run or "")
+            lender.end_run(active.run_id)
         if state is None:
             return
         ended = time.monotonic()
-        run = active.run.evolve(
+        run = active.make(
             status="SKIPPED" if isinstance(retval, Skipped) else state,
             lock=retval.lock if isinstance(retval, Skipped) else None,
-            finished_at=round(_latest(memsync.store.clock.at(ended), active.run.started_at), 4),
+            finished_at=round(_latest(memsync.store.clock.at(ended), active.started_at), 4),
             runtime=round(ended - active.started, 6),
             exception=_exception(retval) if isinstance(retval, BaseException) and state != "SUCCESS" else None,
         )
-        memsync.writer.put(TellRun(active.place, run, active.key, self._lifetime(run), active.fence))
+        memsync.writer.put(TellRun(active.place, run, active.key, self._lifetime(run.eta), active.fence))
 
     # -- what the main process, or nobody else, knows
 
@@ -430,6 +439,10 @@ class TaskSignals:
         active = active_run.get()
         return active if active is not None and active.task_id == task_id and active.memsync is self.memsync else None
 
+    def _run_of(self, facts: Mapping[str, Any], task_id: str, sent: Mapping[str, Any], **more: Any) -> TaskRun:
+        """Return what is known of a run: what :meth:`_known` returns, and more."""
+        return TaskRun.of({**self._known(facts, task_id, sent), **more})
+
     def _known(self, facts: Mapping[str, Any], task_id: str, sent: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a request tells of its run.
 
@@ -465,18 +478,27 @@ class TaskSignals:
             return None
         return round(_latest(self.memsync.store.clock.now() - (time.time() - local), earlier), 4)
 
-    def _tell(self, task_id: str, key: str, run: TaskRun) -> Change | None:
+    def _tell(
+        self, task_id: str, key: str, run: TaskRun | Callable[[], TaskRun], status: str = "", eta: Any = None,
+    ) -> Change | None:
+        """Tell a stage.
+
+        Arguments:
+            status: Of a run that is not made yet.
+            eta: The same, as it comes with a message.
+        """
+        moment = run.eta if isinstance(run, TaskRun) else None if eta is None else _timestamp(eta)
         try:
-            return self.memsync.sync_task_run(task_id, run, key, self._lifetime(run))
+            return self.memsync.sync_task_run(task_id, run, key, self._lifetime(moment), status)
         except InvalidKey:
             return None
 
-    def _lifetime(self, run: TaskRun) -> float:
+    def _lifetime(self, eta: float | None) -> float:
         """Return the ttl of a record, in seconds: one with an ETA lives past it."""
         ttl = self.memsync.settings.default_ttl
-        if run.eta is None:
+        if eta is None:
             return ttl
-        return ttl + max(0.0, run.eta - self.memsync.store.clock.now())
+        return ttl + max(0.0, eta - self.memsync.store.clock.now())
 
 
 def _count_of(value: Any) -> int | None:
@@ -489,13 +511,20 @@ def _sent(facts: Mapping[str, Any]) -> dict[str, Any]:
     return sent if isinstance(sent, dict) else {}
 
 
-@contextmanager
-def _harmless() -> Iterator[None]:
-    """Log what goes wrong in telling: Celery's own callback comes next, and must."""
-    try:
-        yield
-    except Exception:
-        logger.exception("What a task came to could not be told")
+class _Harmless:
+    """Logs what goes wrong in telling: Celery's own callback comes next, and must."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: Any) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        logger.error("What a task came to could not be told", exc_info=error)
+        return True
+
+
+_HARMLESS = _Harmless()
 
 
 def _stored_state(request: Any) -> Any:
