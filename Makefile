@@ -32,6 +32,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/reads.py
 	$(BIN)/python benchmarks/hearing.py
 	$(BIN)/python benchmarks/coherence.py
+	$(BIN)/python benchmarks/writes.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .hypothesis build celery_memsync.egg-info census
