@@ -22,17 +22,20 @@ test: .venv/installed lint
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: .venv/installed
-	$(BIN)/python -m flake8 celery_memsync tests example_project benchmarks
-	$(BIN)/python -m isort --check-only --quiet celery_memsync tests example_project benchmarks
+	$(BIN)/python -m flake8 celery_memsync celery_memsync_probe.py tests example_project benchmarks
+	$(BIN)/python -m isort --check-only --quiet celery_memsync celery_memsync_probe.py tests example_project benchmarks
 	$(BIN)/python -m mypy
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/progress.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/writes.py
 	$(BIN)/python benchmarks/reads.py
 	$(BIN)/python benchmarks/hearing.py
 	$(BIN)/python benchmarks/coherence.py
 	$(BIN)/python benchmarks/writes.py
+	$(BIN)/python benchmarks/locks.py
+	$(BIN)/python benchmarks/fleet.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .hypothesis build celery_memsync.egg-info census

@@ -9,13 +9,14 @@ from .conflicts import Resolution
 from .exceptions import (ConflictError, InvalidKey, InvalidValue, LockError, LockLost, LockNotAcquired, MemSyncError,
                          NotInTask, StoreError, ValueTooLarge)
 # What a user makes
+from .locks import Lock
 from .manager import MemorySyncManager
 from .plugin import MemSync
-from .records import Entry, WorkerRecord
+from .records import Entry, LockRecord, WorkerRecord
 
 __all__ = [
-    "MemorySyncManager", "MemSync",
-    "Resolution", "Entry", "WorkerRecord",
+    "MemorySyncManager", "MemSync", "Lock",
+    "Resolution", "Entry", "LockRecord", "WorkerRecord",
     "ConflictError", "InvalidKey", "InvalidValue", "LockError", "LockLost", "LockNotAcquired", "MemSyncError",
     "NotInTask", "StoreError", "ValueTooLarge",
 ]

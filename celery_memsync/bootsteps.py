@@ -12,12 +12,17 @@ import celery
 import redis
 from celery import bootsteps, signals
 from celery.utils.log import get_logger
+from celery.utils.nodenames import node_format
 from celery.worker import state
 
+from .depths import Idleness, QueueDepths
 from .exceptions import StoreError
 from .heartbeat import Heartbeat
+from .losses import Losses
+from .probe_file import ProbeFile
 from .records import WorkerRecord
 from .signals import live
+from .store import Beat
 
 if TYPE_CHECKING:
     from celery.worker import WorkController
@@ -25,6 +30,9 @@ if TYPE_CHECKING:
     from .plugin import MemSync
 
 logger = get_logger(__name__)
+
+#: Beats from one look at the depths of the queues to the next.
+LOOK_EVERY = 6
 
 
 class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -43,10 +51,16 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.memsync: MemSync = parent.app.memsync
         self._describer = Describer(parent, self.memsync)
         settings = self.memsync.settings
+        self._recovery = self.memsync.signals.recovery
+        self._losses = Losses(
+            self.memsync.store, self.memsync.events, settings.worker_ttl,
+            at_work=self.memsync.signals.at_work, settled=self._recovery.settle)
         self._heartbeat = Heartbeat(
             self.memsync.store, self._before_beat, settings.heartbeat_interval,
-            keep=max(settings.default_ttl, 2 * settings.worker_ttl),
+            keep=max(settings.default_ttl, 2 * settings.worker_ttl), silence=settings.worker_ttl, on_beat=self._on_beat,
         )
+        path = settings.probe_file
+        self._probe_file = None if path is None else ProbeFile(node_format(path, parent.hostname))
         self._left = False
         self._refreshed = time.monotonic()
 
@@ -73,7 +87,23 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if time.monotonic() - self._refreshed > self.memsync.settings.default_ttl / 3:
             self._refreshed = time.monotonic()
             self.memsync.signals.refresh()
-        return self._describer.describe()
+            self._losses.look_again()
+            self._recovery.refresh()
+        record = self._describer.describe()
+        self._write_probe_file(record)
+        return record
+
+    def _write_probe_file(self, record: WorkerRecord) -> None:
+        if self._probe_file is not None and not self._left:
+            consuming = bool(record.consuming) or record.status == "draining"
+            self._probe_file.write(self._heartbeat.silence * self._heartbeat.stretch, consuming)
+
+    def _on_beat(self, beat: Beat) -> None:
+        if self._probe_file is not None:
+            self._probe_file.heard()
+        if beat.word != "ok":
+            self._recovery.refresh()
+        self._losses.hear(beat)
 
     def _on_shutdown(self, **_: Any) -> None:
         self._leave()
@@ -85,13 +115,18 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._left = True
         atexit.unregister(self._leave)
         self.memsync.signals.mend()
+        self._losses.stop(timeout=0.5)
+        self._describer.depths.stop()
         try:
             self._heartbeat.stop(timeout=1.0)
+            self._recovery.close(timeout=0.5)
         except StoreError as exc:
             logger.warning("This worker could not say goodbye: %s", exc)
             self.memsync.shutdown(timeout=0)
         else:
             self.memsync.shutdown()
+        if self._probe_file is not None:
+            self._probe_file.remove()
 
 
 class Describer:
@@ -106,6 +141,8 @@ class Describer:
         self.memsync = memsync
         #: Whether the worker is finishing what it has.
         self.draining = False
+        self.depths = QueueDepths(worker.app, self._queues, LOOK_EVERY * memsync.settings.heartbeat_interval)
+        self._idleness = Idleness()
         self._started_at = time.monotonic()
         self._looked = time.monotonic(), time.process_time()
 
@@ -113,6 +150,8 @@ class Describer:
         """Return the worker's present record."""
         worker = self.worker
         capacity = self._capacity()
+        self.depths.remind()
+        looked_at, depths = self.depths.known
         return WorkerRecord(
             worker_id=self.memsync.worker_id,
             status="draining" if self.draining else "active" if capacity["free"] else "busy",
@@ -121,7 +160,7 @@ class Describer:
             pool=worker.pool_cls.__module__.rpartition(".")[2],
             concurrency=getattr(worker, "max_concurrency", None) or worker.concurrency,
             capacity=capacity,
-            queues=tuple(worker.app.amqp.queues.consume_from),
+            queues=tuple(self._queues()),
             running=self._running(),
             counters={"total": state.all_total_count[0]},
             rss=_rss(),
@@ -129,8 +168,12 @@ class Describer:
             load=tuple(round(average, 2) for average in os.getloadavg()),
             started_at=round(self.memsync.store.clock.at(self._started_at), 3),
             versions=_versions(),
-            consuming=self._consuming(),
+            depths=depths,
+            consuming=self._consuming(looked_at, sum(depths.values()), capacity["free"]),
         )
+
+    def _queues(self) -> list[str]:
+        return list(self.worker.app.amqp.queues.consume_from)
 
     def _capacity(self) -> dict[str, int]:
         active = len(state.active_requests)
@@ -157,7 +200,16 @@ class Describer:
         self._looked = now, used = time.monotonic(), time.process_time()
         return round(100 * (used - used_before) / (now - before), 1) if now > before else 0.0
 
-    def _consuming(self) -> bool:
+    def _consuming(self, looked_at: float, waiting: int, free: int) -> bool:
+        tasks, prefetch = self.memsync.signals, self._prefetch()
+        room = free > 0 and (not prefetch or tasks.held < prefetch)
+        idle = self._idleness.judge(looked_at, waiting, tasks.received, room)
+        return bool(self._connected() and self._queues() and not idle)
+
+    def _prefetch(self) -> int:
+        return getattr(getattr(getattr(self.worker, "consumer", None), "qos", None), "value", None) or 0
+
+    def _connected(self) -> bool:
         connection = getattr(getattr(self.worker, "consumer", None), "connection", None)
         try:
             return bool(connection is not None and connection.connected)

@@ -114,14 +114,16 @@ class EntryCache:
             copy = self._copies.get(name)
         except TypeError:  # a name that can't be one
             return None
+        now = time.monotonic()
+        if copy is not None and now - self._looked_at > LOOK_INTERVAL:
+            if self.unheard():
+                self.misses += 1
+                return None
+            self._looked_at = now
+            # What was heard meanwhile has dropped it.
+            copy = self._copies.get(name)
         if copy is not None:
-            now = time.monotonic()
             if now < copy.until and now < copy.source.until and (max_age is None or now - copy.at < max_age):
-                if now - self._looked_at > LOOK_INTERVAL:
-                    if self.unheard():
-                        self.misses += 1
-                        return None
-                    self._looked_at = now
                 try:
                     self._copies.move_to_end(name)
                 except KeyError:  # dropped just now by another thread, and good until then

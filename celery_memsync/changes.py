@@ -8,10 +8,16 @@ from . import values
 from .clock import Clock
 from .exceptions import InvalidValue, ValueTooLarge
 from .keys import Place
-from .records import PROGRESS_FIELDS, Header, Stored, TaskRun, encode_progress, later_status, rank_of
+from .records import NEVER, PROGRESS_FIELDS, Header, Stored, TaskRun, encode_progress, later_status, rank_of
 
 #: Figures of progress stay below: a rank holds sixteen digits.
 TOO_LARGE = 10 ** 16
+
+#: No task is published then, seconds since the epoch.
+TOO_LATE = 1e11
+
+#: Values that were sent of a field without an answer and are remembered.
+MAX_SENT = 4
 
 #: Statuses that do not follow a success; one of the user's own does.
 _BEFORE_SUCCESS = frozenset({"PENDING", "RECEIVED", "STARTED", "LOST", "RETRY", "FAILURE", "REVOKED"})
@@ -27,6 +33,7 @@ class Content(NamedTuple):
         rank: See there.
         body: JSON, empty to delete.
         runtime: Seconds that a run took which this ends.
+        published: When a task was published, or this was told of it, in seconds of Redis's clock.
     """
 
     ruled_by: str
@@ -34,6 +41,7 @@ class Content(NamedTuple):
     rank: str
     body: bytes
     runtime: float = 0.0
+    published: float = 0.0
 
 
 class Change:
@@ -82,7 +90,7 @@ class Change:
     def over(self, stored: Stored | None, clock: Clock, worker_id: str) -> Stored | None:
         """Return what will be stored when this has been written over something."""
         base = values.split_fields(stored.body) if stored is not None and isinstance(self, MergeFields) else {}
-        ruled_by, run, rank, body, _ = self.content(clock, base)
+        ruled_by, run, rank, body, *_ = self.content(clock, base)
         if stored is None:
             header = Header(0, "-", "-", 0, 0, 0, 0, "-", worker_id)
         elif ruled_by == "run" and not follows(run or stored.header.run, rank, stored.header):
@@ -110,7 +118,7 @@ class SetValue(Change):
         run_key: The run of a task that says so; "" for none.
 
     Attributes:
-        seen: The version that its writer had seen.
+        seen: What its writer had seen there.
     """
 
     __slots__ = ("body", "owned", "run_key", "seen")
@@ -122,7 +130,7 @@ class SetValue(Change):
         self.body = body
         self.owned = owned
         self.run_key = run_key
-        self.seen = 0
+        self.seen = NEVER
 
     def followed_by(self, newer: Change) -> Change | None:
         """The newer value, whatever was here."""
@@ -146,9 +154,10 @@ class MergeFields(Change):
 
     Attributes:
         told_at: Monotonic time when each field was told.
+        sent: What was sent of each field without an answer: it may have arrived.
     """
 
-    __slots__ = ("fields", "late", "run_key", "told_at")
+    __slots__ = ("fields", "late", "run_key", "sent", "told_at")
 
     def __init__(
         self, place: Place, fields: dict[str, bytes], ttl: float, fence: int = 0, run_key: str = "",
@@ -157,6 +166,7 @@ class MergeFields(Change):
         self.fields = fields
         self.run_key = run_key
         self.told_at = dict.fromkeys(fields, self.at)
+        self.sent: dict[str, tuple[bytes, ...]] = {}
         #: Whether somebody else has written meanwhile: then an earlier stage does not undo a later one.
         self.late = False
 
@@ -167,9 +177,16 @@ class MergeFields(Change):
             joined = MergeFields(newer.place, newer.merged(self.fields), newer.ttl, fence, run_key)
             joined.at, joined.late = newer.at, self.late or newer.late
             joined.told_at = {**self.told_at, **newer.told_at}
+            joined.sent = dict(self.sent)
             joined.conflict = self.conflict or newer.conflict
             return joined
         return newer if isinstance(newer, SetValue) else None
+
+    def note_sent(self) -> None:
+        """Take note that it is being sent."""
+        for name, body in self.fields.items():
+            before = self.sent.get(name, ())
+            self.sent[name] = before if body in before else (*before, body)[-MAX_SENT:]
 
     def merged(self, base: Mapping[str, bytes]) -> dict[str, bytes]:
         """Return the fields of a base with these over them."""
@@ -285,7 +302,11 @@ class TellRun(Change):
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
         """What is known of the run."""
         run = self.task_run
-        return Content("run", self.run_key, rank_of(run.status), run.encode(self.place.task_id), run.runtime or 0.0)
+        published = run.published_at
+        if not isinstance(published, (int, float)) or not 0 < published < TOO_LATE:  # it has come with the message
+            published = clock.at(self.at)
+        return Content("run", self.run_key, rank_of(run.status), run.encode(self.place.task_id),
+                       run.runtime or 0.0, published)
 
 
 class TellProgress(Change):
@@ -438,7 +459,7 @@ class Progress(Change):
         shown = None if percent is None else round(percent, 3)
         row = (shown, current, total, self.message, self.status, self.run, self.fields)
         told = TellProgress(self.place, row, self.run_key, progress_rank(percent, current), self.started, self.ttl)
-        told.at = self.at
+        told.at, told.fence = self.at, self.fence
         return told
 
 

@@ -3,23 +3,25 @@ from __future__ import annotations
 
 import time
 
-#: Seconds after which a better measurement no longer shuts out a worse one: clocks drift.
-FORGET_AFTER = 60.0
+#: Seconds by which two clocks may part in a second: NTP's bound for a clock that nobody sets is 500 ppm (RFC 5905).
+DRIFT = 5e-4
 
 
 class Clock:
     """Maps this process's monotonic clock onto Redis's ``TIME``.
 
-    Every answer of Redis that carries its time corrects the mapping; the one
-    with the shortest round trip is believed (as in Cristian's algorithm, the
-    error is at most half of it).  Until the first answer the host's own clock
-    stands in.
+    Every answer of Redis that carries its time may correct the mapping.  Its
+    error is at most half of its round trip, as in Cristian's algorithm, and
+    grows with the drift of the clocks from then on.  An answer is believed if
+    its error is not larger than that of the mapping by now, or if both can't be
+    right: then Redis's clock was set, or it is another Redis.  Until the first
+    answer the host's own clock stands in.
     """
 
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
         self._error = float("inf")
-        self._measured = float("-inf")
+        self._measured = 0.0
 
     def now(self) -> float:
         """Return Redis's time, in seconds since the epoch."""
@@ -47,7 +49,9 @@ class Clock:
             answered: Monotonic time when the answer was here.
         """
         error = (answered - asked) / 2
-        if error <= self._error or answered - self._measured > FORGET_AFTER:
-            self._offset = redis_time - (asked + answered) / 2
+        offset = redis_time - (asked + answered) / 2
+        present = self._error + (answered - self._measured) * DRIFT if self.measured else float("inf")
+        if error <= present or abs(offset - self._offset) > error + present:
+            self._offset = offset
             self._error = error
             self._measured = answered

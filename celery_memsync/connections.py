@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 import weakref
+from collections import deque
 from typing import Any, Callable, Iterator, Mapping, TypeVar
 from urllib.parse import unquote
 
@@ -32,6 +33,9 @@ MAX_CONNECTIONS = 2 ** 16
 
 #: Where Redis tells, to one connection, which keys that others read have changed.
 INVALIDATIONS = b"__redis__:invalidate"
+
+#: Connections of a kind that are kept for the next who needs one.
+MAX_IDLE = 8
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -326,6 +330,112 @@ class Source:
             self.refused = True
             raise
         self.checked_at = time.monotonic()
+
+
+class Wires:
+    """Connections for calls that are to be quick: what redis-py's client does around a call takes as long as Redis does.
+
+    A connection that turns out to be broken is replaced once, and the call sent again.
+
+    Arguments:
+        client: Its address and options are used.
+    """
+
+    def __init__(self, client: redis.Redis) -> None:
+        self._pool = client.connection_pool
+        self._idle: deque[Any] = deque()
+
+    def call(self, command: bytes) -> Any:
+        """Send a command as it goes over the wire, and return the answer."""
+        try:
+            return self._call(command)
+        except redis.ConnectionError:
+            # Others that have waited as long are as broken.
+            self.close()
+            return self._call(command)
+
+    def _call(self, command: bytes) -> Any:
+        try:
+            wire = self._idle.pop()
+        except IndexError:
+            wire = self._pool.connection_class(**self._pool.connection_kwargs)
+        try:
+            wire.send_packed_command([command], check_health=False)
+            answer = wire.read_response()
+        except redis.ResponseError:
+            self._keep(wire)
+            raise
+        except BaseException:
+            # Whatever broke in between, its answer is not for the next.
+            wire.disconnect()
+            raise
+        self._keep(wire)
+        return answer
+
+    def _keep(self, wire: Any) -> None:
+        if len(self._idle) < MAX_IDLE:
+            self._idle.append(wire)
+        else:
+            wire.disconnect()
+
+    def close(self) -> None:
+        """Close those that are not at work; the next call makes new ones."""
+        while self._idle:
+            with contextlib.suppress(IndexError):
+                self._idle.pop().disconnect()
+
+
+class Ear:
+    """A connection on which one thread hears what is told on one channel.
+
+    Arguments:
+        client: Its address and options are used.
+    """
+
+    def __init__(self, client: redis.Redis, channel: str) -> None:
+        pool = client.connection_pool
+        self.channel = channel
+        self._connection: Any = pool.connection_class(**pool.connection_kwargs)
+        self._subscribed = False
+
+    @redis_call
+    def listen(self) -> None:
+        """Subscribe, unless that is done; a connection that breaks meanwhile is made anew once."""
+        if self._subscribed:
+            return
+        try:
+            self._subscribe()
+        except redis.ConnectionError:
+            self._connection.disconnect()
+            self._subscribe()
+        self._subscribed = True
+
+    def _subscribe(self) -> None:
+        self._connection.connect()
+        self._connection.send_command("SUBSCRIBE", self.channel)
+        self._connection.read_response()
+
+    @redis_call
+    def hear(self, timeout: float) -> bytes | None:
+        """Return what is told next, None if that takes longer than ``timeout`` seconds."""
+        if not self._connection.can_read(timeout):
+            return None
+        told: bytes = self._connection.read_response()[2]
+        return told
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._subscribed = False
+        self._connection.disconnect()
+
+
+def packed(*words: Any) -> bytes:
+    """Return words as they go over the wire, each with its length."""
+    parts = []
+    for word in words:
+        data = word if type(word) is bytes else str(word).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(parts)
 
 
 class Reads:

@@ -11,11 +11,14 @@
     * InvalidValue         a value that JSON can't hold (a ValueError and a TypeError too)
         * ValueTooLarge    a value above ``memsync_max_value_size``
 
-A wrong setting raises :exc:`celery.exceptions.ImproperlyConfigured`.
+A wrong setting raises :exc:`celery.exceptions.ImproperlyConfigured`.  A task that is
+skipped raises :exc:`Skipped`, which Celery takes as its own :exc:`~celery.exceptions.Ignore`.
 """
 from __future__ import annotations
 
 from typing import Any
+
+from celery.exceptions import Ignore
 
 __all__ = [
     "MemSyncError", "StoreError", "ConflictError", "LockError", "LockNotAcquired",
@@ -65,11 +68,46 @@ class LockError(MemSyncError):
 
 
 class LockNotAcquired(LockError):
-    """Somebody else holds the lock."""
+    """Somebody else holds the lock.
+
+    Arguments:
+        name: Of the lock.
+        holder: A :class:`~celery_memsync.LockRecord` of who holds it, None if that is not known.
+        waited: Seconds that it was waited for.
+        message: What to say, if that is known.
+    """
+
+    def __init__(self, name: str, holder: Any = None, waited: float = 0.0, message: str = "") -> None:
+        if not message:
+            task = f" for task {holder.task_id}" if holder is not None and holder.task_id else ""
+            whose = "somebody else" if holder is None else f"{holder.worker_id}{task}"
+            waiting = f" after {waited:.3g} s of waiting" if waited else ""
+            message = f"the lock {name} is held by {whose}{waiting}; try again later, or wait longer for it"
+        # Result backends keep the arguments, as JSON, and make the error anew from them.
+        super().__init__(name, None, waited, message)
+        self.name = name
+        self.holder = holder
+
+    def __str__(self) -> str:
+        return str(self.args[3])
 
 
 class LockLost(LockError):
-    """The lease ended while the lock was in use."""
+    """The lease ended while the lock was in use.
+
+    Arguments:
+        name: Of the lock.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return (
+            f"the lock {self.name} is not held here (any more): its lease has run out, or it was given back; "
+            "stop what needs it, somebody else may be at it already"
+        )
 
 
 class NotInTask(MemSyncError):
@@ -111,6 +149,21 @@ class ValueTooLarge(InvalidValue):
         )
         self.size = size
         self.limit = limit
+
+
+class Skipped(Ignore):  # type: ignore[misc]
+    """A task does not run, for somebody else holds its lock.
+
+    Arguments:
+        lock: What to tell: the lock's ``name``, and its holder's ``worker_id``, ``task_id`` and ``since``.
+    """
+
+    def __init__(self, lock: dict[str, Any]) -> None:
+        super().__init__(lock)
+        self.lock = lock
+
+    def __str__(self) -> str:
+        return f"skipped: the lock {self.lock.get('name')} is held by {self.lock.get('worker_id')}"
 
 
 def _rebuild(kind: type[MemSyncError], args: tuple[Any, ...], state: dict[str, Any]) -> MemSyncError:

@@ -193,8 +193,16 @@ class Keys:
         self.processing = f"{namespace}//{{coordination}}/processing"
         #: Hash of counters.
         self.metrics = f"{namespace}//{{coordination}}/metrics"
-        #: Sorted set of worker ids by the time of their last beat (ms).
+        #: Sorted set of the locks that are held, by the end of their lease (ms).
+        self.locks = f"{namespace}//{{locks}}"
+        #: Sorted set of workers by when they are lost unless they beat again (ms).
         self.beats = f"{namespace}//{{workers}}/beats"
+        #: Sorted set of lost workers whose tasks have not been told of yet, by the end of the lease of who does so (ms).
+        self.lost = f"{namespace}//{{workers}}/lost"
+
+    def messages(self, token: str) -> str:
+        """The hash of the messages that one worker keeps of its tasks at work, a field per run."""
+        return f"{self.workers}/messages/{token}"
 
     # -- places, by noun
 
@@ -226,6 +234,25 @@ class Keys:
         """Where the queue, the metrics or the assignments are kept."""
         path = f"{self._root}{COORDINATION}/{thing}"
         return Place(path, 1, "", path) if thing == ASSIGNMENTS else Place(self.about, 0, thing, path)
+
+    def lock_place(self, name: str) -> Place:
+        """Where a lock is kept; its name is taken as checked.  ``tasks/<task_id>`` names the lock of a task."""
+        noun, _, task_id = name.partition("/")
+        if task_id:
+            return Place(f"{self._root}{noun}/{{{task_id}}}/lock", 1, "", f"{self._root}{name}/lock")
+        return Place(f"{self._root}locks/{{{name}}}", 1, "", f"{self._root}locks/{name}")
+
+    def lock_name(self, path: str) -> str | None:
+        """Return the name of the lock that is kept under a path, None for anything else."""
+        noun, _, rest = path[len(self._root):].partition("/")
+        owner, _, thing = rest.partition("/")
+        if noun == "tasks" and thing == "lock":
+            return f"tasks/{owner}"
+        return owner if noun == "locks" and owner and not thing else None
+
+    def turn(self, token: str, number: int) -> str:
+        """The name of the channel on which one connection of a process hears that a lock is given to it."""
+        return f"{self.namespace}//{{locks}}/turns/{token}/{number}"
 
     def done(self, token: str, lane: str) -> str:
         """The number of the last change of the coordination that one process made, kept for a second try of it."""
@@ -280,6 +307,9 @@ class Keys:
             return self.coordination_place(rest)
         if noun == "workers" and thing:
             return Place(self.workers, 0, f"{owner}/{thing}", full)
+        lock = self.lock_name(full)
+        if lock is not None:
+            return self.lock_place(lock)
         if noun != "tasks" or not thing:
             return Place(full, 1, "", full)
         if thing in ("state", "progress"):

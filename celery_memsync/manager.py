@@ -23,11 +23,12 @@ from .conflicts import Resolvers
 from .connections import connect
 from .coordination import Coordination, check_assignments, check_queue, check_steps
 from .events import Events, Handler
-from .exceptions import ConflictError, InvalidKey, InvalidValue
+from .exceptions import ConflictError, InvalidKey, InvalidValue, LockLost
 from .keys import ASSIGNMENTS, LIFE, METRICS, PROGRESS, QUEUE, STATE, Keys, Place, check_id
 from .link import Link
+from .locks import Lock, Locks, Owner
 from .reader import LONGEST_LIST, VIEW, Reader, parts_of
-from .records import Entry, TaskRun, WorkerRecord
+from .records import Entry, LockRecord, TaskRun, WorkerRecord
 from .settings import Settings
 from .store import Store
 from .subscriptions import OnChange, OnInvalidate, Subscriptions, Watch
@@ -71,6 +72,7 @@ class Services:
         self.reader = Reader(self.store, self.writer, self.cache, self.link)
         self.subscriptions = Subscriptions(self.reader, self.link, events)
         self.coordination = Coordination(self.store, settings.default_ttl)
+        self.locks = Locks(self.store, events)
         self.progress: OrderedDict[str, Progress] = OrderedDict()
         self.progress_mutex = threading.RLock()
 
@@ -81,6 +83,8 @@ class Services:
             self.writer.close(timeout)
         except Exception as exc:
             logger.warning("At shutdown %d writes could not be written: %s", self.writer.pending, exc)
+        # Whoever gets a lock next finds what was written under it.
+        self.locks.close(free=self.writer.connected)
         self.link.stop(timeout)
         self.store.close()
 
@@ -164,7 +168,8 @@ class MemorySyncManager:
         services = self._open()
         place = services.keys.task_place(check_id(task_id, "task"), STATE)
         fields = values.encode_fields(state, place.path, services.settings.max_value_size)
-        services.writer.put(MergeFields(place, fields, self._ttl(ttl), run_key=self._run_key(task_id)))
+        services.writer.put(
+            MergeFields(place, fields, self._ttl(ttl), self._fence(task_id), run_key=self._run_key(task_id)))
 
     def sync_task_run(self, task_id: str, run: TaskRun, run_key: str = "", ttl: float | None = None) -> Change:
         """Tell a stage in the life of a task.
@@ -212,7 +217,8 @@ class MemorySyncManager:
             InvalidKey: If one of the ids is not fit for a key.
             InvalidValue: If the data can't be stored as JSON, or is too large.
         """
-        self._set(self._open().keys.agent_place(task_id, agent_id), data, run_key=self._run_key(task_id))
+        place = self._open().keys.agent_place(task_id, agent_id)
+        self._set(place, data, run_key=self._run_key(task_id), fence=self._fence(task_id))
 
     def sync_worker_status(self, worker_id: str, status: Any) -> None:
         """Tell the status of a worker by hand; Celery's workers tell theirs at every beat.
@@ -292,7 +298,10 @@ class MemorySyncManager:
         steps = check_steps(amounts)
         services.writer.put(SyncMetrics(services.keys.coordination_place(METRICS), steps, self._ttl(None)))
 
-    def write(self, key: str, value: Any, *, ttl: float | None = None, expected_version: int | None = None) -> Entry | None:
+    def write(
+        self, key: str, value: Any, *, ttl: float | None = None, expected_version: int | None = None,
+        fence: Lock | int | None = None,
+    ) -> Entry | None:
         """Store a value under a key of the user's own.
 
         Arguments:
@@ -301,6 +310,8 @@ class MemorySyncManager:
             expected_version: If given, this decides: the value is stored at
                 once if that version is there (0: nothing is there), else
                 nothing is changed.
+            fence: The lock under which it is written, or that lock's fence: if
+                a later holder has written the key, this write is refused.
 
         Returns:
             With ``expected_version`` the entry as it was stored, else None.
@@ -309,13 +320,15 @@ class MemorySyncManager:
             InvalidKey: If the key is not fit.
             InvalidValue: If the value can't be stored as JSON, or is too large.
             ConflictError: If another version is there than the expected one.
+            LockLost: If the lock was never held; with ``expected_version``, if a later holder has written the key.
             StoreError: With ``expected_version``, if Redis is away.
         """
         place = self._place_to_write(key)
+        number = _check_fence(fence)
         if expected_version is None:
-            self._set(place, value, ttl)
+            self._set(place, value, ttl, fence=number)
             return None
-        return self._compare_and_set(place, value, self._ttl(ttl), expected_version)
+        return self._compare_and_set(place, value, self._ttl(ttl), expected_version, number)
 
     def delete(self, key: str) -> None:
         """Remove what is stored under a key; like :meth:`write` it returns at once."""
@@ -446,6 +459,14 @@ class MemorySyncManager:
         """
         return self._open().reader.metrics()
 
+    def locks(self) -> list[LockRecord]:
+        """Return all locks that are held, whoever holds them, sorted by name.
+
+        Raises:
+            StoreError: If Redis is away.
+        """
+        return self._open().locks.held()
+
     def get_worker_status(self, worker_id: str) -> Any:
         """Return the status of a worker: what was told by hand, else its last beat; None if unknown.
 
@@ -482,8 +503,8 @@ class MemorySyncManager:
         """
         services = self._open()
         told = services.reader.workers()
-        since = services.store.clock.now() - services.settings.worker_ttl
-        return worker_records(told, since)
+        ttl = services.settings.worker_ttl
+        return worker_records(told, services.store.clock.now() - ttl, ttl)
 
     def read(self, key: str, *, max_age: float | None = None, consistent: bool = False) -> Any:
         """Return what is stored under a key, or None.
@@ -510,10 +531,14 @@ class MemorySyncManager:
         return None if entry is None else entry.value
 
     def read_entry(self, key: str, *, max_age: float | None = None, consistent: bool = False) -> Entry | None:
-        """Return what is stored under a key with version, time and writer, or None; see :meth:`read`."""
+        """Return what is stored under a key with version, time and writer, or None; see :meth:`read`.
+
+        What this process wrote there is sent first, for its version is not known before.  If Redis is away
+        it is shown with version 0.
+        """
         if max_age is not None:
             _check_seconds(max_age, "max_age")
-        return self._open().reader.entry(key, max_age, consistent)
+        return self._open().reader.settled_entry(key, max_age, consistent)
 
     def read_many(
         self, keys: Iterable[str], *, max_age: float | None = None, consistent: bool = False,
@@ -601,6 +626,50 @@ class MemorySyncManager:
         services = self._open()
         services.writer.flush_for(services.keys.about)
         return services.coordination.complete(check_id(task_id, "task"))
+
+    def lock(self, name: str, ttl: float | None = None, wait: float | None = 0.0) -> Lock:
+        """Return a lock that all processes of the namespace share; it is not taken yet.
+
+        Arguments:
+            ttl: Its lease in seconds, which is renewed while it is held.  None: ``memsync_lock_ttl``.
+            wait: Most seconds to wait for it.  None: as long as it takes.
+
+        Raises:
+            InvalidKey: If the name is not fit for a key.
+        """
+        return Lock(check_id(name, "lock"), self._lease(ttl), _check_wait(wait), self._locks_and_owner)
+
+    def task_lock(self, task_id: str, ttl: float | None = None, wait: float | None = 0.0) -> Lock:
+        """Return the lock of a task as an object, as :meth:`lock` does; it is the one of :meth:`acquire_task_lock`."""
+        name = f"tasks/{check_id(task_id, 'task')}"
+        return Lock(name, self._lease(ttl), _check_wait(wait), self._locks_and_owner)
+
+    def acquire_task_lock(self, task_id: str, ttl: float | None = None, wait: float | None = 0.0) -> bool:
+        """Take the lock of a task; tell whether it was to be had.
+
+        It is renewed until :meth:`release_task_lock`, or the end of this
+        process, or, if it is taken in the body of a task, the end of that.
+
+        Arguments:
+            ttl: As in :meth:`lock`.
+            wait: As in :meth:`lock`.
+
+        Raises:
+            InvalidKey: If the id is not fit for a key.
+            StoreError: If Redis is away.
+        """
+        locks, owner = self._locks_and_owner()
+        name = f"tasks/{check_id(task_id, 'task')}"
+        return locks.acquire_task(name, self._lease(ttl), _check_wait(wait), owner)
+
+    def release_task_lock(self, task_id: str) -> bool:
+        """Give back the lock of a task that this process has taken; tell whether it was still ours.
+
+        Raises:
+            InvalidKey: If the id is not fit for a key.
+            StoreError: If Redis is away.
+        """
+        return self._open().locks.release_task(f"tasks/{check_id(task_id, 'task')}")
 
     def force_sync(self, timeout: float | None = None) -> None:
         """Return when every write made before this call is in Redis.
@@ -694,6 +763,11 @@ class MemorySyncManager:
         return self._open().settings
 
     @property
+    def events(self) -> Events:
+        """Who listens in this process, for extensions."""
+        return self._events
+
+    @property
     def store(self) -> Store:
         """What talks to Redis, for extensions."""
         return self._open().store
@@ -773,26 +847,42 @@ class MemorySyncManager:
         """Return which run of a task is speaking; "" if that is not known."""
         return ""
 
+    def _fence(self, task_id: str) -> int:
+        """Return the fence of the lock under which a task speaks; 0 for none."""
+        return 0
+
+    def _owner(self) -> Owner:
+        """Return for what a lock is taken just now."""
+        return Owner()
+
+    def _locks_and_owner(self) -> tuple[Locks, Owner]:
+        return self._open().locks, self._owner()
+
+    def _lease(self, ttl: float | None) -> float:
+        return self._open().settings.lock_ttl if ttl is None else _check_seconds(ttl, "ttl", positive=True)
+
     def _place_to_write(self, key: str) -> Place:
         keys = self._open().keys
         place = keys.place(key)
+        if keys.lock_name(place.path) is not None:
+            raise InvalidKey(f"{place.path} is a lock; take it with lock(), or acquire_task_lock()")
         if place.key == keys.about:
             raise InvalidKey(f"{place.path} has no value in one piece; change it by sync_{place.field}() and its like")
         return place
 
     def _set(
-        self, place: Place, value: Any, ttl: float | None = None, owned: bool = False, run_key: str = "",
+        self, place: Place, value: Any, ttl: float | None = None, owned: bool = False, run_key: str = "", fence: int = 0,
     ) -> None:
         services = self._open()
         body = values.encode(value, place.path, services.settings.max_value_size)
-        services.writer.put(SetValue(place, body, self._ttl(ttl), owned=owned, run_key=run_key))
+        services.writer.put(SetValue(place, body, self._ttl(ttl), fence, owned=owned, run_key=run_key))
 
-    def _compare_and_set(self, place: Place, value: Any, ttl: float, expected: int) -> Entry:
+    def _compare_and_set(self, place: Place, value: Any, ttl: float, expected: int, fence: int = 0) -> Entry:
         services = self._open()
         if isinstance(expected, bool) or not isinstance(expected, int) or expected < 0:
             raise InvalidValue(f"expected_version is a whole number, 0 or more, not {expected!r}")
         body = values.encode(value, place.path, services.settings.max_value_size)
-        change = SetValue(place, body, ttl)
+        change = SetValue(place, body, ttl, fence)
         beside = self._version_beside(place)
         try:
             if expected < beside:
@@ -817,8 +907,8 @@ class MemorySyncManager:
         check_id(worker_id, "worker")
         told = services.reader.workers(worker_id)
         by_hand, beat = (told.get(f"{worker_id}/{name}") for name in (thing, "heartbeat"))
-        since = services.store.clock.now() - services.settings.worker_ttl
-        record = None if beat is None else worker_record(worker_id, beat, since)
+        ttl = services.settings.worker_ttl
+        record = None if beat is None else worker_record(worker_id, beat, services.store.clock.now() - ttl, ttl)
         return None if by_hand is None else by_hand.value, record
 
     def _progress_cell(self, services: Services, task_id: str) -> Progress:
@@ -848,6 +938,19 @@ def _check_seconds(value: float, what: str, positive: bool = False) -> float:
     if not (0 < value < 1e10 or value == 0 and not positive):
         raise InvalidValue(f"{what} is {value:g}; it must be a number of seconds {'above 0' if positive else '0 or more'}")
     return float(value)
+
+
+def _check_wait(wait: float | None) -> float:
+    return float("inf") if wait is None or wait == float("inf") else _check_seconds(wait, "wait")
+
+
+def _check_fence(fence: Lock | int | None) -> int:
+    number = fence.fence if isinstance(fence, Lock) else fence
+    if isinstance(number, bool) or not isinstance(number, (int, type(None))) or (number or 0) < 0:
+        raise InvalidValue(f"fence is a lock, or the number that is its fence, not {type(fence).__name__}")
+    if number == 0 and isinstance(fence, Lock):
+        raise LockLost(fence.name)
+    return number or 0
 
 
 def _check_count(value: int, what: str) -> int:

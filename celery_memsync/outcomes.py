@@ -16,6 +16,19 @@ REMEMBERED = 5.0
 MAX_REMEMBERED = 10_000
 
 
+def is_gone(pid: int) -> bool:
+    """Whether a child of this process has ended; one that nobody has waited for yet has, too."""
+    if pid == os.getpid():
+        return False
+    try:
+        if hasattr(os, "waitid"):
+            return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        os.kill(pid, 0)  # pragma: no cover - macOS before Python 3.13
+        return False  # pragma: no cover
+    except OSError:
+        return True
+
+
 class Outcome(NamedTuple):
     """What a task came to in a pool child, as its parent saw it.
 

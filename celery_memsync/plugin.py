@@ -2,15 +2,17 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping, TypeVar, overload
 
 from celery import Celery, signals
 from celery.exceptions import ImproperlyConfigured
 
-from . import values
+from . import decorators, values
 from .bootsteps import HeartbeatStep
+from .decorators import RETRY_DELAY, F
 from .exceptions import InvalidValue, NotInTask
 from .keys import Keys
+from .locks import Owner
 from .manager import MemorySyncManager
 from .settings import SCHEMES, Settings, scheme_of
 from .signals import ActiveRun, TaskSignals, active_run, publishing
@@ -131,6 +133,74 @@ class MemSync(MemorySyncManager):
         active.memsync.keys.agent_place(active.task_id, agent_id)
         return Agent(active.memsync, active.task_id, agent_id)
 
+    # -- around the body of a task
+
+    def locked(
+        self, name: str, ttl: float | None = None, wait: float | None = 0.0, on_locked: str = "raise", *,
+        retry_delay: float = RETRY_DELAY, count_retries: bool = False,
+    ) -> Callable[[F], F]:
+        """Put a lock around the body of a task; below ``@app.task``.
+
+        It is taken when the body begins and given back when it ends, however
+        that is.  A task that retries does not hold it while it waits.  Who calls
+        the function by itself takes the lock too.  What the task tells of itself
+        meanwhile is refused if a later holder has told something of it.
+
+        Usage::
+
+            @app.task
+            @memsync.locked("invoice:{invoice_id}", on_locked="retry")
+            def send(invoice_id, copy=False): ...
+
+        Arguments:
+            name: Of the lock, with arguments of the task in braces, as in
+                :meth:`str.format`; ``{url!h}`` for what is not fit for a key.
+            ttl: As in :meth:`lock`.
+            wait: As in :meth:`lock`; the pool's slot is taken meanwhile.
+            on_locked: If somebody else holds it: ``"raise"``
+                :exc:`LockNotAcquired`; ``"retry"`` the task later; or
+                ``"skip"`` it: its status is ``SKIPPED`` then.
+            retry_delay: Seconds until the next try, half as much more or less by chance.
+            count_retries: Whether such tries count as retries, of which there are ``max_retries``.
+
+        Raises:
+            TypeError: If the function has no argument of a name, or is a task already.
+            ValueError: For a name that is not fit, or another ``on_locked``.
+        """
+        return decorators.locked(self, name, ttl, wait, on_locked, retry_delay, count_retries)
+
+    @overload
+    def exclusive(self, function: F) -> F: ...
+
+    @overload
+    def exclusive(
+        self, *, ttl: float | None = None, wait: float | None = 0.0, on_locked: str = "retry",
+        retry_delay: float = RETRY_DELAY, count_retries: bool = False,
+    ) -> Callable[[F], F]: ...
+
+    def exclusive(
+        self, function: F | None = None, *, ttl: float | None = None, wait: float | None = 0.0, on_locked: str = "retry",
+        retry_delay: float = RETRY_DELAY, count_retries: bool = False,
+    ) -> F | Callable[[F], F]:
+        """Let a task not run twice at once under one id; below ``@app.task``, with arguments or without.
+
+        A second delivery of a message waits until the first has ended, and runs
+        then: it may be that the first did not come to its end.  The lock is that
+        of :meth:`acquire_task_lock`.  Who calls the function by itself has no id
+        and takes no lock.
+
+        Usage::
+
+            @app.task(acks_late=True)
+            @memsync.exclusive
+            def render(video_id): ...
+
+        Arguments:
+            ttl: This and the others: as in :meth:`locked`.
+        """
+        decorate = decorators.exclusive(self, ttl, wait, on_locked, retry_delay, count_retries)
+        return decorate if function is None else decorate(function)
+
     def _active(self, call: str) -> ActiveRun:
         active = active_run.get()
         if active is None:
@@ -166,6 +236,14 @@ class MemSync(MemorySyncManager):
         """The keys of this namespace."""
         return self._open().keys
 
+    def end_run(self, run: str) -> None:
+        """Give back the locks that the run of a task still holds at its end."""
+        self._open().locks.end_run(run)
+
+    def free_run(self, run: str, gone: Callable[[], bool]) -> None:
+        """Free the locks of a run in a child as soon as the child is gone."""
+        self._open().locks.free_run(run, gone)
+
     @property
     def token(self) -> str:
         """Eight letters and digits that no other process has."""
@@ -185,6 +263,17 @@ class MemSync(MemorySyncManager):
     def _run_key(self, task_id: str) -> str:
         active = active_run.get()
         return active.key if active is not None and active.task_id == task_id and active.memsync is self else ""
+
+    def _fence(self, task_id: str) -> int:
+        active = active_run.get()
+        return active.fence if active is not None and active.task_id == task_id and active.memsync is self else 0
+
+    def _owner(self) -> Owner:
+        active = active_run.get()
+        if active is None:
+            return Owner()
+        active.lenders.add(self)
+        return Owner(active.task_id, active.run.run or "-")
 
     def _forget(self) -> None:
         super()._forget()

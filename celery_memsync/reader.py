@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Callable, Hashable, Iterable, Iterator, Mapping, Sequence, TypeVar
 
@@ -150,14 +151,27 @@ class Reader:
             return self._read({key: self.keys.place(key)})[key]
         return self.entries([key], max_age, consistent)[key]
 
+    def settled_entry(self, key: str, max_age: float | None, consistent: bool) -> Entry | None:
+        """Return the entry of a key with a version that is true: what waits here is written first.
+
+        If Redis is away it is what will be there, with version 0.
+        """
+        try:
+            self.writer.flush_for(self.keys.place(key).key)
+        except StoreError:
+            entry = self.entry(key, max_age, consistent)
+            return entry if entry is None else replace(entry, version=0)
+        return self.entries([key], max_age, consistent, settled=True)[key]
+
     def entries(
-        self, keys: Iterable[str], max_age: float | None = None, consistent: bool = False,
+        self, keys: Iterable[str], max_age: float | None = None, consistent: bool = False, settled: bool = False,
     ) -> dict[str, Entry | None]:
         """Return the entries of keys, by key as given.
 
         Arguments:
             max_age: Seconds that a copy may be old.
             consistent: Ask Redis in any case.
+            settled: Leave out what waits here to be written.
         """
         found: dict[str, Entry | None] = {}
         missing: dict[str, Place] = {}
@@ -169,13 +183,14 @@ class Reader:
             else:
                 found[key] = None if copy.about is None else _with_value(copy.about, copy.take())
         if missing:
-            found.update(self._read(missing))
+            found.update(self._read(missing, settled))
         return found
 
-    def _read(self, wanted: Mapping[str, Place]) -> dict[str, Entry | None]:
+    def _read(self, wanted: Mapping[str, Place], settled: bool = False) -> dict[str, Entry | None]:
         rows = {key: parts_of(place) for key, place in wanted.items()}
         with Asking(self, [place.key for place in wanted.values()]) as asking:
-            stored, seen = self._read_places(asking, list(dict.fromkeys(part for row in rows.values() for part in row)))
+            places = list(dict.fromkeys(part for row in rows.values() for part in row))
+            stored, seen = self._read_places(asking, places, settled)
             now = self.store.clock.now()
             found = {}
             for key, row in rows.items():
@@ -190,7 +205,7 @@ class Reader:
         return found
 
     def _read_places(
-        self, asking: Asking, places: Sequence[Place],
+        self, asking: Asking, places: Sequence[Place], settled: bool,
     ) -> tuple[dict[Place, Stored | None], set[Place]]:
         """Return what is stored under what waits, and of which places nothing waits."""
         keys = {place.key for place in places}
@@ -200,14 +215,14 @@ class Reader:
         except StoreError:
             waiting = self.writer.waiting_for(*keys)
             in_memory = {change.place for change in waiting if isinstance(change, SetValue)}
-            if not in_memory.issuperset(places):
+            if settled or not in_memory.issuperset(places):
                 raise
         now = self.store.clock.now()
         found: dict[Place, Stored | None] = {}
         waiting = [change for change in waiting if not isinstance(change, Coordinated)]
         touched = {change.place for change in waiting}
         for place, stored in zip(places, answer):
-            if place in touched:
+            if place in touched and not settled:
                 alive = None if stored is None or stored.gone(now) else stored
                 after = self.writer.overlay(alive, [change for change in waiting if change.place == place])
                 stored = after or stored

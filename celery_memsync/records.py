@@ -1,16 +1,17 @@
-"""What is shared, and how it looks in Redis: entries, runs of tasks, progress, workers."""
+"""What is shared, and how it looks in Redis: entries, runs of tasks, progress, locks, workers."""
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Iterator, NamedTuple, Sequence
 
 from . import values
 
 #: Fields of a run's body, in this order for ever: new ones go to the end.
 RUN_FIELDS = (
     "status", "name", "queue", "worker", "pid", "run", "retries", "root_id", "parent_id", "eta", "published_at",
-    "received_at", "started_at", "finished_at", "runtime", "exception", "args", "kwargs",
+    "received_at", "started_at", "finished_at", "runtime", "exception", "args", "kwargs", "lock",
+    "recoveries",
 )
 
 _UNKNOWN_RUN = {**dict.fromkeys(RUN_FIELDS), "retries": 0}
@@ -45,6 +46,23 @@ def rank_of(status: object) -> str:
     """Return how far along its life a task with this status is."""
     return RANKS.get(status, AT_WORK) if isinstance(status, str) else AT_WORK
 
+
+class Stamp(NamedTuple):
+    """Which state of an entry this is; a later one is greater.
+
+    The version alone does not tell: when a key is gone its versions begin anew.
+
+    Attributes:
+        stored_at: When Redis took it, in milliseconds; 0: never.
+        version: Number of accepted writes.
+    """
+
+    stored_at: int
+    version: int
+
+
+#: The state of an entry that nobody has written.
+NEVER = Stamp(0, 0)
 
 #: Largest figure of a header; Redis counts with 64 bits.
 MAX_FIGURE = 2 ** 62
@@ -93,6 +111,11 @@ class Header(NamedTuple):
     def stored_at(self) -> int:
         """When Redis took it, in milliseconds: in the order in which the entry was written."""
         return self.time + self.lag
+
+    @property
+    def stamp(self) -> Stamp:
+        """Which state of the entry it is of."""
+        return Stamp(self.time + self.lag, self.version)
 
     @property
     def over_at(self) -> int:
@@ -174,7 +197,7 @@ class Entry:
     Attributes:
         key: Its full path.
         value: What it holds.
-        version: Number of accepted writes of that key.
+        version: Number of accepted writes of that key; 0: not in Redis yet.
         timestamp: When it was written, seconds since the epoch on Redis's clock.
         worker_id: Who wrote it.
         ttl: Seconds that it is valid from then on.
@@ -202,7 +225,9 @@ class TaskRun:
         published_at: Like the other times: seconds since the epoch on Redis's clock.
         runtime: Seconds that the body took.
         exception: ``{"type": ..., "message": ...}``.
+        recoveries: How often it was sent again because its worker was lost.
         args: Arguments as Celery shows them in its log; kept only with ``memsync_task_args``.
+        lock: Of a run that was held back: which lock, and who had it (``worker_id``, ``task_id``, ``since``).
     """
 
     status: str
@@ -223,6 +248,8 @@ class TaskRun:
     exception: dict[str, str] | None = None
     args: str | None = None
     kwargs: str | None = None
+    lock: dict[str, Any] | None = None
+    recoveries: int | None = None
 
     @classmethod
     def of(cls, known: dict[str, Any]) -> TaskRun:
@@ -257,6 +284,8 @@ class TaskRun:
         known = dict(zip(RUN_FIELDS, row))
         if known.get("root_id") is True:
             known["root_id"] = task_id
+        if not isinstance(known.get("recoveries"), int):
+            known.pop("recoveries", None)
         return cls.of(known)
 
     def as_dict(self) -> dict[str, Any]:
@@ -357,6 +386,46 @@ def _eta(percent: float | None, started_at: float | None, updated_at: float | No
 
 
 @dataclass(frozen=True)
+class LockRecord:
+    """A lock that is held.
+
+    Attributes:
+        name: As given to ``lock``; ``tasks/<task_id>`` for the lock of a task.
+        fence: The number of this acquisition; a later one has a higher one.
+        worker_id: The process that holds it.
+        task_id: The task that holds it; None: a program outside of tasks.
+        since: When it was taken, seconds since the epoch on Redis's clock.
+        ttl: Seconds until its lease ends, if it is not renewed.
+        waiters: How many wait for it; None: that was not looked at.
+    """
+
+    name: str
+    fence: int
+    worker_id: str
+    task_id: str | None
+    since: float
+    ttl: float
+    waiters: int | None = None
+
+    @classmethod
+    def of(cls, name: str, stored: Stored, now: float, waiters: int | None = None) -> LockRecord | None:
+        """Read a lock's entry; None if nobody holds it, or somebody else's data is there.
+
+        Arguments:
+            now: Redis's time, in seconds.
+        """
+        header, about = stored.header, stored.value
+        if stored.gone(now) or not isinstance(about, dict):
+            return None
+        ttl = round(header.over_at / 1000 - now, 3)
+        return cls(name, header.fence, header.worker_id, about.get("task_id"), header.time / 1000, ttl, waiters)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields."""
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
 class WorkerRecord:
     """What a worker tells of itself at every beat.
 
@@ -377,8 +446,12 @@ class WorkerRecord:
         versions: Of Python, celery, redis-py and this package.
         sequence: Number of this beat.
         round_trip: Seconds that the last beat took to Redis and back.
-        consuming: Whether it is connected to its broker.
+        consuming: Whether it takes messages: it is connected to its broker, has queues, and not been idle while
+            messages waited.
         last_beat: When Redis heard of it last.
+        depths: How many messages wait in the broker, by queue that it consumes; empty if that is not known.
+        stretch: How many times longer than ``memsync_heartbeat_interval`` it pauses between beats, for the
+            workers are many; so many times longer it may be silent.
     """
 
     worker_id: str
@@ -400,6 +473,8 @@ class WorkerRecord:
     round_trip: float | None = None
     consuming: bool | None = None
     last_beat: float | None = None
+    depths: dict[str, int] = field(default_factory=dict)
+    stretch: float = 1.0
 
     def evolve(self, **changes: Any) -> WorkerRecord:
         """Return a copy with some fields changed."""
@@ -415,13 +490,31 @@ class WorkerRecord:
     @classmethod
     def from_dict(cls, worker_id: str, known: Any) -> WorkerRecord:
         """Read what :meth:`as_dict` gave; fields of newer versions, and of another shape, are ignored."""
-        if not isinstance(known, dict):
-            known = {}
-        blank = cls(worker_id)
-        fields: dict[str, Any] = {}
-        for name, default in blank.__dict__.items():
+        # At a quarter of the constructor's cost: a fleet may be large.
+        fields = {name: make() if make is not None else default for name, default, make, _ in _WORKER_FIELDS}
+        for name, default, _, kinds in _WORKER_FIELDS if isinstance(known, dict) else ():
             value = known.get(name)
-            kinds = list if isinstance(default, tuple) else type(default)
-            if value is not None and (default is None or isinstance(value, kinds)):
-                fields[name] = tuple(value) if isinstance(default, tuple) else value
-        return cls(**{**fields, "worker_id": worker_id})
+            if value is not None and (kinds is None or isinstance(value, kinds)):
+                fields[name] = tuple(value) if kinds is list else value
+        fields["worker_id"] = worker_id
+        new = object.__new__(cls)
+        new.__dict__.update(fields)
+        return new
+
+
+def _worker_fields() -> Iterator[tuple[str, Any, Any, Any]]:
+    """Yield name, default, what makes a default of its own, and type in JSON (None: any) of a worker's fields."""
+    for one in dataclasses.fields(WorkerRecord):
+        if one.name == "worker_id":
+            yield one.name, "", None, str
+        elif one.default_factory is not dataclasses.MISSING:
+            yield one.name, None, one.default_factory, type(one.default_factory())
+        else:
+            yield one.name, one.default, None, _json_type(one.default)
+
+
+def _json_type(default: object) -> type | None:
+    return None if default is None else list if isinstance(default, tuple) else type(default)
+
+
+_WORKER_FIELDS = tuple(_worker_fields())

@@ -18,12 +18,16 @@ class Script(NamedTuple):
     sha: str
 
 
-def load(name: str) -> Script:
-    """Return the script ``lua/<name>.lua``."""
-    text = resources.files(__package__).joinpath("lua", f"{name}.lua").read_text()
+def load(*names: str) -> Script:
+    """Return the script of files in ``lua/``, one after the other."""
+    folder = resources.files(__package__).joinpath("lua")
+    text = "".join(folder.joinpath(f"{name}.lua").read_text() for name in names)
     return Script(text, sha1(text.encode()).hexdigest())
 
 
-COORDINATION_WRITE = load("coordination_write")
-ENTRY_WRITE = load("entry_write")
+COORDINATION_WRITE = load("places", "coordination_write")
+ENTRY_WRITE = load("places", "entry_write")
+LOCK_PASS = load("lock_pass")
+LOCK_RENEW = load("lock_renew")
+LOSS_RENEW = load("loss_renew")
 WORKER_BEAT = load("worker_beat")

@@ -49,6 +49,12 @@ class Settings:
     heartbeat_interval: float = 5.0
     #: Seconds of silence after which a worker is lost.
     worker_ttl: float = 15.0
+    #: File in which a worker says how it is, for ``celery-memsync-probe``; ``%n`` and ``%h`` as in Celery's log files.
+    probe_file: str | None = None
+    #: What becomes of the running tasks of a lost worker: ``mark`` tells only, ``requeue`` sends them again.
+    recover: str = "mark"
+    #: Most times that a task is sent again because its worker was lost.
+    max_recoveries: int = 1
     #: Lease of a lock, in seconds.
     lock_ttl: float = 30.0
     #: Resolver of conflicts: name, dotted path, callable, or {glob: one of these}.
@@ -140,6 +146,14 @@ def _flag(value: object) -> str | None:
     return None if isinstance(value, bool) else "True or False"
 
 
+def _file(value: object) -> str | None:
+    return None if value is None or isinstance(value, str) and value and "\0" not in value else "the path of a file"
+
+
+def _recover(value: object) -> str | None:
+    return None if value in ("mark", "requeue") else "'mark' or 'requeue'"
+
+
 def _url(value: object) -> str | None:
     if value is None:
         return None
@@ -192,6 +206,9 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "max_value_size": _count,
     "heartbeat_interval": _seconds,
     "worker_ttl": _seconds,
+    "probe_file": _file,
+    "recover": _recover,
+    "max_recoveries": _count_or_0,
     "lock_ttl": _seconds,
     "task_args": _flag,
 }

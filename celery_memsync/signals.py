@@ -5,6 +5,7 @@ import os
 import time
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Mapping
 from weakref import WeakValueDictionary
@@ -17,10 +18,11 @@ from celery.utils.time import maybe_iso8601
 
 from . import values
 from .changes import Change, Progress, TellProgress, TellRun
-from .exceptions import InvalidKey
+from .exceptions import InvalidKey, Skipped
 from .keys import PROGRESS, Place
-from .outcomes import Outcome, Outcomes
+from .outcomes import Outcome, Outcomes, is_gone
 from .records import TaskRun, describe_exception, is_run_key, run_key
+from .recovery import Recovery
 
 if TYPE_CHECKING:
     from .plugin import MemSync
@@ -35,6 +37,9 @@ TOLD = "memsync_told"
 
 #: Name of what travels with a message and its request: when it was published, which run it became.
 HEADER = "memsync"
+
+#: Shortest time between two tasks that are published, in seconds.
+MOMENT = 0.0001
 
 #: Longest progress that travels with a retry, in bytes of JSON.
 MAX_PREVIOUS = 4096
@@ -51,9 +56,11 @@ class ActiveRun:
 
     Attributes:
         outer: The run whose body called this one eagerly, if any.
+        fence: Of the lock around its body; 0 for none.
+        lenders: The memories whose locks it has taken.
     """
 
-    __slots__ = ("memsync", "task_id", "place", "key", "run", "started", "outer", "_progress")
+    __slots__ = ("memsync", "task_id", "place", "key", "run", "started", "outer", "fence", "lenders", "_progress")
 
     def __init__(self, memsync: MemSync, place: Place, key: str, run: TaskRun, started: float) -> None:
         self.memsync = memsync
@@ -63,6 +70,8 @@ class ActiveRun:
         self.run = run
         self.started = started
         self.outer = active_run.get()
+        self.fence = 0
+        self.lenders: set[MemSync] = set()
         self._progress: Progress | None = None
 
     @property
@@ -74,8 +83,19 @@ class ActiveRun:
             settings = self.memsync.settings
             progress = Progress(
                 place, settings.default_ttl, self.run.run, self.key, self.started, settings.max_value_size)
+            progress.fence = self.fence
             self._progress = progress
         return progress
+
+    def speak_under(self, fence: int) -> None:
+        """Tell what it tells under a lock from now on: a run that has lost it is refused then."""
+        if self.fence:
+            return
+        self.fence = fence
+        if self._progress is not None:
+            self._progress.fence = fence
+        memsync = self.memsync
+        memsync.writer.put(TellRun(self.place, self.run, self.key, memsync.settings.default_ttl, fence))
 
     @property
     def reported(self) -> bool:
@@ -93,10 +113,16 @@ class TaskSignals:
     def __init__(self, memsync: MemSync) -> None:
         self.memsync = memsync
         self._runs = count(1)
+        #: When the last task was published.
+        self._published_at = 0.0
         #: Requests that this process received and has not done with, by task id.
         self._requests: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        #: How many messages this process has received.
+        self.received = 0
         #: What the tasks of the pool's children came to lately.
         self._outcomes = Outcomes()
+        #: What is to be sent again if this worker is lost.
+        self.recovery = Recovery(memsync, HEADER)
 
     def connect(self) -> None:
         """Listen from now on."""
@@ -133,27 +159,39 @@ class TaskSignals:
         self._runs = count(1)
         self._requests = WeakValueDictionary()
         self._outcomes = Outcomes()
+        self.recovery.forget()
 
     # -- where a task is sent
 
     def on_publish(self, headers: Any = None, **_: Any) -> None:
         """Let the moment of publishing travel with the message."""
         if isinstance(headers, dict) and "id" in headers and publishing.get() is self.memsync.app:
-            now = round(self.memsync.store.clock.now(), 3)
-            headers[HEADER] = {"published_at": now, **self._previous(headers["id"])}
+            headers[HEADER] = {"published_at": self._next_moment(), **self._previous(headers["id"])}
+
+    def _next_moment(self) -> float:
+        """Return Redis's time, later than the last: it is the order in which tasks wait."""
+        now = round(self.memsync.store.clock.now(), 4)
+        if now <= self._published_at < now + 1.0:
+            now = round(self._published_at + MOMENT, 4)
+        self._published_at = now
+        return now
 
     def _previous(self, task_id: str) -> dict[str, Any]:
-        """Return the progress of a run that asks to be retried; the next one may start before it is in Redis."""
+        """Return what travels from a run that asks to be retried to the next one.
+
+        Its progress: the next one may start before that is in Redis.  How often it was sent again.
+        """
         active = self._active(task_id)
-        if active is None or not active.reported:
+        if active is None:
             return {}
-        body = active.progress.content(self.memsync.store.clock, {}).body
-        return {"previous": [active.key, values.decode(body)]} if len(body) <= MAX_PREVIOUS else {}
+        known = {"recoveries": active.run.recoveries} if active.run.recoveries else {}
+        body = active.progress.content(self.memsync.store.clock, {}).body if active.reported else b""
+        return {"previous": [active.key, values.decode(body)], **known} if 0 < len(body) <= MAX_PREVIOUS else known
 
     def on_published(self, headers: Any = None, exchange: Any = None, routing_key: Any = None, **_: Any) -> None:
         """Tell that a task waits; a retry is told by the run that asks for it."""
         if not isinstance(headers, dict) or HEADER not in headers or headers.get("retries") or \
-                publishing.get() is not self.memsync.app:
+                publishing.get() is not self.memsync.app or self._active(headers["id"]):
             return
         known = self._known(headers, headers["id"], headers[HEADER])
         known.update(status="PENDING", queue=_queue(exchange, routing_key), worker=None)
@@ -165,17 +203,20 @@ class TaskSignals:
         """Make the run, let it travel to the pool with the request, tell that a worker has it."""
         if request.app is not self.memsync.app:
             return
+        self.received += 1
         facts = request.request_dict
         sent = _sent(facts)
         now = _latest(self.memsync.store.clock.now(), sent.get("published_at"))
         key = run_key(facts.get("retries") or 0, now)
-        facts[HEADER] = sent = {**sent, "run": self._new_run(), "key": key, "received_at": round(now, 3)}
+        facts[HEADER] = sent = {**sent, "run": self._new_run(), "key": key, "received_at": round(now, 4)}
         known = self._known(facts, request.id, sent)
         known["status"] = "RECEIVED"
         run = TaskRun.of(known)
         change = self._tell(request.id, key, run)
         if change is not None:
             self._requests[request.id] = request
+            with _harmless():
+                self.recovery.receive(request, str(run.run), key, run.recoveries or 0)
             self._watch(request, key, run, change)
 
     def _watch(self, request: Any, key: str, run: TaskRun, change: Change) -> None:
@@ -192,12 +233,15 @@ class TaskSignals:
             del request.on_success, request.on_failure
             with _harmless():
                 self.memsync.writer.discard(change)
+                self.recovery.end(str(run.run))
                 self._outcomes.remember(request, key, run, outcome, self.memsync.writer.connected)
             return on_success(outcome, **kwargs)
 
         def on_lost(error: Any, *args: Any, **kwargs: Any) -> Any:
             del request.on_success, request.on_failure
             cause = _unwrapped(error.exception)
+            with _harmless():
+                self.recovery.end(str(run.run))
             try:
                 answer = on_failure(error, *args, **kwargs)
             except Exception:
@@ -234,7 +278,7 @@ class TaskSignals:
         self._tell(outcome.task_id, outcome.key, outcome.run.evolve(
             status=status, pid=outcome.pid, exception=exception,
             started_at=self._moment(outcome.time_start, outcome.run.received_at),
-            finished_at=round(self.memsync.store.clock.at(outcome.at), 3),
+            finished_at=round(self.memsync.store.clock.at(outcome.at), 4),
             runtime=round(runtime, 6) if isinstance(runtime, float) else None,
         ))
 
@@ -247,6 +291,16 @@ class TaskSignals:
             known.update(status="RECEIVED" if begun is None else "STARTED", pid=request.worker_pid,
                          started_at=self._moment(begun, facts[HEADER]["received_at"]))
             self._tell(request.id, facts[HEADER]["key"], TaskRun.of(known))
+
+    @property
+    def held(self) -> int:
+        """How many messages this process has received and has not done with."""
+        return len(self._requests)
+
+    def at_work(self) -> list[tuple[str, str]]:
+        """Return ids and run keys of the tasks that this process has received and has not done with."""
+        return [(request.id, request.request_dict[HEADER]["key"])
+                for request in live(self._requests.values) if not hasattr(request, TOLD)]
 
     # -- where it runs
 
@@ -265,14 +319,14 @@ class TaskSignals:
             # Nobody received it: it runs eagerly.
             sent = {"run": self._new_run(), "key": run_key(retries, now)}
         known = self._known(facts, task_id, sent)
-        known.update(status="STARTED", name=task.name, pid=os.getpid(), started_at=round(now, 3))
+        known.update(status="STARTED", name=task.name, pid=os.getpid(), started_at=round(now, 4))
         run = TaskRun.of(known)
         change = self._tell(task_id, sent["key"], run)
         if change is None:
             return
         active = ActiveRun(memsync, change.place, sent["key"], run, started)
         active_run.set(active)
-        if retries or (facts.get("delivery_info") or {}).get("redelivered"):
+        if retries or run.recoveries or (facts.get("delivery_info") or {}).get("redelivered"):
             # A new run starts over; what the one before reached is kept as ``previous``.
             self._tell_previous(change.place.task_id, sent.get("previous"))
             memsync.writer.put(active.progress)
@@ -298,16 +352,19 @@ class TaskSignals:
         if active.reported:
             # A soft time limit may have struck between a report and its queue.
             memsync.writer.put(active.progress)
+        for lender in active.lenders:
+            lender.end_run(active.run.run or "")
         if state is None:
             return
         ended = time.monotonic()
         run = active.run.evolve(
-            status=state,
-            finished_at=round(_latest(memsync.store.clock.at(ended), active.run.started_at), 3),
+            status="SKIPPED" if isinstance(retval, Skipped) else state,
+            lock=retval.lock if isinstance(retval, Skipped) else None,
+            finished_at=round(_latest(memsync.store.clock.at(ended), active.run.started_at), 4),
             runtime=round(ended - active.started, 6),
             exception=_exception(retval) if isinstance(retval, BaseException) and state != "SUCCESS" else None,
         )
-        memsync.writer.put(TellRun(active.place, run, active.key, self._lifetime(run)))
+        memsync.writer.put(TellRun(active.place, run, active.key, self._lifetime(run), active.fence))
 
     # -- what the main process, or nobody else, knows
 
@@ -339,19 +396,22 @@ class TaskSignals:
             facts = request.request_dict
             setattr(request, TOLD, True)
         sent = _sent(facts)
+        self.recovery.end(str(sent.get("run")))
         now = self.memsync.store.clock.now()
         if not is_run_key(sent.get("key")):
             # It was never received, or by a worker that does not take part.
             key = run_key(facts.get("retries") or 0, now)
-            sent = {**sent, "run": self._new_run(), "key": key, "received_at": round(now, 3)}
+            sent = {**sent, "run": self._new_run(), "key": key, "received_at": round(now, 4)}
         known = self._known(facts, task_id, sent)
         known.update(
-            status=status, finished_at=None if status == "RETRY" else round(now, 3),
+            status=status, finished_at=None if status == "RETRY" else round(now, 4),
             exception=None if exception is None else describe_exception(exception),
             pid=getattr(request, "worker_pid", None),
             started_at=self._moment(getattr(request, "time_start", None), sent.get("received_at")),
         )
         self._tell(task_id, sent["key"], TaskRun.of(known))
+        if known["pid"] not in (None, os.getpid()) and known["run"]:
+            self.memsync.free_run(known["run"], partial(is_gone, known["pid"]))
 
     # -- the ends of children
 
@@ -390,6 +450,7 @@ class TaskSignals:
             "eta": None if eta is None else _timestamp(eta),
             "published_at": sent.get("published_at"),
             "received_at": sent.get("received_at"),
+            "recoveries": _count_of(sent.get("recoveries")),
         }
         if self.memsync.settings.task_args:
             known.update(args=facts.get("argsrepr"), kwargs=facts.get("kwargsrepr"))
@@ -402,7 +463,7 @@ class TaskSignals:
         """Return Redis's time of a moment of this host's clock that comes after an earlier one."""
         if local is None:
             return None
-        return round(_latest(self.memsync.store.clock.now() - (time.time() - local), earlier), 3)
+        return round(_latest(self.memsync.store.clock.now() - (time.time() - local), earlier), 4)
 
     def _tell(self, task_id: str, key: str, run: TaskRun) -> Change | None:
         try:
@@ -416,6 +477,10 @@ class TaskSignals:
         if run.eta is None:
             return ttl
         return ttl + max(0.0, run.eta - self.memsync.store.clock.now())
+
+
+def _count_of(value: Any) -> int | None:
+    return value if type(value) is int and value > 0 else None
 
 
 def _sent(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -460,6 +525,8 @@ def live(requests: Callable[[], Iterable[Any]]) -> list[Any]:
 def _verdict(error: BaseException) -> tuple[str, dict[str, str] | None]:
     """Return status and exception of what came back from a child instead of a result."""
     error = _unwrapped(error)
+    if isinstance(error, Skipped):
+        return "SKIPPED", None
     if isinstance(error, Retry):
         return "RETRY", _exception(error)
     if isinstance(error, Reject):

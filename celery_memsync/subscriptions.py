@@ -19,8 +19,8 @@ from .keys import LIFE, STATE, Place, matcher
 from .link import Link
 from .periodic import Bell, PeriodicThread
 from .reader import READ_AT_ONCE, Parts, Reader
-from .records import Entry, Stored
-from .views import Stamp, entry_of, stamp_of
+from .records import Entry, Stamp, Stored
+from .views import entry_of, stamp_of
 
 logger = get_logger(__name__)
 

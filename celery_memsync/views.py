@@ -1,11 +1,11 @@
 """What readers see: entries put together to states, progress, tasks and workers."""
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Mapping, NamedTuple, Sequence, TypeVar
+from typing import Any, Callable, Iterable, Mapping, Sequence, TypeVar
 
 from .changes import Change
 from .keys import LIFE, PROGRESS, STATE, Place
-from .records import Entry, Stored, TaskRun, WorkerRecord, merge_state, progress_from
+from .records import Entry, Stamp, Stored, TaskRun, WorkerRecord, merge_state, progress_from
 from .store import Task
 
 #: Lays changes that wait over what is stored.
@@ -81,18 +81,6 @@ def entry_of(place: Place, parts: Mapping[int, Stored | None], now: float) -> En
     return Entry(place.path, value, version, header.time / 1000, header.worker_id, header.ttl_ms / 1000)
 
 
-class Stamp(NamedTuple):
-    """Which state of an entry this is; a later one is greater.
-
-    Attributes:
-        stored_at: When Redis took it, in milliseconds.
-        version: Of all its parts together.
-    """
-
-    stored_at: int
-    version: int
-
-
 def stamp_of(parts: Mapping[int, Stored | None]) -> Stamp:
     """Return which state of an entry its parts by slot make up."""
     stored_at = version = 0
@@ -109,13 +97,13 @@ def over_at(parts: Iterable[Stored | None], now: float) -> float:
                default=float("inf"))
 
 
-def worker_records(told: Mapping[str, Stored], since: float) -> list[WorkerRecord]:
-    """Return a record for every worker, of its beats and of what was told by hand."""
+def worker_records(told: Mapping[str, Stored], since: float, ttl: float = 0.0) -> list[WorkerRecord]:
+    """Return a record for every worker, of its beats and of what was told by hand; see :func:`worker_record`."""
     records: dict[str, WorkerRecord] = {}
     for name, stored in sorted(told.items()):
         worker_id, _, thing = name.rpartition("/")
         if thing == "heartbeat" and not stored.deleted and "/" not in worker_id:
-            records[worker_id] = worker_record(worker_id, stored, since)
+            records[worker_id] = worker_record(worker_id, stored, since, ttl)
     for name, stored in sorted(told.items()):
         worker_id, _, thing = name.rpartition("/")
         if thing == "status" and not stored.deleted and "/" not in worker_id and worker_id not in records:
@@ -125,9 +113,15 @@ def worker_records(told: Mapping[str, Stored], since: float) -> list[WorkerRecor
     return [records[worker_id] for worker_id in sorted(records)]
 
 
-def worker_record(worker_id: str, stored: Stored, since: float) -> WorkerRecord:
-    """Return a worker's record from its last beat; ``lost`` if that was not after ``since``."""
+def worker_record(worker_id: str, stored: Stored, since: float, ttl: float = 0.0) -> WorkerRecord:
+    """Return a worker's record from its last beat; ``lost`` if that was not after ``since``.
+
+    Arguments:
+        ttl: How long ago ``since`` is, in seconds: one that beats less often has that many times longer.
+    """
     last_beat = stored.header.time / 1000
-    record = WorkerRecord.from_dict(worker_id, stored.value).evolve(last_beat=last_beat)
-    silent = last_beat <= since and record.status != "offline"
+    value = stored.value
+    record = WorkerRecord.from_dict(worker_id, {**value, "last_beat": last_beat} if isinstance(value, dict) else {
+        "last_beat": last_beat})
+    silent = last_beat + ttl * (max(1.0, record.stretch) - 1) <= since and record.status != "offline"
     return record.evolve(status="lost") if silent else record

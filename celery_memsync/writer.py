@@ -1,11 +1,11 @@
 """Gather changes in memory and write them in batches."""
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
-from collections import OrderedDict
-from contextlib import contextmanager
+from collections import OrderedDict, deque
 from itertools import count
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
@@ -16,15 +16,15 @@ from . import values
 from .changes import Change, Coordinated, MergeFields, SetValue, SyncMetrics, SyncQueue, TellRun
 from .conflicts import MAX_ROUNDS, Resolution, Resolvers
 from .events import Events
-from .exceptions import ConflictError, MemSyncError, StoreError
+from .exceptions import ConflictError, LockLost, MemSyncError, StoreError
 from .keys import ASSIGNMENTS, STATE, Place
 from .periodic import LONGEST_PAUSE, PeriodicThread
-from .records import Entry, Header, Stored, progress_from, rank_of
+from .records import NEVER, Entry, Header, Stamp, Stored, progress_from, rank_of
 from .store import EntryWrite, Outcome, Store, ms
 
 logger = get_logger(__name__)
 
-#: Entries of which the writer remembers the version that this process has seen last, and of which the fields.
+#: Entries of which the writer remembers which state this process has seen last, and of which the fields.
 MAX_SEEN = 10_000
 MAX_BASES = 2000
 
@@ -47,12 +47,13 @@ class Base(NamedTuple):
     """What fields are merged into.
 
     Attributes:
+        stamp: Which state of the entry it is.
         body: Its fields, as one JSON object or each by itself.
         until: Monotonic time when it is over.
         told_at: Monotonic time when it was told.
     """
 
-    version: int
+    stamp: Stamp
     body: dict[str, bytes] | bytes
     until: float
     told_at: float
@@ -63,7 +64,7 @@ class Base(NamedTuple):
         return self.body if isinstance(self.body, dict) else values.split_fields(self.body) if self.body else {}
 
 
-_NOTHING = Base(0, {}, 0.0, 0.0)
+_NOTHING = Base(NEVER, {}, 0.0, 0.0)
 
 
 class BatchWriter:
@@ -109,12 +110,12 @@ class BatchWriter:
         self._assignments = store.keys.coordination_place(ASSIGNMENTS).path
         #: What Redis refuses, by place, with the time of the next try.
         self._refused: OrderedDict[Place, tuple[float, list[Change]]] = OrderedDict()
-        #: Versions that were written or shown to a reader last, and the monotonic time when that entry is over.
-        self._seen: OrderedDict[Place, tuple[int, float]] = OrderedDict()
+        #: What was written or shown to a reader last.
+        self._seen: OrderedDict[Place, Stamp] = OrderedDict()
         #: What fields are merged into.
         self._bases: OrderedDict[Place, Base] = OrderedDict()
         self._serials = count(1)
-        self._untold: list[tuple[str, dict[str, Any]]] = []
+        self._untold: deque[tuple[str, dict[str, Any]]] = deque()
         self._untold_drops = 0
         self._warned_of_drops = False
         #: Slots of which a refusal was told.
@@ -129,8 +130,7 @@ class BatchWriter:
         with self._mutex:
             queue = self._expendable if change.expendable else self._ordinary
             if isinstance(change, SetValue):
-                version, until = self._seen.get(place, (0, 0.0))
-                change.seen = version if time.monotonic() < until else 0
+                change.seen = self._seen.get(place, NEVER)
             self._append(queue, place, change)
             change.was_queued()
             if len(self._ordinary) + len(self._expendable) > self.max_pending:
@@ -144,13 +144,10 @@ class BatchWriter:
 
     def saw(self, place: Place, stored: Stored | None) -> None:
         """Take note of what a reader of this process was shown: what it writes next follows that."""
-        version = 0 if stored is None else stored.header.version
-        until = 0.0 if stored is None else self.store.clock.monotonic(stored.header.over_at / 1000)
         with self._mutex:
-            self._see(place, version, until)
+            self._see(place, NEVER if stored is None else stored.header.stamp)
             if place.slot == STATE or place.path == self._assignments:
-                told_at = 0.0 if stored is None else self.store.clock.monotonic(stored.header.time / 1000)
-                self._base_on(place, Base(version, b"" if stored is None else stored.body, until, told_at))
+                self._base_on(place, self._as_base(stored))
 
     def discard(self, change: Change) -> None:
         """Take a change back that nobody needs any more, unless it is under way."""
@@ -268,17 +265,23 @@ class BatchWriter:
     def _compare_and_set(self, change: SetValue, expected: int) -> Stored:
         place, key = change.place, change.place.path
         self.store.connect()
-        change.seen = expected
         write = self._as_write(change)
         assert write is not None  # a value that was encoded already
-        (outcome,) = self.store.write_entries([write])
+        shown = self._seen.get(place, NEVER)
+        # Of which life of the key that version is, if this process was shown it.
+        at = f"@{shown.stored_at}" if expected and shown.version == expected else ""
+        (outcome,) = self.store.write_entries([write._replace(seen=f"{expected}{at}")])
         if outcome.status == "conflict":
             if expected or not outcome.version or not self._gone(outcome.stored):
+                with self._mutex:
+                    self._see(place, NEVER if outcome.stored is None else outcome.stored.header.stamp)
                 raise ConflictError(key, outcome.version)
             # Version 0 is meant, nothing to see; what was deleted counts its versions on.
             return self._compare_and_set(change, outcome.version)
         if outcome.status == "error":
             raise Refused(key, 1)
+        if outcome.status == "fenced":
+            raise LockLost(f"under which {key} was written")
         self._settle(change, outcome)
         self.on_put(place.key)
         # If this is a second try others may have written since.
@@ -302,7 +305,7 @@ class BatchWriter:
         if self.pending:
             self.force(max(0.0, left))
 
-    @contextmanager
+    @contextlib.contextmanager
     def _barrier(self, deadline: float | None) -> Iterator[None]:
         if deadline is None:
             with self._flushing:
@@ -372,7 +375,8 @@ class BatchWriter:
             for change in lost:
                 self._append(self._ordinary, change.place, change, front=True)
         return [ConflictError(
-            change.place.path, change.seen if isinstance(change, SetValue) else self._base(change.place).version,
+            change.place.path,
+            (change.seen if isinstance(change, SetValue) else self._base(change.place).stamp).version,
         ) for change in lost]
 
     def _replace(self, changes: list[Change], left: list[Change]) -> list[Change]:
@@ -407,7 +411,7 @@ class BatchWriter:
     def _as_write(self, change: Change) -> EntryWrite | None:
         """Return a change as the store takes it; None, and it is dropped, if there is something wrong with it."""
         base = self._base(change.place)
-        version, at = base.version, change.at
+        stamp, at = base.stamp, change.at
         try:
             content = change.content(self.store.clock, base.fields if isinstance(change, MergeFields) else {})
         except Exception:
@@ -417,13 +421,15 @@ class BatchWriter:
         if change.serial is None:
             change.serial = next(self._serials)
         if isinstance(change, SetValue):
-            version = change.seen
+            stamp = change.seen
         elif isinstance(change, MergeFields):
+            change.note_sent()
             at = max(at, base.told_at)  # one of the fields was told then
-        seen = str(version) if content.ruled_by == "version" else content.ruled_by
+        seen = f"{stamp.version}@{stamp.stored_at}" if content.ruled_by == "version" else content.ruled_by
         return EntryWrite(
             change.place, seen, content.run, content.rank, change.fence,
             round(self.store.clock.at(at) * 1000), ms(change.ttl), change.serial, content.body, content.runtime,
+            content.published,
         )
 
     # -- what became of a change
@@ -434,10 +440,12 @@ class BatchWriter:
             return self._resolve(change, outcome)
         if outcome.status == "error":
             self._refuse(change, outcome.error)
+        elif outcome.status == "fenced":
+            self._fence_off(change)
         elif outcome.status in ("ok", "again"):
             self.counts["writes"] += 1
             if outcome.status == "ok":
-                self._remember(change, outcome.version)
+                self._remember(change, Stamp(outcome.stored_at, outcome.version))
             else:
                 # Others may have written since; what they wrote was not seen.
                 self._seen.pop(change.place, None)
@@ -447,26 +455,34 @@ class BatchWriter:
             self._note_written(change)
         return None
 
-    def _remember(self, change: Change, version: int) -> None:
+    def _fence_off(self, change: Change) -> None:
+        """Drop a change that was made under a lock which somebody else has had since, and has written."""
+        if self._warn_of(change.place):
+            logger.warning("A write of %s is refused: a later holder of its lock has written there", change.place.path)
+        self._seen.pop(change.place, None)
+        self._bases.pop(change.place, None)
+        self.counts["dropped"] += 1
+        self._note("writes-dropped", count=1)
+
+    def _remember(self, change: Change, stamp: Stamp) -> None:
         place = change.place
         if isinstance(change, MergeFields):
             base = self._base(place)
             told_at = max(change.at, base.told_at)
-            self._base_on(place, Base(version, change.merged(base.fields), told_at + change.ttl, told_at))
+            self._base_on(place, Base(stamp, change.merged(base.fields), told_at + change.ttl, told_at))
         elif isinstance(change, SetValue):
             self._bases.pop(place, None)
         else:
             return
         with self._mutex:
-            self._see(place, version, change.at + change.ttl)
+            self._see(place, stamp)
             # What this process told since then was told by one who knew of it.
             for later in self._ordinary.get(place, ()):
                 if isinstance(later, SetValue):
-                    later.seen = version
+                    later.seen = stamp
 
-    def _see(self, place: Place, version: int, until: float) -> None:
-        # When it is over, versions may begin anew.
-        self._seen[place] = (version, until)
+    def _see(self, place: Place, stamp: Stamp) -> None:
+        self._seen[place] = stamp
         self._seen.move_to_end(place)
         if len(self._seen) > MAX_SEEN:
             self._seen.popitem(last=False)
@@ -475,6 +491,12 @@ class BatchWriter:
         """Return what fields are to be merged into, without fields if their time is over."""
         base = self._bases.get(place, _NOTHING)
         return base if time.monotonic() < base.until else base._replace(body={})
+
+    def _as_base(self, stored: Stored | None) -> Base:
+        if stored is None:
+            return _NOTHING
+        header, clock = stored.header, self.store.clock
+        return Base(header.stamp, stored.body, clock.monotonic(header.over_at / 1000), clock.monotonic(header.time / 1000))
 
     def _base_on(self, place: Place, base: Base) -> None:
         self._bases[place] = base
@@ -488,18 +510,15 @@ class BatchWriter:
         own = stored is not None and stored.header.writes.startswith(self.store.token)
         if isinstance(change, MergeFields):
             change.late = not gone
+            before, base = self._base(place), self._as_base(stored)
+            self._base_on(place, base._replace(body={}, until=0.0) if gone else base)
             if gone or stored is None:
-                self._base_on(place, _NOTHING._replace(version=outcome.version))
                 return change
-            before, clock = self._base(place), self.store.clock
-            base = Base(outcome.version, stored.body, clock.monotonic(stored.header.over_at / 1000),
-                        clock.monotonic(stored.header.time / 1000))
-            self._base_on(place, base)
             return change if own or _later_run(change, stored) else \
                 self._resolve_fields(change, stored, before.fields, base.fields)
         if isinstance(change, SetValue):
-            change.seen = outcome.version
-        if gone or stored is None or own or _later_run(change, stored):
+            change.seen = NEVER if stored is None else stored.header.stamp
+        if stored is None or gone and not stored.deleted or own or _later_run(change, stored):
             return change
         return self._resolve_value(change, stored)
 
@@ -507,18 +526,37 @@ class BatchWriter:
         return stored is None or stored.deleted or stored.expired(self.store.clock.now()) or not stored.readable
 
     def _resolve_value(self, change: Change, stored: Stored) -> Change | None:
-        if not isinstance(change, SetValue) or not change.body:
+        if not isinstance(change, SetValue):
             return change
+        if not change.body or stored.deleted:
+            return self._keep_the_later(change, stored)
         resolved, conflict = self._settled_by_resolver(change, stored, values.decode(change.body), change.at)
         body = change.body if resolved is None else resolved
         if body == stored.body:
             self._note_conflict(conflict)
             return None
         settled = SetValue(change.place, body, change.ttl, change.fence)
-        settled.seen = stored.header.version
+        settled.seen = stored.header.stamp
         settled.at = max(change.at, self.store.clock.monotonic(stored.header.time / 1000))
         settled.conflict = conflict
         return settled
+
+    def _keep_the_later(self, change: SetValue, stored: Stored) -> Change | None:
+        """Let the later of a deletion and a value win: there is nothing that could be merged."""
+        key, at = change.place.path, self.store.clock.at(change.at)
+        if stored.deleted and (not change.body or round(at * 1000) >= stored.header.time):
+            return change  # what is gone is no conflict
+        value = values.decode(change.body) if change.body else None
+        old = stored.entry(key, None if stored.deleted else stored.value)
+        new = Entry(key, value, old.version + 1, round(at, 3), self.store.worker_id, change.ttl)
+        later = round(at, 3) >= old.timestamp
+        conflict = {"key": key, "strategy": "last_write_wins", "entries": [old, new],
+                    "discarded": [old.value if later else new.value]}
+        if later:
+            change.conflict = conflict
+            return change
+        self._note_conflict(conflict)
+        return None
 
     def _resolve_fields(
         self, change: MergeFields, stored: Stored, base: dict[str, bytes], theirs: dict[str, bytes],
@@ -527,7 +565,8 @@ class BatchWriter:
         mine = change.merged(theirs)
         disputed = {
             name for name in change.fields
-            if name in theirs and mine[name] != theirs[name] and base.get(name) != theirs[name]
+            if name in theirs and mine[name] != theirs[name]
+            and theirs[name] not in (base.get(name), *change.sent.get(name, ()))
             and not (name == "status" and follows_by_rank(mine[name], theirs[name]))
         }
         if not disputed:
@@ -586,11 +625,17 @@ class BatchWriter:
             if len(self._refused) > MAX_REFUSED:
                 self._refused.popitem(last=False)
                 self._count_drop()
-        if not known and place not in self._warned:
-            if len(self._warned) >= MAX_REFUSED:
-                self._warned.clear()
-            self._warned.add(place)
+        if not known and self._warn_of(place):
             logger.warning("Redis refuses to write %s: %s", change.place.path, error[:120])
+
+    def _warn_of(self, place: Place) -> bool:
+        """Whether a refusal is to be told: once of each place."""
+        if place in self._warned:
+            return False
+        if len(self._warned) >= MAX_REFUSED:
+            self._warned.clear()
+        self._warned.add(place)
+        return True
 
     def _note_written(self, change: Change) -> None:
         place = change.place
@@ -684,16 +729,17 @@ class BatchWriter:
         self._untold.append((name, details))
 
     def _tell(self) -> None:
-        untold, self._untold = self._untold, []
         with self._mutex:
             dropped, self._untold_drops = self._untold_drops, 0
         if dropped:
             if not self._warned_of_drops:
                 self._warned_of_drops = True
                 logger.warning("More than %d changes wait for Redis; the oldest are dropped", self.max_pending)
-            untold.append(("writes-dropped", {"count": dropped}))
-        for name, details in untold:
-            self.events.emit(name, **details)
+            self._note("writes-dropped", count=dropped)
+        for _ in range(len(self._untold)):
+            with contextlib.suppress(IndexError):  # another thread tells too
+                name, details = self._untold.popleft()
+                self.events.emit(name, **details)
 
     def _failed(self, error: MemSyncError, count: int) -> None:
         self.counts["flush_failures"] += 1

@@ -47,6 +47,8 @@ def warm(memsync, redis):
     memsync.write("warm", 1)
     memsync.increment_metrics(warm=1)
     memsync.dequeue()
+    with memsync.lock("warm") as lock:
+        lock.extend(60)
     memsync.force_sync()
     memsync.read("warm")
     redis.config_resetstat()
@@ -126,6 +128,12 @@ def test_telling_costs_no_round_trip(warm, tell):
     (1, lambda memsync: memsync.complete("t1")),
     (7, lambda memsync: memsync.search("*")),
     (1, lambda memsync: memsync.write("a", 1, expected_version=0)),
+    (1, lambda memsync: memsync.lock("a", wait=9).acquire()),
+    (2, lambda memsync: memsync.lock("b").__enter__().release()),
+    (2, lambda memsync: memsync.lock("c").__enter__().extend(9)),
+    (2, lambda memsync: memsync.acquire_task_lock("t1") and memsync.release_task_lock("t1")),
+    (0, lambda memsync: memsync.lock("a").owned),
+    (2, lambda memsync: memsync.locks()),
 ])
 def test_asking_and_deciding_cost_so_many_round_trips(warm, most, ask):
     for number in range(60):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from celery_memsync.clock import FORGET_AFTER, Clock
+from celery_memsync.clock import DRIFT, Clock
 
 
 def redis_time(redis):
@@ -34,7 +34,7 @@ def test_the_answer_with_the_shortest_round_trip_is_believed():
     clock = Clock()
 
     clock.learn(1000.0, asked=10.0, answered=10.2)
-    clock.learn(5000.0, asked=11.0, answered=12.0)
+    clock.learn(1001.3, asked=11.0, answered=12.0)
 
     assert clock.at(10.1) == pytest.approx(1000.0)
 
@@ -48,14 +48,24 @@ def test_a_better_answer_replaces_a_worse_one():
     assert clock.at(13.1) == pytest.approx(1002.5)
 
 
-def test_an_old_measurement_gives_way_because_clocks_drift():
+@pytest.mark.parametrize("later, believed", [(100.0, 0.0), (1.0 / DRIFT, 0.4)])
+def test_an_old_measurement_gives_way_when_it_may_be_worse_because_clocks_drift(later, believed):
     clock = Clock()
-    later = 10.0 + FORGET_AFTER + 1
 
-    clock.learn(1000.0, asked=10.0, answered=10.0)
-    clock.learn(2000.0, asked=later, answered=later + 1)
+    clock.learn(1000.0, asked=0.0, answered=0.0)
+    clock.learn(1000.0 + later + 0.9, asked=later, answered=later + 1)
 
-    assert clock.at(later + 0.5) == pytest.approx(2000.0)
+    assert clock.at(later) == pytest.approx(1000.0 + later + believed)
+
+
+@pytest.mark.parametrize("step", [-3600.0, -2.0, 2.0, 3600.0])
+def test_a_clock_that_was_set_is_believed_at_once(step):
+    clock = Clock()
+
+    clock.learn(1000.0, asked=10.0, answered=10.001)
+    clock.learn(1001.0 + step, asked=11.0, answered=11.5)
+
+    assert clock.at(11.25) == pytest.approx(1001.0 + step)
 
 
 @pytest.mark.parametrize("wrong", [3600.0, -3600.0, 1e8])

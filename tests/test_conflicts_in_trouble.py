@@ -1,10 +1,14 @@
 """Conflicts in trouble: resolvers that fail, and Redis away before, while and after a conflict is settled."""
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from celery_memsync import Entry, Resolution, StoreError
+from celery_memsync import ConflictError, Entry, Resolution, StoreError
 from celery_memsync.conflicts import Resolvers
+
+from .helpers import eventually
 
 BIG = 2000
 
@@ -215,3 +219,42 @@ def test_a_resolver_of_fields_that_does_not_answer_loses_no_field_and_is_told(ma
     assert memsync.read("tasks/t1/state", consistent=True) == {"x": "incoming", "theirs": 1, "mine": 2}
     assert [details["strategy"].partition(":")[0] for details in told] == ["failed"]
     assert other.writer.pending == 0
+
+
+# -- what was gone in between
+
+@pytest.mark.parametrize("how", ["it was emptied", "its ttl was over"])
+def test_compare_and_set_is_refused_when_the_key_was_gone_and_made_anew_with_the_same_version(
+    memsync, other, redis, how,
+):
+    memsync.write("a", "first life", ttl=0.3 if how == "its ttl was over" else None)
+    expected = memsync.read_entry("a").version
+    if how == "it was emptied":
+        redis.flushall()
+    eventually(lambda: not redis.keys("task-sentinel/a"))
+    other.write("a", "second life", expected_version=0)
+
+    with pytest.raises(ConflictError):
+        memsync.write("a", "mine", expected_version=expected)
+
+    assert memsync.read("a", consistent=True) == "second life"
+    assert memsync.write("a", "mine", expected_version=expected).version == expected + 1
+
+
+@pytest.mark.parametrize("flushed_first", ["earlier", "later"])
+@pytest.mark.parametrize("later", ["value", "deletion"])
+def test_of_a_deletion_and_a_value_the_later_one_wins_whoever_is_flushed_first(memsync, other, later, flushed_first):
+    memsync.write("a", "old", expected_version=0)
+    other.read("a")
+    acts = [lambda: memsync.delete("a"), lambda: other.write("a", "new")]
+    processes = [memsync, other]
+    for act in acts if later == "value" else reversed(acts):
+        act()
+        time.sleep(0.02)
+
+    for process in processes if (later == "value") == (flushed_first == "earlier") else reversed(processes):
+        process.force_sync()
+
+    assert memsync.read("a", consistent=True) == ("new" if later == "value" else None)
+    over_nothing = later == "value" and flushed_first == "earlier"
+    assert memsync.get_metrics()["conflicts"] + other.get_metrics()["conflicts"] == (0 if over_nothing else 1)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import threading
@@ -293,6 +294,26 @@ def test_all_that_is_coordinated_has_a_ttl(memsync, other, redis, act):
     ttls = {key: redis.ttl(key) for key in redis.keys("*coordination*")}
     assert len(ttls) >= 3
     assert all(0 < ttl <= 3601 for ttl in ttls.values()), ttls
+
+
+def test_tasks_that_are_enqueued_one_right_after_the_other_come_in_that_order(memsync, other):
+    ids = [f"{number:x}" for number in random.sample(range(10_000), 300)]
+
+    for number, task_id in enumerate(ids):
+        (memsync, other)[number % 2].enqueue(task_id)
+
+    assert [memsync.dequeue() for _ in ids] == ids
+    assert memsync.get_queue()["processing"] == ids
+
+
+@pytest.mark.parametrize("limit", [1, 3, 1000])
+def test_tasks_behind_those_that_are_over_are_seen(make_memsync, memsync, limit):
+    brief = make_memsync(batch_interval=60.0, default_ttl=0.3)
+    brief.sync_queue({"pending": [f"{number}" for number in range(20)]})
+    brief.force_sync()
+    memsync.enqueue("alive")
+
+    eventually(lambda: memsync.get_queue(limit)["pending"] == ["alive"])
 
 
 @pytest.mark.parametrize("count", [1, 1500])

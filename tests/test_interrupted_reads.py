@@ -61,7 +61,7 @@ def test_a_read_that_was_cut_short_spoils_no_other(own_server, make_memsync, siz
     with SlowProxy(own_server.port) as proxy:
         memsync = make_memsync(url=proxy.url, batch_interval=60.0, cache_size=size)
         memsync.read("warm")
-        for number in range(first, 3000, 5):
+        for number in range(first, 3000, 3):
             if not raise_at(number, lambda: memsync.read(f"key-{number}", consistent=True)):
                 break
             struck += 1

@@ -92,7 +92,7 @@ def module_server(tmp_path_factory):
 
 
 def test_every_script_runs(page):
-    assert len(page.scripts) == 5
+    assert len(page.scripts) == 7
 
     for code in page.scripts:
         page.run_script(code)

@@ -156,11 +156,14 @@ def test_every_task_of_many_that_are_told_at_the_same_time_is_counted(make_memsy
 # -- the order of those that wait
 
 def test_tasks_wait_in_the_order_in_which_they_were_published(memsync, other):
-    ids = [f"{number}" for number in range(900)]
+    ids = [f"{number}" for number in range(2500)]
+    now = memsync.store.clock.now()
 
-    for task_id in ids:
-        tell(memsync, "p PENDING", task_id)
-    memsync.force_sync()
+    for number, task_id in enumerate(ids):
+        run = TaskRun("PENDING", published_at=round(now + number / 10_000, 4))
+        (memsync, other)[number % 2].sync_task_run(task_id, run, RUNS["p"])
+    for process in (other, memsync):
+        process.force_sync()
 
     assert other.get_queue(5000)["pending"] == ids
 
@@ -176,6 +179,51 @@ def test_a_task_keeps_its_place_when_a_worker_has_it(memsync, other, first, then
         other.force_sync()
 
     assert memsync.get_queue()["pending"] == ["a", "b", "c", "d"]
+
+
+def test_a_task_that_is_told_again_keeps_its_place(memsync, other):
+    for task_id in "abc":
+        tell(memsync, "p PENDING", task_id)
+        memsync.force_sync()
+
+    last = memsync.store.clock.now()
+    eventually(lambda: memsync.store.clock.now() > last + 0.01)
+    tell(memsync, "p PENDING", "a")
+    memsync.force_sync()
+
+    assert other.get_queue()["pending"] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("words", ["p PENDING", "a STARTED", "a RETRY"])
+def test_what_is_told_when_its_time_is_over_leaves_nothing(memsync, other, redis, words):
+    run, status = words.split()
+    memsync.sync_task_run("t", TaskRun(status), RUNS[run], ttl=0.05)
+    told_at = memsync.store.clock.now()
+    eventually(lambda: memsync.store.clock.now() > told_at + 0.1)
+
+    memsync.force_sync()
+
+    assert other.get_queue() == {"pending": [], "processing": []}
+    assert {key: redis.pttl(key) for key in redis.keys() if redis.pttl(key) < 0} == {}
+
+
+def test_what_crashed_processes_left_is_forgotten_while_others_go_on(make_memsync, memsync, redis):
+    brief = make_memsync(batch_interval=60.0, default_ttl=0.5)
+    for number in range(200):
+        tell(brief, "p PENDING", f"old-{number}")
+    brief.force_sync()
+    memsync.sync_task_run("alive", TaskRun("PENDING"), RUNS["p"])
+    memsync.force_sync()
+
+    def only_one_is_left():
+        tell(brief, "p PENDING", "new")
+        tell(brief, "a SUCCESS", "new")
+        tell(brief, "p PENDING", "newer")
+        brief.force_sync()
+        return redis.zcard(memsync.store.keys.pending) <= 2
+
+    eventually(only_one_is_left)
+    assert memsync.get_queue()["pending"][0] == "alive"
 
 
 def test_a_task_to_be_retried_waits_behind_the_others(memsync, other):

@@ -102,6 +102,7 @@ def test_a_task_of_which_a_part_was_deleted_has_not_moved_on(memsync, other, red
     other.delete("tasks/t1/state")
     other.force_sync()
     ear.hears("tasks/t1/state", {"status": "STARTED", "retries": 0})
+    ear.hears("coordination/metrics", {"total": 1})
     ear.heard.clear()
 
     cut_off(memsync, redis)

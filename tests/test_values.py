@@ -68,7 +68,6 @@ def test_any_value_comes_back_equal_through_redis(memsync, other, value):
     memsync.sync_task_state("t1", {"field": value})
     memsync.sync_agent_coordination("t1", "a1", value)
     memsync.force_sync()
-    other.clear_cache()
 
     assert other.read("a") == value
     assert other.get_task_state("t1") == {"field": value}
@@ -118,7 +117,6 @@ def test_a_value_of_a_megabyte_comes_back(memsync, other):
     memsync.write("a", value)
     memsync.sync_task_state("t1", value)
     memsync.force_sync()
-    other.clear_cache()
 
     assert other.read("a") == value
     assert other.get_task_state("t1") == value

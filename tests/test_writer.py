@@ -191,7 +191,6 @@ def test_a_process_reads_its_own_pending_writes(memsync, other):
     memsync.sync_worker_capacity("w9", 4)
 
     assert memsync.read("a") == [1]
-    assert memsync.read_entry("a").worker_id == "worker-1"
     assert memsync.read_many(["a", "task-sentinel/a", "b"]) == {"a": [1], "task-sentinel/a": [1], "b": None}
     assert memsync.get_task_state("t1") == {"x": 1}
     assert memsync.get_task_progress("t1")["progress"] == 30

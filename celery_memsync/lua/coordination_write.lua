@@ -1,6 +1,6 @@
 -- Change the queue or the metrics by hand, once.
 --
--- KEYS[1]   pending     sorted set: task id by when it is over (us)
+-- KEYS[1]   pending     sorted set: task id by its place, see places.lua
 -- KEYS[2]   processing  the same
 -- KEYS[3]   metrics     hash of counters
 -- KEYS[4]   about       hash: an entry for each of "queue" and "metrics", which counts their versions
@@ -30,15 +30,14 @@ for i = 7, #ARGV do
 end
 local now = redis.call("TIME")
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
-local over = (now[1] + ttl_ms / 1000) * 1000000 + now[2]
+local present = now[1] * 10000 + math.floor(now[2] / 100)
+local over_ms = now_ms + ttl_ms
+-- For a second try, an answer is kept for an hour at least.
+local keep_ms = math.max(tonumber(ttl_ms), 3600000)
 
 local last, answer = string.match(redis.call("GET", done) or "", "^(%d+) ?(.*)$")
 if last and tonumber(last) >= tonumber(serial) then
   return tonumber(last) == tonumber(serial) and answer ~= "" and { "ok", answer } or { "ok" }
-end
-
-local function whole(number)
-  return string.format("%.0f", number)
 end
 
 local function outlives(key)
@@ -54,20 +53,28 @@ local function touch(thing)
   redis.call("PUBLISH", prefix .. together .. thing, ":" .. thing .. "\n" .. text)
 end
 
-local function forget_what_is_over()
-  for _, key in ipairs({ pending, processing }) do
-    for _, gone in ipairs(redis.call("ZRANGEBYSCORE", key, "-inf", whole(now_ms * 1000), "LIMIT", 0, 1000)) do
-      redis.call("ZREM", key, gone)
-    end
+-- Return whether a task is in a list, and forget it there if it is over.
+local function waits_in(key, task)
+  local place = redis.call("ZSCORE", key, task)
+  if place and over_at(place) <= now_ms then
+    redis.call("ZREM", key, task)
+    return false
   end
+  return place
+end
+
+local function append(key, task)
+  local last = redis.call("ZRANGE", key, -1, -1, "WITHSCORES")[2]
+  redis.call("ZADD", key, place_of(math.max(present, last and order_of(last) + 1 or 0), over_ms), task)
+  outlives(key)
+  trim(key, now, ttl_ms)
 end
 
 local change = {}
 
 function change.enqueue()
-  if redis.call("ZSCORE", pending, rest[1]) or redis.call("ZSCORE", processing, rest[1]) then return { 0 } end
-  redis.call("ZADD", pending, whole(over), rest[1])
-  outlives(pending)
+  if waits_in(pending, rest[1]) or waits_in(processing, rest[1]) then return { 0 } end
+  append(pending, rest[1])
   touch("queue")
   return { 1 }
 end
@@ -77,9 +84,8 @@ function change.dequeue()
   repeat
     task, at = unpack(redis.call("ZPOPMIN", pending))
     if not task then return {} end
-  until tonumber(at) > now_ms * 1000
-  redis.call("ZADD", processing, whole(over), task)
-  outlives(processing)
+  until over_at(at) > now_ms
+  append(processing, task)
   touch("queue")
   return { task }
 end
@@ -96,7 +102,7 @@ function change.queue()
     local key, ids = rest[at] == "pending" and pending or processing, tonumber(rest[at + 1])
     redis.call("DEL", key)
     for i = 1, ids do
-      redis.call("ZADD", key, "NX", whole(over + i), rest[at + 1 + i])
+      redis.call("ZADD", key, "NX", place_of(present + i, over_ms), rest[at + 1 + i])
     end
     if ids > 0 then outlives(key) end
     at = at + 2 + ids
@@ -125,7 +131,6 @@ for key, kinds in pairs({ [pending] = "none zset", [processing] = "none zset", [
     return redis.error_reply("WRONGTYPE something else is stored where the queue or the metrics belong")
   end
 end
-forget_what_is_over()
 local answers = change[kind]()
-redis.call("SET", done, serial .. " " .. tostring(answers[1] or ""), "PX", ttl_ms)
+redis.call("SET", done, serial .. " " .. tostring(answers[1] or ""), "PX", whole(keep_ms))
 return { "ok", unpack(answers) }

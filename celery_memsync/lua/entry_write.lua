@@ -10,7 +10,7 @@
 -- KEYS[1..n]  owner       hash or page of each entry, one for each write
 -- KEYS[n+1]   index       stream of task ids in order of first write
 -- KEYS[n+2]   names       sorted set: path of a user's own key by when it is over (ms)
--- KEYS[n+3]   pending     sorted set: task id by when it is over (us)
+-- KEYS[n+3]   pending     sorted set: task id by its place, see places.lua
 -- KEYS[n+4]   processing  the same
 -- KEYS[n+5]   metrics     hash of counters
 -- KEYS[n+6]   about       hash: an entry for each of "queue" and "metrics", which counts their versions
@@ -27,14 +27,16 @@
 --   where    slot in the page, or ":" and the field in the hash
 --   path     the entry's; its changes are told there
 --   task     id of the task to which it belongs; "" for a user's own key
---   seen     version that the writer saw; "*": whatever is there; "run": run and rank decide
+--   seen     "<version>@<ms>": which one the writer saw, and when Redis took it; "<version>": that one, whenever;
+--            "*": whatever is there; "run": run and rank decide
 --   run      the run that tells, sortable; "": the one that is there; "-": none
 --   rank     how far along in its run, sortable; "9..." absorbs what comes after
 --   fence    of the lock under which it is written; "0" for none
 --   time     Redis's time of the write, ms
 --   ttl_ms
 --   serial   number of the write in its process
---   runtime  us that the run took; "0" if that is not known
+--   figure   of a stage with rank "0" or "1": when the task was published, in tenths of a millisecond; of any other:
+--            us that the run took; "0" if that is not known
 --   body     not looked into; "" deletes
 --
 -- Returns     {seconds, microseconds, answer...}, for each write one of
@@ -52,15 +54,13 @@ local index, names, pending, processing, metrics, about =
 local now = redis.call("TIME")
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local indexed = false
--- What the stages of tasks come to: list and score by task id, whether it was told again only, counters by name.
-local lists, scores, again, counted = {}, {}, {}, {}
+-- What the stages of tasks come to: list, order and end in it by task id; counters by name.
+local lists, orders, ends, counted = {}, {}, {}, {}
+-- Users' keys that were made, moved on by a ttl, or deleted: when they are over, or false, by path.
+local named = {}
 
 local function parse(text)
   return string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%-?%d+) (%S+) ")
-end
-
-local function whole(number)
-  return string.format("%.0f", number)
 end
 
 -- Return the entries of a page, "" for empty slots; every entry is two lines.
@@ -76,15 +76,17 @@ local function split(page)
   return entries
 end
 
--- Write a page; it lives as long as the longest of its entries.
-local function join(owner, entries)
-  local ttl_ms = 1
-  for i = 1, math.max(#entries, slots) do
-    local _, _, _, _, time, ttl = parse(string.gsub(entries[i] or "", "^%d@", "", 1))
-    if time then ttl_ms = math.max(ttl_ms, time + ttl - now_ms) end
-    if (entries[i] or "") == "" then entries[i] = "\n" end
+-- Write a page; it lives as long as the longest of its entries, of which one is known.
+local function join(owner, entries, known, ttl_ms)
+  for i, entry in ipairs(entries) do
+    if entry == "" then
+      entries[i] = "\n"
+    elseif i ~= known then
+      local _, _, _, _, time, ttl = parse(string.gsub(entry, "^%d@", "", 1))
+      if time then ttl_ms = math.max(ttl_ms, time + ttl - now_ms) end
+    end
   end
-  redis.call("SET", owner, table.concat(entries, "\n"), "PX", whole(ttl_ms))
+  redis.call("SET", owner, table.concat(entries, "\n"), "PX", whole(math.max(1, ttl_ms)))
 end
 
 local tally = {}
@@ -106,11 +108,14 @@ local function count_stage(before, rank, runtime)
   if new and new ~= "" then count("runtime", tonumber(runtime) / 1e6) end
 end
 
--- Note the list to which a stage puts its task; those that come in one millisecond stay in order.
-local function enlist(task, rank, time, ttl_ms, serial)
+-- Note the list to which a stage puts its task.
+local function enlist(task, rank, time, ttl_ms, figure)
   local digit = string.sub(rank, 1, 1)
-  lists[task] = (digit == "0" or digit == "1" or digit == "4") and "pending" or digit == "2" and "processing" or ""
-  scores[task] = whole((time + ttl_ms) * 1000 + serial % 1000)
+  local new = digit == "0" or digit == "1"
+  lists[task] = (new or digit == "4") and "pending" or digit == "2" and "processing" or ""
+  orders[task] = new and figure ~= "0" and tonumber(figure) or time * 10
+  ends[task] = time + ttl_ms
+  if ends[task] <= now_ms then lists[task] = "" end
 end
 
 -- Keep what an earlier run told, or a late word of it; not what never ran (rank below "2").
@@ -144,20 +149,31 @@ local function drop_former(entries, slot, run)
   return dropped
 end
 
--- Remember the path of a user's key: once when it is made, and whenever its end has moved on by a ttl.
-local function name(path, before, time, ttl_ms, deleted)
-  if deleted then return redis.pcall("ZREM", names, path) end
-  local _, _, _, _, stime, sttl = parse(before or "")
+-- Note the path of a user's key: once when it is made, and whenever its end has moved on by a ttl.
+local function name(path, before, stime, sttl, time, ttl_ms, deleted)
   local over = math.floor((time + ttl_ms) / ttl_ms) + 1
-  if sttl == ttl_ms and string.sub(before, -1) ~= "\n" and math.floor((stime + sttl) / sttl) + 1 == over then return end
-  redis.pcall("ZADD", names, whole(over * ttl_ms), path)
-  for _, gone in ipairs(redis.pcall("ZRANGEBYSCORE", names, "-inf", "(" .. whole(now_ms), "LIMIT", 0, 20)) do
-    redis.call("ZREM", names, gone)
+  if deleted then
+    named[path] = false
+  elseif not before or sttl ~= ttl_ms or string.sub(before, -1) == "\n" or math.floor((stime + sttl) / sttl) + 1 ~= over then
+    named[path] = over * ttl_ms
   end
-  if redis.call("PTTL", names) < 2 * ttl_ms then redis.call("PEXPIRE", names, whole(2 * ttl_ms)) end
 end
 
-local function write(owner, where, path, task, seen, run, rank, fence, time, ttl_ms, serial, runtime, body)
+-- Return the number of this writer's last write, and the last writes of two others with a comma before each.
+local function writes_of(writes)
+  if writes == "" then return nil, "" end
+  local last, others, count = nil, "", 0
+  for id in string.gmatch(writes, "[^,]+") do
+    if string.sub(id, 1, #writer + 1) == writer .. "." then
+      last = tonumber(string.sub(id, #writer + 2))
+    elseif count < 2 then
+      others, count = others .. "," .. id, count + 1
+    end
+  end
+  return last, others
+end
+
+local function write(owner, where, path, task, seen, run, rank, fence, time, ttl_ms, serial, figure, body)
   local slot, field = tonumber(where), string.sub(where, 2)
   local entries, text, page
   if slot then
@@ -172,34 +188,32 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
     text = entries[slot]
   end
   local version, srun, srank, sfence, writes, over = 0, "-", "-", "0", "", false
-  local stime, slag
+  local stime, sttl, slag
   if text and text ~= "" then
     local v, r, k, f, t, ttl, lag, w = parse(text)
     if not v then return { "error", "what is stored is no entry" } end
-    version, sfence, writes, stime, slag = tonumber(v), f, w, t, lag
+    version, sfence, writes, stime, sttl, slag = tonumber(v), f, w, t, ttl, lag
     over = t + ttl <= now_ms
     if not over then srun, srank = r, k end
   else
     text = nil
   end
-  local before = string.match(writes, writer .. "%.(%d+)")
-  if before and tonumber(before) >= tonumber(serial) then return { "again", version } end
-  if tonumber(fence) > 0 and tonumber(fence) < tonumber(sfence) then return { "fenced", version } end
+  local last, others = writes_of(writes)
+  if last and last >= tonumber(serial) then return { "again", version } end
+  if fence ~= "0" and tonumber(fence) < tonumber(sfence) then return { "fenced", version } end
+  if tonumber(fence) < tonumber(sfence) then fence = sfence end
   if run == "" then run = srun end
 
-  local others = {}
-  for id in string.gmatch(writes, "[^,]+") do
-    if #others < 2 and string.match(id, "^%w+") ~= writer then others[#others + 1] = "," .. id end
-  end
   local function entry(v, stored_at)
-    return string.format("%d %s %s %d %s %s %.0f %s.%s%s %s\n", v, run, rank, math.max(tonumber(fence), tonumber(sfence)),
-      time, ttl_ms, stored_at - time, writer, serial, table.concat(others), worker) .. body
+    local figures = whole(v) .. " " .. run .. " " .. rank .. " " .. fence .. " " .. time .. " " .. ttl_ms
+    return figures .. " " .. whole(stored_at - time) .. " " .. writer .. "." .. serial .. others .. " " .. worker
+      .. "\n" .. body
   end
   local function store(entry_text)
     if entries then
       entries[slot] = entry_text
-      for i = 1, slot do entries[i] = entries[i] or "" end
-      return join(owner, entries)
+      for i = 1, slots do entries[i] = entries[i] or "" end
+      return join(owner, entries, slot, time + ttl_ms - now_ms)
     end
     local left = redis.call("PTTL", owner)
     redis.call("HSET", owner, field, entry_text)
@@ -208,7 +222,7 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
   end
 
   local staged = slot == 1 and task ~= ""
-  local stage_before
+  local stage_before = staged and not over and run == srun and srank or nil
   if seen == "run" and text and not over then
     local absorbed = string.sub(srank, 1, 1) == "9"
     local follows = not absorbed
@@ -217,15 +231,14 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
       if run == srun and rank == srank and not absorbed then -- told again: it lives on
         store(entry(version, stime + slag))
         if staged and rank < "3" then
-          enlist(task, rank, time, ttl_ms, serial)
-          again[task] = true
+          enlist(task, rank, time, ttl_ms, figure)
           indexed = redis.pcall("XADD", index, "MINID", "~", whole(now_ms - horizon), "*", "id", task)
         end
       end
       if run ~= srun and run ~= "-" then
         local kept, replaced = keep_former(entries, where, run, rank, entry(1, now_ms))
-        if kept then join(owner, entries) end
-        if kept and staged then count_stage(replaced, rank, runtime) end
+        if kept then join(owner, entries, 0, 0) end
+        if kept and staged then count_stage(replaced, rank, figure) end
       end
       return { "kept", version }
     end
@@ -234,8 +247,11 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
       stage_before = drop_former(entries, where, run)
       keep_former(entries, where, srun, srank, text)
     end
-  elseif seen ~= "run" and seen ~= "*" and tonumber(seen) ~= version then
-    return { "conflict", version, text }
+  elseif seen ~= "run" and seen ~= "*" then
+    local wanted, at = string.match(seen, "^(%d+)@?(%d*)$")
+    if tonumber(wanted) ~= version or at ~= "" and version > 0 and tonumber(at) ~= stime + slag then
+      return { "conflict", version, text }
+    end
   end
 
   local stored = entry(version + 1, now_ms)
@@ -245,11 +261,11 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
     where .. "\n" .. stored .. ((other == "" or other == "\n") and "" or "\n" .. other))
   if staged then
     if not text or over then count("total", 1) end
-    count_stage(stage_before, rank, runtime)
-    enlist(task, rank, time, ttl_ms, serial)
+    count_stage(stage_before, rank, figure)
+    enlist(task, rank, time, ttl_ms, figure)
   end
   if task == "" and entries or task ~= "" and tonumber(ttl_ms) > horizon then
-    name(path, text, time, ttl_ms, body == "")
+    name(path, text, stime, sttl, time, ttl_ms, body == "")
   end
   if task ~= "" and (not page or stime and math.floor(2 * stime / horizon) ~= math.floor(2 * time / horizon)) then
     indexed = redis.pcall("XADD", index, "MINID", "~", whole(now_ms - horizon), "*", "id", task)
@@ -268,36 +284,51 @@ local function touch(thing, left)
 end
 
 local function keep_lists()
-  local to = { pending = {}, processing = {} }
-  local out = { pending = {}, processing = {} }
-  for task, list in pairs(lists) do
-    for other, row in pairs(to) do
-      if other == list then
-        -- A task keeps its place when a worker has received it; only to live longer it moves back.
-        if again[task] or not redis.pcall("ZSCORE", list == "pending" and pending or processing, task) then
-          row[#row + 1] = scores[task]
-          row[#row + 1] = task
-        end
+  local changed, longest = false, 1
+  for list, key in pairs({ pending = pending, processing = processing }) do
+    local out, into, left = {}, {}, 0
+    for task, wanted in pairs(lists) do
+      if wanted ~= list then
+        out[#out + 1] = task
       else
-        out[other][#out[other] + 1] = task
+        -- Who is there keeps the order; only its end moves on.
+        local there = redis.pcall("ZSCORE", key, task)
+        local order = type(there) == "string" and order_of(there) or orders[task]
+        into[#into + 1] = place_of(order, ends[task])
+        into[#into + 1] = task
+        left = math.max(left, ends[task] - now_ms)
       end
     end
-  end
-  local changed, longest = false, horizon
-  for list, key in pairs({ pending = pending, processing = processing }) do
-    if #out[list] > 0 then changed = redis.pcall("ZREM", key, unpack(out[list])) ~= 0 or changed end
-    if #to[list] > 0 then
-      changed = redis.pcall("ZADD", key, unpack(to[list])) ~= 0 or changed
-      local left = math.floor(to[list][1] / 1000) - now_ms
-      for i = 1, #to[list], 2 do left = math.max(left, math.floor(to[list][i] / 1000) - now_ms) end
+    if #out > 0 then changed = redis.pcall("ZREM", key, unpack(out)) ~= 0 or changed end
+    if #into > 0 then
+      changed = redis.pcall("ZADD", key, unpack(into)) ~= 0 or changed
       if redis.call("PTTL", key) < left then redis.call("PEXPIRE", key, whole(left)) end
       longest = math.max(longest, left)
-      for _, gone in ipairs(redis.pcall("ZRANGEBYSCORE", key, "-inf", whole(now_ms * 1000), "LIMIT", 0, 20)) do
-        redis.call("ZREM", key, gone)
-      end
+      trim(key, now, horizon)
     end
   end
-  if changed then touch("queue", longest) end
+  if changed then touch("queue", math.max(longest, horizon)) end
+end
+
+local function keep_names()
+  local into, out, left = {}, {}, 0
+  for path, over in pairs(named) do
+    if over then
+      into[#into + 1] = whole(over)
+      into[#into + 1] = path
+      left = math.max(left, over - now_ms)
+    else
+      out[#out + 1] = path
+    end
+  end
+  if #out > 0 then redis.pcall("ZREM", names, unpack(out)) end
+  if #into > 0 then
+    redis.pcall("ZADD", names, unpack(into))
+    -- More than were made, so that all are forgotten in the end.
+    local gone = redis.pcall("ZRANGEBYSCORE", names, "-inf", "(" .. whole(now_ms), "LIMIT", 0, 10 + #into)
+    if #gone > 0 then redis.call("ZREM", names, unpack(gone)) end
+    if redis.call("PTTL", names) < left then redis.call("PEXPIRE", names, whole(left)) end
+  end
 end
 
 local function keep_counters()
@@ -320,6 +351,7 @@ for i = 1, n do
   answers[i + 2] = write(KEYS[i], unpack(ARGV, 12 * i - 2, 12 * i + 9))
 end
 if indexed then redis.call("PEXPIRE", index, whole(horizon)) end
+if next(named) then keep_names() end
 if next(lists) then keep_lists() end
 if next(counted) then keep_counters() end
 return answers

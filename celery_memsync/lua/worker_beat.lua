@@ -1,25 +1,45 @@
--- Store what a worker tells of itself, or its goodbye, and forget workers that are long gone.
+-- Store what a worker tells of itself, or its goodbye; call those lost that were silent; forget those long gone.
 --
 -- KEYS[1]  workers  hash of what is told of workers, a field per worker and thing
--- KEYS[2]  beats    sorted set: worker id by time of last beat (ms)
--- ARGV[1]  id
--- ARGV[2]  channel  on which it is told
--- ARGV[3]  leaving  "1": a goodbye, not a beat
--- ARGV[4]  time     Redis's time when it was told, ms
--- ARGV[5]  ttl_ms   how long anything of a silent worker is kept
--- ARGV[6]  body     JSON, not looked into
+-- KEYS[2]  beats    sorted set: "<token> <worker id>" of each process that is a worker, by when it is lost unless it
+--                   beats again (ms); negative: it was lost then, or has said goodbye
+-- KEYS[3]  lost     sorted set: "<token> <ms> <worker id>" of those lost at that time whose tasks are not told of yet, by the
+--                   end of the lease of the worker that does so (ms); negative: nor may the loss itself be
+-- ARGV[1]   id
+-- ARGV[2]   token     of the process
+-- ARGV[3]   channel   on which it is told
+-- ARGV[4]   leaving   "1": a goodbye, not a beat
+-- ARGV[5]   time      Redis's time when it was told, ms
+-- ARGV[6]   ttl_ms    how long anything of a silent worker is kept
+-- ARGV[7]   silence   ms without a beat after which this worker is lost, and another goes on with what it was to tell
+-- ARGV[8]   since     Redis's time since when it has beaten without a gap, ms, from the answer before
+-- ARGV[9]   until     when it would be a gap, ms
+-- ARGV[10]  body      JSON, not looked into
 --
--- Returns  {"ok", version, seconds, microseconds}
+-- Returns  {word, version, seconds, microseconds, since, number of workers, name in lost, its score, name in lost, its score...}
+--          word: "ok", "online" (it was not there), or "back" (it was called lost)
 -- Publishes field, header and body on the channel
-local workers, beats = KEYS[1], KEYS[2]
-local id, channel, leaving, time, ttl_ms, body = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local workers, beats, lost = KEYS[1], KEYS[2], KEYS[3]
+local id, token, channel, leaving, time, ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local silence, since, until_ms, body = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 local now = redis.call("TIME")
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+local name, field = token .. " " .. id, id .. "/heartbeat"
 
-local gone = redis.call("ZRANGEBYSCORE", beats, "-inf", now_ms - tonumber(ttl_ms), "LIMIT", 0, 100)
-for _, silent in ipairs(gone) do
-  redis.call("HDEL", workers, silent .. "/heartbeat", silent .. "/status", silent .. "/capacity")
-  redis.call("ZREM", beats, silent)
+local function whole(number)
+  return string.format("%.0f", number)
+end
+
+local function teller(text)
+  return text and string.match(text, "^%d+ %S+ %S+ %d+ %d+ %d+ %-?%d+ (%S+) ")
+end
+
+for _, gone in ipairs(redis.call("ZRANGEBYSCORE", beats, whole(ttl_ms - now_ms), "(0", "LIMIT", 0, 100)) do
+  local its_token, its_id = string.match(gone, "^(%S+) (.*)$")
+  if teller(redis.call("HGET", workers, its_id .. "/heartbeat")) == its_token then
+    redis.call("HDEL", workers, its_id .. "/heartbeat", its_id .. "/status", its_id .. "/capacity")
+  end
+  redis.call("ZREM", beats, gone)
 end
 
 -- What was told by hand of workers that never beat is not in beats: look at a few of all.
@@ -28,14 +48,34 @@ for _, other in ipairs(redis.call("HRANDFIELD", workers, 4)) do
   if not told or told + lives <= now_ms then redis.call("HDEL", workers, other) end
 end
 
-local field = id .. "/heartbeat"
 local stored = redis.call("HGET", workers, field)
 local version = (stored and tonumber(string.match(stored, "^%d+")) or 0) + 1
-local text = string.format("%d - - 0 %s %s %.0f - %s\n", version, time, ttl_ms, now_ms - time, id) .. body
+local text = string.format("%d - - 0 %s %s %.0f %s %s\n", version, time, ttl_ms, now_ms - time, token, id) .. body
 redis.call("HSET", workers, field, text)
-redis.call("ZADD", beats, string.format("%.0f", now_ms), id)
-if leaving == "1" then redis.call("ZADD", beats, string.format("-%.0f", now_ms), id) end
-redis.call("PEXPIRE", workers, ttl_ms)
-redis.call("PEXPIRE", beats, ttl_ms)
 redis.call("PUBLISH", channel, ":" .. field .. "\n" .. text)
-return { "ok", version, tonumber(now[1]), tonumber(now[2]) }
+
+local due = tonumber(redis.call("ZSCORE", beats, name) or 0)
+local word = due > 0 and "ok" or due < 0 and "back" or "online"
+if due < 0 then redis.call("ZREM", lost, token .. " " .. whole(-due) .. " " .. id) end
+redis.call("ZADD", beats, whole(leaving == "1" and -now_ms or now_ms + silence), name)
+
+-- Who has not been heard for a while itself, because Redis was away, can not tell who was silent.
+if now_ms > tonumber(until_ms) then since = whole(now_ms) end
+local told = {}
+local function claim(one, sign)
+  local score = sign .. whole(now_ms + silence)
+  redis.call("ZADD", lost, score, one)
+  told[#told + 1] = one
+  told[#told + 1] = score
+end
+if leaving ~= "1" and now_ms - since >= tonumber(silence) then
+  local silent = redis.call("ZRANGEBYSCORE", beats, "(0", whole(now_ms), "WITHSCORES", "LIMIT", 0, 100)
+  for i = 1, #silent, 2 do
+    redis.call("ZADD", beats, "-" .. silent[i + 1], silent[i])
+    claim((string.gsub(silent[i], " ", " " .. silent[i + 1] .. " ", 1)), "-")
+  end
+  for _, one in ipairs(redis.call("ZRANGEBYSCORE", lost, "(0", whole(now_ms), "LIMIT", 0, 100)) do claim(one, "") end
+  for _, one in ipairs(redis.call("ZRANGEBYSCORE", lost, whole(-now_ms), "(0", "LIMIT", 0, 100)) do claim(one, "-") end
+end
+for _, key in ipairs(KEYS) do redis.call("PEXPIRE", key, ttl_ms) end
+return { word, version, tonumber(now[1]), tonumber(now[2]), since, redis.call("ZCOUNT", beats, "(0", "+inf"), unpack(told) }

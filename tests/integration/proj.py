@@ -5,6 +5,7 @@ import json
 import os
 
 from celery import Celery, signals
+from celery.worker.control import control_command
 
 from celery_memsync import MemSync
 
@@ -28,3 +29,18 @@ def on_retry(request, **_):
 @signals.task_revoked.connect
 def on_revoked(request, **_):
     note("revoked", request.id)
+
+
+def note_event(name, subject):
+    memsync.on(name, lambda **details: note(name, details[subject], details=details))
+
+
+note_event("worker-online", "worker_id")
+note_event("worker-lost", "worker_id")
+note_event("task-lost", "task_id")
+
+
+@control_command()
+def go_deaf(state):
+    """Consume no more, with all connections as they were."""
+    state.consumer.task_consumer.cancel()

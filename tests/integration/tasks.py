@@ -164,3 +164,38 @@ def count_to_in_halves(self, last, sign):
         while not os.path.exists(sign):
             time.sleep(0.02)
     return {"seconds": seconds, "longest": longest}
+
+
+@shared_task(bind=True, memsync_recover="requeue")
+def hold_again(self, key, seconds=60.0, **facts):
+    """Take long the first time, and no time when it is sent again."""
+    memsync = self.app.memsync
+    with open(os.environ["MEMSYNC_TEST_NOTES"]) as notes:
+        again = any((row["what"], row["id"]) == ("begin", self.request.id) for row in map(json.loads, notes))
+    mark = getattr(self.request, "mark", None)
+    note("begin", self.request.id, key=key, facts=facts, argsrepr=self.request.argsrepr, mark=mark)
+    memsync.progress(3, 10)
+    if not again:
+        time.sleep(seconds)
+    note("end", self.request.id, before=(memsync.get_task_progress(self.request.id).get("previous") or {}).get("current"))
+    return key
+
+
+@shared_task(bind=True, memsync_recover="requeue", acks_late=True)
+def hold_late(self, seconds=60.0):
+    note("begin", self.request.id)
+    time.sleep(seconds)
+
+
+@shared_task(bind=True)
+def heard(self, *args):
+    note("heard", self.request.id, args=args)
+    return args
+
+
+@shared_task(bind=True, memsync_recover="requeue", memsync_max_recoveries=2)
+def kill_own_worker(self):
+    note("begin", self.request.id)
+    time.sleep(0.5)
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)

@@ -106,6 +106,25 @@ def test_many_tasks_at_once_are_counted_exactly(make_fleet, count, concurrency):
     assert queue(fleet) == EMPTY
 
 
+@pytest.mark.parametrize("prefetch", [1, 4])
+def test_tasks_behind_a_task_at_work_wait_in_the_order_in_which_they_were_published(make_fleet, prefetch):
+    fleet = make_fleet(worker_prefetch_multiplier=prefetch)
+    first, *others = [fleet.send("sleep", 60)] + [fleet.send("add", number, 1) for number in range(6)]
+    ids = [other.id for other in others]
+    eventually(lambda: queue(fleet) == {"pending": [first.id, *ids], "processing": []})
+    worker = fleet.start_worker("-P", "prefork", "-c", "1")
+    fleet.wait(first, "STARTED")
+    for other in others[:prefetch]:
+        fleet.wait(other, "RECEIVED")
+    fleet.wait_record(worker, lambda record: record.running)
+
+    seen, assignments = look(fleet)
+
+    assert fleet.status(first.id) == "STARTED"
+    assert seen == {"pending": ids, "processing": [first.id]}
+    assert assignments == {worker.name: [first.id]}
+
+
 def test_assignments_are_what_live_workers_run(make_fleet):
     fleet = make_fleet()
     workers = [fleet.start_worker("-c", "1") for _ in range(2)]

@@ -1,0 +1,65 @@
+"""The file by which ``celery-memsync-probe`` sees how a worker is."""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+
+from celery.utils.log import get_logger
+
+logger = get_logger(__name__)
+
+
+class ProbeFile:
+    """Says in a file how this worker is; times are those of the monotonic clock, which all processes of a host share.
+
+    Arguments:
+        path: Where it is; its folder must be there.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._heard: float | None = None
+        self._warned = False
+
+    def heard(self) -> None:
+        """Take note that Redis took a beat."""
+        self._heard = time.monotonic()
+
+    def write(self, within: float, consuming: bool) -> None:
+        """Say that the worker's heart goes on; if the file can't be written the log says so once.
+
+        Arguments:
+            within: Seconds after which this is too old to be true.
+            consuming: Whether the worker takes messages, as far as it should.
+        """
+        now = time.monotonic()
+        told = {"pid": os.getpid(), "round": now, "heard": self._heard, "within": within, "consuming": consuming}
+        try:
+            self._replace(json.dumps(told))
+        except OSError as exc:
+            if not self._warned:
+                logger.warning("memsync_probe_file can't be written (%s); see that its folder is there", exc.strerror)
+            self._warned = True
+        else:
+            self._warned = False
+
+    def remove(self) -> None:
+        """Remove it: this worker leaves."""
+        with contextlib.suppress(OSError):
+            os.unlink(self.path)
+
+    def _replace(self, text: str) -> None:
+        folder, name = os.path.split(os.path.abspath(self.path))
+        handle, draft = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+        try:
+            with open(handle, "w") as file:
+                file.write(text)
+            os.chmod(draft, 0o644)
+            os.replace(draft, self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
+            raise

@@ -1,0 +1,84 @@
+"""`celery-memsync-probe FILE`: whether a worker is alive, beats and consumes, by exit code.
+
+It reads the file that the worker writes (``memsync_probe_file``) and imports
+neither an app nor Celery nor Redis's client, so it takes some tens of
+milliseconds: cheap enough for a probe every few seconds.
+"""
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+#: Exit codes.
+FINE, DEAD, SILENT, IDLE, USAGE = 0, 1, 2, 3, 64
+
+HELP = """usage: celery-memsync-probe [--alive | --beating] FILE
+
+Tell whether the worker that writes FILE (its setting memsync_probe_file)
+
+  1  is alive: its process is there and its heart goes on,
+  2  beats: Redis has heard it,
+  3  consumes: it takes messages, or there are none, or it is about to leave.
+
+The exit code is 0, or the number of the first that is not so. With --alive only
+the first is asked, with --beating the first two: Redis and the broker may be
+away then, which no restart of a worker mends.
+"""
+
+
+def probe(path: str, now: float) -> tuple[int, str]:
+    """Return an exit code, and in words how a worker is.
+
+    Arguments:
+        now: The monotonic time.
+    """
+    try:
+        with open(path) as file:
+            told = json.load(file)
+        pid, last, heard, within = int(told["pid"]), float(told["round"]), told["heard"], float(told["within"])
+    except OSError as exc:
+        return DEAD, f"no worker writes this file: {exc.strerror}"
+    except (ValueError, KeyError, TypeError):
+        return DEAD, "no worker wrote this file"
+    if not is_there(pid):
+        return DEAD, f"the worker's process {pid} is gone"
+    if not 0 <= now - last <= within:
+        return DEAD, f"the heart of the worker's process {pid} stands still, for more than {within:g} s"
+    if not isinstance(heard, (int, float)) or now - heard > within:
+        return SILENT, f"Redis has not heard the worker for more than {within:g} s"
+    if not told.get("consuming"):
+        return IDLE, "the worker consumes nothing"
+    return FINE, "the worker is alive, beats and consumes"
+
+
+def is_there(pid: int) -> bool:
+    """Whether there is a process."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def main() -> int:
+    """Do what the command line says; return the exit code."""
+    options = [word for word in sys.argv[1:] if word.startswith("-")]
+    files = [word for word in sys.argv[1:] if not word.startswith("-")]
+    if "-h" in options or "--help" in options:
+        sys.stdout.write(HELP)
+        return FINE
+    most = {(): IDLE, ("--alive",): DEAD, ("--beating",): SILENT}.get(tuple(options))
+    if most is None or len(files) != 1:
+        sys.stderr.write(HELP)
+        return USAGE
+    code, words = probe(files[0], time.monotonic())
+    print(words)
+    return code if code <= most else FINE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""Workers without Celery: a heart, and what it does about the loss of others; the tests call its verbs."""
+from __future__ import annotations
+
+import itertools
+
+from celery_memsync.heartbeat import Heartbeat
+from celery_memsync.losses import Losses
+from celery_memsync.records import TaskRun, WorkerRecord, run_key
+
+#: Of workers in tests: seconds between beats, and of silence after which they are lost.
+INTERVAL, SILENCE = 0.1, 0.4
+
+
+class SimulatedWorker:
+    """A worker that beats when it is told to.
+
+    Arguments:
+        manager: Its view of the memory.
+        worker_id: Its name.
+        token: Of its process.
+    """
+
+    def __init__(self, manager, worker_id, token=None, interval=INTERVAL, silence=SILENCE, keep=60.0):
+        self.manager = manager
+        self.worker_id = worker_id
+        self.store = manager.store.twin(token or manager.store.token)
+        self.store.worker_id = worker_id
+        self.events = manager.events.copy()
+        self.told = []
+        for name in ("worker-online", "worker-lost", "task-lost"):
+            self.events.on(name, lambda name_=name, **details: self.told.append((name_, details)))
+        self.tasks = {}
+        self.losses = Losses(self.store, self.events, silence, lambda: list(self.tasks.items()))
+        self.beats = []
+        self.heartbeat = Heartbeat(self.store, self.record, interval, keep, silence, self.on_beat)
+        self._numbers = itertools.count(1)
+
+    def record(self):
+        running = tuple({"id": task_id, "name": "proj.add", "started_at": None} for task_id in self.tasks)
+        return WorkerRecord(self.worker_id, running=running)
+
+    def on_beat(self, beat):
+        self.beats.append(beat)
+        self.losses.take(beat)
+
+    def beat(self):
+        """Beat once, and do at once what there is to do then."""
+        self.heartbeat.beat()
+        self.losses.settle()
+
+    def has(self, task_id, status="STARTED", retries=0):
+        """Begin a task, as Celery's signals would tell it."""
+        key = self.tasks[task_id] = run_key(retries, self.store.clock.now())
+        self.tell(task_id, status)
+        return key
+
+    def tell(self, task_id, status, **known):
+        run = TaskRun(status, name="proj.add", worker=self.worker_id, run=f"{self.store.token}-{task_id}", **known)
+        self.manager.sync_task_run(task_id, run, self.tasks[task_id])
+        self.manager.writer.flush()
+
+    def heard(self, name):
+        """Return the details of the events of a name, in order."""
+        return [details for told, details in self.told if told == name]
