@@ -33,6 +33,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/reads.py
 	$(BIN)/python benchmarks/hearing.py
 	$(BIN)/python benchmarks/coherence.py
+	$(BIN)/python benchmarks/writes.py
 	$(BIN)/python benchmarks/locks.py
 	$(BIN)/python benchmarks/fleet.py
 

@@ -162,11 +162,11 @@ class Subscription:
             self._put(path, News(parts, known is not None and stamp.version < known.stamp.version))
         self._on_news()
 
-    def lose(self, path: str, before: Known) -> None:
+    def lose(self, path: str, parts: Parts, before: Known) -> None:
         """Take note that a key is not there any more."""
         with self._mutex:
             if self._known.get(path) == before:
-                del self._known[path]
+                self._know_gone(path, parts)
                 if before.alive:
                     self._put(path, News(None))
         self._on_news()
@@ -236,6 +236,12 @@ class Subscription:
             self._schedule(path, over_at)
         self._known[path] = Known(stamp, over_at, told, _alive(parts))
 
+    def _know_gone(self, path: str, parts: Parts) -> None:
+        if _alive(parts) or all(stored is None for stored in parts.values()):
+            self._known.pop(path, None)
+        else:  # it was deleted, and the message that says so may be on its way
+            self._know(path, stamp_of(parts), parts, told=True)
+
     def _schedule(self, path: str, over_at: int) -> None:
         self._over_by_path[path] = over_at
         heapq.heappush(self._over, (over_at, path))
@@ -297,7 +303,7 @@ class Subscription:
             if news is None or not news.unread or self._known.get(path) != before:
                 return
             if not there:
-                self._known.pop(path, None)
+                self._know_gone(path, parts)
                 self._news[path] = News(None)
                 return
             stamp = stamp_of(parts)
@@ -517,7 +523,7 @@ class Subscriptions:
                 raise
             for place, parts in stored.items():
                 if entry_of(place, parts, now) is None:
-                    subscription.lose(place.path, known[place.path])
+                    subscription.lose(place.path, parts, known[place.path])
                 else:
                     subscription.lives_on(place.path, parts)
                     subscription.find(place.path, parts, known[place.path], tell=True)
@@ -529,7 +535,7 @@ class Subscriptions:
         if entry_of(place, parts, self.reader.store.clock.now()) is not None:
             subscription.find(place.path, parts, known, tell)
         elif known is not None:
-            subscription.lose(place.path, known)
+            subscription.lose(place.path, parts, known)
 
     # -- telling
 

@@ -171,14 +171,16 @@ def test_what_was_asked_of_redis_is_not_followed_by_an_older_copy(redis_url, mak
     memsync.read("a")
 
     proxy.hold(LISTENER, *([READERS] if busy else []))
-    for number in range(busy):
-        in_background(lambda key=f"key-{number}": memsync.read(key))
+    reading = [in_background(lambda key=f"key-{number}": memsync.read(key)) for number in range(busy)]
     eventually(lambda: len(proxy.held) >= min(busy, link.MAX_SOURCES))
     tell(other, a=2)
     newer = memsync.read("a", **how)
+    found = [memsync.read("a"), memsync.read_entry("a").value, memsync.read_many(["a"])["a"]]
+    proxy.release()
 
     assert newer == 2
-    assert [memsync.read("a"), memsync.read_entry("a").value, memsync.read_many(["a"])["a"]] == [2, 2, 2]
+    assert found == [2, 2, 2]
+    assert [answer() for answer in reading] == [None] * busy
 
 
 def test_what_was_written_at_an_expected_version_is_read_before_it_is_heard_of(redis_url, make_memsync, proxy):

@@ -66,6 +66,24 @@ def test_an_earlier_confirmation_of_the_same_pattern_is_none(slow, other, redis)
     ear.hears("a", 1)
 
 
+def test_a_deletion_that_is_found_before_it_is_heard_of_is_told_once(slow, other):
+    proxy, memsync = slow
+    ear = Ear(memsync, "*")
+    tell(other, {"a": 1})
+    ear.hears("a", 1)
+
+    proxy.hold(LISTENER)
+    other.delete("a")
+    other.force_sync()
+    memsync._open().subscriptions.on_emptied()
+    ear.hears("a", GONE)
+    proxy.release()
+    tell(other, {"end": 1})
+
+    ear.hears("end", 1)
+    assert ear.of("a") == [1, GONE]
+
+
 # -- more than may wait
 
 @pytest.fixture
