@@ -12,9 +12,10 @@ from redis.connection import parse_url
 from .conflicts import Resolvers
 from .exceptions import InvalidKey
 from .keys import Keys, check_id
+from .urls import CLUSTER_SCHEMES, is_cluster, lower_scheme, scheme_of, servers_of
 
 #: What a Redis URL may begin with.
-SCHEMES = ("redis", "rediss", "unix", "embedded")
+SCHEMES = ("redis", "rediss", "unix", "sentinel", *CLUSTER_SCHEMES, "embedded")
 
 _PREFIX = "memsync_"
 
@@ -70,6 +71,8 @@ class Settings:
         if self.worker_ttl <= self.heartbeat_interval:
             longer = f"longer than memsync_heartbeat_interval ({self.heartbeat_interval:g})"
             raise wrong("worker_ttl", self.worker_ttl, longer)
+        if self.backend is not None:
+            check_together(self.backend, self.backend_options, self.namespace)
         try:
             Resolvers(self.conflict_resolver, self.namespace)
         except ValueError as exc:
@@ -101,14 +104,22 @@ def wrong(name: str, value: object, allowed: str) -> ImproperlyConfigured:
     return ImproperlyConfigured(f"memsync_{name} is {shown}; it must be {allowed}")
 
 
-def scheme_of(url: str) -> str:
-    """Return what a URL begins with, in lower case."""
-    return url.partition("://")[0].lower() if "://" in url else ""
+def check_together(url: str, options: Mapping[str, Any], namespace: str) -> None:
+    """Check what a URL needs of other settings.
+
+    Raises:
+        ImproperlyConfigured: If that is missing, or does not fit.
+    """
+    if scheme_of(url) == "sentinel" and not {**servers_of(url).options, **options}.get("master_name"):
+        raise wrong("backend", url, "with the name of the master: ...?master_name=name, or in memsync_backend_options")
+    if is_cluster(url) and not _spreads(namespace):
+        raise wrong("namespace", namespace, "a text without braces, or with a whole {tag}: it chooses a cluster's node")
 
 
-def lower_scheme(url: str) -> str:
-    """Return a URL as redis-py reads it."""
-    return scheme_of(url) + url[len(scheme_of(url)):]
+def _spreads(namespace: str) -> bool:
+    """Whether the nodes of a cluster choose what is under a namespace as it is meant: by the tags of its keys, or its own."""
+    before, brace, rest = namespace.partition("{")
+    return "}" not in before and (not brace or rest.find("}") > 0)
 
 
 def _short(value: object) -> str:
@@ -163,13 +174,27 @@ def _url(value: object) -> str | None:
 
 
 def _unreadable(url: str) -> str | None:
+    # The text of an error may hold a part of the URL.
     try:
-        if scheme_of(url) != "embedded":
+        if scheme_of(url) == "sentinel":
+            servers_of(url)
+        elif is_cluster(url):
+            return _wrong_cluster(servers_of(url).options)
+        elif scheme_of(url) != "embedded":
             parse_url(lower_scheme(url))  # type: ignore[no-untyped-call,unused-ignore]
     except (ValueError, TypeError):
-        # The text of the error may hold a part of the URL.
-        return "a URL that redis-py can read: redis://[user:password@]host[:port][/database]"
+        return _READABLE.get(scheme_of(url), "a URL that redis-py can read: redis://[user:password@]host[:port][/database]")
     return None
+
+
+def _wrong_cluster(options: Mapping[str, Any]) -> str | None:
+    return "without a database: a cluster has number 0 only" if options.get("db") else None
+
+
+_READABLE = {
+    "sentinel": "a URL that can be read: sentinel://host:26379;sentinel://host:26379/0?master_name=name",
+    **dict.fromkeys(CLUSTER_SCHEMES, "a URL that can be read: redis+cluster://[user:password@]host:port,host:port"),
+}
 
 
 def _options(value: object) -> str | None:

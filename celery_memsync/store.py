@@ -9,9 +9,10 @@ from typing import Any, Mapping, NamedTuple, Sequence, TypeVar
 import redis
 
 from .clock import Clock
-from .connections import MAX_IDLE, Announcements, Ear, Source, Wires, packed, redis_call
+from .connections import MAX_IDLE, Announcements, Ear, Source, Wires, ask_apart, packed, redis_call
 from .keys import COORDINATION, FORMER, SLOTS, Keys, Place
 from .records import Stored
+from .rights import missing, probes
 from .scripts import COORDINATION_WRITE, ENTRY_WRITE, LOCK_PASS, LOCK_RENEW, LOSS_RENEW, WORKER_BEAT, Script
 
 #: Writes in one script call: a hundred hold Redis for a quarter of a millisecond.
@@ -289,6 +290,15 @@ class Store:
     def server_info(self) -> dict[str, Any]:
         """Return what Redis tells of itself (INFO)."""
         return dict(self.redis.info())
+
+    @redis_call
+    def missing_rights(self) -> list[str]:
+        """Return what this user may not do of what is needed: commands, ``keys``, ``channels``; see :mod:`.rights`."""
+        asked = probes(self.keys.scratch, self.prefix + self.keys.scratch)
+        answers = ask_apart(self._client, [probe.command for probe in asked])
+        return sorted({
+            missing(probe.right, str(answer)) for probe, answer in zip(asked, answers)
+            if isinstance(answer, redis.exceptions.NoPermissionError)})
 
     # -- tasks
 
