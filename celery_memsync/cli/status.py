@@ -5,17 +5,17 @@ from collections import Counter
 from typing import Any
 
 import click
-from celery.bin.base import CeleryCommand, CeleryOption
+from celery.bin.base import CeleryCommand
 
 from ..records import AT_WORK, rank_of
-from .output import ago, duration, memory_of, percent, say_json, say_table, visible
+from .output import ago, duration, json_option, memory_of, percent, say_json, say_table, visible
 
 #: Newest tasks that are counted by status.
 COUNTED = 1000
 
 
 @click.command(cls=CeleryCommand)
-@click.option("-j", "--json", "as_json", cls=CeleryOption, is_flag=True, help_group="Output", help="Print JSON.")
+@json_option
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
     """Show Redis, workers, and the newest tasks by status."""

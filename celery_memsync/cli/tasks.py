@@ -7,14 +7,14 @@ import click
 from celery.bin.base import CeleryCommand, CeleryOption
 from celery.exceptions import CeleryCommandException
 
-from .output import ago, duration, memory_of, moment, percent, say_json, say_table, visible
+from .output import (ago, duration, json_option, limit_option, memory_of, moment, percent, progress_words, say_json,
+                     say_table, visible)
 
 
 @click.command(cls=CeleryCommand)
-@click.option("-n", "--limit", cls=CeleryOption, type=click.IntRange(1, 100_000), default=50, show_default=True,
-              help_group="Selection", help="Most tasks to show.")
+@limit_option(50, 100_000, "Most tasks to show.")
 @click.option("-s", "--status", cls=CeleryOption, help_group="Selection", help="Only tasks with this status.")
-@click.option("-j", "--json", "as_json", cls=CeleryOption, is_flag=True, help_group="Output", help="Print JSON.")
+@json_option
 @click.pass_context
 def tasks(ctx: click.Context, limit: int, status: str | None, as_json: bool) -> None:
     """Show tasks, newest first."""
@@ -34,7 +34,7 @@ def tasks(ctx: click.Context, limit: int, status: str | None, as_json: bool) -> 
 
 @click.command(cls=CeleryCommand)
 @click.argument("task_id")
-@click.option("-j", "--json", "as_json", cls=CeleryOption, is_flag=True, help_group="Output", help="Print JSON.")
+@json_option
 @click.pass_context
 def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
     """Show everything about one task."""
@@ -48,7 +48,7 @@ def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
     state, progress = found["state"] or {}, found["progress"]
     rows = [["id", task_id], *([name, _shown(name, value)] for name, value in state.items())]
     if progress is not None:
-        rows.append(["progress", _progress(progress)])
+        rows.append(["progress", progress_words(progress)])
     rows += [[f"run {run['run']}", f"{run['status']} since {moment(run.get('started_at') or run.get('received_at'))}"]
              for run in found["runs"] if len(found["runs"]) > 1]
     rows += [[f"agent {agent}", visible(str(data))] for agent, data in sorted(found["agents"].items())]
@@ -75,14 +75,3 @@ def _shown(name: str, value: Any) -> str:
     if name == "exception" and isinstance(value, dict):
         return visible(f"{value.get('type')}: {value.get('message')}")
     return visible(str(value))
-
-
-def _progress(progress: dict[str, Any]) -> str:
-    parts = [percent(progress)]
-    if progress["current"] is not None and progress["total"] is not None:
-        parts.append(f"{progress['current']:g} of {progress['total']:g}")
-    if progress["message"]:
-        parts.append(visible(progress["message"]))
-    if progress["eta"]:
-        parts.append(f"{duration(progress['eta'])} left")
-    return ", ".join(parts)
