@@ -13,6 +13,7 @@ from .locks import locks
 from .status import status
 from .tasks import task, tasks
 from .together import metrics, queue
+from .watch import watch
 from .workers import worker, workers
 
 
@@ -21,5 +22,5 @@ def memsync() -> None:
     """Look into the shared memory of an app."""
 
 
-for _command in (status, tasks, task, workers, worker, locks, queue, metrics, keys, key):
+for _command in (status, tasks, task, workers, worker, locks, queue, metrics, keys, key, watch):
     memsync.add_command(_command)

@@ -7,8 +7,10 @@ import click
 from celery.bin.base import CeleryCommand, CeleryOption
 from celery.exceptions import CeleryCommandException
 
+from .follow import follow_task
 from .output import (ago, duration, json_option, limit_option, memory_of, moment, percent, progress_words, say_json,
-                     say_table, visible)
+                     say_table, timeout_option, visible)
+from .watch import deadline_of
 
 
 @click.command(cls=CeleryCommand)
@@ -34,11 +36,18 @@ def tasks(ctx: click.Context, limit: int, status: str | None, as_json: bool) -> 
 
 @click.command(cls=CeleryCommand)
 @click.argument("task_id")
+@click.option("-f", "--follow", cls=CeleryOption, is_flag=True, help_group="Selection",
+              help="Show how far it is until it ends.")
+@timeout_option
 @json_option
 @click.pass_context
-def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
-    """Show everything about one task."""
+def task(ctx: click.Context, task_id: str, follow: bool, timeout: float | None, as_json: bool) -> None:
+    """Show everything about one task, or follow it to its end."""
+    if timeout is not None and not follow:
+        raise click.UsageError("--timeout goes with --follow")
     with memory_of(ctx) as memsync:
+        if follow:
+            ctx.exit(follow_task(ctx, memsync, task_id, deadline_of(timeout), as_json))
         found = memsync.get_task(task_id)
     if found is None:
         raise CeleryCommandException(f"Nobody has told of a task {visible(task_id)}, or it was long ago.", exit_code=1)

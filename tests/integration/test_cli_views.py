@@ -13,7 +13,7 @@ from .shell import Shell, one_line, plain
 #: Every command.
 COMMANDS = (
     ["status"], ["tasks"], ["task", "some-id"], ["workers"], ["worker", "some-id"], ["locks"], ["queue"], ["metrics"],
-    ["keys"], ["key", "some/key"],
+    ["keys"], ["key", "some/key"], ["watch", "-t", "0.1"], ["task", "some-id", "-f", "-t", "0.1"],
 )
 
 #: What a command that only looks may ask of Redis.
@@ -208,7 +208,7 @@ def test_a_key_under_which_nothing_is_stored_is_exit_code_1(shell):
     assert "prices/none" in one_line(done)
 
 
-@pytest.mark.parametrize("command", [["worker", "a/b"], ["key", "a//b"], ["key", "*"], ["keys", "a\nb"]])
+@pytest.mark.parametrize("command", [["worker", "a/b"], ["key", "a//b"], ["key", "*"], ["keys", "a\nb"], ["watch", "a\nb"]])
 def test_what_is_not_fit_for_a_key_is_exit_code_64(shell, command):
     done = shell.run(*command)
 
@@ -226,7 +226,8 @@ def test_an_empty_memory_is_said_in_one_line(empty, command, word):
 
 
 @pytest.mark.parametrize("command", [
-    ["workers"], ["worker", "some-id"], ["locks"], ["queue"], ["metrics"], ["keys"], ["key", "some/key"],
+    ["workers"], ["worker", "some-id"], ["locks"], ["queue"], ["metrics"], ["keys"], ["key", "some/key"], ["watch"],
+    ["task", "some-id", "--follow"],
 ])
 def test_redis_away_is_exit_code_69_and_one_line_without_the_password(make_fleet, command):
     shell = Shell(make_fleet().env(memsync_backend=f"redis://user:hushhush@127.0.0.1:{free_port()}/0"))
