@@ -8,6 +8,7 @@ from __future__ import annotations
 import click
 
 from .. import plugin  # noqa: F401  (its import listens for workers)
+from .doctor import doctor
 from .keys import key, keys
 from .locks import locks
 from .status import status
@@ -22,5 +23,5 @@ def memsync() -> None:
     """Look into the shared memory of an app."""
 
 
-for _command in (status, tasks, task, workers, worker, locks, queue, metrics, keys, key, watch):
+for _command in (status, tasks, task, workers, worker, locks, queue, metrics, keys, key, watch, doctor):
     memsync.add_command(_command)

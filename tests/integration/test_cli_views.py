@@ -13,7 +13,7 @@ from .shell import Shell, one_line, plain
 #: Every command.
 COMMANDS = (
     ["status"], ["tasks"], ["task", "some-id"], ["workers"], ["worker", "some-id"], ["locks"], ["queue"], ["metrics"],
-    ["keys"], ["key", "some/key"], ["watch", "-t", "0.1"], ["task", "some-id", "-f", "-t", "0.1"],
+    ["keys"], ["key", "some/key"], ["doctor"], ["watch", "-t", "0.1"], ["task", "some-id", "-f", "-t", "0.1"],
 )
 
 #: What a command that only looks may ask of Redis.
@@ -227,7 +227,7 @@ def test_an_empty_memory_is_said_in_one_line(empty, command, word):
 
 @pytest.mark.parametrize("command", [
     ["workers"], ["worker", "some-id"], ["locks"], ["queue"], ["metrics"], ["keys"], ["key", "some/key"], ["watch"],
-    ["task", "some-id", "--follow"],
+    ["task", "some-id", "--follow"], ["doctor"],
 ])
 def test_redis_away_is_exit_code_69_and_one_line_without_the_password(make_fleet, command):
     shell = Shell(make_fleet().env(memsync_backend=f"redis://user:hushhush@127.0.0.1:{free_port()}/0"))
