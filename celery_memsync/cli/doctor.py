@@ -89,9 +89,11 @@ def examine_workers(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
     counts = Counter(one.status for one in workers)
     alive = [one for one in workers if one.status not in ("lost", "offline")]
     if alive:
-        yield Finding(True, "workers: " + ", ".join(f"{number} {visible(status)}" for status, number in counts.items()))
+        told = ", ".join(f"{number} {visible(status)}" for status, number in counts.items())
+        yield Finding(True, f"workers: {told}")
     else:
-        yield Finding(False, "no worker is alive", "start one; it takes part if its app has memsync_backend, or a MemSync")
+        yield Finding(False, "no worker is alive",
+                      "start one; it takes part if its app has memsync_backend, or a MemSync")
     lost = [one.worker_id for one in workers if one.status == "lost"]
     if lost:
         yield Finding(False, f"lost: {_named(lost)}", "see whether they were killed, or are cut off from Redis")
@@ -99,7 +101,7 @@ def examine_workers(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
     if deaf:
         yield Finding(False, f"beat, but consume nothing: {_named(deaf)}", "see their logs, or start them again")
     for name in ("celery", "celery-memsync"):
-        found = sorted({one.versions[name] for one in alive if name in one.versions})
+        found = sorted({str(one.versions[name]) for one in alive if name in one.versions})
         if len(found) > 1:
             yield Finding(False, f"workers have different versions of {name}: {_named(found)}", "bring all to the same")
 

@@ -17,6 +17,7 @@ from kombu.utils import json
 
 from ..exceptions import InvalidKey, StoreError
 from ..plugin import MemSync, activate
+from ..records import MAX_FIGURE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -96,21 +97,28 @@ def say_facts(ctx: click.Context, facts: Sequence[tuple[str, str]]) -> None:
         ctx.obj.echo(f"{ctx.obj.style(visible(name).ljust(width), bold=True)}  {visible(value, limit=None)}")
 
 
-def moment(seconds: float | None) -> str:
-    """Return a time of day with its date, in UTC."""
-    if seconds is None:
-        return "-"
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + "Z"
+def figure(value: Any) -> float | None:
+    """Return a number that can be reckoned with, None for anything else that somebody may have told."""
+    sound = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_FIGURE
+    return value if sound else None
 
 
-def ago(seconds: float | None, now: float) -> str:
-    """Return how long ago a time was."""
-    return "-" if seconds is None else duration(max(0.0, now - seconds))
+def moment(seconds: Any) -> str:
+    """Return a time of day with its date, in UTC; "-" if it is none."""
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        if figure(seconds) is not None:
+            return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + "Z"
+    return "-"
 
 
-def duration(seconds: float | None) -> str:
-    """Return a span of time in its largest fitting unit."""
-    if seconds is None:
+def ago(seconds: Any, now: float) -> str:
+    """Return how long ago a time was; "-" if it is none."""
+    return "-" if figure(seconds) is None else duration(max(0.0, now - seconds))
+
+
+def duration(seconds: Any) -> str:
+    """Return a span of time in its largest fitting unit; "-" if it is none."""
+    if figure(seconds) is None:
         return "-"
     if seconds < 1:
         return f"{seconds * 1000:.0f}ms"
@@ -144,18 +152,18 @@ def progress_words(progress: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def mebibytes(size: int | None) -> str:
-    """Return a number of bytes in MiB."""
-    return "-" if size is None else f"{size / 2**20:.1f} MiB"
+def mebibytes(size: Any) -> str:
+    """Return a number of bytes in MiB; "-" if it is none."""
+    return "-" if figure(size) is None else f"{size / 2**20:.1f} MiB"
 
 
-def visible(text: str, limit: int | None = 200) -> str:
-    """Return a text on one line, without what a terminal would act on.
+def visible(text: object, limit: int | None = 200) -> str:
+    """Return a text, or anything else as one, on one line, without what a terminal would act on.
 
     Arguments:
         limit: Most characters.  None: as many as there are.
     """
-    shown = "".join(letter if letter.isprintable() else "?" for letter in text)
+    shown = "".join(letter if letter.isprintable() else "?" for letter in str(text))
     return shown if limit is None or len(shown) <= limit else shown[: limit - 3] + "..."
 
 

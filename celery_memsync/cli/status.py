@@ -48,9 +48,9 @@ def _say_workers(ctx: click.Context, workers: list[dict[str, Any]], now: float) 
         ctx.obj.echo("No worker has told of itself yet.")
         return
     rows = [
-        [visible(one["worker_id"]), one["status"], one["pool"] or "-",
+        [visible(one["worker_id"]), visible(one["status"]), visible(one["pool"] or "-"),
          f"{one['capacity'].get('free', '-')}/{one['capacity'].get('total', '-')}", str(one["counters"].get("total", "-")),
-         ago(one["last_beat"], now), ",".join(one["queues"]) or "-"]
+         ago(one["last_beat"], now), visible(",".join(map(str, one["queues"])) or "-")]
         for one in workers
     ]
     say_table(ctx, ["WORKER", "STATUS", "POOL", "FREE", "TAKEN", "BEAT", "QUEUES"], rows, colour=1)
@@ -69,7 +69,7 @@ def _say_running(ctx: click.Context, running: list[dict[str, Any]], now: float) 
         return
     ctx.obj.echo()
     rows = [
-        [task["id"], visible(task["state"].get("name") or "-"), percent(task["progress"]),
+        [visible(task["id"]), visible(task["state"].get("name") or "-"), percent(task["progress"]),
          ago(task["state"].get("started_at"), now), visible((task["progress"] or {}).get("message") or "-", 60)]
         for task in running[:20]
     ]

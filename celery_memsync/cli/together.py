@@ -15,14 +15,14 @@ def queue(ctx: click.Context, limit: int, as_json: bool) -> None:
     """Show the tasks that wait and those at work, first come first."""
     with memory_of(ctx) as memsync:
         lists = memsync.get_queue(limit=limit)
-        holders = {task_id: worker_id for worker_id, ids in memsync.get_assignments().items() for task_id in ids}
+        holders = {str(task_id): worker_id for worker_id, ids in memsync.get_assignments().items() for task_id in ids}
     if as_json:
         say_json(ctx, lists)
     elif not any(lists.values()):
         ctx.obj.echo("No task waits, and none is at work.")
     else:
         say_table(ctx, ["LIST", "TASK", "WORKER"], [
-            [name, visible(task_id), visible(str(holders.get(task_id, "-")))]
+            [name, visible(task_id), visible(holders.get(task_id, "-"))]
             for name in ("processing", "pending") for task_id in lists[name]
         ])
 

@@ -9,7 +9,8 @@ from celery.exceptions import CeleryCommandException
 
 from ..keys import check_id
 from ..records import WorkerRecord
-from .output import ago, duration, json_option, mebibytes, memory_of, moment, say_facts, say_json, say_table, visible
+from .output import (ago, duration, figure, json_option, mebibytes, memory_of, moment, say_facts, say_json, say_table,
+                     visible)
 
 
 @click.command(cls=CeleryCommand)
@@ -55,9 +56,10 @@ def worker(ctx: click.Context, worker_id: str, as_json: bool) -> None:
 
 def _row(one: WorkerRecord, now: float) -> list[str]:
     return [
-        visible(one.worker_id), visible(one.status), visible(one.pool or "-"), _free(one),
-        str(sum(one.depths.values())) if one.depths else "-", _yes_or_no(one.consuming), _percent(one.cpu),
-        mebibytes(one.rss), ago(one.started_at, now), ago(one.last_beat, now),
+        visible(one.worker_id), visible(one.status), visible(one.pool or "-"), visible(_free(one)),
+        str(sum(figure(depth) or 0 for depth in one.depths.values())) if one.depths else "-",
+        _yes_or_no(one.consuming), _percent(one.cpu), mebibytes(one.rss),
+        ago(one.started_at, now), ago(one.last_beat, now),
     ]
 
 
@@ -70,11 +72,12 @@ def _facts(one: WorkerRecord, now: float) -> list[tuple[str, str]]:
         ("free", f"{_free(one)} slots, {one.capacity.get('reserved', '-')} reserved"),
         ("taken", f"{one.counters.get('total', '-')} since {moment(one.started_at)}"),
         ("consuming", _yes_or_no(one.consuming)),
-        ("last beat", f"{ago(one.last_beat, now)} ago, number {one.sequence}, {duration(one.round_trip)} to Redis and back"),
-        ("cpu", f"{_percent(one.cpu)} of a core; load of the host {' '.join(str(part) for part in one.load) or '-'}"),
+        ("last beat", f"{ago(one.last_beat, now)} ago, number {one.sequence}, "
+                      f"{duration(one.round_trip)} to Redis and back"),
+        ("cpu", f"{_percent(one.cpu)} of a core; load of the host {' '.join(map(str, one.load)) or '-'}"),
         ("memory", mebibytes(one.rss)),
         ("versions", ", ".join(f"{name} {version}" for name, version in one.versions.items()) or "-"),
-        *((f"queue {name}", _waiting(one.depths.get(name))) for name in one.queues),
+        *((f"queue {name}", _waiting(one.depths.get(str(name)))) for name in one.queues),
         *((f"task {task.get('id')}", f"{task.get('name')}, since {ago(task.get('started_at'), now)}")
           for task in one.running if isinstance(task, dict)),
     ]
@@ -88,9 +91,9 @@ def _waiting(depth: Any) -> str:
     return "-" if depth is None else f"{depth} waiting"
 
 
-def _yes_or_no(claim: bool | None) -> str:
-    return "-" if claim is None else "yes" if claim else "no"
+def _yes_or_no(claim: Any) -> str:
+    return "yes" if claim is True else "no" if claim is False else "-"
 
 
-def _percent(figure: float | None) -> str:
-    return "-" if figure is None else f"{figure:.0f}%"
+def _percent(value: Any) -> str:
+    return "-" if figure(value) is None else f"{value:.0f}%"

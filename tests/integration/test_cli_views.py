@@ -18,8 +18,8 @@ COMMANDS = (
 
 #: What a command that only looks may ask of Redis.
 LOOKING = {
-    "client|setinfo", "client|setname", "client|id", "client|tracking", "get", "hget", "hgetall", "hello", "info", "llen",
-    "ping", "psubscribe", "punsubscribe", "select", "subscribe", "time", "unsubscribe", "xrevrange", "zrange",
+    "client|setinfo", "client|setname", "client|id", "client|tracking", "get", "hget", "hgetall", "hello", "info",
+    "llen", "ping", "psubscribe", "punsubscribe", "select", "subscribe", "time", "unsubscribe", "xrevrange", "zrange",
     "zrangebyscore", "zscan", "client",
 }
 
@@ -208,7 +208,9 @@ def test_a_key_under_which_nothing_is_stored_is_exit_code_1(shell):
     assert "prices/none" in one_line(done)
 
 
-@pytest.mark.parametrize("command", [["worker", "a/b"], ["key", "a//b"], ["key", "*"], ["keys", "a\nb"], ["watch", "a\nb"]])
+@pytest.mark.parametrize("command", [
+    ["worker", "a/b"], ["key", "a//b"], ["key", "*"], ["keys", "a\nb"], ["watch", "a\nb"],
+])
 def test_what_is_not_fit_for_a_key_is_exit_code_64(shell, command):
     done = shell.run(*command)
 
