@@ -8,13 +8,16 @@ import click
 from celery.bin.base import CeleryCommand
 
 from ..records import WorkerRecord
-from .output import json_option, mebibytes, memory_of, say_json, visible
+from .output import figure, json_option, mebibytes, memory_of, say_json, visible
 
 #: The oldest server whose commands are all that is needed.
 OLDEST = (6, 2)
 
 #: Part of the memory or of the connections that Redis may use, above which it is nearly full.
 FULL = 0.9
+
+#: Seconds that a worker may take after its start until it consumes.
+STARTING = 10.0
 
 #: Most names that a finding lists.
 NAMED = 5
@@ -97,13 +100,18 @@ def examine_workers(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
     lost = [one.worker_id for one in workers if one.status == "lost"]
     if lost:
         yield Finding(False, f"lost: {_named(lost)}", "see whether they were killed, or are cut off from Redis")
-    deaf = [one.worker_id for one in alive if one.consuming is False and one.status != "draining"]
+    deaf = [one.worker_id for one in alive if one.consuming is False and one.status != "draining" and not _starting(one)]
     if deaf:
         yield Finding(False, f"beat, but consume nothing: {_named(deaf)}", "see their logs, or start them again")
     for name in ("celery", "celery-memsync"):
         found = sorted({str(one.versions[name]) for one in alive if name in one.versions})
         if len(found) > 1:
             yield Finding(False, f"workers have different versions of {name}: {_named(found)}", "bring all to the same")
+
+
+def _starting(one: WorkerRecord) -> bool:
+    started_at, last_beat = figure(one.started_at), figure(one.last_beat)
+    return started_at is not None and last_beat is not None and last_beat - started_at < STARTING
 
 
 def _named(names: Sequence[str]) -> str:

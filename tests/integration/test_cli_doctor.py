@@ -144,6 +144,16 @@ def test_a_worker_that_beats_and_does_not_consume_is_found(fleet):
     assert (code, warnings(findings)) == (1, ["beat, but consume nothing: w1"])
 
 
+def test_a_worker_that_has_just_started_need_not_consume_yet(fleet):
+    now = fleet.reader.store.redis.time()[0]
+    beat(fleet, "w1", consuming=False, started_at=now - 1)
+    beat(fleet, "w2", consuming=False, started_at=now - 60)
+
+    code, findings = examine(fleet)
+
+    assert (code, warnings(findings)) == (1, ["beat, but consume nothing: w2"])
+
+
 def test_workers_of_different_versions_are_found(fleet):
     for worker_id, version in (("w1", "5.6.0"), ("w2", "5.7.0"), ("w3", "5.7.0")):
         beat(fleet, worker_id, versions={"celery": version, "celery-memsync": "1.0"})
