@@ -54,6 +54,7 @@ def _states(ctx: click.Context, memsync: MemSync, task_id: str, deadline: float)
         found = patiently(ctx, lambda: memsync.get_task(task_id), deadline)
         if found is not None:
             yield found
+        # It is looked at also while nothing is told: of what goes without a word before the first look nobody hears.
         for _ in heard(ctx, memsync, changes, deadline):
             before, found = found, patiently(ctx, lambda: memsync.get_task(task_id), deadline)
             if found != before:

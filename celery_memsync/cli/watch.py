@@ -35,16 +35,19 @@ def watch(ctx: click.Context, pattern: str, limit: int | None, timeout: float | 
         count = 0
         with memsync.watch(pattern) as changes:
             for change in heard(ctx, memsync, changes, deadline):
-                _say(ctx, change, as_json)
-                count += 1
+                if change is not None:
+                    _say(ctx, change, as_json)
+                    count += 1
                 if count == limit:
                     return
     if limit is not None:
         ctx.exit(EX_TIMEOUT)
 
 
-def heard(ctx: click.Context, memsync: MemSync, changes: Watch, deadline: float) -> Iterator[KeyChange]:
-    """Yield changes until a monotonic time; say on stderr when Redis goes away and comes back.
+def heard(ctx: click.Context, memsync: MemSync, changes: Watch, deadline: float) -> Iterator[KeyChange | None]:
+    """Yield changes until a monotonic time, and None now and then while there are none.
+
+    When Redis goes away and comes back that is said on stderr.
 
     Raises:
         StoreError: If Redis was found to be away, and is not back in time.
@@ -58,6 +61,7 @@ def heard(ctx: click.Context, memsync: MemSync, changes: Watch, deadline: float)
             return
         else:
             patiently(ctx, memsync.store.ping, deadline)
+            yield None
 
 
 def patiently(ctx: click.Context, ask: Callable[[], T], deadline: float) -> T:

@@ -215,6 +215,18 @@ def test_a_task_that_is_forgotten_is_exit_code_1(shell, fleet, client):
     assert "t1" in one_line(done)
 
 
+def test_a_task_that_somebody_removed_by_hand_is_exit_code_1(shell, fleet, client):
+    tell(fleet, "t1", "STARTED")
+    command = shell.start("task", "t1", "--follow").hears(client)
+    assert command.process.stdout.readline() == "STARTED\n"
+
+    client.delete(fleet.reader.store.keys.task("t1"))
+    done = command.end()
+
+    assert done.returncode == 1
+    assert "t1" in one_line(done)
+
+
 def test_an_end_while_redis_was_away_from_the_command_is_not_missed(shell, fleet, client):
     tell(fleet, "t1", "STARTED")
     command = shell.start("task", "t1", "--follow").hears(client)
