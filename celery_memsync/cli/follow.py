@@ -1,4 +1,4 @@
-"""`celery memsync task ID --follow`: one task to its end."""
+"""`celery memsync follow TASK...`: tasks to their ends."""
 from __future__ import annotations
 
 import shutil
@@ -6,15 +6,28 @@ import sys
 from typing import Any, Iterator
 
 import click
+from celery.bin.base import CeleryCommand
 
 from ..keys import check_id
 from ..plugin import MemSync
 from ..records import FINAL
-from .output import EX_TIMEOUT, progress_words, say_json, visible
-from .watch import heard, patiently
+from .output import EX_TIMEOUT, json_option, memory_of, progress_words, say_json, timeout_option, visible
+from .watch import deadline_of, heard, patiently
 
 #: Puts the cursor of a terminal back to the begin of its line and empties that.
 REWRITE = "\r\x1b[K"
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("task_ids", metavar="TASK...", nargs=-1, required=True)
+@timeout_option
+@json_option
+@click.pass_context
+def follow(ctx: click.Context, task_ids: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
+    """Show how far tasks are until they end, one after the other."""
+    deadline = deadline_of(timeout)
+    with memory_of(ctx) as memsync:
+        ctx.exit(max([follow_task(ctx, memsync, task_id, deadline, as_json) for task_id in task_ids]))
 
 
 def follow_task(ctx: click.Context, memsync: MemSync, task_id: str, deadline: float, as_json: bool) -> int:

@@ -1,4 +1,4 @@
-"""`celery memsync tasks` and `celery memsync task ID`."""
+"""`celery memsync tasks`, `task ID` and `agents TASK`."""
 from __future__ import annotations
 
 from typing import Any
@@ -8,10 +8,8 @@ from celery.bin.base import CeleryCommand, CeleryOption
 from celery.exceptions import CeleryCommandException
 
 from ..plugin import MemSync
-from .follow import follow_task
 from .output import (ago, duration, figure, json_option, limit_option, memory_of, moment, percent, progress_words,
-                     say_json, say_table, timeout_option, visible)
-from .watch import deadline_of
+                     say_json, say_table, shown, visible)
 
 #: How many of the newest tasks are looked at for those with a status, until there are enough of them.
 LOOKED_AT = (1000, 10_000, 100_000)
@@ -39,18 +37,11 @@ def tasks(ctx: click.Context, limit: int, status: str | None, as_json: bool) -> 
 
 @click.command(cls=CeleryCommand)
 @click.argument("task_id")
-@click.option("-f", "--follow", cls=CeleryOption, is_flag=True, help_group="Selection",
-              help="Show how far it is until it ends.")
-@timeout_option
 @json_option
 @click.pass_context
-def task(ctx: click.Context, task_id: str, follow: bool, timeout: float | None, as_json: bool) -> None:
-    """Show everything about one task, or follow it to its end."""
-    if timeout is not None and not follow:
-        raise click.UsageError("--timeout goes with --follow")
+def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
+    """Show everything about one task."""
     with memory_of(ctx) as memsync:
-        if follow:
-            ctx.exit(follow_task(ctx, memsync, task_id, deadline_of(timeout), as_json))
         found = memsync.get_task(task_id)
     if found is None:
         raise CeleryCommandException(f"Nobody has told of a task {visible(task_id)}, or it was long ago.", exit_code=1)
@@ -68,6 +59,23 @@ def task(ctx: click.Context, task_id: str, follow: bool, timeout: float | None, 
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         ctx.obj.echo(f"{ctx.obj.style(visible(name).ljust(width), bold=True)}  {value}")
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("task_id", metavar="TASK")
+@json_option
+@click.pass_context
+def agents(ctx: click.Context, task_id: str, as_json: bool) -> None:
+    """Show what the agents of a task share."""
+    with memory_of(ctx) as memsync:
+        found = memsync.get_task(task_id)
+    told = {} if found is None else found["agents"]
+    if as_json:
+        say_json(ctx, told)
+    elif not told:
+        ctx.obj.echo("No agent of that task has told anything.")
+    else:
+        say_table(ctx, ["AGENT", "DATA"], [[visible(name), shown(data)] for name, data in sorted(told.items())])
 
 
 def _of_status(memsync: MemSync, status: str, limit: int) -> list[dict[str, Any]]:

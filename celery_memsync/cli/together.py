@@ -1,4 +1,4 @@
-"""`celery memsync queue` and `celery memsync metrics`: what all processes keep together."""
+"""`celery memsync queue`, `assignments` and `metrics`: what all processes keep together."""
 from __future__ import annotations
 
 import click
@@ -25,6 +25,22 @@ def queue(ctx: click.Context, limit: int, as_json: bool) -> None:
             [name, visible(task_id), visible(holders.get(task_id, "-"))]
             for name in ("processing", "pending") for task_id in lists[name]
         ])
+
+
+@click.command(cls=CeleryCommand)
+@json_option
+@click.pass_context
+def assignments(ctx: click.Context, as_json: bool) -> None:
+    """Show which worker has which tasks."""
+    with memory_of(ctx) as memsync:
+        found = memsync.get_assignments()
+    if as_json:
+        say_json(ctx, found)
+    elif not any(found.values()):
+        ctx.obj.echo("No worker has a task.")
+    else:
+        say_table(ctx, ["WORKER", "TASK"], [
+            [visible(worker_id), visible(task_id)] for worker_id, ids in sorted(found.items()) for task_id in ids])
 
 
 @click.command(cls=CeleryCommand)

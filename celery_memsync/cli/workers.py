@@ -1,4 +1,4 @@
-"""`celery memsync workers` and `celery memsync worker ID`."""
+"""`celery memsync workers [ID]`."""
 from __future__ import annotations
 
 from typing import Any
@@ -14,11 +14,15 @@ from .output import (ago, duration, figure, json_option, mebibytes, memory_of, m
 
 
 @click.command(cls=CeleryCommand)
+@click.argument("worker_id", metavar="[ID]", required=False)
 @click.option("-s", "--status", cls=CeleryOption, help_group="Selection", help="Only workers with this status.")
 @json_option
 @click.pass_context
-def workers(ctx: click.Context, status: str | None, as_json: bool) -> None:
-    """Show what every worker told last."""
+def workers(ctx: click.Context, worker_id: str | None, status: str | None, as_json: bool) -> None:
+    """Show what every worker told last, or everything about one."""
+    if worker_id is not None:
+        _say_one(ctx, worker_id, as_json)
+        return
     with memory_of(ctx) as memsync:
         found = memsync.get_workers()
         now = memsync.store.clock.now()
@@ -34,12 +38,7 @@ def workers(ctx: click.Context, status: str | None, as_json: bool) -> None:
         say_table(ctx, titles, [_row(one, now) for one in found], colour=1)
 
 
-@click.command(cls=CeleryCommand)
-@click.argument("worker_id")
-@json_option
-@click.pass_context
-def worker(ctx: click.Context, worker_id: str, as_json: bool) -> None:
-    """Show everything about one worker."""
+def _say_one(ctx: click.Context, worker_id: str, as_json: bool) -> None:
     with memory_of(ctx) as memsync:
         check_id(worker_id, "worker")
         found = next((one for one in memsync.get_workers() if one.worker_id == worker_id), None)

@@ -28,6 +28,8 @@ class Shell:
         """Start a command that goes on; its output is unbuffered."""
         return Running(subprocess.Popen(
             self._command("tests.integration.proj", args), env=self.env, cwd=ROOT, text=True,
+            # Where the tests themselves run in the background Ctrl-C is ignored, and that is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}))
 
     def _command(self, app, args):

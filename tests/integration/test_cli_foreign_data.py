@@ -41,7 +41,7 @@ def shown(done):
     return done.output
 
 
-@pytest.mark.parametrize("command", ["status", "tasks", "workers", "queue", "metrics", "locks", "keys", "doctor"])
+@pytest.mark.parametrize("command", ["status", "tasks", "workers", "queue", "metrics", "locks", "search", "doctor"])
 def test_odd_facts_are_shown_in_a_list(run, command):
     assert shown(run(command))
 
@@ -53,11 +53,11 @@ def test_a_task_with_odd_facts_is_shown(run, number):
 
 @pytest.mark.parametrize("number", range(len(ODD)))
 def test_a_worker_with_odd_facts_is_shown(run, number):
-    assert f"w{number}" in shown(run("worker", f"w{number}"))
+    assert f"w{number}" in shown(run("workers", f"w{number}"))
 
 
 def test_an_odd_value_is_shown_as_it_is(run):
-    done = run("key", f"odd/{len(ODD) - 1}")
+    done = run("get", f"odd/{len(ODD) - 1}")
 
     assert '"c": "?d"' in shown(done)
 

@@ -1,4 +1,4 @@
-"""`celery memsync workers`, `worker`, `locks`, `queue`, `metrics`, `keys` and `key` as a user types them."""
+"""`celery memsync` views, and keys that are looked at and changed, as a user types them."""
 from __future__ import annotations
 
 import json
@@ -12,8 +12,9 @@ from .shell import Shell, one_line, plain
 
 #: Every command.
 COMMANDS = (
-    ["status"], ["tasks"], ["task", "some-id"], ["workers"], ["worker", "some-id"], ["locks"], ["queue"], ["metrics"],
-    ["keys"], ["key", "some/key"], ["doctor"], ["watch", "-t", "0.1"], ["task", "some-id", "-f", "-t", "0.1"],
+    ["status"], ["tasks"], ["task", "some-id"], ["workers"], ["workers", "some-id"], ["locks"], ["queue"], ["metrics"],
+    ["agents", "some-id"], ["assignments"], ["search"], ["get", "some/key"],
+    ["doctor"], ["watch", "-t", "0.1"], ["follow", "some-id", "-t", "0.1"],
 )
 
 #: What a command that only looks may ask of Redis.
@@ -77,7 +78,7 @@ def test_workers_of_one_status_are_shown(shell, status, count):
 
 
 def test_worker_shows_what_it_runs_and_consumes(shell, fleet):
-    shown = plain(shell.run("worker", fleet.workers[0].name))
+    shown = plain(shell.run("workers", fleet.workers[0].name))
 
     assert f"task {fleet.busy.id}  tests.integration.tasks.sleep" in shown
     assert f"queue {fleet.name}" in shown
@@ -85,14 +86,14 @@ def test_worker_shows_what_it_runs_and_consumes(shell, fleet):
 
 
 def test_worker_as_json_is_its_record(shell, fleet):
-    shown = json.loads(plain(shell.run("worker", fleet.workers[0].name, "-j")))
+    shown = json.loads(plain(shell.run("workers", fleet.workers[0].name, "-j")))
 
     assert shown["worker_id"] == fleet.workers[0].name
     assert [task["id"] for task in shown["running"]] == [fleet.busy.id]
 
 
 def test_a_worker_that_nobody_told_of_is_exit_code_1(shell):
-    done = shell.run("worker", "no-such-worker")
+    done = shell.run("workers", "no-such-worker")
 
     assert done.returncode == 1
     assert "no-such-worker" in one_line(done)
@@ -156,19 +157,19 @@ def test_metrics_shows_the_counters(make_fleet):
 
 
 def test_keys_lists_those_that_match_one_a_line(shell, fleet):
-    shown = plain(shell.run("keys", "tasks/*/state")).splitlines()
+    shown = plain(shell.run("search", "tasks/*/state")).splitlines()
 
     assert set(shown) == {f"{fleet.name}/tasks/{result.id}/state" for result in (fleet.busy, fleet.waiting)}
 
 
 def test_keys_as_json_is_what_search_returns(shell, fleet):
-    shown = json.loads(plain(shell.run("keys", "prices/*", "--json")))
+    shown = json.loads(plain(shell.run("search", "prices/*", "--json")))
 
     assert shown == [f"{fleet.name}/prices/size"]
 
 
 def test_keys_that_were_left_out_are_said_beside_the_list(shell):
-    done = shell.run("keys", "tasks/*", "--limit", "1")
+    done = shell.run("search", "tasks/*", "--limit", "1")
 
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == 1
@@ -176,40 +177,40 @@ def test_keys_that_were_left_out_are_said_beside_the_list(shell):
 
 
 def test_no_key_that_matches_is_said_beside_an_empty_list(shell):
-    done = shell.run("keys", "nothing/*")
+    done = shell.run("search", "nothing/*")
 
     assert (done.returncode, done.stdout) == (0, "")
     assert "nothing/*" in done.stderr
 
 
 def test_key_shows_value_version_and_writer(shell, fleet):
-    shown = plain(shell.run("key", "prices/size"))
+    shown = plain(shell.run("get", "prices/size"))
 
     assert f"{fleet.name}/prices/size" in shown and "the-test" in shown
     assert json.loads(shown[shown.index("{"):]) == {"size": [1, 2], "colour": "\x1b[31mred", "unit": "円"}
 
 
 def test_key_as_json_is_what_read_entry_returns(shell, fleet):
-    shown = json.loads(plain(shell.run("key", f"{fleet.name}/prices/size", "--json")))
+    shown = json.loads(plain(shell.run("get", f"{fleet.name}/prices/size", "--json")))
 
     assert shown == asdict(fleet.reader.read_entry("prices/size"))
 
 
 def test_a_terminal_without_the_letters_of_a_value_shows_it_all_the_same(shell):
-    shown = plain(shell.run("key", "prices/size", PYTHONIOENCODING="latin-1"))
+    shown = plain(shell.run("get", "prices/size", PYTHONIOENCODING="latin-1"))
 
     assert "\\u5186" in shown
 
 
 def test_a_key_under_which_nothing_is_stored_is_exit_code_1(shell):
-    done = shell.run("key", "prices/none")
+    done = shell.run("get", "prices/none")
 
     assert done.returncode == 1
     assert "prices/none" in one_line(done)
 
 
 @pytest.mark.parametrize("command", [
-    ["worker", "a/b"], ["key", "a//b"], ["key", "*"], ["keys", "a\nb"], ["watch", "a\nb"],
+    ["workers", "a/b"], ["get", "a//b"], ["get", "*"], ["search", "a\nb"], ["watch", "a\nb"],
 ])
 def test_what_is_not_fit_for_a_key_is_exit_code_64(shell, command):
     done = shell.run(*command)
@@ -219,7 +220,8 @@ def test_what_is_not_fit_for_a_key_is_exit_code_64(shell, command):
 
 
 @pytest.mark.parametrize("command, word", [
-    (["workers"], "No worker"), (["locks"], "No lock"), (["queue"], "No task"), (["metrics"], "Nothing"),
+    (["workers"], "No worker"), (["assignments"], "No worker"), (["agents", "t1"], "No agent"),
+    (["locks"], "No lock"), (["queue"], "No task"), (["metrics"], "Nothing"),
 ])
 def test_an_empty_memory_is_said_in_one_line(empty, command, word):
     (line,) = plain(empty.run(*command)).splitlines()
@@ -228,8 +230,8 @@ def test_an_empty_memory_is_said_in_one_line(empty, command, word):
 
 
 @pytest.mark.parametrize("command", [
-    ["workers"], ["worker", "some-id"], ["locks"], ["queue"], ["metrics"], ["keys"], ["key", "some/key"], ["watch"],
-    ["task", "some-id", "--follow"], ["doctor"],
+    ["workers"], ["workers", "some-id"], ["locks"], ["queue"], ["metrics"], ["search"], ["get", "some/key"], ["watch"],
+    ["follow", "some-id"], ["doctor"],
 ])
 def test_redis_away_is_exit_code_69_and_one_line_without_the_password(make_fleet, command):
     shell = Shell(make_fleet().env(memsync_backend=f"redis://user:hushhush@127.0.0.1:{free_port()}/0"))
@@ -253,3 +255,45 @@ def test_no_command_changes_anything(make_fleet, own_memory):
         assert client.dbsize() == 0
     assert "hgetall" in asked
     assert asked - LOOKING - ASKED_BY_HAND == set()
+
+
+# -- what changes something
+
+def test_a_value_is_set_read_and_deleted(shell, fleet):
+    first = plain(shell.run("set", "notes/1", '{"a": [1, "b"]}', "--ttl", "60"))
+    second = json.loads(plain(shell.run("set", "notes/1", '"text"', "--expected-version", "1", "--json")))
+    deleted = plain(shell.run("delete", "notes/1"))
+
+    assert first == f"{fleet.name}/notes/1 is at version 1.\n"
+    assert (second["value"], second["version"]) == ("text", 2)
+    assert deleted == ""
+    assert fleet.reader.read("notes/1", consistent=True) is None
+
+
+@pytest.mark.parametrize("command, code, word", [
+    (["set", "notes/2", "text"], 64, "quotes"),
+    (["set", "notes/2", "1", "--ttl", "0"], 64, "ttl"),
+    (["set", "notes/2", "1", "--expected-version", "7"], 1, "notes/2"),
+    (["set", "coordination/queue", "1"], 64, "sync_queue"),
+    (["delete", "notes/2"], 1, "notes/2"),
+    (["no-such-command"], 64, "no-such-command"),
+    (["tasks", "--limit", "0"], 64, "limit"),
+    (["follow"], 64, "TASK"),
+])
+def test_what_can_not_be_done_is_said_and_has_its_code(shell, command, code, word):
+    done = shell.run(*command)
+
+    assert (done.returncode, done.stdout) == (code, "")
+    assert word in done.stderr and "Traceback" not in done.stderr
+
+
+def test_agents_and_assignments_are_shown(shell, fleet):
+    fleet.reader.sync_agent_coordination("a-task", "coder", {"files": 3})
+    fleet.reader.sync_assignments({"by-hand": ["a-task"]})
+    fleet.reader.force_sync()
+
+    shown = plain(shell.run("agents", "a-task")).splitlines()
+    assigned = json.loads(plain(shell.run("assignments", "--json")))
+
+    assert shown == ["AGENT  DATA", 'coder  {"files": 3}']
+    assert assigned["by-hand"] == ["a-task"]

@@ -1,4 +1,4 @@
-"""`celery memsync watch` and `celery memsync task ID --follow` as a user types them."""
+"""`celery memsync watch` and `celery memsync follow` as a user types them."""
 from __future__ import annotations
 
 import json
@@ -148,14 +148,14 @@ def test_a_task_is_followed_to_its_success(module_fleet):
     shell = Shell(module_fleet.env())
     result = module_fleet.send("count_to", 7)
 
-    lines = plain(shell.run("task", result.id, "--follow", "--timeout", "30")).splitlines()
+    lines = plain(shell.run("follow", result.id, "--timeout", "30")).splitlines()
 
     assert lines[-1].split() == ["SUCCESS", "100%,", "7", "of", "7"]
 
 
 def test_a_task_that_ends_in_another_way_is_exit_code_1_and_says_why(shell, fleet, client):
     tell(fleet, "t1", "STARTED")
-    command = shell.start("task", "t1", "--follow").hears(client)
+    command = shell.start("follow", "t1").hears(client)
 
     fleet.reader.sync_task_progress("t1", 40, message="reading")
     fleet.reader.force_sync()
@@ -167,7 +167,7 @@ def test_a_task_that_ends_in_another_way_is_exit_code_1_and_says_why(shell, flee
 
 
 def test_a_task_that_nobody_told_of_yet_is_waited_for(shell, fleet, client):
-    command = shell.start("task", "t1", "--follow").hears(client)
+    command = shell.start("follow", "t1").hears(client)
 
     tell(fleet, "t1", "SUCCESS")
 
@@ -177,14 +177,14 @@ def test_a_task_that_nobody_told_of_yet_is_waited_for(shell, fleet, client):
 def test_a_task_that_has_ended_already_is_shown_at_once(shell, fleet):
     tell(fleet, "t1", "REVOKED")
 
-    done = shell.run("task", "t1", "--follow")
+    done = shell.run("follow", "t1")
 
     assert (done.returncode, done.stdout, done.stderr) == (1, "REVOKED\n", "")
 
 
 def test_a_followed_task_as_json_is_a_document_for_each_change(shell, fleet, client):
     tell(fleet, "t1", "STARTED")
-    command = shell.start("task", "t1", "--follow", "--json").hears(client)
+    command = shell.start("follow", "t1", "--json").hears(client)
     first = json.loads(command.process.stdout.readline())
 
     tell(fleet, "t1", "SUCCESS")
@@ -197,7 +197,7 @@ def test_a_followed_task_as_json_is_a_document_for_each_change(shell, fleet, cli
 def test_a_task_that_does_not_end_in_time_is_exit_code_75(shell, fleet):
     tell(fleet, "t1", "STARTED")
 
-    done = shell.run("task", "t1", "--follow", "--timeout", "0.2")
+    done = shell.run("follow", "t1", "--timeout", "0.2")
 
     assert (done.returncode, done.stdout) == (75, "STARTED\n")
     assert len(done.stderr.splitlines()) == 1
@@ -205,7 +205,7 @@ def test_a_task_that_does_not_end_in_time_is_exit_code_75(shell, fleet):
 
 def test_a_task_that_is_forgotten_is_exit_code_1(shell, fleet, client):
     tell(fleet, "t1", "STARTED")
-    command = shell.start("task", "t1", "--follow").hears(client)
+    command = shell.start("follow", "t1").hears(client)
     assert command.process.stdout.readline() == "STARTED\n"
 
     client.flushall()
@@ -217,7 +217,7 @@ def test_a_task_that_is_forgotten_is_exit_code_1(shell, fleet, client):
 
 def test_a_task_that_somebody_removed_by_hand_is_exit_code_1(shell, fleet, client):
     tell(fleet, "t1", "STARTED")
-    command = shell.start("task", "t1", "--follow").hears(client)
+    command = shell.start("follow", "t1").hears(client)
     assert command.process.stdout.readline() == "STARTED\n"
 
     client.delete(fleet.reader.store.keys.task("t1"))
@@ -229,7 +229,7 @@ def test_a_task_that_somebody_removed_by_hand_is_exit_code_1(shell, fleet, clien
 
 def test_an_end_while_redis_was_away_from_the_command_is_not_missed(shell, fleet, client):
     tell(fleet, "t1", "STARTED")
-    command = shell.start("task", "t1", "--follow").hears(client)
+    command = shell.start("follow", "t1").hears(client)
     assert command.process.stdout.readline() == "STARTED\n"
 
     for kind in ("pubsub", "normal"):
@@ -240,17 +240,20 @@ def test_an_end_while_redis_was_away_from_the_command_is_not_missed(shell, fleet
     assert (done.returncode, done.stdout) == (0, "SUCCESS\n")
 
 
-def test_a_time_to_wait_needs_something_to_wait_for(shell):
-    done = shell.run("task", "t1", "--timeout", "3")
+def test_of_several_tasks_that_are_followed_the_worst_end_counts(shell, fleet):
+    tell(fleet, "t1", "SUCCESS")
+    tell(fleet, "t2", "FAILURE")
 
-    assert done.returncode == 2
-    assert "--follow" in done.stderr
+    done = shell.run("follow", "t1", "t2", "t1")
+
+    assert done.returncode == 1
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["SUCCESS", "FAILURE", "SUCCESS"]
 
 
 def test_a_terminal_sees_one_line_for_each_status(shell, fleet, client):
     tell(fleet, "t1", "STARTED")
     ours, theirs = pty.openpty()
-    command = shell.start("task", "t1", "--follow", stdout=theirs, stderr=subprocess.STDOUT).hears(client)
+    command = shell.start("follow", "t1", stdout=theirs, stderr=subprocess.STDOUT).hears(client)
     os.close(theirs)
     seen = [b""]
 
