@@ -66,7 +66,7 @@ def test_workers_as_json_is_what_get_workers_returns(shell, fleet):
 
     record = fleet.record(fleet.workers[0]).as_dict()
     assert set(shown) == set(record)
-    steady = ("worker_id", "status", "hostname", "pid", "pool", "queues", "running", "versions", "started_at")
+    steady = ("worker_id", "status", "hostname", "pid", "pool", "concurrency", "queues", "versions")
     assert [shown[name] for name in steady] == [record[name] for name in steady]
 
 
