@@ -72,7 +72,7 @@ class Services:
         self.reader = Reader(self.store, self.writer, self.cache, self.link)
         self.subscriptions = Subscriptions(self.reader, self.link, events)
         self.coordination = Coordination(self.store, settings.default_ttl)
-        self.locks = Locks(self.store, events)
+        self.locks = Locks(self.store, events, settings.lock_replicas)
         self.progress: OrderedDict[str, Progress] = OrderedDict()
         self.progress_mutex = threading.RLock()
 

@@ -58,6 +58,8 @@ class Settings:
     max_recoveries: int = 1
     #: Lease of a lock, in seconds.
     lock_ttl: float = 30.0
+    #: Replicas of Redis that must have a lock before it is had.
+    lock_replicas: int = 0
     #: Resolver of conflicts: name, dotted path, callable, or {glob: one of these}.
     conflict_resolver: Any = "last_write_wins"
     #: Whether the state of a task shows its arguments, as Celery's log does.
@@ -220,5 +222,6 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "recover": _recover,
     "max_recoveries": _count_or_0,
     "lock_ttl": _seconds,
+    "lock_replicas": _count_or_0,
     "task_args": _flag,
 }

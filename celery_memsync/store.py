@@ -10,6 +10,7 @@ import redis
 
 from .clock import Clock
 from .connections import MAX_IDLE, Announcements, Ear, Source, Wires, ask_apart, packed, redis_call
+from .exceptions import StoreError
 from .keys import COORDINATION, FORMER, SLOTS, Keys, Place
 from .records import Stored
 from .rights import missing, probes
@@ -26,6 +27,9 @@ TALLIES = ("", "", "", "lost", "retried", "failed", "revoked", "ignored", "skipp
 
 #: Ranks of tasks that have never run.
 WAITING = ("0", "1")
+
+#: Seconds that replicas may take to get what the master has.
+REPLICA_TIMEOUT = 1.0
 
 #: Names that Redis looks at in one round trip of a search through a sorted set.
 NAMES_AT_ONCE = 1000
@@ -520,8 +524,15 @@ class Store:
         return answer
 
     @redis_call
-    def renew_locks(self, asks: Sequence[LockAsk]) -> list[bool]:
-        """Let leases begin anew; tell of each lock whether it was still held."""
+    def renew_locks(self, asks: Sequence[LockAsk], replicas: int = 0) -> list[bool]:
+        """Let leases begin anew; tell of each lock whether it was still held.
+
+        Arguments:
+            replicas: How many replicas of Redis must have taken note.
+
+        Raises:
+            StoreError: Also if fewer have within :data:`REPLICA_TIMEOUT`.
+        """
         calls = []
         for start in range(0, len(asks), SCRIPT_SIZE):
             chunk = asks[start:start + SCRIPT_SIZE]
@@ -529,7 +540,10 @@ class Store:
             for ask in chunk:
                 args += (ask.holder, ask.place.path, ms(ask.ttl))
             calls.append(([*(ask.place.key for ask in chunk), self.keys.locks], args))
-        return [bool(held) for answer in self._run(LOCK_RENEW, calls) for held in answer] if calls else []
+        if not calls:
+            return []
+        answers = self._run(LOCK_RENEW, calls, replicas=replicas)
+        return [bool(held) for answer in answers for held in answer]
 
     @redis_call
     def held_locks(self) -> list[str]:
@@ -616,17 +630,18 @@ class Store:
         return keys, args
 
     def _run(
-        self, script: Script, calls: Sequence[tuple[list[str], list[Any]]], tells: bool = False,
+        self, script: Script, calls: Sequence[tuple[list[str], list[Any]]], tells: bool = False, replicas: int = 0,
     ) -> list[list[Any]]:
         """Run a script several times in one round trip; teach Redis the script if it has forgotten it.
 
         Arguments:
             tells: Whether others are to be told of what it does before it is answered.
+            replicas: How many replicas must have what it does before it is answered.
         """
-        answers = self._send(script.sha, calls, tells)
+        answers = self._send(script.sha, calls, tells, replicas)
         if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
             self.redis.script_load(script.text)
-            answers = self._send(script.sha, calls, tells)
+            answers = self._send(script.sha, calls, tells, replicas)
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
@@ -645,8 +660,10 @@ class Store:
             self.redis.script_load(script.text)
             return self._wires.call(command)
 
-    def _send(self, sha: str, calls: Sequence[tuple[list[str], list[Any]]], tells: bool) -> list[Any]:
-        if len(calls) == 1 and not tells:
+    def _send(
+        self, sha: str, calls: Sequence[tuple[list[str], list[Any]]], tells: bool, replicas: int = 0,
+    ) -> list[Any]:
+        if len(calls) == 1 and not tells and not replicas:
             (keys, args), = calls
             try:
                 return [self.redis.execute_command("EVALSHA", sha, len(keys), *keys, *args)]
@@ -659,8 +676,12 @@ class Store:
             pipeline.ping()
         for keys, args in calls:
             pipeline.execute_command("EVALSHA", sha, len(keys), *keys, *args)
-        answers: list[Any] = pipeline.execute(raise_on_error=False)
-        return answers[tells:]
+        if replicas:
+            pipeline.execute_command("WAIT", replicas, ms(REPLICA_TIMEOUT))
+        answers: list[Any] = pipeline.execute(raise_on_error=False)[tells:]
+        if replicas:
+            _check_replicas(answers.pop(), replicas)
+        return answers
 
     def _learn_time(self, client: Any) -> None:
         client.ping()  # to connect is no part of the round trip that is measured
@@ -670,6 +691,15 @@ class Store:
 
     def _learn(self, seconds: int, micros: int, asked: float) -> None:
         self.clock.learn(int(seconds) + int(micros) / 1e6, asked, time.monotonic())
+
+
+def _check_replicas(answer: Any, wanted: int) -> None:
+    if isinstance(answer, Exception):
+        raise answer
+    if int(answer) < wanted:
+        raise StoreError(
+            f"{int(answer)} replicas of Redis have taken note of a lock in time, and memsync_lock_replicas asks for "
+            f"{wanted}; see whether they are there, and keep up")
 
 
 def _parse(text: bytes | None) -> Stored | None:
