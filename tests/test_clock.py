@@ -1,11 +1,14 @@
 """Redis's clock: a host whose own clock is wrong does not matter."""
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 
 from celery_memsync.clock import DRIFT, Clock
+
+from .proxy import Proxy
 
 
 def redis_time(redis):
@@ -66,6 +69,18 @@ def test_a_clock_that_was_set_is_believed_at_once(step):
     clock.learn(1001.0 + step, asked=11.0, answered=11.5)
 
     assert clock.at(11.25) == pytest.approx(1001.0 + step)
+
+
+def test_a_first_answer_that_was_slow_is_not_all_that_is_known(server, make_memsync):
+    with Proxy(server.port) as proxy:
+        memsync = make_memsync(url=proxy.url)
+        proxy.hold(b"")
+        threading.Timer(0.6, proxy.release).start()
+
+        memsync.force_sync()
+        memsync.read("a")
+
+        assert memsync.store.clock.error < 0.2
 
 
 @pytest.mark.parametrize("wrong", [3600.0, -3600.0, 1e8])
