@@ -20,8 +20,7 @@ SCRIPT_SIZE = 100
 #: Entries of earlier runs that are kept of a task.
 MAX_FORMER = 12
 
-#: How often Redis is asked for its time at first, and the error in seconds that is good enough: the first answer is
-#: slow, for it includes the connecting.
+#: How often Redis is asked for its time at first, and the error in seconds that is good enough.
 CLOCK_TRIES = 3
 CLOCK_ERROR = 0.001
 
