@@ -42,6 +42,9 @@ class RedisServer:
         keep: Whether its data survive :meth:`stop` and :meth:`start`.
     """
 
+    #: What an app has to be configured with to have it as its broker.
+    conf: dict = {}
+
     def __init__(self, folder, *options, keep=False):
         self.folder = Path(folder)
         self.options = options
