@@ -1,7 +1,6 @@
 """Every setting, with its default and what is allowed."""
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Callable, Mapping
@@ -15,6 +14,9 @@ from .keys import Keys, check_id
 
 #: What a Redis URL may begin with.
 SCHEMES = ("redis", "rediss", "unix", "embedded")
+
+#: No time that somebody gives is as long, in seconds: Redis and the C library can't wait so long.
+MAX_SECONDS = 1e10
 
 _PREFIX = "memsync_"
 
@@ -88,7 +90,7 @@ class Settings:
         known = {one.name for one in fields(cls)}
         plain = {}
         for name, value in given.items():
-            short = name[len(_PREFIX):] if name.startswith(_PREFIX) else name
+            short = str(name).removeprefix(_PREFIX)
             if short not in known:
                 raise ImproperlyConfigured(_unknown(short, known))
             plain[short] = value
@@ -97,7 +99,7 @@ class Settings:
 
 def wrong(name: str, value: object, allowed: str) -> ImproperlyConfigured:
     """Return the error for a setting that is not what is allowed; a URL is not shown."""
-    shown = "a URL" if name == "backend" and isinstance(value, str) else _short(value)
+    shown = "a URL" if name == "backend" and isinstance(value, str) else short(value)
     return ImproperlyConfigured(f"memsync_{name} is {shown}; it must be {allowed}")
 
 
@@ -111,8 +113,11 @@ def lower_scheme(url: str) -> str:
     return scheme_of(url) + url[len(scheme_of(url)):]
 
 
-def _short(value: object) -> str:
-    text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else f"of type {type(value).__name__}"
+def short(value: object) -> str:
+    """Return a value in a few words, for an error."""
+    if isinstance(value, int) and abs(value) > 10 ** 80:
+        return "a huge number"  # Python refuses to write those of over 4,300 digits
+    text = repr(value) if isinstance(value, (str, int, float, type(None))) else f"of type {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -123,7 +128,7 @@ def _unknown(name: str, known: set[str]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_SECONDS
 
 
 def _seconds(value: object) -> str | None:
