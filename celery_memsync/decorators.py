@@ -102,7 +102,7 @@ class Guard:
         if task is None or self.on_locked == "raise":
             raise exc
         if self.on_locked == "skip":
-            raise Skipped(_told_of(exc)) from exc
+            raise Skipped(exc.facts) from exc
         if task.request.is_eager:
             raise exc  # it would be tried again at once, and in vain
         countdown = self.retry_delay * random.uniform(0.5, 1.5)
@@ -210,10 +210,3 @@ def _is_retry_of(active: ActiveRun | None, exc: LockNotAcquired) -> bool:
     """Whether the lock is held by an earlier run of the same task, which has asked for this one."""
     return active is not None and bool(active.make().retries) and exc.holder is not None and \
         exc.holder.task_id == active.task_id
-
-
-def _told_of(exc: LockNotAcquired) -> dict[str, Any]:
-    holder = exc.holder
-    known = {} if holder is None else {
-        "worker_id": holder.worker_id, "task_id": holder.task_id, "since": holder.since, "fence": holder.fence}
-    return {"name": exc.name, **known}

@@ -88,6 +88,14 @@ class LockNotAcquired(LockError):
         self.name = name
         self.holder = holder
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What to tell: the lock's ``name``, and its holder's ``worker_id``, ``task_id``, ``since`` and ``fence``."""
+        holder = self.holder
+        known = {} if holder is None else {
+            "worker_id": holder.worker_id, "task_id": holder.task_id, "since": holder.since, "fence": holder.fence}
+        return {"name": self.name, **known}
+
     def __str__(self) -> str:
         return str(self.args[3])
 
@@ -155,7 +163,7 @@ class Skipped(Ignore):  # type: ignore[misc]
     """A task does not run, for somebody else holds its lock.
 
     Arguments:
-        lock: What to tell: the lock's ``name``, and its holder's ``worker_id``, ``task_id`` and ``since``.
+        lock: What to tell, as :attr:`LockNotAcquired.facts`.
     """
 
     def __init__(self, lock: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from celery.utils.time import maybe_iso8601
 
 from . import values
 from .changes import Change, Progress, TellProgress, TellRun
-from .exceptions import InvalidKey, Skipped
+from .exceptions import InvalidKey, LockNotAcquired, Skipped
 from .keys import LIFE, PROGRESS, Place, check_id
 from .outcomes import Outcome, Outcomes, is_gone
 from .records import TaskRun, describe_exception, is_run_key, run_key
@@ -371,7 +371,7 @@ class TaskSignals:
         ended = time.monotonic()
         run = active.make(
             status="SKIPPED" if isinstance(retval, Skipped) else state,
-            lock=retval.lock if isinstance(retval, Skipped) else None,
+            lock=_lock_of(retval),
             finished_at=round(_latest(memsync.store.clock.at(ended), active.started_at), 4),
             runtime=round(ended - active.started, 6),
             exception=_exception(retval) if isinstance(retval, BaseException) and state != "SUCCESS" else None,
@@ -583,6 +583,14 @@ def _exception(error: BaseException) -> dict[str, str] | None:
         error = error.exc
     told = describe_exception(error)
     return told if told["message"] or not isinstance(error, (Ignore, Reject)) else None
+
+
+def _lock_of(retval: Any) -> dict[str, Any] | None:
+    """Return what to tell of the lock that held a run back, None if none did."""
+    if isinstance(retval, Skipped):
+        return retval.lock
+    error = retval.exc if isinstance(retval, Retry) else retval
+    return error.facts if isinstance(error, LockNotAcquired) else None
 
 
 def _other(parent_id: Any, task_id: str) -> Any:
