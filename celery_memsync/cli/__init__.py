@@ -18,6 +18,7 @@ from .locks import locks
 from .status import status
 from .tasks import agents, task, tasks
 from .together import assignments, metrics, queue
+from .transfer import export, import_
 from .watch import watch
 from .workers import workers
 
@@ -40,5 +41,5 @@ def memsync() -> None:
 
 
 for _command in (status, workers, tasks, task, agents, follow, queue, assignments, metrics, locks,
-                 get, set_, delete, search, watch, doctor):
+                 get, set_, delete, search, watch, doctor, export, import_):
     memsync.add_command(_command)
