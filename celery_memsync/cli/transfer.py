@@ -39,7 +39,7 @@ PAUSE = 0.1
 @json_option
 @click.pass_context
 def export(ctx: click.Context, path: str, as_json: bool) -> None:
-    """Write the whole memory into a file as lines of JSON; '-' is standard output."""
+    """Write the whole memory into a file. '-' is standard output; each line is a JSON document."""
     with memory_of(ctx) as memsync, _shown("exported") as show:
         entries = -2  # the first and the last line are none
         with _errors_of(path, os.EX_CANTCREAT), _written(path) as file:
@@ -59,7 +59,7 @@ def export(ctx: click.Context, path: str, as_json: bool) -> None:
 @json_option
 @click.pass_context
 def import_(ctx: click.Context, path: str, as_json: bool) -> None:
-    """Put what `export` wrote back, but for what has a newer entry; '-' is standard input."""
+    """Put what was exported back, unless newer entries are there. '-' is standard input."""
     report = Report()
     with memory_of(ctx) as memsync, _errors_of(path, os.EX_NOINPUT), _read(path) as file:
         try:
