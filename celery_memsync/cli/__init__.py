@@ -35,6 +35,7 @@ COMMANDS = {
     "search": "keys:search",
     "watch": "watch:watch",
     "doctor": "doctor:doctor",
+    "top": "top:top",
     "export": "transfer:export",
     "import": "transfer:import_",
 }
