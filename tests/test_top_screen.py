@@ -9,7 +9,7 @@ from rich.console import Console
 
 from celery_memsync.cli.screen import bar, screen
 from celery_memsync.cli.snapshot import TASK_ORDERS, WORKER_ORDERS, Event, Running, Snapshot, View, events_of, load_of
-from celery_memsync.cli.top import keys_of
+from celery_memsync.cli.terminal import keys_of
 from celery_memsync.records import WorkerRecord
 
 WORKERS = tuple(

@@ -18,7 +18,10 @@ PLAIN_LINES = ("#", "-")
 #: Columns of a bar.
 BAR = 10
 
-#: Width of a terminal from which on a task's worker is shown.
+#: Columns of a status.
+STATUS = 8
+
+#: Width of a terminal from which on a task's worker is shown, and longer bars.
 WIDE = 110
 
 #: Lines that are there however little there is to show: two on top, three titles, one at the bottom.
@@ -69,8 +72,8 @@ def _many(count: int) -> str:
 
 
 def _workers(workers: Sequence[WorkerRecord], room: int, now: float, plain: bool) -> Table:
-    table = _table((_title("WORKER", len(workers) - room), 3), ("STATUS", 0), ("LOAD", 0), ("FREE", 0), ("WAITING", 0), ("CPU", 0), ("MEMORY", 0),
-                   ("BEAT", 0))
+    table = _table((_title("WORKER", len(workers) - room), 3), ("STATUS", 0), ("LOAD", 0), ("FREE", 0),
+                   ("WAITING", 0), ("CPU", 0), ("MEMORY", 0), ("BEAT", 0))
     for one in workers[:room]:
         cpu = figure(one.cpu)
         waiting = sum(figure(depth) or 0 for depth in one.depths.values())
@@ -84,7 +87,8 @@ def _workers(workers: Sequence[WorkerRecord], room: int, now: float, plain: bool
 
 def _tasks(tasks: Sequence[Running], room: int, now: float, plain: bool, wide: bool) -> Table:
     where = (("WORKER", 2),) if wide else ()
-    table = _table((_title("TASK", len(tasks) - room), 3), ("NAME", 3), *where, ("DONE", 0), ("", 0), ("SINCE", 0), ("LEFT", 0), ("MESSAGE", 2))
+    table = _table((_title("TASK", len(tasks) - room), 3), ("NAME", 3), *where, ("DONE", 0), ("", 0),
+                   ("SINCE", 0), ("LEFT", 0), ("MESSAGE", 2))
     for one in tasks[:room]:
         progress = one.progress or {}
         table.add_row(
@@ -114,25 +118,32 @@ def _foot(view: View) -> Text:
         f" {'only ' + visible(view.text) if view.text else 'filter'}")
 
 
-def bars(rows: Sequence[tuple[str, str, Mapping[str, Any] | None]], plain: bool = False) -> Table:
+def bars(
+    rows: Sequence[tuple[str, str, Mapping[str, Any] | None]], id_width: int, width: int, plain: bool = False,
+) -> Table:
     """Return a bar for each of some tasks: their ids, statuses and progress.
 
     Arguments:
+        id_width: Columns of an id: as they may be drawn apart, they are to be told how long the longest is.
+        width: Columns of the terminal.
         plain: As in :func:`screen`.
     """
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
-    for ratio in (2, 0, 0, 0, 0, 2):
-        table.add_column(no_wrap=True, overflow="ellipsis", ratio=ratio or None)
+    length = 2 * BAR if width >= WIDE else BAR
+    for columns in (min(id_width, width // 2), STATUS, length, 4, None):
+        table.add_column(no_wrap=True, overflow="ellipsis", width=columns, ratio=None if columns else 1)
     for task_id, status, known in rows:
-        progress = known or {}
-        done = figure(progress.get("progress")) or 0.0
-        count = ""
-        if figure(progress.get("current")) is not None and figure(progress.get("total")) is not None:
-            count = f"{progress['current']:g}/{progress['total']:g}"
-        left = f"{duration(progress['eta'])} left" if progress.get("eta") else ""
-        table.add_row(_text(task_id), _status(status), bar(done / 100, plain, 2 * BAR), _text(_percent(known)),
-                      _text(f"{count}  {left}".strip()), _text(progress.get("message") or ""))
+        done = figure((known or {}).get("progress")) or 0.0
+        table.add_row(_text(task_id), _status(status), bar(done / 100, plain, length), _text(_percent(known)),
+                      _text(_words(known or {})))
     return table
+
+
+def _words(progress: Mapping[str, Any]) -> str:
+    current, total, left = (figure(progress.get(name)) for name in ("current", "total", "eta"))
+    parts = [f"{current:g} of {total:g}" if current is not None and total is not None else "",
+             f"{duration(left)} left" if left else "", visible(progress.get("message") or "")]
+    return ", ".join(filter(None, parts))
 
 
 def bar(part: float, plain: bool = False, width: int = BAR) -> Text:

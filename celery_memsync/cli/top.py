@@ -1,18 +1,10 @@
 """`celery memsync top`: workers, running tasks and the newest events, as they are just now."""
 from __future__ import annotations
 
-import codecs
 import contextlib
 import logging
-import os
-import re
-import select
-import signal
 import sys
-import termios
-import tty
 from dataclasses import replace
-from types import FrameType
 from typing import TYPE_CHECKING, Callable, Iterator
 
 import click
@@ -25,15 +17,13 @@ from ..periodic import PeriodicThread
 from ..plugin import MemSync
 from .output import memory_of
 from .snapshot import Snapshot, View, take
+from .terminal import is_terminal, keys, orderly_end
 
 if TYPE_CHECKING:
     from rich.live import Live
 
 #: Seconds between two looks at keys, at the size of the terminal and whether there is news.
 LOOK = 0.1
-
-#: Bytes of keys that are read at once.
-KEYS = 1024
 
 
 @click.command(cls=CeleryCommand)
@@ -42,7 +32,7 @@ KEYS = 1024
 @click.pass_context
 def top(ctx: click.Context, interval: float) -> None:
     """Show workers, running tasks and the newest events, live. Keys: q s w r / and Esc."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()) or os.environ.get("TERM") in ("dumb", ""):
+    if not (sys.stdin.isatty() and is_terminal()):
         raise CeleryCommandException(
             "top needs a terminal; `memsync status` shows the same once, and `memsync watch` goes into a pipe",
             exit_code=EX_USAGE)
@@ -54,7 +44,7 @@ def top(ctx: click.Context, interval: float) -> None:
         latest = Latest(memsync)
         reader = PeriodicThread("memsync-top", latest.look, interval)
         try:
-            with _keys() as pressed, _silence(), Live(screen=True, auto_refresh=False) as live:
+            with orderly_end(), keys() as pressed, _silence(), Live(screen=True, auto_refresh=False) as live:
                 live.console.no_color = live.console.no_color or ctx.obj.no_color
                 reader.start()
                 show(live, latest, pressed)
@@ -81,11 +71,11 @@ class Latest:
             self.snapshot = replace(self.snapshot, away=str(exc))
 
 
-def show(live: "Live", latest: Latest, pressed: Callable[[float], Iterator[str]]) -> None:
+def show(live: "Live", latest: Latest, pressed: Callable[[float], str]) -> None:
     """Draw what is new until somebody wants to end it.
 
     Arguments:
-        pressed: Yields keys that are pressed within so many seconds.
+        pressed: Returns keys that are pressed within so many seconds.
     """
     from .screen import screen
 
@@ -97,51 +87,6 @@ def show(live: "Live", latest: Latest, pressed: Callable[[float], Iterator[str]]
             live.update(screen(snapshot, view, *size, plain=live.console.options.ascii_only), refresh=True)
         for key in pressed(LOOK):
             view = view.after(key)
-
-
-@contextlib.contextmanager
-def _keys() -> Iterator[Callable[[float], Iterator[str]]]:
-    """Give what yields keys as they are pressed; the terminal is left as it was, whatever ends this process but SIGKILL."""
-    number = sys.stdin.fileno()
-    before = termios.tcgetattr(number)
-    former = {one: signal.signal(one, _end) for one in (signal.SIGTERM, signal.SIGHUP)}
-    decode = codecs.getincrementaldecoder("utf-8")("ignore").decode
-
-    def pressed(seconds: float) -> Iterator[str]:
-        if not select.select([number], [], [], seconds)[0]:
-            return
-        try:
-            data = os.read(number, KEYS)
-        except OSError:
-            data = b""
-        if not data:  # the terminal is gone
-            yield "\x04"
-            return
-        yield from keys_of(decode(data))
-
-    try:
-        tty.setcbreak(number)
-        without_stop = termios.tcgetattr(number)
-        without_stop[6][termios.VSUSP] = b"\0"  # a stopped process would leave the screen as it is
-        termios.tcsetattr(number, termios.TCSANOW, without_stop)
-        yield pressed
-    finally:
-        termios.tcsetattr(number, termios.TCSAFLUSH, before)
-        for one, handler in former.items():
-            signal.signal(one, handler)
-
-
-#: What a terminal sends for arrows and their like.
-_SEQUENCE = re.compile(r"\x1b(\[[0-9;?]*[ -/]*[@-~]|O.)")
-
-
-def keys_of(text: str) -> str:
-    """Return the keys of what a terminal has sent: letters; of arrows and their like nothing."""
-    return _SEQUENCE.sub("", text)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 @contextlib.contextmanager

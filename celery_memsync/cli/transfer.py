@@ -18,8 +18,10 @@ from celery.exceptions import CeleryCommandException
 from ..archive import Archive, BadLine, Report, lines_of, restore
 from ..exceptions import StoreError
 from ..plugin import MemSync
-from .follow import REWRITE
 from .output import json_option, memory_of, say_json, visible
+
+#: Puts the cursor of a terminal back to the begin of its line and empties that.
+REWRITE = "\r\x1b[K"
 
 #: Stands for standard output, and standard input.
 PIPE = "-"
