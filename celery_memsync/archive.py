@@ -12,7 +12,7 @@ from collections import Counter
 from typing import IO, Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 from . import values
-from .exceptions import InvalidKey, MemSyncError
+from .exceptions import InvalidKey
 from .keys import LIFE, METRICS, QUEUE, SLOTS, STATE, Place
 from .records import Header, Stored, TaskRun
 from .store import Saved, Store
@@ -48,7 +48,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]").search
 _WRITES = re.compile(r"[!-~]{1,600}").fullmatch
 
 
-class BadLine(MemSyncError, ValueError):
+class BadLine(ValueError):
     """A line of an archive that is none.
 
     Attributes:

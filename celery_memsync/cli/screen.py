@@ -149,7 +149,7 @@ def _words(progress: Mapping[str, Any]) -> str:
 def bar(part: float, plain: bool = False, width: int = BAR) -> Text:
     """Return a bar of which a part, 0 to 1, is full."""
     full, rest = PLAIN_LINES if plain else LINES
-    done = min(width, max(0, round(part * width)))
+    done = min(width, max(0, int(part * width)))
     return Text.assemble((full * done, "green"), (rest * (width - done), "dim"))
 
 
