@@ -19,6 +19,7 @@ from ..archive import Archive, BadLine, Report, lines_of, restore
 from ..exceptions import StoreError
 from ..plugin import MemSync
 from .output import json_option, memory_of, say_json, visible
+from .terminal import orderly_end
 
 #: Puts the cursor of a terminal back to the begin of its line and empties that.
 REWRITE = "\r\x1b[K"
@@ -44,7 +45,7 @@ def export(ctx: click.Context, path: str, as_json: bool) -> None:
     """Write the whole memory into a file. '-' is standard output; each line is a JSON document."""
     with memory_of(ctx) as memsync, _shown("exported") as show:
         entries = -2  # the first and the last line are none
-        with _errors_of(path, os.EX_CANTCREAT), _written(path) as file:
+        with _errors_of(path, os.EX_CANTCREAT), orderly_end(), _written(path) as file:
             for line in lines_of(memsync.store):
                 file.write(line)
                 entries += 1
@@ -113,10 +114,10 @@ def _import(ctx: click.Context, memsync: MemSync, archive: Archive, report: Repo
             show(report.total, total)
             yield one
 
-    with _shown("imported") as show:
+    with _shown("imported") as show, orderly_end():
         try:
             restore(memsync.store, counted(), report)
-        except (StoreError, KeyboardInterrupt):
+        except (StoreError, KeyboardInterrupt, SystemExit):
             ctx.obj.error(f"{report.total} of {total} entries were looked at, and {report.counts['ok']} imported; "
                           "what is there already is passed over if you import the file again.")
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import stat
 import subprocess
@@ -136,23 +137,85 @@ def test_a_file_that_is_not_there_is_exit_code_66_and_one_that_can_not_be_writte
     assert "No such file" in one_line(missing) and "No such file" in one_line(refused)
 
 
-def test_an_interrupted_export_leaves_the_old_file_and_nothing_beside_it(shell, make_fleet, own_memory, tmp_path):
+@pytest.fixture
+def full_fleet(make_fleet, own_memory):
+    """A fleet on a Redis of its own, in which is so much that to move it takes a while."""
     fleet = make_fleet(memory=own_memory)
-    write(fleet, **{f"k{number}": "x" * 1000 for number in range(2000)})
-    folder = tmp_path / "out"
+    for number in range(4000):
+        fleet.reader.sync_task_state(f"t{number}", {"number": number, "text": "x" * 500})
+    fleet.reader.force_sync()
+    return fleet
+
+
+@pytest.mark.parametrize("how, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_export_leaves_the_old_file_and_nothing_beside_it(make_fleet, own_memory, tmp_path, how, code):
+    fleet, folder = make_fleet(memory=own_memory), tmp_path / "out"
     folder.mkdir()
     (folder / "memory.jsonl").write_text("old")
-    command = Shell(fleet.env()).start("export", str(folder / "memory.jsonl"))
-    eventually(lambda: left_beside(folder) or command.process.poll() is not None, timeout=30)
-
     own_memory.pause()
-    done = command.end(signal.SIGINT)
+    command = Shell(fleet.env()).start("export", str(folder / "memory.jsonl"))
+    eventually(lambda: left_beside(folder), timeout=30)
+
+    done = command.end(how)
     own_memory.resume()
 
-    if done.returncode != 0:  # else it was done before it could be interrupted
-        assert done.returncode in (69, 130)
-        assert (folder / "memory.jsonl").read_text() == "old"
+    assert done.returncode in (code, 69)  # after some seconds it gives up itself
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert (folder / "memory.jsonl").read_text() == "old"
     assert left_beside(folder) == []
+
+
+def test_an_import_that_was_killed_is_ended_by_another_one(full_fleet, make_fleet, own_memory, tmp_path):
+    file, copy = tmp_path / "memory.jsonl", make_fleet(memory=own_memory)
+    shell = Shell(copy.env())
+    plain(Shell(full_fleet.env()).run("export", str(file)))
+    command = shell.start("import", str(file))
+    with own_memory.client() as client:
+        eventually(lambda: client.exists(copy.reader.store.keys.task_index), timeout=30)
+    command.end(signal.SIGKILL)
+    before = len(copy.reader.get_tasks(5000))
+
+    shown = json.loads(plain(shell.run("import", str(file), "--json")))
+
+    assert before > 0
+    assert shown["same"] + shown["imported"] == shown["entries"] == 4000
+    assert shown["same"] >= before and shown["newer"] == 0
+    assert len(copy.reader.get_tasks(5000)) == 4000
+
+
+def test_an_import_that_redis_has_no_room_for_says_how_far_it_came(full_fleet, make_fleet, own_memory, tmp_path):
+    file, copy = tmp_path / "memory.jsonl", make_fleet(memory=own_memory)
+    plain(Shell(full_fleet.env()).run("export", str(file)))
+    with own_memory.client() as client:
+        client.config_set("maxmemory", client.info("memory")["used_memory"] + 1_000_000)
+
+    done = Shell(copy.env()).run("import", str(file))
+
+    told = re.search(r"^(\d+) of 4000 entries were looked at", done.stderr)
+    assert done.returncode == 69
+    assert "Traceback" not in done.stderr
+    assert told and 0 < int(told.group(1)) == len(copy.reader.get_tasks(5000)) < 4000
+
+
+def test_a_disk_that_is_full_is_exit_code_73(shell, fleet):
+    write(fleet, a=1)
+
+    done = shell.run("export", "/dev/full")
+
+    assert done.returncode == 73
+    assert "No space left" in one_line(done)
+
+
+def test_a_pipe_that_is_closed_ends_without_a_word(full_fleet):
+    command = Shell(full_fleet.env()).start("export", "-")
+    command.process.stdout.readline()
+
+    command.process.stdout.close()
+    code = command.process.wait(20)
+
+    assert code == 1
+    assert command.process.stderr.read() == ""
 
 
 def test_redis_away_in_the_middle_is_exit_code_69_and_no_file(make_fleet, own_memory, tmp_path):

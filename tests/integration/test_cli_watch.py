@@ -59,9 +59,10 @@ def test_watch_as_json_is_one_document_a_line(shell, fleet, client):
 
     write(fleet, "prices/eur", [1.08])
     entry = fleet.reader.read_entry("prices/eur")
+    stored = json.loads(command.process.stdout.readline())
     fleet.reader.delete("prices/eur")
     fleet.reader.force_sync()
-    stored, gone = map(json.loads, plain(command.end()).splitlines())
+    gone = json.loads(plain(command.end()))
 
     assert stored["value"] == [1.08]
     assert (stored["key"], stored["version"], stored["worker_id"]) == (entry.key, entry.version, "the-test")
