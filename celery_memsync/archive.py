@@ -33,17 +33,19 @@ ROWS_OF_A_LINE = 500
 #: Tasks and keys of which is remembered that they were shown; after so many one may be shown twice.
 REMEMBERED = 100_000
 
-#: Bytes of a line beside its value.
+#: Bytes of the first line.
 LONGEST_HEAD = 32 * 1024
 
 #: Whole numbers that Lua reckons with exactly.
 EXACT = 2 ** 53
 
+#: The latest time that is one, in seconds.
+LATEST = 1e11
+
 #: The longest that anything lives, in seconds, as for all ttls.
 LONGEST = 1e10
 
-_RUN = re.compile(r"[!-~]{1,60}").fullmatch
-_RANK = re.compile(r"[!-~]{1,60}").fullmatch
+_WORD = re.compile(r"[!-~]{1,60}").fullmatch
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]").search
 _WRITES = re.compile(r"[!-~]{1,600}").fullmatch
 
@@ -85,10 +87,11 @@ def _entry_lines(store: Store, at: float) -> Iterator[bytes]:
     yield from _metrics_lines(store)
     for field, stored in store.read_workers().items():
         worker_id, _, thing = field.rpartition("/")
-        yield _entry_line(store, store.keys.worker_place(worker_id, thing), stored)
+        yield from _lines_of(store, store.keys.worker_place(worker_id, thing), stored)
     shown = _Shown()
     position = ""
-    while rows := store.first_tasks(AT_ONCE, position, at):
+    # What is written meanwhile has no end; a second more, for clocks may differ.
+    while rows := store.first_tasks(AT_ONCE, position, at + 1):
         position = rows[-1][0]
         yield from _task_lines(store, [task_id for _, task_id in rows if shown.is_new(task_id)])
     yield from _named_lines(store, shown)
@@ -98,13 +101,12 @@ def _task_lines(store: Store, task_ids: Sequence[str]) -> Iterator[bytes]:
     for task_id, task in zip(task_ids, store.read_tasks(task_ids, agents=True)):
         for slot in range(1, SLOTS + 1):
             place = store.keys.task_place(task_id, slot)
-            if slot in task.slots:
-                yield _entry_line(store, place, task.slots[slot])
+            yield from _lines_of(store, place, task.slots.get(slot))
             for stored in task.former.get(slot, ()):
-                yield _entry_line(store, place, stored, former=True)
-        for agent_id, stored in task.agents.items():
+                yield from _lines_of(store, place, stored, former=True)
+        for agent_id, shared in task.agents.items():
             with contextlib.suppress(InvalidKey):  # nobody of ours writes under a name like that
-                yield _entry_line(store, store.keys.agent_place(task_id, agent_id), stored)
+                yield from _lines_of(store, store.keys.agent_place(task_id, agent_id), shared)
 
 
 def _named_lines(store: Store, shown: _Shown) -> Iterator[bytes]:
@@ -119,7 +121,7 @@ def _named_lines(store: Store, shown: _Shown) -> Iterator[bytes]:
             now = store.clock.now()
             for place, stored in zip(own, store.read_entries(own)):
                 if stored is not None and not stored.gone(now):
-                    yield _entry_line(store, place, stored)
+                    yield from _lines_of(store, place, stored)
         if not cursor:
             return
 
@@ -154,7 +156,8 @@ def _queue_lines(store: Store) -> Iterator[bytes]:
         while True:
             cursor, found = store.scan_list(name, cursor)
             now = store.clock.now()
-            alive = [[task_id, came, round(over - now, 3)] for task_id, came, over in found if over > now]
+            alive = [[task_id, came, round(over - now, 3)] for task_id, came, over in found
+                     if over > now and 0 <= came <= LATEST]
             for rows in _chunks(alive, ROWS_OF_A_LINE):
                 yield _line({**facts, "places": {name: rows}})
             if not cursor:
@@ -167,14 +170,27 @@ def _about(store: Store, thing: str) -> tuple[Place, Stored | None]:
     return place, None if stored is None or stored.gone(store.clock.now()) else stored
 
 
-def _entry_line(store: Store, place: Place, stored: Stored, former: bool = False) -> bytes:
+def _lines_of(store: Store, place: Place, stored: Stored | None, former: bool = False) -> Iterator[bytes]:
+    """Yield the line of an entry; none if there is no entry, or one that nobody of ours has written."""
+    if stored is None or not _is_ours(store, place, stored.header):
+        return
     facts = _facts(store, place, stored)
     if place.task_id and place.slot == LIFE:
         facts["part"] = "life"
     if former:
         facts["former"] = True
     body = stored.body if b"\n" not in stored.body else values.dumps(json.loads(stored.body))
-    return _line(facts)[:-2] + b',"value":' + body + b"}\n"
+    yield _line(facts)[:-2] + b',"value":' + body + b"}\n"
+
+
+def _is_ours(store: Store, place: Place, header: Header) -> bool:
+    with contextlib.suppress(InvalidKey):
+        store.keys.place(place.path)
+        return bool(
+            1 <= header.version <= EXACT and 0 <= header.fence <= EXACT and header.time <= LATEST * 1000
+            and header.over_at / 1000 - store.clock.now() <= LONGEST and _WORD(header.run) and _WORD(header.rank)
+            and _WRITES(header.writes) and _is_worker_id(header.worker_id))
+    return False
 
 
 def _facts(store: Store, place: Place, stored: Stored) -> dict[str, Any]:
@@ -234,17 +250,17 @@ class Archive:
     Arguments:
         file: What :func:`lines_of` gave, open for reading bytes, at its begin; it can seek.
         store: Where it is to go.
-        max_value_size: Most bytes of a value.
+        longest: Most bytes of a line.
         worker_ttl: Seconds of silence after which a worker is lost.
 
     Raises:
         BadLine: If the first line is not that of an archive.
     """
 
-    def __init__(self, file: IO[bytes], store: Store, max_value_size: int, worker_ttl: float) -> None:
+    def __init__(self, file: IO[bytes], store: Store, longest: int, worker_ttl: float) -> None:
         self._file = file
         self._store = store
-        self._max_value_size = max_value_size
+        self._longest = longest
         self._worker_ttl = worker_ttl
         head = self._row(file.readline(LONGEST_HEAD), 1)
         if head.get("format") != FORMAT:
@@ -254,7 +270,7 @@ class Archive:
                              f"{FORMAT_VERSION}; it takes a newer one")
         #: The namespace that it was made of, and when, in seconds of that Redis's clock.
         self.namespace = _text(head, "namespace", 1)
-        self.at = _number(head, "at", 1, 0, 1e11)
+        self.at = _number(head, "at", 1, 0, LATEST)
         self._begin = file.tell()
 
     def entries(self, on_bad: Callable[[BadLine], None] | None = None) -> Iterator[Saved | Together]:
@@ -267,17 +283,16 @@ class Archive:
             BadLine: For a line that is none, or if the last one is missing.
         """
         self._file.seek(self._begin)
-        longest = 6 * self._max_value_size + LONGEST_HEAD
         number, count, ended = 1, 0, False
-        while line := self._file.readline(longest):
+        while line := self._file.readline(self._longest):
             number += 1
             count += 1
             try:
                 if ended:
                     raise BadLine(number, "something comes after the last line")
-                if not line.endswith(b"\n") and len(line) == longest:
-                    self._skip_rest(longest)
-                    raise BadLine(number, "it is too long; memsync_max_value_size limits how long a value is")
+                if not line.endswith(b"\n") and len(line) == self._longest:
+                    self._skip_rest()
+                    raise BadLine(number, f"it is longer than {self._longest} bytes")
                 row = self._row(line, number)
                 if "end" in row:
                     ended = True
@@ -295,8 +310,8 @@ class Archive:
                 raise missing
             on_bad(missing)
 
-    def _skip_rest(self, longest: int) -> None:
-        while (more := self._file.readline(longest)) and not more.endswith(b"\n"):
+    def _skip_rest(self) -> None:
+        while (more := self._file.readline(self._longest)) and not more.endswith(b"\n"):
             pass
 
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
@@ -321,8 +336,6 @@ class Archive:
             body = values.dumps(row["value"])
         except (ValueError, RecursionError):
             raise BadLine(number, "its value is none that can be stored") from None
-        if len(body) > self._max_value_size:
-            raise BadLine(number, f"its value takes {len(body)} bytes; memsync_max_value_size allows {self._max_value_size}")
         stored = Stored(header, body)
         former = row.get("former") is True
         if former and not (place.task_id and place.slot):
@@ -349,15 +362,15 @@ class Archive:
 
     def _header(self, row: dict[str, Any], number: int) -> Header:
         run, rank, writes = (row.get(name, "-") for name in ("run", "rank", "writes"))
-        for name, value, fits in (("run", run, _RUN), ("rank", rank, _RANK), ("writes", writes, _WRITES)):
+        for name, value, fits in (("run", run, _WORD), ("rank", rank, _WORD), ("writes", writes, _WRITES)):
             if not isinstance(value, str) or not fits(value):
                 raise BadLine(number, f"its {name} is none")
-        worker_id = _text(row, "worker_id", number)
-        if len(worker_id) > 2048 or _CONTROL(worker_id):
+        worker_id = row.get("worker_id")
+        if not isinstance(worker_id, str) or not _is_worker_id(worker_id):
             raise BadLine(number, "its worker_id is none")
         return Header(
             _whole(row, "version", number, 1), run, rank, _whole({"fence": 0, **row}, "fence", number, 0),
-            round(_number(row, "timestamp", number, 0, 1e11) * 1000), 0, 0, writes, worker_id)
+            round(_number(row, "timestamp", number, 0, LATEST) * 1000), 0, 0, writes, worker_id)
 
     def _due(self, place: Place, stored: Stored) -> float | None:
         """Return when a worker is lost unless it beats, as :class:`Saved` has it."""
@@ -430,12 +443,16 @@ class Report:
             self.errors.append((place.path, error))
 
 
+def _is_worker_id(text: str) -> bool:
+    return len(text) <= 2048 and not _CONTROL(text)
+
+
 def _published(place: Place, stored: Stored) -> float:
     if not place.task_id or place.slot != LIFE:
         return 0.0
     run = TaskRun.from_row(stored.value, place.task_id)
     at = None if run is None else run.published_at
-    return at if isinstance(at, (int, float)) and not isinstance(at, bool) and 0 < at < 1e11 else 0.0
+    return at if isinstance(at, (int, float)) and not isinstance(at, bool) and 0 < at < LATEST else 0.0
 
 
 def _counters_of(row: dict[str, Any], number: int) -> list[Any]:
@@ -457,7 +474,7 @@ def _places_of(row: dict[str, Any], number: int) -> list[Any]:
         for one in rows if isinstance(rows, list) else [None]:
             if not isinstance(one, list) or len(one) != 3 or not isinstance(one[0], str):
                 raise BadLine(number, "a place in the queue is a task id, when it came, and how long it stays")
-            came = _number({"time": one[1]}, "time", number, 0, 1e11)
+            came = _number({"time": one[1]}, "time", number, 0, LATEST)
             stays = _number({"time left": one[2]}, "time left", number, 0, LONGEST)
             rest += (name, one[0], round(came * 1e4), max(1, round(stays * 1000)))
     return rest

@@ -30,8 +30,8 @@ def archived(memsync):
     return b"".join(lines_of(memsync.store))
 
 
-def archive_of(data, memsync, max_value_size=2**20):
-    return Archive(io.BytesIO(data), memsync.store, max_value_size, memsync.settings.worker_ttl)
+def archive_of(data, memsync, longest=2**20):
+    return Archive(io.BytesIO(data), memsync.store, longest, memsync.settings.worker_ttl)
 
 
 def put_back(data, memsync):
@@ -289,6 +289,28 @@ def test_foreign_data_in_the_way_is_refused_and_the_others_are_put_back(memsync,
 
     assert sorted(key for key, _ in report.errors) == ["elsewhere/a", "elsewhere/tasks/t1/state"]
     assert elsewhere.read("b") == 2
+
+
+def test_what_others_have_put_into_the_namespace_is_no_reason_for_a_bad_line(memsync, elsewhere, redis):
+    populate(memsync)
+    memsync.force_sync()
+    keys, text = memsync.store.keys, "7 - - 0 1790000000000 90000000000 0 - "
+    for task_id in ("a/b", "*", "", "\udcff", "ok"):
+        raw = task_id.encode(errors="surrogateescape")
+        redis.xadd(keys.task_index, {"id": raw})
+        redis.set(b"task-sentinel/tasks/{" + raw + b"}/", f'\n\n{text}x\n{{"x":1}}')
+        redis.zadd(keys.pending, {raw: -5})
+    redis.hset(keys.workers, mapping={"x": text + "x\n1", "a/b/c": text + "\x07\n1", "w/status": "7" * 18 + text + "x\n1"})
+    paths = ["task-sentinel/a//b", "other/a", "task-sentinel/locks/x", "task-sentinel/own"]
+    redis.zadd(keys.names, dict.fromkeys(paths, 9e15))
+    redis.set("task-sentinel/own", text + "x\nnot JSON")
+    redis.hset(keys.metrics, mapping={"strange": "{", "\udcff".encode(errors="surrogateescape"): "1"})
+
+    report = put_back(b"".join(lines_of(memsync.store)), elsewhere)
+
+    assert set(report.counts) == {"ok"}
+    assert elsewhere.get_task_state("ok") == {"x": 1}
+    assert elsewhere.get_task("t1") == memsync.get_task("t1")
 
 
 def test_locks_and_what_waits_for_them_are_not_archived(memsync):

@@ -25,7 +25,7 @@ BAD = {
     "a part": {"part": "life"},
     "earlier runs": {"former": True},
     "empty part": {"key": "task-sentinel/a//b"},
-    "memsync_max_value_size": {"value": "x" * 2000},
+    "longer than 1000 bytes": {"value": "x" * 2000},
     "no JSON ": b'{"value":NaN}',
     "none that can be stored": b'{"key":"task-sentinel/a","version":1,"timestamp":1,"left":1,"worker_id":"w","value":1e999}',
 }
@@ -39,7 +39,7 @@ def test_a_bad_line_is_told_with_its_number(memsync, why):
     lines[1] = bad if isinstance(bad, bytes) else json.dumps({**json.loads(lines[1]), **bad}).encode()
     told = []
 
-    for _ in archive_of(b"\n".join(lines) + b"\n", memsync, max_value_size=1000).entries(told.append):
+    for _ in archive_of(b"\n".join(lines) + b"\n", memsync, longest=1000).entries(told.append):
         pass
 
     assert [one.number for one in told] == [2]
@@ -67,7 +67,7 @@ def test_a_line_that_is_too_long_is_not_read_as_a_whole(memsync):
     head, one, last = archived(memsync).splitlines(keepends=True)
     told = []
 
-    for _ in archive_of(head + b" " * 500_000 + one + one + last, memsync, max_value_size=10).entries(told.append):
+    for _ in archive_of(head + b" " * 500_000 + one + one + last, memsync, longest=100_000).entries(told.append):
         pass
 
     assert [one.number for one in told] == [2, 4]

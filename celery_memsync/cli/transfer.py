@@ -30,6 +30,9 @@ PIPE = "-"
 #: Bytes of what comes through a pipe that are kept in memory; what is more goes into a temporary file.
 IN_MEMORY = 2 ** 20
 
+#: Bytes of a line, if values are not allowed to be large: what is merged may be larger than what is told at once.
+LONGEST = 2 ** 26
+
 #: Bad lines that are told.
 TOLD = 10
 
@@ -66,7 +69,8 @@ def import_(ctx: click.Context, path: str, as_json: bool) -> None:
     report = Report()
     with memory_of(ctx) as memsync, _errors_of(path, os.EX_NOINPUT), _read(path) as file:
         try:
-            archive = Archive(file, memsync.store, memsync.settings.max_value_size, memsync.settings.worker_ttl)
+            longest = max(LONGEST, 8 * memsync.settings.max_value_size)
+            archive = Archive(file, memsync.store, longest, memsync.settings.worker_ttl)
             total = _check(ctx, archive)
             _import(ctx, memsync, archive, report, total)
         except BadLine as exc:
