@@ -12,9 +12,10 @@ from .clock import Clock
 from .connections import MAX_IDLE, Announcements, Ear, Source, Wires, ask_apart, packed, redis_call
 from .exceptions import StoreError
 from .keys import COORDINATION, FORMER, SLOTS, Keys, Place
-from .records import Stored
+from .records import Header, Stored
 from .rights import missing, probes
-from .scripts import COORDINATION_WRITE, ENTRY_WRITE, LOCK_PASS, LOCK_RENEW, LOSS_RENEW, WORKER_BEAT, Script
+from .scripts import (COORDINATION_RESTORE, COORDINATION_WRITE, ENTRY_RESTORE, ENTRY_WRITE, LOCK_PASS, LOCK_RENEW,
+                      LOSS_RENEW, WORKER_BEAT, Script)
 
 #: Writes in one script call: a hundred hold Redis for a quarter of a millisecond.
 SCRIPT_SIZE = 100
@@ -86,6 +87,27 @@ class Outcome(NamedTuple):
     stored: Stored | None = None
     error: str = ""
     stored_at: int = 0
+
+
+class Saved(NamedTuple):
+    """An entry that is to be put back; see ``lua/entry_restore.lua``.
+
+    Attributes:
+        place: Where it goes.
+        stored: What was stored there.
+        left: Seconds that it lives from now on.
+        former: Whether an earlier run of its task told it.
+        published: Of a stage: when the task was published, in seconds; 0 if that is not known.
+        due: Of a heartbeat: seconds from now after which its worker is lost unless it beats; negative: when it was lost,
+            or has said goodbye, in seconds of Redis's clock.  None: it is no heartbeat.
+    """
+
+    place: Place
+    stored: Stored
+    left: float
+    former: bool = False
+    published: float = 0.0
+    due: float | None = None
 
 
 class LockAsk(NamedTuple):
@@ -606,6 +628,66 @@ class Store:
         after, rows = answer or (0, [])
         return int(after), [name.decode(errors="replace") for name, _ in rows]
 
+    # -- moving
+
+    @redis_call
+    def first_tasks(self, limit: int, after: str, until: float) -> list[tuple[str, str]]:
+        """Return ids of tasks, oldest first, as :meth:`recent_tasks` has them.
+
+        Arguments:
+            after: Position behind which to look, from an earlier answer; "" to begin.
+            until: Redis's time, in seconds: those first written later are left out.
+        """
+        rows = self.redis.xrange(self.keys.task_index, f"({after}" if after else "-", f"{until * 1000:.0f}", limit)
+        return [(position.decode(), item.get(b"id", b"").decode(errors="replace")) for position, item in rows]
+
+    @redis_call
+    def scan_list(self, name: str, cursor: int) -> tuple[int, list[tuple[str, float, float]]]:
+        """Return a part of a list of the queue: task ids, when they came, when they are over, in seconds.
+
+        Arguments:
+            name: ``"pending"`` or ``"processing"``.
+            cursor: As :meth:`scan_processing` has it.
+        """
+        pipeline = self._pipeline(None)
+        pipeline.zscan({"pending": self.keys.pending, "processing": self.keys.processing}[name], cursor, None, NAMES_AT_ONCE)
+        (answer,) = _answers(pipeline)
+        after, rows = answer or (0, [])
+        return int(after), [
+            (task_id.decode(errors="replace"), int(place) // 256 / 1e4, over_at(place) / 1000) for task_id, place in rows]
+
+    @redis_call
+    def restore_entries(self, entries: Sequence[Saved]) -> list[Outcome]:
+        """Put entries back unless newer ones are there: ``ok``, ``same``, ``newer`` or ``error`` for each."""
+        own = self.keys
+        calls = []
+        for start in range(0, len(entries), SCRIPT_SIZE):
+            chunk = entries[start:start + SCRIPT_SIZE]
+            keys = [one.place.key for one in chunk]
+            keys += (own.task_index, own.names, own.pending, own.processing, own.about, own.beats)
+            args: list[Any] = [len(chunk), self._horizon, SLOTS, MAX_FORMER, self.prefix, self._together]
+            for place, stored, left, former, published, due in chunk:
+                header = stored.header
+                args += (f"{place.slot}@" if former else place.where, place.path, place.task_id, header.version, header.run,
+                         header.rank, header.fence, header.time, ms(left), header.writes, header.worker_id,
+                         round(published * 1e4) if header.rank in WAITING else 0,
+                         "-" if due is None else round(due * 1000), stored.body)
+            calls.append((keys, args))
+        answers = self._run(ENTRY_RESTORE, calls, tells=True) if calls else []
+        return [_restored(one) for answer in answers for one in answer[2:]]
+
+    @redis_call
+    def restore_together(self, thing: str, header: Header, left: float, rest: Sequence[Any]) -> Outcome:
+        """Put a part of the queue or of the metrics back, as :meth:`restore_entries`.
+
+        Arguments:
+            rest: As ``lua/coordination_restore.lua`` has it.
+        """
+        own = self.keys
+        args = [thing, header.version, header.time, ms(left), header.worker_id, self.prefix, self._together, *rest]
+        names = [own.pending, own.processing, own.metrics, own.about]
+        return _restored(self._run(COORDINATION_RESTORE, [(names, args)], tells=True)[0])
+
     # -- hearing
 
     def listen(self) -> Announcements:
@@ -760,6 +842,11 @@ def _lock_answer(answer: bytes) -> LockAnswer:
     words, _, text = answer.partition(b"\n")
     status, fence, left = words.split()
     return LockAnswer(status.decode(), int(fence), int(left) / 1000, _parse(text))
+
+
+def _restored(answer: Sequence[Any]) -> Outcome:
+    status = answer[0].decode()
+    return Outcome(status, error=answer[1].decode()) if status == "error" else Outcome(status, answer[1])
 
 
 def _outcome(answer: Any, taken_at: int) -> Outcome:

@@ -27,7 +27,7 @@ FLOORS = (
     ("embedded", "sentinels"),
     ("connections",),
     ("store",),
-    ("cache", "link", "locks", "writer", "heartbeat", "losses", "coordination", "views"),
+    ("cache", "link", "locks", "writer", "heartbeat", "losses", "coordination", "views", "archive"),
     ("reader",),
     ("subscriptions",),
     ("manager", "outcomes", "recovery"),
@@ -40,7 +40,7 @@ FLOORS = (
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 #: Lua that other scripts begin with.
-LUA_PARTS = {"places"}
+LUA_PARTS = {"pages", "places"}
 SCRIPTS = sorted({path.stem for path in (PACKAGE / "lua").glob("*.lua")} - LUA_PARTS)
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in MODULES}

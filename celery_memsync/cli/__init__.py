@@ -1,25 +1,56 @@
 """The `celery memsync` commands, and what makes every worker take part.
 
 Celery imports this module in every process that its command line starts: that
-is how a worker is activated by the setting alone.
+is how a worker is activated by the setting alone.  So it imports next to
+nothing; a command is imported when it is asked for.
 """
 from __future__ import annotations
 
-from typing import Any
+from collections import UserDict
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import click
+from celery import signals
 from celery.platforms import EX_USAGE
 
-from .. import plugin  # noqa: F401  (its import listens for workers)
-from .doctor import doctor
-from .follow import follow
-from .keys import delete, get, search, set_
-from .locks import locks
-from .status import status
-from .tasks import agents, task, tasks
-from .together import assignments, metrics, queue
-from .watch import watch
-from .workers import workers
+if TYPE_CHECKING:
+    from celery.worker import WorkController
+
+#: Where the commands are, by name: module and what it calls them.
+COMMANDS = {
+    "status": "status:status",
+    "workers": "workers:workers",
+    "tasks": "tasks:tasks",
+    "task": "tasks:task",
+    "agents": "tasks:agents",
+    "follow": "follow:follow",
+    "queue": "together:queue",
+    "assignments": "together:assignments",
+    "metrics": "together:metrics",
+    "locks": "locks:locks",
+    "get": "keys:get",
+    "set": "keys:set_",
+    "delete": "keys:delete",
+    "search": "keys:search",
+    "watch": "watch:watch",
+    "doctor": "doctor:doctor",
+    "top": "top:top",
+    "export": "transfer:export",
+    "import": "transfer:import_",
+}
+
+
+class _Lazily(UserDict[str, Any]):
+    """Commands by name, each imported when it is looked at."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        command = self.data[name]
+        if isinstance(command, str):
+            module, _, attribute = command.partition(":")
+            command = self.data[name] = getattr(import_module(f".{module}", __name__), attribute)
+        found: click.Command = command
+        return found
 
 
 class Commands(click.Group):
@@ -34,11 +65,16 @@ class Commands(click.Group):
             raise
 
 
-@click.group(name="memsync", cls=Commands)
+@click.group(name="memsync", cls=Commands, commands=_Lazily(COMMANDS))
 def memsync() -> None:
     """Look into the shared memory of an app."""
 
 
-for _command in (status, workers, tasks, task, agents, follow, queue, assignments, metrics, locks,
-                 get, set_, delete, search, watch, doctor):
-    memsync.add_command(_command)
+def on_worker_init(sender: "WorkController", **_: Any) -> None:
+    """Activate a worker whose app has ``memsync_backend`` set, or a `MemSync`; import what that takes only then."""
+    if getattr(sender.app, "memsync", None) is not None or sender.app.conf.get("memsync_backend"):
+        import_module("..plugin", __name__).on_worker_init(sender)
+
+
+# Under the name that plugin.py has: where that is imported already, this is not connected.
+signals.worker_init.connect(on_worker_init, weak=False, dispatch_uid="celery_memsync.worker_init")

@@ -1,21 +1,26 @@
 """`celery memsync follow TASK...`: tasks to their ends."""
 from __future__ import annotations
 
-import shutil
-import sys
-from typing import Any, Iterator
+import contextlib
+import time
+from typing import Any, Callable, Iterable, Iterator, Protocol
 
 import click
 from celery.bin.base import CeleryCommand
 
 from ..keys import check_id
+from ..periodic import Bell
 from ..plugin import MemSync
 from ..records import FINAL
 from .output import EX_TIMEOUT, json_option, memory_of, progress_words, say_json, timeout_option, visible
-from .watch import deadline_of, heard, patiently
+from .terminal import is_terminal, orderly_end
+from .watch import LOOK_INTERVAL, deadline_of, patiently
 
-#: Puts the cursor of a terminal back to the begin of its line and empties that.
-REWRITE = "\r\x1b[K"
+#: Most tasks whose changes are heard, a thread for each; more are looked at now and then.
+HEARD = 50
+
+#: Most tasks that an error names.
+NAMED = 5
 
 
 @click.command(cls=CeleryCommand)
@@ -24,86 +29,156 @@ REWRITE = "\r\x1b[K"
 @json_option
 @click.pass_context
 def follow(ctx: click.Context, task_ids: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
-    """Show how far tasks are until they end, one after the other."""
+    """Show how far tasks are until all have ended, side by side."""
     deadline = deadline_of(timeout)
     with memory_of(ctx) as memsync:
-        ctx.exit(max([follow_task(ctx, memsync, task_id, deadline, as_json) for task_id in task_ids]))
+        ids = list(dict.fromkeys(check_id(task_id, "task") for task_id in task_ids))
+        memsync.store.ping()
+        with _page(ctx, ids, as_json) as page:
+            code = follow_tasks(ctx, memsync, ids, deadline, page)
+        ctx.exit(code)
 
 
-def follow_task(ctx: click.Context, memsync: MemSync, task_id: str, deadline: float, as_json: bool) -> int:
-    """Print how far a task is until it ends, or until a monotonic time; a task that nobody told of yet is waited for.
+class Page(Protocol):
+    """Where it is shown how far tasks are."""
+
+    def say(self, found: dict[str, Any], ended: bool) -> None:
+        """Show what is known of a task.
+
+        Arguments:
+            found: As :meth:`MemorySyncManager.get_task` has it.
+            ended: Whether nothing more comes.
+        """
+
+
+def follow_tasks(ctx: click.Context, memsync: MemSync, task_ids: Iterable[str], deadline: float, page: Page) -> int:
+    """Show how far tasks are until all have ended, or until a monotonic time; those nobody told of yet are waited for.
 
     Returns:
-        The exit code: 0 if it succeeded, 1 if it ended in another way or is forgotten, `EX_TIMEOUT`.
+        The exit code: 0 if all succeeded, 1 if one ended in another way or is forgotten, `EX_TIMEOUT`.
 
     Raises:
         StoreError: If Redis is away at the beginning or at the end.
     """
-    check_id(task_id, "task")
-    memsync.store.ping()
-    page = _Page(ctx)
-    for found in _states(ctx, memsync, task_id, deadline):
+    left = dict.fromkeys(task_ids)
+    code = 0
+    for task_id, found in _news(ctx, memsync, left, deadline):
+        status = None if found is None else status_of(found)
         if found is None:
-            page.end()
             ctx.obj.error(f"Nobody knows of the task {visible(task_id)} any more.")
-            return 1
-        status = str((found["state"] or {}).get("status", "-"))
-        if as_json:
-            say_json(ctx, found)
         else:
-            page.say(status, _line(status, found))
-        if status in FINAL:
-            page.end()
-            return 0 if status == "SUCCESS" else 1
-    page.end()
-    ctx.obj.error(f"The task {visible(task_id)} has not ended in time.")
+            page.say(found, status in FINAL)
+        if found is None or status in FINAL:
+            del left[task_id]
+            code = max(code, 0 if status == "SUCCESS" else 1)
+    if not left:
+        return code
+    names = ", ".join(visible(task_id) for task_id in list(left)[:NAMED])
+    more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
+    ctx.obj.error(f"The task {names} has not ended in time." if len(left) == 1 else
+                  f"The tasks {names}{more} have not ended in time.")
     return EX_TIMEOUT
 
 
-def _states(ctx: click.Context, memsync: MemSync, task_id: str, deadline: float) -> Iterator[dict[str, Any] | None]:
-    """Yield what is known of a task whenever that has changed; None when it is forgotten."""
-    before = None
-    with memsync.watch(f"tasks/{task_id}/*") as changes:
-        found = patiently(ctx, lambda: memsync.get_task(task_id), deadline)
-        if found is not None:
-            yield found
-        # It is looked at also while nothing is told: of what goes without a word before the first look nobody hears.
-        for _ in heard(ctx, memsync, changes, deadline):
-            before, found = found, patiently(ctx, lambda: memsync.get_task(task_id), deadline)
-            if found != before:
-                yield found
+def status_of(found: dict[str, Any]) -> str:
+    """Return the status of a task."""
+    return str((found["state"] or {}).get("status", "-"))
 
 
-class _Page:
-    """Lines on a terminal, of which the last is written anew while the status is the same; in a pipe, lines."""
+def _news(
+    ctx: click.Context, memsync: MemSync, left: dict[str, None], deadline: float,
+) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Yield what is known of tasks whenever that has changed; None for one that is forgotten.
+
+    Arguments:
+        left: Who is looked at; they may be taken out on the way.
+    """
+    told: set[str] = set()
+    bell = Bell()
+
+    def teller(task_id: str) -> Callable[..., None]:
+        def tell(*_: object) -> None:
+            told.add(task_id)
+            bell.ring()
+
+        return tell
+
+    known: dict[str, dict[str, Any]] = {}
+    with contextlib.ExitStack() as stack:
+        for task_id in list(left)[:HEARD]:
+            tell = teller(task_id)
+            stack.callback(memsync.unsubscribe, memsync.subscribe(f"tasks/{task_id}/*", _on_change(tell), tell))
+        looked_at = time.monotonic()
+        asked = list(left)
+        while True:
+            for task_id in asked:
+                found = patiently(ctx, lambda: memsync.get_task(task_id), deadline)
+                if found != known.get(task_id):
+                    yield task_id, found
+                if found is not None:
+                    known[task_id] = found
+            if not left or time.monotonic() >= deadline:
+                return
+            # All are looked at also while nothing is told: of what goes without a word nobody hears.
+            due = looked_at + LOOK_INTERVAL
+            bell.wait(max(0.0, min(deadline, due) - time.monotonic()))
+            asked = [task_id for task_id in left if task_id in told]
+            told.difference_update(asked)
+            if time.monotonic() >= min(due, deadline):
+                looked_at, asked = time.monotonic(), list(left)
+
+
+def _on_change(tell: Callable[..., None]) -> Callable[[str, Any], None]:
+    return lambda key, value: tell()
+
+
+@contextlib.contextmanager
+def _page(ctx: click.Context, task_ids: list[str], as_json: bool) -> Iterator[Page]:
+    """Give where to show: bars on a terminal, lines in a pipe."""
+    if as_json:
+        yield Documents(ctx)
+        return
+    if is_terminal():
+        try:
+            from .bars import shown
+        except ImportError:
+            ctx.obj.error("Bars need rich: pip install 'celery-memsync[cli]'")
+        else:
+            with orderly_end(), shown(task_ids, ctx.obj.no_color) as bars:
+                yield bars
+            return
+    yield Lines(ctx, task_ids)
+
+
+class Documents:
+    """A JSON document on a line for each change."""
 
     def __init__(self, ctx: click.Context) -> None:
         self._ctx = ctx
-        self._live = sys.stdout.isatty()
-        self._status: str | None = None
-        self._text: str | None = None
 
-    def say(self, status: str, text: str) -> None:
-        """Show a text, unless it is there already."""
-        if text == self._text:
-            return
-        if self._live:
-            if self._status not in (None, status):
-                self._ctx.obj.echo()
-            width = shutil.get_terminal_size().columns - 1
-            self._ctx.obj.echo(REWRITE + visible(text, limit=max(10, width)), nl=False)
-        else:
-            self._ctx.obj.echo(text)
-        self._status, self._text = status, text
-
-    def end(self) -> None:
-        """Leave the last line as it is."""
-        if self._live and self._text is not None:
-            self._ctx.obj.echo()
+    def say(self, found: dict[str, Any], ended: bool) -> None:
+        """Print it."""
+        say_json(self._ctx, found)
 
 
-def _line(status: str, found: dict[str, Any]) -> str:
-    parts = [visible(status).ljust(8)]
+class Lines:
+    """A line for each change; the id is there if there are several tasks."""
+
+    def __init__(self, ctx: click.Context, task_ids: list[str]) -> None:
+        self._ctx = ctx
+        self._width = max(len(visible(task_id)) for task_id in task_ids) if len(task_ids) > 1 else 0
+        self._said: dict[str, str] = {}
+
+    def say(self, found: dict[str, Any], ended: bool) -> None:
+        """Print it, unless it was printed just now."""
+        task_id, text = found["id"], _line(found)
+        if text != self._said.get(task_id):
+            self._said[task_id] = text
+            self._ctx.obj.echo(f"{visible(task_id).ljust(self._width)}  {text}" if self._width else text)
+
+
+def _line(found: dict[str, Any]) -> str:
+    parts = [visible(status_of(found)).ljust(8)]
     if found["progress"] is not None:
         parts.append(progress_words(found["progress"]))
     exception = (found["state"] or {}).get("exception")

@@ -18,7 +18,7 @@ from .output import duration, indented, json_option, limit_option, memory_of, mo
 @json_option
 @click.pass_context
 def search(ctx: click.Context, pattern: str, limit: int, as_json: bool) -> None:
-    """List the keys that match a glob, such as 'tasks/*/state'; all if there is none."""
+    """List the keys that match a glob, such as 'tasks/*/state'. Without one, all."""
     with memory_of(ctx) as memsync:
         found = memsync.search(pattern, limit=limit)
     if as_json:

@@ -28,7 +28,7 @@ LOOK_INTERVAL = 2.0
 @json_option
 @click.pass_context
 def watch(ctx: click.Context, pattern: str, limit: int | None, timeout: float | None, as_json: bool) -> None:
-    """Show changes of the keys that match a glob, from now on; all if there is none."""
+    """Show changes of keys that match a glob, from now on. Without one, of all."""
     with memory_of(ctx) as memsync:
         memsync.store.ping()
         deadline = deadline_of(timeout)

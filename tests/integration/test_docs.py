@@ -11,7 +11,7 @@ from ..helpers import ROOT
 from ..test_readme import Page
 
 PAGES = ("quickstart.md", "howto/progress.md", "howto/web.md", "howto/several-apps.md", "howto/testing.md",
-         "howto/locks.md", "howto/fleet.md", "howto/commands.md")
+         "howto/locks.md", "howto/fleet.md", "howto/commands.md", "howto/backup.md")
 
 #: Pages that need no worker.
 BY_HAND = ("howto/changes.md", "howto/queue.md", "howto/cache.md", "howto/security.md")

@@ -1,0 +1,178 @@
+"""What `celery memsync top` and `follow` draw, with rich: functions of what is to be shown and of the room there is."""
+from __future__ import annotations
+
+from typing import Any, Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from ..records import WorkerRecord
+from .output import COLOURS, ago, duration, figure, mebibytes, moment, percent, visible
+from .snapshot import MOST, Event, Running, Snapshot, View, load_of
+
+#: Characters of a bar: what is done, and the rest.
+LINES = ("━", "─")
+PLAIN_LINES = ("#", "-")
+
+#: Columns of a bar.
+BAR = 10
+
+#: Columns of a status.
+STATUS = 8
+
+#: Width of a terminal from which on a task's worker is shown, and longer bars.
+WIDE = 110
+
+#: Lines that are there however little there is to show: two on top, three titles, one at the bottom.
+FRAME = 6
+
+
+def screen(snapshot: Snapshot, view: View, width: int, height: int, plain: bool = False) -> RenderableType:
+    """Return what fills a terminal.
+
+    Arguments:
+        plain: Whether it has no other letters than ASCII's.
+    """
+    workers, tasks, events = view.workers(snapshot), view.tasks(snapshot), view.events(snapshot)
+    room = _share(max(0, height - FRAME), len(workers), len(tasks), len(events))
+    parts: list[RenderableType] = [
+        *_head(snapshot),
+        _workers(workers, room[0], snapshot.at, plain),
+        _tasks(tasks, room[1], snapshot.at, plain, wide=width >= WIDE),
+        _events(events[:room[2]], snapshot.at),
+    ]
+    shown = sum(min(count, lines) for count, lines in zip((len(workers), len(tasks), len(events)), room))
+    parts += [Text("")] * max(0, height - FRAME - shown)
+    return Group(*parts, _foot(view))
+
+
+def _share(lines: int, workers: int, tasks: int, events: int) -> tuple[int, int, int]:
+    """Share lines out: what one does not need goes to the tasks first, then to the events."""
+    for_workers = min(workers, max(lines * 3 // 10, lines - tasks - events))
+    for_events = min(events, max(lines * 3 // 10, lines - for_workers - tasks))
+    return for_workers, max(0, lines - for_workers - for_events), for_events
+
+
+def _head(snapshot: Snapshot) -> list[Text]:
+    counts = ", ".join(
+        f"{sum(one.status == status for one in snapshot.workers)} {visible(status)}"
+        for status in dict.fromkeys(one.status for one in snapshot.workers)) or "none"
+    first = _line(
+        ("celery memsync", "bold"), f"  {visible(snapshot.namespace, limit=40)}  Redis {snapshot.version}, "
+        f"{mebibytes(snapshot.used_memory)}, {duration(snapshot.latency)}  {moment(snapshot.at)[11:19]} UTC")
+    if snapshot.away:
+        return [first, _line((f"Trying again: {visible(snapshot.away)}", "bold red"))]
+    return [first, _line(f"workers: {counts}   tasks: {_many(len(snapshot.running))} running, "
+                         f"{_many(snapshot.pending)} waiting")]
+
+
+def _many(count: int) -> str:
+    return f"{count}+" if count >= MOST else str(count)
+
+
+def _workers(workers: Sequence[WorkerRecord], room: int, now: float, plain: bool) -> Table:
+    table = _table((_title("WORKER", len(workers) - room), 3), ("STATUS", 0), ("LOAD", 0), ("FREE", 0),
+                   ("WAITING", 0), ("CPU", 0), ("MEMORY", 0), ("BEAT", 0))
+    for one in workers[:room]:
+        cpu = figure(one.cpu)
+        waiting = sum(figure(depth) or 0 for depth in one.depths.values())
+        table.add_row(
+            _text(one.worker_id), _status(one.status), bar(load_of(one), plain),
+            _text(f"{one.capacity.get('free', '-')}/{one.capacity.get('total', '-')}"),
+            _text(f"{waiting:g}" if one.depths else "-"), _text("-" if cpu is None else f"{cpu:.0f}%"),
+            _text(mebibytes(one.rss)), _text(ago(one.last_beat, now)))
+    return table
+
+
+def _tasks(tasks: Sequence[Running], room: int, now: float, plain: bool, wide: bool) -> Table:
+    where = (("WORKER", 2),) if wide else ()
+    table = _table((_title("TASK", len(tasks) - room), 3), ("NAME", 3), *where, ("DONE", 0), ("", 0),
+                   ("SINCE", 0), ("LEFT", 0), ("MESSAGE", 2))
+    for one in tasks[:room]:
+        progress = one.progress or {}
+        table.add_row(
+            _text(one.task_id), _text(one.name), *([_text(one.worker)] if wide else []), bar(one.done / 100, plain),
+            _text(_percent(one.progress)), _text(ago(one.started_at, now)), _text(duration(progress.get("eta"))),
+            _text(progress.get("message") or ""))
+    return table
+
+
+def _events(events: Sequence[Event], now: float) -> Table:
+    table = _table(("AGO", 0), ("EVENT", 0), ("OF", 3), ("", 2))
+    for one in events:
+        table.add_row(_text(ago(one.at, now)), _status(one.what), _text(one.subject), _text(one.detail))
+    return table
+
+
+def _title(name: str, more: int) -> str:
+    return f"{name}, {more} more" if more > 0 else name
+
+
+def _foot(view: View) -> Text:
+    if view.typing:
+        return _line((f"show only: {visible(view.text)}_", "reverse"), "  Enter: done  Esc: all")
+    return _line(
+        ("q", "bold"), " quit  ", ("s", "bold"), f" tasks by {view.task_order}{', reversed' if view.reverse else ''}  ",
+        ("r", "bold"), " reverse  ", ("w", "bold"), f" workers by {view.worker_order}  ", ("/", "bold"),
+        f" {'only ' + visible(view.text) if view.text else 'filter'}")
+
+
+def bars(
+    rows: Sequence[tuple[str, str, Mapping[str, Any] | None]], id_width: int, width: int, plain: bool = False,
+) -> Table:
+    """Return a bar for each of some tasks: their ids, statuses and progress.
+
+    Arguments:
+        id_width: Columns of an id: as they may be drawn apart, they are to be told how long the longest is.
+        width: Columns of the terminal.
+        plain: As in :func:`screen`.
+    """
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
+    length = 2 * BAR if width >= WIDE else BAR
+    for columns in (min(id_width, width // 2), STATUS, length, 4, None):
+        table.add_column(no_wrap=True, overflow="ellipsis", width=columns, ratio=None if columns else 1)
+    for task_id, status, known in rows:
+        done = figure((known or {}).get("progress")) or 0.0
+        table.add_row(_text(task_id), _status(status), bar(done / 100, plain, length), _text(_percent(known)),
+                      _text(_words(known or {})))
+    return table
+
+
+def _words(progress: Mapping[str, Any]) -> str:
+    current, total, left = (figure(progress.get(name)) for name in ("current", "total", "eta"))
+    parts = [f"{current:g} of {total:g}" if current is not None and total is not None else "",
+             f"{duration(left)} left" if left else "", visible(progress.get("message") or "")]
+    return ", ".join(filter(None, parts))
+
+
+def bar(part: float, plain: bool = False, width: int = BAR) -> Text:
+    """Return a bar of which a part, 0 to 1, is full."""
+    full, rest = PLAIN_LINES if plain else LINES
+    done = min(width, max(0, int(part * width)))
+    return Text.assemble((full * done, "green"), (rest * (width - done), "dim"))
+
+
+def _percent(progress: Mapping[str, Any] | None) -> str:
+    if progress is None:
+        return "-"
+    return percent({"progress": figure(progress.get("progress")), "current": figure(progress.get("current"))})
+
+
+def _table(*columns: tuple[str, int]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True, header_style="bold")
+    for title, ratio in columns:
+        table.add_column(title, no_wrap=True, overflow="ellipsis", ratio=ratio or None)
+    return table
+
+
+def _status(status: object) -> Text:
+    return Text(visible(status, limit=12), style=COLOURS.get(str(status), ""))
+
+
+def _text(value: object) -> Text:
+    return Text(visible(value))
+
+
+def _line(*parts: str | tuple[str, str]) -> Text:
+    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
