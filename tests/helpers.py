@@ -1,7 +1,9 @@
 """What tests of several modules use: servers, workers, waiting."""
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -28,10 +30,17 @@ def eventually(check, timeout=10.0, message="it did not come true"):
 
 
 def free_port():
-    """Return a TCP port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """Return a TCP port that nobody listens on.
+
+    It is below those that the kernel gives to clients: a server that was killed
+    finds its port free when it is started again, and so does the second port of
+    a node of a cluster, which is 10,000 above.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 20_000)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 class RedisServer:
@@ -68,7 +77,8 @@ class RedisServer:
 
     def answers(self):
         try:
-            return self.client().ping()
+            # Another server may have been quicker to take the port.
+            return self.client().info("server")["process_id"] == self.process.pid
         except redis.RedisError:
             return False
 
