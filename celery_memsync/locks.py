@@ -13,7 +13,7 @@ from .connections import Ear
 from .events import Events
 from .exceptions import LockLost, LockNotAcquired, StoreError
 from .periodic import PeriodicThread
-from .records import LockRecord
+from .records import LockRecord, Stored
 from .store import LockAnswer, LockAsk, Store
 
 logger = get_logger(__name__)
@@ -283,6 +283,14 @@ class Locks:
         grant = self._of_tasks.pop(name, None)
         return grant is not None and self.release(grant)
 
+    def free(self, name: str, fence: int) -> bool:
+        """Take a lock away from whoever holds it with this fence; tell whether he did."""
+        ((stored, _),) = self.store.read_locks([name])
+        if stored is None or stored.header.fence != fence:
+            return False
+        # Its last write names this one acquisition: who has it since then keeps it.
+        return self._left(self._ask_of(name, stored))
+
     # -- who else is there
 
     def held(self) -> list[LockRecord]:
@@ -407,10 +415,14 @@ class Locks:
         names = self.store.held_locks()
         for name, (stored, _) in zip(names, self.store.read_locks(names)):
             if stored is not None and stored.header.run in runs:
-                holder = stored.header.writes.partition(",")[0]
-                self._left(LockAsk(self.store.keys.lock_place(name), holder, 1.0, "-", b""))
+                self._left(self._ask_of(name, stored))
 
     # -- helpers
+
+    def _ask_of(self, name: str, stored: Stored) -> LockAsk:
+        """Return what to ask in the name of who holds a lock."""
+        holder = stored.header.writes.partition(",")[0]
+        return LockAsk(self.store.keys.lock_place(name), holder, 1.0, "-", b"")
 
     def _left(self, ask: LockAsk) -> bool:
         """Give a lock back; tell whether it was held."""

@@ -10,8 +10,9 @@ import time
 import weakref
 from collections import OrderedDict
 from dataclasses import replace
+from itertools import islice
 from multiprocessing import util as multiprocessing_util
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.log import get_logger
@@ -39,6 +40,9 @@ logger = get_logger(__name__)
 
 #: Seconds that the end of a process may wait for its last changes to be written.
 CLOSE_TIMEOUT = 2.0
+
+#: Tasks that are read in one round trip: more would hold Redis for too long.
+TASKS_AT_ONCE = 1000
 
 #: Tasks of which a process remembers the progress that it told by hand.
 MAX_PROGRESS = 10_000
@@ -390,22 +394,42 @@ class MemorySyncManager:
         Raises:
             StoreError: If Redis is away.
         """
+        return [one for _, one in islice(self.newest_tasks(limit), _check_count(limit, "limit"))]
+
+    def newest_tasks(self, at_once: int = TASKS_AT_ONCE) -> Iterator[tuple[float, dict[str, Any]]]:
+        """Yield all tasks as :meth:`get_tasks` returns them, newest first, each after the time that it is sorted by.
+
+        That is when it began to be told of: when it was sent, for most.
+
+        Arguments:
+            at_once: Tasks that are read together, at most :data:`TASKS_AT_ONCE`.
+
+        Raises:
+            StoreError: If Redis is away.
+        """
         services = self._open()
-        found: list[dict[str, Any]] = []
         known: set[str] = set()
-        before = "+"
-        while len(found) < limit:
-            rows = services.store.recent_tasks(limit, before)
-            task_ids = [task_id for task_id in dict.fromkeys(task_id for _, task_id in rows) if task_id not in known]
+        before, at_once = "+", min(at_once, TASKS_AT_ONCE)
+        while True:
+            rows = services.store.recent_tasks(at_once, before)
+            told_at = {task_id: _time_of(position) for position, task_id in reversed(rows) if task_id not in known}
+            task_ids = list(dict.fromkeys(task_id for _, task_id in rows if task_id in told_at))
             known.update(task_ids)
             for task_id, task in zip(task_ids, services.reader.tasks(task_ids)):
                 if task.slots:
                     state = state_of(task_id, task.slots)
-                    found.append({"id": task_id, "state": state, "progress": progress_of(task)})
-            if len(rows) < limit:
-                break
+                    yield told_at[task_id], {"id": task_id, "state": state, "progress": progress_of(task)}
+            if len(rows) < at_once:
+                return
             before = "(" + rows[-1][0]
-        return found[:limit]
+
+    def task_ids(self) -> Iterator[str]:
+        """Yield the ids of all tasks that were told of, newest first; of some nothing may be left.
+
+        Raises:
+            StoreError: If Redis is away.
+        """
+        return self._open().reader.task_ids()
 
     def get_agent_coordination(self, task_id: str, agent_id: str) -> Any:
         """Return what an agent of a task shared, or None.
@@ -671,6 +695,28 @@ class MemorySyncManager:
             StoreError: If Redis is away.
         """
         return self._open().locks.release_task(f"tasks/{check_id(task_id, 'task')}")
+
+    def unlock(self, name: str, fence: int) -> bool:
+        """Take a lock away from whoever holds it, as an operator does; who waits for it gets it.
+
+        The holder notices when its lease is to be renewed, at the latest.
+
+        Arguments:
+            name: As :meth:`locks` shows it; ``tasks/<task_id>`` for the lock of a task.
+            fence: Of the acquisition that is to be ended, as :meth:`locks` shows it.
+
+        Returns:
+            Whether it was held with that fence; if not, nothing is changed.
+
+        Raises:
+            InvalidKey: If the name is not fit for a key.
+            StoreError: If Redis is away.
+        """
+        if isinstance(name, str) and name.startswith("tasks/"):
+            check_id(name.partition("/")[2], "task")
+        else:
+            check_id(name, "lock")
+        return self._open().locks.free(name, _check_count(fence, "fence"))
 
     def force_sync(self, timeout: float | None = None) -> None:
         """Return when every write made before this call is in Redis.
@@ -965,3 +1011,9 @@ def _check_keys(keys: Iterable[str]) -> list[str]:
     if isinstance(keys, (str, bytes)):
         raise InvalidKey("read_many takes several keys, such as a list; for one there is read")
     return list(keys)
+
+
+def _time_of(position: str) -> float:
+    """Return the time of an entry of the index of tasks, in seconds."""
+    stamp = position.partition("-")[0]
+    return int(stamp) / 1000 if stamp.isdigit() else 0.0

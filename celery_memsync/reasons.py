@@ -66,11 +66,10 @@ def reason_of(task_id: str, known: Known) -> Reason:
         return _ended(status, state)
     if status == "LOST":
         return _lost(state, known)
-    if status == "RETRY":
-        return _retrying(state, known)
     if rank_of(status) == _AT_WORK:
         return _at_work(task_id, status, state, known)
-    return _not_begun(task_id, status, state, known)
+    return _held_back(state, known) or \
+        (_retrying(state) if status == "RETRY" else _not_begun(task_id, status, state, known))
 
 
 def _ended(status: str, state: Mapping[str, Any]) -> Reason:
@@ -91,15 +90,21 @@ def _lost(state: Mapping[str, Any], known: Known) -> Reason:
                   {**_some(state, "worker", "started_at", "recoveries"), **_about_worker(state, known)})
 
 
-def _retrying(state: Mapping[str, Any], known: Known) -> Reason:
-    told, error = _dict(state, "lock"), _dict(state, "exception")
-    held = next((one for one in known.locks if told and one.name == told.get("name")), None)
-    if held is not None:
-        now = {"name": held.name, "worker_id": held.worker_id, "task_id": held.task_id, "since": held.since}
-        return Reason("held-back", f"It is held back: {_held(now, known.now)}; it is tried again until that is over.",
-                      {"lock": held.as_dict(), **_some(state, "retries")})
+def _retrying(state: Mapping[str, Any]) -> Reason:
+    error = _dict(state, "exception")
     why = f" after {error.get('type')}: {error.get('message')}" if error else ""
     return Reason("retrying", f"It waits to be tried again{why}.", _some(state, "exception", "lock", "retries", "eta"))
+
+
+def _held_back(state: Mapping[str, Any], known: Known) -> Reason | None:
+    """Return that a lock holds it back, if one does: its last attempt told which it was."""
+    assert known.task is not None
+    told = next((lock for run in reversed(known.task.get("runs") or [state]) if (lock := _dict(run, "lock"))), {})
+    held = next((one for one in known.locks if one.name == told.get("name")), None)
+    if held is None:
+        return None
+    return Reason("held-back", f"It is held back: {_held(held.as_dict(), known.now)}; it is tried again until that is over.",
+                  {"lock": held.as_dict(), **_some(state, "retries", "eta")})
 
 
 def _not_begun(task_id: str, status: str, state: Mapping[str, Any], known: Known) -> Reason:
@@ -112,13 +117,13 @@ def _not_begun(task_id: str, status: str, state: Mapping[str, Any], known: Known
         evidence.update(_about_worker(state, known))
         if worker.status == "lost":
             return Reason("worker-lost", f"Worker {worker.worker_id}, which had received it, has been silent for "
-                                         f"{_ago(worker.last_beat, known)}; its broker gives it to another one.", evidence)
-        return Reason("received", f"Worker {worker.worker_id} has received it and has no free slot for it "
-                                  f"({_slots(worker)}).", evidence)
+                          f"{_ago(worker.last_beat, known)}; its broker gives it to another one.", evidence)
+        return Reason("received", f"Worker {worker.worker_id} has received it; it waits there for a free slot "
+                      f"({_slots(worker)}).", evidence)
     consumers = [one for one in known.workers if _alive(one) and queue in one.queues]
     if not consumers:
-        return Reason("no-consumer", f"No worker that is alive consumes its queue {queue}; start one with -Q {queue}, or see "
-                                     "whether the queue is the one that was meant.",
+        return Reason("no-consumer", f"No worker that is alive consumes its queue {queue}; start one with -Q {queue}, or "
+                      "see whether the queue is the one that was meant.",
                       {**evidence, "workers": [one.worker_id for one in known.workers if _alive(one)]})
     return _waiting(task_id, consumers, evidence, known)
 
@@ -131,10 +136,10 @@ def _waiting(task_id: str, consumers: Sequence[WorkerRecord], evidence: dict[str
                       evidence)
     if task_id in known.pending:
         evidence["position"] = known.pending.index(task_id) + 1
-        return Reason("waiting", f"It waits at position {evidence['position']} of all tasks that wait; "
-                                 f"{len(consumers)} workers consume its queue.", evidence)
-    return Reason("waiting", f"It waits behind more than {len(known.pending)} others; {len(consumers)} workers consume its "
-                             "queue.", evidence)
+        where = f"at position {evidence['position']} of all tasks that wait"
+    else:
+        where = f"behind more than {len(known.pending)} others"
+    return Reason("waiting", f"It waits {where}; workers that consume its queue: {len(consumers)}.", evidence)
 
 
 def _at_work(task_id: str, status: str, state: Mapping[str, Any], known: Known) -> Reason:
@@ -143,20 +148,20 @@ def _at_work(task_id: str, status: str, state: Mapping[str, Any], known: Known) 
     told_at = max(_number(state.get("started_at")), _number(progress.get("updated_at")))
     evidence = {**_some(state, "status", "worker", "pid", "started_at"), **_about_worker(state, known)}
     if progress:
-        evidence["progress"] = {name: progress.get(name) for name in ("progress", "current", "total", "message", "updated_at")}
+        evidence["progress"] = _some(progress, "progress", "current", "total", "message", "updated_at")
     locks = [one.as_dict() for one in known.locks if one.task_id == task_id]
     if locks:
         evidence["locks"] = locks
     worker, since = _worker(state, known), _ago(state.get("started_at"), known)
     if worker is not None and worker.status in ("lost", "offline"):
         return Reason("worker-lost", f"Worker {worker.worker_id}, which ran it, is {worker.status}: its last word was "
-                                     f"{_ago(worker.last_beat, known)} ago.", evidence)
+                      f"{_ago(worker.last_beat, known)} ago.", evidence)
     where = f"on {state.get('worker')} for {since}" if state.get("started_at") else f"with status {status}"
     quiet = known.now - told_at
     if told_at and quiet > STALLED_AFTER:
         what = "has told no progress" if progress else "tells no progress"
-        return Reason("stalled", f"It runs {where} and {what} for {_span(quiet)}; py-spy dump --pid {state.get('pid')} on its "
-                                 "host shows what it does.", evidence)
+        return Reason("stalled", f"It runs {where} and {what} for {_span(quiet)}; py-spy dump --pid {state.get('pid')} on "
+                      "its host shows what it does.", evidence)
     return Reason("running", f"It runs {where}{_far(progress)}.", evidence)
 
 
@@ -186,9 +191,10 @@ def _held(lock: Mapping[str, Any], now: float | None = None) -> str:
 
 
 def _far(progress: Mapping[str, Any]) -> str:
-    if progress.get("progress") is not None:
-        return f" and is at {progress['progress']:.0f} %"
-    return f" and has counted to {progress['current']:g}" if progress.get("current") is not None else ""
+    percent, current = progress.get("progress"), progress.get("current")
+    if percent is not None:
+        return f" and is at {_number(percent):.0f} %"
+    return f" and has counted to {_number(current):g}" if current is not None else ""
 
 
 def _some(state: Mapping[str, Any], *names: str) -> dict[str, Any]:

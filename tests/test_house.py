@@ -22,7 +22,7 @@ FLOORS = (
     ("exceptions", "clock", "periodic", "keeper", "scripts", "broker", "probe_file", "rights", "urls"),
     ("keys", "values", "events", "depths"),
     ("records",),
-    ("conflicts",),
+    ("conflicts", "reasons"),
     ("settings", "changes"),
     ("embedded", "sentinels"),
     ("connections",),

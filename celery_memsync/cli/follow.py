@@ -8,10 +8,10 @@ from typing import Any, Callable, Iterable, Iterator, Protocol
 import click
 from celery.bin.base import CeleryCommand
 
-from ..keys import check_id
 from ..periodic import Bell
 from ..plugin import MemSync
 from ..records import FINAL
+from .ids import whole_task_id
 from .output import EX_TIMEOUT, json_option, memory_of, progress_words, say_json, timeout_option, visible
 from .terminal import is_terminal, orderly_end
 from .watch import LOOK_INTERVAL, deadline_of, patiently
@@ -32,8 +32,8 @@ def follow(ctx: click.Context, task_ids: tuple[str, ...], timeout: float | None,
     """Show how far tasks are until all have ended, side by side."""
     deadline = deadline_of(timeout)
     with memory_of(ctx) as memsync:
-        ids = list(dict.fromkeys(check_id(task_id, "task") for task_id in task_ids))
         memsync.store.ping()
+        ids = list(dict.fromkeys(whole_task_id(memsync, task_id) for task_id in task_ids))
         with _page(ctx, ids, as_json) as page:
             code = follow_tasks(ctx, memsync, ids, deadline, page)
         ctx.exit(code)
