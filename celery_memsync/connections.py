@@ -12,7 +12,7 @@ import sys
 import time
 import weakref
 from collections import deque
-from typing import Any, Callable, Iterator, Mapping, TypeVar
+from typing import Any, Callable, Iterable, Iterator, Mapping, TypeVar
 from urllib.parse import unquote
 
 import redis
@@ -22,7 +22,8 @@ from redis.retry import Retry
 
 from . import embedded
 from .exceptions import StoreError
-from .settings import lower_scheme, scheme_of
+from .sentinels import SENTINEL_TIMEOUT, SentinelConnection, Sentinels, SentinelTLSConnection
+from .urls import lower_scheme, scheme_of, servers_of
 
 #: Longest that connecting, or one call, may take, in seconds.
 CONNECT_TIMEOUT = 2.0
@@ -37,17 +38,20 @@ INVALIDATIONS = b"__redis__:invalidate"
 #: Connections of a kind that are kept for the next who needs one.
 MAX_IDLE = 8
 
+#: What is raised by taking apart an answer that is not what was asked for.
+SENSELESS = (TypeError, ValueError, AttributeError, LookupError)
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def redis_call(method: F) -> F:
-    """Turn redis-py's errors into :exc:`StoreError`, with what was tried but no address."""
+    """Turn redis-py's errors, and answers without sense, into :exc:`StoreError`, with what was tried but no address."""
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
-        except (redis.RedisError, OSError) as exc:
+        except (redis.RedisError, OSError, *SENSELESS) as exc:
             what = method.__name__.replace("_", " ")
             raise StoreError(f"Redis could not do this: {what} ({explain(exc)})") from exc
 
@@ -62,8 +66,12 @@ def explain(exc: BaseException) -> str:
         return "it does not answer in time; is it overloaded or paused?"
     if isinstance(exc, (redis.ConnectionError, OSError)):
         return "it can't be reached; is it running, and is memsync_backend right?"
+    if isinstance(exc, redis.exceptions.NoPermissionError) or "NOPERM" in str(exc):
+        return "its user may not do that; docs/howto/security.md tells the rights that are needed"
     if isinstance(exc, redis.ResponseError):
         return "it answers: " + str(exc).partition(" script: ")[0][:120]
+    if isinstance(exc, SENSELESS):
+        return "its answer makes no sense; is that a Redis?"
     return type(exc).__name__
 
 
@@ -75,7 +83,7 @@ def connect(url: str, options: Mapping[str, Any]) -> redis.Redis:
     sent is made so that sending it twice is harmless.
 
     Arguments:
-        url: ``redis://``, ``rediss://``, ``unix://`` or ``embedded://[path]``.
+        url: As ``memsync_backend``.
         options: For redis-py; they go before the defaults of this function.
 
     Raises:
@@ -91,6 +99,8 @@ def connect(url: str, options: Mapping[str, Any]) -> redis.Redis:
         **_DRIVER,
         **options,
     }
+    if scheme_of(url) == "sentinel":
+        return _client(Pool, _by_sentinels(url, settings))
     if scheme_of(url) == "embedded":
         folder = unquote(url.partition("://")[2].partition("?")[0])
         return _client(Pool, {"connection_class": EmbeddedConnection, "folder": folder, **settings})
@@ -169,6 +179,25 @@ def _driver() -> dict[str, Any]:
 _DRIVER = _driver()
 
 
+def _by_sentinels(url: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of connections that ask Sentinels first; TLS is for the Sentinels, too."""
+    addresses, said = servers_of(url)
+    options = {**settings, **said}
+    name, own = options.pop("master_name", ""), options.pop("sentinel_kwargs", {})
+    tls = _pop_tls(options)
+    about = {key: value for key, value in options.items() if key.startswith("ssl_") or key in _DRIVER or key == "protocol"}
+    about.update(retry=Retry(NoBackoff(), 0), socket_timeout=SENTINEL_TIMEOUT, socket_connect_timeout=SENTINEL_TIMEOUT)
+    kind = redis.SSLConnection if tls else redis.Connection
+    sentinels = Sentinels(addresses, str(name), {**about, **own}, kind)
+    return {**options, "connection_class": SentinelTLSConnection if tls else SentinelConnection, "sentinels": sentinels}
+
+
+def _pop_tls(options: dict[str, Any]) -> bool:
+    """Whether options ask for TLS: by ``ssl``, which redis-py's connections do not know, or by anything about it."""
+    wanted = options.pop("ssl", any(name.startswith("ssl_") for name in options))
+    return str(wanted).lower() not in ("false", "0", "no", "")
+
+
 def _client(make_pool: Any, settings: dict[str, Any]) -> redis.Redis:
     try:
         pool = make_pool(**settings)
@@ -180,6 +209,19 @@ def _client(make_pool: Any, settings: dict[str, Any]) -> redis.Redis:
             f"redis-py can't use memsync_backend with these options ({names}): {type(exc).__name__}"
         ) from None
     return redis.Redis(connection_pool=pool)
+
+
+def ask_apart(client: redis.Redis, commands: Iterable[tuple[str, ...]]) -> list[Any]:
+    """Return Redis's answer to each command, on a connection that is used for nothing else; an error is one, too."""
+    connection: Any = client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+    try:
+        answers = []
+        for command in commands:
+            connection.send_command(*command)
+            answers.append(_answer_of(connection))
+        return answers
+    finally:
+        connection.disconnect()
 
 
 class Announcements:

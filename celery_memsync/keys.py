@@ -207,6 +207,8 @@ class Keys:
         self.beats = f"{namespace}//{{workers}}/beats"
         #: Sorted set of lost workers whose tasks have not been told of yet, by the end of the lease of who does so (ms).
         self.lost = f"{namespace}//{{workers}}/lost"
+        #: What may be written to see whether it may.
+        self.scratch = f"{namespace}//{{rights}}"
 
     def messages(self, token: str) -> str:
         """The hash of the messages that one worker keeps of its tasks at work, a field per run."""

@@ -14,8 +14,9 @@ from .exceptions import InvalidValue, NotInTask
 from .keys import Keys
 from .locks import Owner
 from .manager import MemorySyncManager
-from .settings import SCHEMES, Settings, scheme_of
+from .settings import SCHEMES, Settings
 from .signals import ActiveRun, TaskSignals, active_run, publishing
+from .urls import scheme_of, with_master_name
 
 if TYPE_CHECKING:
     from celery.worker import WorkController
@@ -340,10 +341,12 @@ def app_settings(conf: Any) -> dict[str, Any]:
 
 def _backend_of(conf: Any) -> str:
     """Return the URL of the result backend or the broker, whichever is Redis first."""
-    for name in ("result_backend", "broker_url"):
+    for name, about in (("result_backend", "result_backend_transport_options"), ("broker_url", "broker_transport_options")):
         url = conf.get(name)
         if isinstance(url, (list, tuple)):
             url = url[0] if url else None
+        if isinstance(url, str) and scheme_of(url) == "sentinel":
+            return with_master_name(url, (conf.get(about) or {}).get("master_name"))
         if isinstance(url, str):
             url = url.split(";")[0].replace("redis+socket://", "unix://", 1)
             if scheme_of(url) in SCHEMES:

@@ -1,7 +1,6 @@
 """Every setting, with its default and what is allowed."""
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Callable, Mapping
@@ -12,9 +11,13 @@ from redis.connection import parse_url
 from .conflicts import Resolvers
 from .exceptions import InvalidKey
 from .keys import Keys, check_id
+from .urls import is_cluster, lower_scheme, scheme_of, servers_of
 
 #: What a Redis URL may begin with.
-SCHEMES = ("redis", "rediss", "unix", "embedded")
+SCHEMES = ("redis", "rediss", "unix", "sentinel", "embedded")
+
+#: No time that somebody gives is as long, in seconds: Redis and the C library can't wait so long.
+MAX_SECONDS = 1e10
 
 _PREFIX = "memsync_"
 
@@ -57,6 +60,8 @@ class Settings:
     max_recoveries: int = 1
     #: Lease of a lock, in seconds.
     lock_ttl: float = 30.0
+    #: Replicas of Redis that must have a lock before it is had.
+    lock_replicas: int = 0
     #: Resolver of conflicts: name, dotted path, callable, or {glob: one of these}.
     conflict_resolver: Any = "last_write_wins"
     #: Whether the state of a task shows its arguments, as Celery's log does.
@@ -70,6 +75,8 @@ class Settings:
         if self.worker_ttl <= self.heartbeat_interval:
             longer = f"longer than memsync_heartbeat_interval ({self.heartbeat_interval:g})"
             raise wrong("worker_ttl", self.worker_ttl, longer)
+        if self.backend is not None:
+            check_together(self.backend, self.backend_options)
         try:
             Resolvers(self.conflict_resolver, self.namespace)
         except ValueError as exc:
@@ -88,7 +95,7 @@ class Settings:
         known = {one.name for one in fields(cls)}
         plain = {}
         for name, value in given.items():
-            short = name[len(_PREFIX):] if name.startswith(_PREFIX) else name
+            short = str(name).removeprefix(_PREFIX)
             if short not in known:
                 raise ImproperlyConfigured(_unknown(short, known))
             plain[short] = value
@@ -97,22 +104,25 @@ class Settings:
 
 def wrong(name: str, value: object, allowed: str) -> ImproperlyConfigured:
     """Return the error for a setting that is not what is allowed; a URL is not shown."""
-    shown = "a URL" if name == "backend" and isinstance(value, str) else _short(value)
+    shown = "a URL" if name == "backend" and isinstance(value, str) else short(value)
     return ImproperlyConfigured(f"memsync_{name} is {shown}; it must be {allowed}")
 
 
-def scheme_of(url: str) -> str:
-    """Return what a URL begins with, in lower case."""
-    return url.partition("://")[0].lower() if "://" in url else ""
+def check_together(url: str, options: Mapping[str, Any]) -> None:
+    """Check what a URL needs of its options.
+
+    Raises:
+        ImproperlyConfigured: If that is missing.
+    """
+    if scheme_of(url) == "sentinel" and not {**servers_of(url).options, **options}.get("master_name"):
+        raise wrong("backend", url, "with the name of the master: ...?master_name=name, or in memsync_backend_options")
 
 
-def lower_scheme(url: str) -> str:
-    """Return a URL as redis-py reads it."""
-    return scheme_of(url) + url[len(scheme_of(url)):]
-
-
-def _short(value: object) -> str:
-    text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else f"of type {type(value).__name__}"
+def short(value: object) -> str:
+    """Return a value in a few words, for an error."""
+    if isinstance(value, int) and abs(value) > 10 ** 80:
+        return "a huge number"  # Python refuses to write those of over 4,300 digits
+    text = repr(value) if isinstance(value, (str, int, float, type(None))) else f"of type {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -123,7 +133,7 @@ def _unknown(name: str, known: set[str]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_SECONDS
 
 
 def _seconds(value: object) -> str | None:
@@ -157,19 +167,26 @@ def _recover(value: object) -> str | None:
 def _url(value: object) -> str | None:
     if value is None:
         return None
+    if isinstance(value, str) and is_cluster(value):
+        return "that of one server, or of Sentinels: a cluster can't be used yet"
     if isinstance(value, str) and scheme_of(value) in SCHEMES:
         return _unreadable(value)
     return "a URL that begins with one of " + ", ".join(f"{scheme}://" for scheme in SCHEMES)
 
 
 def _unreadable(url: str) -> str | None:
+    # The text of an error may hold a part of the URL.
     try:
-        if scheme_of(url) != "embedded":
+        if scheme_of(url) == "sentinel":
+            servers_of(url)
+        elif scheme_of(url) != "embedded":
             parse_url(lower_scheme(url))  # type: ignore[no-untyped-call,unused-ignore]
     except (ValueError, TypeError):
-        # The text of the error may hold a part of the URL.
-        return "a URL that redis-py can read: redis://[user:password@]host[:port][/database]"
+        return _READABLE.get(scheme_of(url), "a URL that redis-py can read: redis://[user:password@]host[:port][/database]")
     return None
+
+
+_READABLE = {"sentinel": "a URL that can be read: sentinel://host:26379;sentinel://host:26379/0?master_name=name"}
 
 
 def _options(value: object) -> str | None:
@@ -210,5 +227,6 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "recover": _recover,
     "max_recoveries": _count_or_0,
     "lock_ttl": _seconds,
+    "lock_replicas": _count_or_0,
     "task_args": _flag,
 }

@@ -9,9 +9,11 @@ from typing import Any, Mapping, NamedTuple, Sequence, TypeVar
 import redis
 
 from .clock import Clock
-from .connections import MAX_IDLE, Announcements, Ear, Source, Wires, packed, redis_call
+from .connections import MAX_IDLE, Announcements, Ear, Source, Wires, ask_apart, packed, redis_call
+from .exceptions import StoreError
 from .keys import COORDINATION, FORMER, SLOTS, Keys, Place
 from .records import Header, Stored
+from .rights import missing, probes
 from .scripts import (COORDINATION_RESTORE, COORDINATION_WRITE, ENTRY_RESTORE, ENTRY_WRITE, LOCK_PASS, LOCK_RENEW,
                       LOSS_RENEW, WORKER_BEAT, Script)
 
@@ -21,11 +23,18 @@ SCRIPT_SIZE = 100
 #: Entries of earlier runs that are kept of a task.
 MAX_FORMER = 12
 
+#: How often Redis is asked for its time at first, and the error in seconds that is good enough.
+CLOCK_TRIES = 3
+CLOCK_ERROR = 0.001
+
 #: Names of the counters by the first digit of the rank of the stage that is counted.
 TALLIES = ("", "", "", "lost", "retried", "failed", "revoked", "ignored", "skipped", "succeeded")
 
 #: Ranks of tasks that have never run.
 WAITING = ("0", "1")
+
+#: Seconds that replicas may take to get what the master has.
+REPLICA_TIMEOUT = 1.0
 
 #: Names that Redis looks at in one round trip of a search through a sorted set.
 NAMES_AT_ONCE = 1000
@@ -235,7 +244,10 @@ class Store:
     def redis(self) -> Any:
         """The client of redis-py; Redis's time is known once it is used."""
         if not self.clock.measured:
-            self._learn_time(self._client)
+            for _ in range(CLOCK_TRIES):
+                self._learn_time(self._client)
+                if self.clock.error < CLOCK_ERROR:
+                    break
         return self._client
 
     def close(self) -> None:
@@ -309,8 +321,20 @@ class Store:
 
     @redis_call
     def server_info(self) -> dict[str, Any]:
-        """Return what Redis tells of itself (INFO)."""
-        return dict(self.redis.info())
+        """Return what Redis tells of itself (INFO), {} if its user may not ask."""
+        try:
+            return dict(self.redis.info())
+        except redis.exceptions.NoPermissionError:
+            return {}
+
+    @redis_call
+    def missing_rights(self) -> list[str]:
+        """Return what this user may not do of what is needed: commands, ``keys``, ``channels``; see :mod:`.rights`."""
+        asked = probes(self.keys.scratch, self.prefix + self.keys.scratch)
+        answers = ask_apart(self._client, [probe.command for probe in asked])
+        return sorted({
+            missing(probe.right, str(answer)) for probe, answer in zip(asked, answers)
+            if isinstance(answer, redis.exceptions.NoPermissionError)})
 
     # -- tasks
 
@@ -529,8 +553,15 @@ class Store:
         return answer
 
     @redis_call
-    def renew_locks(self, asks: Sequence[LockAsk]) -> list[bool]:
-        """Let leases begin anew; tell of each lock whether it was still held."""
+    def renew_locks(self, asks: Sequence[LockAsk], replicas: int = 0) -> list[bool]:
+        """Let leases begin anew; tell of each lock whether it was still held.
+
+        Arguments:
+            replicas: How many replicas of Redis must have taken note.
+
+        Raises:
+            StoreError: Also if fewer have within :data:`REPLICA_TIMEOUT`.
+        """
         calls = []
         for start in range(0, len(asks), SCRIPT_SIZE):
             chunk = asks[start:start + SCRIPT_SIZE]
@@ -538,7 +569,10 @@ class Store:
             for ask in chunk:
                 args += (ask.holder, ask.place.path, ms(ask.ttl))
             calls.append(([*(ask.place.key for ask in chunk), self.keys.locks], args))
-        return [bool(held) for answer in self._run(LOCK_RENEW, calls) for held in answer] if calls else []
+        if not calls:
+            return []
+        answers = self._run(LOCK_RENEW, calls, replicas=replicas)
+        return [bool(held) for answer in answers for held in answer]
 
     @redis_call
     def held_locks(self) -> list[str]:
@@ -685,17 +719,18 @@ class Store:
         return keys, args
 
     def _run(
-        self, script: Script, calls: Sequence[tuple[list[str], list[Any]]], tells: bool = False,
+        self, script: Script, calls: Sequence[tuple[list[str], list[Any]]], tells: bool = False, replicas: int = 0,
     ) -> list[list[Any]]:
         """Run a script several times in one round trip; teach Redis the script if it has forgotten it.
 
         Arguments:
             tells: Whether others are to be told of what it does before it is answered.
+            replicas: How many replicas must have what it does before it is answered.
         """
-        answers = self._send(script.sha, calls, tells)
+        answers = self._send(script.sha, calls, tells, replicas)
         if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
             self.redis.script_load(script.text)
-            answers = self._send(script.sha, calls, tells)
+            answers = self._send(script.sha, calls, tells, replicas)
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
@@ -714,8 +749,10 @@ class Store:
             self.redis.script_load(script.text)
             return self._wires.call(command)
 
-    def _send(self, sha: str, calls: Sequence[tuple[list[str], list[Any]]], tells: bool) -> list[Any]:
-        if len(calls) == 1 and not tells:
+    def _send(
+        self, sha: str, calls: Sequence[tuple[list[str], list[Any]]], tells: bool, replicas: int = 0,
+    ) -> list[Any]:
+        if len(calls) == 1 and not tells and not replicas:
             (keys, args), = calls
             try:
                 return [self.redis.execute_command("EVALSHA", sha, len(keys), *keys, *args)]
@@ -728,8 +765,12 @@ class Store:
             pipeline.ping()
         for keys, args in calls:
             pipeline.execute_command("EVALSHA", sha, len(keys), *keys, *args)
-        answers: list[Any] = pipeline.execute(raise_on_error=False)
-        return answers[tells:]
+        if replicas:
+            pipeline.execute_command("WAIT", replicas, ms(REPLICA_TIMEOUT))
+        answers: list[Any] = pipeline.execute(raise_on_error=False)[tells:]
+        if replicas:
+            _check_replicas(answers.pop(), replicas)
+        return answers
 
     def _learn_time(self, client: Any) -> None:
         client.ping()  # to connect is no part of the round trip that is measured
@@ -739,6 +780,15 @@ class Store:
 
     def _learn(self, seconds: int, micros: int, asked: float) -> None:
         self.clock.learn(int(seconds) + int(micros) / 1e6, asked, time.monotonic())
+
+
+def _check_replicas(answer: Any, wanted: int) -> None:
+    if isinstance(answer, Exception):
+        raise answer
+    if int(answer) < wanted:
+        raise StoreError(
+            f"{int(answer)} replicas of Redis have taken note of a lock in time, and memsync_lock_replicas asks for "
+            f"{wanted}; see whether they are there, and keep up")
 
 
 def _parse(text: bytes | None) -> Stored | None:

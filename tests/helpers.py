@@ -40,9 +40,14 @@ class RedisServer:
     Arguments:
         folder: Where its files go.
         keep: Whether its data survive :meth:`stop` and :meth:`start`.
+        binary: The redis-server to run; None: the one that `embedded://` takes.
     """
 
-    def __init__(self, folder, *options, keep=False):
+    #: What an app has to be configured with to have it as its broker.
+    conf: dict = {}
+
+    def __init__(self, folder, *options, keep=False, binary=None):
+        self.binary = binary
         self.folder = Path(folder)
         self.options = options
         self.keep = keep
@@ -54,7 +59,7 @@ class RedisServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         save = ["--save", "3600", "1"] if self.keep else ["--save", ""]
         self.process = subprocess.Popen(
-            [find_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
+            [self.binary or find_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
              *save, *self.options],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )

@@ -19,12 +19,12 @@ REFERENCE = ROOT / "docs" / "reference"
 
 #: A module imports from lower floors only; those of one floor do not know each other.
 FLOORS = (
-    ("exceptions", "clock", "periodic", "keeper", "scripts", "broker", "probe_file"),
+    ("exceptions", "clock", "periodic", "keeper", "scripts", "broker", "probe_file", "rights", "urls"),
     ("keys", "values", "events", "depths"),
     ("records",),
     ("conflicts",),
     ("settings", "changes"),
-    ("embedded",),
+    ("embedded", "sentinels"),
     ("connections",),
     ("store",),
     ("cache", "link", "locks", "writer", "heartbeat", "losses", "coordination", "views", "archive"),
@@ -132,7 +132,7 @@ def test_only_the_store_and_the_connections_talk_to_redis():
         or (isinstance(node, ast.ImportFrom) and node.module == "redis")
     }
 
-    assert importers - {"bootsteps"} == {"connections", "store"}  # a worker tells the version of redis-py
+    assert importers - {"bootsteps"} == {"connections", "sentinels", "store"}  # a worker tells the version of redis-py
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -5,7 +5,8 @@ import pytest
 from celery.exceptions import ImproperlyConfigured
 
 from celery_memsync import MemorySyncManager
-from celery_memsync.settings import Settings, scheme_of
+from celery_memsync.settings import Settings
+from celery_memsync.urls import scheme_of
 
 #: Parts of names whose values `celery report` hides.
 HIDDEN = ("API", "TOKEN", "KEY", "SECRET", "PASS", "SIGNATURE", "DATABASE")

@@ -1,13 +1,16 @@
 """`celery memsync doctor`: what is wrong, and what to do about it."""
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from typing import Any, Iterator, NamedTuple, Sequence
 
 import click
 from celery.bin.base import CeleryCommand
 
+from ..exceptions import StoreError
 from ..records import WorkerRecord
+from ..rights import CHANNELS, KEYS
 from .output import figure, json_option, mebibytes, memory_of, say_json, visible
 
 #: The oldest server whose commands are all that is needed.
@@ -43,9 +46,12 @@ class Finding(NamedTuple):
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """Look for what is wrong with Redis and the workers; the exit code is 1 if anything is."""
     with memory_of(ctx) as memsync:
-        info = memsync.store.server_info()
-        workers = memsync.get_workers()
-    findings = [*examine_redis(info), *examine_workers(workers)]
+        lacking = memsync.store.missing_rights()
+        findings = list(examine_rights(lacking))
+        # What else can't be looked at without them is passed over.
+        with contextlib.suppress(*[StoreError] if lacking else []):
+            findings += examine_redis(memsync.store.server_info())
+            findings += examine_workers(memsync.get_workers())
     if as_json:
         say_json(ctx, [one._asdict() for one in findings])
     else:
@@ -56,8 +62,20 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         ctx.exit(1)
 
 
+def examine_rights(lacking: Sequence[str]) -> Iterator[Finding]:
+    """Yield which rights the user of memsync_backend lacks, if any."""
+    if lacking:
+        names = {KEYS: "~<memsync_namespace>/*", CHANNELS: "&*"}
+        told = " ".join(names.get(right, f"+{right}") for right in lacking)
+        yield Finding(False, f"Redis does not allow its user: {told}",
+                      "ACL SETUSER gives rights; docs/howto/security.md has all that are needed")
+
+
 def examine_redis(info: dict[str, Any]) -> Iterator[Finding]:
-    """Yield what INFO tells."""
+    """Yield what INFO tells; {} if that is not allowed."""
+    if not info:
+        yield Finding(True, "Redis itself is not looked at", "that takes the right +info, which nothing else needs")
+        return
     version = str(info.get("redis_version"))
     if _version(version) >= OLDEST:
         yield Finding(True, f"Redis {visible(version)}")

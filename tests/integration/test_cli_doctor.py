@@ -8,6 +8,7 @@ import pytest
 from celery_memsync import values
 from celery_memsync.cli.doctor import examine_redis
 from celery_memsync.records import WorkerRecord
+from celery_memsync.rights import rules
 
 from ..helpers import eventually, free_port
 from .shell import Shell, plain
@@ -186,3 +187,29 @@ def test_connections_that_run_out_are_found(clients, fine):
     findings = examine_redis({"redis_version": "7.0.15", "connected_clients": clients, "maxclients": 100})
 
     assert all(one.fine for one in findings) is fine
+
+
+def as_user(memory, *without):
+    """Return the URL of a user of Redis who has all rights that are told but some."""
+    words = [word for word in rules("*") if word not in without]
+    with memory.client() as client:
+        client.execute_command("ACL", "SETUSER", "app", "reset", "resetchannels", "on", ">secret", *words)
+    return memory.url.replace("://", "://app:secret@", 1)
+
+
+@pytest.mark.parametrize("without", ["+hgetall", "+time", "+xadd", "&*"])
+def test_a_right_that_is_missing_is_found_and_named(fleet, own_memory, without):
+    beat(fleet, "w1")
+
+    code, findings = examine(fleet, memsync_backend=as_user(own_memory, without))
+
+    assert (code, warnings(findings)) == (1, [f"Redis does not allow its user: {without}"])
+
+
+def test_who_has_the_rights_that_are_told_is_told_of_workers_without_looking_at_the_server(fleet, own_memory):
+    beat(fleet, "w1")
+
+    code, findings = examine(fleet, memsync_backend=as_user(own_memory))
+
+    assert (code, warnings(findings)) == (0, [])
+    assert [one["what"] for one in findings] == ["Redis itself is not looked at", "workers: 1 active"]

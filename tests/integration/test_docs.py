@@ -14,7 +14,7 @@ PAGES = ("quickstart.md", "howto/progress.md", "howto/web.md", "howto/several-ap
          "howto/locks.md", "howto/fleet.md", "howto/commands.md", "howto/backup.md")
 
 #: Pages that need no worker.
-BY_HAND = ("howto/changes.md", "howto/queue.md", "howto/cache.md")
+BY_HAND = ("howto/changes.md", "howto/queue.md", "howto/cache.md", "howto/security.md")
 
 
 @pytest.mark.parametrize("path", PAGES)

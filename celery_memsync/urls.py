@@ -1,0 +1,82 @@
+"""URLs that name several servers: Sentinels, or the nodes of a cluster."""
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from redis.connection import parse_url
+
+#: Schemes of a cluster; the second is with TLS.
+CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
+
+#: Ports that are meant if none is named.
+SENTINEL_PORT = 26379
+NODE_PORT = 6379
+
+
+class Servers(NamedTuple):
+    """What a URL of several servers says.
+
+    Attributes:
+        addresses: Host and port of each.
+        options: For redis-py's connections: user, password, database, and what stands behind the ``?``.
+    """
+
+    addresses: tuple[tuple[str, int], ...]
+    options: dict[str, Any]
+
+
+def scheme_of(url: str) -> str:
+    """Return what a URL begins with, in lower case."""
+    return url.partition("://")[0].lower() if "://" in url else ""
+
+
+def lower_scheme(url: str) -> str:
+    """Return a URL as redis-py reads it."""
+    return scheme_of(url) + url[len(scheme_of(url)):]
+
+
+def is_cluster(url: str) -> bool:
+    """Whether a URL names nodes of a cluster."""
+    return scheme_of(url) in CLUSTER_SCHEMES
+
+
+def servers_of(url: str) -> Servers:
+    """Read ``sentinel://h1:26379;sentinel://h2:26379/0?master_name=m`` or ``redis+cluster://h1:7000,h2:7000``.
+
+    User, password, database and options may stand at any of the servers; the first counts.
+
+    Raises:
+        ValueError: If it can't be read.
+    """
+    port = NODE_PORT if is_cluster(url) else SENTINEL_PORT
+    addresses: list[tuple[str, int]] = []
+    options: dict[str, Any] = {}
+    for part in _parts(url):
+        said = dict(parse_url("redis://" + part))  # type: ignore[no-untyped-call,unused-ignore]
+        if not said.get("host"):
+            raise ValueError("a host is missing")
+        addresses.append((said.pop("host"), said.pop("port", None) or port))
+        options = {**said, **options}
+    return Servers(tuple(dict.fromkeys(addresses)), options)
+
+
+def with_master_name(url: str, name: object) -> str:
+    """Return a URL of Sentinels that says what they call the master, unless it does, or nobody knows."""
+    if not name or "master_name=" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}master_name={quote(str(name), safe='')}"
+
+
+def _parts(url: str) -> list[str]:
+    """Return each server of a URL with what belongs to it, without the scheme."""
+    parts: list[str] = []
+    for piece in url.split(";"):
+        rest = piece.partition("://")[2] if "://" in piece else piece
+        if "://" in piece and scheme_of(piece) != scheme_of(url):
+            raise ValueError("its servers have different schemes")
+        end = min((at for mark in "/?" if (at := rest.find(mark)) >= 0), default=len(rest))
+        login, sign, hosts = rest[:end].rpartition("@")
+        first, *others = hosts.split(",")
+        parts += [login + sign + first + rest[end:], *others]
+    return parts

@@ -1,0 +1,90 @@
+"""URLs that name several servers."""
+from __future__ import annotations
+
+import pytest
+from celery import Celery
+from celery.exceptions import ImproperlyConfigured
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_memsync import MemorySyncManager, MemSync
+from celery_memsync.settings import Settings
+from celery_memsync.urls import servers_of, with_master_name
+
+SECRET = "hunter2-geheim"
+
+
+@pytest.mark.parametrize("url, addresses, options", [
+    ("sentinel://h1:1;sentinel://h2:2/0?master_name=m", [("h1", 1), ("h2", 2)], {"db": 0, "master_name": "m"}),
+    ("sentinel://h1;h2/3?master_name=m", [("h1", 26379), ("h2", 26379)], {"db": 3, "master_name": "m"}),
+    ("sentinel://h1,h2:2/1", [("h1", 26379), ("h2", 2)], {"db": 1}),
+    ("sentinel://u:p%40@h1;sentinel://u:p%40@h2", [("h1", 26379), ("h2", 26379)], {"username": "u", "password": "p@"}),
+    ("sentinel://[::1]:5?socket_timeout=1.5", [("::1", 5)], {"socket_timeout": 1.5}),
+    ("redis+cluster://h1:7000,h2:7000", [("h1", 7000), ("h2", 7000)], {}),
+    ("rediss+cluster://u:p@h1,h2/0", [("h1", 6379), ("h2", 6379)], {"username": "u", "password": "p", "db": 0}),
+    ("redis+cluster://h1:1,h1:1", [("h1", 1)], {}),
+])
+def test_every_server_and_option_of_a_url_is_read(url, addresses, options):
+    servers = servers_of(url)
+
+    assert (list(servers.addresses), servers.options) == (addresses, options)
+
+
+@pytest.mark.parametrize("settings, word", [
+    ({"backend": f"sentinel://:{SECRET}@h1"}, "master_name"),
+    ({"backend": f"sentinel://:{SECRET}@h1:port/0?master_name=m"}, "sentinel://host"),
+    ({"backend": "sentinel://?master_name=m"}, "sentinel://host"),
+    ({"backend": f"sentinel://:{SECRET}@h1;redis://h2?master_name=m"}, "sentinel://host"),
+    ({"backend": f"redis+cluster://:{SECRET}@h1:7000,h2:7000"}, "cluster can't be used"),
+    ({"backend": f"rediss+cluster://:{SECRET}@h1:port"}, "cluster can't be used"),
+])
+def test_a_wrong_url_of_several_servers_is_named_without_its_password(settings, word):
+    with pytest.raises(ImproperlyConfigured, match=word) as caught:
+        Settings.build(settings)
+
+    assert SECRET not in str(caught.value)
+
+
+def test_the_masters_name_may_stand_among_the_options():
+    assert Settings.build({"backend": "sentinel://h1", "backend_options": {"master_name": "m"}}).backend == "sentinel://h1"
+
+
+@given(st.text(max_size=60))
+def test_a_url_is_read_or_refused_as_a_wrong_setting(text):
+    try:
+        settings = Settings.build({"backend": f"sentinel://{text}"})
+    except ImproperlyConfigured:
+        return
+
+    assert servers_of(settings.backend).addresses
+
+
+@pytest.mark.parametrize("options", [{"bogus": 1}, {"ssl_certfile": SECRET, "bogus": 1}])
+def test_options_that_redis_py_does_not_know_are_wrong_settings(options):
+    memsync = MemorySyncManager(url="sentinel://h1?master_name=m", backend_options=options)
+
+    with pytest.raises(ImproperlyConfigured, match="bogus") as caught:
+        memsync.get_metrics()
+
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("conf", [
+    {"result_backend": "sentinel://h1:1;sentinel://h2:2/0",
+     "result_backend_transport_options": {"master_name": "my master"}},
+    {"broker_url": "sentinel://h1:1;sentinel://h2:2/0", "broker_transport_options": {"master_name": "my master"}},
+])
+def test_the_sentinels_of_an_app_are_taken_with_all_their_addresses_and_the_masters_name(conf):
+    app = Celery(broker=conf.get("broker_url", "memory://"), set_as_current=False)
+    app.conf.update(conf)
+
+    servers = servers_of(MemSync(app).settings.backend)
+
+    assert servers.addresses == (("h1", 1), ("h2", 2))
+    assert servers.options["master_name"] == "my master"
+
+
+def test_a_masters_name_that_is_there_stays():
+    assert with_master_name("sentinel://h?master_name=a", "b") == "sentinel://h?master_name=a"
+    assert with_master_name("sentinel://h?db=1", "b&c") == "sentinel://h?db=1&master_name=b%26c"
+    assert with_master_name("sentinel://h", None) == "sentinel://h"
