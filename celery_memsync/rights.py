@@ -50,7 +50,8 @@ def probes(key: str, channel: str) -> list[Probe]:
         "lpos": (key, "a"), "lrem": (key, "1", "a"), "pexpire": (key, "1000"), "ping": (), "publish": (channel, ""),
         "pubsub|numsub": (channel,), "rpush": (key, "a"), "script|load": ("return 1",), "set": (key, "", "PX", "1000"),
         "time": (), "xadd": (key, "*", "a", "1"), "xrange": (key, "-", "+"), "xrevrange": (key, "+", "-"),
-        "zadd": (key, "1", "a"), "zcount": (key, "0", "1"), "zrange": (key, "0", "1"), "zrangebyscore": (key, "0", "1"), "zrem": (key, "a"),
+        "zadd": (key, "1", "a"), "zcount": (key, "0", "1"), "zrange": (key, "0", "1"),
+        "zrangebyscore": (key, "0", "1"), "zrem": (key, "a"),
         "zremrangebyscore": (key, "0", "1"), "zscan": (key, "0"), "zscore": (key, "a"),
         "psubscribe": (channel,), "punsubscribe": (channel,), "subscribe": (channel,),
     }
