@@ -297,7 +297,8 @@ class Archive:
                 if "end" in row:
                     ended = True
                     if row.get("entries") != count - 1:
-                        raise BadLine(number, f"{count - 1} entries come before it; there were {row.get('entries')!r:.20}")
+                        told = row.get("entries")
+                        raise BadLine(number, f"{count - 1} entries come before it; there were {told!r:.20}")
                     continue
                 yield self._entry(row, number)
             except BadLine as exc:

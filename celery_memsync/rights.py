@@ -7,7 +7,8 @@ from typing import NamedTuple
 COMMANDS = (
     "client|id", "client|tracking", "del", "evalsha", "get", "hdel", "hget", "hgetall", "hincrby", "hincrbyfloat",
     "hrandfield", "hset", "llen", "lpop", "lpos", "lrem", "pexpire", "ping", "psubscribe", "pttl", "publish",
-    "pubsub|numsub", "punsubscribe", "rpush", "script|load", "set", "subscribe", "time", "type", "xadd", "xrevrange", "zadd",
+    "pubsub|numsub", "punsubscribe", "rpush", "script|load", "set", "subscribe", "time", "type", "xadd", "xrange",
+    "xrevrange", "zadd",
     "zcount", "zpopmin", "zrange", "zrangebyscore", "zrem", "zremrangebyscore", "zscan", "zscore",
 )
 
@@ -48,8 +49,9 @@ def probes(key: str, channel: str) -> list[Probe]:
         "hget": (key, "a"), "hincrby": (key, "a", "1"), "hincrbyfloat": (key, "a", "1"), "hset": (key, "a", "1"),
         "lpos": (key, "a"), "lrem": (key, "1", "a"), "pexpire": (key, "1000"), "ping": (), "publish": (channel, ""),
         "pubsub|numsub": (channel,), "rpush": (key, "a"), "script|load": ("return 1",), "set": (key, "", "PX", "1000"),
-        "time": (), "xadd": (key, "*", "a", "1"), "xrevrange": (key, "+", "-"), "zadd": (key, "1", "a"),
-        "zcount": (key, "0", "1"), "zrange": (key, "0", "1"), "zrangebyscore": (key, "0", "1"), "zrem": (key, "a"),
+        "time": (), "xadd": (key, "*", "a", "1"), "xrange": (key, "-", "+"), "xrevrange": (key, "+", "-"),
+        "zadd": (key, "1", "a"), "zcount": (key, "0", "1"), "zrange": (key, "0", "1"),
+        "zrangebyscore": (key, "0", "1"), "zrem": (key, "a"),
         "zremrangebyscore": (key, "0", "1"), "zscan": (key, "0"), "zscore": (key, "a"),
         "psubscribe": (channel,), "punsubscribe": (channel,), "subscribe": (channel,),
     }

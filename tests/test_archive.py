@@ -222,12 +222,14 @@ def test_what_was_deleted_comes_back_and_its_version_goes_on(memsync):
 
 
 def test_a_version_does_not_go_backward_where_an_older_entry_has_a_higher_one(memsync, elsewhere):
-    for number in range(5):
-        elsewhere.write("a", number)
-        elsewhere.force_sync()
     memsync.write("a", "later")
+    data = archived(memsync)
+    head, row, last = rows_of(data)
+    older = {**row, "version": 5, "timestamp": row["timestamp"] - 10, "value": "older"}
+    put_back(b"".join(json.dumps(one).encode() + b"\n" for one in (head, older, last)), elsewhere)
+    assert elsewhere.read_entry("a", consistent=True).version == 5
 
-    put_back(archived(memsync), elsewhere)
+    put_back(data, elsewhere)
 
     entry = elsewhere.read_entry("a", consistent=True)
     assert (entry.value, entry.version) == ("later", 6)
@@ -254,7 +256,9 @@ def test_a_writer_that_saw_the_entry_before_does_not_overwrite_what_was_put_back
     writer = make_memsync("writer", namespace="elsewhere", batch_interval=60.0, conflict_resolver="merge_arrays")
     writer.write("a", ["mine"])
     writer.force_sync()
-    memsync.write("a", ["archived"])
+    for value in (["earlier"], ["archived"]):
+        memsync.write("a", value)
+        memsync.force_sync()
 
     put_back(archived(memsync), elsewhere)
     writer.write("a", ["mine", "again"])

@@ -108,7 +108,8 @@ def _running(memsync: MemSync, task_ids: Sequence[str]) -> Iterator[Running]:
     for task_id in task_ids:
         with contextlib.suppress(InvalidKey):  # somebody else's
             ids.append(check_id(task_id, "task"))
-    found = memsync.read_many([f"tasks/{one}/{thing}" for one in ids for thing in ("state", "progress")], consistent=True)
+    keys = [f"tasks/{one}/{thing}" for one in ids for thing in ("state", "progress")]
+    found = memsync.read_many(keys, consistent=True)
     for task_id in ids:
         state, progress = found[f"tasks/{task_id}/state"], found[f"tasks/{task_id}/progress"]
         known = state if isinstance(state, dict) else {}

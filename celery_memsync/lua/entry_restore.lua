@@ -1,7 +1,7 @@
 -- Put entries back as they were, at another time or in another Redis, unless newer ones are there.
 --
 -- What is newer: of stages and progress the later run, and in it what is further along; of anything else what was told
--- later.  A version never goes back: where it would, the next one is taken.  An entry keeps its time, and lives for as long
+-- later, and if that is nearly the same, for clocks differ a little, what has the higher version.  A version never goes back: where it would, the next one is taken.  An entry keeps its time, and lives for as long
 -- as was left of it.  Nothing is counted again; the lists of the queue and the indexes come to hold what is put back.
 --
 -- KEYS[1..n]  owner       hash or page of each entry
@@ -38,6 +38,8 @@ local n, horizon, slots, formers = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumbe
 local prefix, together = ARGV[5], ARGV[6]
 local index, names, pending, processing, about, beats =
   KEYS[n + 1], KEYS[n + 2], KEYS[n + 3], KEYS[n + 4], KEYS[n + 5], KEYS[n + 6]
+-- Times, in ms, that are not told apart.
+local CLOSE = 100
 local queued = false
 
 local function outlives(key, ms)
@@ -66,7 +68,8 @@ local function is_newer(run, rank, time, version, srun, srank, stime, sversion)
     if string.sub(srank, 1, 1) == "9" or string.sub(rank, 1, 1) == "9" then return string.sub(srank, 1, 1) == "9" end
     return srun > run or srun == run and srank > rank
   end
-  return stime > time or stime == time and sversion >= version
+  if math.abs(stime - time) <= CLOSE and sversion ~= version then return sversion > version end
+  return stime >= time
 end
 
 -- Put what an earlier run told behind the slots, unless it is there.

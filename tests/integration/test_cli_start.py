@@ -3,10 +3,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
 import pytest
+
+from celery_memsync.cli import COMMANDS, memsync
 
 from ..helpers import ROOT
 from .shell import Shell, plain
@@ -89,11 +92,18 @@ print(json.dumps(sorted(name for name in sys.modules if name.startswith("celery_
     assert imported == ["celery_memsync", "celery_memsync.cli"]
 
 
-def test_each_command_is_what_it_is_called(make_fleet):
-    from celery_memsync.cli import COMMANDS, memsync
-
+def test_each_command_is_what_it_is_called():
     assert {name: memsync.commands[name].name for name in COMMANDS} == {name: name for name in COMMANDS}
     assert sorted(COMMANDS) == memsync.list_commands(None)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_and_its_options_are_in_the_reference(name):
+    page = (ROOT / "docs" / "reference" / "commands.md").read_text()
+
+    options = [one.opts[-1] for one in memsync.commands[name].params if one.opts[-1].startswith("--")]
+    assert re.search(rf"^\| `memsync {name}[ `]", page, re.M)
+    assert [one for one in options if f"`{one}" not in page and one != "--help"] == []
 
 
 def test_the_help_fits_on_a_terminal_of_80_columns(make_fleet):
