@@ -26,7 +26,8 @@ def load(*names: str) -> Script:
 
 
 COORDINATION_WRITE = load("places", "coordination_write")
-ENTRY_WRITE = load("places", "entry_write")
+ENTRY_NOTE = load("places", "notes", "entry_note")
+ENTRY_WRITE = load("places", "notes", "entry_write")
 LOCK_PASS = load("lock_pass")
 LOCK_RENEW = load("lock_renew")
 LOSS_RENEW = load("loss_renew")

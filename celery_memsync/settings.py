@@ -117,7 +117,7 @@ def check_together(url: str, options: Mapping[str, Any], namespace: str) -> None
 
 
 def _spreads(namespace: str) -> bool:
-    """Whether the nodes of a cluster choose what is under a namespace as it is meant: by the tags of its keys, or its own."""
+    """Whether what is under a namespace goes to the nodes of a cluster by the tags of its keys, or by its own."""
     before, brace, rest = namespace.partition("{")
     return "}" not in before and (not brace or rest.find("}") > 0)
 

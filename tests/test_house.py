@@ -24,7 +24,7 @@ FLOORS = (
     ("records",),
     ("conflicts",),
     ("settings", "changes"),
-    ("embedded", "sentinels"),
+    ("embedded", "cluster", "sentinels"),
     ("connections",),
     ("store",),
     ("cache", "link", "locks", "writer", "heartbeat", "losses", "coordination", "views"),
@@ -40,7 +40,7 @@ FLOORS = (
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 #: Lua that other scripts begin with.
-LUA_PARTS = {"places"}
+LUA_PARTS = {"notes", "places"}
 SCRIPTS = sorted({path.stem for path in (PACKAGE / "lua").glob("*.lua")} - LUA_PARTS)
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in MODULES}
@@ -132,7 +132,8 @@ def test_only_the_store_and_the_connections_talk_to_redis():
         or (isinstance(node, ast.ImportFrom) and node.module == "redis")
     }
 
-    assert importers - {"bootsteps"} == {"connections", "sentinels", "store"}  # a worker tells the version of redis-py
+    talkers = {"cluster", "connections", "sentinels", "store"}
+    assert importers - {"bootsteps"} == talkers  # a worker tells the version of redis-py
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
