@@ -36,6 +36,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/writes.py
 	$(BIN)/python benchmarks/locks.py
 	$(BIN)/python benchmarks/fleet.py
+	$(BIN)/python benchmarks/commands.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .hypothesis build celery_memsync.egg-info census

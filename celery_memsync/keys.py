@@ -152,17 +152,25 @@ def _class_regex(text: str, at: int) -> tuple[str, int]:
             low = high = text[at + 1]
             at += 2
         elif at + 2 < len(text) and text[at + 1] == "-":
-            low, high = sorted((text[at], text[at + 2]))
+            low, high = sorted((text[at], text[at + 2]), key=_signed)
             at += 3
         else:
             low = high = text[at]
             at += 1
-        spans += f"{re.escape(low)}-{re.escape(high)}"
+        if _signed(low) < 0 <= _signed(high):
+            spans += f"{re.escape(low)}-\xff\0-{re.escape(high)}"
+        else:
+            spans += f"{re.escape(low)}-{re.escape(high)}"
     if at >= len(text):
         raise InvalidKey(f"the pattern {_shown(text)} has a '[' without its ']'")
     if not spans:
         return "." if negated else "(?!)", at + 1
     return f"[{'^' if negated else ''}{spans}]", at + 1
+
+
+def _signed(byte: str) -> int:
+    """Return the number of a byte as C has it where Redis mostly runs: above 127 they are negative."""
+    return ord(byte) - 256 * (ord(byte) > 127)
 
 
 def _bytewise(text: str) -> str:

@@ -11,7 +11,7 @@ import weakref
 from collections import OrderedDict
 from dataclasses import replace
 from multiprocessing import util as multiprocessing_util
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Mapping, Sequence
 
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.log import get_logger
@@ -175,24 +175,20 @@ class MemorySyncManager:
         services.writer.put(
             MergeFields(place, fields, self._ttl(ttl), self._fence(task_id), run_key=self._run_key(task_id)))
 
-    def sync_task_run(
-        self, task_id: str, run: TaskRun | Callable[[], TaskRun], run_key: str = "", ttl: float | None = None,
-        status: str = "",
-    ) -> Change:
+    def sync_task_run(self, task_id: str, run: TaskRun, run_key: str = "", ttl: float | None = None) -> Change:
         """Tell a stage in the life of a task.
 
         Arguments:
-            run: All that is known of the run, or what makes that when it is wanted.
+            run: All that is known of the run.
             run_key: Sorts the run among those of the task, see
                 :func:`~celery_memsync.records.run_key`; "" for the one that is stored.
-            status: Of a run that is not made yet.
 
         Returns:
             The change that waits to be written.
         """
         services = self._open()
         place = services.keys.task_place(check_id(task_id, "task"), LIFE)
-        change = TellRun(place, run, run_key, self._ttl(ttl), status=status)
+        change = TellRun(place, run, run_key, self._ttl(ttl))
         services.writer.put(change)
         return change
 

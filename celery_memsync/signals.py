@@ -18,7 +18,7 @@ from celery.utils.time import maybe_iso8601
 from . import values
 from .changes import Change, Progress, TellProgress, TellRun
 from .exceptions import InvalidKey, Skipped
-from .keys import PROGRESS, Place
+from .keys import LIFE, PROGRESS, Place, check_id
 from .outcomes import Outcome, Outcomes, is_gone
 from .records import TaskRun, describe_exception, is_run_key, run_key
 from .recovery import Recovery
@@ -39,6 +39,9 @@ HEADER = "memsync"
 
 #: Shortest time between two tasks that are published, in seconds.
 MOMENT = 0.0001
+
+#: Seconds that another process's notion of Redis's time may be ahead; what is further ahead is none of ours.
+AHEAD = 60.0
 
 #: Longest progress that travels with a retry, in bytes of JSON.
 MAX_PREVIOUS = 4096
@@ -489,9 +492,12 @@ class TaskSignals:
         """
         moment = run.eta if isinstance(run, TaskRun) else None if eta is None else _timestamp(eta)
         try:
-            return self.memsync.sync_task_run(task_id, run, key, self._lifetime(moment), status)
+            place = self.memsync.keys.task_place(check_id(task_id, "task"), LIFE)
         except InvalidKey:
             return None
+        change = TellRun(place, run, key, self._lifetime(moment), status=status)
+        self.memsync.writer.put(change)
+        return change
 
     def _lifetime(self, eta: float | None) -> float:
         """Return the ttl of a record, in seconds: one with an ETA lives past it."""
@@ -535,9 +541,9 @@ def _stored_state(request: Any) -> Any:
         return None
 
 
-def _latest(moment: float, *earlier: float | None) -> float:
+def _latest(moment: float, earlier: Any) -> float:
     """Return a moment, or an earlier one of another process whose clock is milliseconds ahead."""
-    return max(moment, *(one for one in earlier if isinstance(one, (int, float))), moment)
+    return earlier if isinstance(earlier, (int, float)) and moment < earlier < moment + AHEAD else moment
 
 
 def live(requests: Callable[[], Iterable[Any]]) -> list[Any]:

@@ -336,8 +336,11 @@ class Store:
 
     @redis_call
     def server_info(self) -> dict[str, Any]:
-        """Return what Redis tells of itself (INFO)."""
-        return dict(self.redis.info())
+        """Return what Redis tells of itself (INFO), {} if its user may not ask."""
+        try:
+            return dict(self.redis.info())
+        except redis.exceptions.NoPermissionError:
+            return {}
 
     @redis_call
     def missing_rights(self) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any, Callable, Iterable, Mapping, Sequence, TypeVar
 
 from .changes import Change
 from .keys import LIFE, PROGRESS, STATE, Place
-from .records import Entry, Stamp, Stored, TaskRun, WorkerRecord, merge_state, progress_from
+from .records import AT_WORK, Entry, Stamp, Stored, TaskRun, WorkerRecord, merge_state, progress_from
 from .store import Task
 
 #: Lays changes that wait over what is stored.
@@ -41,7 +41,7 @@ def with_change(task: Task, change: Change, overlay: Overlay) -> Task:
     before = task.slots.get(place.slot)
     after = overlay(before, [change])
     former = task.former
-    if before is not None and after is not None and after.header.run != before.header.run:
+    if before is not None and after is not None and after.header.run != before.header.run and before.header.rank >= AT_WORK:
         former = {**former, place.slot: [*former.get(place.slot, []), before]}
     return task._replace(slots=_replaced(task.slots, place.slot, after), former=former)
 

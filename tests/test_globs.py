@@ -64,6 +64,8 @@ def matches_in_redis(redis):
 @settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pattern=patterns, texts=st.lists(texts, min_size=1, max_size=8, unique=True))
 @example(pattern="?", texts=["a", "é"])
+@example(pattern="?[[-é]", texts=["??", "aa", "a[", "aé", "a-", "ab"])
+@example(pattern="[a-é]*", texts=["a", "b", "é", "-", "^"])
 @example(pattern="[é]", texts=["é"])
 @example(pattern="[a-]b]", texts=["b", "ab", "-b]", "ab]", "^b"])
 @example(pattern="[\\a-b]", texts=["a", "b", "-"])

@@ -289,7 +289,7 @@ def strike(*_):
     raise Limit
 
 chance = random.Random(int(sys.argv[2]))
-memsync = MemorySyncManager(worker_id="w", url=sys.argv[1], lock_ttl=20)
+memsync = MemorySyncManager(worker_id="w", url=sys.argv[1], lock_ttl=5)
 run = "none"
 memsync._owner = lambda: Owner("t", run)
 with memsync.lock("warm"), memsync.lock("warm-2", wait=1):

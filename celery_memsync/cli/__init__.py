@@ -5,17 +5,40 @@ is how a worker is activated by the setting alone.
 """
 from __future__ import annotations
 
+from typing import Any
+
 import click
+from celery.platforms import EX_USAGE
 
 from .. import plugin  # noqa: F401  (its import listens for workers)
+from .doctor import doctor
+from .follow import follow
+from .keys import delete, get, search, set_
+from .locks import locks
 from .status import status
-from .tasks import task, tasks
+from .tasks import agents, task, tasks
+from .together import assignments, metrics, queue
+from .watch import watch
+from .workers import workers
 
 
-@click.group(name="memsync")
+class Commands(click.Group):
+    """A group whose commands end with the code of `sysexits.h` when they are used wrongly."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as exc:
+            exc.exit_code = EX_USAGE  # type: ignore[misc]
+            raise
+
+
+@click.group(name="memsync", cls=Commands)
 def memsync() -> None:
     """Look into the shared memory of an app."""
 
 
-for _command in (status, tasks, task):
+for _command in (status, workers, tasks, task, agents, follow, queue, assignments, metrics, locks,
+                 get, set_, delete, search, watch, doctor):
     memsync.add_command(_command)

@@ -5,17 +5,17 @@ from collections import Counter
 from typing import Any
 
 import click
-from celery.bin.base import CeleryCommand, CeleryOption
+from celery.bin.base import CeleryCommand
 
 from ..records import AT_WORK, rank_of
-from .output import ago, duration, memory_of, percent, say_json, say_table, visible
+from .output import ago, duration, json_option, memory_of, percent, say_json, say_table, visible
 
 #: Newest tasks that are counted by status.
 COUNTED = 1000
 
 
 @click.command(cls=CeleryCommand)
-@click.option("-j", "--json", "as_json", cls=CeleryOption, is_flag=True, help_group="Output", help="Print JSON.")
+@json_option
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
     """Show Redis, workers, and the newest tasks by status."""
@@ -48,9 +48,9 @@ def _say_workers(ctx: click.Context, workers: list[dict[str, Any]], now: float) 
         ctx.obj.echo("No worker has told of itself yet.")
         return
     rows = [
-        [visible(one["worker_id"]), one["status"], one["pool"] or "-",
+        [visible(one["worker_id"]), visible(one["status"]), visible(one["pool"] or "-"),
          f"{one['capacity'].get('free', '-')}/{one['capacity'].get('total', '-')}", str(one["counters"].get("total", "-")),
-         ago(one["last_beat"], now), ",".join(one["queues"]) or "-"]
+         ago(one["last_beat"], now), visible(",".join(map(str, one["queues"])) or "-")]
         for one in workers
     ]
     say_table(ctx, ["WORKER", "STATUS", "POOL", "FREE", "TAKEN", "BEAT", "QUEUES"], rows, colour=1)
@@ -69,7 +69,7 @@ def _say_running(ctx: click.Context, running: list[dict[str, Any]], now: float) 
         return
     ctx.obj.echo()
     rows = [
-        [task["id"], visible(task["state"].get("name") or "-"), percent(task["progress"]),
+        [visible(task["id"]), visible(task["state"].get("name") or "-"), percent(task["progress"]),
          ago(task["state"].get("started_at"), now), visible((task["progress"] or {}).get("message") or "-", 60)]
         for task in running[:20]
     ]

@@ -2,31 +2,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 
 import pytest
 
-from ..helpers import ROOT, eventually, free_port
-
-
-class Shell:
-    """Where a user types commands.
-
-    Arguments:
-        env: Environment of the app.
-    """
-
-    def __init__(self, env):
-        self.env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-
-    def run(self, *args, app="tests.integration.proj"):
-        """Run a command of the app; return what came of it."""
-        return subprocess.run(
-            [sys.executable, "-m", "celery", "-A", app, "memsync", *args], env=self.env, cwd=ROOT,
-            capture_output=True, text=True, timeout=60)
+from ..helpers import eventually, free_port
+from .shell import Shell, one_line, plain
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +35,6 @@ def sent(fleet):
 def shell(fleet, sent):
     """A shell that is set up for that fleet."""
     return Shell(fleet.env())
-
-
-def plain(done):
-    """Return the output of a command that went well and wrote for a pipe."""
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "\x1b" not in done.stdout
-    return done.stdout
-
-
-def one_line(done):
-    """Return the line on stderr of a command that went wrong."""
-    assert done.stdout == ""
-    assert "Traceback" not in done.stderr
-    (line,) = done.stderr.splitlines()
-    return line
 
 
 def test_status_shows_redis_workers_and_tasks(shell, fleet, sent):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 
 import pytest
@@ -10,7 +11,7 @@ from ..helpers import ROOT
 from ..test_readme import Page
 
 PAGES = ("quickstart.md", "howto/progress.md", "howto/web.md", "howto/several-apps.md", "howto/testing.md",
-         "howto/locks.md", "howto/fleet.md")
+         "howto/locks.md", "howto/fleet.md", "howto/commands.md")
 
 #: Pages that need no worker.
 BY_HAND = ("howto/changes.md", "howto/queue.md", "howto/cache.md", "howto/security.md")
@@ -24,7 +25,7 @@ def test_every_example_of_a_page_runs(path, tmp_path, own_server):
         for code in page.scripts:
             page.run_script(code)
         for command, _ in page.commands:
-            page.run_celery(*command.split()[1:])
+            page.run_celery(*shlex.split(command)[1:])
         if (tmp_path / "bar.py").exists():
             assert page.run(sys.executable, "bar.py").endswith("SUCCESS\n")
         if (tmp_path / "test_proj.py").exists():

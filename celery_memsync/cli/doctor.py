@@ -1,0 +1,141 @@
+"""`celery memsync doctor`: what is wrong, and what to do about it."""
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from typing import Any, Iterator, NamedTuple, Sequence
+
+import click
+from celery.bin.base import CeleryCommand
+
+from ..exceptions import StoreError
+from ..records import WorkerRecord
+from ..rights import CHANNELS, KEYS
+from .output import figure, json_option, mebibytes, memory_of, say_json, visible
+
+#: The oldest server whose commands are all that is needed.
+OLDEST = (6, 2)
+
+#: Part of the memory or of the connections that Redis may use, above which it is nearly full.
+FULL = 0.9
+
+#: Seconds that a worker may take after its start until it consumes.
+STARTING = 10.0
+
+#: Most names that a finding lists.
+NAMED = 5
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at.
+
+    Attributes:
+        fine: Whether it is as it should be.
+        what: What was found.
+        advice: What to do if it is not fine.
+    """
+
+    fine: bool
+    what: str
+    advice: str = ""
+
+
+@click.command(cls=CeleryCommand)
+@json_option
+@click.pass_context
+def doctor(ctx: click.Context, as_json: bool) -> None:
+    """Look for what is wrong with Redis and the workers; the exit code is 1 if anything is."""
+    with memory_of(ctx) as memsync:
+        lacking = memsync.store.missing_rights()
+        findings = list(examine_rights(lacking))
+        # What else can't be looked at without them is passed over.
+        with contextlib.suppress(*[StoreError] if lacking else []):
+            findings += examine_redis(memsync.store.server_info())
+            findings += examine_workers(memsync.get_workers())
+    if as_json:
+        say_json(ctx, [one._asdict() for one in findings])
+    else:
+        for one in findings:
+            mark = ctx.obj.style("ok  ", fg="green") if one.fine else ctx.obj.style("WARN", fg="red")
+            ctx.obj.echo(f"{mark}  {one.what}" + (f": {one.advice}" if one.advice else ""))
+    if not all(one.fine for one in findings):
+        ctx.exit(1)
+
+
+def examine_rights(lacking: Sequence[str]) -> Iterator[Finding]:
+    """Yield which rights the user of memsync_backend lacks, if any."""
+    if lacking:
+        names = {KEYS: "~<memsync_namespace>/*", CHANNELS: "&*"}
+        told = " ".join(names.get(right, f"+{right}") for right in lacking)
+        yield Finding(False, f"Redis does not allow its user: {told}",
+                      "ACL SETUSER gives rights; docs/howto/security.md has all that are needed")
+
+
+def examine_redis(info: dict[str, Any]) -> Iterator[Finding]:
+    """Yield what INFO tells; {} if that is not allowed."""
+    if not info:
+        yield Finding(True, "Redis itself is not looked at", "that takes the right +info, which nothing else needs")
+        return
+    version = str(info.get("redis_version"))
+    if _version(version) >= OLDEST:
+        yield Finding(True, f"Redis {visible(version)}")
+    else:
+        yield Finding(False, f"Redis {visible(version)} is too old", "6.2 or newer is needed")
+    if info.get("role", "master") != "master":
+        yield Finding(False, "this Redis is a replica, which takes no writes", "let memsync_backend name its master")
+    yield from _examine_memory(info)
+    clients, most = info.get("connected_clients") or 0, info.get("maxclients") or 0
+    if most and clients > FULL * most:
+        yield Finding(False, f"{clients} of {most} connections to Redis are in use", "raise maxclients of Redis")
+
+
+def _examine_memory(info: dict[str, Any]) -> Iterator[Finding]:
+    used, most = info.get("used_memory") or 0, info.get("maxmemory") or 0
+    policy, evicted = str(info.get("maxmemory_policy")), info.get("evicted_keys") or 0
+    share = f"{mebibytes(used)} are in use, " + (f"of {mebibytes(most)}" if most else "without a limit")
+    if most and used > FULL * most:
+        yield Finding(False, share, "raise maxmemory of Redis, or shorten memsync_default_ttl")
+    else:
+        yield Finding(True, share)
+    if evicted:
+        yield Finding(False, f"Redis has evicted {evicted} keys since its start",
+                      "states and locks may be among them; raise maxmemory")
+    elif most and policy != "noeviction":
+        yield Finding(False, f"when it is full Redis evicts keys ({visible(policy)})",
+                      "states and locks may be among them; set maxmemory-policy to noeviction")
+
+
+def examine_workers(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
+    """Yield what is to be said of workers."""
+    counts = Counter(one.status for one in workers)
+    alive = [one for one in workers if one.status not in ("lost", "offline")]
+    if alive:
+        told = ", ".join(f"{number} {visible(status)}" for status, number in counts.items())
+        yield Finding(True, f"workers: {told}")
+    else:
+        yield Finding(False, "no worker is alive",
+                      "start one; it takes part if its app has memsync_backend, or a MemSync")
+    lost = [one.worker_id for one in workers if one.status == "lost"]
+    if lost:
+        yield Finding(False, f"lost: {_named(lost)}", "see whether they were killed, or are cut off from Redis")
+    deaf = [one.worker_id for one in alive if one.consuming is False and one.status != "draining" and not _starting(one)]
+    if deaf:
+        yield Finding(False, f"beat, but consume nothing: {_named(deaf)}", "see their logs, or start them again")
+    for name in ("celery", "celery-memsync"):
+        found = sorted({str(one.versions[name]) for one in alive if name in one.versions})
+        if len(found) > 1:
+            yield Finding(False, f"workers have different versions of {name}: {_named(found)}", "bring all to the same")
+
+
+def _starting(one: WorkerRecord) -> bool:
+    started_at, last_beat = figure(one.started_at), figure(one.last_beat)
+    return started_at is not None and last_beat is not None and last_beat - started_at < STARTING
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(visible(str(name)) for name in names[:NAMED]) + more
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) if part.isdigit() else 0 for part in text.split(".")[:2])

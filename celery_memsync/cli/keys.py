@@ -1,0 +1,102 @@
+"""`celery memsync search`, `get`, `set` and `delete`: keys and what is stored under them."""
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import click
+from celery.bin.base import CeleryCommand, CeleryOption
+from celery.exceptions import CeleryCommandException
+
+from ..exceptions import ConflictError, InvalidValue
+from .output import duration, indented, json_option, limit_option, memory_of, moment, say_facts, say_json, visible
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("pattern", default="*")
+@limit_option(1000, 100_000, "Most keys to show.")
+@json_option
+@click.pass_context
+def search(ctx: click.Context, pattern: str, limit: int, as_json: bool) -> None:
+    """List the keys that match a glob, such as 'tasks/*/state'; all if there is none."""
+    with memory_of(ctx) as memsync:
+        found = memsync.search(pattern, limit=limit)
+    if as_json:
+        say_json(ctx, found)
+        return
+    for path in found:
+        ctx.obj.echo(visible(path, limit=None))
+    # Not among the keys, which may go into a pipe.
+    if not found:
+        ctx.obj.error(f"No key matches {visible(pattern)}.")
+    elif len(found) == limit:
+        ctx.obj.error(f"There may be more than these {limit}; --limit shows them.")
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("name", metavar="KEY")
+@json_option
+@click.pass_context
+def get(ctx: click.Context, name: str, as_json: bool) -> None:
+    """Show what is stored under a key, who wrote it, and when."""
+    with memory_of(ctx) as memsync:
+        entry = memsync.read_entry(name, consistent=True)
+        now = memsync.store.clock.now()
+    if entry is None:
+        raise CeleryCommandException(
+            f"Nothing is stored under {visible(name)}, or its time is over; `memsync search` lists what there is.",
+            exit_code=1)
+    if as_json:
+        say_json(ctx, asdict(entry))
+        return
+    say_facts(ctx, [
+        ("key", entry.key), ("version", str(entry.version)), ("written", moment(entry.timestamp)),
+        ("by", entry.worker_id), ("time left", duration(max(0.0, entry.timestamp + entry.ttl - now))),
+    ])
+    for line in indented(entry.value):
+        ctx.obj.echo(line)
+
+
+@click.command("set", cls=CeleryCommand)
+@click.argument("name", metavar="KEY")
+@click.argument("value", metavar="JSON")
+@click.option("--ttl", cls=CeleryOption, type=click.FloatRange(0, min_open=True), help_group="Writing",
+              help="Seconds that it is kept.")
+@click.option("--expected-version", cls=CeleryOption, type=click.IntRange(0), help_group="Writing",
+              help="Only if the key is at this version; 0: only if there is nothing.")
+@json_option
+@click.pass_context
+def set_(
+    ctx: click.Context, name: str, value: str, ttl: float | None, expected_version: int | None, as_json: bool,
+) -> None:
+    """Store a value under a key: JSON, so that a text is in quotes."""
+    try:
+        decoded = json.loads(value)
+    except ValueError as exc:
+        raise click.BadParameter(f"it is no JSON ({exc}); a text is written in quotes, as in '\"text\"'") from None
+    with memory_of(ctx) as memsync:
+        try:
+            memsync.write(name, decoded, ttl=ttl, expected_version=expected_version)
+        except (ConflictError, InvalidValue) as exc:
+            raise CeleryCommandException(str(exc), exit_code=1) from exc
+        memsync.force_sync()
+        entry = memsync.read_entry(name, consistent=True)
+    if entry is None:
+        return
+    if as_json:
+        say_json(ctx, asdict(entry))
+    else:
+        ctx.obj.echo(f"{visible(entry.key)} is at version {entry.version}.")
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("name", metavar="KEY")
+@click.pass_context
+def delete(ctx: click.Context, name: str) -> None:
+    """Delete what is stored under a key."""
+    with memory_of(ctx) as memsync:
+        before = memsync.read(name, consistent=True)
+        memsync.delete(name)
+        memsync.force_sync()
+    if before is None:
+        raise CeleryCommandException(f"Nothing is stored under {visible(name)}.", exit_code=1)

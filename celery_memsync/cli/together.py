@@ -1,0 +1,58 @@
+"""`celery memsync queue`, `assignments` and `metrics`: what all processes keep together."""
+from __future__ import annotations
+
+import click
+from celery.bin.base import CeleryCommand
+
+from .output import json_option, limit_option, memory_of, say_facts, say_json, say_table, shown, visible
+
+
+@click.command(cls=CeleryCommand)
+@limit_option(50, 100_000, "Most tasks to show of each list.")
+@json_option
+@click.pass_context
+def queue(ctx: click.Context, limit: int, as_json: bool) -> None:
+    """Show the tasks that wait and those at work, first come first."""
+    with memory_of(ctx) as memsync:
+        lists = memsync.get_queue(limit=limit)
+        holders = {str(task_id): worker_id for worker_id, ids in memsync.get_assignments().items() for task_id in ids}
+    if as_json:
+        say_json(ctx, lists)
+    elif not any(lists.values()):
+        ctx.obj.echo("No task waits, and none is at work.")
+    else:
+        say_table(ctx, ["LIST", "TASK", "WORKER"], [
+            [name, visible(task_id), visible(holders.get(task_id, "-"))]
+            for name in ("processing", "pending") for task_id in lists[name]
+        ])
+
+
+@click.command(cls=CeleryCommand)
+@json_option
+@click.pass_context
+def assignments(ctx: click.Context, as_json: bool) -> None:
+    """Show which worker has which tasks."""
+    with memory_of(ctx) as memsync:
+        found = memsync.get_assignments()
+    if as_json:
+        say_json(ctx, found)
+    elif not any(found.values()):
+        ctx.obj.echo("No worker has a task.")
+    else:
+        say_table(ctx, ["WORKER", "TASK"], [
+            [visible(worker_id), visible(task_id)] for worker_id, ids in sorted(found.items()) for task_id in ids])
+
+
+@click.command(cls=CeleryCommand)
+@json_option
+@click.pass_context
+def metrics(ctx: click.Context, as_json: bool) -> None:
+    """Show the counters that all processes share."""
+    with memory_of(ctx) as memsync:
+        counters = memsync.get_coordination_metrics()
+    if as_json:
+        say_json(ctx, counters)
+    elif not counters:
+        ctx.obj.echo("Nothing has been counted yet.")
+    else:
+        say_facts(ctx, [(name, shown(value)) for name, value in sorted(counters.items())])

@@ -1,0 +1,103 @@
+"""`celery memsync watch`: changes as they come."""
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import asdict
+from typing import Callable, Iterator, TypeVar
+
+import click
+from celery.bin.base import CeleryCommand, CeleryOption
+
+from ..exceptions import StoreError
+from ..plugin import MemSync
+from ..subscriptions import KeyChange, Watch
+from .output import EX_TIMEOUT, json_option, memory_of, moment, say_json, shown, timeout_option, visible
+
+T = TypeVar("T")
+
+#: Seconds without a change after which Redis is asked whether it is there, and between questions while it is not.
+LOOK_INTERVAL = 2.0
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("pattern", default="*")
+@click.option("-n", "--limit", cls=CeleryOption, type=click.IntRange(1), help_group="Selection",
+              help="End after so many changes.")
+@timeout_option
+@json_option
+@click.pass_context
+def watch(ctx: click.Context, pattern: str, limit: int | None, timeout: float | None, as_json: bool) -> None:
+    """Show changes of the keys that match a glob, from now on; all if there is none."""
+    with memory_of(ctx) as memsync:
+        memsync.store.ping()
+        deadline = deadline_of(timeout)
+        count = 0
+        with memsync.watch(pattern) as changes:
+            for change in heard(ctx, memsync, changes, deadline):
+                if change is not None:
+                    _say(ctx, change, as_json)
+                    count += 1
+                if count == limit:
+                    return
+    if limit is not None:
+        ctx.exit(EX_TIMEOUT)
+
+
+def heard(ctx: click.Context, memsync: MemSync, changes: Watch, deadline: float) -> Iterator[KeyChange | None]:
+    """Yield changes until a monotonic time, and None now and then while there are none.
+
+    When Redis goes away and comes back that is said on stderr.
+
+    Raises:
+        StoreError: If Redis was found to be away, and is not back in time.
+    """
+    while True:
+        left = deadline - time.monotonic()
+        change = changes.get(max(0.0, min(left, LOOK_INTERVAL)))
+        if change is not None:
+            yield change
+        elif left <= 0:
+            return
+        else:
+            patiently(ctx, memsync.store.ping, deadline)
+            yield None
+
+
+def patiently(ctx: click.Context, ask: Callable[[], T], deadline: float) -> T:
+    """Return an answer, waiting for Redis if it is away; say so on stderr.
+
+    Raises:
+        StoreError: If Redis is away still at the deadline, or refuses.
+    """
+    away = False
+    while True:
+        try:
+            answer = ask()
+        except StoreError as exc:
+            if exc.refused or time.monotonic() >= deadline:
+                raise
+            if not away:
+                ctx.obj.error(f"{exc}; waiting for it.")
+            away = True
+            threading.Event().wait(max(0.0, min(LOOK_INTERVAL, deadline - time.monotonic())))
+        else:
+            if away:
+                ctx.obj.error("Redis is back.")
+            return answer
+
+
+def deadline_of(timeout: float | None) -> float:
+    """Return the monotonic time at which a command ends."""
+    return float("inf") if timeout is None else time.monotonic() + timeout
+
+
+def _say(ctx: click.Context, change: KeyChange, as_json: bool) -> None:
+    entry = change.entry
+    if as_json:
+        say_json(ctx, {"key": change.key, "value": None} if entry is None else asdict(entry))
+    elif entry is None:
+        ctx.obj.echo(f"{moment(None):24}  -     {visible(change.key, limit=None)}  gone")
+    else:
+        version = f"v{entry.version}"
+        ctx.obj.echo(f"{moment(entry.timestamp)}  {version:4}  {visible(entry.key, limit=None)}  {shown(entry.value)}")

@@ -1,0 +1,77 @@
+"""Where a user types `celery memsync ...`."""
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+from ..helpers import ROOT, eventually
+
+
+class Shell:
+    """Where a user types commands.
+
+    Arguments:
+        env: Environment of the app.
+    """
+
+    def __init__(self, env):
+        self.env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+
+    def run(self, *args, app="tests.integration.proj", **env):
+        """Run a command of the app; return what came of it."""
+        return subprocess.run(
+            self._command(app, args), env={**self.env, **env}, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    def start(self, *args, **options):
+        """Start a command that goes on; its output is unbuffered."""
+        return Running(subprocess.Popen(
+            self._command("tests.integration.proj", args), env=self.env, cwd=ROOT, text=True,
+            # Where the tests themselves run in the background Ctrl-C is ignored, and that is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}))
+
+    def _command(self, app, args):
+        return [sys.executable, "-m", "celery", "-A", app, "memsync", *args]
+
+
+class Running:
+    """A command that goes on.
+
+    Arguments:
+        process: With pipes for its output.
+    """
+
+    def __init__(self, process):
+        self.process = process
+
+    def hears(self, client):
+        """Wait until it is subscribed; nobody else is, to this server."""
+        eventually(client.pubsub_numpat, timeout=20, message="it does not subscribe")
+        return self
+
+    def end(self, how=None, timeout=20):
+        """Return what came of it, once it has ended; by a signal if one is given."""
+        if how is not None:
+            self.process.send_signal(how)
+        try:
+            out, err = self.process.communicate(timeout=timeout)
+        finally:
+            self.process.send_signal(signal.SIGKILL)
+        return subprocess.CompletedProcess(self.process.args, self.process.returncode, out, err)
+
+
+def plain(done):
+    """Return the output of a command that went well and wrote for a pipe."""
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\x1b" not in done.stdout
+    return done.stdout
+
+
+def one_line(done):
+    """Return the line on stderr of a command that went wrong."""
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    return line

@@ -1,0 +1,215 @@
+"""`celery memsync doctor` as a user types it."""
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from celery_memsync import values
+from celery_memsync.cli.doctor import examine_redis
+from celery_memsync.records import WorkerRecord
+from celery_memsync.rights import rules
+
+from ..helpers import eventually, free_port
+from .shell import Shell, plain
+
+
+@pytest.fixture
+def fleet(make_fleet, own_memory):
+    """A fleet on a Redis of its own, of whose workers the tests tell by hand."""
+    return make_fleet(memory=own_memory, memsync_worker_ttl=1.0)
+
+
+@pytest.fixture
+def client(own_memory):
+    """A client of redis-py on that Redis."""
+    with own_memory.client() as client:
+        yield client
+
+
+def beat(fleet, worker_id, ttl=60.0, **facts):
+    """Tell of a worker as it would itself."""
+    record = WorkerRecord(worker_id, **{"consuming": True, **facts})
+    fleet.reader.store.beat_worker(worker_id, values.dumps(record.as_dict()), ttl)
+
+
+def examine(fleet, **conf):
+    """Return the exit code and the findings."""
+    done = Shell(fleet.env(memsync_worker_ttl=60.0, **conf)).run("doctor", "--json")
+    assert done.stderr == ""
+    return done.returncode, json.loads(done.stdout)
+
+
+def warnings(findings):
+    return [one["what"] for one in findings if not one["fine"]]
+
+
+def test_nothing_is_wrong_with_a_fleet_that_works(fleet):
+    beat(fleet, "w1")
+
+    code, findings = examine(fleet)
+
+    assert (code, warnings(findings)) == (0, [])
+    assert findings[0]["what"].startswith("Redis ")
+
+
+def test_what_is_found_is_a_line_each_with_advice(fleet):
+    done = Shell(fleet.env()).run("doctor")
+
+    assert (done.returncode, done.stderr) == (1, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok", "ok", "WARN"]
+    assert "memsync_backend" in done.stdout.splitlines()[-1]
+
+
+def test_everything_is_fine_in_text_too(fleet):
+    beat(fleet, "w1")
+
+    shown = plain(Shell(fleet.env(memsync_worker_ttl=60.0)).run("doctor"))
+
+    assert {line.split()[0] for line in shown.splitlines()} == {"ok"}
+
+
+def test_a_redis_that_evicts_when_it_is_full_is_found(fleet, client):
+    beat(fleet, "w1")
+    client.config_set("maxmemory", "100mb")
+    client.config_set("maxmemory-policy", "allkeys-lru")
+
+    code, findings = examine(fleet)
+
+    assert code == 1
+    assert ["allkeys-lru" in what for what in warnings(findings)] == [True]
+
+
+def test_a_limit_without_eviction_is_fine(fleet, client):
+    beat(fleet, "w1")
+    client.config_set("maxmemory", "100mb")
+
+    code, findings = examine(fleet)
+
+    assert (code, warnings(findings)) == (0, [])
+
+
+def test_a_redis_that_has_evicted_is_found(fleet, client):
+    beat(fleet, "w1")
+    client.set("large", b"x" * 5_000_000)
+    client.config_set("maxmemory-policy", "allkeys-lru")
+    client.config_set("maxmemory", client.info("memory")["used_memory"] - 1_000_000)
+    eventually(lambda: client.info("stats")["evicted_keys"])
+    client.config_set("maxmemory", "100mb")
+
+    code, findings = examine(fleet)
+
+    assert code == 1
+    assert any(what.startswith("Redis has evicted") for what in warnings(findings))
+
+
+def test_a_redis_that_is_nearly_full_is_found(fleet, client):
+    beat(fleet, "w1")
+    client.set("large", b"x" * 20_000_000)
+    client.config_set("maxmemory", 22_000_000)
+
+    code, findings = examine(fleet)
+
+    assert code == 1
+    assert ["are in use" in what for what in warnings(findings)] == [True]
+
+
+def test_a_replica_is_found(fleet, client):
+    beat(fleet, "w1")
+    client.replicaof("127.0.0.1", free_port())
+
+    code, findings = examine(fleet)
+    client.replicaof("NO", "ONE")
+
+    assert code == 1
+    assert ["replica" in what for what in warnings(findings)] == [True]
+
+
+def test_a_lost_worker_is_found_and_named(fleet):
+    beat(fleet, "w2")
+    eventually(lambda: fleet.reader.get_workers() and not fleet.reader.get_active_workers())
+
+    done = Shell(fleet.env(memsync_worker_ttl=1.0)).run("doctor", "--json")
+
+    assert done.returncode == 1
+    assert "lost: w2" in warnings(json.loads(done.stdout))
+
+
+def test_a_worker_that_beats_and_does_not_consume_is_found(fleet):
+    beat(fleet, "w1", consuming=False)
+    beat(fleet, "w2", consuming=False, status="draining")
+    beat(fleet, "w3")
+
+    code, findings = examine(fleet)
+
+    assert (code, warnings(findings)) == (1, ["beat, but consume nothing: w1"])
+
+
+def test_a_worker_that_has_just_started_need_not_consume_yet(fleet):
+    now = fleet.reader.store.redis.time()[0]
+    beat(fleet, "w1", consuming=False, started_at=now - 1)
+    beat(fleet, "w2", consuming=False, started_at=now - 60)
+
+    code, findings = examine(fleet)
+
+    assert (code, warnings(findings)) == (1, ["beat, but consume nothing: w2"])
+
+
+def test_workers_of_different_versions_are_found(fleet):
+    for worker_id, version in (("w1", "5.6.0"), ("w2", "5.7.0"), ("w3", "5.7.0")):
+        beat(fleet, worker_id, versions={"celery": version, "celery-memsync": "1.0"})
+
+    code, findings = examine(fleet)
+
+    assert (code, warnings(findings)) == (1, ["workers have different versions of celery: 5.6.0, 5.7.0"])
+
+
+def test_of_many_names_some_are_shown(fleet):
+    for number in range(9):
+        beat(fleet, f"w{number}", consuming=False)
+
+    _, findings = examine(fleet)
+
+    assert warnings(findings) == ["beat, but consume nothing: w0, w1, w2, w3, w4 and 4 more"]
+
+
+@pytest.mark.parametrize("version, fine", [
+    ("6.0.16", False), ("6.2.0", True), ("7.0.15", True), ("10.1.0", True), ("255.255.255", True), ("unknown", False),
+])
+def test_a_server_is_new_enough_or_not(version, fine):
+    first = next(examine_redis({"redis_version": version}))
+
+    assert first.fine is fine
+
+
+@pytest.mark.parametrize("clients, fine", [(90, True), (91, False)])
+def test_connections_that_run_out_are_found(clients, fine):
+    findings = examine_redis({"redis_version": "7.0.15", "connected_clients": clients, "maxclients": 100})
+
+    assert all(one.fine for one in findings) is fine
+
+
+def as_user(memory, *without):
+    """Return the URL of a user of Redis who has all rights that are told but some."""
+    words = [word for word in rules("*") if word not in without]
+    with memory.client() as client:
+        client.execute_command("ACL", "SETUSER", "app", "reset", "resetchannels", "on", ">secret", *words)
+    return memory.url.replace("://", "://app:secret@", 1)
+
+
+@pytest.mark.parametrize("without", ["+hgetall", "+time", "+xadd", "&*"])
+def test_a_right_that_is_missing_is_found_and_named(fleet, own_memory, without):
+    beat(fleet, "w1")
+
+    code, findings = examine(fleet, memsync_backend=as_user(own_memory, without))
+
+    assert (code, warnings(findings)) == (1, [f"Redis does not allow its user: {without}"])
+
+
+def test_who_has_the_rights_that_are_told_is_told_of_workers_without_looking_at_the_server(fleet, own_memory):
+    beat(fleet, "w1")
+
+    code, findings = examine(fleet, memsync_backend=as_user(own_memory))
+
+    assert (code, warnings(findings)) == (0, [])
+    assert [one["what"] for one in findings] == ["Redis itself is not looked at", "workers: 1 active"]

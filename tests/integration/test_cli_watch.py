@@ -1,0 +1,276 @@
+"""`celery memsync watch` and `celery memsync follow` as a user types them."""
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+
+import pytest
+
+from ..helpers import eventually
+from .shell import Shell, one_line, plain
+
+
+@pytest.fixture
+def fleet(make_fleet, own_memory):
+    """A fleet without workers, on a Redis to which nobody else subscribes."""
+    return make_fleet(memory=own_memory)
+
+
+@pytest.fixture
+def client(own_memory):
+    """A client of redis-py on that Redis."""
+    with own_memory.client() as client:
+        yield client
+
+
+@pytest.fixture
+def shell(fleet):
+    return Shell(fleet.env())
+
+
+def tell(fleet, task_id, status, **fields):
+    """Tell the state of a task by hand."""
+    fleet.reader.sync_task_state(task_id, {"status": status, **fields})
+    fleet.reader.force_sync()
+
+
+def write(fleet, key, value):
+    fleet.reader.write(key, value)
+    fleet.reader.force_sync()
+
+
+# -- watch
+
+def test_watch_shows_what_matches_and_ends_after_so_many(shell, fleet, client):
+    command = shell.start("watch", "prices/*", "--limit", "2").hears(client)
+
+    for key, value in (("prices/eur", 1.08), ("sizes/x", 3), ("prices/usd", {"a\nb": "\x1b[31m"})):
+        write(fleet, key, value)
+    lines = plain(command.end()).splitlines()
+
+    assert [line.split()[2:] for line in lines] == [
+        ["v1", f"{fleet.name}/prices/eur", "1.08"],
+        ["v1", f"{fleet.name}/prices/usd", '{"a\\nb":', '"\\u001b[31m"}'],
+    ]
+
+
+def test_watch_as_json_is_one_document_a_line(shell, fleet, client):
+    command = shell.start("watch", "prices/*", "--limit", "2", "--json").hears(client)
+
+    write(fleet, "prices/eur", [1.08])
+    entry = fleet.reader.read_entry("prices/eur")
+    fleet.reader.delete("prices/eur")
+    fleet.reader.force_sync()
+    stored, gone = map(json.loads, plain(command.end()).splitlines())
+
+    assert stored["value"] == [1.08]
+    assert (stored["key"], stored["version"], stored["worker_id"]) == (entry.key, entry.version, "the-test")
+    assert gone == {"key": entry.key, "value": None}
+
+
+def test_watch_shows_what_was_deleted(shell, fleet, client):
+    write(fleet, "prices/eur", 1.08)
+    command = shell.start("watch", "prices/*", "--limit", "1").hears(client)
+
+    fleet.reader.delete("prices/eur")
+    fleet.reader.force_sync()
+    (line,) = plain(command.end()).splitlines()
+
+    assert line.split()[-2:] == [f"{fleet.name}/prices/eur", "gone"]
+
+
+def test_watch_ends_in_time(shell):
+    assert plain(shell.run("watch", "--timeout", "0.2")) == ""
+
+
+def test_fewer_changes_than_asked_for_are_exit_code_75(shell, fleet, client):
+    command = shell.start("watch", "--limit", "2", "--timeout", "3").hears(client)
+
+    write(fleet, "prices/eur", 1.08)
+    done = command.end()
+
+    assert (done.returncode, done.stderr) == (75, "")
+    assert len(done.stdout.splitlines()) == 1
+
+
+def test_watch_goes_on_when_redis_is_back_and_says_so(shell, fleet, client, own_memory):
+    command = shell.start("watch", "prices/*", "--limit", "1").hears(client)
+    said = command.process.stderr
+
+    own_memory.stop()
+    first = said.readline()
+    own_memory.start()
+    second = said.readline()
+    write(fleet, "prices/eur", 1.08)
+    done = command.end()
+
+    assert first.endswith("waiting for it.\n") and second == "Redis is back.\n"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{fleet.name}/prices/eur" in done.stdout
+
+
+def test_redis_away_at_the_end_is_exit_code_69(shell, client, own_memory):
+    command = shell.start("watch", "--timeout", "6").hears(client)
+
+    own_memory.stop()
+    done = command.end()
+
+    assert done.returncode == 69
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 2
+
+
+def test_ctrl_c_ends_without_a_word(shell, client):
+    done = shell.start("watch").hears(client).end(signal.SIGINT)
+
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "")
+
+
+def test_a_pipe_that_is_closed_ends_without_a_word(shell, fleet, client):
+    reading, writing = os.pipe()
+    command = shell.start("watch", stdout=writing).hears(client)
+    os.close(writing)
+    os.close(reading)
+
+    write(fleet, "prices/eur", 1.08)
+    done = command.end()
+
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+# -- follow
+
+def test_a_task_is_followed_to_its_success(module_fleet):
+    module_fleet.start_worker("-c", "1")
+    shell = Shell(module_fleet.env())
+    result = module_fleet.send("count_to", 7)
+
+    lines = plain(shell.run("follow", result.id, "--timeout", "30")).splitlines()
+
+    assert lines[-1].split() == ["SUCCESS", "100%,", "7", "of", "7"]
+
+
+def test_a_task_that_ends_in_another_way_is_exit_code_1_and_says_why(shell, fleet, client):
+    tell(fleet, "t1", "STARTED")
+    command = shell.start("follow", "t1").hears(client)
+
+    fleet.reader.sync_task_progress("t1", 40, message="reading")
+    fleet.reader.force_sync()
+    tell(fleet, "t1", "FAILURE", exception={"type": "ValueError", "message": "the cup\x1b is empty"})
+    done = command.end()
+
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines()[-1] == "FAILURE   40%, reading  ValueError: the cup? is empty"
+
+
+def test_a_task_that_nobody_told_of_yet_is_waited_for(shell, fleet, client):
+    command = shell.start("follow", "t1").hears(client)
+
+    tell(fleet, "t1", "SUCCESS")
+
+    assert plain(command.end()) == "SUCCESS\n"
+
+
+def test_a_task_that_has_ended_already_is_shown_at_once(shell, fleet):
+    tell(fleet, "t1", "REVOKED")
+
+    done = shell.run("follow", "t1")
+
+    assert (done.returncode, done.stdout, done.stderr) == (1, "REVOKED\n", "")
+
+
+def test_a_followed_task_as_json_is_a_document_for_each_change(shell, fleet, client):
+    tell(fleet, "t1", "STARTED")
+    command = shell.start("follow", "t1", "--json").hears(client)
+    first = json.loads(command.process.stdout.readline())
+
+    tell(fleet, "t1", "SUCCESS")
+    last = json.loads(plain(command.end()).splitlines()[-1])
+
+    assert (first["state"]["status"], last["state"]["status"]) == ("STARTED", "SUCCESS")
+    assert last == fleet.reader.get_task("t1")
+
+
+def test_a_task_that_does_not_end_in_time_is_exit_code_75(shell, fleet):
+    tell(fleet, "t1", "STARTED")
+
+    done = shell.run("follow", "t1", "--timeout", "0.2")
+
+    assert (done.returncode, done.stdout) == (75, "STARTED\n")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_task_that_is_forgotten_is_exit_code_1(shell, fleet, client):
+    tell(fleet, "t1", "STARTED")
+    command = shell.start("follow", "t1").hears(client)
+    assert command.process.stdout.readline() == "STARTED\n"
+
+    client.flushall()
+    done = command.end()
+
+    assert done.returncode == 1
+    assert "t1" in one_line(done)
+
+
+def test_a_task_that_somebody_removed_by_hand_is_exit_code_1(shell, fleet, client):
+    tell(fleet, "t1", "STARTED")
+    command = shell.start("follow", "t1").hears(client)
+    assert command.process.stdout.readline() == "STARTED\n"
+
+    client.delete(fleet.reader.store.keys.task("t1"))
+    done = command.end()
+
+    assert done.returncode == 1
+    assert "t1" in one_line(done)
+
+
+def test_an_end_while_redis_was_away_from_the_command_is_not_missed(shell, fleet, client):
+    tell(fleet, "t1", "STARTED")
+    command = shell.start("follow", "t1").hears(client)
+    assert command.process.stdout.readline() == "STARTED\n"
+
+    for kind in ("pubsub", "normal"):
+        client.client_kill_filter(_type=kind, skipme=True)
+    tell(fleet, "t1", "SUCCESS")
+    done = command.end()
+
+    assert (done.returncode, done.stdout) == (0, "SUCCESS\n")
+
+
+def test_of_several_tasks_that_are_followed_the_worst_end_counts(shell, fleet):
+    tell(fleet, "t1", "SUCCESS")
+    tell(fleet, "t2", "FAILURE")
+
+    done = shell.run("follow", "t1", "t2", "t1")
+
+    assert done.returncode == 1
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["SUCCESS", "FAILURE", "SUCCESS"]
+
+
+def test_a_terminal_sees_one_line_for_each_status(shell, fleet, client):
+    tell(fleet, "t1", "STARTED")
+    ours, theirs = pty.openpty()
+    command = shell.start("follow", "t1", stdout=theirs, stderr=subprocess.STDOUT).hears(client)
+    os.close(theirs)
+    seen = [b""]
+
+    def shows(text):
+        seen[0] += os.read(ours, 4096)
+        return text in seen[0]
+
+    eventually(lambda: shows(b"STARTED"))
+    fleet.reader.sync_task_progress("t1", 40, message="reading " * 100)
+    fleet.reader.force_sync()
+    eventually(lambda: shows(b"40%, reading"))
+    tell(fleet, "t1", "SUCCESS")
+    eventually(lambda: shows(b"SUCCESS"))
+    code = command.process.wait(20)
+    os.close(ours)
+
+    lines = seen[0].decode().rstrip().split("\r\n")
+    assert code == 0
+    assert [line.split("\x1b[K")[-1].split()[0] for line in lines] == ["STARTED", "SUCCESS"]
+    assert max(len(part) for line in lines for part in line.split("\x1b[K")) < 80
