@@ -21,8 +21,8 @@ from .writer import BatchWriter
 
 T = TypeVar("T")
 
-#: Times to ask Redis while this process goes on writing what is asked for.
-MAX_READS = 5
+#: Times to ask Redis while this process goes on writing what is asked for; the last time it may not.
+MAX_READS = 3
 
 #: Tasks, or keys, of which a search reads what is stored in one round trip.
 READ_AT_ONCE = 200
@@ -81,14 +81,16 @@ class Asking:
     def ask(self, read: Callable[[Source | None], T]) -> tuple[T, list[Change]]:
         """Ask Redis; return its answer and the changes of this process to lay over it.
 
-        What was written while Redis answered may be in neither, so it is asked again.
+        What waited before and was written while Redis answered may be in
+        neither, so it is asked again.
         """
-        waiting_for = self._reader.writer.waiting_for
-        for _ in range(MAX_READS):
-            before = waiting_for(*self._keys)
-            answer = self._read(read)
-            waiting = waiting_for(*self._keys)
-            if waiting == before:
+        writer = self._reader.writer
+        for number in range(MAX_READS):
+            with contextlib.nullcontext() if number < MAX_READS - 1 else writer.at_rest:
+                before = writer.waiting_for(*self._keys)
+                answer = self._read(read)
+                waiting = writer.waiting_for(*self._keys)
+            if set(before) <= set(waiting):
                 break
         if waiting:
             self._give_up_keeping()

@@ -195,6 +195,11 @@ class BatchWriter:
                 return serial.isdigit() and int(serial) >= change.serial
         return False
 
+    @property
+    def at_rest(self) -> contextlib.AbstractContextManager[object]:
+        """A lock; whoever holds it knows that nothing leaves this process meanwhile."""
+        return self._flushing
+
     # -- write
 
     def flush(self) -> None:
@@ -282,7 +287,7 @@ class BatchWriter:
             raise Refused(key, 1)
         if outcome.status == "fenced":
             raise LockLost(f"under which {key} was written")
-        self._settle(change, outcome)
+        self._settle(change, write, outcome)
         self.on_put(place.key)
         # If this is a second try others may have written since.
         version = expected + 1 if outcome.status == "again" else outcome.version
@@ -358,26 +363,30 @@ class BatchWriter:
         for number in range(MAX_MERGES):
             writes = [(change, write) for change in changes if (write := self._as_write(change)) is not None]
             outcomes = self.store.write_entries([write for _, write in writes])
-            settled = [self._settle(change, outcome) for (change, _), outcome in zip(writes, outcomes)]
+            settled = [self._settle(*written, outcome) for written, outcome in zip(writes, outcomes)]
             again = [change for change in settled if change is not None]
             if number >= MAX_ROUNDS:
                 # Merging fields settles nothing, it only has to be the first to write.
-                lost += [change for change in again if not isinstance(change, MergeFields)]
+                lost += self._let_wait([change for change in again if not isinstance(change, MergeFields)])
                 again = [change for change in again if isinstance(change, MergeFields)]
             changes = self._replace(changes, again)
             if not again:
                 break
             time.sleep(number * random.random() * CONTENTION_PAUSE)
         else:
-            lost += changes
+            lost += self._let_wait(changes)
             self._replace(changes, [])
-        with self._mutex:
-            for change in lost:
-                self._append(self._ordinary, change.place, change, front=True)
         return [ConflictError(
             change.place.path,
             (change.seen if isinstance(change, SetValue) else self._base(change.place).stamp).version,
         ) for change in lost]
+
+    def _let_wait(self, changes: list[Change]) -> list[Change]:
+        """Put changes that lost every round back before those that wait; at no moment are they nowhere."""
+        with self._mutex:
+            for change in changes:
+                self._append(self._ordinary, change.place, change, front=True)
+        return changes
 
     def _replace(self, changes: list[Change], left: list[Change]) -> list[Change]:
         """Put what is left of the first changes in flight in their place; if the connection breaks, that waits on."""
@@ -434,7 +443,7 @@ class BatchWriter:
 
     # -- what became of a change
 
-    def _settle(self, change: Change, outcome: Outcome) -> Change | None:
+    def _settle(self, change: Change, write: EntryWrite, outcome: Outcome) -> Change | None:
         """Take note of an outcome; return what is to be written instead, if anything."""
         if outcome.status == "conflict":
             return self._resolve(change, outcome)
@@ -452,7 +461,7 @@ class BatchWriter:
                 self._bases.pop(change.place, None)
             if change.conflict is not None:
                 self._note_conflict(change.conflict)
-            self._note_written(change)
+            self._note_written(change, write.body)
         return None
 
     def _fence_off(self, change: Change) -> None:
@@ -637,14 +646,14 @@ class BatchWriter:
         self._warned.add(place)
         return True
 
-    def _note_written(self, change: Change) -> None:
+    def _note_written(self, change: Change, body: bytes = b"") -> None:
         place = change.place
         deleted = isinstance(change, SetValue) and not change.body
         name = "delete" if deleted else "write"
         synced = None if deleted else _synced(change)
         if not self.events.wanted(name) and (synced is None or not self.events.wanted(synced)):
             return
-        value = None if deleted else self._value_of(change)
+        value = None if deleted else self._value_of(change, body)
         self._note(name, key=place.path, **({} if deleted else {"value": value}))
         if synced == "task-state-synced":
             self._note(synced, task_id=place.task_id, state=value)
@@ -655,7 +664,7 @@ class BatchWriter:
         elif synced == "queue-synced":
             self._note(synced, queue=value)
 
-    def _value_of(self, change: Change) -> Any:
+    def _value_of(self, change: Change, body: bytes) -> Any:
         if isinstance(change, SyncQueue):
             return change.lists
         if isinstance(change, SyncMetrics):
@@ -663,7 +672,7 @@ class BatchWriter:
         if isinstance(change, TellRun):
             return change.task_run.as_dict()
         if change.expendable:
-            return progress_from(values.decode(change.content(self.store.clock, {}).body))
+            return progress_from(values.decode(body))  # its times as written: the clock may have been corrected since
         after = change.over(None, self.store.clock, self.store.worker_id)
         return None if after is None or after.deleted else after.value
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from celery_memsync import ConflictError, Entry, Resolution, StoreError
-from celery_memsync.conflicts import Resolvers
+from celery_memsync.conflicts import MAX_ROUNDS, Resolvers
 
 from .helpers import eventually
 
@@ -258,3 +258,32 @@ def test_of_a_deletion_and_a_value_the_later_one_wins_whoever_is_flushed_first(m
     assert memsync.read("a", consistent=True) == ("new" if later == "value" else None)
     over_nothing = later == "value" and flushed_first == "earlier"
     assert memsync.get_metrics()["conflicts"] + other.get_metrics()["conflicts"] == (0 if over_nothing else 1)
+
+
+def test_what_lost_every_round_waits_on_when_redis_dies_while_the_others_go_on(own_server, make_memsync):
+    def meddle(entries):
+        meddled.append(entries[0].key)
+        if meddled.count("task-sentinel/tasks/t1/state") > MAX_ROUNDS + 1:
+            own_server.kill()
+            return Resolution(entries[1].value, "meddle")
+        if entries[0].key.endswith("/a"):
+            meddler.write("a", len(meddled))
+        else:
+            meddler.sync_task_state("t1", {"x": len(meddled)})
+        meddler.force_sync()
+        return Resolution(entries[1].value, "meddle")
+
+    meddled = []
+    meddler = make_memsync(url=own_server.url, batch_interval=60.0)
+    unlucky = make_memsync(url=own_server.url, batch_interval=60.0, conflict_resolver=meddle)
+    meddler.write("a", "x")
+    meddler.sync_task_state("t1", {"x": "x"})
+    meddler.force_sync()
+    unlucky.write("a", "mine")
+    unlucky.sync_task_state("t1", {"x": "mine"})
+
+    with pytest.raises(StoreError):
+        unlucky.force_sync()
+
+    assert unlucky.writer.pending == 2
+    assert unlucky.read("a") == "mine"

@@ -9,6 +9,7 @@ import pytest
 
 from celery_memsync import StoreError
 from celery_memsync.keys import Keys
+from celery_memsync.reader import MAX_READS, Asking
 
 from .helpers import eventually
 from .test_reader import tell_now, ways
@@ -94,6 +95,30 @@ def test_what_is_neither_in_redis_nor_in_memory_is_an_error(own_server, make_mem
     for ask in (memsync.read, memsync.read_entry, memsync.get_task_state, lambda key: memsync.read_many(["a", key])):
         with pytest.raises(StoreError):
             ask("b")
+
+
+def test_what_was_told_is_in_the_answer_however_often_it_is_written_meanwhile(make_memsync):
+    memsync = make_memsync(batch_interval=60.0)
+    place = KEYS.place("a")
+    number, answers = 1, []
+    memsync.write("a", number)
+
+    def read(source):
+        nonlocal number
+        stored = memsync.store.read_entries([place])
+        flush = threading.Thread(target=memsync.force_sync)
+        flush.start()
+        flush.join(0.5)
+        answers.append(stored)
+        if len(answers) < MAX_READS:
+            number += 1
+            memsync.write("a", number)
+        return stored
+
+    with Asking(memsync._open().reader, [place.key]) as asking:
+        (stored,), waiting = asking.ask(read)
+
+    assert (len(answers), memsync.writer.overlay(stored, waiting).value) == (MAX_READS, number)
 
 
 @pytest.mark.parametrize("interval", [0.0, 0.001, 0.1])
