@@ -72,6 +72,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         #: Last slot of each range, and who has it; replaced as a whole.
         self._map: tuple[list[int], list[Address]] = [], []
         self._others: tuple[Address, ...] = ()
+        self._answered: Address | None = None
         self._looked_at = float("-inf")
 
     # -- who has what
@@ -98,7 +99,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
     def masters(self) -> frozenset[Address]:
         """Return all masters, looked up again if that was some time ago."""
         if time.monotonic() > self._looked_at + LOOK_INTERVAL:
-            with contextlib.suppress(redis.ConnectionError):
+            with contextlib.suppress(redis.RedisError):
                 self.look()
         return frozenset(self._map[1])
 
@@ -107,16 +108,28 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
 
         Raises:
             redis.ConnectionError: If none answers.
+            redis.exceptions.NoPermissionError: If those that answer do not let this user ask.
         """
-        for address in dict.fromkeys((*self._map[1], *self._others, *self._seeds)):
-            with contextlib.suppress(redis.ConnectionError, redis.TimeoutError, redis.ResponseError, OSError):
+        refusal: redis.RedisError | None = None
+        nodes = list(dict.fromkeys((*self._map[1], *self._others, *self._seeds)))
+        # Who answered last comes last: it may be cut off from the others, and not know better.
+        next_one = nodes.index(self._answered) + 1 if self._answered in nodes else 0
+        for address in (*nodes[next_one:], *nodes[:next_one]):
+            try:
                 rows = sorted(self._ask(address, ("CLUSTER", "SLOTS")))
-                nodes = [[_address(node, address) for node in row[2:]] for row in rows]
-                self._map = [row[1] for row in rows], [masters[0] for masters in nodes]
-                self._others = tuple(one for row in nodes for one in row[1:])
-                self._looked_at = time.monotonic()
-                return
-        raise redis.ConnectionError("no node of the cluster answers")
+            except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as exc:
+                refusal = exc
+            except (redis.ConnectionError, redis.TimeoutError, redis.ResponseError, OSError):
+                continue
+            else:
+                return self._take(rows, address)
+        raise refusal or redis.ConnectionError("no node of the cluster answers")
+
+    def _take(self, rows: Sequence[Any], asked: Address) -> None:
+        nodes = [[_address(node, asked) for node in row[2:]] for row in rows]
+        self._map = [row[1] for row in rows], [masters[0] for masters in nodes]
+        self._others = tuple(one for row in nodes for one in row[1:])
+        self._answered, self._looked_at = asked, time.monotonic()
 
     def _client(self, address: Address) -> Any:
         client = self._clients.get(address)
@@ -177,7 +190,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         if any(isinstance(error, PASSING) for error in errors):
             time.sleep(PAUSE)
         if not all(map(_is_sent_on, errors)):
-            with contextlib.suppress(redis.ConnectionError):
+            with contextlib.suppress(redis.RedisError):
                 self.look()
 
     def close(self) -> None:

@@ -206,7 +206,10 @@ def _cluster(url: str, settings: Mapping[str, Any], home: str) -> Cluster:
 
     def ask(address: Address, question: tuple[str, ...]) -> Any:
         host, port = address
-        return ask_apart(_client(Pool, {**options, **patience, "host": host, "port": port}), [question])[0]
+        answer = ask_apart(_client(Pool, {**options, **patience, "host": host, "port": port}), [question])[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     make_client(addresses[0])  # wrong options are told now
     return Cluster(addresses, make_client, ask, home)  # type: ignore[abstract,unused-ignore]

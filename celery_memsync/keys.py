@@ -214,6 +214,8 @@ class Keys:
         self.beats = f"{self.workers}/beats"
         #: Sorted set of lost workers whose tasks have not been told of yet, by the end of the lease of who does so (ms).
         self.lost = f"{self.workers}/lost"
+        #: Sorted set of tasks and paths by when what was noted of them last was written (us); of a cluster.
+        self.noted = f"{self.about}/noted"
         #: What may be written to see whether it may.
         self.scratch = self._shared("rights")
 

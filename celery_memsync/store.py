@@ -23,6 +23,9 @@ from .scripts import COORDINATION_WRITE, ENTRY_NOTE, ENTRY_WRITE, LOCK_PASS, LOC
 #: Writes in one script call: a hundred hold Redis for a quarter of a millisecond.
 SCRIPT_SIZE = 100
 
+#: Writes to a cluster of which what follows goes in one script call.
+NOTE_SIZE = 500
+
 #: Entries of earlier runs that are kept of a task.
 MAX_FORMER = 12
 
@@ -258,7 +261,8 @@ class Store:
         if not writes:
             return []
         if self._cluster is not None:
-            return self._write_apart(writes)
+            parts = (writes[start:start + NOTE_SIZE] for start in range(0, len(writes), NOTE_SIZE))
+            return [outcome for part in parts for outcome in self._write_apart(part)]
         calls = [
             self._entry_call(writes[start:start + SCRIPT_SIZE])
             for start in range(0, len(writes), SCRIPT_SIZE)
@@ -291,7 +295,7 @@ class Store:
             return
         keys = self.keys
         names = [keys.task_index, keys.names, keys.pending, keys.processing, keys.metrics, keys.about,
-                 keys.done(self.token, "notes")]
+                 keys.done(self.token, "notes"), keys.noted]
         args = [self.worker_id, self._horizon, self.prefix, self._together, self._note_number, *self._notes]
         asked = time.monotonic()
         seconds, micros = self._run(ENTRY_NOTE, [(names, args)])[0]

@@ -174,6 +174,34 @@ def test_who_wrote_without_an_answer_finds_its_tasks_in_the_lists(cluster, make)
     assert other.search("k*") == [f"task-sentinel/{mine}"]
 
 
+def test_who_notes_late_what_was_written_early_does_not_bring_it_back(cluster, make):
+    keys, home = Keys("task-sentinel", together=True), cluster.owner_of("{task-sentinel}")
+    task = next(f"t{n}" for n in range(99) if cluster.owner_of(keys.task(f"t{n}")) is not home)
+    mine = next(f"k{n}" for n in range(99) if cluster.owner_of(f"task-sentinel/k{n}") is not home)
+    for server in cluster.servers:
+        ask(server, "ACL", "SETUSER", "late", "reset", "on", ">secret", "allkeys", "allchannels", "+@all")
+    late, other = make(url=cluster.url.replace("://", "://late:secret@", 1), batch_interval=60.0), make()
+    late.force_sync()
+    other.write(mine, 1)
+    other.force_sync()
+    ask(home, "ACL", "SETUSER", "late", "-evalsha")
+    tell(late, task, "PENDING")
+    late.delete(mine)
+    with pytest.raises(StoreError, match="may not"):
+        late.force_sync()
+
+    tell(other, task, "SUCCESS")
+    other.write(mine, 2)
+    other.force_sync()
+    ask(home, "ACL", "SETUSER", "late", "+evalsha")
+    late.force_sync()
+
+    assert other.get_task_state(task)["status"] == "SUCCESS"
+    assert other.get_queue() == {"pending": [], "processing": []}
+    assert (other.read(mine), other.search(mine)) == (2, [f"task-sentinel/{mine}"])
+    assert other.get_coordination_metrics()["succeeded"] == 1
+
+
 def test_versions_and_fences_decide_as_with_one_server(make):
     memsync, other = make(), make()
     entry = memsync.write("a", 1, expected_version=0)
@@ -244,3 +272,23 @@ def test_the_rights_that_are_told_are_enough(cluster, make):
     use_everything(memsync, make(url=url))
 
     assert memsync.store.missing_rights() == []
+
+
+@pytest.mark.parametrize("words, told", [
+    ([">secret", "+@all", "-cluster"], "security.md"), ([">geheim", "+@all"], "user or password"),
+])
+def test_who_may_not_ask_for_the_slots_is_told_so(cluster, make, words, told):
+    for server in cluster.servers:
+        ask(server, "ACL", "SETUSER", "app", "reset", "on", "allkeys", "allchannels", *words)
+
+    with pytest.raises(StoreError, match=told):
+        make(url=cluster.url.replace("://", "://app:secret@", 1)).read("a")
+
+
+def test_more_writes_than_a_script_can_take_go_in_parts(make):
+    memsync, other = make(batch_interval=60.0, batch_size=10_000), make()
+    for number in range(5000):
+        memsync.write(f"k{number}", 1)
+    memsync.force_sync(timeout=20)
+
+    assert len(other.search("k*", limit=10_000)) == 5000

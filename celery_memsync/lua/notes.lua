@@ -1,8 +1,8 @@
 -- What follows from entries: the index of tasks, the names of users' keys, the lists of the queue, what is counted; put
 -- before the scripts that write it.
 --
--- On a cluster it is kept elsewhere than the entries.  Then it travels as a note: these tables, packed by note() and
--- read by take_note(), and by nobody else.
+-- On a cluster it is kept elsewhere than the entries.  Then it travels as a note: the time (us) and these tables, packed
+-- and unpacked here, and read by nobody else.
 local now = redis.call("TIME")
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 -- Set by the script, from its keys and arguments.
@@ -105,16 +105,11 @@ end
 
 local function note()
   if not (next(added) or next(named) or next(lists) or next(counted)) then return "" end
-  return cmsgpack.pack({ added, lists, orders, ends, counted, named })
+  return cmsgpack.pack({ now[1] * 1000000 + now[2], added, lists, orders, ends, counted, named })
 end
 
--- Add what a note tells; of a task or a key the last one counts.
-local function take_note(text)
-  local told = cmsgpack.unpack(text)
-  for _, task in ipairs(told[1]) do added[#added + 1] = task end
-  for i, all in pairs({ [2] = lists, [3] = orders, [4] = ends, [6] = named }) do
-    for key, value in pairs(told[i]) do all[key] = value end
-  end
-  for counter, by in pairs(told[5]) do counted[counter] = (counted[counter] or 0) + by end
+-- Return what a note holds, in that order.
+local function parts_of(text)
+  return unpack(cmsgpack.unpack(text))
 end
 
