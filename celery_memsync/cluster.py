@@ -18,7 +18,7 @@ ROUNDS = 5
 PAUSE = 0.1
 
 #: Seconds that who has the slots is believed without a word from the nodes, by those who only listen.
-LOOK_INTERVAL = 1.0
+LOOK_INTERVAL = 3.0
 
 #: Errors that go by when the nodes have agreed on who has the slot.
 PASSING = (redis.exceptions.TryAgainError, redis.exceptions.ClusterDownError, redis.exceptions.MasterDownError,
@@ -85,7 +85,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         """
         if not self._map[0]:
             self.look()
-        slot = key_slot((self._home if key is None else key).encode() if not isinstance(key, bytes) else key)
+        slot = slot_of(self._home if key is None else key)
         ends, owners = self._map
         at = bisect_left(ends, slot)
         if at == len(ends):
@@ -219,6 +219,11 @@ class Pipeline(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
             if raise_on_error and isinstance(answer, Exception):
                 raise answer
         return answers
+
+
+def slot_of(key: str | bytes) -> int:
+    """Return the slot of a key."""
+    return int(key_slot(key if isinstance(key, bytes) else key.encode()))
 
 
 def _address(node: Sequence[Any], asked: Address) -> Address:

@@ -95,11 +95,15 @@ class Locks:
     One thread renews all of them; it is started by the first one.  A soft time
     limit may raise anywhere in here: what is half done then is undone by that
     thread, or by the end of the task, or by the end of the lease.
+
+    Arguments:
+        replicas: How many replicas of Redis must have a lease before it is believed in.
     """
 
-    def __init__(self, store: Store, events: Events) -> None:
+    def __init__(self, store: Store, events: Events, replicas: int = 0) -> None:
         self.store = store
         self.events = events
+        self.replicas = replicas
         self._numbers = count(1)
         self._grants: dict[str, Grant] = {}
         self._of_tasks: dict[str, Grant] = {}
@@ -121,7 +125,7 @@ class Locks:
 
         Raises:
             LockNotAcquired: If somebody else holds it all the time.
-            StoreError: If Redis is away.
+            StoreError: If Redis is away, or too few replicas have it.
         """
         holder = f"{self.store.token}.{next(self._numbers)}"
         ask = LockAsk(self.store.keys.lock_place(name), holder, ttl, owner.run, self._about(owner))
@@ -134,6 +138,8 @@ class Locks:
                 self._hold(grant, answer.fence, began, answer.lease)
             elif wait > 0:
                 answer = self._wait(grant, began + wait)
+            if self.replicas and grant.state == "held":
+                self._confirm(grant)
         except BaseException:
             self._give_up(grant)
             raise
@@ -213,16 +219,24 @@ class Locks:
         grant.state = "held"
         self._look_by(grant.renew_at)
 
+    def _confirm(self, grant: Grant) -> None:
+        """See that replicas have a lock that nobody knows of yet; it may have been lost meanwhile."""
+        asked = time.monotonic()
+        if self.store.renew_locks([grant.ask], self.replicas) == [True]:
+            grant.trust(asked, grant.ask.ttl)
+        else:
+            self._end(grant)
+
     def extend(self, grant: Grant, ttl: float) -> None:
         """Let the lease end ``ttl`` seconds from now, or later; it is renewed for as long from then on.
 
         Raises:
             LockLost: If it is not held any more.
-            StoreError: If Redis is away.
+            StoreError: If Redis is away, or too few replicas have it.
         """
         ask = grant.ask._replace(ttl=ttl)
         asked = time.monotonic()
-        if not grant.owned or self.store.renew_locks([ask]) != [True]:
+        if not grant.owned or self.store.renew_locks([ask], self.replicas) != [True]:
             self._lose(grant)
             raise LockLost(grant.name)
         grant.ask = ask
@@ -338,7 +352,7 @@ class Locks:
             return
         due = [grant for grant in held if grant.renew_at <= now + grant.ask.ttl * RENEW_AFTER * TOGETHER]
         asks = [grant.ask for grant in due]
-        for grant, ask, still in zip(due, asks, self.store.renew_locks(asks)):
+        for grant, ask, still in zip(due, asks, self.store.renew_locks(asks, self.replicas)):
             if still and grant.ask is ask:
                 grant.trust(now, ask.ttl)
             elif not still:

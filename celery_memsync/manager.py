@@ -19,6 +19,7 @@ from celery.utils.log import get_logger
 from . import values
 from .cache import EntryCache
 from .changes import Change, MergeFields, Progress, SetValue, SyncMetrics, SyncQueue, TellRun
+from .cluster_store import ClusterStore
 from .conflicts import Resolvers
 from .connections import connect
 from .coordination import Coordination, check_assignments, check_queue, check_steps
@@ -63,7 +64,8 @@ class Services:
         # The nodes of a cluster can't tell one connection what was read over others.
         cache_size = 0 if is_cluster(url) else settings.cache_size
         self.cache = EntryCache(cache_size, settings.cache_max_age, lambda: self.link.unheard())
-        self.store = Store(
+        make_store = ClusterStore if is_cluster(url) else Store
+        self.store: Store = make_store(
             connect(url, settings.backend_options, keys.about), keys, worker_id, token, settings.default_ttl)
         self.writer = BatchWriter(
             self.store, events, Resolvers(settings.conflict_resolver, settings.namespace),
@@ -76,7 +78,7 @@ class Services:
         self.reader = Reader(self.store, self.writer, self.cache, self.link)
         self.subscriptions = Subscriptions(self.reader, self.link, events)
         self.coordination = Coordination(self.store, settings.default_ttl)
-        self.locks = Locks(self.store, events)
+        self.locks = Locks(self.store, events, settings.lock_replicas)
         self.progress: OrderedDict[str, Progress] = OrderedDict()
         self.progress_mutex = threading.RLock()
 

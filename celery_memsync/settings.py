@@ -58,6 +58,8 @@ class Settings:
     max_recoveries: int = 1
     #: Lease of a lock, in seconds.
     lock_ttl: float = 30.0
+    #: Replicas of Redis that must have a lock before it is had.
+    lock_replicas: int = 0
     #: Resolver of conflicts: name, dotted path, callable, or {glob: one of these}.
     conflict_resolver: Any = "last_write_wins"
     #: Whether the state of a task shows its arguments, as Celery's log does.
@@ -72,7 +74,7 @@ class Settings:
             longer = f"longer than memsync_heartbeat_interval ({self.heartbeat_interval:g})"
             raise wrong("worker_ttl", self.worker_ttl, longer)
         if self.backend is not None:
-            check_together(self.backend, self.backend_options, self.namespace)
+            check_together(self.backend, self.backend_options, self.namespace, self.lock_replicas)
         try:
             Resolvers(self.conflict_resolver, self.namespace)
         except ValueError as exc:
@@ -104,7 +106,7 @@ def wrong(name: str, value: object, allowed: str) -> ImproperlyConfigured:
     return ImproperlyConfigured(f"memsync_{name} is {shown}; it must be {allowed}")
 
 
-def check_together(url: str, options: Mapping[str, Any], namespace: str) -> None:
+def check_together(url: str, options: Mapping[str, Any], namespace: str, lock_replicas: int) -> None:
     """Check what a URL needs of other settings.
 
     Raises:
@@ -114,6 +116,8 @@ def check_together(url: str, options: Mapping[str, Any], namespace: str) -> None
         raise wrong("backend", url, "with the name of the master: ...?master_name=name, or in memsync_backend_options")
     if is_cluster(url) and not _spreads(namespace):
         raise wrong("namespace", namespace, "a text without braces, or with a whole {tag}: it chooses a cluster's node")
+    if is_cluster(url) and lock_replicas:
+        raise wrong("lock_replicas", lock_replicas, "0 with a cluster")
 
 
 def _spreads(namespace: str) -> bool:
@@ -235,5 +239,6 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "recover": _recover,
     "max_recoveries": _count_or_0,
     "lock_ttl": _seconds,
+    "lock_replicas": _count_or_0,
     "task_args": _flag,
 }

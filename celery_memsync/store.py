@@ -1,30 +1,23 @@
 """What Redis does for us: each method is one round trip, and nothing else talks to Redis."""
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from itertools import count
-from typing import Any, Callable, Mapping, NamedTuple, Sequence, TypeVar
+from typing import Any, Mapping, NamedTuple, Sequence, TypeVar
 
 import redis
-from redis.crc import key_slot
 
 from .clock import Clock
-from .cluster import Cluster
-from .connections import (
-    MAX_IDLE, Announcements, ClusterAnnouncements, ClusterEar, Ear, Source, Wires, ask_apart, packed, redis_call,
-)
+from .connections import MAX_IDLE, Announcements, Ear, Source, Wires, ask_apart, packed, redis_call
+from .exceptions import StoreError
 from .keys import COORDINATION, FORMER, SLOTS, Keys, Place
 from .records import Stored
 from .rights import missing, probes
-from .scripts import COORDINATION_WRITE, ENTRY_NOTE, ENTRY_WRITE, LOCK_PASS, LOCK_RENEW, LOSS_RENEW, WORKER_BEAT, Script
+from .scripts import COORDINATION_WRITE, ENTRY_WRITE, LOCK_PASS, LOCK_RENEW, LOSS_RENEW, WORKER_BEAT, Script
 
 #: Writes in one script call: a hundred hold Redis for a quarter of a millisecond.
 SCRIPT_SIZE = 100
-
-#: Writes to a cluster of which what follows goes in one script call.
-NOTE_SIZE = 500
 
 #: Entries of earlier runs that are kept of a task.
 MAX_FORMER = 12
@@ -35,14 +28,14 @@ TALLIES = ("", "", "", "lost", "retried", "failed", "revoked", "ignored", "skipp
 #: Ranks of tasks that have never run.
 WAITING = ("0", "1")
 
+#: Seconds that replicas may take to get what the master has.
+REPLICA_TIMEOUT = 1.0
+
 #: Names that Redis looks at in one round trip of a search through a sorted set.
 NAMES_AT_ONCE = 1000
 
 #: Locks of which is remembered how they are spelled.
 MAX_LOCK_WORDS = 1000
-
-#: Seconds that it is remembered of a lock that it was held; on a cluster, where whoever takes it says so.
-LOCK_MEMORY = 7 * 86400.0
 
 K = TypeVar("K")
 
@@ -191,14 +184,10 @@ class Beat(NamedTuple):
 
 
 class Store:
-    """The shared memory in one Redis, or in a cluster.
-
-    In a cluster an entry is in the slot of its task or key, and what follows from
-    entries - indexes, the lists of the queue, counters - in one slot of its own: it
-    is noted there after they were written, before that is told as done.
+    """The shared memory in one Redis.
 
     Arguments:
-        client: Of redis-py, or a cluster.
+        client: Of redis-py.
         keys: The keys of one namespace.
         worker_id: Who writes.
         token: Eight letters and digits that no other process has; with a
@@ -214,22 +203,19 @@ class Store:
         self.worker_id = worker_id
         self.token = token
         self._client = client
-        self._cluster = client if isinstance(client, Cluster) else None
-        self._wires = None if self._cluster else Wires(client)
-        #: Notes of a cluster that may not be kept yet, and their number.
-        self._notes: list[bytes] = []
-        self._note_numbers = count(1)
-        self._note_number = 0
-        self._noting = threading.RLock()
         #: What is the same in all that is sent of a lock, by its key.
         self._lock_words: dict[str, bytes] = {}
         self._ears: deque[Ear] = deque()
         self._ear_numbers = count(1)
         self._horizon = ms(default_ttl)
-        database = 0 if self._cluster else client.connection_pool.connection_kwargs.get("db") or 0
         #: Put before a path to make its channel: channels know no database numbers.
-        self.prefix = f"{database}:"
+        self.prefix = f"{self._prepare(client)}:"
         self._together = keys.full(COORDINATION) + "/"
+
+    def _prepare(self, client: Any) -> int:
+        """Make what is kept beside the client; return the number of its database."""
+        self._wires = Wires(client)
+        return client.connection_pool.connection_kwargs.get("db") or 0
 
     @property
     def redis(self) -> Any:
@@ -240,16 +226,15 @@ class Store:
 
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
+        self._wires.close()
         while self._ears:
             self._ears.pop().close()
         self._client.close()
-        if self._wires is not None:
-            self._wires.close()
-            self._client.connection_pool.disconnect()
+        self._client.connection_pool.disconnect()
 
     def twin(self, token: str) -> Store:
         """Return a store that writes under a token of its own, for a second writer in this process."""
-        twin = Store(self._client, self.keys, self.worker_id, token, self._horizon / 1000)
+        twin = type(self)(self._client, self.keys, self.worker_id, token, self._horizon / 1000)
         twin.clock = self.clock
         return twin
 
@@ -260,9 +245,6 @@ class Store:
         """Store, version and tell entries; what each came to, in the same order."""
         if not writes:
             return []
-        if self._cluster is not None:
-            parts = (writes[start:start + NOTE_SIZE] for start in range(0, len(writes), NOTE_SIZE))
-            return [outcome for part in parts for outcome in self._write_apart(part)]
         calls = [
             self._entry_call(writes[start:start + SCRIPT_SIZE])
             for start in range(0, len(writes), SCRIPT_SIZE)
@@ -270,37 +252,9 @@ class Store:
         asked = time.monotonic()
         outcomes: list[Outcome] = []
         for answer in self._run(ENTRY_WRITE, calls, tells=True):
-            outcomes.extend(_outcomes(answer))
+            outcomes.extend(outcomes_of(answer))
         self._learn(answer[0], answer[1], asked)
         return outcomes
-
-    def _write_apart(self, writes: Sequence[EntryWrite]) -> list[Outcome]:
-        """Write entries to the nodes of a cluster that have them, and then note what follows from them."""
-        with self._noting:
-            self._keep_notes()
-            groups = _by_slot(writes, lambda write: write.place.key)
-            answers = self._try([self._entry_call([writes[at] for at in ats]) for ats in groups], ENTRY_WRITE)
-            told = [answer for answer in answers if not isinstance(answer, Exception)]
-            # What is written is noted, whatever became of the rest.
-            self._notes += [answer[-1] for answer in told if answer[-1]]
-            self._note_number = next(self._note_numbers)
-            self._keep_notes()
-        _raise_first(answers)
-        outcomes = {at: one for ats, answer in zip(groups, told) for at, one in zip(ats, _outcomes(answer[:-1]))}
-        return [outcomes[at] for at in range(len(writes))]
-
-    def _keep_notes(self) -> None:
-        """Send notes to the node that keeps them; a second try has the number of the first."""
-        if not self._notes:
-            return
-        keys = self.keys
-        names = [keys.task_index, keys.names, keys.pending, keys.processing, keys.metrics, keys.about,
-                 keys.done(self.token, "notes"), keys.noted]
-        args = [self.worker_id, self._horizon, self.prefix, self._together, self._note_number, *self._notes]
-        asked = time.monotonic()
-        seconds, micros = self._run(ENTRY_NOTE, [(names, args)])[0]
-        self._notes = []
-        self._learn(seconds, micros, asked)
 
     @redis_call
     def read_entries(self, places: Sequence[Place], source: Source | None = None) -> list[Stored | None]:
@@ -354,6 +308,10 @@ class Store:
         return sorted({
             missing(probe.right, str(answer)) for probe, answer in zip(asked, answers)
             if isinstance(answer, redis.exceptions.NoPermissionError)})
+
+    def _node(self) -> Any:
+        """Return the client of one server."""
+        return self._client
 
     # -- tasks
 
@@ -561,8 +519,6 @@ class Store:
 
     def _pass_lock(self, what: str, ask: LockAsk) -> bytes:
         key = ask.place.key
-        if self._cluster is not None:
-            return self._pass_lock_apart(what, ask)
         begin = self._lock_words.get(key)
         if begin is None:
             if len(self._lock_words) >= MAX_LOCK_WORDS:
@@ -573,42 +529,24 @@ class Store:
         answer: bytes = self._run_quickly(LOCK_PASS, 13, words)
         return answer
 
-    def _pass_lock_apart(self, what: str, ask: LockAsk) -> bytes:
-        """Note on its node that a lock may be held from now on, and ask its own node for it."""
-        if what != "leave":
-            self._note_locks([ask])
-        key = ask.place.key
-        args = [ask.place.path, self.prefix, self.worker_id, what, ask.holder, ms(ask.ttl), ask.run, ask.body, ask.channel]
-        answer: Any = self._run(LOCK_PASS, [([key, key + "/queue/"], args)])[0]
-        return bytes(answer)
-
-    def _note_locks(self, asks: Sequence[LockAsk]) -> None:
-        now = self.clock.now()
-        pipeline = self._pipeline(None)
-        pipeline.zadd(self.keys.locks, {ask.place.path: ms(now + ask.ttl) for ask in asks})
-        pipeline.zremrangebyscore(self.keys.locks, "-inf", ms(now))
-        pipeline.pexpire(self.keys.locks, ms(LOCK_MEMORY))
-        pipeline.execute()
-
-    def _renew_apart(self, asks: Sequence[LockAsk]) -> list[bool]:
-        if asks:
-            self._note_locks(asks)
-        groups = _by_slot(asks, lambda ask: ask.place.key)
-        calls = [_renewal([asks[at] for at in ats]) for ats in groups]
-        answers = self._run(LOCK_RENEW, calls) if calls else []
-        held = {at: bool(one) for ats, answer in zip(groups, answers) for at, one in zip(ats, answer)}
-        return [held[at] for at in range(len(asks))]
-
     @redis_call
-    def renew_locks(self, asks: Sequence[LockAsk]) -> list[bool]:
-        """Let leases begin anew; tell of each lock whether it was still held."""
-        if self._cluster is not None:
-            return self._renew_apart(asks)
+    def renew_locks(self, asks: Sequence[LockAsk], replicas: int = 0) -> list[bool]:
+        """Let leases begin anew; tell of each lock whether it was still held.
+
+        Arguments:
+            replicas: How many replicas of Redis must have taken note.
+
+        Raises:
+            StoreError: Also if fewer have within :data:`REPLICA_TIMEOUT`.
+        """
         calls = []
         for start in range(0, len(asks), SCRIPT_SIZE):
-            names, args = _renewal(asks[start:start + SCRIPT_SIZE])
-            calls.append(([*names, self.keys.locks], args))
-        return [bool(held) for answer in self._run(LOCK_RENEW, calls) for held in answer] if calls else []
+            keys, args = renewal(asks[start:start + SCRIPT_SIZE])
+            calls.append(([*keys, self.keys.locks], args))
+        if not calls:
+            return []
+        answers = self._run(LOCK_RENEW, calls, replicas=replicas)
+        return [bool(held) for answer in answers for held in answer]
 
     @redis_call
     def held_locks(self) -> list[str]:
@@ -639,12 +577,14 @@ class Store:
         try:
             return self._ears.pop()
         except IndexError:
-            channel = self.prefix + self.keys.turn(self.token, next(self._ear_numbers))
-        return Ear(self._client, channel) if self._cluster is None else ClusterEar(self._cluster, channel, place.key)
+            return Ear(self._client, self._turn())
+
+    def _turn(self) -> str:
+        return self.prefix + self.keys.turn(self.token, next(self._ear_numbers))
 
     def give_back_ear(self, ear: Ear) -> None:
         """Take a connection back that is not broken."""
-        if len(self._ears) < MAX_IDLE and self._cluster is None:
+        if len(self._ears) < MAX_IDLE:
             self._ears.append(ear)
         else:
             ear.close()
@@ -675,7 +615,7 @@ class Store:
     @redis_call
     def listen(self) -> Announcements:
         """Return a connection on which Redis speaks unasked; it is not open yet."""
-        return Announcements(self._client) if self._cluster is None else ClusterAnnouncements(self._cluster)
+        return Announcements(self._client)
 
     def source(self, redirect: int) -> Source:
         """Return a connection whose reads Redis remembers, to tell another one when they are old.
@@ -697,38 +637,37 @@ class Store:
                 in writes:
             figure = round(published * 1e4) if rank in WAITING else round(runtime * 1e6)
             args += (slot or ":" + field, path, task_id, seen, run, rank, fence, time_ms, ttl_ms, serial, figure, body)
-        if self._cluster is not None:
-            return keys, args
+        return [*keys, *self._shared_keys()], args
+
+    def _shared_keys(self) -> tuple[str, ...]:
+        """Return the keys of what follows from entries."""
         own = self.keys
-        keys += (own.task_index, own.names, own.pending, own.processing, own.metrics, own.about)
-        return keys, args
+        return own.task_index, own.names, own.pending, own.processing, own.metrics, own.about
 
     def _run(
-        self, script: Script, calls: Sequence[tuple[list[str], list[Any]]], tells: bool = False,
+        self, script: Script, calls: Sequence[tuple[list[str], list[Any]]], tells: bool = False, replicas: int = 0,
     ) -> list[list[Any]]:
         """Run a script several times in one round trip; teach Redis the script if it has forgotten it.
 
         Arguments:
             tells: Whether others are to be told of what it does before it is answered.
+            replicas: How many replicas must have what it does before it is answered.
         """
-        answers = self._try(calls, script, tells)
-        _raise_first(answers)
+        answers = self._try(script, calls, tells, replicas)
+        raise_first(answers)
         return answers
 
     def _try(
-        self, calls: Sequence[tuple[list[str], list[Any]]], script: Script, tells: bool = False,
+        self, script: Script, calls: Sequence[tuple[list[str], list[Any]]], tells: bool = False, replicas: int = 0,
     ) -> list[Any]:
         """Return the answers of a script; an error is one."""
-        answers = self._send(script.sha, calls, tells)
+        answers = self._send(script.sha, calls, tells, replicas)
         unknown = [at for at, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
         if unknown:
             self.redis.script_load(script.text)
-            for at, answer in zip(unknown, self._send(script.sha, [calls[at] for at in unknown], tells)):
+            for at, answer in zip(unknown, self._send(script.sha, [calls[at] for at in unknown], tells, replicas)):
                 answers[at] = answer
         return answers
-
-    def _node(self) -> Any:
-        return self._client if self._cluster is None else self._cluster.client_of()
 
     def _run_quickly(self, script: Script, count: int, words: bytes) -> Any:
         """Run a script for somebody who waits for it.
@@ -736,7 +675,6 @@ class Store:
         Arguments:
             words: ``count`` words as they are sent: number of keys, keys, arguments.
         """
-        assert self._wires is not None
         command = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n%b" % (count + 2, script.sha.encode(), words)
         try:
             return self._wires.call(command)
@@ -744,9 +682,10 @@ class Store:
             self.redis.script_load(script.text)
             return self._wires.call(command)
 
-    def _send(self, sha: str, calls: Sequence[tuple[list[str], list[Any]]], tells: bool) -> list[Any]:
-        tells = tells and self._cluster is None  # nobody has copies of what is in a cluster
-        if len(calls) == 1 and not tells:
+    def _send(
+        self, sha: str, calls: Sequence[tuple[list[str], list[Any]]], tells: bool, replicas: int = 0,
+    ) -> list[Any]:
+        if len(calls) == 1 and not tells and not replicas:
             (keys, args), = calls
             try:
                 return [self.redis.execute_command("EVALSHA", sha, len(keys), *keys, *args)]
@@ -759,8 +698,12 @@ class Store:
             pipeline.ping()
         for keys, args in calls:
             pipeline.execute_command("EVALSHA", sha, len(keys), *keys, *args)
-        answers: list[Any] = pipeline.execute(raise_on_error=False)
-        return answers[tells:]
+        if replicas:
+            pipeline.execute_command("WAIT", replicas, ms(REPLICA_TIMEOUT))
+        answers: list[Any] = pipeline.execute(raise_on_error=False)[tells:]
+        if replicas:
+            _check_replicas(answers.pop(), replicas)
+        return answers
 
     def _learn_time(self, client: Any) -> None:
         client.ping()  # to connect is no part of the round trip that is measured
@@ -772,25 +715,28 @@ class Store:
         self.clock.learn(int(seconds) + int(micros) / 1e6, asked, time.monotonic())
 
 
-def _by_slot(items: Sequence[Any], key_of: Callable[[Any], str]) -> list[list[int]]:
-    """Return positions of items in groups of one slot each, as many as go into a script call."""
-    slots: dict[int, list[int]] = {}
-    for at, item in enumerate(items):
-        slots.setdefault(key_slot(key_of(item).encode()), []).append(at)
-    return [ats[start:start + SCRIPT_SIZE] for ats in slots.values() for start in range(0, len(ats), SCRIPT_SIZE)]
-
-
-def _renewal(asks: Sequence[LockAsk]) -> tuple[list[str], list[Any]]:
+def renewal(asks: Sequence[LockAsk]) -> tuple[list[str], list[Any]]:
+    """Return keys and arguments for ``lua/lock_renew.lua``, without the index."""
     args: list[Any] = [len(asks)]
     for ask in asks:
         args += (ask.holder, ask.place.path, ms(ask.ttl))
     return [ask.place.key for ask in asks], args
 
 
-def _raise_first(answers: Sequence[Any]) -> None:
+def raise_first(answers: Sequence[Any]) -> None:
+    """Raise the first answer that is an error."""
     for answer in answers:
         if isinstance(answer, Exception):
             raise answer
+
+
+def _check_replicas(answer: Any, wanted: int) -> None:
+    if isinstance(answer, Exception):
+        raise answer
+    if int(answer) < wanted:
+        raise StoreError(
+            f"{int(answer)} replicas of Redis have taken note of a lock in time, and memsync_lock_replicas asks for "
+            f"{wanted}; see whether they are there, and keep up")
 
 
 def _parse(text: bytes | None) -> Stored | None:
@@ -846,7 +792,7 @@ def _lock_answer(answer: bytes) -> LockAnswer:
     return LockAnswer(status.decode(), int(fence), int(left) / 1000, _parse(text))
 
 
-def _outcomes(answer: Sequence[Any]) -> list[Outcome]:
+def outcomes_of(answer: Sequence[Any]) -> list[Outcome]:
     """Read what ``lua/entry_write.lua`` answers to one call."""
     taken_at = int(answer[0]) * 1000 + int(answer[1]) // 1000
     return [_outcome(one, taken_at) for one in answer[2:]]

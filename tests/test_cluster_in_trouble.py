@@ -9,7 +9,7 @@ import pytest
 from celery_memsync import MemorySyncManager, StoreError
 
 from .helpers import eventually
-from .test_cluster import tell
+from .test_cluster_store import tell
 from .test_coherence import in_background
 from .topologies import Cluster
 

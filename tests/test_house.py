@@ -27,6 +27,7 @@ FLOORS = (
     ("embedded", "cluster", "sentinels"),
     ("connections",),
     ("store",),
+    ("cluster_store",),
     ("cache", "link", "locks", "writer", "heartbeat", "losses", "coordination", "views"),
     ("reader",),
     ("subscriptions",),
@@ -216,7 +217,7 @@ def test_a_script_uses_the_keys_and_arguments_that_it_tells(name):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_has_a_name_and_a_caller_in_the_store(name):
-    store = (PACKAGE / "store.py").read_text()
+    store = "".join((PACKAGE / name).read_text() for name in ("store.py", "cluster_store.py"))
 
     assert getattr(scripts, name.upper()).text.endswith(scripts.load(name).text)
     assert len(re.findall(rf"\b{name.upper()}\b", store)) >= 2

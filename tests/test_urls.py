@@ -41,6 +41,7 @@ def test_every_server_and_option_of_a_url_is_read(url, addresses, options):
     ({"backend": "redis+cluster://h1", "namespace": "a}b"}, "braces"),
     ({"backend": "redis+cluster://h1", "namespace": "a{}b"}, "braces"),
     ({"backend": "redis+cluster://h1", "namespace": "a{b"}, "braces"),
+    ({"backend": "redis+cluster://h1", "lock_replicas": 1}, "memsync_lock_replicas is 1"),
 ])
 def test_a_wrong_url_of_several_servers_is_named_without_its_password(settings, word):
     with pytest.raises(ImproperlyConfigured, match=word) as caught:

@@ -27,7 +27,7 @@ def ask(server, *command):
 
 
 def free_pair(taken):
-    """Return a port that is free, as is the one 10,000 above, where a node's bus is; below those that the system gives out."""
+    """Return a free port below those that the system gives out, with that of a node's bus, 10,000 above."""
     while True:
         port = random.randrange(12000, 22000)
         with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
