@@ -20,7 +20,8 @@ class Clock:
 
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
-        self._error = float("inf")
+        #: Most seconds by which the mapping was wrong when it was made.
+        self.error = float("inf")
         self._measured = 0.0
 
     def now(self) -> float:
@@ -38,7 +39,7 @@ class Clock:
     @property
     def measured(self) -> bool:
         """Whether Redis has been heard at least once."""
-        return self._error != float("inf")
+        return self.error != float("inf")
 
     def learn(self, redis_time: float, asked: float, answered: float) -> None:
         """Correct the mapping by one answer.
@@ -50,8 +51,8 @@ class Clock:
         """
         error = (answered - asked) / 2
         offset = redis_time - (asked + answered) / 2
-        present = self._error + (answered - self._measured) * DRIFT if self.measured else float("inf")
+        present = self.error + (answered - self._measured) * DRIFT if self.measured else float("inf")
         if error <= present or abs(offset - self._offset) > error + present:
             self._offset = offset
-            self._error = error
+            self.error = error
             self._measured = answered

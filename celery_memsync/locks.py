@@ -36,6 +36,9 @@ MARGIN = 0.1
 #: Seconds after the end of a lease when it makes no sense any more to give the lock back.
 SLACK = 5.0
 
+#: Seconds for which a question that was cut short may still be on its way to Redis.
+ON_ITS_WAY = 2.0
+
 #: Seconds between two looks whether a child is gone, and for how long its parent looks.
 LOOK_INTERVAL = 0.05
 LONGEST_LOOK = 60.0
@@ -59,10 +62,12 @@ class Grant:
     Attributes:
         until: Monotonic time until which it may be trusted.
         renew_at: Monotonic time when it is to be renewed.
-        state: ``asking``, ``held``, ``releasing``, ``leaving`` (the thread is to give it back) or ``over``.
+        asked_until: Monotonic time until which a question of which the answer was not heard may still arrive.
+        state: ``asking``, ``held``, ``releasing``, ``leaving`` (the thread is to give it back), ``left`` (it has, and
+            will once more when the question has arrived) or ``over``.
     """
 
-    __slots__ = ("name", "ask", "owner", "fence", "until", "renew_at", "state", "pid")
+    __slots__ = ("name", "ask", "owner", "fence", "until", "renew_at", "asked_until", "state", "pid")
 
     def __init__(self, name: str, ask: LockAsk, owner: Owner) -> None:
         self.name = name
@@ -71,6 +76,7 @@ class Grant:
         self.fence = 0
         self.until = time.monotonic() + ask.ttl
         self.renew_at = float("inf")
+        self.asked_until = float("-inf")
         self.state = "asking"
         self.pid = os.getpid()
 
@@ -174,7 +180,7 @@ class Locks:
                     self._hold(grant, answer.fence, asked, answer.lease)
                     break
                 left = deadline - time.monotonic()
-                if left <= 0 or grant.state == "leaving":
+                if left <= 0 or grant.state != "asking":
                     self.store.leave_lock(grant.ask)
                     break
                 self._sleep(grant, ear, asked, answer, min(left, answer.lease + 0.001, LONGEST_SLEEP))
@@ -339,6 +345,7 @@ class Locks:
             self._lose_what_is_over()
         now = time.monotonic()
         times = [grant.renew_at for grant in list(self._grants.values()) if grant.state == "held"]
+        times += [grant.asked_until for grant in list(self._grants.values()) if grant.state == "left"]
         times += [now + LOOK_INTERVAL] * bool(self._going)
         if promised > now:
             # What it was for may be gone; but who takes one lock after another need not ring each time.
@@ -360,9 +367,12 @@ class Locks:
 
     def _leave(self) -> None:
         for grant in list(self._grants.values()):
-            if grant.state == "leaving":
+            late = time.monotonic() >= grant.asked_until
+            if grant.state == "leaving" or grant.state == "left" and late:
                 held = self._left(grant.ask)
-                self._end(grant)
+                grant.state = "left"
+                if held or late:
+                    self._end(grant)
                 if held:
                     self.events.emit("lock-released", name=grant.name)
 
@@ -371,7 +381,7 @@ class Locks:
         for grant in list(self._grants.values()):
             if grant.state == "held" and now >= grant.until:
                 self._lose(grant)
-            elif grant.state in ("leaving", "releasing") and now >= grant.until + SLACK:
+            elif grant.state in ("leaving", "left", "releasing") and now >= grant.until + SLACK:
                 self._end(grant)
 
     def _lose(self, grant: Grant) -> None:
@@ -418,6 +428,8 @@ class Locks:
 
     def _give_up(self, grant: Grant) -> None:
         """Have a lock given back by the thread, whether it is held, or was only asked for."""
+        if grant.state == "asking":
+            grant.asked_until = time.monotonic() + ON_ITS_WAY
         grant.state = "leaving"
         self._thread.wake()
 

@@ -22,6 +22,10 @@ SCRIPT_SIZE = 100
 #: Entries of earlier runs that are kept of a task.
 MAX_FORMER = 12
 
+#: How often Redis is asked for its time at first, and the error in seconds that is good enough.
+CLOCK_TRIES = 3
+CLOCK_ERROR = 0.001
+
 #: Names of the counters by the first digit of the rank of the stage that is counted.
 TALLIES = ("", "", "", "lost", "retried", "failed", "revoked", "ignored", "skipped", "succeeded")
 
@@ -221,7 +225,10 @@ class Store:
     def redis(self) -> Any:
         """The client of redis-py; Redis's time is known once it is used."""
         if not self.clock.measured:
-            self._learn_time(self._client)
+            for _ in range(CLOCK_TRIES):
+                self._learn_time(self._client)
+                if self.clock.error < CLOCK_ERROR:
+                    break
         return self._client
 
     def close(self) -> None:

@@ -27,6 +27,9 @@ logger = get_logger(__name__)
 #: Longest that `subscribe` waits for Redis to confirm, in seconds.
 CONFIRM_TIMEOUT = 2.0
 
+#: Longest that it waits until it is known what is there, so that nothing of that can go without a word, in seconds.
+FIND_TIMEOUT = 0.5
+
 #: Most keys that wait for a slow handler with what they hold; of more only the names wait, and are read in their turn.
 MAX_WAITING = 100_000
 
@@ -106,6 +109,7 @@ class Subscription:
         self.doubts = doubts
         self.matches = matcher(pattern)
         self.answered = Bell()
+        self.found = Bell()
         #: What has to be read from Redis: "" for nothing, "find" (present states are known then, and not told),
         #: "tell" (those that are not known are told).
         self.look = "find"
@@ -415,6 +419,8 @@ class Subscriptions:
         subscription.answered.wait(CONFIRM_TIMEOUT)
         if self.link.hears(subscription.pattern) is None:
             self._look_anew(subscription)
+        else:
+            subscription.found.wait(FIND_TIMEOUT)
         self.events.emit("subscribed", id=subscription.id, pattern=subscription.pattern)
 
     # -- what the link tells
@@ -506,6 +512,7 @@ class Subscriptions:
                 for place, parts in self.reader.stored_parts(places[at:at + READ_AT_ONCE]).items():
                     self._found(subscription, place, parts, before, tell)
             subscription.found_at = time.monotonic()
+            subscription.found.ring()
         except BaseException:
             subscription.look = subscription.look or look
             raise

@@ -26,9 +26,8 @@ def round_trips(memsync, act):
     sent = []
     caller = threading.get_ident()
     pool = memsync.store.redis.connection_pool
-    connection = pool.get_connection("PING")
-    original = type(connection).send_packed_command
-    pool.release(connection)
+    kind = pool.connection_class
+    original = kind.send_packed_command
 
     def send(self, *args, **kwargs):
         if threading.get_ident() == caller:
@@ -36,7 +35,7 @@ def round_trips(memsync, act):
         return original(self, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(connection), "send_packed_command", send)
+        patch.setattr(kind, "send_packed_command", send)
         act()
     return len(sent)
 

@@ -1,11 +1,14 @@
 """Redis's clock: a host whose own clock is wrong does not matter."""
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
 
 from celery_memsync.clock import DRIFT, Clock
+
+from .proxy import Proxy
 
 
 def redis_time(redis):
@@ -66,6 +69,19 @@ def test_a_clock_that_was_set_is_believed_at_once(step):
     clock.learn(1001.0 + step, asked=11.0, answered=11.5)
 
     assert clock.at(11.25) == pytest.approx(1001.0 + step)
+
+
+def test_a_first_answer_that_was_slow_dates_nothing_wrongly(server, make_memsync, redis, other):
+    with Proxy(server.port) as proxy:
+        memsync = make_memsync(url=proxy.url, batch_interval=60.0)
+        proxy.hold(b"TIME")
+        threading.Timer(0.8, proxy.release).start()
+
+        told_at = redis_time(redis)
+        memsync.write("a", 1)
+        memsync.force_sync()
+
+        assert abs(other.read_entry("a").timestamp - told_at) < 0.25
 
 
 @pytest.mark.parametrize("wrong", [3600.0, -3600.0, 1e8])

@@ -116,6 +116,7 @@ def test_waiters_that_were_killed_cost_the_next_no_time(memsync, start_waiter):
     for process in dead:
         process.kill()
         process.wait()
+    memsync.store.ping()
 
     began = time.monotonic()
     lock.release()

@@ -186,6 +186,15 @@ def test_a_redis_that_was_emptied_by_hand_is_noticed(memsync, other, redis, comm
     ear.hears("b", GONE)
 
 
+def test_a_redis_that_is_emptied_as_soon_as_somebody_listens_is_noticed(memsync, other, redis):
+    for number in range(10):
+        tell(other, {"a": number})
+        with memsync.watch("a") as watch:
+            redis.flushall()
+
+            assert watch.get(timeout=5) == ("task-sentinel/a", None, None)
+
+
 # -- while the handler is busy
 
 def test_what_is_over_before_a_busy_handler_got_it_ends_as_gone(memsync, other):
