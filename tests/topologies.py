@@ -83,7 +83,8 @@ class Replicated:
             one[b"num-slaves"] == b"2" and one[b"num-other-sentinels"] == b"2" for one in told)
 
     def is_in_sync(self):
-        return self.master().client().info("replication")["connected_slaves"] >= 2
+        told = self.master().client().info("replication")
+        return [told.get(f"slave{number}", {}).get("state") for number in range(2)] == ["online"] * 2
 
     def master(self):
         """Return the server that the Sentinels call the master."""
