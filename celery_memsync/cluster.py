@@ -24,6 +24,12 @@ LOOK_INTERVAL = 3.0
 PASSING = (redis.exceptions.TryAgainError, redis.exceptions.ClusterDownError, redis.exceptions.MasterDownError,
            redis.ConnectionError)
 
+#: Errors by their first word; before version 6 redis-py knew them in its own clusters only.
+ERRORS = {
+    "ASK": redis.exceptions.AskError, "MOVED": redis.exceptions.MovedError, "TRYAGAIN": redis.exceptions.TryAgainError,
+    "CLUSTERDOWN": redis.exceptions.ClusterDownError, "MASTERDOWN": redis.exceptions.MasterDownError,
+}
+
 
 class Command(NamedTuple):
     """What is sent to a node.
@@ -179,7 +185,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
                 pipeline.execute_command("ASKING")
             pipeline.execute_command(*command.args, **command.options)
         try:
-            answers = iter(pipeline.execute(raise_on_error=False))
+            answers = map(_as_error, pipeline.execute(raise_on_error=False))
         except (redis.ConnectionError, redis.TimeoutError) as exc:
             return [exc] * len(commands)
         return [(next(answers), next(answers))[1] if is_asking else next(answers) for is_asking in asking]
@@ -230,6 +236,14 @@ def _address(node: Sequence[Any], asked: Address) -> Address:
     """Return where a node is; one that does not know its own host is where it was asked."""
     host = node[0].decode() if node[0] else ""
     return (host if host not in ("", "?") else asked[0]), int(node[1])
+
+
+def _as_error(answer: Any) -> Any:
+    """Return an answer; one that is a plain error as that which it is."""
+    if type(answer) is not redis.ResponseError:
+        return answer
+    word, _, rest = str(answer).partition(" ")
+    return ERRORS[word](rest) if word in ERRORS else answer
 
 
 def _is_sent_on(answer: Any) -> bool:

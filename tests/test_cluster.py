@@ -9,7 +9,7 @@ from celery_memsync import MemorySyncManager, StoreError
 from celery_memsync.cluster import Cluster, slot_of
 
 from .helpers import RedisServer, free_port
-from .topologies import ask
+from .topologies import ask, free_pair
 
 ODD = ["}", "}x", "{", "{}", "}{", "a{b}c", "{a}{b}", "}}", "x}", "{a}", "{{a}}", "ö{ü}", ""]
 
@@ -20,7 +20,10 @@ def rows_of(*hosts):
 
 
 def test_slots_are_counted_as_redis_does(tmp_path):
-    server = RedisServer(tmp_path / "node", "--cluster-enabled", "yes").start()
+    server = RedisServer(tmp_path / "node", "--cluster-enabled", "yes")
+    server.port = free_pair(())
+    server.url = f"redis://127.0.0.1:{server.port}/0"
+    server.start()
     keys = [*ODD, *("".join(random.choices("{}ab/", k=6)) for _ in range(200))]
     try:
         counted = [ask(server, "CLUSTER", "KEYSLOT", key) for key in keys]
