@@ -84,16 +84,16 @@ def test_writes_under_way_when_the_master_is_killed_reach_the_next_one(whole, ma
     eventually(lambda: len(heard) == TASKS)
 
     whole.fail_over()
-    eventually(lambda: memsync.get_metrics()["connected"])
+    eventually(lambda: memsync.get_metrics()["connected"], timeout=30)
     stop.set()
     writing.join()
     for task in range(TASKS):
         memsync.sync_task_state(f"t{task}", {"last": True})
-    eventually(lambda: succeeds(memsync.force_sync))
+    eventually(lambda: succeeds(memsync.force_sync), timeout=30)
 
     states = [other.get_task_state(f"t{task}") for task in range(TASKS)]
     assert [state["last"] for state in states] == [True] * TASKS
-    eventually(lambda: [heard.get(f"task-sentinel/tasks/t{task}/state") for task in range(TASKS)] == states)
+    eventually(lambda: [heard.get(f"task-sentinel/tasks/t{task}/state") for task in range(TASKS)] == states, timeout=30)
     assert memsync.get_metrics()["dropped"] == 0
 
 
@@ -102,7 +102,7 @@ def test_a_lock_that_replicas_have_is_held_over_a_failover_and_its_fences_go_on_
     with memsync.lock("invoice") as lock:
         whole.fail_over()
 
-        eventually(lambda: succeeds(lambda: other.get_queue()))
+        eventually(lambda: succeeds(lambda: other.get_queue()), timeout=30)
         assert not other.lock("invoice").acquire()
         lock.check()
     with other.lock("invoice", wait=5.0) as later:
@@ -118,7 +118,7 @@ def test_a_copy_is_not_believed_after_a_failover(whole, make):
 
     whole.fail_over().client().delete("task-sentinel/a")
 
-    eventually(lambda: succeeds(lambda: other.read("a") is None or 1 / 0))
+    eventually(lambda: succeeds(lambda: other.read("a") is None or 1 / 0), timeout=30)
 
 
 def test_who_is_connected_to_a_master_that_steps_down_goes_to_the_next(whole, make):
@@ -131,7 +131,7 @@ def test_who_is_connected_to_a_master_that_steps_down_goes_to_the_next(whole, ma
     eventually(lambda: whole.master() is not before, timeout=30)
     whole.demote(before)
     memsync.write("a", 2)
-    eventually(lambda: succeeds(memsync.force_sync))
+    eventually(lambda: succeeds(memsync.force_sync), timeout=30)
 
     assert whole.master().client().exists("task-sentinel/a")
     assert memsync.read("a", consistent=True) == 2
