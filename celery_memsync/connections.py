@@ -42,17 +42,20 @@ INVALIDATIONS = b"__redis__:invalidate"
 #: Connections of a kind that are kept for the next who needs one.
 MAX_IDLE = 8
 
+#: What is raised by taking apart an answer that is not what was asked for.
+SENSELESS = (TypeError, ValueError, AttributeError, LookupError)
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def redis_call(method: F) -> F:
-    """Turn redis-py's errors into :exc:`StoreError`, with what was tried but no address."""
+    """Turn redis-py's errors, and answers without sense, into :exc:`StoreError`, with what was tried but no address."""
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
-        except (redis.RedisError, OSError) as exc:
+        except (redis.RedisError, OSError, *SENSELESS) as exc:
             what = method.__name__.replace("_", " ")
             raise StoreError(f"Redis could not do this: {what} ({explain(exc)})") from exc
 
@@ -71,6 +74,8 @@ def explain(exc: BaseException) -> str:
         return "its user may not do that; docs/howto/security.md tells the rights that are needed"
     if isinstance(exc, redis.ResponseError):
         return "it answers: " + str(exc).partition(" script: ")[0][:120]
+    if isinstance(exc, SENSELESS):
+        return "its answer makes no sense; is that a Redis?"
     return type(exc).__name__
 
 

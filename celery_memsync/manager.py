@@ -30,7 +30,7 @@ from .link import Link
 from .locks import Lock, Locks, Owner
 from .reader import LONGEST_LIST, VIEW, Reader, parts_of
 from .records import Entry, LockRecord, TaskRun, WorkerRecord
-from .settings import Settings
+from .settings import MAX_SECONDS, Settings, short
 from .store import Store
 from .subscriptions import OnChange, OnInvalidate, Subscriptions, Watch
 from .urls import is_cluster
@@ -887,7 +887,7 @@ class MemorySyncManager:
     def _compare_and_set(self, place: Place, value: Any, ttl: float, expected: int, fence: int = 0) -> Entry:
         services = self._open()
         if isinstance(expected, bool) or not isinstance(expected, int) or expected < 0:
-            raise InvalidValue(f"expected_version is a whole number, 0 or more, not {expected!r}")
+            raise InvalidValue(f"expected_version is a whole number, 0 or more, not {short(expected)}")
         body = values.encode(value, place.path, services.settings.max_value_size)
         change = SetValue(place, body, ttl, fence)
         beside = self._version_beside(place)
@@ -942,8 +942,9 @@ os.register_at_fork(after_in_child=_forget_all)
 def _check_seconds(value: float, what: str, positive: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidValue(f"{what} is a number of seconds, not {type(value).__name__}")
-    if not (0 < value < 1e10 or value == 0 and not positive):
-        raise InvalidValue(f"{what} is {value:g}; it must be a number of seconds {'above 0' if positive else '0 or more'}")
+    if not (0 < value < MAX_SECONDS or value == 0 and not positive):
+        allowed = f"{'above 0' if positive else '0 or more'} and below {MAX_SECONDS:.0e}"
+        raise InvalidValue(f"{what} is {short(value)}; it must be a number of seconds {allowed}")
     return float(value)
 
 
@@ -962,7 +963,7 @@ def _check_fence(fence: Lock | int | None) -> int:
 
 def _check_count(value: int, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidValue(f"{what} is a whole number, 0 or more, not {value!r}")
+        raise InvalidValue(f"{what} is a whole number, 0 or more, not {short(value)}")
     return value
 
 

@@ -1,7 +1,6 @@
 """Every setting, with its default and what is allowed."""
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Callable, Mapping
@@ -16,6 +15,9 @@ from .urls import CLUSTER_SCHEMES, is_cluster, lower_scheme, scheme_of, servers_
 
 #: What a Redis URL may begin with.
 SCHEMES = ("redis", "rediss", "unix", "sentinel", *CLUSTER_SCHEMES, "embedded")
+
+#: No time that somebody gives is as long, in seconds: Redis and the C library can't wait so long.
+MAX_SECONDS = 1e10
 
 _PREFIX = "memsync_"
 
@@ -93,7 +95,7 @@ class Settings:
         known = {one.name for one in fields(cls)}
         plain = {}
         for name, value in given.items():
-            short = name[len(_PREFIX):] if name.startswith(_PREFIX) else name
+            short = str(name).removeprefix(_PREFIX)
             if short not in known:
                 raise ImproperlyConfigured(_unknown(short, known))
             plain[short] = value
@@ -102,7 +104,7 @@ class Settings:
 
 def wrong(name: str, value: object, allowed: str) -> ImproperlyConfigured:
     """Return the error for a setting that is not what is allowed; a URL is not shown."""
-    shown = "a URL" if name == "backend" and isinstance(value, str) else _short(value)
+    shown = "a URL" if name == "backend" and isinstance(value, str) else short(value)
     return ImproperlyConfigured(f"memsync_{name} is {shown}; it must be {allowed}")
 
 
@@ -126,8 +128,11 @@ def _spreads(namespace: str) -> bool:
     return "}" not in before and (not brace or rest.find("}") > 0)
 
 
-def _short(value: object) -> str:
-    text = repr(value) if isinstance(value, (str, int, float, bool, type(None))) else f"of type {type(value).__name__}"
+def short(value: object) -> str:
+    """Return a value in a few words, for an error."""
+    if isinstance(value, int) and abs(value) > 10 ** 80:
+        return "a huge number"  # Python refuses to write those of over 4,300 digits
+    text = repr(value) if isinstance(value, (str, int, float, type(None))) else f"of type {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -138,7 +143,7 @@ def _unknown(name: str, known: set[str]) -> str:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_SECONDS
 
 
 def _seconds(value: object) -> str | None:

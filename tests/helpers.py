@@ -43,6 +43,9 @@ class RedisServer:
         binary: The redis-server to run; None: the one that `embedded://` takes.
     """
 
+    #: What an app has to be configured with to have it as its broker.
+    conf: dict = {}
+
     def __init__(self, folder, *options, keep=False, binary=None):
         self.binary = binary
         self.folder = Path(folder)

@@ -30,6 +30,7 @@ class Fleet:
 
     Arguments:
         folder: Where logs and notes go.
+        broker: A server with a ``url``, and in ``conf`` what an app needs for it.
         conf: Further configuration of its app, for workers and producers.
     """
 
@@ -44,13 +45,14 @@ class Fleet:
         self.conf = {
             "broker_url": broker.url,
             "broker_connection_retry_on_startup": True,
-            "result_backend": broker.url,
+            "result_backend": memory.url if broker.url.startswith("amqp") else broker.url,
             "include": [TASKS],
             "memsync_backend": memory.url,
             "memsync_heartbeat_interval": 0.5,
             "memsync_namespace": self.name,
             "memsync_worker_ttl": 15.0,
             "task_default_queue": self.name,
+            **broker.conf,
             **conf,
         }
         self.workers = []

@@ -1,0 +1,100 @@
+"""What is promised of tasks holds with RabbitMQ too, whatever kind its queues are."""
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from ..helpers import eventually
+from ..rabbit import SERVER, RabbitServer
+from .fleet import Fleet
+from .test_prefork import *  # noqa: F401,F403
+
+pytestmark = pytest.mark.skipif(SERVER is None, reason="no rabbitmq-server here; install it to run these")
+
+
+@pytest.fixture(scope="module", params=["classic", "quorum"])
+def broker(tmp_path_factory, request):
+    server = RabbitServer(tmp_path_factory.mktemp("rabbit"), task_default_queue_type=request.param).start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def module_fleet(tmp_path_factory, broker, memory):
+    fleet = Fleet(tmp_path_factory.mktemp("fleet"), broker, memory)
+    yield fleet
+    fleet.close()
+
+
+def test_both_runs_are_seen_when_the_broker_gives_a_task_out_twice(fleet, broker):  # noqa: F811
+    result = fleet.send("sleep_acks_late", 5)
+    fleet.wait(result, "STARTED")
+    time.sleep(1.2)
+
+    broker.ctl("close_all_connections", "a test")
+
+    eventually(lambda: len(fleet.notes("begin", result.id)) == 2, timeout=20)
+    first, second = fleet.wait_runs(result, ["SUCCESS", "SUCCESS"], timeout=20)
+    assert first["pid"] != second["pid"]
+    assert first["retries"] == second["retries"] == 0
+    assert first["started_at"] + 1 < second["started_at"]
+
+
+def test_a_task_that_acknowledges_late_is_done_by_the_next_worker(make_fleet):
+    fleet = make_fleet()
+    first, second = fleet.start_worker("-c", "1"), fleet.worker("-c", "1")
+    result = fleet.send("sleep_acks_late", 30)
+    fleet.wait(result, "STARTED")
+
+    first.signal(signal.SIGKILL)
+    second.start()
+
+    fleet.wait_runs(result, ["STARTED", "STARTED"], timeout=20)
+    record = fleet.wait_record(second, lambda record: record.running)
+    assert [running["id"] for running in record.running] == [result.id]
+
+
+def test_a_task_that_was_acknowledged_at_once_is_lost_with_its_worker(make_fleet):
+    fleet = make_fleet(memsync_worker_ttl=1.5)
+    first, second = fleet.start_worker("-c", "1"), fleet.worker("-c", "1")
+    result = fleet.send("sleep", 30)
+    fleet.wait(result, "STARTED")
+
+    first.signal(signal.SIGKILL)
+    second.start()
+
+    fleet.wait(result, "LOST", timeout=20)
+    fleet.wait(fleet.send("add", 1, 2), "SUCCESS")
+    assert len(fleet.notes("begin", result.id)) == 1
+
+
+def test_the_queue_of_a_worker_is_counted(make_fleet):
+    fleet = make_fleet()
+    worker = fleet.start_worker("-c", "1", worker_prefetch_multiplier=1)
+    for _ in range(5):
+        fleet.send("sleep", 30)
+
+    record = fleet.wait_record(worker, lambda record: record.depths.get(fleet.name, 0) >= 3)
+
+    assert record.depths == {fleet.name: record.depths[fleet.name]}
+    assert record.running and record.status == "busy"
+
+
+def test_a_broker_that_was_restarted_finds_the_worker_again(make_fleet, tmp_path):
+    broker = RabbitServer(tmp_path / "rabbit").start()
+    try:
+        fleet = make_fleet(broker)
+        worker = fleet.start_worker("-c", "2")
+        result = fleet.send("sleep", 8)
+        fleet.wait(result, "STARTED")
+
+        broker.stop()
+        broker.start()
+
+        fleet.wait(result, "SUCCESS", timeout=30)
+        fleet.wait_record(worker, lambda record: record.consuming, timeout=60)
+        fleet.wait(fleet.send("add", 1, 2), "SUCCESS", timeout=30)
+    finally:
+        broker.close()
