@@ -122,13 +122,11 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         next_one = nodes.index(self._answered) + 1 if self._answered in nodes else 0
         for address in (*nodes[next_one:], *nodes[:next_one]):
             try:
-                rows = sorted(self._ask(address, ("CLUSTER", "SLOTS")))
+                return self._take(sorted(self._ask(address, ("CLUSTER", "SLOTS"))), address)
             except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as exc:
                 refusal = exc
-            except (redis.ConnectionError, redis.TimeoutError, redis.ResponseError, OSError):
-                continue
-            else:
-                return self._take(rows, address)
+            except (redis.RedisError, OSError, TypeError, ValueError, LookupError, AttributeError):
+                continue  # it does not answer, or without sense
         raise refusal or redis.ConnectionError("no node of the cluster answers")
 
     def _take(self, rows: Sequence[Any], asked: Address) -> None:

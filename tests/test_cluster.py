@@ -61,3 +61,12 @@ def test_a_cluster_that_is_away_is_told_to_who_asks_and_not_to_who_tells():
             memsync.read("a")
         with pytest.raises(StoreError):
             memsync.lock("l").acquire()
+
+
+@pytest.mark.parametrize("answer", [None, 7, b"?", [[1]], [[0, 1, None]], [[0, 1, [None, b"port"]]], [b"a", 1]])
+def test_a_node_whose_answer_has_no_sense_is_passed_over(answer):
+    cluster = Cluster([("a", 1), ("b", 1)], None, lambda address, _: rows_of("c") if address[0] == "b" else answer, "home")
+
+    cluster.look()
+
+    assert cluster.masters() == {("c", 1)}
