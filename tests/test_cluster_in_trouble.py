@@ -17,10 +17,8 @@ from .topologies import Cluster
 TASKS = 30
 
 
-@pytest.fixture
-def cluster(tmp_path):
-    """Three masters and a replica of each, for one test."""
-    cluster = Cluster(tmp_path / "cluster")
+def started(folder, **options):
+    cluster = Cluster(folder, **options)
     try:
         yield cluster.start()
     finally:
@@ -28,11 +26,23 @@ def cluster(tmp_path):
 
 
 @pytest.fixture
-def make(cluster):
+def cluster(tmp_path):
+    """Three masters and a replica of each, for one test."""
+    yield from started(tmp_path / "cluster")
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory):
+    """The same for the tests that let all of them live."""
+    yield from started(tmp_path_factory.mktemp("cluster"), patience=15000)
+
+
+@pytest.fixture
+def make():
     """Makes managers, which are shut down at the end of the test."""
     made = []
 
-    def make(worker_id, **settings):
+    def make(cluster, worker_id, **settings):
         made.append(MemorySyncManager(worker_id, cluster.url, **settings))
         return made[-1]
 
@@ -90,7 +100,7 @@ def check_states(memsync, heard):
 
 @pytest.mark.parametrize("which", ["home", "another"])
 def test_writes_under_way_when_a_master_is_killed_reach_the_next_one(cluster, make, which):
-    memsync, other, heard = make("w1", batch_interval=0.01), make("w2"), {}
+    memsync, other, heard = make(cluster, "w1", batch_interval=0.01), make(cluster, "w2"), {}
     other.subscribe("tasks/*/state", lambda key, value: heard.__setitem__(key, value))
 
     with Load(memsync) as load:
@@ -106,20 +116,20 @@ def test_writes_under_way_when_a_master_is_killed_reach_the_next_one(cluster, ma
     assert memsync.get_metrics()["dropped"] == 0
 
 
-def test_slots_may_move_while_they_are_in_use(cluster, make):
-    memsync, other, heard = make("w1", batch_interval=0.01), make("w2"), {}
+def test_slots_may_move_while_they_are_in_use(steady, make):
+    memsync, other, heard = make(steady, "w1", batch_interval=0.01), make(steady, "w2"), {}
     other.subscribe("tasks/*/state", lambda key, value: heard.__setitem__(key, value))
     keys = memsync.store.keys
 
     with Load(memsync) as load:
         eventually(lambda: load.rounds > 5)
         for key in (keys.task("t1"), keys.about, keys.task("t2")):
-            slot = cluster.slot_of(key)
-            target = next(one for one in cluster.servers[:3] if one is not cluster.owner(slot))
+            slot = steady.slot_of(key)
+            target = next(one for one in steady.servers[:3] if one is not steady.owner(slot))
             rounds = load.rounds
-            cluster.move(slot, target, pause=lambda: threading.Event().wait(0.05))
+            steady.move(slot, target, pause=lambda: threading.Event().wait(0.05))
             eventually(lambda: load.rounds > rounds + 5)
-            assert cluster.owner(slot) is target
+            assert steady.owner(slot) is target
 
     check_states(other, heard)
     counters = other.get_coordination_metrics()
@@ -127,18 +137,18 @@ def test_slots_may_move_while_they_are_in_use(cluster, make):
     assert {row["id"] for row in other.get_tasks(limit=100)} == {f"t{task}" for task in range(TASKS)}
 
 
-def test_a_single_key_can_be_read_and_written_while_its_slot_is_half_moved(cluster, make):
-    memsync, other = make("w1"), make("w2")
+def test_a_single_key_can_be_read_and_written_while_its_slot_is_half_moved(steady, make):
+    memsync, other = make(steady, "w1"), make(steady, "w2")
     memsync.write("a", 1)
     memsync.force_sync()
-    slot = cluster.slot_of("task-sentinel/a")
-    target = next(one for one in cluster.servers[:3] if one is not cluster.owner(slot))
+    slot = steady.slot_of("task-sentinel/a")
+    target = next(one for one in steady.servers[:3] if one is not steady.owner(slot))
     found = []
 
     def use():
         found.append((other.read("a"), succeeds(lambda: (memsync.write("a", len(found) + 2), memsync.force_sync()))))
 
-    cluster.move(slot, target, pause=use)
+    steady.move(slot, target, pause=use)
     use()
 
     assert [done for _, done in found] == [True] * len(found)
@@ -146,14 +156,14 @@ def test_a_single_key_can_be_read_and_written_while_its_slot_is_half_moved(clust
     assert len(found) >= 3
 
 
-def test_who_waits_for_a_lock_gets_it_though_its_slot_has_moved(cluster, make):
-    memsync, other = make("w1"), make("w2")
-    slot = cluster.slot_of(memsync.store.keys.lock_place("l").key)
-    target = next(one for one in cluster.servers[:3] if one is not cluster.owner(slot))
+def test_who_waits_for_a_lock_gets_it_though_its_slot_has_moved(steady, make):
+    memsync, other = make(steady, "w1"), make(steady, "w2")
+    slot = steady.slot_of(memsync.store.keys.lock_place("l").key)
+    target = next(one for one in steady.servers[:3] if one is not steady.owner(slot))
     with memsync.lock("l") as lock:
         waiting = in_background(lambda: other.lock("l", wait=20.0).acquire())
         eventually(lambda: [one.waiters for one in memsync.locks()] == [1])
-        cluster.move(slot, target)
+        steady.move(slot, target)
         lock.check()
 
     assert waiting()
@@ -162,7 +172,7 @@ def test_who_waits_for_a_lock_gets_it_though_its_slot_has_moved(cluster, make):
 
 
 def test_a_lock_is_held_over_the_end_of_its_master(cluster, make):
-    memsync, other = make("w1", lock_ttl=10.0), make("w2")
+    memsync, other = make(cluster, "w1", lock_ttl=10.0), make(cluster, "w2")
     key = memsync.store.keys.lock_place("l").key
     with memsync.lock("l") as lock:
         master = cluster.owner_of(key)
@@ -178,7 +188,7 @@ def test_a_lock_is_held_over_the_end_of_its_master(cluster, make):
 
 
 def test_what_was_told_while_nobody_had_a_slot_waits(cluster, make):
-    memsync = make("w1", batch_interval=0.01)
+    memsync = make(cluster, "w1", batch_interval=0.01)
     memsync.write("a", 1)
     memsync.force_sync()
     for server in cluster.servers:

