@@ -21,9 +21,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from . import embedded
+from .cluster import Address, Cluster
 from .exceptions import StoreError
 from .sentinels import SENTINEL_TIMEOUT, SentinelConnection, Sentinels, SentinelTLSConnection
-from .urls import lower_scheme, scheme_of, servers_of
+from .urls import is_cluster, lower_scheme, scheme_of, servers_of
 
 #: Longest that connecting, or one call, may take, in seconds.
 CONNECT_TIMEOUT = 2.0
@@ -31,6 +32,9 @@ CALL_TIMEOUT = 2.0
 
 #: Connections a process may open: as many as it has threads or greenlets at once.
 MAX_CONNECTIONS = 2 ** 16
+
+#: Longest that a node of a cluster may take to say who has which slots, in seconds: there are others.
+LOOK_TIMEOUT = 0.5
 
 #: Where Redis tells, to one connection, which keys that others read have changed.
 INVALIDATIONS = b"__redis__:invalidate"
@@ -75,7 +79,7 @@ def explain(exc: BaseException) -> str:
     return type(exc).__name__
 
 
-def connect(url: str, options: Mapping[str, Any]) -> redis.Redis:
+def connect(url: str, options: Mapping[str, Any], home: str = "") -> Any:
     """Return a client; nothing is connected or started yet.
 
     Everything that differs between versions of redis-py is set here.  A call
@@ -85,6 +89,7 @@ def connect(url: str, options: Mapping[str, Any]) -> redis.Redis:
     Arguments:
         url: As ``memsync_backend``.
         options: For redis-py; they go before the defaults of this function.
+        home: A key.  The node of a cluster that has it answers what is about no key.
 
     Raises:
         ImproperlyConfigured: If redis-py can't take the URL or an option.
@@ -99,6 +104,8 @@ def connect(url: str, options: Mapping[str, Any]) -> redis.Redis:
         **_DRIVER,
         **options,
     }
+    if is_cluster(url):
+        return _cluster(url, settings, home)
     if scheme_of(url) == "sentinel":
         return _client(Pool, _by_sentinels(url, settings))
     if scheme_of(url) == "embedded":
@@ -192,6 +199,27 @@ def _by_sentinels(url: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "connection_class": SentinelTLSConnection if tls else SentinelConnection, "sentinels": sentinels}
 
 
+def _cluster(url: str, settings: Mapping[str, Any], home: str) -> Cluster:
+    addresses, said = servers_of(url)
+    options = {**settings, **said}
+    tls = _pop_tls(options) or scheme_of(url).startswith("rediss")
+    options["connection_class"] = redis.SSLConnection if tls else redis.Connection
+    patience = {"socket_timeout": LOOK_TIMEOUT, "socket_connect_timeout": LOOK_TIMEOUT, "retry": Retry(NoBackoff(), 0)}
+
+    def make_client(address: Address) -> redis.Redis:
+        return _client(Pool, {**options, "host": address[0], "port": address[1]})
+
+    def ask(address: Address, question: tuple[str, ...]) -> Any:
+        host, port = address
+        answer = ask_apart(_client(Pool, {**options, **patience, "host": host, "port": port}), [question])[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    make_client(addresses[0])  # wrong options are told now
+    return Cluster(addresses, make_client, ask, home)  # type: ignore[abstract,unused-ignore]
+
+
 def _pop_tls(options: dict[str, Any]) -> bool:
     """Whether options ask for TLS: by ``ssl``, which redis-py's connections do not know, or by anything about it."""
     wanted = options.pop("ssl", any(name.startswith("ssl_") for name in options))
@@ -231,7 +259,12 @@ class Announcements:
 
     Arguments:
         client: Its address and options are used.
+
+    Attributes:
+        tracks: Whether it can tell of keys that were read by other connections.
     """
+
+    tracks = True
 
     def __init__(self, client: redis.Redis) -> None:
         pool = client.connection_pool
@@ -312,6 +345,34 @@ class Announcements:
         self._selector.close()
         for end in (self._waker, self._woken):
             end.close()
+
+
+class ClusterAnnouncements(Announcements):
+    """The same for a cluster: one node passes on what all of them tell.
+
+    It tells of no keys that are read from others, so nothing that is read can
+    be kept.  What a node told when it went may be lost: so the connection is
+    broken when the masters are others than before, and its users look again.
+    """
+
+    tracks = False
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(cluster.client_of())
+        self._cluster = cluster
+        self._masters = cluster.masters()
+
+    def listen(self) -> int | None:
+        """Connect."""
+        super().listen()
+        return None
+
+    @redis_call
+    def wait(self, timeout: float) -> bool:
+        """As of any other, while the masters are the same."""
+        if self._cluster.masters() != self._masters:
+            raise redis.ConnectionError("the masters of the cluster have changed")
+        return super().wait(timeout)
 
 
 class Source:
@@ -469,6 +530,30 @@ class Ear:
         """Close the connection."""
         self._subscribed = False
         self._connection.disconnect()
+
+
+class ClusterEar(Ear):
+    """The same on the node of a cluster that has a key, wherever that is.
+
+    Arguments:
+        key: A lock's: whoever gives it on asks its own node who listens.
+    """
+
+    def __init__(self, cluster: Cluster, channel: str, key: str) -> None:
+        self._cluster, self._key = cluster, key
+        self._address = cluster.address_of(key)
+        super().__init__(cluster.client_of(key), channel)
+
+    @redis_call
+    def listen(self) -> None:
+        """Subscribe, unless that is done and the key still has that node."""
+        address = self._cluster.address_of(self._key)
+        if address != self._address:
+            self.close()
+            self._address = address
+            pool = self._cluster.client_of(self._key).connection_pool
+            self._connection = pool.connection_class(**pool.connection_kwargs)
+        super().listen()
 
 
 def packed(*words: Any) -> bytes:

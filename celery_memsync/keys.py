@@ -178,37 +178,49 @@ def _bytewise(text: str) -> str:
     return text.encode(errors="surrogatepass").decode("latin-1")
 
 
+def _tagged(name: str) -> str:
+    """Return an id in braces, which choose the slot of a cluster unless they hold nothing; no id holds a slash."""
+    return f"{{{name}}}" if name[0] != "}" else f"{{/}}{{{name}}}"
+
+
 class Keys:
     """The keys under one namespace.
 
     Arguments:
         namespace: Root of every key.
+        together: Whether all that is of no single task or key is to be in one slot of a cluster.
     """
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, together: bool = False) -> None:
         self.namespace = namespace
+        self._together = together
         self._root = namespace + "/"
         #: Stream of task ids in the order of their first write.
-        self.task_index = f"{namespace}//{{tasks}}"
+        self.task_index = self._shared("tasks")
         #: Hash of what is told of workers, a field per worker and thing.
-        self.workers = f"{namespace}//{{workers}}"
+        self.workers = self._shared("workers")
         #: Sorted set of the paths of users' own keys by when they are over (ms).
-        self.names = f"{namespace}//{{keys}}"
+        self.names = self._shared("keys")
         #: Hash of entries that stand for the queue and the metrics: their versions.
-        self.about = f"{namespace}//{{coordination}}"
+        self.about = self._shared("coordination")
         #: Sorted sets of task ids by when they are over (us), which is in the order in which they came.
-        self.pending = f"{namespace}//{{coordination}}/pending"
-        self.processing = f"{namespace}//{{coordination}}/processing"
+        self.pending = f"{self.about}/pending"
+        self.processing = f"{self.about}/processing"
         #: Hash of counters.
-        self.metrics = f"{namespace}//{{coordination}}/metrics"
+        self.metrics = f"{self.about}/metrics"
         #: Sorted set of the locks that are held, by the end of their lease (ms).
-        self.locks = f"{namespace}//{{locks}}"
+        self.locks = self._shared("locks")
         #: Sorted set of workers by when they are lost unless they beat again (ms).
-        self.beats = f"{namespace}//{{workers}}/beats"
+        self.beats = f"{self.workers}/beats"
         #: Sorted set of lost workers whose tasks have not been told of yet, by the end of the lease of who does so (ms).
-        self.lost = f"{namespace}//{{workers}}/lost"
+        self.lost = f"{self.workers}/lost"
+        #: Sorted set of tasks and paths by when what was noted of them last was written (us); of a cluster.
+        self.noted = f"{self.about}/noted"
         #: What may be written to see whether it may.
-        self.scratch = f"{namespace}//{{rights}}"
+        self.scratch = self._shared("rights")
+
+    def _shared(self, name: str) -> str:
+        return f"{self.namespace}//{{{self.namespace}}}/{name}" if self._together else f"{self.namespace}//{{{name}}}"
 
     def messages(self, token: str) -> str:
         """The hash of the messages that one worker keeps of its tasks at work, a field per run."""
@@ -218,16 +230,16 @@ class Keys:
 
     def task(self, task_id: str) -> str:
         """The page of a task; the id is taken as checked.  No path of a user's ends with a slash."""
-        return f"{self._root}tasks/{{{task_id}}}/"
+        return f"{self._root}tasks/{_tagged(task_id)}/"
 
     def agents(self, task_id: str) -> str:
         """The hash of what the agents of a task share; the id is taken as checked."""
-        return f"{self._root}tasks/{{{task_id}}}/{AGENTS}"
+        return f"{self._root}tasks/{_tagged(task_id)}/{AGENTS}"
 
     def task_place(self, task_id: str, slot: int) -> Place:
         """Where a thing of a task is kept; the id is taken as checked."""
         name = "progress" if slot == PROGRESS else "state"
-        return Place(f"{self._root}tasks/{{{task_id}}}/", slot, "", f"{self._root}tasks/{task_id}/{name}", task_id)
+        return Place(f"{self._root}tasks/{_tagged(task_id)}/", slot, "", f"{self._root}tasks/{task_id}/{name}", task_id)
 
     def agent_place(self, task_id: str, agent_id: str) -> Place:
         """Where the data of one agent of a task is kept."""
@@ -249,8 +261,8 @@ class Keys:
         """Where a lock is kept; its name is taken as checked.  ``tasks/<task_id>`` names the lock of a task."""
         noun, _, task_id = name.partition("/")
         if task_id:
-            return Place(f"{self._root}{noun}/{{{task_id}}}/lock", 1, "", f"{self._root}{name}/lock")
-        return Place(f"{self._root}locks/{{{name}}}", 1, "", f"{self._root}locks/{name}")
+            return Place(f"{self._root}{noun}/{_tagged(task_id)}/lock", 1, "", f"{self._root}{name}/lock")
+        return Place(f"{self._root}locks/{_tagged(name)}", 1, "", f"{self._root}locks/{name}")
 
     def lock_name(self, path: str) -> str | None:
         """Return the name of the lock that is kept under a path, None for anything else."""
@@ -326,4 +338,4 @@ class Keys:
             return self.task_place(owner, STATE if thing == "state" else PROGRESS)
         if thing.startswith(AGENTS):
             return Place(self.agents(owner), 0, thing[len(AGENTS):], full, owner)
-        return Place(f"{self._root}tasks/{{{owner}}}/{thing}", 1, "", full)
+        return Place(f"{self._root}tasks/{_tagged(owner)}/{thing}", 1, "", full)

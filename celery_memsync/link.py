@@ -205,7 +205,7 @@ class Link:
         line, asked_at = self.store.listen(), time.monotonic()
         self._line, self._listening = line, False
         number = line.listen()
-        if number is None and not self._in_vain:
+        if number is None and line.tracks and not self._in_vain:
             logger.warning("Redis does not allow CLIENT and SUBSCRIBE, so nothing that is read can be kept")
         with self._mutex:
             self._number = number

@@ -169,7 +169,7 @@ class Locks:
 
     def _wait(self, grant: Grant, deadline: float) -> LockAnswer:
         """Stand in the queue until the lock is given to us, or the deadline."""
-        ear = self.store.borrow_ear()
+        ear = self.store.borrow_ear(grant.ask.place)
         try:
             grant.ask = grant.ask._replace(channel=ear.channel)
             while True:

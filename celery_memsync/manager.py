@@ -20,6 +20,7 @@ from celery.utils.log import get_logger
 from . import values
 from .cache import EntryCache
 from .changes import Change, MergeFields, Progress, SetValue, SyncMetrics, SyncQueue, TellRun
+from .cluster_store import ClusterStore
 from .conflicts import Resolvers
 from .connections import connect
 from .coordination import Coordination, check_assignments, check_queue, check_steps
@@ -33,6 +34,7 @@ from .records import Entry, LockRecord, TaskRun, WorkerRecord
 from .settings import MAX_SECONDS, Settings, short
 from .store import Store
 from .subscriptions import OnChange, OnInvalidate, Subscriptions, Watch
+from .urls import is_cluster
 from .views import progress_of, runs_of, state_of, worker_record, worker_records
 from .writer import BatchWriter
 
@@ -56,15 +58,19 @@ class Services:
     """What works for one process; a forked child gets its own."""
 
     def __init__(self, settings: Settings, worker_id: str, url: str, events: Events) -> None:
-        keys = Keys(settings.namespace)
+        keys = Keys(settings.namespace, together=is_cluster(url))
         # Not the random module's own generator: its state crosses a fork, and users seed it.
         token = "".join(random.SystemRandom().choices(_TOKEN_LETTERS, k=8))
         self.settings = settings
         self.worker_id = worker_id
         self.keys = keys
         self.token = token
-        self.cache = EntryCache(settings.cache_size, settings.cache_max_age, lambda: self.link.unheard())
-        self.store = Store(connect(url, settings.backend_options), keys, worker_id, token, settings.default_ttl)
+        # The nodes of a cluster can't tell one connection what was read over others.
+        cache_size = 0 if is_cluster(url) else settings.cache_size
+        self.cache = EntryCache(cache_size, settings.cache_max_age, lambda: self.link.unheard())
+        make_store = ClusterStore if is_cluster(url) else Store
+        self.store: Store = make_store(
+            connect(url, settings.backend_options, keys.about), keys, worker_id, token, settings.default_ttl)
         self.writer = BatchWriter(
             self.store, events, Resolvers(settings.conflict_resolver, settings.namespace),
             interval=settings.batch_interval, batch_size=settings.batch_size, max_pending=settings.max_pending,

@@ -27,8 +27,9 @@ def load(*names: str) -> Script:
 
 COORDINATION_RESTORE = load("places", "coordination_restore")
 COORDINATION_WRITE = load("places", "coordination_write")
+ENTRY_NOTE = load("places", "pages", "notes", "entry_note")
 ENTRY_RESTORE = load("places", "pages", "entry_restore")
-ENTRY_WRITE = load("places", "pages", "entry_write")
+ENTRY_WRITE = load("places", "pages", "notes", "entry_write")
 LOCK_PASS = load("lock_pass")
 LOCK_RENEW = load("lock_renew")
 LOSS_RENEW = load("loss_renew")

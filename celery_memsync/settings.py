@@ -11,10 +11,10 @@ from redis.connection import parse_url
 from .conflicts import Resolvers
 from .exceptions import InvalidKey
 from .keys import Keys, check_id
-from .urls import is_cluster, lower_scheme, scheme_of, servers_of
+from .urls import CLUSTER_SCHEMES, is_cluster, lower_scheme, scheme_of, servers_of
 
 #: What a Redis URL may begin with.
-SCHEMES = ("redis", "rediss", "unix", "sentinel", "embedded")
+SCHEMES = ("redis", "rediss", "unix", "sentinel", *CLUSTER_SCHEMES, "embedded")
 
 #: No time that somebody gives is as long, in seconds: Redis and the C library can't wait so long.
 MAX_SECONDS = 1e10
@@ -76,7 +76,7 @@ class Settings:
             longer = f"longer than memsync_heartbeat_interval ({self.heartbeat_interval:g})"
             raise wrong("worker_ttl", self.worker_ttl, longer)
         if self.backend is not None:
-            check_together(self.backend, self.backend_options)
+            check_together(self.backend, self.backend_options, self.namespace, self.lock_replicas)
         try:
             Resolvers(self.conflict_resolver, self.namespace)
         except ValueError as exc:
@@ -108,14 +108,24 @@ def wrong(name: str, value: object, allowed: str) -> ImproperlyConfigured:
     return ImproperlyConfigured(f"memsync_{name} is {shown}; it must be {allowed}")
 
 
-def check_together(url: str, options: Mapping[str, Any]) -> None:
-    """Check what a URL needs of its options.
+def check_together(url: str, options: Mapping[str, Any], namespace: str, lock_replicas: int) -> None:
+    """Check what a URL needs of other settings.
 
     Raises:
-        ImproperlyConfigured: If that is missing.
+        ImproperlyConfigured: If that is missing, or does not fit.
     """
     if scheme_of(url) == "sentinel" and not {**servers_of(url).options, **options}.get("master_name"):
         raise wrong("backend", url, "with the name of the master: ...?master_name=name, or in memsync_backend_options")
+    if is_cluster(url) and not _spreads(namespace):
+        raise wrong("namespace", namespace, "a text without braces, or with a whole {tag}: it chooses a cluster's node")
+    if is_cluster(url) and lock_replicas:
+        raise wrong("lock_replicas", lock_replicas, "0 with a cluster")
+
+
+def _spreads(namespace: str) -> bool:
+    """Whether what is under a namespace goes to the nodes of a cluster by the tags of its keys, or by its own."""
+    before, brace, rest = namespace.partition("{")
+    return "}" not in before and (not brace or rest.find("}") > 0)
 
 
 def short(value: object) -> str:
@@ -167,8 +177,6 @@ def _recover(value: object) -> str | None:
 def _url(value: object) -> str | None:
     if value is None:
         return None
-    if isinstance(value, str) and is_cluster(value):
-        return "that of one server, or of Sentinels: a cluster can't be used yet"
     if isinstance(value, str) and scheme_of(value) in SCHEMES:
         return _unreadable(value)
     return "a URL that begins with one of " + ", ".join(f"{scheme}://" for scheme in SCHEMES)
@@ -179,6 +187,8 @@ def _unreadable(url: str) -> str | None:
     try:
         if scheme_of(url) == "sentinel":
             servers_of(url)
+        elif is_cluster(url):
+            return _wrong_cluster(servers_of(url).options)
         elif scheme_of(url) != "embedded":
             parse_url(lower_scheme(url))  # type: ignore[no-untyped-call,unused-ignore]
     except (ValueError, TypeError):
@@ -186,7 +196,14 @@ def _unreadable(url: str) -> str | None:
     return None
 
 
-_READABLE = {"sentinel": "a URL that can be read: sentinel://host:26379;sentinel://host:26379/0?master_name=name"}
+def _wrong_cluster(options: Mapping[str, Any]) -> str | None:
+    return "without a database: a cluster has number 0 only" if options.get("db") else None
+
+
+_READABLE = {
+    "sentinel": "a URL that can be read: sentinel://host:26379;sentinel://host:26379/0?master_name=name",
+    **dict.fromkeys(CLUSTER_SCHEMES, "a URL that can be read: redis+cluster://[user:password@]host:port,host:port"),
+}
 
 
 def _options(value: object) -> str | None:

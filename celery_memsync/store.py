@@ -229,16 +229,19 @@ class Store:
         self.worker_id = worker_id
         self.token = token
         self._client = client
-        self._wires = Wires(client)
         #: What is the same in all that is sent of a lock, by its key.
         self._lock_words: dict[str, bytes] = {}
         self._ears: deque[Ear] = deque()
         self._ear_numbers = count(1)
         self._horizon = ms(default_ttl)
-        database = getattr(client, "connection_pool", client).connection_kwargs.get("db") or 0
         #: Put before a path to make its channel: channels know no database numbers.
-        self.prefix = f"{database}:"
+        self.prefix = f"{self._prepare(client)}:"
         self._together = keys.full(COORDINATION) + "/"
+
+    def _prepare(self, client: Any) -> int:
+        """Make what is kept beside the client; return the number of its database."""
+        self._wires = Wires(client)
+        return client.connection_pool.connection_kwargs.get("db") or 0
 
     @property
     def redis(self) -> Any:
@@ -260,7 +263,7 @@ class Store:
 
     def twin(self, token: str) -> Store:
         """Return a store that writes under a token of its own, for a second writer in this process."""
-        twin = Store(self._client, self.keys, self.worker_id, token, self._horizon / 1000)
+        twin = type(self)(self._client, self.keys, self.worker_id, token, self._horizon / 1000)
         twin.clock = self.clock
         return twin
 
@@ -278,8 +281,7 @@ class Store:
         asked = time.monotonic()
         outcomes: list[Outcome] = []
         for answer in self._run(ENTRY_WRITE, calls, tells=True):
-            taken_at = int(answer[0]) * 1000 + int(answer[1]) // 1000
-            outcomes.extend(_outcome(one, taken_at) for one in answer[2:])
+            outcomes.extend(outcomes_of(answer))
         self._learn(answer[0], answer[1], asked)
         return outcomes
 
@@ -331,10 +333,14 @@ class Store:
     def missing_rights(self) -> list[str]:
         """Return what this user may not do of what is needed: commands, ``keys``, ``channels``; see :mod:`.rights`."""
         asked = probes(self.keys.scratch, self.prefix + self.keys.scratch)
-        answers = ask_apart(self._client, [probe.command for probe in asked])
+        answers = ask_apart(self._node(), [probe.command for probe in asked])
         return sorted({
             missing(probe.right, str(answer)) for probe, answer in zip(asked, answers)
             if isinstance(answer, redis.exceptions.NoPermissionError)})
+
+    def _node(self) -> Any:
+        """Return the client of one server."""
+        return self._client
 
     # -- tasks
 
@@ -564,11 +570,8 @@ class Store:
         """
         calls = []
         for start in range(0, len(asks), SCRIPT_SIZE):
-            chunk = asks[start:start + SCRIPT_SIZE]
-            args: list[Any] = [len(chunk)]
-            for ask in chunk:
-                args += (ask.holder, ask.place.path, ms(ask.ttl))
-            calls.append(([*(ask.place.key for ask in chunk), self.keys.locks], args))
+            keys, args = renewal(asks[start:start + SCRIPT_SIZE])
+            calls.append(([*keys, self.keys.locks], args))
         if not calls:
             return []
         answers = self._run(LOCK_RENEW, calls, replicas=replicas)
@@ -593,12 +596,20 @@ class Store:
         answers = _answers(pipeline) if names else []
         return [(_parse(text), waiters or 0) for text, waiters in zip(answers[::2], answers[1::2])]
 
-    def borrow_ear(self) -> Ear:
-        """Return a connection on which to hear that it is one's turn; it is to be given back, or closed."""
+    @redis_call
+    def borrow_ear(self, place: Place) -> Ear:
+        """Return a connection on which to hear that it is one's turn; it is to be given back, or closed.
+
+        Arguments:
+            place: Where the lock is kept.
+        """
         try:
             return self._ears.pop()
         except IndexError:
-            return Ear(self._client, self.prefix + self.keys.turn(self.token, next(self._ear_numbers)))
+            return Ear(self._client, self._turn())
+
+    def _turn(self) -> str:
+        return self.prefix + self.keys.turn(self.token, next(self._ear_numbers))
 
     def give_back_ear(self, ear: Ear) -> None:
         """Take a connection back that is not broken."""
@@ -690,6 +701,7 @@ class Store:
 
     # -- hearing
 
+    @redis_call
     def listen(self) -> Announcements:
         """Return a connection on which Redis speaks unasked; it is not open yet."""
         return Announcements(self._client)
@@ -714,9 +726,12 @@ class Store:
                 in writes:
             figure = round(published * 1e4) if rank in WAITING else round(runtime * 1e6)
             args += (slot or ":" + field, path, task_id, seen, run, rank, fence, time_ms, ttl_ms, serial, figure, body)
+        return [*keys, *self._shared_keys()], args
+
+    def _shared_keys(self) -> tuple[str, ...]:
+        """Return the keys of what follows from entries."""
         own = self.keys
-        keys += (own.task_index, own.names, own.pending, own.processing, own.metrics, own.about)
-        return keys, args
+        return own.task_index, own.names, own.pending, own.processing, own.metrics, own.about
 
     def _run(
         self, script: Script, calls: Sequence[tuple[list[str], list[Any]]], tells: bool = False, replicas: int = 0,
@@ -727,13 +742,20 @@ class Store:
             tells: Whether others are to be told of what it does before it is answered.
             replicas: How many replicas must have what it does before it is answered.
         """
+        answers = self._try(script, calls, tells, replicas)
+        raise_first(answers)
+        return answers
+
+    def _try(
+        self, script: Script, calls: Sequence[tuple[list[str], list[Any]]], tells: bool = False, replicas: int = 0,
+    ) -> list[Any]:
+        """Return the answers of a script; an error is one."""
         answers = self._send(script.sha, calls, tells, replicas)
-        if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
+        unknown = [at for at, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
+        if unknown:
             self.redis.script_load(script.text)
-            answers = self._send(script.sha, calls, tells, replicas)
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
+            for at, answer in zip(unknown, self._send(script.sha, [calls[at] for at in unknown], tells, replicas)):
+                answers[at] = answer
         return answers
 
     def _run_quickly(self, script: Script, count: int, words: bytes) -> Any:
@@ -780,6 +802,21 @@ class Store:
 
     def _learn(self, seconds: int, micros: int, asked: float) -> None:
         self.clock.learn(int(seconds) + int(micros) / 1e6, asked, time.monotonic())
+
+
+def renewal(asks: Sequence[LockAsk]) -> tuple[list[str], list[Any]]:
+    """Return keys and arguments for ``lua/lock_renew.lua``, without the index."""
+    args: list[Any] = [len(asks)]
+    for ask in asks:
+        args += (ask.holder, ask.place.path, ms(ask.ttl))
+    return [ask.place.key for ask in asks], args
+
+
+def raise_first(answers: Sequence[Any]) -> None:
+    """Raise the first answer that is an error."""
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
 
 
 def _check_replicas(answer: Any, wanted: int) -> None:
@@ -847,6 +884,12 @@ def _lock_answer(answer: bytes) -> LockAnswer:
 def _restored(answer: Sequence[Any]) -> Outcome:
     status = answer[0].decode()
     return Outcome(status, error=answer[1].decode()) if status == "error" else Outcome(status, answer[1])
+
+
+def outcomes_of(answer: Sequence[Any]) -> list[Outcome]:
+    """Read what ``lua/entry_write.lua`` answers to one call."""
+    taken_at = int(answer[0]) * 1000 + int(answer[1]) // 1000
+    return [_outcome(one, taken_at) for one in answer[2:]]
 
 
 def _outcome(answer: Any, taken_at: int) -> Outcome:

@@ -64,12 +64,12 @@ class RedisServer:
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process = None
 
-    def start(self):
+    def start(self, *first):
         self.folder.mkdir(parents=True, exist_ok=True)
         save = ["--save", "3600", "1"] if self.keep else ["--save", ""]
         self.process = subprocess.Popen(
-            [self.binary or find_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
-             *save, *self.options],
+            [self.binary or find_server(), *first, "--port", str(self.port), "--bind", "127.0.0.1",
+             "--dir", str(self.folder), *save, *self.options],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
         eventually(self.answers, message="redis-server does not answer")

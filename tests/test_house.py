@@ -24,10 +24,10 @@ FLOORS = (
     ("records",),
     ("conflicts", "reasons"),
     ("settings", "changes"),
-    ("embedded", "sentinels"),
+    ("embedded", "cluster", "sentinels"),
     ("connections",),
     ("store",),
-    ("cache", "link", "locks", "writer", "heartbeat", "losses", "coordination", "views", "archive"),
+    ("cache", "link", "locks", "writer", "heartbeat", "losses", "coordination", "views", "archive", "cluster_store"),
     ("reader",),
     ("subscriptions",),
     ("manager", "outcomes", "recovery"),
@@ -40,7 +40,7 @@ FLOORS = (
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 #: Lua that other scripts begin with.
-LUA_PARTS = {"pages", "places"}
+LUA_PARTS = {"notes", "pages", "places"}
 SCRIPTS = sorted({path.stem for path in (PACKAGE / "lua").glob("*.lua")} - LUA_PARTS)
 MODULES = sorted(PACKAGE.rglob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in MODULES}
@@ -132,7 +132,8 @@ def test_only_the_store_and_the_connections_talk_to_redis():
         or (isinstance(node, ast.ImportFrom) and node.module == "redis")
     }
 
-    assert importers - {"bootsteps"} == {"connections", "sentinels", "store"}  # a worker tells the version of redis-py
+    talkers = {"cluster", "connections", "sentinels", "store"}
+    assert importers - {"bootsteps"} == talkers  # a worker tells the version of redis-py
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -215,7 +216,7 @@ def test_a_script_uses_the_keys_and_arguments_that_it_tells(name):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_has_a_name_and_a_caller_in_the_store(name):
-    store = (PACKAGE / "store.py").read_text()
+    store = "".join((PACKAGE / name).read_text() for name in ("store.py", "cluster_store.py"))
 
     assert getattr(scripts, name.upper()).text.endswith(scripts.load(name).text)
     assert len(re.findall(rf"\b{name.upper()}\b", store)) >= 2

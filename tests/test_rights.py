@@ -47,6 +47,7 @@ def refusals(server):
 
 
 def use_everything(memsync, other):
+    """Call everything that asks Redis for something of its own."""
     heard = []
     memsync.subscribe("*", lambda key, value: heard.append(key))
     memsync.sync_task_state("t1", {"status": "STARTED"})

@@ -6,18 +6,15 @@ import pytest
 from celery_memsync import MemorySyncManager, StoreError
 
 from .helpers import RedisServer, eventually, free_port
-from .topologies import certificates, system_server
+from .topologies import ask, certificates, free_pair, system_server
 
 
 class TLSServer(RedisServer):
-    """A redis-server that takes no connection without a client's certificate."""
+    """A redis-server that takes no connection with TLS without a client's certificate."""
 
-    def __init__(self, folder, certs):
-        self.tls_port = free_port()
-        super().__init__(
-            folder, "--tls-port", str(self.tls_port), "--tls-cert-file", str(certs / "server.crt"),
-            "--tls-key-file", str(certs / "server.key"), "--tls-ca-cert-file", str(certs / "ca.crt"),
-            binary=system_server())
+    def __init__(self, folder, certs, *options, tls_port=None):
+        self.tls_port = tls_port or free_port()
+        super().__init__(folder, "--tls-port", str(self.tls_port), *served_with(certs), *options, binary=system_server())
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +31,11 @@ def port(tmp_path_factory, certs):
     server = TLSServer(tmp_path_factory.mktemp("tls"), certs).start()
     yield server.tls_port
     server.stop()
+
+
+def served_with(certs):
+    return ("--tls-cert-file", str(certs / "server.crt"), "--tls-key-file", str(certs / "server.key"),
+            "--tls-ca-cert-file", str(certs / "ca.crt"))
 
 
 def options_of(certs):
@@ -83,3 +85,53 @@ def test_a_certificate_for_another_host_is_refused(port, certs):
 
     with pytest.raises(StoreError):
         memsync.read("a")
+
+
+@pytest.fixture
+def watched(tmp_path, certs):
+    """The URL of a Sentinel and its master, which speak TLS only with each other and with others."""
+    if system_server() is None:
+        pytest.skip("the system has no redis-server, and that of the wheel speaks no TLS")
+    master = TLSServer(tmp_path / "master", certs, "--tls-replication", "yes").start()
+    sentinel = TLSServer(tmp_path / "sentinel", certs, "--tls-replication", "yes")
+    config = tmp_path / "sentinel.conf"
+    config.write_text(f"sentinel monitor mymaster 127.0.0.1 {master.tls_port} 1\n")
+    sentinel.start(str(config), "--sentinel")
+    yield f"sentinel://localhost:{sentinel.tls_port}/0?master_name=mymaster"
+    sentinel.stop()
+    master.stop()
+
+
+def test_sentinels_and_their_master_may_speak_tls(watched, certs):
+    with MemorySyncManager("w1", watched, backend_options={"ssl": True, **options_of(certs)}) as memsync:
+        memsync.write("a", 1)
+        memsync.force_sync()
+
+        assert memsync.read("a") == 1
+        with memsync.lock("l"):
+            assert [one.name for one in memsync.locks()] == ["l"]
+
+
+@pytest.fixture
+def node(tmp_path, certs):
+    """A cluster of one node that speaks TLS."""
+    if system_server() is None:
+        pytest.skip("the system has no redis-server, and that of the wheel speaks no TLS")
+    node = TLSServer(tmp_path / "node", certs, "--cluster-enabled", "yes", "--tls-cluster", "yes", tls_port=free_pair(()))
+    node.start()
+    ask(node, "CLUSTER", "ADDSLOTS", *range(16384))
+    eventually(lambda: b"cluster_state:ok" in ask(node, "CLUSTER", "INFO"))
+    yield node
+    node.stop()
+
+
+def test_a_cluster_may_speak_tls(node, certs):
+    url = f"rediss+cluster://localhost:{node.tls_port}"
+    with MemorySyncManager("w1", url, backend_options=options_of(certs)) as memsync:
+        memsync.write("a", 1)
+        memsync.force_sync()
+
+        assert memsync.read("a") == 1
+        assert memsync.search("a") == ["task-sentinel/a"]
+        with memsync.lock("l"):
+            assert [one.name for one in memsync.locks()] == ["l"]

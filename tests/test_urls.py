@@ -35,8 +35,13 @@ def test_every_server_and_option_of_a_url_is_read(url, addresses, options):
     ({"backend": f"sentinel://:{SECRET}@h1:port/0?master_name=m"}, "sentinel://host"),
     ({"backend": "sentinel://?master_name=m"}, "sentinel://host"),
     ({"backend": f"sentinel://:{SECRET}@h1;redis://h2?master_name=m"}, "sentinel://host"),
-    ({"backend": f"redis+cluster://:{SECRET}@h1:7000,h2:7000"}, "cluster can't be used"),
-    ({"backend": f"rediss+cluster://:{SECRET}@h1:port"}, "cluster can't be used"),
+    ({"backend": f"redis+cluster://:{SECRET}@h1:1/3"}, "number 0 only"),
+    ({"backend": f"redis+cluster://:{SECRET}@h1:port"}, "redis\\+cluster://"),
+    ({"backend": "redis+cluster://,"}, "redis\\+cluster://"),
+    ({"backend": "redis+cluster://h1", "namespace": "a}b"}, "braces"),
+    ({"backend": "redis+cluster://h1", "namespace": "a{}b"}, "braces"),
+    ({"backend": "redis+cluster://h1", "namespace": "a{b"}, "braces"),
+    ({"backend": "redis+cluster://h1", "lock_replicas": 1}, "memsync_lock_replicas is 1"),
 ])
 def test_a_wrong_url_of_several_servers_is_named_without_its_password(settings, word):
     with pytest.raises(ImproperlyConfigured, match=word) as caught:
@@ -45,18 +50,23 @@ def test_a_wrong_url_of_several_servers_is_named_without_its_password(settings, 
     assert SECRET not in str(caught.value)
 
 
-def test_the_masters_name_may_stand_among_the_options():
-    assert Settings.build({"backend": "sentinel://h1", "backend_options": {"master_name": "m"}}).backend == "sentinel://h1"
+@pytest.mark.parametrize("settings", [
+    {"backend": "sentinel://h1", "backend_options": {"master_name": "m"}},
+    {"backend": "redis+cluster://h1", "namespace": "shop"}, {"backend": "redis+cluster://h1", "namespace": "a{shop}b"},
+])
+def test_what_fits_together_is_taken(settings):
+    assert Settings.build(settings).backend == settings["backend"]
 
 
 @given(st.text(max_size=60))
 def test_a_url_is_read_or_refused_as_a_wrong_setting(text):
-    try:
-        settings = Settings.build({"backend": f"sentinel://{text}"})
-    except ImproperlyConfigured:
-        return
+    for scheme in ("sentinel", "redis+cluster"):
+        try:
+            settings = Settings.build({"backend": f"{scheme}://{text}"})
+        except ImproperlyConfigured:
+            continue
 
-    assert servers_of(settings.backend).addresses
+        assert servers_of(settings.backend).addresses
 
 
 @pytest.mark.parametrize("options", [{"bogus": 1}, {"ssl_certfile": SECRET, "bogus": 1}])

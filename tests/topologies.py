@@ -1,8 +1,11 @@
 """Several redis-servers that belong together, started by the tests themselves."""
 from __future__ import annotations
 
+import contextlib
+import random
 import shutil
 import signal
+import socket
 import subprocess
 
 import redis
@@ -21,6 +24,17 @@ def ask(server, *command):
         return connection.read_response()
     finally:
         connection.disconnect()
+
+
+def free_pair(taken):
+    """Return a free port below those that the system gives out, with that of a node's bus, 10,000 above."""
+    while True:
+        port = random.randrange(12000, 22000)
+        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("127.0.0.1", port))
+            other.bind(("127.0.0.1", port + 10000))
+            if port not in taken:
+                return port
 
 
 class SentinelServer(RedisServer):
@@ -94,16 +108,21 @@ class Replicated:
 
 
 class Cluster:
-    """Three masters and a replica of each."""
+    """Three masters and a replica of each, unless told otherwise.
 
-    def __init__(self, folder, replicas=1):
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-replica-validity-factor", "0",
-                   "--repl-diskless-sync-delay", "0")
+    Arguments:
+        patience: Milliseconds after which a node that does not answer is replaced.
+    """
+
+    def __init__(self, folder, replicas=1, patience=2000, binary=None):
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(patience),
+                   "--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0")
         self.servers = []
         while len(self.servers) < 3 * (1 + replicas):
-            server = RedisServer(folder / f"node-{len(self.servers)}", *options)
-            if server.port < 55000:  # the bus is 10000 above
-                self.servers.append(server)
+            server = RedisServer(folder / f"node-{len(self.servers)}", *options, binary=binary)
+            server.port = free_pair({one.port for one in self.servers})
+            server.url = f"redis://127.0.0.1:{server.port}/0"
+            self.servers.append(server)
         self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers[:3])
 
     def start(self):

@@ -39,7 +39,10 @@
 --            us that the run took; "0" if that is not known
 --   body     not looked into; "" deletes
 --
--- Returns     {seconds, microseconds, answer...}, for each write one of
+-- On a cluster only the owners are given, which are in one slot, and what follows from their entries is answered as a
+-- note, for entry_note.lua.
+--
+-- Returns     {seconds, microseconds, answer..., note}, the note on a cluster only; for each write one of
 --             version  stored
 --             {"again", version}  was stored before under this serial
 --             {"kept", version}  what is there is further along
@@ -47,15 +50,11 @@
 --             {"fenced", version}  a newer fence has written
 --             {"error", message}  Redis refused
 -- Publishes   where, header and body on each entry's path; of slots 1 and 2, which make one state, the other's too
-local n, worker, writer, horizon = tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4])
-local slots, formers, prefix, together, tallies = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], ARGV[8], ARGV[9]
-local index, names, pending, processing, metrics, about =
+local n, writer = tonumber(ARGV[1]), ARGV[3]
+local slots, formers, tallies = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[9]
+worker, horizon, prefix, together = ARGV[2], tonumber(ARGV[4]), ARGV[7], ARGV[8]
+index, names, pending, processing, metrics, about =
   KEYS[n + 1], KEYS[n + 2], KEYS[n + 3], KEYS[n + 4], KEYS[n + 5], KEYS[n + 6]
-local indexed = false
--- What the stages of tasks come to: list, order and end in it by task id; counters by name.
-local lists, orders, ends, counted = {}, {}, {}, {}
--- Users' keys that were made, moved on by a ttl, or deleted: when they are over, or false, by path.
-local named = {}
 
 local tally = {}
 for counter in string.gmatch(tallies, "([^,]*),") do
@@ -141,6 +140,16 @@ local function writes_of(writes)
   return last, others
 end
 
+-- Note once more what follows from a write whose answer, and note, was lost; but for what it counts.
+local function note_again(slot, task, path, rank, srank, time, ttl_ms, figure, body)
+  if task ~= "" then
+    added[#added + 1] = task
+    if slot == 1 and rank == srank then enlist(task, rank, time, ttl_ms, figure) end
+  elseif slot then
+    name(path, nil, nil, nil, time, ttl_ms, body == "")
+  end
+end
+
 local function write(owner, where, path, task, seen, run, rank, fence, time, ttl_ms, serial, figure, body)
   local slot, field = tonumber(where), string.sub(where, 2)
   local entries, text, page
@@ -167,7 +176,10 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
     text = nil
   end
   local last, others = writes_of(writes)
-  if last and last >= tonumber(serial) then return { "again", version } end
+  if last and last >= tonumber(serial) then
+    if not index then note_again(slot, task, path, rank, srank, time, ttl_ms, figure, body) end
+    return { "again", version }
+  end
   if fence ~= "0" and tonumber(fence) < tonumber(sfence) then return { "fenced", version } end
   if tonumber(fence) < tonumber(sfence) then fence = sfence end
   if run == "" then run = srun end
@@ -200,7 +212,7 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
         store(entry(version, stime + slag))
         if staged and rank < "3" then
           enlist(task, rank, time, ttl_ms, figure)
-          indexed = redis.pcall("XADD", index, "MINID", "~", whole(now_ms - horizon), "*", "id", task)
+          added[#added + 1] = task
         end
       end
       if run ~= srun and run ~= "-" then
@@ -236,90 +248,14 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
     name(path, text, stime, sttl, time, ttl_ms, body == "")
   end
   if task ~= "" and (not page or stime and math.floor(2 * stime / horizon) ~= math.floor(2 * time / horizon)) then
-    indexed = redis.pcall("XADD", index, "MINID", "~", whole(now_ms - horizon), "*", "id", task)
+    added[#added + 1] = task
   end
   return version + 1
-end
-
--- Count the version of what has no value in one piece, and tell that it has changed.
-local function touch(thing, left)
-  local before = redis.pcall("HGET", about, thing)
-  local version = (type(before) == "string" and tonumber(string.match(before, "^%d+")) or 0) + 1
-  local text = string.format("%d - - 0 %.0f %.0f 0 - %s\n1", version, now_ms, horizon, worker)
-  redis.pcall("HSET", about, thing, text)
-  if redis.call("PTTL", about) < left then redis.call("PEXPIRE", about, whole(left)) end
-  redis.call("PUBLISH", prefix .. together .. thing, ":" .. thing .. "\n" .. text)
-end
-
-local function keep_lists()
-  local changed, longest = false, 1
-  for list, key in pairs({ pending = pending, processing = processing }) do
-    local out, into, left = {}, {}, 0
-    for task, wanted in pairs(lists) do
-      if wanted ~= list then
-        out[#out + 1] = task
-      else
-        -- Who is there keeps the order; only its end moves on.
-        local there = redis.pcall("ZSCORE", key, task)
-        local order = type(there) == "string" and order_of(there) or orders[task]
-        into[#into + 1] = place_of(order, ends[task])
-        into[#into + 1] = task
-        left = math.max(left, ends[task] - now_ms)
-      end
-    end
-    if #out > 0 then changed = redis.pcall("ZREM", key, unpack(out)) ~= 0 or changed end
-    if #into > 0 then
-      changed = redis.pcall("ZADD", key, unpack(into)) ~= 0 or changed
-      if redis.call("PTTL", key) < left then redis.call("PEXPIRE", key, whole(left)) end
-      longest = math.max(longest, left)
-      trim(key, now, horizon)
-    end
-  end
-  if changed then touch("queue", math.max(longest, horizon)) end
-end
-
-local function keep_names()
-  local into, out, left = {}, {}, 0
-  for path, over in pairs(named) do
-    if over then
-      into[#into + 1] = whole(over)
-      into[#into + 1] = path
-      left = math.max(left, over - now_ms)
-    else
-      out[#out + 1] = path
-    end
-  end
-  if #out > 0 then redis.pcall("ZREM", names, unpack(out)) end
-  if #into > 0 then
-    redis.pcall("ZADD", names, unpack(into))
-    -- More than were made, so that all are forgotten in the end.
-    local gone = redis.pcall("ZRANGEBYSCORE", names, "-inf", "(" .. whole(now_ms), "LIMIT", 0, 10 + #into)
-    if #gone > 0 then redis.call("ZREM", names, unpack(gone)) end
-    if redis.call("PTTL", names) < left then redis.call("PEXPIRE", names, whole(left)) end
-  end
-end
-
-local function keep_counters()
-  for counter, by in pairs(counted) do
-    if counter == "runtime" then
-      redis.pcall("HINCRBYFLOAT", metrics, counter, string.format("%.6f", by))
-    elseif by ~= 0 then
-      local result = redis.pcall("HINCRBY", metrics, counter, whole(by))
-      if type(result) == "table" then redis.pcall("HINCRBYFLOAT", metrics, counter, whole(by)) end
-    end
-  end
-  if next(counted) then
-    redis.call("PEXPIRE", metrics, whole(horizon))
-    touch("metrics", horizon)
-  end
 end
 
 local answers = { tonumber(now[1]), tonumber(now[2]) }
 for i = 1, n do
   answers[i + 2] = write(KEYS[i], unpack(ARGV, 12 * i - 2, 12 * i + 9))
 end
-if indexed then redis.call("PEXPIRE", index, whole(horizon)) end
-if next(named) then keep_names() end
-if next(lists) then keep_lists() end
-if next(counted) then keep_counters() end
+if index then keep() else answers[n + 3] = note() end
 return answers

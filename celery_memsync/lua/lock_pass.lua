@@ -10,7 +10,7 @@
 --
 -- KEYS[1] lock     string: the entry
 -- KEYS[2] queue    list of those who wait, in the order in which they came
--- KEYS[3] index    sorted set: path of each lock that is held, by the end of its lease (ms)
+-- KEYS[3] index    sorted set: path of each lock that is held, by the end of its lease (ms); not given on a cluster
 -- ARGV[1] path     the lock's; its changes are told there
 -- ARGV[2] prefix   put before a path to make its channel
 -- ARGV[3] worker   who asks
@@ -59,7 +59,7 @@ local function give(its_run, its_writes, its_lease, rest)
   end
   fence, left = now_us, tonumber(its_lease)
   store(its_run, its_writes, its_lease, rest)
-  redis.call("ZADD", index, string.format("%.0f", now_ms + left), path)
+  if index then redis.call("ZADD", index, string.format("%.0f", now_ms + left), path) end
 end
 
 -- Give the lock to the first who waits and can hear of it; who asks is taken to be there.
@@ -82,7 +82,7 @@ if what == "leave" then
   if is_mine then
     if not pass_on("," .. holder) then
       store("-", holder, 0, worker .. "\n")
-      redis.call("ZREM", index, path)
+      if index then redis.call("ZREM", index, path) end
     end
     return "ok 0 0"
   end
@@ -95,8 +95,8 @@ if not is_mine and left <= 0 then
   is_mine = not id or id == holder
   if is_mine then
     give(run, holder, ttl_ms, worker .. "\n" .. body)
-    redis.call("PEXPIRE", index, INDEX)
-    if now_ms % 16 == 0 then redis.call("ZREMRANGEBYSCORE", index, "-inf", now_text) end
+    if index then redis.call("PEXPIRE", index, INDEX) end
+    if index and now_ms % 16 == 0 then redis.call("ZREMRANGEBYSCORE", index, "-inf", now_text) end
   end
 end
 if is_mine then return "ok " .. fence .. " " .. left end

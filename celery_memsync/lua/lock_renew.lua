@@ -1,7 +1,7 @@
 -- Let the leases of locks begin anew, as far as they are still held; none gets shorter.
 --
 -- KEYS[1..n]  lock    string: an entry, see lock_pass.lua
--- KEYS[n+1]   index   sorted set: path of each lock that is held, by the end of its lease (ms)
+-- KEYS[n+1]   index   sorted set: path of each lock that is held, by the end of its lease (ms); not given on a cluster
 -- ARGV[1]     n       number of locks
 -- ARGV[2..]           3 for each lock:
 --   holder   names one acquisition
@@ -10,7 +10,8 @@
 --
 -- Returns     for each lock 1, or 0: it is not the holder's any more
 -- Publishes   nothing: who has a copy of the entry is told by Redis itself
-local n, index = tonumber(ARGV[1]), KEYS[#KEYS]
+local n = tonumber(ARGV[1])
+local index = KEYS[n + 1]
 local MEMORY, INDEX = 60000, 7 * 86400000 -- ms; as in lock_pass.lua
 local now = redis.call("TIME")
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
@@ -31,7 +32,7 @@ for i = 1, n do
     leases[#leases + 1] = path
   end
 end
-if #leases > 0 then
+if index and #leases > 0 then
   redis.call("ZADD", index, unpack(leases))
   redis.call("ZREMRANGEBYSCORE", index, "-inf", string.format("%.0f", now_ms))
   redis.call("PEXPIRE", index, INDEX)
