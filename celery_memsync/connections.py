@@ -22,7 +22,7 @@ from redis.retry import Retry
 
 from . import embedded
 from .cluster import Address, Cluster
-from .exceptions import StoreError
+from .exceptions import MemSyncError, StoreError
 from .sentinels import SENTINEL_TIMEOUT, SentinelConnection, Sentinels, SentinelTLSConnection
 from .urls import is_cluster, lower_scheme, scheme_of, servers_of
 
@@ -55,6 +55,8 @@ def redis_call(method: F) -> F:
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return method(*args, **kwargs)
+        except MemSyncError:
+            raise
         except (redis.RedisError, OSError, *SENSELESS) as exc:
             what = method.__name__.replace("_", " ")
             raise StoreError(f"Redis could not do this: {what} ({explain(exc)})") from exc
