@@ -273,6 +273,19 @@ class Locks:
                    for name, (stored, waiters) in zip(names, rows) if stored is not None)
         return [record for record in records if record is not None]
 
+    def record(self, name: str) -> LockRecord | None:
+        """Return who holds a lock; None: nobody does."""
+        ((stored, waiters),) = self.store.read_locks([name])
+        return None if stored is None else LockRecord.of(name, stored, self.store.clock.now(), waiters)
+
+    def awaited(self, task_id: str) -> LockRecord | None:
+        """Return the lock for which a task stands in the queue; None: for none."""
+        held = [record for record in self.held() if record.waiters]
+        for record, waiting in zip(held, self.store.read_waiters([record.name for record in held])):
+            if any(isinstance(one.value, dict) and one.value.get("task_id") == task_id for one in waiting):
+                return record
+        return None
+
     # -- what ends without a word
 
     def end_run(self, run: str) -> None:

@@ -10,8 +10,9 @@ import time
 import weakref
 from collections import OrderedDict
 from dataclasses import replace
+from itertools import islice
 from multiprocessing import util as multiprocessing_util
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Iterable, Iterator, Mapping, Sequence
 
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.log import get_logger
@@ -39,6 +40,9 @@ logger = get_logger(__name__)
 
 #: Seconds that the end of a process may wait for its last changes to be written.
 CLOSE_TIMEOUT = 2.0
+
+#: Tasks that are read in one round trip: no command of it holds Redis for more than a millisecond or two.
+TASKS_AT_ONCE = 500
 
 #: Tasks of which a process remembers the progress that it told by hand.
 MAX_PROGRESS = 10_000
@@ -390,22 +394,32 @@ class MemorySyncManager:
         Raises:
             StoreError: If Redis is away.
         """
+        return list(islice(self.iter_tasks(at_once=min(limit, TASKS_AT_ONCE)), limit))
+
+    def iter_tasks(self, since: float | None = None, at_once: int = TASKS_AT_ONCE) -> Iterator[dict[str, Any]]:
+        """Yield tasks with state and progress, newest first; read as they are taken.
+
+        Arguments:
+            since: When the first of them was told of, in seconds since the epoch on Redis's clock.  None: however
+                long ago.
+            at_once: How many are read in one round trip.
+
+        Raises:
+            StoreError: If Redis is away.
+        """
         services = self._open()
-        found: list[dict[str, Any]] = []
         known: set[str] = set()
         before = "+"
-        while len(found) < limit:
-            rows = services.store.recent_tasks(limit, before)
+        while True:
+            rows = services.store.recent_tasks(at_once, before, since)
             task_ids = [task_id for task_id in dict.fromkeys(task_id for _, task_id in rows) if task_id not in known]
             known.update(task_ids)
             for task_id, task in zip(task_ids, services.reader.tasks(task_ids)):
                 if task.slots:
-                    state = state_of(task_id, task.slots)
-                    found.append({"id": task_id, "state": state, "progress": progress_of(task)})
-            if len(rows) < limit:
-                break
+                    yield {"id": task_id, "state": state_of(task_id, task.slots), "progress": progress_of(task)}
+            if len(rows) < at_once:
+                return
             before = "(" + rows[-1][0]
-        return found[:limit]
 
     def get_agent_coordination(self, task_id: str, agent_id: str) -> Any:
         """Return what an agent of a task shared, or None.
@@ -467,6 +481,36 @@ class MemorySyncManager:
             StoreError: If Redis is away.
         """
         return self._open().locks.held()
+
+    def get_lock(self, name: str) -> LockRecord | None:
+        """Return who holds a lock; None: nobody does.
+
+        Arguments:
+            name: As given to :meth:`lock`; ``tasks/<task_id>`` for the lock of a task.
+
+        Raises:
+            InvalidKey: If the name is not fit for a key.
+            StoreError: If Redis is away.
+        """
+        return self._open().locks.record(_check_lock(name))
+
+    def get_awaited_lock(self, task_id: str) -> LockRecord | None:
+        """Return the lock for which a task waits, as it is held by somebody else; None: it waits for none.
+
+        Raises:
+            InvalidKey: If the id is not fit for a key.
+            StoreError: If Redis is away.
+        """
+        return self._open().locks.awaited(check_id(task_id, "task"))
+
+    def get_queue_position(self, task_id: str) -> int | None:
+        """Return how many tasks wait before one, in all queues together; None if it does not wait.
+
+        Raises:
+            InvalidKey: If the id is not fit for a key.
+            StoreError: If Redis is away.
+        """
+        return self._open().store.queue_position(check_id(task_id, "task"))
 
     def get_worker_status(self, worker_id: str) -> Any:
         """Return the status of a worker: what was told by hand, else its last beat; None if unknown.
@@ -639,6 +683,25 @@ class MemorySyncManager:
             InvalidKey: If the name is not fit for a key.
         """
         return Lock(check_id(name, "lock"), self._lease(ttl), _check_wait(wait), self._locks_and_owner)
+
+    def free_lock(self, name: str, fence: int) -> bool:
+        """Free a lock for whoever holds it; who waits for it gets it, and its holder loses it at the next renewal.
+
+        What the holder does meanwhile goes on: only its fenced writes are refused, once a later holder has written.
+
+        Arguments:
+            name: As given to :meth:`lock`; ``tasks/<task_id>`` for the lock of a task.
+            fence: Of the acquisition that is to end, see :meth:`get_lock`.
+
+        Returns:
+            Whether it was held with that fence until now.
+
+        Raises:
+            InvalidKey: If the name is not fit for a key.
+            StoreError: If Redis is away.
+        """
+        services = self._open()
+        return services.store.free_lock(services.keys.lock_place(_check_lock(name)), fence)
 
     def task_lock(self, task_id: str, ttl: float | None = None, wait: float | None = 0.0) -> Lock:
         """Return the lock of a task as an object, as :meth:`lock` does; it is the one of :meth:`acquire_task_lock`."""
@@ -943,6 +1006,14 @@ def _check_seconds(value: float, what: str, positive: bool = False) -> float:
 
 def _check_wait(wait: float | None) -> float:
     return float("inf") if wait is None or wait == float("inf") else _check_seconds(wait, "wait")
+
+
+def _check_lock(name: str) -> str:
+    """Return the name of a lock, of a task's too."""
+    if isinstance(name, str) and name.startswith("tasks/"):
+        check_id(name[len("tasks/"):], "task")
+        return name
+    return check_id(name, "lock")
 
 
 def _check_fence(fence: Lock | int | None) -> int:

@@ -18,7 +18,9 @@ from .locks import locks
 from .status import status
 from .tasks import agents, task, tasks
 from .together import assignments, metrics, queue
+from .unlock import unlock
 from .watch import watch
+from .why import why
 from .workers import workers
 
 
@@ -39,6 +41,6 @@ def memsync() -> None:
     """Look into the shared memory of an app."""
 
 
-for _command in (status, workers, tasks, task, agents, follow, queue, assignments, metrics, locks,
+for _command in (status, workers, tasks, task, why, agents, follow, queue, assignments, metrics, locks, unlock,
                  get, set_, delete, search, watch, doctor):
     memsync.add_command(_command)

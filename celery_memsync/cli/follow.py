@@ -11,6 +11,7 @@ from celery.bin.base import CeleryCommand
 from ..keys import check_id
 from ..plugin import MemSync
 from ..records import FINAL
+from .ids import task_id_of
 from .output import EX_TIMEOUT, json_option, memory_of, progress_words, say_json, timeout_option, visible
 from .watch import deadline_of, heard, patiently
 
@@ -27,7 +28,9 @@ def follow(ctx: click.Context, task_ids: tuple[str, ...], timeout: float | None,
     """Show how far tasks are until they end, one after the other."""
     deadline = deadline_of(timeout)
     with memory_of(ctx) as memsync:
-        ctx.exit(max([follow_task(ctx, memsync, task_id, deadline, as_json) for task_id in task_ids]))
+        memsync.store.ping()
+        meant = [task_id_of(memsync, task_id) for task_id in task_ids]
+        ctx.exit(max([follow_task(ctx, memsync, task_id, deadline, as_json) for task_id in meant]))
 
 
 def follow_task(ctx: click.Context, memsync: MemSync, task_id: str, deadline: float, as_json: bool) -> int:

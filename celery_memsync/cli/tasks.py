@@ -1,34 +1,100 @@
 """`celery memsync tasks`, `task ID` and `agents TASK`."""
 from __future__ import annotations
 
-from typing import Any
+import re
+from itertools import islice
+from typing import Any, Callable, NamedTuple
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
 from celery.exceptions import CeleryCommandException
 
+from ..keys import matcher
 from ..plugin import MemSync
+from .ids import task_id_of
 from .output import (ago, duration, figure, json_option, limit_option, memory_of, moment, percent, progress_words,
                      say_json, say_table, shown, visible)
 
-#: How many of the newest tasks are looked at for those with a status, until there are enough of them.
-LOOKED_AT = (1000, 10_000, 100_000)
+#: Most tasks that are looked at for those that are asked for.
+LOOKED_AT = 100_000
+
+#: By what tasks are sorted: the names of the fields of their states, and whether the greatest comes first.
+ORDERS = {"newest": None, "oldest": None, "runtime": True, "started": True, "finished": True, "name": False,
+          "status": False, "worker": False}
+FIELDS = {"started": "started_at", "finished": "finished_at"}
+
+
+class Span(click.ParamType):  # type: ignore[type-arg]
+    """A span of time, as seconds: ``90``, ``90s``, ``10m``, ``2h``, ``1d``."""
+
+    name = "SPAN"
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhd]?)", str(value))
+        if found is None:
+            self.fail(f"{visible(value)} is no span of time, such as 90s, 10m, 2h or 1d", param, ctx)
+        return float(found[1]) * self.units[found[2] or "s"]
+
+
+class Wanted(NamedTuple):
+    """Which tasks are asked for.
+
+    Attributes:
+        status: In capitals or not.
+        name: Glob of Redis's.
+        worker: Glob of Redis's.
+    """
+
+    status: str | None = None
+    name: str | None = None
+    worker: str | None = None
+
+    def picks(self) -> Callable[[dict[str, Any]], bool]:
+        """Return a function that tells whether a task is one of them.
+
+        Raises:
+            InvalidKey: If a glob has a ``[`` without its ``]``.
+        """
+        given = {"name": self.name, "worker": self.worker}
+        globs = [(field, matcher(glob)) for field, glob in given.items() if glob is not None]
+        status = None if self.status is None else self.status.upper()
+
+        def picked(one: dict[str, Any]) -> bool:
+            state = one["state"] or {}
+            if status is not None and str(state.get("status", "")).upper() != status:
+                return False
+            return all(matches(str(state.get(field) or "")) for field, matches in globs)
+
+        return picked
 
 
 @click.command(cls=CeleryCommand)
 @limit_option(50, 100_000, "Most tasks to show.")
 @click.option("-s", "--status", cls=CeleryOption, help_group="Selection", help="Only tasks with this status.")
+@click.option("--name", cls=CeleryOption, metavar="GLOB", help_group="Selection", help="Only tasks with such names.")
+@click.option("--worker", cls=CeleryOption, metavar="GLOB", help_group="Selection", help="Only tasks of such workers.")
+@click.option("--since", cls=CeleryOption, type=Span(), help_group="Selection",
+              help="Only tasks that were first told of within this time, such as 10m.")
+@click.option("--sort", cls=CeleryOption, type=click.Choice(list(ORDERS)), default="newest", show_default=True,
+              help_group="Output", help="What comes first.")
 @json_option
 @click.pass_context
-def tasks(ctx: click.Context, limit: int, status: str | None, as_json: bool) -> None:
+def tasks(
+    ctx: click.Context, limit: int, status: str | None, name: str | None, worker: str | None, since: float | None,
+    sort: str, as_json: bool,
+) -> None:
     """Show tasks, newest first."""
     with memory_of(ctx) as memsync:
-        found = memsync.get_tasks(limit=limit) if status is None else _of_status(memsync, status, limit)
+        memsync.store.connect()
+        found = _select(memsync, Wanted(status, name, worker), since, sort, limit)
         now = memsync.store.clock.now()
     if as_json:
         say_json(ctx, found)
     elif not found:
         ctx.obj.echo(
+            "No task is like that." if status is None and (name or worker or since) else
             "No task has been told of yet." if status is None else f"No task has the status {visible(status)}.")
     else:
         say_table(ctx, ["ID", "STATUS", "NAME", "DONE", "RUNTIME", "SINCE", "WORKER"],
@@ -42,6 +108,7 @@ def tasks(ctx: click.Context, limit: int, status: str | None, as_json: bool) -> 
 def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
     """Show everything about one task."""
     with memory_of(ctx) as memsync:
+        task_id = task_id_of(memsync, task_id)
         found = memsync.get_task(task_id)
     if found is None:
         raise CeleryCommandException(f"Nobody has told of a task {visible(task_id)}, or it was long ago.", exit_code=1)
@@ -68,7 +135,7 @@ def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
 def agents(ctx: click.Context, task_id: str, as_json: bool) -> None:
     """Show what the agents of a task share."""
     with memory_of(ctx) as memsync:
-        found = memsync.get_task(task_id)
+        found = memsync.get_task(task_id_of(memsync, task_id))
     told = {} if found is None else found["agents"]
     if as_json:
         say_json(ctx, told)
@@ -78,15 +145,26 @@ def agents(ctx: click.Context, task_id: str, as_json: bool) -> None:
         say_table(ctx, ["AGENT", "DATA"], [[visible(name), shown(data)] for name, data in sorted(told.items())])
 
 
-def _of_status(memsync: MemSync, status: str, limit: int) -> list[dict[str, Any]]:
-    """Return the newest tasks with a status; most of the time they are among the newest of all."""
-    found: list[dict[str, Any]] = []
-    for many in LOOKED_AT:
-        newest = memsync.get_tasks(limit=many)
-        found = [one for one in newest if str((one["state"] or {}).get("status", "")).upper() == status.upper()]
-        if len(found) >= limit or len(newest) < many:
-            break
-    return found[:limit]
+def _select(memsync: MemSync, wanted: Wanted, since: float | None, sort: str, limit: int) -> list[dict[str, Any]]:
+    """Return tasks of those looked at; the newest are taken as they come, for any other order all are seen first."""
+    if wanted == Wanted() and since is None and sort == "newest":
+        return memsync.get_tasks(limit=limit)
+    begin = None if since is None else memsync.store.clock.now() - since
+    picked = filter(wanted.picks(), islice(memsync.iter_tasks(begin), LOOKED_AT))
+    if sort == "newest":
+        return list(islice(picked, limit))
+    if sort == "oldest":
+        return list(picked)[:-limit - 1:-1]
+    return sorted(picked, key=lambda one: _rank(one, sort))[:limit]
+
+
+def _rank(one: dict[str, Any], sort: str) -> tuple[bool, Any]:
+    """Return what sorts a task: those of which it is not known come last."""
+    value = (one["state"] or {}).get(FIELDS.get(sort, sort))
+    if ORDERS[sort]:
+        number = figure(value)
+        return number is None, -(number or 0)
+    return value is None, str(value)
 
 
 def _row(one: dict[str, Any], now: float) -> list[str]:

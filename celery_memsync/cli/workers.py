@@ -7,8 +7,8 @@ import click
 from celery.bin.base import CeleryCommand, CeleryOption
 from celery.exceptions import CeleryCommandException
 
-from ..keys import check_id
 from ..records import WorkerRecord
+from .ids import worker_of
 from .output import (ago, duration, figure, json_option, mebibytes, memory_of, moment, say_facts, say_json, say_table,
                      visible)
 
@@ -40,8 +40,7 @@ def workers(ctx: click.Context, worker_id: str | None, status: str | None, as_js
 
 def _say_one(ctx: click.Context, worker_id: str, as_json: bool) -> None:
     with memory_of(ctx) as memsync:
-        check_id(worker_id, "worker")
-        found = next((one for one in memsync.get_workers() if one.worker_id == worker_id), None)
+        found = worker_of(memsync.get_workers(), worker_id)
         now = memsync.store.clock.now()
     if found is None:
         raise CeleryCommandException(

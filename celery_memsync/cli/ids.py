@@ -1,0 +1,76 @@
+"""Ids that are abbreviated: the begin of one stands for it if no other begins so."""
+from __future__ import annotations
+
+from typing import Iterable, Sequence
+
+from celery.exceptions import CeleryCommandException
+from celery.platforms import EX_USAGE
+
+from ..keys import check_id
+from ..plugin import MemSync
+from ..records import WorkerRecord
+from .output import visible
+
+#: Most ids that an error lists.
+NAMED = 5
+
+#: Ids that are read in one round trip, and most that are looked at.
+AT_ONCE, MOST = 1000, 100_000
+
+#: Length of the ids that Celery makes: what is as long is no abbreviation.
+WHOLE = 36
+
+
+def task_id_of(memsync: MemSync, given: str) -> str:
+    """Return the id of the task that is meant: the one that begins so, or what was given if none does.
+
+    Only the index of tasks is looked through, not what is told of them.
+
+    Raises:
+        CeleryCommandException: If several begin so.
+        InvalidKey: If no id begins so.
+        StoreError: If Redis is away.
+    """
+    check_id(given, "task")
+    if len(given) >= WHOLE or memsync.store.read_tasks([given])[0].slots:
+        return given
+    found = _beginning_with(memsync, given)
+    tasks = memsync.store.read_tasks(found)
+    return _one_of([task_id for task_id, task in zip(found, tasks) if task.slots], given, "task")
+
+
+def worker_of(workers: Sequence[WorkerRecord], given: str) -> WorkerRecord | None:
+    """Return the worker that is meant by its id, or by the begin of that; None if none is.
+
+    Raises:
+        CeleryCommandException: If several begin so.
+        InvalidKey: If no id begins so.
+    """
+    check_id(given, "worker")
+    by_id = {one.worker_id: one for one in workers}
+    if given in by_id:
+        return by_id[given]
+    return by_id.get(_one_of(sorted(name for name in by_id if name.startswith(given)), given, "worker"))
+
+
+def _beginning_with(memsync: MemSync, given: str) -> list[str]:
+    """Return the newest ids that begin so, as many as an error tells of and some more, for some may be forgotten."""
+    found: dict[str, None] = {}
+    before = "+"
+    for _ in range(MOST // AT_ONCE):
+        rows = memsync.store.recent_tasks(AT_ONCE, before)
+        found.update((task_id, None) for _, task_id in rows if task_id.startswith(given))
+        if len(rows) < AT_ONCE or len(found) > AT_ONCE:
+            break
+        before = "(" + rows[-1][0]
+    return list(found)
+
+
+def _one_of(found: Iterable[str], given: str, what: str) -> str:
+    candidates = list(found)
+    if len(candidates) > 1:
+        more = f" and {len(candidates) - NAMED} more" if len(candidates) > NAMED else ""
+        named = ", ".join(visible(one) for one in candidates[:NAMED])
+        raise CeleryCommandException(
+            f"Several {what}s begin with {visible(given)}: {named}{more}; give more of the id.", exit_code=EX_USAGE)
+    return candidates[0] if candidates else given

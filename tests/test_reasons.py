@@ -1,0 +1,70 @@
+"""Why a task is where it is, judged by what is known of it."""
+from __future__ import annotations
+
+import pytest
+
+from celery_memsync.cli.reasons import STALLED, Known, reason_of
+from celery_memsync.records import LockRecord, WorkerRecord
+
+NOW = 1_000_000.0
+LOCK = LockRecord("invoice:7", 5, "w9", "t9", NOW - 60, 20.0, 1)
+
+
+def known(status, progress=None, workers=(), awaited=None, position=None, **state):
+    task = {"state": {"status": status, **state}, "progress": progress}
+    return Known("t1", task, workers, awaited, position, NOW)
+
+
+def worker(worker_id="w1", status="active", queues=("q",), free=1, **facts):
+    return WorkerRecord(worker_id, status, queues=queues, capacity={"free": free, "total": 2}, last_beat=NOW - 30, **facts)
+
+
+@pytest.mark.parametrize("reason, words, given", [
+    ("unknown", "Nobody has told", Known("t1", None)),
+    ("succeeded", "2.0s", known("SUCCESS", runtime=2.0, finished_at=NOW - 5, worker="w1")),
+    ("failed", "ValueError: no cup", known("FAILURE", exception={"type": "ValueError", "message": "no cup"})),
+    ("revoked", "revoked", known("REVOKED")),
+    ("skipped", "lock of task t9 on w9", known("SKIPPED", lock={"task_id": "t9", "worker_id": "w9"})),
+    ("ended", "IGNORED", known("IGNORED")),
+    ("worker-lost", "w1 was lost", known("LOST", worker="w1")),
+    ("retrying", "in 30.0s: OSError: away",
+     known("RETRY", eta=NOW + 30, exception={"type": "OSError", "message": "away"})),
+    ("locked", "task t9 on w9", known("RETRY", lock={"task_id": "t9", "worker_id": "w9", "since": NOW - 9})),
+    ("locked", "the lock invoice:7 of task t9 on w9", known("STARTED", awaited=LOCK, started_at=NOW - 5)),
+    ("worker-lost", "not beaten for 30.0s", known("STARTED", worker="w1", workers=[worker(status="lost")])),
+    ("worker-gone", "goodbye", known("RECEIVED", worker="w1", workers=[worker(status="offline")])),
+    ("running", "for 5.0s", known("STARTED", worker="w1", workers=[worker()], started_at=NOW - 5)),
+    ("stalled", "10m00s", known("STARTED", worker="w1", workers=[worker()], started_at=NOW - STALLED)),
+    ("eta", "in 1m30s", known("RECEIVED", worker="w1", eta=NOW + 90)),
+    ("reserved", "all its 2 slots", known("RECEIVED", worker="w1", workers=[worker(status="busy", free=0)])),
+    ("reserved", "not begun", known("RECEIVED", worker="w1", workers=[worker()], received_at=NOW - 3)),
+    ("no-worker", "no worker is alive", known("PENDING", queue="q", workers=[worker(status="lost")])),
+    ("no-consumer", "consumes the queue q", known("PENDING", queue="q", workers=[worker(queues=("other",))])),
+    ("not-consuming", "takes messages", known("PENDING", queue="q", workers=[worker(consuming=False)])),
+    ("not-consuming", "takes messages", known("PENDING", queue="q", workers=[worker(status="draining")])),
+    ("waiting", "position 3 of all", known("PENDING", queue="q", workers=[worker(consuming=True)], position=2)),
+])
+def test_a_task_is_where_it_is_for_a_reason(reason, words, given):
+    found = reason_of(given)
+
+    assert found.reason == reason
+    assert words in found.answer
+
+
+def test_progress_that_was_told_just_now_is_no_standstill():
+    progress = {"progress": 50.0, "current": 5, "total": 10, "message": None, "eta": None, "updated_at": NOW - 1}
+
+    found = reason_of(known("STARTED", progress, [worker()], worker="w1", started_at=NOW - 2 * STALLED))
+
+    assert found.reason == "running"
+    assert "5 of 10" in found.answer
+
+
+@pytest.mark.parametrize("status", ["SUCCESS", "RETRY", "STARTED", "RECEIVED", "PENDING", "MINE", 7, None])
+@pytest.mark.parametrize("junk", ["x", [], {}, True, 1e400, None])
+def test_whatever_users_told_it_is_no_error(status, junk):
+    names = ("eta", "started_at", "finished_at", "received_at", "runtime", "lock", "exception", "queue", "worker")
+
+    found = reason_of(known(status, None, [worker()], **dict.fromkeys(names, junk)))
+
+    assert found.answer
