@@ -394,7 +394,7 @@ class MemorySyncManager:
         Raises:
             StoreError: If Redis is away.
         """
-        return list(islice(self.iter_tasks(at_once=min(limit, TASKS_AT_ONCE)), limit))
+        return list(islice(self.iter_tasks(at_once=min(limit, TASKS_AT_ONCE)), limit)) if limit > 0 else []
 
     def iter_tasks(self, since: float | None = None, at_once: int = TASKS_AT_ONCE) -> Iterator[dict[str, Any]]:
         """Yield tasks with state and progress, newest first; read as they are taken.

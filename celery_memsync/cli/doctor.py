@@ -2,13 +2,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, Iterator, Sequence
 
 import click
 from celery.bin.base import CeleryCommand
 
 from ..records import WorkerRecord
-from .output import figure, json_option, mebibytes, memory_of, say_json, visible
+from .examine import (Finding, examine_clocks, examine_indexes, examine_latency, examine_locks, examine_persistence,
+                      examine_settings, examine_visibility, look_around, named)
+from .output import figure, json_option, latency_of, mebibytes, memory_of, say_json, visible
 
 #: The oldest server whose commands are all that is needed.
 OLDEST = (6, 2)
@@ -19,23 +21,6 @@ FULL = 0.9
 #: Seconds that a worker may take after its start until it consumes.
 STARTING = 10.0
 
-#: Most names that a finding lists.
-NAMED = 5
-
-
-class Finding(NamedTuple):
-    """One thing that was looked at.
-
-    Attributes:
-        fine: Whether it is as it should be.
-        what: What was found.
-        advice: What to do if it is not fine.
-    """
-
-    fine: bool
-    what: str
-    advice: str = ""
-
 
 @click.command(cls=CeleryCommand)
 @json_option
@@ -43,9 +28,15 @@ class Finding(NamedTuple):
 def doctor(ctx: click.Context, as_json: bool) -> None:
     """Look for what is wrong with Redis and the workers; the exit code is 1 if anything is."""
     with memory_of(ctx) as memsync:
+        latency = latency_of(memsync)
         info = memsync.store.server_info()
         workers = memsync.get_workers()
-    findings = [*examine_redis(info), *examine_workers(workers)]
+        scene = look_around(ctx.obj.app, memsync, workers)
+    findings = [
+        *examine_redis(info), *examine_persistence(info), *examine_latency(latency), *examine_workers(workers),
+        *examine_clocks(workers), *examine_settings(scene), *examine_visibility(scene), *examine_indexes(scene),
+        *examine_locks(scene),
+    ]
     if as_json:
         say_json(ctx, [one._asdict() for one in findings])
     else:
@@ -99,24 +90,19 @@ def examine_workers(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
                       "start one; it takes part if its app has memsync_backend, or a MemSync")
     lost = [one.worker_id for one in workers if one.status == "lost"]
     if lost:
-        yield Finding(False, f"lost: {_named(lost)}", "see whether they were killed, or are cut off from Redis")
+        yield Finding(False, f"lost: {named(lost)}", "see whether they were killed, or are cut off from Redis")
     deaf = [one.worker_id for one in alive if one.consuming is False and one.status != "draining" and not _starting(one)]
     if deaf:
-        yield Finding(False, f"beat, but consume nothing: {_named(deaf)}", "see their logs, or start them again")
+        yield Finding(False, f"beat, but consume nothing: {named(deaf)}", "see their logs, or start them again")
     for name in ("celery", "celery-memsync"):
         found = sorted({str(one.versions[name]) for one in alive if name in one.versions})
         if len(found) > 1:
-            yield Finding(False, f"workers have different versions of {name}: {_named(found)}", "bring all to the same")
+            yield Finding(False, f"workers have different versions of {name}: {named(found)}", "bring all to the same")
 
 
 def _starting(one: WorkerRecord) -> bool:
     started_at, last_beat = figure(one.started_at), figure(one.last_beat)
     return started_at is not None and last_beat is not None and last_beat - started_at < STARTING
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(visible(str(name)) for name in names[:NAMED]) + more
 
 
 def _version(text: str) -> tuple[int, ...]:
