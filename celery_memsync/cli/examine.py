@@ -19,7 +19,7 @@ SLOW = 0.05
 SKEW = 2.0
 
 #: Newest tasks, tasks in the queue and locks that are looked at.
-LOOKED_AT = 1000
+LOOKED_AT = 500
 
 #: Seconds that what belongs to a task may stay behind its end.
 AFTER = 10.0

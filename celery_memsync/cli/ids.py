@@ -15,7 +15,7 @@ from .output import visible
 NAMED = 5
 
 #: Ids that are read in one round trip, and most that are looked at.
-AT_ONCE, MOST = 1000, 100_000
+AT_ONCE, MOST = 500, 100_000
 
 #: Length of the ids that Celery makes: what is as long is no abbreviation.
 WHOLE = 36

@@ -18,6 +18,9 @@ from .output import (ago, duration, figure, json_option, limit_option, memory_of
 #: Most tasks that are looked at for those that are asked for.
 LOOKED_AT = 100_000
 
+#: Most that are looked at to be sorted: every one of them is read before the first is shown.
+SORTED = 10_000
+
 #: By what tasks are sorted: the names of the fields of their states, and whether the greatest comes first.
 ORDERS = {"newest": None, "oldest": None, "runtime": True, "started": True, "finished": True, "name": False,
           "status": False, "worker": False}
@@ -78,7 +81,7 @@ class Wanted(NamedTuple):
 @click.option("--since", cls=CeleryOption, type=Span(), help_group="Selection",
               help="Only tasks that were first told of within this time, such as 10m.")
 @click.option("--sort", cls=CeleryOption, type=click.Choice(list(ORDERS)), default="newest", show_default=True,
-              help_group="Output", help="What comes first.")
+              help_group="Output", help="What comes first, of the newest 10,000.")
 @json_option
 @click.pass_context
 def tasks(
@@ -150,7 +153,7 @@ def _select(memsync: MemSync, wanted: Wanted, since: float | None, sort: str, li
     if wanted == Wanted() and since is None and sort == "newest":
         return memsync.get_tasks(limit=limit)
     begin = None if since is None else memsync.store.clock.now() - since
-    picked = filter(wanted.picks(), islice(memsync.iter_tasks(begin), LOOKED_AT))
+    picked = filter(wanted.picks(), islice(memsync.iter_tasks(begin), LOOKED_AT if sort == "newest" else SORTED))
     if sort == "newest":
         return list(islice(picked, limit))
     if sort == "oldest":
