@@ -169,6 +169,8 @@ class Describer:
             started_at=round(self.memsync.store.clock.at(self._started_at), 3),
             versions=_versions(),
             depths=depths,
+            skew=round(time.time() - self.memsync.store.clock.now(), 3),
+            writer=self._writer(),
             consuming=self._consuming(looked_at, sum(depths.values()), capacity["free"]),
         )
 
@@ -194,6 +196,10 @@ class Describer:
              "started_at": None if request.time_start is None else round(request.time_start + local_to_redis, 3)}
             for request in live(state.active_requests.copy)
         )
+
+    def _writer(self) -> dict[str, int]:
+        writer = self.memsync.writer
+        return {"pending": writer.pending, "dropped": writer.counts["dropped"], "conflicts": writer.counts["conflicts"]}
 
     def _cpu(self) -> float:
         before, used_before = self._looked

@@ -96,7 +96,7 @@ class ClusterStore(Store):
 
     def _pass_lock(self, what: str, ask: LockAsk) -> bytes:
         """Note that a lock may be held from now on, and ask its own node for it."""
-        if what != "leave":
+        if what in ("take", "wait"):
             self._note_locks([ask])
         key = ask.place.key
         args = [ask.place.path, self.prefix, self.worker_id, what, ask.holder, ms(ask.ttl), ask.run, ask.body, ask.channel]

@@ -13,7 +13,7 @@ from .connections import Ear
 from .events import Events
 from .exceptions import LockLost, LockNotAcquired, StoreError
 from .periodic import PeriodicThread
-from .records import LockRecord, Stored
+from .records import LockRecord
 from .store import LockAnswer, LockAsk, Store
 
 logger = get_logger(__name__)
@@ -283,14 +283,6 @@ class Locks:
         grant = self._of_tasks.pop(name, None)
         return grant is not None and self.release(grant)
 
-    def free(self, name: str, fence: int) -> bool:
-        """Take a lock away from whoever holds it with this fence; tell whether he did."""
-        ((stored, _),) = self.store.read_locks([name])
-        if stored is None or stored.header.fence != fence:
-            return False
-        # Its last write names this one acquisition: who has it since then keeps it.
-        return self._left(self._ask_of(name, stored))
-
     # -- who else is there
 
     def held(self) -> list[LockRecord]:
@@ -300,6 +292,19 @@ class Locks:
         records = (LockRecord.of(name, stored, now, waiters)
                    for name, (stored, waiters) in zip(names, rows) if stored is not None)
         return [record for record in records if record is not None]
+
+    def record(self, name: str) -> LockRecord | None:
+        """Return who holds a lock; None: nobody does."""
+        ((stored, waiters),) = self.store.read_locks([name])
+        return None if stored is None else LockRecord.of(name, stored, self.store.clock.now(), waiters)
+
+    def awaited(self, task_id: str) -> LockRecord | None:
+        """Return the lock for which a task stands in the queue; None: for none."""
+        held = [record for record in self.held() if record.waiters]
+        for record, waiting in zip(held, self.store.read_waiters([record.name for record in held])):
+            if any(isinstance(one.value, dict) and one.value.get("task_id") == task_id for one in waiting):
+                return record
+        return None
 
     # -- what ends without a word
 
@@ -415,14 +420,10 @@ class Locks:
         names = self.store.held_locks()
         for name, (stored, _) in zip(names, self.store.read_locks(names)):
             if stored is not None and stored.header.run in runs:
-                self._left(self._ask_of(name, stored))
+                holder = stored.header.writes.partition(",")[0]
+                self._left(LockAsk(self.store.keys.lock_place(name), holder, 1.0, "-", b""))
 
     # -- helpers
-
-    def _ask_of(self, name: str, stored: Stored) -> LockAsk:
-        """Return what to ask in the name of who holds a lock."""
-        holder = stored.header.writes.partition(",")[0]
-        return LockAsk(self.store.keys.lock_place(name), holder, 1.0, "-", b"")
 
     def _left(self, ask: LockAsk) -> bool:
         """Give a lock back; tell whether it was held."""

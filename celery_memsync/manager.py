@@ -43,8 +43,8 @@ logger = get_logger(__name__)
 #: Seconds that the end of a process may wait for its last changes to be written.
 CLOSE_TIMEOUT = 2.0
 
-#: Tasks that are read in one round trip: more would hold Redis for too long.
-TASKS_AT_ONCE = 1000
+#: Tasks that are read in one round trip: no command of it holds Redis for more than a millisecond or two.
+TASKS_AT_ONCE = 500
 
 #: Tasks of which a process remembers the progress that it told by hand.
 MAX_PROGRESS = 10_000
@@ -400,42 +400,32 @@ class MemorySyncManager:
         Raises:
             StoreError: If Redis is away.
         """
-        return [one for _, one in islice(self.newest_tasks(limit), _check_count(limit, "limit"))]
+        return list(islice(self.iter_tasks(at_once=min(limit, TASKS_AT_ONCE)), limit)) if limit > 0 else []
 
-    def newest_tasks(self, at_once: int = TASKS_AT_ONCE) -> Iterator[tuple[float, dict[str, Any]]]:
-        """Yield all tasks as :meth:`get_tasks` returns them, newest first, each after the time that it is sorted by.
-
-        That is when it began to be told of: when it was sent, for most.
+    def iter_tasks(self, since: float | None = None, at_once: int = TASKS_AT_ONCE) -> Iterator[dict[str, Any]]:
+        """Yield tasks with state and progress, newest first; read as they are taken.
 
         Arguments:
-            at_once: Tasks that are read together, at most :data:`TASKS_AT_ONCE`.
+            since: When the first of them was told of, in seconds since the epoch on Redis's clock.  None: however
+                long ago.
+            at_once: How many are read in one round trip.
 
         Raises:
             StoreError: If Redis is away.
         """
         services = self._open()
         known: set[str] = set()
-        before, at_once = "+", min(at_once, TASKS_AT_ONCE)
+        before = "+"
         while True:
-            rows = services.store.recent_tasks(at_once, before)
-            told_at = {task_id: _time_of(position) for position, task_id in reversed(rows) if task_id not in known}
-            task_ids = list(dict.fromkeys(task_id for _, task_id in rows if task_id in told_at))
+            rows = services.store.recent_tasks(at_once, before, since)
+            task_ids = [task_id for task_id in dict.fromkeys(task_id for _, task_id in rows) if task_id not in known]
             known.update(task_ids)
             for task_id, task in zip(task_ids, services.reader.tasks(task_ids)):
                 if task.slots:
-                    state = state_of(task_id, task.slots)
-                    yield told_at[task_id], {"id": task_id, "state": state, "progress": progress_of(task)}
+                    yield {"id": task_id, "state": state_of(task_id, task.slots), "progress": progress_of(task)}
             if len(rows) < at_once:
                 return
             before = "(" + rows[-1][0]
-
-    def task_ids(self) -> Iterator[str]:
-        """Yield the ids of all tasks that were told of, newest first; of some nothing may be left.
-
-        Raises:
-            StoreError: If Redis is away.
-        """
-        return self._open().reader.task_ids()
 
     def get_agent_coordination(self, task_id: str, agent_id: str) -> Any:
         """Return what an agent of a task shared, or None.
@@ -497,6 +487,36 @@ class MemorySyncManager:
             StoreError: If Redis is away.
         """
         return self._open().locks.held()
+
+    def get_lock(self, name: str) -> LockRecord | None:
+        """Return who holds a lock; None: nobody does.
+
+        Arguments:
+            name: As given to :meth:`lock`; ``tasks/<task_id>`` for the lock of a task.
+
+        Raises:
+            InvalidKey: If the name is not fit for a key.
+            StoreError: If Redis is away.
+        """
+        return self._open().locks.record(_check_lock(name))
+
+    def get_awaited_lock(self, task_id: str) -> LockRecord | None:
+        """Return the lock for which a task waits, as it is held by somebody else; None: it waits for none.
+
+        Raises:
+            InvalidKey: If the id is not fit for a key.
+            StoreError: If Redis is away.
+        """
+        return self._open().locks.awaited(check_id(task_id, "task"))
+
+    def get_queue_position(self, task_id: str) -> int | None:
+        """Return how many tasks wait before one, in all queues together; None if it does not wait.
+
+        Raises:
+            InvalidKey: If the id is not fit for a key.
+            StoreError: If Redis is away.
+        """
+        return self._open().store.queue_position(check_id(task_id, "task"))
 
     def get_worker_status(self, worker_id: str) -> Any:
         """Return the status of a worker: what was told by hand, else its last beat; None if unknown.
@@ -670,6 +690,25 @@ class MemorySyncManager:
         """
         return Lock(check_id(name, "lock"), self._lease(ttl), _check_wait(wait), self._locks_and_owner)
 
+    def free_lock(self, name: str, fence: int) -> bool:
+        """Free a lock for whoever holds it; who waits for it gets it, and its holder loses it at the next renewal.
+
+        What the holder does meanwhile goes on: only its fenced writes are refused, once a later holder has written.
+
+        Arguments:
+            name: As given to :meth:`lock`; ``tasks/<task_id>`` for the lock of a task.
+            fence: Of the acquisition that is to end, see :meth:`get_lock`.
+
+        Returns:
+            Whether it was held with that fence until now.
+
+        Raises:
+            InvalidKey: If the name is not fit for a key.
+            StoreError: If Redis is away.
+        """
+        services = self._open()
+        return services.store.free_lock(services.keys.lock_place(_check_lock(name)), _check_count(fence, "fence"))
+
     def task_lock(self, task_id: str, ttl: float | None = None, wait: float | None = 0.0) -> Lock:
         """Return the lock of a task as an object, as :meth:`lock` does; it is the one of :meth:`acquire_task_lock`."""
         name = f"tasks/{check_id(task_id, 'task')}"
@@ -701,28 +740,6 @@ class MemorySyncManager:
             StoreError: If Redis is away.
         """
         return self._open().locks.release_task(f"tasks/{check_id(task_id, 'task')}")
-
-    def unlock(self, name: str, fence: int) -> bool:
-        """Take a lock away from whoever holds it, as an operator does; who waits for it gets it.
-
-        The holder notices when its lease is to be renewed, at the latest.
-
-        Arguments:
-            name: As :meth:`locks` shows it; ``tasks/<task_id>`` for the lock of a task.
-            fence: Of the acquisition that is to be ended, as :meth:`locks` shows it.
-
-        Returns:
-            Whether it was held with that fence; if not, nothing is changed.
-
-        Raises:
-            InvalidKey: If the name is not fit for a key.
-            StoreError: If Redis is away.
-        """
-        if isinstance(name, str) and name.startswith("tasks/"):
-            check_id(name.partition("/")[2], "task")
-        else:
-            check_id(name, "lock")
-        return self._open().locks.free(name, _check_count(fence, "fence"))
 
     def force_sync(self, timeout: float | None = None) -> None:
         """Return when every write made before this call is in Redis.
@@ -998,6 +1015,14 @@ def _check_wait(wait: float | None) -> float:
     return float("inf") if wait is None or wait == float("inf") else _check_seconds(wait, "wait")
 
 
+def _check_lock(name: str) -> str:
+    """Return the name of a lock, of a task's too."""
+    if isinstance(name, str) and name.startswith("tasks/"):
+        check_id(name[len("tasks/"):], "task")
+        return name
+    return check_id(name, "lock")
+
+
 def _check_fence(fence: Lock | int | None) -> int:
     number = fence.fence if isinstance(fence, Lock) else fence
     if isinstance(number, bool) or not isinstance(number, (int, type(None))) or (number or 0) < 0:
@@ -1017,9 +1042,3 @@ def _check_keys(keys: Iterable[str]) -> list[str]:
     if isinstance(keys, (str, bytes)):
         raise InvalidKey("read_many takes several keys, such as a list; for one there is read")
     return list(keys)
-
-
-def _time_of(position: str) -> float:
-    """Return the time of an entry of the index of tasks, in seconds."""
-    stamp = position.partition("-")[0]
-    return int(stamp) / 1000 if stamp.isdigit() else 0.0

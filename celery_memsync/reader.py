@@ -404,7 +404,7 @@ class Reader:
         matches = matcher(pattern)
         agents = _may_meet(begin.partition("/")[2], AGENTS)
         known, slash, _ = begin.partition("/")
-        ids = iter([known]) if slash else self.task_ids()
+        ids = iter([known]) if slash else self._task_ids()
         while chunk := list(islice(ids, READ_AT_ONCE)):
             places = [self.keys.task_place(task_id, slot) for task_id in chunk for slot in (STATE, PROGRESS)]
             yield from self._survey_places([place for place in places if matches(place.path)])
@@ -414,8 +414,7 @@ class Reader:
                     if matches(path):
                         yield Place(self.keys.agents(task_id), 0, agent_id, path, task_id), {0: stored}
 
-    def task_ids(self) -> Iterator[str]:
-        """Yield the ids of all tasks that are told of, newest first, each once; some may be over."""
+    def _task_ids(self) -> Iterator[str]:
         known: set[str] = set()
         before = "+"
         while True:

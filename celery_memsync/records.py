@@ -452,6 +452,9 @@ class WorkerRecord:
         depths: How many messages wait in the broker, by queue that it consumes; empty if that is not known.
         stretch: How many times longer than ``memsync_heartbeat_interval`` it pauses between beats, for the
             workers are many; so many times longer it may be silent.
+        skew: Seconds that the clock of its host is ahead of Redis's.
+        writer: Of its main process, not of pool children: writes that are ``pending``, were ``dropped``, and
+            ``conflicts`` that it met.
     """
 
     worker_id: str
@@ -475,6 +478,8 @@ class WorkerRecord:
     last_beat: float | None = None
     depths: dict[str, int] = field(default_factory=dict)
     stretch: float = 1.0
+    skew: float | None = None
+    writer: dict[str, int] = field(default_factory=dict)
 
     def evolve(self, **changes: Any) -> WorkerRecord:
         """Return a copy with some fields changed."""

@@ -39,6 +39,9 @@ REPLICA_TIMEOUT = 1.0
 #: Names that Redis looks at in one round trip of a search through a sorted set.
 NAMES_AT_ONCE = 1000
 
+#: Most of those who wait for one lock that are looked at.
+MAX_WAITERS = 100
+
 #: Locks of which is remembered how they are spelled.
 MAX_LOCK_WORDS = 1000
 
@@ -373,17 +376,19 @@ class Store:
         return Task(self._present(slots), former, self._present(agents))
 
     @redis_call
-    def recent_tasks(self, limit: int, before: str = "+") -> list[tuple[str, str]]:
+    def recent_tasks(self, limit: int, before: str = "+", since: float | None = None) -> list[tuple[str, str]]:
         """Return ids of tasks, newest first.
 
         Arguments:
             limit: Most ids to return.
             before: Position up to which to look, from an earlier answer.
+            since: When the first of them was told of, in seconds of Redis's clock.  None: however long ago.
 
         Returns:
             Pairs of position and task id; an id may come twice.
         """
-        rows = self.redis.xrevrange(self.keys.task_index, before, "-", limit)
+        after = "-" if since is None else str(max(0, int(since * 1000)))
+        rows = self.redis.xrevrange(self.keys.task_index, before, after, limit)
         return [(position.decode(), item.get(b"id", b"").decode(errors="replace")) for position, item in rows]
 
     # -- workers
@@ -509,6 +514,14 @@ class Store:
         return {name: ids[:limit] for name, ids in lists.items()}, _serial(done)
 
     @redis_call
+    def queue_position(self, task_id: str) -> int | None:
+        """Return before how many others a task waits, counted from 0, in all queues together; None if it does not."""
+        pipeline = self._pipeline(None)
+        pipeline.zrank(self.keys.pending, task_id)
+        (rank,) = _answers(pipeline)
+        return None if rank is None else int(rank)
+
+    @redis_call
     def scan_processing(self, cursor: int) -> tuple[int, list[str]]:
         """Return ids of tasks at work, a part of them at a time, some perhaps twice.
 
@@ -545,6 +558,22 @@ class Store:
     def leave_lock(self, ask: LockAsk) -> bool:
         """Give a lock back, or leave its queue; tell whether it was held until now."""
         return bool(self._pass_lock("leave", ask).startswith(b"ok"))
+
+    @redis_call
+    def free_lock(self, place: Place, fence: int) -> bool:
+        """Give a lock back for whoever holds it; False if nobody holds it with that fence."""
+        return self._pass_lock("free", LockAsk(place, str(fence), 1.0, "-", b"")).startswith(b"ok")
+
+    @redis_call
+    def read_waiters(self, names: Sequence[str]) -> list[list[Stored]]:
+        """Return of locks what is told of those who wait, each as the lock would be told if it were theirs.
+
+        Of many waiters those are left out who came after the first :data:`MAX_WAITERS`.
+        """
+        pipeline = self._pipeline(None)
+        for name in names:
+            pipeline.lrange(self.keys.lock_place(name).key + "/queue/", 0, MAX_WAITERS - 1)
+        return [_waiters(rows or ()) for rows in (_answers(pipeline) if names else ())]
 
     def _pass_lock(self, what: str, ask: LockAsk) -> bytes:
         key = ask.place.key
@@ -890,6 +919,19 @@ def outcomes_of(answer: Sequence[Any]) -> list[Outcome]:
     """Read what ``lua/entry_write.lua`` answers to one call."""
     taken_at = int(answer[0]) * 1000 + int(answer[1]) // 1000
     return [_outcome(one, taken_at) for one in answer[2:]]
+
+
+def _waiters(rows: Sequence[bytes]) -> list[Stored]:
+    """Read the queue of a lock, see ``lua/lock_pass.lua``; what is something else is left out."""
+    found = []
+    for row in rows:
+        words, _, body = row.partition(b"\n")
+        parts = words.split(b" ", 4)
+        if len(parts) == 5:
+            holder, lease_ms, _, run, worker_id = parts
+            header = b" ".join((b"0", run, b"- 0 0", lease_ms, b"0", holder, worker_id))
+            found.append(_parse(header + b"\n" + body))
+    return [stored for stored in found if stored is not None]
 
 
 def _outcome(answer: Any, taken_at: int) -> Outcome:

@@ -20,7 +20,7 @@ def test_a_lock_that_was_taken_away_goes_to_who_waits_and_its_holder_is_told(mak
     thread.start()
     eventually(lambda: memsync.locks()[0].waiters == 1)
 
-    assert other.unlock("a", lock.fence)
+    assert other.free_lock("a", lock.fence)
 
     thread.join(10)
     assert got == [True] and waiter.owned and waiter.fence > lock.fence
@@ -37,9 +37,9 @@ def test_nobody_but_who_had_it_with_that_fence_loses_it(memsync, other):
     lock.release()
     lock.acquire()
 
-    assert not other.unlock("a", before)
-    assert not other.unlock("a", lock.fence + 1)
-    assert not other.unlock("b", lock.fence)
+    assert not other.free_lock("a", before)
+    assert not other.free_lock("a", lock.fence + 1)
+    assert not other.free_lock("b", lock.fence)
 
     lock.extend(30)
     assert lock.owned and [record.fence for record in other.locks()] == [lock.fence]
@@ -49,7 +49,7 @@ def test_the_lock_of_a_task_is_taken_away_by_the_name_that_is_shown(memsync, oth
     memsync.acquire_task_lock("t1")
     (held,) = other.locks()
 
-    assert other.unlock(held.name, held.fence)
+    assert other.free_lock(held.name, held.fence)
 
     assert other.locks() == []
     assert other.acquire_task_lock("t1")
@@ -61,4 +61,4 @@ def test_the_lock_of_a_task_is_taken_away_by_the_name_that_is_shown(memsync, oth
 ])
 def test_what_is_no_name_or_no_fence_is_refused(memsync, name, fence, error):
     with pytest.raises(error):
-        memsync.unlock(name, fence)
+        memsync.free_lock(name, fence)

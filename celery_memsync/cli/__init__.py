@@ -30,7 +30,7 @@ COMMANDS = {
     "assignments": "together:assignments",
     "metrics": "together:metrics",
     "locks": "locks:locks",
-    "unlock": "locks:unlock",
+    "unlock": "unlock:unlock",
     "get": "keys:get",
     "set": "keys:set_",
     "delete": "keys:delete",

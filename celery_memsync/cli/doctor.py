@@ -3,15 +3,18 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, Iterator, Sequence
 
 import click
 from celery.bin.base import CeleryCommand
 
 from ..exceptions import StoreError
+from ..plugin import MemSync
 from ..records import WorkerRecord
 from ..rights import CHANNELS, KEYS
-from .output import figure, json_option, mebibytes, memory_of, say_json, visible
+from .examine import (Finding, examine_clocks, examine_indexes, examine_latency, examine_locks, examine_persistence,
+                      examine_settings, examine_visibility, look_around, named)
+from .output import figure, json_option, latency_of, mebibytes, memory_of, say_json, visible
 
 #: The oldest server whose commands are all that is needed.
 OLDEST = (6, 2)
@@ -21,23 +24,6 @@ FULL = 0.9
 
 #: Seconds that a worker may take after its start until it consumes.
 STARTING = 10.0
-
-#: Most names that a finding lists.
-NAMED = 5
-
-
-class Finding(NamedTuple):
-    """One thing that was looked at.
-
-    Attributes:
-        fine: Whether it is as it should be.
-        what: What was found.
-        advice: What to do if it is not fine.
-    """
-
-    fine: bool
-    what: str
-    advice: str = ""
 
 
 @click.command(cls=CeleryCommand)
@@ -50,8 +36,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         findings = list(examine_rights(lacking))
         # What else can't be looked at without them is passed over.
         with contextlib.suppress(*[StoreError] if lacking else []):
-            findings += examine_redis(memsync.store.server_info())
-            findings += examine_workers(memsync.get_workers())
+            findings += _examined(ctx, memsync)
     if as_json:
         say_json(ctx, [one._asdict() for one in findings])
     else:
@@ -60,6 +45,20 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
             ctx.obj.echo(f"{mark}  {one.what}" + (f": {one.advice}" if one.advice else ""))
     if not all(one.fine for one in findings):
         ctx.exit(1)
+
+
+def _examined(ctx: click.Context, memsync: MemSync) -> Iterator[Finding]:
+    latency, info, workers = latency_of(memsync), memsync.store.server_info(), memsync.get_workers()
+    scene = look_around(ctx.obj.app, memsync, workers)
+    yield from examine_redis(info)
+    yield from examine_persistence(info)
+    yield from examine_latency(latency)
+    yield from examine_workers(workers)
+    yield from examine_clocks(workers)
+    yield from examine_settings(scene)
+    yield from examine_visibility(scene)
+    yield from examine_indexes(scene)
+    yield from examine_locks(scene)
 
 
 def examine_rights(lacking: Sequence[str]) -> Iterator[Finding]:
@@ -117,24 +116,19 @@ def examine_workers(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
                       "start one; it takes part if its app has memsync_backend, or a MemSync")
     lost = [one.worker_id for one in workers if one.status == "lost"]
     if lost:
-        yield Finding(False, f"lost: {_named(lost)}", "see whether they were killed, or are cut off from Redis")
+        yield Finding(False, f"lost: {named(lost)}", "see whether they were killed, or are cut off from Redis")
     deaf = [one.worker_id for one in alive if one.consuming is False and one.status != "draining" and not _starting(one)]
     if deaf:
-        yield Finding(False, f"beat, but consume nothing: {_named(deaf)}", "see their logs, or start them again")
+        yield Finding(False, f"beat, but consume nothing: {named(deaf)}", "see their logs, or start them again")
     for name in ("celery", "celery-memsync"):
         found = sorted({str(one.versions[name]) for one in alive if name in one.versions})
         if len(found) > 1:
-            yield Finding(False, f"workers have different versions of {name}: {_named(found)}", "bring all to the same")
+            yield Finding(False, f"workers have different versions of {name}: {named(found)}", "bring all to the same")
 
 
 def _starting(one: WorkerRecord) -> bool:
     started_at, last_beat = figure(one.started_at), figure(one.last_beat)
     return started_at is not None and last_beat is not None and last_beat - started_at < STARTING
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(visible(str(name)) for name in names[:NAMED]) + more
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from celery.bin.base import CeleryCommand
 from ..periodic import Bell
 from ..plugin import MemSync
 from ..records import FINAL
-from .ids import whole_task_id
+from .ids import task_id_of
 from .output import EX_TIMEOUT, json_option, memory_of, progress_words, say_json, timeout_option, visible
 from .terminal import is_terminal, orderly_end
 from .watch import LOOK_INTERVAL, deadline_of, patiently
@@ -33,7 +33,7 @@ def follow(ctx: click.Context, task_ids: tuple[str, ...], timeout: float | None,
     deadline = deadline_of(timeout)
     with memory_of(ctx) as memsync:
         memsync.store.ping()
-        ids = list(dict.fromkeys(whole_task_id(memsync, task_id) for task_id in task_ids))
+        ids = list(dict.fromkeys(task_id_of(memsync, task_id) for task_id in task_ids))
         with _page(ctx, ids, as_json) as page:
             code = follow_tasks(ctx, memsync, ids, deadline, page)
         ctx.exit(code)

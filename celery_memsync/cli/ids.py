@@ -1,48 +1,76 @@
-"""Ids that are abbreviated where that is unique."""
+"""Ids that are abbreviated: the begin of one stands for it if no other begins so."""
 from __future__ import annotations
 
-from itertools import islice
 from typing import Iterable, Sequence
 
-import click
+from celery.exceptions import CeleryCommandException
+from celery.platforms import EX_USAGE
 
 from ..keys import check_id
 from ..plugin import MemSync
+from ..records import WorkerRecord
 from .output import visible
 
-#: Length of the ids that Celery makes; what is as long is no abbreviation.
-WHOLE = 36
-
-#: Newest tasks among which an abbreviation is looked for.
-LOOKED_AT = 100_000
-
-#: Most candidates that an error names.
+#: Most ids that an error lists.
 NAMED = 5
 
+#: Ids that are read in one round trip, and most that are looked at.
+AT_ONCE, MOST = 500, 100_000
 
-def whole_task_id(memsync: MemSync, typed: str) -> str:
-    """Return the id of the one task that begins with what was typed; what was typed itself if there is none.
-
-    Raises:
-        UsageError: If several do.
-    """
-    if len(check_id(typed, "task")) >= WHOLE or memsync.get_task_state(typed) is not None:
-        return typed
-    return _the_one(typed, islice(memsync.task_ids(), LOOKED_AT), "tasks")
+#: Length of the ids that Celery makes: what is as long is no abbreviation.
+WHOLE = 36
 
 
-def whole_worker_id(ids: Sequence[str], typed: str) -> str:
-    """Return the id of the one worker that begins with what was typed; what was typed itself if there is none.
+def task_id_of(memsync: MemSync, given: str) -> str:
+    """Return the id of the task that is meant: the one that begins so, or what was given if none does.
+
+    Only the index of tasks is looked through, not what is told of them.
 
     Raises:
-        UsageError: If several do.
+        CeleryCommandException: If several begin so.
+        InvalidKey: If no id begins so.
+        StoreError: If Redis is away.
     """
-    return typed if check_id(typed, "worker") in ids else _the_one(typed, ids, "workers")
+    check_id(given, "task")
+    if len(given) >= WHOLE or memsync.store.read_tasks([given])[0].slots:
+        return given
+    found = _beginning_with(memsync, given)
+    tasks = memsync.store.read_tasks(found)
+    return _one_of([task_id for task_id, task in zip(found, tasks) if task.slots], given, "task")
 
 
-def _the_one(typed: str, ids: Iterable[str], what: str) -> str:
-    found = list(islice((one for one in ids if one.startswith(typed)), NAMED + 1))
-    if len(found) > 1:
-        names = ", ".join(visible(one) for one in found[:NAMED]) + (" and others" if len(found) > NAMED else "")
-        raise click.UsageError(f"Several {what} begin with {visible(typed)}: {names}; type more of it.")
-    return found[0] if found else typed
+def worker_of(workers: Sequence[WorkerRecord], given: str) -> WorkerRecord | None:
+    """Return the worker that is meant by its id, or by the begin of that; None if none is.
+
+    Raises:
+        CeleryCommandException: If several begin so.
+        InvalidKey: If no id begins so.
+    """
+    check_id(given, "worker")
+    by_id = {one.worker_id: one for one in workers}
+    if given in by_id:
+        return by_id[given]
+    return by_id.get(_one_of(sorted(name for name in by_id if name.startswith(given)), given, "worker"))
+
+
+def _beginning_with(memsync: MemSync, given: str) -> list[str]:
+    """Return the newest ids that begin so, as many as an error tells of and some more, for some may be forgotten."""
+    found: dict[str, None] = {}
+    before = "+"
+    for _ in range(MOST // AT_ONCE):
+        rows = memsync.store.recent_tasks(AT_ONCE, before)
+        found.update((task_id, None) for _, task_id in rows if task_id.startswith(given))
+        if len(rows) < AT_ONCE or len(found) > AT_ONCE:
+            break
+        before = "(" + rows[-1][0]
+    return list(found)
+
+
+def _one_of(found: Iterable[str], given: str, what: str) -> str:
+    candidates = list(found)
+    if len(candidates) > 1:
+        more = f" and {len(candidates) - NAMED} more" if len(candidates) > NAMED else ""
+        named = ", ".join(visible(one) for one in candidates[:NAMED])
+        raise CeleryCommandException(
+            f"Several {what}s begin with {visible(given)}: {named}{more}; give more of the id.", exit_code=EX_USAGE)
+    return candidates[0] if candidates else given

@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import sys
+import time
 from datetime import datetime, timezone
 from json import dumps
 from typing import Any, Callable, Iterator, Sequence, TypeVar
@@ -26,6 +27,9 @@ EX_TIMEOUT = os.EX_TEMPFAIL
 
 #: Exit code of a command that was ended by Ctrl-C, as shells have it.
 EX_INTERRUPTED = 130
+
+#: How often is looked how fast Redis answers.
+LATENCY_TRIES = 5
 
 json_option = click.option(
     "-j", "--json", "as_json", cls=CeleryOption, is_flag=True, help_group="Output", help="Print JSON.")
@@ -150,6 +154,21 @@ def progress_words(progress: dict[str, Any]) -> str:
     if progress["eta"]:
         parts.append(f"{duration(progress['eta'])} left")
     return ", ".join(parts)
+
+
+def latency_of(memsync: MemSync) -> float:
+    """Return how many seconds a question to Redis takes, at best of some.
+
+    Raises:
+        StoreError: If Redis is away.
+    """
+    memsync.store.connect()
+    times = []
+    for _ in range(LATENCY_TRIES):
+        asked = time.monotonic()
+        memsync.store.ping()
+        times.append((time.monotonic() - asked) / 2)  # it asks twice
+    return round(min(times), 6)
 
 
 def mebibytes(size: Any) -> str:

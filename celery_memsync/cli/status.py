@@ -8,7 +8,7 @@ import click
 from celery.bin.base import CeleryCommand
 
 from ..records import AT_WORK, rank_of
-from .output import ago, duration, json_option, memory_of, percent, say_json, say_table, visible
+from .output import ago, duration, figure, json_option, latency_of, memory_of, percent, say_json, say_table, visible
 
 #: Newest tasks that are counted by status.
 COUNTED = 1000
@@ -20,27 +20,56 @@ COUNTED = 1000
 def status(ctx: click.Context, as_json: bool) -> None:
     """Show Redis, workers, and the newest tasks by status."""
     with memory_of(ctx) as memsync:
+        latency = latency_of(memsync)
         info = memsync.store.server_info()
         workers = [record.as_dict() for record in memsync.get_workers()]
         tasks = memsync.get_tasks(limit=COUNTED)
+        held = memsync.locks()
         now = memsync.store.clock.now()
         namespace = memsync.settings.namespace
     counts = dict(Counter(str((task["state"] or {}).get("status", "-")) for task in tasks).most_common())
     running = [task for task in tasks if task["state"] is not None and rank_of(task["state"].get("status")) == AT_WORK]
     server = {
         "version": info.get("redis_version"), "used_memory": info.get("used_memory"),
-        "maxmemory_policy": info.get("maxmemory_policy"), "uptime": info.get("uptime_in_seconds"),
+        "maxmemory_policy": info.get("maxmemory_policy"), "uptime": info.get("uptime_in_seconds"), "latency": latency,
     }
+    queues, writers = _queues(workers), _writers(workers)
+    locks = {"held": len(held), "waiting": sum(one.waiters or 0 for one in held)}
     if as_json:
-        say_json(ctx, {"namespace": namespace, "redis": server, "workers": workers, "tasks": counts, "running": running})
+        say_json(ctx, {"namespace": namespace, "redis": server, "workers": workers, "queues": queues, "tasks": counts,
+                       "locks": locks, "writers": writers, "running": running})
         return
     ctx.obj.echo(f"Redis {server['version']}, {(server['used_memory'] or 0) / 2**20:.1f} MiB used, "
-                 f"up {duration(server['uptime'])}; namespace {namespace}")
+                 f"up {duration(server['uptime'])}, answers in {latency * 1000:.1f}ms, "
+                 f"{visible(server['maxmemory_policy'])}; namespace {namespace}")
     ctx.obj.echo()
     _say_workers(ctx, workers, now)
     ctx.obj.echo()
+    if queues:
+        told = ", ".join(f"{visible(name)} {'-' if depth is None else depth}" for name, depth in queues.items())
+        ctx.obj.echo(f"Queues: {told}")
     _say_tasks(ctx, counts, len(tasks))
+    ctx.obj.echo(f"Locks: {locks['held']} held, {locks['waiting']} waiting")
+    if workers:
+        ctx.obj.echo("Writers: " + ", ".join(f"{number} {name}" for name, number in writers.items()))
     _say_running(ctx, running, now)
+
+
+def _queues(workers: list[dict[str, Any]]) -> dict[str, int | None]:
+    """Return how many messages wait by queue, as who looked last says; None: nobody knows."""
+    depths: dict[str, int | None] = {}
+    alive = [one for one in workers if one["status"] not in ("lost", "offline")]
+    for one in sorted(alive, key=lambda one: figure(one["last_beat"]) or 0):
+        for name in map(str, one["queues"]):
+            depth = figure(one["depths"].get(name))
+            depths[name] = depths.get(name) if depth is None else int(depth)
+    return dict(sorted(depths.items()))
+
+
+def _writers(workers: list[dict[str, Any]]) -> dict[str, int]:
+    """Return what the writers of the workers' main processes tell of themselves, added up."""
+    return {name: sum(int(figure(one["writer"].get(name)) or 0) for one in workers if one["status"] != "lost")
+            for name in ("pending", "dropped", "conflicts")}
 
 
 def _say_workers(ctx: click.Context, workers: list[dict[str, Any]], now: float) -> None:

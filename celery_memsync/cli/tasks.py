@@ -2,58 +2,86 @@
 from __future__ import annotations
 
 import re
-from fnmatch import fnmatchcase
 from itertools import islice
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, NamedTuple
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
 from celery.exceptions import CeleryCommandException
 
-from ..manager import TASKS_AT_ONCE
+from ..keys import matcher
 from ..plugin import MemSync
-from .ids import whole_task_id
+from .ids import task_id_of
 from .output import (ago, duration, figure, json_option, limit_option, memory_of, moment, percent, progress_words,
                      say_json, say_table, shown, visible)
 
-#: Newest tasks that are looked at for those that are asked for.
+#: Most tasks that are looked at for those that are asked for.
 LOOKED_AT = 100_000
 
-#: Seconds of a unit of time.
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+#: Most that are looked at to be sorted: every one of them is read before the first is shown.
+SORTED = 10_000
 
-#: What tasks may be sorted by, and what of each is compared; what is not known comes last.
-ORDERS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "newest": lambda one: 0,
-    "runtime": lambda one: -(figure(one.get("runtime")) or 0),
-    "started": lambda one: -(figure(one.get("started_at")) or 0),
-    "finished": lambda one: -(figure(one.get("finished_at")) or 0),
-    "name": lambda one: str(one.get("name") or "~"),
-    "status": lambda one: str(one.get("status") or "~"),
-    "worker": lambda one: str(one.get("worker") or "~"),
-}
+#: By what tasks are sorted: the names of the fields of their states, and whether the greatest comes first.
+ORDERS = {"newest": None, "oldest": None, "runtime": True, "started": True, "finished": True, "name": False,
+          "status": False, "worker": False}
+FIELDS = {"started": "started_at", "finished": "finished_at"}
 
 
-def _span(ctx: click.Context, param: click.Parameter, typed: str | None) -> float | None:
-    """Return a span of time such as ``90s``, ``10m``, ``2h`` or ``1d`` in seconds; a mere number is of seconds."""
-    if typed is None:
-        return None
-    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([smhd]?)", typed)
-    if found is None:
-        raise click.BadParameter(f"{visible(typed)} is no span of time, such as 90s, 10m, 2h or 1d.")
-    return float(found[1]) * UNITS[found[2] or "s"]
+class Span(click.ParamType):  # type: ignore[type-arg]
+    """A span of time, as seconds: ``90``, ``90s``, ``10m``, ``2h``, ``1d``."""
+
+    name = "SPAN"
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhd]?)", str(value))
+        if found is None:
+            self.fail(f"{visible(value)} is no span of time, such as 90s, 10m, 2h or 1d", param, ctx)
+        return float(found[1]) * self.units[found[2] or "s"]
+
+
+class Wanted(NamedTuple):
+    """Which tasks are asked for.
+
+    Attributes:
+        status: In capitals or not.
+        name: Glob of Redis's.
+        worker: Glob of Redis's.
+    """
+
+    status: str | None = None
+    name: str | None = None
+    worker: str | None = None
+
+    def picks(self) -> Callable[[dict[str, Any]], bool]:
+        """Return a function that tells whether a task is one of them.
+
+        Raises:
+            InvalidKey: If a glob has a ``[`` without its ``]``.
+        """
+        given = {"name": self.name, "worker": self.worker}
+        globs = [(field, matcher(glob)) for field, glob in given.items() if glob is not None]
+        status = None if self.status is None else self.status.upper()
+
+        def picked(one: dict[str, Any]) -> bool:
+            state = one["state"] or {}
+            if status is not None and str(state.get("status", "")).upper() != status:
+                return False
+            return all(matches(str(state.get(field) or "")) for field, matches in globs)
+
+        return picked
 
 
 @click.command(cls=CeleryCommand)
 @limit_option(50, 100_000, "Most tasks to show.")
 @click.option("-s", "--status", cls=CeleryOption, help_group="Selection", help="Only tasks with this status.")
-@click.option("--name", cls=CeleryOption, metavar="GLOB", help_group="Selection", help="Only tasks with such a name.")
-@click.option("-w", "--worker", cls=CeleryOption, metavar="ID", help_group="Selection",
-              help="Only tasks of a worker, or of those whose ids begin so.")
-@click.option("--since", cls=CeleryOption, callback=_span, metavar="SPAN", help_group="Selection",
-              help="Only tasks that were sent in the last 90s, 10m, 2h, 1d.")
+@click.option("--name", cls=CeleryOption, metavar="GLOB", help_group="Selection", help="Only tasks with such names.")
+@click.option("--worker", cls=CeleryOption, metavar="GLOB", help_group="Selection", help="Only tasks of such workers.")
+@click.option("--since", cls=CeleryOption, type=Span(), help_group="Selection",
+              help="Only tasks that were first told of within this time, such as 10m.")
 @click.option("--sort", cls=CeleryOption, type=click.Choice(list(ORDERS)), default="newest", show_default=True,
-              help_group="Output", help="Which come first.")
+              help_group="Output", help="What comes first, of the newest 10,000.")
 @json_option
 @click.pass_context
 def tasks(
@@ -62,38 +90,18 @@ def tasks(
 ) -> None:
     """Show tasks, newest first."""
     with memory_of(ctx) as memsync:
-        all_ = status is None and name is None and worker is None and sort == "newest"
-        found = _selected(memsync, since, limit if all_ else LOOKED_AT, status, name, worker)
-        chosen = list(islice(found, limit) if sort == "newest" else
-                      sorted(found, key=lambda one: ORDERS[sort](one["state"] or {}))[:limit])
+        memsync.store.connect()
+        found = _select(memsync, Wanted(status, name, worker), since, sort, limit)
         now = memsync.store.clock.now()
     if as_json:
-        say_json(ctx, chosen)
-    elif not chosen:
-        told = (status, name, worker, since) == (None, None, None, None)
-        ctx.obj.echo("No task has been told of yet." if told else
-                     f"No task has the status {visible(status)}." if (name, worker, since) == (None, None, None) else
-                     "No task is like that.")
+        say_json(ctx, found)
+    elif not found:
+        ctx.obj.echo(
+            "No task is like that." if status is None and (name or worker or since) else
+            "No task has been told of yet." if status is None else f"No task has the status {visible(status)}.")
     else:
         say_table(ctx, ["ID", "STATUS", "NAME", "DONE", "RUNTIME", "SINCE", "WORKER"],
-                  [_row(one, now) for one in chosen], colour=1)
-
-
-def _selected(
-    memsync: MemSync, since: float | None, look_at: int, status: str | None, name: str | None, worker: str | None,
-) -> Iterator[dict[str, Any]]:
-    """Yield the newest tasks that are like that."""
-    at_once = min(look_at, TASKS_AT_ONCE)
-    for sent_at, one in islice(memsync.newest_tasks(at_once), look_at):
-        if since is not None and sent_at < memsync.store.clock.now() - since:
-            return
-        state = one["state"] or {}
-        if (
-            (status is None or str(state.get("status", "")).upper() == status.upper())
-            and (name is None or fnmatchcase(str(state.get("name") or ""), name))
-            and (worker is None or str(state.get("worker") or "").startswith(worker))
-        ):
-            yield one
+                  [_row(one, now) for one in found], colour=1)
 
 
 @click.command(cls=CeleryCommand)
@@ -103,7 +111,7 @@ def _selected(
 def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
     """Show everything about one task."""
     with memory_of(ctx) as memsync:
-        task_id = whole_task_id(memsync, task_id)
+        task_id = task_id_of(memsync, task_id)
         found = memsync.get_task(task_id)
     if found is None:
         raise CeleryCommandException(f"Nobody has told of a task {visible(task_id)}, or it was long ago.", exit_code=1)
@@ -130,7 +138,7 @@ def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
 def agents(ctx: click.Context, task_id: str, as_json: bool) -> None:
     """Show what the agents of a task share."""
     with memory_of(ctx) as memsync:
-        found = memsync.get_task(whole_task_id(memsync, task_id))
+        found = memsync.get_task(task_id_of(memsync, task_id))
     told = {} if found is None else found["agents"]
     if as_json:
         say_json(ctx, told)
@@ -138,6 +146,28 @@ def agents(ctx: click.Context, task_id: str, as_json: bool) -> None:
         ctx.obj.echo("No agent of that task has told anything.")
     else:
         say_table(ctx, ["AGENT", "DATA"], [[visible(name), shown(data)] for name, data in sorted(told.items())])
+
+
+def _select(memsync: MemSync, wanted: Wanted, since: float | None, sort: str, limit: int) -> list[dict[str, Any]]:
+    """Return tasks of those looked at; the newest are taken as they come, for any other order all are seen first."""
+    if wanted == Wanted() and since is None and sort == "newest":
+        return memsync.get_tasks(limit=limit)
+    begin = None if since is None else memsync.store.clock.now() - since
+    picked = filter(wanted.picks(), islice(memsync.iter_tasks(begin), LOOKED_AT if sort == "newest" else SORTED))
+    if sort == "newest":
+        return list(islice(picked, limit))
+    if sort == "oldest":
+        return list(picked)[:-limit - 1:-1]
+    return sorted(picked, key=lambda one: _rank(one, sort))[:limit]
+
+
+def _rank(one: dict[str, Any], sort: str) -> tuple[bool, Any]:
+    """Return what sorts a task: those of which it is not known come last."""
+    value = (one["state"] or {}).get(FIELDS.get(sort, sort))
+    if ORDERS[sort]:
+        number = figure(value)
+        return number is None, -(number or 0)
+    return value is None, str(value)
 
 
 def _row(one: dict[str, Any], now: float) -> list[str]:

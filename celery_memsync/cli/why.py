@@ -4,38 +4,25 @@ from __future__ import annotations
 import click
 from celery.bin.base import CeleryCommand
 
-from ..reasons import Known, reason_of
-from .ids import whole_task_id
-from .output import json_option, memory_of, moment, say_facts, say_json, shown, visible
-
-#: Tasks that wait among which its place is looked for.
-LOOKED_AT = 1000
+from .ids import task_id_of
+from .output import json_option, memory_of, say_json
+from .reasons import Known, reason_of
 
 
 @click.command(cls=CeleryCommand)
-@click.argument("task_id")
+@click.argument("task_id", metavar="ID")
 @json_option
 @click.pass_context
 def why(ctx: click.Context, task_id: str, as_json: bool) -> None:
-    """Tell why a task is where it is: what it waits for, or what became of it."""
+    """Say why a task is where it is; the exit code is 1 if nobody told of it."""
     with memory_of(ctx) as memsync:
-        task_id = whole_task_id(memsync, task_id)
-        known = Known(
-            memsync.get_task(task_id), memsync.get_queue(LOOKED_AT)["pending"], memsync.get_workers(), memsync.locks(),
-            memsync.store.clock.now())
-    found = reason_of(task_id, known)
+        task_id = task_id_of(memsync, task_id)
+        known = Known(task_id, memsync.get_task(task_id), memsync.get_workers(), memsync.get_awaited_lock(task_id),
+                      memsync.get_queue_position(task_id), memsync.store.clock.now())
+    found = reason_of(known)
     if as_json:
-        say_json(ctx, {"id": task_id, **found.as_dict()})
+        say_json(ctx, {"id": task_id, **found._asdict()})
     else:
-        ctx.obj.echo(visible(found.answer, limit=None))
-        if found.evidence:
-            ctx.obj.echo()
-            say_facts(ctx, [("task", task_id), *((name, _shown(name, value)) for name, value in found.evidence.items())])
+        ctx.obj.echo(found.answer)
     if found.reason == "unknown":
         ctx.exit(1)
-
-
-def _shown(name: str, value: object) -> str:
-    if isinstance(value, float) and (name.endswith("_at") or name in ("eta", "last_beat")):
-        return moment(value)
-    return shown(value) if isinstance(value, (dict, list)) else str(value)

@@ -8,7 +8,7 @@ from celery.bin.base import CeleryCommand, CeleryOption
 from celery.exceptions import CeleryCommandException
 
 from ..records import WorkerRecord
-from .ids import whole_worker_id
+from .ids import worker_of
 from .output import (ago, duration, figure, json_option, mebibytes, memory_of, moment, say_facts, say_json, say_table,
                      visible)
 
@@ -40,8 +40,7 @@ def workers(ctx: click.Context, worker_id: str | None, status: str | None, as_js
 
 def _say_one(ctx: click.Context, worker_id: str, as_json: bool) -> None:
     with memory_of(ctx) as memsync:
-        all_ = {one.worker_id: one for one in memsync.get_workers()}
-        found = all_.get(whole_worker_id(list(all_), worker_id))
+        found = worker_of(memsync.get_workers(), worker_id)
         now = memsync.store.clock.now()
     if found is None:
         raise CeleryCommandException(

@@ -14,8 +14,9 @@
 -- ARGV[1] path     the lock's; its changes are told there
 -- ARGV[2] prefix   put before a path to make its channel
 -- ARGV[3] worker   who asks
--- ARGV[4] what     "take"; "wait": take, else stand in the queue; "leave": give it back, or leave the queue
--- ARGV[5] holder   names one acquisition; a second try has the same
+-- ARGV[4] what     "take"; "wait": take, else stand in the queue; "leave": give it back, or leave the queue;
+--                  "free": give it back for its holder
+-- ARGV[5] holder   names one acquisition; a second try has the same; with "free" it is named by its fence
 -- ARGV[6] ttl_ms   lease
 -- ARGV[7] run      of the task that asks; "-" for none
 -- ARGV[8] body     not looked into
@@ -24,7 +25,8 @@
 -- Returns     words with blanks between, and a line for the entry
 --             "ok fence ms"         it is the holder's for so long; after "leave": it was
 --             "busy fence ms\ntext"  it is somebody else's, who has it for so long if it is not renewed
---             "lost"                after "leave": it was not the holder's any more, or not yet
+--             "lost"                after "leave": it was not the holder's any more, or not yet; after "free":
+--                                   nobody has it with that fence
 -- Publishes   slot, header and body on the lock's path; holder, fence and lease (ms) on the channel of who is next
 local lock, queue, index = KEYS[1], KEYS[2], KEYS[3]
 local path, prefix, worker, what, holder = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -76,12 +78,19 @@ local function pass_on(before)
   end
 end
 
+-- Who gave it back last; a holder for whom it was freed must not find himself there.
+local giver = holder
+if what == "free" then
+  if left <= 0 or fence ~= holder then return "lost" end
+  what, holder, giver = "leave", has, "-"
+end
+
 local is_mine = left > 0 and has == holder
 local me = channel ~= "-" and holder .. " " .. ttl_ms .. " " .. channel .. " " .. run .. " " .. worker .. "\n" .. body
 if what == "leave" then
   if is_mine then
-    if not pass_on("," .. holder) then
-      store("-", holder, 0, worker .. "\n")
+    if not pass_on("," .. giver) then
+      store("-", giver, 0, worker .. "\n")
       if index then redis.call("ZREM", index, path) end
     end
     return "ok 0 0"

@@ -57,7 +57,7 @@ def test_what_is_found_is_a_line_each_with_advice(fleet):
     done = Shell(fleet.env()).run("doctor")
 
     assert (done.returncode, done.stderr) == (1, "")
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok", "ok", "WARN"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok", "ok", "ok", "WARN"]
     assert "memsync_backend" in done.stdout.splitlines()[-1]
 
 

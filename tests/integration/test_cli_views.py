@@ -12,7 +12,8 @@ from .shell import Shell, one_line, plain
 
 #: Every command.
 COMMANDS = (
-    ["status"], ["tasks"], ["task", "some-id"], ["workers"], ["workers", "some-id"], ["locks"], ["queue"], ["metrics"],
+    ["status"], ["tasks"], ["tasks", "--since", "1m", "--sort", "runtime"], ["task", "some-id"], ["why", "some-id"],
+    ["unlock", "some-lock", "--yes"], ["workers"], ["workers", "some-id"], ["locks"], ["queue"], ["metrics"],
     ["agents", "some-id"], ["assignments"], ["search"], ["get", "some/key"],
     ["doctor"], ["watch", "-t", "0.1"], ["follow", "some-id", "-t", "0.1"],
 )
@@ -21,7 +22,7 @@ COMMANDS = (
 LOOKING = {
     "client|setinfo", "client|setname", "client|id", "client|tracking", "get", "hget", "hgetall", "hello", "info",
     "llen", "ping", "psubscribe", "punsubscribe", "select", "subscribe", "time", "unsubscribe", "xrevrange", "zrange",
-    "zrangebyscore", "zscan", "client",
+    "zrangebyscore", "zrank", "zscan", "client",
 }
 
 #: What the test itself asks.

@@ -2,14 +2,11 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import subprocess
 
 import pytest
 
 from ..helpers import eventually
-from .shell import Shell, one_line, plain
+from .shell import Shell, plain
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +34,12 @@ def shell(fleet):
 
 
 @pytest.mark.parametrize("task, reason, part", [
-    ("done", "success", "It has succeeded."),
-    ("failed", "failure", "ValueError: it went wrong"),
-    ("busy", "running", "It runs on w1-"),
-    ("waiting", "received", "0 of 1 free"),
-    ("elsewhere", "no-consumer", "start one with -Q nobody-takes-this"),
-    ("later", "scheduled", "from now"),
+    ("done", "succeeded", "It succeeded "),
+    ("failed", "failed", "ValueError: it went wrong"),
+    ("busy", "running", "It has run on w1-"),
+    ("waiting", "reserved", "all its 1 slots are taken"),
+    ("elsewhere", "no-consumer", "no worker consumes the queue nobody-takes-this"),
+    ("later", "eta", "not to start before"),
 ])
 def test_why_tells_in_words_and_for_programs(shell, fleet, task, reason, part):
     task_id = getattr(fleet, task).id
@@ -59,7 +56,7 @@ def test_of_a_task_that_nobody_told_of_that_is_said(shell):
     done = shell.run("why", "no-such-task")
 
     assert done.returncode == 1
-    assert "Nobody has told of this task" in done.stdout
+    assert "Nobody has told of it" in done.stdout + done.stderr
 
 
 def test_a_task_that_a_lock_holds_back_names_it(make_fleet):
@@ -73,8 +70,8 @@ def test_a_task_that_a_lock_holds_back_names_it(make_fleet):
 
     found = json.loads(plain(Shell(fleet.env()).run("why", "--json", result.id)))
 
-    assert found["reason"] == "held-back"
-    assert "lock the-lock is held by the-test" in found["answer"]
+    assert found["reason"] == "locked"
+    assert "the lock the-lock on the-test" in found["answer"]
     assert found["evidence"]["lock"]["fence"] == held.fence
 
 
@@ -109,9 +106,9 @@ def test_a_worker_may_be_abbreviated(shell, fleet):
 @pytest.mark.parametrize("options, expected", [
     (["--name", "*.add"], {"done", "elsewhere", "later"}),
     (["--name", "*.add", "--status", "success"], {"done"}),
-    (["--worker", "w1-", "--status", "STARTED"], {"busy"}),
+    (["--worker", "w1-*", "--status", "STARTED"], {"busy"}),
     (["--since", "1h", "--name", "*.fail"], {"failed"}),
-    (["--since", "0s"], set()),
+    (["--since", "1s", "--name", "*.fail"], set()),
     (["--worker", "nobody"], set()),
 ])
 def test_tasks_are_chosen_by_what_they_are(shell, fleet, options, expected):
@@ -121,7 +118,7 @@ def test_tasks_are_chosen_by_what_they_are(shell, fleet, options, expected):
 
 
 def test_tasks_are_sorted_as_asked_for(shell, fleet):
-    found = json.loads(plain(shell.run("tasks", "--json", "--sort", "finished", "--limit", "2", "--worker", "w1-")))
+    found = json.loads(plain(shell.run("tasks", "--json", "--sort", "finished", "--limit", "2", "--worker", "w1-*")))
 
     assert [one["id"] for one in found] == [fleet.failed.id, fleet.done.id]
 
@@ -132,48 +129,3 @@ def test_a_span_that_is_none_is_refused(shell, typed):
 
     assert done.returncode == 64
     assert "no span of time" in done.stderr
-
-
-# -- unlock
-
-@pytest.fixture
-def held(fleet):
-    """A lock that this process holds."""
-    lock = fleet.reader.lock("a-lock", ttl=60)
-    lock.acquire()
-    yield lock
-    lock.release()
-
-
-def test_nobody_is_asked_who_is_not_there(shell, held):
-    done = shell.run("unlock", "a-lock")
-
-    assert done.returncode == 64
-    assert "--yes" in done.stderr
-    assert held.owned
-
-
-def test_a_lock_is_taken_away_by_its_fence(shell, fleet, held):
-    wrong = shell.run("unlock", "a-lock", "--yes", "--fence", str(held.fence + 1))
-    right = json.loads(plain(shell.run("unlock", "a-lock", "--yes", "--json", "--fence", str(held.fence))))
-    again = shell.run("unlock", "a-lock", "--yes")
-
-    assert wrong.returncode == 1 and str(held.fence) in one_line(wrong)
-    assert (right["name"], right["fence"], right["worker_id"]) == ("a-lock", held.fence, "the-test")
-    assert again.returncode == 1 and "Nobody holds" in one_line(again)
-    assert fleet.reader.locks() == []
-
-
-@pytest.mark.parametrize("answer, freed", [("y", True), ("n", False), ("", False)])
-def test_on_a_terminal_it_is_asked(fleet, shell, held, answer, freed):
-    master, terminal = pty.openpty()
-
-    process = subprocess.Popen(shell._command("tests.integration.proj", ["unlock", "a-lock"]), env=shell.env, stdin=terminal,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    os.write(master, f"{answer}\n".encode())
-    out, err = process.communicate(timeout=60)
-
-    assert "the-test holds it" in err and str(held.fence) in err
-    assert (process.returncode == 0, fleet.reader.locks() == []) == (freed, freed)
-    os.close(master)
-    os.close(terminal)

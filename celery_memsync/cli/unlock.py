@@ -1,0 +1,48 @@
+"""`celery memsync unlock NAME`: free a lock for its holder."""
+from __future__ import annotations
+
+import sys
+
+import click
+from celery.bin.base import CeleryCommand, CeleryOption
+from celery.exceptions import CeleryCommandException
+
+from ..records import LockRecord
+from .output import ago, json_option, memory_of, say_json, visible
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("name")
+@click.option("-y", "--yes", cls=CeleryOption, is_flag=True, help_group="Writing", help="Do not ask.")
+@click.option("--fence", cls=CeleryOption, type=click.IntRange(0), help_group="Writing",
+              help="Only if it is held with this fence.")
+@json_option
+@click.pass_context
+def unlock(ctx: click.Context, name: str, yes: bool, fence: int | None, as_json: bool) -> None:
+    """Free a lock for whoever holds it; its holder is not stopped."""
+    if not yes and not sys.stdin.isatty():
+        raise click.UsageError("there is no terminal to ask on; --yes frees the lock without a question")
+    with memory_of(ctx) as memsync:
+        held = memsync.get_lock(name)
+        if held is None:
+            raise CeleryCommandException(f"Nobody holds the lock {visible(name)}.", exit_code=1)
+        told = _told(held, memsync.store.clock.now())
+        if fence is not None and fence != held.fence:
+            raise CeleryCommandException(f"Not freed, for its fence is not {fence}: {told}.", exit_code=1)
+        if not yes:
+            ctx.obj.error(told)
+            click.confirm("Free it? Whatever its holder does goes on.", err=True, abort=True)
+        if not memsync.free_lock(name, held.fence):
+            raise CeleryCommandException(
+                f"Nothing was freed: nobody holds the lock {visible(name)} with the fence {held.fence} any more.",
+                exit_code=1)
+    if as_json:
+        say_json(ctx, {"freed": True, **held.as_dict()})
+    else:
+        ctx.obj.echo(f"Freed: {told}")
+
+
+def _told(held: LockRecord, now: float) -> str:
+    task = f" for task {visible(held.task_id)}" if held.task_id else ""
+    return (f"the lock {visible(held.name)} of {visible(held.worker_id)}{task}, held for {ago(held.since, now)}, "
+            f"{held.waiters or 0} waiting, fence {held.fence}")

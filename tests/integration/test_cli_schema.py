@@ -1,0 +1,79 @@
+"""What commands print as JSON is what the reference says, and all of them are in it."""
+from __future__ import annotations
+
+import json
+import re
+
+import jsonschema
+import pytest
+
+from celery_memsync.cli import memsync as group
+
+from ..helpers import ROOT
+from .shell import Shell
+
+REFERENCE = ROOT / "docs" / "reference"
+SCHEMA = json.loads((REFERENCE / "commands.schema.json").read_text())
+
+#: Commands that print no JSON.
+MUTE = {"delete"}
+
+
+@pytest.fixture(scope="module")
+def fleet(module_fleet):
+    """A fleet with something to be shown of each kind."""
+    worker = module_fleet.start_worker("-c", "1")
+    module_fleet.done = module_fleet.send("count_to", 3)
+    module_fleet.wait(module_fleet.done, "SUCCESS")
+    module_fleet.busy = module_fleet.send("sleep", 60)
+    module_fleet.wait(module_fleet.busy, "STARTED")
+    module_fleet.wait_record(worker, lambda record: record.running)
+    module_fleet.reader.sync_agent_coordination(module_fleet.busy.id, "coder", {"files": 3})
+    module_fleet.reader.write("notes/1", "text")
+    module_fleet.reader.force_sync()
+    module_fleet.lock = module_fleet.reader.lock("printer", ttl=60)
+    module_fleet.lock.acquire()
+    return module_fleet
+
+
+def check(printed, name):
+    schema = {"$defs": SCHEMA["$defs"], **SCHEMA["properties"][name]}
+    jsonschema.Draft202012Validator(schema).validate(json.loads(printed))
+
+
+@pytest.mark.parametrize("name, args", [
+    ("status", []), ("tasks", []), ("task", ["BUSY"]), ("why", ["BUSY"]), ("why", ["DONE"]), ("why", ["none"]),
+    ("agents", ["BUSY"]), ("follow", ["DONE"]), ("workers", []), ("workers ID", ["WORKER"]), ("locks", []),
+    ("queue", []), ("assignments", []), ("metrics", []), ("search", []), ("get", ["notes/1"]),
+    ("set", ["notes/2", "1"]), ("watch", ["workers/*", "--limit", "1", "--timeout", "30"]), ("doctor", []),
+])
+def test_what_is_printed_is_what_the_schema_says(fleet, name, args):
+    words = {"BUSY": fleet.busy.id, "DONE": fleet.done.id, "WORKER": fleet.workers[0].name}
+
+    done = Shell(fleet.env()).run(name.split()[0], *(words.get(arg, arg) for arg in args), "--json")
+
+    assert done.stderr == "" and done.stdout
+    for line in done.stdout.splitlines():
+        check(line, name)
+
+
+def test_what_unlock_prints_is_what_the_schema_says(fleet):
+    fleet.reader.lock("plotter", ttl=60).acquire()
+
+    done = Shell(fleet.env()).run("unlock", "plotter", "--yes", "--json")
+
+    check(done.stdout, "unlock")
+
+
+def test_an_output_with_a_field_too_many_is_refused():
+    with pytest.raises(jsonschema.ValidationError):
+        check('{"id": "t", "answer": "", "reason": "eta", "evidence": {}, "more": 1}', "why")
+
+
+def test_every_command_is_in_the_schema_and_on_the_page():
+    page = (REFERENCE / "commands.md").read_text()
+
+    told = set(re.findall(r"^\| `memsync ([a-z]+)", page, re.M))
+
+    assert {name.split()[0] for name in SCHEMA["properties"]} == set(group.commands) - MUTE
+    assert told == set(group.commands)
