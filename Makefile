@@ -37,6 +37,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/locks.py
 	$(BIN)/python benchmarks/fleet.py
 	$(BIN)/python benchmarks/commands.py
+	$(BIN)/python benchmarks/cli.py
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .hypothesis build celery_memsync.egg-info census

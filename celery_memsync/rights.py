@@ -6,10 +6,10 @@ from typing import NamedTuple
 #: What the store and its scripts run: command, and the part of it that is needed, if not all.
 COMMANDS = (
     "client|id", "client|tracking", "del", "evalsha", "get", "hdel", "hget", "hgetall", "hincrby", "hincrbyfloat",
-    "hrandfield", "hset", "llen", "lpop", "lpos", "lrem", "pexpire", "ping", "psubscribe", "pttl", "publish",
+    "hrandfield", "hset", "llen", "lpop", "lpos", "lrange", "lrem", "pexpire", "ping", "psubscribe", "pttl", "publish",
     "pubsub|numsub", "punsubscribe", "rpush", "script|load", "set", "subscribe", "time", "type", "xadd", "xrange",
-    "xrevrange", "zadd",
-    "zcount", "zpopmin", "zrange", "zrangebyscore", "zrem", "zremrangebyscore", "zscan", "zscore",
+    "xrevrange", "zadd", "zcount", "zpopmin", "zrange", "zrangebyscore", "zrank", "zrem", "zremrangebyscore",
+    "zscan", "zscore",
 )
 
 #: Rights that are no commands.
@@ -47,11 +47,12 @@ def probes(key: str, channel: str) -> list[Probe]:
     arguments = {
         "client|id": (), "client|tracking": ("OFF",), "evalsha": ("0" * 40, "1", key), "hdel": (key, "a"),
         "hget": (key, "a"), "hincrby": (key, "a", "1"), "hincrbyfloat": (key, "a", "1"), "hset": (key, "a", "1"),
-        "lpos": (key, "a"), "lrem": (key, "1", "a"), "pexpire": (key, "1000"), "ping": (), "publish": (channel, ""),
+        "lpos": (key, "a"), "lrange": (key, "0", "1"), "lrem": (key, "1", "a"), "pexpire": (key, "1000"), "ping": (),
+        "publish": (channel, ""),
         "pubsub|numsub": (channel,), "rpush": (key, "a"), "script|load": ("return 1",), "set": (key, "", "PX", "1000"),
         "time": (), "xadd": (key, "*", "a", "1"), "xrange": (key, "-", "+"), "xrevrange": (key, "+", "-"),
         "zadd": (key, "1", "a"), "zcount": (key, "0", "1"), "zrange": (key, "0", "1"),
-        "zrangebyscore": (key, "0", "1"), "zrem": (key, "a"),
+        "zrangebyscore": (key, "0", "1"), "zrank": (key, "a"), "zrem": (key, "a"),
         "zremrangebyscore": (key, "0", "1"), "zscan": (key, "0"), "zscore": (key, "a"),
         "psubscribe": (channel,), "punsubscribe": (channel,), "subscribe": (channel,),
     }

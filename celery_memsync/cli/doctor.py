@@ -30,7 +30,10 @@ STARTING = 10.0
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Look for what is wrong with Redis and the workers; the exit code is 1 if anything is."""
+    """Look for what is wrong with Redis and the workers.
+
+    The exit code is 1 if anything is.
+    """
     with memory_of(ctx) as memsync:
         lacking = memsync.store.missing_rights()
         findings = list(examine_rights(lacking))

@@ -180,7 +180,7 @@ class Lines:
 def _line(found: dict[str, Any]) -> str:
     parts = [visible(status_of(found)).ljust(8)]
     if found["progress"] is not None:
-        parts.append(progress_words(found["progress"]))
+        parts.append(progress_words(found["progress"], status_of(found) in FINAL))
     exception = (found["state"] or {}).get("exception")
     if isinstance(exception, dict):
         parts.append(visible(f"{exception.get('type')}: {exception.get('message')}"))

@@ -144,14 +144,14 @@ def percent(progress: dict[str, Any] | None) -> str:
     return "-" if progress["current"] is None else f"{progress['current']:g}"
 
 
-def progress_words(progress: dict[str, Any]) -> str:
-    """Return all that is to be said of how far a task is."""
+def progress_words(progress: dict[str, Any], ended: bool = False) -> str:
+    """Return all that is to be said of how far a task is, or came."""
     parts = [percent(progress)]
     if progress["current"] is not None and progress["total"] is not None:
         parts.append(f"{progress['current']:g} of {progress['total']:g}")
     if progress["message"]:
         parts.append(visible(progress["message"]))
-    if progress["eta"]:
+    if progress["eta"] and not ended:
         parts.append(f"{duration(progress['eta'])} left")
     return ", ".join(parts)
 

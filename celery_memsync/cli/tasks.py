@@ -11,6 +11,7 @@ from celery.exceptions import CeleryCommandException
 
 from ..keys import matcher
 from ..plugin import MemSync
+from ..records import FINAL
 from .ids import task_id_of
 from .output import (ago, duration, figure, json_option, limit_option, memory_of, moment, percent, progress_words,
                      say_json, say_table, shown, visible)
@@ -121,7 +122,7 @@ def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
     state, progress = found["state"] or {}, found["progress"]
     rows = [["id", task_id], *([name, _shown(name, value)] for name, value in state.items())]
     if progress is not None:
-        rows.append(["progress", progress_words(progress)])
+        rows.append(["progress", progress_words(progress, state.get("status") in FINAL)])
     rows += [[f"run {run.get('run', '-')}",
               visible(f"{run['status']} since {moment(run.get('started_at') or run.get('received_at'))}")]
              for run in found["runs"] if len(found["runs"]) > 1]

@@ -14,7 +14,7 @@ from .reasons import Known, reason_of
 @json_option
 @click.pass_context
 def why(ctx: click.Context, task_id: str, as_json: bool) -> None:
-    """Say why a task is where it is; the exit code is 1 if nobody told of it."""
+    """Say why a task is where it is."""
     with memory_of(ctx) as memsync:
         task_id = task_id_of(memsync, task_id)
         known = Known(task_id, memsync.get_task(task_id), memsync.get_workers(), memsync.get_awaited_lock(task_id),

@@ -16,7 +16,7 @@ REFERENCE = ROOT / "docs" / "reference"
 SCHEMA = json.loads((REFERENCE / "commands.schema.json").read_text())
 
 #: Commands that print no JSON.
-MUTE = {"delete"}
+MUTE = {"delete", "top"}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,13 @@ def test_what_is_printed_is_what_the_schema_says(fleet, name, args):
     assert done.stderr == "" and done.stdout
     for line in done.stdout.splitlines():
         check(line, name)
+
+
+def test_what_export_and_import_print_is_what_the_schema_says(fleet, tmp_path):
+    shell = Shell(fleet.env())
+
+    for name in ("export", "import"):
+        check(shell.run(name, str(tmp_path / "archive"), "--json").stdout, name)
 
 
 def test_what_unlock_prints_is_what_the_schema_says(fleet):

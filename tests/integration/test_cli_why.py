@@ -81,7 +81,8 @@ def test_an_id_may_be_abbreviated(shell, fleet, command):
 
     short = shell.run(command, fleet.done.id[:13], "--json")
 
-    assert (short.returncode, short.stdout) == (0, whole.stdout)
+    assert (short.returncode, whole.returncode) == (0, 0)
+    assert json.loads(short.stdout).get("id") == json.loads(whole.stdout).get("id")
     assert command == "agents" or fleet.done.id in short.stdout
 
 
