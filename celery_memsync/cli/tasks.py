@@ -126,7 +126,7 @@ def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
     rows += [[f"run {run.get('run', '-')}",
               visible(f"{run['status']} since {moment(run.get('started_at') or run.get('received_at'))}")]
              for run in found["runs"] if len(found["runs"]) > 1]
-    rows += [[f"agent {agent}", visible(data)] for agent, data in sorted(found["agents"].items())]
+    rows += [[f"agent {agent}", shown(data)] for agent, data in sorted(found["agents"].items())]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         ctx.obj.echo(f"{ctx.obj.style(visible(name).ljust(width), bold=True)}  {value}")

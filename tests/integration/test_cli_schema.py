@@ -84,3 +84,11 @@ def test_every_command_is_in_the_schema_and_on_the_page():
 
     assert {name.split()[0] for name in SCHEMA["properties"]} == set(group.commands) - MUTE
     assert told == set(group.commands)
+
+
+def test_of_every_command_the_page_shows_what_it_looks_like():
+    page = (REFERENCE / "commands.md").read_text()
+
+    shown = set(re.findall(r"^\$ celery -A proj memsync ([a-z]+)", page, re.M))
+
+    assert shown == set(group.commands)
