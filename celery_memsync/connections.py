@@ -45,6 +45,15 @@ MAX_IDLE = 8
 #: What is raised by taking apart an answer that is not what was asked for.
 SENSELESS = (TypeError, ValueError, AttributeError, LookupError)
 
+#: What Redis refuses, by a word of its answer, and what to do about it.
+REFUSALS = {
+    "NOPERM": "its user may not do that; docs/howto/security.md tells the rights that are needed",
+    "OOM": "it is full; raise its maxmemory, or shorten memsync_default_ttl",
+    "maxmemory": "it is full; raise its maxmemory, or shorten memsync_default_ttl",
+    "MISCONF": "it takes no writes, for it can't save its data; see its log, is its disk full?",
+    "READONLY": "it is a replica, which takes no writes; let memsync_backend name its master",
+}
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -70,11 +79,17 @@ def explain(exc: BaseException) -> str:
         return "it refuses the user or password of memsync_backend"
     if isinstance(exc, (redis.TimeoutError, TimeoutError)):
         return "it does not answer in time; is it overloaded or paused?"
+    if isinstance(exc, redis.BusyLoadingError):
+        return "it is loading its data; it answers when that is done"
     if isinstance(exc, (redis.ConnectionError, OSError)):
         return "it can't be reached; is it running, and is memsync_backend right?"
-    if isinstance(exc, redis.exceptions.NoPermissionError) or "NOPERM" in str(exc):
-        return "its user may not do that; docs/howto/security.md tells the rights that are needed"
+    if isinstance(exc, redis.exceptions.NoPermissionError):
+        return REFUSALS["NOPERM"]
     if isinstance(exc, redis.ResponseError):
+        for word, told in REFUSALS.items():
+            # What a script is refused comes amid other words.
+            if word in str(exc):
+                return told
         return "it answers: " + str(exc).partition(" script: ")[0][:120]
     if isinstance(exc, SENSELESS):
         return "its answer makes no sense; is that a Redis?"
