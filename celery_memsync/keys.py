@@ -180,7 +180,7 @@ def _bytewise(text: str) -> str:
 
 def _tagged(name: str) -> str:
     """Return an id in braces, which choose the slot of a cluster unless they hold nothing; no id holds a slash."""
-    return f"{{{name}}}" if name[0] != "}" else f"{{/}}{{{name}}}"
+    return f"{{{name}}}" if not name.startswith("}") else f"{{/}}{{{name}}}"
 
 
 class Keys:

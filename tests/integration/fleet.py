@@ -158,9 +158,10 @@ class Fleet:
         return [row for row in rows if (row["what"], row["id"]) == (what, task_id)]
 
     def unacked(self):
-        """Return how many messages the broker has given out that are not acknowledged."""
+        """Return how many messages of this fleet the broker has given out that are not acknowledged."""
         with self.broker.client() as client:
-            return client.hlen("unacked")
+            # Workers of other fleets that were killed have left theirs.
+            return sum(json.loads(row)[2] == self.name for row in client.hvals("unacked"))
 
     # -- workers
 
