@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench soak clean
 help:
 	@echo "make demo   install, start a Redis and a worker, run the example with live progress, clean up"
 	@echo "make test   install, run the whole test suite and the linters"
 	@echo "make lint   only the linters and mypy"
 	@echo "make bench  measure against peers; takes a few minutes"
+	@echo "make soak   real workers under faults for MINUTES=60, or without any: STEADY=--steady"
 	@echo "make clean  remove what the others made"
 
 .venv/installed: setup.cfg pyproject.toml
@@ -38,6 +39,9 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/fleet.py
 	$(BIN)/python benchmarks/commands.py
 	$(BIN)/python benchmarks/cli.py
+
+soak: .venv/installed
+	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED)) $(STEADY)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .hypothesis build celery_memsync.egg-info census

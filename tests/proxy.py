@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 
 #: Words by which connections are known.
 LISTENER, READERS, WRITER = b"SUBSCRIBE", b"TRACKING", b"EVALSHA"
@@ -29,6 +30,9 @@ class Proxy:
         self._holding = lambda asked: False
         self._questions = None
         self._changed = threading.Condition()
+        #: Seconds by which every answer is late.
+        self.delay = 0.0
+        self._ends = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -58,6 +62,12 @@ class Proxy:
             self._questions = None
         self.release_answers()
 
+    def cut(self):
+        """Break all connections."""
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
     def _hold_if(self, holding):
         with self._changed:
             self._holding = holding
@@ -69,8 +79,13 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server, asked = socket.create_connection(("127.0.0.1", self.port)), bytearray()
+            try:
+                server, asked = socket.create_connection(("127.0.0.1", self.port)), bytearray()
+            except OSError:  # Redis is away
+                client.close()
+                continue
             self._asked.append(asked)
+            self._ends = [end for end in self._ends if end.fileno() >= 0] + [client, server]
             threading.Thread(target=self._pump, args=(client, server, asked, False), daemon=True).start()
             threading.Thread(target=self._pump, args=(server, client, asked, True), daemon=True).start()
 
@@ -78,6 +93,7 @@ class Proxy:
         try:
             while data := source.recv(65536):
                 if answers:
+                    time.sleep(self.delay)
                     data = self._answer(data)
                     self._wait(data, asked)
                 else:

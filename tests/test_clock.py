@@ -100,7 +100,7 @@ def test_entries_carry_redis_time_whatever_the_host_believes(memsync, other, red
 def test_a_host_whose_clock_is_ahead_does_not_win(memsync, other, fast):
     (memsync, other)[fast].store.clock._offset += 3600.0
     memsync.write("a", "first")
-    time.sleep(0.005)
+    time.sleep(0.05)
     other.write("a", "second")
 
     other.force_sync()

@@ -1,0 +1,93 @@
+"""Judges a shared memory by what tasks noted in a file, without knowing how it works."""
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import NamedTuple
+
+#: Seconds after the end of a body in which the death of its process may still be the last word.
+RETURNING = 2.0
+
+#: Seconds from the begin of a body within which nobody may have been told of it, if its worker is killed then.
+UNTOLD = 1.0
+
+#: What may be shown of a task whose process was killed before its body had ended, if nobody ran it again.
+GIVEN_UP = {"FAILURE", "LOST"}
+
+
+class Wrong(NamedTuple):
+    """A claim that does not hold.
+
+    Attributes:
+        claim: Which.
+        about: The task or lock.
+        facts: What contradicts it.
+    """
+
+    claim: str
+    about: str
+    facts: object
+
+
+def judge(sent, notes, killed, memory, heard):
+    """Yield what is wrong.
+
+    Arguments:
+        sent: Ids of all tasks.
+        notes: What bodies noted, dicts with ``what``, ``id``, ``at``, ``pid``, and of locks ``key``, ``fence``, ``owned``.
+        killed: When processes were killed, by pid; of a main process its children's too.
+        memory: What is told of each task: ``{"state": ..., "progress": ...}`` or None.
+        heard: The last status that a subscriber was told of each task.
+    """
+    by_task = defaultdict(list)
+    for row in notes:
+        by_task[row["id"]].append(row)
+    for task_id in sent:
+        yield from judge_task(task_id, by_task[task_id], killed, memory.get(task_id), heard.get(task_id))
+    by_key = defaultdict(list)
+    for row in notes:
+        if row["what"] in ("held", "left"):
+            by_key[row["key"]].append(row)
+    for key, rows in by_key.items():
+        yield from judge_lock(key, rows)
+
+
+def judge_task(task_id, notes, killed, told, heard):
+    """Yield what is wrong with what is told of one task."""
+    state = (told or {}).get("state") or {}
+    status = state.get("status")
+    ends = [row for row in notes if row["what"] == "end"]
+    safe = [row for row in ends if not row["at"] - 0.001 <= killed.get(row["pid"], 0) <= row["at"] + RETURNING]
+    if safe:
+        allowed = {"SUCCESS"}
+    elif ends or any(row["pid"] in killed for row in notes):
+        allowed = {"SUCCESS", *GIVEN_UP} if ends else set(GIVEN_UP)
+        if not ends and any(row["at"] <= killed.get(row["pid"], 0) <= row["at"] + UNTOLD for row in notes):
+            allowed.add("RECEIVED")
+    else:
+        allowed = set()
+    if status not in allowed:
+        yield Wrong("a task is told as it was", task_id, (status, sorted(allowed), notes))
+        return
+    if status == "SUCCESS" and ends:
+        steps, progress = ends[-1]["steps"], (told or {}).get("progress") or {}
+        if (progress.get("current"), progress.get("progress")) != (steps, 100):
+            yield Wrong("the progress of a task that has ended is its last", task_id, (progress, steps))
+        if state.get("steps") != steps:
+            yield Wrong("what a task told of itself is there", task_id, (state, steps))
+    if heard != status:
+        yield Wrong("a subscriber ends at what is there", task_id, (heard, status))
+
+
+def judge_lock(key, rows):
+    """Yield what is wrong with the holders of one lock."""
+    held = sorted((row for row in rows if row["what"] == "held"), key=lambda row: row["fence"])
+    for one, next_one in zip(held, held[1:]):
+        if one["fence"] == next_one["fence"]:
+            yield Wrong("no two have one fence", key, (one, next_one))
+        if one["at"] > next_one["at"]:
+            yield Wrong("fences grow in the order in which a lock is had", key, (one, next_one))
+    # Until it left, and said that it still had it, nobody else did.
+    for left in (row for row in rows if row["what"] == "left" and row["owned"]):
+        for other in held:
+            if other["fence"] > left["fence"] and other["at"] < left["at"]:
+                yield Wrong("nobody has a lock that somebody has", key, (left, other))

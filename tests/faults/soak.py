@@ -1,0 +1,330 @@
+"""Real workers under faults, one after the other, drawn from a seed; an independent judge looks at what is left.
+
+Usage::
+
+    python -m tests.faults.soak --minutes 60 --seed 1
+    python -m tests.faults.soak --minutes 30 --steady
+
+With ``--steady`` there are no faults: what the processes hold is measured, and may not grow.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+from ..helpers import ROOT, RedisServer, eventually
+from ..integration.fleet import Fleet
+from ..proxy import Proxy
+from .checker import Wrong, judge
+
+#: Seconds after which the broker gives a task out again whose worker is gone.
+VISIBILITY = 5
+
+#: Seconds that all has to settle in, after the last fault.
+SETTLE = 90
+
+#: Tasks that may wait while more are sent.
+BACKLOG = 20
+
+#: Seconds of a steady run that are not measured: pools and caches fill.
+WARM_UP = 120.0
+
+#: Growth that is taken for noise, in KB a minute of memory, and in all of file descriptors and threads.
+NOISE = {"rss": 60.0, "fds": 3, "threads": 2}
+
+KINDS = ("kill child", "stop child", "kill main", "stop main", "kill redis", "stop redis", "kill clients", "pause clients",
+         "reset", "black hole", "slow network", "processes")
+
+
+class Memory:
+    """A Redis that keeps what it has acknowledged, behind a network that can be harmed."""
+
+    def __init__(self, folder):
+        self.server = RedisServer(folder, "--appendonly", "yes", "--appendfsync", "always", keep=True).start()
+        self.network = Proxy(self.server.port)
+        self.url = self.network.url
+        self.conf = {}
+
+    def client(self):
+        return self.server.client()
+
+    def close(self):
+        self.network.__exit__()
+        self.server.stop()
+
+
+class Soak:
+    """Workers, a load, and faults.
+
+    Arguments:
+        folder: Where everything is kept.
+        seed: Of everything that is drawn.
+        kinds: Faults that are injected.
+        longest: Most seconds that a fault lasts.
+    """
+
+    def __init__(self, folder, seed=1, kinds=KINDS, longest=4.0, say=print):
+        self.random = random.Random(seed)
+        self.kinds = kinds
+        self.longest = longest
+        self.say = say
+        self.broker = RedisServer(Path(folder) / "broker").start()
+        self.memory = Memory(Path(folder) / "memory")
+        self.fleet = Fleet(
+            folder, self.broker, self.memory, include=["tests.faults.jobs", "tests.integration.tasks"],
+            broker_transport_options={"visibility_timeout": VISIBILITY}, memsync_worker_ttl=4.0, memsync_batch_interval=0.05,
+            worker_prefetch_multiplier=1)
+        self.workers = [self.fleet.start_worker("-c", "2") for _ in range(2)]
+        self.sent, self.killed, self.heard = [], {}, {}
+        self.injected, self.recoveries = Counter(), []
+        self.enough = threading.Event()
+        self.fleet.reader.subscribe("tasks/*/state", self._on_state)
+        self._feeder = threading.Thread(target=self._feed, daemon=True)
+
+    def _on_state(self, key, state):
+        self.heard[key.split("/")[-2]] = (state or {}).get("status")
+
+    # -- the load
+
+    def _feed(self):
+        chance = random.Random(self.random.random())
+        while not self.enough.wait(0.03):
+            if self._waiting() < BACKLOG:
+                self._send(chance.choice(("early", "late")), chance.randrange(1, 20), chance.choice((0.001, 0.02, 0.1)),
+                           f"key-{chance.randrange(4)}")
+
+    def _waiting(self):
+        with self.broker.client() as client:
+            return client.llen(self.fleet.name)
+
+    def _send(self, name, *args):
+        result = self.fleet.app.send_task(f"tests.faults.jobs.{name}", args)
+        self.sent.append(result.id)
+        return result
+
+    # -- the faults
+
+    def run(self, seconds):
+        """Inject faults until the time is over, and let everything settle; return what is wrong."""
+        self.start()
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            kind = self.random.choice(self.kinds)
+            took = self.inject(kind)
+            self.say(f"{sum(self.injected.values()):5} faults, {len(self.sent):6} tasks; {kind}: "
+                     f"{took:.1f} s until the next task was done", flush=True)
+        return self.settle()
+
+    def start(self):
+        """Begin to send tasks."""
+        self._feeder.start()
+        return self
+
+    def inject(self, kind):
+        """Inject a fault; return how long it took after that until a task that was sent then was done."""
+        getattr(self, "_" + kind.replace(" ", "_"))()
+        self.injected[kind] += 1
+        began = time.monotonic()
+        probe = self._send("late", 1, 0.0, "probe")
+        self._until(lambda: self._status(probe.id) == "SUCCESS", f"no task is done any more after: {kind}")
+        self.recoveries.append(time.monotonic() - began)
+        return self.recoveries[-1]
+
+    def settle(self):
+        """Let everything come to its end; return what is wrong."""
+        self.enough.set()
+        with contextlib.suppress(RuntimeError):
+            self._feeder.join(10)
+        deadline = time.monotonic() + SETTLE
+        while (wrong := self._judge()) and time.monotonic() < deadline:
+            self._restore()
+            time.sleep(1)
+        return wrong
+
+    def _restore(self):
+        """Give out again what the broker has given to workers that are gone; kombu does so every 100 s only."""
+        options = {"visibility_timeout": VISIBILITY}
+        with self.fleet.app.connection(transport_options=options) as connection:
+            connection.default_channel.qos.restore_visible(interval=1)
+
+    def _judge(self):
+        lines = self.fleet.notes_file.read_text().splitlines() if self.fleet.notes_file.exists() else []
+        notes = [json.loads(line) for line in lines]
+        try:
+            memory = {task_id: self.fleet.reader.get_task(task_id) for task_id in self.sent}
+        except Exception as exc:
+            return [Wrong("the memory can be read", "all", repr(exc))]
+        return list(judge(self.sent, notes, self.killed, memory, self.heard))
+
+    def _status(self, task_id):
+        with contextlib.suppress(Exception):
+            return self.fleet.status(task_id)
+        return None
+
+    def _until(self, check, message):
+        eventually(check, timeout=SETTLE, message=message)
+
+    def _pause(self):
+        time.sleep(self.random.uniform(0.2, self.longest))
+
+    def _kill(self, pid):
+        self.killed[pid] = time.time()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def _child(self):
+        return self.random.choice(eventually(self.random.choice(self.workers).children, timeout=30))
+
+    def _kill_child(self):
+        self._kill(self._child())
+
+    def _stop_child(self):
+        pid = self._child()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+            self._pause()
+            os.kill(pid, signal.SIGCONT)
+
+    def _kill_main(self):
+        worker = self.workers.pop(self.random.randrange(len(self.workers)))
+        now = time.time()
+        self.killed.update(dict.fromkeys(worker.children(), now))
+        worker.stop(signal.SIGKILL)
+        self.workers.append(self.fleet.start_worker("-c", "2"))
+
+    def _stop_main(self):
+        worker = self.random.choice(self.workers)
+        worker.signal(signal.SIGSTOP)
+        self._pause()
+        worker.signal(signal.SIGCONT)
+
+    def _kill_redis(self):
+        self.memory.server.kill()
+        self._pause()
+        self.memory.server.start()
+
+    def _stop_redis(self):
+        self.memory.server.pause()
+        self._pause()
+        self.memory.server.resume()
+
+    def _kill_clients(self):
+        with self.memory.client() as client:
+            for kind in ("normal", "pubsub"):
+                client.client_kill_filter(_type=kind, skipme=True)
+
+    def _pause_clients(self):
+        with self.memory.client() as client:
+            client.client_pause(self.random.randrange(200, round(1000 * self.longest)))
+
+    def _reset(self):
+        self.memory.network.cut()
+
+    def _black_hole(self):
+        self.memory.network.hold_questions(b"")
+        self.memory.network.hold(b"")
+        self._pause()
+        self.memory.network.cut()
+        self.memory.network.release()
+
+    def _slow_network(self):
+        self.memory.network.delay = 0.05
+        self._pause()
+        self.memory.network.delay = 0.0
+
+    def _processes(self):
+        """Start processes that tell something and end, and see that it is there."""
+        program = ("import sys; from celery_memsync import MemorySyncManager as M\n"
+                   "memsync = M(url=sys.argv[1], namespace=sys.argv[2])\n"
+                   "for n in range(10): memsync.write(f'told/{sys.argv[3]}/{n}', n)\n"
+                   "memsync.force_sync(timeout=30)\n")
+        marks = [f"{self.random.randrange(10 ** 9)}" for _ in range(5)]
+        processes = [subprocess.Popen([sys.executable, "-c", program, self.memory.url, self.fleet.name, mark], cwd=ROOT)
+                     for mark in marks]
+        assert [process.wait(60) for process in processes] == [0] * len(marks), "a process that tells does not end well"
+        keys = [f"told/{mark}/{number}" for mark in marks for number in range(10)]
+        found = self.fleet.reader.read_many(keys)
+        assert [found[key] for key in keys] == list(range(10)) * len(marks), found
+
+    # -- nothing but a load
+
+    def hold_steady(self, seconds):
+        """Measure what the processes hold, without faults; return what grows, as lines."""
+        self.start()
+        rows, end = [], time.monotonic() + seconds
+        began = time.monotonic()
+        while time.monotonic() < end:
+            time.sleep(5)
+            if time.monotonic() > began + min(WARM_UP, seconds / 3):
+                rows.append((time.monotonic(), self._held()))
+        return [line for name in rows[0][1] for line in self._growth(name, rows)]
+
+    def _held(self):
+        held = {}
+        processes = {"redis": self.memory.server.process.pid}
+        for number, worker in enumerate(self.workers, 1):
+            processes[f"main {number}"] = worker.process.pid
+            processes.update({f"child {number}.{at}": pid for at, pid in enumerate(sorted(worker.children()), 1)})
+        for name, pid in processes.items():
+            status = Path(f"/proc/{pid}/status").read_text().split()
+            held[name, "rss"] = int(status[status.index("VmRSS:") + 1])
+            held[name, "threads"] = int(status[status.index("Threads:") + 1])
+            held[name, "fds"] = len(os.listdir(f"/proc/{pid}/fd"))
+        return held
+
+    def _growth(self, name, rows):
+        times, values = [at / 60 for at, _ in rows], [held[name] for _, held in rows]
+        slope, _ = statistics.linear_regression(times, values)
+        what, bound = " ".join(name), NOISE[name[1]]
+        grown = slope if name[1] == "rss" else values[-1] - values[0]
+        unit = "KB/min" if name[1] == "rss" else "more"
+        self.say(f"{what:18} {values[0]:8} .. {values[-1]:8}  {grown:8.2f} {unit}", flush=True)
+        if grown > bound:
+            yield f"{what} grows: {grown:.2f} {unit}, more than {bound}"
+
+    def close(self):
+        self.enough.set()
+        self.fleet.close()
+        self.memory.close()
+        self.broker.stop()
+
+
+def main(argv=None):
+    """Run it as it is asked for; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--steady", action="store_true")
+    args = parser.parse_args(argv)
+    print(f"seed {args.seed}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        soak = Soak(folder, args.seed)
+        try:
+            wrong = soak.hold_steady(args.minutes * 60) if args.steady else soak.run(args.minutes * 60)
+        finally:
+            soak.close()
+    if not args.steady:
+        faults = ", ".join(f"{count} {kind}" for kind, count in soak.injected.most_common())
+        print(f"faults: {sum(soak.injected.values())} ({faults})")
+        print(f"seconds until the next task was done: median {statistics.median(soak.recoveries):.1f}, "
+              f"worst {max(soak.recoveries):.1f}")
+    print(f"tasks: {len(soak.sent)}, wrong: {len(wrong)}")
+    for one in wrong[:20]:
+        print(one)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
