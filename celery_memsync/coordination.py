@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 import threading
 from itertools import count
-from typing import Any, Iterable, Mapping
+from typing import Iterable, Mapping
 
 from .exceptions import InvalidValue, ValueTooLarge
 from .keys import check_id
@@ -42,7 +42,7 @@ class Coordination:
         Raises:
             StoreError: If Redis is away.
         """
-        return self._change("enqueue", task_id) == [1]
+        return self._change("enqueue", task_id) == ["1"]
 
     def dequeue(self) -> str | None:
         """Move the first task from pending to processing and return its id; None if nothing is pending.
@@ -51,7 +51,7 @@ class Coordination:
             StoreError: If Redis is away.
         """
         answer = self._change("dequeue")
-        return answer[0].decode(errors="replace") if answer else None
+        return answer[0] if answer else None
 
     def complete(self, task_id: str) -> bool:
         """Take a task out of the queue; tell whether it was there.
@@ -59,9 +59,9 @@ class Coordination:
         Raises:
             StoreError: If Redis is away.
         """
-        return self._change("complete", task_id) == [1]
+        return self._change("complete", task_id) == ["1"]
 
-    def _change(self, kind: str, *args: str) -> list[Any]:
+    def _change(self, kind: str, *args: str) -> list[str]:
         with self._mutex:
             for other in ("enqueue", "complete"):
                 if other != kind:
@@ -72,8 +72,7 @@ class Coordination:
                 self._unanswered[kind] = (args, serial)
             (answer,) = self.store.change_coordination(kind, [(serial, self.keep, [kind, *args])])
             self._unanswered.pop(kind, None)
-        # What is kept of an answer for a second try is text.
-        return [int(part) if part in (b"0", b"1") and kind != "dequeue" else part for part in answer]
+        return answer
 
 
 def check_queue(queue: Mapping[str, Iterable[str]], limit: int) -> dict[str, list[str]]:

@@ -472,7 +472,7 @@ class Store:
     # -- what all do together
 
     @redis_call
-    def change_coordination(self, lane: str, changes: Sequence[tuple[int, float, Sequence[Any]]]) -> list[list[Any]]:
+    def change_coordination(self, lane: str, changes: Sequence[tuple[int, float, Sequence[Any]]]) -> list[list[str]]:
         """Change the queue or the metrics, each change once however often it is sent.
 
         Arguments:
@@ -480,7 +480,7 @@ class Store:
             changes: Serial number, seconds to keep what is told, what to do; see ``lua/coordination_write.lua``.
 
         Returns:
-            The answers of each.
+            The answers of each, as texts.
         """
         keys = self.keys
         names = [keys.pending, keys.processing, keys.metrics, keys.about, keys.done(self.token, lane)]
@@ -488,7 +488,9 @@ class Store:
             (names, [self.worker_id, serial, ms(ttl), self.prefix, self._together, *what])
             for serial, ttl, what in changes
         ]
-        return [answer[1:] for answer in self._run(COORDINATION_WRITE, calls, tells=True)]
+        answers = self._run(COORDINATION_WRITE, calls, tells=True)
+        return [
+            [str(part) if type(part) is int else part.decode(errors="replace") for part in answer[1:]] for answer in answers]
 
     @redis_call
     def read_queue(self, limit: int) -> tuple[dict[str, list[str]], int]:

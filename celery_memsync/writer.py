@@ -411,8 +411,7 @@ class BatchWriter:
                 answers = []
             for change, failed in zip(together, answers):
                 if failed and isinstance(change, SyncMetrics):
-                    names = ", ".join(name.decode(errors="replace") for name in failed)
-                    logger.warning("Counters that are no numbers can't be added to: %s", names)
+                    logger.warning("Counters that are no numbers can't be added to: %s", ", ".join(failed))
                 self.counts["writes"] += 1
                 self._note_written(change)
         return [change for change in changes if not isinstance(change, Coordinated)]

@@ -87,12 +87,16 @@ def test_writes_under_way_when_the_master_is_killed_reach_the_next_one(whole, ma
     eventually(lambda: memsync.get_metrics()["connected"], timeout=30)
     stop.set()
     writing.join()
-    for task in range(TASKS):
-        memsync.sync_task_state(f"t{task}", {"last": True})
-    eventually(lambda: succeeds(memsync.force_sync), timeout=30)
 
-    states = [other.get_task_state(f"t{task}") for task in range(TASKS)]
-    assert [state["last"] for state in states] == [True] * TASKS
+    def states_after_the_last_word():
+        for task in range(TASKS):
+            memsync.sync_task_state(f"t{task}", {"last": True})
+        memsync.force_sync()
+        # On a busy machine the Sentinels may take the new master for dead, too, and what it had not passed on is lost.
+        found = [other.get_task_state(f"t{task}") for task in range(TASKS)]
+        return found if all("last" in (state or {}) for state in found) else None
+
+    states = eventually(lambda: unless_away(states_after_the_last_word), timeout=60)
     eventually(lambda: [heard.get(f"task-sentinel/tasks/t{task}/state") for task in range(TASKS)] == states, timeout=30)
     assert memsync.get_metrics()["dropped"] == 0
 
@@ -178,9 +182,13 @@ def test_a_master_that_nobody_knows_is_told_as_redis_being_away(steady):
         memsync.read("a")
 
 
-def succeeds(action):
+def unless_away(action):
+    """Return what an action returns; None if Redis is away."""
     try:
-        action()
+        return action()
     except (StoreError, ZeroDivisionError):
-        return False
-    return True
+        return None
+
+
+def succeeds(action):
+    return unless_away(lambda: (action(), True)) is not None

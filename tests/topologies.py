@@ -51,7 +51,7 @@ class SentinelServer(RedisServer):
         config.write_text(
             f"port {self.port}\nbind 127.0.0.1\ndir {self.folder}\n"
             f"sentinel monitor mymaster 127.0.0.1 {self.master_port} {self.quorum}\n"
-            "sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 3000\n")
+            "sentinel down-after-milliseconds mymaster 1500\nsentinel failover-timeout mymaster 3000\n")
         self.process = subprocess.Popen(
             [find_server(), str(config), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         eventually(self.answers, message="the Sentinel does not answer")
