@@ -285,6 +285,8 @@ class Store:
         outcomes: list[Outcome] = []
         for answer in self._run(ENTRY_WRITE, calls, tells=True):
             outcomes.extend(outcomes_of(answer))
+        if len(outcomes) != len(writes):
+            raise ValueError("not every write is answered")
         self._learn(answer[0], answer[1], asked)
         return outcomes
 
