@@ -94,7 +94,8 @@ def busy(memsync, other, monkeypatch):
     ear = Ear(memsync)
     for value in (0, 1):
         tell(other, {f"told/{number}": value for number in range(6)})
-    ear.hears("told/5", 1)
+    for number in range(6):
+        ear.hears(f"told/{number}", 1)
     ear.keep_busy(other)
     ear.heard.clear()
     return ear

@@ -68,12 +68,13 @@ def judge_task(task_id, notes, killed, told, heard):
     if status not in allowed:
         yield Wrong("a task is told as it was", task_id, (status, sorted(allowed), notes))
         return
-    if status == "SUCCESS" and ends:
-        steps, progress = ends[-1]["steps"], (told or {}).get("progress") or {}
+    if status == "SUCCESS" and safe:
+        # A child that is killed takes what it told last with it.
+        steps, progress = safe[-1]["steps"], (told or {}).get("progress") or {}
         if (progress.get("current"), progress.get("progress")) != (steps, 100):
-            yield Wrong("the progress of a task that has ended is its last", task_id, (progress, steps))
+            yield Wrong("the progress of a task that has ended is its last", task_id, (progress, notes))
         if state.get("steps") != steps:
-            yield Wrong("what a task told of itself is there", task_id, (state, steps))
+            yield Wrong("what a task told of itself is there", task_id, (state, notes))
     if heard != status:
         yield Wrong("a subscriber ends at what is there", task_id, (heard, status))
 

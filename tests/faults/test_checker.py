@@ -24,6 +24,7 @@ def wrongs(notes, memory, killed=None, heard=None):
     ([BEGIN, END], told("SUCCESS"), {7: 1.5}),
     ([BEGIN, END], told("LOST"), {7: 2.5}),
     ([BEGIN], told("FAILURE"), {7: 1.5}),
+    ([BEGIN, END], told("SUCCESS", steps=None), {7: 2.1}),
     ([BEGIN], told("LOST"), {7: 1.5}),
     ([BEGIN], told("RECEIVED"), {7: 1.01}),
     ([BEGIN, {**BEGIN, "pid": 8}, {**END, "pid": 8}], told("SUCCESS"), {7: 1.5}),
