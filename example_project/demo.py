@@ -141,6 +141,8 @@ def worker(app: Celery, log: Path) -> Iterator[Callable[[], None]]:
         process = subprocess.Popen(
             [*CELERY, "worker", "-c", "2", "-l", "WARNING", "--without-gossip", "--without-mingle"],
             cwd=HERE, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            # What a worker that has to be killed leaves there goes with the folder.
+            env={**os.environ, "TMPDIR": str(log.parent)},
         )
 
     def alive() -> None:

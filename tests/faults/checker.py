@@ -14,6 +14,18 @@ UNTOLD = 1.0
 GIVEN_UP = {"FAILURE", "LOST"}
 
 
+class Kill(NamedTuple):
+    """The end of a process.
+
+    Attributes:
+        at: When, in seconds since the epoch.
+        with_main: Whether the main process of its worker died with it, who else would have told.
+    """
+
+    at: float = 0.0
+    with_main: bool = False
+
+
 class Wrong(NamedTuple):
     """A claim that does not hold.
 
@@ -34,7 +46,7 @@ def judge(sent, notes, killed, memory, heard):
     Arguments:
         sent: Ids of all tasks.
         notes: What bodies noted, dicts with ``what``, ``id``, ``at``, ``pid``, and of locks ``key``, ``fence``, ``owned``.
-        killed: When processes were killed, by pid; of a main process its children's too.
+        killed: The `Kill` of each process that was killed, by pid; of a main process its children's too.
         memory: What is told of each task: ``{"state": ..., "progress": ...}`` or None.
         heard: The last status that a subscriber was told of each task.
     """
@@ -56,12 +68,13 @@ def judge_task(task_id, notes, killed, told, heard):
     state = (told or {}).get("state") or {}
     status = state.get("status")
     ends = [row for row in notes if row["what"] == "end"]
-    safe = [row for row in ends if not row["at"] - 0.001 <= killed.get(row["pid"], 0) <= row["at"] + RETURNING]
+    kills = [(row, killed[row["pid"]]) for row in notes if row["pid"] in killed]
+    safe = [row for row in ends if not row["at"] - 0.001 <= killed.get(row["pid"], Kill()).at <= row["at"] + RETURNING]
     if safe:
         allowed = {"SUCCESS"}
-    elif ends or any(row["pid"] in killed for row in notes):
+    elif ends or kills:
         allowed = {"SUCCESS", *GIVEN_UP} if ends else set(GIVEN_UP)
-        if not ends and any(row["at"] <= killed.get(row["pid"], 0) <= row["at"] + UNTOLD for row in notes):
+        if any(kill.with_main and 0 <= kill.at - row["at"] <= UNTOLD for row, kill in kills if row["what"] == "begin"):
             allowed.add("RECEIVED")
     else:
         allowed = set()

@@ -27,7 +27,7 @@ from pathlib import Path
 from ..helpers import ROOT, RedisServer, eventually
 from ..integration.fleet import Fleet
 from ..proxy import Proxy
-from .checker import Wrong, judge
+from .checker import Kill, Wrong, judge
 
 #: Seconds after which the broker gives a task out again whose worker is gone.
 VISIBILITY = 5
@@ -180,7 +180,7 @@ class Soak:
         time.sleep(self.random.uniform(0.2, self.longest))
 
     def _kill(self, pid):
-        self.killed[pid] = time.time()
+        self.killed[pid] = Kill(time.time())
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -199,8 +199,7 @@ class Soak:
 
     def _kill_main(self):
         worker = self.workers.pop(self.random.randrange(len(self.workers)))
-        now = time.time()
-        self.killed.update(dict.fromkeys(worker.children(), now))
+        self.killed.update(dict.fromkeys(worker.children(), Kill(time.time(), with_main=True)))
         worker.stop(signal.SIGKILL)
         self.workers.append(self.fleet.start_worker("-c", "2"))
 

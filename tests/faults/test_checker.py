@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from .checker import judge
+from .checker import Kill, judge
 
 BEGIN, END = {"what": "begin", "id": "t", "at": 1.0, "pid": 7}, {"what": "end", "id": "t", "at": 2.0, "pid": 7, "steps": 3}
 
@@ -21,13 +21,14 @@ def wrongs(notes, memory, killed=None, heard=None):
 
 @pytest.mark.parametrize("notes, memory, killed", [
     ([BEGIN, END], told("SUCCESS"), {}),
-    ([BEGIN, END], told("SUCCESS"), {7: 1.5}),
-    ([BEGIN, END], told("LOST"), {7: 2.5}),
-    ([BEGIN], told("FAILURE"), {7: 1.5}),
-    ([BEGIN, END], told("SUCCESS", steps=None), {7: 2.1}),
-    ([BEGIN], told("LOST"), {7: 1.5}),
-    ([BEGIN], told("RECEIVED"), {7: 1.01}),
-    ([BEGIN, {**BEGIN, "pid": 8}, {**END, "pid": 8}], told("SUCCESS"), {7: 1.5}),
+    ([BEGIN, END], told("SUCCESS"), {7: Kill(1.5)}),
+    ([BEGIN, END], told("LOST"), {7: Kill(2.5)}),
+    ([BEGIN], told("FAILURE"), {7: Kill(1.5)}),
+    ([BEGIN, END], told("SUCCESS", steps=None), {7: Kill(2.1)}),
+    ([BEGIN], told("LOST"), {7: Kill(1.5)}),
+    ([BEGIN], told("RECEIVED"), {7: Kill(1.01, with_main=True)}),
+    ([BEGIN, {**END, "at": 1.5}], told("RECEIVED"), {7: Kill(1.6, with_main=True)}),
+    ([BEGIN, {**BEGIN, "pid": 8}, {**END, "pid": 8}], told("SUCCESS"), {7: Kill(1.5)}),
 ])
 def test_what_is_right_is_not_blamed(notes, memory, killed):
     assert wrongs(notes, memory, killed) == []
@@ -37,10 +38,12 @@ def test_what_is_right_is_not_blamed(notes, memory, killed):
     ([BEGIN, END], told("STARTED"), {}, "told as it was"),
     ([BEGIN, END], None, {}, "told as it was"),
     ([BEGIN, END], told("LOST"), {}, "told as it was"),
-    ([BEGIN, END], told("LOST"), {7: 9.0}, "told as it was"),
-    ([BEGIN], told("STARTED"), {7: 1.5}, "told as it was"),
-    ([BEGIN], told("RECEIVED"), {7: 3.5}, "told as it was"),
-    ([BEGIN], told("SUCCESS"), {7: 1.5}, "told as it was"),
+    ([BEGIN, END], told("LOST"), {7: Kill(9.0)}, "told as it was"),
+    ([BEGIN], told("STARTED"), {7: Kill(1.5)}, "told as it was"),
+    ([BEGIN], told("RECEIVED"), {7: Kill(1.01)}, "told as it was"),
+    ([BEGIN], told("RECEIVED"), {7: Kill(3.5, with_main=True)}, "told as it was"),
+    ([BEGIN, END], told("RECEIVED"), {7: Kill(2.1, with_main=True)}, "told as it was"),
+    ([BEGIN], told("SUCCESS"), {7: Kill(1.5)}, "told as it was"),
     ([], told("RECEIVED"), {}, "told as it was"),
     ([BEGIN, END], told("SUCCESS", current=2), {}, "its last"),
     ([BEGIN, END], told("SUCCESS", steps=None), {}, "of itself"),
