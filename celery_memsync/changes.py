@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import Any, Callable, Iterable, Mapping, NamedTuple
 
 from . import values
 from .clock import Clock
@@ -108,6 +108,35 @@ def follows(run: str, rank: str, stored: Header) -> bool:
     if stored.rank.startswith("9"):
         return False
     return rank.startswith("9") or run > stored.run or (run == stored.run and rank > stored.rank)
+
+
+class Draft:
+    """Something of which it is found out late what there is to tell: when a batch is made.
+
+    Until then a short task has ended, and of all its stages only the last need be told.  Who hands it in does so in the
+    middle of a task or of a worker's loop, and pays for little more than a line in a list.
+
+    Attributes:
+        key: The Redis key of what it will change.
+        at: Monotonic time when there was something to tell first.
+        queued: Whether it waits to be asked.
+    """
+
+    __slots__ = ("key", "at", "queued")
+
+    def __init__(self, key: str, at: float) -> None:
+        self.key = key
+        self.at = at
+        self.queued = False
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will be told."""
+        raise NotImplementedError
+
+    def changes(self) -> Iterable[Change]:
+        """Return what there is to tell by now."""
+        raise NotImplementedError
 
 
 class SetValue(Change):

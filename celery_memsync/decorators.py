@@ -16,7 +16,7 @@ from celery.local import Proxy
 from . import values
 from .exceptions import LockNotAcquired, Skipped
 from .keys import check_id
-from .signals import ActiveRun, active_run
+from .runs import ActiveRun, active_run
 
 if TYPE_CHECKING:
     from .locks import Lock
@@ -208,5 +208,5 @@ def _task_of(function: Any) -> Any:
 
 def _is_retry_of(active: ActiveRun | None, exc: LockNotAcquired) -> bool:
     """Whether the lock is held by an earlier run of the same task, which has asked for this one."""
-    return active is not None and bool(active.make().retries) and exc.holder is not None and \
+    return active is not None and bool(active.facts.get("retries")) and exc.holder is not None and \
         exc.holder.task_id == active.task_id

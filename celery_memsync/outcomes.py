@@ -4,13 +4,13 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from typing import Any, Callable, Iterable, NamedTuple
+from typing import Any, Iterable, NamedTuple
 
-from .records import TaskRun
+from .runs import ReceivedRun
 
-#: Seconds for which a parent remembers what its children's tasks came to; a
-#: child's last batch is in Redis long before.
-REMEMBERED = 5.0
+#: Seconds, beside those that a child gathers what it writes, for which its parent remembers what its tasks came to: that
+#: is in Redis by then.
+REMEMBERED = 2.0
 
 #: Most outcomes remembered of one child while Redis is away.
 MAX_REMEMBERED = 10_000
@@ -35,17 +35,14 @@ class Outcome(NamedTuple):
     Attributes:
         at: Monotonic time when it was seen.
         pid: Of the child.
-        key: Sorts the run among those of the task.
-        make: Makes what was known of it when it was received.
+        run: What is known of the run.
         time_start: When it began, on this host's clock.
         error: What came back instead of a result.
     """
 
     at: float
     pid: int
-    task_id: str
-    key: str
-    make: Callable[[], TaskRun]
+    run: ReceivedRun
     time_start: float | None
     error: BaseException | None
     runtime: float | None
@@ -57,13 +54,12 @@ class Outcomes:
     def __init__(self) -> None:
         self._by_pid: dict[int, deque[Outcome]] = {}
 
-    def remember(
-        self, request: Any, key: str, make: Callable[[], TaskRun], outcome: Any, connected: bool,
-    ) -> None:
+    def remember(self, request: Any, run: ReceivedRun, outcome: Any, interval: float, connected: bool) -> None:
         """Keep what a request came to.
 
         Arguments:
             outcome: What Celery's pool hands back: failed, result or error, runtime.
+            interval: Seconds for which children gather what they write.
             connected: Whether Redis is there, so that older outcomes have been told by now.
         """
         pid = request.worker_pid
@@ -73,11 +69,10 @@ class Outcomes:
         if recent is None:
             recent = self._by_pid[pid] = deque(maxlen=MAX_REMEMBERED)
         now = time.monotonic()
-        while connected and recent and recent[0].at < now - REMEMBERED:
+        while connected and recent and recent[0].at < now - REMEMBERED - interval:
             recent.popleft()
         failed, retval, runtime = outcome
-        error = retval.exception if failed else None
-        recent.append(Outcome(now, pid, request.id, key, make, request.time_start, error, runtime))
+        recent.append(Outcome(now, pid, run, request.time_start, retval.exception if failed else None, runtime))
 
     def of_the_gone(self, alive: Iterable[int]) -> list[Outcome]:
         """Return, and forget, the outcomes of all children but those that are alive."""

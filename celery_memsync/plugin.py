@@ -14,8 +14,9 @@ from .exceptions import InvalidValue, NotInTask
 from .keys import Keys
 from .locks import Owner
 from .manager import MemorySyncManager
+from .runs import ActiveRun, active_run
 from .settings import SCHEMES, Settings
-from .signals import ActiveRun, TaskSignals, active_run, publishing
+from .signals import TaskSignals, publishing
 from .urls import scheme_of, with_master_name
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ class MemSync(MemorySyncManager):
 
     def _run_key(self, task_id: str) -> str:
         active = active_run.get()
-        return active.key if active is not None and active.task_id == task_id and active.memsync is self else ""
+        return active.run_key if active is not None and active.task_id == task_id and active.memsync is self else ""
 
     def _fence(self, task_id: str) -> int:
         active = active_run.get()

@@ -13,15 +13,15 @@ from billiard.einfo import ExceptionWithTraceback
 from celery import signals
 from celery.exceptions import Ignore, NotRegistered, Reject, Retry, WorkerLostError
 from celery.utils.log import get_logger
-from celery.utils.time import maybe_iso8601
 
 from . import values
-from .changes import Change, Progress, TellProgress, TellRun
-from .exceptions import InvalidKey, LockNotAcquired, Skipped
-from .keys import LIFE, PROGRESS, Place, check_id
+from .changes import TellProgress, TellRun
+from .exceptions import InvalidKey, Skipped
+from .keys import LIFE, PROGRESS, check_id
 from .outcomes import Outcome, Outcomes, is_gone
 from .records import TaskRun, describe_exception, is_run_key, run_key
 from .recovery import Recovery
+from .runs import ActiveRun, ReceivedRun, active_run, count_of, exception_of, known_of, latest, lifetime, queue_of
 
 if TYPE_CHECKING:
     from .plugin import MemSync
@@ -40,79 +40,11 @@ HEADER = "memsync"
 #: Shortest time between two tasks that are published, in seconds.
 MOMENT = 0.0001
 
-#: Seconds that another process's notion of Redis's time may be ahead; what is further ahead is none of ours.
-AHEAD = 60.0
-
 #: Longest progress that travels with a retry, in bytes of JSON.
 MAX_PREVIOUS = 4096
 
 #: Times to look at a set of requests that changes while one looks.
 MAX_LOOKS = 10
-
-#: The run that is at work in this thread or greenlet.
-active_run: ContextVar[ActiveRun | None] = ContextVar("active_run", default=None)
-
-
-class ActiveRun:
-    """A run that is at work in this process.
-
-    Attributes:
-        run_id: Its id, as shown.
-        make: Makes what is known of it, with changes.
-        started: Monotonic time when it began.
-        started_at: The same on Redis's clock.
-        outer: The run whose body called this one eagerly, if any.
-        fence: Of the lock around its body; 0 for none.
-        lenders: The memories whose locks it has taken.
-    """
-
-    __slots__ = ("memsync", "task_id", "place", "key", "run_id", "make", "started", "started_at", "outer", "fence",
-                 "lenders", "_progress")
-
-    def __init__(
-        self, memsync: MemSync, place: Place, key: str, run_id: str, make: Callable[..., TaskRun], started: float,
-        started_at: float,
-    ) -> None:
-        self.memsync = memsync
-        self.task_id = place.task_id
-        self.place = place
-        self.key = key
-        self.run_id = run_id
-        self.make = make
-        self.started = started
-        self.started_at = started_at
-        self.outer = active_run.get()
-        self.fence = 0
-        self.lenders: set[MemSync] = set()
-        self._progress: Progress | None = None
-
-    @property
-    def progress(self) -> Progress:
-        """How far it is."""
-        progress = self._progress
-        if progress is None:
-            place = self.memsync.keys.task_place(self.task_id, PROGRESS)
-            settings = self.memsync.settings
-            progress = Progress(
-                place, settings.default_ttl, self.run_id, self.key, self.started, settings.max_value_size)
-            progress.fence = self.fence
-            self._progress = progress
-        return progress
-
-    def speak_under(self, fence: int) -> None:
-        """Tell what it tells under a lock from now on: a run that has lost it is refused then."""
-        if self.fence:
-            return
-        self.fence = fence
-        if self._progress is not None:
-            self._progress.fence = fence
-        memsync = self.memsync
-        memsync.writer.put(TellRun(self.place, self.make, self.key, memsync.settings.default_ttl, fence, "STARTED"))
-
-    @property
-    def reported(self) -> bool:
-        """Whether it has told any progress."""
-        return self._progress is not None
 
 
 class TaskSignals:
@@ -196,18 +128,18 @@ class TaskSignals:
         active = self._active(task_id)
         if active is None:
             return {}
-        recoveries = active.make().recoveries
+        recoveries = count_of(active.sent.get("recoveries"))
         known = {"recoveries": recoveries} if recoveries else {}
         body = active.progress.content(self.memsync.store.clock, {}).body if active.reported else b""
-        return {"previous": [active.key, values.decode(body)], **known} if 0 < len(body) <= MAX_PREVIOUS else known
+        return {"previous": [active.run_key, values.decode(body)], **known} if 0 < len(body) <= MAX_PREVIOUS else known
 
     def on_published(self, headers: Any = None, exchange: Any = None, routing_key: Any = None, **_: Any) -> None:
         """Tell that a task waits; a retry is told by the run that asks for it."""
         if not isinstance(headers, dict) or HEADER not in headers or headers.get("retries") or \
                 publishing.get() is not self.memsync.app or self._active(headers["id"]):
             return
-        known = self._known(headers, headers["id"], headers[HEADER])
-        known.update(status="PENDING", queue=_queue(exchange, routing_key), worker=None)
+        known = known_of(self.memsync, headers["id"], headers, headers[HEADER])
+        known.update(status="PENDING", queue=queue_of(exchange, routing_key), worker=None)
         self._tell(headers["id"], run_key(0, headers[HEADER]["published_at"]), TaskRun.of(known))
 
     # -- where it is received: a worker's main process
@@ -219,54 +151,43 @@ class TaskSignals:
         self.received += 1
         facts = request.request_dict
         sent = _sent(facts)
-        now = _latest(self.memsync.store.clock.now(), sent.get("published_at"))
+        moment = time.monotonic()
+        now = latest(self.memsync.store.clock.at(moment), sent.get("published_at"))
         key = run_key(facts.get("retries") or 0, now)
         run_id = self._new_run()
         facts[HEADER] = sent = {**sent, "run": run_id, "key": key, "received_at": round(now, 4)}
-        make = partial(self._run_of, facts, request.id, sent, status="RECEIVED")
-        change = self._tell(request.id, key, make, "RECEIVED", facts.get("eta"))
-        if change is not None:
-            self._requests[request.id] = request
+        if not _is_fit(request.id):
+            return
+        self._requests[request.id] = request
+        with _HARMLESS:
+            self.recovery.receive(request, run_id, key, count_of(sent.get("recoveries")) or 0)
+        run = ReceivedRun(self.memsync, request, sent, moment, self._on_outcome, self._on_lost)
+        self.memsync.writer.take(run)
+
+    def _on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
+        """Keep what a body came to: its child tells that itself, but should it be killed before it could, we do."""
+        with _HARMLESS:
+            writer = self.memsync.writer
+            if run.change is not None:
+                writer.discard(run.change)
+            self.recovery.end(run.run_id)
+            self._outcomes.remember(request, run, outcome, self.memsync.settings.batch_interval, writer.connected)
+
+    def _on_lost(self, request: Any, run: ReceivedRun, error: Any, fail: Callable[[], Any]) -> Any:
+        cause = _unwrapped(error.exception)
+        with _HARMLESS:
+            self.recovery.end(run.run_id)
+        try:
+            answer = fail()
+        except Exception:
+            # Before 5.7 Celery can't store some errors in its result backend, and then tells nobody.
             with _HARMLESS:
-                self.recovery.receive(request, run_id, key, _count_of(sent.get("recoveries")) or 0)
-            self._watch(request, key, run_id, make, change)
-
-    def _watch(self, request: Any, key: str, run_id: str, make: Callable[[], TaskRun], change: Change) -> None:
-        """See what the request comes to in the pool.
-
-        There is no signal for it in this process, so its callback is wrapped.
-        A child tells the outcome itself; should it be killed before it could,
-        the parent tells what it saw.
-        """
-        on_success, on_failure = request.on_success, request.on_failure
-
-        def on_outcome(outcome: Any, **kwargs: Any) -> Any:
-            # The request leads to these functions and back; that circle ends here.
-            del request.on_success, request.on_failure
-            with _HARMLESS:
-                self.memsync.writer.discard(change)
-                self.recovery.end(run_id)
-                self._outcomes.remember(request, key, make, outcome, self.memsync.writer.connected)
-            return on_success(outcome, **kwargs)
-
-        def on_lost(error: Any, *args: Any, **kwargs: Any) -> Any:
-            del request.on_success, request.on_failure
-            cause = _unwrapped(error.exception)
-            with _HARMLESS:
-                self.recovery.end(run_id)
-            try:
-                answer = on_failure(error, *args, **kwargs)
-            except Exception:
-                # Before 5.7 Celery can't store some errors in its result backend, and then tells nobody.
-                with _HARMLESS:
-                    self._end(request.id, {}, "FAILURE", cause)
-                raise
-            with _HARMLESS:
-                if isinstance(cause, WorkerLostError) and not hasattr(request, TOLD):
-                    self._tell_lost(request, cause)
-            return answer
-
-        request.on_success, request.on_failure = on_outcome, on_lost
+                self._end(request.id, {}, "FAILURE", cause)
+            raise
+        with _HARMLESS:
+            if isinstance(cause, WorkerLostError) and not hasattr(request, TOLD):
+                self._tell_lost(request, cause)
+        return answer
 
     def _tell_lost(self, request: Any, error: BaseException) -> None:
         """Tell of a run whose child was killed, if Celery says nothing: it had stored a success, or runs again."""
@@ -285,12 +206,11 @@ class TaskSignals:
             self._tell_outcome(outcome)
 
     def _tell_outcome(self, outcome: Outcome) -> None:
-        error, runtime = outcome.error, outcome.runtime
+        error, runtime, run = outcome.error, outcome.runtime, outcome.run
         status, exception = ("SUCCESS", None) if error is None else _verdict(error)
-        received = outcome.make()
-        self._tell(outcome.task_id, outcome.key, received.evolve(
+        self._tell(run.task_id, run.run_key, run.make(
             status=status, pid=outcome.pid, exception=exception,
-            started_at=self._moment(outcome.time_start, received.received_at),
+            started_at=self._moment(outcome.time_start, run.sent.get("received_at")),
             finished_at=round(self.memsync.store.clock.at(outcome.at), 4),
             runtime=round(runtime, 6) if isinstance(runtime, float) else None,
         ))
@@ -300,9 +220,11 @@ class TaskSignals:
         for request in live(self._requests.values):
             facts = request.request_dict
             begun = request.time_start
-            self._tell(request.id, facts[HEADER]["key"], self._run_of(
-                facts, request.id, facts[HEADER], status="RECEIVED" if begun is None else "STARTED",
-                pid=request.worker_pid, started_at=self._moment(begun, facts[HEADER]["received_at"])))
+            known = known_of(self.memsync, request.id, facts, facts[HEADER])
+            known.update(
+                status="RECEIVED" if begun is None else "STARTED", pid=request.worker_pid,
+                started_at=self._moment(begun, facts[HEADER]["received_at"]))
+            self._tell(request.id, facts[HEADER]["key"], TaskRun.of(known))
 
     @property
     def held(self) -> int:
@@ -325,22 +247,19 @@ class TaskSignals:
         facts = request.__dict__
         sent = _sent(facts)
         started = time.monotonic()
-        now = _latest(memsync.store.clock.at(started), sent.get("received_at"))
+        now = latest(memsync.store.clock.at(started), sent.get("received_at"))
         retries = facts.get("retries") or 0
         if not is_run_key(sent.get("key")):
             # Nobody received it: it runs eagerly.
             sent = {"run": self._new_run(), "key": run_key(retries, now)}
-        started_at = round(now, 4)
-        make = partial(self._run_of, facts, task_id, sent, status="STARTED", name=task.name, pid=os.getpid(),
-                       started_at=started_at)
-        change = self._tell(task_id, sent["key"], make, "STARTED", facts.get("eta"))
-        if change is None:
+        if not _is_fit(task_id):
             return
-        active = ActiveRun(memsync, change.place, sent["key"], str(sent.get("run") or ""), make, started, started_at)
+        active = ActiveRun(memsync, task_id, facts, sent, task.name, started, round(now, 4))
         active_run.set(active)
+        memsync.writer.take(active)
         if retries or sent.get("recoveries") or (facts.get("delivery_info") or {}).get("redelivered"):
             # A new run starts over; what the one before reached is kept as ``previous``.
-            self._tell_previous(change.place.task_id, sent.get("previous"))
+            self._tell_previous(task_id, sent.get("previous"))
             memsync.writer.put(active.progress)
 
     def _tell_previous(self, task_id: str, previous: Any) -> None:
@@ -368,15 +287,9 @@ class TaskSignals:
             lender.end_run(active.run_id)
         if state is None:
             return
-        ended = time.monotonic()
-        run = active.make(
-            status="SKIPPED" if isinstance(retval, Skipped) else state,
-            lock=_lock_of(retval),
-            finished_at=round(_latest(memsync.store.clock.at(ended), active.started_at), 4),
-            runtime=round(ended - active.started, 6),
-            exception=_exception(retval) if isinstance(retval, BaseException) and state != "SUCCESS" else None,
-        )
-        memsync.writer.put(TellRun(active.place, run, active.key, self._lifetime(run.eta), active.fence))
+        active.end(state, retval, time.monotonic())
+        if not active.queued:
+            memsync.writer.take(active)
 
     # -- what the main process, or nobody else, knows
 
@@ -414,7 +327,7 @@ class TaskSignals:
             # It was never received, or by a worker that does not take part.
             key = run_key(facts.get("retries") or 0, now)
             sent = {**sent, "run": self._new_run(), "key": key, "received_at": round(now, 4)}
-        known = self._known(facts, task_id, sent)
+        known = known_of(self.memsync, task_id, facts, sent)
         known.update(
             status=status, finished_at=None if status == "RETRY" else round(now, 4),
             exception=None if exception is None else describe_exception(exception),
@@ -442,36 +355,6 @@ class TaskSignals:
         active = active_run.get()
         return active if active is not None and active.task_id == task_id and active.memsync is self.memsync else None
 
-    def _run_of(self, facts: Mapping[str, Any], task_id: str, sent: Mapping[str, Any], **more: Any) -> TaskRun:
-        """Return what is known of a run: what :meth:`_known` returns, and more."""
-        return TaskRun.of({**self._known(facts, task_id, sent), **more})
-
-    def _known(self, facts: Mapping[str, Any], task_id: str, sent: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a request tells of its run.
-
-        Arguments:
-            facts: What travels with the request.
-            sent: The part of it that this package put there.
-        """
-        delivery = facts.get("delivery_info")
-        eta = facts.get("eta")
-        known = {
-            "name": facts.get("task"),
-            "queue": None if delivery is None else _queue(delivery.get("exchange"), delivery.get("routing_key")),
-            "worker": facts.get("hostname") or self.memsync.worker_id,
-            "run": sent.get("run"),
-            "retries": facts.get("retries") or 0,
-            "root_id": facts.get("root_id") or task_id,
-            "parent_id": _other(facts.get("parent_id"), task_id),
-            "eta": None if eta is None else _timestamp(eta),
-            "published_at": sent.get("published_at"),
-            "received_at": sent.get("received_at"),
-            "recoveries": _count_of(sent.get("recoveries")),
-        }
-        if self.memsync.settings.task_args:
-            known.update(args=facts.get("argsrepr"), kwargs=facts.get("kwargsrepr"))
-        return known
-
     def _new_run(self) -> str:
         return f"{self.memsync.token}-{next(self._runs):x}"
 
@@ -479,36 +362,21 @@ class TaskSignals:
         """Return Redis's time of a moment of this host's clock that comes after an earlier one."""
         if local is None:
             return None
-        return round(_latest(self.memsync.store.clock.now() - (time.time() - local), earlier), 4)
+        return round(latest(self.memsync.store.clock.now() - (time.time() - local), earlier), 4)
 
-    def _tell(
-        self, task_id: str, key: str, run: TaskRun | Callable[[], TaskRun], status: str = "", eta: Any = None,
-    ) -> Change | None:
-        """Tell a stage.
-
-        Arguments:
-            status: Of a run that is not made yet.
-            eta: The same, as it comes with a message.
-        """
-        moment = run.eta if isinstance(run, TaskRun) else None if eta is None else _timestamp(eta)
-        try:
-            place = self.memsync.keys.task_place(check_id(task_id, "task"), LIFE)
-        except InvalidKey:
-            return None
-        change = TellRun(place, run, key, self._lifetime(moment), status=status)
-        self.memsync.writer.put(change)
-        return change
-
-    def _lifetime(self, eta: float | None) -> float:
-        """Return the ttl of a record, in seconds: one with an ETA lives past it."""
-        ttl = self.memsync.settings.default_ttl
-        if eta is None:
-            return ttl
-        return ttl + max(0.0, eta - self.memsync.store.clock.now())
+    def _tell(self, task_id: str, key: str, run: TaskRun) -> None:
+        """Tell a stage."""
+        if _is_fit(task_id):
+            place = self.memsync.keys.task_place(task_id, LIFE)
+            self.memsync.writer.put(TellRun(place, run, key, lifetime(self.memsync, run.eta)))
 
 
-def _count_of(value: Any) -> int | None:
-    return value if type(value) is int and value > 0 else None
+def _is_fit(task_id: str) -> bool:
+    try:
+        check_id(task_id, "task")
+    except InvalidKey:
+        return False
+    return True
 
 
 def _sent(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -541,11 +409,6 @@ def _stored_state(request: Any) -> Any:
         return None
 
 
-def _latest(moment: float, earlier: Any) -> float:
-    """Return a moment, or an earlier one of another process whose clock is milliseconds ahead."""
-    return earlier if isinstance(earlier, (int, float)) and moment < earlier < moment + AHEAD else moment
-
-
 def live(requests: Callable[[], Iterable[Any]]) -> list[Any]:
     """Return requests that another thread may be adding to or taking from."""
     for _ in range(MAX_LOOKS):
@@ -563,48 +426,15 @@ def _verdict(error: BaseException) -> tuple[str, dict[str, str] | None]:
     if isinstance(error, Skipped):
         return "SKIPPED", None
     if isinstance(error, Retry):
-        return "RETRY", _exception(error)
+        return "RETRY", exception_of(error)
     if isinstance(error, Reject):
-        return "REJECTED", _exception(error)
+        return "REJECTED", exception_of(error)
     if isinstance(error, Ignore):
-        return "IGNORED", _exception(error)
-    return "FAILURE", _exception(error)
+        return "IGNORED", exception_of(error)
+    return "FAILURE", exception_of(error)
 
 
 def _unwrapped(error: BaseException) -> BaseException:
     """Return what a child raised, which travels in a wrapper."""
     cause: BaseException = error.exc if isinstance(error, ExceptionWithTraceback) else error
     return cause
-
-
-def _exception(error: BaseException) -> dict[str, str] | None:
-    """Return what to tell of an exception: why a task is retried, nothing of an Ignore without a word."""
-    if isinstance(error, Retry) and isinstance(error.exc, BaseException):
-        error = error.exc
-    told = describe_exception(error)
-    return told if told["message"] or not isinstance(error, (Ignore, Reject)) else None
-
-
-def _lock_of(retval: Any) -> dict[str, Any] | None:
-    """Return what to tell of the lock that held a run back, None if none did."""
-    if isinstance(retval, Skipped):
-        return retval.lock
-    error = retval.exc if isinstance(retval, Retry) else retval
-    return error.facts if isinstance(error, LockNotAcquired) else None
-
-
-def _other(parent_id: Any, task_id: str) -> Any:
-    """Return the id of a parent; a task that retries is its own parent to Celery."""
-    return None if parent_id == task_id else parent_id
-
-
-def _queue(exchange: Any, routing_key: Any) -> str | None:
-    name = routing_key or exchange
-    return name if isinstance(name, str) else None
-
-
-def _timestamp(moment: Any) -> float | None:
-    try:
-        return float(maybe_iso8601(moment).timestamp())
-    except (TypeError, ValueError, AttributeError, OverflowError):
-        return None

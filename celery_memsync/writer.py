@@ -9,11 +9,12 @@ from collections import OrderedDict, deque
 from itertools import count
 from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 from redis.backoff import EqualJitterBackoff
 
 from . import values
-from .changes import Change, Coordinated, MergeFields, SetValue, SyncMetrics, SyncQueue, TellRun
+from .changes import Change, Coordinated, Draft, MergeFields, SetValue, SyncMetrics, SyncQueue, TellRun
 from .conflicts import MAX_ROUNDS, Resolution, Resolvers
 from .events import Events
 from .exceptions import ConflictError, LockLost, MemSyncError, StoreError
@@ -36,6 +37,10 @@ CONTENTION_PAUSE = 0.001
 
 #: Seconds between two tries of a write that Redis refuses while it takes others.
 REFUSED_PAUSE = 1.0
+
+#: Part of ``interval`` for which a draft is left for the next batch if there may be more to tell then: what a busy worker
+#: has just received will have ended.
+YOUNG = 0.1
 
 #: Most refused writes that are kept.
 MAX_REFUSED = 1000
@@ -101,6 +106,7 @@ class BatchWriter:
         self._mutex = threading.RLock()
         #: Held while a batch is under way, so that batches go one after the other.
         self._flushing = threading.RLock()
+        self._drafts: deque[Draft] = deque()
         self._ordinary: Queue = OrderedDict()
         self._expendable: Queue = OrderedDict()
         self._in_flight: list[Change] = []
@@ -124,8 +130,29 @@ class BatchWriter:
 
     # -- tell
 
+    def take(self, draft: Draft) -> None:
+        """Take a draft; what it has to tell is written within ``interval``, and a tenth of that.
+
+        No lock is taken: a soft time limit may raise anywhere in here.
+        """
+        draft.queued = True
+        self._drafts.append(draft)
+        self.on_put(draft.key)
+        if len(self._drafts) > self.max_pending:
+            self._ask_drafts()
+        self._thread.wake()
+        if len(self._drafts) >= self.batch_size:
+            self._thread.hurry()
+
     def put(self, change: Change) -> None:
         """Take a change; it is written within ``interval``."""
+        full = self._queue(change)
+        self._thread.wake()
+        if full:
+            self._thread.hurry()
+
+    def _queue(self, change: Change) -> bool:
+        """Let a change wait; tell whether there is a batch of them."""
         place = change.place
         with self._mutex:
             queue = self._expendable if change.expendable else self._ordinary
@@ -135,12 +162,9 @@ class BatchWriter:
             change.was_queued()
             if len(self._ordinary) + len(self._expendable) > self.max_pending:
                 self._drop_oldest()
-            full = len(queue) >= self.batch_size
             # Nobody sees that it waits before the copies of what it changes are gone.
             self.on_put(place.key)
-        self._thread.wake()
-        if full:
-            self._thread.hurry()
+            return len(queue) >= self.batch_size
 
     def saw(self, place: Place, stored: Stored | None) -> None:
         """Take note of what a reader of this process was shown: what it writes next follows that."""
@@ -162,11 +186,13 @@ class BatchWriter:
     def pending(self) -> int:
         """Number of changes that are not in Redis yet."""
         with self._mutex:
+            self._ask_drafts()
             return len(self._ordinary) + len(self._expendable) + len(self._in_flight) + len(self._refused)
 
     def waiting_for(self, *keys: str) -> list[Change]:
         """Return the changes of all entries under Redis keys that are not in Redis yet."""
         with self._mutex:
+            self._ask_drafts()
             if not any(key in self._keys_waiting or key in self._keys_sent for key in keys):
                 return []
             return [change for change in self.waiting() if change.place.key in keys]
@@ -174,6 +200,7 @@ class BatchWriter:
     def waiting(self) -> list[Change]:
         """Return all changes that are not in Redis yet, those of an entry in their order."""
         with self._mutex:
+            self._ask_drafts()
             rows = [*(changes for _, changes in self._refused.values()), self._in_flight]
             rows += [*self._ordinary.values(), *self._expendable.values()]
             return [change for row in rows for change in row]
@@ -224,7 +251,13 @@ class BatchWriter:
             self.flush()
 
     def _flush_on_demand(self) -> float | None:
-        self.flush()
+        try:
+            with self._flushing:
+                self._flush(young=YOUNG * self._thread.interval)
+        finally:
+            self._tell()
+        if self._drafts:
+            self._thread.wake()
         return REFUSED_PAUSE if self._refused else None
 
     def force(self, timeout: float | None = None) -> int:
@@ -326,11 +359,11 @@ class BatchWriter:
             if held:
                 self._flushing.release()
 
-    def _flush(self, strict: bool = False) -> int:
+    def _flush(self, strict: bool = False, young: float = 0.0) -> int:
         started = time.monotonic()
         lost_rounds: list[ConflictError] = []
         try:
-            self._take(all_refused=strict)
+            self._take(all_refused=strict, young=young)
             count = len(self._in_flight)
             if count:
                 self.store.connect()
@@ -691,10 +724,44 @@ class BatchWriter:
             waiting[-1:] = [waiting[-1], change] if joined is None else [joined]
             self.counts["coalesced"] += joined is not None
 
-    def _take(self, all_refused: bool) -> None:
+    def _ask_drafts(self, young: float = 0.0) -> None:
+        """Queue what drafts have to tell.
+
+        Arguments:
+            young: Seconds below which those are left alone of which there may be more to tell.
+        """
+        if not self._drafts:
+            return
+        born = time.monotonic() - young
+        left: list[Draft] = []
+        with self._mutex:
+            for _ in range(len(self._drafts)):
+                with contextlib.suppress(IndexError):  # a signal's handler has asked them meanwhile
+                    self._ask_draft(self._drafts.popleft(), born, left)
+            self._drafts.extendleft(reversed(left))
+
+    def _ask_draft(self, draft: Draft, born: float, left: list[Draft]) -> None:
+        # First this: who has more to tell from now on hands it in again.
+        draft.queued = False
+        if draft.at > born and not draft.done:
+            draft.queued = True
+            left.append(draft)
+            return
+        try:
+            for change in draft.changes():
+                self._queue(change)
+        except SoftTimeLimitExceeded:  # of the task that asks or flushes just now
+            self._drafts.append(draft)
+            raise
+        except Exception:
+            logger.exception("What a task came to can't be told and is dropped")
+            self._count_drop()
+
+    def _take(self, all_refused: bool, young: float = 0.0) -> None:
         """Move what waits into flight."""
         now = time.monotonic()
         with self._mutex:
+            self._ask_drafts(young)
             waiting = [*self._ordinary.items(), *self._expendable.items()]
             touched = {place for place, _ in waiting}
             due = [place for place, (at, _) in self._refused.items() if all_refused or at <= now or place in touched]

@@ -30,6 +30,7 @@ FLOORS = (
     ("cache", "link", "locks", "writer", "heartbeat", "losses", "coordination", "views", "archive", "cluster_store"),
     ("reader",),
     ("subscriptions",),
+    ("runs",),
     ("manager", "outcomes", "recovery"),
     ("signals",),
     ("bootsteps", "decorators"),

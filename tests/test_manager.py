@@ -23,7 +23,7 @@ def test_making_a_manager_connects_and_starts_nothing():
     memsync = MemorySyncManager(url=f"redis://127.0.0.1:{free_port()}")
     metrics = memsync.get_metrics()
 
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     assert metrics["connected"]
 
 

@@ -1,0 +1,319 @@
+"""The runs of tasks that this process has: those that it has received, and those that are at work in it."""
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, NamedTuple
+
+from celery.exceptions import Ignore, Reject, Retry
+from celery.utils.time import maybe_iso8601
+
+from .changes import Change, Draft, Progress, TellRun
+from .exceptions import LockNotAcquired, Skipped
+from .keys import LIFE, PROGRESS, Place
+from .records import TaskRun, describe_exception
+
+if TYPE_CHECKING:
+    from .plugin import MemSync
+
+#: Seconds that another process's notion of Redis's time may be ahead; what is further ahead is none of ours.
+AHEAD = 60.0
+
+#: What is told of a request; whoever keeps the rest of it keeps a task's arguments.
+_FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "argsrepr", "kwargsrepr")
+
+#: The run that is at work in this thread or greenlet.
+active_run: ContextVar[ActiveRun | None] = ContextVar("active_run", default=None)
+
+
+class Run(Draft):
+    """A run of a task.
+
+    Arguments:
+        facts: What travels with its request.
+        sent: The part of that which this package put there.
+        at: Monotonic time when it was received, or began.
+    """
+
+    __slots__ = ("memsync", "task_id", "facts", "sent")
+
+    def __init__(self, memsync: MemSync, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], at: float) -> None:
+        super().__init__(memsync.keys.task(task_id), at)
+        self.memsync = memsync
+        self.task_id = task_id
+        self.facts = facts
+        self.sent = sent
+
+    @property
+    def run_id(self) -> str:
+        """Its id, as shown."""
+        return str(self.sent.get("run") or "")
+
+    @property
+    def run_key(self) -> str:
+        """Sorts it among the runs of its task."""
+        return str(self.sent["key"])
+
+    @property
+    def place(self) -> Place:
+        """Where its stage is kept."""
+        return self.memsync.keys.task_place(self.task_id, LIFE)
+
+    def make(self, **more: Any) -> TaskRun:
+        """Return what is known of it, and more."""
+        return TaskRun.of({**known_of(self.memsync, self.task_id, self.facts, self.sent), **more})
+
+    def tells(self, run: TaskRun | Callable[[], TaskRun], status: str, fence: int = 0) -> TellRun:
+        """Return the change that tells a stage of it."""
+        ttl = lifetime(self.memsync, timestamp(self.facts.get("eta")))
+        return TellRun(self.place, run, self.run_key, ttl, fence, status)
+
+
+class ReceivedRun(Run):
+    """A run that a worker's main process has received and gives to its pool.
+
+    There is no signal in that process for what came back from the pool, so the request's callbacks are wrapped.
+
+    Arguments:
+        on_outcome: Called with the request, this and what Celery's pool hands back, when the body has ended.
+        on_lost: Called with the request, this, an error that is no outcome of the body (the child was lost, a hard time
+            limit), and Celery's own callback for it; returns what that does.
+    """
+
+    __slots__ = ("request", "change", "ended", "_on_outcome", "_on_lost", "_on_success", "_on_failure")
+
+    def __init__(
+        self, memsync: MemSync, request: Any, sent: Mapping[str, Any], at: float,
+        on_outcome: Callable[[Any, ReceivedRun, Any], None],
+        on_lost: Callable[[Any, ReceivedRun, Any, Callable[[], Any]], Any],
+    ) -> None:
+        super().__init__(memsync, request.id, request.request_dict, sent, at)
+        self.request = request
+        #: What was told of it.
+        self.change: Change | None = None
+        self.ended = False
+        self._on_outcome, self._on_lost = on_outcome, on_lost
+        self._on_success, self._on_failure = request.on_success, request.on_failure
+        request.on_success, request.on_failure = self.succeeded, self.failed
+
+    @property
+    def done(self) -> bool:
+        """Whether its child tells of it."""
+        return self.ended
+
+    def changes(self) -> Iterable[Change]:
+        """Return that it was received, unless it has ended."""
+        if self.ended:
+            return ()
+        self.change = self.tells(self._received, "RECEIVED")
+        return (self.change,)
+
+    def _received(self) -> TaskRun:
+        return self.make(status="RECEIVED")
+
+    def succeeded(self, outcome: Any, **kwargs: Any) -> Any:
+        """Take over for the request's ``on_success``, which is called when the body has ended, however."""
+        request = self._let_go()
+        self._on_outcome(request, self, outcome)
+        return self._on_success(outcome, **kwargs)
+
+    def failed(self, error: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take over for the request's ``on_failure``, which is called when the body could not end."""
+        request = self._let_go()
+        return self._on_lost(request, self, error, lambda: self._on_failure(error, *args, **kwargs))
+
+    def _let_go(self) -> Any:
+        # The request leads here and back; that circle ends here.
+        request, self.request, self.ended = self.request, None, True
+        del request.on_success, request.on_failure
+        return request
+
+
+class Ending(NamedTuple):
+    """How a run has ended.
+
+    Attributes:
+        at: Monotonic time.
+        exception: ``{"type": ..., "message": ...}``.
+        lock: Which lock held it back, and who had it.
+    """
+
+    status: str
+    at: float
+    exception: dict[str, str] | None = None
+    lock: dict[str, Any] | None = None
+
+
+class ActiveRun(Run):
+    """A run that is at work in this process.
+
+    Arguments:
+        name: Of its task.
+        started_at: When it began, on Redis's clock; ``at`` is the same on this process's.
+
+    Attributes:
+        outer: The run whose body called this one eagerly, if any.
+        fence: Of the lock around its body; 0 for none.
+        lenders: The memories whose locks it has taken.
+        ending: How it has ended; None: it has not.
+    """
+
+    __slots__ = ("name", "started_at", "outer", "fence", "lenders", "ending", "_progress")
+
+    def __init__(
+        self, memsync: MemSync, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], name: str, at: float,
+        started_at: float,
+    ) -> None:
+        super().__init__(memsync, task_id, {fact: facts.get(fact) for fact in _FACTS}, sent, at)
+        self.name = name
+        self.started_at = started_at
+        self.outer = active_run.get()
+        self.fence = 0
+        self.lenders: set[MemSync] = set()
+        self.ending: Ending | None = None
+        self._progress: Progress | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self.ending is not None
+
+    def changes(self) -> Iterable[Change]:
+        """Return its end, or that it has begun."""
+        ending = self.ending
+        if ending is None:
+            return (self.tells(self.started, "STARTED", self.fence),)
+        run = self.started(
+            status=ending.status,
+            lock=ending.lock,
+            finished_at=round(latest(self.memsync.store.clock.at(ending.at), self.started_at), 4),
+            runtime=round(ending.at - self.at, 6),
+            exception=ending.exception,
+        )
+        return (self.tells(run, ending.status, self.fence),)
+
+    def started(self, **more: Any) -> TaskRun:
+        """Return what is known of it since it began, and more."""
+        return self.make(**{
+            "status": "STARTED", "name": self.name, "pid": os.getpid(), "started_at": self.started_at, **more})
+
+    def end(self, status: str, retval: Any, at: float) -> None:
+        """Take note of its end.
+
+        Arguments:
+            status: As Celery says.
+            retval: What the body returned or raised.
+            at: Monotonic time.
+        """
+        if isinstance(retval, BaseException):
+            exception = None if status == "SUCCESS" else exception_of(retval)
+            self.ending = Ending("SKIPPED" if isinstance(retval, Skipped) else status, at, exception, _lock_of(retval))
+        else:
+            self.ending = Ending(status, at)
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is."""
+        progress = self._progress
+        if progress is None:
+            place = self.memsync.keys.task_place(self.task_id, PROGRESS)
+            settings = self.memsync.settings
+            progress = Progress(
+                place, settings.default_ttl, self.run_id, self.run_key, self.at, settings.max_value_size)
+            progress.fence = self.fence
+            self._progress = progress
+        return progress
+
+    @property
+    def reported(self) -> bool:
+        """Whether it has told any progress."""
+        return self._progress is not None
+
+    def speak_under(self, fence: int) -> None:
+        """Tell what it tells under a lock from now on: a run that has lost it is refused then."""
+        if self.fence:
+            return
+        self.fence = fence
+        if self._progress is not None:
+            self._progress.fence = fence
+        if not self.queued:
+            self.memsync.writer.take(self)
+
+
+def known_of(memsync: MemSync, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a request tells of its run.
+
+    Arguments:
+        facts: What travels with the request.
+        sent: The part of it that this package put there.
+    """
+    delivery = facts.get("delivery_info")
+    known = {
+        "name": facts.get("task"),
+        "queue": None if delivery is None else queue_of(delivery.get("exchange"), delivery.get("routing_key")),
+        "worker": facts.get("hostname") or memsync.worker_id,
+        "run": sent.get("run"),
+        "retries": facts.get("retries") or 0,
+        "root_id": facts.get("root_id") or task_id,
+        "parent_id": _other(facts.get("parent_id"), task_id),
+        "eta": timestamp(facts.get("eta")),
+        "published_at": sent.get("published_at"),
+        "received_at": sent.get("received_at"),
+        "recoveries": count_of(sent.get("recoveries")),
+    }
+    if memsync.settings.task_args:
+        known.update(args=facts.get("argsrepr"), kwargs=facts.get("kwargsrepr"))
+    return known
+
+
+def lifetime(memsync: MemSync, eta: float | None) -> float:
+    """Return the ttl of a record, in seconds: one with an ETA, in seconds of Redis's clock, lives past it."""
+    ttl = memsync.settings.default_ttl
+    return ttl if eta is None else ttl + max(0.0, eta - memsync.store.clock.now())
+
+
+def latest(moment: float, earlier: Any) -> float:
+    """Return a moment, or an earlier one of another process whose clock is milliseconds ahead."""
+    return earlier if isinstance(earlier, (int, float)) and moment < earlier < moment + AHEAD else moment
+
+
+def exception_of(error: BaseException) -> dict[str, str] | None:
+    """Return what to tell of an exception: why a task is retried, nothing of an Ignore without a word."""
+    if isinstance(error, Retry) and isinstance(error.exc, BaseException):
+        error = error.exc
+    told = describe_exception(error)
+    return told if told["message"] or not isinstance(error, (Ignore, Reject)) else None
+
+
+def count_of(value: Any) -> int | None:
+    """Return a count, None for anything else and for 0."""
+    return value if type(value) is int and value > 0 else None
+
+
+def queue_of(exchange: Any, routing_key: Any) -> str | None:
+    """Return the name of a queue."""
+    name = routing_key or exchange
+    return name if isinstance(name, str) else None
+
+
+def timestamp(moment: Any) -> float | None:
+    """Return an ETA as it comes with a message in seconds since the epoch."""
+    if moment is None:
+        return None
+    try:
+        return float(maybe_iso8601(moment).timestamp())
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        return None
+
+
+def _lock_of(error: BaseException) -> dict[str, Any] | None:
+    """Return what to tell of the lock that held a run back, None if none did."""
+    if isinstance(error, Skipped):
+        return error.lock
+    cause = error.exc if isinstance(error, Retry) else error
+    return cause.facts if isinstance(cause, LockNotAcquired) else None
+
+
+def _other(parent_id: Any, task_id: str) -> Any:
+    """Return the id of a parent; a task that retries is its own parent to Celery."""
+    return None if parent_id == task_id else parent_id
