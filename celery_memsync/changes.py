@@ -9,6 +9,7 @@ from .clock import Clock
 from .exceptions import InvalidValue, ValueTooLarge
 from .keys import Place
 from .records import NEVER, PROGRESS_FIELDS, Header, Stored, TaskRun, encode_progress, later_status, rank_of
+from .seen import Base
 
 #: Figures of progress stay below: a rank holds sixteen digits.
 TOO_LARGE = 10 ** 16
@@ -184,9 +185,10 @@ class MergeFields(Change):
     Attributes:
         told_at: Monotonic time when each field was told.
         sent: What was sent of each field without an answer: it may have arrived.
+        base: What is stored, if Redis has answered with it; None: whatever this process has seen last.
     """
 
-    __slots__ = ("fields", "late", "run_key", "sent", "told_at")
+    __slots__ = ("base", "fields", "late", "run_key", "sent", "told_at")
 
     def __init__(
         self, place: Place, fields: dict[str, bytes], ttl: float, fence: int = 0, run_key: str = "",
@@ -196,6 +198,7 @@ class MergeFields(Change):
         self.run_key = run_key
         self.told_at = dict.fromkeys(fields, self.at)
         self.sent: dict[str, tuple[bytes, ...]] = {}
+        self.base: Base | None = None
         #: Whether somebody else has written meanwhile: then an earlier stage does not undo a later one.
         self.late = False
 

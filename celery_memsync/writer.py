@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from itertools import count
-from typing import Any, Callable, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.log import get_logger
@@ -21,13 +21,10 @@ from .exceptions import ConflictError, LockLost, MemSyncError, StoreError
 from .keys import ASSIGNMENTS, STATE, Place
 from .periodic import LONGEST_PAUSE, PeriodicThread
 from .records import NEVER, Entry, Header, Stamp, Stored, progress_from, rank_of
+from .seen import NOTHING, Base, Seen
 from .store import EntryWrite, Outcome, Store, ms
 
 logger = get_logger(__name__)
-
-#: Entries of which the writer remembers which state this process has seen last, and of which the fields.
-MAX_SEEN = 10_000
-MAX_BASES = 2000
 
 #: Most rounds of merging fields into a state that others write at the same moment.
 MAX_MERGES = 50
@@ -46,30 +43,6 @@ YOUNG = 0.1
 MAX_REFUSED = 1000
 
 Queue = OrderedDict[Place, list[Change]]
-
-
-class Base(NamedTuple):
-    """What fields are merged into.
-
-    Attributes:
-        stamp: Which state of the entry it is.
-        body: Its fields, as one JSON object or each by itself.
-        until: Monotonic time when it is over.
-        told_at: Monotonic time when it was told.
-    """
-
-    stamp: Stamp
-    body: dict[str, bytes] | bytes
-    until: float
-    told_at: float
-
-    @property
-    def fields(self) -> dict[str, bytes]:
-        """Its fields, each as JSON."""
-        return self.body if isinstance(self.body, dict) else values.split_fields(self.body) if self.body else {}
-
-
-_NOTHING = Base(NEVER, {}, 0.0, 0.0)
 
 
 class BatchWriter:
@@ -117,9 +90,7 @@ class BatchWriter:
         #: What Redis refuses, by place, with the time of the next try.
         self._refused: OrderedDict[Place, tuple[float, list[Change]]] = OrderedDict()
         #: What was written or shown to a reader last.
-        self._seen: OrderedDict[Place, Stamp] = OrderedDict()
-        #: What fields are merged into.
-        self._bases: OrderedDict[Place, Base] = OrderedDict()
+        self._seen = Seen()
         self._serials = count(1)
         self._untold: deque[tuple[str, dict[str, Any]]] = deque()
         self._untold_drops = 0
@@ -157,7 +128,7 @@ class BatchWriter:
         with self._mutex:
             queue = self._expendable if change.expendable else self._ordinary
             if isinstance(change, SetValue):
-                change.seen = self._seen.get(place, NEVER)
+                change.seen = self._seen.stamp(place)
             self._append(queue, place, change)
             change.was_queued()
             if len(self._ordinary) + len(self._expendable) > self.max_pending:
@@ -169,9 +140,9 @@ class BatchWriter:
     def saw(self, place: Place, stored: Stored | None) -> None:
         """Take note of what a reader of this process was shown: what it writes next follows that."""
         with self._mutex:
-            self._see(place, NEVER if stored is None else stored.header.stamp)
+            self._seen.note(place, NEVER if stored is None else stored.header.stamp)
             if place.slot == STATE or place.path == self._assignments:
-                self._base_on(place, self._as_base(stored))
+                self._seen.note_base(place, Base.of(stored, self.store.clock))
 
     def discard(self, change: Change) -> None:
         """Take a change back that nobody needs any more, unless it is under way."""
@@ -305,14 +276,14 @@ class BatchWriter:
         self.store.connect()
         write = self._as_write(change)
         assert write is not None  # a value that was encoded already
-        shown = self._seen.get(place, NEVER)
+        shown = self._seen.stamp(place)
         # Of which life of the key that version is, if this process was shown it.
         at = f"@{shown.stored_at}" if expected and shown.version == expected else ""
         (outcome,) = self.store.write_entries([write._replace(seen=f"{expected}{at}")])
         if outcome.status == "conflict":
             if expected or not outcome.version or not self._gone(outcome.stored):
                 with self._mutex:
-                    self._see(place, NEVER if outcome.stored is None else outcome.stored.header.stamp)
+                    self._seen.note(place, NEVER if outcome.stored is None else outcome.stored.header.stamp)
                 raise ConflictError(key, outcome.version)
             # Version 0 is meant, nothing to see; what was deleted counts its versions on.
             return self._compare_and_set(change, outcome.version)
@@ -411,7 +382,7 @@ class BatchWriter:
             self._replace(changes, [])
         return [ConflictError(
             change.place.path,
-            (change.seen if isinstance(change, SetValue) else self._base(change.place).stamp).version,
+            (change.seen if isinstance(change, SetValue) else self._base(change).stamp).version,
         ) for change in lost]
 
     def _let_wait(self, changes: list[Change]) -> list[Change]:
@@ -451,7 +422,7 @@ class BatchWriter:
 
     def _as_write(self, change: Change) -> EntryWrite | None:
         """Return a change as the store takes it; None, and it is dropped, if there is something wrong with it."""
-        base = self._base(change.place)
+        base = self._base(change)
         stamp, at = base.stamp, change.at
         try:
             content = change.content(self.store.clock, base.fields if isinstance(change, MergeFields) else {})
@@ -473,6 +444,12 @@ class BatchWriter:
             content.published,
         )
 
+    def _base(self, change: Change) -> Base:
+        """Return what the fields of a change are to be merged into."""
+        if not isinstance(change, MergeFields):
+            return NOTHING
+        return self._seen.base(change.place) if change.base is None else change.base.present
+
     # -- what became of a change
 
     def _settle(self, change: Change, write: EntryWrite, outcome: Outcome) -> Change | None:
@@ -489,8 +466,7 @@ class BatchWriter:
                 self._remember(change, Stamp(outcome.stored_at, outcome.version))
             else:
                 # Others may have written since; what they wrote was not seen.
-                self._seen.pop(change.place, None)
-                self._bases.pop(change.place, None)
+                self._seen.forget(change.place)
             if change.conflict is not None:
                 self._note_conflict(change.conflict)
             self._note_written(change, write.body)
@@ -500,50 +476,26 @@ class BatchWriter:
         """Drop a change that was made under a lock which somebody else has had since, and has written."""
         if self._warn_of(change.place):
             logger.warning("A write of %s is refused: a later holder of its lock has written there", change.place.path)
-        self._seen.pop(change.place, None)
-        self._bases.pop(change.place, None)
+        self._seen.forget(change.place)
         self.counts["dropped"] += 1
         self._note("writes-dropped", count=1)
 
     def _remember(self, change: Change, stamp: Stamp) -> None:
         place = change.place
         if isinstance(change, MergeFields):
-            base = self._base(place)
+            base = self._base(change)
             told_at = max(change.at, base.told_at)
-            self._base_on(place, Base(stamp, change.merged(base.fields), told_at + change.ttl, told_at))
+            self._seen.note_base(place, Base(stamp, change.merged(base.fields), told_at + change.ttl, told_at))
         elif isinstance(change, SetValue):
-            self._bases.pop(place, None)
+            self._seen.forget_base(place)
         else:
             return
         with self._mutex:
-            self._see(place, stamp)
+            self._seen.note(place, stamp)
             # What this process told since then was told by one who knew of it.
             for later in self._ordinary.get(place, ()):
                 if isinstance(later, SetValue):
                     later.seen = stamp
-
-    def _see(self, place: Place, stamp: Stamp) -> None:
-        self._seen[place] = stamp
-        self._seen.move_to_end(place)
-        if len(self._seen) > MAX_SEEN:
-            self._seen.popitem(last=False)
-
-    def _base(self, place: Place) -> Base:
-        """Return what fields are to be merged into, without fields if their time is over."""
-        base = self._bases.get(place, _NOTHING)
-        return base if time.monotonic() < base.until else base._replace(body={})
-
-    def _as_base(self, stored: Stored | None) -> Base:
-        if stored is None:
-            return _NOTHING
-        header, clock = stored.header, self.store.clock
-        return Base(header.stamp, stored.body, clock.monotonic(header.over_at / 1000), clock.monotonic(header.time / 1000))
-
-    def _base_on(self, place: Place, base: Base) -> None:
-        self._bases[place] = base
-        self._bases.move_to_end(place)
-        if len(self._bases) > MAX_BASES:
-            self._bases.popitem(last=False)
 
     def _resolve(self, change: Change, outcome: Outcome) -> Change | None:
         place, stored = change.place, outcome.stored
@@ -551,8 +503,9 @@ class BatchWriter:
         own = stored is not None and stored.header.writes.startswith(self.store.token)
         if isinstance(change, MergeFields):
             change.late = not gone
-            before, base = self._base(place), self._as_base(stored)
-            self._base_on(place, base._replace(body={}, until=0.0) if gone else base)
+            before, base = self._base(change), Base.of(stored, self.store.clock)
+            change.base = base._replace(body={}, until=0.0) if gone else base
+            self._seen.note_base(place, change.base)
             if gone or stored is None:
                 return change
             return change if own or _later_run(change, stored) else \
@@ -628,6 +581,7 @@ class BatchWriter:
         settled.at = change.at
         settled.told_at = {name: change.told_at.get(name, told_at) for name in fields}
         settled.late = True
+        settled.base = change.base
         settled.conflict = conflict
         return settled
 

@@ -22,7 +22,7 @@ FLOORS = (
     ("exceptions", "clock", "periodic", "keeper", "scripts", "broker", "probe_file", "rights", "urls"),
     ("keys", "values", "events", "depths"),
     ("records",),
-    ("conflicts",),
+    ("conflicts", "seen"),
     ("settings", "changes"),
     ("embedded", "cluster", "sentinels"),
     ("connections",),

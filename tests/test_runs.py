@@ -24,7 +24,8 @@ def make_memsync(redis_url):
     made = []
 
     def make(**settings):
-        made.append(MemSync(Celery("drafts", set_as_current=False), backend=redis_url, worker_id=f"w-{len(made)}", **settings))
+        app = Celery("drafts", set_as_current=False)
+        made.append(MemSync(app, backend=redis_url, worker_id=f"w-{len(made)}", **settings))
         return made[-1]
 
     yield make

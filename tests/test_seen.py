@@ -1,0 +1,108 @@
+"""What a process has seen of entries is bounded, and what was forgotten costs a question and nothing else."""
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from celery_memsync import seen
+from celery_memsync.keys import Place
+from celery_memsync.records import NEVER, Stamp
+from celery_memsync.seen import Base, Seen
+
+
+def place(name):
+    return Place(f"k/{name}", 1, "", f"p/{name}")
+
+
+def base(size=10, until=1e12):
+    return Base(Stamp(5, 1), {"x": b"1" * size}, until, 0.0)
+
+
+def test_the_last_that_was_seen_is_known():
+    known = Seen()
+    known.note(place("a"), Stamp(1, 1))
+    known.note(place("a"), Stamp(2, 2))
+
+    assert known.stamp(place("a")) == Stamp(2, 2)
+    assert known.stamp(place("b")) == NEVER
+
+
+def test_what_was_not_seen_for_the_longest_is_forgotten_first(monkeypatch):
+    monkeypatch.setattr(seen, "MAX_SEEN", 2)
+    known = Seen()
+    for name in "abac":
+        known.note(place(name), Stamp(1, 1))
+        known.note_base(place(name), base())
+
+    assert [known.stamp(place(name)) for name in "abc"] == [Stamp(1, 1), NEVER, Stamp(1, 1)]
+    assert [known.base(place(name)).stamp for name in "abc"] == [Stamp(5, 1), NEVER, Stamp(5, 1)]
+
+
+def test_fields_have_a_bound_in_bytes(monkeypatch):
+    monkeypatch.setattr(seen, "MAX_BASES", 100)
+    known = Seen()
+    for number in range(10):
+        known.note_base(place(number), base(40))
+
+    assert [number for number in range(10) if known.base(place(number)).body] == [8, 9]
+    known.note_base(place("too large"), base(101))
+    assert not known._bases
+    assert known._size == 0
+
+
+def test_fields_whose_time_is_over_are_none():
+    known = Seen()
+    known.note_base(place("a"), base(until=0.0))
+
+    assert known.base(place("a")).fields == {}
+    assert known.base(place("a")).stamp == Stamp(5, 1)
+
+
+def test_what_is_forgotten_is_unknown():
+    known = Seen()
+    known.note(place("a"), Stamp(1, 1))
+    known.note_base(place("a"), base())
+    known.forget_base(place("a"))
+    assert (known.stamp(place("a")), known.base(place("a")).stamp) == (Stamp(1, 1), NEVER)
+
+    known.forget(place("a"))
+
+    assert known.stamp(place("a")) == NEVER
+    assert known._size == 0
+
+
+def test_threads_do_not_disturb_each_other(monkeypatch):
+    monkeypatch.setattr(seen, "MAX_SEEN", 5)
+    known, errors = Seen(), []
+
+    def work(number):
+        try:
+            for at in range(3000):
+                name = place((number * at) % 7)
+                known.note(name, Stamp(at, at))
+                known.note_base(name, base())
+                known.forget(place(at % 7))
+        except Exception as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert errors == []
+    assert known._size == sum(one.size for one in known._bases.values())
+
+
+@pytest.mark.parametrize("bound", ["MAX_SEEN", "MAX_BASES"])
+def test_states_of_which_nothing_is_remembered_are_merged_all_the_same(memsync, other, monkeypatch, bound):
+    monkeypatch.setattr(seen, bound, 0)
+    for number in range(3):
+        for name in ("t1", "t2", "t3"):
+            memsync.sync_task_state(name, {f"x{number}": number})
+        memsync.force_sync()
+
+    assert [other.get_task_state(name) for name in ("t1", "t2", "t3")] == [{"x0": 0, "x1": 1, "x2": 2}] * 3
+    assert memsync.get_metrics()["conflicts"] == 0
