@@ -10,6 +10,9 @@ RETURNING = 2.0
 #: Seconds from the begin of a body within which nobody may have been told of it, if its worker is killed then.
 UNTOLD = 1.0
 
+#: What is shown of such a task.
+UNHEARD = {"PENDING", "RECEIVED"}
+
 #: What may be shown of a task whose process was killed before its body had ended, if nobody ran it again.
 GIVEN_UP = {"FAILURE", "LOST"}
 
@@ -75,7 +78,7 @@ def judge_task(task_id, notes, killed, told, heard):
     elif ends or kills:
         allowed = {"SUCCESS", *GIVEN_UP} if ends else set(GIVEN_UP)
         if any(kill.with_main and 0 <= kill.at - row["at"] <= UNTOLD for row, kill in kills if row["what"] == "begin"):
-            allowed.add("RECEIVED")
+            allowed |= UNHEARD
     else:
         allowed = set()
     if status not in allowed:

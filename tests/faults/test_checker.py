@@ -27,6 +27,7 @@ def wrongs(notes, memory, killed=None, heard=None):
     ([BEGIN, END], told("SUCCESS", steps=None), {7: Kill(2.1)}),
     ([BEGIN], told("LOST"), {7: Kill(1.5)}),
     ([BEGIN], told("RECEIVED"), {7: Kill(1.01, with_main=True)}),
+    ([BEGIN], told("PENDING"), {7: Kill(1.01, with_main=True)}),
     ([BEGIN, {**END, "at": 1.5}], told("RECEIVED"), {7: Kill(1.6, with_main=True)}),
     ([BEGIN, {**BEGIN, "pid": 8}, {**END, "pid": 8}], told("SUCCESS"), {7: Kill(1.5)}),
 ])
@@ -41,6 +42,7 @@ def test_what_is_right_is_not_blamed(notes, memory, killed):
     ([BEGIN, END], told("LOST"), {7: Kill(9.0)}, "told as it was"),
     ([BEGIN], told("STARTED"), {7: Kill(1.5)}, "told as it was"),
     ([BEGIN], told("RECEIVED"), {7: Kill(1.01)}, "told as it was"),
+    ([BEGIN], told("PENDING"), {7: Kill(1.01)}, "told as it was"),
     ([BEGIN], told("RECEIVED"), {7: Kill(3.5, with_main=True)}, "told as it was"),
     ([BEGIN, END], told("RECEIVED"), {7: Kill(2.1, with_main=True)}, "told as it was"),
     ([BEGIN], told("SUCCESS"), {7: Kill(1.5)}, "told as it was"),
