@@ -67,6 +67,14 @@ class Reading:
         self.overtaken = False
 
 
+class Keyed(Protocol):
+    """What is kept under a Redis key."""
+
+    @property
+    def key(self) -> str:
+        """The Redis key."""
+
+
 class EntryCache:
     """Copies of what was read, by name; those that were not asked for the longest go first.
 
@@ -182,6 +190,11 @@ class EntryCache:
             copy = self._copies.get(name)
             if copy is not None and copy.take() != value:
                 self._forget(name)
+
+    def drop_for(self, one: Keyed) -> None:
+        """Drop what was read from the Redis key of something, and what is being read."""
+        if self._names or self._readings:
+            self.drop(one.key)
 
     def drop(self, key: str) -> int:
         """Drop what was read from a Redis key, and what is being read; tell how many copies."""

@@ -118,17 +118,20 @@ class Draft:
     middle of a task or of a worker's loop, and pays for little more than a line in a list.
 
     Attributes:
-        key: The Redis key of what it will change.
         at: Monotonic time when there was something to tell first.
         queued: Whether it waits to be asked.
     """
 
-    __slots__ = ("key", "at", "queued")
+    __slots__ = ("at", "queued")
 
-    def __init__(self, key: str, at: float) -> None:
-        self.key = key
+    def __init__(self, at: float) -> None:
         self.at = at
         self.queued = False
+
+    @property
+    def key(self) -> str:
+        """The Redis key of what it will change."""
+        raise NotImplementedError
 
     @property
     def done(self) -> bool:

@@ -74,7 +74,7 @@ class Services:
         self.writer = BatchWriter(
             self.store, events, Resolvers(settings.conflict_resolver, settings.namespace),
             interval=settings.batch_interval, batch_size=settings.batch_size, max_pending=settings.max_pending,
-            max_value_size=settings.max_value_size, on_put=self.cache.drop,
+            max_value_size=settings.max_value_size, on_put=self.cache.drop_for,
         )
         self.link = Link(
             self.store, on_invalid=self._on_invalid, on_message=self._on_message, on_up=self._on_up,

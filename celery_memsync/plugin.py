@@ -274,7 +274,7 @@ class MemSync(MemorySyncManager):
         active = active_run.get()
         if active is None:
             return Owner()
-        active.lenders.add(self)
+        active.borrows(self)
         return Owner(active.task_id, active.run_id or "-")
 
     def _forget(self) -> None:

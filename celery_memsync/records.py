@@ -316,7 +316,7 @@ def run_key(retries: int, since: float) -> str:
         retries: Celery's count, which rules over the time.
         since: Redis's time when the run was received, in seconds.
     """
-    return f"{min(retries, 999):03d}{int(since * 1000):013d}"
+    return "%03d%013d" % (min(retries, 999), since * 1000)
 
 
 def merge_state(run: TaskRun | None, told: Any) -> dict[str, Any] | None:

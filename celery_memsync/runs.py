@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import os
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping, NamedTuple, Protocol
 
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.time import maybe_iso8601
@@ -22,6 +22,8 @@ AHEAD = 60.0
 #: What is told of a request; whoever keeps the rest of it keeps a task's arguments.
 _FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "argsrepr", "kwargsrepr")
 
+_NOBODY: frozenset[MemSync] = frozenset()
+
 #: The run that is at work in this thread or greenlet.
 active_run: ContextVar[ActiveRun | None] = ContextVar("active_run", default=None)
 
@@ -38,11 +40,17 @@ class Run(Draft):
     __slots__ = ("memsync", "task_id", "facts", "sent")
 
     def __init__(self, memsync: MemSync, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], at: float) -> None:
-        super().__init__(memsync.keys.task(task_id), at)
         self.memsync = memsync
         self.task_id = task_id
         self.facts = facts
         self.sent = sent
+        self.at = at
+        self.queued = False
+
+    @property
+    def key(self) -> str:
+        """The Redis key of its task."""
+        return self.memsync.keys.task(self.task_id)
 
     @property
     def run_id(self) -> str:
@@ -61,12 +69,28 @@ class Run(Draft):
 
     def make(self, **more: Any) -> TaskRun:
         """Return what is known of it, and more."""
-        return TaskRun.of({**known_of(self.memsync, self.task_id, self.facts, self.sent), **more})
+        known = known_of(self.memsync, self.task_id, self.facts, self.sent)
+        known.update(more)
+        return TaskRun.of(known)
 
     def tells(self, run: TaskRun | Callable[[], TaskRun], status: str, fence: int = 0) -> TellRun:
         """Return the change that tells a stage of it."""
         ttl = lifetime(self.memsync, timestamp(self.facts.get("eta")))
         return TellRun(self.place, run, self.run_key, ttl, fence, status)
+
+
+class Watcher(Protocol):
+    """Wants to know what comes back from the pool."""
+
+    def on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
+        """Called when a body has ended, with what Celery's pool hands back."""
+
+    def on_lost(self, request: Any, run: ReceivedRun, error: Any, fail: Callable[[], Any]) -> Any:
+        """Called when a body could not end: its child was lost, or the hard time limit has struck.
+
+        Arguments:
+            fail: Celery's own callback; what it returns is to be returned.
+        """
 
 
 class ReceivedRun(Run):
@@ -75,24 +99,21 @@ class ReceivedRun(Run):
     There is no signal in that process for what came back from the pool, so the request's callbacks are wrapped.
 
     Arguments:
-        on_outcome: Called with the request, this and what Celery's pool hands back, when the body has ended.
-        on_lost: Called with the request, this, an error that is no outcome of the body (the child was lost, a hard time
-            limit), and Celery's own callback for it; returns what that does.
+        watcher: Is told what comes back.
+
+    Attributes:
+        change: What was told of it.
+        ended: Whether it came back.
     """
 
-    __slots__ = ("request", "change", "ended", "_on_outcome", "_on_lost", "_on_success", "_on_failure")
+    __slots__ = ("request", "change", "ended", "_watcher", "_on_success", "_on_failure")
 
-    def __init__(
-        self, memsync: MemSync, request: Any, sent: Mapping[str, Any], at: float,
-        on_outcome: Callable[[Any, ReceivedRun, Any], None],
-        on_lost: Callable[[Any, ReceivedRun, Any, Callable[[], Any]], Any],
-    ) -> None:
+    def __init__(self, memsync: MemSync, request: Any, sent: Mapping[str, Any], at: float, watcher: Watcher) -> None:
         super().__init__(memsync, request.id, request.request_dict, sent, at)
         self.request = request
-        #: What was told of it.
         self.change: Change | None = None
         self.ended = False
-        self._on_outcome, self._on_lost = on_outcome, on_lost
+        self._watcher = watcher
         self._on_success, self._on_failure = request.on_success, request.on_failure
         request.on_success, request.on_failure = self.succeeded, self.failed
 
@@ -114,18 +135,20 @@ class ReceivedRun(Run):
     def succeeded(self, outcome: Any, **kwargs: Any) -> Any:
         """Take over for the request's ``on_success``, which is called when the body has ended, however."""
         request = self._let_go()
-        self._on_outcome(request, self, outcome)
+        self._watcher.on_outcome(request, self, outcome)
         return self._on_success(outcome, **kwargs)
 
     def failed(self, error: Any, *args: Any, **kwargs: Any) -> Any:
         """Take over for the request's ``on_failure``, which is called when the body could not end."""
         request = self._let_go()
-        return self._on_lost(request, self, error, lambda: self._on_failure(error, *args, **kwargs))
+        return self._watcher.on_lost(request, self, error, lambda: self._on_failure(error, *args, **kwargs))
 
     def _let_go(self) -> Any:
         # The request leads here and back; that circle ends here.
         request, self.request, self.ended = self.request, None, True
         del request.on_success, request.on_failure
+        # Nothing else of the message is kept longer than the request.
+        self.facts = facts_of(self.facts)
         return request
 
 
@@ -164,12 +187,12 @@ class ActiveRun(Run):
         self, memsync: MemSync, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], name: str, at: float,
         started_at: float,
     ) -> None:
-        super().__init__(memsync, task_id, {fact: facts.get(fact) for fact in _FACTS}, sent, at)
+        super().__init__(memsync, task_id, facts_of(facts), sent, at)
         self.name = name
         self.started_at = started_at
         self.outer = active_run.get()
         self.fence = 0
-        self.lenders: set[MemSync] = set()
+        self.lenders: frozenset[MemSync] = _NOBODY
         self.ending: Ending | None = None
         self._progress: Progress | None = None
 
@@ -211,6 +234,10 @@ class ActiveRun(Run):
         else:
             self.ending = Ending(status, at)
 
+    def borrows(self, lender: MemSync) -> None:
+        """Take note that it takes a lock of a memory."""
+        self.lenders |= {lender}
+
     @property
     def progress(self) -> Progress:
         """How far it is."""
@@ -238,6 +265,11 @@ class ActiveRun(Run):
             self._progress.fence = fence
         if not self.queued:
             self.memsync.writer.take(self)
+
+
+def facts_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is told of a request."""
+    return dict(zip(_FACTS, map(facts.get, _FACTS)))
 
 
 def known_of(memsync: MemSync, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:

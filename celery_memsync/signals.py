@@ -161,10 +161,10 @@ class TaskSignals:
         self._requests[request.id] = request
         with _HARMLESS:
             self.recovery.receive(request, run_id, key, count_of(sent.get("recoveries")) or 0)
-        run = ReceivedRun(self.memsync, request, sent, moment, self._on_outcome, self._on_lost)
+        run = ReceivedRun(self.memsync, request, sent, moment, self)
         self.memsync.writer.take(run)
 
-    def _on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
+    def on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
         """Keep what a body came to: its child tells that itself, but should it be killed before it could, we do."""
         with _HARMLESS:
             writer = self.memsync.writer
@@ -173,7 +173,8 @@ class TaskSignals:
             self.recovery.end(run.run_id)
             self._outcomes.remember(request, run, outcome, self.memsync.settings.batch_interval, writer.connected)
 
-    def _on_lost(self, request: Any, run: ReceivedRun, error: Any, fail: Callable[[], Any]) -> Any:
+    def on_lost(self, request: Any, run: ReceivedRun, error: Any, fail: Callable[[], Any]) -> Any:
+        """Tell of a run whose body could not end, if Celery's signals do not."""
         cause = _unwrapped(error.exception)
         with _HARMLESS:
             self.recovery.end(run.run_id)

@@ -57,12 +57,12 @@ class BatchWriter:
         max_pending: Most changes in memory; beyond it the oldest progress is
             dropped first, then the oldest others.
         max_value_size: Largest value that a resolver may make, in bytes.
-        on_put: Called with the Redis key of each change that is taken.
+        on_put: Called with each draft that is taken, and with the place of each change.
     """
 
     def __init__(
         self, store: Store, events: Events, resolvers: Resolvers, *,
-        interval: float, batch_size: int, max_pending: int, max_value_size: int, on_put: Callable[[str], object],
+        interval: float, batch_size: int, max_pending: int, max_value_size: int, on_put: Callable[[Place | Draft], object],
     ) -> None:
         self.store = store
         self.events = events
@@ -108,7 +108,7 @@ class BatchWriter:
         """
         draft.queued = True
         self._drafts.append(draft)
-        self.on_put(draft.key)
+        self.on_put(draft)
         if len(self._drafts) > self.max_pending:
             self._ask_drafts()
         self._thread.wake()
@@ -134,7 +134,7 @@ class BatchWriter:
             if len(self._ordinary) + len(self._expendable) > self.max_pending:
                 self._drop_oldest()
             # Nobody sees that it waits before the copies of what it changes are gone.
-            self.on_put(place.key)
+            self.on_put(place)
             return len(queue) >= self.batch_size
 
     def saw(self, place: Place, stored: Stored | None) -> None:
@@ -292,7 +292,7 @@ class BatchWriter:
         if outcome.status == "fenced":
             raise LockLost(f"under which {key} was written")
         self._settle(change, write, outcome)
-        self.on_put(place.key)
+        self.on_put(place)
         # If this is a second try others may have written since.
         version = expected + 1 if outcome.status == "again" else outcome.version
         before = Stored(Header(version - 1, "-", "-", 0, 0, 0, 0, "-", ""), b"")

@@ -218,11 +218,11 @@ def test_nobody_sees_a_change_before_the_copies_of_what_it_changes_are_gone(mems
     place = services.keys.place("a")
     answers = []
 
-    def on_put(key):
-        answers.append(threading.Thread(target=lambda: seen.append((services.writer.waiting_for(key), bool(dropped)))))
+    def on_put(one):
+        answers.append(threading.Thread(target=lambda: seen.append((services.writer.waiting_for(one.key), bool(dropped)))))
         answers[0].start()
         answers[0].join(0.3)
-        dropped.append(key)
+        dropped.append(one.key)
 
     dropped = []
     services.writer.on_put = on_put

@@ -40,8 +40,12 @@ class Told(Draft):
     __slots__ = ("answers", "memsync", "done_by_now", "asked")
 
     def __init__(self, memsync, *answers, age=0.0, done=False):
-        super().__init__(memsync.store.keys.task("t1"), memsync.store.clock.monotonic(memsync.store.clock.now() - age))
+        super().__init__(memsync.store.clock.monotonic(memsync.store.clock.now() - age))
         self.memsync, self.answers, self.done_by_now, self.asked = memsync, list(answers), done, 0
+
+    @property
+    def key(self):
+        return self.memsync.keys.task("t1")
 
     @property
     def done(self):
