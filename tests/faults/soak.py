@@ -38,8 +38,11 @@ SETTLE = 90
 #: Tasks that may wait while more are sent.
 BACKLOG = 20
 
-#: Seconds of a steady run that are not measured: pools and caches fill.
-WARM_UP = 120.0
+#: Seconds of a steady run that are not measured: pools and caches fill, and records begin to go.
+WARM_UP = 600.0
+
+#: Seconds that records live in a steady run.
+STEADY_TTL = 120.0
 
 #: Growth that is taken for noise, in KB a minute of memory, and in all of file descriptors and threads.
 NOISE = {"rss": 60.0, "fds": 3, "threads": 2}
@@ -73,10 +76,12 @@ class Soak:
         seed: Of everything that is drawn.
         kinds: Faults that are injected.
         longest: Most seconds that a fault lasts.
+        steady: Whether there are short tasks only, many of them, and records that soon go.
     """
 
-    def __init__(self, folder, seed=1, kinds=KINDS, longest=4.0, say=print):
+    def __init__(self, folder, seed=1, kinds=KINDS, longest=4.0, say=print, steady=False):
         self.random = random.Random(seed)
+        self.steady = steady
         self.kinds = kinds
         self.longest = longest
         self.say = say
@@ -85,7 +90,7 @@ class Soak:
         self.fleet = Fleet(
             folder, self.broker, self.memory, include=["tests.faults.jobs", "tests.integration.tasks"],
             broker_transport_options={"visibility_timeout": VISIBILITY}, memsync_worker_ttl=4.0, memsync_batch_interval=0.05,
-            worker_prefetch_multiplier=1)
+            worker_prefetch_multiplier=1, **({"memsync_default_ttl": STEADY_TTL} if steady else {}))
         self.workers = [self.fleet.start_worker("-c", "2") for _ in range(2)]
         self.sent, self.killed, self.heard = [], {}, {}
         self.injected, self.recoveries = Counter(), []
@@ -102,8 +107,8 @@ class Soak:
         chance = random.Random(self.random.random())
         while not self.enough.wait(0.03):
             if self._waiting() < BACKLOG:
-                self._send(chance.choice(("early", "late")), chance.randrange(1, 20), chance.choice((0.001, 0.02, 0.1)),
-                           f"key-{chance.randrange(4)}")
+                steps, pause = (3, 0.001) if self.steady else (chance.randrange(1, 20), chance.choice((0.001, 0.02, 0.1)))
+                self._send(chance.choice(("early", "late")), steps, pause, f"key-{chance.randrange(4)}")
 
     def _waiting(self):
         with self.broker.client() as client:
@@ -309,7 +314,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     print(f"seed {args.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(folder, args.seed)
+        soak = Soak(folder, args.seed, steady=args.steady)
         try:
             wrong = soak.hold_steady(args.minutes * 60) if args.steady else soak.run(args.minutes * 60)
         finally:
