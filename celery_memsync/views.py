@@ -100,16 +100,18 @@ def over_at(parts: Iterable[Stored | None], now: float) -> float:
 def worker_records(told: Mapping[str, Stored], since: float, ttl: float = 0.0) -> list[WorkerRecord]:
     """Return a record for every worker, of its beats and of what was told by hand; see :func:`worker_record`."""
     records: dict[str, WorkerRecord] = {}
-    for name, stored in sorted(told.items()):
+    by_hand: dict[str, Stored] = {}
+    for name, stored in told.items():
         worker_id, _, thing = name.rpartition("/")
-        if thing == "heartbeat" and not stored.deleted and "/" not in worker_id:
+        if stored.deleted or "/" in worker_id:
+            continue
+        if thing == "heartbeat":
             records[worker_id] = worker_record(worker_id, stored, since, ttl)
-    for name, stored in sorted(told.items()):
-        worker_id, _, thing = name.rpartition("/")
-        if thing == "status" and not stored.deleted and "/" not in worker_id and worker_id not in records:
-            alive = stored.header.time / 1000 > since
-            records[worker_id] = WorkerRecord(
-                worker_id, "active" if alive else "lost", last_beat=stored.header.time / 1000)
+        elif thing == "status":
+            by_hand[worker_id] = stored
+    for worker_id in by_hand.keys() - records.keys():
+        last_beat = by_hand[worker_id].header.time / 1000
+        records[worker_id] = WorkerRecord(worker_id, "active" if last_beat > since else "lost", last_beat=last_beat)
     return [records[worker_id] for worker_id in sorted(records)]
 
 
@@ -120,8 +122,6 @@ def worker_record(worker_id: str, stored: Stored, since: float, ttl: float = 0.0
         ttl: How long ago ``since`` is, in seconds: one that beats less often has that many times longer.
     """
     last_beat = stored.header.time / 1000
-    value = stored.value
-    record = WorkerRecord.from_dict(worker_id, {**value, "last_beat": last_beat} if isinstance(value, dict) else {
-        "last_beat": last_beat})
+    record = WorkerRecord.from_dict(worker_id, stored.value, last_beat)
     silent = last_beat + ttl * (max(1.0, record.stretch) - 1) <= since and record.status != "offline"
     return record.evolve(status="lost") if silent else record
