@@ -1,12 +1,17 @@
 """What the tasks of pool children came to, remembered by their parent until the children have told it for sure."""
 from __future__ import annotations
 
+import marshal
 import os
 import time
 from collections import deque
 from typing import Any, Iterable, NamedTuple
 
-from .runs import ReceivedRun
+from billiard.einfo import ExceptionWithTraceback
+from celery.exceptions import Ignore, Reject, Retry
+
+from .exceptions import Skipped
+from .runs import ReceivedRun, exception_of, facts_of
 
 #: Seconds, beside those that a child gathers what it writes, for which its parent remembers what its tasks came to: that
 #: is in Redis by then.
@@ -33,26 +38,36 @@ class Outcome(NamedTuple):
     """What a task came to in a pool child, as its parent saw it.
 
     Attributes:
-        at: Monotonic time when it was seen.
         pid: Of the child.
-        run: What is known of the run.
+        at: Monotonic time when it was seen.
+        facts: What is told of the request.
+        sent: What this package sent along with it.
+        status: As a task's state has it.
+        exception: ``{"type": ..., "message": ...}``.
         time_start: When it began, on this host's clock.
-        error: What came back instead of a result.
+        runtime: Seconds that it took.
     """
 
-    at: float
     pid: int
-    run: ReceivedRun
+    at: float
+    task_id: str
+    facts: dict[str, Any]
+    sent: dict[str, Any]
+    status: str
+    exception: dict[str, str] | None
     time_start: float | None
-    error: BaseException | None
     runtime: float | None
 
 
 class Outcomes:
-    """The last outcomes of each child; when a child is gone, its parent tells what it may not have told."""
+    """The last outcomes of each child; when a child is gone, its parent tells what it may not have told.
+
+    They are kept as bytes.  Thousands of living objects would let Python's collector look at all of the process again and
+    again, and with that make its own copy of every page that it shares with its children.
+    """
 
     def __init__(self) -> None:
-        self._by_pid: dict[int, deque[Outcome]] = {}
+        self._by_pid: dict[int, deque[tuple[float, bytes]]] = {}
 
     def remember(self, request: Any, run: ReceivedRun, outcome: Any, interval: float, connected: bool) -> None:
         """Keep what a request came to.
@@ -69,12 +84,34 @@ class Outcomes:
         if recent is None:
             recent = self._by_pid[pid] = deque(maxlen=MAX_REMEMBERED)
         now = time.monotonic()
-        while connected and recent and recent[0].at < now - REMEMBERED - interval:
+        while connected and recent and recent[0][0] < now - REMEMBERED - interval:
             recent.popleft()
         failed, retval, runtime = outcome
-        recent.append(Outcome(now, pid, run, request.time_start, retval.exception if failed else None, runtime))
+        status, exception = verdict(retval.exception) if failed else ("SUCCESS", None)
+        row: Any = now, run.task_id, facts_of(run.facts), run.sent, status, exception, request.time_start, runtime
+        recent.append((now, marshal.dumps(row)))
 
     def of_the_gone(self, alive: Iterable[int]) -> list[Outcome]:
         """Return, and forget, the outcomes of all children but those that are alive."""
         gone = set(self._by_pid) - set(alive)
-        return [outcome for pid in gone for outcome in self._by_pid.pop(pid)]
+        return [Outcome(pid, *marshal.loads(body)) for pid in gone for _, body in self._by_pid.pop(pid)]
+
+
+def verdict(error: BaseException) -> tuple[str, dict[str, str] | None]:
+    """Return status and exception of what came back from a child instead of a result."""
+    error = unwrapped(error)
+    if isinstance(error, Skipped):
+        return "SKIPPED", None
+    if isinstance(error, Retry):
+        return "RETRY", exception_of(error)
+    if isinstance(error, Reject):
+        return "REJECTED", exception_of(error)
+    if isinstance(error, Ignore):
+        return "IGNORED", exception_of(error)
+    return "FAILURE", exception_of(error)
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """Return what a child raised, which travels in a wrapper."""
+    cause: BaseException = error.exc if isinstance(error, ExceptionWithTraceback) else error
+    return cause

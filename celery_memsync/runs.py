@@ -106,15 +106,14 @@ class ReceivedRun(Run):
         ended: Whether it came back.
     """
 
-    __slots__ = ("request", "change", "ended", "_watcher", "_on_success", "_on_failure")
+    __slots__ = ("change", "ended", "_watcher", "_wrapped")
 
     def __init__(self, memsync: MemSync, request: Any, sent: Mapping[str, Any], at: float, watcher: Watcher) -> None:
         super().__init__(memsync, request.id, request.request_dict, sent, at)
-        self.request = request
         self.change: Change | None = None
         self.ended = False
         self._watcher = watcher
-        self._on_success, self._on_failure = request.on_success, request.on_failure
+        self._wrapped: tuple[Any, ...] = request, request.on_success, request.on_failure
         request.on_success, request.on_failure = self.succeeded, self.failed
 
     @property
@@ -134,22 +133,24 @@ class ReceivedRun(Run):
 
     def succeeded(self, outcome: Any, **kwargs: Any) -> Any:
         """Take over for the request's ``on_success``, which is called when the body has ended, however."""
-        request = self._let_go()
+        request, go_on, _ = self._let_go()
         self._watcher.on_outcome(request, self, outcome)
-        return self._on_success(outcome, **kwargs)
+        self.facts = {}
+        return go_on(outcome, **kwargs)
 
     def failed(self, error: Any, *args: Any, **kwargs: Any) -> Any:
         """Take over for the request's ``on_failure``, which is called when the body could not end."""
-        request = self._let_go()
-        return self._watcher.on_lost(request, self, error, lambda: self._on_failure(error, *args, **kwargs))
+        request, _, fail = self._let_go()
+        return self._watcher.on_lost(request, self, error, lambda: fail(error, *args, **kwargs))
 
-    def _let_go(self) -> Any:
-        # The request leads here and back; that circle ends here.
-        request, self.request, self.ended = self.request, None, True
+    def _let_go(self) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
+        """Give the request its callbacks back.
+
+        The request leads here and back; that circle ends, and a draft that waits to be asked keeps nothing alive.
+        """
+        (request, *callbacks), self._wrapped, self.ended = self._wrapped, (None, None, None), True
         del request.on_success, request.on_failure
-        # Nothing else of the message is kept longer than the request.
-        self.facts = facts_of(self.facts)
-        return request
+        return request, *callbacks
 
 
 class Ending(NamedTuple):

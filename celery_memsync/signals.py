@@ -9,19 +9,18 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Mapping
 from weakref import WeakValueDictionary
 
-from billiard.einfo import ExceptionWithTraceback
 from celery import signals
-from celery.exceptions import Ignore, NotRegistered, Reject, Retry, WorkerLostError
+from celery.exceptions import NotRegistered, WorkerLostError
 from celery.utils.log import get_logger
 
 from . import values
 from .changes import TellProgress, TellRun
-from .exceptions import InvalidKey, Skipped
+from .exceptions import InvalidKey
 from .keys import LIFE, PROGRESS, check_id
-from .outcomes import Outcome, Outcomes, is_gone
+from .outcomes import Outcome, Outcomes, is_gone, unwrapped
 from .records import TaskRun, describe_exception, is_run_key, run_key
 from .recovery import Recovery
-from .runs import ActiveRun, ReceivedRun, active_run, count_of, exception_of, known_of, latest, lifetime, queue_of
+from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, queue_of
 
 if TYPE_CHECKING:
     from .plugin import MemSync
@@ -175,7 +174,7 @@ class TaskSignals:
 
     def on_lost(self, request: Any, run: ReceivedRun, error: Any, fail: Callable[[], Any]) -> Any:
         """Tell of a run whose body could not end, if Celery's signals do not."""
-        cause = _unwrapped(error.exception)
+        cause = unwrapped(error.exception)
         with _HARMLESS:
             self.recovery.end(run.run_id)
         try:
@@ -207,14 +206,15 @@ class TaskSignals:
             self._tell_outcome(outcome)
 
     def _tell_outcome(self, outcome: Outcome) -> None:
-        error, runtime, run = outcome.error, outcome.runtime, outcome.run
-        status, exception = ("SUCCESS", None) if error is None else _verdict(error)
-        self._tell(run.task_id, run.run_key, run.make(
-            status=status, pid=outcome.pid, exception=exception,
-            started_at=self._moment(outcome.time_start, run.sent.get("received_at")),
+        sent = outcome.sent
+        known = known_of(self.memsync, outcome.task_id, outcome.facts, sent)
+        known.update(
+            status=outcome.status, pid=outcome.pid, exception=outcome.exception,
+            started_at=self._moment(outcome.time_start, sent.get("received_at")),
             finished_at=round(self.memsync.store.clock.at(outcome.at), 4),
-            runtime=round(runtime, 6) if isinstance(runtime, float) else None,
-        ))
+            runtime=round(outcome.runtime, 6) if isinstance(outcome.runtime, float) else None,
+        )
+        self._tell(outcome.task_id, sent["key"], TaskRun.of(known))
 
     def refresh(self) -> None:
         """Tell again of the tasks that this process has, so that long ones outlive their ttl."""
@@ -419,23 +419,3 @@ def live(requests: Callable[[], Iterable[Any]]) -> list[Any]:
             # The set changed while it was being read.
             continue
     return []
-
-
-def _verdict(error: BaseException) -> tuple[str, dict[str, str] | None]:
-    """Return status and exception of what came back from a child instead of a result."""
-    error = _unwrapped(error)
-    if isinstance(error, Skipped):
-        return "SKIPPED", None
-    if isinstance(error, Retry):
-        return "RETRY", exception_of(error)
-    if isinstance(error, Reject):
-        return "REJECTED", exception_of(error)
-    if isinstance(error, Ignore):
-        return "IGNORED", exception_of(error)
-    return "FAILURE", exception_of(error)
-
-
-def _unwrapped(error: BaseException) -> BaseException:
-    """Return what a child raised, which travels in a wrapper."""
-    cause: BaseException = error.exc if isinstance(error, ExceptionWithTraceback) else error
-    return cause

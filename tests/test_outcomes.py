@@ -7,7 +7,7 @@ from celery_memsync.outcomes import MAX_REMEMBERED, Outcomes
 
 
 def remember(outcomes, task_id, pid, outcome=(False, None, 0.5), connected=True):
-    run = SimpleNamespace(task_id=task_id)
+    run = SimpleNamespace(task_id=task_id, facts={"task": "proj.add", "kwargsrepr": None}, sent={"key": "k"})
     outcomes.remember(SimpleNamespace(worker_pid=pid, time_start=5.0), run, outcome, 0.1, connected)
 
 
@@ -18,9 +18,9 @@ def test_only_the_outcomes_of_children_that_are_gone_are_given_and_only_once():
 
     gone = outcomes.of_the_gone(alive=[12])
 
-    assert [(one.pid, one.run.task_id, one.error) for one in gone] == [(11, "t1", None)]
+    assert [(one.pid, one.task_id, one.status, one.runtime) for one in gone] == [(11, "t1", "SUCCESS", 0.5)]
     assert outcomes.of_the_gone(alive=[12]) == []
-    assert [one.run.task_id for one in outcomes.of_the_gone(alive=[])] == ["t2"]
+    assert [one.task_id for one in outcomes.of_the_gone(alive=[])] == ["t2"]
 
 
 def test_what_ran_in_this_process_or_nowhere_is_not_remembered():
@@ -38,7 +38,8 @@ def test_a_failure_is_remembered_with_its_error():
 
     remember(outcomes, "t1", 11, (True, SimpleNamespace(exception=error), None))
 
-    assert [one.error for one in outcomes.of_the_gone(alive=[])] == [error]
+    assert [(one.status, one.exception) for one in outcomes.of_the_gone(alive=[])] == [
+        ("FAILURE", {"type": "ValueError", "message": "no"})]
 
 
 def test_the_memory_of_a_child_has_a_bound_while_redis_is_away():
@@ -48,4 +49,4 @@ def test_the_memory_of_a_child_has_a_bound_while_redis_is_away():
         remember(outcomes, f"t{number}", 11, connected=False)
 
     kept = outcomes.of_the_gone(alive=[])
-    assert (len(kept), kept[0].run.task_id) == (MAX_REMEMBERED, "t5")
+    assert (len(kept), kept[0].task_id) == (MAX_REMEMBERED, "t5")

@@ -1,0 +1,161 @@
+"""Where the cost grows: what one thing costs while there are more and more of others.
+
+    tasks      records of tasks in Redis: a stage written, progress told, a task read, the newest hundred, the queue, a lock
+    workers    that beat: a beat, and reading all of them, for each
+    writers    processes, each with a connection's worth of state at the server: a write of each in turn
+
+"slope" is that of cost over number in a log-log plot, by least squares: 0 is flat, 1 is in proportion.
+"""
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from typing import Any, Callable, Mapping
+
+import common
+import redis
+from fleet import simulated
+
+from celery_memsync import MemorySyncManager
+from celery_memsync.changes import SetValue
+from celery_memsync.conflicts import Resolvers
+from celery_memsync.events import Events
+from celery_memsync.records import TaskRun, run_key
+from celery_memsync.store import Store
+from celery_memsync.writer import BatchWriter
+
+TASKS = (1_000, 10_000, 100_000, 1_000_000)
+WORKERS = (10, 100, 1000, 10_000)
+WRITERS = (1, 10, 100, 1000)
+TIMES, ROUNDS, BATCH = 40, 7, 100
+
+
+def cost(action: Callable[[int], object], number: int = TIMES) -> float:
+    """Return the median of microseconds that a call takes, over rounds of many."""
+    rows = []
+    for turn in range(ROUNDS):
+        began = time.perf_counter()
+        for at in range(number):
+            action(turn * number + at)
+        rows.append((time.perf_counter() - began) / number * 1e6)
+    return statistics.median(rows)
+
+
+def slope(costs: Mapping[int, float]) -> float:
+    """Return the exponent with which a cost grows."""
+    found, _ = statistics.linear_regression([math.log(n) for n in costs], [math.log(one) for one in costs.values()])
+    return round(found, 3)
+
+
+def summed(rows: dict[int, dict[str, float]]) -> dict[str, Any]:
+    """Return costs by what and by number, and their slopes."""
+    names = list(next(iter(rows.values())))
+    by_name = {name: {number: row[name] for number, row in rows.items()} for name in names}
+    return {name: {"us": {number: float(f"{one:.4g}") for number, one in costs.items()}, "slope": slope(costs)}
+            for name, costs in by_name.items()}
+
+
+def tell_task(memsync: MemorySyncManager, name: str) -> None:
+    now = memsync.store.clock.now()
+    run = TaskRun("SUCCESS", name="proj.convert", queue="celery", worker="celery@host-1", run=name, published_at=now,
+                  received_at=now, started_at=now, finished_at=now, runtime=0.25)
+    memsync.sync_task_run(name, run, run_key(0, now))
+
+
+def by_tasks(url: str) -> dict[str, Any]:
+    """Measure with more and more tasks."""
+    client = redis.Redis.from_url(url)
+    with MemorySyncManager("bench", url, cache_size=0, batch_interval=3600.0, batch_size=1000, max_pending=10 ** 6,
+                           default_ttl=86400.0) as memsync:
+        rows, there = {}, 0
+        for size in TASKS:
+            while there < size:
+                for number in range(there, min(size, there + 1000)):
+                    tell_task(memsync, f"task-{number:08}")
+                there = min(size, there + 1000)
+                memsync.force_sync()
+            serial = iter(range(10 ** 9))
+
+            def stages(_: int, size: int = size) -> None:
+                for _ in range(BATCH):
+                    tell_task(memsync, f"new-{size}-{next(serial)}")
+                memsync.force_sync()
+
+            def progress(at: int, size: int = size) -> None:
+                for number in range(BATCH):
+                    memsync.sync_task_progress(f"task-{number * (size // BATCH):08}", None, current=at, total=10 ** 6)
+                memsync.force_sync()
+
+            def lock(_: int) -> None:
+                held = memsync.lock("l")
+                held.acquire()
+                held.release()
+
+            rows[size] = {
+                "stage of a new task, of a batch": cost(stages, 4) / BATCH,
+                "progress, of a batch": cost(progress, 4) / BATCH,
+                "task read": cost(lambda at, size=size: memsync.get_task_state(f"task-{at * 7919 % size:08}")),
+                "newest 100 tasks": cost(lambda _: memsync.get_tasks(limit=100), 5),
+                "queue": cost(lambda _: memsync.get_queue(limit=100)),
+                "lock taken and given back": cost(lock),
+            }
+        bytes_each = round(client.info("memory")["used_memory"] / client.dbsize())
+    return {**summed(rows), "bytes of Redis for each task": bytes_each}
+
+
+def by_workers(url: str) -> dict[str, Any]:
+    """Measure with more and more workers."""
+    with MemorySyncManager("bench", url, worker_ttl=3600.0, cache_size=0) as memsync:
+        rows, hearts = {}, []
+        for size in WORKERS:
+            while len(hearts) < size:
+                hearts.append(simulated(memsync, len(hearts)))
+                hearts[-1].beat()
+            rows[size] = {
+                "beat": cost(lambda at: hearts[at % len(hearts)].beat()),
+                "all workers read, for each": cost(lambda _: memsync.get_workers(), 1) / size,
+            }
+    return summed(rows)
+
+
+def by_writers(url: str) -> dict[str, Any]:
+    """Measure with more and more processes that write; each has a token, numbers and an own place in every header."""
+    with MemorySyncManager("bench", url) as memsync:
+        resolvers, keys = Resolvers("last_write_wins", memsync.settings.namespace), memsync.store.keys
+        rows = {}
+        for size in WRITERS:
+            stores: list[Store] = [memsync.store.twin(f"w{number:07}") for number in range(size)]
+            writers = [BatchWriter(store, Events(), resolvers, interval=3600.0, batch_size=500, max_pending=1000,
+                                   max_value_size=10 ** 6, on_put=lambda _: None) for store in stores]
+
+            def write(at: int, writers: list[BatchWriter] = writers) -> None:
+                writer = writers[at % len(writers)]
+                for number in range(BATCH):
+                    writer.put(SetValue(keys.place(f"own/{at % len(writers)}/{number}"), b'"value"', 600.0))
+                writer.flush()
+
+            def write_the_same(at: int, writers: list[BatchWriter] = writers) -> None:
+                writer = writers[at % len(writers)]
+                writer.put(SetValue(keys.place("shared/key"), b'"value"', 600.0))
+                writer.flush()
+
+            for at in range(size):
+                write(at)
+            rows[size] = {"write of an own key, of a batch": cost(write, 5) / BATCH,
+                          "write of one key that all write": cost(write_the_same)}
+            for writer in writers:
+                writer.close(1.0)
+    return summed(rows)
+
+
+def main() -> None:
+    result = {}
+    for name, measure in (("tasks", by_tasks), ("workers", by_workers), ("writers", by_writers)):
+        with common.server() as url:
+            result[name] = measure(url)
+    common.say("growth", "the smallest number", result)
+
+
+if __name__ == "__main__":
+    main()
