@@ -7,7 +7,7 @@ help:
 	@echo "make demo   install, start a Redis and a worker, run the example with live progress, clean up"
 	@echo "make test   install, run the whole test suite and the linters"
 	@echo "make lint   only the linters and mypy"
-	@echo "make bench  measure against peers; takes a few minutes"
+	@echo "make bench  measure against peers, and write docs/performance.md; takes about half an hour"
 	@echo "make soak   real workers under faults for MINUTES=60, or without any: STEADY=--steady"
 	@echo "make clean  remove what the others made"
 
@@ -28,17 +28,8 @@ lint: .venv/installed
 	$(BIN)/python -m mypy
 
 bench: .venv/installed
-	$(BIN)/python benchmarks/progress.py
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/writes.py
-	$(BIN)/python benchmarks/reads.py
-	$(BIN)/python benchmarks/hearing.py
-	$(BIN)/python benchmarks/coherence.py
-	$(BIN)/python benchmarks/writes.py
-	$(BIN)/python benchmarks/locks.py
-	$(BIN)/python benchmarks/fleet.py
-	$(BIN)/python benchmarks/commands.py
-	$(BIN)/python benchmarks/cli.py
+	rm -rf build/benchmarks
+	$(BIN)/python benchmarks/report.py build/benchmarks
 
 soak: .venv/installed
 	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED)) $(STEADY)

@@ -21,7 +21,7 @@ import redis
 from celery_memsync import MemorySyncManager
 
 PEER = "psubscribe"
-LISTENERS = (1, 10)
+LISTENERS = (1, 10, 100)
 CHANGES, KEYS, PAUSE, ROUNDS = 200, 100, 0.005, 9
 
 fork = multiprocessing.get_context("fork")

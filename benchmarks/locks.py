@@ -3,17 +3,19 @@
     redis-py     ``redis.lock.Lock``: no fence, no renewal, no queue
     evalsha      two scripts of one line by redis-py's client: the least that checks its owner
     memsync      ``memsync.lock``: fence, renewal, queue, and told to who subscribes
+    python-redis-lock, celery-once, celery-singleton, pottery: theirs, those that are installed
 
 "hand-over" is the time from giving back in one process to having it in another that waits already. Its peer is the
 floor: two processes that pass an item to and fro by LPUSH and BLPOP.
 """
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import random
 import statistics
 import time
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import common
 import redis
@@ -26,6 +28,44 @@ TURNS, HAND_OVERS = 15, 100
 
 TAKE = "if redis.call('SET',KEYS[1],ARGV[1],'NX','PX',ARGV[2]) then return 1 end return 0"
 FREE = "if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call('DEL',KEYS[1]) end return 0"
+
+
+def others(url: str, client: Any) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield the locks of other packages that are installed here."""
+    with contextlib.suppress(ImportError):
+        import redis_lock
+
+        def by_python_redis_lock() -> None:
+            lock = redis_lock.Lock(client, "python-redis-lock", expire=30)
+            lock.acquire()
+            lock.release()
+        yield "python-redis-lock", by_python_redis_lock
+    with contextlib.suppress(ImportError):
+        from celery_once.backends.redis import Redis
+
+        once = Redis({"url": url, "default_timeout": 30})
+
+        def by_celery_once() -> None:
+            once.raise_or_lock("celery-once", 30)
+            once.clear_lock("celery-once")
+        yield "celery-once", by_celery_once
+    with contextlib.suppress(ImportError):
+        from celery_singleton.backends.redis import RedisBackend
+
+        singleton = RedisBackend(url)
+
+        def by_celery_singleton() -> None:
+            singleton.lock("celery-singleton", "task", 30)
+            singleton.unlock("celery-singleton")
+        yield "celery-singleton", by_celery_singleton
+    with contextlib.suppress(ImportError):
+        from pottery import Redlock
+
+        def by_pottery() -> None:
+            lock = Redlock(key="pottery", masters={client}, auto_release_time=30)
+            lock.acquire()
+            lock.release()
+        yield "pottery", by_pottery
 
 
 def free_locks(url: str) -> dict[str, Any]:
@@ -58,7 +98,7 @@ def free_locks(url: str) -> dict[str, Any]:
             return {name: seconds / TIMES * 1e6
                     for name, seconds in (("wall_us", wall), ("client_cpu_us", cpu), ("server_cpu_us", server))}
 
-        acts = {"redis-py": by_redis_py, "evalsha": by_evalsha, "memsync": by_memsync}
+        acts = {"redis-py": by_redis_py, "evalsha": by_evalsha, "memsync": by_memsync, **dict(others(url, client))}
         samples = common.interleave({name: (lambda act=act: measure(act)) for name, act in acts.items()}, ROUNDS)
     return common.table(samples, "redis-py")
 

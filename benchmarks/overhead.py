@@ -1,4 +1,9 @@
-"""A no-op task in a prefork worker: what keeping its state costs, beside plain Celery and Celery's events.
+"""A no-op task in a prefork worker: what keeping its state costs, beside plain Celery and Celery's own ways to do so.
+
+    plain         nothing is kept; "plain_again" is the same once more and shows the noise
+    tracked       Celery's result backend in Redis, with ``task_track_started``
+    events        ``-E``: Celery's events, which nobody listens to
+    memsync       every stage of every task, its times, queue, worker, process; lists and counters
 
 Every variant has a worker and a database of its own; all live during the run
 and idle except the one that is measured.  The messages are published to
@@ -19,9 +24,9 @@ from celery import Celery
 
 from celery_memsync import MemSync
 
-VARIANTS = ("plain", "plain_again", "events", "memsync")
+VARIANTS = ("plain", "plain_again", "tracked", "events", "memsync")
 PEER = "plain"
-STAGING, MEMORY = 15, 14
+STAGING, MEMORY, RESULTS = 15, 14, 13
 TASKS, ROUNDS = 3000, 7
 
 
@@ -29,6 +34,8 @@ def make_app(url: str, variant: str, database: int) -> Any:
     app = Celery("bench", broker=f"{url}/{database}")
     app.conf.update(task_ignore_result=True, broker_connection_retry_on_startup=True,
                     worker_send_task_events=variant == "events")
+    if variant == "tracked":
+        app.conf.update(task_ignore_result=False, task_track_started=True, result_backend=f"{url}/{RESULTS}")
     if variant == "memsync" and database != STAGING:
         app.conf.memsync_backend = f"{url}/{MEMORY}"
         MemSync(app)
@@ -48,6 +55,7 @@ class Variant:
         self.queue = redis.Redis.from_url(f"{url}/{self.database}")
         self.staging = redis.Redis.from_url(f"{url}/{STAGING}")
         self.memory = redis.Redis.from_url(f"{url}/{MEMORY}")
+        self.results = redis.Redis.from_url(f"{url}/{RESULTS}")
         self.app = make_app(url, name, STAGING)
         self.server = self.queue.info("server")["process_id"]
 
@@ -65,6 +73,8 @@ class Variant:
         time.sleep(0.3)
         main, *children = [common.cpu_of(pid) - then for pid, then in zip(pids, before)]
         redis_cpu = common.cpu_of(self.server) - server
+        if self.name == "tracked":
+            self.results.flushdb()
         if self.name == "memsync":
             stored = self.memory.dbsize()
             assert stored >= TASKS, f"{stored} records of {TASKS} tasks"

@@ -1,10 +1,11 @@
-"""One progress call in a task body, beside `self.update_state` and a dict under a lock.
+"""One progress call in a task body, beside `self.update_state`, a SET of redis-py and a dict under a lock.
 
 The task runs all variants itself, in its pool child, so that each sees the
 same process, the same request and the same server.
 """
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -12,6 +13,7 @@ import time
 from typing import Any, Callable
 
 import common
+import redis
 from celery import Celery
 
 from celery_memsync import MemSync
@@ -44,10 +46,16 @@ def progress(self: Any) -> Any:
         with lock:
             shared["task"] = figures
 
+    client = redis.Redis.from_url(f"{URL}/3")
+
+    def raw_set(i: int) -> None:
+        client.set("progress", json.dumps({"current": i, "total": 10 ** 9, "message": "reading"}))
+
     count = iter(range(10 ** 9)).__next__
     variants = {
         "update_state": timed(
             lambda i: self.update_state(state="PROGRESS", meta={"current": i, "total": 10 ** 9, "message": "reading"}), 300),
+        "raw_set": timed(raw_set, 1000),
         "progress": timed(lambda i: memsync.progress(count(), 10 ** 9, "reading"), 20_000),
         "dict_under_lock": timed(dict_under_lock, 20_000),
     }
