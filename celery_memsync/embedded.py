@@ -52,7 +52,8 @@ def start(path: str) -> None:
 
     Arguments:
         path: Directory of the server's files, made if need be.  What is in
-            memory when the last user leaves is kept there for the next one.
+            memory when the last user leaves is kept there for the next one,
+            if there is room on the disk.
             Empty: a directory of this user's that keeps nothing.
 
     Raises:
@@ -61,10 +62,13 @@ def start(path: str) -> None:
     folder = _folder(path)
     server_socket = _socket_path(folder)
     with _mutex:
-        _join(folder)
-        with _exclusive(folder / "start.lock"):
-            if not _answers(server_socket):
-                _launch(folder, server_socket, keep=bool(path))
+        try:
+            _join(folder)
+            with _exclusive(folder / "start.lock"):
+                if not _answers(server_socket):
+                    _launch(folder, server_socket, keep=bool(path))
+        except OSError as exc:
+            raise StoreError(f"the embedded Redis can't be started in {folder}: {exc.strerror or exc}") from exc
 
 
 def find_server() -> str:
