@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench soak clean
+.PHONY: help demo test lint bench soak fuzz clean
 help:
 	@echo "make demo   install, start a Redis and a worker, run the example with live progress, clean up"
 	@echo "make test   install, run the whole test suite and the linters"
 	@echo "make lint   only the linters and mypy"
 	@echo "make bench  measure against peers, and write docs/performance.md; takes about half an hour"
 	@echo "make soak   real workers under faults for MINUTES=60, or without any: STEADY=--steady"
+	@echo "make fuzz   throw made-up bytes at what reads (SECONDS= for each target)"
 	@echo "make clean  remove what the others made"
 
 .venv/installed: setup.cfg pyproject.toml
@@ -33,6 +34,10 @@ bench: .venv/installed
 
 soak: .venv/installed
 	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED)) $(STEADY)
+
+fuzz: .venv/installed
+	$(BIN)/python -m pip install --quiet atheris
+	$(BIN)/python -m tests.faults.fuzz --seconds $(or $(SECONDS),60)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .hypothesis build celery_memsync.egg-info census
