@@ -8,14 +8,15 @@ from typing import NamedTuple
 
 from . import values
 from .clock import Clock
-from .keys import Place
+from .keys import LIFE, Place
 from .records import NEVER, Stamp, Stored
 
-#: Most entries that are remembered.  Of what was forgotten a write asks once more: it is a conflict with nobody.
-MAX_SEEN = 2000
+#: Most entries of which the state is remembered.  Of what was forgotten a write asks once more: a conflict with nobody.
+MAX_SEEN = 10_000
 
-#: Most fields that are remembered, in bytes of JSON.
-MAX_BASES = 4 * 1024 * 1024
+#: Most entries of which the fields are, and their bytes of JSON.
+MAX_BASES = 2000
+MAX_BYTES = 4 * 1024 * 1024
 
 
 class Base(NamedTuple):
@@ -65,20 +66,23 @@ class Seen:
     """Which state of each entry this process has written or read last, and which fields it had."""
 
     def __init__(self) -> None:
-        self._stamps: OrderedDict[Place, Stamp] = OrderedDict()
+        #: By path, and plain tuples: what holds texts and numbers only is nothing to Python's collector.
+        self._stamps: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._bases: OrderedDict[Place, Base] = OrderedDict()
         self._size = 0
         self._mutex = threading.RLock()
 
     def stamp(self, place: Place) -> Stamp:
         """Return which state of an entry was seen; `NEVER` if none was, or that is forgotten."""
-        return self._stamps.get(place, NEVER)
+        return Stamp(*self._stamps.get(place.path, NEVER))
 
     def note(self, place: Place, stamp: Stamp) -> None:
         """Take note that a state of an entry was seen."""
+        if place.slot == LIFE and place.task_id:
+            return  # it has the path of what users tell, and is ruled by run and rank
         with self._mutex:
-            self._stamps.pop(place, None)
-            self._stamps[place] = stamp
+            self._stamps.pop(place.path, None)
+            self._stamps[place.path] = (stamp.stored_at, stamp.version)
             if len(self._stamps) > MAX_SEEN:
                 self._stamps.popitem(last=False)
 
@@ -92,7 +96,7 @@ class Seen:
             self.forget_base(place)
             self._bases[place] = base
             self._size += base.size
-            while self._size > MAX_BASES or len(self._bases) > MAX_SEEN:
+            while self._size > MAX_BYTES or len(self._bases) > MAX_BASES:
                 self.forget_base(next(iter(self._bases)))
 
     def forget_base(self, place: Place) -> None:
@@ -103,5 +107,5 @@ class Seen:
     def forget(self, place: Place) -> None:
         """Forget all that was seen of an entry."""
         with self._mutex:
-            self._stamps.pop(place, None)
+            self._stamps.pop(place.path, None)
             self.forget_base(place)

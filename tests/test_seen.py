@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from celery_memsync import seen
-from celery_memsync.keys import Place
+from celery_memsync.keys import LIFE, STATE, Place
 from celery_memsync.records import NEVER, Stamp
 from celery_memsync.seen import Base, Seen
 
@@ -30,6 +30,7 @@ def test_the_last_that_was_seen_is_known():
 
 def test_what_was_not_seen_for_the_longest_is_forgotten_first(monkeypatch):
     monkeypatch.setattr(seen, "MAX_SEEN", 2)
+    monkeypatch.setattr(seen, "MAX_BASES", 2)
     known = Seen()
     for name in "abac":
         known.note(place(name), Stamp(1, 1))
@@ -40,7 +41,7 @@ def test_what_was_not_seen_for_the_longest_is_forgotten_first(monkeypatch):
 
 
 def test_fields_have_a_bound_in_bytes(monkeypatch):
-    monkeypatch.setattr(seen, "MAX_BASES", 100)
+    monkeypatch.setattr(seen, "MAX_BYTES", 100)
     known = Seen()
     for number in range(10):
         known.note_base(place(number), base(40))
@@ -72,8 +73,19 @@ def test_what_is_forgotten_is_unknown():
     assert known._size == 0
 
 
+def test_what_celery_tells_is_not_taken_for_what_users_tell():
+    known, path = Seen(), "ns/tasks/t1/state"
+    told = Place("ns/tasks/{t1}/", STATE, "", path, "t1")
+    known.note(told, Stamp(1, 1))
+
+    known.note(told._replace(slot=LIFE), Stamp(2, 2))
+
+    assert known.stamp(told) == Stamp(1, 1)
+
+
 def test_threads_do_not_disturb_each_other(monkeypatch):
     monkeypatch.setattr(seen, "MAX_SEEN", 5)
+    monkeypatch.setattr(seen, "MAX_BASES", 5)
     known, errors = Seen(), []
 
     def work(number):
@@ -96,7 +108,7 @@ def test_threads_do_not_disturb_each_other(monkeypatch):
     assert known._size == sum(one.size for one in known._bases.values())
 
 
-@pytest.mark.parametrize("bound", ["MAX_SEEN", "MAX_BASES"])
+@pytest.mark.parametrize("bound", ["MAX_SEEN", "MAX_BASES", "MAX_BYTES"])
 def test_states_of_which_nothing_is_remembered_are_merged_all_the_same(memsync, other, monkeypatch, bound):
     monkeypatch.setattr(seen, bound, 0)
     for number in range(3):
