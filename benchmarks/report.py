@@ -24,6 +24,9 @@ BENCHMARKS = ("overhead", "progress", "writes", "reads", "locks", "hearing", "fl
 
 DOCS = ROOT / "docs"
 
+#: What is shown in bold.
+OURS = ("memsync", "progress", "subscribe", "watch")
+
 #: Width of the longest bar, in characters.
 BAR = 24
 
@@ -60,8 +63,7 @@ def table(title: str, unit: str, rows: Sequence[Row], note: str = "") -> Iterato
     longest = max(ratio for _, _, ratio in rows)
     for name, median, ratio in rows:
         bar = "█" * max(1, round(BAR * ratio / longest)) if longest else ""
-        yield f"| {'**' + name + '**' if name.startswith('memsync') or name == 'progress' else name} | " \
-              f"{shown(median)} | {ratio:.3g} | {bar} |"
+        yield f"| {f'**{name}**' if name in OURS else name} | {shown(median)} | {ratio:.3g} | {bar} |"
 
 
 def rows_of(results: Mapping[str, Any], figure: str, peer: str) -> list[Row]:
@@ -176,7 +178,7 @@ def growth(results: Mapping[str, Any]) -> Iterator[str]:
             yield f"| {name} | " + " | ".join(shown(cost) for cost in costs.values()) + f" | {rows[name]['slope']} |"
         for name, row in rows.items():
             if not isinstance(row, dict):
-                yield from ("", f"{name.capitalize()}: {row}.")
+                yield from ("", f"{name[0].upper()}{name[1:]}: {row}.")
 
 
 def cpu_name() -> str:
