@@ -101,8 +101,9 @@ class Seen:
 
     def forget_base(self, place: Place) -> None:
         """Forget the fields of an entry."""
-        with self._mutex:
-            self._size -= self._bases.pop(place, NOTHING).size
+        if place in self._bases:
+            with self._mutex:
+                self._size -= self._bases.pop(place, NOTHING).size
 
     def forget(self, place: Place) -> None:
         """Forget all that was seen of an entry."""
