@@ -14,7 +14,7 @@ from .exceptions import InvalidValue, NotInTask
 from .keys import Keys
 from .locks import Owner
 from .manager import MemorySyncManager
-from .runs import ActiveRun, active_run
+from .runs import ActiveRun, Home, active_run
 from .settings import SCHEMES, Settings
 from .signals import TaskSignals, publishing
 from .urls import scheme_of, with_master_name
@@ -245,6 +245,11 @@ class MemSync(MemorySyncManager):
     def free_run(self, run: str, gone: Callable[[], bool]) -> None:
         """Free the locks of a run in a child as soon as the child is gone."""
         self._open().locks.free_run(run, gone)
+
+    @property
+    def home(self) -> Home:
+        """What is open now; it stays what it is when this is closed, or forked."""
+        return self._open()
 
     @property
     def token(self) -> str:

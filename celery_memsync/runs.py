@@ -14,7 +14,10 @@ from .keys import LIFE, PROGRESS, Place
 from .records import TaskRun, describe_exception
 
 if TYPE_CHECKING:
+    from .keys import Keys
     from .plugin import MemSync
+    from .settings import Settings
+    from .store import Store
 
 #: Seconds that another process's notion of Redis's time may be ahead; what is further ahead is none of ours.
 AHEAD = 60.0
@@ -28,19 +31,40 @@ _NOBODY: frozenset[MemSync] = frozenset()
 active_run: ContextVar[ActiveRun | None] = ContextVar("active_run", default=None)
 
 
+class Home(Protocol):
+    """What a run has to know of the memory that it is told to."""
+
+    @property
+    def keys(self) -> Keys:
+        """Its keys."""
+
+    @property
+    def settings(self) -> Settings:
+        """Its settings."""
+
+    @property
+    def store(self) -> Store:
+        """What knows Redis's time."""
+
+    @property
+    def worker_id(self) -> str:
+        """Name of this process."""
+
+
 class Run(Draft):
     """A run of a task.
 
     Arguments:
+        home: What was open when it came: it may be asked while that is being closed.
         facts: What travels with its request.
         sent: The part of that which this package put there.
         at: Monotonic time when it was received, or began.
     """
 
-    __slots__ = ("memsync", "task_id", "facts", "sent")
+    __slots__ = ("home", "task_id", "facts", "sent")
 
-    def __init__(self, memsync: MemSync, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], at: float) -> None:
-        self.memsync = memsync
+    def __init__(self, home: Home, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], at: float) -> None:
+        self.home = home
         self.task_id = task_id
         self.facts = facts
         self.sent = sent
@@ -50,7 +74,7 @@ class Run(Draft):
     @property
     def key(self) -> str:
         """The Redis key of its task."""
-        return self.memsync.keys.task(self.task_id)
+        return self.home.keys.task(self.task_id)
 
     @property
     def run_id(self) -> str:
@@ -65,17 +89,17 @@ class Run(Draft):
     @property
     def place(self) -> Place:
         """Where its stage is kept."""
-        return self.memsync.keys.task_place(self.task_id, LIFE)
+        return self.home.keys.task_place(self.task_id, LIFE)
 
     def make(self, **more: Any) -> TaskRun:
         """Return what is known of it, and more."""
-        known = known_of(self.memsync, self.task_id, self.facts, self.sent)
+        known = known_of(self.home, self.task_id, self.facts, self.sent)
         known.update(more)
         return TaskRun.of(known)
 
     def tells(self, run: TaskRun | Callable[[], TaskRun], status: str, fence: int = 0) -> TellRun:
         """Return the change that tells a stage of it."""
-        ttl = lifetime(self.memsync, timestamp(self.facts.get("eta")))
+        ttl = lifetime(self.home, timestamp(self.facts.get("eta")))
         return TellRun(self.place, run, self.run_key, ttl, fence, status)
 
 
@@ -108,8 +132,8 @@ class ReceivedRun(Run):
 
     __slots__ = ("change", "ended", "_watcher", "_wrapped")
 
-    def __init__(self, memsync: MemSync, request: Any, sent: Mapping[str, Any], at: float, watcher: Watcher) -> None:
-        super().__init__(memsync, request.id, request.request_dict, sent, at)
+    def __init__(self, home: Home, request: Any, sent: Mapping[str, Any], at: float, watcher: Watcher) -> None:
+        super().__init__(home, request.id, request.request_dict, sent, at)
         self.change: Change | None = None
         self.ended = False
         self._watcher = watcher
@@ -182,13 +206,14 @@ class ActiveRun(Run):
         ending: How it has ended; None: it has not.
     """
 
-    __slots__ = ("name", "started_at", "outer", "fence", "lenders", "ending", "_progress")
+    __slots__ = ("memsync", "name", "started_at", "outer", "fence", "lenders", "ending", "_progress")
 
     def __init__(
         self, memsync: MemSync, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], name: str, at: float,
         started_at: float,
     ) -> None:
-        super().__init__(memsync, task_id, facts_of(facts), sent, at)
+        super().__init__(memsync.home, task_id, facts_of(facts), sent, at)
+        self.memsync = memsync
         self.name = name
         self.started_at = started_at
         self.outer = active_run.get()
@@ -210,7 +235,7 @@ class ActiveRun(Run):
         run = self.started(
             status=ending.status,
             lock=ending.lock,
-            finished_at=round(latest(self.memsync.store.clock.at(ending.at), self.started_at), 4),
+            finished_at=round(latest(self.home.store.clock.at(ending.at), self.started_at), 4),
             runtime=round(ending.at - self.at, 6),
             exception=ending.exception,
         )
@@ -244,8 +269,8 @@ class ActiveRun(Run):
         """How far it is."""
         progress = self._progress
         if progress is None:
-            place = self.memsync.keys.task_place(self.task_id, PROGRESS)
-            settings = self.memsync.settings
+            place = self.home.keys.task_place(self.task_id, PROGRESS)
+            settings = self.home.settings
             progress = Progress(
                 place, settings.default_ttl, self.run_id, self.run_key, self.at, settings.max_value_size)
             progress.fence = self.fence
@@ -273,7 +298,7 @@ def facts_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     return dict(zip(_FACTS, map(facts.get, _FACTS)))
 
 
-def known_of(memsync: MemSync, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
+def known_of(home: Home, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a request tells of its run.
 
     Arguments:
@@ -284,7 +309,7 @@ def known_of(memsync: MemSync, task_id: str, facts: Mapping[str, Any], sent: Map
     known = {
         "name": facts.get("task"),
         "queue": None if delivery is None else queue_of(delivery.get("exchange"), delivery.get("routing_key")),
-        "worker": facts.get("hostname") or memsync.worker_id,
+        "worker": facts.get("hostname") or home.worker_id,
         "run": sent.get("run"),
         "retries": facts.get("retries") or 0,
         "root_id": facts.get("root_id") or task_id,
@@ -294,15 +319,15 @@ def known_of(memsync: MemSync, task_id: str, facts: Mapping[str, Any], sent: Map
         "received_at": sent.get("received_at"),
         "recoveries": count_of(sent.get("recoveries")),
     }
-    if memsync.settings.task_args:
+    if home.settings.task_args:
         known.update(args=facts.get("argsrepr"), kwargs=facts.get("kwargsrepr"))
     return known
 
 
-def lifetime(memsync: MemSync, eta: float | None) -> float:
+def lifetime(home: Home, eta: float | None) -> float:
     """Return the ttl of a record, in seconds: one with an ETA, in seconds of Redis's clock, lives past it."""
-    ttl = memsync.settings.default_ttl
-    return ttl if eta is None else ttl + max(0.0, eta - memsync.store.clock.now())
+    ttl = home.settings.default_ttl
+    return ttl if eta is None else ttl + max(0.0, eta - home.store.clock.now())
 
 
 def latest(moment: float, earlier: Any) -> float:

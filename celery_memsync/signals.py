@@ -160,7 +160,7 @@ class TaskSignals:
         self._requests[request.id] = request
         with _HARMLESS:
             self.recovery.receive(request, run_id, key, count_of(sent.get("recoveries")) or 0)
-        run = ReceivedRun(self.memsync, request, sent, moment, self)
+        run = ReceivedRun(self.memsync.home, request, sent, moment, self)
         self.memsync.writer.take(run)
 
     def on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:

@@ -153,6 +153,23 @@ def test_a_soft_time_limit_in_the_middle_of_asking_loses_nothing(make_memsync):
     assert status(memsync) == "STARTED"
 
 
+def test_what_waits_at_a_shutdown_is_told_and_opens_nothing_anew(make_memsync):
+    memsync, other = make_memsync(batch_interval=60.0), make_memsync()
+    memsync.force_sync()
+    clock = memsync.store.clock
+    clock._offset += 1000.0  # so that its times can be told from those of another
+    active = run_of(memsync)
+    memsync.writer.take(active)
+    active.end("SUCCESS", None, 5.0)
+    ended = clock.at(5.0)
+
+    memsync.shutdown()
+
+    assert memsync._opened is None
+    state = other.get_task_state("t1")
+    assert (state["status"], state["finished_at"]) == ("SUCCESS", pytest.approx(ended, abs=1.0))
+
+
 def test_drafts_have_a_bound(make_memsync):
     memsync = make_memsync(batch_interval=60.0, max_pending=100)
     memsync.writer._flushing.acquire()
