@@ -63,6 +63,7 @@ class PeriodicThread:
         self._on_demand = on_demand
         self._wanted = Bell()
         self._hurried = Bell()
+        self._ended = Bell()
         self._stopped = False
         self._thread: threading.Thread | None = None
         self._mutex = threading.RLock()
@@ -100,8 +101,10 @@ class PeriodicThread:
             thread = self._thread
         self._wanted.ring()
         self._hurried.ring()
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout)
+        if thread is not None and thread is not threading.current_thread() and thread.is_alive():
+            # Not by its join(): on Python 3.13 eventlet's raises when the timeout is over.
+            self._ended.wait(timeout)
+            self._ended.ring()
 
     def _start_if_possible(self) -> None:
         try:
@@ -112,6 +115,12 @@ class PeriodicThread:
             logger.debug("%s: no thread can be started", self.name)
 
     def _run(self) -> None:
+        try:
+            self._call_again_and_again()
+        finally:
+            self._ended.ring()
+
+    def _call_again_and_again(self) -> None:
         while not self._stopped:
             if self._on_demand:
                 self._wanted.wait(self._again)
