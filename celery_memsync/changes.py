@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Callable, Iterable, Mapping, NamedTuple
+from typing import Any, Iterable, Mapping, NamedTuple
 
 from . import values
 from .clock import Clock
 from .exceptions import InvalidValue, ValueTooLarge
 from .keys import Place
-from .records import NEVER, PROGRESS_FIELDS, Header, Stored, TaskRun, encode_progress, later_status, rank_of
+from .records import NEVER, PROGRESS_FIELDS, WAITING, Header, Stored, TaskRun, encode_progress, later_status, rank_of
 from .seen import Base
 
 #: Figures of progress stay below: a rank holds sixteen digits.
@@ -33,16 +33,14 @@ class Content(NamedTuple):
         run: See ``lua/entry_write.lua``.
         rank: See there.
         body: JSON, empty to delete.
-        runtime: Seconds that a run took which this ends.
-        published: When a task was published, or this was told of it, in seconds of Redis's clock.
+        figure: See there.
     """
 
     ruled_by: str
     run: str
     rank: str
     body: bytes
-    runtime: float = 0.0
-    published: float = 0.0
+    figure: int = 0
 
 
 class Change:
@@ -91,7 +89,7 @@ class Change:
     def over(self, stored: Stored | None, clock: Clock, worker_id: str) -> Stored | None:
         """Return what will be stored when this has been written over something."""
         base = values.split_fields(stored.body) if stored is not None and isinstance(self, MergeFields) else {}
-        ruled_by, run, rank, body, *_ = self.content(clock, base)
+        ruled_by, run, rank, body, _ = self.content(clock, base)
         if stored is None:
             header = Header(0, "-", "-", 0, 0, 0, 0, "-", worker_id)
         elif ruled_by == "run" and not follows(run or stored.header.run, rank, stored.header):
@@ -119,14 +117,12 @@ class Draft:
 
     Attributes:
         at: Monotonic time when there was something to tell first.
-        queued: Whether it waits to be asked.
     """
 
-    __slots__ = ("at", "queued")
+    __slots__ = ("at",)
 
     def __init__(self, at: float) -> None:
         self.at = at
-        self.queued = False
 
     @property
     def key(self) -> str:
@@ -318,45 +314,36 @@ class TellRun(Change):
     """Tell a stage in the life of a task.
 
     Arguments:
-        task_run: All that is known of the run, or what makes that when it is
-            wanted: most stages are followed by a later one before.
+        task_run: All that is known of the run.
         run_key: Which run; "" for the one that is stored.
-        status: Of the run that is not made yet.
     """
 
-    __slots__ = ("status", "run_key", "_task_run")
+    __slots__ = ("task_run", "run_key")
 
-    def __init__(
-        self, place: Place, task_run: TaskRun | Callable[[], TaskRun], run_key: str, ttl: float, fence: int = 0,
-        status: str = "",
-    ) -> None:
+    def __init__(self, place: Place, task_run: TaskRun, run_key: str, ttl: float, fence: int = 0) -> None:
         super().__init__(place, ttl, fence)
-        self.status = status or task_run.status  # type: ignore[union-attr]
+        self.task_run = task_run
         self.run_key = run_key
-        self._task_run = task_run
-
-    @property
-    def task_run(self) -> TaskRun:
-        """All that is known of the run."""
-        run = self._task_run
-        if not isinstance(run, TaskRun):
-            run = self._task_run = run()
-        return run
 
     def followed_by(self, newer: Change) -> Change | None:
         """The later stage, if both are of one run."""
         if not isinstance(newer, TellRun) or newer.run_key != self.run_key:
             return None
-        return newer if later_status(self.status, newer.status) == newer.status else self
+        status = newer.task_run.status
+        return newer if later_status(self.task_run.status, status) == status else self
 
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
         """What is known of the run."""
         run = self.task_run
-        published = run.published_at
-        if not isinstance(published, (int, float)) or not 0 < published < TOO_LATE:  # it has come with the message
-            published = clock.at(self.at)
-        return Content("run", self.run_key, rank_of(run.status), run.encode(self.place.task_id),
-                       run.runtime or 0.0, published)
+        rank = rank_of(run.status)
+        if rank in WAITING:
+            published = run.published_at
+            if not isinstance(published, (int, float)) or not 0 < published < TOO_LATE:  # it has come with the message
+                published = clock.at(self.at)
+            figure = round(published * 1e4)
+        else:
+            figure = round((run.runtime or 0.0) * 1e6)
+        return Content("run", self.run_key, rank, run.encode(self.place.task_id), figure)
 
 
 class TellProgress(Change):

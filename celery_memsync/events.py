@@ -73,6 +73,11 @@ class Events:
         twin._handlers = dict(self._handlers)
         return twin
 
+    @property
+    def anybody(self) -> bool:
+        """Whether anybody listens, or has listened, to anything."""
+        return bool(self._handlers)
+
     def wanted(self, name: str) -> bool:
         """Whether anybody listens, so that details need be gathered."""
         return bool(self._handlers.get(name))

@@ -38,6 +38,9 @@ FORMER = b"@"
 COORDINATION = "coordination"
 QUEUE, METRICS, ASSIGNMENTS = "queue", "metrics", "assignments"
 
+#: First parts of the paths of what this package knows of; all others are users' own.
+_NOUNS = frozenset({"tasks", "workers", "locks", COORDINATION})
+
 
 class Place(NamedTuple):
     """Where Redis keeps an entry.
@@ -268,6 +271,8 @@ class Keys:
     def lock_name(self, path: str) -> str | None:
         """Return the name of the lock that is kept under a path, None for anything else."""
         noun, _, rest = path[len(self._root):].partition("/")
+        if noun not in _NOUNS:
+            return None
         owner, _, thing = rest.partition("/")
         if noun == "tasks" and thing == "lock":
             return f"tasks/{owner}"
@@ -327,6 +332,8 @@ class Keys:
         """
         full = self.full(key)
         noun, _, rest = full[len(self._root):].partition("/")
+        if noun not in _NOUNS:
+            return Place(full, 1, "", full)
         owner, _, thing = rest.partition("/")
         if noun == COORDINATION and rest in (QUEUE, METRICS):
             return self.coordination_place(rest)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any, NamedTuple, Sequence
 
 from . import values
@@ -13,6 +14,16 @@ RUN_FIELDS = (
     "received_at", "started_at", "finished_at", "runtime", "exception", "args", "kwargs", "lock",
     "recoveries",
 )
+
+#: Those that are times, or last: position, name, and how many times a second their unit is.  Whole numbers take half the
+#: room of floats, and a fifth of the time to write.
+_FIGURES = tuple(
+    (RUN_FIELDS.index(name), name, 1e6 if name == "runtime" else 1e4)
+    for name in ("eta", "published_at", "received_at", "started_at", "finished_at", "runtime"))
+
+_NUMBERS = frozenset({int, float})
+
+_ROW = itemgetter(*RUN_FIELDS)
 
 _UNKNOWN_RUN = {**dict.fromkeys(RUN_FIELDS), "retries": 0}
 
@@ -32,6 +43,9 @@ RANKS = {
     "SKIPPED": "8",
     "SUCCESS": "9",
 }
+#: Ranks of tasks that have never run.
+WAITING = frozenset({"0", "1"})
+
 #: Rank of a task that is at work: started, or with a status of the user's own.
 AT_WORK = "2"
 
@@ -268,8 +282,10 @@ class TaskRun:
 
     def encode(self, task_id: str) -> bytes:
         """Return it as a JSON list without the names, which would be half of it."""
-        known = self.__dict__
-        row = [known[name] for name in RUN_FIELDS]
+        row = list(_ROW(self.__dict__))
+        for at, _, scale in _FIGURES:
+            if type(row[at]) in _NUMBERS:
+                row[at] = round(row[at] * scale)
         if row[7] == task_id:
             row[7] = True
         while row[-1] is None:
@@ -282,6 +298,9 @@ class TaskRun:
         if not isinstance(row, list) or not row or not isinstance(row[0], str):
             return None
         known = dict(zip(RUN_FIELDS, row))
+        for _, name, scale in _FIGURES:
+            if type(known.get(name)) is int:
+                known[name] /= scale
         if known.get("root_id") is True:
             known["root_id"] = task_id
         if not isinstance(known.get("recoveries"), int):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .plugin import MemSync
     from .settings import Settings
     from .store import Store
+    from .writer import BatchWriter
 
 #: Seconds that another process's notion of Redis's time may be ahead; what is further ahead is none of ours.
 AHEAD = 60.0
@@ -47,8 +48,16 @@ class Home(Protocol):
         """What knows Redis's time."""
 
     @property
+    def writer(self) -> BatchWriter:
+        """What writes to it."""
+
+    @property
     def worker_id(self) -> str:
         """Name of this process."""
+
+    @property
+    def token(self) -> str:
+        """Eight letters and digits that no other process has."""
 
 
 class Run(Draft):
@@ -69,7 +78,6 @@ class Run(Draft):
         self.facts = facts
         self.sent = sent
         self.at = at
-        self.queued = False
 
     @property
     def key(self) -> str:
@@ -91,16 +99,12 @@ class Run(Draft):
         """Where its stage is kept."""
         return self.home.keys.task_place(self.task_id, LIFE)
 
-    def make(self, **more: Any) -> TaskRun:
-        """Return what is known of it, and more."""
-        known = known_of(self.home, self.task_id, self.facts, self.sent)
+    def tells(self, fence: int = 0, **more: Any) -> TellRun:
+        """Return the change that tells a stage of it: what is known of it, and more."""
+        home = self.home
+        known = known_of(home, self.task_id, self.facts, self.sent)
         known.update(more)
-        return TaskRun.of(known)
-
-    def tells(self, run: TaskRun | Callable[[], TaskRun], status: str, fence: int = 0) -> TellRun:
-        """Return the change that tells a stage of it."""
-        ttl = lifetime(self.home, timestamp(self.facts.get("eta")))
-        return TellRun(self.place, run, self.run_key, ttl, fence, status)
+        return TellRun(self.place, TaskRun.of(known), self.run_key, lifetime(home, known["eta"]), fence)
 
 
 class Watcher(Protocol):
@@ -142,18 +146,15 @@ class ReceivedRun(Run):
 
     @property
     def done(self) -> bool:
-        """Whether its child tells of it."""
-        return self.ended
+        """Whether nothing follows: the rest its child tells."""
+        return False
 
     def changes(self) -> Iterable[Change]:
         """Return that it was received, unless it has ended."""
         if self.ended:
             return ()
-        self.change = self.tells(self._received, "RECEIVED")
+        self.change = self.tells(status="RECEIVED")
         return (self.change,)
-
-    def _received(self) -> TaskRun:
-        return self.make(status="RECEIVED")
 
     def succeeded(self, outcome: Any, **kwargs: Any) -> Any:
         """Take over for the request's ``on_success``, which is called when the body has ended, however."""
@@ -212,7 +213,11 @@ class ActiveRun(Run):
         self, memsync: MemSync, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], name: str, at: float,
         started_at: float,
     ) -> None:
-        super().__init__(memsync.home, task_id, facts_of(facts), sent, at)
+        self.home = memsync.home
+        self.task_id = task_id
+        self.facts = facts_of(facts)
+        self.sent = sent
+        self.at = at
         self.memsync = memsync
         self.name = name
         self.started_at = started_at
@@ -231,20 +236,18 @@ class ActiveRun(Run):
         """Return its end, or that it has begun."""
         ending = self.ending
         if ending is None:
-            return (self.tells(self.started, "STARTED", self.fence),)
-        run = self.started(
-            status=ending.status,
+            return (self._tells("STARTED"),)
+        return (self._tells(
+            ending.status,
             lock=ending.lock,
-            finished_at=round(latest(self.home.store.clock.at(ending.at), self.started_at), 4),
-            runtime=round(ending.at - self.at, 6),
+            finished_at=latest(self.home.store.clock.at(ending.at), self.started_at),
+            runtime=ending.at - self.at,
             exception=ending.exception,
-        )
-        return (self.tells(run, ending.status, self.fence),)
+        ),)
 
-    def started(self, **more: Any) -> TaskRun:
-        """Return what is known of it since it began, and more."""
-        return self.make(**{
-            "status": "STARTED", "name": self.name, "pid": os.getpid(), "started_at": self.started_at, **more})
+    def _tells(self, status: str, **more: Any) -> TellRun:
+        return self.tells(
+            self.fence, status=status, name=self.name, pid=os.getpid(), started_at=self.started_at, **more)
 
     def end(self, status: str, retval: Any, at: float) -> None:
         """Take note of its end.
@@ -289,8 +292,7 @@ class ActiveRun(Run):
         self.fence = fence
         if self._progress is not None:
             self._progress.fence = fence
-        if not self.queued:
-            self.memsync.writer.take(self)
+        self.memsync.writer.take(self)
 
 
 def facts_of(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ class Base(NamedTuple):
 
 
 #: What fields of an entry that nobody has written are merged into.
-NOTHING = Base(NEVER, {}, 0.0, 0.0)
+NOTHING = Base(NEVER, {}, 0.0, float("-inf"))
 
 
 class Seen:

@@ -79,7 +79,7 @@ class BatchWriter:
         self._mutex = threading.RLock()
         #: Held while a batch is under way, so that batches go one after the other.
         self._flushing = threading.RLock()
-        self._drafts: deque[Draft] = deque()
+        self._drafts: dict[Draft, None] = {}
         self._ordinary: Queue = OrderedDict()
         self._expendable: Queue = OrderedDict()
         self._in_flight: list[Change] = []
@@ -102,12 +102,13 @@ class BatchWriter:
     # -- tell
 
     def take(self, draft: Draft) -> None:
-        """Take a draft; what it has to tell is written within ``interval``, and a tenth of that.
+        """Take a draft, unless it waits already; what it has to tell is written within ``interval``, and a tenth of that.
 
         No lock is taken: a soft time limit may raise anywhere in here.
         """
-        draft.queued = True
-        self._drafts.append(draft)
+        if draft in self._drafts:
+            return
+        self._drafts[draft] = None
         self.on_put(draft)
         if len(self._drafts) > self.max_pending:
             self._ask_drafts()
@@ -144,12 +145,13 @@ class BatchWriter:
             if place.slot == STATE or place.path == self._assignments:
                 self._seen.note_base(place, Base.of(stored, self.store.clock))
 
-    def discard(self, change: Change) -> None:
-        """Take a change back that nobody needs any more, unless it is under way."""
-        with self._mutex:
-            waiting = self._ordinary.get(change.place)
-            if waiting == [change]:
-                del self._ordinary[change.place]
+    def withdraw(self, draft: Draft, change: Change | None) -> None:
+        """Take a draft back, or the change that it came to: nobody needs it any more.  What is under way stays."""
+        self._drafts.pop(draft, None)
+        if change is not None:
+            with self._mutex:
+                if self._ordinary.get(change.place) == [change]:
+                    del self._ordinary[change.place]
 
     # -- ask
 
@@ -422,27 +424,24 @@ class BatchWriter:
 
     def _as_write(self, change: Change) -> EntryWrite | None:
         """Return a change as the store takes it; None, and it is dropped, if there is something wrong with it."""
-        base = self._base(change)
-        stamp, at = base.stamp, change.at
+        clock, base = self.store.clock, self._base(change)
         try:
-            content = change.content(self.store.clock, base.fields if isinstance(change, MergeFields) else {})
+            seen, run, rank, body, figure = change.content(clock, base.fields)
         except Exception:
             logger.exception("A write of %s can't be made and is dropped", change.place.path)
             self._count_drop()
             return None
         if change.serial is None:
             change.serial = next(self._serials)
-        if isinstance(change, SetValue):
-            stamp = change.seen
-        elif isinstance(change, MergeFields):
+        if isinstance(change, MergeFields):
             change.note_sent()
-            at = max(at, base.told_at)  # one of the fields was told then
-        seen = f"{stamp.version}@{stamp.stored_at}" if content.ruled_by == "version" else content.ruled_by
+        if seen == "version":
+            stamp = change.seen if isinstance(change, SetValue) else base.stamp
+            seen = f"{stamp.version}@{stamp.stored_at}"
+        # One of the fields may have been told later.
+        time_ms = round(clock.at(max(change.at, base.told_at)) * 1000)
         return EntryWrite(
-            change.place, seen, content.run, content.rank, change.fence,
-            round(self.store.clock.at(at) * 1000), ms(change.ttl), change.serial, content.body, content.runtime,
-            content.published,
-        )
+            change.place, seen, run, rank, change.fence, time_ms, ms(change.ttl), change.serial, body, figure)
 
     def _base(self, change: Change) -> Base:
         """Return what the fields of a change are to be merged into."""
@@ -469,7 +468,8 @@ class BatchWriter:
                 self._seen.forget(change.place)
             if change.conflict is not None:
                 self._note_conflict(change.conflict)
-            self._note_written(change, write.body)
+            if self.events.anybody:
+                self._note_written(change, write.body)
         return None
 
     def _fence_off(self, change: Change) -> None:
@@ -687,25 +687,20 @@ class BatchWriter:
         if not self._drafts:
             return
         born = time.monotonic() - young
-        left: list[Draft] = []
         with self._mutex:
-            for _ in range(len(self._drafts)):
-                with contextlib.suppress(IndexError):  # a signal's handler has asked them meanwhile
-                    self._ask_draft(self._drafts.popleft(), born, left)
-            self._drafts.extendleft(reversed(left))
+            for draft in list(self._drafts):
+                if draft.at <= born or draft.done:
+                    self._ask(draft)
 
-    def _ask_draft(self, draft: Draft, born: float, left: list[Draft]) -> None:
-        # First this: who has more to tell from now on hands it in again.
-        draft.queued = False
-        if draft.at > born and not draft.done:
-            draft.queued = True
-            left.append(draft)
-            return
+    def _ask(self, draft: Draft) -> None:
         try:
+            # First this: who has more to tell from now on hands it in again.
+            if self._drafts.pop(draft, self) is self:
+                return  # a signal's handler has asked it meanwhile
             for change in draft.changes():
                 self._queue(change)
         except SoftTimeLimitExceeded:  # of the task that asks or flushes just now
-            self._drafts.append(draft)
+            self._drafts[draft] = None
             raise
         except Exception:
             logger.exception("What a task came to can't be told and is dropped")

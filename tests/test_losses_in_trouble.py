@@ -99,7 +99,7 @@ def test_a_new_worker_looks_on_before_it_calls_others_lost(make_worker):
 
     assert late.heard("worker-lost") == []
     settle_until(lambda: late.heard("worker-lost") == [{"worker_id": "w1"}], late)
-    assert late.beats[-1].at - late.beats[0].at >= SILENCE
+    assert late.beats[-1].at - late.beats[0].at >= SILENCE - 0.001  # Redis counts milliseconds here
 
 
 @pytest.mark.parametrize("word, cut", [(b"w2/heartbeat", 2), (b"//{workers}/lost", 2), (b"WorkerLostError", 2)])

@@ -9,7 +9,6 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_memsync import MemSync
 from celery_memsync.changes import Draft
-from celery_memsync.records import TaskRun
 from celery_memsync.runs import ActiveRun, timestamp
 from celery_memsync.writer import YOUNG
 
@@ -56,7 +55,7 @@ class Told(Draft):
         answer = self.answers.pop(0)
         if isinstance(answer, BaseException):
             raise answer
-        return [run_of(self.memsync).tells(TaskRun(answer, name="proj.add"), answer)]
+        return [run_of(self.memsync).tells(status=answer, name="proj.add")]
 
 
 def run_of(memsync):
@@ -107,7 +106,7 @@ def test_a_young_draft_is_left_for_the_next_batch_unless_it_is_done(make_memsync
     writer._flush_on_demand()
 
     assert (young.asked, done.asked, old.asked) == (0, 1, 1)
-    assert (young.queued, done.queued, old.queued) == (True, False, False)
+    assert list(writer._drafts) == [young]
     assert YOUNG * 10.0 < 2.0
     memsync.force_sync()
     assert young.asked == 1
@@ -118,7 +117,7 @@ def test_what_is_handed_in_again_while_it_is_asked_is_asked_again(make_memsync):
     run = run_of(memsync)
     memsync.writer.take(run)
     assert status(memsync) == "STARTED"
-    assert not run.queued
+    assert not memsync.writer._drafts
 
     run.end("SUCCESS", 5, run.at + 1.5)
     memsync.writer.take(run)
@@ -189,8 +188,7 @@ def test_drafts_of_many_threads_are_all_told(make_memsync):
             active = ActiveRun(memsync, f"t{number}-{at}", {}, {"key": KEY}, "proj.add", 0.0, 5.0)
             memsync.writer.take(active)
             active.end("SUCCESS", None, 1.0)
-            if not active.queued:
-                memsync.writer.take(active)
+            memsync.writer.take(active)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
     for thread in threads:

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from celery_memsync import StoreError
+from celery_memsync.changes import Draft
 from celery_memsync.keys import Keys
 from celery_memsync.records import TaskRun
 
@@ -235,7 +236,7 @@ def test_a_redis_that_is_back_is_known_although_nothing_waits_any_more(make_mems
     own_server.stop()
     with pytest.raises(StoreError):
         memsync.writer.flush()
-    memsync.writer.discard(change)
+    memsync.writer.withdraw(Draft(0.0), change)
 
     own_server.start()
     memsync.writer.flush()

@@ -23,7 +23,8 @@
 -- ARGV[7]     prefix   put before a path to make its channel
 -- ARGV[8]     together  path of what is in about, up to the last slash
 -- ARGV[9]     tallies  names of counters by first digit of the rank, each with a comma after it
--- ARGV[10..]           12 for each write:
+-- ARGV[10..]  2 for each write: what is to be known of it, and its body, which is not looked into; "" deletes.
+-- Known is, in three lines with one word each, and a fourth with the others and a space between two:
 --   where    slot in the page, or ":" and the field in the hash
 --   path     the entry's; its changes are told there
 --   task     id of the task to which it belongs; "" for a user's own key
@@ -37,7 +38,6 @@
 --   serial   number of the write in its process
 --   figure   of a stage with rank "0" or "1": when the task was published, in tenths of a millisecond; of any other:
 --            us that the run took; "0" if that is not known
---   body     not looked into; "" deletes
 --
 -- On a cluster only the owners are given, which are in one slot, and what follows from their entries is answered as a
 -- note, for entry_note.lua.
@@ -55,6 +55,8 @@ local slots, formers, tallies = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[9]
 worker, horizon, prefix, together = ARGV[2], tonumber(ARGV[4]), ARGV[7], ARGV[8]
 index, names, pending, processing, metrics, about =
   KEYS[n + 1], KEYS[n + 2], KEYS[n + 3], KEYS[n + 4], KEYS[n + 5], KEYS[n + 6]
+
+local KNOWN = "^([^\n]*)\n([^\n]*)\n([^\n]*)\n(%S+) (%S*) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$"
 
 local tally = {}
 for counter in string.gmatch(tallies, "([^,]*),") do
@@ -150,13 +152,36 @@ local function note_again(slot, task, path, rank, srank, time, ttl_ms, figure, b
   end
 end
 
-local function write(owner, where, path, task, seen, run, rank, fence, time, ttl_ms, serial, figure, body)
-  local slot, field = tonumber(where), string.sub(where, 2)
+-- Return the text of an entry.
+local function entry(version, told, stored_at, time, by, body)
+  return string.format("%.0f %s %.0f %s.%s %s\n%s", version, told, stored_at - time, writer, by, worker, body)
+end
+
+-- Put an entry in its slot of a page, or its field of a hash; return whether that hash is new.
+local function store(owner, entries, slot, field, text, time, ttl_ms)
+  if slot == 1 and #entries < 2 then
+    redis.call("SET", owner, text, "PX", ttl_ms)
+    return false
+  elseif slot then
+    for i = #entries + 1, slot - 1 do entries[i] = "" end
+    entries[slot] = text
+    return join(owner, entries, slot, time + ttl_ms - now_ms)
+  end
+  local left = redis.call("PTTL", owner)
+  redis.call("HSET", owner, field, text)
+  if left < tonumber(ttl_ms) then redis.call("PEXPIRE", owner, ttl_ms) end
+  return left == -2
+end
+
+local function write(owner, known, body)
+  local where, path, task, seen, run, rank, fence, time, ttl_ms, serial, figure = string.match(known, KNOWN)
+  local slot, field = tonumber(where), nil
   local entries, text, page
   if slot then
     page = redis.pcall("GET", owner)
     text = page
   else
+    field = string.sub(where, 2)
     text = redis.pcall("HGET", owner, field)
   end
   if type(text) == "table" then return { "error", text.err } end
@@ -184,22 +209,7 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
   if tonumber(fence) < tonumber(sfence) then fence = sfence end
   if run == "" then run = srun end
 
-  local function entry(v, stored_at)
-    local figures = whole(v) .. " " .. run .. " " .. rank .. " " .. fence .. " " .. time .. " " .. ttl_ms
-    return figures .. " " .. whole(stored_at - time) .. " " .. writer .. "." .. serial .. others .. " " .. worker
-      .. "\n" .. body
-  end
-  local function store(entry_text)
-    if entries then
-      entries[slot] = entry_text
-      for i = 1, slots do entries[i] = entries[i] or "" end
-      return join(owner, entries, slot, time + ttl_ms - now_ms)
-    end
-    local left = redis.call("PTTL", owner)
-    redis.call("HSET", owner, field, entry_text)
-    if left < tonumber(ttl_ms) then redis.call("PEXPIRE", owner, ttl_ms) end
-    page = left ~= -2
-  end
+  local told, by = run .. " " .. rank .. " " .. fence .. " " .. time .. " " .. ttl_ms, serial .. others
 
   local staged = slot == 1 and task ~= ""
   local stage_before = staged and not over and run == srun and srank or nil
@@ -209,14 +219,14 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
       and (string.sub(rank, 1, 1) == "9" or run > srun or run == srun and rank > srank)
     if not follows then
       if run == srun and rank == srank and not absorbed then -- told again: it lives on
-        store(entry(version, stime + slag))
+        store(owner, entries, slot, field, entry(version, told, stime + slag, time, by, body), time, ttl_ms)
         if staged and rank < "3" then
           enlist(task, rank, time, ttl_ms, figure)
           added[#added + 1] = task
         end
       end
       if run ~= srun and run ~= "-" then
-        local kept, replaced = keep_former(entries, where, run, rank, entry(1, now_ms))
+        local kept, replaced = keep_former(entries, where, run, rank, entry(1, told, now_ms, time, by, body))
         if kept then join(owner, entries, 0, 0) end
         if kept and staged then count_stage(replaced, rank, figure) end
       end
@@ -234,8 +244,8 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
     end
   end
 
-  local stored = entry(version + 1, now_ms)
-  store(stored)
+  local stored = entry(version + 1, told, now_ms, time, by, body)
+  local is_new = store(owner, entries, slot, field, stored, time, ttl_ms) or slot and not page
   local other = entries and slot < 3 and entries[3 - slot] or ""
   redis.call("PUBLISH", prefix .. path,
     where .. "\n" .. stored .. ((other == "" or other == "\n") and "" or "\n" .. other))
@@ -247,7 +257,7 @@ local function write(owner, where, path, task, seen, run, rank, fence, time, ttl
   if task == "" and entries or task ~= "" and tonumber(ttl_ms) > horizon then
     name(path, text, stime, sttl, time, ttl_ms, body == "")
   end
-  if task ~= "" and (not page or stime and math.floor(2 * stime / horizon) ~= math.floor(2 * time / horizon)) then
+  if task ~= "" and (is_new or stime and math.floor(2 * stime / horizon) ~= math.floor(2 * time / horizon)) then
     added[#added + 1] = task
   end
   return version + 1
@@ -255,7 +265,7 @@ end
 
 local answers = { tonumber(now[1]), tonumber(now[2]) }
 for i = 1, n do
-  answers[i + 2] = write(KEYS[i], unpack(ARGV, 12 * i - 2, 12 * i + 9))
+  answers[i + 2] = write(KEYS[i], ARGV[2 * i + 8], ARGV[2 * i + 9])
 end
 if index then keep() else answers[n + 3] = note() end
 return answers
