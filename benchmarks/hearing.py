@@ -3,6 +3,7 @@
     subscribe    ``memsync.subscribe``; the writer writes a key and flushes it
     watch        ``memsync.watch``, likewise
     psubscribe   redis-py: ``publish``, and a handler of ``psubscribe`` that ``get_message`` calls
+    least        the same, but stored and published by one script, decoded, and handed over to a thread of the handler's
 
 A latency is counted from just before the flush, or the publishing, by the clock that all processes share; "teller_us"
 is what it takes the writer.  Every listener is a process; those of the other variants idle meanwhile.
@@ -10,9 +11,13 @@ is what it takes the writer.  Every listener is a process; those of the other va
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import multiprocessing
+import threading
 import time
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, Callable, Iterator
 
 import common
@@ -23,6 +28,8 @@ from celery_memsync import MemorySyncManager
 PEER = "psubscribe"
 LISTENERS = (1, 10, 100)
 CHANGES, KEYS, PAUSE, ROUNDS = 200, 100, 0.005, 9
+
+STORE = 'redis.call("SET", KEYS[1], ARGV[1], "PX", ARGV[2]) redis.call("PUBLISH", KEYS[1], ARGV[1])'
 
 fork = multiprocessing.get_context("fork")
 
@@ -66,10 +73,28 @@ def psubscribe(url: str, pipe: Any) -> None:
         listener.get_message(timeout=10)
 
 
+def least(url: str, pipe: Any) -> None:
+    report, arrived = Report(pipe), SimpleQueue()
+    threading.Thread(target=lambda: [report(*arrived.get()) for _ in itertools.count()], daemon=True).start()
+    listener = redis.Redis.from_url(url).pubsub()
+    listener.psubscribe(**{"least/*": lambda message: arrived.put((message["channel"], json.loads(message["data"])))})
+    listener.get_message(timeout=10)
+    pipe.send("ready")
+    while True:
+        listener.get_message(timeout=10)
+
+
 def write(memsync: MemorySyncManager, key: str, number: int) -> float:
     memsync.write(key, number)
     began = time.monotonic()
     memsync.force_sync()
+    return began
+
+
+def store(client: Any, sha: str, key: str, number: int) -> float:
+    body = json.dumps(number)
+    began = time.monotonic()
+    client.evalsha(sha, 1, key, body, 3_600_000)
     return began
 
 
@@ -122,11 +147,13 @@ def main() -> None:
     with common.server() as url, MemorySyncManager(url=url) as memsync:
         client = redis.Redis.from_url(url)
         writing = partial(write, memsync)
-        changes = {"subscribe": writing, "watch": writing, "psubscribe": partial(publish, client)}
+        storing = partial(store, client, client.script_load(STORE))
+        changes = {"subscribe": writing, "watch": writing, "least": storing, "psubscribe": partial(publish, client)}
         for number in LISTENERS:
             with contextlib.ExitStack() as stack:
                 variants = {}
-                for name, listen in {"subscribe": subscribe, "watch": watch, "psubscribe": psubscribe}.items():
+                for listen in (subscribe, watch, least, psubscribe):
+                    name = listen.__name__
                     pipes = stack.enter_context(listeners(listen, url, number))
                     variants[name] = partial(measure, name, changes[name], pipes)
                 result[f"{number} listening"] = common.table(common.interleave(variants, ROUNDS), PEER)

@@ -3,6 +3,7 @@
     plain         nothing is kept; "plain_again" is the same once more and shows the noise
     tracked       Celery's result backend in Redis, with ``task_track_started``
     events        ``-E``: Celery's events, which nobody listens to
+    least         the least that one can do, see ``least.py``: the end of every task in batches, and nothing else
     memsync       every stage of every task, its times, queue, worker, process; lists and counters
 
 Every variant has a worker and a database of its own; all live during the run
@@ -19,12 +20,13 @@ import time
 from typing import Any
 
 import common
+import least
 import redis
 from celery import Celery
 
 from celery_memsync import MemSync
 
-VARIANTS = ("plain", "plain_again", "tracked", "events", "memsync")
+VARIANTS = ("plain", "plain_again", "tracked", "events", "least", "memsync")
 PEER = "plain"
 STAGING, MEMORY, RESULTS = 15, 14, 13
 TASKS, ROUNDS = 3000, 7
@@ -36,6 +38,8 @@ def make_app(url: str, variant: str, database: int) -> Any:
                     worker_send_task_events=variant == "events")
     if variant == "tracked":
         app.conf.update(task_ignore_result=False, task_track_started=True, result_backend=f"{url}/{RESULTS}")
+    if variant == "least" and database != STAGING:
+        least.Tracker(f"{url}/{MEMORY}")
     if variant == "memsync" and database != STAGING:
         app.conf.memsync_backend = f"{url}/{MEMORY}"
         MemSync(app)
@@ -75,7 +79,7 @@ class Variant:
         redis_cpu = common.cpu_of(self.server) - server
         if self.name == "tracked":
             self.results.flushdb()
-        if self.name == "memsync":
+        if self.name in ("least", "memsync"):
             stored = self.memory.dbsize()
             assert stored >= TASKS, f"{stored} records of {TASKS} tasks"
             self.memory.flushdb()

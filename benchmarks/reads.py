@@ -3,6 +3,7 @@
     memsync                    ``memsync.read``; the caller may change what it gets
     locked_lru                 a dict under a lock, in the order of use; all callers get the same object
     locked_lru_decode          the same, of JSON, which is decoded for every caller
+    locked_lru_copy            the same, of what marshal makes of a value: the least that gives every caller an own one
     kombu_lru, cachetools_lru  as locked_lru, the latter if it is installed
     redis_py_cache             redis-py's own cache, and decoding; if the server is new enough for it
     get, get_decode            redis-py's GET of the string that memsync keeps, without and with decoding what it holds
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import marshal
 import threading
 import time
 from collections import OrderedDict
@@ -85,13 +87,15 @@ def by_threads(read: Read, keys: list[str], number: int) -> None:
 
 
 def local_caches(values: dict[str, Any]) -> Iterator[tuple[str, Read]]:
-    locked, texts, kombus = LockedLRU(1000), LockedLRU(1000), LRUCache(1000)
+    locked, texts, copies, kombus = LockedLRU(1000), LockedLRU(1000), LockedLRU(1000), LRUCache(1000)
     for key, value in values.items():
         locked.set(key, value)
         texts.set(key, json.dumps(value))
+        copies.set(key, marshal.dumps(value))
         kombus[key] = value
     yield "locked_lru", locked.get
     yield "locked_lru_decode", lambda key: json.loads(texts.get(key))
+    yield "locked_lru_copy", lambda key: marshal.loads(copies.get(key))
     yield "kombu_lru", kombus.__getitem__
     if cachetools is not None:
         lock, theirs = threading.Lock(), cachetools.LRUCache(1000)

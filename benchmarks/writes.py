@@ -1,6 +1,7 @@
 """Writing many keys, and counting: what it takes until all of it is in Redis.
 
     pipeline     redis-py: SET in pipelines of 500, and the encoding of the values
+    least        the same script as memsync, 500 at once, of values that nobody has checked, see ``least.py``
     memsync      ``memsync.write`` of each, then ``force_sync``: versioned, told to who listens, with a ttl
     increments   10,000 ``increment_metrics``, then ``force_sync``; beside HINCRBY in pipelines of 500
 
@@ -15,6 +16,7 @@ import time
 from typing import Any, Callable
 
 import common
+import least
 import redis
 
 from celery_memsync import MemorySyncManager
@@ -66,6 +68,14 @@ def main() -> None:
         def pipeline_set() -> None:
             in_chunks(lambda pipeline, key, value: pipeline.set(key, json.dumps(value)))
 
+        bare = least.Batch(url)
+
+        def least_write() -> None:
+            for begin in range(0, WRITES, CHUNK):
+                known = f"* - - 0 {int(time.time() * 1000)} {least.TTL_MS}"
+                bare.write([(keys[number], "", known, json.dumps(record(number)).encode())
+                            for number in range(begin, begin + CHUNK)])
+
         def write() -> None:
             for number in range(WRITES):
                 memsync.write(keys[number], record(number))
@@ -83,7 +93,7 @@ def main() -> None:
             rounds = {name: (lambda call=call: measure(pid, call, ready)) for name, call in variants.items()}
             return common.table(common.interleave(rounds, ROUNDS), PEER)
 
-        writers = {"pipeline": pipeline_set, "memsync": write}
+        writers = {"pipeline": pipeline_set, "least": least_write, "memsync": write}
         result = {
             "new keys": compare(writers, lambda: (client.flushdb(), rename())),
             "the same keys again": compare(writers, lambda: None),

@@ -934,6 +934,8 @@ class MemorySyncManager:
     def _place_to_write(self, key: str) -> Place:
         keys = self._open().keys
         place = keys.place(key)
+        if place.key == place.path:  # a key of the user's own
+            return place
         if keys.lock_name(place.path) is not None:
             raise InvalidKey(f"{place.path} is a lock; take it with lock(), or acquire_task_lock()")
         if place.key == keys.about:
@@ -1024,12 +1026,14 @@ def _check_lock(name: str) -> str:
 
 
 def _check_fence(fence: Lock | int | None) -> int:
+    if fence is None:
+        return 0
     number = fence.fence if isinstance(fence, Lock) else fence
-    if isinstance(number, bool) or not isinstance(number, (int, type(None))) or (number or 0) < 0:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
         raise InvalidValue(f"fence is a lock, or the number that is its fence, not {type(fence).__name__}")
     if number == 0 and isinstance(fence, Lock):
         raise LockLost(fence.name)
-    return number or 0
+    return number
 
 
 def _check_count(value: int, what: str) -> int:

@@ -116,8 +116,8 @@ class Header(NamedTuple):
         """
         version, run, rank, fence, time, ttl_ms, lag, writes, worker_id = line.decode(errors="replace").split(" ", 8)
         header = cls(int(version), run, rank, int(fence), int(time), int(ttl_ms), int(lag), writes, worker_id)
-        if not all(0 <= figure <= MAX_FIGURE for figure in (header.version, header.time, header.ttl_ms)) or \
-                abs(header.lag) > MAX_FIGURE:
+        fits = 0 <= header.version <= MAX_FIGURE and 0 <= header.time <= MAX_FIGURE and 0 <= header.ttl_ms <= MAX_FIGURE
+        if not fits or abs(header.lag) > MAX_FIGURE:
             raise ValueError("a figure is too large for a header")
         return header
 

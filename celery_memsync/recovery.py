@@ -123,10 +123,11 @@ class Recovery:
 
     def _wanted(self, task: Any, recoveries: int) -> bool:
         settings = self.memsync.settings
-        recover = getattr(task, "memsync_recover", None) or settings.recover
-        most = getattr(task, "memsync_max_recoveries", None)
         # What is acknowledged late is redelivered by the broker.
-        return recover == REQUEUE and not task.acks_late and recoveries < (settings.max_recoveries if most is None else most)
+        if (getattr(task, "memsync_recover", None) or settings.recover) != REQUEUE or task.acks_late:
+            return False
+        most = getattr(task, "memsync_max_recoveries", None)
+        return bool(recoveries < (settings.max_recoveries if most is None else most))
 
     def _packed(self, request: Any, key: str, recoveries: int) -> bytes | None:
         message = request._message
