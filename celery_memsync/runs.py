@@ -168,14 +168,14 @@ class ReceivedRun(Run):
         request, _, fail = self._let_go()
         return self._watcher.on_lost(request, self, error, lambda: fail(error, *args, **kwargs))
 
-    def _let_go(self) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
+    def _let_go(self) -> tuple[Any, ...]:
         """Give the request its callbacks back.
 
         The request leads here and back; that circle ends, and a draft that waits to be asked keeps nothing alive.
         """
-        (request, *callbacks), self._wrapped, self.ended = self._wrapped, (None, None, None), True
-        del request.on_success, request.on_failure
-        return request, *callbacks
+        wrapped, self._wrapped, self.ended = self._wrapped, (None, None, None), True
+        del wrapped[0].on_success, wrapped[0].on_failure
+        return wrapped
 
 
 class Ending(NamedTuple):

@@ -87,11 +87,12 @@ local function keep_counters()
 end
 
 local function keep_added()
-  local kept = false
-  for _, task in ipairs(added) do
-    kept = redis.pcall("XADD", index, "MINID", "~", whole(now_ms - horizon), "*", "id", task)
-  end
-  if kept then redis.call("PEXPIRE", index, whole(horizon)) end
+  local last = table.remove(added)
+  if not last then return end
+  for _, task in ipairs(added) do redis.pcall("XADD", index, "*", "id", task) end
+  -- Once is enough for all of them.
+  redis.pcall("XADD", index, "MINID", "~", whole(now_ms - horizon), "*", "id", last)
+  redis.call("PEXPIRE", index, whole(horizon))
 end
 
 local function keep()
