@@ -54,7 +54,7 @@ def make_memsync(redis_url):
         return manager
 
     yield make
-    for manager in made:
+    for manager in 2 * made:  # a resolver that is asked at a shutdown may open another one anew
         manager.shutdown(timeout=0.5)
 
 
