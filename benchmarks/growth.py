@@ -22,6 +22,7 @@ from celery_memsync.changes import SetValue
 from celery_memsync.conflicts import Resolvers
 from celery_memsync.events import Events
 from celery_memsync.records import TaskRun, run_key
+from celery_memsync.settling import Settler
 from celery_memsync.store import Store
 from celery_memsync.writer import BatchWriter
 
@@ -126,8 +127,9 @@ def by_writers(url: str) -> dict[str, Any]:
         rows = {}
         for size in WRITERS:
             stores: list[Store] = [memsync.store.twin(f"w{number:07}") for number in range(size)]
-            writers = [BatchWriter(store, Events(), resolvers, interval=3600.0, batch_size=500, max_pending=1000,
-                                   max_value_size=10 ** 6, on_put=lambda _: None) for store in stores]
+            settler = Settler(memsync.store.clock, "bench", resolvers, 10 ** 6)
+            writers = [BatchWriter(store, Events(), settler, interval=3600.0, batch_size=500, max_pending=1000,
+                                   on_put=lambda _: None) for store in stores]
 
             def write(at: int, writers: list[BatchWriter] = writers) -> None:
                 writer = writers[at % len(writers)]

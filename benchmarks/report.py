@@ -35,7 +35,8 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 320, 60, 220, 34, 40
 
 COLOURS = ("#1b6ca8", "#d1495b", "#2e933c", "#8d6a9f", "#c98b00", "#4a5859")
 
-Row = tuple[str, float, float]
+#: A variant, its median and quartiles, and its ratio to the peer.
+Row = tuple[str, float, float, float, float]
 
 
 def run(folder: Path) -> dict[str, Any]:
@@ -57,19 +58,57 @@ def run(folder: Path) -> dict[str, Any]:
 
 
 def table(title: str, unit: str, rows: Sequence[Row], note: str = "") -> Iterator[str]:
-    """Yield the lines of a table: name, median, ratio to the peer, and a bar of the ratio."""
+    """Yield the lines of a table: name, median and spread, ratio to the peer, and a bar of the ratio."""
     yield from ("", f"### {title}", "", *([note, ""] if note else ()))
-    yield from (f"| | {unit} | ratio | |", "| --- | ---: | ---: | --- |")
-    longest = max(ratio for _, _, ratio in rows)
-    for name, median, ratio in rows:
+    yield from (f"| | {unit} | half of the rounds | ratio | |", "| --- | ---: | ---: | ---: | --- |")
+    longest = max(ratio for *_, ratio in rows)
+    for name, median, first, third, ratio in rows:
         bar = "█" * max(1, round(BAR * ratio / longest)) if longest else ""
-        yield f"| {f'**{name}**' if name in OURS else name} | {shown(median)} | {ratio:.3g} | {bar} |"
+        spread = f"{shown(first)} to {shown(third)}"
+        yield f"| {f'**{name}**' if name in OURS else name} | {shown(median)} | {spread} | {ratio:.3g} | {bar} |"
 
 
 def rows_of(results: Mapping[str, Any], figure: str, peer: str) -> list[Row]:
     """Return a row for each variant, the peer first."""
     names = sorted(results, key=lambda name: name != peer)
-    return [(name, results[name][figure]["median"], results[name][figure]["ratio"]) for name in names]
+    rows = ((name, results[name][figure]) for name in names)
+    return [(name, row["median"], row["q1"], row["q3"], row["ratio"]) for name, row in rows]
+
+
+def glance(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table that stands first: of each thing how we compare, and how the least does that must be done."""
+    def ratio(benchmark: str, figure: str, variant: str, *titles: str) -> str:
+        results = found[benchmark]["results"]
+        for title in titles:
+            results = results[title]
+        return f"{results[variant][figure]['ratio']:.3g}" if variant in results else "-"
+
+    yield from ("", "## At a glance", "",
+                "Ratios to what stands beside: below 1 is quicker. *The least* is a prototype of what can't be left out",
+                "([`least.py`](../benchmarks/least.py)), with no checks, no order and no tries after a failure; or what it",
+                "takes anyway.", "",
+                "| work | beside | ratio | the least |", "| --- | --- | ---: | ---: |")
+    rows = [
+        ("a no-op task, CPU of its worker", "plain Celery", ("overhead", "worker_cpu_us"), "memsync", "least", ()),
+        ("the same with `-E`", "plain Celery", ("overhead", "worker_cpu_us"), "events", "", ()),
+        ("the same with a result backend", "plain Celery", ("overhead", "worker_cpu_us"), "tracked", "", ()),
+        ("a progress call", "`update_state`", ("progress", "microseconds"), "progress", "dict_under_lock", ()),
+        ("writing new keys, time", "redis-py's pipeline", ("writes", "wall_us"), "memsync", "least", ("new keys",)),
+        ("counting, time", "redis-py's pipeline", ("writes", "wall_us"), "memsync", "", ("increments",)),
+        ("reading what is known, flat", "an LRU under a lock", ("reads", "wall_us"), "memsync", "", ("hot, flat",)),
+        ("reading what is known, nested", "the same", ("reads", "wall_us"), "memsync", "locked_lru_copy", ("hot, nested",)),
+        ("reading what is not", "redis-py's GET", ("reads", "wall_us"), "memsync", "get_decode", ("missed",)),
+        ("taking and giving back a lock", "redis-py's lock", ("locks", "wall_us"), "memsync", "evalsha", ("free",)),
+        ("handing it over", "BLPOP", ("locks", "p50_us"), "memsync", "", ("hand-over",)),
+        ("hearing of a change, 1 listening", "`psubscribe`", ("hearing", "p50_us"), "subscribe", "least", ("1 listening",)),
+        ("the same, 100 listening", "`psubscribe`", ("hearing", "p50_us"), "subscribe", "least", ("100 listening",)),
+    ]
+    for work, peer, (benchmark, figure), ours, floor, titles in rows:
+        least = ratio(benchmark, figure, floor, *titles) if floor else ""
+        yield f"| {work} | {peer} | {ratio(benchmark, figure, ours, *titles)} | {least} |"
+    asking = found["fleet"]["results"]["asking"]
+    share = asking["get_workers"]["median_ms"] / asking["inspect_stats"]["median_ms"]
+    yield f"| who is alive, 4 workers | `celery inspect stats` | {share:.2g} | |"
 
 
 def shown(figure: float) -> str:
@@ -92,12 +131,13 @@ def page(found: Mapping[str, Any]) -> Iterator[str]:
         f"Python {versions['python']}, celery {versions['celery']}, redis-py {versions['redis-py']},",
         f"Redis {found['reads']['results']['redis']}, {time.strftime('%Y-%m-%d')}.",
     )
+    yield from glance(found)
     overhead = found["overhead"]["results"]
     yield from ("", "## Tasks")
     yield from table("A no-op task: CPU of the worker, main process and child", "µs a task",
                      rows_of(overhead, "worker_cpu_us", "plain"),
                      "`plain_again` is a second plain worker: what it differs is noise. `tracked` is Celery's result "
-                     "backend with `task_track_started`; `events` is `-E`.")
+                     "backend with `task_track_started`; `events` is `-E`; `least` tells the end of a task, and no more.")
     yield from table("The same: time from task to task", "µs a task", rows_of(overhead, "wall_us", "plain"))
     yield from table("The same: CPU of Redis, broker and memory", "µs a task", rows_of(overhead, "redis_cpu_us", "plain"))
     yield from table("A progress call in a task's body", "µs a call",

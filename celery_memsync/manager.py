@@ -32,6 +32,7 @@ from .locks import Lock, Locks, Owner
 from .reader import LONGEST_LIST, VIEW, Reader, parts_of
 from .records import Entry, LockRecord, TaskRun, WorkerRecord
 from .settings import MAX_SECONDS, Settings, short
+from .settling import Settler
 from .store import Store
 from .subscriptions import OnChange, OnInvalidate, Subscriptions, Watch
 from .urls import is_cluster
@@ -71,10 +72,11 @@ class Services:
         make_store = ClusterStore if is_cluster(url) else Store
         self.store: Store = make_store(
             connect(url, settings.backend_options, keys.about), keys, worker_id, token, settings.default_ttl)
+        resolvers = Resolvers(settings.conflict_resolver, settings.namespace)
         self.writer = BatchWriter(
-            self.store, events, Resolvers(settings.conflict_resolver, settings.namespace),
+            self.store, events, Settler(self.store.clock, worker_id, resolvers, settings.max_value_size),
             interval=settings.batch_interval, batch_size=settings.batch_size, max_pending=settings.max_pending,
-            max_value_size=settings.max_value_size, on_put=self.cache.drop_for,
+            on_put=self.cache.drop_for,
         )
         self.link = Link(
             self.store, on_invalid=self._on_invalid, on_message=self._on_message, on_up=self._on_up,

@@ -15,13 +15,14 @@ from redis.backoff import EqualJitterBackoff
 
 from . import values
 from .changes import Change, Coordinated, Draft, MergeFields, SetValue, SyncMetrics, SyncQueue, TellRun
-from .conflicts import MAX_ROUNDS, Resolution, Resolvers
+from .conflicts import MAX_ROUNDS
 from .events import Events
 from .exceptions import ConflictError, LockLost, MemSyncError, StoreError
 from .keys import ASSIGNMENTS, STATE, Place
 from .periodic import LONGEST_PAUSE, PeriodicThread
-from .records import NEVER, Entry, Header, Stamp, Stored, progress_from, rank_of
+from .records import NEVER, Header, Stamp, Stored, progress_from
 from .seen import NOTHING, Base, Seen
+from .settling import Settler
 from .store import EntryWrite, Outcome, Store, ms
 
 logger = get_logger(__name__)
@@ -52,24 +53,23 @@ class BatchWriter:
     goes back to the queue, under newer changes, and is sent again.
 
     Arguments:
+        settler: Settles conflicts.
         interval: Seconds that changes are gathered; 0 sends every one at once.
         batch_size: Most changes in one round trip.
         max_pending: Most changes in memory; beyond it the oldest progress is
             dropped first, then the oldest others.
-        max_value_size: Largest value that a resolver may make, in bytes.
         on_put: Called with each draft that is taken, and with the place of each change.
     """
 
     def __init__(
-        self, store: Store, events: Events, resolvers: Resolvers, *,
-        interval: float, batch_size: int, max_pending: int, max_value_size: int, on_put: Callable[[Place | Draft], object],
+        self, store: Store, events: Events, settler: Settler, *,
+        interval: float, batch_size: int, max_pending: int, on_put: Callable[[Place | Draft], object],
     ) -> None:
         self.store = store
         self.events = events
-        self.resolvers = resolvers
+        self.settler = settler
         self.batch_size = batch_size
         self.max_pending = max_pending
-        self.max_value_size = max_value_size
         self.on_put = on_put
         #: Counters since the start of this process.
         self.counts = dict.fromkeys(("writes", "conflicts", "syncs", "flush_failures", "dropped", "coalesced"), 0)
@@ -283,9 +283,10 @@ class BatchWriter:
         at = f"@{shown.stored_at}" if expected and shown.version == expected else ""
         (outcome,) = self.store.write_entries([write._replace(seen=f"{expected}{at}")])
         if outcome.status == "conflict":
-            if expected or not outcome.version or not self._gone(outcome.stored):
+            stored = outcome.stored
+            if expected or not outcome.version or stored is not None and not stored.gone(self.store.clock.now()):
                 with self._mutex:
-                    self._seen.note(place, NEVER if outcome.stored is None else outcome.stored.header.stamp)
+                    self._seen.note(place, NEVER if stored is None else stored.header.stamp)
                 raise ConflictError(key, outcome.version)
             # Version 0 is meant, nothing to see; what was deleted counts its versions on.
             return self._compare_and_set(change, outcome.version)
@@ -498,111 +499,24 @@ class BatchWriter:
                     later.seen = stamp
 
     def _resolve(self, change: Change, outcome: Outcome) -> Change | None:
-        place, stored = change.place, outcome.stored
-        gone = self._gone(stored)
-        own = stored is not None and stored.header.writes.startswith(self.store.token)
+        """Return what is to be written instead of a change that found something else than its writer had seen."""
+        stored, base = outcome.stored, Base.of(outcome.stored, self.store.clock)
+        gone = stored is None or stored.gone(self.store.clock.now())
+        before = self._base(change).fields
         if isinstance(change, MergeFields):
             change.late = not gone
-            before, base = self._base(change), Base.of(stored, self.store.clock)
             change.base = base._replace(body={}, until=0.0) if gone else base
-            self._seen.note_base(place, change.base)
-            if gone or stored is None:
-                return change
-            return change if own or _later_run(change, stored) else \
-                self._resolve_fields(change, stored, before.fields, base.fields)
-        if isinstance(change, SetValue):
+            self._seen.note_base(change.place, change.base)
+        elif isinstance(change, SetValue):
             change.seen = NEVER if stored is None else stored.header.stamp
-        if stored is None or gone and not stored.deleted or own or _later_run(change, stored):
+        own = stored is not None and stored.header.writes.startswith(self.store.token)
+        if stored is None or own or gone and not (stored.deleted and isinstance(change, SetValue)):
             return change
-        return self._resolve_value(change, stored)
-
-    def _gone(self, stored: Stored | None) -> bool:
-        return stored is None or stored.deleted or stored.expired(self.store.clock.now()) or not stored.readable
-
-    def _resolve_value(self, change: Change, stored: Stored) -> Change | None:
-        if not isinstance(change, SetValue):
-            return change
-        if not change.body or stored.deleted:
-            return self._keep_the_later(change, stored)
-        resolved, conflict = self._settled_by_resolver(change, stored, values.decode(change.body), change.at)
-        body = change.body if resolved is None else resolved
-        if body == stored.body:
-            self._note_conflict(conflict)
-            return None
-        settled = SetValue(change.place, body, change.ttl, change.fence)
-        settled.seen = stored.header.stamp
-        settled.at = max(change.at, self.store.clock.monotonic(stored.header.time / 1000))
-        settled.conflict = conflict
-        return settled
-
-    def _keep_the_later(self, change: SetValue, stored: Stored) -> Change | None:
-        """Let the later of a deletion and a value win: there is nothing that could be merged."""
-        key, at = change.place.path, self.store.clock.at(change.at)
-        if stored.deleted and (not change.body or round(at * 1000) >= stored.header.time):
-            return change  # what is gone is no conflict
-        value = values.decode(change.body) if change.body else None
-        old = stored.entry(key, None if stored.deleted else stored.value)
-        new = Entry(key, value, old.version + 1, round(at, 3), self.store.worker_id, change.ttl)
-        later = round(at, 3) >= old.timestamp
-        conflict = {"key": key, "strategy": "last_write_wins", "entries": [old, new],
-                    "discarded": [old.value if later else new.value]}
-        if later:
-            change.conflict = conflict
-            return change
-        self._note_conflict(conflict)
+        settled = self.settler.settle(change, stored, before)
+        if isinstance(settled, Change):
+            return settled
+        self._note_conflict(settled)
         return None
-
-    def _resolve_fields(
-        self, change: MergeFields, stored: Stored, base: dict[str, bytes], theirs: dict[str, bytes],
-    ) -> Change | None:
-        """Let the resolver settle the fields that both have changed; the others are merged anyway."""
-        mine = change.merged(theirs)
-        disputed = {
-            name for name in change.fields
-            if name in theirs and mine[name] != theirs[name]
-            and theirs[name] not in (base.get(name), *change.sent.get(name, ()))
-            and not (name == "status" and follows_by_rank(mine[name], theirs[name]))
-        }
-        if not disputed:
-            return change
-        told_at = max(change.told_at[name] for name in disputed)
-        value = values.decode(values.join_fields(mine))
-        body, conflict = self._settled_by_resolver(change, stored, value, told_at)
-        fields = change.fields
-        if body is not None:
-            # What the resolver left as it is stored is not told again: it may have moved on by then.
-            undisputed = {name: text for name, text in fields.items() if name not in disputed}
-            resolved = {name: text for name, text in values.split_fields(body).items() if theirs.get(name) != text}
-            fields = {**resolved, **undisputed}
-        if not fields:
-            self._note_conflict(conflict)
-            return None
-        settled = MergeFields(change.place, fields, change.ttl, change.fence, change.run_key)
-        settled.at = change.at
-        settled.told_at = {name: change.told_at.get(name, told_at) for name in fields}
-        settled.late = True
-        settled.base = change.base
-        settled.conflict = conflict
-        return settled
-
-    def _settled_by_resolver(
-        self, change: Change, stored: Stored, value: Any, told_at: float,
-    ) -> tuple[bytes | None, dict[str, Any]]:
-        """Return what the resolver makes of what is stored and a value to come, None if it fails; and what to tell."""
-        key = change.place.path
-        timestamp = round(self.store.clock.at(told_at), 3)
-        incoming = Entry(key, value, stored.header.version + 1, timestamp, self.store.worker_id, change.ttl)
-        entries = [stored.entry(key), incoming]
-        body = None
-        try:
-            resolution = self.resolvers.settle(key, entries)
-            if isinstance(change, MergeFields) and not isinstance(resolution.resolved, dict):
-                raise TypeError("the fields of a state are resolved to a dict")
-            body = values.encode(resolution.resolved, key, self.max_value_size)
-        except Exception as exc:
-            logger.warning("The resolver of %s raised %s; the incoming write is kept", key, type(exc).__name__)
-            resolution = Resolution(value, f"failed: {type(exc).__name__}", [entries[0].value])
-        return body, {"key": key, "strategy": resolution.strategy, "entries": entries, "discarded": resolution.discarded}
 
     def _note_conflict(self, conflict: dict[str, Any]) -> None:
         """Count a conflict that is settled; however many rounds it took, it was one."""
@@ -795,17 +709,6 @@ class Refused(StoreError):
             "look at it with redis-cli TYPE and remove it"
         )
         self.key = key
-
-
-def _later_run(change: MergeFields | Change, stored: Stored) -> bool:
-    """Whether a later run of a task tells: what it says plainly follows."""
-    run_key = getattr(change, "run_key", "")
-    return bool(run_key) and run_key > stored.header.run
-
-
-def follows_by_rank(one: bytes, other: bytes) -> bool:
-    """Whether one of two statuses is a later stage than the other."""
-    return rank_of(values.decode(one)) != rank_of(values.decode(other))
 
 
 def _synced(change: Change) -> str | None:

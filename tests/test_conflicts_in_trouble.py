@@ -99,14 +99,14 @@ def test_what_a_resolver_answered_is_not_lost_with_the_connection(separate, kind
     tell(first, kind, "stored")
     first.force_sync()
     tell(second, kind, "incoming")
-    resolvers, second.writer.resolvers = second.writer.resolvers, Resolvers(
+    resolvers, second.writer.settler.resolvers = second.writer.settler.resolvers, Resolvers(
         lambda entries: forbid(redis, "second") or both(entries), "task-sentinel")
 
     with pytest.raises(StoreError):
         second.force_sync()
     seen_meanwhile = items(first, kind)
     allow(redis, "second")
-    second.writer.resolvers = resolvers
+    second.writer.settler.resolvers = resolvers
     second.force_sync()
 
     assert seen_meanwhile == ["stored"]
@@ -120,7 +120,7 @@ def test_what_a_third_wrote_before_the_answer_arrived_is_settled_too(separate, m
     tell(first, kind, "stored")
     first.force_sync()
     tell(second, kind, "incoming")
-    resolvers, second.writer.resolvers = second.writer.resolvers, Resolvers(
+    resolvers, second.writer.settler.resolvers = second.writer.settler.resolvers, Resolvers(
         lambda entries: forbid(redis, "second") or both(entries), "task-sentinel")
 
     with pytest.raises(StoreError):
@@ -128,7 +128,7 @@ def test_what_a_third_wrote_before_the_answer_arrived_is_settled_too(separate, m
     tell(third, kind, "third")
     third.force_sync()
     allow(redis, "second")
-    second.writer.resolvers = resolvers
+    second.writer.settler.resolvers = resolvers
     second.force_sync()
 
     assert set(items(first, kind)) == {"stored", "third", "incoming"}
@@ -137,7 +137,7 @@ def test_what_a_third_wrote_before_the_answer_arrived_is_settled_too(separate, m
 def test_an_answer_that_arrives_after_all_is_not_settled_again(own_server, make_memsync):
     options = {"socket_timeout": 0.5}
     first, second = [make_memsync(url=own_server.url, batch_interval=60.0, backend_options=options) for _ in range(2)]
-    second.writer.resolvers = Resolvers(lambda entries: own_server.pause() or both(entries), "task-sentinel")
+    second.writer.settler.resolvers = Resolvers(lambda entries: own_server.pause() or both(entries), "task-sentinel")
     tell(first, "value", "stored")
     first.force_sync()
     tell(second, "value", "incoming")
@@ -145,7 +145,7 @@ def test_an_answer_that_arrives_after_all_is_not_settled_again(own_server, make_
     with pytest.raises(StoreError):
         second.force_sync()
     own_server.resume()
-    second.writer.resolvers = Resolvers(both, "task-sentinel")
+    second.writer.settler.resolvers = Resolvers(both, "task-sentinel")
     second.force_sync()
 
     assert items(first, "value") == ["stored", "incoming"]

@@ -24,7 +24,7 @@ FLOORS = (
     ("records",),
     ("conflicts", "seen"),
     ("settings", "changes"),
-    ("embedded", "cluster", "sentinels"),
+    ("embedded", "cluster", "sentinels", "settling"),
     ("connections",),
     ("store",),
     ("cache", "link", "locks", "writer", "heartbeat", "losses", "coordination", "views", "archive", "cluster_store"),

@@ -230,7 +230,7 @@ def test_what_was_written_before_a_conflict_could_be_settled_is_told_once(separa
     first.force_sync()
     told = listen(second, *SYNCED)
     forbid = functools.partial(redis.execute_command, "ACL", "SETUSER", "second", "-evalsha")
-    second.writer.resolvers = Resolvers(lambda entries: forbid() and Resolution("settled"), "task-sentinel")
+    second.writer.settler.resolvers = Resolvers(lambda entries: forbid() and Resolution("settled"), "task-sentinel")
 
     second.write("a", MARK)
     second.sync_task_state("t1", {"x": MARK})
@@ -238,7 +238,7 @@ def test_what_was_written_before_a_conflict_could_be_settled_is_told_once(separa
     with pytest.raises(StoreError):
         second.force_sync()
     redis.execute_command("ACL", "SETUSER", "second", "+evalsha")
-    second.writer.resolvers = Resolvers(lambda entries: Resolution("settled"), "task-sentinel")
+    second.writer.settler.resolvers = Resolvers(lambda entries: Resolution("settled"), "task-sentinel")
     second.force_sync()
 
     assert [details["value"] for event, details in told if event == "write"].count(MARK) == 1

@@ -1,0 +1,134 @@
+"""What becomes of a change that somebody else was quicker than; in processes together: test_conflicts*.py."""
+from __future__ import annotations
+
+import pytest
+
+from celery_memsync import values
+from celery_memsync.changes import MergeFields, SetValue, TellRun
+from celery_memsync.clock import Clock
+from celery_memsync.conflicts import Resolution, Resolvers
+from celery_memsync.keys import STATE, Keys
+from celery_memsync.records import Header, Stored, TaskRun
+from celery_memsync.seen import Base
+from celery_memsync.settling import Settler
+
+KEYS = Keys("ns")
+OLD_RUN, RUN, NEW_RUN = "0000000000000001", "0000000000000002", "0000000000000003"
+
+
+@pytest.fixture
+def settle():
+    """Settles a change; the resolver of all keys joins texts, lists and dicts."""
+    clock = Clock()
+
+    def both(entries):
+        old, new = (entry.value for entry in entries)
+        if isinstance(old, dict):
+            return Resolution({name: old.get(name, "") + new.get(name, "") for name in {**old, **new}})
+        return Resolution(old + new)
+
+    def act(change, stored, before=None, resolver=both):
+        if isinstance(change, MergeFields):
+            change.base = Base.of(stored, clock)
+        return Settler(clock, "me", Resolvers(resolver, "ns"), 1000).settle(change, stored, before or {})
+
+    act.clock = clock
+    return act
+
+
+def stored(settle, value, run="-", ago=1.0):
+    """Return what another wrote a while ago; None: it deleted it."""
+    time = round((settle.clock.now() - ago) * 1000)
+    body = b"" if value is None else values.dumps(value)
+    return Stored(Header(3, run, "-", 0, time, 60_000, 0, "other.1", "other"), body)
+
+
+def value(text, **more):
+    return SetValue(KEYS.place("a"), b"" if text is None else values.dumps(text), 60.0, **more)
+
+
+def fields(told, **more):
+    return MergeFields(KEYS.task_place("t1", STATE), {name: values.dumps(one) for name, one in told.items()}, 60.0, **more)
+
+
+def test_a_value_is_settled_by_the_resolver_and_follows_what_is_stored(settle):
+    settled = settle(value("mine"), stored(settle, "theirs"))
+
+    assert values.decode(settled.body) == "theirsmine"
+    assert settled.seen.version == 3
+    assert settled.conflict["key"] == "ns/a"
+    assert [entry.worker_id for entry in settled.conflict["entries"]] == ["other", "me"]
+
+
+def test_what_comes_to_the_same_is_not_written(settle):
+    conflict = settle(value("mine"), stored(settle, "theirs"), resolver=lambda entries: Resolution("theirs", "keep"))
+
+    assert (conflict["key"], conflict["strategy"]) == ("ns/a", "keep")
+
+
+@pytest.mark.parametrize("resolver", [
+    lambda entries: 1 / 0, lambda: None, lambda entries: Resolution(object()), lambda entries: Resolution("x" * 2000),
+])
+def test_with_a_resolver_that_fails_the_incoming_value_is_kept(settle, resolver):
+    settled = settle(value("mine"), stored(settle, "theirs"), resolver=resolver)
+
+    assert values.decode(settled.body) == "mine"
+    assert settled.conflict["strategy"].startswith("failed: ")
+    assert settled.conflict["discarded"] == ["theirs"]
+
+
+def test_of_a_deletion_and_a_value_the_later_one_wins(settle):
+    deletion, late = value(None), value("mine")
+    early = value("mine")
+    early.at -= 5.0
+
+    assert settle(deletion, stored(settle, "theirs")) is deletion
+    assert settle(late, stored(settle, None)) is late
+    assert settle(early, stored(settle, None))["discarded"] == ["mine"]
+    assert deletion.conflict["discarded"] == ["theirs"]
+    assert late.conflict is None
+
+
+def test_fields_that_only_one_has_changed_are_no_conflict(settle):
+    change = fields({"mine": "a", "same": "b"})
+
+    assert settle(change, stored(settle, {"theirs": "c", "same": "b"})) is change
+
+
+def test_fields_that_both_have_changed_are_settled_by_the_resolver(settle):
+    settled = settle(fields({"x": "mine", "y": "only"}), stored(settle, {"x": "theirs"}))
+
+    assert {name: values.decode(body) for name, body in settled.fields.items()} == {"x": "theirsmine", "y": "only"}
+    assert settled.late
+
+
+def test_what_the_writer_had_seen_is_no_conflict(settle):
+    change = fields({"x": "mine"})
+
+    assert settle(change, stored(settle, {"x": "theirs"}), before={"x": b'"theirs"'}) is change
+
+
+def test_fields_are_resolved_to_a_dict_or_not_at_all(settle):
+    settled = settle(fields({"x": "mine"}), stored(settle, {"x": "theirs"}), resolver=lambda entries: Resolution(["x"]))
+
+    assert settled.fields == {"x": b'"mine"'}
+    assert settled.conflict["strategy"] == "failed: TypeError"
+
+
+def test_a_status_of_another_rank_is_no_conflict(settle):
+    change = fields({"status": "SUCCESS"})
+
+    assert settle(change, stored(settle, {"status": "STARTED"})) is change
+
+
+@pytest.mark.parametrize("told_by, follows", [(NEW_RUN, True), (RUN, False), (OLD_RUN, False), ("", False)])
+def test_what_a_later_run_tells_follows_plainly(settle, told_by, follows):
+    change = value("mine", run_key=told_by)
+
+    assert (settle(change, stored(settle, "theirs", run=RUN)) is change) is follows
+
+
+def test_the_stage_of_a_run_is_settled_by_no_resolver(settle):
+    change = TellRun(KEYS.task_place("t1", 1), TaskRun("STARTED"), RUN, 60.0)
+
+    assert settle(change, stored(settle, ["STARTED"], run=RUN)) is change
