@@ -44,6 +44,7 @@ LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 LUA_PARTS = {"notes", "pages", "places"}
 SCRIPTS = sorted({path.stem for path in (PACKAGE / "lua").glob("*.lua")} - LUA_PARTS)
 MODULES = sorted(PACKAGE.rglob("*.py"))
+STORE = [PACKAGE / "cluster_store.py", *sorted((PACKAGE / "store").glob("*.py"))]
 TREES = {path: ast.parse(path.read_text()) for path in MODULES}
 
 HEADER_PARTS = ("KEYS[", "ARGV[", "Returns", "Publishes")
@@ -217,7 +218,7 @@ def test_a_script_uses_the_keys_and_arguments_that_it_tells(name):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_has_a_name_and_a_caller_in_the_store(name):
-    store = "".join((PACKAGE / name).read_text() for name in ("store.py", "cluster_store.py"))
+    store = "".join(path.read_text() for path in STORE)
 
     assert getattr(scripts, name.upper()).text.endswith(scripts.load(name).text)
     assert len(re.findall(rf"\b{name.upper()}\b", store)) >= 2
@@ -229,7 +230,7 @@ def test_no_script_looks_into_a_body_or_takes_its_time_from_a_caller(name):
 
 
 def test_no_script_or_store_method_goes_through_all_keys():
-    texts = [body_of(name) for name in SCRIPTS] + [(PACKAGE / "store.py").read_text()]
+    texts = [body_of(name) for name in SCRIPTS] + [path.read_text() for path in STORE]
 
     assert not re.search(r'"(KEYS|SCAN)"|\.keys\("|\.scan\(|scan_iter', "".join(texts))
 

@@ -123,7 +123,8 @@ def test_another_namespace_is_out_of_reach(grant):
 
 def test_no_right_is_told_that_nothing_needs():
     scripts = "".join(path.read_text() for path in (ROOT / "celery_memsync" / "lua").glob("*.lua"))
-    python = "".join((ROOT / "celery_memsync" / name).read_text() for name in ("store.py", "connections.py", "link.py"))
+    python = "".join(path.read_text() for name in ("store/*.py", "connections.py", "link.py")
+                     for path in (ROOT / "celery_memsync").glob(name))
 
     words = {word.lower() for word in re.findall(r'"([A-Z]+)"', scripts + python)}
     words |= set(re.findall(r"(?:pipeline|client|redis)\.(\w+)\(", python)) | {"evalsha"}

@@ -43,7 +43,8 @@ def targets():
     from celery_memsync.runs import timestamp
     from celery_memsync.seen import Base
     from celery_memsync.settings import Settings
-    from celery_memsync.store import _parse, _split_page
+    from celery_memsync.store.calls import stored_of
+    from celery_memsync.store.entries import split_page
     from celery_memsync.subscriptions import _parts_of
     from celery_memsync.views import entry_of, state_of, worker_record
 
@@ -53,7 +54,7 @@ def targets():
         return data.decode(errors="surrogateescape")
 
     def an_entry(data):
-        stored = _parse(data)
+        stored = stored_of(data)
         if stored is not None:
             stored.gone(clock.now())
             stored.entry("a")
@@ -77,7 +78,7 @@ def targets():
     return {
         "entry": (an_entry, ()),
         "body": (a_body, ()),
-        "page": (lambda data: [_parse(part) for part in _split_page(data)], ()),
+        "page": (lambda data: [stored_of(part) for part in split_page(data)], ()),
         "message": (lambda data: _parts_of(keys.place("tasks/t1/state"), data), (ValueError,)),
         "fields": (lambda data: values.split_fields(data), values.UNREADABLE),
         "key": (lambda data: keys.place(text(data)), (InvalidKey,)),

@@ -1,0 +1,20 @@
+"""What Redis does for us: each method is one round trip, and nothing else talks to Redis."""
+from __future__ import annotations
+
+from .calls import SCRIPT_SIZE, ms, raise_first
+from .entries import EntryCalls, EntryWrite, Outcome, outcomes_of
+from .locks import LockAnswer, LockAsk, LockCalls, renewal
+from .moving import RestoreCalls, Saved
+from .tasks import Task, TaskCalls
+from .together import CoordinationCalls
+from .workers import Beat, Loss, WorkerCalls
+
+
+class Store(EntryCalls, TaskCalls, WorkerCalls, CoordinationCalls, LockCalls, RestoreCalls):
+    """The shared memory in one Redis."""
+
+
+__all__ = [
+    "SCRIPT_SIZE", "Beat", "EntryWrite", "LockAnswer", "LockAsk", "Loss", "Outcome", "Saved", "Store", "Task", "ms",
+    "outcomes_of", "raise_first", "renewal",
+]

@@ -1,0 +1,164 @@
+"""Entries: written, read and found."""
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple, Sequence
+
+from ..connections import Source, redis_call
+from ..keys import SLOTS, Place
+from ..records import Stored
+from ..scripts import ENTRY_WRITE
+from .calls import SCRIPT_SIZE, Calls, answers_of, stored_of
+
+#: Entries of earlier runs that are kept of a task.
+MAX_FORMER = 12
+
+#: Names of the counters by the first digit of the rank of the stage that is counted.
+TALLIES = ("", "", "", "lost", "retried", "failed", "revoked", "ignored", "skipped", "succeeded")
+
+
+class EntryWrite(NamedTuple):
+    """One write as the script takes it; see ``lua/entry_write.lua``.
+
+    Attributes:
+        place: Where it goes.
+        seen: What the writer saw: ``"<version>@<ms>"`` or ``"<version>"``;
+            ``"*"``: whatever is there; ``"run"``: run and rank decide.
+        serial: Its number in this process; a second try has the same.
+        figure: Of a stage: when its task was published, or how long its run took; see there.
+    """
+
+    place: Place
+    seen: str
+    run: str
+    rank: str
+    fence: int
+    time: int
+    ttl_ms: int
+    serial: int
+    body: bytes
+    figure: int = 0
+
+
+class Outcome(NamedTuple):
+    """What became of one write.
+
+    Attributes:
+        status: ``ok``, ``again`` (it was stored by an earlier try), ``kept``
+            (what is there is further along), ``conflict``, ``fenced`` or ``error``.
+        version: The version that is stored now.
+        stored: With ``conflict``: what is stored.
+        error: With ``error``: what Redis said.
+        stored_at: With ``ok``: when Redis took it, in milliseconds.
+    """
+
+    status: str
+    version: int = 0
+    stored: Stored | None = None
+    error: str = ""
+    stored_at: int = 0
+
+
+class EntryCalls(Calls):
+    """What is about entries."""
+
+    @redis_call
+    def write_entries(self, writes: Sequence[EntryWrite]) -> list[Outcome]:
+        """Store, version and tell entries; what each came to, in the same order."""
+        if not writes:
+            return []
+        calls = [
+            self._entry_call(writes[start:start + SCRIPT_SIZE])
+            for start in range(0, len(writes), SCRIPT_SIZE)
+        ]
+        asked = time.monotonic()
+        outcomes: list[Outcome] = []
+        for answer in self._run(ENTRY_WRITE, calls, tells=True):
+            outcomes.extend(outcomes_of(answer))
+        if len(outcomes) != len(writes):
+            raise ValueError("not every write is answered")
+        self._learn(answer[0], answer[1], asked)
+        return outcomes
+
+    def _entry_call(self, writes: Sequence[EntryWrite]) -> tuple[list[str], list[Any]]:
+        keys = [write.place.key for write in writes]
+        args: list[Any] = [
+            len(writes), self.worker_id, self.token, self._horizon, SLOTS, MAX_FORMER,
+            self.prefix, self._together, "".join(name + "," for name in TALLIES),
+        ]
+        for (_, slot, field, path, task_id), seen, run, rank, fence, time_ms, ttl_ms, serial, body, figure in writes:
+            where = slot or ":" + field
+            # One text: eleven arguments take three times as long.
+            known = f"{where}\n{path}\n{task_id}\n{seen} {run} {rank} {fence} {time_ms} {ttl_ms} {serial} {figure}"
+            args += (known, body)
+        return [*keys, *self._shared_keys()], args
+
+    def _shared_keys(self) -> tuple[str, ...]:
+        """Return the keys of what follows from entries."""
+        own = self.keys
+        return own.task_index, own.names, own.pending, own.processing, own.metrics, own.about
+
+    @redis_call
+    def read_entries(self, places: Sequence[Place], source: Source | None = None) -> list[Stored | None]:
+        """Return entries, None for what is not there; those that are deleted or over have a version still.
+
+        Arguments:
+            source: The connection to ask over.  None: any.
+        """
+        pages = dict.fromkeys(place.key for place in places if place.slot)
+        fields = [place for place in places if not place.slot]
+        pipeline = self._pipeline(source)
+        for key in pages:
+            pipeline.get(key)
+        for place in fields:
+            pipeline.hget(place.key, place.field)
+        answers = answers_of(pipeline) if places else []
+        by_page = {key: split_page(page) for key, page in zip(pages, answers)}
+        by_field = dict(zip(fields, answers[len(pages):]))
+        return [
+            stored_of(slot_of(by_page[place.key], place.slot) if place.slot else by_field[place])
+            for place in places
+        ]
+
+    @redis_call
+    def find_names(self, pattern: str, cursor: int) -> tuple[int, list[str]]:
+        """Return users' keys whose paths match a pattern, a part of them at a time.
+
+        Arguments:
+            cursor: From the answer before; 0 to begin.
+
+        Returns:
+            The cursor to go on with, 0 at the end, and paths, some perhaps twice, some of keys that are gone.
+        """
+        return self._scan(self.keys.names, cursor, pattern)
+
+
+def split_page(page: bytes | None) -> list[bytes]:
+    """Return the entries of a page, empty for empty slots; every entry is two lines."""
+    lines = page.split(b"\n") if page else []
+    return [b"\n".join(lines[i:i + 2]).strip(b"\n") for i in range(0, len(lines), 2)]
+
+
+def slot_of(texts: list[bytes], slot: int) -> bytes | None:
+    """Return the entry of a slot of a page that was split, None if the page is shorter."""
+    return texts[slot - 1] if slot <= len(texts) else None
+
+
+def outcomes_of(answer: Sequence[Any]) -> list[Outcome]:
+    """Read what ``lua/entry_write.lua`` answers to one call."""
+    taken_at = int(answer[0]) * 1000 + int(answer[1]) // 1000
+    return [_outcome(one, taken_at) for one in answer[2:]]
+
+
+def _outcome(answer: Any, taken_at: int) -> Outcome:
+    if isinstance(answer, int):
+        return Outcome("ok", answer, stored_at=taken_at)
+    status = answer[0].decode()
+    if status == "error":
+        return Outcome("error", error=answer[1].decode())
+    if status == "conflict":
+        try:
+            return Outcome("conflict", answer[1], Stored.parse(answer[2]) if len(answer) > 2 and answer[2] else None)
+        except ValueError:
+            return Outcome("error", error="what is stored is no entry")
+    return Outcome(status, answer[1])

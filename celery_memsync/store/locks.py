@@ -1,0 +1,201 @@
+"""Locks, and those who wait for them."""
+from __future__ import annotations
+
+from collections import deque
+from itertools import count
+from typing import Any, NamedTuple, Sequence
+
+from ..connections import MAX_IDLE, Ear, packed, redis_call
+from ..keys import Place
+from ..records import Stored
+from ..scripts import LOCK_PASS, LOCK_RENEW
+from .calls import SCRIPT_SIZE, Calls, answers_of, ms, stored_of
+
+#: Most of those who wait for one lock that are looked at.
+MAX_WAITERS = 100
+
+#: Locks of which is remembered how they are spelled.
+MAX_LOCK_WORDS = 1000
+
+
+class LockAsk(NamedTuple):
+    """Who asks for a lock; see ``lua/lock_pass.lua``.
+
+    Attributes:
+        place: Where the lock is kept.
+        holder: Names one acquisition: a second try has the same.
+        ttl: Its lease, in seconds.
+        run: Id of the run of a task that asks; "-" for none.
+        body: What readers are to know of who holds it, as JSON.
+        channel: Where who waits hears that it is its turn; "-" for who does not wait.
+    """
+
+    place: Place
+    holder: str
+    ttl: float
+    run: str
+    body: bytes
+    channel: str = "-"
+
+
+class LockAnswer(NamedTuple):
+    """What became of asking.
+
+    Attributes:
+        status: ``ok`` (it is the holder's), ``busy`` or ``lost``.
+        fence: Of this acquisition, or with ``busy`` of the present one.
+        lease: Seconds until the holder's lease ends, whoever that is.
+        stored: With ``busy``: the lock as it is stored.
+    """
+
+    status: str
+    fence: int = 0
+    lease: float = 0.0
+    stored: Stored | None = None
+
+
+class LockCalls(Calls):
+    """What is about locks."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        #: What is the same in all that is sent of a lock, by its key.
+        self._lock_words: dict[str, bytes] = {}
+        self._ears: deque[Ear] = deque()
+        self._ear_numbers = count(1)
+
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        while self._ears:
+            self._ears.pop().close()
+        super().close()
+
+    @redis_call
+    def take_lock(self, ask: LockAsk) -> LockAnswer:
+        """Take a lock if it is free and nobody waits for it."""
+        return _lock_answer(self._pass_lock("take", ask))
+
+    @redis_call
+    def wait_for_lock(self, ask: LockAsk) -> LockAnswer:
+        """Take a lock, or stand in the queue, where one's place is kept, and hear on the channel when it is one's turn."""
+        return _lock_answer(self._pass_lock("wait", ask))
+
+    @redis_call
+    def leave_lock(self, ask: LockAsk) -> bool:
+        """Give a lock back, or leave its queue; tell whether it was held until now."""
+        return bool(self._pass_lock("leave", ask).startswith(b"ok"))
+
+    @redis_call
+    def free_lock(self, place: Place, fence: int) -> bool:
+        """Give a lock back for whoever holds it; False if nobody holds it with that fence."""
+        return self._pass_lock("free", LockAsk(place, str(fence), 1.0, "-", b"")).startswith(b"ok")
+
+    @redis_call
+    def read_waiters(self, names: Sequence[str]) -> list[list[Stored]]:
+        """Return of locks what is told of those who wait, each as the lock would be told if it were theirs.
+
+        Of many waiters those are left out who came after the first :data:`MAX_WAITERS`.
+        """
+        pipeline = self._pipeline(None)
+        for name in names:
+            pipeline.lrange(self.keys.lock_place(name).key + "/queue/", 0, MAX_WAITERS - 1)
+        return [_waiters(rows or ()) for rows in (answers_of(pipeline) if names else ())]
+
+    def _pass_lock(self, what: str, ask: LockAsk) -> bytes:
+        key = ask.place.key
+        begin = self._lock_words.get(key)
+        if begin is None:
+            if len(self._lock_words) >= MAX_LOCK_WORDS:
+                self._lock_words.clear()
+            begin = self._lock_words[key] = packed(
+                3, key, key + "/queue/", self.keys.locks, ask.place.path, self.prefix, self.worker_id)
+        words = begin + packed(what, ask.holder, ms(ask.ttl), ask.run, ask.body, ask.channel)
+        answer: bytes = self._run_quickly(LOCK_PASS, 13, words)
+        return answer
+
+    @redis_call
+    def renew_locks(self, asks: Sequence[LockAsk], replicas: int = 0) -> list[bool]:
+        """Let leases begin anew; tell of each lock whether it was still held.
+
+        Arguments:
+            replicas: How many replicas of Redis must have taken note.
+
+        Raises:
+            StoreError: Also if fewer have within :data:`REPLICA_TIMEOUT`.
+        """
+        calls = []
+        for start in range(0, len(asks), SCRIPT_SIZE):
+            keys, args = renewal(asks[start:start + SCRIPT_SIZE])
+            calls.append(([*keys, self.keys.locks], args))
+        if not calls:
+            return []
+        answers = self._run(LOCK_RENEW, calls, replicas=replicas)
+        return [bool(held) for answer in answers for held in answer]
+
+    @redis_call
+    def held_locks(self) -> list[str]:
+        """Return the names of all locks whose lease is not over."""
+        client = self.redis
+        paths = client.zrangebyscore(self.keys.locks, f"({self.clock.now() * 1000:.0f}", "+inf")
+        names = (self.keys.lock_name(path.decode(errors="replace")) for path in paths)
+        return [name for name in names if name is not None]
+
+    @redis_call
+    def read_locks(self, names: Sequence[str]) -> list[tuple[Stored | None, int]]:
+        """Return locks as they are stored, and how many wait for each."""
+        pipeline = self._pipeline(None)
+        for name in names:
+            key = self.keys.lock_place(name).key
+            pipeline.get(key)
+            pipeline.llen(key + "/queue/")
+        answers = answers_of(pipeline) if names else []
+        return [(stored_of(text), waiters or 0) for text, waiters in zip(answers[::2], answers[1::2])]
+
+    @redis_call
+    def borrow_ear(self, place: Place) -> Ear:
+        """Return a connection on which to hear that it is one's turn; it is to be given back, or closed.
+
+        Arguments:
+            place: Where the lock is kept.
+        """
+        try:
+            return self._ears.pop()
+        except IndexError:
+            return Ear(self._client, self._turn())
+
+    def _turn(self) -> str:
+        return self.prefix + self.keys.turn(self.token, next(self._ear_numbers))
+
+    def give_back_ear(self, ear: Ear) -> None:
+        """Take a connection back that is not broken."""
+        if len(self._ears) < MAX_IDLE:
+            self._ears.append(ear)
+        else:
+            ear.close()
+
+
+def renewal(asks: Sequence[LockAsk]) -> tuple[list[str], list[Any]]:
+    """Return keys and arguments for ``lua/lock_renew.lua``, without the index."""
+    args: list[Any] = [len(asks)]
+    for ask in asks:
+        args += (ask.holder, ask.place.path, ms(ask.ttl))
+    return [ask.place.key for ask in asks], args
+
+
+def _lock_answer(answer: bytes) -> LockAnswer:
+    words, _, text = answer.partition(b"\n")
+    status, fence, left = words.split()
+    return LockAnswer(status.decode(), int(fence), int(left) / 1000, stored_of(text))
+
+
+def _waiters(rows: Sequence[bytes]) -> list[Stored]:
+    """Read the queue of a lock, see ``lua/lock_pass.lua``; what is something else is left out."""
+    found = []
+    for row in rows:
+        words, _, body = row.partition(b"\n")
+        parts = words.split(b" ", 4)
+        if len(parts) == 5:
+            holder, lease_ms, _, run, worker_id = parts
+            header = b" ".join((b"0", run, b"- 0 0", lease_ms, b"0", holder, worker_id))
+            found.append(stored_of(header + b"\n" + body))
+    return [stored for stored in found if stored is not None]

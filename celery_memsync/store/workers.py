@@ -1,0 +1,135 @@
+"""Workers: their beats, those that are lost, and the messages that they keep."""
+from __future__ import annotations
+
+import time
+from typing import Mapping, NamedTuple, Sequence
+
+from ..connections import redis_call
+from ..records import Stored
+from ..scripts import LOSS_RENEW, WORKER_BEAT
+from .calls import Calls, answers_of, ms, stored_of
+
+
+class Loss(NamedTuple):
+    """A worker that was silent for too long, and of whose tasks this process is to tell.
+
+    Attributes:
+        name: What Redis calls the loss.
+        token: Of the worker's process.
+        worker_id: Its name, which another process may have by now.
+        at: When it was lost, in seconds of Redis's clock.
+        score: What Redis knows the lease by.
+        until: Monotonic time until when nobody else does so.
+    """
+
+    name: bytes
+    token: str
+    worker_id: str
+    at: float
+    score: bytes
+    until: float
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the loss itself is to be told, too."""
+        return self.score.startswith(b"-")
+
+    @classmethod
+    def parse(cls, name: bytes, score: bytes, until: float) -> Loss:
+        """Read what ``lua/worker_beat.lua`` answers."""
+        token, at, worker_id = name.decode(errors="replace").split(" ", 2)
+        return cls(name, token, worker_id, int(at) / 1000, score, until)
+
+
+class Beat(NamedTuple):
+    """What Redis says to a beat.
+
+    Attributes:
+        word: ``ok``, ``online`` (this worker was not there) or ``back`` (it was called lost, or had said goodbye).
+        at: When Redis heard it, in seconds of Redis's clock.
+        since: Since when this worker has beaten without a gap.
+        workers: How many there are.
+        losses: What this worker is to tell of.
+    """
+
+    word: str
+    at: float
+    since: float
+    workers: int
+    losses: tuple[Loss, ...] = ()
+
+
+class WorkerCalls(Calls):
+    """What is about workers."""
+
+    @redis_call
+    def beat_worker(
+        self, worker_id: str, body: bytes, ttl: float, leaving: bool = False, *,
+        silence: float | None = None, since: float = 0.0, until: float = 0.0,
+    ) -> Beat:
+        """Store what a worker tells of itself, or its goodbye; take on what is to be told of those that are lost.
+
+        Arguments:
+            ttl: Seconds that anything of a silent worker is kept.
+            silence: Seconds without a beat after which this one is lost, and another goes on with what it was to
+                tell.  None: half of ``ttl``.
+            since: From the answer before: since when it has beaten without a gap.
+            until: When it would be a gap, in seconds of Redis's clock.
+        """
+        asked = time.monotonic()
+        silence = ttl / 2 if silence is None else silence
+        place = self.keys.worker_place(worker_id, "heartbeat")
+        args = [worker_id, self.token, self.prefix + place.path, int(leaving), ms(self.clock.now()), ms(ttl),
+                ms(silence), round(since * 1000), round(until * 1000), body]
+        answer = self._run(WORKER_BEAT, [([self.keys.workers, self.keys.beats, self.keys.lost], args)])[0]
+        word, _, seconds, micros, steady, workers, *told = answer
+        self._learn(seconds, micros, asked)
+        losses = tuple(Loss.parse(name, score, asked + silence) for name, score in zip(told[::2], told[1::2]))
+        return Beat(word.decode(), seconds + micros / 1e6, int(steady) / 1000, workers, losses)
+
+    @redis_call
+    def renew_losses(self, losses: Sequence[Loss], lease: float) -> list[Loss]:
+        """Note that losses were told of, and go on with them for ``lease`` seconds; return those that are ours still."""
+        asked = time.monotonic()
+        scores = self._renew(losses, ms(lease))
+        return [loss._replace(score=score, until=asked + lease) for loss, score in zip(losses, scores) if score]
+
+    @redis_call
+    def close_losses(self, losses: Sequence[Loss]) -> None:
+        """Note that nothing is left to do about losses, if they are ours still."""
+        self._renew(losses, 0)
+
+    def _renew(self, losses: Sequence[Loss], lease_ms: int) -> list[bytes]:
+        if not losses:
+            return []
+        args = [lease_ms, *(part for loss in losses for part in (loss.name, loss.score))]
+        return self._run(LOSS_RENEW, [([self.keys.lost], args)])[0][1:]
+
+    @redis_call
+    def keep_messages(self, token: str, messages: Mapping[str, bytes | None], ttl: float) -> None:
+        """Keep the messages of a worker's tasks by run, and forget those that are None.
+
+        Arguments:
+            token: Of the worker's process.
+            ttl: Seconds that all of them are kept from now on.
+        """
+        key = self.keys.messages(token)
+        pipeline = self._pipeline(None)
+        for run, body in messages.items():
+            if body is None:
+                pipeline.hdel(key, run)
+            else:
+                pipeline.hset(key, run, body)
+        pipeline.pexpire(key, ms(ttl))
+        answers_of(pipeline)
+
+    @redis_call
+    def read_messages(self, token: str) -> dict[str, bytes]:
+        """Return the messages that are kept of a worker's tasks, by run."""
+        return {run.decode(errors="replace"): body for run, body in self.redis.hgetall(self.keys.messages(token)).items()}
+
+    @redis_call
+    def read_workers(self) -> dict[str, Stored]:
+        """Return all that is told of workers, by ``<worker_id>/<thing>``."""
+        rows = self.redis.hgetall(self.keys.workers).items()
+        return self._present({name.decode(errors="replace"): stored_of(text) for name, text in rows})
