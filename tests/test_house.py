@@ -30,7 +30,7 @@ FLOORS = (
     ("cache", "link", "locks", "writer", "heartbeat", "losses", "coordination", "views", "archive", "cluster_store"),
     ("reader",),
     ("subscriptions",),
-    ("runs",),
+    ("runs", "services"),
     ("manager", "outcomes", "recovery"),
     ("signals",),
     ("bootsteps", "decorators"),
@@ -188,7 +188,7 @@ def test_a_file_of_tests_is_short_enough_to_be_read(path):
 
 def test_every_module_has_its_tests():
     tested = " ".join(path.stem for path in (ROOT / "tests").rglob("test_*.py"))
-    elsewhere = {"__init__", "keeper", "scripts", "child", "cli", "exceptions", "signals", "bootsteps", "plugin"}
+    elsewhere = {"__init__", "keeper", "scripts", "child", "cli", "exceptions", "signals", "bootsteps", "plugin", "services"}
 
     assert {place_of(path) for path in MODULES if place_of(path) not in tested} <= elsewhere
 
