@@ -1,6 +1,8 @@
 """What waits in memory to be written: one class for each way to change an entry."""
 from __future__ import annotations
 
+import os
+import threading
 import time
 from typing import Any, Iterable, Mapping, NamedTuple
 
@@ -22,6 +24,19 @@ MAX_SENT = 4
 
 #: Statuses that do not follow a success; one of the user's own does.
 _BEFORE_SUCCESS = frozenset({"PENDING", "RECEIVED", "STARTED", "LOST", "RETRY", "FAILURE", "REVOKED"})
+
+
+#: Held while a progress takes figures: several threads may tell of one task.
+_telling = threading.RLock()
+
+
+def _renew_telling() -> None:
+    """Another thread of the parent process may have held it when this one was forked."""
+    global _telling
+    _telling = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_telling)
 
 
 class Content(NamedTuple):
@@ -387,7 +402,7 @@ class TellProgress(Change):
 class Progress(Change):
     """How far one run of a task is; it is told again and again.
 
-    :meth:`count` and :meth:`report` are called by the task's thread,
+    :meth:`count` and :meth:`report` are called by the task's threads,
     :meth:`snapshot` by the writer's.  Neither waits for the other: the task
     sets the figures before it looks whether they are queued, the writer marks
     them unqueued before it reads them.
@@ -421,16 +436,17 @@ class Progress(Change):
 
     def count(self, current: float, total: float | None, message: str | None) -> bool:
         """Take a new count, as :meth:`report` does, but fast in the plain case: one more of the same."""
-        percent, old, old_total = self.figures
-        if (
-            type(current) is int and old is not None and percent is None and old <= current < TOO_LARGE
-            and (total is None or total == old_total)
-            and (message is None or type(message) is str and len(message) <= self.limit)
-        ):
-            self.figures = (None, current, old_total)
-            if message is not None:
-                self.message = message
-            return self._reported()
+        with _telling:
+            percent, old, old_total = self.figures
+            if (
+                type(current) is int and old is not None and percent is None and old <= current < TOO_LARGE
+                and (total is None or total == old_total)
+                and (message is None or type(message) is str and len(message) <= self.limit)
+            ):
+                self.figures = (None, current, old_total)
+                if message is not None:
+                    self.message = message
+                return self._reported()
         return self.report(current, total, message)
 
     def report(
@@ -454,14 +470,15 @@ class Progress(Change):
         for figure, what in ((current, "current"), (total, "total")):
             if figure is not None:
                 _check(figure, what)
-        _, old_current, old_total = self.figures
-        new = percent, old_current if current is None else current, old_total if total is None else total
-        if _further(new, self.figures):
-            self.figures = new
-        self.message = self.message if message is None else message
-        self.status = self.status if status is None else status
-        self.fields = {**(self.fields or {}), **fields} if fields else self.fields
-        return self._reported()
+        with _telling:
+            _, old_current, old_total = self.figures
+            new = percent, old_current if current is None else current, old_total if total is None else total
+            if _further(new, self.figures):
+                self.figures = new
+            self.message = self.message if message is None else message
+            self.status = self.status if status is None else status
+            self.fields = {**(self.fields or {}), **fields} if fields else self.fields
+            return self._reported()
 
     def _check_text(self, text: Any, what: str) -> None:
         if text is not None and not isinstance(text, str):

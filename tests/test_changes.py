@@ -1,6 +1,8 @@
 """What waits in memory: how changes are joined, and progress that does not go back."""
 from __future__ import annotations
 
+import os
+import threading
 import time
 
 import pytest
@@ -141,6 +143,64 @@ def test_counting_fast_and_reporting_come_to_the_same():
 
     assert {**told(fast), "updated_at": 0, "started_at": 0, "eta": 0} == {
         **told(plain), "updated_at": 0, "started_at": 0, "eta": 0}
+
+
+class Slow(float):
+    """A figure that is compared as slowly as a test wants."""
+
+    def __init__(self, _):
+        self.compared, self.go_on = threading.Event(), threading.Event()
+
+    def __ge__(self, other):
+        if other:
+            self.compared.set()
+            self.go_on.wait(10)
+        return float(self) >= other
+
+
+@pytest.fixture
+def slow():
+    """A cell at 10 of 100, and what lets go on a thread that just compares whether 20 is further."""
+    cell, figure = progress(), Slow(20)
+    cell.report(10, 100, None)
+    thread = threading.Thread(target=cell.report, args=(figure, None, None))
+
+    def go_on():
+        figure.go_on.set()
+        thread.join(10)
+
+    thread.start()
+    assert figure.compared.wait(10)
+    yield cell, go_on
+    go_on()
+
+
+@pytest.mark.parametrize("tell", [
+    lambda cell: cell.report(100, None, None),
+    lambda cell: cell.count(100, None, None),
+])
+def test_of_two_threads_none_takes_back_what_the_other_has_told(slow, tell):
+    cell, go_on = slow
+    other = threading.Thread(target=tell, args=(cell,))
+    other.start()
+    other.join(0.2)
+
+    go_on()
+    other.join(10)
+
+    assert told(cell)["progress"] == 100
+
+
+def test_a_process_forked_while_a_thread_tells_can_tell_too(slow):
+    cell, _ = slow
+
+    child = os.fork()
+    if child == 0:
+        threading.Timer(5, os._exit, (1,)).start()
+        cell.report(30, None, None)
+        os._exit(0 if told(cell)["progress"] == 30 else 2)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_words_are_taken_with_a_lower_figure():

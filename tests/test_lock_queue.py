@@ -50,6 +50,13 @@ def start_waiter(redis_url, memsync):
         process.stdout.close()
 
 
+def kill(process, manager):
+    """Kill a process; return when Redis knows, which frees what is gone only after it has answered who is there."""
+    process.kill()
+    process.wait()
+    manager.store.ping()
+
+
 def waiting(manager, name):
     return next((record.waiters for record in manager.locks() if record.name == name), 0)
 
@@ -114,9 +121,7 @@ def test_waiters_that_were_killed_cost_the_next_no_time(memsync, start_waiter):
     dead = [start_waiter() for _ in range(3)]
     alive = start_waiter()
     for process in dead:
-        process.kill()
-        process.wait()
-    memsync.store.ping()
+        kill(process, memsync)
 
     began = time.monotonic()
     lock.release()
@@ -242,9 +247,7 @@ def test_who_subscribes_to_everything_is_not_taken_for_a_waiter(make_memsync, me
     make_memsync().subscribe("*", lambda key, value: seen.append(key))
     lock = memsync.lock("a")
     lock.acquire()
-    dead = start_waiter()
-    dead.kill()
-    dead.wait()
+    kill(start_waiter(), memsync)
 
     began = time.monotonic()
     lock.release()
