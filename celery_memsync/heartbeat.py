@@ -91,7 +91,7 @@ class Heartbeat:
         asked = time.monotonic()
         self._last = beat = self.store.beat_worker(
             record.worker_id, body, self.keep * self.stretch, leaving,
-            silence=self.silence * self.stretch, since=last.since, until=last.at + GAP * pause)
+            silence=self.silence * self.stretch, since=last.since, until=last.at + GAP * pause, pulse=record.pulse())
         self._round_trip = round(time.monotonic() - asked, 6)
         # What this beat has promised holds for the pause before the next one.
         self._thread.interval = pause

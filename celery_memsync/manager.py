@@ -22,12 +22,12 @@ from .exceptions import ConflictError, InvalidKey, InvalidValue, LockLost
 from .keys import ASSIGNMENTS, LIFE, METRICS, PROGRESS, QUEUE, STATE, Place, check_id
 from .locks import Lock, Locks, Owner
 from .reader import LONGEST_LIST, parts_of
-from .records import Entry, LockRecord, TaskRun, WorkerRecord
+from .records import Entry, LockRecord, Stored, TaskRun, WorkerRecord
 from .services import Services
 from .settings import MAX_SECONDS, Settings, short
 from .store import Store
 from .subscriptions import OnChange, OnInvalidate, Watch
-from .views import progress_of, runs_of, state_of, worker_record, worker_records
+from .views import active_workers, progress_of, runs_of, state_of, worker_record, worker_records
 from .writer import BatchWriter
 
 logger = get_logger(__name__)
@@ -464,7 +464,7 @@ class MemorySyncManager:
         Raises:
             StoreError: If Redis is away.
         """
-        return [record.worker_id for record in self.get_workers() if record.status not in ("lost", "offline")]
+        return active_workers(*self._fleet())
 
     def get_workers(self) -> list[WorkerRecord]:
         """Return what every worker told last, sorted by id.
@@ -474,10 +474,12 @@ class MemorySyncManager:
         Raises:
             StoreError: If Redis is away.
         """
+        return worker_records(*self._fleet())
+
+    def _fleet(self) -> tuple[dict[str, Stored], float, float]:
         services = self._open()
-        told = services.reader.workers()
-        ttl = services.settings.worker_ttl
-        return worker_records(told, services.store.clock.now() - ttl, ttl)
+        told, ttl = services.reader.workers(), services.settings.worker_ttl
+        return told, services.store.clock.now() - ttl, ttl
 
     def read(self, key: str, *, max_age: float | None = None, consistent: bool = False) -> Any:
         """Return what is stored under a key, or None.

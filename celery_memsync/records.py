@@ -187,7 +187,11 @@ class Stored:
 
     def gone(self, now: float) -> bool:
         """Whether it is deleted, over, or nothing that can be read; only its version counts then."""
-        return self.deleted or self.expired(now) or not self.readable
+        return self.over(now) or not self.readable
+
+    def over(self, now: float) -> bool:
+        """Whether it is deleted, or its ttl over."""
+        return self.deleted or self.expired(now)
 
     def expired(self, now: float) -> bool:
         """Whether its ttl is over.
@@ -510,6 +514,10 @@ class WorkerRecord:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in self.__dict__.items()
         }
+
+    def pulse(self) -> str:
+        """Return what tells, with the time of the beat, whether the worker is alive: ``<status>:<stretch>``."""
+        return f"{self.status}:{self.stretch:g}"
 
     @classmethod
     def from_dict(cls, worker_id: str, known: Any, last_beat: float | None = None) -> WorkerRecord:

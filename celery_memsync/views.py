@@ -99,20 +99,42 @@ def over_at(parts: Iterable[Stored | None], now: float) -> float:
 
 def worker_records(told: Mapping[str, Stored], since: float, ttl: float = 0.0) -> list[WorkerRecord]:
     """Return a record for every worker, of its beats and of what was told by hand; see :func:`worker_record`."""
-    records: dict[str, WorkerRecord] = {}
-    by_hand: dict[str, Stored] = {}
-    for name, stored in told.items():
-        worker_id, _, thing = name.rpartition("/")
-        if stored.deleted or "/" in worker_id:
-            continue
-        if thing == "heartbeat":
-            records[worker_id] = worker_record(worker_id, stored, since, ttl)
-        elif thing == "status":
-            by_hand[worker_id] = stored
+    beats, by_hand = _told_of_workers(told)
+    records = {worker_id: worker_record(worker_id, beat, since, ttl) for worker_id, beat in beats.items() if beat.readable}
     for worker_id in by_hand.keys() - records.keys():
         last_beat = by_hand[worker_id].header.time / 1000
         records[worker_id] = WorkerRecord(worker_id, "active" if last_beat > since else "lost", last_beat=last_beat)
     return [records[worker_id] for worker_id in sorted(records)]
+
+
+def active_workers(told: Mapping[str, Stored], since: float, ttl: float = 0.0) -> list[str]:
+    """Return the ids of those whom :func:`worker_records` calls neither lost nor offline; most bodies need not be read."""
+    beats, by_hand = _told_of_workers(told)
+    alive = {worker_id for worker_id, beat in beats.items() if _is_alive(beat, since, ttl)}
+    alive |= {worker_id for worker_id in by_hand.keys() - beats.keys() if by_hand[worker_id].header.time / 1000 > since}
+    return sorted(alive)
+
+
+def _told_of_workers(told: Mapping[str, Stored]) -> tuple[dict[str, Stored], dict[str, Stored]]:
+    """Return the beats, and the statuses that were told by hand, by worker."""
+    by_thing: dict[str, dict[str, Stored]] = {"heartbeat": {}, "status": {}}
+    for name, stored in told.items():
+        worker_id, _, thing = name.rpartition("/")
+        if thing in by_thing and "/" not in worker_id and not stored.deleted:
+            by_thing[thing][worker_id] = stored
+    return by_thing["heartbeat"], by_thing["status"]
+
+
+def _is_alive(beat: Stored, since: float, ttl: float) -> bool:
+    status, _, stretch = beat.header.rank.partition(":")
+    try:
+        return status != "offline" and not _is_silent(beat, float(stretch), since, ttl)
+    except ValueError:  # it was told by hand, or by an earlier version: the body tells
+        return beat.readable and worker_record("", beat, since, ttl).status not in ("lost", "offline")
+
+
+def _is_silent(beat: Stored, stretch: float, since: float, ttl: float) -> bool:
+    return beat.header.time / 1000 + ttl * (max(1.0, stretch) - 1) <= since
 
 
 def worker_record(worker_id: str, stored: Stored, since: float, ttl: float = 0.0) -> WorkerRecord:
@@ -121,7 +143,6 @@ def worker_record(worker_id: str, stored: Stored, since: float, ttl: float = 0.0
     Arguments:
         ttl: How long ago ``since`` is, in seconds: one that beats less often has that many times longer.
     """
-    last_beat = stored.header.time / 1000
-    record = WorkerRecord.from_dict(worker_id, stored.value, last_beat)
-    silent = last_beat + ttl * (max(1.0, record.stretch) - 1) <= since and record.status != "offline"
+    record = WorkerRecord.from_dict(worker_id, stored.value, stored.header.time / 1000)
+    silent = _is_silent(stored, record.stretch, since, ttl) and record.status != "offline"
     return record.evolve(status="lost") if silent else record

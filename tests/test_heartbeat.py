@@ -170,7 +170,27 @@ def test_asking_who_is_alive_is_one_round_trip_for_any_number(make_heartbeat, ot
     assert sum(calls.values()) <= 2
 
 
+def test_a_beat_says_in_its_first_line_what_tells_if_the_worker_is_alive(make_heartbeat, redis):
+    heartbeat = make_heartbeat(status="busy")
+    heartbeat.stretch = 2.5
+
+    heartbeat.beat()
+
+    header, _, _ = redis.hget("task-sentinel//{workers}", "w1/heartbeat").partition(b"\n")
+    assert header.split()[2] == b"busy:2.5"
+
+
 # -- by hand
+
+def test_what_is_told_by_hand_over_a_beat_counts(make_heartbeat, memsync, other):
+    make_heartbeat("worker-1").stop()
+    before = other.get_active_workers()
+
+    memsync.update_heartbeat()
+    memsync.force_sync()
+
+    assert (before, other.get_active_workers()) == ([], ["worker-1"])
+
 
 def test_a_process_without_celery_tells_by_hand_that_it_is_alive(memsync, other):
     memsync.update_heartbeat()

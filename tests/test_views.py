@@ -1,16 +1,21 @@
 from __future__ import annotations
 
-from celery_memsync import values
+import itertools
+
+import pytest
+
+from celery_memsync import WorkerRecord, values
 from celery_memsync.keys import LIFE, PROGRESS, STATE, Keys
 from celery_memsync.records import Header, Stored, TaskRun, encode_progress
 from celery_memsync.store import Task
-from celery_memsync.views import entry_of, progress_of, runs_of, state_of, worker_record, worker_records
+from celery_memsync.views import (active_workers, entry_of, progress_of, runs_of, state_of, worker_record,
+                                  worker_records)
 
 keys = Keys("ns")
 
 
-def stored(body, run="-", version=1, time=1000, worker="w"):
-    return Stored(Header(version, run, "-", 0, time, 60_000, 0, "-", worker), body)
+def stored(body, run="-", version=1, time=1000, worker="w", rank="-"):
+    return Stored(Header(version, run, rank, 0, time, 60_000, 0, "-", worker), body)
 
 
 def life(status, key="-", **known):
@@ -72,3 +77,33 @@ def test_workers_told_of_by_hand_are_listed_beside_those_that_beat():
     told = {"w2/heartbeat": stored(values.dumps({"status": "busy"}), time=5000), "w1/status": stored(b'"up"', time=5000)}
 
     assert [(one.worker_id, one.status) for one in worker_records(told, since=4.0)] == [("w1", "active"), ("w2", "busy")]
+
+
+def test_who_is_active_is_told_alike_with_and_without_their_records():
+    told = {"w0/status": stored(b'"up"', time=5000), "w00/status": stored(b'"up"', time=3000), "w9/heartbeat": stored(b"{")}
+    seconds, stretches, statuses = (1, 3, 5), (1.0, 2.5), ("active", "busy", "draining", "offline")
+    for number, (time, stretch, status) in enumerate(itertools.product(seconds, stretches, statuses)):
+        record = WorkerRecord(f"w{number}", status, stretch=stretch)
+        body = values.dumps(record.as_dict())
+        told[f"w1{number}/heartbeat"] = stored(body, time=time * 1000, rank=record.pulse())
+        told[f"w2{number}/heartbeat"] = stored(body, time=time * 1000)
+
+    active = active_workers(told, since=4.0, ttl=2.0)
+
+    assert active == [one.worker_id for one in worker_records(told, since=4.0, ttl=2.0)
+                      if one.status not in ("lost", "offline")]
+    assert len(active) == 1 + 2 * (3 * 2 + 3)
+
+
+@pytest.mark.parametrize("rank", ["active:1", "-", "active:x", ":", "active", "offline:1", "active:nan", "active:1:2"])
+def test_whatever_stands_in_the_rank_of_a_beat_it_can_be_told_whether_the_worker_is_alive(rank):
+    told = {"w1/heartbeat": stored(b'{"status":"active"}', time=5000, rank=rank)}
+
+    assert active_workers(told, since=4.0, ttl=2.0) == ([] if rank.startswith("offline") else ["w1"])
+    assert active_workers(told, since=6.0, ttl=2.0) == []
+
+
+def test_bodies_of_beats_are_not_read_to_tell_who_is_alive():
+    told = {"w1/heartbeat": stored(b"[" * 10, time=5000, rank=WorkerRecord("w1").pulse())}
+
+    assert active_workers(told, since=4.0) == ["w1"]

@@ -14,14 +14,15 @@
 -- ARGV[7]   silence   ms without a beat after which this worker is lost, and another goes on with what it was to tell
 -- ARGV[8]   since     Redis's time since when it has beaten without a gap, ms, from the answer before
 -- ARGV[9]   until     when it would be a gap, ms
--- ARGV[10]  body      JSON, not looked into
+-- ARGV[10]  pulse     the rank of its entry: what tells readers whether it is alive, without the body
+-- ARGV[11]  body      JSON, not looked into
 --
 -- Returns  {word, version, seconds, microseconds, since, number of workers, name in lost, its score, name in lost, its score...}
 --          word: "ok", "online" (it was not there), or "back" (it was called lost)
 -- Publishes field, header and body on the channel
 local workers, beats, lost = KEYS[1], KEYS[2], KEYS[3]
 local id, token, channel, leaving, time, ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local silence, since, until_ms, body = ARGV[7], ARGV[8], ARGV[9], ARGV[10]
+local silence, since, until_ms, pulse, body = ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
 local now = redis.call("TIME")
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local name, field = token .. " " .. id, id .. "/heartbeat"
@@ -50,7 +51,7 @@ end
 
 local stored = redis.call("HGET", workers, field)
 local version = (stored and tonumber(string.match(stored, "^%d+")) or 0) + 1
-local text = string.format("%d - - 0 %s %s %.0f %s %s\n", version, time, ttl_ms, now_ms - time, token, id) .. body
+local text = string.format("%d - %s 0 %s %s %.0f %s %s\n", version, pulse, time, ttl_ms, now_ms - time, token, id) .. body
 redis.call("HSET", workers, field, text)
 redis.call("PUBLISH", channel, ":" .. field .. "\n" .. text)
 

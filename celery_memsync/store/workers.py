@@ -65,7 +65,7 @@ class WorkerCalls(Calls):
     @redis_call
     def beat_worker(
         self, worker_id: str, body: bytes, ttl: float, leaving: bool = False, *,
-        silence: float | None = None, since: float = 0.0, until: float = 0.0,
+        silence: float | None = None, since: float = 0.0, until: float = 0.0, pulse: str = "-",
     ) -> Beat:
         """Store what a worker tells of itself, or its goodbye; take on what is to be told of those that are lost.
 
@@ -75,12 +75,13 @@ class WorkerCalls(Calls):
                 tell.  None: half of ``ttl``.
             since: From the answer before: since when it has beaten without a gap.
             until: When it would be a gap, in seconds of Redis's clock.
+            pulse: Tells readers whether it is alive, as :meth:`~celery_memsync.records.WorkerRecord.pulse` does.
         """
         asked = time.monotonic()
         silence = ttl / 2 if silence is None else silence
         place = self.keys.worker_place(worker_id, "heartbeat")
         args = [worker_id, self.token, self.prefix + place.path, int(leaving), ms(self.clock.now()), ms(ttl),
-                ms(silence), round(since * 1000), round(until * 1000), body]
+                ms(silence), round(since * 1000), round(until * 1000), pulse, body]
         answer = self._run(WORKER_BEAT, [([self.keys.workers, self.keys.beats, self.keys.lost], args)])[0]
         word, _, seconds, micros, steady, workers, *told = answer
         self._learn(seconds, micros, asked)
@@ -130,6 +131,7 @@ class WorkerCalls(Calls):
 
     @redis_call
     def read_workers(self) -> dict[str, Stored]:
-        """Return all that is told of workers, by ``<worker_id>/<thing>``."""
-        rows = self.redis.hgetall(self.keys.workers).items()
-        return self._present({name.decode(errors="replace"): stored_of(text) for name, text in rows})
+        """Return all that is told of workers, by ``<worker_id>/<thing>``, be it readable or not."""
+        rows, now = self.redis.hgetall(self.keys.workers), self.clock.now()
+        told = ((name.decode(errors="replace"), stored_of(text)) for name, text in rows.items())
+        return {name: stored for name, stored in told if stored is not None and not stored.over(now)}

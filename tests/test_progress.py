@@ -1,0 +1,272 @@
+"""Progress: it does not go back, whoever tells of it."""
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+from celery_memsync import keys as names
+from celery_memsync import values
+from celery_memsync.changes import Progress, percent_of, progress_rank
+from celery_memsync.clock import Clock
+from celery_memsync.keys import Keys
+from celery_memsync.records import progress_from
+
+PROGRESS = Keys("task-sentinel").task_place("t1", names.PROGRESS)
+RUN_1, RUN_2 = "0000001700000000000", "0010001700000000000"
+
+
+def progress(run_key="", run=None):
+    return Progress(PROGRESS, 60.0, run=run, run_key=run_key)
+
+
+def told(cell):
+    return progress_from(values.decode(cell.content(Clock(), {}).body))
+
+
+# -- by itself
+
+@pytest.mark.parametrize("current, total, percent", [
+    (0, 10, 0), (5, 10, 50), (10, 10, 100), (11, 10, 100), (0, 0, 100), (5, None, None), (None, 10, None), (0.5, 2, 25),
+])
+def test_percent_is_reckoned_from_current_and_total(current, total, percent):
+    assert percent_of(current, total) == percent
+
+
+@pytest.mark.parametrize("lower, higher", [
+    ((None, 1), (None, 2)), ((None, 9), (None, 10)), ((None, 10 ** 15), (0, 1)), ((9, 1), (10, 1)), ((99.9, 1), (100, 1)),
+    ((0.001, 1), (0.002, 1)),
+])
+def test_ranks_of_progress_sort_as_text(lower, higher):
+    assert progress_rank(*lower) < progress_rank(*higher)
+
+
+@pytest.mark.parametrize("reports, percent", [
+    ([(30, None, None), (20, None, None)], 30),
+    ([(None, 5, 10), (None, 3, None)], 50),
+    ([(None, 5, 10), (40, None, None)], 50),
+    ([(None, 5, None), (None, 3, None), (None, None, 10)], 50),
+    ([(50, None, None), (None, 1, 10)], 50),
+    ([(50, None, None), (None, 7, None)], 50),
+    ([(100, None, None), (0, None, None)], 100),
+])
+def test_progress_does_not_go_back(reports, percent):
+    cell = progress()
+
+    for one, current, total in reports:
+        cell.report(current, total, None, percent=one)
+
+    assert told(cell)["progress"] == percent
+
+
+def test_counting_fast_and_reporting_come_to_the_same():
+    fast, plain = progress(), progress()
+
+    for current, total, message in [(1, 10, None), (2, None, "two"), (5, None, None), (4, None, "back"), (10, 20, None)]:
+        fast.count(current, total, message)
+        plain.report(current, total, message)
+
+    assert {**told(fast), "updated_at": 0, "started_at": 0, "eta": 0} == {
+        **told(plain), "updated_at": 0, "started_at": 0, "eta": 0}
+
+
+class Slow(float):
+    """A figure that is compared as slowly as a test wants."""
+
+    def __init__(self, _):
+        self.compared, self.go_on = threading.Event(), threading.Event()
+
+    def __ge__(self, other):
+        if other:
+            self.compared.set()
+            self.go_on.wait(10)
+        return float(self) >= other
+
+
+@pytest.fixture
+def slow():
+    """A cell at 10 of 100, and what lets go on a thread that just compares whether 20 is further."""
+    cell, figure = progress(), Slow(20)
+    cell.report(10, 100, None)
+    thread = threading.Thread(target=cell.report, args=(figure, None, None))
+
+    def go_on():
+        figure.go_on.set()
+        thread.join(10)
+
+    thread.start()
+    assert figure.compared.wait(10)
+    yield cell, go_on
+    go_on()
+
+
+@pytest.mark.parametrize("tell", [
+    lambda cell: cell.report(100, None, None),
+    lambda cell: cell.count(100, None, None),
+])
+def test_of_two_threads_none_takes_back_what_the_other_has_told(slow, tell):
+    cell, go_on = slow
+    other = threading.Thread(target=tell, args=(cell,))
+    other.start()
+    other.join(0.2)
+
+    go_on()
+    other.join(10)
+
+    assert told(cell)["progress"] == 100
+
+
+def test_a_process_forked_while_a_thread_tells_can_tell_too(slow):
+    cell, _ = slow
+
+    child = os.fork()
+    if child == 0:
+        threading.Timer(5, os._exit, (1,)).start()
+        cell.report(30, None, None)
+        os._exit(0 if told(cell)["progress"] == 30 else 2)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_words_are_taken_with_a_lower_figure():
+    cell = progress()
+    cell.report(50, 100, "half", "crunching")
+
+    cell.report(40, None, "again", fields={"rows": 7})
+
+    shown = told(cell)
+    assert (shown["progress"], shown["message"], shown["status"], shown["rows"]) == (50, "again", "crunching", 7)
+
+
+def test_ten_thousand_reports_are_queued_once():
+    cell = progress()
+    first = cell.count(0, 10_000, None)
+    cell.was_queued()
+
+    later = {cell.count(number, 10_000, None) for number in range(1, 10_000)}
+
+    assert (first, later) == (True, {False})
+    assert told(cell)["current"] == 9999
+
+
+def test_a_report_after_the_snapshot_is_queued_again():
+    cell = progress()
+    cell.report(1, 10, None)
+    cell.was_queued()
+
+    cell.snapshot()
+
+    assert cell.report(2, 10, None)
+
+
+def test_a_snapshot_does_not_change_any_more():
+    cell = progress()
+    cell.report(1, 10, None)
+
+    snapshot = cell.snapshot()
+    cell.report(5, 10, None)
+
+    assert told(snapshot)["current"] == 1
+
+
+# -- through Redis
+
+def test_progress_shows_figures_times_and_what_is_left(memsync, other):
+    memsync.sync_task_progress("t1", None, current=1, total=4, message="one")
+    time.sleep(0.05)
+    memsync.sync_task_progress("t1", None, "crunching", current=2)
+    memsync.force_sync()
+
+    shown = other.get_task_progress("t1")
+
+    assert (shown["progress"], shown["current"], shown["total"]) == (50, 2, 4)
+    assert (shown["message"], shown["status"]) == ("one", "crunching")
+    assert 0.04 < shown["updated_at"] - shown["started_at"] < 5
+    assert shown["eta"] == pytest.approx(shown["updated_at"] - shown["started_at"], abs=0.01)
+    assert "previous" not in shown
+
+
+@pytest.mark.parametrize("flushed_between", [True, False])
+def test_words_are_taken_with_a_lower_or_equal_figure_by_every_reader(memsync, other, flushed_between):
+    memsync.sync_task_progress("t1", 50, message="half")
+    if flushed_between:
+        memsync.force_sync()
+
+    memsync.sync_task_progress("t1", 40, message="again")
+    mine = memsync.get_task_progress("t1")
+    memsync.force_sync()
+
+    assert (mine["progress"], mine["message"]) == (50, "again")
+    assert (other.get_task_progress("t1")["progress"], other.get_task_progress("t1")["message"]) == (50, "again")
+
+
+def test_a_lower_figure_of_another_process_is_ignored(memsync, other):
+    memsync.sync_task_progress("t1", 50, message="half")
+    memsync.force_sync()
+
+    other.sync_task_progress("t1", 30, message="less")
+    other.force_sync()
+
+    assert memsync.get_task_progress("t1")["progress"] == 50
+
+
+def test_the_higher_figure_of_two_processes_stays_whoever_is_flushed_last(memsync, other):
+    memsync.sync_task_progress("t1", 70)
+    other.sync_task_progress("t1", 30)
+
+    memsync.force_sync()
+    other.force_sync()
+
+    assert memsync.get_task_progress("t1")["progress"] == 70
+    assert other.get_task_progress("t1")["progress"] == 70
+
+
+def test_ten_thousand_reports_leave_one_pending_change(memsync):
+    for number in range(10_000):
+        memsync.sync_task_progress("t1", None, current=number, total=10_000)
+
+    assert memsync.writer.pending == 1
+
+
+def test_a_new_run_starts_over_and_keeps_the_previous(memsync, other):
+    first, second = progress(RUN_1, "first"), progress(RUN_2, "second")
+    first.report(90, 100, "nearly")
+    memsync.writer.put(first)
+    memsync.force_sync()
+
+    second.report(10, 100, "again")
+    memsync.writer.put(second)
+    mine = memsync.get_task_progress("t1")
+    memsync.force_sync()
+
+    for shown in (mine, other.get_task_progress("t1")):
+        assert (shown["progress"], shown["run"], shown["message"]) == (10, "second", "again")
+        assert (shown["previous"]["progress"], shown["previous"]["run"]) == (90, "first")
+
+
+def test_two_runs_told_in_one_batch_are_both_kept(memsync, other):
+    for run_key, percent in ((RUN_1, 90), (RUN_2, 10)):
+        cell = progress(run_key)
+        cell.report(percent, 100, None)
+        memsync.writer.put(cell)
+
+    memsync.force_sync()
+
+    shown = other.get_task_progress("t1")
+    assert (shown["progress"], shown["previous"]["progress"]) == (10, 90)
+
+
+def test_a_late_word_of_the_former_run_does_not_undo_the_new_one(memsync, other):
+    late, new = progress(RUN_1, "first"), progress(RUN_2, "second")
+    new.report(10, 100, None)
+    memsync.writer.put(new)
+    memsync.force_sync()
+
+    late.report(95, 100, None)
+    other.writer.put(late)
+    other.force_sync()
+
+    shown = memsync.get_task_progress("t1")
+    assert (shown["progress"], shown["previous"]["progress"]) == (10, 95)
