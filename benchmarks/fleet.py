@@ -87,7 +87,9 @@ def asking(url: str, app: Any) -> dict[str, Any]:
     """Return how long it takes to learn of a real fleet of one, as Celery does it and from the memory."""
     inspect = app.control.inspect
     return {
+        "get_active_workers": timed(app.memsync.get_active_workers),
         "get_workers": timed(app.memsync.get_workers),
+        "inspect_ping": timed(lambda: inspect().ping(), 3),
         "inspect_stats": timed(lambda: inspect().stats(), 3),
         "inspect_stats_of_a_known_number": timed(lambda: inspect(limit=1).stats(), 5),
     }
@@ -135,6 +137,7 @@ def growing(url: str) -> dict[str, Any]:
             server = client.info("commandstats")["cmdstat_evalsha"]["usec_per_call"]
             result[size] = {
                 "beat_ms": beat["median_ms"], "beat_server_us": server, "stretch": round(beating.stretch, 2),
+                "get_active_workers_ms": timed(manager.get_active_workers)["median_ms"],
                 "get_workers_ms": timed(manager.get_workers)["median_ms"]}
     return result
 

@@ -107,8 +107,9 @@ def glance(found: Mapping[str, Any]) -> Iterator[str]:
         least = ratio(benchmark, figure, floor, *titles) if floor else ""
         yield f"| {work} | {peer} | {ratio(benchmark, figure, ours, *titles)} | {least} |"
     asking = found["fleet"]["results"]["asking"]
-    share = asking["get_workers"]["median_ms"] / asking["inspect_stats"]["median_ms"]
-    yield f"| who is alive, 4 workers | `celery inspect stats` | {share:.2g} | |"
+    for work, peer, ours in (("who is alive, 1 worker", "ping", "get_active_workers"), ("what it does", "stats", "get_workers")):
+        share = asking[ours]["median_ms"] / asking[f"inspect_{peer}"]["median_ms"]
+        yield f"| {work} | `celery inspect {peer}` | {share:.2g} | |"
 
 
 def shown(figure: float) -> str:
@@ -174,10 +175,11 @@ def fleet(results: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## Workers", "", "| | ms |", "| --- | ---: |")
     for name, row in {**asking, **probing}.items():
         yield f"| {name.replace('_', ' ')} | {shown(row['median_ms'])} |"
-    yield from ("", "| workers | a beat, ms | of that at the server, µs | `get_workers`, ms |")
-    yield "| ---: | ---: | ---: | ---: |"
+    yield from ("", "| workers | a beat, ms | of that at the server, µs | `get_active_workers`, ms | `get_workers`, ms |")
+    yield "| ---: | ---: | ---: | ---: | ---: |"
     for size, row in results["fleet"].items():
-        yield f"| {int(size):,} | {shown(row['beat_ms'])} | {row['beat_server_us']} | {shown(row['get_workers_ms'])} |"
+        figures = shown(row["beat_ms"]), row["beat_server_us"], shown(row["get_active_workers_ms"]), shown(row["get_workers_ms"])
+        yield f"| {int(size):,} | {' | '.join(map(str, figures))} |"
     idle = results["idle"]
 
     def middle(name: str) -> float:
