@@ -10,14 +10,12 @@ from . import values
 from .clock import Clock
 from .exceptions import InvalidValue, ValueTooLarge
 from .keys import Place
-from .records import NEVER, PROGRESS_FIELDS, WAITING, Header, Stored, TaskRun, encode_progress, later_status, rank_of
+from .records import (NEVER, PROGRESS_FIELDS, TOO_LATE, WAITING, Header, Stored, TaskRun, encode_progress,
+                      later_status, rank_of)
 from .seen import Base
 
 #: Figures of progress stay below: a rank holds sixteen digits.
 TOO_LARGE = 10 ** 16
-
-#: No task is published then, seconds since the epoch.
-TOO_LATE = 1e11
 
 #: Values that were sent of a field without an answer and are remembered.
 MAX_SENT = 4

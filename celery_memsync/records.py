@@ -23,6 +23,9 @@ _FIGURES = tuple(
 
 _NUMBERS = frozenset({int, float})
 
+#: Nothing happens then, in seconds since the epoch, nor lasts as long.
+TOO_LATE = 1e11
+
 _ROW = itemgetter(*RUN_FIELDS)
 
 _UNKNOWN_RUN = {**dict.fromkeys(RUN_FIELDS), "retries": 0}
@@ -288,8 +291,10 @@ class TaskRun:
         """Return it as a JSON list without the names, which would be half of it."""
         row = list(_ROW(self.__dict__))
         for at, _, scale in _FIGURES:
-            if type(row[at]) in _NUMBERS:
-                row[at] = round(row[at] * scale)
+            figure = row[at]
+            if type(figure) in _NUMBERS:
+                # Some have come with a message, where anybody may write anything.
+                row[at] = round(figure * scale) if -TOO_LATE < figure < TOO_LATE else None
         if row[7] == task_id:
             row[7] = True
         while row[-1] is None:
@@ -303,8 +308,9 @@ class TaskRun:
             return None
         known = dict(zip(RUN_FIELDS, row))
         for _, name, scale in _FIGURES:
-            if type(known.get(name)) is int:
-                known[name] /= scale
+            figure = known.get(name)
+            if type(figure) is int:
+                known[name] = figure / scale if abs(figure) < TOO_LATE * scale else None
         if known.get("root_id") is True:
             known["root_id"] = task_id
         if not isinstance(known.get("recoveries"), int):

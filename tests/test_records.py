@@ -119,6 +119,20 @@ def test_a_run_comes_back_as_it_was(run):
     assert TaskRun.from_row(values.decode(run.encode("t1")), "t1") == run
 
 
+@pytest.mark.parametrize("figure", [float("inf"), float("-inf"), float("nan"), 1e300, -1e300, 10 ** 400])
+def test_a_time_that_can_not_be_is_not_told(figure):
+    run = TaskRun("PENDING", published_at=figure, runtime=figure)
+
+    assert TaskRun.from_row(values.decode(run.encode("t1")), "t1") == TaskRun("PENDING")
+
+
+@pytest.mark.parametrize("figure", [10 ** 400, -10 ** 400, 10 ** 16])
+def test_a_time_that_can_not_be_is_not_shown(figure):
+    body = TaskRun("PENDING", published_at=5.0).encode("t1").replace(b"50000", str(figure).encode())
+
+    assert TaskRun.from_row(values.decode(body), "t1") == TaskRun("PENDING")
+
+
 def test_what_is_not_known_is_not_shown():
     run = TaskRun("STARTED", name="add", retries=0)
 

@@ -14,6 +14,9 @@ HOSTILE = [
     {"previous": 5}, {"previous": []}, {"previous": ["0" * 16, 5]}, {"previous": ["a b", [50]]},
     {"previous": ["0" * 16, [float("nan"), None, None, None, None, 1.0, 2.0]]},
     {"previous": ["0" * 16, [50, {}, [], 7, 8, 1.0, 2.0, [], "fields"]]},
+    *({name: figure} for name in ("published_at", "received_at", "recoveries")
+      for figure in (float("inf"), float("nan"), -1e300, 10 ** 400, True)),
+    {"run": {}}, {"run": ["r"]}, {"run": 5, "published_at": {}},
 ]
 
 
