@@ -100,14 +100,18 @@ def glance(found: Mapping[str, Any]) -> Iterator[str]:
         ("reading what is not", "redis-py's GET", ("reads", "wall_us"), "memsync", "get_decode", ("missed",)),
         ("taking and giving back a lock", "redis-py's lock", ("locks", "wall_us"), "memsync", "evalsha", ("free",)),
         ("handing it over", "BLPOP", ("locks", "p50_us"), "memsync", "", ("hand-over",)),
-        ("hearing of a change, 1 listening", "`psubscribe`", ("hearing", "p50_us"), "subscribe", "least", ("1 listening",)),
-        ("the same, 100 listening", "`psubscribe`", ("hearing", "p50_us"), "subscribe", "least", ("100 listening",)),
+        *(
+            (f"hearing of a change, {count} listening", "`psubscribe`", ("hearing", "p50_us"), "subscribe", "least",
+             (f"{count} listening",))
+            for count in (1, 100)
+        ),
     ]
     for work, peer, (benchmark, figure), ours, floor, titles in rows:
         least = ratio(benchmark, figure, floor, *titles) if floor else ""
         yield f"| {work} | {peer} | {ratio(benchmark, figure, ours, *titles)} | {least} |"
     asking = found["fleet"]["results"]["asking"]
-    for work, peer, ours in (("who is alive, 1 worker", "ping", "get_active_workers"), ("what it does", "stats", "get_workers")):
+    questions = ("who is alive, 1 worker", "ping", "get_active_workers"), ("what it does", "stats", "get_workers")
+    for work, peer, ours in questions:
         share = asking[ours]["median_ms"] / asking[f"inspect_{peer}"]["median_ms"]
         yield f"| {work} | `celery inspect {peer}` | {share:.2g} | |"
 
@@ -178,8 +182,8 @@ def fleet(results: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "| workers | a beat, ms | of that at the server, µs | `get_active_workers`, ms | `get_workers`, ms |")
     yield "| ---: | ---: | ---: | ---: | ---: |"
     for size, row in results["fleet"].items():
-        figures = shown(row["beat_ms"]), row["beat_server_us"], shown(row["get_active_workers_ms"]), shown(row["get_workers_ms"])
-        yield f"| {int(size):,} | {' | '.join(map(str, figures))} |"
+        figures = [shown(row[name]) for name in ("beat_ms", "beat_server_us", "get_active_workers_ms", "get_workers_ms")]
+        yield f"| {int(size):,} | {' | '.join(figures)} |"
     idle = results["idle"]
 
     def middle(name: str) -> float:
