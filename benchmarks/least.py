@@ -42,7 +42,7 @@ class Batch:
             keys = [f"least/{{{path}}}" for path, *_ in part]
             args: list[Any] = [len(part), "w", "leastone", TTL_MS, 3, 12, "0:", "least/coordination/", TALLIES]
             for path, task_id, known, body in part:
-                args += (f"1\n{path}\n{task_id}\n{known} {next(self.serials)} 0", body)
+                args.append(f"1\n{path}\n{task_id}\n{known} {next(self.serials)} 0\n".encode() + body)
             pipeline.execute_command("EVALSHA", ENTRY_WRITE.sha, len(keys) + len(self.index), *keys, *self.index, *args)
         pipeline.execute()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import threading
 import time
 from itertools import count
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 from .cluster import slot_of
 from .connections import ClusterAnnouncements, ClusterEar, Ear, redis_call
@@ -12,7 +12,8 @@ from .exceptions import StoreError
 from .keys import Place
 from .records import Header
 from .scripts import ENTRY_NOTE, ENTRY_WRITE, LOCK_PASS, LOCK_RENEW
-from .store import SCRIPT_SIZE, EntryWrite, LockAsk, Outcome, Saved, Store, ms, outcomes_of, raise_first, renewal
+from .store import (SCRIPT_SIZE, Call, EntryWrite, LockAsk, Outcome, Saved, Store, in_chunks, ms, outcomes_of,
+                    raise_first, renewal)
 
 #: Writes of which what follows goes in one script call.
 NOTE_SIZE = 500
@@ -50,10 +51,9 @@ class ClusterStore(Store):
     # -- entries
 
     @redis_call
-    def write_entries(self, writes: Sequence[EntryWrite]) -> list[Outcome]:
+    def write_entries(self, writes: Iterable[EntryWrite]) -> list[Outcome]:
         """Store, version and tell entries; what each came to, in the same order."""
-        parts = (writes[start:start + NOTE_SIZE] for start in range(0, len(writes), NOTE_SIZE))
-        return [outcome for part in parts for outcome in self._write(part)]
+        return [outcome for part in in_chunks(writes, NOTE_SIZE) for outcome in self._write(part)]
 
     def _write(self, writes: Sequence[EntryWrite]) -> list[Outcome]:
         """Write entries to the nodes that have them, and then note what follows from them."""
@@ -140,11 +140,13 @@ class ClusterStore(Store):
 
     # -- how scripts are called
 
-    def _send(
-        self, sha: str, calls: Sequence[tuple[list[str], list[Any]]], tells: bool, replicas: int = 0,
-    ) -> list[Any]:
+    def _send(self, sha: str, calls: Iterable[Call], tells: bool, replicas: int = 0) -> list[Any]:
         # Nobody has copies of what is in a cluster, so nobody is to be told before others are answered.
-        return super()._send(sha, calls, False)
+        pipeline = self.redis.pipeline()
+        for keys, args in calls:
+            pipeline.execute_command("EVALSHA", sha, len(keys), *keys, *args)
+        answers: list[Any] = pipeline.execute(raise_on_error=False)
+        return answers
 
 
 def _by_slot(items: Sequence[Any], key_of: Callable[[Any], str]) -> list[list[int]]:

@@ -12,6 +12,7 @@ import sys
 import time
 import weakref
 from collections import deque
+from itertools import chain
 from typing import Any, Callable, Iterable, Iterator, Mapping, TypeVar
 from urllib.parse import unquote
 
@@ -39,6 +40,9 @@ LOOK_TIMEOUT = 0.5
 #: Where Redis tells, to one connection, which keys that others read have changed.
 INVALIDATIONS = b"__redis__:invalidate"
 
+#: Bytes of commands that are sent together, and that Redis reads at once (PROTO_IOBUF_LEN in its server.h).
+PIECE = 16 * 1024
+
 #: Connections of a kind that are kept for the next who needs one.
 MAX_IDLE = 8
 
@@ -55,6 +59,7 @@ REFUSALS = {
 }
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 def redis_call(method: F) -> F:
@@ -131,6 +136,9 @@ def connect(url: str, options: Mapping[str, Any], home: str = "") -> Any:
     return _client(Pool.from_url, {"url": lower_scheme(url), **settings})
 
 
+#: Before 5.3 redis-py wants to know what a connection is for.
+_PURPOSE = ("EVALSHA",) if redis.VERSION < (5, 3) else ()
+
 #: Marks a connection of a pool that was closed while it was lent.
 _CLOSED: Any = object()
 
@@ -161,6 +169,30 @@ class Pool(redis.ConnectionPool):
         if lent_amid is _CLOSED or not answered:
             connection.disconnect()
         super().release(connection)
+
+    def exchange(self, commands: Iterable[bytes]) -> list[Any]:
+        """Send commands as they go over the wire, and return their answers; an error that Redis answers is one.
+
+        A connection that turns out to be broken is replaced once, and all is sent again.
+
+        Arguments:
+            commands: They are sent as they are made, a piece at a time: Redis is at work on one while the next is made.
+        """
+        sent: list[bytes] = []
+        commands = iter(commands)
+        try:
+            return self._exchange(commands, sent)
+        except redis.ConnectionError:
+            return self._exchange(chain(sent, commands), [])
+
+    def _exchange(self, commands: Iterable[bytes], sent: list[bytes]) -> list[Any]:
+        connection = self.get_connection(*_PURPOSE)
+        try:
+            for piece in pieces(noted(commands, sent), PIECE):
+                connection.send_packed_command([piece], check_health=False)
+            return [_answer_of(connection) for _ in sent]
+        finally:
+            self.release(connection)
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Close connections; those that are lent when they come back, for other threads read from them."""
@@ -580,6 +612,32 @@ def packed(*words: Any) -> bytes:
         data = word if type(word) is bytes else str(word).encode()
         parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
+
+
+def packed_command(*words: Any) -> bytes:
+    """Return a command as it goes over the wire."""
+    return b"*%d\r\n%b" % (len(words), packed(*words))
+
+
+def noted(items: Iterable[T], made: list[T]) -> Iterator[T]:
+    """Yield items when they are asked for, and keep them in a list."""
+    for item in items:
+        made.append(item)
+        yield item
+
+
+def pieces(commands: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """Yield commands together, as soon as they are so many bytes."""
+    waiting: list[bytes] = []
+    length = 0
+    for command in commands:
+        waiting.append(command)
+        length += len(command)
+        if length >= size:
+            yield b"".join(waiting)
+            waiting, length = [], 0
+    if waiting:
+        yield b"".join(waiting)
 
 
 class Reads:

@@ -294,11 +294,15 @@ class Keys:
         Raises:
             InvalidKey: If no part of it, or the whole, is fit for a key.
         """
+        return self._root + self._relative(key)
+
+    def _relative(self, key: object) -> str:
+        """Return a key without its namespace."""
         if not isinstance(key, str):
             raise InvalidKey(f"a key is a string, not {type(key).__name__}")
         relative = key[len(self._root):] if key.startswith(self._root) else key
         if len(relative) <= MAX_KEY and _PLAIN_KEY(relative):
-            return self._root + relative
+            return relative
         if not relative:
             raise InvalidKey("the key is empty")
         _check_text(relative, "key", MAX_KEY)
@@ -307,7 +311,7 @@ class Keys:
             raise InvalidKey(f"the key {_shown(key)} has an empty part; parts are separated by single slashes")
         if any(len(part.encode()) > MAX_ID for part in parts):
             raise InvalidKey(f"a part of the key {_shown(key)} is longer than {MAX_ID} bytes")
-        return self._root + relative
+        return relative
 
     def pattern(self, pattern: object) -> str:
         """Return a pattern over full paths.
@@ -330,8 +334,9 @@ class Keys:
         Raises:
             InvalidKey: As :meth:`full`.
         """
-        full = self.full(key)
-        noun, _, rest = full[len(self._root):].partition("/")
+        relative = self._relative(key)
+        full = self._root + relative
+        noun, _, rest = relative.partition("/")
         if noun not in _NOUNS:
             return Place(full, 1, "", full)
         owner, _, thing = rest.partition("/")

@@ -19,7 +19,7 @@ from .changes import Change, MergeFields, Progress, SetValue, SyncMetrics, SyncQ
 from .coordination import check_assignments, check_queue, check_steps
 from .events import Events, Handler
 from .exceptions import ConflictError, InvalidKey, InvalidValue, LockLost
-from .keys import ASSIGNMENTS, LIFE, METRICS, PROGRESS, QUEUE, STATE, Place, check_id
+from .keys import ASSIGNMENTS, LIFE, METRICS, PROGRESS, QUEUE, STATE, Keys, Place, check_id
 from .locks import Lock, Locks, Owner
 from .reader import LONGEST_LIST, parts_of
 from .records import Entry, LockRecord, Stored, TaskRun, WorkerRecord
@@ -150,8 +150,9 @@ class MemorySyncManager:
             InvalidKey: If one of the ids is not fit for a key.
             InvalidValue: If the data can't be stored as JSON, or is too large.
         """
-        place = self._open().keys.agent_place(task_id, agent_id)
-        self._set(place, data, run_key=self._run_key(task_id), fence=self._fence(task_id))
+        services = self._open()
+        place = services.keys.agent_place(task_id, agent_id)
+        self._set(services, place, data, run_key=self._run_key(task_id), fence=self._fence(task_id))
 
     def sync_worker_status(self, worker_id: str, status: Any) -> None:
         """Tell the status of a worker by hand; Celery's workers tell theirs at every beat.
@@ -160,18 +161,20 @@ class MemorySyncManager:
             InvalidKey: If the id is not fit for a key.
             InvalidValue: If the status can't be stored as JSON, or is too large.
         """
-        self._set(self._open().keys.worker_place(check_id(worker_id, "worker"), "status"), status, owned=True)
+        services = self._open()
+        self._set(services, services.keys.worker_place(check_id(worker_id, "worker"), "status"), status, owned=True)
 
     def sync_worker_capacity(self, worker_id: str, capacity: Any) -> None:
         """Tell by hand how many free slots a worker has; see :meth:`sync_worker_status`."""
-        self._set(self._open().keys.worker_place(check_id(worker_id, "worker"), "capacity"), capacity, owned=True)
+        services = self._open()
+        self._set(services, services.keys.worker_place(check_id(worker_id, "worker"), "capacity"), capacity, owned=True)
 
     def update_heartbeat(self) -> None:
         """Tell once that this process is alive, under its worker id; returns at once, as all that tells."""
         services = self._open()
         record = WorkerRecord(services.worker_id, hostname=socket.gethostname(), pid=os.getpid())
         place = services.keys.worker_place(services.worker_id, "heartbeat")
-        self._set(place, record.as_dict(), owned=True)
+        self._set(services, place, record.as_dict(), owned=True)
 
     def sync_queue(self, queue: Mapping[str, Iterable[str]]) -> None:
         """Make the lists of the queue what is given; a list that is not given stays.
@@ -256,17 +259,18 @@ class MemorySyncManager:
             LockLost: If the lock was never held; with ``expected_version``, if a later holder has written the key.
             StoreError: With ``expected_version``, if Redis is away.
         """
-        place = self._place_to_write(key)
+        services = self._open()
+        place = self._place_to_write(services.keys, key)
         number = _check_fence(fence)
         if expected_version is None:
-            self._set(place, value, ttl, fence=number)
+            self._set(services, place, value, ttl, fence=number)
             return None
         return self._compare_and_set(place, value, self._ttl(ttl), expected_version, number)
 
     def delete(self, key: str) -> None:
         """Remove what is stored under a key; like :meth:`write` it returns at once."""
         services = self._open()
-        services.writer.put(SetValue(self._place_to_write(key), b"", self._ttl(None)))
+        services.writer.put(SetValue(self._place_to_write(services.keys, key), b"", self._ttl(None)))
 
     # ------------------------------------------------------------------- ask
 
@@ -855,8 +859,7 @@ class MemorySyncManager:
     def _lease(self, ttl: float | None) -> float:
         return self._open().settings.lock_ttl if ttl is None else _check_seconds(ttl, "ttl", positive=True)
 
-    def _place_to_write(self, key: str) -> Place:
-        keys = self._open().keys
+    def _place_to_write(self, keys: Keys, key: str) -> Place:
         place = keys.place(key)
         if place.key == place.path:  # a key of the user's own
             return place
@@ -867,11 +870,11 @@ class MemorySyncManager:
         return place
 
     def _set(
-        self, place: Place, value: Any, ttl: float | None = None, owned: bool = False, run_key: str = "", fence: int = 0,
+        self, services: Services, place: Place, value: Any, ttl: float | None = None, owned: bool = False,
+        run_key: str = "", fence: int = 0,
     ) -> None:
-        services = self._open()
         body = values.encode(value, place.path, services.settings.max_value_size)
-        services.writer.put(SetValue(place, body, self._ttl(ttl), fence, owned=owned, run_key=run_key))
+        services.writer.put(SetValue(place, body, self._ttl(ttl), fence, owned, run_key))
 
     def _compare_and_set(self, place: Place, value: Any, ttl: float, expected: int, fence: int = 0) -> Entry:
         services = self._open()

@@ -74,17 +74,19 @@ class Seen:
 
     def stamp(self, place: Place) -> Stamp:
         """Return which state of an entry was seen; `NEVER` if none was, or that is forgotten."""
-        return Stamp(*self._stamps.get(place.path, NEVER))
+        known = self._stamps.get(place.path)
+        return NEVER if known is None else Stamp(*known)
 
     def note(self, place: Place, stamp: Stamp) -> None:
         """Take note that a state of an entry was seen."""
         if place.slot == LIFE and place.task_id:
             return  # it has the path of what users tell, and is ruled by run and rank
-        with self._mutex:
-            self._stamps.pop(place.path, None)
-            self._stamps[place.path] = (stamp.stored_at, stamp.version)
-            if len(self._stamps) > MAX_SEEN:
-                self._stamps.popitem(last=False)
+        # No lock: each step is one of C's, and it does not matter who is the last.
+        stamps, path = self._stamps, place.path
+        stamps.pop(path, None)
+        stamps[path] = (stamp.stored_at, stamp.version)
+        if len(stamps) > MAX_SEEN:
+            stamps.popitem(last=False)
 
     def base(self, place: Place) -> Base:
         """Return what fields of an entry are to be merged into, without fields if their time is over."""

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from itertools import count
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.log import get_logger
@@ -249,7 +249,9 @@ class BatchWriter:
         while True:
             try:
                 with self._barrier(None if timeout is None else deadline):
-                    return self._flush(strict=True)
+                    written = self._flush(strict=True)
+                    self.store.have_told()
+                    return written
             except StoreError as exc:
                 failures += 1
                 pause = backoff.compute(failures)
@@ -295,6 +297,7 @@ class BatchWriter:
         if outcome.status == "fenced":
             raise LockLost(f"under which {key} was written")
         self._settle(change, write, outcome)
+        self.store.have_told()
         self.on_put(place)
         # If this is a second try others may have written since.
         version = expected + 1 if outcome.status == "again" else outcome.version
@@ -368,9 +371,9 @@ class BatchWriter:
         lost: list[Change] = []
         changes = self._replace(changes, self._coordinate(changes))
         for number in range(MAX_MERGES):
-            writes = [(change, write) for change in changes if (write := self._as_write(change)) is not None]
-            outcomes = self.store.write_entries([write for _, write in writes])
-            settled = [self._settle(*written, outcome) for written, outcome in zip(writes, outcomes)]
+            written: list[tuple[Change, EntryWrite]] = []
+            outcomes = self.store.write_entries(self._writes_of(changes, written))
+            settled = [self._settle(change, write, outcome) for (change, write), outcome in zip(written, outcomes)]
             again = [change for change in settled if change is not None]
             if number >= MAX_ROUNDS:
                 # Merging fields settles nothing, it only has to be the first to write.
@@ -423,26 +426,37 @@ class BatchWriter:
                 self._note_written(change)
         return [change for change in changes if not isinstance(change, Coordinated)]
 
+    def _writes_of(self, changes: Iterable[Change], written: list[tuple[Change, EntryWrite]]) -> Iterator[EntryWrite]:
+        """Yield changes as the store takes them, and keep each beside what it became."""
+        for change in changes:
+            write = self._as_write(change)
+            if write is not None:
+                written.append((change, write))
+                yield write
+
     def _as_write(self, change: Change) -> EntryWrite | None:
         """Return a change as the store takes it; None, and it is dropped, if there is something wrong with it."""
-        clock, base = self.store.clock, self._base(change)
+        clock, base, at = self.store.clock, NOTHING, change.at
+        fields: Mapping[str, bytes] = {}
         try:
-            seen, run, rank, body, figure = change.content(clock, base.fields)
+            if isinstance(change, MergeFields):
+                base = self._base(change)
+                fields = base.fields
+                # One of the fields may have been told later.
+                at = max(at, base.told_at)
+                change.note_sent()
+            seen, run, rank, body, figure = change.content(clock, fields)
         except Exception:
             logger.exception("A write of %s can't be made and is dropped", change.place.path)
             self._count_drop()
             return None
         if change.serial is None:
             change.serial = next(self._serials)
-        if isinstance(change, MergeFields):
-            change.note_sent()
         if seen == "version":
-            stamp = change.seen if isinstance(change, SetValue) else base.stamp
-            seen = f"{stamp.version}@{stamp.stored_at}"
-        # One of the fields may have been told later.
-        time_ms = round(clock.at(max(change.at, base.told_at)) * 1000)
+            stored_at, version = change.seen if isinstance(change, SetValue) else base.stamp
+            seen = f"{version}@{stored_at}"
         return EntryWrite(
-            change.place, seen, run, rank, change.fence, time_ms, ms(change.ttl), change.serial, body, figure)
+            change.place, seen, run, rank, change.fence, ms(clock.at(at)), ms(change.ttl), change.serial, body, figure)
 
     def _base(self, change: Change) -> Base:
         """Return what the fields of a change are to be merged into."""
@@ -454,15 +468,10 @@ class BatchWriter:
 
     def _settle(self, change: Change, write: EntryWrite, outcome: Outcome) -> Change | None:
         """Take note of an outcome; return what is to be written instead, if anything."""
-        if outcome.status == "conflict":
-            return self._resolve(change, outcome)
-        if outcome.status == "error":
-            self._refuse(change, outcome.error)
-        elif outcome.status == "fenced":
-            self._fence_off(change)
-        elif outcome.status in ("ok", "again"):
+        status = outcome.status
+        if status == "ok" or status == "again":
             self.counts["writes"] += 1
-            if outcome.status == "ok":
+            if status == "ok":
                 self._remember(change, Stamp(outcome.stored_at, outcome.version))
             else:
                 # Others may have written since; what they wrote was not seen.
@@ -471,6 +480,12 @@ class BatchWriter:
                 self._note_conflict(change.conflict)
             if self.events.anybody:
                 self._note_written(change, write.body)
+        elif status == "conflict":
+            return self._resolve(change, outcome)
+        elif status == "error":
+            self._refuse(change, outcome.error)
+        elif status == "fenced":
+            self._fence_off(change)
         return None
 
     def _fence_off(self, change: Change) -> None:

@@ -22,22 +22,23 @@ def calls_of(redis):
 
 
 def round_trips(memsync, act):
-    """Return how often this thread sends something to Redis while ``act`` runs."""
-    sent = []
+    """Return how often this thread, while ``act`` runs, sends something to Redis after it has read what came before."""
+    steps = []
     caller = threading.get_ident()
-    pool = memsync.store.redis.connection_pool
-    kind = pool.connection_class
-    original = kind.send_packed_command
+    kind = memsync.store.redis.connection_pool.connection_class
 
-    def send(self, *args, **kwargs):
-        if threading.get_ident() == caller:
-            sent.append(self)
-        return original(self, *args, **kwargs)
+    def noting(step, original):
+        def note(*args, **kwargs):
+            if threading.get_ident() == caller:
+                steps.append(step)
+            return original(*args, **kwargs)
+        return note
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, "send_packed_command", send)
+        patch.setattr(kind, "send_packed_command", noting("send", kind.send_packed_command))
+        patch.setattr(kind, "read_response", noting("read", kind.read_response))
         act()
-    return len(sent)
+    return sum(step == "send" != before for before, step in zip([None, *steps], steps))
 
 
 @pytest.fixture
@@ -67,15 +68,24 @@ def test_a_flush_of_300_writes_is_one_round_trip_of_three_calls(warm, redis):
     for number in range(300):
         warm.write(f"key-{number}", number)
 
-    trips = round_trips(warm, warm.force_sync)
+    trips = round_trips(warm, warm.writer.flush)
 
     assert trips == 1
     assert calls_of(redis)["evalsha"] == 3
 
 
+def test_a_barrier_costs_one_more_if_redis_reads_the_batch_in_pieces(warm):
+    for number in range(100):
+        warm.write(f"key-{number}", "x" * 100)
+
+    trips = round_trips(warm, warm.force_sync)
+
+    assert trips == 2
+
+
 def test_a_batch_size_bounds_one_round_trip(make_memsync, redis):
     memsync = make_memsync(batch_interval=60.0, batch_size=100)
-    memsync.read("a")
+    memsync.store.connect()
     for number in range(90):
         memsync.write(f"key-{number}", number)
         memsync.sync_task_progress(f"t{number}", 5)

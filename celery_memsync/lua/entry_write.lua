@@ -23,8 +23,8 @@
 -- ARGV[7]     prefix   put before a path to make its channel
 -- ARGV[8]     together  path of what is in about, up to the last slash
 -- ARGV[9]     tallies  names of counters by first digit of the rank, each with a comma after it
--- ARGV[10..]  2 for each write: what is to be known of it, and its body, which is not looked into; "" deletes.
--- Known is, in three lines with one word each, and a fourth with the others and a space between two:
+-- ARGV[10..]  1 for each write: three lines with one word each, a fourth with the others and a space between two, and
+--             its body, which is not looked into; "" deletes.
 --   where    slot in the page, or ":" and the field in the hash
 --   path     the entry's; its changes are told there
 --   task     id of the task to which it belongs; "" for a user's own key
@@ -42,8 +42,8 @@
 -- On a cluster only the owners are given, which are in one slot, and what follows from their entries is answered as a
 -- note, for entry_note.lua.
 --
--- Returns     {seconds, microseconds, answer..., note}, the note on a cluster only; for each write one of
---             version  stored
+-- Returns     {seconds, microseconds, versions, answer..., note}, the note on a cluster only; versions has a comma
+--             between two: of each write that was stored its version, of each other "", and one answer
 --             {"again", version}  was stored before under this serial
 --             {"kept", version}  what is there is further along
 --             {"conflict", version, text}  seen is not what is there
@@ -56,7 +56,7 @@ worker, horizon, prefix, together = ARGV[2], tonumber(ARGV[4]), ARGV[7], ARGV[8]
 index, names, pending, processing, metrics, about =
   KEYS[n + 1], KEYS[n + 2], KEYS[n + 3], KEYS[n + 4], KEYS[n + 5], KEYS[n + 6]
 
-local KNOWN = "^([^\n]*)\n([^\n]*)\n([^\n]*)\n(%S+) (%S*) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$"
+local KNOWN = "^([^\n]*)\n([^\n]*)\n([^\n]*)\n(%S+) (%S*) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)\n(.*)$"
 
 local tally = {}
 for counter in string.gmatch(tallies, "([^,]*),") do
@@ -173,8 +173,8 @@ local function store(owner, entries, slot, field, text, time, ttl_ms)
   return left == -2
 end
 
-local function write(owner, known, body)
-  local where, path, task, seen, run, rank, fence, time, ttl_ms, serial, figure = string.match(known, KNOWN)
+local function write(owner, known)
+  local where, path, task, seen, run, rank, fence, time, ttl_ms, serial, figure, body = string.match(known, KNOWN)
   local slot, field = tonumber(where), nil
   local entries, text, page
   if slot then
@@ -263,9 +263,13 @@ local function write(owner, known, body)
   return version + 1
 end
 
-local answers = { tonumber(now[1]), tonumber(now[2]) }
+local answers, versions = { tonumber(now[1]), tonumber(now[2]), "" }, {}
 for i = 1, n do
-  answers[i + 2] = write(KEYS[i], ARGV[2 * i + 8], ARGV[2 * i + 9])
+  local answer = write(KEYS[i], ARGV[i + 9])
+  local stored = type(answer) == "number"
+  versions[i] = stored and whole(answer) or ""
+  if not stored then answers[#answers + 1] = answer end
 end
-if index then keep() else answers[n + 3] = note() end
+answers[3] = table.concat(versions, ",")
+if index then keep() else answers[#answers + 1] = note() end
 return answers

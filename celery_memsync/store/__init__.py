@@ -1,7 +1,7 @@
 """What Redis does for us: each method is one round trip, and nothing else talks to Redis."""
 from __future__ import annotations
 
-from .calls import SCRIPT_SIZE, ms, raise_first
+from .calls import SCRIPT_SIZE, Call, in_chunks, ms, raise_first
 from .entries import EntryCalls, EntryWrite, Outcome, outcomes_of
 from .locks import LockAnswer, LockAsk, LockCalls, renewal
 from .moving import RestoreCalls, Saved
@@ -15,6 +15,6 @@ class Store(EntryCalls, TaskCalls, WorkerCalls, CoordinationCalls, LockCalls, Re
 
 
 __all__ = [
-    "SCRIPT_SIZE", "Beat", "EntryWrite", "LockAnswer", "LockAsk", "Loss", "Outcome", "Saved", "Store", "Task", "ms",
-    "outcomes_of", "raise_first", "renewal",
+    "SCRIPT_SIZE", "Beat", "Call", "EntryWrite", "LockAnswer", "LockAsk", "Loss", "Outcome", "Saved", "Store", "Task",
+    "in_chunks", "ms", "outcomes_of", "raise_first", "renewal",
 ]

@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Mapping, Sequence, TypeVar
+from itertools import chain, islice
+from typing import Any, Iterable, Iterator, Mapping, Sequence, TypeVar
 
 import redis
 
 from ..clock import Clock
-from ..connections import Announcements, Source, Wires, ask_apart, redis_call
+from ..connections import PIECE, Announcements, Source, Wires, ask_apart, noted, packed_command, redis_call
 from ..exceptions import StoreError
 from ..keys import COORDINATION, Keys
 from ..records import Stored
@@ -27,7 +28,13 @@ NAMES_AT_ONCE = 1000
 #: Writes in one script call: a hundred hold Redis for one or two milliseconds.
 SCRIPT_SIZE = 100
 
+PING = packed_command("PING")
+
+#: Keys and arguments of one call of a script.
+Call = tuple[Sequence[str], Sequence[Any]]
+
 K = TypeVar("K")
+T = TypeVar("T")
 C = TypeVar("C", bound="Calls")
 
 
@@ -53,6 +60,8 @@ class Calls:
         #: Put before a path to make its channel: channels know no database numbers.
         self.prefix = f"{self._prepare(client)}:"
         self._together = keys.full(COORDINATION) + "/"
+        #: Whether some may not have been told yet of what was written.
+        self._untold = False
 
     def _prepare(self, client: Any) -> int:
         """Make what is kept beside the client; return the number of its database."""
@@ -62,11 +71,7 @@ class Calls:
     @property
     def redis(self) -> Any:
         """The client of redis-py; Redis's time is known once it is used."""
-        if not self.clock.measured:
-            for _ in range(CLOCK_TRIES):
-                self._learn_time(self._client)
-                if self.clock.error < CLOCK_ERROR:
-                    break
+        self._know_time()
         return self._client
 
     def close(self) -> None:
@@ -84,12 +89,12 @@ class Calls:
     @redis_call
     def connect(self) -> None:
         """Learn Redis's time, unless it is known."""
-        self.redis
+        self._know_time()
 
     @redis_call
     def ping(self) -> None:
         """Ask Redis for a sign of life."""
-        self._learn_time(self._client)
+        self._learn_time()
 
     @redis_call
     def server_info(self) -> dict[str, Any]:
@@ -141,11 +146,12 @@ class Calls:
         return int(after), [name.decode(errors="replace") for name, _ in rows]
 
     def _run(
-        self, script: Script, calls: Sequence[tuple[list[str], list[Any]]], tells: bool = False, replicas: int = 0,
+        self, script: Script, calls: Iterable[Call], tells: bool = False, replicas: int = 0,
     ) -> list[list[Any]]:
         """Run a script several times in one round trip; teach Redis the script if it has forgotten it.
 
         Arguments:
+            calls: Each is sent when it is made.
             tells: Whether others are to be told of what it does before it is answered.
             replicas: How many replicas must have what it does before it is answered.
         """
@@ -153,15 +159,14 @@ class Calls:
         raise_first(answers)
         return answers
 
-    def _try(
-        self, script: Script, calls: Sequence[tuple[list[str], list[Any]]], tells: bool = False, replicas: int = 0,
-    ) -> list[Any]:
+    def _try(self, script: Script, calls: Iterable[Call], tells: bool = False, replicas: int = 0) -> list[Any]:
         """Return the answers of a script; an error is one."""
-        answers = self._send(script.sha, calls, tells, replicas)
+        made: list[Call] = []
+        answers = self._send(script.sha, noted(calls, made), tells, replicas)
         unknown = [at for at, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
         if unknown:
             self.redis.script_load(script.text)
-            for at, answer in zip(unknown, self._send(script.sha, [calls[at] for at in unknown], tells, replicas)):
+            for at, answer in zip(unknown, self._send(script.sha, [made[at] for at in unknown], tells, replicas)):
                 answers[at] = answer
         return answers
 
@@ -178,37 +183,50 @@ class Calls:
             self.redis.script_load(script.text)
             return self._wires.call(command)
 
-    def _send(
-        self, sha: str, calls: Sequence[tuple[list[str], list[Any]]], tells: bool, replicas: int = 0,
-    ) -> list[Any]:
-        if len(calls) == 1 and not tells and not replicas:
-            (keys, args), = calls
-            try:
-                return [self.redis.execute_command("EVALSHA", sha, len(keys), *keys, *args)]
-            except redis.exceptions.NoScriptError as exc:
-                return [exc]
-        pipeline = self.redis.pipeline(transaction=False)
-        if tells:
-            # Redis sends what it has to say last to who had something to hear first: so whoever is told that a copy is
-            # old has been told when the caller has his answer.
-            pipeline.ping()
-        for keys, args in calls:
-            pipeline.execute_command("EVALSHA", sha, len(keys), *keys, *args)
-        if replicas:
-            pipeline.execute_command("WAIT", replicas, ms(REPLICA_TIMEOUT))
-        answers: list[Any] = pipeline.execute(raise_on_error=False)[tells:]
+    def _send(self, sha: str, calls: Iterable[Call], tells: bool, replicas: int = 0) -> list[Any]:
+        self._know_time()
+        # Redis sends what it has to say last to who had something to hear first: so whoever is told that a copy is old
+        # has been told when the caller has his answer.
+        before = [PING] if tells else []
+        after = [packed_command("WAIT", replicas, ms(REPLICA_TIMEOUT))] if replicas else []
+        sent: list[bytes] = []
+        commands = (packed_command("EVALSHA", sha, len(keys), *keys, *args) for keys, args in calls)
+        answers: list[Any] = self._client.connection_pool.exchange(noted(chain(before, commands, after), sent))[tells:]
+        # What Redis reads in several pieces it answers later than the PING.
+        self._untold = self._untold or tells and sum(map(len, sent)) > PIECE
         if replicas:
             _check_replicas(answers.pop(), replicas)
         return answers
 
-    def _learn_time(self, client: Any) -> None:
-        client.ping()  # to connect is no part of the round trip that is measured
+    @redis_call
+    def have_told(self) -> None:
+        """Return when all who have copies of what was written have been told that they are old."""
+        if self._untold:
+            self._client.ping()
+            self._untold = False
+
+    def _know_time(self) -> None:
+        if not self.clock.measured:
+            for _ in range(CLOCK_TRIES):
+                self._learn_time()
+                if self.clock.error < CLOCK_ERROR:
+                    break
+
+    def _learn_time(self) -> None:
+        self._client.ping()  # to connect is no part of the round trip that is measured
         asked = time.monotonic()
-        seconds, micros = client.time()
+        seconds, micros = self._client.time()
         self._learn(seconds, micros, asked)
 
     def _learn(self, seconds: int, micros: int, asked: float) -> None:
         self.clock.learn(int(seconds) + int(micros) / 1e6, asked, time.monotonic())
+
+
+def in_chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of items, the last perhaps shorter; they are asked for when a list is."""
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk
 
 
 def raise_first(answers: Sequence[Any]) -> None:

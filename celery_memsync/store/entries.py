@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Iterable, NamedTuple, Sequence
 
-from ..connections import Source, redis_call
+from ..connections import Source, noted, redis_call
 from ..keys import SLOTS, Place
 from ..records import Stored
 from ..scripts import ENTRY_WRITE
-from .calls import SCRIPT_SIZE, Calls, answers_of, stored_of
+from .calls import SCRIPT_SIZE, Call, Calls, answers_of, in_chunks, stored_of
 
 #: Entries of earlier runs that are kept of a task.
 MAX_FORMER = 12
@@ -63,34 +63,36 @@ class EntryCalls(Calls):
     """What is about entries."""
 
     @redis_call
-    def write_entries(self, writes: Sequence[EntryWrite]) -> list[Outcome]:
-        """Store, version and tell entries; what each came to, in the same order."""
-        if not writes:
-            return []
-        calls = [
-            self._entry_call(writes[start:start + SCRIPT_SIZE])
-            for start in range(0, len(writes), SCRIPT_SIZE)
-        ]
+    def write_entries(self, writes: Iterable[EntryWrite]) -> list[Outcome]:
+        """Store, version and tell entries; what each came to, in the same order.
+
+        Arguments:
+            writes: Asked for while Redis is at work on those before.
+        """
+        made: list[EntryWrite] = []
+        calls = map(self._entry_call, in_chunks(noted(writes, made), SCRIPT_SIZE))
         asked = time.monotonic()
-        outcomes: list[Outcome] = []
-        for answer in self._run(ENTRY_WRITE, calls, tells=True):
-            outcomes.extend(outcomes_of(answer))
-        if len(outcomes) != len(writes):
+        answers = self._run(ENTRY_WRITE, calls, tells=True)
+        outcomes = [outcome for answer in answers for outcome in outcomes_of(answer)]
+        if len(outcomes) != len(made):
             raise ValueError("not every write is answered")
-        self._learn(answer[0], answer[1], asked)
+        if answers:
+            self._learn(answers[-1][0], answers[-1][1], asked)
         return outcomes
 
-    def _entry_call(self, writes: Sequence[EntryWrite]) -> tuple[list[str], list[Any]]:
+    def _entry_call(self, writes: Sequence[EntryWrite]) -> Call:
         keys = [write.place.key for write in writes]
         args: list[Any] = [
             len(writes), self.worker_id, self.token, self._horizon, SLOTS, MAX_FORMER,
             self.prefix, self._together, "".join(name + "," for name in TALLIES),
         ]
-        for (_, slot, field, path, task_id), seen, run, rank, fence, time_ms, ttl_ms, serial, body, figure in writes:
-            where = slot or ":" + field
-            # One text: eleven arguments take three times as long.
-            known = f"{where}\n{path}\n{task_id}\n{seen} {run} {rank} {fence} {time_ms} {ttl_ms} {serial} {figure}"
-            args += (known, body)
+        # One text each: eleven arguments take three times as long.
+        args += [
+            b"%b\n%b" % (
+                f"{slot or ':' + field}\n{path}\n{task_id}\n"
+                f"{seen} {run} {rank} {fence} {time_ms} {ttl_ms} {serial} {figure}".encode(), body)
+            for (_, slot, field, path, task_id), seen, run, rank, fence, time_ms, ttl_ms, serial, body, figure in writes
+        ]
         return [*keys, *self._shared_keys()], args
 
     def _shared_keys(self) -> tuple[str, ...]:
@@ -147,12 +149,14 @@ def slot_of(texts: list[bytes], slot: int) -> bytes | None:
 def outcomes_of(answer: Sequence[Any]) -> list[Outcome]:
     """Read what ``lua/entry_write.lua`` answers to one call."""
     taken_at = int(answer[0]) * 1000 + int(answer[1]) // 1000
-    return [_outcome(one, taken_at) for one in answer[2:]]
+    others = iter(answer[3:])
+    return [
+        Outcome("ok", int(version), None, "", taken_at) if version else _outcome(next(others))
+        for version in answer[2].split(b",")
+    ]
 
 
-def _outcome(answer: Any, taken_at: int) -> Outcome:
-    if isinstance(answer, int):
-        return Outcome("ok", answer, stored_at=taken_at)
+def _outcome(answer: Any) -> Outcome:
     status = answer[0].decode()
     if status == "error":
         return Outcome("error", error=answer[1].decode())
