@@ -147,6 +147,9 @@ class Pool(redis.ConnectionPool):
     """Connections; who was interrupted leaves none behind on which the next would get his answer.
 
     A soft time limit may raise at any bytecode, so also between a question and its answer.
+
+    What redis-py does around a call takes as long as Redis does.  So there is a short way too, :meth:`exchange`, over
+    connections that have just worked.
     """
 
     def reset(self) -> None:
@@ -154,9 +157,13 @@ class Pool(redis.ConnectionPool):
         super().reset()  # type: ignore[no-untyped-call,unused-ignore]
         #: Those that an interruption kept from being released go with whom they were lent to.
         self._in_use_connections: Any = weakref.WeakSet()
+        #: Those that have worked and wait for the next; redis-py's own code takes them for lent.
+        self._ready: deque[Any] = deque()
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
-        """Lend a connection."""
+        """Lend a connection that was looked at: it is connected, and there is nothing on it to read."""
+        with contextlib.suppress(IndexError):
+            super().release(self._ready.pop())
         connection: Any = super().get_connection(*args, **kwargs)  # type: ignore[no-untyped-call,unused-ignore]
         connection.lent_amid = sys.exc_info()[1]
         return connection
@@ -166,6 +173,9 @@ class Pool(redis.ConnectionPool):
         lent_amid, connection.lent_amid = getattr(connection, "lent_amid", None), None
         raised = sys.exc_info()[1]
         answered = raised is None or raised is lent_amid or isinstance(raised, redis.ResponseError)
+        if lent_amid is not _CLOSED and answered and len(self._ready) < MAX_IDLE:
+            self._ready.append(connection)
+            return
         if lent_amid is _CLOSED or not answered:
             connection.disconnect()
         super().release(connection)
@@ -183,10 +193,23 @@ class Pool(redis.ConnectionPool):
         try:
             return self._exchange(commands, sent)
         except redis.ConnectionError:
+            # Others that have waited as long are as broken.
+            self._retire()
             return self._exchange(chain(sent, commands), [])
 
+    def ask(self, command: bytes) -> Any:
+        """Send one command as it goes over the wire, and return the answer."""
+        (answer,) = self.exchange((command,))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
     def _exchange(self, commands: Iterable[bytes], sent: list[bytes]) -> list[Any]:
-        connection = self.get_connection(*_PURPOSE)
+        try:
+            connection = self._ready.pop()
+            connection.lent_amid = sys.exc_info()[1]
+        except IndexError:
+            connection = self.get_connection(*_PURPOSE)
         try:
             for piece in pieces(noted(commands, sent), PIECE):
                 connection.send_packed_command([piece], check_health=False)
@@ -194,8 +217,15 @@ class Pool(redis.ConnectionPool):
         finally:
             self.release(connection)
 
+    def _retire(self) -> None:
+        """Let those that wait be looked at before they are used again."""
+        while self._ready:
+            with contextlib.suppress(IndexError):
+                super().release(self._ready.pop())
+
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Close connections; those that are lent when they come back, for other threads read from them."""
+        self._retire()
         for connection in list(self._in_use_connections) if inuse_connections else ():
             connection.lent_amid = _CLOSED
         super().disconnect(inuse_connections=False)  # type: ignore[no-untyped-call,unused-ignore]
@@ -482,59 +512,6 @@ class Source:
             self.refused = True
             raise
         self.checked_at = time.monotonic()
-
-
-class Wires:
-    """Connections for calls that are to be quick: what redis-py's client does around a call takes as long as Redis does.
-
-    A connection that turns out to be broken is replaced once, and the call sent again.
-
-    Arguments:
-        client: Its address and options are used.
-    """
-
-    def __init__(self, client: redis.Redis) -> None:
-        self._pool = client.connection_pool
-        self._idle: deque[Any] = deque()
-
-    def call(self, command: bytes) -> Any:
-        """Send a command as it goes over the wire, and return the answer."""
-        try:
-            return self._call(command)
-        except redis.ConnectionError:
-            # Others that have waited as long are as broken.
-            self.close()
-            return self._call(command)
-
-    def _call(self, command: bytes) -> Any:
-        try:
-            wire = self._idle.pop()
-        except IndexError:
-            wire = self._pool.connection_class(**self._pool.connection_kwargs)
-        try:
-            wire.send_packed_command([command], check_health=False)
-            answer = wire.read_response()
-        except redis.ResponseError:
-            self._keep(wire)
-            raise
-        except BaseException:
-            # Whatever broke in between, its answer is not for the next.
-            wire.disconnect()
-            raise
-        self._keep(wire)
-        return answer
-
-    def _keep(self, wire: Any) -> None:
-        if len(self._idle) < MAX_IDLE:
-            self._idle.append(wire)
-        else:
-            wire.disconnect()
-
-    def close(self) -> None:
-        """Close those that are not at work; the next call makes new ones."""
-        while self._idle:
-            with contextlib.suppress(IndexError):
-                self._idle.pop().disconnect()
 
 
 class Ear:

@@ -54,7 +54,8 @@ class Link:
 
     Arguments:
         on_invalid: Called with the Redis keys that have changed; None: all.
-        on_message: Called with a path and what was told of it.
+        on_message: Called with the pattern that matches, a path, and what was told of it.
+        on_taken: Called when all that had arrived was taken.
         on_up: Called with patterns when changes of what matches them are heard from now on.
         on_down: Called when the connection is lost, or could not be made, with the monotonic time up to which all
             was heard.
@@ -63,12 +64,14 @@ class Link:
 
     def __init__(
         self, store: Store, *,
-        on_invalid: Callable[[Sequence[str] | None], None], on_message: Callable[[str, bytes], None],
-        on_up: Callable[[Sequence[str]], None], on_down: Callable[[float], None], on_look: Callable[[], None],
+        on_invalid: Callable[[Sequence[str] | None], None], on_message: Callable[[str, str, bytes], None],
+        on_taken: Callable[[], None], on_up: Callable[[Sequence[str]], None], on_down: Callable[[float], None],
+        on_look: Callable[[], None],
     ) -> None:
         self.store = store
         self.on_invalid = on_invalid
         self.on_message = on_message
+        self.on_taken = on_taken
         self.on_up = on_up
         self.on_down = on_down
         self.on_look = on_look
@@ -222,7 +225,10 @@ class Link:
         # What was read off the socket and not taken yet does not show there.
         if self._listening or line.wait(CHECK_INTERVAL / 2):
             self._listening = True
-            self._listening = sum(map(self._take, islice(line.messages(), TAKEN_AT_ONCE))) == TAKEN_AT_ONCE
+            try:
+                self._listening = sum(map(self._take, islice(line.messages(), TAKEN_AT_ONCE))) == TAKEN_AT_ONCE
+            finally:
+                self.on_taken()
         elif self._asked_at is not None and now > self._asked_at + ANSWER_TIMEOUT:
             raise StoreError("Redis does not answer on the connection on which it tells what has changed")
 
@@ -236,6 +242,8 @@ class Link:
 
     def _tell_patterns(self, line: Announcements) -> None:
         with self._mutex:
+            if self._patterns.keys() == self._heard:
+                return
             wanted = set(self._patterns)
             new, old = wanted - self._heard, self._heard - wanted
             self._heard = wanted
@@ -255,16 +263,18 @@ class Link:
             keys = message[2]
             self.on_invalid(None if keys is None else [key.decode(errors="replace") for key in keys])
         elif kind == b"pmessage":
-            path = message[2].decode(errors="replace")[len(self.store.prefix):]
-            self.on_message(path, message[3])
+            self.on_message(self._unprefixed(message[1]), self._unprefixed(message[2]), message[3])
         elif kind == b"psubscribe":
-            pattern = message[1].decode(errors="replace")[len(self.store.prefix):]
+            pattern = self._unprefixed(message[1])
             with self._mutex:
                 self._unconfirmed -= Counter([pattern])
             self.on_up([pattern])
         elif kind == b"pong" and self._asked_at is not None:
             self._heard_again(self._asked_at)
         return True
+
+    def _unprefixed(self, channel: bytes) -> str:
+        return channel.decode(errors="replace")[len(self.store.prefix):]
 
     def _heard_again(self, asked_at: float) -> None:
         """Redis has answered: all that it told before the question has been heard."""

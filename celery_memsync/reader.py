@@ -183,7 +183,7 @@ class Reader:
             if copy is None:
                 missing[key] = self.keys.place(key)
             else:
-                found[key] = None if copy.about is None else _with_value(copy.about, copy.take())
+                found[key] = None if copy.about is None else copy.about.evolve(copy.take())
         if missing:
             found.update(self._read(missing, settled))
         return found
@@ -236,7 +236,7 @@ class Reader:
         if place.key != self.keys.about:
             return entry
         value: Any = self.queue() if place.field == QUEUE else self.metrics()
-        return None if entry is None else _with_value(entry, value)
+        return None if entry is None else entry.evolve(value)
 
     def shown(self, place: Place, parts: Mapping[int, Stored | None]) -> None:
         """Take note that somebody in this process was told of an entry: what he writes next follows that."""
@@ -340,7 +340,7 @@ class Reader:
             value, _ = self.store.read_queue(LONGEST_LIST)
         else:
             value = {name: _number(body) for name, body in self.store.read_metrics()[0].items()}
-        return None if entry is None else _with_value(entry, value)
+        return None if entry is None else entry.evolve(value)
 
     # -- workers
 
@@ -472,10 +472,6 @@ def parts_of(place: Place) -> list[Place]:
     if place.task_id and place.slot == STATE:
         return [place._replace(slot=LIFE), place]
     return [place]
-
-
-def _with_value(entry: Entry, value: Any) -> Entry:
-    return Entry(entry.key, value, entry.version, entry.timestamp, entry.worker_id, entry.ttl)
 
 
 def _may_meet(fixed: str, start: str) -> bool:

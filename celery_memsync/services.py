@@ -56,8 +56,8 @@ class Services:
             on_put=self.cache.drop_for,
         )
         self.link = Link(
-            self.store, on_invalid=self._on_invalid, on_message=self._on_message, on_up=self._on_up,
-            on_down=self._on_down, on_look=self._on_look)
+            self.store, on_invalid=self._on_invalid, on_message=self._on_message, on_taken=self._on_taken,
+            on_up=self._on_up, on_down=self._on_down, on_look=self._on_look)
         self.reader = Reader(self.store, self.writer, self.cache, self.link)
         self.subscriptions = Subscriptions(self.reader, self.link, events)
         self.coordination = Coordination(self.store, settings.default_ttl)
@@ -87,8 +87,11 @@ class Services:
             for key in keys:
                 self.cache.invalidate(key)
 
-    def _on_message(self, path: str, data: bytes) -> None:
-        self.subscriptions.on_message(path, data)
+    def _on_message(self, pattern: str, path: str, data: bytes) -> None:
+        self.subscriptions.on_message(pattern, path, data)
+
+    def _on_taken(self) -> None:
+        self.subscriptions.on_taken()
 
     def _on_up(self, patterns: Sequence[str]) -> None:
         self.subscriptions.on_up(patterns)

@@ -1,12 +1,12 @@
 """Hear of changes by pattern: of each key the newest, and nothing for ever missed."""
 from __future__ import annotations
 
+import functools
 import heapq
 import inspect
 import threading
 import time
 from collections import OrderedDict
-from dataclasses import replace
 from itertools import count, islice
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
 
@@ -35,6 +35,9 @@ MAX_WAITING = 100_000
 
 #: Seconds between two tries to read what has changed while Redis is away.
 READ_PAUSE = 0.2
+
+#: Paths of which it is remembered where they are kept: what one hears of, one hears of again.
+PLACES = 1000
 
 #: Seconds by which a message may be ahead of Redis's clock as this process knows it; none of ours is.
 FUTURE = 60.0
@@ -118,7 +121,8 @@ class Subscription:
         #: News that were never told, for newer ones came before the handler was ready.
         self.skipped = 0
         self.closed = False
-        self._on_news = on_news
+        #: Wakes who takes the news.
+        self.wake = on_news
         self._known: dict[str, Known] = {}
         #: When to look whether a key is over: a heap, and the time in it by path.
         self._over: list[tuple[int, str]] = []
@@ -132,7 +136,7 @@ class Subscription:
     # -- put in
 
     def hear(self, path: str, parts: Parts, stamp: Stamp) -> None:
-        """Take what Redis told of a key."""
+        """Take what Redis told of a key; :meth:`wake` has to follow."""
         with self._mutex:
             known = self._known.get(path)
             if known is not None and (stamp < known.stamp or stamp == known.stamp and known.told):
@@ -140,7 +144,6 @@ class Subscription:
             reborn = known is not None and stamp.version < known.stamp.version
             self._know(path, stamp, parts, told=True)
             self._put(path, News(parts, reborn))
-        self._on_news()
 
     def find(self, path: str, parts: Parts, before: Known | None, tell: bool) -> None:
         """Take what was read of a key.
@@ -164,7 +167,7 @@ class Subscription:
                 return
             self._know(path, stamp, parts, told=True)
             self._put(path, News(parts, known is not None and stamp.version < known.stamp.version))
-        self._on_news()
+        self.wake()
 
     def lose(self, path: str, parts: Parts, before: Known) -> None:
         """Take note that a key is not there any more."""
@@ -173,7 +176,7 @@ class Subscription:
                 self._know_gone(path, parts)
                 if before.alive:
                     self._put(path, News(None))
-        self._on_news()
+        self.wake()
 
     def doubt(self, paths: Iterable[str]) -> None:
         """Take note that copies of keys can't be trusted any more, nor what was told of others."""
@@ -181,7 +184,7 @@ class Subscription:
             told = [path for path, known in self._known.items() if known.told and known.alive]
             for path in {*told, *filter(self.matches, paths)} - set(self._news):
                 self._put(path, News(None))
-        self._on_news()
+        self.wake()
 
     def find_what_is_over(self, now_ms: float) -> bool:
         """Take note of the keys whose ttl is over, as far as is known; tell whether there are any to look at."""
@@ -338,6 +341,10 @@ class Subscriptions:
         self._numbers = count(1)
         self._subscriptions: dict[str, Subscription] = {}
         self._threads: dict[str, PeriodicThread] = {}
+        #: Those who have heard of something and were not woken yet: not before the link's thread rests, or they would get
+        #: into each other's way.
+        self._to_wake: dict[str, Subscription] = {}
+        self._place = functools.lru_cache(PLACES)(self.keys.place)
         self._expired_at = 0.0
         #: News that those who have ended were never told.
         self._skipped = 0
@@ -398,7 +405,7 @@ class Subscriptions:
                 return False
             self._skipped += subscription.skipped
         subscription.closed = True
-        subscription._on_news()
+        subscription.wake()
         self.link.ignore(subscription.pattern)
         if thread is not None:
             thread.stop(0)
@@ -453,18 +460,24 @@ class Subscriptions:
             subscription.look = "tell"
         self._reading.wake()
 
-    def on_message(self, path: str, data: bytes) -> None:
-        """Something was told of a path; what is no entry is passed over."""
+    def on_message(self, pattern: str, path: str, data: bytes) -> None:
+        """Something was told of a path that matches a pattern; what is no entry is passed over."""
         try:
-            parts = _parts_of(self.keys.place(path), data)
+            parts = _parts_of(self._place(path), data)
         except (InvalidKey, ValueError):
             return
         stamp = stamp_of(parts)
         if stamp.stored_at > (self.reader.store.clock.now() + FUTURE) * 1000:
             return
         for subscription in self._all():
-            if subscription.matches(path):
+            if subscription.pattern == pattern:
                 subscription.hear(path, parts, stamp)
+                self._to_wake[subscription.id] = subscription
+
+    def on_taken(self) -> None:
+        """All that had been told is known now."""
+        while self._to_wake:
+            self._to_wake.popitem()[1].wake()
 
     def look_around(self) -> None:
         """Tell of keys whose time is over, now and then."""
@@ -559,7 +572,7 @@ class Subscriptions:
         path, news = item
         if news.parts is None:
             return KeyChange(path, None, None)
-        place = self.keys.place(path)
+        place = self._place(path)
         try:
             entry = self._entry(place, news.parts)
         except StoreError:
@@ -571,7 +584,7 @@ class Subscriptions:
             self.events.emit("change", key=path, value=twin(entry.value), entry=entry)
         # Others are told of the same message; what one does to the value is not for them.
         if isinstance(entry.value, (dict, list)):
-            entry = replace(entry, value=twin(entry.value))
+            entry = entry.evolve(twin(entry.value))
         self.reader.shown(place, news.parts)
         return KeyChange(path, entry.value, entry)
 

@@ -19,17 +19,17 @@ NOWHERE = "redis://127.0.0.1:1/0"
 
 def lose_answer(manager, monkeypatch, what):
     """Let the next answer to a question of this kind be lost on its way, after Redis has done what was asked."""
-    wires = manager.store._wires
-    call, left = wires._call, [1]
+    pool = manager.store.redis.connection_pool
+    exchange, left = pool._exchange, [1]
 
-    def losing(command):
-        answer = call(command)
-        if f"\r\n{what}\r\n".encode() in command and left and left.pop():
+    def losing(commands, sent):
+        answers = exchange(commands, sent)
+        if any(f"\r\n{what}\r\n".encode() in command for command in sent) and left and left.pop():
             from redis import ConnectionError
             raise ConnectionError("lost")
-        return answer
+        return answers
 
-    monkeypatch.setattr(wires, "_call", losing)
+    monkeypatch.setattr(pool, "_exchange", losing)
 
 
 def test_deciding_raises_while_redis_is_away(make_memsync):

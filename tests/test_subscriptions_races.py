@@ -172,8 +172,8 @@ def test_a_flood_of_messages_keeps_nobody_from_subscribing(memsync, other, redis
     ear, listening = Ear(memsync, "flood"), memsync._open().link
     take, flooding, taken = listening.on_message, [True], itertools.count()
 
-    def on_message(path, data):
-        take(path, data)
+    def on_message(pattern, path, data):
+        take(pattern, path, data)
         if flooding and path.endswith("flood"):
             next(taken)
             redis.publish("0:task-sentinel/flood", b"another")

@@ -8,7 +8,7 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence, TypeVar
 import redis
 
 from ..clock import Clock
-from ..connections import PIECE, Announcements, Source, Wires, ask_apart, noted, packed_command, redis_call
+from ..connections import PIECE, Announcements, Source, ask_apart, noted, packed_command, redis_call
 from ..exceptions import StoreError
 from ..keys import COORDINATION, Keys
 from ..records import Stored
@@ -65,7 +65,6 @@ class Calls:
 
     def _prepare(self, client: Any) -> int:
         """Make what is kept beside the client; return the number of its database."""
-        self._wires = Wires(client)
         return client.connection_pool.connection_kwargs.get("db") or 0
 
     @property
@@ -76,7 +75,6 @@ class Calls:
 
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
-        self._wires.close()
         self._client.close()
         self._client.connection_pool.disconnect()
 
@@ -178,10 +176,10 @@ class Calls:
         """
         command = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n%b" % (count + 2, script.sha.encode(), words)
         try:
-            return self._wires.call(command)
+            return self._client.connection_pool.ask(command)
         except redis.exceptions.NoScriptError:
             self.redis.script_load(script.text)
-            return self._wires.call(command)
+            return self._client.connection_pool.ask(command)
 
     def _send(self, sha: str, calls: Iterable[Call], tells: bool, replicas: int = 0) -> list[Any]:
         self._know_time()
