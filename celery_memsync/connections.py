@@ -496,7 +496,8 @@ class Source:
 
     def _ask(self, commands: list[tuple[str, ...]]) -> list[Any]:
         connection = self._connection
-        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        sent = b"".join(packed_command(*command) for command in commands)
+        connection.send_packed_command([sent], check_health=False)
         return [_answer_of(connection) for _ in commands]
 
     def _on_connect(self, connection: Any) -> None:
