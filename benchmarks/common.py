@@ -27,12 +27,12 @@ Round = dict[str, float]
 
 @contextlib.contextmanager
 def server() -> Iterator[str]:
-    """Start an empty redis-server; give its URL without a database."""
+    """Start an empty redis-server, that which ``BENCH_REDIS_SERVER`` names if it does; give its URL without a database."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [find_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""],
+        [os.environ.get("BENCH_REDIS_SERVER") or find_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     client = redis.Redis(port=port)
     while True:

@@ -1,7 +1,7 @@
 """The fleet: what an idle worker costs beside a plain one, what a beat costs, how long asking and losing take.
 
 Commands are counted by MONITOR, without those that scripts call.  The workers of the idle part run side by side,
-each with a database of its own.
+each with a database of its own.  Four real workers are asked for; more of them are simulated, by their beats.
 """
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from celery_memsync.records import TaskRun, WorkerRecord, run_key
 #: Databases of the brokers, and of the memory of the one worker that takes part.
 PLAIN, MEMSYNC, MEMORY, MANY = 1, 2, 3, 4
 SECONDS, ROUNDS, ASKED = 30.0, 3, 15
+REAL = 4
 FLEETS = (4, 100, 1000, 10_000)
 TASKS = 500
 
@@ -84,14 +85,16 @@ def timed(action: Callable[[], object], times: int = ASKED) -> dict[str, float]:
 
 
 def asking(url: str, app: Any) -> dict[str, Any]:
-    """Return how long it takes to learn of a real fleet of one, as Celery does it and from the memory."""
+    """Return how long it takes to learn of real workers, as Celery does it and from the memory."""
     inspect = app.control.inspect
+    while len(app.memsync.get_active_workers()) < REAL or len(inspect().ping() or ()) < REAL:
+        time.sleep(0.1)
     return {
         "get_active_workers": timed(app.memsync.get_active_workers),
         "get_workers": timed(app.memsync.get_workers),
         "inspect_ping": timed(lambda: inspect().ping(), 3),
         "inspect_stats": timed(lambda: inspect().stats(), 3),
-        "inspect_stats_of_a_known_number": timed(lambda: inspect(limit=1).stats(), 5),
+        "inspect_stats_of_a_known_number": timed(lambda: inspect(limit=REAL).stats(), 5),
     }
 
 
@@ -176,7 +179,10 @@ def main() -> None:
             while not redis.Redis.from_url(f"{url}/{database}").exists("_kombu.binding.celery.pidbox"):
                 time.sleep(0.1)
         time.sleep(5)
-        result = {"idle": idle(url, pids), "asking": asking(url, make_app(url, MEMSYNC)), "probing": probing(url)}
+        result = {"idle": idle(url, pids)}
+        for number in range(1, REAL):
+            stack.enter_context(common.worker(__file__, str(MEMSYNC), f"another{number}", env={"BENCH_URL": url}))
+        result.update(asking=asking(url, make_app(url, MEMSYNC)), probing=probing(url))
     with common.server() as url:
         result["fleet"] = growing(url)
         result["losing"] = losing(url)
@@ -185,8 +191,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     if "--worker" in sys.argv:
-        database = int(sys.argv[-1])
-        arguments = ["worker", "-c", "1", "-l", "ERROR", "-n", f"w{database}@bench"]
-        make_app(os.environ["BENCH_URL"], database).worker_main(arguments)
+        _, database, *others = sys.argv[sys.argv.index("--worker"):]
+        arguments = ["worker", "-c", "1", "-l", "ERROR", "-n", f"{''.join(others) or 'w'}{database}@bench"]
+        make_app(os.environ["BENCH_URL"], int(database)).worker_main(arguments)
     else:
         main()

@@ -94,6 +94,7 @@ def glance(found: Mapping[str, Any]) -> Iterator[str]:
         ("the same with a result backend", "plain Celery", ("overhead", "worker_cpu_us"), "tracked", "", ()),
         ("a progress call", "`update_state`", ("progress", "microseconds"), "progress", "dict_under_lock", ()),
         ("writing new keys, time", "redis-py's pipeline", ("writes", "wall_us"), "memsync", "least", ("new keys",)),
+        ("the same, CPU of the client", "the same", ("writes", "client_cpu_us"), "memsync", "least", ("new keys",)),
         ("counting, time", "redis-py's pipeline", ("writes", "wall_us"), "memsync", "", ("increments",)),
         ("reading what is known, flat", "an LRU under a lock", ("reads", "wall_us"), "memsync", "", ("hot, flat",)),
         ("reading what is known, nested", "the same", ("reads", "wall_us"), "memsync", "locked_lru_copy", ("hot, nested",)),
@@ -110,7 +111,7 @@ def glance(found: Mapping[str, Any]) -> Iterator[str]:
         least = ratio(benchmark, figure, floor, *titles) if floor else ""
         yield f"| {work} | {peer} | {ratio(benchmark, figure, ours, *titles)} | {least} |"
     asking = found["fleet"]["results"]["asking"]
-    questions = ("who is alive, 1 worker", "ping", "get_active_workers"), ("what it does", "stats", "get_workers")
+    questions = ("who is alive, 4 workers", "ping", "get_active_workers"), ("what they do", "stats", "get_workers")
     for work, peer, ours in questions:
         share = asking[ours]["median_ms"] / asking[f"inspect_{peer}"]["median_ms"]
         yield f"| {work} | `celery inspect {peer}` | {share:.2g} | |"
