@@ -29,6 +29,7 @@ lint: .venv/installed
 	$(BIN)/python -m mypy
 
 bench: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check cachetools celery-once celery-singleton pottery python-redis-lock
 	rm -rf build/benchmarks
 	$(BIN)/python benchmarks/report.py build/benchmarks
 

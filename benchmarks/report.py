@@ -112,6 +112,10 @@ def glance(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {work} | {peer} | {ratio(benchmark, figure, ours, *titles)} | {least} |"
     asking = found["fleet"]["results"]["asking"]
     questions = ("who is alive, 4 workers", "ping", "get_active_workers"), ("what they do", "stats", "get_workers")
+    hot = found["reads"]["results"]["hot, flat"]
+    if "redis_py_cache" in hot:
+        share = hot["memsync"]["wall_us"]["median"] / hot["redis_py_cache"]["wall_us"]["median"]
+        yield f"| reading what is known, flat | redis-py's own cache | {share:.2g} | |"
     for work, peer, ours in questions:
         share = asking[ours]["median_ms"] / asking[f"inspect_{peer}"]["median_ms"]
         yield f"| {work} | `celery inspect {peer}` | {share:.2g} | |"
