@@ -183,19 +183,24 @@ class Pool(redis.ConnectionPool):
     def exchange(self, commands: Iterable[bytes]) -> list[Any]:
         """Send commands as they go over the wire, and return their answers; an error that Redis answers is one.
 
-        A connection that turns out to be broken is replaced once, and all is sent again.
+        One that has waited and turns out to be broken is replaced, and all is sent again.
 
         Arguments:
             commands: They are sent as they are made, a piece at a time: Redis is at work on one while the next is made.
         """
+        self._checkpid()  # type: ignore[no-untyped-call,unused-ignore]
         sent: list[bytes] = []
-        commands = iter(commands)
-        try:
-            return self._exchange(commands, sent)
-        except redis.ConnectionError:
+        rest = iter(commands)
+        connection = None
+        with contextlib.suppress(IndexError):
+            connection = self._ready.pop()
+        if connection is not None:
+            connection.lent_amid = sys.exc_info()[1]
+            with contextlib.suppress(redis.ConnectionError):
+                return self._exchange(connection, rest, sent)
             # Others that have waited as long are as broken.
             self._retire()
-            return self._exchange(chain(sent, commands), [])
+        return self._exchange(self.get_connection(*_PURPOSE), chain(sent, rest), [])
 
     def ask(self, command: bytes) -> Any:
         """Send one command as it goes over the wire, and return the answer."""
@@ -204,12 +209,7 @@ class Pool(redis.ConnectionPool):
             raise answer
         return answer
 
-    def _exchange(self, commands: Iterable[bytes], sent: list[bytes]) -> list[Any]:
-        try:
-            connection = self._ready.pop()
-            connection.lent_amid = sys.exc_info()[1]
-        except IndexError:
-            connection = self.get_connection(*_PURPOSE)
+    def _exchange(self, connection: Any, commands: Iterable[bytes], sent: list[bytes]) -> list[Any]:
         try:
             for piece in pieces(noted(commands, sent), PIECE):
                 connection.send_packed_command([piece], check_health=False)

@@ -22,8 +22,8 @@ def lose_answer(manager, monkeypatch, what):
     pool = manager.store.redis.connection_pool
     exchange, left = pool._exchange, [1]
 
-    def losing(commands, sent):
-        answers = exchange(commands, sent)
+    def losing(connection, commands, sent):
+        answers = exchange(connection, commands, sent)
         if any(f"\r\n{what}\r\n".encode() in command for command in sent) and left and left.pop():
             from redis import ConnectionError
             raise ConnectionError("lost")

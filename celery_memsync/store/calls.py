@@ -64,7 +64,7 @@ class Calls:
         self._untold = False
 
     def _prepare(self, client: Any) -> int:
-        """Make what is kept beside the client; return the number of its database."""
+        """Make what this kind of store keeps beside the client; return the number of its database."""
         return client.connection_pool.connection_kwargs.get("db") or 0
 
     @property
