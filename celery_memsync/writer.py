@@ -446,6 +446,8 @@ class BatchWriter:
                 at = max(at, base.told_at)
                 change.note_sent()
             seen, run, rank, body, figure = change.content(clock, fields)
+        except SoftTimeLimitExceeded:  # of the task that flushes just now
+            raise
         except Exception:
             logger.exception("A write of %s can't be made and is dropped", change.place.path)
             self._count_drop()

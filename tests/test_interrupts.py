@@ -50,3 +50,46 @@ def test_exceptions_at_any_bytecode_leave_nothing_locked_and_nothing_lost(redis_
     assert run.returncode == 0, run.stderr
     assert struck > 500
     assert (state, progress) == (told, told)
+
+
+BARRIERS = """
+import random, signal, sys, time
+from celery.exceptions import SoftTimeLimitExceeded
+from celery_memsync import MemorySyncManager
+
+def strike(*_):
+    raise SoftTimeLimitExceeded
+
+chance = random.Random(int(sys.argv[2]))
+memsync = MemorySyncManager(url=sys.argv[1], batch_interval=60.0)
+memsync.sync_task_state("t", {"told": 0})
+memsync.force_sync()
+signal.signal(signal.SIGALRM, strike)
+struck = 0
+end = time.monotonic() + 3
+while time.monotonic() < end:
+    for number in range(100):
+        memsync.write(f"key-{number}", struck)
+        memsync.sync_task_state(f"t{number}", {"told": struck})
+    try:
+        signal.setitimer(signal.ITIMER_REAL, chance.random() * 0.005)
+        memsync.force_sync()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except SoftTimeLimitExceeded:
+        struck += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+memsync.force_sync(timeout=10)
+metrics = memsync.get_metrics()
+print(struck, metrics["dropped"], metrics["pending_writes"], metrics["conflicts"])
+memsync.shutdown()
+"""
+
+
+def test_a_limit_in_the_middle_of_a_barrier_drops_nothing(redis_url):
+    run = subprocess.run(
+        [sys.executable, "-c", BARRIERS, redis_url, "20261128"], capture_output=True, text=True, timeout=60)
+
+    struck, *others = map(int, run.stdout.split() or [0])
+    assert run.returncode == 0, run.stderr
+    assert struck > 100
+    assert others == [0, 0, 0]
