@@ -4,6 +4,7 @@ from __future__ import annotations
 import threading
 from typing import Any, Callable
 
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 
 logger = get_logger(__name__)
@@ -83,9 +84,15 @@ class Events:
         return bool(self._handlers.get(name))
 
     def emit(self, name: str, /, **details: Any) -> None:
-        """Call all handlers of an event, in the order in which they came."""
+        """Call all handlers of an event, in the order in which they came; what they raise is logged.
+
+        Raises:
+            SoftTimeLimitExceeded: If the limit of the task strikes that this is called in.
+        """
         for handler in self._handlers.get(name, ()):
             try:
                 handler(**details)
+            except SoftTimeLimitExceeded:
+                raise
             except Exception:
                 logger.exception("A handler of the event %r raised", name)

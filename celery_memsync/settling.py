@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 
 from . import values
@@ -119,6 +120,8 @@ class Settler:
             if isinstance(change, MergeFields) and not isinstance(resolution.resolved, dict):
                 raise TypeError("the fields of a state are resolved to a dict")
             body = values.encode(resolution.resolved, key, self.max_value_size)
+        except SoftTimeLimitExceeded:  # of the task that flushes just now
+            raise
         except Exception as exc:
             logger.warning("The resolver of %s raised %s; the incoming write is kept", key, type(exc).__name__)
             resolution = Resolution(value, f"failed: {type(exc).__name__}", [entries[0].value])

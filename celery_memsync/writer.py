@@ -519,17 +519,24 @@ class BatchWriter:
         """Return what is to be written instead of a change that found something else than its writer had seen."""
         stored, base = outcome.stored, Base.of(outcome.stored, self.store.clock)
         gone = stored is None or stored.gone(self.store.clock.now())
-        before = self._base(change).fields
+        before, seen = self._base(change), NEVER
         if isinstance(change, MergeFields):
             change.late = not gone
             change.base = base._replace(body={}, until=0.0) if gone else base
             self._seen.note_base(change.place, change.base)
         elif isinstance(change, SetValue):
-            change.seen = NEVER if stored is None else stored.header.stamp
+            seen, change.seen = change.seen, NEVER if stored is None else stored.header.stamp
         own = stored is not None and stored.header.writes.startswith(self.store.token)
         if stored is None or own or gone and not (stored.deleted and isinstance(change, SetValue)):
             return change
-        settled = self.settler.settle(change, stored, before)
+        try:
+            settled = self.settler.settle(change, stored, before.fields)
+        except SoftTimeLimitExceeded:  # of the task that flushes just now: whoever flushes next meets the conflict again
+            if isinstance(change, MergeFields):
+                change.base = before
+            elif isinstance(change, SetValue):
+                change.seen = seen
+            raise
         if isinstance(settled, Change):
             return settled
         self._note_conflict(settled)

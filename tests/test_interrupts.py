@@ -4,6 +4,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+from celery.exceptions import SoftTimeLimitExceeded
+
+from celery_memsync import Resolution
+
 SCRIPT = """
 import random, signal, sys, time
 from celery_memsync import MemorySyncManager
@@ -93,3 +98,40 @@ def test_a_limit_in_the_middle_of_a_barrier_drops_nothing(redis_url):
     assert run.returncode == 0, run.stderr
     assert struck > 100
     assert others == [0, 0, 0]
+
+
+def test_a_limit_in_a_handler_of_an_event_reaches_the_task(memsync, other):
+    def strike(**_):
+        raise SoftTimeLimitExceeded
+
+    memsync.on("batch-flushed", strike)
+    memsync.write("a", 1)
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        memsync.force_sync()
+
+    assert other.read("a") == 1
+
+
+@pytest.mark.parametrize("tell, ask", [
+    (lambda memsync, value: memsync.write("a", value), lambda memsync: memsync.read("a", consistent=True)),
+    (lambda memsync, value: memsync.sync_task_state("t", value), lambda memsync: memsync.get_task_state("t")),
+])
+def test_a_limit_in_a_resolver_reaches_the_task_and_the_conflict_is_settled_later(make_memsync, other, tell, ask):
+    strikes = [SoftTimeLimitExceeded]
+
+    def resolve(entries):
+        if strikes:
+            raise strikes.pop()
+        return Resolution({"x": sum(entry.value["x"] for entry in entries)}, "sum", [])
+
+    memsync = make_memsync(batch_interval=60.0, conflict_resolver=resolve)
+    tell(other, {"x": 1})
+    other.force_sync()
+    tell(memsync, {"x": 2})
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        memsync.force_sync()
+    memsync.force_sync()
+
+    assert (ask(other), memsync.get_metrics()["conflicts"]) == ({"x": 3}, 1)
