@@ -176,7 +176,9 @@ def test_a_lock_is_held_over_the_end_of_its_master(cluster, make):
     key = memsync.store.keys.lock_place("l").key
     with memsync.lock("l") as lock:
         master = cluster.owner_of(key)
-        eventually(lambda: master.client().execute_command("WAIT", 1, 1000) == 1)
+        with master.client() as client:
+            client.set(f"{key}/later", 1)  # WAIT waits for what was written over the same connection
+            assert client.execute_command("WAIT", 1, 5000) == 1
         cluster.fail_over(master)
 
         eventually(lambda: succeeds(other.locks))

@@ -187,12 +187,12 @@ def test_a_redis_that_was_emptied_by_hand_is_noticed(memsync, other, redis, comm
 
 
 def test_a_redis_that_is_emptied_as_soon_as_somebody_listens_is_noticed(memsync, other, redis):
-    for number in range(10):
-        tell(other, {"a": number})
-        with memsync.watch("a") as watch:
+    for key in "abcdefghij":
+        tell(other, {key: 1})
+        with memsync.watch(key) as watch:
             redis.flushall()
 
-            assert watch.get(timeout=5) == ("task-sentinel/a", None, None)
+            assert watch.get(timeout=5) == (f"task-sentinel/{key}", None, None)
 
 
 # -- while the handler is busy
