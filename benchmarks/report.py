@@ -148,6 +148,8 @@ def page(found: Mapping[str, Any]) -> Iterator[str]:
                      rows_of(overhead, "worker_cpu_us", "plain"),
                      "`plain_again` is a second plain worker: what it differs is noise. `tracked` is Celery's result "
                      "backend with `task_track_started`; `events` is `-E`; `least` tells the end of a task, and no more.")
+    for process in ("main", "child"):
+        yield from table(f"Of that, the {process} process", "µs a task", rows_of(overhead, f"{process}_cpu_us", "plain"))
     yield from table("The same: time from task to task", "µs a task", rows_of(overhead, "wall_us", "plain"))
     yield from table("The same: CPU of Redis, broker and memory", "µs a task", rows_of(overhead, "redis_cpu_us", "plain"))
     yield from table("A progress call in a task's body", "µs a call",
