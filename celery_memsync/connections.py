@@ -188,32 +188,45 @@ class Pool(redis.ConnectionPool):
         Arguments:
             commands: They are sent as they are made, a piece at a time: Redis is at work on one while the next is made.
         """
-        self._checkpid()  # type: ignore[no-untyped-call,unused-ignore]
-        sent: list[bytes] = []
         rest = iter(commands)
-        connection = None
-        with contextlib.suppress(IndexError):
-            connection = self._ready.pop()
-        if connection is not None:
-            connection.lent_amid = sys.exc_info()[1]
-            with contextlib.suppress(redis.ConnectionError):
-                return self._exchange(connection, rest, sent)
-            # Others that have waited as long are as broken.
-            self._retire()
-        return self._exchange(self.get_connection(*_PURPOSE), chain(sent, rest), [])
+        sent: list[bytes] = []
+
+        def talk(connection: Any) -> list[Any]:
+            again = sent.copy()
+            sent.clear()
+            for piece in pieces(noted(chain(again, rest), sent), PIECE):
+                connection.send_packed_command([piece], check_health=False)
+            return [_answer_of(connection) for _ in sent]
+
+        return self._talk(talk)
 
     def ask(self, command: bytes) -> Any:
         """Send one command as it goes over the wire, and return the answer."""
-        (answer,) = self.exchange((command,))
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+        def talk(connection: Any) -> Any:
+            connection.send_packed_command([command], check_health=False)
+            return connection.read_response()
 
-    def _exchange(self, connection: Any, commands: Iterable[bytes], sent: list[bytes]) -> list[Any]:
+        return self._talk(talk)
+
+    def _talk(self, talk: Callable[[Any], T]) -> T:
+        """Lend a connection that has waited, and if it is broken one that was looked at."""
+        self._checkpid()  # type: ignore[no-untyped-call,unused-ignore]
         try:
-            for piece in pieces(noted(commands, sent), PIECE):
-                connection.send_packed_command([piece], check_health=False)
-            return [_answer_of(connection) for _ in sent]
+            connection = self._ready.pop()
+        except IndexError:
+            connection = None
+        if connection is not None:
+            connection.lent_amid = sys.exc_info()[1]
+            try:
+                return self._use(connection, talk)
+            except redis.ConnectionError:
+                # Others that have waited as long are as broken.
+                self._retire()
+        return self._use(self.get_connection(*_PURPOSE), talk)
+
+    def _use(self, connection: Any, talk: Callable[[Any], T]) -> T:
+        try:
+            return talk(connection)
         finally:
             self.release(connection)
 

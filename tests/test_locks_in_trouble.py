@@ -20,16 +20,22 @@ NOWHERE = "redis://127.0.0.1:1/0"
 def lose_answer(manager, monkeypatch, what):
     """Let the next answer to a question of this kind be lost on its way, after Redis has done what was asked."""
     pool = manager.store.redis.connection_pool
-    exchange, left = pool._exchange, [1]
+    use, send, sent, left = pool._use, pool.connection_class.send_packed_command, [], [1]
 
-    def losing(connection, commands, sent):
-        answers = exchange(connection, commands, sent)
+    def noting(connection, command, *args, **kwargs):
+        sent.extend(command)
+        send(connection, command, *args, **kwargs)
+
+    def losing(connection, talk):
+        sent.clear()
+        answer = use(connection, talk)
         if any(f"\r\n{what}\r\n".encode() in command for command in sent) and left and left.pop():
             from redis import ConnectionError
             raise ConnectionError("lost")
-        return answers
+        return answer
 
-    monkeypatch.setattr(pool, "_exchange", losing)
+    monkeypatch.setattr(pool.connection_class, "send_packed_command", noting)
+    monkeypatch.setattr(pool, "_use", losing)
 
 
 def test_deciding_raises_while_redis_is_away(make_memsync):
