@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import redis
@@ -29,18 +30,26 @@ def eventually(check, timeout=10.0, message="it did not come true"):
         time.sleep(0.02)
 
 
+#: Ports that were given away lately: who was given one may not listen there yet.
+_given = deque(maxlen=200)
+
+
 def free_port():
     """Return a TCP port that nobody listens on.
 
     It is below those that the kernel gives to clients: a server that was killed
     finds its port free when it is started again, and so does the second port of
-    a node of a cluster, which is 10,000 above.
+    a node of a cluster, which is 10,000 above.  Processes of pytest-xdist have
+    ports of their own.
     """
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8
     while True:
-        port = random.SystemRandom().randrange(10_000, 20_000)
+        port = random.SystemRandom().randrange(10_000 + process, 20_000, 8)
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("127.0.0.1", port))
-            return port
+            if port not in _given:
+                _given.append(port)
+                return port
 
 
 class RedisServer:

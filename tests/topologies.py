@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import shutil
 import signal
 import socket
@@ -12,7 +11,7 @@ import redis
 
 from celery_memsync.embedded import find_server
 
-from .helpers import RedisServer, eventually
+from .helpers import RedisServer, eventually, free_port
 
 
 def ask(server, *command):
@@ -26,15 +25,13 @@ def ask(server, *command):
         connection.disconnect()
 
 
-def free_pair(taken):
-    """Return a free port below those that the system gives out, with that of a node's bus, 10,000 above."""
+def free_pair():
+    """Return a port that nobody listens on, with that of a node's bus, 10,000 above."""
     while True:
-        port = random.randrange(12000, 22000)
-        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", port))
-            other.bind(("127.0.0.1", port + 10000))
-            if port not in taken:
-                return port
+        port = free_port()
+        with contextlib.suppress(OSError), socket.socket() as bus:
+            bus.bind(("127.0.0.1", port + 10000))
+            return port
 
 
 class SentinelServer(RedisServer):
@@ -120,7 +117,7 @@ class Cluster:
         self.servers = []
         while len(self.servers) < 3 * (1 + replicas):
             server = RedisServer(folder / f"node-{len(self.servers)}", *options, binary=binary)
-            server.port = free_pair({one.port for one in self.servers})
+            server.port = free_pair()
             server.url = f"redis://127.0.0.1:{server.port}/0"
             self.servers.append(server)
         self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers[:3])
