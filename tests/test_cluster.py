@@ -21,7 +21,7 @@ def rows_of(*hosts):
 
 def test_slots_are_counted_as_redis_does(tmp_path):
     server = RedisServer(tmp_path / "node", "--cluster-enabled", "yes")
-    server.port = free_pair(())
+    server.port = free_pair()
     server.url = f"redis://127.0.0.1:{server.port}/0"
     server.start()
     keys = [*ODD, *("".join(random.choices("{}ab/", k=6)) for _ in range(200))]

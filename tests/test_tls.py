@@ -117,7 +117,7 @@ def node(tmp_path, certs):
     """A cluster of one node that speaks TLS."""
     if system_server() is None:
         pytest.skip("the system has no redis-server, and that of the wheel speaks no TLS")
-    node = TLSServer(tmp_path / "node", certs, "--cluster-enabled", "yes", "--tls-cluster", "yes", tls_port=free_pair(()))
+    node = TLSServer(tmp_path / "node", certs, "--cluster-enabled", "yes", "--tls-cluster", "yes", tls_port=free_pair())
     node.start()
     ask(node, "CLUSTER", "ADDSLOTS", *range(16384))
     eventually(lambda: b"cluster_state:ok" in ask(node, "CLUSTER", "INFO"))
