@@ -83,6 +83,14 @@ def test_a_barrier_costs_one_more_if_redis_reads_the_batch_in_pieces(warm):
     assert trips == 2
 
 
+def test_a_flush_of_counters_alone_is_one_round_trip(warm):
+    warm.increment_metrics(done=1)
+
+    trips = round_trips(warm, warm.force_sync)
+
+    assert trips == 1
+
+
 def test_a_batch_size_bounds_one_round_trip(make_memsync, redis):
     memsync = make_memsync(batch_interval=60.0, batch_size=100)
     memsync.store.connect()

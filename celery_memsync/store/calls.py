@@ -182,13 +182,17 @@ class Calls:
             return self._client.connection_pool.ask(command)
 
     def _send(self, sha: str, calls: Iterable[Call], tells: bool, replicas: int = 0) -> list[Any]:
+        calls = iter(calls)
+        first = next(calls, None)
+        if first is None:
+            return []
         self._know_time()
         # Redis sends what it has to say last to who had something to hear first: so whoever is told that a copy is old
         # has been told when the caller has his answer.
         before = [PING] if tells else []
         after = [packed_command("WAIT", replicas, ms(REPLICA_TIMEOUT))] if replicas else []
         sent: list[bytes] = []
-        commands = (packed_command("EVALSHA", sha, len(keys), *keys, *args) for keys, args in calls)
+        commands = (packed_command("EVALSHA", sha, len(keys), *keys, *args) for keys, args in chain([first], calls))
         answers: list[Any] = self._client.connection_pool.exchange(noted(chain(before, commands, after), sent))[tells:]
         # What Redis reads in several pieces it answers later than the PING.
         self._untold = self._untold or tells and sum(map(len, sent)) > PIECE
