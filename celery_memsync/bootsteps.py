@@ -51,10 +51,11 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.memsync: MemSync = parent.app.memsync
         self._describer = Describer(parent, self.memsync)
         settings = self.memsync.settings
-        self._recovery = self.memsync.signals.recovery
+        self.memsync.signals.requeuer.check()
+        self._kept = self.memsync.signals.kept
         self._losses = Losses(
             self.memsync.store, self.memsync.events, settings.worker_ttl,
-            at_work=self.memsync.signals.at_work, settled=self._recovery.settle)
+            at_work=self.memsync.signals.at_work, settled=self.memsync.signals.requeuer.settle)
         self._heartbeat = Heartbeat(
             self.memsync.store, self._before_beat, settings.heartbeat_interval,
             keep=max(settings.default_ttl, 2 * settings.worker_ttl), silence=settings.worker_ttl, on_beat=self._on_beat,
@@ -88,7 +89,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._refreshed = time.monotonic()
             self.memsync.signals.refresh()
             self._losses.look_again()
-            self._recovery.refresh()
+            self._kept.refresh()
         record = self._describer.describe()
         self._write_probe_file(record)
         return record
@@ -102,7 +103,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if self._probe_file is not None:
             self._probe_file.heard()
         if beat.word != "ok":
-            self._recovery.refresh()
+            self._kept.refresh()
         self._losses.hear(beat)
 
     def _on_shutdown(self, **_: Any) -> None:
@@ -119,7 +120,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._describer.depths.stop()
         try:
             self._heartbeat.stop(timeout=1.0)
-            self._recovery.close(timeout=0.5)
+            self._kept.close(timeout=0.5)
         except StoreError as exc:
             logger.warning("This worker could not say goodbye: %s", exc)
             self.memsync.shutdown(timeout=0)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 #: What the store and its scripts run: command, and the part of it that is needed, if not all.
 COMMANDS = (
     "client|id", "client|tracking", "del", "evalsha", "get", "hdel", "hget", "hgetall", "hincrby", "hincrbyfloat",
-    "hrandfield", "hset", "llen", "lpop", "lpos", "lrange", "lrem", "pexpire", "ping", "psubscribe", "pttl", "publish",
-    "pubsub|numsub", "punsubscribe", "rpush", "script|load", "set", "subscribe", "time", "type", "xadd", "xrange",
+    "hrandfield", "hscan", "hset", "llen", "lpop", "lpos", "lrange", "lrem", "pexpire", "ping", "psubscribe", "pttl",
+    "publish", "pubsub|numsub", "punsubscribe", "rpush", "script|load", "set", "subscribe", "time", "type", "xadd", "xrange",
     "xrevrange", "zadd", "zcount", "zpopmin", "zrange", "zrangebyscore", "zrank", "zrem", "zremrangebyscore",
     "zscan", "zscore",
 )
@@ -46,7 +46,8 @@ def probes(key: str, channel: str) -> list[Probe]:
     # While a text is stored there, all that is for other types is refused, which takes the right all the same.
     arguments = {
         "client|id": (), "client|tracking": ("OFF",), "evalsha": ("0" * 40, "1", key), "hdel": (key, "a"),
-        "hget": (key, "a"), "hincrby": (key, "a", "1"), "hincrbyfloat": (key, "a", "1"), "hset": (key, "a", "1"),
+        "hget": (key, "a"), "hincrby": (key, "a", "1"), "hincrbyfloat": (key, "a", "1"), "hscan": (key, "0"),
+        "hset": (key, "a", "1"),
         "lpos": (key, "a"), "lrange": (key, "0", "1"), "lrem": (key, "1", "a"), "pexpire": (key, "1000"), "ping": (),
         "publish": (channel, ""),
         "pubsub|numsub": (channel,), "rpush": (key, "a"), "script|load": ("return 1",), "set": (key, "", "PX", "1000"),

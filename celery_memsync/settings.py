@@ -19,6 +19,9 @@ SCHEMES = ("redis", "rediss", "unix", "sentinel", *CLUSTER_SCHEMES, "embedded")
 #: No time that somebody gives is as long, in seconds: Redis and the C library can't wait so long.
 MAX_SECONDS = 1e10
 
+#: Fewest characters of a signing key: shorter ones can be guessed.
+MIN_SIGNING_KEY = 16
+
 _PREFIX = "memsync_"
 
 
@@ -58,6 +61,9 @@ class Settings:
     recover: str = "mark"
     #: Most times that a task is sent again because its worker was lost.
     max_recoveries: int = 1
+    #: Secret that signs what is stored in Redis and sent to the broker later: a text, or several of which the
+    #: first one signs and all are accepted.  ``recover = "requeue"`` needs it.
+    signing_key: Any = field(default=None, repr=False)
     #: Lease of a lock, in seconds.
     lock_ttl: float = 30.0
     #: Replicas of Redis that must have a lock before it is had.
@@ -82,6 +88,11 @@ class Settings:
         except ValueError as exc:
             raise ImproperlyConfigured(f"memsync_conflict_resolver: {exc}") from exc
 
+    @property
+    def signing_keys(self) -> tuple[bytes, ...]:
+        """The keys of ``signing_key`` as bytes, the one that signs first; none without it."""
+        return tuple(key.encode() if isinstance(key, str) else key for key in _listed(self.signing_key))
+
     @classmethod
     def build(cls, given: Mapping[str, Any]) -> Settings:
         """Return checked settings.
@@ -103,8 +114,10 @@ class Settings:
 
 
 def wrong(name: str, value: object, allowed: str) -> ImproperlyConfigured:
-    """Return the error for a setting that is not what is allowed; a URL is not shown."""
+    """Return the error for a setting that is not what is allowed, without a URL or a key in it."""
     shown = "a URL" if name == "backend" and isinstance(value, str) else short(value)
+    if name == "signing_key":
+        shown = f"of type {type(value).__name__}"
     return ImproperlyConfigured(f"memsync_{name} is {shown}; it must be {allowed}")
 
 
@@ -172,6 +185,18 @@ def _file(value: object) -> str | None:
 
 def _recover(value: object) -> str | None:
     return None if value in ("mark", "requeue") else "'mark' or 'requeue'"
+
+
+def _listed(value: object) -> list[Any]:
+    """Return the members of a tuple or list, one value as a list, and None as an empty one."""
+    return list(value) if isinstance(value, (tuple, list)) else [] if value is None else [value]
+
+
+def _signing_key(value: object) -> str | None:
+    keys = _listed(value)
+    sound = all(isinstance(key, (str, bytes)) and len(key) >= MIN_SIGNING_KEY for key in keys)
+    return None if value is None or keys and sound else \
+        f"a secret text of {MIN_SIGNING_KEY} characters or more, or a tuple of such texts, the newest one first"
 
 
 def _url(value: object) -> str | None:
@@ -243,6 +268,7 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "probe_file": _file,
     "recover": _recover,
     "max_recoveries": _count_or_0,
+    "signing_key": _signing_key,
     "lock_ttl": _seconds,
     "lock_replicas": _count_or_0,
     "task_args": _flag,

@@ -16,10 +16,11 @@ from celery.utils.log import get_logger
 from . import values
 from .changes import TellProgress, TellRun
 from .exceptions import InvalidKey
+from .kept_messages import KeptMessages
 from .keys import LIFE, PROGRESS, check_id
 from .outcomes import Outcome, Outcomes, is_gone, unwrapped
 from .records import TaskRun, describe_exception, is_run_key, run_key
-from .recovery import Recovery
+from .requeue import TaskRequeuer
 from .runs import ActiveRun, Home, ReceivedRun, active_run, count_of, known_of, latest, lifetime, queue_of
 
 if TYPE_CHECKING:
@@ -64,8 +65,10 @@ class TaskSignals:
         self.received = 0
         #: What the tasks of the pool's children came to lately.
         self._outcomes = Outcomes()
-        #: What is to be sent again if this worker is lost.
-        self.recovery = Recovery(memsync, HEADER)
+        #: Requeues the tasks of lost workers.
+        self.requeuer = TaskRequeuer(memsync, HEADER)
+        #: The messages of this worker that are requeued if it is lost.
+        self.kept = KeptMessages(memsync, HEADER, self.requeuer.wanted)
 
     def connect(self) -> None:
         """Listen from now on."""
@@ -102,7 +105,8 @@ class TaskSignals:
         self._runs = count(1)
         self._requests = WeakValueDictionary()
         self._outcomes = Outcomes()
-        self.recovery.forget()
+        self.requeuer.forget()
+        self.kept.forget()
 
     # -- where a task is sent
 
@@ -143,7 +147,7 @@ class TaskSignals:
 
     # -- where it is received: a worker's main process
 
-    def on_received(self, request: Any, **_: Any) -> None:
+    def on_received(self, request: Any, sender: Any = None, **_: Any) -> None:
         """Make the run, let it travel to the pool with the request, tell that a worker has it."""
         if request.app is not self.memsync.app:
             return
@@ -159,7 +163,7 @@ class TaskSignals:
             return
         self._requests[request.id] = request
         try:
-            self.recovery.receive(request, sent["run"], key, count_of(sent.get("recoveries")) or 0)
+            self.kept.add(request, sent["run"], key, count_of(sent.get("recoveries")) or 0, sender)
         except Exception as exc:
             _log_untold(exc)
         home.writer.take(ReceivedRun(home, request, sent, moment, self))
@@ -169,7 +173,7 @@ class TaskSignals:
         try:  # and not _HARMLESS: that takes twice the time, in the one process that all tasks go through
             home = run.home
             home.writer.withdraw(run, run.change)
-            self.recovery.end(run.run_id)
+            self.kept.end(run.run_id)
             self._outcomes.remember(request, run, outcome, home.settings.batch_interval, home.writer.connected)
         except Exception as exc:
             _log_untold(exc)
@@ -178,7 +182,7 @@ class TaskSignals:
         """Tell of a run whose body could not end, if Celery's signals do not."""
         cause = unwrapped(error.exception)
         with _HARMLESS:
-            self.recovery.end(run.run_id)
+            self.kept.end(run.run_id)
         try:
             answer = fail()
         except Exception:
@@ -324,7 +328,7 @@ class TaskSignals:
             facts = request.request_dict
             setattr(request, TOLD, True)
         sent = _sent(facts)
-        self.recovery.end(str(sent.get("run")))
+        self.kept.end(str(sent.get("run")))
         now = self.memsync.store.clock.now()
         if not is_run_key(sent.get("key")):
             # It was never received, or by a worker that does not take part.

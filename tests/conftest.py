@@ -9,6 +9,7 @@ import redis as redis_py
 from celery_memsync import MemorySyncManager, link, subscriptions
 
 from .helpers import RedisServer
+from .support.sender import Sender
 
 
 @pytest.fixture(scope="session")
@@ -78,3 +79,17 @@ def memsync(make_memsync):
 def other(make_memsync):
     """A second manager, which stands for another process."""
     return make_memsync(batch_interval=60.0)
+
+
+@pytest.fixture
+def make_sender(redis_url):
+    """Makes apps whose messages the test consumes and loses by hand."""
+    made = []
+
+    def make(**conf):
+        made.append(Sender(redis_url, **conf))
+        return made[-1]
+
+    yield make
+    for sender in made:
+        sender.close()

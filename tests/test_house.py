@@ -19,7 +19,7 @@ REFERENCE = ROOT / "docs" / "reference"
 
 #: A module imports from lower floors only; those of one floor do not know each other.
 FLOORS = (
-    ("exceptions", "clock", "periodic", "keeper", "scripts", "broker", "probe_file", "rights", "urls"),
+    ("exceptions", "clock", "periodic", "keeper", "scripts", "broker", "probe_file", "rights", "urls", "signing"),
     ("keys", "values", "events", "depths"),
     ("records",),
     ("conflicts", "seen"),
@@ -31,7 +31,8 @@ FLOORS = (
     ("reader",),
     ("subscriptions",),
     ("runs", "services"),
-    ("manager", "outcomes", "recovery"),
+    ("manager", "outcomes", "kept_messages"),
+    ("requeue",),
     ("signals",),
     ("bootsteps", "decorators"),
     ("plugin",),

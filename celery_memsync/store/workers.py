@@ -2,12 +2,15 @@
 from __future__ import annotations
 
 import time
-from typing import Mapping, NamedTuple, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence
 
 from ..connections import redis_call
 from ..records import Stored
 from ..scripts import LOSS_RENEW, WORKER_BEAT
 from .calls import Calls, answers_of, ms, stored_of
+
+#: Messages that Redis returns in one round trip, about; each may have ``memsync_max_value_size`` bytes.
+MESSAGES_PER_SCAN = 50
 
 
 class Loss(NamedTuple):
@@ -108,13 +111,21 @@ class WorkerCalls(Calls):
 
     @redis_call
     def keep_messages(self, token: str, messages: Mapping[str, bytes | None], ttl: float) -> None:
-        """Keep the messages of a worker's tasks by run, and forget those that are None.
+        """Keep the messages of a worker's tasks by run, and delete those that are None.
 
         Arguments:
             token: Of the worker's process.
             ttl: Seconds that all of them are kept from now on.
         """
         key = self.keys.messages(token)
+        answers = answers_of(self._messages_pipeline(key, messages, ttl))
+        if None in answers:  # foreign data of another type is there
+            pipeline = self._pipeline(None)
+            pipeline.delete(key)
+            answers_of(pipeline)
+            answers_of(self._messages_pipeline(key, messages, ttl))
+
+    def _messages_pipeline(self, key: str, messages: Mapping[str, bytes | None], ttl: float) -> Any:
         pipeline = self._pipeline(None)
         for run, body in messages.items():
             if body is None:
@@ -122,12 +133,23 @@ class WorkerCalls(Calls):
             else:
                 pipeline.hset(key, run, body)
         pipeline.pexpire(key, ms(ttl))
-        answers_of(pipeline)
+        return pipeline
 
     @redis_call
-    def read_messages(self, token: str) -> dict[str, bytes]:
-        """Return the messages that are kept of a worker's tasks, by run."""
-        return {run.decode(errors="replace"): body for run, body in self.redis.hgetall(self.keys.messages(token)).items()}
+    def read_messages(self, token: str, cursor: int = 0) -> tuple[int, dict[str, bytes]]:
+        """Return a part of the messages that are kept of a worker's tasks, by run.
+
+        Arguments:
+            cursor: From the answer before; 0 to begin.
+
+        Returns:
+            The cursor to go on with, 0 at the end, and messages, some perhaps twice.
+        """
+        pipeline = self._pipeline(None)
+        pipeline.hscan(self.keys.messages(token), cursor, None, MESSAGES_PER_SCAN)
+        (answer,) = answers_of(pipeline)
+        after, rows = answer or (0, {})
+        return int(after), {run.decode(errors="replace"): body for run, body in rows.items()}
 
     @redis_call
     def read_workers(self) -> dict[str, Stored]:

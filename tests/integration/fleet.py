@@ -50,6 +50,7 @@ class Fleet:
             "memsync_backend": memory.url,
             "memsync_heartbeat_interval": 0.5,
             "memsync_namespace": self.name,
+            "memsync_signing_key": "0123456789abcdef-fleet",
             "memsync_worker_ttl": 15.0,
             "task_default_queue": self.name,
             **broker.conf,

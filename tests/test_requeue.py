@@ -1,92 +1,15 @@
-"""Messages that are kept for a second sending, and how they are sent."""
+"""Messages that are kept in Redis, and how the tasks of lost workers are requeued."""
 from __future__ import annotations
 
 import gc
 
 import pytest
-from celery import Celery
-from celery.worker.request import Request
 from kombu import Exchange, Queue
 
-from celery_memsync import MemSync
 from celery_memsync.records import TaskRun, run_key
-from celery_memsync.store import Loss
 
 from .helpers import eventually
-
-LOSS = Loss(b"a 1 w", "a", "w", 0.0, b"5", float("inf"))
-
-
-class Sender:
-    """An app whose messages are taken from the broker by hand, as a worker does it."""
-
-    def __init__(self, url, **conf):
-        self.app = Celery("proj", broker=url, set_as_current=False)
-        self.app.conf.update({
-            "memsync_backend": url, "memsync_recover": "requeue", "memsync_batch_interval": 0.01, "task_default_queue": "q",
-            **conf})
-        self.memsync = MemSync(self.app)
-        self.recovery = self.memsync.signals.recovery
-        self.connection = self.app.connection_for_read()
-        self.taken = []
-
-    def task(self, **options):
-        @self.app.task(name="proj.add", shared=False, **options)
-        def add(*args, **kwargs):
-            pass
-
-        return add
-
-    def take(self, task, queue="q"):
-        """Return the request of the next message, None if there is none."""
-        message = self.app.amqp.queues[queue].bind(self.connection.default_channel).get(accept=["json", "pickle"])
-        if message is None:
-            return None
-        message.ack()
-        self.taken.append(Request(message, app=self.app, task=task))
-        return self.taken[-1]
-
-    def receive(self, request, number=1, recoveries=0):
-        """Receive a request, and tell that it runs; return the id of its run."""
-        store = self.memsync.store
-        run, key = f"{store.token}-{number}", run_key(0, store.clock.now())
-        self.recovery.receive(request, run, key, recoveries)
-        self.memsync.sync_task_run(request.id, TaskRun("STARTED", name=request.name, run=run), key)
-        self.memsync.force_sync()
-        return run
-
-    def lose(self, *task_ids):
-        """Let what this process has be lost, and another worker settle that."""
-        store = self.memsync.store
-        for task_id in task_ids:
-            life = store.read_tasks([task_id])[0].slots[1]
-            run = TaskRun.from_row(life.value, task_id).evolve(status="LOST")
-            self.memsync.sync_task_run(task_id, run, life.header.run)
-        self.memsync.force_sync()
-        store.redis.zadd(store.keys.lost, {LOSS.name: float(LOSS.score)})
-        return self.recovery.settle([LOSS._replace(token=store.token)])
-
-    def kept(self):
-        return self.memsync.store.read_messages(self.memsync.store.token)
-
-    def close(self):
-        self.connection.release()
-        self.memsync.signals.disconnect()
-        self.memsync.shutdown(timeout=0.5)
-        self.app.close()
-
-
-@pytest.fixture
-def make_sender(redis_url):
-    made = []
-
-    def make(**conf):
-        made.append(Sender(redis_url, **conf))
-        return made[-1]
-
-    yield make
-    for sender in made:
-        sender.close()
+from .support.sender import LOSS
 
 
 @pytest.mark.parametrize("conf, options, recoveries, kept", [
@@ -101,13 +24,13 @@ def make_sender(redis_url):
     ({"memsync_max_recoveries": 3}, {"memsync_max_recoveries": 0}, 0, False),
     ({"memsync_max_recoveries": 0}, {"memsync_max_recoveries": 1}, 0, True),
 ])
-def test_what_is_kept_is_said_by_the_app_and_then_by_the_task(make_sender, conf, options, recoveries, kept):
+def test_message_is_kept_if_the_task_or_else_the_app_asks(make_sender, conf, options, recoveries, kept):
     sender = make_sender(**conf)
     task = sender.task(**options)
     task.delay(1)
 
     run = sender.receive(sender.take(task), recoveries=recoveries)
-    sender.recovery.sync()
+    sender.messages.sync()
 
     assert list(sender.kept()) == [run] * kept
 
@@ -116,8 +39,8 @@ def test_what_is_kept_is_said_by_the_app_and_then_by_the_task(make_sender, conf,
     {}, {"compression": "gzip"}, {"serializer": "pickle"}, {"priority": 6}, {"expires": 600},
     {"reply_to": "me"}, {"headers": {"mark": [1, None, "ö"]}}, {"time_limit": 7, "soft_time_limit": 5},
 ])
-def test_a_message_is_sent_again_as_it_was(make_sender, how):
-    sender = make_sender()
+def test_message_is_requeued_unchanged(make_sender, how):
+    sender = make_sender(accept_content=["json", "pickle"])
     task = sender.task()
     task.apply_async(({"a": ["ö", 2 ** 70]},), {"b": None}, link=task.s(3), **how)
     first = sender.take(task)
@@ -130,7 +53,7 @@ def test_a_message_is_sent_again_as_it_was(make_sender, how):
     assert done.worker_id == "w"
     assert again._message.payload == first._message.payload
     assert (again.id, again.reply_to, again.correlation_id) == (first.id, first.reply_to, first.correlation_id)
-    assert again.delivery_info == first.delivery_info
+    assert again.delivery_info == {**first.delivery_info, "exchange": "", "routing_key": "q"}
     same = {name: value for name, value in first._message.headers.items() if name not in ("memsync", "compression")}
     assert {name: again._message.headers.get(name) for name in same} == same
     assert again._message.headers["memsync"]["recoveries"] == 1
@@ -140,9 +63,11 @@ def test_a_message_is_sent_again_as_it_was(make_sender, how):
     assert [run["status"] for run in sender.memsync.get_task(first.id)["runs"]] == ["LOST", "PENDING"]
 
 
-def test_what_was_routed_by_a_topic_goes_the_same_way_again(make_sender):
-    queue = Queue("news", Exchange("letters", type="topic"), routing_key="news.#")
-    sender = make_sender(task_queues=[queue, Queue("q")])
+def test_message_of_a_topic_goes_back_to_its_queue_only(make_sender):
+    letters = Exchange("letters", type="topic")
+    queues = [Queue("news", letters, routing_key="news.#"), Queue("today", letters, routing_key="*.today"), Queue("q")]
+    sender = make_sender(task_queues=queues)
+    sender.app.amqp.queues.select("news")
     task = sender.task()
     task.apply_async((1,), queue="news", routing_key="news.today")
     first = sender.take(task, "news")
@@ -151,24 +76,26 @@ def test_what_was_routed_by_a_topic_goes_the_same_way_again(make_sender):
 
     sender.lose(first.id)
 
-    assert sender.take(task, "news").delivery_info["routing_key"] == "news.today"
+    assert sender.take(task, "news").id == first.id
+    assert sender.take(task, "today") is None
 
 
-def test_a_broadcast_is_not_kept(make_sender):
+def test_broadcast_is_not_kept(make_sender, caplog):
     sender = make_sender(task_queues=[Queue("q"), Queue("mine", Exchange("all", type="fanout"))])
     task = sender.task()
     task.delay(1)
     request = sender.take(task)
-    request.delivery_info["exchange"] = "all"
+    request._message.delivery_info["exchange"] = "all"
 
     sender.receive(request)
-    sender.recovery.sync()
+    sender.messages.sync()
 
     assert sender.kept() == {}
+    assert "is a broadcast" in caplog.text
 
 
 @pytest.mark.parametrize("status", ["SUCCESS", "FAILURE", "RETRY", "STARTED"])
-def test_only_what_is_lost_is_sent_again(make_sender, status):
+def test_task_is_requeued_only_if_it_is_lost(make_sender, status):
     sender = make_sender()
     task = sender.task()
     task.delay(1)
@@ -183,44 +110,45 @@ def test_only_what_is_lost_is_sent_again(make_sender, status):
     assert sender.take(task) is None
 
 
-def test_what_nobody_can_read_does_not_hold_up_the_others(make_sender, redis):
+def test_unreadable_messages_are_deleted_and_the_others_requeued(make_sender, redis):
     sender = make_sender()
     task = sender.task()
     task.delay(1)
     request = sender.take(task)
     sender.receive(request)
     eventually(sender.kept)
-    for number, body in enumerate((b"", b"[]", b"{}", b'{"id": "x"}', b"\xff")):
+    for number, body in enumerate((b"", b"[]", b"{}", b'{"id": "x"}', b"\xff", b"0" * 64, b"0" * 2_000_000)):
         redis.hset(sender.memsync.keys.messages(sender.memsync.store.token), f"foreign-{number}", body)
 
     done = sender.lose(request.id)
 
     assert len(done) == 1
     assert sender.take(task).id == request.id
+    assert sender.kept() == {}
 
 
-def test_nothing_is_sent_again_for_a_worker_that_is_back(make_sender, redis):
+def test_nothing_is_requeued_for_a_worker_that_is_back(make_sender, redis):
     sender = make_sender()
     task = sender.task()
     task.delay(1)
     request = sender.take(task)
     sender.receive(request)
     eventually(sender.kept)
-    lost_runs = sender.recovery._lost
+    lost_messages = sender.requeuer._lost_messages
 
-    def come_back(messages):
-        for lost in lost_runs(messages):
+    def come_back(loss):
+        for lost in lost_messages(loss):
             redis.zrem(sender.memsync.keys.lost, LOSS.name)
             yield lost
 
-    sender.recovery._lost = come_back
+    sender.requeuer._lost_messages = come_back
     done = sender.lose(request.id)
 
     assert done == []
     assert sender.take(task) is None
 
 
-def test_what_has_a_result_is_not_sent_again(make_sender, redis_url):
+def test_task_with_a_stored_result_is_not_requeued(make_sender, redis_url):
     sender = make_sender(result_backend=redis_url)
     task = sender.task()
     task.delay(1)
@@ -236,7 +164,7 @@ def test_what_has_a_result_is_not_sent_again(make_sender, redis_url):
     assert sender.kept() == {}
 
 
-def test_a_message_that_is_too_large_is_not_kept_and_the_log_says_so_once(make_sender, caplog):
+def test_message_too_large_is_not_kept_and_logged_once(make_sender, caplog):
     sender = make_sender(memsync_max_value_size=5000)
     task = sender.task()
     for _ in range(2):
@@ -244,15 +172,15 @@ def test_a_message_that_is_too_large_is_not_kept_and_the_log_says_so_once(make_s
 
     for number in range(2):
         sender.receive(sender.take(task), number)
-    sender.recovery.sync()
+    sender.messages.sync()
 
     assert sender.kept() == {}
-    warnings = [record.getMessage() for record in caplog.records if "can't be kept" in record.getMessage()]
+    warnings = [record.getMessage() for record in caplog.records if "Could not keep" in record.getMessage()]
     assert len(warnings) == 1
     assert "secret" not in warnings[0]
 
 
-def test_what_redis_has_forgotten_is_kept_anew(make_sender, redis):
+def test_messages_are_stored_again_after_redis_lost_them(make_sender, redis):
     sender = make_sender()
     task = sender.task()
     task.delay(1)
@@ -260,12 +188,12 @@ def test_what_redis_has_forgotten_is_kept_anew(make_sender, redis):
     eventually(sender.kept)
     redis.delete(sender.memsync.keys.messages(sender.memsync.store.token))
 
-    sender.recovery.refresh()
+    sender.messages.refresh()
 
     eventually(lambda: list(sender.kept()) == [run])
 
 
-def test_what_has_ended_or_is_gone_is_not_kept_any_more(make_sender):
+def test_message_is_dropped_when_its_run_has_ended(make_sender):
     sender = make_sender()
     task = sender.task()
     for _ in range(3):
@@ -273,32 +201,32 @@ def test_what_has_ended_or_is_gone_is_not_kept_any_more(make_sender):
     runs = [sender.receive(sender.take(task), number) for number in range(3)]
     eventually(lambda: len(sender.kept()) == 3)
 
-    sender.recovery.end(runs[0])
+    sender.messages.end(runs[0])
     del sender.taken[1]
     gc.collect()
-    sender.recovery.end("another")
-    sender.recovery.sync()
+    sender.messages.end("another")
+    sender.messages.sync()
 
     assert list(sender.kept()) == [runs[2]]
-    assert set(sender.recovery._kept) == {runs[2]}
-    sender.recovery.close(timeout=1)
+    assert set(sender.messages._kept) == {runs[2]}
+    sender.messages.close(timeout=1)
     assert sender.kept() == {}
 
 
-def test_a_child_has_none_of_what_its_parent_keeps(make_sender):
+def test_forked_child_starts_without_messages(make_sender):
     sender = make_sender()
     task = sender.task()
     task.delay(1)
     sender.receive(sender.take(task))
 
-    with sender.recovery._syncing:
-        sender.recovery.forget()
+    with sender.messages._syncing:
+        sender.messages.forget()
 
-    assert sender.recovery._kept == {}
-    sender.recovery.sync()
+    assert sender.messages._kept == {}
+    sender.messages.sync()
 
 
-def test_messages_wait_while_redis_is_away_and_nothing_is_raised(make_sender, own_server):
+def test_messages_are_stored_after_redis_was_away(make_sender, own_server):
     sender = make_sender(memsync_backend=own_server.url)
     task = sender.task()
     task.delay(1)
@@ -307,8 +235,8 @@ def test_messages_wait_while_redis_is_away_and_nothing_is_raised(make_sender, ow
     eventually(sender.kept)
     own_server.pause()
 
-    sender.recovery.receive(sender.take(task), "later-run", run_key(0, 1.0), 0)
-    sender.recovery.end(first)
+    sender.messages.add(sender.take(task), "later-run", run_key(0, 1.0), 0)
+    sender.messages.end(first)
     own_server.resume()
 
     eventually(lambda: list(sender.kept()) == ["later-run"])
