@@ -99,7 +99,7 @@ class ClusterStore(Store):
         if what in ("take", "wait"):
             self._note_locks([ask])
         key = ask.place.key
-        args = [ask.place.path, self.prefix, self.worker_id, what, ask.holder, ms(ask.ttl), ask.run, ask.body, ask.channel]
+        args = [ask.place.path, self._turns, self.worker_id, what, ask.holder, ms(ask.ttl), ask.run, ask.body, ask.channel]
         answer: Any = self._run(LOCK_PASS, [([key, key + "/queue/"], args)])[0]
         return bytes(answer)
 

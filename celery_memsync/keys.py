@@ -278,9 +278,10 @@ class Keys:
             return f"tasks/{owner}"
         return owner if noun == "locks" and owner and not thing else None
 
-    def turn(self, token: str, number: int) -> str:
-        """The name of the channel on which one connection of a process hears that a lock is given to it."""
-        return f"{self.namespace}//{{locks}}/turns/{token}/{number}"
+    @property
+    def turns(self) -> str:
+        """The begin of the names of channels on which a process is notified that a lock is given to it."""
+        return f"{self.namespace}//{{locks}}/turns/"
 
     def done(self, token: str, lane: str) -> str:
         """The number of the last change of the coordination that one process made, kept for a second try of it."""

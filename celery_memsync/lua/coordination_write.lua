@@ -28,34 +28,27 @@ local rest = {}
 for i = 7, #ARGV do
   rest[i - 6] = ARGV[i]
 end
-local now = redis.call("TIME")
-local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local present = now[1] * 10000 + math.floor(now[2] / 100)
 local over_ms = now_ms + ttl_ms
 -- For a second try, an answer is kept for an hour at least.
 local keep_ms = math.max(tonumber(ttl_ms), 3600000)
 
-local last, answer = string.match(redis.call("GET", done) or "", "^(%d+) ?(.*)$")
+local last, answer = string.match(call("GET", done) or "", "^(%d+) ?(.*)$")
 if last and tonumber(last) >= tonumber(serial) then
   return tonumber(last) == tonumber(serial) and answer ~= "" and { "ok", answer } or { "ok" }
 end
 
-local function outlives(key)
-  if redis.call("PTTL", key) < tonumber(ttl_ms) then redis.call("PEXPIRE", key, ttl_ms) end
-end
-
 local function touch(thing)
-  local before = redis.pcall("HGET", about, thing)
-  local version = (type(before) == "string" and tonumber(string.match(before, "^%d+")) or 0) + 1
-  local text = string.format("%d - - 0 %.0f %s 0 - %s\n1", version, now_ms, ttl_ms, worker)
-  redis.pcall("HSET", about, thing, text)
-  outlives(about)
+  local version = tonumber(parse(call("HGET", about, thing) or "") or 0) + 1
+  local text = string.format("%.0f - - 0 %.0f %s 0 - %s\n1", version, now_ms, ttl_ms, worker)
+  redis.call("HSET", about, thing, text)
+  outlives(about, ttl_ms)
   redis.call("PUBLISH", prefix .. together .. thing, ":" .. thing .. "\n" .. text)
 end
 
 -- Return whether a task is in a list, and forget it there if it is over.
 local function waits_in(key, task)
-  local place = redis.call("ZSCORE", key, task)
+  local place = call("ZSCORE", key, task)
   if place and over_at(place) <= now_ms then
     redis.call("ZREM", key, task)
     return false
@@ -64,10 +57,10 @@ local function waits_in(key, task)
 end
 
 local function append(key, task)
+  trim(key, ttl_ms)
   local last = redis.call("ZRANGE", key, -1, -1, "WITHSCORES")[2]
   redis.call("ZADD", key, place_of(math.max(present, last and order_of(last) + 1 or 0), over_ms), task)
-  outlives(key)
-  trim(key, now, ttl_ms)
+  outlives(key, ttl_ms)
 end
 
 local change = {}
@@ -82,16 +75,16 @@ end
 function change.dequeue()
   local task, at
   repeat
-    task, at = unpack(redis.call("ZPOPMIN", pending))
+    task, at = unpack(call("ZPOPMIN", pending))
     if not task then return {} end
-  until over_at(at) > now_ms
+  until over_at(at) > now_ms and is_id(task)
   append(processing, task)
   touch("queue")
   return { task }
 end
 
 function change.complete()
-  if redis.call("ZREM", pending, rest[1]) + redis.call("ZREM", processing, rest[1]) == 0 then return { 0 } end
+  if call("ZREM", pending, rest[1]) + call("ZREM", processing, rest[1]) == 0 then return { 0 } end
   touch("queue")
   return { 1 }
 end
@@ -104,7 +97,7 @@ function change.queue()
     for i = 1, ids do
       redis.call("ZADD", key, "NX", place_of(present + i, over_ms), rest[at + 1 + i])
     end
-    if ids > 0 then outlives(key) end
+    if ids > 0 then outlives(key, ttl_ms) end
     at = at + 2 + ids
   end
   touch("queue")
@@ -115,22 +108,17 @@ function change.metrics()
   local failed = {}
   for at = 1, #rest, 3 do
     local how, counter, json = rest[at], rest[at + 1], rest[at + 2]
-    local result = redis.pcall(how == "=" and "HSET" or "HINCRBY", metrics, counter, json)
+    local result = try(how == "=" and "HSET" or "HINCRBY", metrics, counter, json)
     if type(result) == "table" and how == "+" then -- one of the two has a fraction
       result = redis.pcall("HINCRBYFLOAT", metrics, counter, json)
     end
     if type(result) == "table" then failed[#failed + 1] = counter end
   end
-  outlives(metrics)
+  outlives(metrics, ttl_ms)
   touch("metrics")
   return failed
 end
 
-for key, kinds in pairs({ [pending] = "none zset", [processing] = "none zset", [metrics] = "none hash" }) do
-  if not string.find(kinds, redis.call("TYPE", key).ok, 1, true) then
-    return redis.error_reply("WRONGTYPE something else is stored where the queue or the metrics belong")
-  end
-end
 local answers = change[kind]()
 redis.call("SET", done, serial .. " " .. tostring(answers[1] or ""), "PX", whole(keep_ms))
 return { "ok", unpack(answers) }

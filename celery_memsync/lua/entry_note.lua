@@ -26,8 +26,11 @@ local answer = { tonumber(now[1]), tonumber(now[2]) }
 -- Of two processes that write the same, who wrote first may note last: that is old, and not taken.
 local stamps = {}
 local function is_new(thing, stamp)
-  local known = stamps[thing] or redis.pcall("ZSCORE", noted, thing)
-  if type(known) ~= "table" and known and tonumber(known) > stamp then return false end
+  local known = stamps[thing] or try("ZSCORE", noted, thing)
+  -- A score further ahead than clocks differ is none of ours.
+  if type(known) ~= "table" and known and tonumber(known) > stamp and tonumber(known) < stamp + AHEAD * 1000 then
+    return false
+  end
   stamps[thing] = stamp
   return true
 end
@@ -52,13 +55,13 @@ local function keep_stamps()
     row[#row + 1] = whole(stamp)
     row[#row + 1] = thing
   end
-  redis.pcall("ZADD", noted, unpack(row))
+  try("ZADD", noted, unpack(row))
   local surplus = redis.call("ZCOUNT", noted, "-inf", "+inf") - MEMORY
   if surplus > 0 then redis.call("ZPOPMIN", noted, surplus) end
   redis.call("PEXPIRE", noted, whole(horizon))
 end
 
-local last = tonumber(redis.call("GET", done) or 0)
+local last = tonumber(try("GET", done)) or 0
 if last >= tonumber(serial) then return answer end
 for i = 6, #ARGV do take_note(ARGV[i]) end
 keep()

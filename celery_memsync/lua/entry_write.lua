@@ -49,6 +49,7 @@
 --             {"conflict", version, text}  seen is not what is there
 --             {"fenced", version}  a newer fence has written
 --             {"error", message}  Redis refused
+--             What is stored and no entry counts as absent.
 -- Publishes   where, header and body on each entry's path; of slots 1 and 2, which make one state, the other's too
 local n, writer = tonumber(ARGV[1]), ARGV[3]
 local slots, formers, tallies = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[9]
@@ -94,14 +95,14 @@ local function keep_former(entries, slot, run, rank, text)
   local mark = slot .. "@"
   for i = slots + 1, #entries do
     local _, srun, srank = parse(string.sub(entries[i], #mark + 1))
-    if string.sub(entries[i], 1, #mark) == mark and srun == run then
+    if srun == run and string.sub(entries[i], 1, #mark) == mark then
       if srank < rank then entries[i] = mark .. text end
       return srank < rank, srank
     end
   end
   for i = #entries + 1, slots do entries[i] = "" end
   entries[#entries + 1] = mark .. text
-  if #entries > slots + formers then table.remove(entries, slots + 1) end
+  while #entries > slots + formers do table.remove(entries, slots + 1) end
   return true
 end
 
@@ -157,6 +158,15 @@ local function entry(version, told, stored_at, time, by, body)
   return string.format("%.0f %s %.0f %s.%s %s\n%s", version, told, stored_at - time, writer, by, worker, body)
 end
 
+-- Delete two fields of a hash, chosen at random, if their entries are over.  Each write adds at most one field, so those
+-- that are over are in the end a third of all.
+local function drop_expired(owner)
+  for _, field in ipairs(redis.call("HRANDFIELD", owner, 2)) do
+    local _, _, _, _, time, ttl = parse(redis.call("HGET", owner, field))
+    if not time or time + ttl <= now_ms then redis.call("HDEL", owner, field) end
+  end
+end
+
 -- Put an entry in its slot of a page, or its field of a hash; return whether that hash is new.
 local function store(owner, entries, slot, field, text, time, ttl_ms)
   if slot == 1 and #entries < 2 then
@@ -165,11 +175,12 @@ local function store(owner, entries, slot, field, text, time, ttl_ms)
   elseif slot then
     for i = #entries + 1, slot - 1 do entries[i] = "" end
     entries[slot] = text
-    return join(owner, entries, slot, time + ttl_ms - now_ms)
+    return join(owner, entries, slots, slot, time + ttl_ms - now_ms)
   end
   local left = redis.call("PTTL", owner)
   redis.call("HSET", owner, field, text)
   if left < tonumber(ttl_ms) then redis.call("PEXPIRE", owner, ttl_ms) end
+  drop_expired(owner)
   return left == -2
 end
 
@@ -178,11 +189,11 @@ local function write(owner, known)
   local slot, field = tonumber(where), nil
   local entries, text, page
   if slot then
-    page = redis.pcall("GET", owner)
+    page = try("GET", owner)
     text = page
   else
     field = string.sub(where, 2)
-    text = redis.pcall("HGET", owner, field)
+    text = try("HGET", owner, field)
   end
   if type(text) == "table" then return { "error", text.err } end
   if slot then
@@ -191,9 +202,8 @@ local function write(owner, known)
   end
   local version, srun, srank, sfence, writes, over = 0, "-", "-", "0", "", false
   local stime, sttl, slag
-  if text and text ~= "" then
-    local v, r, k, f, t, ttl, lag, w = parse(text)
-    if not v then return { "error", "what is stored is no entry" } end
+  local v, r, k, f, t, ttl, lag, w = parse(text or "")
+  if v then
     version, sfence, writes, stime, sttl, slag = tonumber(v), f, w, t, ttl, lag
     over = t + ttl <= now_ms
     if not over then srun, srank = r, k end
@@ -227,7 +237,7 @@ local function write(owner, known)
       end
       if run ~= srun and run ~= "-" then
         local kept, replaced = keep_former(entries, where, run, rank, entry(1, told, now_ms, time, by, body))
-        if kept then join(owner, entries, 0, 0) end
+        if kept then join(owner, entries, slots, 0, 0) end
         if kept and staged then count_stage(replaced, rank, figure) end
       end
       return { "kept", version }

@@ -13,28 +13,27 @@
 local n = tonumber(ARGV[1])
 local index = KEYS[n + 1]
 local MEMORY, INDEX = 60000, 7 * 86400000 -- ms; as in lock_pass.lua
-local now = redis.call("TIME")
-local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local answers, leases = {}, {}
 
 for i = 1, n do
   local holder, path, ttl_ms = ARGV[3 * i - 1], ARGV[3 * i], tonumber(ARGV[3 * i + 1])
-  local text = redis.pcall("GET", KEYS[i])
-  local first, since, lease, lag, writes, rest = string.match(
-    type(text) == "string" and text or "", "^(%d+ %S+ %S+ %d+ (%d+)) (%d+) (%-?%d+) (%S+)(.*)$")
-  local held = first and since + lease > now_ms and string.match(writes, "^[^,]*") == holder
+  local text = call("GET", KEYS[i]) or ""
+  local version, run, rank, fence, since, lease, lag, writes = parse(text)
+  local held = version and since + lease > now_ms and string.match(writes, "^[^,]*") == holder
   answers[i] = held and 1 or 0
   if held then
     local ends = math.max(now_ms + ttl_ms, since + lease)
-    text = string.format("%s %.0f %s %s%s", first, ends - since, lag, writes, rest)
-    redis.call("SET", KEYS[i], text, "PX", string.format("%.0f", ends - now_ms + MEMORY))
-    leases[#leases + 1] = string.format("%.0f", ends)
+    local rest = string.match(text, "^%d+ %S+ %S+ %d+ %d+ %d+ %-?%d+ %S+(.*)$")
+    text = string.format("%s %s %s %s %s %.0f %s %s%s", version, run, rank, fence, since, ends - since, lag, writes, rest)
+    redis.call("SET", KEYS[i], text, "PX", whole(ends - now_ms + MEMORY))
+    leases[#leases + 1] = whole(ends)
     leases[#leases + 1] = path
   end
 end
 if index and #leases > 0 then
-  redis.call("ZADD", index, unpack(leases))
-  redis.call("ZREMRANGEBYSCORE", index, "-inf", string.format("%.0f", now_ms))
+  call("ZADD", index, unpack(leases))
+  redis.call("ZREMRANGEBYSCORE", index, "-inf", whole(now_ms))
+  redis.call("ZREMRANGEBYSCORE", index, whole(now_ms + 2 * LONGEST), "+inf")
   redis.call("PEXPIRE", index, INDEX)
 end
 return answers

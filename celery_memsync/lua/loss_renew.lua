@@ -7,11 +7,10 @@
 -- Returns   {"ok", score...}, for each loss its new score, "" if it is not ours any more
 -- Publishes nothing
 local lost, lease = KEYS[1], ARGV[1]
-local now = redis.call("TIME")
-local score = string.format("%.0f", now[1] * 1000 + math.floor(now[2] / 1000) + lease)
+local score = whole(now_ms + lease)
 local answers = { "ok" }
 for i = 2, #ARGV, 2 do
-  local ours = redis.call("ZSCORE", lost, ARGV[i]) == ARGV[i + 1]
+  local ours = call("ZSCORE", lost, ARGV[i]) == ARGV[i + 1]
   if ours and lease == "0" then
     redis.call("ZREM", lost, ARGV[i])
   elseif ours then

@@ -1,5 +1,5 @@
 -- What follows from entries: the index of tasks, the names of users' keys, the lists of the queue, what is counted; put
--- before the scripts that write it, and behind pages.lua.
+-- before the scripts that write it, and behind validation.lua and places.lua.
 --
 -- On a cluster it is kept elsewhere than the entries.  Then it travels as a note: the time (us) and these tables, packed
 -- and unpacked here, and read by nobody else.
@@ -15,11 +15,11 @@ local named = {}
 
 -- Count the version of what has no value in one piece, and tell that it has changed.
 local function touch(thing, left)
-  local before = redis.pcall("HGET", about, thing)
-  local version = (type(before) == "string" and tonumber(string.match(before, "^%d+")) or 0) + 1
-  local text = string.format("%d - - 0 %.0f %.0f 0 - %s\n1", version, now_ms, horizon, worker)
-  redis.pcall("HSET", about, thing, text)
-  if redis.call("PTTL", about) < left then redis.call("PEXPIRE", about, whole(left)) end
+  local before = try("HGET", about, thing)
+  local version = tonumber(parse(type(before) == "string" and before or "") or 0) + 1
+  local text = string.format("%.0f - - 0 %.0f %.0f 0 - %s\n1", version, now_ms, horizon, worker)
+  try("HSET", about, thing, text)
+  outlives(about, left)
   redis.call("PUBLISH", prefix .. together .. thing, ":" .. thing .. "\n" .. text)
 end
 
@@ -32,19 +32,19 @@ local function keep_lists()
         out[#out + 1] = task
       else
         -- Who is there keeps the order; only its end moves on.
-        local there = redis.pcall("ZSCORE", key, task)
-        local order = type(there) == "string" and order_of(there) or orders[task]
+        local there = try("ZSCORE", key, task)
+        local order = type(there) == "string" and over_at(there) > 0 and order_of(there) or orders[task]
         into[#into + 1] = place_of(order, ends[task])
         into[#into + 1] = task
         left = math.max(left, ends[task] - now_ms)
       end
     end
-    if #out > 0 then changed = redis.pcall("ZREM", key, unpack(out)) ~= 0 or changed end
+    if #out > 0 then changed = try("ZREM", key, unpack(out)) ~= 0 or changed end
     if #into > 0 then
-      changed = redis.pcall("ZADD", key, unpack(into)) ~= 0 or changed
-      if redis.call("PTTL", key) < left then redis.call("PEXPIRE", key, whole(left)) end
+      changed = try("ZADD", key, unpack(into)) ~= 0 or changed
+      outlives(key, left)
       longest = math.max(longest, left)
-      trim(key, now, horizon)
+      trim(key, horizon)
     end
   end
   if changed then touch("queue", math.max(longest, horizon)) end
@@ -61,23 +61,37 @@ local function keep_names()
       out[#out + 1] = path
     end
   end
-  if #out > 0 then redis.pcall("ZREM", names, unpack(out)) end
+  if #out > 0 then try("ZREM", names, unpack(out)) end
   if #into > 0 then
-    redis.pcall("ZADD", names, unpack(into))
+    try("ZADD", names, unpack(into))
     -- More than were made, so that all are forgotten in the end.
-    local gone = redis.pcall("ZRANGEBYSCORE", names, "-inf", "(" .. whole(now_ms), "LIMIT", 0, 10 + #into)
+    local gone = try("ZRANGEBYSCORE", names, "-inf", "(" .. whole(now_ms), "LIMIT", 0, 10 + #into)
     if #gone > 0 then redis.call("ZREM", names, unpack(gone)) end
-    if redis.call("PTTL", names) < left then redis.call("PEXPIRE", names, whole(left)) end
+    try("ZREMRANGEBYSCORE", names, whole(now_ms + 3 * LONGEST), "+inf")
+    outlives(names, left)
+  end
+end
+
+-- Add to a counter.  A text, list or the like that a user stored there stays; what is no JSON is replaced.
+local function add_to(counter, command, text)
+  local result = try(command, metrics, counter, text)
+  if type(result) == "table" and command == "HINCRBY" then
+    result = try("HINCRBYFLOAT", metrics, counter, text)
+  end
+  if type(result) == "table" then
+    local is_json, value = pcall(cjson.decode, try("HGET", metrics, counter))
+    if not is_json or type(value) == "number" then
+      try("HSET", metrics, counter, string.sub(text, 1, 1) == "-" and "0" or text)
+    end
   end
 end
 
 local function keep_counters()
   for counter, by in pairs(counted) do
     if counter == "runtime" then
-      redis.pcall("HINCRBYFLOAT", metrics, counter, string.format("%.6f", by))
+      add_to(counter, "HINCRBYFLOAT", string.format("%.6f", by))
     elseif by ~= 0 then
-      local result = redis.pcall("HINCRBY", metrics, counter, whole(by))
-      if type(result) == "table" then redis.pcall("HINCRBYFLOAT", metrics, counter, whole(by)) end
+      add_to(counter, "HINCRBY", whole(by))
     end
   end
   if next(counted) then
@@ -86,12 +100,23 @@ local function keep_counters()
   end
 end
 
+-- Add a task to the index.  An id of the future, which no script of ours has made, would be the last one for ever: no item
+-- after it could be trimmed, or added at all.
+local function index_task(...)
+  local at = try("XADD", index, ...)
+  if type(at) == "table" and string.find(at.err, "XADD", 1, true)
+      or type(at) == "string" and tonumber(string.match(at, "^%d+")) > now_ms + AHEAD then
+    redis.call("DEL", index)
+    try("XADD", index, ...)
+  end
+end
+
 local function keep_added()
   local last = table.remove(added)
   if not last then return end
-  for _, task in ipairs(added) do redis.pcall("XADD", index, "*", "id", task) end
+  for _, task in ipairs(added) do index_task("*", "id", task) end
   -- Once is enough for all of them.
-  redis.pcall("XADD", index, "MINID", "~", whole(now_ms - horizon), "*", "id", last)
+  index_task("MINID", "~", whole(now_ms - horizon), "*", "id", last)
   redis.call("PEXPIRE", index, whole(horizon))
 end
 

@@ -1,10 +1,4 @@
--- Entries and pages of entries; put before the scripts that write them.
-local now = redis.call("TIME")
-local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
-
-local function parse(text)
-  return string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%-?%d+) (%S+) ")
-end
+-- Pages of entries; put before the scripts that write them, behind validation.lua.
 
 -- Return the entries of a page, "" for empty slots; every entry is two lines.
 local function split(page)
@@ -19,15 +13,20 @@ local function split(page)
   return entries
 end
 
--- Write a page; it lives as long as the longest of its entries, of which one is known.
-local function join(owner, entries, known, ttl_ms)
+-- Write a page; it lives as long as the longest of its entries, of which one is known.  What is no entry is left out.
+local function join(owner, entries, slots, known, ttl_ms)
+  local kept = {}
   for i, entry in ipairs(entries) do
-    if entry == "" then
-      entries[i] = "\n"
-    elseif i ~= known then
-      local _, _, _, _, time, ttl = parse(string.gsub(entry, "^%d@", "", 1))
+    if i == known then
+      kept[i] = entry
+    else
+      local mark, rest = string.match(entry, "^(%d@)(.*)$")
+      local _, time, ttl
+      if (mark ~= nil) == (i > slots) then _, _, _, _, time, ttl = parse(rest or entry) end
       if time then ttl_ms = math.max(ttl_ms, time + ttl - now_ms) end
+      if time or i <= slots then kept[#kept + 1] = time and entry or "\n" end
     end
   end
-  redis.call("SET", owner, table.concat(entries, "\n"), "PX", whole(math.max(1, ttl_ms)))
+  redis.call("SET", owner, table.concat(kept, "\n"), "PX", whole(math.min(LONGEST, math.max(1, ttl_ms))))
 end
+

@@ -23,35 +23,50 @@
 local workers, beats, lost = KEYS[1], KEYS[2], KEYS[3]
 local id, token, channel, leaving, time, ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local silence, since, until_ms, pulse, body = ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
-local now = redis.call("TIME")
-local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 local name, field = token .. " " .. id, id .. "/heartbeat"
+-- No worker is lost later than that, whatever its settings are, and of none lost so long ago is anything kept.
+local limit = whole(now_ms + math.max(AHEAD, 2 * ttl_ms, 2 * silence))
 
-local function whole(number)
-  return string.format("%.0f", number)
+-- Return token and worker id of a member of beats, or nil if no script of ours has made it.
+local function worker_of(member)
+  local its_token, its_id = string.match(member, "^(%w+) (.+)$")
+  if its_id and is_id(its_id) then return its_token, its_id end
 end
 
-local function teller(text)
-  return text and string.match(text, "^%d+ %S+ %S+ %d+ %d+ %d+ %-?%d+ (%S+) ")
+-- Whether a text is a member of lost.
+local function is_loss(member)
+  local at, its_id = string.match(member, "^%w+ (%d+) (.+)$")
+  return at and #at < 16 and is_id(its_id)
 end
+
+-- Remove members whose scores are no times.
+local function trim_scores(key)
+  call("ZREMRANGEBYSCORE", key, 0, 0)
+  redis.call("ZREMRANGEBYSCORE", key, "(" .. limit, "+inf")
+  redis.call("ZREMRANGEBYSCORE", key, "-inf", "(-" .. limit)
+end
+trim_scores(beats)
+trim_scores(lost)
 
 for _, gone in ipairs(redis.call("ZRANGEBYSCORE", beats, whole(ttl_ms - now_ms), "(0", "LIMIT", 0, 100)) do
-  local its_token, its_id = string.match(gone, "^(%S+) (.*)$")
-  if teller(redis.call("HGET", workers, its_id .. "/heartbeat")) == its_token then
-    redis.call("HDEL", workers, its_id .. "/heartbeat", its_id .. "/status", its_id .. "/capacity")
+  local its_token, its_id = worker_of(gone)
+  if its_id then
+    local _, _, _, _, _, _, _, writer = parse(call("HGET", workers, its_id .. "/heartbeat") or "")
+    if writer == its_token then
+      redis.call("HDEL", workers, its_id .. "/heartbeat", its_id .. "/status", its_id .. "/capacity")
+    end
   end
   redis.call("ZREM", beats, gone)
 end
 
 -- What was told by hand of workers that never beat is not in beats: look at a few of all.
-for _, other in ipairs(redis.call("HRANDFIELD", workers, 4)) do
-  local told, lives = string.match(redis.call("HGET", workers, other), "^%d+ %S+ %S+ %d+ (%d+) (%d+) ")
+for _, other in ipairs(call("HRANDFIELD", workers, 4)) do
+  local _, _, _, _, told, lives = parse(redis.call("HGET", workers, other))
   if not told or told + lives <= now_ms then redis.call("HDEL", workers, other) end
 end
 
-local stored = redis.call("HGET", workers, field)
-local version = (stored and tonumber(string.match(stored, "^%d+")) or 0) + 1
-local text = string.format("%d - %s 0 %s %s %.0f %s %s\n", version, pulse, time, ttl_ms, now_ms - time, token, id) .. body
+local version = tonumber(parse(redis.call("HGET", workers, field) or "") or 0) + 1
+local text = string.format("%.0f - %s 0 %s %s %.0f %s %s\n", version, pulse, time, ttl_ms, now_ms - time, token, id) .. body
 redis.call("HSET", workers, field, text)
 redis.call("PUBLISH", channel, ":" .. field .. "\n" .. text)
 
@@ -64,6 +79,7 @@ redis.call("ZADD", beats, whole(leaving == "1" and -now_ms or now_ms + silence),
 if now_ms > tonumber(until_ms) then since = whole(now_ms) end
 local told = {}
 local function claim(one, sign)
+  if not is_loss(one) then return redis.call("ZREM", lost, one) end
   local score = sign .. whole(now_ms + silence)
   redis.call("ZADD", lost, score, one)
   told[#told + 1] = one
@@ -72,8 +88,13 @@ end
 if leaving ~= "1" and now_ms - since >= tonumber(silence) then
   local silent = redis.call("ZRANGEBYSCORE", beats, "(0", whole(now_ms), "WITHSCORES", "LIMIT", 0, 100)
   for i = 1, #silent, 2 do
-    redis.call("ZADD", beats, "-" .. silent[i + 1], silent[i])
-    claim((string.gsub(silent[i], " ", " " .. silent[i + 1] .. " ", 1)), "-")
+    local at, its_token, its_id = whole(tonumber(silent[i + 1])), worker_of(silent[i])
+    if its_id then
+      redis.call("ZADD", beats, "-" .. at, silent[i])
+      claim(its_token .. " " .. at .. " " .. its_id, "-")
+    else
+      redis.call("ZREM", beats, silent[i])
+    end
   end
   for _, one in ipairs(redis.call("ZRANGEBYSCORE", lost, "(0", whole(now_ms), "LIMIT", 0, 100)) do claim(one, "") end
   for _, one in ipairs(redis.call("ZRANGEBYSCORE", lost, whole(-now_ms), "(0", "LIMIT", 0, 100)) do claim(one, "-") end

@@ -63,6 +63,8 @@ class LockCalls(Calls):
         self._lock_words: dict[str, bytes] = {}
         self._ears: deque[Ear] = deque()
         self._ear_numbers = count(1)
+        #: The channels of this namespace's waiters begin with that.
+        self._turns = self.prefix + self.keys.turns
 
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
@@ -108,7 +110,7 @@ class LockCalls(Calls):
             if len(self._lock_words) >= MAX_LOCK_WORDS:
                 self._lock_words.clear()
             begin = self._lock_words[key] = packed(
-                3, key, key + "/queue/", self.keys.locks, ask.place.path, self.prefix, self.worker_id)
+                3, key, key + "/queue/", self.keys.locks, ask.place.path, self._turns, self.worker_id)
         words = begin + packed(what, ask.holder, ms(ask.ttl), ask.run, ask.body, ask.channel)
         answer: bytes = self._run_quickly(LOCK_PASS, 13, words)
         return answer
@@ -164,7 +166,7 @@ class LockCalls(Calls):
             return Ear(self._client, self._turn())
 
     def _turn(self) -> str:
-        return self.prefix + self.keys.turn(self.token, next(self._ear_numbers))
+        return f"{self._turns}{self.token}/{next(self._ear_numbers)}"
 
     def give_back_ear(self, ear: Ear) -> None:
         """Take a connection back that is not broken."""

@@ -1,0 +1,53 @@
+-- Time, and validation of what is stored; put before every script.
+--
+-- Other clients can write anything under our keys.  What does not have our format counts as
+-- absent and is removed, so that it stops no script.
+local now = redis.call("TIME")
+local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
+-- In ms: the longest ttl, lease or silence that settings allow; how far ahead of Redis's clock a stored time may be.
+local LONGEST, AHEAD = 1e13, 86400000
+
+local function whole(number)
+  return string.format("%.0f", number)
+end
+
+-- Return the eight words of a header before the worker, as texts, or nil if that is no entry.
+-- Numbers have at most as many digits as a Lua number can hold exactly.
+local function parse(text)
+  local version, run, rank, fence, time, ttl, lag, writes =
+    string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%-?%d+) (%S+) ")
+  if version and #version < 16 and #time < 16 and #ttl < 15 and #lag < 16
+      and (#fence < 16 or #fence == 16 and fence < "9007199254740992") then
+    return version, run, rank, fence, time, ttl, lag, writes
+  end
+end
+
+-- Return whether a text may be the id of a task or worker, as `check_id` in keys.py has it.
+local function is_id(text)
+  return #text > 0 and #text <= 512
+    and not string.find(text, "[%c/*?%[%]\\]") and not string.find(text, "\194[\128-\159]")
+    and not string.find(text, "\226\128[\168\169]")
+end
+
+-- Run a command on a key of ours and return its result, an error as well.  A value of another type is deleted first.
+local function try(command, key, ...)
+  local result = redis.pcall(command, key, ...)
+  if type(result) == "table" and result.err and string.find(result.err, "WRONGTYPE", 1, true) then
+    redis.call("DEL", key)
+    result = redis.pcall(command, key, ...)
+  end
+  return result
+end
+
+-- The same, but an error ends the script.
+local function call(command, key, ...)
+  local result = try(command, key, ...)
+  if type(result) == "table" and result.err then return redis.call(command, key, ...) end
+  return result
+end
+
+-- Let a key expire not before so many ms from now.
+local function outlives(key, ms)
+  if redis.call("PTTL", key) < tonumber(ms) then redis.call("PEXPIRE", key, whole(ms)) end
+end
+
