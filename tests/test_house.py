@@ -27,7 +27,7 @@ FLOORS = (
     ("embedded", "cluster", "sentinels", "settling"),
     ("connections",),
     ("store",),
-    ("cache", "link", "locks", "writer", "heartbeat", "losses", "coordination", "views", "archive", "cluster_store"),
+    ("cache", "link", "locks", "writer", "heartbeat", "losses", "coordination", "views", "cluster_store"),
     ("reader",),
     ("subscriptions",),
     ("runs", "services"),
