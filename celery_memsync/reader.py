@@ -5,7 +5,7 @@ import contextlib
 import time
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence, TypeVar
+from typing import Any, Callable, Hashable, Iterable, Iterator, Mapping, Sequence, TypeVar
 
 from . import values
 from .cache import EntryCache, Reading
@@ -447,9 +447,7 @@ class Reader:
             if matches(place.path):
                 yield place, {0: stored}
 
-    def _survey_names(
-        self, pattern: str, task_ids: Container[str],
-    ) -> Iterator[tuple[Place, Parts]]:
+    def _survey_names(self, pattern: str, task_ids: set[str]) -> Iterator[tuple[Place, Parts]]:
         known: set[str] = set()
         cursor = 0
         while True:
@@ -457,20 +455,18 @@ class Reader:
             new = [name for name in dict.fromkeys(names) if name not in known]
             known.update(new)
             for at in range(0, len(new), READ_AT_ONCE):
-                yield from self._survey_paths(new[at:at + READ_AT_ONCE], task_ids)
+                for place, parts in self._survey_paths(new[at:at + READ_AT_ONCE]):
+                    # Entries of a task that outlive the index of tasks are in both indexes.
+                    if not place.task_id or place.task_id not in task_ids:
+                        yield place, parts
             if not cursor:
                 return
 
-    def _survey_paths(
-        self, paths: Sequence[str], task_ids: Container[str] = (),
-    ) -> Iterator[tuple[Place, Parts]]:
+    def _survey_paths(self, paths: Sequence[str]) -> Iterator[tuple[Place, Parts]]:
         places = []
         for path in paths:
             with contextlib.suppress(InvalidKey):  # no key is named like that, whoever put it into an index
-                place = self.keys.place(path)
-                # The index of names has those entries of tasks, too, that outlive the index of tasks.
-                if not place.task_id or place.task_id not in task_ids:
-                    places.append(place)
+                places.append(self.keys.place(path))
         return self._survey_places(places)
 
     def _survey_places(self, places: Sequence[Place]) -> Iterator[tuple[Place, Parts]]:
