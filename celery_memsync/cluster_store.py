@@ -8,18 +8,13 @@ from typing import Any, Callable, Iterable, Sequence
 
 from .cluster import slot_of
 from .connections import ClusterAnnouncements, ClusterEar, Ear, redis_call
-from .exceptions import StoreError
 from .keys import Place
-from .records import Header
 from .scripts import ENTRY_NOTE, ENTRY_WRITE, LOCK_PASS, LOCK_RENEW
-from .store import (SCRIPT_SIZE, Call, EntryWrite, LockAsk, Outcome, Saved, Store, in_chunks, ms, outcomes_of,
-                    raise_first, renewal)
+from .store import (SCRIPT_SIZE, Call, EntryWrite, LockAsk, Outcome, Store, in_chunks, ms, outcomes_of, raise_first,
+                    renewal)
 
 #: Writes of which what follows goes in one script call.
 NOTE_SIZE = 500
-
-#: What is said to who wants to import.
-NO_IMPORT = "Nothing can be imported into a cluster yet; import it into one server, or into one that Sentinels watch"
 
 #: Seconds that it is remembered of a lock that it was held.
 LOCK_MEMORY = 7 * 86400.0
@@ -83,14 +78,6 @@ class ClusterStore(Store):
 
     def _shared_keys(self) -> tuple[str, ...]:
         return ()
-
-    def restore_entries(self, entries: Sequence[Saved]) -> list[Outcome]:
-        """Refuse: what follows from entries is put back with them, which takes one slot."""
-        raise StoreError(NO_IMPORT)
-
-    def restore_together(self, thing: str, header: Header, left: float, rest: Sequence[Any]) -> Outcome:
-        """Refuse, as :meth:`restore_entries`."""
-        raise StoreError(NO_IMPORT)
 
     # -- locks
 

@@ -546,6 +546,24 @@ class MemorySyncManager:
         services = self._open()
         return services.reader.search(services.keys.pattern(pattern), _check_count(limit, "limit"))
 
+    def iter_entries(self, pattern: str = "*") -> Iterator[Entry]:
+        """Yield the entries whose keys match a pattern, each once, in no order.
+
+        They are read in bulk, as they are taken.  What this process wrote is sent first; an entry
+        that changes meanwhile may be missing, or be yielded in its old or its new state.
+
+        Arguments:
+            pattern: As in :meth:`search`.
+
+        Raises:
+            InvalidKey: If the pattern is not fit.
+            StoreError: If Redis is away.
+        """
+        services = self._open()
+        full = services.keys.pattern(pattern)
+        services.writer.flush()
+        return services.reader.iter_entries(full)
+
     def get_metrics(self) -> dict[str, Any]:
         """Return counters of this process; nothing is asked of Redis."""
         services = self._open()

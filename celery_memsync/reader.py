@@ -379,8 +379,16 @@ class Reader:
                 found.add(place.path)
         return sorted(found)[:limit]
 
+    def iter_entries(self, pattern: str) -> Iterator[Entry]:
+        """Yield the entries whose paths match a pattern, as Redis has them now."""
+        for place, parts in self.survey(pattern):
+            entry = self._entry(place, parts, self.store.clock.now())
+            if entry is not None:
+                self.shown(place, parts)
+                yield entry
+
     def survey(self, pattern: str) -> Iterator[tuple[Place, Parts]]:
-        """Yield where entries are kept whose paths match, and their parts, as Redis has them now.
+        """Yield the places whose paths match, each once, and their parts, as Redis has them now.
 
         Nothing goes through all keys of Redis: tasks and users' keys are found
         by their indexes.
@@ -391,20 +399,25 @@ class Reader:
         root = self.keys.full("x")[:-1]
         fixed = pattern[:min(at for letter in "*?[\\" if (at := pattern.find(letter)) >= 0)]
         tasks = f"{root}tasks/"
+        task_ids: set[str] = set()
         if _may_meet(fixed, tasks):
-            yield from self._survey_tasks(pattern, fixed[len(tasks):], tasks)
+            yield from self._survey_tasks(pattern, fixed[len(tasks):], tasks, task_ids)
         if _may_meet(fixed, f"{root}workers/"):
             yield from self._survey_workers(pattern)
         if _may_meet(fixed, f"{root}{COORDINATION}/"):
             things = [self.keys.coordination_place(thing) for thing in (QUEUE, METRICS)]
             yield from self._survey_places([place for place in things if matcher(pattern)(place.path)])
-        yield from self._survey_names(pattern)
+        yield from self._survey_names(pattern, task_ids)
 
-    def _survey_tasks(self, pattern: str, begin: str, tasks: str) -> Iterator[tuple[Place, Parts]]:
+    def _survey_tasks(
+        self, pattern: str, begin: str, tasks: str, known_ids: set[str],
+    ) -> Iterator[tuple[Place, Parts]]:
         matches = matcher(pattern)
         agents = _may_meet(begin.partition("/")[2], AGENTS)
-        known, slash, _ = begin.partition("/")
-        ids = iter([known]) if slash else self._task_ids()
+        task_id, slash, _ = begin.partition("/")
+        if slash:
+            known_ids.add(task_id)
+        ids = iter([task_id]) if slash else self._task_ids(known_ids)
         while chunk := list(islice(ids, READ_AT_ONCE)):
             places = [self.keys.task_place(task_id, slot) for task_id in chunk for slot in (STATE, PROGRESS)]
             yield from self._survey_places([place for place in places if matches(place.path)])
@@ -414,8 +427,7 @@ class Reader:
                     if matches(path):
                         yield Place(self.keys.agents(task_id), 0, agent_id, path, task_id), {0: stored}
 
-    def _task_ids(self) -> Iterator[str]:
-        known: set[str] = set()
+    def _task_ids(self, known: set[str]) -> Iterator[str]:
         before = "+"
         while True:
             rows = self.store.recent_tasks(READ_AT_ONCE * 5, before)
@@ -435,7 +447,7 @@ class Reader:
             if matches(place.path):
                 yield place, {0: stored}
 
-    def _survey_names(self, pattern: str) -> Iterator[tuple[Place, Parts]]:
+    def _survey_names(self, pattern: str, task_ids: set[str]) -> Iterator[tuple[Place, Parts]]:
         known: set[str] = set()
         cursor = 0
         while True:
@@ -443,7 +455,10 @@ class Reader:
             new = [name for name in dict.fromkeys(names) if name not in known]
             known.update(new)
             for at in range(0, len(new), READ_AT_ONCE):
-                yield from self._survey_paths(new[at:at + READ_AT_ONCE])
+                for place, parts in self._survey_paths(new[at:at + READ_AT_ONCE]):
+                    # Entries of a task that outlive the index of tasks are in both indexes.
+                    if not place.task_id or place.task_id not in task_ids:
+                        yield place, parts
             if not cursor:
                 return
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 COMMANDS = (
     "client|id", "client|tracking", "del", "evalsha", "get", "hdel", "hget", "hgetall", "hincrby", "hincrbyfloat",
     "hrandfield", "hscan", "hset", "llen", "lpop", "lpos", "lrange", "lrem", "pexpire", "ping", "psubscribe", "pttl",
-    "publish", "pubsub|numsub", "punsubscribe", "rpush", "script|load", "set", "subscribe", "time", "type", "xadd", "xrange",
+    "publish", "pubsub|numsub", "punsubscribe", "rpush", "script|load", "set", "subscribe", "time", "xadd",
     "xrevrange", "zadd", "zcount", "zpopmin", "zrange", "zrangebyscore", "zrank", "zrem", "zremrangebyscore",
     "zscan", "zscore",
 )
@@ -51,7 +51,7 @@ def probes(key: str, channel: str) -> list[Probe]:
         "lpos": (key, "a"), "lrange": (key, "0", "1"), "lrem": (key, "1", "a"), "pexpire": (key, "1000"), "ping": (),
         "publish": (channel, ""),
         "pubsub|numsub": (channel,), "rpush": (key, "a"), "script|load": ("return 1",), "set": (key, "", "PX", "1000"),
-        "time": (), "xadd": (key, "*", "a", "1"), "xrange": (key, "-", "+"), "xrevrange": (key, "+", "-"),
+        "time": (), "xadd": (key, "*", "a", "1"), "xrevrange": (key, "+", "-"),
         "zadd": (key, "1", "a"), "zcount": (key, "0", "1"), "zrange": (key, "0", "1"),
         "zrangebyscore": (key, "0", "1"), "zrank": (key, "a"), "zrem": (key, "a"),
         "zremrangebyscore": (key, "0", "1"), "zscan": (key, "0"), "zscore": (key, "a"),

@@ -25,10 +25,8 @@ def load(*names: str) -> Script:
     return Script(text, sha1(text.encode()).hexdigest())
 
 
-COORDINATION_RESTORE = load("places", "coordination_restore")
 COORDINATION_WRITE = load("places", "coordination_write")
 ENTRY_NOTE = load("places", "pages", "notes", "entry_note")
-ENTRY_RESTORE = load("places", "pages", "entry_restore")
 ENTRY_WRITE = load("places", "pages", "notes", "entry_write")
 LOCK_PASS = load("lock_pass")
 LOCK_RENEW = load("lock_renew")

@@ -29,11 +29,13 @@ def test_times_that_are_none_are_refused(memsync, options):
         memsync.acquire_task_lock("a", **options)
 
 
-def test_what_is_no_lock_is_not_taken_for_one(memsync, redis):
+def test_lock_is_acquired_in_place_of_foreign_data(memsync, redis):
     redis.set("task-sentinel/locks/{a}", "something else")
     redis.rpush("task-sentinel/locks/{b}", "a list")
+    listed = memsync.locks()
 
-    for name in "ab":
-        with pytest.raises(StoreError):
-            memsync.lock(name).acquire()
-    assert memsync.locks() == []
+    taken = [memsync.lock(name).acquire() for name in "ab"]
+
+    assert listed == []
+    assert taken == [True, True]
+    assert [record.name for record in memsync.locks()] == ["a", "b"]

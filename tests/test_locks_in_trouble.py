@@ -189,16 +189,16 @@ def test_attempts_in_an_outage_do_not_pile_up(make_memsync, monkeypatch):
     eventually(lambda: memsync._open().locks._grants == {})
 
 
-def test_what_is_no_lock_does_not_keep_others_from_being_renewed(memsync, redis):
-    redis.set("task-sentinel/locks/{foreign}", "something else")
-    lock = memsync.lock("a", ttl=0.6)
+def test_lock_is_renewed_while_another_one_is_overwritten_by_junk(memsync, redis):
+    lock, other = memsync.lock("a", ttl=0.6), memsync.lock("b", ttl=0.6)
     lock.acquire()
+    other.acquire()
 
-    with pytest.raises(StoreError):
-        memsync.lock("foreign").acquire()
+    redis.set("task-sentinel/locks/{b}", "something else")
     time.sleep(1.2)
 
     assert lock.owned
+    assert not other.owned
     assert eventually(lambda: len(memsync._open().locks._grants) == 1)
 
 

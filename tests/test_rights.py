@@ -69,6 +69,7 @@ def use_everything(memsync, other):
         assert not other.lock("l1", wait=0.1).acquire()
     assert other.get_task_state("t1")["status"] == "STARTED"
     assert other.search("own") == other.search("ow*") == [f"{NAMESPACE}/own"]
+    assert f"{NAMESPACE}/own" in [entry.key for entry in other.iter_entries()]
     assert [other.get_task_agents("t1"), other.read("own"), other.get_queue()["pending"]] == [["a1"], 1, ["q2"]]
     assert other.get_coordination_metrics()["total"] == 2
     assert other.get_tasks(limit=5)

@@ -161,13 +161,12 @@ def test_both_runs_of_a_task_are_kept_in_every_order(make_store, order):
     assert [former.value for former in task.former[names.LIFE]] == [RUN_1]
 
 
-def test_a_poisonous_write_is_an_outcome_of_its_own(store, redis):
+def test_value_of_a_foreign_type_is_replaced_by_a_write(store, redis):
     redis.lpush(keys.task("t1"), "a list")
 
-    refused, stored = store.write_entries([write(STATE, serial=1), write(A, serial=2)])
+    outcomes = store.write_entries([write(STATE, serial=1), write(A, serial=2)])
 
-    assert (refused.status, stored.status) == ("error", "ok")
-    assert "WRONGTYPE" in refused.error
+    assert [(one.status, one.version) for one in outcomes] == [("ok", 1), ("ok", 1)]
 
 
 def test_the_longest_ttl_of_a_task_keeps_its_page(store, redis):

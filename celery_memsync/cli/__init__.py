@@ -38,8 +38,7 @@ COMMANDS = {
     "watch": "watch:watch",
     "doctor": "doctor:doctor",
     "top": "top:top",
-    "export": "transfer:export",
-    "import": "transfer:import_",
+    "export": "export:export",
 }
 
 

@@ -70,14 +70,3 @@ class TaskCalls(Calls):
         after = "-" if since is None else str(max(0, int(since * 1000)))
         rows = self.redis.xrevrange(self.keys.task_index, before, after, limit)
         return [(position.decode(), item.get(b"id", b"").decode(errors="replace")) for position, item in rows]
-
-    @redis_call
-    def first_tasks(self, limit: int, after: str, until: float) -> list[tuple[str, str]]:
-        """Return ids of tasks, oldest first, as :meth:`recent_tasks` has them.
-
-        Arguments:
-            after: Position behind which to look, from an earlier answer; "" to begin.
-            until: Redis's time, in seconds: those first written later are left out.
-        """
-        rows = self.redis.xrange(self.keys.task_index, f"({after}" if after else "-", f"{until * 1000:.0f}", limit)
-        return [(position.decode(), item.get(b"id", b"").decode(errors="replace")) for position, item in rows]

@@ -5,7 +5,7 @@ from typing import Any, Sequence
 
 from ..connections import redis_call
 from ..scripts import COORDINATION_WRITE
-from .calls import NAMES_AT_ONCE, Calls, answers_of, ms, serial_of
+from .calls import Calls, answers_of, ms, serial_of
 
 
 class CoordinationCalls(Calls):
@@ -74,21 +74,6 @@ class CoordinationCalls(Calls):
             The cursor to go on with, 0 at the end, and the ids.
         """
         return self._scan(self.keys.processing, cursor)
-
-    @redis_call
-    def scan_list(self, name: str, cursor: int) -> tuple[int, list[tuple[str, float, float]]]:
-        """Return a part of a list of the queue: task ids, when they came, when they are over, in seconds.
-
-        Arguments:
-            name: ``"pending"`` or ``"processing"``.
-            cursor: As :meth:`scan_processing` has it.
-        """
-        pipeline = self._pipeline(None)
-        pipeline.zscan({"pending": self.keys.pending, "processing": self.keys.processing}[name], cursor, None, NAMES_AT_ONCE)
-        (answer,) = answers_of(pipeline)
-        after, rows = answer or (0, [])
-        return int(after), [
-            (task_id.decode(errors="replace"), int(place) // 256 / 1e4, over_at(place) / 1000) for task_id, place in rows]
 
     @redis_call
     def read_metrics(self) -> tuple[dict[str, bytes], int]:
