@@ -375,9 +375,21 @@ class TellProgress(Change):
 
     @classmethod
     def from_row(cls, place: Place, row: Any, run_key: str, ttl: float, clock: Clock) -> TellProgress:
-        """Return what another process told of an earlier run, from the body that it wrote."""
+        """Return what another process told of an earlier run, from the body that it wrote.
+
+        Raises:
+            ValueError: If it is no such body: it comes with a message, which anybody may write.
+        """
         padded = [*row, *[None] * (len(PROGRESS_FIELDS) - len(row))]
         percent, current, total, message, status, started_at, updated_at, run, fields = padded
+        for figure, most in ((percent, 100), (current, TOO_LARGE), (total, TOO_LARGE)):
+            if figure is not None and not (type(figure) in (int, float) and 0 <= figure <= most):
+                raise ValueError("a figure of progress is none")
+        for moment in (started_at, updated_at):
+            if not (type(moment) in (int, float) and 0 < moment < TOO_LATE):
+                raise ValueError("a time of progress is none")
+        if fields is not None and not isinstance(fields, dict):
+            raise ValueError("the fields of progress are none")
         rank = progress_rank(percent, current)
         told = cls(place, (percent, current, total, message, status, run, fields), run_key, rank,
                    clock.monotonic(started_at), ttl)

@@ -87,6 +87,15 @@ def check_id(value: object, what: str) -> str:
     return value
 
 
+def is_id(value: object) -> bool:
+    """Return whether something that was read is fit to be an id."""
+    try:
+        check_id(value, "read")
+    except InvalidKey:
+        return False
+    return True
+
+
 def _check_text(value: str, what: str, limit: int, globs: bool = False) -> None:
     try:
         size = len(value.encode())

@@ -261,7 +261,9 @@ class Link:
         kind = message[0] if isinstance(message, list) and len(message) > 1 else bytes(message or b"").lower()
         if kind == b"message" and message[1] == INVALIDATIONS:
             keys = message[2]
-            self.on_invalid(None if keys is None else [key.decode(errors="replace") for key in keys])
+            # Redis names keys in a list; a text was published by a client.
+            if keys is None or isinstance(keys, list):
+                self.on_invalid(None if keys is None else [key.decode(errors="replace") for key in keys])
         elif kind == b"pmessage":
             self.on_message(self._unprefixed(message[1]), self._unprefixed(message[2]), message[3])
         elif kind == b"psubscribe":

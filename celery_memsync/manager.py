@@ -341,17 +341,14 @@ class MemorySyncManager:
         """
         services = self._open()
         known: set[str] = set()
-        before = "+"
-        while True:
-            rows = services.store.recent_tasks(at_once, before, since)
-            task_ids = [task_id for task_id in dict.fromkeys(task_id for _, task_id in rows) if task_id not in known]
+        before: str | None = "+"
+        while before:
+            recent, before = services.store.recent_tasks(at_once, before, since)
+            task_ids = [task_id for task_id in dict.fromkeys(recent) if task_id not in known]
             known.update(task_ids)
             for task_id, task in zip(task_ids, services.reader.tasks(task_ids)):
                 if task.slots:
                     yield {"id": task_id, "state": state_of(task_id, task.slots), "progress": progress_of(task)}
-            if len(rows) < at_once:
-                return
-            before = "(" + rows[-1][0]
 
     def get_agent_coordination(self, task_id: str, agent_id: str) -> Any:
         """Return what an agent of a task shared, or None.

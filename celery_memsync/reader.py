@@ -428,16 +428,13 @@ class Reader:
                         yield Place(self.keys.agents(task_id), 0, agent_id, path, task_id), {0: stored}
 
     def _task_ids(self, known: set[str]) -> Iterator[str]:
-        before = "+"
-        while True:
-            rows = self.store.recent_tasks(READ_AT_ONCE * 5, before)
-            for _, task_id in rows:
+        before: str | None = "+"
+        while before:
+            recent, before = self.store.recent_tasks(READ_AT_ONCE * 5, before)
+            for task_id in recent:
                 if task_id not in known:
                     known.add(task_id)
                     yield task_id
-            if len(rows) < READ_AT_ONCE * 5:
-                return
-            before = "(" + rows[-1][0]
 
     def _survey_workers(self, pattern: str) -> Iterator[tuple[Place, Parts]]:
         matches = matcher(pattern)
@@ -463,10 +460,13 @@ class Reader:
                 return
 
     def _survey_paths(self, paths: Sequence[str]) -> Iterator[tuple[Place, Parts]]:
-        places = []
+        places, foreign = [], []
         for path in paths:
-            with contextlib.suppress(InvalidKey):  # no key is named like that, whoever put it into an index
+            try:
                 places.append(self.keys.place(path))
+            except InvalidKey:
+                foreign.append(path)
+        self.store.remove_names(self.keys.names, foreign)
         return self._survey_places(places)
 
     def _survey_places(self, places: Sequence[Place]) -> Iterator[tuple[Place, Parts]]:

@@ -26,6 +26,11 @@ _NUMBERS = frozenset({int, float})
 #: Nothing happens then, in seconds since the epoch, nor lasts as long.
 TOO_LATE = 1e11
 
+#: Types in JSON of the fields of a run that are no times.
+_RUN_KINDS = (
+    ("name", str), ("queue", str), ("worker", str), ("pid", int), ("run", str), ("retries", int), ("root_id", str),
+    ("parent_id", str), ("exception", dict), ("args", str), ("kwargs", str), ("lock", dict), ("recoveries", int))
+
 _ROW = itemgetter(*RUN_FIELDS)
 
 _UNKNOWN_RUN = {**dict.fromkeys(RUN_FIELDS), "retries": 0}
@@ -81,8 +86,12 @@ class Stamp(NamedTuple):
 #: The state of an entry that nobody has written.
 NEVER = Stamp(0, 0)
 
-#: Largest figure of a header; Redis counts with 64 bits.
+#: Largest number that is taken for a figure, such as a progress.
 MAX_FIGURE = 2 ** 62
+
+#: Above any number of a header, and above any fence: scripts count exactly up to there (``lua/validation.lua``).
+MAX_HEADER_FIGURE = 10 ** 15
+MAX_FENCE = 2 ** 53
 
 
 class Header(NamedTuple):
@@ -119,8 +128,9 @@ class Header(NamedTuple):
         """
         version, run, rank, fence, time, ttl_ms, lag, writes, worker_id = line.decode(errors="replace").split(" ", 8)
         header = cls(int(version), run, rank, int(fence), int(time), int(ttl_ms), int(lag), writes, worker_id)
-        fits = 0 <= header.version <= MAX_FIGURE and 0 <= header.time <= MAX_FIGURE and 0 <= header.ttl_ms <= MAX_FIGURE
-        if not fits or abs(header.lag) > MAX_FIGURE:
+        if not (0 <= header.version < MAX_HEADER_FIGURE and 0 <= header.time < MAX_HEADER_FIGURE
+                and 0 <= header.ttl_ms < MAX_HEADER_FIGURE and 0 <= header.fence < MAX_FENCE
+                and abs(header.lag) < MAX_HEADER_FIGURE):
             raise ValueError("a figure is too large for a header")
         return header
 
@@ -296,9 +306,10 @@ class TaskRun:
         row = list(_ROW(self.__dict__))
         for at, _, scale in _FIGURES:
             figure = row[at]
-            if type(figure) in _NUMBERS:
+            if figure is not None:
                 # Some have come with a message, where anybody may write anything.
-                row[at] = round(figure * scale) if -TOO_LATE < figure < TOO_LATE else None
+                sound = type(figure) in _NUMBERS and -TOO_LATE < figure < TOO_LATE
+                row[at] = round(figure * scale) if sound else None
         if row[7] == task_id:
             row[7] = True
         while row[-1] is None:
@@ -313,12 +324,15 @@ class TaskRun:
         known = dict(zip(RUN_FIELDS, row))
         for _, name, scale in _FIGURES:
             figure = known.get(name)
-            if type(figure) is int:
-                known[name] = figure / scale if abs(figure) < TOO_LATE * scale else None
+            if figure is not None:
+                sound = type(figure) is int and abs(figure) < TOO_LATE * scale
+                known[name] = figure / scale if sound else None
         if known.get("root_id") is True:
             known["root_id"] = task_id
-        if not isinstance(known.get("recoveries"), int):
-            known.pop("recoveries", None)
+        for name, kind in _RUN_KINDS:
+            value = known.get(name)
+            if value is not None and type(value) is not kind:
+                del known[name]
         return cls.of(known)
 
     def as_dict(self) -> dict[str, Any]:
@@ -330,7 +344,8 @@ def describe_exception(exc: BaseException) -> dict[str, str]:
     """Return type and message of an exception; long messages are cut."""
     try:
         message = str(exc)
-    except Exception:
+    except BaseException:
+        # The exception is the user's, and so is its __str__: a SystemExit from there must not end the worker.
         message = "<its message can't be shown>"
     if len(message) > MAX_MESSAGE:
         message = message[:MAX_MESSAGE] + "..."
@@ -451,7 +466,9 @@ class LockRecord:
         if stored.gone(now) or not isinstance(about, dict):
             return None
         ttl = round(header.over_at / 1000 - now, 3)
-        return cls(name, header.fence, header.worker_id, about.get("task_id"), header.time / 1000, ttl, waiters)
+        task_id = about.get("task_id")
+        task_id = task_id if isinstance(task_id, str) else None
+        return cls(name, header.fence, header.worker_id, task_id, header.time / 1000, ttl, waiters)
 
     def as_dict(self) -> dict[str, Any]:
         """Return all fields."""

@@ -232,6 +232,6 @@ class TaskRequeuer:
 def _accepted(accept_content: Any) -> set[str]:
     """Return the content types of the setting ``accept_content``."""
     try:
-        return set(prepare_accept_content(accept_content) or ())
+        return set(prepare_accept_content(accept_content) or ())  # type: ignore[no-untyped-call]
     except SerializerNotInstalled:
         return set()

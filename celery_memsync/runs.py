@@ -10,7 +10,7 @@ from celery.utils.time import maybe_iso8601
 
 from .changes import Change, Draft, Progress, TellRun
 from .exceptions import LockNotAcquired, Skipped
-from .keys import LIFE, PROGRESS, Place
+from .keys import LIFE, PROGRESS, Place, is_id
 from .records import TaskRun, describe_exception
 
 if TYPE_CHECKING:
@@ -25,6 +25,12 @@ AHEAD = 60.0
 
 #: What is told of a request; whoever keeps the rest of it keeps a task's arguments.
 _FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "argsrepr", "kwargsrepr")
+
+#: Most retries that are taken for a count.
+MAX_RETRIES = 10 ** 9
+
+#: Most characters of shown arguments; a publisher of Celery's shortens them to fewer.
+MAX_SHOWN = 4096
 
 _NOBODY: frozenset[MemSync] = frozenset()
 
@@ -313,16 +319,16 @@ def known_of(home: Home, task_id: str, facts: Mapping[str, Any], sent: Mapping[s
         "queue": None if delivery is None else queue_of(delivery.get("exchange"), delivery.get("routing_key")),
         "worker": facts.get("hostname") or home.worker_id,
         "run": sent.get("run"),
-        "retries": facts.get("retries") or 0,
-        "root_id": facts.get("root_id") or task_id,
-        "parent_id": _other(facts.get("parent_id"), task_id),
+        "retries": retries_of(facts),
+        "root_id": _id_of(facts.get("root_id"), task_id) or task_id,
+        "parent_id": _other(_id_of(facts.get("parent_id"), task_id), task_id),
         "eta": timestamp(facts.get("eta")),
         "published_at": sent.get("published_at"),
         "received_at": sent.get("received_at"),
         "recoveries": count_of(sent.get("recoveries")),
     }
     if home.settings.task_args:
-        known.update(args=facts.get("argsrepr"), kwargs=facts.get("kwargsrepr"))
+        known.update(args=_cut(facts.get("argsrepr")), kwargs=_cut(facts.get("kwargsrepr")))
     return known
 
 
@@ -345,9 +351,24 @@ def exception_of(error: BaseException) -> dict[str, str] | None:
     return told if told["message"] or not isinstance(error, (Ignore, Reject)) else None
 
 
+def retries_of(facts: Mapping[str, Any]) -> int:
+    """Return how often a task was retried, 0 for what is no count: it comes with the message."""
+    retries = facts.get("retries")
+    return retries if type(retries) is int and 0 <= retries <= MAX_RETRIES else 0
+
+
+def _id_of(value: Any, task_id: str) -> str | None:
+    """Return the id of another task as it comes with a message, None for what is no id."""
+    return value if value == task_id or value is not None and is_id(value) else None
+
+
+def _cut(text: Any) -> str | None:
+    return text[:MAX_SHOWN] if isinstance(text, str) else None
+
+
 def count_of(value: Any) -> int | None:
     """Return a count, None for anything else and for 0."""
-    return value if type(value) is int and value > 0 else None
+    return value if type(value) is int and 0 < value <= MAX_RETRIES else None
 
 
 def queue_of(exchange: Any, routing_key: Any) -> str | None:

@@ -15,13 +15,12 @@ from celery.utils.log import get_logger
 
 from . import values
 from .changes import TellProgress, TellRun
-from .exceptions import InvalidKey
 from .kept_messages import KeptMessages
-from .keys import LIFE, PROGRESS, check_id
+from .keys import LIFE, PROGRESS, is_id
 from .outcomes import Outcome, Outcomes, is_gone, unwrapped
 from .records import TaskRun, describe_exception, is_run_key, run_key
 from .requeue import TaskRequeuer
-from .runs import ActiveRun, Home, ReceivedRun, active_run, count_of, known_of, latest, lifetime, queue_of
+from .runs import ActiveRun, Home, ReceivedRun, active_run, count_of, known_of, latest, lifetime, queue_of, retries_of
 
 if TYPE_CHECKING:
     from .plugin import MemSync
@@ -157,9 +156,9 @@ class TaskSignals:
         home = self.memsync.home
         moment = time.monotonic()
         now = latest(home.store.clock.at(moment), sent.get("published_at"))
-        key = run_key(facts.get("retries") or 0, now)
+        key = run_key(retries_of(facts), now)
         facts[HEADER] = sent = {**sent, "run": self._new_run(home), "key": key, "received_at": now}
-        if not _is_fit(request.id):
+        if not is_id(request.id):
             return
         self._requests[request.id] = request
         try:
@@ -256,11 +255,11 @@ class TaskSignals:
         home = memsync.home
         started = time.monotonic()
         now = latest(home.store.clock.at(started), sent.get("received_at"))
-        retries = facts.get("retries") or 0
+        retries = retries_of(facts)
         if not is_run_key(sent.get("key")):
             # Nobody received it: it runs eagerly.
             sent = {"run": self._new_run(home), "key": run_key(retries, now)}
-        if not _is_fit(task_id):
+        if not is_id(task_id):
             return
         active = ActiveRun(memsync, task_id, facts, sent, task.name, started, now)
         active_run.set(active)
@@ -332,7 +331,7 @@ class TaskSignals:
         now = self.memsync.store.clock.now()
         if not is_run_key(sent.get("key")):
             # It was never received, or by a worker that does not take part.
-            key = run_key(facts.get("retries") or 0, now)
+            key = run_key(retries_of(facts), now)
             sent = {**sent, "run": self._new_run(self.memsync), "key": key, "received_at": now}
         known = known_of(self.memsync, task_id, facts, sent)
         known.update(
@@ -373,17 +372,9 @@ class TaskSignals:
 
     def _tell(self, task_id: str, key: str, run: TaskRun) -> None:
         """Tell a stage."""
-        if _is_fit(task_id):
+        if is_id(task_id):
             place = self.memsync.keys.task_place(task_id, LIFE)
             self.memsync.writer.put(TellRun(place, run, key, lifetime(self.memsync, run.eta)))
-
-
-def _is_fit(task_id: str) -> bool:
-    try:
-        check_id(task_id, "task")
-    except InvalidKey:
-        return False
-    return True
 
 
 def _sent(facts: Mapping[str, Any]) -> dict[str, Any]:

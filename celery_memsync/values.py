@@ -17,10 +17,16 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 #: What :func:`decode` may raise for somebody else's data: kombu makes its own types of them.
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
+
+def _refuse_constant(word: str) -> Any:
+    """Refuse ``NaN`` and ``Infinity``: no JSON has them, and no writer of ours writes them."""
+    raise ValueError(word)
+
+
 #: Kombu's decoder, made once: to make one takes five times as long as to decode a small value.
-_DECODER = JSONDecoder(object_hook=json.object_hook)
+_DECODER = JSONDecoder(object_hook=json.object_hook, parse_constant=_refuse_constant)
 #: The same for JSON without kombu's own types, which it need not look for in every dict.
-_PLAIN_DECODER = JSONDecoder()
+_PLAIN_DECODER = JSONDecoder(parse_constant=_refuse_constant)
 
 _PLAIN = frozenset({str, int, bool, type(None)})
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_memsync import InvalidKey, InvalidValue, StoreError
+from celery_memsync import InvalidKey, InvalidValue
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a*", "a\nb", "x" * 513, None, 7])

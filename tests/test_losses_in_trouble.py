@@ -189,7 +189,8 @@ def test_a_handler_that_takes_its_time_does_not_stop_the_heart(make_worker):
 
 
 def test_very_many_workers_beat_less_often_and_may_be_silent_for_longer(make_memsync, redis, make_worker):
-    fleet = {f"token{number:03} w{number}": 1000 * (time.time() + 3600) for number in range(int(MAX_RATE * INTERVAL * 5) - 1)}
+    due = 1000 * (time.time() + 3600)
+    fleet = {f"token{number:03} w{number}": due for number in range(int(MAX_RATE * INTERVAL * 5) - 1)}
     redis.zadd("task-sentinel//{workers}/beats", fleet)
     one = make_worker("w1")
 

@@ -180,14 +180,14 @@ def test_a_task_comes_into_the_index_once(store, redis):
     store.write_entries([write(LIFE, serial=1), write(STATE, serial=2)])
     store.write_entries([write(LIFE, serial=3)])
 
-    assert [task_id for _, task_id in store.recent_tasks(10)] == ["t1"]
+    assert store.recent_tasks(10).task_ids == ["t1"]
     assert 0 < redis.pttl(keys.task_index) <= 60_000
 
 
 def test_what_is_no_task_is_not_in_the_index(store):
     store.write_entries([write(A, serial=1), write(keys.worker_place("w1", "status"), serial=2)])
 
-    assert store.recent_tasks(10) == []
+    assert store.recent_tasks(10) == ([], None)
 
 
 def test_index_pages_go_back_in_time(store):
@@ -195,9 +195,10 @@ def test_index_pages_go_back_in_time(store):
         store.write_entries([write(keys.task_place(f"t{number}", names.LIFE), serial=number + 1)])
 
     first = store.recent_tasks(2)
-    second = store.recent_tasks(9, before="(" + first[-1][0])
+    second = store.recent_tasks(9, before=first.before)
 
-    assert [task_id for _, task_id in first + second] == ["t4", "t3", "t2", "t1", "t0"]
+    assert [*first.task_ids, *second.task_ids] == ["t4", "t3", "t2", "t1", "t0"]
+    assert second.before is None
 
 
 def test_scripts_are_taught_once_and_again_when_they_are_forgotten(store, redis):

@@ -76,7 +76,7 @@ def look_around(app: Any, memsync: MemSync, workers: Sequence[WorkerRecord]) -> 
     """
     store = memsync.store
     held = memsync.locks()[:LOOKED_AT]
-    newest = [task_id for _, task_id in store.recent_tasks(LOOKED_AT)]
+    newest = store.recent_tasks(LOOKED_AT).task_ids
     processing = memsync.get_queue(limit=LOOKED_AT)["processing"]
     holders = [str(one.task_id) for one in held if one.task_id]
     ids = list(dict.fromkeys([*newest, *processing, *holders]))

@@ -56,13 +56,12 @@ def worker_of(workers: Sequence[WorkerRecord], given: str) -> WorkerRecord | Non
 def _beginning_with(memsync: MemSync, given: str) -> list[str]:
     """Return the newest ids that begin so, as many as an error tells of and some more, for some may be forgotten."""
     found: dict[str, None] = {}
-    before = "+"
+    before: str | None = "+"
     for _ in range(MOST // AT_ONCE):
-        rows = memsync.store.recent_tasks(AT_ONCE, before)
-        found.update((task_id, None) for _, task_id in rows if task_id.startswith(given))
-        if len(rows) < AT_ONCE or len(found) > AT_ONCE:
+        if before is None or len(found) > AT_ONCE:
             break
-        before = "(" + rows[-1][0]
+        recent, before = memsync.store.recent_tasks(AT_ONCE, before)
+        found.update((task_id, None) for task_id in recent if task_id.startswith(given))
     return list(found)
 
 

@@ -141,7 +141,16 @@ class Calls:
         pipeline.zscan(key, cursor, pattern, NAMES_AT_ONCE)
         (answer,) = answers_of(pipeline)
         after, rows = answer or (0, [])
-        return int(after), [name.decode(errors="replace") for name, _ in rows]
+        # What is no text can be removed under its own name.
+        return int(after), [name.decode(errors="surrogateescape") for name, _ in rows]
+
+    @redis_call
+    def remove_names(self, key: str, names: Sequence[str]) -> None:
+        """Remove foreign names from a sorted set, decoded with ``surrogateescape``."""
+        if names:
+            pipeline = self._pipeline(None)
+            pipeline.zrem(key, *(name.encode(errors="surrogateescape") for name in names))
+            answers_of(pipeline)
 
     def _run(
         self, script: Script, calls: Iterable[Call], tells: bool = False, replicas: int = 0,

@@ -1,11 +1,13 @@
 """Locks, and those who wait for them."""
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from itertools import count
 from typing import Any, NamedTuple, Sequence
 
 from ..connections import MAX_IDLE, Ear, packed, redis_call
+from ..exceptions import InvalidKey
 from ..keys import Place
 from ..records import Stored
 from ..scripts import LOCK_PASS, LOCK_RENEW
@@ -137,10 +139,18 @@ class LockCalls(Calls):
     @redis_call
     def held_locks(self) -> list[str]:
         """Return the names of all locks whose lease is not over."""
-        client = self.redis
-        paths = client.zrangebyscore(self.keys.locks, f"({self.clock.now() * 1000:.0f}", "+inf")
-        names = (self.keys.lock_name(path.decode(errors="replace")) for path in paths)
-        return [name for name in names if name is not None]
+        pipeline = self._pipeline(None)
+        pipeline.zrangebyscore(self.keys.locks, f"({self.clock.now() * 1000:.0f}", "+inf")
+        (paths,) = answers_of(pipeline)
+        texts = [path.decode(errors="surrogateescape") for path in paths or ()]
+        names = {path: self._lock_name(path) for path in texts}
+        self.remove_names(self.keys.locks, [path for path, name in names.items() if name is None])
+        return [name for name in names.values() if name is not None]
+
+    def _lock_name(self, path: str) -> str | None:
+        with contextlib.suppress(InvalidKey):
+            return self.keys.lock_name(path) if self.keys.full(path) == path else None
+        return None
 
     @redis_call
     def read_locks(self, names: Sequence[str]) -> list[tuple[Stored | None, int]]:

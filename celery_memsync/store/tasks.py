@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import NamedTuple, Sequence
 
 from ..connections import Source, redis_call
-from ..keys import FORMER, SLOTS
+from ..keys import FORMER, SLOTS, is_id
 from ..records import Stored
 from .calls import Calls, answers_of, stored_of
 from .entries import slot_of, split_page
@@ -22,6 +22,18 @@ class Task(NamedTuple):
     slots: dict[int, Stored]
     former: dict[int, list[Stored]]
     agents: dict[str, Stored]
+
+
+class RecentTasks(NamedTuple):
+    """A part of the index of tasks.
+
+    Attributes:
+        task_ids: Newest first; an id may come twice.
+        before: Where to go on; None at the end.
+    """
+
+    task_ids: list[str]
+    before: str | None
 
 
 class TaskCalls(Calls):
@@ -52,21 +64,23 @@ class TaskCalls(Calls):
                 former.setdefault(int(mark), []).append(stored)
         for row in former.values():
             row.sort(key=lambda stored: stored.header.run)
-        agents = {name.decode(errors="replace"): stored_of(text) for name, text in (fields or {}).items()}
+        agents = {agent_id: stored_of(text) for name, text in (fields or {}).items()
+                  if is_id(agent_id := name.decode(errors="replace"))}
         return Task(self._present(slots), former, self._present(agents))
 
     @redis_call
-    def recent_tasks(self, limit: int, before: str = "+", since: float | None = None) -> list[tuple[str, str]]:
+    def recent_tasks(self, limit: int, before: str = "+", since: float | None = None) -> RecentTasks:
         """Return ids of tasks, newest first.
 
         Arguments:
             limit: Most ids to return.
-            before: Position up to which to look, from an earlier answer.
-            since: When the first of them was told of, in seconds of Redis's clock.  None: however long ago.
-
-        Returns:
-            Pairs of position and task id; an id may come twice.
+            before: Where to go on, from an earlier answer.
+            since: When the first of them was recorded, in seconds of Redis's clock.  None: however long ago.
         """
         after = "-" if since is None else str(max(0, int(since * 1000)))
-        rows = self.redis.xrevrange(self.keys.task_index, before, after, limit)
-        return [(position.decode(), item.get(b"id", b"").decode(errors="replace")) for position, item in rows]
+        pipeline = self._pipeline(None)
+        pipeline.xrevrange(self.keys.task_index, before, after, limit)
+        (rows,) = answers_of(pipeline)
+        ids = [(item or {}).get(b"id", b"").decode(errors="replace") for _, item in rows or ()]
+        more = f"({rows[-1][0].decode()}" if rows and len(rows) == limit else None
+        return RecentTasks(list(filter(is_id, ids)), more)

@@ -4,8 +4,12 @@ from __future__ import annotations
 from typing import Any, Sequence
 
 from ..connections import redis_call
+from ..keys import is_id
 from ..scripts import COORDINATION_WRITE
 from .calls import Calls, answers_of, ms, serial_of
+
+#: Above any place in a list: no number of that size is exact in a sorted set.
+MAX_PLACE = 2 ** 53
 
 
 class CoordinationCalls(Calls):
@@ -49,7 +53,8 @@ class CoordinationCalls(Calls):
             *rows, last = answers_of(pipeline)
             done, start, now = done or last, start + limit, self.clock.now() * 1000
             for name, row in zip(list(keys), rows):
-                lists[name] += [task_id.decode(errors="replace") for task_id, place in row or () if over_at(place) > now]
+                ids = [task_id.decode(errors="replace") for task_id, place in row or () if over_at(place) > now]
+                lists[name] += filter(is_id, ids)
                 # Of tasks that are over others may be behind.
                 if len(row or ()) < limit or len(lists[name]) >= limit:
                     del keys[name]
@@ -73,7 +78,8 @@ class CoordinationCalls(Calls):
         Returns:
             The cursor to go on with, 0 at the end, and the ids.
         """
-        return self._scan(self.keys.processing, cursor)
+        after, names = self._scan(self.keys.processing, cursor)
+        return after, list(filter(is_id, names))
 
     @redis_call
     def read_metrics(self) -> tuple[dict[str, bytes], int]:
@@ -86,6 +92,8 @@ class CoordinationCalls(Calls):
 
 
 def over_at(place: float) -> float:
-    """Return when a place in a list is over, in ms; see ``lua/places.lua``."""
+    """Return when a place in a list is over, in ms, 0 if it is no place; see ``lua/places.lua``."""
+    if not 0 < place < MAX_PLACE:
+        return 0.0
     order, life = divmod(int(place), 256)
     return order / 10 + 500 * 1.07 ** life

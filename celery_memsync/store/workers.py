@@ -5,6 +5,7 @@ import time
 from typing import Any, Mapping, NamedTuple, Sequence
 
 from ..connections import redis_call
+from ..keys import is_id
 from ..records import Stored
 from ..scripts import LOSS_RENEW, WORKER_BEAT
 from .calls import Calls, answers_of, ms, stored_of
@@ -39,7 +40,7 @@ class Loss(NamedTuple):
 
     @classmethod
     def parse(cls, name: bytes, score: bytes, until: float) -> Loss:
-        """Read what ``lua/worker_beat.lua`` answers."""
+        """Read what ``lua/worker_beat.lua`` answers; it has checked the name."""
         token, at, worker_id = name.decode(errors="replace").split(" ", 2)
         return cls(name, token, worker_id, int(at) / 1000, score, until)
 
@@ -154,6 +155,9 @@ class WorkerCalls(Calls):
     @redis_call
     def read_workers(self) -> dict[str, Stored]:
         """Return all that is told of workers, by ``<worker_id>/<thing>``, be it readable or not."""
-        rows, now = self.redis.hgetall(self.keys.workers), self.clock.now()
-        told = ((name.decode(errors="replace"), stored_of(text)) for name, text in rows.items())
-        return {name: stored for name, stored in told if stored is not None and not stored.over(now)}
+        pipeline = self._pipeline(None)
+        pipeline.hgetall(self.keys.workers)
+        (rows,), now = answers_of(pipeline), self.clock.now()
+        told = ((name.decode(errors="replace"), stored_of(text)) for name, text in (rows or {}).items())
+        return {name: stored for name, stored in told
+                if stored is not None and not stored.over(now) and is_id(name.rpartition("/")[0])}
