@@ -1,9 +1,9 @@
 """A private redis-server that the first process starts and the last one leaves.
 
 Every process that uses it holds a shared lock on ``users.lock`` in the
-server's directory.  A keeper process beside the server waits for an exclusive
-one: the kernel grants it when the last user is gone, however it went, and the
-keeper then stops the server.
+server's folder.  A supervisor process waits for an exclusive lock, which the
+kernel grants when the last of them ends, also by SIGKILL, and then stops the
+server.
 """
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _launch(folder: Path, server_socket: Path, keep: bool) -> None:
     ]
     # A session of its own: a Ctrl-C at the terminal is for the workers, which still have to flush.
     subprocess.Popen(
-        [sys.executable, "-S", "-E", str(Path(__file__).with_name("keeper.py")), str(folder),
+        [sys.executable, "-S", "-E", str(Path(__file__).with_name("embedded_supervisor.py")), str(folder),
          "save" if keep else "nosave", *command],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )

@@ -1,8 +1,10 @@
-"""Run a redis-server until its last user is gone (started by ``embedded.py``, as a program of its own).
+"""Run a redis-server until the last process that uses it ends.
 
-Usage: ``keeper.py FOLDER save|nosave COMMAND...``
+``embedded.py`` starts this file as a program of its own.
 
-It imports nothing of this package, so that it stays small beside the server.
+Usage: ``embedded_supervisor.py FOLDER save|nosave COMMAND...``
+
+It imports nothing of this package, so that it needs little memory.
 """
 from __future__ import annotations
 
@@ -17,9 +19,9 @@ import threading
 
 
 def main(folder: str, save: str, command: list[str]) -> int:
-    """Start the server, wait for the last user, stop the server."""
+    """Start the server, wait for its last user, stop the server."""
     server = subprocess.Popen(command)
-    # The server may die of itself; then there is nothing to keep.
+    # If the server dies, there is nothing left to supervise.
     threading.Thread(target=lambda: os._exit(server.wait() and 1), daemon=True).start()
     users = os.open(os.path.join(folder, "users.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(users, fcntl.LOCK_EX)
