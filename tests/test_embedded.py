@@ -259,6 +259,18 @@ def test_the_servers_of_the_wheel_and_of_the_system_are_found(monkeypatch, tmp_p
     assert embedded.find_server() == str(binary)
 
 
+def test_a_valkey_server_is_found_if_there_is_no_redis_server(monkeypatch, tmp_path):
+    binary = tmp_path / "valkey-server"
+    binary.write_text("#!/bin/sh\n")
+    binary.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+
+    found = embedded.find_server()
+
+    assert found == str(binary)
+
+
 def test_a_path_that_can_not_be_a_directory_is_told(tmp_path, make_memsync):
     (tmp_path / "file").write_text("")
     memsync = make_memsync(url=f"embedded://{tmp_path}/file", batch_interval=60.0)
