@@ -156,7 +156,7 @@ def _check_way(path: Path) -> None:
         if info.st_uid not in (0, os.geteuid()):
             raise UnsafePathError(
                 f"{part} has owner uid {info.st_uid}, who can replace what is in it; "
-                f"remove it, {ADVICE}"
+                f"change its owner, {ADVICE}"
             )
         if stat.S_ISLNK(info.st_mode):
             part.stat()  # raises OSError on a loop of links
