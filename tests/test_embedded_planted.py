@@ -36,13 +36,13 @@ while True:
     connection.close()
 """
 
-#: Connects anew for a second, and prints how many writes succeeded.
+#: Connects anew for a second and until a write succeeds; prints how many did.
 WRITER = """
     import contextlib, time
     from celery_memsync import StoreError
     end = time.monotonic() + 1.0
     written = 0
-    while time.monotonic() < end:
+    while time.monotonic() < end or not written:
         with contextlib.suppress(StoreError):
             memsync = MemorySyncManager('writer', sys.argv[1], batch_interval=60.0)
             try:
