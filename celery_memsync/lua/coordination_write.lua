@@ -57,10 +57,11 @@ local function waits_in(key, task)
 end
 
 local function append(key, task)
-  trim(key, ttl_ms)
-  local last = redis.call("ZRANGE", key, -1, -1, "WITHSCORES")[2]
-  redis.call("ZADD", key, place_of(math.max(present, last and order_of(last) + 1 or 0), over_ms), task)
+  local last = call("ZRANGE", key, -1, -1, "WITHSCORES")[2]
+  local after = last and over_at(last) > 0 and order_of(last) + 1 or 0
+  redis.call("ZADD", key, place_of(math.max(present, after), over_ms), task)
   outlives(key, ttl_ms)
+  trim(key, ttl_ms)
 end
 
 local change = {}

@@ -45,10 +45,8 @@ local function trim_scores(key)
   redis.call("ZREMRANGEBYSCORE", key, "(" .. limit, "+inf")
   redis.call("ZREMRANGEBYSCORE", key, "-inf", "(-" .. limit)
 end
-trim_scores(beats)
-trim_scores(lost)
 
-for _, gone in ipairs(redis.call("ZRANGEBYSCORE", beats, whole(ttl_ms - now_ms), "(0", "LIMIT", 0, 100)) do
+for _, gone in ipairs(call("ZRANGEBYSCORE", beats, whole(ttl_ms - now_ms), "(0", "LIMIT", 0, 100)) do
   local its_token, its_id = worker_of(gone)
   if its_id then
     local _, _, _, _, _, _, _, writer = parse(call("HGET", workers, its_id .. "/heartbeat") or "")
@@ -70,10 +68,14 @@ local text = string.format("%.0f - %s 0 %s %s %.0f %s %s\n", version, pulse, tim
 redis.call("HSET", workers, field, text)
 redis.call("PUBLISH", channel, ":" .. field .. "\n" .. text)
 
-local due = tonumber(redis.call("ZSCORE", beats, name) or 0)
+local due = tonumber(call("ZSCORE", beats, name) or 0)
 local word = due > 0 and "ok" or due < 0 and "back" or "online"
 if due < 0 then redis.call("ZREM", lost, token .. " " .. whole(-due) .. " " .. id) end
 redis.call("ZADD", beats, whole(leaving == "1" and -now_ms or now_ms + silence), name)
+
+-- Only now: a script whose first write removes something may write on although Redis is full.
+trim_scores(beats)
+trim_scores(lost)
 
 -- Who has not been heard for a while itself, because Redis was away, can not tell who was silent.
 if now_ms > tonumber(until_ms) then since = whole(now_ms) end
