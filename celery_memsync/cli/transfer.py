@@ -13,16 +13,12 @@ from typing import IO, Any, Callable, Iterator
 
 import click
 from celery.bin.base import CeleryCommand
-from celery.exceptions import CeleryCommandException
 
 from ..archive import Archive, BadLine, Report, lines_of, restore
 from ..exceptions import StoreError
 from ..plugin import MemSync
-from .output import json_option, memory_of, say_json, visible
+from .output import fail, json_option, memory_of, print_error, print_json, print_line, rewrite_line, shorten
 from .terminal import orderly_end
-
-#: Puts the cursor of a terminal back to the begin of its line and empties that.
-REWRITE = "\r\x1b[K"
 
 #: Stands for standard output, and standard input.
 PIPE = "-"
@@ -55,9 +51,9 @@ def export(ctx: click.Context, path: str, as_json: bool) -> None:
                 show(max(0, entries), None)
             file.flush()
     if as_json and path != PIPE:
-        say_json(ctx, {"entries": entries, "file": path})
+        print_json(ctx, {"entries": entries, "file": path})
     elif path != PIPE:
-        ctx.obj.echo(f"{entries} entries are in {visible(path, limit=None)}.")
+        print_line(ctx, f"{entries} entries are in {path}.")
 
 
 @click.command("import", cls=CeleryCommand)
@@ -74,10 +70,9 @@ def import_(ctx: click.Context, path: str, as_json: bool) -> None:
             total = _check(ctx, archive)
             _import(ctx, memsync, archive, report, total)
         except BadLine as exc:
-            raise CeleryCommandException(f"{visible(exc, limit=None)}; nothing was imported.",
-                                         exit_code=os.EX_DATAERR) from exc
+            fail(f"{exc}; nothing was imported.", os.EX_DATAERR)
     if as_json:
-        say_json(ctx, {
+        print_json(ctx, {
             "namespace": archive.namespace, "entries": report.total, "imported": report.counts["ok"],
             "same": report.counts["same"], "newer": report.counts["newer"], "refused": report.counts["error"],
             "newer_keys": report.newer, "errors": [{"key": key, "error": why} for key, why in report.errors]})
@@ -104,9 +99,9 @@ def _check(ctx: click.Context, archive: Archive) -> int:
         for count, _ in enumerate(archive.entries(on_bad), 1):
             show(count, None)
     for line in bad[:-1]:
-        ctx.obj.error(visible(line, limit=None))
+        print_error(ctx, str(line))
     if more:
-        ctx.obj.error(f"and {more} lines more")
+        print_error(ctx, f"and {more} lines more")
     if bad:
         raise bad[-1]
     return count
@@ -122,23 +117,23 @@ def _import(ctx: click.Context, memsync: MemSync, archive: Archive, report: Repo
         try:
             restore(memsync.store, counted(), report)
         except (StoreError, KeyboardInterrupt, SystemExit):
-            ctx.obj.error(f"{report.total} of {total} entries were looked at, and {report.counts['ok']} imported; "
-                          "what is there already is passed over if you import the file again.")
+            print_error(ctx, f"{report.total} of {total} entries were looked at, and {report.counts['ok']} imported; "
+                        "what is there already is passed over if you import the file again.")
             raise
 
 
 def _say(ctx: click.Context, report: Report) -> None:
     counts = report.counts
-    ctx.obj.echo(f"{counts['ok']} of {report.total} entries were imported"
-                 + (f", {counts['same']} were there already" if counts["same"] else "")
-                 + (f", {counts['newer']} are newer here" if counts["newer"] else "")
-                 + (f", {counts['error']} were refused" if counts["error"] else "") + ".")
+    print_line(ctx, f"{counts['ok']} of {report.total} entries were imported"
+               + (f", {counts['same']} were there already" if counts["same"] else "")
+               + (f", {counts['newer']} are newer here" if counts["newer"] else "")
+               + (f", {counts['error']} were refused" if counts["error"] else "") + ".")
     for key in report.newer:
-        ctx.obj.error(f"newer here: {visible(key, limit=None)}")
+        print_error(ctx, f"newer here: {key}")
     if counts["newer"] > len(report.newer):
-        ctx.obj.error(f"and {counts['newer'] - len(report.newer)} more")
+        print_error(ctx, f"and {counts['newer'] - len(report.newer)} more")
     for key, why in report.errors:
-        ctx.obj.error(f"refused: {visible(key, limit=None)}: {visible(why)}")
+        print_error(ctx, f"refused: {key}: {shorten(why)}")
 
 
 # -- files
@@ -151,7 +146,7 @@ def _errors_of(path: str, code: int) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as exc:
-        raise CeleryCommandException(f"{visible(path, limit=None)}: {exc.strerror or exc}", exit_code=code) from exc
+        fail(f"{path}: {exc.strerror or exc}", code)
 
 
 @contextlib.contextmanager
@@ -205,9 +200,9 @@ def _shown(word: str) -> Iterator[Callable[[int, int | None], None]]:
         from rich.console import Console
         from rich.progress import MofNCompleteColumn, Progress, TextColumn
     except ImportError:
-        yield _now_and_then(lambda done, total: print(
-            f"{REWRITE}{word} {done}" + (f" of {total}" if total else ""), end="", file=sys.stderr, flush=True))
-        print(end=REWRITE, file=sys.stderr, flush=True)
+        yield _now_and_then(lambda done, total: rewrite_line(
+            f"{word} {done}" + (f" of {total}" if total else "")))
+        rewrite_line("")
         return
     with Progress(
         TextColumn("{task.description}"), *Progress.get_default_columns()[1:], MofNCompleteColumn(),
