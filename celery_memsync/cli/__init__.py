@@ -99,5 +99,13 @@ def on_worker_init(sender: "WorkController", **_: Any) -> None:
         import_module("..plugin", __name__).on_worker_init(sender)
 
 
+def on_import_modules(sender: Any, **_: Any) -> None:
+    """Hide the password of ``memsync_backend`` before `celery report` prints the configuration."""
+    if sender.conf.get("memsync_backend"):
+        import_module("..plugin", __name__).hide_password(sender.conf)
+
+
+signals.import_modules.connect(
+    on_import_modules, weak=False, dispatch_uid="celery_memsync.import_modules")
 # Under the name that plugin.py has: where that is imported already, this is not connected.
 signals.worker_init.connect(on_worker_init, weak=False, dispatch_uid="celery_memsync.worker_init")
