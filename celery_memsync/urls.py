@@ -75,6 +75,8 @@ def with_login_in_front(url: str) -> str:
     redis-py also reads them as ``?username=...&password=...``, but Celery masks a password in
     its reports only before a host.  A URL without these options is returned as it is.
     """
+    if scheme_of(url) == "embedded":
+        return url  # it has a folder, and no login
     several = scheme_of(url) == "sentinel" or is_cluster(url)
     servers = [_server_of(part) for part in (url.split(";") if several else [url])]
     if all(len(one.users) == len(one.passwords) == 1 for one in servers):

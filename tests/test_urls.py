@@ -127,7 +127,7 @@ def test_login_in_a_query_moves_before_the_first_host(url, moved):
 
 @pytest.mark.parametrize("url", [
     "redis://u:p@h/1?db=2#password=p", "unix:///tmp/a.sock", "sentinel://u:p@h1;u:q@h2?master_name=m",
-    "", "redis", "embedded://"])
+    "", "redis", "embedded://", "embedded:///tmp/a?password=p"])
 def test_url_without_a_login_in_its_query_stays_as_it_is(url):
     assert with_login_in_front(url) == url
 
