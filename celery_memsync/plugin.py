@@ -17,7 +17,7 @@ from .manager import MemorySyncManager
 from .runs import ActiveRun, Home, active_run
 from .settings import SCHEMES, Settings
 from .signals import TaskSignals, publishing
-from .urls import scheme_of, with_master_name
+from .urls import scheme_of, with_login_in_front, with_master_name
 
 if TYPE_CHECKING:
     from celery.worker import WorkController
@@ -65,6 +65,10 @@ class MemSync(MemorySyncManager):
         if self.app is not None:
             raise ImproperlyConfigured("this MemSync belongs to another app already; make one for each app")
         self.app = app
+        # A configuration that is pending is not loaded for this.
+        app.on_after_configure.connect(hide_password, weak=False)
+        if app.configured:
+            hide_password(app.conf)
         tied = getattr(app, "memsync", None)
         if isinstance(tied, MemSync):
             tied.signals.disconnect()
@@ -231,7 +235,7 @@ class MemSync(MemorySyncManager):
     def spawned_settings(self) -> dict[str, Any]:
         """Return what the configuration needs so that a spawned child makes the same memory."""
         given = {f"memsync_{name.removeprefix('memsync_')}": value for name, value in self._given.items()}
-        return {"memsync_backend": self.settings.backend, **given}
+        return {**given, "memsync_backend": self.settings.backend}
 
     @property
     def keys(self) -> Keys:
@@ -338,11 +342,27 @@ def _mark_publishing(app: Any) -> None:
 
 def app_settings(conf: Any) -> dict[str, Any]:
     """Return the settings of an app that are ours, by name without a namespace such as ``CELERY_``."""
+    hide_password(conf)
     names = {str(name).lower() for name in conf}
     # Only going through the names has loaded a configuration that was pending, and its prefix with it.
     prefix = (getattr(conf, "prefix", None) or "").lower()
     ours = {name[len(prefix):] if prefix and name.startswith(prefix) else name for name in names}
     return {name: conf.get(name) for name in ours if name.startswith("memsync_")}
+
+
+def hide_password(source: Any, **_: Any) -> None:
+    """Move the password of ``memsync_backend`` to where Celery masks it in its reports.
+
+    Arguments:
+        source: The configuration; Celery's signal ``on_after_configure`` names it so.
+    """
+    for name in list(source):
+        # A name may have a prefix, such as CELERY_.
+        if not str(name).lower().endswith("memsync_backend") or not isinstance(source[name], str):
+            continue
+        url = with_login_in_front(source[name])
+        if url != source[name]:
+            source[name] = url
 
 
 def _backend_of(conf: Any) -> str:

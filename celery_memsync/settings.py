@@ -11,7 +11,7 @@ from redis.connection import parse_url
 from .conflicts import Resolvers
 from .exceptions import InvalidKey
 from .keys import Keys, check_id
-from .urls import CLUSTER_SCHEMES, is_cluster, lower_scheme, scheme_of, servers_of
+from .urls import CLUSTER_SCHEMES, is_cluster, lower_scheme, scheme_of, servers_of, with_login_in_front
 
 #: What a Redis URL may begin with.
 SCHEMES = ("redis", "rediss", "unix", "sentinel", *CLUSTER_SCHEMES, "embedded")
@@ -30,9 +30,9 @@ class Settings:
     """The settings of one shared memory; in Celery each name begins with ``memsync_``."""
 
     #: Redis URL.  ``None``: the result backend or broker of the app, if that is Redis.
-    backend: str | None = None
+    backend: str | None = field(default=None, repr=False)
     #: Passed on to redis-py.
-    backend_options: Mapping[str, Any] = field(default_factory=dict)
+    backend_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     #: Root of every key.
     namespace: str = "task-sentinel"
     #: Name of this process.  ``None``: the node name in workers, else host:pid.
@@ -110,6 +110,8 @@ class Settings:
             if short not in known:
                 raise ImproperlyConfigured(_unknown(short, known))
             plain[short] = value
+        if isinstance(plain.get("backend"), str):
+            plain["backend"] = with_login_in_front(plain["backend"])
         return cls(**plain)
 
 

@@ -1,8 +1,9 @@
 """URLs that name several servers: Sentinels, or the nodes of a cluster."""
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote_plus
 
 from redis.connection import parse_url
 
@@ -12,6 +13,13 @@ CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
 #: Ports that are meant if none is named.
 SENTINEL_PORT = 26379
 NODE_PORT = 6379
+
+
+#: Hosts with a login before them, path and query of a URL without its scheme.
+_REST = re.compile(r"([^/?#]*)([^?#]*)\??([^#]*)")
+
+#: What redis-py, by `urllib.parse.urlsplit`, removes from a URL before it reads it.
+_IGNORED = str.maketrans("", "", "\t\r\n")
 
 
 class Servers(NamedTuple):
@@ -59,6 +67,68 @@ def servers_of(url: str) -> Servers:
         addresses.append((said.pop("host"), said.pop("port", None) or port))
         options = {**said, **options}
     return Servers(tuple(dict.fromkeys(addresses)), options)
+
+
+def with_login_in_front(url: str) -> str:
+    """Return an equivalent URL whose user and password stand before its first host.
+
+    redis-py also reads them as ``?username=...&password=...``, but Celery masks a password in
+    its reports only before a host.  A URL without these options is returned as it is.
+    """
+    if scheme_of(url) == "embedded":
+        return url  # it has a folder, and no login
+    several = scheme_of(url) == "sentinel" or is_cluster(url)
+    servers = [_server_of(part) for part in (url.split(";") if several else [url])]
+    if all(len(one.users) == len(one.passwords) == 1 for one in servers):
+        return url
+    user = next((user for one in servers for user in one.users if user), "")
+    password = next((password for one in servers for password in one.passwords if password), "")
+    login = f"{user}:{password}@" if password else f"{user}@" if user else ""
+    logins = [login, *(one.login for one in servers[1:])]
+    return ";".join(one.scheme + login + one.rest for one, login in zip(servers, logins))
+
+
+class _Server(NamedTuple):
+    """A server of a URL, all percent-encoded.
+
+    Attributes:
+        login: What stands before the host, with its ``@``.
+        rest: Host, path and query, without user and password.
+        users: The user before the host, then those in the query; the first not empty counts.
+        passwords: The same of the password.
+    """
+
+    scheme: str
+    login: str
+    rest: str
+    users: list[str]
+    passwords: list[str]
+
+
+def _server_of(part: str) -> _Server:
+    scheme, sign, rest = part.partition("://") if "://" in part else ("", "", part)
+    found = _REST.match(rest.translate(_IGNORED))
+    hosts, path, query = found.groups() if found else (rest, "", "")
+    login, at, hosts = hosts.rpartition("@")
+    user, _, password = login.partition(":")
+    users, passwords, kept = [user], [password], []
+    for option in query.split("&"):
+        name, _, value = option.partition("=")
+        values = {"username": users, "password": passwords}.get(unquote_plus(name).lower())
+        if values is None:
+            kept.append(option)
+        else:
+            values.append(_encoded(value))
+    query = "&".join(kept)
+    return _Server(
+        scheme + sign, login + at, hosts + path + (query and f"?{query}"), users, passwords)
+
+
+def _encoded(value: str) -> str:
+    """Return a value of a query as it stands before a host."""
+    # redis-py decodes it because its versions differ in how often they do so.
+    options = parse_url(f"redis://?password={value}")  # type: ignore[no-untyped-call,unused-ignore]
+    return quote(options.get("password", ""), safe="", errors="replace")
 
 
 def with_master_name(url: str, name: object) -> str:

@@ -198,6 +198,35 @@ def test_every_module_has_its_tests():
     assert {place_of(path) for path in MODULES if place_of(path) not in tested} <= elsewhere
 
 
+# -- output
+
+OUTPUT = PACKAGE / "cli" / "output.py"
+
+#: Calls that print a text as it is.  Usage errors are not among them: `Commands` makes them safe.
+RAW_OUTPUT = re.compile(
+    r"(.*\.)?obj\.(echo|secho|error|style)|(click\.)?(echo|secho|style|ClickException)|print|"
+    r"CeleryCommandException|sys\.std(out|err)\.write(lines)?")
+COMMANDS = sorted({*OUTPUT.parent.glob("*.py")} - {OUTPUT})
+
+
+def calls_of(path: Path) -> set[str]:
+    return {ast.unparse(node.func) for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)}
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
+def test_command_prints_through_the_functions_of_output_only(path):
+    raw = {name for name in calls_of(path) if RAW_OUTPUT.fullmatch(name)}
+
+    assert raw == set()
+
+
+def test_calls_that_print_are_found_where_there_are_some():
+    found = {name for name in calls_of(OUTPUT) if RAW_OUTPUT.fullmatch(name)}
+
+    assert found == {
+        "ctx.obj.echo", "ctx.obj.error", "ctx.obj.style", "print", "CeleryCommandException"}
+
+
 # -- scripts
 
 @pytest.mark.parametrize("name", SCRIPTS)

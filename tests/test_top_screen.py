@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from celery_memsync.cli.screen import bar, screen
+from celery_memsync.cli.screen import bar, bars, screen
 from celery_memsync.cli.snapshot import TASK_ORDERS, WORKER_ORDERS, Event, Running, Snapshot, View, events_of, load_of
 from celery_memsync.cli.terminal import keys_of
 from celery_memsync.records import WorkerRecord
@@ -134,3 +134,30 @@ def test_whatever_a_worker_tells_of_its_slots_it_has_a_load(capacity, load):
 
 def test_arrows_are_no_keys():
     assert keys_of("a\x1b[Ab\x1b[1;5Cc\x1bOPd\x1b[3~e\x1b") == "abcde\x1b"
+
+
+HOSTILE = "[bold]x[/]\x1b[31m\r\n\x9b\u202e\u200b"
+SHOWN = "[bold]x[/]?[31m"
+
+
+def test_screen_draws_hostile_text_and_markup_as_plain_text():
+    progress = dict.fromkeys(("message", "progress", "current"), HOSTILE)
+    snapshot = Snapshot(
+        2000.0, HOSTILE, HOSTILE, away=HOSTILE,
+        workers=(WorkerRecord(HOSTILE, HOSTILE, capacity={"free": HOSTILE}, depths={"q": 5}),),
+        running=(Running(HOSTILE, HOSTILE, HOSTILE, HOSTILE, None, progress),),
+        events=(Event(1.0, HOSTILE, HOSTILE, HOSTILE),))
+
+    text = "\n".join(drawn(snapshot, View(text="[bold]"), width=300))
+
+    assert text.count(SHOWN) >= 9
+    assert all(one.isprintable() or one == "\n" for one in text)
+
+
+def test_bars_draw_hostile_text_and_markup_as_plain_text():
+    console = Console(file=io.StringIO(), width=300, force_terminal=False, color_system=None)
+
+    console.print(bars([(HOSTILE, HOSTILE, {"message": HOSTILE, "progress": HOSTILE})], 20, 300))
+
+    assert console.file.getvalue().count("[bold]x") == 3
+    assert all(one.isprintable() or one == "\n" for one in console.file.getvalue())

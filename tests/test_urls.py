@@ -6,10 +6,11 @@ from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 from hypothesis import given
 from hypothesis import strategies as st
+from redis.connection import parse_url
 
 from celery_memsync import MemorySyncManager, MemSync
 from celery_memsync.settings import Settings
-from celery_memsync.urls import servers_of, with_master_name
+from celery_memsync.urls import lower_scheme, servers_of, with_login_in_front, with_master_name
 
 SECRET = "hunter2-geheim"
 
@@ -98,3 +99,62 @@ def test_a_masters_name_that_is_there_stays():
     assert with_master_name("sentinel://h?master_name=a", "b") == "sentinel://h?master_name=a"
     assert with_master_name("sentinel://h?db=1", "b&c") == "sentinel://h?db=1&master_name=b%26c"
     assert with_master_name("sentinel://h", None) == "sentinel://h"
+
+
+@pytest.mark.parametrize("url, moved", [
+    ("redis://h/1?password=p", "redis://:p@h/1"),
+    ("REDISS://h:1?username=u&db=2&password=p%40", "REDISS://u:p%40@h:1?db=2"),
+    ("redis://?password=p", "redis://:p@"),
+    ("redis://u@h?PassWord=p", "redis://u:p@h"),
+    ("redis://u:first@h?username=x&password=second", "redis://u:first@h"),
+    ("redis://h?password=&username=", "redis://h"),
+    ("redis://h?p%61ssword=a+b&x=1#rest", "redis://:a%20b@h?x=1"),
+    ("redis://h?password=a/b:c@d", "redis://:a%2Fb%3Ac%40d@h"),
+    ("redis://[::1?pass\nword=p", "redis://:p@[::1"),
+    ("unix:///tmp/a.sock?db=1&password=p", "unix://:p@/tmp/a.sock?db=1"),
+    ("sentinel://h1:1;sentinel://h2:2/0?master_name=m&password=p",
+     "sentinel://:p@h1:1;sentinel://h2:2/0?master_name=m"),
+    ("sentinel://h1;h2,h3/3?password=p&username=u&master_name=m",
+     "sentinel://u:p@h1;h2,h3/3?master_name=m"),
+    ("sentinel://h1;sentinel://:own@h2;h3?password=p", "sentinel://:own@h1;sentinel://:own@h2;h3"),
+    ("redis+cluster://h1:1,h2:2?password=p&username=u", "redis+cluster://u:p@h1:1,h2:2"),
+    ("http://h?password=p", "http://:p@h"),
+])
+def test_login_in_a_query_moves_before_the_first_host(url, moved):
+    assert with_login_in_front(url) == moved
+    assert with_login_in_front(moved) == moved
+
+
+@pytest.mark.parametrize("url", [
+    "redis://u:p@h/1?db=2#password=p", "unix:///tmp/a.sock", "sentinel://u:p@h1;u:q@h2?master_name=m",
+    "", "redis", "embedded://", "embedded:///tmp/a?password=p"])
+def test_url_without_a_login_in_its_query_stays_as_it_is(url):
+    assert with_login_in_front(url) == url
+
+
+@given(
+    st.sampled_from([
+        "redis://", "rediss://", "unix://", "redis://u:p@", "sentinel://", "redis+cluster://",
+        "sentinel://h1;"]),
+    st.text("h/;,:@?#[]", max_size=6),
+    st.lists(st.tuples(
+        st.sampled_from(["password", "username", "%70assword", "db", "x"]),
+        st.one_of(st.text("a%41+/:@;,?#=", max_size=8), st.text(max_size=4)))),
+)
+def test_moving_the_login_keeps_what_a_url_means(scheme, hosts, options):
+    url = f"{scheme}{hosts}?" + "&".join(f"{name}={value}" for name, value in options)
+
+    moved = with_login_in_front(url)
+
+    assert with_login_in_front(moved) == moved
+    assert read(moved) == read(url)
+
+
+def read(url):
+    """Return all that a URL says, or None if it can't be read."""
+    try:
+        if url.startswith(("sentinel", "redis+cluster")):
+            return servers_of(url)
+        return parse_url(lower_scheme(url))
+    except ValueError:
+        return None

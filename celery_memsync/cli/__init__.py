@@ -6,6 +6,7 @@ nothing; a command is imported when it is asked for.
 """
 from __future__ import annotations
 
+import os
 from collections import UserDict
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -55,15 +56,35 @@ class _Lazily(UserDict[str, Any]):
 
 
 class Commands(click.Group):
-    """A group whose commands end with the code of `sysexits.h` when they are used wrongly."""
+    """A group whose commands end with one safe line and a code of `sysexits.h` if they fail."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse what stands before the name of a command."""
+        try:
+            return super().parse_args(ctx, args)
+        except (click.NoSuchOption, click.BadOptionUsage) as exc:
+            raise _misuse(exc)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         try:
             return super().invoke(ctx)
         except click.UsageError as exc:
-            exc.exit_code = EX_USAGE  # type: ignore[misc]
-            raise
+            raise _misuse(exc)
+        except RecursionError:
+            _output().fail("A value is nested too deeply to be printed.", os.EX_DATAERR)
+
+
+def _misuse(exc: click.UsageError) -> click.UsageError:
+    """Return an error of click with a safe message, because that repeats arguments."""
+    exc.message = _output().safe(exc.message)  # type: ignore[misc,unused-ignore]
+    exc.exit_code = EX_USAGE  # type: ignore[misc]
+    return exc
+
+
+def _output() -> Any:
+    # Imported for an error only, because it imports the whole package.
+    return import_module(".output", __name__)
 
 
 @click.group(name="memsync", cls=Commands, commands=_Lazily(COMMANDS))
@@ -77,5 +98,13 @@ def on_worker_init(sender: "WorkController", **_: Any) -> None:
         import_module("..plugin", __name__).on_worker_init(sender)
 
 
+def on_import_modules(sender: Any, **_: Any) -> None:
+    """Hide the password of ``memsync_backend`` before `celery report` prints the configuration."""
+    if sender.conf.get("memsync_backend"):
+        import_module("..plugin", __name__).hide_password(sender.conf)
+
+
+signals.import_modules.connect(
+    on_import_modules, weak=False, dispatch_uid="celery_memsync.import_modules")
 # Under the name that plugin.py has: where that is imported already, this is not connected.
 signals.worker_init.connect(on_worker_init, weak=False, dispatch_uid="celery_memsync.worker_init")

@@ -8,7 +8,7 @@ from typing import Any, Iterator, Sequence
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from .output import visible
+from .output import safe, width_of
 from .screen import bars
 
 #: A task's id, status, progress and what there is to say of it, as :func:`bars` takes them.
@@ -48,7 +48,7 @@ def shown(task_ids: Sequence[str], no_color: bool) -> Iterator[Bars]:
     """Give bars of some tasks, which are drawn anew until the end."""
     console = Console(no_color=no_color or None)
     live = Live(console=console, transient=True, redirect_stderr=sys.stderr.isatty())
-    page = Bars(live, console, max(len(visible(task_id)) for task_id in task_ids))
+    page = Bars(live, console, max(width_of(safe(task_id)) for task_id in task_ids))
     try:
         with live:
             yield page

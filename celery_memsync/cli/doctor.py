@@ -14,7 +14,7 @@ from ..records import WorkerRecord
 from ..rights import CHANNELS, KEYS
 from .examine import (Finding, examine_clocks, examine_indexes, examine_latency, examine_locks, examine_persistence,
                       examine_settings, examine_visibility, look_around, named)
-from .output import figure, json_option, latency_of, mebibytes, memory_of, say_json, visible
+from .output import figure, json_option, latency_of, mebibytes, memory_of, print_json, print_line, shorten
 
 #: The oldest server whose commands are all that is needed.
 OLDEST = (6, 2)
@@ -41,11 +41,11 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         with contextlib.suppress(*[StoreError] if lacking else []):
             findings += _examined(ctx, memsync)
     if as_json:
-        say_json(ctx, [one._asdict() for one in findings])
+        print_json(ctx, [one._asdict() for one in findings])
     else:
         for one in findings:
-            mark = ctx.obj.style("ok  ", fg="green") if one.fine else ctx.obj.style("WARN", fg="red")
-            ctx.obj.echo(f"{mark}  {one.what}" + (f": {one.advice}" if one.advice else ""))
+            mark = ("ok  ", "green") if one.fine else ("WARN", "red")
+            print_line(ctx, mark, f"  {one.what}" + (f": {one.advice}" if one.advice else ""))
     if not all(one.fine for one in findings):
         ctx.exit(1)
 
@@ -80,20 +80,21 @@ def examine_redis(info: dict[str, Any]) -> Iterator[Finding]:
         return
     version = str(info.get("redis_version"))
     if _version(version) >= OLDEST:
-        yield Finding(True, f"Redis {visible(version)}")
+        yield Finding(True, f"Redis {shorten(version)}")
     else:
-        yield Finding(False, f"Redis {visible(version)} is too old", "6.2 or newer is needed")
+        yield Finding(False, f"Redis {shorten(version)} is too old", "6.2 or newer is needed")
     if info.get("role", "master") != "master":
         yield Finding(False, "this Redis is a replica, which takes no writes", "let memsync_backend name its master")
     yield from _examine_memory(info)
-    clients, most = info.get("connected_clients") or 0, info.get("maxclients") or 0
+    clients, most = (figure(info.get(name)) or 0 for name in ("connected_clients", "maxclients"))
     if most and clients > FULL * most:
         yield Finding(False, f"{clients} of {most} connections to Redis are in use", "raise maxclients of Redis")
 
 
 def _examine_memory(info: dict[str, Any]) -> Iterator[Finding]:
-    used, most = info.get("used_memory") or 0, info.get("maxmemory") or 0
-    policy, evicted = str(info.get("maxmemory_policy")), info.get("evicted_keys") or 0
+    names = ("used_memory", "maxmemory", "evicted_keys")
+    used, most, evicted = (figure(info.get(name)) or 0 for name in names)
+    policy = str(info.get("maxmemory_policy"))
     share = f"{mebibytes(used)} are in use, " + (f"of {mebibytes(most)}" if most else "without a limit")
     if most and used > FULL * most:
         yield Finding(False, share, "raise maxmemory of Redis, or shorten memsync_default_ttl")
@@ -103,7 +104,7 @@ def _examine_memory(info: dict[str, Any]) -> Iterator[Finding]:
         yield Finding(False, f"Redis has evicted {evicted} keys since its start",
                       "states and locks may be among them; raise maxmemory")
     elif most and policy != "noeviction":
-        yield Finding(False, f"when it is full Redis evicts keys ({visible(policy)})",
+        yield Finding(False, f"when it is full Redis evicts keys ({shorten(policy)})",
                       "states and locks may be among them; set maxmemory-policy to noeviction")
 
 
@@ -112,7 +113,7 @@ def examine_workers(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
     counts = Counter(one.status for one in workers)
     alive = [one for one in workers if one.status not in ("lost", "offline")]
     if alive:
-        told = ", ".join(f"{number} {visible(status)}" for status, number in counts.items())
+        told = ", ".join(f"{number} {shorten(status)}" for status, number in counts.items())
         yield Finding(True, f"workers: {told}")
     else:
         yield Finding(False, "no worker is alive",

@@ -7,7 +7,7 @@ from ..plugin import MemSync
 from ..records import FINAL, LockRecord, WorkerRecord
 from ..settings import Settings
 from ..views import state_of
-from .output import duration, figure, visible
+from .output import duration, figure, shorten
 
 #: Most names that a finding lists.
 NAMED = 5
@@ -191,4 +191,4 @@ def _ended(state: Mapping[str, Any] | None, now: float) -> bool:
 def named(names: Sequence[str]) -> str:
     """Return the first of some names, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(visible(str(name)) for name in names[:NAMED]) + more
+    return ", ".join(shorten(name) for name in names[:NAMED]) + more

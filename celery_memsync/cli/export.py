@@ -11,18 +11,12 @@ from typing import IO, Callable, Iterator
 
 import click
 from celery.bin.base import CeleryCommand
-from celery.exceptions import CeleryCommandException
 
-from .. import values
-from ..records import Entry
-from .output import json_option, memory_of, say_json, visible
+from .output import fail, json_option, json_text, memory_of, print_json, print_line, rewrite_line
 from .terminal import orderly_end
 
 #: Stands for standard output.
 PIPE = "-"
-
-#: Moves the cursor of a terminal to the begin of its line and clears the line.
-REWRITE = "\r\x1b[K"
 
 #: Seconds between two updates of the count on a terminal.
 PAUSE = 0.1
@@ -38,23 +32,14 @@ def export(ctx: click.Context, path: str, as_json: bool) -> None:
     with memory_of(ctx) as memsync, orderly_end(), _file_errors(path), _progress(path) as show:
         with _replaced(path) as file:
             for count, entry in enumerate(memsync.iter_entries(), 1):
-                file.write(_line(entry))
+                file.write(json_text(vars(entry)).encode() + b"\n")
                 show(count)
     if path == PIPE:
         return
     if as_json:
-        say_json(ctx, {"entries": count, "file": path})
+        print_json(ctx, {"entries": count, "file": path})
     else:
-        ctx.obj.echo(f"Wrote {count} entries to {visible(path, limit=None)}.")
-
-
-def _line(entry: Entry) -> bytes:
-    """Return an entry as `get --json` prints it, with null for a value that is not JSON."""
-    try:
-        return values.dumps(vars(entry)) + b"\n"
-    except (TypeError, ValueError, RecursionError):
-        # Python's decoder reads NaN and infinities, which another program may have written.
-        return values.dumps(vars(entry.evolve(None))) + b"\n"
+        print_line(ctx, f"Wrote {count} {'entry' if count == 1 else 'entries'} to {path}.")
 
 
 @contextlib.contextmanager
@@ -65,8 +50,7 @@ def _file_errors(path: str) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as exc:
-        reason = f"{visible(path, limit=None)}: {exc.strerror or exc}"
-        raise CeleryCommandException(reason, exit_code=os.EX_CANTCREAT) from exc
+        fail(f"{path}: {exc.strerror or exc}", os.EX_CANTCREAT)
 
 
 @contextlib.contextmanager
@@ -108,10 +92,10 @@ def _progress(path: str) -> Iterator[Callable[[int], None]]:
         nonlocal shown_at
         if shows and (now := time.monotonic()) - shown_at >= PAUSE:
             shown_at = now
-            print(end=f"{REWRITE}{count} entries", file=sys.stderr, flush=True)
+            rewrite_line(f"{count} entries")
 
     try:
         yield show
     finally:
         if shows:
-            print(end=REWRITE, file=sys.stderr, flush=True)
+            rewrite_line("")

@@ -12,7 +12,8 @@ from ..periodic import Bell
 from ..plugin import MemSync
 from ..records import FINAL
 from .ids import task_id_of
-from .output import EX_TIMEOUT, json_option, memory_of, progress_words, say_json, timeout_option, visible
+from .output import (EX_TIMEOUT, json_option, memory_of, padded, print_error, print_json, print_line, progress_words,
+                     safe, shorten, timeout_option, width_of)
 from .terminal import is_terminal, orderly_end
 from .watch import LOOK_INTERVAL, deadline_of, patiently
 
@@ -65,7 +66,7 @@ def follow_tasks(ctx: click.Context, memsync: MemSync, task_ids: Iterable[str], 
     for task_id, found in _news(ctx, memsync, left, deadline):
         status = None if found is None else status_of(found)
         if found is None:
-            ctx.obj.error(f"Nobody knows of the task {visible(task_id)} any more.")
+            print_error(ctx, f"Nobody knows of the task {task_id} any more.")
         else:
             page.say(found, status in FINAL)
         if found is None or status in FINAL:
@@ -73,10 +74,10 @@ def follow_tasks(ctx: click.Context, memsync: MemSync, task_ids: Iterable[str], 
             code = max(code, 0 if status == "SUCCESS" else 1)
     if not left:
         return code
-    names = ", ".join(visible(task_id) for task_id in list(left)[:NAMED])
+    names = ", ".join(list(left)[:NAMED])
     more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
-    ctx.obj.error(f"The task {names} has not ended in time." if len(left) == 1 else
-                  f"The tasks {names}{more} have not ended in time.")
+    print_error(ctx, f"The task {names} has not ended in time." if len(left) == 1 else
+                f"The tasks {names}{more} have not ended in time.")
     return EX_TIMEOUT
 
 
@@ -142,7 +143,7 @@ def _page(ctx: click.Context, task_ids: list[str], as_json: bool) -> Iterator[Pa
         try:
             from .bars import shown
         except ImportError:
-            ctx.obj.error("Bars need rich: pip install 'celery-memsync[cli]'")
+            print_error(ctx, "Bars need rich: pip install 'celery-memsync[cli]'")
         else:
             with orderly_end(), shown(task_ids, ctx.obj.no_color) as bars:
                 yield bars
@@ -158,7 +159,7 @@ class Documents:
 
     def say(self, found: dict[str, Any], ended: bool) -> None:
         """Print it."""
-        say_json(self._ctx, found)
+        print_json(self._ctx, found)
 
 
 class Lines:
@@ -166,7 +167,8 @@ class Lines:
 
     def __init__(self, ctx: click.Context, task_ids: list[str]) -> None:
         self._ctx = ctx
-        self._width = max(len(visible(task_id)) for task_id in task_ids) if len(task_ids) > 1 else 0
+        widths = [width_of(safe(task_id)) for task_id in task_ids]
+        self._width = max(widths) if len(widths) > 1 else 0
         self._said: dict[str, str] = {}
 
     def say(self, found: dict[str, Any], ended: bool) -> None:
@@ -174,14 +176,15 @@ class Lines:
         task_id, text = found["id"], _line(found)
         if text != self._said.get(task_id):
             self._said[task_id] = text
-            self._ctx.obj.echo(f"{visible(task_id).ljust(self._width)}  {text}" if self._width else text)
+            first = f"{padded(safe(task_id), self._width)}  " if self._width else ""
+            print_line(self._ctx, first + text)
 
 
 def _line(found: dict[str, Any]) -> str:
-    parts = [visible(status_of(found)).ljust(8)]
+    parts = [shorten(status_of(found)).ljust(8)]
     if found["progress"] is not None:
         parts.append(progress_words(found["progress"], status_of(found) in FINAL))
     exception = (found["state"] or {}).get("exception")
     if isinstance(exception, dict):
-        parts.append(visible(f"{exception.get('type')}: {exception.get('message')}"))
+        parts.append(shorten(f"{exception.get('type')}: {exception.get('message')}"))
     return "  ".join(parts).rstrip()

@@ -3,13 +3,12 @@ from __future__ import annotations
 
 from typing import Iterable, Sequence
 
-from celery.exceptions import CeleryCommandException
 from celery.platforms import EX_USAGE
 
 from ..keys import check_id
 from ..plugin import MemSync
 from ..records import WorkerRecord
-from .output import visible
+from .output import fail
 
 #: Most ids that an error lists.
 NAMED = 5
@@ -69,7 +68,6 @@ def _one_of(found: Iterable[str], given: str, what: str) -> str:
     candidates = list(found)
     if len(candidates) > 1:
         more = f" and {len(candidates) - NAMED} more" if len(candidates) > NAMED else ""
-        named = ", ".join(visible(one) for one in candidates[:NAMED])
-        raise CeleryCommandException(
-            f"Several {what}s begin with {visible(given)}: {named}{more}; give more of the id.", exit_code=EX_USAGE)
+        named = ", ".join(candidates[:NAMED])
+        fail(f"Several {what}s begin with {given}: {named}{more}; give more of the id.", EX_USAGE)
     return candidates[0] if candidates else given

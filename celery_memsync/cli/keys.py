@@ -6,10 +6,10 @@ from dataclasses import asdict
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
-from celery.exceptions import CeleryCommandException
 
 from ..exceptions import ConflictError, InvalidValue
-from .output import duration, indented, json_option, limit_option, memory_of, moment, say_facts, say_json, visible
+from .output import (duration, fail, indented, json_option, limit_option, memory_of, moment, print_error, print_facts,
+                     print_json, print_line)
 
 
 @click.command(cls=CeleryCommand)
@@ -22,15 +22,15 @@ def search(ctx: click.Context, pattern: str, limit: int, as_json: bool) -> None:
     with memory_of(ctx) as memsync:
         found = memsync.search(pattern, limit=limit)
     if as_json:
-        say_json(ctx, found)
+        print_json(ctx, found)
         return
     for path in found:
-        ctx.obj.echo(visible(path, limit=None))
+        print_line(ctx, path)
     # Not among the keys, which may go into a pipe.
     if not found:
-        ctx.obj.error(f"No key matches {visible(pattern)}.")
+        print_error(ctx, f"No key matches {pattern}.")
     elif len(found) == limit:
-        ctx.obj.error(f"There may be more than these {limit}; --limit shows them.")
+        print_error(ctx, f"There may be more than these {limit}; --limit shows them.")
 
 
 @click.command(cls=CeleryCommand)
@@ -43,18 +43,17 @@ def get(ctx: click.Context, name: str, as_json: bool) -> None:
         entry = memsync.read_entry(name, consistent=True)
         now = memsync.store.clock.now()
     if entry is None:
-        raise CeleryCommandException(
-            f"Nothing is stored under {visible(name)}, or its time is over; `memsync search` lists what there is.",
-            exit_code=1)
+        fail(f"Nothing is stored under {name}, or its time is over; "
+             "`memsync search` lists what there is.")
     if as_json:
-        say_json(ctx, asdict(entry))
+        print_json(ctx, asdict(entry))
         return
-    say_facts(ctx, [
+    print_facts(ctx, [
         ("key", entry.key), ("version", str(entry.version)), ("written", moment(entry.timestamp)),
         ("by", entry.worker_id), ("time left", duration(max(0.0, entry.timestamp + entry.ttl - now))),
     ])
     for line in indented(entry.value):
-        ctx.obj.echo(line)
+        print_line(ctx, line)
 
 
 @click.command("set", cls=CeleryCommand)
@@ -78,15 +77,15 @@ def set_(
         try:
             memsync.write(name, decoded, ttl=ttl, expected_version=expected_version)
         except (ConflictError, InvalidValue) as exc:
-            raise CeleryCommandException(str(exc), exit_code=1) from exc
+            fail(str(exc))
         memsync.force_sync()
         entry = memsync.read_entry(name, consistent=True)
     if entry is None:
         return
     if as_json:
-        say_json(ctx, asdict(entry))
+        print_json(ctx, asdict(entry))
     else:
-        ctx.obj.echo(f"{visible(entry.key)} is at version {entry.version}.")
+        print_line(ctx, f"{entry.key} is at version {entry.version}.")
 
 
 @click.command(cls=CeleryCommand)
@@ -99,4 +98,4 @@ def delete(ctx: click.Context, name: str) -> None:
         memsync.delete(name)
         memsync.force_sync()
     if before is None:
-        raise CeleryCommandException(f"Nothing is stored under {visible(name)}.", exit_code=1)
+        fail(f"Nothing is stored under {name}.")

@@ -1,14 +1,20 @@
-"""What all commands share: the memory of the app, tables, times, errors."""
+"""What all commands share: the memory of the app, safe output, times, errors.
+
+Whatever a command prints passes through this module.  Texts come from Redis, where any
+client may have written them, so nothing in them may act on the terminal: see :func:`safe`.
+"""
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import sys
 import time
+import unicodedata
 from datetime import datetime, timezone
 from json import dumps
-from typing import Any, Callable, Iterator, Sequence, TypeVar
+from typing import Any, Callable, Iterator, NoReturn, Sequence, TypeVar
 
 import click
 from celery.bin.base import CeleryOption
@@ -22,6 +28,9 @@ from ..records import MAX_FIGURE
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: A part of a line: a text, or a text with its style, which is "bold", a colour or "" for none.
+Part = str | tuple[str, str]
+
 #: Exit code of a command whose time was over before what it waited for.
 EX_TIMEOUT = os.EX_TEMPFAIL
 
@@ -30,6 +39,15 @@ EX_INTERRUPTED = 130
 
 #: How often is looked how fast Redis answers.
 LATENCY_TRIES = 5
+
+#: Characters that are invisible though `str.isprintable` accepts them: fillers, joiners and
+#: variation selectors.  U+FE0E and U+FE0F are not among them because emoji need them.
+INVISIBLE = frozenset(map(chr, (
+    0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), 0x3164, *range(0xFE00, 0xFE0E),
+    0xFFA0, *range(0xE0100, 0xE01F0))))
+
+#: Moves the cursor of a terminal to the begin of its line and empties the line.
+REWRITE = "\r\x1b[K"
 
 json_option = click.option(
     "-j", "--json", "as_json", cls=CeleryOption, is_flag=True, help_group="Output", help="Print JSON.")
@@ -63,42 +81,135 @@ def memory_of(ctx: click.Context) -> Iterator[MemSync]:
         memsync.check()
         yield memsync
     except ImproperlyConfigured as exc:
-        raise CeleryCommandException(str(exc), exit_code=os.EX_CONFIG) from exc
+        fail(str(exc), os.EX_CONFIG)
     except InvalidKey as exc:
-        raise CeleryCommandException(str(exc), exit_code=EX_USAGE) from exc
+        fail(str(exc), EX_USAGE)
     except StoreError as exc:
-        raise CeleryCommandException(str(exc), exit_code=EX_UNAVAILABLE) from exc
+        fail(str(exc), EX_UNAVAILABLE)
     except KeyboardInterrupt:
         ctx.exit(EX_INTERRUPTED)
 
 
-def say_json(ctx: click.Context, data: Any) -> None:
-    """Print data as one JSON document."""
-    ctx.obj.echo(json.dumps(data))  # type: ignore[no-untyped-call]
+def safe(text: object) -> str:
+    """Return a text as a terminal can show it: on one line, each unsafe character as "?".
+
+    Unsafe are control characters, surrogates, private and unassigned characters, separators
+    other than the blank, format characters (bidi controls, zero width) and :data:`INVISIBLE`.
+    Combining marks and emoji stay.
+    """
+    given = str(text)
+    if given.isascii() and given.isprintable():
+        return given
+    return "".join(one if one.isprintable() and one not in INVISIBLE else "?" for one in given)
 
 
-def say_table(ctx: click.Context, titles: Sequence[str], rows: Sequence[Sequence[str]], colour: int = -1) -> None:
-    """Print rows in aligned columns, without trailing blanks.
+def shorten(text: object, limit: int = 200) -> str:
+    """Return a text with at most so many characters."""
+    given = str(text)
+    return given if len(given) <= limit else given[: limit - 3] + "..."
+
+
+def cell(value: object) -> str:
+    """Return a value as a cell of a table shows it: safe and short."""
+    return safe(shorten(value))
+
+
+def width_of(text: str) -> int:
+    """Return how many columns of a terminal a safe text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        1 + (unicodedata.east_asian_width(one) in "WF") for one in text
+        if unicodedata.category(one) not in ("Mn", "Me"))
+
+
+def padded(text: str, width: int) -> str:
+    """Return a safe text with as many blanks behind it as fill so many columns."""
+    return text + " " * (width - width_of(text))
+
+
+def print_line(ctx: click.Context, *parts: Part) -> None:
+    """Print a line of texts, some with a style, without trailing blanks."""
+    line = ""
+    for part in parts:
+        text, style = (part, "") if isinstance(part, str) else part
+        line += _styled(ctx, safe(text), style)
+    ctx.obj.echo(line.rstrip())
+
+
+def _styled(ctx: click.Context, text: str, style: str) -> str:
+    if not style:
+        return text
+    options: dict[str, Any] = {"bold": True} if style == "bold" else {"fg": style}
+    return str(ctx.obj.style(text, **options))
+
+
+def print_table(
+    ctx: click.Context, titles: Sequence[str], rows: Sequence[Sequence[object]], colour: int = -1,
+) -> None:
+    """Print rows in aligned columns.
 
     Arguments:
         colour: Index of the column that holds a status.
     """
-    widths = [max(len(row[i]) for row in (titles, *rows)) for i in range(len(titles))]
-    for number, row in enumerate((titles, *rows)):
-        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
-        cells[-1] = row[-1]
-        if number == 0:
-            cells = [ctx.obj.style(cell, bold=True) for cell in cells]
-        elif colour >= 0 and row[colour] in COLOURS:
-            cells[colour] = ctx.obj.style(cells[colour], fg=COLOURS[row[colour]])
-        ctx.obj.echo("  ".join(cells).rstrip())
+    lines = [[cell(value) for value in row] for row in (titles, *rows)]
+    widths = [max(map(width_of, column)) for column in zip(*lines)]
+    for number, line in enumerate(lines):
+        parts: list[Part] = []
+        for index, (text, width) in enumerate(zip(line, widths)):
+            status = COLOURS.get(text, "") if index == colour else ""
+            # The last cell is not padded: a style would keep its blanks from being stripped.
+            shown = text if index == len(line) - 1 else padded(text, width)
+            parts += [(shown, status if number else "bold"), "  "]
+        print_line(ctx, *parts)
 
 
-def say_facts(ctx: click.Context, facts: Sequence[tuple[str, str]]) -> None:
-    """Print names and what they stand for, a line each."""
-    width = max(len(visible(name)) for name, _ in facts)
-    for name, value in facts:
-        ctx.obj.echo(f"{ctx.obj.style(visible(name).ljust(width), bold=True)}  {visible(value, limit=None)}")
+def print_facts(ctx: click.Context, facts: Sequence[tuple[object, object]]) -> None:
+    """Print names and values, a line each."""
+    names = [cell(name) for name, _ in facts]
+    width = max(map(width_of, names))
+    for name, (_, value) in zip(names, facts):
+        print_line(ctx, (padded(name, width), "bold"), f"  {value}")
+
+
+def print_json(ctx: click.Context, data: Any) -> None:
+    """Print data as one JSON document on a line."""
+    ctx.obj.echo(json_text(data))
+
+
+def json_text(data: Any) -> str:
+    """Return data as JSON in ASCII; a number that JSON lacks becomes null."""
+    try:
+        return str(json.dumps(data, allow_nan=False))  # type: ignore[no-untyped-call]
+    except ValueError:
+        return str(json.dumps(_finite(data), allow_nan=False))  # type: ignore[no-untyped-call]
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {name: _finite(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def print_error(ctx: click.Context, text: str) -> None:
+    """Print a line on standard error."""
+    ctx.obj.error(safe(text))
+
+
+def rewrite_line(text: str) -> None:
+    """Replace the current line of a terminal at standard error."""
+    print(end=REWRITE + safe(text), file=sys.stderr, flush=True)
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """End the command with an error of one line and an exit code.
+
+    Raises:
+        CeleryCommandException: Always.
+    """
+    raise CeleryCommandException(safe(message), exit_code=code)
 
 
 def figure(value: Any) -> float | None:
@@ -150,7 +261,7 @@ def progress_words(progress: dict[str, Any], ended: bool = False) -> str:
     if progress["current"] is not None and progress["total"] is not None:
         parts.append(f"{progress['current']:g} of {progress['total']:g}")
     if progress["message"]:
-        parts.append(visible(progress["message"]))
+        parts.append(shorten(progress["message"]))
     if progress["eta"] and not ended:
         parts.append(f"{duration(progress['eta'])} left")
     return ", ".join(parts)
@@ -176,22 +287,11 @@ def mebibytes(size: Any) -> str:
     return "-" if figure(size) is None else f"{size / 2**20:.1f} MiB"
 
 
-def visible(text: object, limit: int | None = 200) -> str:
-    """Return a text, or anything else as one, on one line, without what a terminal would act on.
-
-    Arguments:
-        limit: Most characters.  None: as many as there are.
-    """
-    shown = "".join(letter if letter.isprintable() else "?" for letter in str(text))
-    return shown if limit is None or len(shown) <= limit else shown[: limit - 3] + "..."
-
-
 def shown(value: Any) -> str:
     """Return a value as JSON on one line that is not too long."""
-    return visible(dumps(value, ensure_ascii=False, default=str))
+    return shorten(dumps(value, ensure_ascii=False, default=str))
 
 
-def indented(value: Any) -> Iterator[str]:
-    """Yield a value as lines of JSON, without what a terminal would act on."""
-    for line in dumps(value, ensure_ascii=False, default=str, indent=2).split("\n"):
-        yield visible(line, limit=None)
+def indented(value: Any) -> list[str]:
+    """Return a value as lines of JSON."""
+    return dumps(value, ensure_ascii=False, default=str, indent=2).split("\n")

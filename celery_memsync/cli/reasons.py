@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Sequence
 
 from ..records import AT_WORK, FINAL, LockRecord, WorkerRecord, rank_of
-from .output import ago, duration, figure, moment, progress_words, visible
+from .output import ago, duration, figure, moment, progress_words, shorten
 
 #: Seconds without a word of progress after which a task at work is said to stand still.
 STALLED = 600.0
@@ -137,7 +137,7 @@ def _waits(known: Known) -> Reason:
     there = [one for one in alive if queue is None or queue in one.queues]
     facts = {**_facts(known, "queue", "published_at"), "position": known.position,
              "workers": [one.worker_id for one in there]}
-    where = "its queue" if queue is None else f"the queue {visible(queue)}"
+    where = "its queue" if queue is None else f"the queue {shorten(queue)}"
     if not alive:
         return Reason("It waits, and no worker is alive.", "no-worker", facts)
     if not there:
@@ -178,7 +178,7 @@ def _record(known: Known) -> WorkerRecord | None:
 
 
 def _worker(known: Known) -> str:
-    return visible(known.state.get("worker") or "a worker")
+    return shorten(known.state.get("worker") or "a worker")
 
 
 def _facts(known: Known, *names: str) -> dict[str, Any]:
@@ -188,7 +188,9 @@ def _facts(known: Known, *names: str) -> dict[str, Any]:
 
 def _error(state: dict[str, Any]) -> str:
     error = state.get("exception")
-    return f": {visible(error.get('type'))}: {visible(error.get('message'))}" if isinstance(error, dict) else ""
+    if not isinstance(error, dict):
+        return ""
+    return f": {shorten(error.get('type'))}: {shorten(error.get('message'))}"
 
 
 def _when(known: Known) -> str:
@@ -197,7 +199,7 @@ def _when(known: Known) -> str:
 
 
 def _lock_told(lock: dict[str, Any], now: float) -> str:
-    name = f"the lock {visible(lock['name'])}" if lock.get("name") else "a lock"
-    task = f" of task {visible(lock['task_id'])}" if lock.get("task_id") else ""
+    name = f"the lock {shorten(lock['name'])}" if lock.get("name") else "a lock"
+    task = f" of task {shorten(lock['task_id'])}" if lock.get("task_id") else ""
     since = f" since {moment(lock['since'])}" if figure(lock.get("since")) is not None else ""
-    return f"{name}{task} on {visible(lock.get('worker_id', '-'))}{since}"
+    return f"{name}{task} on {shorten(lock.get('worker_id', '-'))}{since}"

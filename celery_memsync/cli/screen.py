@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..records import WorkerRecord
-from .output import COLOURS, ago, duration, figure, mebibytes, moment, percent, visible
+from .output import COLOURS, Part, ago, cell, duration, figure, mebibytes, moment, percent, safe, shorten
 from .snapshot import MOST, Event, Running, Snapshot, View, load_of
 
 #: Characters of a bar: what is done, and the rest.
@@ -56,13 +56,14 @@ def _share(lines: int, workers: int, tasks: int, events: int) -> tuple[int, int,
 
 def _head(snapshot: Snapshot) -> list[Text]:
     counts = ", ".join(
-        f"{sum(one.status == status for one in snapshot.workers)} {visible(status)}"
+        f"{sum(one.status == status for one in snapshot.workers)} {shorten(status)}"
         for status in dict.fromkeys(one.status for one in snapshot.workers)) or "none"
     first = _line(
-        ("celery memsync", "bold"), f"  {visible(snapshot.namespace, limit=40)}  Redis {snapshot.version}, "
+        ("celery memsync", "bold"),
+        f"  {shorten(snapshot.namespace, limit=40)}  Redis {snapshot.version}, "
         f"{mebibytes(snapshot.used_memory)}, {duration(snapshot.latency)}  {moment(snapshot.at)[11:19]} UTC")
     if snapshot.away:
-        return [first, _line((f"Trying again: {visible(snapshot.away)}", "bold red"))]
+        return [first, _line((f"Trying again: {shorten(snapshot.away)}", "bold red"))]
     return [first, _line(f"workers: {counts}   tasks: {_many(len(snapshot.running))} running, "
                          f"{_many(snapshot.pending)} waiting")]
 
@@ -111,11 +112,11 @@ def _title(name: str, more: int) -> str:
 
 def _foot(view: View) -> Text:
     if view.typing:
-        return _line((f"show only: {visible(view.text)}_", "reverse"), "  Enter: done  Esc: all")
+        return _line((f"show only: {view.text}_", "reverse"), "  Enter: done  Esc: all")
     return _line(
         ("q", "bold"), " quit  ", ("s", "bold"), f" tasks by {view.task_order}{', reversed' if view.reverse else ''}  ",
         ("r", "bold"), " reverse  ", ("w", "bold"), f" workers by {view.worker_order}  ", ("/", "bold"),
-        f" {'only ' + visible(view.text) if view.text else 'filter'}")
+        f" {'only ' + view.text if view.text else 'filter'}")
 
 
 def bars(
@@ -142,7 +143,7 @@ def bars(
 def _words(progress: Mapping[str, Any]) -> str:
     current, total, left = (figure(progress.get(name)) for name in ("current", "total", "eta"))
     parts = [f"{current:g} of {total:g}" if current is not None and total is not None else "",
-             f"{duration(left)} left" if left else "", visible(progress.get("message") or "")]
+             f"{duration(left)} left" if left else "", shorten(progress.get("message") or "")]
     return ", ".join(filter(None, parts))
 
 
@@ -162,17 +163,19 @@ def _percent(progress: Mapping[str, Any] | None) -> str:
 def _table(*columns: tuple[str, int]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True, header_style="bold")
     for title, ratio in columns:
-        table.add_column(title, no_wrap=True, overflow="ellipsis", ratio=ratio or None)
+        table.add_column(_text(title), no_wrap=True, overflow="ellipsis", ratio=ratio or None)
     return table
 
 
 def _status(status: object) -> Text:
-    return Text(visible(status, limit=12), style=COLOURS.get(str(status), ""))
+    return Text(safe(shorten(status, limit=12)), style=COLOURS.get(str(status), ""))
 
 
 def _text(value: object) -> Text:
-    return Text(visible(value))
+    return Text(cell(value))
 
 
-def _line(*parts: str | tuple[str, str]) -> Text:
-    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
+def _line(*parts: Part) -> Text:
+    pieces = [(part, "") if isinstance(part, str) else part for part in parts]
+    texts = ((safe(text), style) for text, style in pieces)
+    return Text.assemble(*texts, no_wrap=True, overflow="ellipsis")

@@ -10,7 +10,7 @@ from ..exceptions import InvalidKey
 from ..keys import check_id
 from ..plugin import MemSync
 from ..records import AT_WORK, WorkerRecord, rank_of
-from .output import figure, visible
+from .output import figure, shorten
 
 #: Most tasks of each list of the queue that are read.
 MOST = 500
@@ -98,7 +98,8 @@ def take(memsync: MemSync) -> Snapshot:
     newest = memsync.get_tasks(limit=NEWEST)
     running = _running(memsync, queue["processing"])
     return Snapshot(
-        at=memsync.store.clock.now(), namespace=memsync.settings.namespace, version=visible(info.get("redis_version")),
+        at=memsync.store.clock.now(), namespace=memsync.settings.namespace,
+        version=shorten(info.get("redis_version")),
         used_memory=figure(info.get("used_memory")), latency=latency, workers=tuple(workers), running=tuple(running),
         pending=len(queue["pending"]), events=tuple(events_of(newest, workers)))
 
@@ -127,7 +128,8 @@ def events_of(tasks: Sequence[Mapping[str, Any]], workers: Sequence[WorkerRecord
         last = str(state.get("status"))
         for name, what in (("published_at", "PENDING"), ("started_at", "STARTED"), ("finished_at", last)):
             if figure(state.get(name)) is not None:
-                found.append(Event(state[name], visible(what), task["id"], _text(state.get("name"))))
+                name_of_task = _text(state.get("name"))
+                found.append(Event(state[name], shorten(what), task["id"], name_of_task))
     for one in workers:
         if figure(one.started_at) is not None:
             found.append(Event(one.started_at or 0.0, "online", one.worker_id))
@@ -137,7 +139,7 @@ def events_of(tasks: Sequence[Mapping[str, Any]], workers: Sequence[WorkerRecord
 
 
 def _text(value: object) -> str:
-    return visible(value) if isinstance(value, str) and value else "-"
+    return shorten(value) if isinstance(value, str) and value else "-"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import click
 from celery.bin.base import CeleryCommand
 
 from ..records import AT_WORK, rank_of
-from .output import ago, duration, figure, json_option, latency_of, memory_of, percent, say_json, say_table, visible
+from .output import (ago, duration, figure, json_option, latency_of, memory_of, percent, print_json, print_line,
+                     print_table, shorten)
 
 #: Newest tasks that are counted by status.
 COUNTED = 1000
@@ -36,22 +37,26 @@ def status(ctx: click.Context, as_json: bool) -> None:
     queues, writers = _queues(workers), _writers(workers)
     locks = {"held": len(held), "waiting": sum(one.waiters or 0 for one in held)}
     if as_json:
-        say_json(ctx, {"namespace": namespace, "redis": server, "workers": workers, "queues": queues, "tasks": counts,
-                       "locks": locks, "writers": writers, "running": running})
+        print_json(ctx, {
+            "namespace": namespace, "redis": server, "workers": workers, "queues": queues,
+            "tasks": counts, "locks": locks, "writers": writers, "running": running})
         return
-    ctx.obj.echo(f"Redis {server['version']}, {(server['used_memory'] or 0) / 2**20:.1f} MiB used, "
-                 f"up {duration(server['uptime'])}, answers in {latency * 1000:.1f}ms, "
-                 f"{visible(server['maxmemory_policy'])}; namespace {namespace}")
-    ctx.obj.echo()
+    used = (figure(server["used_memory"]) or 0) / 2**20
+    print_line(ctx, f"Redis {server['version']}, {used:.1f} MiB used, "
+               f"up {duration(server['uptime'])}, answers in {latency * 1000:.1f}ms, "
+               f"{shorten(server['maxmemory_policy'])}; namespace {namespace}")
+    print_line(ctx)
     _say_workers(ctx, workers, now)
-    ctx.obj.echo()
+    print_line(ctx)
     if queues:
-        told = ", ".join(f"{visible(name)} {'-' if depth is None else depth}" for name, depth in queues.items())
-        ctx.obj.echo(f"Queues: {told}")
+        depths = ", ".join(
+            f"{shorten(name)} {'-' if depth is None else depth}" for name, depth in queues.items())
+        print_line(ctx, f"Queues: {depths}")
     _say_tasks(ctx, counts, len(tasks))
-    ctx.obj.echo(f"Locks: {locks['held']} held, {locks['waiting']} waiting")
+    print_line(ctx, f"Locks: {locks['held']} held, {locks['waiting']} waiting")
     if workers:
-        ctx.obj.echo("Writers: " + ", ".join(f"{number} {name}" for name, number in writers.items()))
+        numbers = ", ".join(f"{number} {name}" for name, number in writers.items())
+        print_line(ctx, f"Writers: {numbers}")
     _say_running(ctx, running, now)
 
 
@@ -74,32 +79,35 @@ def _writers(workers: list[dict[str, Any]]) -> dict[str, int]:
 
 def _say_workers(ctx: click.Context, workers: list[dict[str, Any]], now: float) -> None:
     if not workers:
-        ctx.obj.echo("No worker has told of itself yet.")
+        print_line(ctx, "No worker has told of itself yet.")
         return
     rows = [
-        [visible(one["worker_id"]), visible(one["status"]), visible(one["pool"] or "-"),
-         f"{one['capacity'].get('free', '-')}/{one['capacity'].get('total', '-')}", str(one["counters"].get("total", "-")),
-         ago(one["last_beat"], now), visible(",".join(map(str, one["queues"])) or "-")]
+        [one["worker_id"], one["status"], one["pool"] or "-",
+         f"{one['capacity'].get('free', '-')}/{one['capacity'].get('total', '-')}",
+         one["counters"].get("total", "-"),
+         ago(one["last_beat"], now), ",".join(map(str, one["queues"])) or "-"]
         for one in workers
     ]
-    say_table(ctx, ["WORKER", "STATUS", "POOL", "FREE", "TAKEN", "BEAT", "QUEUES"], rows, colour=1)
+    titles = ["WORKER", "STATUS", "POOL", "FREE", "TAKEN", "BEAT", "QUEUES"]
+    print_table(ctx, titles, rows, colour=1)
 
 
 def _say_tasks(ctx: click.Context, counts: dict[str, int], total: int) -> None:
     if not counts:
-        ctx.obj.echo("No task has been told of yet.")
+        print_line(ctx, "No task has been told of yet.")
         return
-    told = ", ".join(f"{number} {visible(name)}" for name, number in counts.items())
-    ctx.obj.echo(f"Tasks: {told}" + (f" (of the newest {COUNTED})" if total >= COUNTED else ""))
+    numbers = ", ".join(f"{number} {shorten(name)}" for name, number in counts.items())
+    print_line(ctx, f"Tasks: {numbers}" + (f" (of the newest {COUNTED})" if total >= COUNTED else ""))
 
 
 def _say_running(ctx: click.Context, running: list[dict[str, Any]], now: float) -> None:
     if not running:
         return
-    ctx.obj.echo()
+    print_line(ctx)
     rows = [
-        [visible(task["id"]), visible(task["state"].get("name") or "-"), percent(task["progress"]),
-         ago(task["state"].get("started_at"), now), visible((task["progress"] or {}).get("message") or "-", 60)]
+        [task["id"], task["state"].get("name") or "-", percent(task["progress"]),
+         ago(task["state"].get("started_at"), now),
+         shorten((task["progress"] or {}).get("message") or "-", 60)]
         for task in running[:20]
     ]
-    say_table(ctx, ["RUNNING", "NAME", "DONE", "SINCE", "MESSAGE"], rows)
+    print_table(ctx, ["RUNNING", "NAME", "DONE", "SINCE", "MESSAGE"], rows)

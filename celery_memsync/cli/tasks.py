@@ -7,14 +7,13 @@ from typing import Any, Callable, NamedTuple
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
-from celery.exceptions import CeleryCommandException
 
 from ..keys import matcher
 from ..plugin import MemSync
 from ..records import FINAL
 from .ids import task_id_of
-from .output import (ago, duration, figure, json_option, limit_option, memory_of, moment, percent, progress_words,
-                     say_json, say_table, shown, visible)
+from .output import (ago, duration, fail, figure, json_option, limit_option, memory_of, moment, percent, print_facts,
+                     print_json, print_line, print_table, progress_words, shorten, shown)
 
 #: Most tasks that are looked at for those that are asked for.
 LOOKED_AT = 100_000
@@ -38,7 +37,7 @@ class Span(click.ParamType):  # type: ignore[type-arg]
         """Return the seconds."""
         found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhd]?)", str(value))
         if found is None:
-            self.fail(f"{visible(value)} is no span of time, such as 90s, 10m, 2h or 1d", param, ctx)
+            self.fail(f"{shorten(value)} is no span of time, such as 90s, 10m, 2h or 1d", param, ctx)
         return float(found[1]) * self.units[found[2] or "s"]
 
 
@@ -95,14 +94,14 @@ def tasks(
         found = _select(memsync, Wanted(status, name, worker), since, sort, limit)
         now = memsync.store.clock.now()
     if as_json:
-        say_json(ctx, found)
+        print_json(ctx, found)
     elif not found:
-        ctx.obj.echo(
-            "No task is like that." if status is None and (name or worker or since) else
-            "No task has been told of yet." if status is None else f"No task has the status {visible(status)}.")
+        print_line(
+            ctx, f"No task has the status {status}." if status is not None else
+            "No task is like that." if name or worker or since else "No task has been told of yet.")
     else:
-        say_table(ctx, ["ID", "STATUS", "NAME", "DONE", "RUNTIME", "SINCE", "WORKER"],
-                  [_row(one, now) for one in found], colour=1)
+        print_table(ctx, ["ID", "STATUS", "NAME", "DONE", "RUNTIME", "SINCE", "WORKER"],
+                    [_row(one, now) for one in found], colour=1)
 
 
 @click.command(cls=CeleryCommand)
@@ -115,21 +114,18 @@ def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
         task_id = task_id_of(memsync, task_id)
         found = memsync.get_task(task_id)
     if found is None:
-        raise CeleryCommandException(f"Nobody has told of a task {visible(task_id)}, or it was long ago.", exit_code=1)
+        fail(f"Nobody has told of a task {task_id}, or it was long ago.")
     if as_json:
-        say_json(ctx, found)
+        print_json(ctx, found)
         return
     state, progress = found["state"] or {}, found["progress"]
-    rows = [["id", task_id], *([name, _shown(name, value)] for name, value in state.items())]
+    rows = [("id", task_id), *((name, _shown(name, value)) for name, value in state.items())]
     if progress is not None:
-        rows.append(["progress", progress_words(progress, state.get("status") in FINAL)])
-    rows += [[f"run {run.get('run', '-')}",
-              visible(f"{run['status']} since {moment(run.get('started_at') or run.get('received_at'))}")]
-             for run in found["runs"] if len(found["runs"]) > 1]
-    rows += [[f"agent {agent}", shown(data)] for agent, data in sorted(found["agents"].items())]
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        ctx.obj.echo(f"{ctx.obj.style(visible(name).ljust(width), bold=True)}  {value}")
+        rows.append(("progress", progress_words(progress, state.get("status") in FINAL)))
+    if len(found["runs"]) > 1:
+        rows += [(f"run {run.get('run', '-')}", _since(run)) for run in found["runs"]]
+    rows += [(f"agent {agent}", shown(data)) for agent, data in sorted(found["agents"].items())]
+    print_facts(ctx, rows)
 
 
 @click.command(cls=CeleryCommand)
@@ -142,11 +138,12 @@ def agents(ctx: click.Context, task_id: str, as_json: bool) -> None:
         found = memsync.get_task(task_id_of(memsync, task_id))
     told = {} if found is None else found["agents"]
     if as_json:
-        say_json(ctx, told)
+        print_json(ctx, told)
     elif not told:
-        ctx.obj.echo("No agent of that task has told anything.")
+        print_line(ctx, "No agent of that task has told anything.")
     else:
-        say_table(ctx, ["AGENT", "DATA"], [[visible(name), shown(data)] for name, data in sorted(told.items())])
+        rows = [[name, shown(data)] for name, data in sorted(told.items())]
+        print_table(ctx, ["AGENT", "DATA"], rows)
 
 
 def _select(memsync: MemSync, wanted: Wanted, since: float | None, sort: str, limit: int) -> list[dict[str, Any]]:
@@ -171,14 +168,20 @@ def _rank(one: dict[str, Any], sort: str) -> tuple[bool, Any]:
     return value is None, str(value)
 
 
-def _row(one: dict[str, Any], now: float) -> list[str]:
+def _row(one: dict[str, Any], now: float) -> list[object]:
     state = one["state"] or {}
     since = next((state[name] for name in ("finished_at", "started_at", "received_at", "published_at") if state.get(name)),
                  None)
     return [
-        visible(one["id"]), visible(state.get("status", "-")), visible(state.get("name") or "-"),
-        percent(one["progress"]), duration(state.get("runtime")), ago(since, now), visible(state.get("worker") or "-"),
+        one["id"], state.get("status", "-"), state.get("name") or "-",
+        percent(one["progress"]), duration(state.get("runtime")), ago(since, now),
+        state.get("worker") or "-",
     ]
+
+
+def _since(run: dict[str, Any]) -> str:
+    began = moment(run.get("started_at") or run.get("received_at"))
+    return shorten(f"{run['status']} since {began}")
 
 
 def _shown(name: str, value: Any) -> str:
@@ -187,5 +190,5 @@ def _shown(name: str, value: Any) -> str:
     if name == "runtime" and figure(value) is not None:
         return duration(value)
     if name == "exception" and isinstance(value, dict):
-        return visible(f"{value.get('type')}: {value.get('message')}")
-    return visible(value)
+        return shorten(f"{value.get('type')}: {value.get('message')}")
+    return shorten(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import click
 from celery.bin.base import CeleryCommand
 
-from .output import json_option, limit_option, memory_of, say_facts, say_json, say_table, shown, visible
+from .output import json_option, limit_option, memory_of, print_facts, print_json, print_line, print_table, shown
 
 
 @click.command(cls=CeleryCommand)
@@ -17,12 +17,12 @@ def queue(ctx: click.Context, limit: int, as_json: bool) -> None:
         lists = memsync.get_queue(limit=limit)
         holders = {str(task_id): worker_id for worker_id, ids in memsync.get_assignments().items() for task_id in ids}
     if as_json:
-        say_json(ctx, lists)
+        print_json(ctx, lists)
     elif not any(lists.values()):
-        ctx.obj.echo("No task waits, and none is at work.")
+        print_line(ctx, "No task waits, and none is at work.")
     else:
-        say_table(ctx, ["LIST", "TASK", "WORKER"], [
-            [name, visible(task_id), visible(holders.get(task_id, "-"))]
+        print_table(ctx, ["LIST", "TASK", "WORKER"], [
+            [name, task_id, holders.get(task_id, "-")]
             for name in ("processing", "pending") for task_id in lists[name]
         ])
 
@@ -35,12 +35,12 @@ def assignments(ctx: click.Context, as_json: bool) -> None:
     with memory_of(ctx) as memsync:
         found = memsync.get_assignments()
     if as_json:
-        say_json(ctx, found)
+        print_json(ctx, found)
     elif not any(found.values()):
-        ctx.obj.echo("No worker has a task.")
+        print_line(ctx, "No worker has a task.")
     else:
-        say_table(ctx, ["WORKER", "TASK"], [
-            [visible(worker_id), visible(task_id)] for worker_id, ids in sorted(found.items()) for task_id in ids])
+        print_table(ctx, ["WORKER", "TASK"], [
+            [worker_id, task_id] for worker_id, ids in sorted(found.items()) for task_id in ids])
 
 
 @click.command(cls=CeleryCommand)
@@ -51,8 +51,8 @@ def metrics(ctx: click.Context, as_json: bool) -> None:
     with memory_of(ctx) as memsync:
         counters = memsync.get_coordination_metrics()
     if as_json:
-        say_json(ctx, counters)
+        print_json(ctx, counters)
     elif not counters:
-        ctx.obj.echo("Nothing has been counted yet.")
+        print_line(ctx, "Nothing has been counted yet.")
     else:
-        say_facts(ctx, [(name, shown(value)) for name, value in sorted(counters.items())])
+        print_facts(ctx, [(name, shown(value)) for name, value in sorted(counters.items())])

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Callable, Iterator
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
-from celery.exceptions import CeleryCommandException
 from celery.platforms import EX_UNAVAILABLE, EX_USAGE
 
 from ..exceptions import StoreError
 from ..periodic import PeriodicThread
 from ..plugin import MemSync
-from .output import memory_of
+from .output import fail, memory_of
 from .snapshot import Snapshot, View, take
 from .terminal import is_terminal, keys, orderly_end
 
@@ -33,13 +32,12 @@ LOOK = 0.1
 def top(ctx: click.Context, interval: float) -> None:
     """Show workers, running tasks and the newest events, live. Keys: q s w r / and Esc."""
     if not (sys.stdin.isatty() and is_terminal()):
-        raise CeleryCommandException(
-            "top needs a terminal; `memsync status` shows the same once, and `memsync watch` goes into a pipe",
-            exit_code=EX_USAGE)
+        fail("top needs a terminal; `memsync status` shows the same once, "
+             "and `memsync watch` goes into a pipe", EX_USAGE)
     try:
         from rich.live import Live
     except ImportError:
-        raise CeleryCommandException("top needs rich: pip install 'celery-memsync[cli]'", exit_code=EX_UNAVAILABLE) from None
+        fail("top needs rich: pip install 'celery-memsync[cli]'", EX_UNAVAILABLE)
     with memory_of(ctx) as memsync:
         latest = Latest(memsync)
         reader = PeriodicThread("memsync-top", latest.look, interval)

@@ -5,10 +5,9 @@ import sys
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
-from celery.exceptions import CeleryCommandException
 
 from ..records import LockRecord
-from .output import ago, json_option, memory_of, say_json, visible
+from .output import ago, fail, json_option, memory_of, print_error, print_json, print_line
 
 
 @click.command(cls=CeleryCommand)
@@ -25,24 +24,23 @@ def unlock(ctx: click.Context, name: str, yes: bool, fence: int | None, as_json:
     with memory_of(ctx) as memsync:
         held = memsync.get_lock(name)
         if held is None:
-            raise CeleryCommandException(f"Nobody holds the lock {visible(name)}.", exit_code=1)
+            fail(f"Nobody holds the lock {name}.")
         told = _told(held, memsync.store.clock.now())
         if fence is not None and fence != held.fence:
-            raise CeleryCommandException(f"Not freed, for its fence is not {fence}: {told}.", exit_code=1)
+            fail(f"Not freed, for its fence is not {fence}: {told}.")
         if not yes:
-            ctx.obj.error(told)
+            print_error(ctx, told)
             click.confirm("Free it? Whatever its holder does goes on.", err=True, abort=True)
         if not memsync.free_lock(name, held.fence):
-            raise CeleryCommandException(
-                f"Nothing was freed: nobody holds the lock {visible(name)} with the fence {held.fence} any more.",
-                exit_code=1)
+            fail(f"Nothing was freed: nobody holds the lock {name} "
+                 f"with the fence {held.fence} any more.")
     if as_json:
-        say_json(ctx, {"freed": True, **held.as_dict()})
+        print_json(ctx, {"freed": True, **held.as_dict()})
     else:
-        ctx.obj.echo(f"Freed: {told}")
+        print_line(ctx, f"Freed: {told}")
 
 
 def _told(held: LockRecord, now: float) -> str:
-    task = f" for task {visible(held.task_id)}" if held.task_id else ""
-    return (f"the lock {visible(held.name)} of {visible(held.worker_id)}{task}, held for {ago(held.since, now)}, "
+    task = f" for task {held.task_id}" if held.task_id else ""
+    return (f"the lock {held.name} of {held.worker_id}{task}, held for {ago(held.since, now)}, "
             f"{held.waiters or 0} waiting, fence {held.fence}")

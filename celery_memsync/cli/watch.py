@@ -12,7 +12,8 @@ from celery.bin.base import CeleryCommand, CeleryOption
 from ..exceptions import StoreError
 from ..plugin import MemSync
 from ..subscriptions import KeyChange, Watch
-from .output import EX_TIMEOUT, json_option, memory_of, moment, say_json, shown, timeout_option, visible
+from .output import (EX_TIMEOUT, json_option, memory_of, moment, print_error, print_json, print_line, shown,
+                     timeout_option)
 
 T = TypeVar("T")
 
@@ -78,12 +79,12 @@ def patiently(ctx: click.Context, ask: Callable[[], T], deadline: float) -> T:
             if exc.refused or time.monotonic() >= deadline:
                 raise
             if not away:
-                ctx.obj.error(f"{exc}; waiting for it.")
+                print_error(ctx, f"{exc}; waiting for it.")
             away = True
             threading.Event().wait(max(0.0, min(LOOK_INTERVAL, deadline - time.monotonic())))
         else:
             if away:
-                ctx.obj.error("Redis is back.")
+                print_error(ctx, "Redis is back.")
             return answer
 
 
@@ -95,9 +96,10 @@ def deadline_of(timeout: float | None) -> float:
 def _say(ctx: click.Context, change: KeyChange, as_json: bool) -> None:
     entry = change.entry
     if as_json:
-        say_json(ctx, {"key": change.key, "value": None} if entry is None else asdict(entry))
+        print_json(ctx, {"key": change.key, "value": None} if entry is None else asdict(entry))
     elif entry is None:
-        ctx.obj.echo(f"{moment(None):24}  -     {visible(change.key, limit=None)}  gone")
+        print_line(ctx, f"{moment(None):24}  -     {change.key}  gone")
     else:
         version = f"v{entry.version}"
-        ctx.obj.echo(f"{moment(entry.timestamp)}  {version:4}  {visible(entry.key, limit=None)}  {shown(entry.value)}")
+        at = moment(entry.timestamp)
+        print_line(ctx, f"{at}  {version:4}  {entry.key}  {shown(entry.value)}")

@@ -5,7 +5,7 @@ import click
 from celery.bin.base import CeleryCommand
 
 from .ids import task_id_of
-from .output import json_option, memory_of, say_json
+from .output import json_option, memory_of, print_json, print_line
 from .reasons import Known, reason_of
 
 
@@ -21,8 +21,8 @@ def why(ctx: click.Context, task_id: str, as_json: bool) -> None:
                       memsync.get_queue_position(task_id), memsync.store.clock.now())
     found = reason_of(known)
     if as_json:
-        say_json(ctx, {"id": task_id, **found._asdict()})
+        print_json(ctx, {"id": task_id, **found._asdict()})
     else:
-        ctx.obj.echo(found.answer)
+        print_line(ctx, found.answer)
     if found.reason == "unknown":
         ctx.exit(1)

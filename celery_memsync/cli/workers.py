@@ -5,12 +5,11 @@ from typing import Any
 
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
-from celery.exceptions import CeleryCommandException
 
 from ..records import WorkerRecord
 from .ids import worker_of
-from .output import (ago, duration, figure, json_option, mebibytes, memory_of, moment, say_facts, say_json, say_table,
-                     visible)
+from .output import (ago, duration, fail, figure, json_option, mebibytes, memory_of, moment, print_facts, print_json,
+                     print_line, print_table)
 
 
 @click.command(cls=CeleryCommand)
@@ -29,13 +28,13 @@ def workers(ctx: click.Context, worker_id: str | None, status: str | None, as_js
     if status is not None:
         found = [one for one in found if one.status.lower() == status.lower()]
     if as_json:
-        say_json(ctx, [one.as_dict() for one in found])
+        print_json(ctx, [one.as_dict() for one in found])
     elif not found:
-        ctx.obj.echo("No worker has told of itself yet." if status is None else
-                     f"No worker has the status {visible(status)}.")
+        print_line(ctx, "No worker has told of itself yet." if status is None else
+                   f"No worker has the status {status}.")
     else:
         titles = ["WORKER", "STATUS", "POOL", "FREE", "WAITING", "CONSUMING", "CPU", "MEMORY", "UP", "BEAT"]
-        say_table(ctx, titles, [_row(one, now) for one in found], colour=1)
+        print_table(ctx, titles, [_row(one, now) for one in found], colour=1)
 
 
 def _say_one(ctx: click.Context, worker_id: str, as_json: bool) -> None:
@@ -43,18 +42,17 @@ def _say_one(ctx: click.Context, worker_id: str, as_json: bool) -> None:
         found = worker_of(memsync.get_workers(), worker_id)
         now = memsync.store.clock.now()
     if found is None:
-        raise CeleryCommandException(
-            f"No worker {visible(worker_id)} has told of itself, or it was long ago; `memsync workers` lists them.",
-            exit_code=1)
+        fail(f"No worker {worker_id} has told of itself, or it was long ago; "
+             "`memsync workers` lists them.")
     if as_json:
-        say_json(ctx, found.as_dict())
+        print_json(ctx, found.as_dict())
     else:
-        say_facts(ctx, _facts(found, now))
+        print_facts(ctx, _facts(found, now))
 
 
 def _row(one: WorkerRecord, now: float) -> list[str]:
     return [
-        visible(one.worker_id), visible(one.status), visible(one.pool or "-"), visible(_free(one)),
+        one.worker_id, one.status, one.pool or "-", _free(one),
         str(sum(figure(depth) or 0 for depth in one.depths.values())) if one.depths else "-",
         _yes_or_no(one.consuming), _percent(one.cpu), mebibytes(one.rss),
         ago(one.started_at, now), ago(one.last_beat, now),
