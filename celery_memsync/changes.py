@@ -374,22 +374,22 @@ class TellProgress(Change):
         self.started = started
 
     @classmethod
-    def from_row(cls, place: Place, row: Any, run_key: str, ttl: float, clock: Clock) -> TellProgress:
+    def from_row(cls, place: Place, row: Any, run_key: str, ttl: float, clock: Clock) -> TellProgress | None:
         """Return what another process told of an earlier run, from the body that it wrote.
 
-        Raises:
-            ValueError: If it is no such body: it comes with a message, which anybody may write.
+        It comes with a message, which anybody may write: None for what is no such body.
         """
+        if not isinstance(row, list) or len(row) > len(PROGRESS_FIELDS):
+            return None
         padded = [*row, *[None] * (len(PROGRESS_FIELDS) - len(row))]
         percent, current, total, message, status, started_at, updated_at, run, fields = padded
-        for figure, most in ((percent, 100), (current, TOO_LARGE), (total, TOO_LARGE)):
-            if figure is not None and not (type(figure) in (int, float) and 0 <= figure <= most):
-                raise ValueError("a figure of progress is none")
-        for moment in (started_at, updated_at):
-            if not (type(moment) in (int, float) and 0 < moment < TOO_LATE):
-                raise ValueError("a time of progress is none")
-        if fields is not None and not isinstance(fields, dict):
-            raise ValueError("the fields of progress are none")
+        figures = ((percent, 100), (current, TOO_LARGE), (total, TOO_LARGE))
+        sound = (
+            all(figure is None or _is_between(figure, 0, most) for figure, most in figures)
+            and all(_is_between(moment, 1, TOO_LATE) for moment in (started_at, updated_at))
+            and (fields is None or isinstance(fields, dict)))
+        if not sound:
+            return None
         rank = progress_rank(percent, current)
         told = cls(place, (percent, current, total, message, status, run, fields), run_key, rank,
                    clock.monotonic(started_at), ttl)
@@ -554,6 +554,10 @@ def progress_rank(percent: float | None, current: float | None) -> str:
     if percent is None:
         return f"2:{current or 0:024.6f}"
     return f"3:{percent:010.6f}"
+
+
+def _is_between(figure: Any, least: float, most: float) -> bool:
+    return type(figure) in (int, float) and least <= figure <= most
 
 
 def _check(figure: Any, what: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, NamedTuple, Sequence
+from typing import Any, NamedTuple, Sequence, TypeGuard
 
 from . import values
 
@@ -352,7 +352,7 @@ def describe_exception(exc: BaseException) -> dict[str, str]:
     return {"type": type(exc).__qualname__, "message": message}
 
 
-def is_run_key(text: object) -> bool:
+def is_run_key(text: object) -> TypeGuard[str]:
     """Whether this is what :func:`run_key` makes; what travels with messages may be anything."""
     return isinstance(text, str) and len(text) == 16 and text.isascii() and text.isdigit()
 
@@ -457,16 +457,16 @@ class LockRecord:
 
     @classmethod
     def of(cls, name: str, stored: Stored, now: float, waiters: int | None = None) -> LockRecord | None:
-        """Read a lock's entry; None if nobody holds it, or somebody else's data is there.
+        """Read a lock's entry, or return None if it is free; it is held whatever its body says.
 
         Arguments:
             now: Redis's time, in seconds.
         """
         header, about = stored.header, stored.value
-        if stored.gone(now) or not isinstance(about, dict):
+        if stored.over(now):
             return None
         ttl = round(header.over_at / 1000 - now, 3)
-        task_id = about.get("task_id")
+        task_id = about.get("task_id") if isinstance(about, dict) else None
         task_id = task_id if isinstance(task_id, str) else None
         return cls(name, header.fence, header.worker_id, task_id, header.time / 1000, ttl, waiters)
 

@@ -266,19 +266,23 @@ class TaskSignals:
         home.writer.take(active)
         if retries or sent.get("recoveries") or (facts.get("delivery_info") or {}).get("redelivered"):
             # A new run starts over; what the one before reached is kept as ``previous``.
-            self._tell_previous(task_id, sent.get("previous"))
+            self._tell_previous(task_id, sent.get("previous"), active.run_key)
             memsync.writer.put(active.progress)
 
-    def _tell_previous(self, task_id: str, previous: Any) -> None:
-        if not isinstance(previous, list):
+    def _tell_previous(self, task_id: str, previous: Any, present: str) -> None:
+        """Record the progress of an earlier run, as it came with the message of this one."""
+        key, row = previous if isinstance(previous, list) and len(previous) == 2 else (None, None)
+        if not is_run_key(key) or key >= present:
+            return
+        try:
+            values.encode(row, "an earlier progress", MAX_PREVIOUS)
+        except ValueError:
             return
         memsync = self.memsync
         place = memsync.keys.task_place(task_id, PROGRESS)
-        with _HARMLESS:
-            key, row = previous
-            if not is_run_key(key):
-                return
-            memsync.writer.put(TellProgress.from_row(place, row, key, memsync.settings.default_ttl, memsync.store.clock))
+        change = TellProgress.from_row(place, row, key, memsync.settings.default_ttl, memsync.store.clock)
+        if change is not None:
+            memsync.writer.put(change)
 
     def on_ended(self, task_id: str, retval: Any = None, state: str | None = None, **_: Any) -> None:
         """Tell how a run has ended; killed ones have no state, and the main process tells of them."""

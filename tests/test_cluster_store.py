@@ -11,6 +11,7 @@ from celery_memsync.records import TaskRun
 from celery_memsync.rights import rules
 
 from .helpers import eventually, free_port
+from .support.junk import JUNK
 from .test_coherence import in_background
 from .test_rights import use_everything
 from .topologies import Cluster, ask, system_server
@@ -278,3 +279,21 @@ def test_more_writes_than_a_script_can_take_go_in_parts(make):
     memsync.force_sync(timeout=20)
 
     assert len(other.search("k*", limit=10_000)) == 5000
+
+
+@pytest.mark.parametrize("kind", JUNK)
+def test_writes_go_on_with_junk_in_the_bookkeeping_of_a_cluster(cluster, make, kind):
+    memsync, other = make(batch_interval=60.0), make()
+    tell(memsync, "t1", "STARTED")
+    memsync.force_sync()
+    keys = memsync.store.keys
+    for key in (keys.done(memsync.store.token, "notes"), keys.noted):
+        client = next(one.client() for one in cluster.servers if one.client().exists(key))
+        JUNK[kind](client, key)
+
+        for number in range(3):
+            tell(memsync, f"{key[-5:]}-{number}", "STARTED")
+            memsync.force_sync()
+
+    known = [task["id"] for task in other.get_tasks()]
+    assert {f"{key[-5:]}-{number}" for key in (keys.noted, "notes") for number in range(3)} <= set(known)

@@ -61,7 +61,8 @@ local function keep_stamps()
   redis.call("PEXPIRE", noted, whole(horizon))
 end
 
-local last = tonumber(try("GET", done)) or 0
+local last = tonumber(string.match(call("GET", done) or "", "^%d+$") or 0)
+if last > 2 ^ 53 then last = 0 end
 if last >= tonumber(serial) then return answer end
 for i = 6, #ARGV do take_note(ARGV[i]) end
 keep()

@@ -135,7 +135,7 @@ local function writes_of(writes)
   local last, others, count = nil, "", 0
   for id in string.gmatch(writes, "[^,]+") do
     if string.sub(id, 1, #writer + 1) == writer .. "." then
-      last = tonumber(string.sub(id, #writer + 2))
+      last = #id < #writer + 17 and tonumber(string.sub(id, #writer + 2)) or nil
     elseif count < 2 then
       others, count = others .. "," .. id, count + 1
     end

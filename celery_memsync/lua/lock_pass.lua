@@ -40,7 +40,7 @@ local now_text = string.sub(now_us, 1, -4)
 local text = call("GET", lock)
 local version, _, _, fence, since, lease, _, writes = parse(text or "")
 local left, has, had = 0, nil, ""
-if version then
+if version and (lease == "0" or string.find(text, "\n.")) then
   -- Where the clock was set back, a lease is not longer than it was at first.
   if lease ~= "0" then left = math.min(since + lease - now_ms, tonumber(lease)) end
   has, had = string.match(writes, "^([^,]*),?(.*)$")

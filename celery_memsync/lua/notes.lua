@@ -104,7 +104,7 @@ end
 -- after it could be trimmed, or added at all.
 local function index_task(...)
   local at = try("XADD", index, ...)
-  if type(at) == "table" and string.find(at.err, "XADD", 1, true)
+  if type(at) == "table" and (string.find(at.err, "XADD", 1, true) or string.find(at.err, "stream", 1, true))
       or type(at) == "string" and tonumber(string.match(at, "^%d+")) > now_ms + AHEAD then
     redis.call("DEL", index)
     try("XADD", index, ...)

@@ -280,7 +280,7 @@ def answers_of(pipeline: Any) -> list[Any]:
 def serial_of(done: bytes | None) -> int:
     """Return the number that was noted of what is done, 0 if none was."""
     serial = (done or b"").partition(b" ")[0]
-    return int(serial) if serial.isdigit() else 0
+    return int(serial) if serial.isdigit() and len(serial) < 16 else 0
 
 
 def ms(seconds: float) -> int:
