@@ -5,7 +5,7 @@ import functools
 import inspect
 import random
 import string
-from hashlib import sha1
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Callable, TypeVar
 
 from celery import Task
@@ -105,7 +105,7 @@ class Guard:
             raise Skipped(exc.facts) from exc
         if task.request.is_eager:
             raise exc  # it would be tried again at once, and in vain
-        countdown = self.retry_delay * random.uniform(0.5, 1.5)
+        countdown = self.retry_delay * random.uniform(0.5, 1.5)  # nosec B311 - spreads retries, no secret
         if self.count_retries:
             raise task.retry(exc=exc, countdown=countdown)
         # As Task.retry does, but without counting.
@@ -174,7 +174,7 @@ class _Formatter(string.Formatter):
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
         if conversion == "h":
-            return sha1(values.dumps(value)).hexdigest()
+            return sha256(values.dumps(value)).hexdigest()
         return super().convert_field(value, conversion)
 
 

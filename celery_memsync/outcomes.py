@@ -89,12 +89,17 @@ class Outcomes:
         failed, retval, runtime = outcome
         status, exception = verdict(retval.exception) if failed else ("SUCCESS", None)
         row: Any = now, run.task_id, facts_of(run.facts), run.sent, status, exception, request.time_start, runtime
-        recent.append((now, marshal.dumps(row)))
+        try:
+            recent.append((now, marshal.dumps(row)))
+        except ValueError:
+            # A header of the message holds a type that marshal does not take, such as a time of AMQP.
+            return
 
     def of_the_gone(self, alive: Iterable[int]) -> list[Outcome]:
         """Return, and forget, the outcomes of all children but those that are alive."""
         gone = set(self._by_pid) - set(alive)
-        return [Outcome(pid, *marshal.loads(body)) for pid in gone for _, body in self._by_pid.pop(pid)]
+        rows = [(pid, body) for pid in gone for _, body in self._by_pid.pop(pid)]
+        return [Outcome(pid, *marshal.loads(body)) for pid, body in rows]  # nosec B302 - packed by `remember`
 
 
 def verdict(error: BaseException) -> tuple[str, dict[str, str] | None]:

@@ -22,7 +22,7 @@ def load(*names: str) -> Script:
     """Return the script of files in ``lua/``, one after the other, behind ``validation.lua``."""
     folder = resources.files(__package__).joinpath("lua")
     text = "".join(folder.joinpath(f"{name}.lua").read_text() for name in ("validation", *names))
-    return Script(text, sha1(text.encode()).hexdigest())
+    return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
 COORDINATION_WRITE = load("places", "coordination_write")

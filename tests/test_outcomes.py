@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from types import SimpleNamespace
 
 from celery_memsync.outcomes import MAX_REMEMBERED, Outcomes
@@ -40,6 +41,15 @@ def test_a_failure_is_remembered_with_its_error():
 
     assert [(one.status, one.exception) for one in outcomes.of_the_gone(alive=[])] == [
         ("FAILURE", {"type": "ValueError", "message": "no"})]
+
+
+def test_outcome_with_a_header_of_an_odd_type_raises_nothing():
+    outcomes = Outcomes()
+    run = SimpleNamespace(task_id="t1", facts={"root_id": datetime(2026, 1, 1)}, sent={"key": "k"})
+
+    outcomes.remember(SimpleNamespace(worker_pid=11, time_start=5.0), run, (False, None, 0.5), 0.1, True)
+
+    assert outcomes.of_the_gone(alive=[]) == []
 
 
 def test_the_memory_of_a_child_has_a_bound_while_redis_is_away():

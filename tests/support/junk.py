@@ -13,7 +13,8 @@ MEMBERS = (b"\xff\xfe", "", " ", "junk", "a b c", "a 1 b/c", "x" * 2000, "tok 99
 #: Texts in the place of entries, pages, counters, numbers of changes and kept messages.
 TEXTS = (
     b"", b"\xff\xfe\x00", b"junk", b"\n", b"\n" * 50, b"1 2 3\n4", HEADER.encode(), HEADER.encode() + b"{",
-    b"99999999999999999999", b"-1", b"1e999", b"nan", f"{'9' * 400} - - 0 1 1 0 t.1 w\n1".encode(), f"1 - - 0 {'9' * 20} 3600000 0 t.1 w\n1".encode(),
+    b"99999999999999999999", b"-1", b"1e999", b"nan",
+    f"{'9' * 400} - - 0 1 1 0 t.1 w\n1".encode(), f"1 - - 0 {'9' * 20} 3600000 0 t.1 w\n1".encode(),
     f"1 - - 0 {NOW} {'9' * 20} 0 t.1 w\n1".encode(), f"1 - - {'9' * 21} {NOW} 3600000 0 t.1 w\n1".encode(),
     f"1 - - 0 {NOW} 3600000 -{'9' * 20} t.1 w\n1".encode(), b"1 - - 0 0 0 0 - w\n1",
     f"1 {'9' * 500} {'9' * 500} 0 {NOW} 3600000 0 {'t.1,' * 500} w\n1".encode(),
