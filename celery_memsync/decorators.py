@@ -105,7 +105,7 @@ class Guard:
             raise Skipped(exc.facts) from exc
         if task.request.is_eager:
             raise exc  # it would be tried again at once, and in vain
-        countdown = self.retry_delay * random.uniform(0.5, 1.5)  # nosec B311 - spreads retries, no secret
+        countdown = self.retry_delay * random.uniform(0.5, 1.5)  # nosec B311 # spreads retries, no secret
         if self.count_retries:
             raise task.retry(exc=exc, countdown=countdown)
         # As Task.retry does, but without counting.

@@ -99,7 +99,7 @@ class Outcomes:
         """Return, and forget, the outcomes of all children but those that are alive."""
         gone = set(self._by_pid) - set(alive)
         rows = [(pid, body) for pid in gone for _, body in self._by_pid.pop(pid)]
-        return [Outcome(pid, *marshal.loads(body)) for pid, body in rows]  # nosec B302 - packed by `remember`
+        return [Outcome(pid, *marshal.loads(body)) for pid, body in rows]  # nosec B302 # packed by `remember`
 
 
 def verdict(error: BaseException) -> tuple[str, dict[str, str] | None]:

@@ -382,7 +382,7 @@ class BatchWriter:
             changes = self._replace(changes, again)
             if not again:
                 break
-            time.sleep(number * random.random() * CONTENTION_PAUSE)  # nosec B311 - spreads tries, no secret
+            time.sleep(number * random.random() * CONTENTION_PAUSE)  # nosec B311 # spreads tries, no secret
         else:
             lost += self._let_wait(changes)
             self._replace(changes, [])
