@@ -158,8 +158,8 @@ local function entry(version, told, stored_at, time, by, body)
   return string.format("%.0f %s %.0f %s.%s %s\n%s", version, told, stored_at - time, writer, by, worker, body)
 end
 
--- Delete two fields of a hash, chosen at random, if their entries are over.  Each write adds at most one field, so those
--- that are over are in the end a third of all.
+-- Delete two fields of a hash, chosen at random, if their entries are over: with each field that is added, so that they
+-- become no more than those that are not over, and with one in eight of the other writes.
 local function drop_expired(owner)
   for _, field in ipairs(redis.call("HRANDFIELD", owner, 2)) do
     local _, _, _, _, time, ttl = parse(redis.call("HGET", owner, field))
@@ -178,9 +178,9 @@ local function store(owner, entries, slot, field, text, time, ttl_ms)
     return join(owner, entries, slots, slot, time + ttl_ms - now_ms)
   end
   local left = redis.call("PTTL", owner)
-  redis.call("HSET", owner, field, text)
+  local added_field = redis.call("HSET", owner, field, text) == 1
   if left < tonumber(ttl_ms) then redis.call("PEXPIRE", owner, ttl_ms) end
-  drop_expired(owner)
+  if added_field or now_ms % 8 == 0 then drop_expired(owner) end
   return left == -2
 end
 
@@ -189,20 +189,24 @@ local function write(owner, known)
   local slot, field = tonumber(where), nil
   local entries, text, page
   if slot then
-    page = try("GET", owner)
+    page = redis.pcall("GET", owner)
     text = page
   else
     field = string.sub(where, 2)
-    text = try("HGET", owner, field)
+    text = redis.pcall("HGET", owner, field)
   end
-  if type(text) == "table" then return { "error", text.err } end
+  if type(text) == "table" then
+    if not was_foreign(text, owner) then return { "error", text.err } end
+    text, page = nil, nil
+  end
   if slot then
     entries = split(page or "")
     text = entries[slot]
   end
   local version, srun, srank, sfence, writes, over = 0, "-", "-", "0", "", false
   local stime, sttl, slag
-  local v, r, k, f, t, ttl, lag, w = parse(text or "")
+  local v, r, k, f, t, ttl, lag, w
+  if text and text ~= "" then v, r, k, f, t, ttl, lag, w = parse(text) end
   if v then
     version, sfence, writes, stime, sttl, slag = tonumber(v), f, w, t, ttl, lag
     over = t + ttl <= now_ms

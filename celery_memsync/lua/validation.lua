@@ -16,10 +16,9 @@ end
 local function parse(text)
   local version, run, rank, fence, time, ttl, lag, writes =
     string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%-?%d+) (%S+) ")
-  if version and #version < 16 and #time < 16 and #ttl < 15 and #lag < 16
-      and (#fence < 16 or #fence == 16 and fence < "9007199254740992") then
-    return version, run, rank, fence, time, ttl, lag, writes
-  end
+  if not version or #version > 15 or #time > 15 or #ttl > 14 or #lag > 15 or #fence > 16
+      or #fence == 16 and fence > "9007199254740991" then return nil end
+  return version, run, rank, fence, time, ttl, lag, writes
 end
 
 -- Return whether a text may be the id of a task or worker, as `check_id` in keys.py has it.
@@ -29,20 +28,24 @@ local function is_id(text)
     and not string.find(text, "\226\128[\168\169]")
 end
 
+-- Whether a result says that a key holds a value of another type; that is deleted then.
+local function was_foreign(result, key)
+  if not (result.err and string.find(result.err, "WRONGTYPE", 1, true)) then return false end
+  redis.call("DEL", key)
+  return true
+end
+
 -- Run a command on a key of ours and return its result, an error as well.  A value of another type is deleted first.
 local function try(command, key, ...)
   local result = redis.pcall(command, key, ...)
-  if type(result) == "table" and result.err and string.find(result.err, "WRONGTYPE", 1, true) then
-    redis.call("DEL", key)
-    result = redis.pcall(command, key, ...)
-  end
+  if type(result) == "table" and was_foreign(result, key) then return redis.pcall(command, key, ...) end
   return result
 end
 
 -- The same, but an error ends the script.
 local function call(command, key, ...)
-  local result = try(command, key, ...)
-  if type(result) == "table" and result.err then return redis.call(command, key, ...) end
+  local result = redis.pcall(command, key, ...)
+  if type(result) == "table" and (was_foreign(result, key) or result.err) then return redis.call(command, key, ...) end
   return result
 end
 
