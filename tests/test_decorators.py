@@ -59,7 +59,7 @@ def test_names_reach_into_arguments_and_make_short_texts_of_them(memsync, seen):
     (another,) = fetch({"id": 3, "kind": "a"}, date(2026, 1, 1), uuid.UUID(int=1))
 
     assert name.startswith("3:'a':2026:") and name == same != another
-    assert len(name.rpartition(":")[2]) == 40
+    assert len(name.rpartition(":")[2]) == 64
 
 
 @pytest.mark.parametrize("name, error", [

@@ -99,12 +99,10 @@ def test_signed_message_is_replayed_once_by_each_process(make_sender, redis):
     sent = []
 
     for sender in (*senders, *senders):
-        redis.hset(KEYS.messages(first.memsync.store.token), run, signed)
-        redis.delete(KEYS.task(request.id))
-        first.memsync.sync_task_run(request.id, stage.evolve(status="LOST"), key)
-        first.memsync.force_sync()
+        sender.forge_loss(redis, request.id, run, signed, stage, key)
         sender.lose(token=first.memsync.store.token)
         sent.append(first.take(task) is not None)
+        sender.memsync.force_sync()
 
     assert sent == [True, True, False, False]
 

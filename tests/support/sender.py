@@ -1,6 +1,8 @@
 """An app that plays producer, lost worker and requeueing worker in one process."""
 from __future__ import annotations
 
+import time
+
 from celery import Celery
 from celery.worker.request import Request
 
@@ -68,6 +70,13 @@ class Sender:
         self.memsync.force_sync()
         store.redis.zadd(store.keys.lost, {LOSS.name: float(LOSS.score)})
         return self.requeuer.settle([LOSS._replace(token=token or store.token)])
+
+    def forge_loss(self, redis, task_id, run, signed, stage, key):
+        """Write past the package that a run is LOST and that its message is kept, as an attacker does."""
+        self.memsync.force_sync()
+        redis.hset(self.memsync.keys.messages(run.partition("-")[0]), run, signed)
+        header = f"1 {key} 3 0 {round(time.time() * 1000)} 60000 0 token123.1 w\n".encode()
+        redis.set(self.memsync.keys.task(task_id), header + stage.evolve(status="LOST").encode(task_id), px=60_000)
 
     def kept(self):
         return self.memsync.store.read_messages(self.memsync.store.token)[1]
