@@ -349,6 +349,7 @@ def ask_apart(client: redis.Redis, commands: Iterable[tuple[str, ...]]) -> list[
     """Return Redis's answer to each command, on a connection that is used for nothing else; an error is one, too."""
     connection: Any = client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
     try:
+        connection.connect()  # which starts an embedded server; sending would not
         answers = []
         for command in commands:
             connection.send_command(*command)

@@ -169,8 +169,13 @@ def _check_way(path: Path) -> None:
 
 
 def _others_write(info: os.stat_result) -> int:
-    """Return the bits that let other users write: with umask 002 a user's own group may."""
-    return stat.S_IWOTH if info.st_gid == os.getegid() and os.getegid() != 0 else OTHERS_WRITE
+    """Return the bits that let other users write.
+
+    Systems that give each user a private group, with the number of the user, set umask 002: what
+    that group may write is the user's alone.
+    """
+    is_private = info.st_gid == info.st_uid == os.geteuid() != 0
+    return stat.S_IWOTH if is_private else OTHERS_WRITE
 
 
 def _make(folder: Path) -> os.stat_result:

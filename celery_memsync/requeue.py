@@ -17,12 +17,16 @@ from .exceptions import StoreError
 from .kept_messages import KeptMessage, signed_size, signer_of
 from .keys import LIFE
 from .records import TaskRun, rank_of, run_key
+from .settings import short
 from .store import Loss
 
 logger = get_logger(__name__)
 
 #: What is done with the running tasks of a lost worker: marked as LOST only, or requeued as well.
 MARK, REQUEUE = "mark", "requeue"
+
+#: Why a message is skipped that no key of this worker has signed.
+UNSIGNED = "it has no valid signature (is memsync_signing_key the same in all workers?)"
 
 #: Requeued messages that a process remembers, so that none is sent twice; above that it requeues nothing.
 MAX_REMEMBERED = 100_000
@@ -54,9 +58,15 @@ class TaskRequeuer:
         """Check what a worker needs before it starts.
 
         Raises:
-            ImproperlyConfigured: If requeueing is asked for and no key signs the messages.
+            ImproperlyConfigured: If a task asks for something else than ``mark`` or ``requeue``, or if requeueing is
+                asked for and no key signs the messages.
         """
         app, settings = self.memsync.app, self.memsync.settings
+        for name, task in sorted(app.tasks.items()):
+            choice = getattr(task, "memsync_recover", None)
+            if choice not in (None, MARK, REQUEUE):
+                raise ImproperlyConfigured(
+                    f"memsync_recover of the task {name} is {short(choice)}; it must be {MARK!r} or {REQUEUE!r}")
         asks = ["memsync_recover"] if settings.recover == REQUEUE else [
             f"memsync_recover of the task {name}" for name, task in sorted(app.tasks.items())
             if getattr(task, "memsync_recover", None) == REQUEUE]
@@ -126,7 +136,7 @@ class TaskRequeuer:
             refused: dict[str, str] = {}
             for run, signed in rows.items():
                 message = self._verified(loss, run, signed)
-                why = "it has no valid signature" if message is None else self._refusal(message)
+                why = UNSIGNED if message is None else self._refusal(message)
                 if message is None or why:
                     refused[run] = why
                 elif (stage := self._lost_stage(message)) is not None:

@@ -119,7 +119,9 @@ def wrong(name: str, value: object, allowed: str) -> ImproperlyConfigured:
     """Return the error for a setting that is not what is allowed, without a URL or a key in it."""
     shown = "a URL" if name == "backend" and isinstance(value, str) else short(value)
     if name == "signing_key":
-        shown = f"of type {type(value).__name__}"
+        shown = " and ".join(
+            f"a text of {len(key)} characters" if isinstance(key, (str, bytes)) else f"of type {type(key).__name__}"
+            for key in _listed(value)) or "empty"
     return ImproperlyConfigured(f"memsync_{name} is {shown}; it must be {allowed}")
 
 

@@ -67,6 +67,7 @@ def test_message_without_a_signature_is_skipped_and_deleted(make_sender, redis, 
     task.delay(1)
     request = sender.take(task)
     run = sender.receive(request)
+    sender.messages.sync()
     code = pickle.dumps([[Exploit(tmp_path / "ran")], {}, {}], 0).decode("ascii")
     replace(sender, redis, run, front + plain(sender, request, run))
     replace(sender, redis, run + "2", front + plain(
@@ -258,6 +259,15 @@ def test_worker_without_a_signing_key_is_refused(make_sender, conf, options, nam
 
     assert names in str(refused.value)
     assert "memsync_signing_key" in str(refused.value)
+
+
+@pytest.mark.parametrize("choice", ["requeu", True, 5, ["requeue"], "x" * 500])
+def test_worker_refuses_a_task_with_another_choice(make_sender, choice):
+    sender = make_sender(**MARK_ONLY)
+    sender.task(memsync_recover=choice)
+
+    with pytest.raises(ImproperlyConfigured, match="memsync_recover of the task proj.add is .*'mark' or 'requeue'"):
+        sender.requeuer.check()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,10 @@ FILE = re.compile(r"# (\w+\.py)\b")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
+#: What the examples read from the environment.
+SECRETS = {"SIGNING_KEY": "0123456789abcdef-docs"}
+
+
 class Page:
     """The examples of one page, put where they can be run.
 
@@ -56,7 +60,7 @@ class Page:
         """Run a command in the page's folder and return its output; it must succeed."""
         done = subprocess.run(
             command, cwd=self.folder, capture_output=True, text=True, timeout=60,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder}", **(env or {})},
+            env={**os.environ, **SECRETS, "PYTHONPATH": f"{ROOT}{os.pathsep}{self.folder}", **(env or {})},
         )
         assert done.returncode == 0, f"{command}:\n{done.stdout}{done.stderr}"
         return done.stdout
@@ -71,7 +75,7 @@ class Page:
 
     def worker(self, name):
         """Return a worker for the app of a file."""
-        return Worker(name, self.folder / f"{name}.log", "-c", "2", "-n", f"{name}@%h", cwd=self.folder)
+        return Worker(name, self.folder / f"{name}.log", "-c", "2", "-n", f"{name}@%h", cwd=self.folder, env=SECRETS)
 
 
 @pytest.fixture(scope="module")

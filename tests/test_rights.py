@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import pytest
 import redis as redis_py
@@ -137,7 +138,9 @@ def test_no_right_is_told_that_nothing_needs():
 def test_the_page_on_security_tells_all_rights():
     page = (ROOT / "docs" / "howto" / "security.md").read_text()
 
-    assert " ".join(rules(NAMESPACE)[2:]) in re.sub(r"\s+(\\\s+)?", " ", page)
+    command = re.search(r"^\$ (redis-cli ACL SETUSER .*?)^```$", page, re.M | re.S).group(1)
+    assert re.findall(r"(?<!')\|(?!')", re.sub(r"'[^']*'", "", command)) == []
+    assert shlex.split(command.replace("\\\n", " "))[3:] == ["app", "on", ">secret", *rules(NAMESPACE)]
 
 
 def test_a_wrong_password_is_told_without_it(guarded, grant):
