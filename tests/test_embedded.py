@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_memsync import embedded
+from celery_memsync import MemorySyncManager, embedded
 
 from .embedded_processes import StayingUsers, begin, run, servers_of
 from .helpers import eventually
