@@ -161,21 +161,11 @@ def _check_way(path: Path) -> None:
         if stat.S_ISLNK(info.st_mode):
             part.stat()  # raises OSError on a loop of links
             _check_way(part.parent / os.readlink(part))
-        elif info.st_mode & _others_write(info) and not info.st_mode & stat.S_ISVTX:
+        elif info.st_mode & OTHERS_WRITE and not info.st_mode & stat.S_ISVTX:
             raise UnsafePathError(
                 f"{part} has mode {stat.S_IMODE(info.st_mode):04o}, so other users can replace "
                 f"what is in it; run chmod go-w {part}, {ADVICE}"
             )
-
-
-def _others_write(info: os.stat_result) -> int:
-    """Return the bits that let other users write.
-
-    Systems that give each user a private group, with the number of the user, set umask 002: what
-    that group may write is the user's alone.
-    """
-    is_private = info.st_gid == info.st_uid == os.geteuid() != 0
-    return stat.S_IWOTH if is_private else OTHERS_WRITE
 
 
 def _make(folder: Path) -> os.stat_result:

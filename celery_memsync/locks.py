@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from itertools import count
 from typing import Callable, NamedTuple
@@ -42,6 +43,10 @@ ON_ITS_WAY = 2.0
 #: Seconds between two looks whether a child is gone, and for how long its parent looks.
 LOOK_INTERVAL = 0.05
 LONGEST_LOOK = 60.0
+
+
+#: Holder, fence and lease (ms) of the message that gives a lock to a waiter; other programs may publish there, too.
+_TURN = re.compile(rb"(\S+) (\d{1,16}) (\d{1,14})").fullmatch
 
 
 class Owner(NamedTuple):
@@ -197,13 +202,14 @@ class Locks:
         end = time.monotonic() + seconds
         try:
             while (left := end - time.monotonic()) > 0:
-                word = ear.hear(left)
-                if word is None:
+                message = ear.hear(left)
+                if message is None:
                     break
-                holder, fence, lease_ms = word.split()
+                turn = _TURN(message)
                 # What is heard late was meant for the one before, or was over when we asked: others had it since.
-                if holder.decode() == grant.ask.holder and int(fence) > answer.fence:
-                    self._take_turn(grant, int(fence), asked + int(lease_ms) / 1000)
+                if turn is not None and turn[1] == grant.ask.holder.encode() and int(turn[2]) > answer.fence:
+                    lease = min(int(turn[3]) / 1000, grant.ask.ttl)
+                    self._take_turn(grant, int(turn[2]), asked + lease)
                     break
         except StoreError:
             # The connection is broken.  Whether Redis is there the next question will tell.

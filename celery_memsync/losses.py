@@ -9,7 +9,7 @@ from itertools import count
 from typing import Callable, Iterable, Iterator, NamedTuple, Sequence, TypeVar
 
 from .events import Events
-from .keys import LIFE
+from .keys import LIFE, is_id
 from .periodic import PeriodicThread
 from .records import AT_WORK, Stored, TaskRun, WorkerRecord, rank_of
 from .store import Beat, EntryWrite, Loss, Store, ms
@@ -222,7 +222,7 @@ def _lost(loss: Loss, stored: Stored | None) -> Lost:
     if stored is None or stored.header.writes != loss.token:
         return Lost(loss, loss.at, (), stored is not None)
     record = WorkerRecord.from_dict(loss.worker_id, stored.value)
-    running = tuple(task["id"] for task in record.running if isinstance(task, dict) and isinstance(task.get("id"), str))
+    running = tuple(task["id"] for task in record.running if isinstance(task, dict) and is_id(task.get("id")))
     return Lost(loss, stored.header.stored_at / 1000, running, False)
 
 

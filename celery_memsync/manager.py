@@ -19,10 +19,10 @@ from .changes import Change, MergeFields, Progress, SetValue, SyncMetrics, SyncQ
 from .coordination import check_assignments, check_queue, check_steps
 from .events import Events, Handler
 from .exceptions import ConflictError, InvalidKey, InvalidValue, LockLost
-from .keys import ASSIGNMENTS, LIFE, METRICS, PROGRESS, QUEUE, STATE, Keys, Place, check_id
+from .keys import ASSIGNMENTS, LIFE, METRICS, PROGRESS, QUEUE, STATE, Keys, Place, check_id, is_id
 from .locks import Lock, Locks, Owner
 from .reader import LONGEST_LIST, parts_of
-from .records import Entry, LockRecord, Stored, TaskRun, WorkerRecord
+from .records import MAX_FENCE, Entry, LockRecord, Stored, TaskRun, WorkerRecord
 from .services import Services
 from .settings import MAX_SECONDS, Settings, short
 from .store import Store
@@ -389,11 +389,14 @@ class MemorySyncManager:
             StoreError: If Redis is away.
         """
         assignments = {
-            record.worker_id: [task["id"] for task in record.running if isinstance(task, dict) and "id" in task]
+            record.worker_id: [task["id"] for task in record.running if isinstance(task, dict) and is_id(task.get("id"))]
             for record in self.get_workers() if record.running and record.status not in ("lost", "offline")
         }
         by_hand = self.read(self._open().keys.coordination_place(ASSIGNMENTS).path)
-        return {**assignments, **by_hand} if isinstance(by_hand, dict) else assignments
+        for worker_id, ids in by_hand.items() if isinstance(by_hand, dict) else ():
+            if is_id(worker_id) and isinstance(ids, list):
+                assignments[worker_id] = list(filter(is_id, ids))
+        return assignments
 
     def get_coordination_metrics(self) -> dict[str, Any]:
         """Return all counters by name.
@@ -975,6 +978,8 @@ def _check_fence(fence: Lock | int | None) -> int:
         raise InvalidValue(f"fence is a lock, or the number that is its fence, not {type(fence).__name__}")
     if number == 0 and isinstance(fence, Lock):
         raise LockLost(fence.name)
+    if number >= MAX_FENCE:
+        raise InvalidValue("fence is larger than that of any lock")
     return number
 
 

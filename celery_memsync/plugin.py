@@ -65,10 +65,7 @@ class MemSync(MemorySyncManager):
         if self.app is not None:
             raise ImproperlyConfigured("this MemSync belongs to another app already; make one for each app")
         self.app = app
-        # A configuration that is pending is not loaded for this.
-        app.on_after_configure.connect(hide_password, weak=False)
-        if app.configured:
-            hide_password(app.conf)
+        mask_reports(app)
         tied = getattr(app, "memsync", None)
         if isinstance(tied, MemSync):
             tied.signals.disconnect()
@@ -350,19 +347,30 @@ def app_settings(conf: Any) -> dict[str, Any]:
     return {name: conf.get(name) for name in ours if name.startswith("memsync_")}
 
 
-def hide_password(source: Any, **_: Any) -> None:
-    """Move the password of ``memsync_backend`` to where Celery masks it in its reports.
-
-    Arguments:
-        source: The configuration; Celery's signal ``on_after_configure`` names it so.
-    """
-    for name in list(source):
+def hide_password(conf: Any) -> None:
+    """Move the password of ``memsync_backend`` to where Celery masks it in its reports."""
+    for name in list(conf):
         # A name may have a prefix, such as CELERY_.
-        if not str(name).lower().endswith("memsync_backend") or not isinstance(source[name], str):
+        if not str(name).lower().endswith("memsync_backend") or not isinstance(conf[name], str):
             continue
-        url = with_login_in_front(source[name])
-        if url != source[name]:
-            source[name] = url
+        url = with_login_in_front(conf[name])
+        if url != conf[name]:
+            conf[name] = url
+
+
+def mask_reports(app: Any) -> None:
+    """Hide the password in each report of an app, whenever the setting was made."""
+    bugreport = app.bugreport
+    if hasattr(bugreport, "hides_password"):
+        return
+
+    @functools.wraps(bugreport)
+    def report(*args: Any, **kwargs: Any) -> Any:
+        hide_password(app.conf)
+        return bugreport(*args, **kwargs)
+
+    report.hides_password = True  # type: ignore[attr-defined]
+    app.bugreport = report
 
 
 def _backend_of(conf: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any, NamedTuple, Sequence, TypeGuard
+from typing import Any, Callable, NamedTuple, Sequence, TypeGuard
 
 from . import values
 
@@ -342,14 +342,21 @@ class TaskRun:
 
 def describe_exception(exc: BaseException) -> dict[str, str]:
     """Return type and message of an exception; long messages are cut."""
-    try:
-        message = str(exc)
-    except BaseException:
-        # The exception is the user's, and so is its __str__: a SystemExit from there must not end the worker.
-        message = "<its message can't be shown>"
+    message = _plain_text(lambda: str(exc), "<its message can't be shown>")
     if len(message) > MAX_MESSAGE:
         message = message[:MAX_MESSAGE] + "..."
-    return {"type": type(exc).__qualname__, "message": message}
+    return {"type": _plain_text(lambda: type(exc).__qualname__, "Exception"), "message": message}
+
+
+def _plain_text(make: Callable[[], str], otherwise: str) -> str:
+    """Return a text that a user's class makes, free of that class.
+
+    Its methods may do anything: a SystemExit from one of them must not end the worker.
+    """
+    try:
+        return str.__str__(make())
+    except BaseException:
+        return otherwise
 
 
 def is_run_key(text: object) -> TypeGuard[str]:

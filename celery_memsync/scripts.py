@@ -25,9 +25,9 @@ def load(*names: str) -> Script:
     return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-COORDINATION_WRITE = load("places", "coordination_write")
-ENTRY_NOTE = load("places", "pages", "notes", "entry_note")
-ENTRY_WRITE = load("places", "pages", "notes", "entry_write")
+COORDINATION_WRITE = load("counters", "places", "coordination_write")
+ENTRY_NOTE = load("counters", "places", "pages", "notes", "entry_note")
+ENTRY_WRITE = load("counters", "places", "pages", "notes", "entry_write")
 LOCK_PASS = load("lock_pass")
 LOCK_RENEW = load("lock_renew")
 LOSS_RENEW = load("loss_renew")

@@ -1,15 +1,25 @@
-"""Values as JSON bytes, and back."""
+"""Values as JSON bytes, and back.
+
+What is decoded comes from Redis or from a message, where other programs write.  So it is either
+something that :func:`encode` could have made, or it raises one of :data:`UNREADABLE`.
+"""
 from __future__ import annotations
 
+import math
+import re
+from decimal import Decimal
 from json import JSONDecoder
 from typing import Any, Iterable, Mapping
 
 from kombu.utils import json
 
-from .exceptions import InvalidValue, ValueTooLarge
+from .exceptions import InvalidKey, InvalidValue, ValueTooLarge
 
 #: What kombu's JSON marks its own types with; a user's dict of this shape would not come back as it was.
 _MARKS = {"__type__", "__value__"}
+
+#: Most dicts and lists inside of each other: to copy or encode many more takes Python's whole stack.
+MAX_DEPTH = 100
 
 #: Kombu's encoder, made once: that is a third of the cost of a small value.
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
@@ -17,16 +27,41 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 #: What :func:`decode` may raise for somebody else's data: kombu makes its own types of them.
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
+#: Writes text as it is, so that encoding it shows whether it is valid.
+_UNICODE_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+#: A text of JSON.
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
+
+#: All bytes but those that open and close dicts and lists.
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def _finite(text: str) -> float:
+    """Return a number of JSON; one that is too large for a float is none of ours."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number is too large")
+    return number
+
 
 def _refuse_constant(word: str) -> Any:
-    """Refuse ``NaN`` and ``Infinity``: no JSON has them, and no writer of ours writes them."""
-    raise ValueError(word)
+    """Refuse ``NaN`` and ``Infinity``, which are not JSON."""
+    raise ValueError(f"{word} is no JSON")
+
+
+def _object(items: dict[str, Any]) -> Any:
+    """Return one of kombu's own types, or the dict; infinite decimals raise when they are compared."""
+    made = json.object_hook(items)
+    if isinstance(made, Decimal) and not made.is_finite():
+        raise ValueError("a decimal is no number")
+    return made
 
 
 #: Kombu's decoder, made once: to make one takes five times as long as to decode a small value.
-_DECODER = JSONDecoder(object_hook=json.object_hook, parse_constant=_refuse_constant)
+_DECODER = JSONDecoder(object_hook=_object, parse_float=_finite, parse_constant=_refuse_constant)
 #: The same for JSON without kombu's own types, which it need not look for in every dict.
-_PLAIN_DECODER = JSONDecoder(parse_constant=_refuse_constant)
+_PLAIN_DECODER = JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant)
 
 _PLAIN = frozenset({str, int, bool, type(None)})
 
@@ -44,13 +79,17 @@ def encode(value: object, what: str, limit: int) -> bytes:
 
     Raises:
         InvalidValue: If the value would not come back as it was: NaN, an
-            infinity, a dict whose keys are not strings, an unknown type.
+            infinity, half of a surrogate pair, a dict whose keys are not
+            strings, an unknown type, more than :data:`MAX_DEPTH` levels.
         ValueTooLarge: If the JSON is longer than ``limit``.
     """
     try:
         if type(value) not in _PLAIN:
             _refuse_what_would_change(value, what)
-        body = dumps(value)
+        body = _ENCODER.encode(value).encode()
+        if _may_hold_surrogates(body):
+            _check_surrogates(_DECODER.decode(body.decode()))
+        _check_depth(body)
     except RecursionError:
         raise InvalidValue(f"the value of {what} is nested too deeply, or contains itself") from None
     except (TypeError, ValueError) as exc:
@@ -65,20 +104,69 @@ def encode(value: object, what: str, limit: int) -> bytes:
 
 
 def dumps(value: object) -> bytes:
-    """Return a value as compact JSON, without looking whether it would come back as it was."""
-    return _ENCODER.encode(value).encode()
+    """Return a value as compact JSON, without a check whether it comes back as it was.
+
+    Halves of surrogate pairs, which are no text, become question marks.
+    """
+    body = _ENCODER.encode(value).encode()
+    if _may_hold_surrogates(body):
+        return bytes(_UNICODE_ENCODER.encode(JSONDecoder().decode(body.decode())).encode(errors="replace"))
+    return bytes(body)
 
 
 def decode(body: bytes) -> Any:
-    """Return the value of JSON bytes."""
+    """Return the value of JSON bytes.
+
+    Raises:
+        ValueError: And the others of :data:`UNREADABLE`, for what :func:`encode` does not make.
+    """
     marked = b"__type__" in body or b"\\u" in body
-    return (_DECODER if marked else _PLAIN_DECODER).decode(body.decode())
+    value = (_DECODER if marked else _PLAIN_DECODER).decode(body.decode())
+    if marked and _may_hold_surrogates(body):
+        _check_surrogates(value)
+    _check_depth(body)
+    return value
+
+
+def _may_hold_surrogates(body: bytes) -> bool:
+    return b"\\ud" in body or b"\\uD" in body
+
+
+def _check_surrogates(value: Any) -> None:
+    """Raise ValueError if a text holds half of a surrogate pair: nothing can encode it."""
+    _UNICODE_ENCODER.encode(value).encode()
+
+
+def _check_depth(body: bytes) -> None:
+    """Raise RecursionError for JSON of more than :data:`MAX_DEPTH` levels."""
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return
+    brackets = body.translate(None, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        # Each turn takes the innermost level away.
+        fewer = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if len(fewer) == len(brackets):
+            break
+        brackets = fewer
+    # What is left of brackets inside of texts hides no depth: it is counted as if it were structure.
+    if brackets and _depth_of(body) > MAX_DEPTH:
+        raise RecursionError("too many levels")
+
+
+def _depth_of(body: bytes) -> int:
+    """Return how many dicts and lists are inside of each other at most."""
+    deepest = depth = 0
+    for bracket in _STRINGS.sub(b"", body).translate(None, _NO_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def encode_fields(fields: Mapping[str, object], what: str, limit: int) -> dict[str, bytes]:
     """Return every top-level field as JSON, so that fields can be merged without decoding them.
 
     Raises:
+        InvalidKey: If a name is not valid Unicode text.
         InvalidValue: If it is not a mapping with string keys, or a value can't be stored.
         ValueTooLarge: If all of them together are longer than ``limit`` bytes.
     """
@@ -90,6 +178,10 @@ def encode_fields(fields: Mapping[str, object], what: str, limit: int) -> dict[s
             raise InvalidValue(f"the fields of {what} are named by strings, not by {type(name).__name__}")
         if name in _MARKS:
             raise InvalidValue(f"the state of {what} has a field {name!r}, which kombu reserves")
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise InvalidKey(f"the name of a field of {what} is not valid Unicode text: {name[:60]!a}") from None
         encoded[name] = encode(value, f"{what} (field {name!r})", limit)
     size = sum(len(name) + len(body) + 4 for name, body in encoded.items())
     if size > limit:
@@ -122,6 +214,8 @@ def _refuse_what_would_change(value: object, what: str) -> None:
         children = value.values()
     elif isinstance(value, (list, tuple)):
         children = value
+    elif isinstance(value, Decimal) and not value.is_finite():
+        raise InvalidValue(f"the value of {what} holds the decimal {value}; NaN and infinities are refused")
     else:
         return
     for item in children:
@@ -130,5 +224,7 @@ def _refuse_what_would_change(value: object, what: str) -> None:
 
 
 def _reason(exc: Exception) -> str:
+    if isinstance(exc, UnicodeError):
+        return "a text holds half of a surrogate pair"
     # json's own words name the type, never the value, except for out-of-range floats.
     return "NaN and infinities are refused" if "Out of range" in str(exc) else str(exc)

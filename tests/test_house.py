@@ -43,7 +43,7 @@ FLOORS = (
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 
 #: Lua that other scripts begin with.
-LUA_PARTS = {"notes", "pages", "places", "validation"}
+LUA_PARTS = {"counters", "notes", "pages", "places", "validation"}
 SCRIPTS = sorted({path.stem for path in (PACKAGE / "lua").glob("*.lua")} - LUA_PARTS)
 MODULES = sorted(PACKAGE.rglob("*.py"))
 STORE = [PACKAGE / "cluster_store.py", *sorted((PACKAGE / "store").glob("*.py"))]

@@ -5,6 +5,7 @@ import ast
 import json
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -76,6 +77,17 @@ def test_store_writer_invents_a_worker(memsync, redis):
     assert memsync.get_active_workers() == ["ghost"]
 
 
+def test_store_writer_has_a_change_ignored(memsync, other, redis):
+    memsync.increment_metrics(x=1)
+    memsync.force_sync()
+
+    redis.set(KEYS.done(memsync.store.token, "told"), "99999")
+    memsync.increment_metrics(x=1)
+    memsync.force_sync()
+
+    assert other.get_coordination_metrics()["x"] == 1
+
+
 def test_store_writer_frees_a_lock(memsync, other, redis):
     lock = memsync.lock("a", ttl=0.6)
     lock.acquire()
@@ -122,6 +134,27 @@ def test_value_that_looks_like_code_is_only_data(memsync, redis):
     assert read == [None if "__type__" in value else value for value in values]
 
 
+@pytest.mark.parametrize("message", [
+    b"", b"x", b"a b c d", b"\xff \xff \xff", b"HOLDER 9e99 1", b"HOLDER 5 nan", b"HOLDER -1 -1",
+    b"HOLDER " + b"9" * 5000 + b" 1",
+    b"HOLDER 99999999999999999999 99999999999999999999"])
+def test_forged_turn_does_not_end_a_waiter(make_memsync, redis, message):
+    holder, waiter = make_memsync(), make_memsync()
+    lock, wanted = holder.lock("a"), waiter.lock("a", wait=10.0)
+    lock.acquire()
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(wanted.acquire)
+        queue = KEYS.lock_place("a").key + "/queue/"
+        name, _, channel, *_ = eventually(lambda: redis.lrange(queue, 0, 0))[0].split(b" ")
+
+        assert redis.publish(channel, message.replace(b"HOLDER", name)) == 1
+
+        assert not waits.done() and lock.owned
+        lock.release()
+        assert waits.result(timeout=10)
+    assert wanted.owned
+
+
 def test_lock_row_with_a_foreign_channel_publishes_nothing(memsync, redis):
     lock = memsync.lock("a")
     lock.acquire()
@@ -147,6 +180,32 @@ def test_exception_whose_text_raises_is_described(raised):
 
     assert describe_exception(Odd("x")) == {
         "type": f"{Odd.__qualname__}", "message": "<its message can't be shown>"}
+
+
+class Text(str):
+    """A text whose methods end the process."""
+
+    def _end(self, *args):
+        raise SystemExit("from a text")
+
+    __len__ = __getitem__ = __iter__ = __add__ = __str__ = __repr__ = __hash__ = __eq__ = encode = _end
+
+
+class Meta(type):
+    """A class whose name cannot be read."""
+
+    def __getattribute__(cls, name):
+        if name == "__qualname__":
+            raise SystemExit("from a class")
+        return super().__getattribute__(name)
+
+
+def test_exception_whose_text_has_odd_methods_is_described():
+    class Odd(Exception, metaclass=Meta):
+        def __str__(self):
+            return Text("hello")
+
+    assert describe_exception(Odd()) == {"type": "Exception", "message": "hello"}
 
 
 def test_pattern_of_many_stars_takes_no_exponential_time():

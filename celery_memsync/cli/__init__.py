@@ -99,9 +99,15 @@ def on_worker_init(sender: "WorkController", **_: Any) -> None:
 
 
 def on_import_modules(sender: Any, **_: Any) -> None:
-    """Hide the password of ``memsync_backend`` before `celery report` prints the configuration."""
-    if sender.conf.get("memsync_backend"):
-        import_module("..plugin", __name__).hide_password(sender.conf)
+    """Hide the password of ``memsync_backend`` in `celery report`, also if a module sets it that is imported next."""
+    bugreport = sender.bugreport
+
+    def report(*args: Any, **kwargs: Any) -> Any:
+        if sender.conf.get("memsync_backend"):
+            import_module("..plugin", __name__).hide_password(sender.conf)
+        return bugreport(*args, **kwargs)
+
+    sender.bugreport = report
 
 
 signals.import_modules.connect(

@@ -8,8 +8,8 @@ import click
 from celery.bin.base import CeleryCommand, CeleryOption
 
 from ..exceptions import ConflictError, InvalidValue
-from .output import (duration, fail, indented, json_option, limit_option, memory_of, moment, print_error, print_facts,
-                     print_json, print_line)
+from .output import (Seconds, duration, fail, indented, json_option, limit_option, memory_of, moment, print_error,
+                     print_facts, print_json, print_line)
 
 
 @click.command(cls=CeleryCommand)
@@ -59,7 +59,7 @@ def get(ctx: click.Context, name: str, as_json: bool) -> None:
 @click.command("set", cls=CeleryCommand)
 @click.argument("name", metavar="KEY")
 @click.argument("value", metavar="JSON")
-@click.option("--ttl", cls=CeleryOption, type=click.FloatRange(0, min_open=True), help_group="Writing",
+@click.option("--ttl", cls=CeleryOption, type=Seconds(0, min_open=True), help_group="Writing",
               help="Seconds that it is kept.")
 @click.option("--expected-version", cls=CeleryOption, type=click.IntRange(0), help_group="Writing",
               help="Only if the key is at this version; 0: only if there is nothing.")

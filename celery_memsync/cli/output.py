@@ -52,8 +52,18 @@ REWRITE = "\r\x1b[K"
 json_option = click.option(
     "-j", "--json", "as_json", cls=CeleryOption, is_flag=True, help_group="Output", help="Print JSON.")
 
+
+class Seconds(click.FloatRange):
+    """A number of seconds; ``nan``, which is neither below nor above any limit, is refused."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the number."""
+        seconds = super().convert(value, param, ctx)
+        return self.fail("it is no number of seconds", param, ctx) if seconds != seconds else seconds
+
+
 timeout_option = click.option(
-    "-t", "--timeout", cls=CeleryOption, type=click.FloatRange(0), help_group="Selection",
+    "-t", "--timeout", cls=CeleryOption, type=Seconds(0), help_group="Selection",
     help="End after so many seconds.")
 
 #: Colour of a status on a terminal.

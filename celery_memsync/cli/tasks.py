@@ -121,7 +121,7 @@ def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
     state, progress = found["state"] or {}, found["progress"]
     rows = [("id", task_id), *((name, _shown(name, value)) for name, value in state.items())]
     if progress is not None:
-        rows.append(("progress", progress_words(progress, state.get("status") in FINAL)))
+        rows.append(("progress", progress_words(progress, str(state.get("status")) in FINAL)))
     if len(found["runs"]) > 1:
         rows += [(f"run {run.get('run', '-')}", _since(run)) for run in found["runs"]]
     rows += [(f"agent {agent}", shown(data)) for agent, data in sorted(found["agents"].items())]

@@ -14,7 +14,7 @@ from celery.platforms import EX_UNAVAILABLE, EX_USAGE
 from ..exceptions import StoreError
 from ..periodic import PeriodicThread
 from ..plugin import MemSync
-from .output import fail, memory_of
+from .output import Seconds, fail, memory_of
 from .snapshot import Snapshot, View, take
 from .terminal import is_terminal, keys, orderly_end
 
@@ -26,7 +26,7 @@ LOOK = 0.1
 
 
 @click.command(cls=CeleryCommand)
-@click.option("-i", "--interval", cls=CeleryOption, type=click.FloatRange(0.1), default=1.0, show_default=True,
+@click.option("-i", "--interval", cls=CeleryOption, type=Seconds(0.1), default=1.0, show_default=True,
               help_group="Output", help="Seconds between two looks.")
 @click.pass_context
 def top(ctx: click.Context, interval: float) -> None:

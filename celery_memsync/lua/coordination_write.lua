@@ -109,11 +109,13 @@ function change.metrics()
   local failed = {}
   for at = 1, #rest, 3 do
     local how, counter, json = rest[at], rest[at + 1], rest[at + 2]
-    local result = try(how == "=" and "HSET" or "HINCRBY", metrics, counter, json)
-    if type(result) == "table" and how == "+" then -- one of the two has a fraction
-      result = redis.pcall("HINCRBYFLOAT", metrics, counter, json)
+    local changed
+    if how == "=" then
+      changed = type(try("HSET", metrics, counter, json)) ~= "table"
+    else
+      changed = add_to(metrics, counter, json)
     end
-    if type(result) == "table" then failed[#failed + 1] = counter end
+    if not changed then failed[#failed + 1] = counter end
   end
   outlives(metrics, ttl_ms)
   touch("metrics")

@@ -49,7 +49,7 @@ else
 end
 
 local function store(its_run, its_writes, its_lease, rest)
-  text = version + 1 .. " " .. its_run .. " - " .. fence .. " " .. now_text .. " " .. its_lease .. " 0 " .. its_writes
+  text = whole(version + 1) .. " " .. its_run .. " - " .. fence .. " " .. now_text .. " " .. its_lease .. " 0 " .. its_writes
     .. " " .. rest
   redis.call("SET", lock, text, "PX", its_lease + MEMORY)
   redis.call("PUBLISH", prefix .. path, "1\n" .. text)

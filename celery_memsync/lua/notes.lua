@@ -1,5 +1,5 @@
 -- What follows from entries: the index of tasks, the names of users' keys, the lists of the queue, what is counted; put
--- before the scripts that write it, and behind validation.lua and places.lua.
+-- before the scripts that write it, and behind validation.lua, counters.lua and places.lua.
 --
 -- On a cluster it is kept elsewhere than the entries.  Then it travels as a note: the time (us) and these tables, packed
 -- and unpacked here, and read by nobody else.
@@ -72,26 +72,12 @@ local function keep_names()
   end
 end
 
--- Add to a counter.  A text, list or the like that a user stored there stays; what is no JSON is replaced.
-local function add_to(counter, command, text)
-  local result = try(command, metrics, counter, text)
-  if type(result) == "table" and command == "HINCRBY" then
-    result = try("HINCRBYFLOAT", metrics, counter, text)
-  end
-  if type(result) == "table" then
-    local is_json, value = pcall(cjson.decode, try("HGET", metrics, counter))
-    if not is_json or type(value) == "number" then
-      try("HSET", metrics, counter, string.sub(text, 1, 1) == "-" and "0" or text)
-    end
-  end
-end
-
 local function keep_counters()
   for counter, by in pairs(counted) do
     if counter == "runtime" then
-      add_to(counter, "HINCRBYFLOAT", string.format("%.6f", by))
+      add_to(metrics, counter, string.format("%.6f", by))
     elseif by ~= 0 then
-      add_to(counter, "HINCRBY", whole(by))
+      add_to(metrics, counter, whole(by))
     end
   end
   if next(counted) then

@@ -12,12 +12,12 @@ local function whole(number)
 end
 
 -- Return the eight words of a header before the worker, as texts, or nil if that is no entry.
--- Numbers have at most as many digits as a Lua number can hold exactly.
+-- Numbers have at most as many digits as a Lua number can hold exactly; no script has stored an entry later than now.
 local function parse(text)
   local version, run, rank, fence, time, ttl, lag, writes =
     string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%-?%d+) (%S+) ")
-  if not version or #version > 15 or #time > 15 or #ttl > 14 or #lag > 15 or #fence > 16
-      or #fence == 16 and fence > "9007199254740991" then return nil end
+  if not version or #version > 14 or #time > 15 or #ttl > 14 or #lag > 15 or #fence > 16
+      or #fence == 16 and fence > "9007199254740991" or time + lag > now_ms + AHEAD then return nil end
   return version, run, rank, fence, time, ttl, lag, writes
 end
 

@@ -28,6 +28,12 @@ NAMES_AT_ONCE = 1000
 #: Writes in one script call: a hundred hold Redis for one or two milliseconds.
 SCRIPT_SIZE = 100
 
+#: The longest time limit, as ``LONGEST`` in ``lua/validation.lua``.
+MAX_MS = 10 ** 13
+
+#: Seconds by which a stored time may be ahead of Redis's clock.
+AHEAD = 86400.0
+
 PING = packed_command("PING")
 
 #: Keys and arguments of one call of a script.
@@ -256,14 +262,19 @@ def _check_replicas(answer: Any, wanted: int) -> None:
             f"{wanted}; see whether they are there, and keep up")
 
 
-def stored_of(text: bytes | None) -> Stored | None:
-    """Return an entry; foreign data reads as nothing."""
+def stored_of(text: bytes | None, now: float = float("inf")) -> Stored | None:
+    """Return an entry, or None for foreign data; the scripts see it the same way (``lua/validation.lua``).
+
+    Arguments:
+        now: Redis's time, in seconds, if it is not known already that it is an entry.
+    """
     if not text:
         return None
     try:
-        return Stored.parse(text)
+        stored = Stored.parse(text)
     except ValueError:
         return None
+    return stored if stored.header.stored_at <= (now + AHEAD) * 1000 else None
 
 
 def answers_of(pipeline: Any) -> list[Any]:
@@ -284,5 +295,5 @@ def serial_of(done: bytes | None) -> int:
 
 
 def ms(seconds: float) -> int:
-    """Return seconds as the whole milliseconds that Redis takes, at least one."""
-    return max(1, round(seconds * 1000))
+    """Return seconds as the whole milliseconds that Redis takes, at least one and at most what scripts take."""
+    return max(1, min(round(seconds * 1000), MAX_MS))

@@ -117,8 +117,9 @@ class EntryCalls(Calls):
         answers = answers_of(pipeline) if places else []
         by_page = {key: split_page(page) for key, page in zip(pages, answers)}
         by_field = dict(zip(fields, answers[len(pages):]))
+        now = self.clock.now()
         return [
-            stored_of(slot_of(by_page[place.key], place.slot) if place.slot else by_field[place])
+            stored_of(slot_of(by_page[place.key], place.slot) if place.slot else by_field[place], now)
             for place in places
         ]
 

@@ -161,7 +161,8 @@ class LockCalls(Calls):
             pipeline.get(key)
             pipeline.llen(key + "/queue/")
         answers = answers_of(pipeline) if names else []
-        return [(stored_of(text), waiters or 0) for text, waiters in zip(answers[::2], answers[1::2])]
+        now = self.clock.now()
+        return [(stored_of(text, now), waiters or 0) for text, waiters in zip(answers[::2], answers[1::2])]
 
     @redis_call
     def borrow_ear(self, place: Place) -> Ear:

@@ -55,16 +55,17 @@ class TaskCalls(Calls):
         return [self._task(split_page(page), fields) for page, fields in zip(pages, shared)]
 
     def _task(self, texts: list[bytes], fields: dict[bytes, bytes] | None) -> Task:
-        slots = {slot: stored_of(slot_of(texts, slot)) for slot in range(1, SLOTS + 1)}
+        now = self.clock.now()
+        slots = {slot: stored_of(slot_of(texts, slot), now) for slot in range(1, SLOTS + 1)}
         former: dict[int, list[Stored]] = {}
         for text in texts[SLOTS:]:
             mark, _, rest = text.partition(FORMER)
-            stored = stored_of(rest)
-            if stored is not None and mark.isdigit() and not stored.gone(self.clock.now()):
+            stored = stored_of(rest, now)
+            if stored is not None and mark.isdigit() and not stored.gone(now):
                 former.setdefault(int(mark), []).append(stored)
         for row in former.values():
             row.sort(key=lambda stored: stored.header.run)
-        agents = {agent_id: stored_of(text) for name, text in (fields or {}).items()
+        agents = {agent_id: stored_of(text, now) for name, text in (fields or {}).items()
                   if is_id(agent_id := name.decode(errors="replace"))}
         return Task(self._present(slots), former, self._present(agents))
 

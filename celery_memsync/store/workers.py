@@ -129,10 +129,11 @@ class WorkerCalls(Calls):
     def _messages_pipeline(self, key: str, messages: Mapping[str, bytes | None], ttl: float) -> Any:
         pipeline = self._pipeline(None)
         for run, body in messages.items():
+            name = run.encode(errors="surrogateescape")
             if body is None:
-                pipeline.hdel(key, run)
+                pipeline.hdel(key, name)
             else:
-                pipeline.hset(key, run, body)
+                pipeline.hset(key, name, body)
         pipeline.pexpire(key, ms(ttl))
         return pipeline
 
@@ -150,7 +151,7 @@ class WorkerCalls(Calls):
         pipeline.hscan(self.keys.messages(token), cursor, None, MESSAGES_PER_SCAN)
         (answer,) = answers_of(pipeline)
         after, rows = answer or (0, {})
-        return int(after), {run.decode(errors="replace"): body for run, body in rows.items()}
+        return int(after), {run.decode(errors="surrogateescape"): body for run, body in rows.items()}
 
     @redis_call
     def read_workers(self) -> dict[str, Stored]:
@@ -158,6 +159,6 @@ class WorkerCalls(Calls):
         pipeline = self._pipeline(None)
         pipeline.hgetall(self.keys.workers)
         (rows,), now = answers_of(pipeline), self.clock.now()
-        told = ((name.decode(errors="replace"), stored_of(text)) for name, text in (rows or {}).items())
+        told = ((name.decode(errors="replace"), stored_of(text, now)) for name, text in (rows or {}).items())
         return {name: stored for name, stored in told
                 if stored is not None and not stored.over(now) and is_id(name.rpartition("/")[0])}

@@ -2,16 +2,15 @@
 from __future__ import annotations
 
 import json
-import math
 
 #: Title and colour sequences, CR and LF, C1, bidi, zero width, line separator, private use, a tag
-#: character, a filler, a surrogate, NUL.
+#: character, a filler, NUL.  Half of a surrogate pair would make the whole entry unreadable.
 HOSTILE = (
     "a\x1b]0;pwn\x07\x1b[31mX\r\n\x9b31m"
-    "\u202e\u2066\u200b\u2028\ue000\U000e0041\u3164\ud800\x00z")
+    "\u202e\u2066\u200b\u2028\ue000\U000e0041\u3164\x00z")
 
 #: The same for headers, whose words end with a blank and which are valid Unicode on one line.
-HOSTILE_WORD = HOSTILE.replace("\n", "").replace("\ud800", "")
+HOSTILE_WORD = HOSTILE.replace("\n", "")
 
 #: What may stand in ids, names and keys, which hold no control characters.
 HOSTILE_ID = "\u202e\u2066\u200b\ue000\U000e0041\u3164z"
@@ -60,8 +59,22 @@ def kinds(value):
     if isinstance(value, list):
         return [kinds(item) for item in value]
     if isinstance(value, str) and value not in STATUSES:
-        return [HOSTILE, {HOSTILE: math.nan}]
-    return HOSTILE if isinstance(value, int) else {HOSTILE: -math.inf} if value is None else value
+        return [HOSTILE, {HOSTILE: -1e300}]
+    return HOSTILE if isinstance(value, int) else {HOSTILE: 10 ** 400} if value is None else value
+
+
+def lists(value):
+    """Return JSON with each scalar, a status as well, replaced by a list."""
+    if isinstance(value, dict):
+        return {name: lists(item) for name, item in value.items()}
+    return [lists(item) for item in value] if isinstance(value, list) else [HOSTILE]
+
+
+def scalars(value):
+    """Return JSON with each value of a dict, and each item of a list, replaced by a number."""
+    if isinstance(value, dict):
+        return dict.fromkeys(value, 5)
+    return [5 for _ in value] if isinstance(value, list) else 5
 
 
 def deep(value):
@@ -71,7 +84,7 @@ def deep(value):
     if isinstance(value, list):
         return [deep(item) for item in value]
     nested = HOSTILE
-    for _ in range(700):
+    for _ in range(80):
         nested = [nested]
     return nested if isinstance(value, str) and value not in STATUSES else value
 

@@ -6,6 +6,7 @@ import os
 import pty
 import signal
 import stat
+import time
 
 import pytest
 from celery.bin.base import CLIContext
@@ -17,8 +18,8 @@ from ..helpers import eventually
 from ..test_search import populate
 from .shell import Shell, one_line, plain
 
-HEADER = "1 - - 0 4102444800000 60000 0 - w\n"
-NESTED = "[" * 400 + "]" * 400
+HEADER = f"1 - - 0 {round(time.time() * 1000)} 3600000 0 - w\n"
+NESTED = "[" * 90 + "]" * 90
 
 
 @pytest.fixture
@@ -111,8 +112,8 @@ def test_export_of_nothing_writes_an_empty_file(run, file):
 
 
 @pytest.mark.parametrize("body, value", [
-    ('{"a": [1e999]}', {"a": [None]}), (NESTED, json.loads(NESTED)),
-    ('"\\ud800"', "\ud800"), ('"\u2028\x7f"', "\u2028\x7f"), ('{"a": 1, "a": 2}', {"a": 2}),
+    (NESTED, json.loads(NESTED)),
+    ('"\u2028\x7f"', "\u2028\x7f"), ('{"a": 1, "a": 2}', {"a": 2}),
     (str(10 ** 400), 10 ** 400),
 ])
 def test_export_writes_valid_json_for_a_foreign_value(run, fleet, memory, body, value):
@@ -127,7 +128,8 @@ def test_export_writes_valid_json_for_a_foreign_value(run, fleet, memory, body, 
     assert row["value"] == value
 
 
-@pytest.mark.parametrize("body", ["NaN", "-Infinity", "[1, NaN]", "text", "{"])
+@pytest.mark.parametrize("body", [
+    "NaN", "-Infinity", "[1, NaN]", "text", "{", '"\\ud800"', '{"a": [1e999]}', "[" * 700 + "]" * 700])
 def test_export_leaves_out_what_is_not_json(run, fleet, memory, body):
     write(fleet, a=1, b=2)
     with memory.client() as client:

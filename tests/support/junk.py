@@ -18,6 +18,10 @@ TEXTS = (
     f"1 - - 0 {NOW} {'9' * 20} 0 t.1 w\n1".encode(), f"1 - - {'9' * 21} {NOW} 3600000 0 t.1 w\n1".encode(),
     f"1 - - 0 {NOW} 3600000 -{'9' * 20} t.1 w\n1".encode(), b"1 - - 0 0 0 0 - w\n1",
     f"1 {'9' * 500} {'9' * 500} 0 {NOW} 3600000 0 {'t.1,' * 500} w\n1".encode(),
+    f"1 - - 0 {NOW * 2} 3600000 0 t.1 w\n1".encode(), f"1 - - 0 {NOW} 3600000 {NOW} t.1 w\n1".encode(),
+    *(HEADER.encode() + body for body in (
+        b'{"x":1e999}', b'"\\ud800"', b'{"\\ud800":1}', b"[" * 700 + b"]" * 700, b'{"status":["x"],"y":-1e999}', b"NaN",
+        b'{"__type__":"decimal","__value__":"sNaN"}')),
     b"\n".join([b"", b"", b"x@junk", b"", b"7@" + HEADER.encode() + b"1"] * 20),
 )
 

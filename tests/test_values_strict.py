@@ -1,0 +1,51 @@
+"""What is decoded is something that could have been encoded, or it is refused."""
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celery_memsync import InvalidValue, values
+
+
+@pytest.mark.parametrize("body", [
+    b"1e999", b"-1e999", b'{"x": [1e400]}', b"NaN", b"Infinity", b"[-Infinity]", b'"\\ud800"', b'{"\\udfff": 1}',
+    b'["\\ud83d", "\\ude00"]', b"[" * 101 + b"]" * 101, b'{"a":' * 101 + b"1" + b"}" * 101,
+    b"[" + b'"[[[",' * 200 + b"[" * 100 + b"]" * 100 + b"]", b"[1," * 101 + b"[]" + b"]" * 101,
+    b'{"__type__":"decimal","__value__":"NaN"}', b'{"__type__":"decimal","__value__":"sNaN"}',
+    b'{"__type__":"uuid","__value__":5}', b'{"__type__":"datetime","__value__":"x"}', b"", b"{", b"\xff",
+], ids=lambda body: repr(body)[:30])
+def test_decode_refuses_what_encode_does_not_make(body):
+    with pytest.raises(values.UNREADABLE):
+        values.decode(body)
+
+
+@pytest.mark.parametrize("value", [
+    "\ud800", ["a", {"b": "\udfff"}], {"\ud800": 1}, Decimal("NaN"), [Decimal("sNaN")], Decimal("Infinity"), float("nan")])
+def test_encode_refuses_what_decode_would_refuse(value):
+    with pytest.raises(InvalidValue):
+        values.encode(value, "a", 10_000)
+
+
+@pytest.mark.parametrize("value", [
+    "\\ud800", "\U0001f600", ["[" * 500, "]" * 500], [[], [[]]] * 200, "\"[" * 200, ["\\", "[" * 200],
+], ids=lambda one: repr(one)[:20])
+def test_text_that_looks_like_structure_comes_back_equal(value):
+    assert values.decode(values.encode(value, "a", 10_000)) == value
+
+
+def test_deepest_value_comes_back_equal_and_a_deeper_one_is_refused():
+    value = []
+    for _ in range(values.MAX_DEPTH - 1):
+        value = [value]
+
+    assert values.decode(values.encode(value, "a", 10_000)) == value
+    with pytest.raises(InvalidValue, match="nested too deeply"):
+        values.encode([value], "a", 10_000)
+
+
+@given(text=st.text(st.characters(exclude_categories=()), max_size=20))
+def test_dumps_of_any_text_can_be_decoded(text):
+    assert values.decode(values.dumps([text])) == [text.encode(errors="replace").decode()]
