@@ -7,6 +7,7 @@ from operator import itemgetter
 from typing import Any, Callable, NamedTuple, Sequence, TypeGuard
 
 from . import values
+from .keys import is_id
 
 #: Fields of a run's body, in this order for ever: new ones go to the end.
 RUN_FIELDS = (
@@ -474,7 +475,7 @@ class LockRecord:
             return None
         ttl = round(header.over_at / 1000 - now, 3)
         task_id = about.get("task_id") if isinstance(about, dict) else None
-        task_id = task_id if isinstance(task_id, str) else None
+        task_id = task_id if is_id(task_id) else None
         return cls(name, header.fence, header.worker_id, task_id, header.time / 1000, ttl, waiters)
 
     def as_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Iterable, Mapping
 
 from kombu.utils import json
 
-from .exceptions import InvalidKey, InvalidValue, ValueTooLarge
+from .exceptions import InvalidValue, ValueTooLarge
 
 #: What kombu's JSON marks its own types with; a user's dict of this shape would not come back as it was.
 _MARKS = {"__type__", "__value__"}
@@ -26,9 +26,6 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 #: What :func:`decode` may raise for somebody else's data: kombu makes its own types of them.
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
-
-#: Writes text as it is, so that encoding it shows whether it is valid.
-_UNICODE_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, ensure_ascii=False)
 
 #: A text of JSON.
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
@@ -79,16 +76,14 @@ def encode(value: object, what: str, limit: int) -> bytes:
 
     Raises:
         InvalidValue: If the value would not come back as it was: NaN, an
-            infinity, half of a surrogate pair, a dict whose keys are not
-            strings, an unknown type, more than :data:`MAX_DEPTH` levels.
+            infinity, a dict whose keys are not strings, an unknown type,
+            more than :data:`MAX_DEPTH` levels.
         ValueTooLarge: If the JSON is longer than ``limit``.
     """
     try:
         if type(value) not in _PLAIN:
             _refuse_what_would_change(value, what)
         body = _ENCODER.encode(value).encode()
-        if _may_hold_surrogates(body):
-            _check_surrogates(_DECODER.decode(body.decode()))
         _check_depth(body)
     except RecursionError:
         raise InvalidValue(f"the value of {what} is nested too deeply, or contains itself") from None
@@ -104,14 +99,8 @@ def encode(value: object, what: str, limit: int) -> bytes:
 
 
 def dumps(value: object) -> bytes:
-    """Return a value as compact JSON, without a check whether it comes back as it was.
-
-    Halves of surrogate pairs, which are no text, become question marks.
-    """
-    body = _ENCODER.encode(value).encode()
-    if _may_hold_surrogates(body):
-        return bytes(_UNICODE_ENCODER.encode(JSONDecoder().decode(body.decode())).encode(errors="replace"))
-    return bytes(body)
+    """Return a value as compact JSON, without a check whether it comes back as it was."""
+    return _ENCODER.encode(value).encode()
 
 
 def decode(body: bytes) -> Any:
@@ -122,19 +111,8 @@ def decode(body: bytes) -> Any:
     """
     marked = b"__type__" in body or b"\\u" in body
     value = (_DECODER if marked else _PLAIN_DECODER).decode(body.decode())
-    if marked and _may_hold_surrogates(body):
-        _check_surrogates(value)
     _check_depth(body)
     return value
-
-
-def _may_hold_surrogates(body: bytes) -> bool:
-    return b"\\ud" in body or b"\\uD" in body
-
-
-def _check_surrogates(value: Any) -> None:
-    """Raise ValueError if a text holds half of a surrogate pair: nothing can encode it."""
-    _UNICODE_ENCODER.encode(value).encode()
 
 
 def _check_depth(body: bytes) -> None:
@@ -166,7 +144,6 @@ def encode_fields(fields: Mapping[str, object], what: str, limit: int) -> dict[s
     """Return every top-level field as JSON, so that fields can be merged without decoding them.
 
     Raises:
-        InvalidKey: If a name is not valid Unicode text.
         InvalidValue: If it is not a mapping with string keys, or a value can't be stored.
         ValueTooLarge: If all of them together are longer than ``limit`` bytes.
     """
@@ -178,10 +155,6 @@ def encode_fields(fields: Mapping[str, object], what: str, limit: int) -> dict[s
             raise InvalidValue(f"the fields of {what} are named by strings, not by {type(name).__name__}")
         if name in _MARKS:
             raise InvalidValue(f"the state of {what} has a field {name!r}, which kombu reserves")
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise InvalidKey(f"the name of a field of {what} is not valid Unicode text: {name[:60]!a}") from None
         encoded[name] = encode(value, f"{what} (field {name!r})", limit)
     size = sum(len(name) + len(body) + 4 for name, body in encoded.items())
     if size > limit:
@@ -224,7 +197,5 @@ def _refuse_what_would_change(value: object, what: str) -> None:
 
 
 def _reason(exc: Exception) -> str:
-    if isinstance(exc, UnicodeError):
-        return "a text holds half of a surrogate pair"
     # json's own words name the type, never the value, except for out-of-range floats.
     return "NaN and infinities are refused" if "Out of range" in str(exc) else str(exc)

@@ -133,7 +133,7 @@ def test_others_go_on_with_junk_under_any_key(make_memsync, redis, clean, kind):
     (_, names), wrong = fill(make_memsync(batch_interval=60.0)), {}
     for name in names:
         clean()
-        memsync, other = make_memsync(batch_interval=60.0), make_memsync(batch_interval=60.0)
+        memsync, other = make_memsync(batch_interval=60.0), make_memsync(batch_interval=60.0, cache_size=0)
         held, keys = fill(memsync)
         JUNK[kind](redis, keys[name])
 

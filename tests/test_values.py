@@ -19,7 +19,7 @@ LIMIT = 10_000_000
 KEPT = [
     None, True, False, 0, -1, 1.5, -0.0, 1e308, 5e-324, "", "text", [], {}, [[]], [{}], {"": ""}, {"a": None},
     12345678901234567890, -98765432109876543210, 10 ** 400, 0.1 + 0.2, "\u0000\n\t\"\\", "\U0001f40d\u00e9\u4e2d",
-    "</script>", {"__type__": "x"}, {"__type__": 1, "__value__": 2, "more": 3},
+    "\ud800", "</script>", {"__type__": "x"}, {"__type__": 1, "__value__": 2, "more": 3},
     datetime.datetime(2024, 2, 29, 12, 30, 45, 678901), datetime.datetime(2024, 1, 1, tzinfo=datetime.timezone.utc),
     datetime.date(1999, 12, 31), datetime.time(23, 59, 59, 999999), Decimal("3.14000000000000000000000001"),
     Decimal("-0"), Decimal("1E+30"), uuid.UUID(int=0), uuid.UUID(int=2 ** 128 - 1), b"", b"\x00\xff\xfe text",

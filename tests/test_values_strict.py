@@ -11,8 +11,8 @@ from celery_memsync import InvalidValue, values
 
 
 @pytest.mark.parametrize("body", [
-    b"1e999", b"-1e999", b'{"x": [1e400]}', b"NaN", b"Infinity", b"[-Infinity]", b'"\\ud800"', b'{"\\udfff": 1}',
-    b'["\\ud83d", "\\ude00"]', b"[" * 101 + b"]" * 101, b'{"a":' * 101 + b"1" + b"}" * 101,
+    b"1e999", b"-1e999", b'{"x": [1e400]}', b"NaN", b"Infinity", b"[-Infinity]",
+    b"[" * 101 + b"]" * 101, b'{"a":' * 101 + b"1" + b"}" * 101,
     b"[" + b'"[[[",' * 200 + b"[" * 100 + b"]" * 100 + b"]", b"[1," * 101 + b"[]" + b"]" * 101,
     b'{"__type__":"decimal","__value__":"NaN"}', b'{"__type__":"decimal","__value__":"sNaN"}',
     b'{"__type__":"uuid","__value__":5}', b'{"__type__":"datetime","__value__":"x"}', b"", b"{", b"\xff",
@@ -23,7 +23,7 @@ def test_decode_refuses_what_encode_does_not_make(body):
 
 
 @pytest.mark.parametrize("value", [
-    "\ud800", ["a", {"b": "\udfff"}], {"\ud800": 1}, Decimal("NaN"), [Decimal("sNaN")], Decimal("Infinity"), float("nan")])
+    Decimal("NaN"), [Decimal("sNaN")], Decimal("Infinity"), float("nan")])
 def test_encode_refuses_what_decode_would_refuse(value):
     with pytest.raises(InvalidValue):
         values.encode(value, "a", 10_000)
@@ -47,5 +47,5 @@ def test_deepest_value_comes_back_equal_and_a_deeper_one_is_refused():
 
 
 @given(text=st.text(st.characters(exclude_categories=()), max_size=20))
-def test_dumps_of_any_text_can_be_decoded(text):
-    assert values.decode(values.dumps([text])) == [text.encode(errors="replace").decode()]
+def test_any_text_comes_back_equal_with_halves_of_surrogate_pairs(text):
+    assert values.decode(values.encode([text], "a", 10_000)) == [text]

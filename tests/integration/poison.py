@@ -4,13 +4,13 @@ from __future__ import annotations
 import json
 
 #: Title and colour sequences, CR and LF, C1, bidi, zero width, line separator, private use, a tag
-#: character, a filler, NUL.  Half of a surrogate pair would make the whole entry unreadable.
+#: character, a filler, a surrogate, NUL.
 HOSTILE = (
     "a\x1b]0;pwn\x07\x1b[31mX\r\n\x9b31m"
-    "\u202e\u2066\u200b\u2028\ue000\U000e0041\u3164\x00z")
+    "\u202e\u2066\u200b\u2028\ue000\U000e0041\u3164\ud800\x00z")
 
 #: The same for headers, whose words end with a blank and which are valid Unicode on one line.
-HOSTILE_WORD = HOSTILE.replace("\n", "")
+HOSTILE_WORD = HOSTILE.replace("\n", "").replace("\ud800", "")
 
 #: What may stand in ids, names and keys, which hold no control characters.
 HOSTILE_ID = "\u202e\u2066\u200b\ue000\U000e0041\u3164z"

@@ -83,7 +83,7 @@ def test_odd_facts_are_kept_in_json(run, command):
 POISONS = (poison.texts, poison.names, poison.kinds, poison.deep, poison.lists, poison.scalars)
 
 #: What a shell may hand over as an argument: everything but NUL and what is no Unicode.
-HOSTILE_ARGUMENT = poison.HOSTILE.replace("\0", "")
+HOSTILE_ARGUMENT = poison.HOSTILE.replace("\0", "").replace("\ud800", "")
 
 
 def commands():
@@ -173,7 +173,7 @@ def test_command_repeats_no_harmful_argument(run, arguments, given):
 
 def test_watch_prints_nothing_harmful_of_a_change(run, module_fleet):
     writer = threading.Timer(0.5, lambda: [
-        module_fleet.reader.write(f"own/{poison.HOSTILE_ID}", {poison.HOSTILE_WORD: poison.HOSTILE_WORD}),
+        module_fleet.reader.write(f"own/{poison.HOSTILE_ID}", {poison.HOSTILE: poison.HOSTILE}),
         module_fleet.reader.force_sync()])
 
     writer.start()
