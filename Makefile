@@ -24,10 +24,10 @@ test: .venv/installed lint
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: .venv/installed
-	$(BIN)/python -m flake8 celery_memsync celery_memsync_probe.py tests example_project benchmarks
-	$(BIN)/python -m isort --check-only --quiet celery_memsync celery_memsync_probe.py tests example_project benchmarks
+	$(BIN)/python -m flake8 celery_memsync tests example_project benchmarks
+	$(BIN)/python -m isort --check-only --quiet celery_memsync tests example_project benchmarks
 	$(BIN)/python -m mypy
-	$(BIN)/python -m bandit --quiet --recursive --ini setup.cfg celery_memsync celery_memsync_probe.py
+	$(BIN)/python -m bandit --quiet --recursive --ini setup.cfg celery_memsync
 
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check cachetools celery-once celery-singleton pottery python-redis-lock

@@ -28,7 +28,7 @@ from typing import Any, Iterator
 import common
 import redis
 
-from celery_memsync.embedded import find_server
+from celery_memsync.store.embedded import find_server
 
 MECHANISMS = ("none", "tracking", "tracking_bcast", "tracking_bcast_read", "channel")
 PEER = "none"

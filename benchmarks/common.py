@@ -18,7 +18,7 @@ from typing import Any, Callable, Iterator
 import celery
 import redis
 
-from celery_memsync.embedded import find_server
+from celery_memsync.store.embedded import find_server
 
 ROOT = Path(__file__).resolve().parent.parent
 

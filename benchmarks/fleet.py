@@ -21,10 +21,12 @@ import redis
 from celery import Celery
 
 from celery_memsync import MemorySyncManager, MemSync
-from celery_memsync.heartbeat import Heartbeat
-from celery_memsync.losses import Losses
-from celery_memsync.probe_file import ProbeFile
-from celery_memsync.records import TaskRun, WorkerRecord, run_key
+from celery_memsync.fleet.heartbeat import Heartbeat
+from celery_memsync.fleet.lost_workers import Losses
+from celery_memsync.fleet.probe_file import ProbeFile
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
+from celery_memsync.models.worker import WorkerRecord
 
 #: Databases of the brokers, and of the memory of the one worker that takes part.
 PLAIN, MEMSYNC, MEMORY, MANY = 1, 2, 3, 4
@@ -110,7 +112,7 @@ def probing(url: str) -> dict[str, Any]:
         file.heard()
         file.write(600.0, True)
         return {
-            "probe": timed(lambda: run("-m", "celery_memsync_probe", file.path)),
+            "probe": timed(lambda: run("-m", "celery_memsync.probe", file.path)),
             "python_that_does_nothing": timed(lambda: run("-c", "pass")),
             "celery_inspect_ping": timed(lambda: run("-m", "celery", "-b", f"{url}/{MEMSYNC}", "inspect", "ping"), 3),
         }

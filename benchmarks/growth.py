@@ -18,13 +18,14 @@ import redis
 from fleet import simulated
 
 from celery_memsync import MemorySyncManager
-from celery_memsync.changes import SetValue
 from celery_memsync.conflicts import Resolvers
 from celery_memsync.events import Events
-from celery_memsync.records import TaskRun, run_key
-from celery_memsync.settling import Settler
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
 from celery_memsync.store import Store
-from celery_memsync.writer import BatchWriter
+from celery_memsync.writing.changes import SetValue
+from celery_memsync.writing.conflict_settler import Settler
+from celery_memsync.writing.writer import BatchWriter
 
 TASKS = (1_000, 10_000, 100_000, 1_000_000)
 WORKERS = (10, 100, 1000, 10_000)

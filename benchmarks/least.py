@@ -16,7 +16,7 @@ from typing import Any
 import redis
 from celery import signals
 
-from celery_memsync.scripts import ENTRY_WRITE
+from celery_memsync.store.scripts import ENTRY_WRITE
 
 TTL_MS = 3_600_000
 TALLIES = ",,,lost,retried,failed,revoked,ignored,skipped,succeeded,"

@@ -19,7 +19,8 @@ import redis
 from celery import Celery
 
 from celery_memsync import MemorySyncManager, MemSync
-from celery_memsync.records import TaskRun, run_key
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
 
 RECORDS, TASKS, SETTLED = 20_000, 12_000, 5.0
 VARIANTS = ("plain", "plain_again", "memsync")

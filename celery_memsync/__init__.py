@@ -8,16 +8,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    # What a user makes
+    from .app import MemSync
     # What comes back
     from .conflicts import Resolution
     # What is raised
     from .exceptions import (ConflictError, InvalidKey, InvalidValue, LockError, LockLost, LockNotAcquired,
                              MemSyncError, NotInTask, StoreError, ValueTooLarge)
-    # What a user makes
-    from .locks import Lock
+    from .locking.lock import Lock
     from .manager import MemorySyncManager
-    from .plugin import MemSync
-    from .records import Entry, LockRecord, WorkerRecord
+    from .models.entry import Entry
+    from .models.lock import LockRecord
+    from .models.worker import WorkerRecord
 
 __version__ = "0.1.0"
 
@@ -28,10 +30,10 @@ __all__ = [
     "NotInTask", "StoreError", "ValueTooLarge",
 ]
 
-#: Modules of what is public, by name; errors have the same.
+#: Modules of what is public, by name; errors have one.  That of MemSync also activates its app in a worker.
 _HOMES = {
-    "MemorySyncManager": "manager", "MemSync": "plugin", "Lock": "locks", "Resolution": "conflicts",
-    "Entry": "records", "LockRecord": "records", "WorkerRecord": "records",
+    "MemorySyncManager": "manager", "MemSync": "activation", "Lock": "locking.lock", "Resolution": "conflicts",
+    "Entry": "models.entry", "LockRecord": "models.lock", "WorkerRecord": "models.worker",
 }
 
 

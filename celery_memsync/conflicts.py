@@ -10,8 +10,9 @@ from typing import Any, Callable, Mapping, Sequence
 
 from kombu.utils.imports import symbol_by_name
 
-from .keys import Keys, matcher
-from .records import Entry
+from .globs import matcher
+from .keys import Keys
+from .models.entry import Entry
 
 #: Times an entry is resolved and written again before giving up.
 MAX_ROUNDS = 5

@@ -8,34 +8,41 @@ Whoever wants many keys gives a pattern: a glob of Redis's over full paths.
 """
 from __future__ import annotations
 
-import functools
 import re
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 from .exceptions import InvalidKey
+from .globs import glob_regex, shown_text
 
 #: Longest id and longest key, in bytes.
 MAX_ID = 512
+
 MAX_KEY = 4 * MAX_ID
 
 #: Ids that need no further look: those of Celery and of most people.
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_.:@-]{1,512}").fullmatch
+
 _PLAIN_KEY = re.compile(r"(?:[A-Za-z0-9_.:@-]{1,512}/)*[A-Za-z0-9_.:@-]{1,512}").fullmatch
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 _GLOB = re.compile(r"[*?\[\]\\]")
 
 #: Slots of the page of a task: what Celery's signals tell, what users tell, how
 #: far it is.  A user's own key has a page with the first slot only.
 LIFE, STATE, PROGRESS = 1, 2, 3
+
 SLOTS = 3
+
 #: First part of the path of what the agents of a task share.
 AGENTS = "agents/"
+
 #: Between a slot and the entry of an earlier run that the page keeps.
 FORMER = b"@"
 
 #: Paths of what the processes of a namespace do together, and what of it has no value in one piece.
 COORDINATION = "coordination"
+
 QUEUE, METRICS, ASSIGNMENTS = "queue", "metrics", "assignments"
 
 #: First parts of the paths of what this package knows of; all others are users' own.
@@ -82,7 +89,7 @@ def check_id(value: object, what: str) -> str:
     if not value:
         raise InvalidKey(f"the {what} id is empty")
     if "/" in value:
-        raise InvalidKey(f"the {what} id {_shown(value)} holds '/', which separates the parts of a key")
+        raise InvalidKey(f"the {what} id {shown_text(value)} holds '/', which separates the parts of a key")
     _check_text(value, f"{what} id", MAX_ID)
     return value
 
@@ -100,95 +107,13 @@ def _check_text(value: str, what: str, limit: int, globs: bool = False) -> None:
     try:
         size = len(value.encode())
     except UnicodeEncodeError:
-        raise InvalidKey(f"the {what} {_shown(value)} is not valid Unicode text") from None
+        raise InvalidKey(f"the {what} {shown_text(value)} is not valid Unicode text") from None
     if size > limit:
-        raise InvalidKey(f"the {what} {_shown(value)} is {size} bytes long; at most {limit} are allowed")
+        raise InvalidKey(f"the {what} {shown_text(value)} is {size} bytes long; at most {limit} are allowed")
     if _CONTROL.search(value):
-        raise InvalidKey(f"the {what} {_shown(value)} holds a control character")
+        raise InvalidKey(f"the {what} {shown_text(value)} holds a control character")
     if not globs and _GLOB.search(value):
-        raise InvalidKey(f"the {what} {_shown(value)} holds a glob character (one of * ? [ ] \\)")
-
-
-def _shown(value: str) -> str:
-    return ascii(value if len(value) <= 60 else value[:57] + "...")
-
-
-def matcher(pattern: str) -> Callable[[str], object]:
-    """Return a function that tells whether a path matches a glob, as Redis would: ``*`` goes across slashes.
-
-    Raises:
-        InvalidKey: If a ``[`` has no ``]``.
-    """
-    matches = glob_regex(pattern).fullmatch
-    return lambda path: matches(_bytewise(path))
-
-
-@functools.lru_cache(maxsize=256)
-def glob_regex(pattern: str) -> re.Pattern[str]:
-    """Return a glob of Redis's as a regular expression: ``*``, ``?``, ``[abc]``, ``[a-z]``, ``[^a]``, ``\\x``.
-
-    What stands between two stars is looked for once, where it comes first, and
-    never again (a lookahead and what it found, as in :mod:`fnmatch`): a pattern
-    of many stars would take for ever otherwise.
-    """
-    text, at = _bytewise(pattern), 0
-    pieces = [""]
-    while at < len(text):
-        letter, at = text[at], at + 1
-        if letter == "*":
-            pieces.append("")
-        elif letter == "?":
-            pieces[-1] += "."
-        elif letter == "[":
-            regex, at = _class_regex(text, at)
-            pieces[-1] += regex
-        elif letter == "\\" and at < len(text):
-            pieces[-1] += re.escape(text[at])
-            at += 1
-        else:
-            pieces[-1] += re.escape(letter)
-    first, *between = pieces
-    if not between:
-        return re.compile(first, re.DOTALL)
-    last = between.pop()
-    inner = (f"(?=(?P<g{i}>.*?{piece}))(?P=g{i})" for i, piece in enumerate(filter(None, between)))
-    return re.compile(f"{first}{''.join(inner)}.*{last}", re.DOTALL)
-
-
-def _class_regex(text: str, at: int) -> tuple[str, int]:
-    """Return the class that begins after a ``[`` as a regular expression, and where it ends; as Redis reads it."""
-    negated = text.startswith("^", at)
-    at += negated
-    spans = ""
-    while at < len(text) and text[at] != "]":
-        if text[at] == "\\" and at + 1 < len(text):
-            low = high = text[at + 1]
-            at += 2
-        elif at + 2 < len(text) and text[at + 1] == "-":
-            low, high = sorted((text[at], text[at + 2]), key=_signed)
-            at += 3
-        else:
-            low = high = text[at]
-            at += 1
-        if _signed(low) < 0 <= _signed(high):
-            spans += f"{re.escape(low)}-\xff\0-{re.escape(high)}"
-        else:
-            spans += f"{re.escape(low)}-{re.escape(high)}"
-    if at >= len(text):
-        raise InvalidKey(f"the pattern {_shown(text)} has a '[' without its ']'")
-    if not spans:
-        return "." if negated else "(?!)", at + 1
-    return f"[{'^' if negated else ''}{spans}]", at + 1
-
-
-def _signed(byte: str) -> int:
-    """Return the number of a byte as C has it where Redis mostly runs: above 127 they are negative."""
-    return ord(byte) - 256 * (ord(byte) > 127)
-
-
-def _bytewise(text: str) -> str:
-    """Return a character for each byte of a text: Redis matches bytes."""
-    return text.encode(errors="surrogatepass").decode("latin-1")
+        raise InvalidKey(f"the {what} {shown_text(value)} holds a glob character (one of * ? [ ] \\)")
 
 
 def _tagged(name: str) -> str:
@@ -318,9 +243,9 @@ class Keys:
         _check_text(relative, "key", MAX_KEY)
         parts = relative.split("/")
         if not all(parts):
-            raise InvalidKey(f"the key {_shown(key)} has an empty part; parts are separated by single slashes")
+            raise InvalidKey(f"the key {shown_text(key)} has an empty part; parts are separated by single slashes")
         if any(len(part.encode()) > MAX_ID for part in parts):
-            raise InvalidKey(f"a part of the key {_shown(key)} is longer than {MAX_ID} bytes")
+            raise InvalidKey(f"a part of the key {shown_text(key)} is longer than {MAX_ID} bytes")
         return relative
 
     def pattern(self, pattern: object) -> str:

@@ -14,21 +14,26 @@ from typing import Any, Iterable, Iterator, Mapping
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.log import get_logger
 
-from . import values
-from .changes import Change, MergeFields, Progress, SetValue, SyncMetrics, SyncQueue, TellRun
-from .coordination import check_assignments, check_queue, check_steps
+from . import encoding
 from .events import Events, Handler
 from .exceptions import ConflictError, InvalidKey, InvalidValue, LockLost
 from .keys import ASSIGNMENTS, LIFE, METRICS, PROGRESS, QUEUE, STATE, Keys, Place, check_id, is_id
-from .locks import Lock, Locks, Owner
-from .reader import LONGEST_LIST, parts_of
-from .records import MAX_FENCE, Entry, LockRecord, Stored, TaskRun, WorkerRecord
-from .services import Services
+from .locking.lock import Lock
+from .locking.lock_service import Locks, Owner
+from .models.entry import MAX_FENCE, Entry, Stored
+from .models.lock import LockRecord
+from .models.task import TaskRun
+from .models.worker import WorkerRecord
+from .reading.projections import active_workers, progress_of, runs_of, state_of, worker_record, worker_records
+from .reading.reader import LONGEST_LIST, parts_of
+from .reading.subscriptions import OnChange, OnInvalidate, Watch
+from .runtime import Services
 from .settings import MAX_SECONDS, Settings, short
 from .store import Store
-from .subscriptions import OnChange, OnInvalidate, Watch
-from .views import active_workers, progress_of, runs_of, state_of, worker_record, worker_records
-from .writer import BatchWriter
+from .writing.changes import Change, MergeFields, SetValue, SyncMetrics, SyncQueue, TellRun
+from .writing.progress import Progress
+from .writing.shared_queue import check_assignments, check_queue, check_steps
+from .writing.writer import BatchWriter
 
 logger = get_logger(__name__)
 
@@ -99,7 +104,7 @@ class MemorySyncManager:
         """
         services = self._open()
         place = services.keys.task_place(check_id(task_id, "task"), STATE)
-        fields = values.encode_fields(state, place.path, services.settings.max_value_size)
+        fields = encoding.encode_fields(state, place.path, services.settings.max_value_size)
         services.writer.put(
             MergeFields(place, fields, self._ttl(ttl), self._fence(task_id), run_key=self._run_key(task_id)))
 
@@ -109,7 +114,7 @@ class MemorySyncManager:
         Arguments:
             run: All that is known of the run.
             run_key: Sorts the run among those of the task, see
-                :func:`~celery_memsync.records.run_key`; "" for the one that is stored.
+                :func:`~celery_memsync.models.order.run_key`; "" for the one that is stored.
 
         Returns:
             The change that waits to be written.
@@ -204,7 +209,7 @@ class MemorySyncManager:
         services = self._open()
         place = services.keys.coordination_place(ASSIGNMENTS)
         lists = check_assignments(assignments)
-        fields = values.encode_fields(lists, place.path, services.settings.max_value_size)
+        fields = encoding.encode_fields(lists, place.path, services.settings.max_value_size)
         services.writer.put(MergeFields(place, fields, self._ttl(None)))
 
     def sync_metrics(self, metrics: Mapping[str, Any]) -> None:
@@ -216,7 +221,7 @@ class MemorySyncManager:
         """
         services = self._open()
         place = services.keys.coordination_place(METRICS)
-        fields = values.encode_fields(metrics, place.path, services.settings.max_value_size)
+        fields = encoding.encode_fields(metrics, place.path, services.settings.max_value_size)
         steps: dict[str, tuple[bytes | None, float]] = {
             check_id(name, "metric"): (body, 0) for name, body in fields.items()}
         services.writer.put(SyncMetrics(place, steps, self._ttl(None)))
@@ -544,7 +549,7 @@ class MemorySyncManager:
             StoreError: If Redis is away.
         """
         services = self._open()
-        return services.reader.search(services.keys.pattern(pattern), _check_count(limit, "limit"))
+        return services.search.search(services.keys.pattern(pattern), _check_count(limit, "limit"))
 
     def iter_entries(self, pattern: str = "*") -> Iterator[Entry]:
         """Yield the entries whose keys match a pattern, each once, in no order.
@@ -562,7 +567,7 @@ class MemorySyncManager:
         services = self._open()
         full = services.keys.pattern(pattern)
         services.writer.flush()
-        return services.reader.iter_entries(full)
+        return services.search.iter_entries(full)
 
     def get_metrics(self) -> dict[str, Any]:
         """Return counters of this process; nothing is asked of Redis."""
@@ -891,14 +896,14 @@ class MemorySyncManager:
         self, services: Services, place: Place, value: Any, ttl: float | None = None, owned: bool = False,
         run_key: str = "", fence: int = 0,
     ) -> None:
-        body = values.encode(value, place.path, services.settings.max_value_size)
+        body = encoding.encode(value, place.path, services.settings.max_value_size)
         services.writer.put(SetValue(place, body, self._ttl(ttl), fence, owned, run_key))
 
     def _compare_and_set(self, place: Place, value: Any, ttl: float, expected: int, fence: int = 0) -> Entry:
         services = self._open()
         if isinstance(expected, bool) or not isinstance(expected, int) or expected < 0:
             raise InvalidValue(f"expected_version is a whole number, 0 or more, not {short(expected)}")
-        body = values.encode(value, place.path, services.settings.max_value_size)
+        body = encoding.encode(value, place.path, services.settings.max_value_size)
         change = SetValue(place, body, ttl, fence)
         beside = self._version_beside(place)
         try:

@@ -12,8 +12,8 @@ CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
 
 #: Ports that are meant if none is named.
 SENTINEL_PORT = 26379
-NODE_PORT = 6379
 
+NODE_PORT = 6379
 
 #: Hosts with a login before them, path and query of a URL without its scheme.
 _REST = re.compile(r"([^/?#]*)([^?#]*)\??([^#]*)")

@@ -21,7 +21,8 @@ from celery.states import READY_STATES, SUCCESS
 from display import Display, display
 from proj import survey
 
-from celery_memsync import StoreError, embedded
+from celery_memsync import StoreError
+from celery_memsync.store import embedded
 
 HERE = Path(__file__).resolve().parent
 

@@ -6,7 +6,8 @@ import os
 import pytest
 import redis as redis_py
 
-from celery_memsync import MemorySyncManager, link, subscriptions
+from celery_memsync import MemorySyncManager
+from celery_memsync.reading import listener, subscriptions
 
 from .helpers import RedisServer
 from .support.limited import Limited
@@ -71,7 +72,7 @@ def make_memsync(redis_url):
 def hasty(monkeypatch):
     """What is looked at now and then is looked at all the time, so that nobody has to wait for it."""
     for module, name, seconds in (
-        (link, "CHECK_INTERVAL", 0.1), (link, "ANSWER_TIMEOUT", 1.0), (link, "TRUST", 1.1),
+        (listener, "CHECK_INTERVAL", 0.1), (listener, "ANSWER_TIMEOUT", 1.0), (listener, "TRUST", 1.1),
         (subscriptions, "EXPIRY_INTERVAL", 0.1),
     ):
         monkeypatch.setattr(module, name, seconds)

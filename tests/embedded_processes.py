@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from celery_memsync import StoreError, embedded
+from celery_memsync import StoreError
+from celery_memsync.store import embedded
 
 from .helpers import ROOT, eventually
 

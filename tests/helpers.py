@@ -14,7 +14,7 @@ from pathlib import Path
 
 import redis
 
-from celery_memsync.embedded import find_server
+from celery_memsync.store.embedded import find_server
 
 ROOT = Path(__file__).resolve().parent.parent
 

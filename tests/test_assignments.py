@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from celery_memsync.records import WorkerRecord
+from celery_memsync.models.worker import WorkerRecord
 
 from .helpers import eventually
 

@@ -6,7 +6,7 @@ import time
 import pytest
 from celery import Celery
 
-from celery_memsync.broker import TIMEOUT, bounded_connection
+from celery_memsync.fleet.broker_connection import TIMEOUT, bounded_connection
 
 from .helpers import RedisServer
 

@@ -7,9 +7,10 @@ import uuid
 
 import pytest
 
-from celery_memsync.changes import Progress
 from celery_memsync.keys import PROGRESS, Keys
-from celery_memsync.records import TaskRun, run_key
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
+from celery_memsync.writing.progress import Progress
 
 #: Bytes of Redis memory for one finished task.
 MOST_BYTES = 800

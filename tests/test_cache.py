@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celery_memsync import cache as cache_module
-from celery_memsync.cache import Copy, EntryCache, Reading, taker
+from celery_memsync.reading import cache as cache_module
+from celery_memsync.reading.cache import Copy, EntryCache, Reading, taker
 
 NEVER = float("inf")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 import pytest
 
 from celery_memsync import keys as names
-from celery_memsync.changes import MergeFields, Progress, SetValue, TellRun, follows
-from celery_memsync.clock import Clock
+from celery_memsync.encoding import decode, encode_fields
 from celery_memsync.keys import Keys
-from celery_memsync.records import Header, TaskRun
-from celery_memsync.values import decode, encode_fields
+from celery_memsync.models.entry import Header
+from celery_memsync.models.task import TaskRun
+from celery_memsync.store.clock import Clock
+from celery_memsync.writing.changes import MergeFields, SetValue, TellRun, follows
+from celery_memsync.writing.progress import Progress
 
 keys = Keys("task-sentinel")
 STATE = keys.task_place("t1", names.STATE)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from celery_memsync.clock import DRIFT, Clock
+from celery_memsync.store.clock import DRIFT, Clock
 
 from .proxy import Proxy
 

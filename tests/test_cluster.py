@@ -6,7 +6,7 @@ import random
 import pytest
 
 from celery_memsync import MemorySyncManager, StoreError
-from celery_memsync.cluster import Cluster, slot_of
+from celery_memsync.store.cluster_client import Cluster, slot_of
 
 from .helpers import RedisServer, free_port
 from .topologies import ask, free_pair

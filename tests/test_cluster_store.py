@@ -7,8 +7,8 @@ import pytest
 
 from celery_memsync import ConflictError, MemorySyncManager, StoreError
 from celery_memsync.keys import Keys
-from celery_memsync.records import TaskRun
-from celery_memsync.rights import rules
+from celery_memsync.models.task import TaskRun
+from celery_memsync.store.acl import rules
 
 from .helpers import eventually, free_port
 from .support.junk import JUNK

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from celery_memsync import link
-from celery_memsync.changes import SetValue
+from celery_memsync.reading import listener
+from celery_memsync.writing.changes import SetValue
 
 from .helpers import eventually
 from .proxy import LISTENER, READERS, WRITER, Proxy
@@ -89,10 +89,10 @@ def test_while_nothing_is_heard_a_copy_is_believed_for_a_bounded_time_only(redis
     proxy.hold(LISTENER, new=False)
     tell(other, a=2)
     since = time.monotonic()
-    eventually(lambda: memsync.read("a") == 2, timeout=link.TRUST + 5)
+    eventually(lambda: memsync.read("a") == 2, timeout=listener.TRUST + 5)
     took = time.monotonic() - since
 
-    assert took < link.TRUST + 1
+    assert took < listener.TRUST + 1
     assert {memsync.read("a") for _ in range(50)} == {2}
     assert eventually(lambda: is_hit(memsync, "a"))
 
@@ -110,7 +110,7 @@ def test_copies_of_a_connection_that_does_not_answer_are_believed_for_a_bounded_
     if busy:
         in_background(lambda: memsync.read("b"))
         eventually(lambda: proxy.held)
-    time.sleep(link.TRUST + 1)
+    time.sleep(listener.TRUST + 1)
 
     assert not is_hit(memsync, "a")
     assert eventually(lambda: is_hit(memsync, "a"))
@@ -166,7 +166,7 @@ def test_an_older_answer_that_comes_late_does_not_replace_a_newer_copy(redis_url
 
 
 @pytest.mark.parametrize("how", [{"consistent": True}, {"max_age": 0}])
-@pytest.mark.parametrize("busy", [0, link.MAX_SOURCES, 2 * link.MAX_SOURCES])
+@pytest.mark.parametrize("busy", [0, listener.MAX_SOURCES, 2 * listener.MAX_SOURCES])
 def test_what_was_asked_of_redis_is_not_followed_by_an_older_copy(redis_url, make_memsync, proxy, how, busy):
     memsync, other = make_memsync(url=proxy.url), make_memsync(batch_interval=60.0)
     tell(other, a=1)
@@ -174,7 +174,7 @@ def test_what_was_asked_of_redis_is_not_followed_by_an_older_copy(redis_url, mak
 
     proxy.hold(LISTENER, *([READERS] if busy else []))
     reading = [in_background(lambda key=f"key-{number}": memsync.read(key)) for number in range(busy)]
-    eventually(lambda: len(proxy.held) >= min(busy, link.MAX_SOURCES))
+    eventually(lambda: len(proxy.held) >= min(busy, listener.MAX_SOURCES))
     tell(other, a=2)
     newer = memsync.read("a", **how)
     found = [memsync.read("a"), memsync.read_entry("a").value, memsync.read_many(["a"])["a"]]
@@ -265,7 +265,7 @@ def test_who_is_told_by_other_means_that_something_was_written_finds_no_old_copy
 
 # -- threads
 
-@pytest.mark.parametrize("threads", [8, 3 * link.MAX_SOURCES])
+@pytest.mark.parametrize("threads", [8, 3 * listener.MAX_SOURCES])
 def test_in_many_threads_no_version_goes_backward(make_memsync, threads):
     memsync, other = make_memsync(batch_interval=0.001), make_memsync(batch_interval=0.001)
     backward, reads, end = [], [], time.monotonic() + 4

@@ -7,11 +7,12 @@ import time
 import pytest
 
 from celery_memsync import ConflictError, Resolution
-from celery_memsync.changes import MergeFields
 from celery_memsync.conflicts import last_write_wins
+from celery_memsync.encoding import dumps
 from celery_memsync.keys import STATE
-from celery_memsync.records import TaskRun, run_key
-from celery_memsync.values import dumps
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
+from celery_memsync.writing.changes import MergeFields
 
 from .helpers import eventually
 

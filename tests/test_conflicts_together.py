@@ -8,9 +8,9 @@ import time
 import pytest
 
 from celery_memsync import ConflictError, Resolution
-from celery_memsync.changes import SetValue
-from celery_memsync.records import run_key
-from celery_memsync.values import dumps
+from celery_memsync.encoding import dumps
+from celery_memsync.models.order import run_key
+from celery_memsync.writing.changes import SetValue
 
 from .helpers import eventually
 

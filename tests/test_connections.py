@@ -5,7 +5,7 @@ import pytest
 import redis as redis_py
 from celery.exceptions import ImproperlyConfigured
 
-from celery_memsync.connections import CALL_TIMEOUT, CONNECT_TIMEOUT, connect
+from celery_memsync.store.client import CALL_TIMEOUT, CONNECT_TIMEOUT, connect
 
 from .helpers import eventually, free_port
 from .proxy import Proxy

@@ -11,7 +11,8 @@ import time
 import pytest
 
 from celery_memsync import InvalidKey
-from celery_memsync.records import TaskRun, run_key
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
 
 from .helpers import ROOT, eventually
 

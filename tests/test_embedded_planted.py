@@ -9,7 +9,8 @@ import threading
 
 import pytest
 
-from celery_memsync import StoreError, connections, embedded
+from celery_memsync import StoreError
+from celery_memsync.store import client, embedded
 
 from .embedded_processes import FOREIGN_UID, StayingUsers, as_root, begin, disown, refusal_of
 
@@ -159,10 +160,10 @@ def test_a_server_of_another_user_receives_nothing(folder, foreign_server):
 def test_a_connection_to_another_user_is_closed_before_a_byte(folder, foreign_server, monkeypatch):
     server = foreign_server(folder / "redis.sock")
     monkeypatch.setattr(embedded, "start", lambda path: None)
-    client = connections.connect(f"embedded://{folder}", {})
+    redis_client = client.connect(f"embedded://{folder}", {})
 
     with pytest.raises(StoreError, match=f"runs as uid {FOREIGN_UID}"):
-        client.ping()
+        redis_client.ping()
     received = server.received()
 
     assert received == [0]

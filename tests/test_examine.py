@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import pytest
 
-from celery_memsync.cli import examine
-from celery_memsync.cli.examine import Scene
-from celery_memsync.records import LockRecord, WorkerRecord
+from celery_memsync.cli import checks
+from celery_memsync.cli.checks import Scene
+from celery_memsync.models.lock import LockRecord
+from celery_memsync.models.worker import WorkerRecord
 from celery_memsync.settings import Settings
 
 NOW = 1_000_000.0
@@ -19,17 +20,17 @@ def scene(**given):
 
 
 @pytest.mark.parametrize("look, word, given", [
-    (examine.examine_visibility, "1h06m", {"newest": {"t": {"status": "SUCCESS", "runtime": 4000.0}}}),
-    (examine.examine_visibility, "1h06m", {"workers": [WorkerRecord("w", running=({"started_at": NOW - 4000},))]}),
-    (examine.examine_visibility, "eta", {"late": False, "newest": {
+    (checks.examine_visibility, "1h06m", {"newest": {"t": {"status": "SUCCESS", "runtime": 4000.0}}}),
+    (checks.examine_visibility, "1h06m", {"workers": [WorkerRecord("w", running=({"started_at": NOW - 4000},))]}),
+    (checks.examine_visibility, "eta", {"late": False, "newest": {
         "t": {"status": "PENDING", "published_at": NOW, "eta": NOW + 4000}}}),
-    (examine.examine_settings, "worker_ttl", {"settings": Settings(worker_ttl=8.0)}),
-    (examine.examine_settings, "default_ttl", {"settings": Settings(default_ttl=10.0)}),
-    (examine.examine_indexes, "ended: t1", {"processing": {"t1": DONE}}),
-    (examine.examine_indexes, "100 of", {"newest": dict.fromkeys(map(str, range(100)))}),
-    (examine.examine_locks, "printer", {"locks": [LOCK], "holders": {"t1": DONE}}),
-    (examine.examine_locks, "printer", {"locks": [LOCK], "holders": {"t1": {"status": "STARTED", "worker": "w1"}},
-                                        "workers": [WorkerRecord("w1", "lost")]}),
+    (checks.examine_settings, "worker_ttl", {"settings": Settings(worker_ttl=8.0)}),
+    (checks.examine_settings, "default_ttl", {"settings": Settings(default_ttl=10.0)}),
+    (checks.examine_indexes, "ended: t1", {"processing": {"t1": DONE}}),
+    (checks.examine_indexes, "100 of", {"newest": dict.fromkeys(map(str, range(100)))}),
+    (checks.examine_locks, "printer", {"locks": [LOCK], "holders": {"t1": DONE}}),
+    (checks.examine_locks, "printer", {"locks": [LOCK], "holders": {"t1": {"status": "STARTED", "worker": "w1"}},
+                                       "workers": [WorkerRecord("w1", "lost")]}),
 ])
 def test_what_is_wrong_is_found(look, word, given):
     (finding,) = look(scene(**given))
@@ -39,13 +40,13 @@ def test_what_is_wrong_is_found(look, word, given):
 
 
 @pytest.mark.parametrize("look, given", [
-    (examine.examine_visibility, {"visibility": None, "newest": {"t": {"status": "SUCCESS", "runtime": 4000.0}}}),
-    (examine.examine_visibility, {"late": False, "newest": {"t": {"status": "SUCCESS", "runtime": 4000.0}}}),
-    (examine.examine_visibility, {"newest": {"t": {"status": "SUCCESS", "runtime": "x"}, "u": None}}),
-    (examine.examine_settings, {}),
-    (examine.examine_indexes, {"processing": {"t1": {**DONE, "finished_at": NOW - 1}, "t2": None}}),
-    (examine.examine_locks, {"locks": [LOCK], "holders": {"t1": {"status": "STARTED", "worker": "w1"}},
-                             "workers": [WorkerRecord("w1")]}),
+    (checks.examine_visibility, {"visibility": None, "newest": {"t": {"status": "SUCCESS", "runtime": 4000.0}}}),
+    (checks.examine_visibility, {"late": False, "newest": {"t": {"status": "SUCCESS", "runtime": 4000.0}}}),
+    (checks.examine_visibility, {"newest": {"t": {"status": "SUCCESS", "runtime": "x"}, "u": None}}),
+    (checks.examine_settings, {}),
+    (checks.examine_indexes, {"processing": {"t1": {**DONE, "finished_at": NOW - 1}, "t2": None}}),
+    (checks.examine_locks, {"locks": [LOCK], "holders": {"t1": {"status": "STARTED", "worker": "w1"}},
+                            "workers": [WorkerRecord("w1")]}),
 ])
 def test_what_is_right_is_not_told_of(look, given):
     assert list(look(scene(**given))) == []
@@ -53,17 +54,17 @@ def test_what_is_right_is_not_told_of(look, given):
 
 @pytest.mark.parametrize("skew, found", [(0.5, False), (-3.0, True), (3.0, True), (None, False)])
 def test_a_clock_that_is_wrong_is_found(skew, found):
-    assert bool(list(examine.examine_clocks([WorkerRecord("w1", skew=skew)]))) is found
+    assert bool(list(checks.examine_clocks([WorkerRecord("w1", skew=skew)]))) is found
 
 
 @pytest.mark.parametrize("info, fine", [
     ({}, True), ({"rdb_last_bgsave_status": "err"}, False), ({"aof_last_write_status": "err"}, False)])
 def test_a_redis_that_can_not_save_is_found(info, fine):
-    assert all(one.fine for one in examine.examine_persistence(info)) is fine
+    assert all(one.fine for one in checks.examine_persistence(info)) is fine
 
 
 @pytest.mark.parametrize("latency, fine", [(0.0002, True), (0.2, False)])
 def test_a_slow_redis_is_found(latency, fine):
-    (finding,) = examine.examine_latency(latency)
+    (finding,) = checks.examine_latency(latency)
 
     assert finding.fine is fine

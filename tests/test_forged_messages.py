@@ -8,8 +8,9 @@ import pickle
 import pytest
 from celery.exceptions import ImproperlyConfigured
 
-from celery_memsync import MemSync, kept_messages, requeue, values
-from celery_memsync.kept_messages import KeptMessage, signer_of
+from celery_memsync import MemSync, encoding
+from celery_memsync.fleet import kept_messages, requeue
+from celery_memsync.fleet.kept_messages import KeptMessage, signer_of
 from celery_memsync.signing import SIGNATURE_SIZE, Signer
 
 from .helpers import eventually
@@ -47,7 +48,7 @@ def resigned(sender, signed, key=KEY, namespace="task-sentinel", age=0.0, **chan
     """Return a message with other fields, signed anew."""
     message = KeptMessage.decode(signed[SIGNATURE_SIZE:])
     message = message._replace(**{"signed_at": message.signed_at - age, **changes})
-    return Signer([key.encode()], f"requeue {namespace}").sign(values.dumps(list(message)))
+    return Signer([key.encode()], f"requeue {namespace}").sign(encoding.dumps(list(message)))
 
 
 def plain(sender, request, run, **changes):
@@ -56,7 +57,7 @@ def plain(sender, request, run, **changes):
     headers = {"id": request.id, "task": "proj.add", "lang": "py", "root_id": request.id}
     row = KeptMessage(request.id, run, "000%013d" % (now * 1000), 0, now, "q", json.dumps([[], {}, {}]), headers,
                       "application/json", "utf-8", 0, 2, {"correlation_id": request.id})
-    return values.dumps(list(row._replace(**changes)))
+    return encoding.dumps(list(row._replace(**changes)))
 
 
 @pytest.mark.parametrize("conf", [{}, MARK_ONLY], ids=["requeue", "default settings"])

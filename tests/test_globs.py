@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from celery_memsync import InvalidKey
-from celery_memsync.keys import matcher
+from celery_memsync.globs import matcher
 
 from .helpers import ROOT
 
@@ -118,7 +118,7 @@ def test_a_bracket_that_is_not_closed_is_refused(pattern):
 ])
 def test_a_pattern_of_many_stars_does_not_take_ages(pattern, text):
     program = (
-        "import sys; from celery_memsync.keys import matcher; pattern, text = sys.argv[1:];"
+        "import sys; from celery_memsync.globs import matcher; pattern, text = sys.argv[1:];"
         "print([bool(matcher(pattern)(one)) for one in (text, text + 'b', text + 'c', text + '/state')])")
 
     command = [sys.executable, "-c", program, pattern, text]

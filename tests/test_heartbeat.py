@@ -6,7 +6,7 @@ import time
 import pytest
 
 from celery_memsync import StoreError, WorkerRecord
-from celery_memsync.heartbeat import Heartbeat
+from celery_memsync.fleet.heartbeat import Heartbeat
 
 from .helpers import eventually
 

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from celery_memsync import Entry, MemSyncError, connections
+from celery_memsync import Entry, MemSyncError
+from celery_memsync.store import client
 
 from .helpers import eventually
 from .proxy import Proxy
@@ -66,7 +67,7 @@ class Liar(Proxy):
 
 @pytest.fixture
 def liar(server, monkeypatch):
-    monkeypatch.setattr(connections, "CALL_TIMEOUT", 0.1)
+    monkeypatch.setattr(client, "CALL_TIMEOUT", 0.1)
     with Liar(server.port) as liar:
         yield liar
 

@@ -8,45 +8,43 @@ from pathlib import Path
 
 import pytest
 
-from celery_memsync import exceptions, scripts
+from celery_memsync import exceptions
 from celery_memsync.events import EVENTS
 from celery_memsync.settings import Settings
+from celery_memsync.store import scripts
 
 from .helpers import ROOT
 
 PACKAGE = ROOT / "celery_memsync"
+LUA = PACKAGE / "store" / "lua"
 REFERENCE = ROOT / "docs" / "reference"
 
-#: A module imports from lower floors only; those of one floor do not know each other.
-FLOORS = (
-    ("exceptions", "clock", "periodic", "embedded_supervisor", "scripts", "broker", "probe_file", "rights", "urls",
-     "signing"),
-    ("keys", "values", "events", "depths"),
-    ("records",),
-    ("conflicts", "seen"),
-    ("settings", "changes"),
-    ("embedded", "cluster", "sentinels", "settling"),
-    ("connections",),
+#: What imports what: a module or package imports from the lines above its own, and packages of one line do not know
+#: each other.  Imports for a type checker and inside of functions count, too.  `docs/design.md` shows the same.
+LAYERS = (
+    ("exceptions", "events", "urls", "signing", "background_loop", "probe", "globs", "keys", "encoding"),
+    ("models",),
+    ("conflicts",),
+    ("settings",),
     ("store",),
-    ("cache", "link", "locks", "writer", "heartbeat", "losses", "coordination", "views", "cluster_store"),
-    ("reader",),
-    ("subscriptions",),
-    ("runs", "services"),
-    ("manager", "outcomes", "kept_messages"),
-    ("requeue",),
-    ("signals",),
-    ("bootsteps", "decorators"),
-    ("plugin",),
-    ("child", "cli"),
+    ("writing", "locking", "fleet"),
+    ("reading",),
+    ("runtime",),
+    ("manager",),
+    ("integration",),
+    ("app",),
+    ("activation",),
+    ("spawned_child",),
+    ("cli",),
     ("__init__",),
 )
-LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 #: Lua that other scripts begin with.
 LUA_PARTS = {"counters", "notes", "pages", "places", "validation"}
-SCRIPTS = sorted({path.stem for path in (PACKAGE / "lua").glob("*.lua")} - LUA_PARTS)
+SCRIPTS = sorted({path.stem for path in LUA.glob("*.lua")} - LUA_PARTS)
 MODULES = sorted(PACKAGE.rglob("*.py"))
-STORE = [PACKAGE / "cluster_store.py", *sorted((PACKAGE / "store").glob("*.py"))]
+STORE = sorted((PACKAGE / "store").glob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in MODULES}
 
 HEADER_PARTS = ("KEYS[", "ARGV[", "Returns", "Publishes")
@@ -57,30 +55,26 @@ def place_of(path: Path) -> str:
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
 
-def top_level(tree):
-    """Yield what runs when a module is imported: not the bodies of functions, not what only a type checker sees."""
-    waiting = list(tree.body)
-    while waiting:
-        node = waiting.pop()
-        yield node
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            waiting.extend(node.orelse)
-        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
-            waiting.extend(ast.iter_child_nodes(node))
+def module_of(path: Path) -> str:
+    """Return the name of a module inside of the package: "store.entries", "store" for a package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {module_of(path): path for path in MODULES}
 
 
 def imports_of(path: Path) -> set[str]:
-    """Return the modules of this package that a module imports at its top."""
+    """Return the modules of this package that a module imports, wherever in it."""
+    package = module_of(path).split(".") if path.name == "__init__.py" else module_of(path).split(".")[:-1]
     found = set()
-    depth = len(path.relative_to(PACKAGE).parts)
-    for node in top_level(TREES[path]):
-        if isinstance(node, ast.ImportFrom) and node.level == depth:
-            found |= {node.module.split(".")[0]} if node.module else {alias.name for alias in node.names}
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("celery_memsync.")}
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("celery_memsync"):
-            found.add((node.module + ".").split(".")[1])
-    return found
+    for node in ast.walk(TREES[path]):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = ".".join(filter(None, [*package[:len(package) - node.level + 1], *(node.module or "").split(".")]))
+        names = {f"{base}.{alias.name}".lstrip(".") for alias in node.names}
+        found |= (names & NAMES.keys()) | ({base} if names - NAMES.keys() else set())
+    return found - {module_of(path)}
 
 
 def public_definitions(tree, prefix=""):
@@ -96,12 +90,12 @@ def is_overload(node):
 
 
 def header_of(name: str) -> str:
-    lines = (PACKAGE / "lua" / f"{name}.lua").read_text().splitlines()
+    lines = (LUA / f"{name}.lua").read_text().splitlines()
     return "\n".join(line for line in lines[:next(i for i, line in enumerate(lines) if not line.startswith("--"))])
 
 
 def body_of(name: str) -> str:
-    return (PACKAGE / "lua" / f"{name}.lua").read_text()[len(header_of(name)):]
+    return (LUA / f"{name}.lua").read_text()[len(header_of(name)):]
 
 
 def reference(name: str) -> str:
@@ -110,23 +104,50 @@ def reference(name: str) -> str:
     return page.read_text()
 
 
-# -- the floor plan
+# -- layers
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_has_a_floor(path):
-    assert place_of(path) in LEVEL
+def test_module_imports_from_lower_layers_only(path):
+    own = place_of(path)
+
+    above = {name for name in imports_of(path)
+             if name.split(".")[0] not in ("", own) and LEVEL[name.split(".")[0]] >= LEVEL[own] > 0}
+
+    assert above == set()
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_imports_from_lower_floors_only(path):
-    level = LEVEL[place_of(path)]
+def test_no_modules_import_each_other_in_a_circle():
+    left = {name: {one for one in imports_of(path) if one} for name, path in NAMES.items() if name}
 
-    assert {name for name in imports_of(path) if LEVEL.get(name, 99) >= level and name != "__version__"} == set()
+    while free := {name for name, needs in left.items() if not needs & left.keys()}:
+        left = {name: needs for name, needs in left.items() if name not in free}
+
+    assert left == {}
+
+
+def test_design_shows_the_layers_and_the_packages():
+    page = (ROOT / "docs" / "design.md").read_text()
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
+
+    rule = re.search(r"^```text\n(exceptions, .*?)^```$", page, re.M | re.S).group(1)
+    shown = [tuple(re.split(r",\s*", line.strip())) for line in " ".join(rule.split()).split(" < ")]
+
+    assert shown == [names for names in LAYERS if names != ("__init__",)]
+    assert {name for name in folders if f"{name}/" not in page} == set()
+
+
+def test_contributing_names_only_files_that_exist():
+    table = [line for line in (ROOT / "CONTRIBUTING.md").read_text().splitlines() if line.startswith("| ")]
+    named = {name for line in table for name in re.findall(r"`([\w/]+(?:\.py|\.md|/))`", line)}
+
+    assert [name for name in named if not any((folder / name).exists() for folder in (PACKAGE, ROOT, ROOT / "tests"))] == []
+    assert len(named) > 10
 
 
 def test_imports_are_found_where_there_are_some():
-    assert {"changes", "store", "writer"} <= imports_of(PACKAGE / "manager.py")
-    assert imports_of(PACKAGE / "cli" / "output.py") >= {"exceptions", "plugin"}
+    assert imports_of(PACKAGE / "writing" / "progress.py") >= {"writing.changes", "store.clock", "models.task"}
+    assert imports_of(PACKAGE / "cli" / "output.py") >= {"exceptions", "activation"}
+    assert "store.script_caller" in imports_of(PACKAGE / "store" / "__init__.py")
 
 
 def test_only_the_store_and_the_connections_talk_to_redis():
@@ -136,13 +157,14 @@ def test_only_the_store_and_the_connections_talk_to_redis():
         or (isinstance(node, ast.ImportFrom) and node.module == "redis")
     }
 
-    talkers = {"cluster", "connections", "sentinels", "store"}
-    assert importers - {"bootsteps"} == talkers  # a worker tells the version of redis-py
+    assert importers - {"integration"} == {"store"}  # a worker reports the version of redis-py
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_outside_a_module_touches_its_underscore(path):
-    siblings = imports_of(path)
+    siblings = {
+        alias.asname or alias.name for node in ast.walk(TREES[path]) if isinstance(node, ast.ImportFrom) and node.level
+        for alias in node.names if any(alias.name == name.rpartition(".")[2] for name in NAMES)}
     private = [
         ast.unparse(node) for node in ast.walk(TREES[path])
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in siblings
@@ -177,7 +199,7 @@ def test_a_module_begins_as_all_do(path):
 
 
 def test_nothing_is_left_to_do():
-    files = [*MODULES, *(PACKAGE / "lua").glob("*.lua"), *(ROOT / "tests").rglob("*.py")]
+    files = [*MODULES, *LUA.glob("*.lua"), *(ROOT / "tests").rglob("*.py")]
     words = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 
     assert [str(path) for path in files if path != Path(__file__) and words.search(path.read_text())] == []
@@ -186,16 +208,6 @@ def test_nothing_is_left_to_do():
 @pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("test_*.py")), ids=lambda path: path.name)
 def test_a_file_of_tests_is_short_enough_to_be_read(path):
     assert len(path.read_text().splitlines()) <= 350
-
-
-def test_every_module_has_its_tests():
-    tested = " ".join(path.stem for path in (ROOT / "tests").rglob("test_*.py"))
-    elsewhere = {
-        "__init__", "embedded_supervisor", "scripts", "child", "cli", "exceptions", "signals",
-        "bootsteps", "plugin", "services",
-    }
-
-    assert {place_of(path) for path in MODULES if place_of(path) not in tested} <= elsewhere
 
 
 # -- output
@@ -254,7 +266,7 @@ def test_a_script_uses_the_keys_and_arguments_that_it_tells(name):
 def test_a_script_has_a_name_and_a_caller_in_the_store(name):
     store = "".join(path.read_text() for path in STORE)
 
-    assert getattr(scripts, name.upper()).text.endswith((PACKAGE / "lua" / f"{name}.lua").read_text())
+    assert getattr(scripts, name.upper()).text.endswith((LUA / f"{name}.lua").read_text())
     assert len(re.findall(rf"\b{name.upper()}\b", store)) >= 2
 
 

@@ -7,9 +7,10 @@ import time
 import pytest
 import redis as redis_py
 
-from celery_memsync import LockLost, values
+from celery_memsync import LockLost, encoding
 from celery_memsync.keys import Keys, is_id
-from celery_memsync.records import TaskRun, run_key
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
 
 from .support.junk import JUNK, NOW, SCORES, add_members, scatter_scores
 
@@ -49,7 +50,7 @@ def fill(memsync):
 
 def beat(store, worker_id, silence=5.0, since=0.0):
     return store.beat_worker(
-        worker_id, values.dumps({"worker_id": worker_id, "status": "active"}), 60.0, silence=silence, since=since,
+        worker_id, encoding.dumps({"worker_id": worker_id, "status": "active"}), 60.0, silence=silence, since=since,
         until=1e10, pulse="active:1")
 
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kombu import Exchange, Queue
 
-from celery_memsync import values
-from celery_memsync.kept_messages import KeptMessage, queue_name_of
+from celery_memsync import encoding
+from celery_memsync.fleet.kept_messages import KeptMessage, queue_name_of
 
 MESSAGE = KeptMessage(
     "t1", "token123-1", "0000000000000001", 0, 1.5, "q", "[[], {}, {}]", {"id": "t1", "task": "proj.add"},
@@ -37,14 +37,14 @@ def test_message_is_equal_after_encode_and_decode():
 @pytest.mark.parametrize("junk", JUNK, ids=lambda junk: repr(junk)[:20])
 @pytest.mark.parametrize("field", KeptMessage._fields)
 def test_message_with_junk_in_a_field_is_none_or_sound(field, junk):
-    read = KeptMessage.decode(values.dumps(list(MESSAGE._replace(**{field: junk}))))
+    read = KeptMessage.decode(encoding.dumps(list(MESSAGE._replace(**{field: junk}))))
 
     assert read is None or read.headers["id"] == read.task_id and isinstance(read.queue, str)
 
 
 @given(junk=json_values)
 def test_decode_of_any_json_raises_nothing(junk):
-    KeptMessage.decode(values.dumps(junk))
+    KeptMessage.decode(encoding.dumps(junk))
 
 
 @pytest.mark.parametrize("exchange, routing_key, expected", [

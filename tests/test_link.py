@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from celery_memsync import StoreError, link
+from celery_memsync import StoreError
+from celery_memsync.reading import listener
 
 from .helpers import eventually
 
@@ -75,16 +76,16 @@ def test_a_process_that_never_reads_has_no_listener(memsync, redis):
     assert sources(redis) == []
 
 
-@pytest.mark.parametrize("threads", [1, link.MAX_SOURCES, 3 * link.MAX_SOURCES])
+@pytest.mark.parametrize("threads", [1, listener.MAX_SOURCES, 3 * listener.MAX_SOURCES])
 def test_a_process_has_one_listener_and_few_readers_however_many_threads_it_has(memsync, redis, threads):
     answers = []
 
     in_threads(threads, lambda number: answers.extend(memsync.read(f"key-{number}-{i}") for i in range(100)))
 
     assert answers == [None] * threads * 100
-    (listener,) = listeners(redis)
-    assert {redirect for redirect, _ in sources(redis)} == {int(listener)}
-    assert len(sources(redis)) <= min(threads, link.MAX_SOURCES)
+    (own,) = listeners(redis)
+    assert {redirect for redirect, _ in sources(redis)} == {int(own)}
+    assert len(sources(redis)) <= min(threads, listener.MAX_SOURCES)
 
 
 def test_redis_remembers_what_was_read_and_not_what_the_fleet_writes(memsync, other, redis):
@@ -99,13 +100,13 @@ def test_redis_remembers_what_was_read_and_not_what_the_fleet_writes(memsync, ot
 
 
 def test_a_process_that_reads_no_more_sends_nothing_after_a_while(memsync, other, redis, monkeypatch):
-    monkeypatch.setattr(link, "REST_AFTER", 0.2)
+    monkeypatch.setattr(listener, "REST_AFTER", 0.2)
     tell(other, a=1, b=1)
     memsync.read_many(["a", "b"])
-    time.sleep(2 * link.CHECK_INTERVAL + 0.5)
+    time.sleep(2 * listener.CHECK_INTERVAL + 0.5)
     redis.config_resetstat()
 
-    time.sleep(link.TRUST)
+    time.sleep(listener.TRUST)
     sent = redis.info("commandstats").keys() - {"cmdstat_config", "cmdstat_config|resetstat", "cmdstat_info"}
     tell(other, a=2)
 
@@ -118,10 +119,10 @@ def test_a_process_that_reads_no_more_sends_nothing_after_a_while(memsync, other
 def test_what_breaks_while_a_process_rests_is_noticed_before_anything_is_believed(
     memsync, other, redis, monkeypatch, kind,
 ):
-    monkeypatch.setattr(link, "REST_AFTER", 0.2)
+    monkeypatch.setattr(listener, "REST_AFTER", 0.2)
     tell(other, a=1, b=1)
     memsync.read_many(["a", "b"])
-    time.sleep(link.TRUST + link.CHECK_INTERVAL)
+    time.sleep(listener.TRUST + listener.CHECK_INTERVAL)
 
     redis.client_kill_filter(_type=kind, skipme=True)
     tell(other, a=2, b=2)
@@ -182,10 +183,10 @@ def test_copies_are_not_believed_for_long_when_the_thread_that_listens_stands_st
     listening, going_on = memsync._open().link, threading.Event()
 
     listening.on_look = going_on.wait
-    time.sleep(link.CHECK_INTERVAL)
+    time.sleep(listener.CHECK_INTERVAL)
     redis.client_kill_filter(_type="normal", skipme=True)
     tell(other, a=2, b=2)
-    time.sleep(link.TRUST)
+    time.sleep(listener.TRUST)
     answers = memsync.read("a"), memsync.read_many(["a", "b"])
     going_on.set()
 
@@ -255,7 +256,7 @@ def test_copies_of_a_redis_that_stands_still_are_believed_for_a_bounded_time_onl
     before = memsync.read("a")
 
     own_server.pause()
-    time.sleep(link.TRUST + 0.2)
+    time.sleep(listener.TRUST + 0.2)
     hits = memsync.get_metrics()["cache_hits"]
     with pytest.raises(StoreError):
         memsync.read("a")

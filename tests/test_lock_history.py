@@ -15,7 +15,7 @@ from collections import defaultdict
 import pytest
 import redis as redis_py
 
-from celery_memsync.records import Stored
+from celery_memsync.models.entry import Stored
 
 from .helpers import ROOT, eventually
 from .lock_player import TTL

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from celery_memsync import StoreError
-from celery_memsync.locks import Owner
+from celery_memsync.locking.lock_service import Owner
 
 from .helpers import eventually
 
@@ -179,7 +179,7 @@ def test_a_lease_is_trusted_from_the_moment_when_it_was_asked_for(make_memsync, 
 
 
 def test_attempts_in_an_outage_do_not_pile_up(make_memsync, monkeypatch):
-    monkeypatch.setattr("celery_memsync.locks.SLACK", 0.1)
+    monkeypatch.setattr("celery_memsync.locking.lock_service.SLACK", 0.1)
     memsync = make_memsync(url=NOWHERE)
 
     for _ in range(50):
@@ -286,7 +286,7 @@ def test_shutdown_does_not_wait_for_a_redis_that_is_away(make_memsync, own_serve
 INTERRUPTED = """
 import random, signal, sys, time
 from celery_memsync import LockNotAcquired, MemorySyncManager
-from celery_memsync.locks import Owner
+from celery_memsync.locking.lock_service import Owner
 
 class Limit(Exception):
     pass

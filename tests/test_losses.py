@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from celery_memsync.records import TaskRun
+from celery_memsync.models.task import TaskRun
 
 from .helpers import eventually
 from .workers import SILENCE, SimulatedWorker

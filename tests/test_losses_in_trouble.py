@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from celery_memsync.heartbeat import MAX_RATE
+from celery_memsync.fleet.heartbeat import MAX_RATE
 
 from .helpers import eventually
 from .test_lost_answers import Proxy

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from celery_memsync import StoreError
-from celery_memsync.records import TaskRun, run_key
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
 
 
 class Proxy:

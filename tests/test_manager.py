@@ -10,7 +10,7 @@ from celery.exceptions import ImproperlyConfigured
 
 from celery_memsync import Entry, MemorySyncManager, StoreError
 from celery_memsync.keys import Keys
-from celery_memsync.records import TaskRun
+from celery_memsync.models.task import TaskRun
 
 from .helpers import free_port
 

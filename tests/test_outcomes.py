@@ -4,7 +4,7 @@ import os
 from datetime import datetime
 from types import SimpleNamespace
 
-from celery_memsync.outcomes import MAX_REMEMBERED, Outcomes
+from celery_memsync.integration.child_outcomes import MAX_REMEMBERED, Outcomes
 
 
 def remember(outcomes, task_id, pid, outcome=(False, None, 0.5), connected=True):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from celery_memsync.periodic import PeriodicThread
+from celery_memsync.background_loop import PeriodicThread
 
 from .helpers import eventually
 

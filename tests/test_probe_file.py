@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-import celery_memsync_probe
-from celery_memsync.probe_file import ProbeFile
+from celery_memsync import probe as probe_command
+from celery_memsync.fleet.probe_file import ProbeFile
 
 from .helpers import ROOT
 
@@ -25,7 +25,7 @@ def path(tmp_path):
 def probe(*args):
     """Run the probe as a user does; return exit code and what it says."""
     done = subprocess.run(
-        [sys.executable, "-m", "celery_memsync_probe", *args], cwd=ROOT, capture_output=True, text=True, timeout=20)
+        [sys.executable, "-m", "celery_memsync.probe", *args], cwd=ROOT, capture_output=True, text=True, timeout=20)
     return done.returncode, done.stdout + done.stderr
 
 
@@ -69,7 +69,7 @@ def test_a_file_that_no_worker_wrote_is_no_sign_of_life(path, text):
     with open(path, "w") as file:
         file.write(text)
 
-    assert celery_memsync_probe.probe(path, time.monotonic()) == (DEAD, "no worker wrote this file")
+    assert probe_command.probe(path, time.monotonic()) == (DEAD, "no worker wrote this file")
 
 
 def test_without_a_file_there_is_no_worker(path):
@@ -85,11 +85,11 @@ def test_a_wrong_command_line_is_told_so(args):
 
 
 def test_the_probe_helps():
-    assert probe("--help") == (FINE, celery_memsync_probe.HELP)
+    assert probe("--help") == (FINE, probe_command.HELP)
 
 
 def test_a_process_of_somebody_else_is_there():
-    assert celery_memsync_probe.is_there(1)
+    assert probe_command.is_there(1)
 
 
 def test_the_probe_imports_neither_celery_nor_redis_nor_an_app():
@@ -107,7 +107,7 @@ def test_the_command_is_installed():
 
     done = subprocess.run([command, "--help"], capture_output=True, text=True, timeout=20)
 
-    assert (done.returncode, done.stdout) == (FINE, celery_memsync_probe.HELP)
+    assert (done.returncode, done.stdout) == (FINE, probe_command.HELP)
 
 
 def test_the_file_is_replaced_as_a_whole_and_removed_at_the_end(path, tmp_path):

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from celery_memsync import ConflictError
-from celery_memsync.records import TaskRun
+from celery_memsync.models.task import TaskRun
 
 from .helpers import ROOT
 

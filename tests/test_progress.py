@@ -7,12 +7,12 @@ import time
 
 import pytest
 
+from celery_memsync import encoding
 from celery_memsync import keys as names
-from celery_memsync import values
-from celery_memsync.changes import Progress, percent_of, progress_rank
-from celery_memsync.clock import Clock
 from celery_memsync.keys import Keys
-from celery_memsync.records import progress_from
+from celery_memsync.models.progress import progress_from
+from celery_memsync.store.clock import Clock
+from celery_memsync.writing.progress import Progress, percent_of, progress_rank
 
 PROGRESS = Keys("task-sentinel").task_place("t1", names.PROGRESS)
 RUN_1, RUN_2 = "0000001700000000000", "0010001700000000000"
@@ -23,7 +23,7 @@ def progress(run_key="", run=None):
 
 
 def told(cell):
-    return progress_from(values.decode(cell.content(Clock(), {}).body))
+    return progress_from(encoding.decode(cell.content(Clock(), {}).body))
 
 
 # -- by itself

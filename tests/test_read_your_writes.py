@@ -9,7 +9,7 @@ import pytest
 
 from celery_memsync import StoreError
 from celery_memsync.keys import Keys
-from celery_memsync.reader import MAX_READS, Asking
+from celery_memsync.reading.reader import MAX_READS, Asking
 
 from .helpers import eventually
 from .test_reader import tell_now, ways

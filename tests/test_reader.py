@@ -8,7 +8,8 @@ import pytest
 
 from celery_memsync import InvalidKey
 from celery_memsync.keys import LIFE
-from celery_memsync.records import TaskRun, run_key
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
 
 from .helpers import eventually
 

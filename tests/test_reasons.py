@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import pytest
 
-from celery_memsync.cli.reasons import STALLED, Known, reason_of
-from celery_memsync.records import LockRecord, WorkerRecord
+from celery_memsync.cli.why import STALLED, Known, reason_of
+from celery_memsync.models.lock import LockRecord
+from celery_memsync.models.worker import WorkerRecord
 
 NOW = 1_000_000.0
 LOCK = LockRecord("invoice:7", 5, "w9", "t9", NOW - 60, 20.0, 1)

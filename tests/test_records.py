@@ -5,9 +5,12 @@ import itertools
 
 import pytest
 
-from celery_memsync import values
-from celery_memsync.records import (FINAL, RANKS, Header, Stored, TaskRun, WorkerRecord, describe_exception,
-                                    encode_progress, later_status, merge_state, progress_from, rank_of, run_key)
+from celery_memsync import encoding
+from celery_memsync.models.entry import Header, Stored
+from celery_memsync.models.order import FINAL, RANKS, later_status, rank_of, run_key
+from celery_memsync.models.progress import encode_progress, progress_from
+from celery_memsync.models.task import TaskRun, describe_exception, merge_state
+from celery_memsync.models.worker import WorkerRecord
 
 HEADER = b"7 0000001700000000000 4 0 1700000000000 60000 -25 abcdefgh.12,ijklmnop.3 worker 1@host"
 
@@ -116,21 +119,21 @@ def test_a_run_key_of_countless_retries_is_still_a_key():
     TaskRun("SUCCESS", root_id="root", parent_id="t1", runtime=0.0, kwargs="{}"),
 ])
 def test_a_run_comes_back_as_it_was(run):
-    assert TaskRun.from_row(values.decode(run.encode("t1")), "t1") == run
+    assert TaskRun.from_row(encoding.decode(run.encode("t1")), "t1") == run
 
 
 @pytest.mark.parametrize("figure", [float("inf"), float("-inf"), float("nan"), 1e300, -1e300, 10 ** 400])
 def test_a_time_that_can_not_be_is_not_told(figure):
     run = TaskRun("PENDING", published_at=figure, runtime=figure)
 
-    assert TaskRun.from_row(values.decode(run.encode("t1")), "t1") == TaskRun("PENDING")
+    assert TaskRun.from_row(encoding.decode(run.encode("t1")), "t1") == TaskRun("PENDING")
 
 
 @pytest.mark.parametrize("figure", [10 ** 400, -10 ** 400, 10 ** 16])
 def test_a_time_that_can_not_be_is_not_shown(figure):
     body = TaskRun("PENDING", published_at=5.0).encode("t1").replace(b"50000", str(figure).encode())
 
-    assert TaskRun.from_row(values.decode(body), "t1") == TaskRun("PENDING")
+    assert TaskRun.from_row(encoding.decode(body), "t1") == TaskRun("PENDING")
 
 
 def test_what_is_not_known_is_not_shown():
@@ -142,7 +145,7 @@ def test_what_is_not_known_is_not_shown():
 def test_a_run_of_a_newer_version_is_read():
     body = TaskRun("STARTED", recoveries=1).encode("t1")[:-1] + b',"new",5]'
 
-    assert TaskRun.from_row(values.decode(body), "t1") == TaskRun("STARTED", recoveries=1)
+    assert TaskRun.from_row(encoding.decode(body), "t1") == TaskRun("STARTED", recoveries=1)
 
 
 @pytest.mark.parametrize("row", [None, 5, "text", {}, [], [5], [None], [["STARTED"]]])
@@ -211,13 +214,13 @@ def test_a_state_is_what_the_signals_know_and_what_users_told(run, told, state):
 def test_the_eta_is_what_is_left_at_the_pace_so_far(percent, started, updated, eta):
     body = encode_progress((percent, None, None, None, None, started, updated, None, None))
 
-    assert progress_from(values.decode(body))["eta"] == eta
+    assert progress_from(encoding.decode(body))["eta"] == eta
 
 
 def test_progress_shows_every_field_and_the_tasks_own():
     body = encode_progress((50, 5, 10, "half", "crunching", 1.0, 2.0, "r1", {"rows": 7}))
 
-    assert progress_from(values.decode(body)) == {
+    assert progress_from(encoding.decode(body)) == {
         "progress": 50, "current": 5, "total": 10, "message": "half", "status": "crunching", "started_at": 1.0,
         "updated_at": 2.0, "run": "r1", "eta": 1.0, "rows": 7}
 
@@ -225,14 +228,14 @@ def test_progress_shows_every_field_and_the_tasks_own():
 def test_own_fields_do_not_hide_the_figures():
     body = encode_progress((50, None, None, None, None, 1.0, 2.0, None, {"progress": 99}))
 
-    assert progress_from(values.decode(body))["progress"] == 50
+    assert progress_from(encoding.decode(body))["progress"] == 50
 
 
 @pytest.mark.parametrize("known", list(itertools.product([0, 9], [None, "x"])))
 def test_short_rows_are_filled_up(known):
     percent, message = known
 
-    assert progress_from(values.decode(encode_progress((percent, None, None, message))))["message"] == message
+    assert progress_from(encoding.decode(encode_progress((percent, None, None, message))))["message"] == message
 
 
 # -- workers

@@ -6,7 +6,8 @@ import gc
 import pytest
 from kombu import Exchange, Queue
 
-from celery_memsync.records import TaskRun, run_key
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
 
 from .helpers import eventually
 from .support.sender import LOSS

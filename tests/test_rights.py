@@ -8,8 +8,8 @@ import pytest
 import redis as redis_py
 
 from celery_memsync import MemorySyncManager, StoreError
-from celery_memsync.embedded import find_server
-from celery_memsync.rights import CHANNELS, COMMANDS, KEYS, rules
+from celery_memsync.store.acl import CHANNELS, COMMANDS, KEYS, rules
+from celery_memsync.store.embedded import find_server
 
 from .helpers import ROOT, RedisServer, eventually
 from .topologies import system_server
@@ -124,8 +124,8 @@ def test_another_namespace_is_out_of_reach(grant):
 
 
 def test_no_right_is_told_that_nothing_needs():
-    scripts = "".join(path.read_text() for path in (ROOT / "celery_memsync" / "lua").glob("*.lua"))
-    python = "".join(path.read_text() for name in ("store/*.py", "connections.py", "link.py")
+    scripts = "".join(path.read_text() for path in (ROOT / "celery_memsync" / "store" / "lua").glob("*.lua"))
+    python = "".join(path.read_text() for name in ("store/*.py", "reading/listener.py")
                      for path in (ROOT / "celery_memsync").glob(name))
 
     words = {word.lower() for word in re.findall(r'"([A-Z]+)"', scripts + python)}

@@ -8,9 +8,9 @@ from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_memsync import MemSync
-from celery_memsync.changes import Draft
-from celery_memsync.runs import ActiveRun, timestamp
-from celery_memsync.writer import YOUNG
+from celery_memsync.integration.runs import ActiveRun, timestamp
+from celery_memsync.writing.changes import Draft
+from celery_memsync.writing.writer import YOUNG
 
 from .helpers import eventually
 

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from celery_memsync import InvalidKey, InvalidValue
-from celery_memsync.records import TaskRun
+from celery_memsync.models.task import TaskRun
 
 from .helpers import eventually, free_port
 

@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from celery_memsync import LockLost
-from celery_memsync.keys import Keys, glob_regex
-from celery_memsync.records import TaskRun, describe_exception, run_key
+from celery_memsync.globs import glob_regex
+from celery_memsync.keys import Keys
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun, describe_exception
 from celery_memsync.signing import SIGNATURE_SIZE
 
 from .helpers import ROOT, eventually

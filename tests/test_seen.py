@@ -5,10 +5,10 @@ import threading
 
 import pytest
 
-from celery_memsync import seen
 from celery_memsync.keys import LIFE, STATE, Place
-from celery_memsync.records import NEVER, Stamp
-from celery_memsync.seen import Base, Seen
+from celery_memsync.models.entry import NEVER, Stamp
+from celery_memsync.writing import version_tracker
+from celery_memsync.writing.version_tracker import Base, Seen
 
 
 def place(name):
@@ -29,8 +29,8 @@ def test_the_last_that_was_seen_is_known():
 
 
 def test_what_was_not_seen_for_the_longest_is_forgotten_first(monkeypatch):
-    monkeypatch.setattr(seen, "MAX_SEEN", 2)
-    monkeypatch.setattr(seen, "MAX_BASES", 2)
+    monkeypatch.setattr(version_tracker, "MAX_SEEN", 2)
+    monkeypatch.setattr(version_tracker, "MAX_BASES", 2)
     known = Seen()
     for name in "abac":
         known.note(place(name), Stamp(1, 1))
@@ -41,7 +41,7 @@ def test_what_was_not_seen_for_the_longest_is_forgotten_first(monkeypatch):
 
 
 def test_fields_have_a_bound_in_bytes(monkeypatch):
-    monkeypatch.setattr(seen, "MAX_BYTES", 100)
+    monkeypatch.setattr(version_tracker, "MAX_BYTES", 100)
     known = Seen()
     for number in range(10):
         known.note_base(place(number), base(40))
@@ -84,8 +84,8 @@ def test_what_celery_tells_is_not_taken_for_what_users_tell():
 
 
 def test_threads_do_not_disturb_each_other(monkeypatch):
-    monkeypatch.setattr(seen, "MAX_SEEN", 5)
-    monkeypatch.setattr(seen, "MAX_BASES", 5)
+    monkeypatch.setattr(version_tracker, "MAX_SEEN", 5)
+    monkeypatch.setattr(version_tracker, "MAX_BASES", 5)
     known, errors = Seen(), []
 
     def work(number):
@@ -110,7 +110,7 @@ def test_threads_do_not_disturb_each_other(monkeypatch):
 
 @pytest.mark.parametrize("bound", ["MAX_SEEN", "MAX_BASES", "MAX_BYTES"])
 def test_states_of_which_nothing_is_remembered_are_merged_all_the_same(memsync, other, monkeypatch, bound):
-    monkeypatch.setattr(seen, bound, 0)
+    monkeypatch.setattr(version_tracker, bound, 0)
     for number in range(3):
         for name in ("t1", "t2", "t3"):
             memsync.sync_task_state(name, {f"x{number}": number})

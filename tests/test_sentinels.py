@@ -10,7 +10,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from celery_memsync import MemorySyncManager, StoreError
-from celery_memsync.connections import connect
+from celery_memsync.store.client import connect
 
 from .helpers import eventually, free_port
 from .topologies import Replicated, SentinelServer, ask

@@ -3,14 +3,15 @@ from __future__ import annotations
 
 import pytest
 
-from celery_memsync import values
-from celery_memsync.changes import MergeFields, SetValue, TellRun
-from celery_memsync.clock import Clock
+from celery_memsync import encoding
 from celery_memsync.conflicts import Resolution, Resolvers
 from celery_memsync.keys import STATE, Keys
-from celery_memsync.records import Header, Stored, TaskRun
-from celery_memsync.seen import Base
-from celery_memsync.settling import Settler
+from celery_memsync.models.entry import Header, Stored
+from celery_memsync.models.task import TaskRun
+from celery_memsync.store.clock import Clock
+from celery_memsync.writing.changes import MergeFields, SetValue, TellRun
+from celery_memsync.writing.conflict_settler import Settler
+from celery_memsync.writing.version_tracker import Base
 
 KEYS = Keys("ns")
 OLD_RUN, RUN, NEW_RUN = "0000000000000001", "0000000000000002", "0000000000000003"
@@ -39,22 +40,22 @@ def settle():
 def stored(settle, value, run="-", ago=1.0):
     """Return what another wrote a while ago; None: it deleted it."""
     time = round((settle.clock.now() - ago) * 1000)
-    body = b"" if value is None else values.dumps(value)
+    body = b"" if value is None else encoding.dumps(value)
     return Stored(Header(3, run, "-", 0, time, 60_000, 0, "other.1", "other"), body)
 
 
 def value(text, **more):
-    return SetValue(KEYS.place("a"), b"" if text is None else values.dumps(text), 60.0, **more)
+    return SetValue(KEYS.place("a"), b"" if text is None else encoding.dumps(text), 60.0, **more)
 
 
 def fields(told, **more):
-    return MergeFields(KEYS.task_place("t1", STATE), {name: values.dumps(one) for name, one in told.items()}, 60.0, **more)
+    return MergeFields(KEYS.task_place("t1", STATE), {name: encoding.dumps(one) for name, one in told.items()}, 60.0, **more)
 
 
 def test_a_value_is_settled_by_the_resolver_and_follows_what_is_stored(settle):
     settled = settle(value("mine"), stored(settle, "theirs"))
 
-    assert values.decode(settled.body) == "theirsmine"
+    assert encoding.decode(settled.body) == "theirsmine"
     assert settled.seen.version == 3
     assert settled.conflict["key"] == "ns/a"
     assert [entry.worker_id for entry in settled.conflict["entries"]] == ["other", "me"]
@@ -72,7 +73,7 @@ def test_what_comes_to_the_same_is_not_written(settle):
 def test_with_a_resolver_that_fails_the_incoming_value_is_kept(settle, resolver):
     settled = settle(value("mine"), stored(settle, "theirs"), resolver=resolver)
 
-    assert values.decode(settled.body) == "mine"
+    assert encoding.decode(settled.body) == "mine"
     assert settled.conflict["strategy"].startswith("failed: ")
     assert settled.conflict["discarded"] == ["theirs"]
 
@@ -98,7 +99,7 @@ def test_fields_that_only_one_has_changed_are_no_conflict(settle):
 def test_fields_that_both_have_changed_are_settled_by_the_resolver(settle):
     settled = settle(fields({"x": "mine", "y": "only"}), stored(settle, {"x": "theirs"}))
 
-    assert {name: values.decode(body) for name, body in settled.fields.items()} == {"x": "theirsmine", "y": "only"}
+    assert {name: encoding.decode(body) for name, body in settled.fields.items()} == {"x": "theirsmine", "y": "only"}
     assert settled.late
 
 

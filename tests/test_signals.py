@@ -6,8 +6,9 @@ from celery import Celery
 from celery.app.task import Context
 
 from celery_memsync import MemSync
-from celery_memsync.records import TaskRun, run_key
-from celery_memsync.signals import HEADER
+from celery_memsync.integration.task_signals import HEADER
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
 
 HOSTILE = [
     "text", 5, [], {"key": 5}, {"key": "a b"}, {"key": "x" * 16}, {"published_at": "yesterday", "received_at": []},

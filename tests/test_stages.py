@@ -6,7 +6,8 @@ import threading
 import pytest
 
 from celery_memsync.keys import LIFE, Keys
-from celery_memsync.records import TaskRun, rank_of, run_key
+from celery_memsync.models.order import rank_of, run_key
+from celery_memsync.models.task import TaskRun
 from celery_memsync.store import EntryWrite
 
 from .helpers import eventually

@@ -8,11 +8,11 @@ import pytest
 
 from celery_memsync import StoreError
 from celery_memsync import keys as names
-from celery_memsync import scripts
-from celery_memsync.connections import connect, explain
 from celery_memsync.keys import Keys
-from celery_memsync.records import Header, Stored
-from celery_memsync.store import EntryWrite, Store, ms
+from celery_memsync.models.entry import Header, Stored
+from celery_memsync.store import EntryWrite, Store, ms, scripts
+from celery_memsync.store.client import connect
+from celery_memsync.store.errors import explain
 
 keys = Keys("task-sentinel")
 A = keys.place("a")

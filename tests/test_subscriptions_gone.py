@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import pytest
 
-from celery_memsync.records import TaskRun, run_key
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
 
 from .helpers import eventually
 from .test_subscriptions import GONE, Ear, tell

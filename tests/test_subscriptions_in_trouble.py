@@ -12,8 +12,9 @@ import time
 
 import pytest
 
-from celery_memsync import subscriptions
-from celery_memsync.records import TaskRun, run_key
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
+from celery_memsync.reading import subscriptions
 
 from .helpers import ROOT, RedisServer, eventually
 from .test_subscriptions import GONE, Ear, caught_up, cut_off, tell

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from celery_memsync import link, subscriptions
+from celery_memsync.reading import listener, subscription, subscriptions
 
 from .helpers import eventually
 from .proxy import LISTENER, Proxy
@@ -89,7 +89,7 @@ def test_a_deletion_that_is_found_before_it_is_heard_of_is_told_once(slow, other
 @pytest.fixture
 def busy(memsync, other, monkeypatch):
     """An ear that has heard of some keys, and is at work now; little may wait for it."""
-    monkeypatch.setattr(subscriptions, "MAX_WAITING", 3)
+    monkeypatch.setattr(subscription, "MAX_WAITING", 3)
     tell(other, {"found": 1, "found-too": 1})
     ear = Ear(memsync)
     for value in (0, 1):
@@ -168,7 +168,7 @@ def test_what_was_skipped_is_counted_beyond_the_end_of_a_subscription(memsync, o
 # -- floods
 
 def test_a_flood_of_messages_keeps_nobody_from_subscribing(memsync, other, redis, monkeypatch):
-    monkeypatch.setattr(link, "TAKEN_AT_ONCE", 10)
+    monkeypatch.setattr(listener, "TAKEN_AT_ONCE", 10)
     ear, listening = Ear(memsync, "flood"), memsync._open().link
     take, flooding, taken = listening.on_message, [True], itertools.count()
 

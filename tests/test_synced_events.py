@@ -10,7 +10,8 @@ import pytest
 from celery_memsync import Resolution, StoreError
 from celery_memsync.conflicts import Resolvers
 from celery_memsync.events import EVENTS
-from celery_memsync.records import TaskRun, run_key
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
 
 from .helpers import eventually
 

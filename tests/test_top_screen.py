@@ -10,7 +10,7 @@ from rich.console import Console
 from celery_memsync.cli.screen import bar, bars, screen
 from celery_memsync.cli.snapshot import TASK_ORDERS, WORKER_ORDERS, Event, Running, Snapshot, View, events_of, load_of
 from celery_memsync.cli.terminal import keys_of
-from celery_memsync.records import WorkerRecord
+from celery_memsync.models.worker import WorkerRecord
 
 WORKERS = tuple(
     WorkerRecord(f"w{number:02}@host", status, capacity={"total": 4, "free": 4 - number % 5}, last_beat=100.0 + number,

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from celery_memsync import InvalidValue, MemSyncError, ValueTooLarge, exceptions
-from celery_memsync.values import decode, encode, encode_fields, join_fields, split_fields
-from celery_memsync.writer import Refused
+from celery_memsync.encoding import decode, encode, encode_fields, join_fields, split_fields
+from celery_memsync.writing.writer import Refused
 
 LIMIT = 10_000_000
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_memsync import InvalidValue, values
+from celery_memsync import InvalidValue, encoding
 
 
 @pytest.mark.parametrize("body", [
@@ -18,34 +18,34 @@ from celery_memsync import InvalidValue, values
     b'{"__type__":"uuid","__value__":5}', b'{"__type__":"datetime","__value__":"x"}', b"", b"{", b"\xff",
 ], ids=lambda body: repr(body)[:30])
 def test_decode_refuses_what_encode_does_not_make(body):
-    with pytest.raises(values.UNREADABLE):
-        values.decode(body)
+    with pytest.raises(encoding.UNREADABLE):
+        encoding.decode(body)
 
 
 @pytest.mark.parametrize("value", [
     Decimal("NaN"), [Decimal("sNaN")], Decimal("Infinity"), float("nan")])
 def test_encode_refuses_what_decode_would_refuse(value):
     with pytest.raises(InvalidValue):
-        values.encode(value, "a", 10_000)
+        encoding.encode(value, "a", 10_000)
 
 
 @pytest.mark.parametrize("value", [
     "\\ud800", "\U0001f600", ["[" * 500, "]" * 500], [[], [[]]] * 200, "\"[" * 200, ["\\", "[" * 200],
 ], ids=lambda one: repr(one)[:20])
 def test_text_that_looks_like_structure_comes_back_equal(value):
-    assert values.decode(values.encode(value, "a", 10_000)) == value
+    assert encoding.decode(encoding.encode(value, "a", 10_000)) == value
 
 
 def test_deepest_value_comes_back_equal_and_a_deeper_one_is_refused():
     value = []
-    for _ in range(values.MAX_DEPTH - 1):
+    for _ in range(encoding.MAX_DEPTH - 1):
         value = [value]
 
-    assert values.decode(values.encode(value, "a", 10_000)) == value
+    assert encoding.decode(encoding.encode(value, "a", 10_000)) == value
     with pytest.raises(InvalidValue, match="nested too deeply"):
-        values.encode([value], "a", 10_000)
+        encoding.encode([value], "a", 10_000)
 
 
 @given(text=st.text(st.characters(exclude_categories=()), max_size=20))
 def test_any_text_comes_back_equal_with_halves_of_surrogate_pairs(text):
-    assert values.decode(values.encode([text], "a", 10_000)) == [text]
+    assert encoding.decode(encoding.encode([text], "a", 10_000)) == [text]

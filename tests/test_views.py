@@ -4,12 +4,14 @@ import itertools
 
 import pytest
 
-from celery_memsync import WorkerRecord, values
+from celery_memsync import WorkerRecord, encoding
 from celery_memsync.keys import LIFE, PROGRESS, STATE, Keys
-from celery_memsync.records import Header, Stored, TaskRun, encode_progress
+from celery_memsync.models.entry import Header, Stored
+from celery_memsync.models.progress import encode_progress
+from celery_memsync.models.task import TaskRun
+from celery_memsync.reading.projections import (active_workers, entry_of, progress_of, runs_of, state_of,
+                                                worker_record, worker_records)
 from celery_memsync.store import Task
-from celery_memsync.views import (active_workers, entry_of, progress_of, runs_of, state_of, worker_record,
-                                  worker_records)
 
 keys = Keys("ns")
 
@@ -23,7 +25,7 @@ def life(status, key="-", **known):
 
 
 def test_a_state_is_what_celery_told_with_what_users_told_over_it():
-    slots = {LIFE: life("STARTED", name="proj.add"), STATE: stored(values.dumps({"customer": 7}))}
+    slots = {LIFE: life("STARTED", name="proj.add"), STATE: stored(encoding.dumps({"customer": 7}))}
 
     state = state_of("t1", slots)
 
@@ -31,7 +33,7 @@ def test_a_state_is_what_celery_told_with_what_users_told_over_it():
 
 
 def test_a_status_of_the_users_shows_until_celery_told_a_later_one():
-    told = stored(values.dumps({"status": "reading"}))
+    told = stored(encoding.dumps({"status": "reading"}))
 
     assert state_of("t1", {LIFE: life("STARTED"), STATE: told})["status"] == "reading"
     assert state_of("t1", {LIFE: life("FAILURE"), STATE: told})["status"] == "FAILURE"
@@ -66,7 +68,7 @@ def test_the_version_of_a_state_counts_what_both_told():
 
 
 def test_a_worker_that_was_silent_is_lost_unless_it_said_goodbye():
-    beat = {name: stored(values.dumps({"status": name}), time=5000) for name in ("active", "offline")}
+    beat = {name: stored(encoding.dumps({"status": name}), time=5000) for name in ("active", "offline")}
 
     assert worker_record("w1", beat["active"], since=4.0).status == "active"
     assert worker_record("w1", beat["active"], since=6.0).status == "lost"
@@ -74,7 +76,7 @@ def test_a_worker_that_was_silent_is_lost_unless_it_said_goodbye():
 
 
 def test_workers_told_of_by_hand_are_listed_beside_those_that_beat():
-    told = {"w2/heartbeat": stored(values.dumps({"status": "busy"}), time=5000), "w1/status": stored(b'"up"', time=5000)}
+    told = {"w2/heartbeat": stored(encoding.dumps({"status": "busy"}), time=5000), "w1/status": stored(b'"up"', time=5000)}
 
     assert [(one.worker_id, one.status) for one in worker_records(told, since=4.0)] == [("w1", "active"), ("w2", "busy")]
 
@@ -84,7 +86,7 @@ def test_who_is_active_is_told_alike_with_and_without_their_records():
     seconds, stretches, statuses = (1, 3, 5), (1.0, 2.5), ("active", "busy", "draining", "offline")
     for number, (time, stretch, status) in enumerate(itertools.product(seconds, stretches, statuses)):
         record = WorkerRecord(f"w{number}", status, stretch=stretch)
-        body = values.dumps(record.as_dict())
+        body = encoding.dumps(record.as_dict())
         told[f"w1{number}/heartbeat"] = stored(body, time=time * 1000, rank=record.pulse())
         told[f"w2{number}/heartbeat"] = stored(body, time=time * 1000)
 

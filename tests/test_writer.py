@@ -116,7 +116,7 @@ def test_fields_told_after_a_value_was_flushed_are_merged_into_it(memsync, other
 
 
 def test_fields_told_after_the_writer_forgot_the_key_are_merged(memsync, other, monkeypatch):
-    monkeypatch.setattr("celery_memsync.seen.MAX_SEEN", 1)
+    monkeypatch.setattr("celery_memsync.writing.version_tracker.MAX_SEEN", 1)
     memsync.sync_task_state("t1", {"x": 1})
     memsync.sync_task_state("t2", {"x": 1})
     memsync.force_sync()

@@ -6,9 +6,9 @@ import time
 import pytest
 
 from celery_memsync import StoreError
-from celery_memsync.changes import Draft
 from celery_memsync.keys import Keys
-from celery_memsync.records import TaskRun
+from celery_memsync.models.task import TaskRun
+from celery_memsync.writing.changes import Draft
 
 from .helpers import eventually
 

@@ -69,7 +69,7 @@ def test_refused_write_is_named_and_written_when_allowed(memsync, other, limited
 
 
 def test_refused_write_is_retried_by_the_thread(make_memsync, other, limited, monkeypatch):
-    monkeypatch.setattr("celery_memsync.writer.REFUSED_PAUSE", 0.05)
+    monkeypatch.setattr("celery_memsync.writing.writer.REFUSED_PAUSE", 0.05)
     memsync = make_memsync(url=limited.url, batch_interval=0.01)
     limited.refuse("get")
     memsync.sync_task_state("t1", {"x": 1})
@@ -118,7 +118,7 @@ def test_refused_write_does_not_stop_atomic_operations_of_others(memsync, limite
 
 
 def test_refused_writes_are_bounded(memsync, limited, monkeypatch):
-    monkeypatch.setattr("celery_memsync.writer.MAX_REFUSED", 3)
+    monkeypatch.setattr("celery_memsync.writing.writer.MAX_REFUSED", 3)
     limited.refuse("get")
     for number in range(5):
         memsync.write(f"key-{number}", number)

@@ -9,7 +9,7 @@ import subprocess
 
 import redis
 
-from celery_memsync.embedded import find_server
+from celery_memsync.store.embedded import find_server
 
 from .helpers import RedisServer, eventually, free_port
 

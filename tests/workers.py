@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import itertools
 
-from celery_memsync.heartbeat import Heartbeat
-from celery_memsync.losses import Losses
-from celery_memsync.records import TaskRun, WorkerRecord, run_key
+from celery_memsync.fleet.heartbeat import Heartbeat
+from celery_memsync.fleet.lost_workers import Losses
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
+from celery_memsync.models.worker import WorkerRecord
 
 #: Of workers in tests: seconds between beats, and of silence after which they are lost.
 INTERVAL, SILENCE = 0.1, 0.4

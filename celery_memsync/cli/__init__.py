@@ -18,6 +18,7 @@ from celery.platforms import EX_USAGE
 if TYPE_CHECKING:
     from celery.worker import WorkController
 
+
 #: Where the commands are, by name: module and what it calls them.
 COMMANDS = {
     "status": "status:status",
@@ -27,15 +28,15 @@ COMMANDS = {
     "why": "why:why",
     "agents": "tasks:agents",
     "follow": "follow:follow",
-    "queue": "together:queue",
-    "assignments": "together:assignments",
-    "metrics": "together:metrics",
+    "queue": "coordination:queue",
+    "assignments": "coordination:assignments",
+    "metrics": "coordination:metrics",
     "locks": "locks:locks",
-    "unlock": "unlock:unlock",
-    "get": "keys:get",
-    "set": "keys:set_",
-    "delete": "keys:delete",
-    "search": "keys:search",
+    "unlock": "locks:unlock",
+    "get": "entries:get",
+    "set": "entries:set_",
+    "delete": "entries:delete",
+    "search": "entries:search",
     "watch": "watch:watch",
     "doctor": "doctor:doctor",
     "top": "top:top",
@@ -95,7 +96,7 @@ def memsync() -> None:
 def on_worker_init(sender: "WorkController", **_: Any) -> None:
     """Activate a worker whose app has ``memsync_backend`` set, or a `MemSync`; import what that takes only then."""
     if getattr(sender.app, "memsync", None) is not None or sender.app.conf.get("memsync_backend"):
-        import_module("..plugin", __name__).on_worker_init(sender)
+        import_module("..activation", __name__).on_worker_init(sender)
 
 
 def on_import_modules(sender: Any, **_: Any) -> None:
@@ -104,7 +105,7 @@ def on_import_modules(sender: Any, **_: Any) -> None:
 
     def report(*args: Any, **kwargs: Any) -> Any:
         if sender.conf.get("memsync_backend"):
-            import_module("..plugin", __name__).hide_password(sender.conf)
+            import_module("..integration.app_settings", __name__).hide_password(sender.conf)
         return bugreport(*args, **kwargs)
 
     sender.bugreport = report
@@ -112,5 +113,6 @@ def on_import_modules(sender: Any, **_: Any) -> None:
 
 signals.import_modules.connect(
     on_import_modules, weak=False, dispatch_uid="celery_memsync.import_modules")
-# Under the name that plugin.py has: where that is imported already, this is not connected.
+
+# Under the name that activation.py has: where that is imported already, this is not connected.
 signals.worker_init.connect(on_worker_init, weak=False, dispatch_uid="celery_memsync.worker_init")

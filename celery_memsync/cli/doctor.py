@@ -8,12 +8,12 @@ from typing import Any, Iterator, Sequence
 import click
 from celery.bin.base import CeleryCommand
 
+from ..app import MemSync
 from ..exceptions import StoreError
-from ..plugin import MemSync
-from ..records import WorkerRecord
-from ..rights import CHANNELS, KEYS
-from .examine import (Finding, examine_clocks, examine_indexes, examine_latency, examine_locks, examine_persistence,
-                      examine_settings, examine_visibility, look_around, named)
+from ..models.worker import WorkerRecord
+from ..store.acl import CHANNELS, KEYS
+from .checks import (Finding, examine_clocks, examine_indexes, examine_latency, examine_locks, examine_persistence,
+                     examine_settings, examine_visibility, look_around, named)
 from .output import figure, json_option, latency_of, mebibytes, memory_of, print_json, print_line, shorten
 
 #: The oldest server whose commands are all that is needed.

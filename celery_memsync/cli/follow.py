@@ -8,9 +8,9 @@ from typing import Any, Callable, Iterable, Iterator, Protocol
 import click
 from celery.bin.base import CeleryCommand
 
-from ..periodic import Bell
-from ..plugin import MemSync
-from ..records import FINAL
+from ..app import MemSync
+from ..background_loop import Bell
+from ..models.order import FINAL
 from .ids import task_id_of
 from .output import (EX_TIMEOUT, json_option, memory_of, padded, print_error, print_json, print_line, progress_words,
                      safe, shorten, timeout_option, width_of)
@@ -141,7 +141,7 @@ def _page(ctx: click.Context, task_ids: list[str], as_json: bool) -> Iterator[Pa
         return
     if is_terminal():
         try:
-            from .bars import shown
+            from .screen import shown
         except ImportError:
             print_error(ctx, "Bars need rich: pip install 'celery-memsync[cli]'")
         else:

@@ -5,9 +5,9 @@ from typing import Iterable, Sequence
 
 from celery.platforms import EX_USAGE
 
+from ..app import MemSync
 from ..keys import check_id
-from ..plugin import MemSync
-from ..records import WorkerRecord
+from ..models.worker import WorkerRecord
 from .output import fail
 
 #: Most ids that an error lists.

@@ -22,9 +22,10 @@ from celery.exceptions import CeleryCommandException, ImproperlyConfigured
 from celery.platforms import EX_UNAVAILABLE, EX_USAGE
 from kombu.utils import json
 
+from ..activation import activate
+from ..app import MemSync
 from ..exceptions import InvalidKey, StoreError
-from ..plugin import MemSync, activate
-from ..records import MAX_FIGURE
+from ..models.entry import MAX_FIGURE
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -6,10 +6,11 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
+from ..app import MemSync
 from ..exceptions import InvalidKey
 from ..keys import check_id
-from ..plugin import MemSync
-from ..records import AT_WORK, WorkerRecord, rank_of
+from ..models.order import AT_WORK, rank_of
+from ..models.worker import WorkerRecord
 from .output import figure, shorten
 
 #: Most tasks of each list of the queue that are read.
@@ -23,6 +24,7 @@ LONGEST_FILTER = 60
 
 #: Orders, by name, of workers and of tasks.
 WORKER_ORDERS = ("name", "load", "status", "beat")
+
 TASK_ORDERS = ("since", "done", "name", "worker")
 
 #: What a terminal sends for keys.

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from celery.bin.base import CeleryCommand
 
-from ..records import AT_WORK, rank_of
+from ..models.order import AT_WORK, rank_of
 from .output import (ago, duration, figure, json_option, latency_of, memory_of, percent, print_json, print_line,
                      print_table, shorten)
 

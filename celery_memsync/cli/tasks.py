@@ -8,9 +8,9 @@ from typing import Any, Callable, NamedTuple
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
 
-from ..keys import matcher
-from ..plugin import MemSync
-from ..records import FINAL
+from ..app import MemSync
+from ..globs import matcher
+from ..models.order import FINAL
 from .ids import task_id_of
 from .output import (ago, duration, fail, figure, json_option, limit_option, memory_of, moment, percent, print_facts,
                      print_json, print_line, print_table, progress_words, shorten, shown)
@@ -24,6 +24,7 @@ SORTED = 10_000
 #: By what tasks are sorted: the names of the fields of their states, and whether the greatest comes first.
 ORDERS = {"newest": None, "oldest": None, "runtime": True, "started": True, "finished": True, "name": False,
           "status": False, "worker": False}
+
 FIELDS = {"started": "started_at", "finished": "finished_at"}
 
 

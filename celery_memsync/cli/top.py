@@ -11,15 +11,16 @@ import click
 from celery.bin.base import CeleryCommand, CeleryOption
 from celery.platforms import EX_UNAVAILABLE, EX_USAGE
 
+from ..app import MemSync
+from ..background_loop import PeriodicThread
 from ..exceptions import StoreError
-from ..periodic import PeriodicThread
-from ..plugin import MemSync
 from .output import Seconds, fail, memory_of
 from .snapshot import Snapshot, View, take
 from .terminal import is_terminal, keys, orderly_end
 
 if TYPE_CHECKING:
     from rich.live import Live
+
 
 #: Seconds between two looks at keys, at the size of the terminal and whether there is news.
 LOOK = 0.1

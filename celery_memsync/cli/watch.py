@@ -9,9 +9,10 @@ from typing import Callable, Iterator, TypeVar
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
 
+from ..app import MemSync
 from ..exceptions import StoreError
-from ..plugin import MemSync
-from ..subscriptions import KeyChange, Watch
+from ..reading.subscription import KeyChange
+from ..reading.subscriptions import Watch
 from .output import (EX_TIMEOUT, json_option, memory_of, moment, print_error, print_json, print_line, shown,
                      timeout_option)
 

@@ -1,12 +1,215 @@
 """`celery memsync why ID`: why a task is where it is."""
 from __future__ import annotations
 
+from typing import Any, NamedTuple, Sequence
+
 import click
 from celery.bin.base import CeleryCommand
 
+from ..models.lock import LockRecord
+from ..models.order import AT_WORK, FINAL, rank_of
+from ..models.worker import WorkerRecord
 from .ids import task_id_of
-from .output import json_option, memory_of, print_json, print_line
-from .reasons import Known, reason_of
+from .output import (ago, duration, figure, json_option, memory_of, moment, print_json, print_line, progress_words,
+                     shorten)
+
+#: Seconds without a word of progress after which a task at work is said to stand still.
+STALLED = 600.0
+
+#: Reasons of which there is nothing more to come, by status.
+ENDS = {"SUCCESS": "succeeded", "FAILURE": "failed", "REVOKED": "revoked", "SKIPPED": "skipped"}
+
+
+class Known(NamedTuple):
+    """What is known of a task and its surroundings.
+
+    Attributes:
+        task_id: Its id.
+        task: As of ``get_task``; None: nobody told of it.
+        workers: All of them.
+        awaited: The lock in whose queue it stands.
+        position: How many wait before it, in all queues; None: it is not among those that wait.
+        now: Redis's time, in seconds.
+    """
+
+    task_id: str
+    task: dict[str, Any] | None
+    workers: Sequence[WorkerRecord] = ()
+    awaited: LockRecord | None = None
+    position: int | None = None
+    now: float = 0.0
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Its state, as far as it is known."""
+        return (self.task or {}).get("state") or {}
+
+
+class Reason(NamedTuple):
+    """Why a task is where it is.
+
+    Attributes:
+        answer: In words.
+        reason: One word, the same from version to version.
+        evidence: What it was judged by.
+    """
+
+    answer: str
+    reason: str
+    evidence: dict[str, Any]
+
+
+def reason_of(known: Known) -> Reason:
+    """Return why a task is where it is."""
+    if known.task is None:
+        return Reason("Nobody has told of it: it was never sent, or that is longer ago than memsync_default_ttl.",
+                      "unknown", {})
+    status = str(known.state.get("status", "-"))
+    if status in FINAL:
+        return _ended(known, status)
+    if status == "LOST":
+        return Reason(f"Its worker {_worker(known)} was lost while it was at work.", "worker-lost", _facts(known))
+    if status == "RETRY":
+        return _retried(known)
+    if rank_of(status) >= AT_WORK:
+        return _at_work(known)
+    return _waits(known)
+
+
+def _ended(known: Known, status: str) -> Reason:
+    state = known.state
+    lock = state.get("lock")
+    words = {"SUCCESS": "It succeeded", "FAILURE": "It failed", "REVOKED": "It was revoked", "SKIPPED": "It was skipped"}
+    answer = words.get(status, f"It ended as {status}")
+    if figure(state.get("finished_at")) is not None:
+        answer += f" {ago(state['finished_at'], known.now)} ago"
+    if figure(state.get("runtime")) is not None:
+        answer += f", after {duration(state['runtime'])} on {_worker(known)}"
+    answer += _error(state)
+    if isinstance(lock, dict):
+        answer += f", held back by {_lock_told(lock, known.now)}"
+    return Reason(answer + ".", ENDS.get(status, "ended"), _facts(known, "finished_at", "runtime", "exception", "lock"))
+
+
+def _retried(known: Known) -> Reason:
+    return _held_back(known, known.state) or Reason(
+        f"It is tried again{_when(known)}{_error(known.state)}.", "retrying", _facts(known, "retries", "eta", "exception"))
+
+
+def _held_back(known: Known, run: dict[str, Any]) -> Reason | None:
+    """Return that a lock held a run back which is tried again, if one did."""
+    lock = run.get("lock")
+    if run.get("status") != "RETRY" or not isinstance(lock, dict):
+        return None
+    return Reason(f"It was held back by {_lock_told(lock, known.now)}, and is tried again{_when(known)}.", "locked",
+                  {**_facts(known, "retries", "eta"), "lock": lock})
+
+
+def _at_work(known: Known) -> Reason:
+    state, progress = known.state, (known.task or {}).get("progress")
+    facts = _facts(known, "started_at")
+    gone = _gone(known)
+    if gone is not None:
+        return gone
+    if known.awaited is not None:
+        held = known.awaited
+        return Reason(f"It runs on {_worker(known)}, and is held back by {_lock_told(held.as_dict(), known.now)}.",
+                      "locked", {**facts, "lock": held.as_dict()})
+    since = figure((progress or {}).get("updated_at")) or figure(state.get("started_at"))
+    done = f", {progress_words(progress)}" if progress else ""
+    facts["progress"] = progress
+    if since is not None and known.now - since >= STALLED:
+        return Reason(f"It runs on {_worker(known)}{done}, but has told nothing for {ago(since, known.now)}.",
+                      "stalled", {**facts, "silent": round(known.now - since, 3)})
+    return Reason(f"It has run on {_worker(known)} for {ago(state.get('started_at'), known.now)}{done}.", "running", facts)
+
+
+def _waits(known: Known) -> Reason:
+    state = known.state
+    eta = figure(state.get("eta"))
+    gone = _gone(known)
+    if gone is not None:
+        return gone
+    before = (known.task or {}).get("runs", [])[-2:-1]
+    held_back = _held_back(known, before[0]) if before else None
+    if held_back is not None:
+        return held_back
+    if eta is not None and eta > known.now:
+        return Reason(f"It is not to start before {moment(eta)}, in {duration(eta - known.now)}.", "eta",
+                      _facts(known, "eta"))
+    if state.get("status") == "RECEIVED":
+        return _reserved(known)
+    queue = state.get("queue")
+    alive = [one for one in known.workers if one.status not in ("lost", "offline")]
+    there = [one for one in alive if queue is None or queue in one.queues]
+    facts = {**_facts(known, "queue", "published_at"), "position": known.position,
+             "workers": [one.worker_id for one in there]}
+    where = "its queue" if queue is None else f"the queue {shorten(queue)}"
+    if not alive:
+        return Reason("It waits, and no worker is alive.", "no-worker", facts)
+    if not there:
+        return Reason(f"It waits, and no worker consumes {where}.", "no-consumer", facts)
+    if not any(one.consuming is not False and one.status != "draining" for one in there):
+        return Reason(f"It waits, and none of the workers of {where} takes messages.", "not-consuming", facts)
+    place = "" if known.position is None else f" at position {known.position + 1} of all that wait"
+    free = sum(int(figure(one.capacity.get("free")) or 0) for one in there)
+    return Reason(f"It waits in {where}{place}; {len(there)} worker{'s' * (len(there) > 1)} of it, {free} slots free.",
+                  "waiting", {**facts, "free": free})
+
+
+def _reserved(known: Known) -> Reason:
+    one = _record(known)
+    facts = _facts(known, "received_at")
+    if one is not None and one.status == "busy":
+        return Reason(f"{_worker(known)} has it, and all its {one.capacity.get('total', '-')} slots are taken.",
+                      "reserved", {**facts, "running": [task.get("id") for task in one.running if isinstance(task, dict)]})
+    return Reason(f"{_worker(known)} has had it for {ago(known.state.get('received_at'), known.now)}, "
+                  "and has not begun yet.", "reserved", facts)
+
+
+def _gone(known: Known) -> Reason | None:
+    """Return that the worker which has a task is not there, if so."""
+    one = _record(known)
+    if one is None or one.status not in ("lost", "offline"):
+        return None
+    facts = {**_facts(known), "last_beat": one.last_beat}
+    silent = ago(one.last_beat, known.now)
+    if one.status == "lost":
+        return Reason(f"Its worker {_worker(known)} is lost: it has not beaten for {silent}.", "worker-lost", facts)
+    return Reason(f"Its worker {_worker(known)} said goodbye {silent} ago.", "worker-gone", facts)
+
+
+def _record(known: Known) -> WorkerRecord | None:
+    worker_id = known.state.get("worker")
+    return next((one for one in known.workers if one.worker_id == worker_id), None)
+
+
+def _worker(known: Known) -> str:
+    return shorten(known.state.get("worker") or "a worker")
+
+
+def _facts(known: Known, *names: str) -> dict[str, Any]:
+    told = ("status", "name", "worker", *names)
+    return {name: known.state[name] for name in told if known.state.get(name) is not None}
+
+
+def _error(state: dict[str, Any]) -> str:
+    error = state.get("exception")
+    if not isinstance(error, dict):
+        return ""
+    return f": {shorten(error.get('type'))}: {shorten(error.get('message'))}"
+
+
+def _when(known: Known) -> str:
+    eta = figure(known.state.get("eta"))
+    return f" in {duration(eta - known.now)}" if eta is not None and eta > known.now else ""
+
+
+def _lock_told(lock: dict[str, Any], now: float) -> str:
+    name = f"the lock {shorten(lock['name'])}" if lock.get("name") else "a lock"
+    task = f" of task {shorten(lock['task_id'])}" if lock.get("task_id") else ""
+    since = f" since {moment(lock['since'])}" if figure(lock.get("since")) is not None else ""
+    return f"{name}{task} on {shorten(lock.get('worker_id', '-'))}{since}"
 
 
 @click.command(cls=CeleryCommand)

@@ -6,7 +6,7 @@ from typing import Any
 import click
 from celery.bin.base import CeleryCommand, CeleryOption
 
-from ..records import WorkerRecord
+from ..models.worker import WorkerRecord
 from .ids import worker_of
 from .output import (ago, duration, fail, figure, json_option, mebibytes, memory_of, moment, print_facts, print_json,
                      print_line, print_table)

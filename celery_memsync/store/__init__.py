@@ -1,11 +1,16 @@
-"""What Redis does for us: each method is one round trip, and nothing else talks to Redis."""
+"""The only package that talks to Redis: each method is one round trip.
+
+`Store` is put together of one class for each kind of data; `cluster_store.py` is the same for a cluster.  What
+has to be atomic is a script in `store/lua/`; its header says what it takes and returns.  redis-py's errors become
+`StoreError` in here and nowhere else.  Start reading at `script_caller.py`, then `entries.py`.
+"""
 from __future__ import annotations
 
-from .calls import SCRIPT_SIZE, Call, in_chunks, ms, raise_first
+from .coordination import CoordinationCalls
 from .entries import EntryCalls, EntryWrite, Outcome, outcomes_of
 from .locks import LockAnswer, LockAsk, LockCalls, renewal
+from .script_caller import SCRIPT_SIZE, Call, in_chunks, ms, raise_first
 from .tasks import Task, TaskCalls
-from .together import CoordinationCalls
 from .workers import Beat, Loss, WorkerCalls
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 import time
 from typing import Any, Iterable, NamedTuple, Sequence
 
-from ..connections import Source, noted, redis_call
 from ..keys import SLOTS, Place
-from ..records import Stored
-from ..scripts import ENTRY_WRITE
-from .calls import SCRIPT_SIZE, Call, Calls, answers_of, in_chunks, stored_of
+from ..models.entry import Stored
+from .errors import redis_call
+from .pool import noted
+from .push import Source
+from .script_caller import SCRIPT_SIZE, Call, Calls, answers_of, in_chunks, stored_of
+from .scripts import ENTRY_WRITE
 
 #: Entries of earlier runs that are kept of a task.
 MAX_FORMER = 12
@@ -18,7 +20,7 @@ TALLIES = ("", "", "", "lost", "retried", "failed", "revoked", "ignored", "skipp
 
 
 class EntryWrite(NamedTuple):
-    """One write as the script takes it; see ``lua/entry_write.lua``.
+    """One write as the script takes it; see ``store/lua/entry_write.lua``.
 
     Attributes:
         place: Where it goes.
@@ -148,7 +150,7 @@ def slot_of(texts: list[bytes], slot: int) -> bytes | None:
 
 
 def outcomes_of(answer: Sequence[Any]) -> list[Outcome]:
-    """Read what ``lua/entry_write.lua`` answers to one call."""
+    """Read what ``store/lua/entry_write.lua`` answers to one call."""
     taken_at = int(answer[0]) * 1000 + int(answer[1]) // 1000
     others = iter(answer[3:])
     return [

@@ -6,12 +6,14 @@ from collections import deque
 from itertools import count
 from typing import Any, NamedTuple, Sequence
 
-from ..connections import MAX_IDLE, Ear, packed, redis_call
 from ..exceptions import InvalidKey
 from ..keys import Place
-from ..records import Stored
-from ..scripts import LOCK_PASS, LOCK_RENEW
-from .calls import SCRIPT_SIZE, Calls, answers_of, ms, stored_of
+from ..models.entry import Stored
+from .errors import redis_call
+from .pool import MAX_IDLE, packed
+from .push import Ear
+from .script_caller import SCRIPT_SIZE, Calls, answers_of, ms, stored_of
+from .scripts import LOCK_PASS, LOCK_RENEW
 
 #: Most of those who wait for one lock that are looked at.
 MAX_WAITERS = 100
@@ -21,7 +23,7 @@ MAX_LOCK_WORDS = 1000
 
 
 class LockAsk(NamedTuple):
-    """Who asks for a lock; see ``lua/lock_pass.lua``.
+    """Who asks for a lock; see ``store/lua/lock_pass.lua``.
 
     Attributes:
         place: Where the lock is kept.
@@ -188,7 +190,7 @@ class LockCalls(Calls):
 
 
 def renewal(asks: Sequence[LockAsk]) -> tuple[list[str], list[Any]]:
-    """Return keys and arguments for ``lua/lock_renew.lua``, without the index."""
+    """Return keys and arguments for ``store/lua/lock_renew.lua``, without the index."""
     args: list[Any] = [len(asks)]
     for ask in asks:
         args += (ask.holder, ask.place.path, ms(ask.ttl))
@@ -202,7 +204,7 @@ def _lock_answer(answer: bytes) -> LockAnswer:
 
 
 def _waiters(rows: Sequence[bytes]) -> list[Stored]:
-    """Read the queue of a lock, see ``lua/lock_pass.lua``; what is something else is left out."""
+    """Read the queue of a lock, see ``store/lua/lock_pass.lua``; what is something else is left out."""
     found = []
     for row in rows:
         words, _, body = row.partition(b"\n")

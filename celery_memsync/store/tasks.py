@@ -3,11 +3,12 @@ from __future__ import annotations
 
 from typing import NamedTuple, Sequence
 
-from ..connections import Source, redis_call
 from ..keys import FORMER, SLOTS, is_id
-from ..records import Stored
-from .calls import Calls, answers_of, stored_of
+from ..models.entry import Stored
 from .entries import slot_of, split_page
+from .errors import redis_call
+from .push import Source
+from .script_caller import Calls, answers_of, stored_of
 
 
 class Task(NamedTuple):

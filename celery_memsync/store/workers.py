@@ -4,11 +4,11 @@ from __future__ import annotations
 import time
 from typing import Any, Mapping, NamedTuple, Sequence
 
-from ..connections import redis_call
 from ..keys import is_id
-from ..records import Stored
-from ..scripts import LOSS_RENEW, WORKER_BEAT
-from .calls import Calls, answers_of, ms, stored_of
+from ..models.entry import Stored
+from .errors import redis_call
+from .script_caller import Calls, answers_of, ms, stored_of
+from .scripts import LOSS_RENEW, WORKER_BEAT
 
 #: Messages that Redis returns in one round trip, about; each may have ``memsync_max_value_size`` bytes.
 MESSAGES_PER_SCAN = 50
@@ -40,7 +40,7 @@ class Loss(NamedTuple):
 
     @classmethod
     def parse(cls, name: bytes, score: bytes, until: float) -> Loss:
-        """Read what ``lua/worker_beat.lua`` answers; it has checked the name."""
+        """Read what ``store/lua/worker_beat.lua`` answers; it has checked the name."""
         token, at, worker_id = name.decode(errors="replace").split(" ", 2)
         return cls(name, token, worker_id, int(at) / 1000, score, until)
 
@@ -79,7 +79,7 @@ class WorkerCalls(Calls):
                 tell.  None: half of ``ttl``.
             since: From the answer before: since when it has beaten without a gap.
             until: When it would be a gap, in seconds of Redis's clock.
-            pulse: Tells readers whether it is alive, as :meth:`~celery_memsync.records.WorkerRecord.pulse` does.
+            pulse: Tells readers whether it is alive, as :meth:`~celery_memsync.models.worker.WorkerRecord.pulse` does.
         """
         asked = time.monotonic()
         silence = ttl / 2 if silence is None else silence

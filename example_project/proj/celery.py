@@ -7,7 +7,8 @@ from urllib.parse import quote, unquote
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
-from celery_memsync import MemSync, embedded
+from celery_memsync import MemSync
+from celery_memsync.store import embedded
 
 #: Redis URL of the memory; ``embedded://`` is a private server that the first process starts and the last one leaves.
 MEMORY = os.environ.get("CENSUS_MEMORY", "embedded://")

@@ -35,18 +35,22 @@ TARGETS = ("entry", "body", "page", "message", "fields", "key", "id", "pattern",
 
 def targets():
     """Return what is thrown at, by name: a function of bytes, and what it may raise."""
-    from celery_memsync import values
-    from celery_memsync.clock import Clock
+    from celery_memsync import encoding
     from celery_memsync.exceptions import InvalidKey
-    from celery_memsync.keys import Keys, check_id, matcher
-    from celery_memsync.records import Header, Stored, TaskRun, WorkerRecord, progress_from
-    from celery_memsync.runs import timestamp
-    from celery_memsync.seen import Base
+    from celery_memsync.globs import matcher
+    from celery_memsync.integration.runs import timestamp
+    from celery_memsync.keys import Keys, check_id
+    from celery_memsync.models.entry import Header, Stored
+    from celery_memsync.models.progress import progress_from
+    from celery_memsync.models.task import TaskRun
+    from celery_memsync.models.worker import WorkerRecord
+    from celery_memsync.reading.projections import entry_of, state_of, worker_record
+    from celery_memsync.reading.subscriptions import _parts_of
     from celery_memsync.settings import Settings
-    from celery_memsync.store.calls import stored_of
+    from celery_memsync.store.clock import Clock
     from celery_memsync.store.entries import split_page
-    from celery_memsync.subscriptions import _parts_of
-    from celery_memsync.views import entry_of, state_of, worker_record
+    from celery_memsync.store.script_caller import stored_of
+    from celery_memsync.writing.version_tracker import Base
 
     keys, clock = Keys("task-sentinel"), Clock()
 
@@ -80,7 +84,7 @@ def targets():
         "body": (a_body, ()),
         "page": (lambda data: [stored_of(part) for part in split_page(data)], ()),
         "message": (lambda data: _parts_of(keys.place("tasks/t1/state"), data), (ValueError,)),
-        "fields": (lambda data: values.split_fields(data), values.UNREADABLE),
+        "fields": (lambda data: encoding.split_fields(data), encoding.UNREADABLE),
         "key": (lambda data: keys.place(text(data)), (InvalidKey,)),
         "id": (lambda data: check_id(text(data), "task"), (InvalidKey,)),
         "pattern": (lambda data: matcher(text(data))("tasks/t1/state"), (InvalidKey,)),

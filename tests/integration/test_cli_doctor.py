@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from celery_memsync import values
+from celery_memsync import encoding
 from celery_memsync.cli.doctor import examine_redis
-from celery_memsync.records import WorkerRecord
-from celery_memsync.rights import rules
+from celery_memsync.models.worker import WorkerRecord
+from celery_memsync.store.acl import rules
 
 from ..helpers import eventually, free_port
 from .shell import Shell, plain
@@ -30,7 +30,7 @@ def client(own_memory):
 def beat(fleet, worker_id, ttl=60.0, **facts):
     """Tell of a worker as it would itself."""
     record = WorkerRecord(worker_id, **{"consuming": True, **facts})
-    fleet.reader.store.beat_worker(worker_id, values.dumps(record.as_dict()), ttl)
+    fleet.reader.store.beat_worker(worker_id, encoding.dumps(record.as_dict()), ttl)
 
 
 def examine(fleet, **conf):

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from celery_memsync.locks import Owner
+from celery_memsync.locking.lock_service import Owner
 
 from ..helpers import eventually
 from .shell import Shell, one_line, plain

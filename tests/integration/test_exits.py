@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from celery_memsync.connections import CALL_TIMEOUT
+from celery_memsync.store.client import CALL_TIMEOUT
 
 from ..helpers import eventually
 

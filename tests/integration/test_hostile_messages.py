@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from celery_memsync.records import is_run_key
+from celery_memsync.models.order import is_run_key
 
 from ..helpers import eventually
 

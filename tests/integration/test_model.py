@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from celery_memsync import ConflictError, StoreError
-from celery_memsync.cache import EntryCache
-from celery_memsync.clock import Clock
+from celery_memsync.reading.cache import EntryCache
+from celery_memsync.store.clock import Clock
 
 from ..helpers import eventually
 from .histories import CLOCKS, History

@@ -13,7 +13,7 @@ FINE, DEAD, SILENT, IDLE = 0, 1, 2, 3
 
 def probe(*args):
     return subprocess.run(
-        [sys.executable, "-m", "celery_memsync_probe", *map(str, args)], cwd=ROOT, capture_output=True, timeout=20,
+        [sys.executable, "-m", "celery_memsync.probe", *map(str, args)], cwd=ROOT, capture_output=True, timeout=20,
     ).returncode
 
 

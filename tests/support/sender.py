@@ -7,7 +7,8 @@ from celery import Celery
 from celery.worker.request import Request
 
 from celery_memsync import MemSync
-from celery_memsync.records import TaskRun, run_key
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
 from celery_memsync.store import Loss
 
 LOSS = Loss(b"a 1 w", "a", "w", 0.0, b"5", float("inf"))

@@ -1,0 +1,196 @@
+"""What `celery memsync doctor` finds in clocks, times, indexes and locks."""
+from __future__ import annotations
+
+from typing import Any, Iterator, Mapping, NamedTuple, Sequence
+
+from ..app import MemSync
+from ..models.lock import LockRecord
+from ..models.order import FINAL
+from ..models.worker import WorkerRecord
+from ..reading.projections import state_of
+from ..settings import Settings
+from .output import duration, figure, shorten
+
+#: Most names that a finding lists.
+NAMED = 5
+
+#: Seconds above which Redis answers slowly, even at its best.
+SLOW = 0.05
+
+#: Seconds that the clock of a host may differ from Redis's.
+SKEW = 2.0
+
+#: Newest tasks, tasks in the queue and locks that are looked at.
+LOOKED_AT = 500
+
+#: Seconds that what belongs to a task may stay behind its end.
+AFTER = 10.0
+
+#: Seconds after which brokers that count them deliver a message again, unless `visibility_timeout` says otherwise.
+VISIBILITY = {"redis": 3600.0, "sqs": 1800.0}
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at.
+
+    Attributes:
+        fine: Whether it is as it should be.
+        what: What was found.
+        advice: What to do if it is not fine.
+    """
+
+    fine: bool
+    what: str
+    advice: str = ""
+
+
+class Scene(NamedTuple):
+    """What there is to be looked at.
+
+    Attributes:
+        settings: Of this app.
+        visibility: Seconds after which the broker delivers again; None: it does not.
+        late: Whether the app acknowledges tasks after they ran.
+        workers: All of them.
+        newest: States of the newest tasks by id; None for those that are gone.
+        processing: States of tasks that are at work as the queue has it.
+        locks: Those held.
+        holders: States of the tasks that hold them.
+        now: Redis's time, in seconds.
+    """
+
+    settings: Settings
+    visibility: float | None
+    late: bool
+    workers: Sequence[WorkerRecord]
+    newest: Mapping[str, dict[str, Any] | None]
+    processing: Mapping[str, dict[str, Any] | None]
+    locks: Sequence[LockRecord]
+    holders: Mapping[str, dict[str, Any] | None]
+    now: float
+
+
+def look_around(app: Any, memsync: MemSync, workers: Sequence[WorkerRecord]) -> Scene:
+    """Read what is to be looked at.
+
+    Raises:
+        StoreError: If Redis is away.
+    """
+    store = memsync.store
+    held = memsync.locks()[:LOOKED_AT]
+    newest = store.recent_tasks(LOOKED_AT).task_ids
+    processing = memsync.get_queue(limit=LOOKED_AT)["processing"]
+    holders = [str(one.task_id) for one in held if one.task_id]
+    ids = list(dict.fromkeys([*newest, *processing, *holders]))
+    states = {task_id: state_of(task_id, task.slots) for task_id, task in zip(ids, store.read_tasks(ids))}
+
+    def of(some: Sequence[str]) -> dict[str, dict[str, Any] | None]:
+        return {task_id: states[task_id] for task_id in some}
+
+    return Scene(memsync.settings, _visibility(app), bool(app.conf.task_acks_late), workers, of(newest),
+                 of(processing), held, of(holders), store.clock.now())
+
+
+def _visibility(app: Any) -> float | None:
+    try:
+        with app.connection_for_read() as connection:
+            usual = VISIBILITY.get(connection.transport.driver_type)
+            told = figure(connection.transport_options.get("visibility_timeout"))
+    except Exception:
+        return None  # the transport is not installed here; what is to be found is none of its doings
+    return usual if usual is None or told is None else told
+
+
+def examine_persistence(info: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield whether Redis can save what it is to save."""
+    for name, what in (("rdb_last_bgsave_status", "snapshot"), ("aof_last_write_status", "append-only file")):
+        if info.get(name, "ok") != "ok":
+            yield Finding(False, f"Redis could not write its {what}", "see its log; by default it takes no writes then")
+
+
+def examine_latency(latency: float) -> Iterator[Finding]:
+    """Yield how fast Redis answers."""
+    if latency > SLOW:
+        yield Finding(False, f"Redis answers in {duration(latency)} at best",
+                      "see its SLOWLOG and the network; locks and reads wait that long")
+    else:
+        yield Finding(True, f"Redis answers in {latency * 1000:.1f}ms")
+
+
+def examine_clocks(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
+    """Yield whose clocks are wrong."""
+    wrong = [one.worker_id for one in workers
+             if one.status not in ("lost", "offline") and abs(figure(one.skew) or 0.0) > SKEW]
+    if wrong:
+        yield Finding(False, f"clocks differ from Redis's by more than {SKEW:.0f}s: {named(wrong)}",
+                      "let NTP set them; Celery starts tasks with an eta by these clocks")
+
+
+def examine_settings(scene: Scene) -> Iterator[Finding]:
+    """Yield which times do not go together."""
+    settings = scene.settings
+    if settings.worker_ttl < 2 * settings.heartbeat_interval:
+        yield Finding(False, f"memsync_worker_ttl ({settings.worker_ttl:g}s) is less than two of "
+                             f"memsync_heartbeat_interval ({settings.heartbeat_interval:g}s)",
+                      "one late beat makes a worker lost; make it three of them")
+    if settings.default_ttl < settings.worker_ttl:
+        yield Finding(False, f"memsync_default_ttl ({settings.default_ttl:g}s) is less than memsync_worker_ttl "
+                             f"({settings.worker_ttl:g}s)",
+                      "states are forgotten before anybody knows that a worker is lost; make it longer")
+
+
+def examine_visibility(scene: Scene) -> Iterator[Finding]:
+    """Yield whether the broker delivers tasks again that are still at work, or wait for their eta."""
+    most = scene.visibility
+    if most is None:
+        return
+    states = [state for state in scene.newest.values() if state is not None]
+    runs = [figure(state.get("runtime")) or 0.0 for state in states]
+    runs += [scene.now - since for one in scene.workers if one.status not in ("lost", "offline")
+             for task in one.running if isinstance(task, dict) and (since := figure(task.get("started_at")))]
+    longest = max(runs, default=0.0)
+    if scene.late and longest > most:
+        yield Finding(False, f"a task ran for {duration(longest)}, and the broker delivers again after {duration(most)}",
+                      "raise visibility_timeout in broker_transport_options, or guard tasks by exclusive")
+    ahead = [eta - told for state in states if str(state.get("status")) not in FINAL
+             and (eta := figure(state.get("eta"))) and (told := figure(state.get("published_at")))]
+    if max(ahead, default=0.0) > most:
+        yield Finding(False, f"a task has its eta {duration(max(ahead))} ahead, and the broker delivers again after "
+                             f"{duration(most)}",
+                      "raise visibility_timeout in broker_transport_options above that")
+
+
+def examine_indexes(scene: Scene) -> Iterator[Finding]:
+    """Yield what indexes tell of that is not there any more."""
+    ended = [task_id for task_id, state in scene.processing.items() if _ended(state, scene.now)]
+    if ended:
+        yield Finding(False, f"the queue has tasks at work that have ended: {named(ended)}",
+                      "their last change was lost; complete(task_id) takes one out")
+    gone = sum(state is None for state in scene.newest.values())
+    if gone * 2 > len(scene.newest) >= LOOKED_AT // 10:
+        yield Finding(False, f"{gone} of the newest {len(scene.newest)} tasks in the index are gone",
+                      "see whether Redis has evicted them, or whether they are told with a short ttl")
+
+
+def examine_locks(scene: Scene) -> Iterator[Finding]:
+    """Yield locks whose tasks have ended, or whose workers are lost."""
+    lost = [one.worker_id for one in scene.workers if one.status == "lost"]
+    orphans = []
+    for one in scene.locks:
+        state = scene.holders.get(str(one.task_id)) or {}
+        if one.worker_id in lost or state.get("worker") in lost or _ended(state, scene.now):
+            orphans.append(one.name)
+    if orphans:
+        yield Finding(False, f"locks whose holders are gone: {named(orphans)}",
+                      "they end with their leases; memsync unlock frees one at once")
+
+
+def _ended(state: Mapping[str, Any] | None, now: float) -> bool:
+    at = figure((state or {}).get("finished_at"))
+    return bool(state and str(state.get("status")) in FINAL and at is not None and now - at > AFTER)
+
+
+def named(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(shorten(name) for name in names[:NAMED]) + more

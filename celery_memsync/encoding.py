@@ -1,0 +1,202 @@
+"""Values as JSON bytes, and back.
+
+What is decoded comes from Redis or from a message, where other programs write.  So it is either
+something that :func:`encode` could have made, or it raises one of :data:`UNREADABLE`.
+"""
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+from json import JSONDecoder
+from typing import Any, Iterable, Mapping
+
+from kombu.utils import json
+
+from .exceptions import InvalidValue, ValueTooLarge
+
+#: What kombu's JSON marks its own types with; a user's dict of this shape would not come back as it was.
+_MARKS = {"__type__", "__value__"}
+
+#: Most dicts and lists inside of each other: to copy or encode many more takes Python's whole stack.
+MAX_DEPTH = 100
+
+#: Kombu's encoder, made once: that is a third of the cost of a small value.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+#: What :func:`decode` may raise for somebody else's data: kombu makes its own types of them.
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
+
+#: A text of JSON.
+_STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"')
+
+#: All bytes but those that open and close dicts and lists.
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def _finite(text: str) -> float:
+    """Return a number of JSON; one that is too large for a float is none of ours."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("a number is too large")
+    return number
+
+
+def _refuse_constant(word: str) -> Any:
+    """Refuse ``NaN`` and ``Infinity``, which are not JSON."""
+    raise ValueError(f"{word} is no JSON")
+
+
+def _object(items: dict[str, Any]) -> Any:
+    """Return one of kombu's own types, or the dict; infinite decimals raise when they are compared."""
+    made = json.object_hook(items)
+    if isinstance(made, Decimal) and not made.is_finite():
+        raise ValueError("a decimal is no number")
+    return made
+
+
+#: Kombu's decoder, made once: to make one takes five times as long as to decode a small value.
+_DECODER = JSONDecoder(object_hook=_object, parse_float=_finite, parse_constant=_refuse_constant)
+
+#: The same for JSON without kombu's own types, which it need not look for in every dict.
+_PLAIN_DECODER = JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant)
+
+_PLAIN = frozenset({str, int, bool, type(None)})
+
+
+def encode(value: object, what: str, limit: int) -> bytes:
+    """Return a value as compact JSON.
+
+    Besides JSON's own types kombu's encoder takes datetime, date, time,
+    Decimal, UUID and bytes.  Tuples become lists.
+
+    Arguments:
+        value: What to encode.
+        what: Whose value it is; named in errors.
+        limit: The largest size allowed, in bytes.
+
+    Raises:
+        InvalidValue: If the value would not come back as it was: NaN, an
+            infinity, a dict whose keys are not strings, an unknown type,
+            more than :data:`MAX_DEPTH` levels.
+        ValueTooLarge: If the JSON is longer than ``limit``.
+    """
+    try:
+        if type(value) not in _PLAIN:
+            _refuse_what_would_change(value, what)
+        body = _ENCODER.encode(value).encode()
+        _check_depth(body)
+    except RecursionError:
+        raise InvalidValue(f"the value of {what} is nested too deeply, or contains itself") from None
+    except (TypeError, ValueError) as exc:
+        if isinstance(exc, InvalidValue):
+            raise
+        raise InvalidValue(
+            f"the value of {what} can't be stored as JSON ({type(value).__name__}): {_reason(exc)}"
+        ) from None
+    if len(body) > limit:
+        raise ValueTooLarge(what, len(body), limit)
+    return body
+
+
+def dumps(value: object) -> bytes:
+    """Return a value as compact JSON, without a check whether it comes back as it was."""
+    return _ENCODER.encode(value).encode()
+
+
+def decode(body: bytes) -> Any:
+    """Return the value of JSON bytes.
+
+    Raises:
+        ValueError: And the others of :data:`UNREADABLE`, for what :func:`encode` does not make.
+    """
+    marked = b"__type__" in body or b"\\u" in body
+    value = (_DECODER if marked else _PLAIN_DECODER).decode(body.decode())
+    _check_depth(body)
+    return value
+
+
+def _check_depth(body: bytes) -> None:
+    """Raise RecursionError for JSON of more than :data:`MAX_DEPTH` levels."""
+    if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
+        return
+    brackets = body.translate(None, _NO_BRACKETS)
+    for _ in range(MAX_DEPTH):
+        # Each turn takes the innermost level away.
+        fewer = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if len(fewer) == len(brackets):
+            break
+        brackets = fewer
+    # What is left of brackets inside of texts hides no depth: it is counted as if it were structure.
+    if brackets and _depth_of(body) > MAX_DEPTH:
+        raise RecursionError("too many levels")
+
+
+def _depth_of(body: bytes) -> int:
+    """Return how many dicts and lists are inside of each other at most."""
+    deepest = depth = 0
+    for bracket in _STRINGS.sub(b"", body).translate(None, _NO_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def encode_fields(fields: Mapping[str, object], what: str, limit: int) -> dict[str, bytes]:
+    """Return every top-level field as JSON, so that fields can be merged without decoding them.
+
+    Raises:
+        InvalidValue: If it is not a mapping with string keys, or a value can't be stored.
+        ValueTooLarge: If all of them together are longer than ``limit`` bytes.
+    """
+    if not isinstance(fields, Mapping):
+        raise InvalidValue(f"the state of {what} must be a dict, not {type(fields).__name__}")
+    encoded = {}
+    for name, value in fields.items():
+        if not isinstance(name, str):
+            raise InvalidValue(f"the fields of {what} are named by strings, not by {type(name).__name__}")
+        if name in _MARKS:
+            raise InvalidValue(f"the state of {what} has a field {name!r}, which kombu reserves")
+        encoded[name] = encode(value, f"{what} (field {name!r})", limit)
+    size = sum(len(name) + len(body) + 4 for name, body in encoded.items())
+    if size > limit:
+        raise ValueTooLarge(what, size, limit)
+    return encoded
+
+
+def join_fields(fields: Mapping[str, bytes]) -> bytes:
+    """Return fields as one JSON object."""
+    return b"{" + b",".join(dumps(name) + b":" + body for name, body in fields.items()) + b"}"
+
+
+def split_fields(body: bytes) -> dict[str, bytes]:
+    """Return the top-level fields of a JSON object, each as JSON."""
+    value = decode(body)
+    return {name: dumps(item) for name, item in value.items()} if isinstance(value, dict) else {}
+
+
+def _refuse_what_would_change(value: object, what: str) -> None:
+    children: Iterable[object]
+    if isinstance(value, dict):
+        for name in value:
+            if not isinstance(name, str):
+                raise InvalidValue(
+                    f"the value of {what} holds a dict with a key of type {type(name).__name__}; "
+                    "JSON has string keys only"
+                )
+        if value.keys() == _MARKS:
+            raise InvalidValue(f"the value of {what} holds a dict of '__type__' and '__value__', which kombu reserves")
+        children = value.values()
+    elif isinstance(value, (list, tuple)):
+        children = value
+    elif isinstance(value, Decimal) and not value.is_finite():
+        raise InvalidValue(f"the value of {what} holds the decimal {value}; NaN and infinities are refused")
+    else:
+        return
+    for item in children:
+        if type(item) not in _PLAIN:
+            _refuse_what_would_change(item, what)
+
+
+def _reason(exc: Exception) -> str:
+    # json's own words name the type, never the value, except for out-of-range floats.
+    return "NaN and infinities are refused" if "Out of range" in str(exc) else str(exc)

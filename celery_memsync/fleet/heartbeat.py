@@ -1,0 +1,100 @@
+"""Tell that a worker is alive."""
+from __future__ import annotations
+
+import threading
+import time
+from typing import Callable
+
+from .. import encoding
+from ..background_loop import PeriodicThread
+from ..exceptions import StoreError
+from ..models.worker import WorkerRecord
+from ..store import Beat, Store
+
+#: Most beats that all workers of a memory together make in a second: many workers beat less often.
+MAX_RATE = 200.0
+
+#: Intervals after which a worker that beats again was away, and can't tell which others were silent meanwhile.
+GAP = 1.5
+
+
+class Heartbeat:
+    """Writes a worker's record every ``interval`` seconds, or less often if there are very many workers.
+
+    It runs in a thread of its own, so that it beats while the broker is away,
+    while a solo worker is busy, and while a stopping worker waits for its last
+    tasks.
+
+    Arguments:
+        describe: Returns the worker's present record.
+        interval: Seconds between two beats.
+        keep: Seconds that the record of a silent worker is kept.
+        silence: Seconds without a beat after which the worker is lost.  None: three intervals.
+        on_beat: Called in the heartbeat's thread with what Redis says to each beat; it must not wait.
+    """
+
+    def __init__(
+        self, store: Store, describe: Callable[[], WorkerRecord], interval: float, keep: float,
+        silence: float | None = None, on_beat: Callable[[Beat], object] | None = None,
+    ) -> None:
+        self.store = store
+        self.describe = describe
+        self.interval = interval
+        self.keep = keep
+        self.silence = 3 * interval if silence is None else silence
+        self.on_beat = on_beat
+        self._sequence = 0
+        self._round_trip: float | None = None
+        #: How many times longer the intervals are, and the silence, for the workers are many.
+        self.stretch = 1.0
+        self._last = Beat("", 0.0, 0.0, 0)
+        self._beating = threading.Lock()
+        self._thread = PeriodicThread("memsync-heartbeat", self.beat, interval)
+
+    def beat(self) -> None:
+        """Write the record once.
+
+        Raises:
+            StoreError: If Redis is away.
+        """
+        with self._beating:
+            self._tell(self.describe())
+
+    def start(self) -> None:
+        """Beat from now on, at once and then every ``interval`` seconds."""
+        self._thread.start()
+        self._thread.hurry()
+
+    def hurry(self) -> None:
+        """Beat now rather than later."""
+        self._thread.hurry()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Beat no more and say goodbye.
+
+        Raises:
+            StoreError: If Redis is away: then the silence tells.
+        """
+        self._thread.stop(timeout)
+        if not self._beating.acquire(timeout=-1 if timeout is None else timeout):
+            raise StoreError("Redis does not answer the last beat; the silence will tell")
+        try:
+            self._tell(self.describe().evolve(status="offline", running=()), leaving=True)
+        finally:
+            self._beating.release()
+
+    def _tell(self, record: WorkerRecord, leaving: bool = False) -> None:
+        self._sequence += 1
+        record = record.evolve(sequence=self._sequence, round_trip=self._round_trip, stretch=round(self.stretch, 3))
+        body = encoding.dumps(record.as_dict())
+        last, pause = self._last, self.interval * self.stretch
+        asked = time.monotonic()
+        self._last = beat = self.store.beat_worker(
+            record.worker_id, body, self.keep * self.stretch, leaving,
+            silence=self.silence * self.stretch, since=last.since, until=last.at + GAP * pause, pulse=record.pulse())
+        self._round_trip = round(time.monotonic() - asked, 6)
+        # What this beat has promised holds for the pause before the next one.
+        self._thread.interval = pause
+        self.stretch = max(1.0, beat.workers / MAX_RATE / self.interval)
+        if self.on_beat is not None and not leaving:
+            self.on_beat(beat)

@@ -1,0 +1,245 @@
+"""What a worker does about others that were silent for too long, and about its own return."""
+from __future__ import annotations
+
+import random
+import string
+import time
+from collections import deque
+from itertools import count
+from typing import Callable, Iterable, Iterator, NamedTuple, Sequence, TypeVar
+
+from ..background_loop import PeriodicThread
+from ..events import Events
+from ..keys import LIFE, is_id
+from ..models.entry import Stored
+from ..models.order import AT_WORK, rank_of
+from ..models.task import TaskRun
+from ..models.worker import WorkerRecord
+from ..store import Beat, EntryWrite, Loss, Store, ms
+
+#: Tasks that are read, and written, in one round trip.
+AT_ONCE = 200
+
+T = TypeVar("T")
+
+_LETTERS = string.ascii_letters + string.digits
+
+
+class Lost(NamedTuple):
+    """A loss, and what the worker's last beat told.
+
+    Attributes:
+        since: When it was heard last, in seconds of Redis's clock.
+        running: Ids of the tasks that it had then.
+        succeeded: Whether another process has its name by now.
+    """
+
+    loss: Loss
+    since: float
+    running: tuple[str, ...]
+    succeeded: bool
+
+
+class Losses:
+    """Tells of lost workers and their tasks, which Redis has given to this worker to tell of.
+
+    It works in a thread of its own, for there may be much to do and handlers of
+    events may take their time; the heart goes on meanwhile.  If it dies in the
+    middle, or Redis stays away, another worker does the rest.
+
+    Arguments:
+        store: Its token is used by this alone.
+        lease: Seconds after which another goes on with what was given to this worker; it is renewed.
+        at_work: Returns ids and run keys of the tasks that this process has.
+        settled: Called with losses when all their tasks are told of; it returns those with which it is done, too.
+    """
+
+    def __init__(
+        self, store: Store, events: Events, lease: float, at_work: Callable[[], Iterable[tuple[str, str]]],
+        settled: Callable[[Sequence[Loss]], Sequence[Loss]] | None = None,
+    ) -> None:
+        self.store = store.twin("".join(random.SystemRandom().choices(_LETTERS, k=8)))
+        self.events = events
+        self.lease = lease
+        self.at_work = at_work
+        self.settled = settled
+        self._serials = count(1)
+        self._words: deque[str] = deque()
+        #: Losses that were given to this worker, by name; those it is about to tell of; those that it has told of.
+        self._heard: dict[bytes, Loss] = {}
+        self._losses: dict[bytes, Loss] = {}
+        self._told: set[bytes] = set()
+        #: What is being written, and whose tasks these are; after a lost answer it is sent again under the same numbers.
+        self._telling: tuple[list[tuple[str, Lost, TaskRun]], list[EntryWrite]] = [], []
+        #: Monotonic time until when others may call tasks of this worker lost although it is back.
+        self._doubtful_until = float("-inf")
+        self._looked_at = float("-inf")
+        self._thread = PeriodicThread("memsync-losses", self.settle, 0, on_demand=True)
+
+    def hear(self, beat: Beat) -> None:
+        """Take what Redis said to a beat; what there is to do about it is done soon."""
+        if self.take(beat):
+            self._thread.wake()
+
+    def take(self, beat: Beat) -> bool:
+        """Take what Redis said to a beat; tell whether there is something to do about it."""
+        if beat.word == "back":
+            self._doubtful_until = time.monotonic() + self.lease
+        if beat.word != "ok" and (beat.word == "back" or self.events.wanted("worker-online")):
+            self._words.append(beat.word)
+        self._heard.update((loss.name, loss) for loss in beat.losses)
+        return bool(self._words or self._heard or self._looked_at < self._doubtful_until)
+
+    def look_again(self) -> None:
+        """See to it soon that nobody calls tasks lost that this process has."""
+        self._looked_at, self._doubtful_until = float("-inf"), time.monotonic()
+        self._thread.wake()
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Do no more; what is left is done by another worker."""
+        self._thread.stop(timeout)
+
+    def settle(self) -> float | None:
+        """Do what there is to do; return in how many seconds to look again.
+
+        Raises:
+            StoreError: If Redis is away; what was not done is done by the next call.
+        """
+        while self._words:
+            self._words.popleft()
+            self.events.emit("worker-online", worker_id=self.store.worker_id)
+        if self._looked_at < self._doubtful_until:
+            looked_at = time.monotonic()
+            self.restore()
+            self._looked_at = looked_at
+        self._finish()
+        while self._heard:
+            name, loss = self._heard.popitem()
+            self._losses[name] = loss
+        if self._losses:
+            self._settle(list(self._losses.values()))
+        left = self._doubtful_until - time.monotonic()
+        return max(0.0, left) + 0.1 if self._looked_at < self._doubtful_until else None
+
+    # -- its own return
+
+    def restore(self) -> None:
+        """Tell of the runs that this process has and that were called lost what they really are.
+
+        Raises:
+            StoreError: If Redis is away.
+        """
+        for chunk in _chunks(self.at_work()):
+            tasks = self.store.read_tasks([task_id for task_id, _ in chunk])
+            # Each at the version that was read: the run may have ended since.
+            self.store.write_entries([
+                self._entry(task_id, str(life.header.version), key, _found(run), life.header.ttl_ms)
+                for (task_id, key), task in zip(chunk, tasks)
+                if (life := task.slots.get(LIFE)) is not None and life.header.run == key
+                and life.header.rank == rank_of("LOST") and (run := TaskRun.from_row(life.value, task_id)) is not None
+            ])
+
+    # -- the loss of others
+
+    def _settle(self, losses: list[Loss]) -> None:
+        for loss in losses:
+            if time.monotonic() > loss.until:
+                # It took too long to come to it: it is another's by now, or will be given to somebody anew.
+                del self._losses[loss.name]
+            elif loss.fresh and loss.name not in self._told:
+                self._told.add(loss.name)
+                self.events.emit("worker-lost", worker_id=loss.worker_id)
+        losses = self._renewed(list(self._losses.values()))
+        lost = self._look_at(losses)
+        for task_ids in _chunks(self._candidates(lost)):
+            if any(time.monotonic() > loss.until - self.lease / 2 for loss in losses):
+                losses = self._renewed(losses)
+                lost = [one for one in lost if one.loss.name in self._losses]
+            self._tell_lost(task_ids, lost)
+        self.store.close_losses(losses if self.settled is None else self.settled(losses))
+        for loss in losses:
+            self._losses.pop(loss.name, None)
+        self._told &= set(self._losses)
+
+    def _renewed(self, losses: list[Loss]) -> list[Loss]:
+        """Return losses for another lease; of workers that came back there is nothing to tell any more."""
+        renewed = self.store.renew_losses(losses, self.lease)
+        for loss in losses:
+            del self._losses[loss.name]
+        self._losses.update((loss.name, loss) for loss in renewed)
+        return renewed
+
+    def _look_at(self, losses: list[Loss]) -> list[Lost]:
+        places = [self.store.keys.worker_place(loss.worker_id, "heartbeat") for loss in losses]
+        return [_lost(loss, stored) for loss, stored in zip(losses, self.store.read_entries(places))]
+
+    def _candidates(self, lost: list[Lost]) -> Iterator[str]:
+        """Yield ids of tasks that lost workers may have had: those they told of, and all that are at work."""
+        known = {task_id for one in lost for task_id in one.running}
+        yield from known
+        cursor = 0
+        while lost:
+            cursor, task_ids = self.store.scan_processing(cursor)
+            new = set(task_ids) - known
+            known |= new
+            yield from new
+            if not cursor:
+                return
+
+    def _tell_lost(self, task_ids: list[str], lost: list[Lost]) -> None:
+        by_token = {one.loss.token: one for one in lost}
+        by_name = {one.loss.worker_id: one for one in lost if not one.succeeded}
+        found: list[tuple[str, Lost, TaskRun]] = []
+        writes = []
+        for task_id, task in zip(task_ids, self.store.read_tasks(task_ids)):
+            life = task.slots.get(LIFE)
+            run = None if life is None else TaskRun.from_row(life.value, task_id)
+            if life is None or run is None or life.header.rank != AT_WORK:
+                continue
+            one = by_token.get(str(run.run).partition("-")[0]) or by_name.get(life.header.worker_id)
+            if one is not None:
+                found.append((task_id, one, run))
+                writes.append(self._entry(task_id, "run", life.header.run, self._as_lost(run, one), life.header.ttl_ms))
+        self._telling = found, writes
+        self._finish()
+
+    def _finish(self) -> None:
+        found, writes = self._telling
+        outcomes = self.store.write_entries(writes)
+        self._telling = [], []
+        for (task_id, one, run), outcome in zip(found, outcomes):
+            if outcome.status in ("ok", "again"):
+                self.events.emit("task-lost", task_id=task_id, name=run.name, worker_id=one.loss.worker_id, since=one.since)
+
+    def _as_lost(self, run: TaskRun, one: Lost) -> TaskRun:
+        why = {"type": "WorkerLostError", "message": f"the worker {one.loss.worker_id} was silent for too long"}
+        return run.evolve(status="LOST", exception=why, finished_at=round(self.store.clock.now(), 3))
+
+    def _entry(self, task_id: str, seen: str, key: str, run: TaskRun, ttl_ms: int) -> EntryWrite:
+        place = self.store.keys.task_place(task_id, LIFE)
+        return EntryWrite(place, seen, key, rank_of(run.status), 0, ms(self.store.clock.now()), ttl_ms,
+                          next(self._serials), run.encode(task_id))
+
+
+def _lost(loss: Loss, stored: Stored | None) -> Lost:
+    if stored is None or stored.header.writes != loss.token:
+        return Lost(loss, loss.at, (), stored is not None)
+    record = WorkerRecord.from_dict(loss.worker_id, stored.value)
+    running = tuple(task["id"] for task in record.running if isinstance(task, dict) and is_id(task.get("id")))
+    return Lost(loss, stored.header.stored_at / 1000, running, False)
+
+
+def _found(run: TaskRun) -> TaskRun:
+    """Return a run that was called lost as it was before."""
+    return run.evolve(status="STARTED", exception=None, finished_at=None)
+
+
+def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    chunk: list[T] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == AT_ONCE:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

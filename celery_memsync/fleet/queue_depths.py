@@ -1,0 +1,118 @@
+"""How many messages wait in the queues of a worker."""
+from __future__ import annotations
+
+import time
+from typing import Any, Callable, Iterable
+
+from celery.utils.log import get_logger
+
+from ..background_loop import PeriodicThread
+from .broker_connection import bounded_connection
+
+logger = get_logger(__name__)
+
+#: Looks after which the last answer is too old to be shown.
+TOO_OLD = 3
+
+#: Kinds of brokers that are asked: those that answer in bounded time.
+ASKED = ("redis", "amqp")
+
+
+class QueueDepths:
+    """Asks the broker how many messages wait in the queues that a worker consumes.
+
+    It does so in a thread of its own over a connection of its own: a broker that does not answer holds up neither
+    the heart nor the consumer.
+
+    Arguments:
+        queues: Returns the names of the queues.
+        interval: Seconds between two looks.
+    """
+
+    def __init__(self, app: Any, queues: Callable[[], Iterable[str]], interval: float) -> None:
+        self.app = app
+        self.queues = queues
+        self.interval = interval
+        self._connection: Any = None
+        self._channel: Any = None
+        self._known: tuple[float, dict[str, int]] = float("-inf"), {}
+        self._asked_at = float("-inf")
+        self._thread = PeriodicThread("memsync-depths", self.look, 0, on_demand=True)
+
+    @property
+    def known(self) -> tuple[float, dict[str, int]]:
+        """When the broker answered last (monotonic), and how many messages wait by queue; none if that is long ago."""
+        looked_at, depths = self._known
+        return looked_at, depths if time.monotonic() - looked_at < TOO_OLD * self.interval else {}
+
+    def remind(self) -> None:
+        """Look again soon, if it is time."""
+        now = time.monotonic()
+        if now - self._asked_at >= self.interval:
+            self._asked_at = now
+            self._thread.wake()
+
+    def look(self) -> None:
+        """Ask the broker; if it is away nothing is known."""
+        try:
+            depths = self._ask()
+        except Exception as exc:
+            # Whatever it was, the next look has a connection of its own.
+            logger.debug("The broker does not tell how many messages wait: %s", type(exc).__name__)
+            self.close()
+        else:
+            self._known = time.monotonic(), depths
+
+    def close(self) -> None:
+        """Close the connection; the next look opens another."""
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None:
+            connection.release()
+
+    def stop(self) -> None:
+        """Look no more; a look under way is not waited for."""
+        self._thread.stop(timeout=0)
+
+    def _ask(self) -> dict[str, int]:
+        connection = self._connection
+        if connection is None:
+            connection = bounded_connection(self.app)
+            if connection.transport.driver_type not in ASKED:
+                return {}
+            self._connection = connection
+            connection.connect()
+        return {queue: self._depth(connection, queue) for queue in sorted(self.queues())}
+
+    def _depth(self, connection: Any, queue: str) -> int:
+        # RabbitMQ closes a channel on which something was asked that is not there.
+        if self._channel is None or not getattr(self._channel, "is_open", True):
+            self._channel = connection.channel()
+        try:
+            return int(self._channel.queue_declare(queue=queue, passive=True).message_count)
+        except connection.channel_errors:
+            # There is no such queue: with Redis an empty one is none.
+            return 0
+
+
+class Idleness:
+    """Whether a worker lets messages wait that it could take, through two looks at its queues with nothing received."""
+
+    def __init__(self) -> None:
+        self._received = -1
+        #: The last look that does not count, for something was received after it, and the first that does.
+        self._before = self._first = float("-inf")
+
+    def judge(self, looked_at: float, waiting: int, received: int, room: bool) -> bool:
+        """Return whether it is idle though messages wait.
+
+        Arguments:
+            looked_at: When the queues were looked at last.
+            waiting: How many messages waited in them then.
+            received: How many messages the worker has received since its start.
+            room: Whether it could take another.
+        """
+        if received != self._received or not room or not waiting:
+            self._received, self._before, self._first = received, looked_at, float("inf")
+        elif looked_at > self._before:
+            self._first = min(self._first, looked_at)
+        return looked_at > self._first

@@ -1,0 +1,6 @@
+"""Everything that Celery calls: signals, the worker's bootstep, decorators around task bodies.
+
+`task_signals.py` turns signals into stages of runs (`runs.py`); `bootstep.py` starts the heartbeat in a
+worker; `lock_decorators.py` takes locks around task bodies.  Nothing in here may fail a task, or make one wait
+for Redis, except the locks, which say so.  Start reading at `task_signals.py`.
+"""

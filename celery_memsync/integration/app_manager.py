@@ -1,0 +1,45 @@
+"""The manager of a Celery app, as the integration sees it."""
+from __future__ import annotations
+
+from typing import Any, Callable
+
+from ..keys import Keys
+from ..manager import MemorySyncManager
+from ..runtime import Services
+
+
+class AppManager(MemorySyncManager):
+    """A manager that has an app; :class:`~celery_memsync.MemSync` is one.
+
+    Attributes:
+        app: The Celery app, or None before `init_app`.
+        node_name: Name of the worker that runs in this process, or None.
+        signals: What records the app's tasks.
+    """
+
+    app: Any
+    node_name: str | None
+    signals: Any
+
+    @property
+    def keys(self) -> Keys:
+        """The keys of this namespace."""
+        return self._open().keys
+
+    def end_run(self, run: str) -> None:
+        """Give back the locks that the run of a task still holds at its end."""
+        self._open().locks.end_run(run)
+
+    def free_run(self, run: str, gone: Callable[[], bool]) -> None:
+        """Free the locks of a run in a child as soon as the child is gone."""
+        self._open().locks.free_run(run, gone)
+
+    @property
+    def home(self) -> Services:
+        """What is open now; it stays what it is when this is closed, or forked."""
+        return self._open()
+
+    @property
+    def token(self) -> str:
+        """Eight letters and digits that no other process has."""
+        return self._open().token

@@ -1,0 +1,120 @@
+"""The heartbeat's place in a Celery worker."""
+from __future__ import annotations
+
+import atexit
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from celery import bootsteps, signals
+from celery.utils.log import get_logger
+from celery.utils.nodenames import node_format
+
+from ..exceptions import StoreError
+from ..fleet.heartbeat import Heartbeat
+from ..fleet.lost_workers import Losses
+from ..fleet.probe_file import ProbeFile
+from ..models.worker import WorkerRecord
+from ..store import Beat
+from .app_manager import AppManager
+from .worker_report import Describer
+
+if TYPE_CHECKING:
+    from celery.worker import WorkController
+
+logger = get_logger(__name__)
+
+
+class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Beat from the start to the very end of a worker.
+
+    Celery stops this step before the pool has finished its last tasks, and a
+    cold shutdown tells no signal, so the heart stops at ``worker_shutdown`` or
+    at the exit of the process, whichever comes first, and not in ``stop``.
+    """
+
+    requires = ("celery.worker.components:Pool",)
+    label = "MemSync"
+
+    def __init__(self, parent: WorkController, **kwargs: Any) -> None:
+        super().__init__(parent, **kwargs)
+        self.memsync: AppManager = parent.app.memsync
+        self._describer = Describer(parent, self.memsync)
+        settings = self.memsync.settings
+        self.memsync.signals.requeuer.check()
+        self._kept = self.memsync.signals.kept
+        self._losses = Losses(
+            self.memsync.store, self.memsync.events, settings.worker_ttl,
+            at_work=self.memsync.signals.at_work, settled=self.memsync.signals.requeuer.settle)
+        self._heartbeat = Heartbeat(
+            self.memsync.store, self._before_beat, settings.heartbeat_interval,
+            keep=max(settings.default_ttl, 2 * settings.worker_ttl), silence=settings.worker_ttl, on_beat=self._on_beat,
+        )
+        path = settings.probe_file
+        self._probe_file = None if path is None else ProbeFile(node_format(path, parent.hostname))
+        self._left = False
+        self._refreshed = time.monotonic()
+
+    def start(self, parent: WorkController) -> None:
+        """Beat from now on."""
+        self._pid = os.getpid()
+        signals.worker_shutdown.connect(self._on_shutdown, sender=parent)
+        atexit.register(self._leave)
+        self._heartbeat.start()
+
+    def close(self, parent: WorkController) -> None:
+        """Tell that the worker takes no more tasks; the heart goes on."""
+        self._describer.draining = True
+        self._heartbeat.hurry()
+
+    def stop(self, parent: WorkController) -> None:
+        """Do nothing: the pool may still be at work."""
+
+    def terminate(self, parent: WorkController) -> None:
+        """Do nothing: the pool may still be at work."""
+
+    def _before_beat(self) -> WorkerRecord:
+        """Return what to tell; now and then tell the tasks again too, so that long ones do not expire."""
+        if time.monotonic() - self._refreshed > self.memsync.settings.default_ttl / 3:
+            self._refreshed = time.monotonic()
+            self.memsync.signals.refresh()
+            self._losses.look_again()
+            self._kept.refresh()
+        record = self._describer.describe()
+        self._write_probe_file(record)
+        return record
+
+    def _write_probe_file(self, record: WorkerRecord) -> None:
+        if self._probe_file is not None and not self._left:
+            consuming = bool(record.consuming) or record.status == "draining"
+            self._probe_file.write(self._heartbeat.silence * self._heartbeat.stretch, consuming)
+
+    def _on_beat(self, beat: Beat) -> None:
+        if self._probe_file is not None:
+            self._probe_file.heard()
+        if beat.word != "ok":
+            self._kept.refresh()
+        self._losses.hear(beat)
+
+    def _on_shutdown(self, **_: Any) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        """Say goodbye, and write what waits."""
+        if self._left or os.getpid() != self._pid:
+            return
+        self._left = True
+        atexit.unregister(self._leave)
+        self.memsync.signals.mend()
+        self._losses.stop(timeout=0.5)
+        self._describer.depths.stop()
+        try:
+            self._heartbeat.stop(timeout=1.0)
+            self._kept.close(timeout=0.5)
+        except StoreError as exc:
+            logger.warning("This worker could not say goodbye: %s", exc)
+            self.memsync.shutdown(timeout=0)
+        else:
+            self.memsync.shutdown()
+        if self._probe_file is not None:
+            self._probe_file.remove()

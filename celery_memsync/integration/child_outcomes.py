@@ -1,0 +1,122 @@
+"""What the tasks of pool children came to, remembered by their parent until the children have told it for sure."""
+from __future__ import annotations
+
+import marshal
+import os
+import time
+from collections import deque
+from typing import Any, Iterable, NamedTuple
+
+from billiard.einfo import ExceptionWithTraceback
+from celery.exceptions import Ignore, Reject, Retry
+
+from ..exceptions import Skipped
+from .runs import ReceivedRun, exception_of, facts_of
+
+#: Seconds, beside those that a child gathers what it writes, for which its parent remembers what its tasks came to: that
+#: is in Redis by then.
+REMEMBERED = 2.0
+
+#: Most outcomes remembered of one child while Redis is away.
+MAX_REMEMBERED = 10_000
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a child of this process has ended; one that nobody has waited for yet has, too."""
+    if pid == os.getpid():
+        return False
+    try:
+        if hasattr(os, "waitid"):
+            return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        os.kill(pid, 0)  # pragma: no cover - macOS before Python 3.13
+        return False  # pragma: no cover
+    except OSError:
+        return True
+
+
+class Outcome(NamedTuple):
+    """What a task came to in a pool child, as its parent saw it.
+
+    Attributes:
+        pid: Of the child.
+        at: Monotonic time when it was seen.
+        facts: What is told of the request.
+        sent: What this package sent along with it.
+        status: As a task's state has it.
+        exception: ``{"type": ..., "message": ...}``.
+        time_start: When it began, on this host's clock.
+        runtime: Seconds that it took.
+    """
+
+    pid: int
+    at: float
+    task_id: str
+    facts: dict[str, Any]
+    sent: dict[str, Any]
+    status: str
+    exception: dict[str, str] | None
+    time_start: float | None
+    runtime: float | None
+
+
+class Outcomes:
+    """The last outcomes of each child; when a child is gone, its parent tells what it may not have told.
+
+    They are kept as bytes.  Thousands of living objects would let Python's collector look at all of the process again and
+    again, and with that make its own copy of every page that it shares with its children.
+    """
+
+    def __init__(self) -> None:
+        self._by_pid: dict[int, deque[tuple[float, bytes]]] = {}
+
+    def remember(self, request: Any, run: ReceivedRun, outcome: Any, interval: float, connected: bool) -> None:
+        """Keep what a request came to.
+
+        Arguments:
+            outcome: What Celery's pool hands back: failed, result or error, runtime.
+            interval: Seconds for which children gather what they write.
+            connected: Whether Redis is there, so that older outcomes have been told by now.
+        """
+        pid = request.worker_pid
+        if pid is None or pid == os.getpid():
+            return
+        recent = self._by_pid.get(pid)
+        if recent is None:
+            recent = self._by_pid[pid] = deque(maxlen=MAX_REMEMBERED)
+        now = time.monotonic()
+        while connected and recent and recent[0][0] < now - REMEMBERED - interval:
+            recent.popleft()
+        failed, retval, runtime = outcome
+        status, exception = verdict(retval.exception) if failed else ("SUCCESS", None)
+        row: Any = now, run.task_id, facts_of(run.facts), run.sent, status, exception, request.time_start, runtime
+        try:
+            recent.append((now, marshal.dumps(row)))
+        except ValueError:
+            # A header of the message holds a type that marshal does not take, such as a time of AMQP.
+            return
+
+    def of_the_gone(self, alive: Iterable[int]) -> list[Outcome]:
+        """Return, and forget, the outcomes of all children but those that are alive."""
+        gone = set(self._by_pid) - set(alive)
+        rows = [(pid, body) for pid in gone for _, body in self._by_pid.pop(pid)]
+        return [Outcome(pid, *marshal.loads(body)) for pid, body in rows]  # nosec B302 # packed by `remember`
+
+
+def verdict(error: BaseException) -> tuple[str, dict[str, str] | None]:
+    """Return status and exception of what came back from a child instead of a result."""
+    error = unwrapped(error)
+    if isinstance(error, Skipped):
+        return "SKIPPED", None
+    if isinstance(error, Retry):
+        return "RETRY", exception_of(error)
+    if isinstance(error, Reject):
+        return "REJECTED", exception_of(error)
+    if isinstance(error, Ignore):
+        return "IGNORED", exception_of(error)
+    return "FAILURE", exception_of(error)
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """Return what a child raised, which travels in a wrapper."""
+    cause: BaseException = error.exc if isinstance(error, ExceptionWithTraceback) else error
+    return cause

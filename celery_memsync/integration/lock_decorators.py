@@ -1,0 +1,210 @@
+"""Locks around the bodies of tasks."""
+from __future__ import annotations
+
+import functools
+import inspect
+import random
+import string
+from hashlib import sha256
+from typing import Any, Callable, TypeVar
+
+from celery import Task
+from celery._state import get_current_task
+from celery.exceptions import Reject, Retry
+from celery.local import Proxy
+
+from .. import encoding
+from ..exceptions import LockNotAcquired, Skipped
+from ..keys import check_id
+from ..locking.lock import Lock
+from .app_manager import AppManager
+from .runs import ActiveRun, active_run
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: What to do when somebody else holds the lock.
+CHOICES = ("raise", "retry", "skip")
+
+#: Seconds, about, after which a task that was held back is tried again.
+RETRY_DELAY = 5.0
+
+#: Seconds that a retry waits for the run that has asked for it, which may not have ended yet.
+PATIENCE = 2.0
+
+
+class Guard:
+    """Puts a lock around functions.
+
+    Arguments:
+        memsync: Whose lock it is; that of the running task's app goes before it.
+        make: Returns the lock for a call, not taken yet; None: this call needs none.
+        on_locked: What to do when somebody else holds it, one of :data:`CHOICES`.
+        retry_delay: Seconds, about, until the next try.
+        count_retries: Whether these tries count as retries of the task.
+    """
+
+    def __init__(
+        self, memsync: AppManager, make: Callable[[AppManager, inspect.BoundArguments], Lock | None],
+        on_locked: str, retry_delay: float, count_retries: bool,
+    ) -> None:
+        if on_locked not in CHOICES:
+            raise ValueError(f"on_locked is {on_locked!r}; it must be one of {', '.join(CHOICES)}")
+        self.memsync = memsync
+        self.make = make
+        self.on_locked = on_locked
+        self.retry_delay = retry_delay
+        self.count_retries = count_retries
+
+    def around(self, function: F) -> F:
+        """Return a function with the lock around its body; to Celery it looks as before."""
+        signature = signature_of(function)
+
+        @functools.wraps(function)
+        def locked(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            active = active_run.get()
+            lock = self.make(self.memsync if active is None else active.memsync, bound)
+            if lock is None:
+                return function(*args, **kwargs)
+            self._enter(lock, active, function)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                lock.__exit__()
+
+        # Celery checks arguments by it, and does not look behind wrappers.
+        locked.__signature__ = signature  # type: ignore[attr-defined]
+        return locked  # type: ignore[return-value]
+
+    def _enter(self, lock: Lock, active: ActiveRun | None, function: Any) -> None:
+        try:
+            self._take(lock, active)
+        except LockNotAcquired as exc:
+            self._hold_back(exc, function)
+        if active is not None:
+            active.speak_under(lock.fence)
+
+    def _take(self, lock: Lock, active: ActiveRun | None) -> None:
+        try:
+            lock.__enter__()
+        except LockNotAcquired as exc:
+            if lock.wait >= PATIENCE or not _is_retry_of(active, exc):
+                raise
+            lock.wait = PATIENCE
+            lock.__enter__()
+
+    def _hold_back(self, exc: LockNotAcquired, function: Any) -> None:
+        """Raise what ends a run that did not get the lock."""
+        task = _task_of(function)
+        if task is None or self.on_locked == "raise":
+            raise exc
+        if self.on_locked == "skip":
+            raise Skipped(exc.facts) from exc
+        if task.request.is_eager:
+            raise exc  # it would be tried again at once, and in vain
+        countdown = self.retry_delay * random.uniform(0.5, 1.5)  # nosec B311 # spreads retries, no secret
+        if self.count_retries:
+            raise task.retry(exc=exc, countdown=countdown)
+        # As Task.retry does, but without counting.
+        signature = task.signature_from_request(task.request, countdown=countdown, retries=task.request.retries)
+        try:
+            signature.apply_async()
+        except Exception as error:
+            raise Reject(error, requeue=False) from error
+        raise Retry(exc=exc, when=countdown, is_eager=False, sig=signature)
+
+
+def locked(
+    memsync: AppManager, name: str, ttl: float | None, wait: float | None, on_locked: str, retry_delay: float,
+    count_retries: bool,
+) -> Callable[[F], F]:
+    """Return a decorator that puts a named lock around the body of a task; see :meth:`MemSync.locked`."""
+    if not isinstance(name, str):
+        raise TypeError('locked() takes the name of a lock, such as @memsync.locked("invoice:{invoice_id}")')
+    fields = _fields_of(name)
+
+    def make(memsync: AppManager, bound: inspect.BoundArguments) -> Lock:
+        return memsync.lock(_FORMATTER.vformat(name, (), bound.arguments), ttl, wait)
+
+    guard = Guard(memsync, make, on_locked, retry_delay, count_retries)
+
+    def decorate(function: F) -> F:
+        unknown = sorted(fields - set(signature_of(function).parameters))
+        if unknown:
+            raise TypeError(
+                f"the lock {name!r} is named by {', '.join(unknown)}, which {_name_of(function)}"
+                f"{signature_of(function)} has no argument for")
+        return guard.around(function)
+
+    return decorate
+
+
+def exclusive(
+    memsync: AppManager, ttl: float | None, wait: float | None, on_locked: str, retry_delay: float, count_retries: bool,
+) -> Callable[[F], F]:
+    """Return a decorator that puts the lock of the running task around its body; see :meth:`MemSync.exclusive`."""
+
+    def make(memsync: AppManager, bound: inspect.BoundArguments) -> Lock | None:
+        task = get_current_task()
+        task_id = None if task is None else task.request.id
+        return None if task_id is None else memsync.task_lock(task_id, ttl, wait)
+
+    return Guard(memsync, make, on_locked, retry_delay, count_retries).around
+
+
+def signature_of(function: Any) -> inspect.Signature:
+    """Return the signature of what is to be the body of a task.
+
+    Raises:
+        TypeError: If it is a task already, or a coroutine.
+    """
+    # A task that is not made yet is a proxy, and would be made by being asked what it is.
+    if issubclass(type(function), Proxy) or isinstance(function, Task):
+        raise TypeError("a lock goes around the body of a task: put this decorator below @app.task, not above it")
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise TypeError(f"{_name_of(function)} is a coroutine or a generator: its body runs after the lock is given back")
+    return inspect.signature(function)
+
+
+class _Formatter(string.Formatter):
+    """As :meth:`str.format`; ``!h`` makes a short text of any value, the same for equal ones."""
+
+    def convert_field(self, value: Any, conversion: Any) -> Any:
+        if conversion == "h":
+            return sha256(encoding.dumps(value)).hexdigest()
+        return super().convert_field(value, conversion)
+
+
+_FORMATTER = _Formatter()
+
+
+def _fields_of(name: str) -> set[str]:
+    """Return the names of arguments in the name of a lock."""
+    try:
+        parts = list(_FORMATTER.parse(name))
+    except ValueError as exc:
+        raise ValueError(f"the name of a lock {name!r} can't be read: {exc}") from None
+    fields = {field.replace("[", ".").split(".")[0] for _, field, _, _ in parts if field is not None}
+    if any(not field.isidentifier() for field in fields):
+        raise ValueError(f"the name of a lock {name!r} names arguments by their names, as in 'invoice:{{invoice_id}}'")
+    check_id("".join(text + "x" * (field is not None) for text, field, _, _ in parts), "lock")
+    return fields
+
+
+def _name_of(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _task_of(function: Any) -> Any:
+    """Return the task that is running if this is its body; None if it was called like any function."""
+    task = get_current_task()
+    if task is None or task.request.called_directly or inspect.unwrap(task.run) is not inspect.unwrap(function):
+        return None
+    return task
+
+
+def _is_retry_of(active: ActiveRun | None, exc: LockNotAcquired) -> bool:
+    """Whether the lock is held by an earlier run of the same task, which has asked for this one."""
+    return active is not None and bool(active.facts.get("retries")) and exc.holder is not None and \
+        exc.holder.task_id == active.task_id

@@ -1,0 +1,368 @@
+"""The runs of tasks that this process has: those that it has received, and those that are at work in it."""
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar
+from typing import Any, Callable, Iterable, Mapping, NamedTuple, Protocol
+
+from celery.exceptions import Ignore, Reject, Retry
+from celery.utils.time import maybe_iso8601
+
+from ..exceptions import LockNotAcquired, Skipped
+from ..keys import LIFE, PROGRESS, Place, is_id
+from ..models.task import TaskRun, describe_exception
+from ..runtime import Services
+from ..writing.changes import Change, Draft, TellRun
+from ..writing.progress import Progress
+from .app_manager import AppManager
+
+#: Seconds that another process's notion of Redis's time may be ahead; what is further ahead is none of ours.
+AHEAD = 60.0
+
+#: What is told of a request; whoever keeps the rest of it keeps a task's arguments.
+_FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "argsrepr", "kwargsrepr")
+
+#: Most retries that are taken for a count.
+MAX_RETRIES = 10 ** 9
+
+#: Most characters of shown arguments; a publisher of Celery's shortens them to fewer.
+MAX_SHOWN = 4096
+
+_NOBODY: frozenset[AppManager] = frozenset()
+
+#: The run that is at work in this thread or greenlet.
+active_run: ContextVar[ActiveRun | None] = ContextVar("active_run", default=None)
+
+
+class Run(Draft):
+    """A run of a task.
+
+    Arguments:
+        home: What was open when it came: it may be asked while that is being closed.
+        facts: What travels with its request.
+        sent: The part of that which this package put there.
+        at: Monotonic time when it was received, or began.
+    """
+
+    __slots__ = ("home", "task_id", "facts", "sent")
+
+    def __init__(self, home: Services, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], at: float) -> None:
+        self.home = home
+        self.task_id = task_id
+        self.facts = facts
+        self.sent = sent
+        self.at = at
+
+    @property
+    def key(self) -> str:
+        """The Redis key of its task."""
+        return self.home.keys.task(self.task_id)
+
+    @property
+    def run_id(self) -> str:
+        """Its id, as shown."""
+        return str(self.sent.get("run") or "")
+
+    @property
+    def run_key(self) -> str:
+        """Sorts it among the runs of its task."""
+        return str(self.sent["key"])
+
+    @property
+    def place(self) -> Place:
+        """Where its stage is kept."""
+        return self.home.keys.task_place(self.task_id, LIFE)
+
+    def tells(self, fence: int = 0, **more: Any) -> TellRun:
+        """Return the change that tells a stage of it: what is known of it, and more."""
+        home = self.home
+        known = known_of(home, self.task_id, self.facts, self.sent)
+        known.update(more)
+        return TellRun(self.place, TaskRun.of(known), self.run_key, lifetime(home, known["eta"]), fence)
+
+
+class Watcher(Protocol):
+    """Wants to know what comes back from the pool."""
+
+    def on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
+        """Called when a body has ended, with what Celery's pool hands back."""
+
+    def on_lost(self, request: Any, run: ReceivedRun, error: Any, fail: Callable[[], Any]) -> Any:
+        """Called when a body could not end: its child was lost, or the hard time limit has struck.
+
+        Arguments:
+            fail: Celery's own callback; what it returns is to be returned.
+        """
+
+
+class ReceivedRun(Run):
+    """A run that a worker's main process has received and gives to its pool.
+
+    There is no signal in that process for what came back from the pool, so the request's callbacks are wrapped.
+
+    Arguments:
+        watcher: Is told what comes back.
+
+    Attributes:
+        change: What was told of it.
+        ended: Whether it came back.
+    """
+
+    __slots__ = ("change", "ended", "_watcher", "_wrapped")
+
+    def __init__(self, home: Services, request: Any, sent: Mapping[str, Any], at: float, watcher: Watcher) -> None:
+        super().__init__(home, request.id, request.request_dict, sent, at)
+        self.change: Change | None = None
+        self.ended = False
+        self._watcher = watcher
+        self._wrapped: tuple[Any, ...] = request, request.on_success, request.on_failure
+        request.on_success, request.on_failure = self.succeeded, self.failed
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing follows: the rest its child tells."""
+        return False
+
+    def changes(self) -> Iterable[Change]:
+        """Return that it was received, unless it has ended."""
+        if self.ended:
+            return ()
+        self.change = self.tells(status="RECEIVED")
+        return (self.change,)
+
+    def succeeded(self, outcome: Any, **kwargs: Any) -> Any:
+        """Take over for the request's ``on_success``, which is called when the body has ended, however."""
+        request, go_on, _ = self._let_go()
+        self._watcher.on_outcome(request, self, outcome)
+        self.facts = {}
+        return go_on(outcome, **kwargs)
+
+    def failed(self, error: Any, *args: Any, **kwargs: Any) -> Any:
+        """Take over for the request's ``on_failure``, which is called when the body could not end."""
+        request, _, fail = self._let_go()
+        return self._watcher.on_lost(request, self, error, lambda: fail(error, *args, **kwargs))
+
+    def _let_go(self) -> tuple[Any, ...]:
+        """Give the request its callbacks back.
+
+        The request leads here and back; that circle ends, and a draft that waits to be asked keeps nothing alive.
+        """
+        wrapped, self._wrapped, self.ended = self._wrapped, (None, None, None), True
+        del wrapped[0].on_success, wrapped[0].on_failure
+        return wrapped
+
+
+class Ending(NamedTuple):
+    """How a run has ended.
+
+    Attributes:
+        at: Monotonic time.
+        exception: ``{"type": ..., "message": ...}``.
+        lock: Which lock held it back, and who had it.
+    """
+
+    status: str
+    at: float
+    exception: dict[str, str] | None = None
+    lock: dict[str, Any] | None = None
+
+
+class ActiveRun(Run):
+    """A run that is at work in this process.
+
+    Arguments:
+        name: Of its task.
+        started_at: When it began, on Redis's clock; ``at`` is the same on this process's.
+
+    Attributes:
+        outer: The run whose body called this one eagerly, if any.
+        fence: Of the lock around its body; 0 for none.
+        lenders: The memories whose locks it has taken.
+        ending: How it has ended; None: it has not.
+    """
+
+    __slots__ = ("memsync", "name", "started_at", "outer", "fence", "lenders", "ending", "_progress")
+
+    def __init__(
+        self, memsync: AppManager, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], name: str, at: float,
+        started_at: float,
+    ) -> None:
+        self.home = memsync.home
+        self.task_id = task_id
+        self.facts = facts_of(facts)
+        self.sent = sent
+        self.at = at
+        self.memsync = memsync
+        self.name = name
+        self.started_at = started_at
+        self.outer = active_run.get()
+        self.fence = 0
+        self.lenders: frozenset[AppManager] = _NOBODY
+        self.ending: Ending | None = None
+        self._progress: Progress | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self.ending is not None
+
+    def changes(self) -> Iterable[Change]:
+        """Return its end, or that it has begun."""
+        ending = self.ending
+        if ending is None:
+            return (self._tells("STARTED"),)
+        return (self._tells(
+            ending.status,
+            lock=ending.lock,
+            finished_at=latest(self.home.store.clock.at(ending.at), self.started_at),
+            runtime=ending.at - self.at,
+            exception=ending.exception,
+        ),)
+
+    def _tells(self, status: str, **more: Any) -> TellRun:
+        return self.tells(
+            self.fence, status=status, name=self.name, pid=os.getpid(), started_at=self.started_at, **more)
+
+    def end(self, status: str, retval: Any, at: float) -> None:
+        """Take note of its end.
+
+        Arguments:
+            status: As Celery says.
+            retval: What the body returned or raised.
+            at: Monotonic time.
+        """
+        if isinstance(retval, BaseException):
+            exception = None if status == "SUCCESS" else exception_of(retval)
+            self.ending = Ending("SKIPPED" if isinstance(retval, Skipped) else status, at, exception, _lock_of(retval))
+        else:
+            self.ending = Ending(status, at)
+
+    def borrows(self, lender: AppManager) -> None:
+        """Take note that it takes a lock of a memory."""
+        self.lenders |= {lender}
+
+    @property
+    def progress(self) -> Progress:
+        """How far it is."""
+        progress = self._progress
+        if progress is None:
+            place = self.home.keys.task_place(self.task_id, PROGRESS)
+            settings = self.home.settings
+            progress = Progress(
+                place, settings.default_ttl, self.run_id, self.run_key, self.at, settings.max_value_size)
+            progress.fence = self.fence
+            self._progress = progress
+        return progress
+
+    @property
+    def reported(self) -> bool:
+        """Whether it has told any progress."""
+        return self._progress is not None
+
+    def speak_under(self, fence: int) -> None:
+        """Tell what it tells under a lock from now on: a run that has lost it is refused then."""
+        if self.fence:
+            return
+        self.fence = fence
+        if self._progress is not None:
+            self._progress.fence = fence
+        self.memsync.writer.take(self)
+
+
+def facts_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is told of a request."""
+    return dict(zip(_FACTS, map(facts.get, _FACTS)))
+
+
+def known_of(home: Services, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a request tells of its run.
+
+    Arguments:
+        facts: What travels with the request.
+        sent: The part of it that this package put there.
+    """
+    delivery = facts.get("delivery_info")
+    known = {
+        "name": facts.get("task"),
+        "queue": None if delivery is None else queue_of(delivery.get("exchange"), delivery.get("routing_key")),
+        "worker": facts.get("hostname") or home.worker_id,
+        "run": sent.get("run"),
+        "retries": retries_of(facts),
+        "root_id": _id_of(facts.get("root_id"), task_id) or task_id,
+        "parent_id": _other(_id_of(facts.get("parent_id"), task_id), task_id),
+        "eta": timestamp(facts.get("eta")),
+        "published_at": sent.get("published_at"),
+        "received_at": sent.get("received_at"),
+        "recoveries": count_of(sent.get("recoveries")),
+    }
+    if home.settings.task_args:
+        known.update(args=_cut(facts.get("argsrepr")), kwargs=_cut(facts.get("kwargsrepr")))
+    return known
+
+
+def lifetime(home: Services, eta: float | None) -> float:
+    """Return the ttl of a record, in seconds: one with an ETA, in seconds of Redis's clock, lives past it."""
+    ttl = home.settings.default_ttl
+    return ttl if eta is None else ttl + max(0.0, eta - home.store.clock.now())
+
+
+def latest(moment: float, earlier: Any) -> float:
+    """Return a moment, or an earlier one of another process whose clock is milliseconds ahead."""
+    return earlier if isinstance(earlier, (int, float)) and moment < earlier < moment + AHEAD else moment
+
+
+def exception_of(error: BaseException) -> dict[str, str] | None:
+    """Return what to tell of an exception: why a task is retried, nothing of an Ignore without a word."""
+    if isinstance(error, Retry) and isinstance(error.exc, BaseException):
+        error = error.exc
+    told = describe_exception(error)
+    return told if told["message"] or not isinstance(error, (Ignore, Reject)) else None
+
+
+def retries_of(facts: Mapping[str, Any]) -> int:
+    """Return how often a task was retried, 0 for what is no count: it comes with the message."""
+    retries = facts.get("retries")
+    return retries if type(retries) is int and 0 <= retries <= MAX_RETRIES else 0
+
+
+def _id_of(value: Any, task_id: str) -> str | None:
+    """Return the id of another task as it comes with a message, None for what is no id."""
+    return value if value == task_id or value is not None and is_id(value) else None
+
+
+def _cut(text: Any) -> str | None:
+    return text[:MAX_SHOWN] if isinstance(text, str) else None
+
+
+def count_of(value: Any) -> int | None:
+    """Return a count, None for anything else and for 0."""
+    return value if type(value) is int and 0 < value <= MAX_RETRIES else None
+
+
+def queue_of(exchange: Any, routing_key: Any) -> str | None:
+    """Return the name of a queue."""
+    name = routing_key or exchange
+    return name if isinstance(name, str) else None
+
+
+def timestamp(moment: Any) -> float | None:
+    """Return an ETA as it comes with a message in seconds since the epoch."""
+    if moment is None:
+        return None
+    try:
+        return float(maybe_iso8601(moment).timestamp())
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        return None
+
+
+def _lock_of(error: BaseException) -> dict[str, Any] | None:
+    """Return what to tell of the lock that held a run back, None if none did."""
+    if isinstance(error, Skipped):
+        return error.lock
+    cause = error.exc if isinstance(error, Retry) else error
+    return cause.facts if isinstance(cause, LockNotAcquired) else None
+
+
+def _other(parent_id: Any, task_id: str) -> Any:
+    """Return the id of a parent; a task that retries is its own parent to Celery."""
+    return None if parent_id == task_id else parent_id

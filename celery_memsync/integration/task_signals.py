@@ -1,0 +1,427 @@
+"""Celery's signals, told to the manager: every task's life is kept without changing a task."""
+from __future__ import annotations
+
+import os
+import time
+from contextvars import ContextVar
+from functools import partial
+from itertools import count
+from typing import Any, Callable, Iterable, Mapping
+from weakref import WeakValueDictionary
+
+from celery import signals
+from celery.exceptions import NotRegistered, WorkerLostError
+from celery.utils.log import get_logger
+
+from .. import encoding
+from ..fleet.kept_messages import KeptMessages
+from ..fleet.requeue import TaskRequeuer
+from ..keys import LIFE, PROGRESS, is_id
+from ..models.order import is_run_key, run_key
+from ..models.task import TaskRun, describe_exception
+from ..runtime import Services
+from ..writing.changes import TellRun
+from ..writing.progress import TellProgress
+from .app_manager import AppManager
+from .child_outcomes import Outcome, Outcomes, is_gone, unwrapped
+from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, queue_of, retries_of
+
+logger = get_logger(__name__)
+
+#: The app that is sending a task; the signals of publishing do not tell.
+publishing: ContextVar[Any] = ContextVar("publishing", default=None)
+
+#: Attribute of a request whose end was told.
+TOLD = "memsync_told"
+
+#: Name of what travels with a message and its request: when it was published, which run it became.
+HEADER = "memsync"
+
+#: Shortest time between two tasks that are published, in seconds.
+MOMENT = 0.0001
+
+#: Longest progress that travels with a retry, in bytes of JSON.
+MAX_PREVIOUS = 4096
+
+#: Times to look at a set of requests that changes while one looks.
+MAX_LOOKS = 10
+
+
+class TaskSignals:
+    """Tells one app's tasks to its manager.
+
+    Signals of other apps in the same process are passed over.  Ids that are
+    not fit for a key are passed over too: telling never hurts a task.
+    """
+
+    def __init__(self, memsync: AppManager) -> None:
+        self.memsync = memsync
+        self._runs = count(1)
+        #: When the last task was published.
+        self._published_at = 0.0
+        #: Requests that this process received and has not done with, by task id.
+        self._requests: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        #: How many messages this process has received.
+        self.received = 0
+        #: What the tasks of the pool's children came to lately.
+        self._outcomes = Outcomes()
+        #: Requeues the tasks of lost workers.
+        self.requeuer = TaskRequeuer(memsync, HEADER)
+        #: The messages of this worker that are requeued if it is lost.
+        self.kept = KeptMessages(memsync, HEADER, self.requeuer.wanted)
+
+    def connect(self) -> None:
+        """Listen from now on."""
+        for signal, handler in self._handlers():
+            signal.connect(handler, weak=False, dispatch_uid=self._uid(handler))
+
+    def disconnect(self) -> None:
+        """Listen no more."""
+        for signal, handler in self._handlers():
+            signal.disconnect(handler, dispatch_uid=self._uid(handler))
+
+    def _uid(self, handler: Any) -> tuple[str, str, int]:
+        # Before 5.7 Celery takes the same method of two objects for one receiver.
+        return "celery_memsync", handler.__name__, id(self)
+
+    def _handlers(self) -> tuple[tuple[Any, Any], ...]:
+        return (
+            (signals.before_task_publish, self.on_publish),
+            (signals.after_task_publish, self.on_published),
+            (signals.task_received, self.on_received),
+            (signals.task_prerun, self.on_started),
+            (signals.task_postrun, self.on_ended),
+            (signals.task_failure, self.on_failed),
+            (signals.task_internal_error, self.on_failed),
+            (signals.task_retry, self.on_retried),
+            (signals.task_revoked, self.on_revoked),
+            (signals.task_unknown, self.on_unknown),
+            (signals.worker_before_create_process, self.on_child_replaced),
+            (signals.worker_process_shutdown, self.on_child_exit),
+        )
+
+    def forget(self) -> None:
+        """Begin anew in a forked child: requests and outcomes are the parent's."""
+        self._runs = count(1)
+        self._requests = WeakValueDictionary()
+        self._outcomes = Outcomes()
+        self.requeuer.forget()
+        self.kept.forget()
+
+    # -- where a task is sent
+
+    def on_publish(self, headers: Any = None, **_: Any) -> None:
+        """Let the moment of publishing travel with the message."""
+        if isinstance(headers, dict) and "id" in headers and publishing.get() is self.memsync.app:
+            headers[HEADER] = {"published_at": self._next_moment(), **self._previous(headers["id"])}
+
+    def _next_moment(self) -> float:
+        """Return Redis's time, later than the last: it is the order in which tasks wait."""
+        now = round(self.memsync.store.clock.now(), 4)
+        if now <= self._published_at < now + 1.0:
+            now = round(self._published_at + MOMENT, 4)
+        self._published_at = now
+        return now
+
+    def _previous(self, task_id: str) -> dict[str, Any]:
+        """Return what travels from a run that asks to be retried to the next one.
+
+        Its progress: the next one may start before that is in Redis.  How often it was sent again.
+        """
+        active = self._active(task_id)
+        if active is None:
+            return {}
+        recoveries = count_of(active.sent.get("recoveries"))
+        known = {"recoveries": recoveries} if recoveries else {}
+        body = active.progress.content(self.memsync.store.clock, {}).body if active.reported else b""
+        return {"previous": [active.run_key, encoding.decode(body)], **known} if 0 < len(body) <= MAX_PREVIOUS else known
+
+    def on_published(self, headers: Any = None, exchange: Any = None, routing_key: Any = None, **_: Any) -> None:
+        """Tell that a task waits; a retry is told by the run that asks for it."""
+        if not isinstance(headers, dict) or HEADER not in headers or headers.get("retries") or \
+                publishing.get() is not self.memsync.app or self._active(headers["id"]):
+            return
+        known = known_of(self.memsync.home, headers["id"], headers, headers[HEADER])
+        known.update(status="PENDING", queue=queue_of(exchange, routing_key), worker=None)
+        self._tell(headers["id"], run_key(0, headers[HEADER]["published_at"]), TaskRun.of(known))
+
+    # -- where it is received: a worker's main process
+
+    def on_received(self, request: Any, sender: Any = None, **_: Any) -> None:
+        """Make the run, let it travel to the pool with the request, tell that a worker has it."""
+        if request.app is not self.memsync.app:
+            return
+        self.received += 1
+        facts = request.request_dict
+        sent = _sent(facts)
+        home = self.memsync.home
+        moment = time.monotonic()
+        now = latest(home.store.clock.at(moment), sent.get("published_at"))
+        key = run_key(retries_of(facts), now)
+        facts[HEADER] = sent = {**sent, "run": self._new_run(home), "key": key, "received_at": now}
+        if not is_id(request.id):
+            return
+        self._requests[request.id] = request
+        try:
+            self.kept.add(request, sent["run"], key, count_of(sent.get("recoveries")) or 0, sender)
+        except Exception as exc:
+            _log_untold(exc)
+        home.writer.take(ReceivedRun(home, request, sent, moment, self))
+
+    def on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
+        """Keep what a body came to: its child tells that itself, but should it be killed before it could, we do."""
+        try:  # and not _HARMLESS: that takes twice the time, in the one process that all tasks go through
+            home = run.home
+            home.writer.withdraw(run, run.change)
+            self.kept.end(run.run_id)
+            self._outcomes.remember(request, run, outcome, home.settings.batch_interval, home.writer.connected)
+        except Exception as exc:
+            _log_untold(exc)
+
+    def on_lost(self, request: Any, run: ReceivedRun, error: Any, fail: Callable[[], Any]) -> Any:
+        """Tell of a run whose body could not end, if Celery's signals do not."""
+        cause = unwrapped(error.exception)
+        with _HARMLESS:
+            self.kept.end(run.run_id)
+        try:
+            answer = fail()
+        except Exception:
+            # Before 5.7 Celery can't store some errors in its result backend, and then tells nobody.
+            with _HARMLESS:
+                self._end(request.id, {}, "FAILURE", cause)
+            raise
+        with _HARMLESS:
+            if isinstance(cause, WorkerLostError) and not hasattr(request, TOLD):
+                self._tell_lost(request, cause)
+        return answer
+
+    def _tell_lost(self, request: Any, error: BaseException) -> None:
+        """Tell of a run whose child was killed, if Celery says nothing: it had stored a success, or runs again."""
+        stored = not request.ignore_result and _stored_state(request) == "SUCCESS"
+        self._end(request.id, {}, "SUCCESS" if stored else "LOST", None if stored else error)
+
+    def mend(self, alive: Iterable[int] = ()) -> None:
+        """Tell the last outcomes of children that are gone.
+
+        What they told themselves stays: an outcome that is known is not told twice.
+
+        Arguments:
+            alive: Pids of the children that are still there.
+        """
+        for outcome in self._outcomes.of_the_gone(alive):
+            self._tell_outcome(outcome)
+
+    def _tell_outcome(self, outcome: Outcome) -> None:
+        sent = outcome.sent
+        known = known_of(self.memsync.home, outcome.task_id, outcome.facts, sent)
+        known.update(
+            status=outcome.status, pid=outcome.pid, exception=outcome.exception,
+            started_at=self._moment(outcome.time_start, sent.get("received_at")),
+            finished_at=self.memsync.store.clock.at(outcome.at),
+            runtime=outcome.runtime if isinstance(outcome.runtime, float) else None,
+        )
+        self._tell(outcome.task_id, sent["key"], TaskRun.of(known))
+
+    def refresh(self) -> None:
+        """Tell again of the tasks that this process has, so that long ones outlive their ttl."""
+        for request in live(self._requests.values):
+            facts = request.request_dict
+            begun = request.time_start
+            known = known_of(self.memsync.home, request.id, facts, facts[HEADER])
+            known.update(
+                status="RECEIVED" if begun is None else "STARTED", pid=request.worker_pid,
+                started_at=self._moment(begun, facts[HEADER]["received_at"]))
+            self._tell(request.id, facts[HEADER]["key"], TaskRun.of(known))
+
+    @property
+    def held(self) -> int:
+        """How many messages this process has received and has not done with."""
+        return len(self._requests)
+
+    def at_work(self) -> list[tuple[str, str]]:
+        """Return ids and run keys of the tasks that this process has received and has not done with."""
+        return [(request.id, request.request_dict[HEADER]["key"])
+                for request in live(self._requests.values) if not hasattr(request, TOLD)]
+
+    # -- where it runs
+
+    def on_started(self, task_id: str, task: Any, **_: Any) -> None:
+        """Tell that a run has begun."""
+        memsync = self.memsync
+        if task.app is not memsync.app:
+            return
+        request = task.request
+        facts = request.__dict__
+        sent = _sent(facts)
+        home = memsync.home
+        started = time.monotonic()
+        now = latest(home.store.clock.at(started), sent.get("received_at"))
+        retries = retries_of(facts)
+        if not is_run_key(sent.get("key")):
+            # Nobody received it: it runs eagerly.
+            sent = {"run": self._new_run(home), "key": run_key(retries, now)}
+        if not is_id(task_id):
+            return
+        active = ActiveRun(memsync, task_id, facts, sent, task.name, started, now)
+        active_run.set(active)
+        home.writer.take(active)
+        if retries or sent.get("recoveries") or (facts.get("delivery_info") or {}).get("redelivered"):
+            # A new run starts over; what the one before reached is kept as ``previous``.
+            self._tell_previous(task_id, sent.get("previous"), active.run_key)
+            memsync.writer.put(active.progress)
+
+    def _tell_previous(self, task_id: str, previous: Any, present: str) -> None:
+        """Record the progress of an earlier run, as it came with the message of this one."""
+        key, row = previous if isinstance(previous, list) and len(previous) == 2 else (None, None)
+        if not is_run_key(key) or key >= present:
+            return
+        try:
+            encoding.encode(row, "an earlier progress", MAX_PREVIOUS)
+        except ValueError:
+            return
+        memsync = self.memsync
+        place = memsync.keys.task_place(task_id, PROGRESS)
+        change = TellProgress.from_row(place, row, key, memsync.settings.default_ttl, memsync.store.clock)
+        if change is not None:
+            memsync.writer.put(change)
+
+    def on_ended(self, task_id: str, retval: Any = None, state: str | None = None, **_: Any) -> None:
+        """Tell how a run has ended; killed ones have no state, and the main process tells of them."""
+        active = self._active(task_id)
+        if active is None:
+            return
+        active_run.set(active.outer)
+        memsync = self.memsync
+        if active.reported:
+            # A soft time limit may have struck between a report and its queue.
+            memsync.writer.put(active.progress)
+        for lender in active.lenders:
+            lender.end_run(active.run_id)
+        if state is None:
+            return
+        active.end(state, retval, time.monotonic())
+        memsync.writer.take(active)
+
+    # -- what the main process, or nobody else, knows
+
+    def on_failed(self, sender: Any, task_id: str, exception: BaseException | None = None, **_: Any) -> None:
+        """Tell a failure that the run can't tell itself: a lost child, the hard time limit."""
+        app = getattr(sender, "app", None)
+        if app is not self.memsync.app or self._active(task_id):
+            return
+        self._end(task_id, sender.request.__dict__, "FAILURE", exception)
+
+    def on_retried(self, sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
+        """Tell that a worker gave a task up to run it again, at its shutdown or when its child was lost."""
+        if sender.app is self.memsync.app and not self._active(request.id):
+            self._end(request.id, request.__dict__, "RETRY", getattr(reason, "exc", None))
+
+    def on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
+        """Tell that a task was revoked or has expired."""
+        if sender.app is self.memsync.app:
+            self._end(request.id, request.__dict__, "REVOKED", None)
+
+    def on_unknown(self, sender: Any, exc: BaseException, id: str, name: str, **_: Any) -> None:
+        """Tell that a worker got a task that it does not know."""
+        if getattr(sender, "app", None) is self.memsync.app and id:
+            self._end(id, {"task": name}, "FAILURE", NotRegistered(name))
+
+    def _end(self, task_id: str, facts: Mapping[str, Any], status: str, exception: BaseException | None) -> None:
+        request = self._requests.get(task_id)
+        if request is not None:
+            facts = request.request_dict
+            setattr(request, TOLD, True)
+        sent = _sent(facts)
+        self.kept.end(str(sent.get("run")))
+        now = self.memsync.store.clock.now()
+        if not is_run_key(sent.get("key")):
+            # It was never received, or by a worker that does not take part.
+            key = run_key(retries_of(facts), now)
+            sent = {**sent, "run": self._new_run(self.memsync.home), "key": key, "received_at": now}
+        known = known_of(self.memsync.home, task_id, facts, sent)
+        known.update(
+            status=status, finished_at=None if status == "RETRY" else now,
+            exception=None if exception is None else describe_exception(exception),
+            pid=getattr(request, "worker_pid", None),
+            started_at=self._moment(getattr(request, "time_start", None), sent.get("received_at")),
+        )
+        self._tell(task_id, sent["key"], TaskRun.of(known))
+        if known["pid"] not in (None, os.getpid()) and known["run"]:
+            self.memsync.free_run(known["run"], partial(is_gone, known["pid"]))
+
+    # -- the ends of children
+
+    def on_child_replaced(self, sender: Any, **_: Any) -> None:
+        """Mend what a child took with it; its successor is about to be made."""
+        self.mend([child.pid for child in getattr(sender, "_pool", ())])
+
+    def on_child_exit(self, **_: Any) -> None:
+        """Write what waits before a pool child exits; it runs no exit handlers."""
+        self.memsync.shutdown()
+
+    # -- helpers
+
+    def _active(self, task_id: str) -> ActiveRun | None:
+        """Return the run of a task that is at work right here: it tells its end itself."""
+        active = active_run.get()
+        return active if active is not None and active.task_id == task_id and active.memsync is self.memsync else None
+
+    def _new_run(self, home: Services) -> str:
+        return f"{home.token}-{next(self._runs):x}"
+
+    def _moment(self, local: float | None, earlier: float | None) -> float | None:
+        """Return Redis's time of a moment of this host's clock that comes after an earlier one."""
+        if local is None:
+            return None
+        return latest(self.memsync.store.clock.now() - (time.time() - local), earlier)
+
+    def _tell(self, task_id: str, key: str, run: TaskRun) -> None:
+        """Tell a stage."""
+        if is_id(task_id):
+            place = self.memsync.keys.task_place(task_id, LIFE)
+            self.memsync.writer.put(TellRun(place, run, key, lifetime(self.memsync.home, run.eta)))
+
+
+def _sent(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what this package sent along with a message; anybody may send anything under its name."""
+    sent = facts.get(HEADER)
+    return sent if isinstance(sent, dict) else {}
+
+
+class _Harmless:
+    """Logs what goes wrong in telling: Celery's own callback comes next, and must."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: Any) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        _log_untold(error)
+        return True
+
+
+_HARMLESS = _Harmless()
+
+
+def _log_untold(error: Exception) -> None:
+    logger.error("What a task came to could not be told", exc_info=error)
+
+
+def _stored_state(request: Any) -> Any:
+    try:
+        return request.task.backend.get_state(request.id)
+    except Exception:
+        # No result backend, or it is away: nobody knows of a success.
+        return None
+
+
+def live(requests: Callable[[], Iterable[Any]]) -> list[Any]:
+    """Return requests that another thread may be adding to or taking from."""
+    for _ in range(MAX_LOOKS):
+        try:
+            return list(requests())
+        except RuntimeError:
+            # The set changed while it was being read.
+            continue
+    return []

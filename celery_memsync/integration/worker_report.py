@@ -1,0 +1,135 @@
+"""What a worker reports of itself with each heartbeat."""
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import time
+from typing import TYPE_CHECKING, Any
+
+import celery
+import redis
+from celery.worker import state
+
+from ..fleet.queue_depths import Idleness, QueueDepths
+from ..models.worker import WorkerRecord
+from .app_manager import AppManager
+from .task_signals import live
+
+if TYPE_CHECKING:
+    from celery.worker import WorkController
+
+#: Beats from one look at the depths of the queues to the next.
+LOOK_EVERY = 6
+
+
+class Describer:
+    """Says what state a worker is in.
+
+    Arguments:
+        worker: Of Celery; it is looked at from the heartbeat's thread.
+    """
+
+    def __init__(self, worker: WorkController, memsync: AppManager) -> None:
+        self.worker: Any = worker
+        self.memsync = memsync
+        #: Whether the worker is finishing what it has.
+        self.draining = False
+        self.depths = QueueDepths(worker.app, self._queues, LOOK_EVERY * memsync.settings.heartbeat_interval)
+        self._idleness = Idleness()
+        self._started_at = time.monotonic()
+        self._looked = time.monotonic(), time.process_time()
+
+    def describe(self) -> WorkerRecord:
+        """Return the worker's present record."""
+        worker = self.worker
+        capacity = self._capacity()
+        self.depths.remind()
+        looked_at, depths = self.depths.known
+        return WorkerRecord(
+            worker_id=self.memsync.worker_id,
+            status="draining" if self.draining else "active" if capacity["free"] else "busy",
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            pool=worker.pool_cls.__module__.rpartition(".")[2],
+            concurrency=getattr(worker, "max_concurrency", None) or worker.concurrency,
+            capacity=capacity,
+            queues=tuple(self._queues()),
+            running=self._running(),
+            counters={"total": state.all_total_count[0]},
+            rss=_rss(),
+            cpu=self._cpu(),
+            load=tuple(round(average, 2) for average in os.getloadavg()),
+            started_at=round(self.memsync.store.clock.at(self._started_at), 3),
+            versions=_versions(),
+            depths=depths,
+            skew=round(time.time() - self.memsync.store.clock.now(), 3),
+            writer=self._writer(),
+            consuming=self._consuming(looked_at, sum(depths.values()), capacity["free"]),
+        )
+
+    def _queues(self) -> list[str]:
+        return list(self.worker.app.amqp.queues.consume_from)
+
+    def _capacity(self) -> dict[str, int]:
+        active = len(state.active_requests)
+        pool = self.worker.pool
+        # Before 5.7 a pool of greenlets counts those at work.
+        total = (pool.limit if pool.is_green else getattr(pool, "num_processes", None)) or self.worker.concurrency
+        return {
+            "total": total,
+            "active": active,
+            "reserved": max(0, len(state.reserved_requests) - active),
+            "free": max(0, total - active),
+        }
+
+    def _running(self) -> tuple[dict[str, Any], ...]:
+        local_to_redis = self.memsync.store.clock.now() - time.time()
+        return tuple(
+            {"id": request.id, "name": request.name,
+             "started_at": None if request.time_start is None else round(request.time_start + local_to_redis, 3)}
+            for request in live(state.active_requests.copy)
+        )
+
+    def _writer(self) -> dict[str, int]:
+        writer = self.memsync.writer
+        return {"pending": writer.pending, "dropped": writer.counts["dropped"], "conflicts": writer.counts["conflicts"]}
+
+    def _cpu(self) -> float:
+        before, used_before = self._looked
+        self._looked = now, used = time.monotonic(), time.process_time()
+        return round(100 * (used - used_before) / (now - before), 1) if now > before else 0.0
+
+    def _consuming(self, looked_at: float, waiting: int, free: int) -> bool:
+        tasks, prefetch = self.memsync.signals, self._prefetch()
+        room = free > 0 and (not prefetch or tasks.held < prefetch)
+        idle = self._idleness.judge(looked_at, waiting, tasks.received, room)
+        return bool(self._connected() and self._queues() and not idle)
+
+    def _prefetch(self) -> int:
+        return getattr(getattr(getattr(self.worker, "consumer", None), "qos", None), "value", None) or 0
+
+    def _connected(self) -> bool:
+        connection = getattr(getattr(self.worker, "consumer", None), "connection", None)
+        try:
+            return bool(connection is not None and connection.connected)
+        except Exception:
+            # Looked at while the consumer's thread is closing it.
+            return False
+
+
+def _rss() -> int | None:
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
+def _versions() -> dict[str, str]:
+    from .. import __version__
+
+    return {
+        "python": platform.python_version(), "celery": celery.__version__, "redis-py": redis.__version__,
+        "celery-memsync": __version__,
+    }

@@ -1,0 +1,459 @@
+"""Locks that are shared by all processes of a namespace."""
+from __future__ import annotations
+
+import os
+import re
+import time
+from itertools import count
+from typing import Callable, NamedTuple
+
+from celery.utils.log import get_logger
+
+from .. import encoding
+from ..background_loop import PeriodicThread
+from ..events import Events
+from ..exceptions import LockLost, LockNotAcquired, StoreError
+from ..models.lock import LockRecord
+from ..store import LockAnswer, LockAsk, Store
+from ..store.push import Ear
+
+logger = get_logger(__name__)
+
+#: A lease is renewed when this part of it is over.
+RENEW_AFTER = 1 / 3
+
+#: What is due within this part of the time between two renewals is renewed with the others.
+TOGETHER = 0.5
+
+#: Seconds after which a lock that was handed over is renewed; until then Redis keeps it for a moment only.
+CONFIRM_AFTER = 0.05
+
+#: Longest that a waiter sleeps before it asks again, in seconds: whoever was first may not have heard that it is its turn.
+LONGEST_SLEEP = 2.0
+
+#: Seconds of a lease that are left when it is handed over, at least; with less it is asked for again.
+MARGIN = 0.1
+
+#: Seconds after the end of a lease when it makes no sense any more to give the lock back.
+SLACK = 5.0
+
+#: Seconds for which a question that was cut short may still be on its way to Redis.
+ON_ITS_WAY = 2.0
+
+#: Seconds between two looks whether a child is gone, and for how long its parent looks.
+LOOK_INTERVAL = 0.05
+
+LONGEST_LOOK = 60.0
+
+#: Holder, fence and lease (ms) of the message that gives a lock to a waiter; other programs may publish there, too.
+_TURN = re.compile(rb"(\S+) (\d{1,16}) (\d{1,14})").fullmatch
+
+
+class Owner(NamedTuple):
+    """What a lock is held for.
+
+    Attributes:
+        task_id: The task that is running; None: none is.
+        run: Id of its run, "-" for none.
+    """
+
+    task_id: str | None = None
+    run: str = "-"
+
+
+class Grant:
+    """One acquisition of a lock, from asking for it to its end.
+
+    Attributes:
+        until: Monotonic time until which it may be trusted.
+        renew_at: Monotonic time when it is to be renewed.
+        asked_until: Monotonic time until which a question of which the answer was not heard may still arrive.
+        state: ``asking``, ``held``, ``releasing``, ``leaving`` (the thread is to give it back), ``left`` (it has, and
+            will once more when the question has arrived) or ``over``.
+    """
+
+    __slots__ = ("name", "ask", "owner", "fence", "until", "renew_at", "asked_until", "state", "pid")
+
+    def __init__(self, name: str, ask: LockAsk, owner: Owner) -> None:
+        self.name = name
+        self.ask = ask
+        self.owner = owner
+        self.fence = 0
+        self.until = time.monotonic() + ask.ttl
+        self.renew_at = float("inf")
+        self.asked_until = float("-inf")
+        self.state = "asking"
+        self.pid = os.getpid()
+
+    @property
+    def owned(self) -> bool:
+        """Whether the lock is held, as far as that can be known without asking Redis."""
+        return self.state == "held" and time.monotonic() < self.until and self.pid == os.getpid()
+
+    def trust(self, since: float, lease: float) -> None:
+        """Believe in the lease that was answered to a question.
+
+        Arguments:
+            since: Monotonic time when it was asked: the lease began no earlier.
+        """
+        self.until = since + lease
+        self.renew_at = since + self.ask.ttl * RENEW_AFTER
+
+
+class Locks:
+    """Takes the locks of one process, renews them and gives them back.
+
+    One thread renews all of them; it is started by the first one.  A soft time
+    limit may raise anywhere in here: what is half done then is undone by that
+    thread, or by the end of the task, or by the end of the lease.
+
+    Arguments:
+        replicas: How many replicas of Redis must have a lease before it is believed in.
+    """
+
+    def __init__(self, store: Store, events: Events, replicas: int = 0) -> None:
+        self.store = store
+        self.events = events
+        self.replicas = replicas
+        self._numbers = count(1)
+        self._grants: dict[str, Grant] = {}
+        self._of_tasks: dict[str, Grant] = {}
+        self._told_of: tuple[Owner | None, bytes] = None, b""
+        #: Runs whose child is going: what is held for them is to be freed; with the time when that is given up.
+        self._going: dict[str, tuple[Callable[[], bool], float]] = {}
+        #: Monotonic time when the thread will look again unasked.
+        self._next_look = float("inf")
+        self._thread = PeriodicThread("memsync-locks", self.renew, 0, on_demand=True)
+
+    # -- take, extend, give back
+
+    def acquire(self, name: str, ttl: float, wait: float, owner: Owner) -> Grant:
+        """Return a lock that is held.
+
+        Arguments:
+            name: Taken as checked.
+            wait: Most seconds to wait.
+
+        Raises:
+            LockNotAcquired: If somebody else holds it all the time.
+            StoreError: If Redis is away, or too few replicas have it.
+        """
+        holder = f"{self.store.token}.{next(self._numbers)}"
+        ask = LockAsk(self.store.keys.lock_place(name), holder, ttl, owner.run, self._about(owner))
+        grant = Grant(name, ask, owner)
+        began = time.monotonic()
+        try:
+            self._grants[holder] = grant
+            answer = self.store.take_lock(grant.ask)
+            if answer.status == "ok":
+                self._hold(grant, answer.fence, began, answer.lease)
+            elif wait > 0:
+                answer = self._wait(grant, began + wait)
+            if self.replicas and grant.state == "held":
+                self._confirm(grant)
+        except BaseException:
+            self._give_up(grant)
+            raise
+        if grant.state == "held":
+            self.events.emit("lock-acquired", name=name, fence=grant.fence)
+            return grant
+        self._end(grant)
+        waited = time.monotonic() - began if wait > 0 else 0.0
+        raise LockNotAcquired(name, self._record(name, answer), waited)
+
+    def _about(self, owner: Owner) -> bytes:
+        """Return what readers are to know of who holds a lock; a task that takes many says the same each time."""
+        last, body = self._told_of
+        if owner != last:
+            body = encoding.dumps({"worker_id": self.store.worker_id, "task_id": owner.task_id, "run": owner.run})
+            self._told_of = owner, body
+        return body
+
+    def _record(self, name: str, answer: LockAnswer) -> LockRecord | None:
+        return None if answer.stored is None else LockRecord.of(name, answer.stored, self.store.clock.now())
+
+    def _wait(self, grant: Grant, deadline: float) -> LockAnswer:
+        """Stand in the queue until the lock is given to us, or the deadline."""
+        ear = self.store.borrow_ear(grant.ask.place)
+        try:
+            grant.ask = grant.ask._replace(channel=ear.channel)
+            while True:
+                ear.listen()
+                asked = time.monotonic()
+                answer = self.store.wait_for_lock(grant.ask)
+                if answer.status == "ok":
+                    self._hold(grant, answer.fence, asked, answer.lease)
+                    break
+                left = deadline - time.monotonic()
+                if left <= 0 or grant.state != "asking":
+                    self.store.leave_lock(grant.ask)
+                    break
+                self._sleep(grant, ear, asked, answer, min(left, answer.lease + 0.001, LONGEST_SLEEP))
+                if grant.state == "held":
+                    break
+        except BaseException:
+            ear.close()
+            raise
+        self.store.give_back_ear(ear)
+        return answer
+
+    def _sleep(self, grant: Grant, ear: Ear, asked: float, answer: LockAnswer, seconds: float) -> None:
+        """Sleep until it is our turn, or there is reason to ask again."""
+        end = time.monotonic() + seconds
+        try:
+            while (left := end - time.monotonic()) > 0:
+                message = ear.hear(left)
+                if message is None:
+                    break
+                turn = _TURN(message)
+                # What is heard late was meant for the one before, or was over when we asked: others had it since.
+                if turn is not None and turn[1] == grant.ask.holder.encode() and int(turn[2]) > answer.fence:
+                    lease = min(int(turn[3]) / 1000, grant.ask.ttl)
+                    self._take_turn(grant, int(turn[2]), asked + lease)
+                    break
+        except StoreError:
+            # The connection is broken.  Whether Redis is there the next question will tell.
+            ear.close()
+
+    def _take_turn(self, grant: Grant, fence: int, until: float) -> None:
+        """Take a lock that was handed over; until it is renewed it is trusted as if given when we asked last."""
+        now = time.monotonic()
+        if until < now + MARGIN and until < now + grant.ask.ttl / 2:
+            return  # too much time has passed: it is asked for again
+        grant.fence, grant.until = fence, until
+        grant.renew_at = now + min(CONFIRM_AFTER, (until - now) / 4)
+        grant.state = "held"
+        self._look_by(grant.renew_at)
+
+    def _hold(self, grant: Grant, fence: int, asked: float, lease: float) -> None:
+        grant.fence = fence
+        grant.trust(asked, lease)
+        grant.state = "held"
+        self._look_by(grant.renew_at)
+
+    def _confirm(self, grant: Grant) -> None:
+        """See that replicas have a lock that nobody knows of yet; it may have been lost meanwhile."""
+        asked = time.monotonic()
+        if self.store.renew_locks([grant.ask], self.replicas) == [True]:
+            grant.trust(asked, grant.ask.ttl)
+        else:
+            self._end(grant)
+
+    def extend(self, grant: Grant, ttl: float) -> None:
+        """Let the lease end ``ttl`` seconds from now, or later; it is renewed for as long from then on.
+
+        Raises:
+            LockLost: If it is not held any more.
+            StoreError: If Redis is away, or too few replicas have it.
+        """
+        ask = grant.ask._replace(ttl=ttl)
+        asked = time.monotonic()
+        if not grant.owned or self.store.renew_locks([ask], self.replicas) != [True]:
+            self._lose(grant)
+            raise LockLost(grant.name)
+        grant.ask = ask
+        grant.trust(asked, ttl)
+        self._look_by(grant.renew_at)
+
+    def release(self, grant: Grant) -> bool:
+        """Give a lock back; tell whether it was held until now.
+
+        Raises:
+            StoreError: If Redis is away: it is tried again, until the lease ends.
+        """
+        if self._grants.get(grant.ask.holder) is not grant or grant.state != "held":
+            return False
+        grant.state = "releasing"
+        try:
+            held = self.store.leave_lock(grant.ask)
+        except BaseException:
+            self._give_up(grant)
+            raise
+        self._end(grant)
+        if held:
+            self.events.emit("lock-released", name=grant.name)
+        else:
+            self._tell_loss(grant)
+        return held
+
+    def acquire_task(self, name: str, ttl: float, wait: float, owner: Owner) -> bool:
+        """Take the lock of a task and remember it by its name; tell whether it was to be had."""
+        try:
+            self._of_tasks[name] = self.acquire(name, ttl, wait, owner)
+        except LockNotAcquired:
+            return False
+        return True
+
+    def release_task(self, name: str) -> bool:
+        """Give back the lock of a task that was taken by :meth:`acquire_task`."""
+        grant = self._of_tasks.pop(name, None)
+        return grant is not None and self.release(grant)
+
+    # -- who else is there
+
+    def held(self) -> list[LockRecord]:
+        """Return all locks that are held, sorted by name."""
+        names = sorted(self.store.held_locks())
+        rows, now = self.store.read_locks(names), self.store.clock.now()
+        records = (LockRecord.of(name, stored, now, waiters)
+                   for name, (stored, waiters) in zip(names, rows) if stored is not None)
+        return [record for record in records if record is not None]
+
+    def record(self, name: str) -> LockRecord | None:
+        """Return who holds a lock; None: nobody does."""
+        ((stored, waiters),) = self.store.read_locks([name])
+        return None if stored is None else LockRecord.of(name, stored, self.store.clock.now(), waiters)
+
+    def awaited(self, task_id: str) -> LockRecord | None:
+        """Return the lock for which a task stands in the queue; None: for none."""
+        held = [record for record in self.held() if record.waiters]
+        for record, waiting in zip(held, self.store.read_waiters([record.name for record in held])):
+            if any(isinstance(one.value, dict) and one.value.get("task_id") == task_id for one in waiting):
+                return record
+        return None
+
+    # -- what ends without a word
+
+    def end_run(self, run: str) -> None:
+        """Give back what the run of a task still holds at its end; the thread does it."""
+        for grant in list(self._grants.values()):
+            if grant.owner.run == run:
+                self._give_up(grant)
+
+    def free_run(self, run: str, gone: Callable[[], bool]) -> None:
+        """Free what a run of another process holds, as soon as that process is gone; the thread does it.
+
+        Arguments:
+            gone: Tells whether the process is gone.
+        """
+        self._going[run] = (gone, time.monotonic() + LONGEST_LOOK)
+        self._thread.wake()
+
+    def close(self, free: bool = True) -> None:
+        """Stop the thread and give back all that is held.
+
+        Arguments:
+            free: Whether Redis is there, so that it makes sense.
+        """
+        for grant in list(self._grants.values()):
+            grant.state = "leaving"
+        try:
+            if free:
+                self._free_the_gone()
+                self._leave()
+        except StoreError as exc:
+            logger.warning("At shutdown locks could not be given back, their leases will end: %s", exc)
+        finally:
+            self._grants.clear()
+            self._thread.stop(0)
+
+    # -- the thread
+
+    def renew(self) -> float | None:
+        """Renew the locks for which it is time, give back what is to be; return in how many seconds to look again.
+
+        Raises:
+            StoreError: If Redis is away.
+        """
+        promised, self._next_look = self._next_look, float("inf")  # who comes from now on has to ring
+        try:
+            self._renew(time.monotonic())
+            self._leave()
+            self._free_the_gone()
+        finally:
+            self._lose_what_is_over()
+        now = time.monotonic()
+        times = [grant.renew_at for grant in list(self._grants.values()) if grant.state == "held"]
+        times += [grant.asked_until for grant in list(self._grants.values()) if grant.state == "left"]
+        times += [now + LOOK_INTERVAL] * bool(self._going)
+        if promised > now:
+            # What it was for may be gone; but who takes one lock after another need not ring each time.
+            times.append(promised)
+        self._next_look = min(times, default=float("inf"))
+        return None if self._next_look == float("inf") else max(0.0, self._next_look - now)
+
+    def _renew(self, now: float) -> None:
+        held = [grant for grant in list(self._grants.values()) if grant.state == "held"]
+        if not any(grant.renew_at <= now for grant in held):
+            return
+        due = [grant for grant in held if grant.renew_at <= now + grant.ask.ttl * RENEW_AFTER * TOGETHER]
+        asks = [grant.ask for grant in due]
+        for grant, ask, still in zip(due, asks, self.store.renew_locks(asks, self.replicas)):
+            if still and grant.ask is ask:
+                grant.trust(now, ask.ttl)
+            elif not still:
+                self._lose(grant)
+
+    def _leave(self) -> None:
+        for grant in list(self._grants.values()):
+            late = time.monotonic() >= grant.asked_until
+            if grant.state == "leaving" or grant.state == "left" and late:
+                held = self._left(grant.ask)
+                grant.state = "left"
+                if held or late:
+                    self._end(grant)
+                if held:
+                    self.events.emit("lock-released", name=grant.name)
+
+    def _lose_what_is_over(self) -> None:
+        now = time.monotonic()
+        for grant in list(self._grants.values()):
+            if grant.state == "held" and now >= grant.until:
+                self._lose(grant)
+            elif grant.state in ("leaving", "left", "releasing") and now >= grant.until + SLACK:
+                self._end(grant)
+
+    def _lose(self, grant: Grant) -> None:
+        if grant.state == "held":
+            self._end(grant)
+            self._tell_loss(grant)
+
+    def _tell_loss(self, grant: Grant) -> None:
+        logger.warning("The lock %s is lost: its lease has run out, somebody else may have it", grant.name)
+        self.events.emit("lock-lost", name=grant.name)
+
+    def _free_the_gone(self) -> None:
+        now = time.monotonic()
+        going = list(self._going.items())
+        gone = {run for run, (is_gone, _) in going if is_gone()}
+        if gone:
+            self._free_of(gone)
+        for run, (_, end) in going:
+            if run in gone or now > end:
+                self._going.pop(run, None)
+
+    def _free_of(self, runs: set[str]) -> None:
+        names = self.store.held_locks()
+        for name, (stored, _) in zip(names, self.store.read_locks(names)):
+            if stored is not None and stored.header.run in runs:
+                holder = stored.header.writes.partition(",")[0]
+                self._left(LockAsk(self.store.keys.lock_place(name), holder, 1.0, "-", b""))
+
+    # -- helpers
+
+    def _left(self, ask: LockAsk) -> bool:
+        """Give a lock back; tell whether it was held."""
+        try:
+            return self.store.leave_lock(ask)
+        except StoreError as exc:
+            if not exc.refused:
+                raise
+            return False  # something else is stored there: there is nothing to give back
+
+    def _look_by(self, moment: float) -> None:
+        if moment < self._next_look:
+            self._next_look = moment
+            self._thread.wake()
+
+    def _give_up(self, grant: Grant) -> None:
+        """Have a lock given back by the thread, whether it is held, or was only asked for."""
+        if grant.state == "asking":
+            grant.asked_until = time.monotonic() + ON_ITS_WAY
+        grant.state = "leaving"
+        self._thread.wake()
+
+    def _end(self, grant: Grant) -> None:
+        grant.state = "over"
+        self._grants.pop(grant.ask.holder, None)
+        if self._of_tasks.get(grant.name) is grant:
+            self._of_tasks.pop(grant.name, None)

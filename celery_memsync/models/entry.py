@@ -1,0 +1,185 @@
+"""What is shared, and how it looks in Redis: entries, runs of tasks, progress, locks, workers."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .. import encoding
+
+
+class Stamp(NamedTuple):
+    """Which state of an entry this is; a later one is greater.
+
+    The version alone does not tell: when a key is gone its versions begin anew.
+
+    Attributes:
+        stored_at: When Redis took it, in milliseconds; 0: never.
+        version: Number of accepted writes.
+    """
+
+    stored_at: int
+    version: int
+
+
+#: The state of an entry that nobody has written.
+NEVER = Stamp(0, 0)
+
+#: Largest number that is taken for a figure, such as a progress.
+MAX_FIGURE = 2 ** 62
+
+#: Above any number of a header, and above any fence: scripts count exactly up to there (``store/lua/validation.lua``).
+MAX_HEADER_FIGURE = 10 ** 15
+
+MAX_FENCE = 2 ** 53
+
+
+class Header(NamedTuple):
+    """The first line of an entry as Redis keeps it; what the scripts look at.
+
+    Attributes:
+        version: Number of accepted writes.
+        run: Which run of a task wrote it, sortable by time; "-" for none.
+        rank: How far along within the run, sortable; "-" for none.
+        fence: The highest fence that has written.
+        time: Redis's time of the write, in milliseconds.
+        ttl_ms: Milliseconds that it is valid from then on.
+        lag: Milliseconds from ``time`` until Redis took it.
+        writes: Ids of the last writes, one a writer.
+        worker_id: Who wrote it.
+    """
+
+    version: int
+    run: str
+    rank: str
+    fence: int
+    time: int
+    ttl_ms: int
+    lag: int
+    writes: str
+    worker_id: str
+
+    @classmethod
+    def parse(cls, line: bytes) -> Header:
+        """Read a header line.
+
+        Raises:
+            ValueError: If this is no header.
+        """
+        version, run, rank, fence, time, ttl_ms, lag, writes, worker_id = line.decode(errors="replace").split(" ", 8)
+        header = cls(int(version), run, rank, int(fence), int(time), int(ttl_ms), int(lag), writes, worker_id)
+        if not (0 <= header.version < MAX_HEADER_FIGURE and 0 <= header.time < MAX_HEADER_FIGURE
+                and 0 <= header.ttl_ms < MAX_HEADER_FIGURE and 0 <= header.fence < MAX_FENCE
+                and abs(header.lag) < MAX_HEADER_FIGURE):
+            raise ValueError("a figure is too large for a header")
+        return header
+
+    @property
+    def stored_at(self) -> int:
+        """When Redis took it, in milliseconds: in the order in which the entry was written."""
+        return self.time + self.lag
+
+    @property
+    def stamp(self) -> Stamp:
+        """Which state of the entry it is of."""
+        return Stamp(self.time + self.lag, self.version)
+
+    @property
+    def over_at(self) -> int:
+        """When its ttl is over, in milliseconds."""
+        return self.time + self.ttl_ms
+
+
+#: Stands for a body that can not be read.
+_UNREADABLE: Any = object()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An entry as Redis keeps it: a header, and a body that no script looks into."""
+
+    header: Header
+    body: bytes
+
+    @classmethod
+    def parse(cls, text: bytes) -> Stored:
+        """Read what a hash field holds.
+
+        Raises:
+            ValueError: If something else than an entry is kept there.
+        """
+        line, _, body = text.partition(b"\n")
+        return cls(Header.parse(line), body)
+
+    @property
+    def deleted(self) -> bool:
+        """Whether only the version is left of it."""
+        return not self.body
+
+    @property
+    def value(self) -> Any:
+        """What the body holds; None if it is somebody else's data."""
+        value = self._decoded()
+        return None if value is _UNREADABLE else value
+
+    @property
+    def readable(self) -> bool:
+        """Whether the body is empty, or JSON that this version can read."""
+        return self.deleted or self._decoded() is not _UNREADABLE
+
+    def _decoded(self) -> Any:
+        if "decoded" not in self.__dict__:
+            self.__dict__["decoded"] = self._decode()
+        return self.__dict__["decoded"]
+
+    def _decode(self) -> Any:
+        try:
+            return encoding.decode(self.body)
+        except encoding.UNREADABLE:
+            return _UNREADABLE
+
+    def gone(self, now: float) -> bool:
+        """Whether it is deleted, over, or nothing that can be read; only its version counts then."""
+        return self.over(now) or not self.readable
+
+    def over(self, now: float) -> bool:
+        """Whether it is deleted, or its ttl over."""
+        return self.deleted or self.expired(now)
+
+    def expired(self, now: float) -> bool:
+        """Whether its ttl is over.
+
+        Arguments:
+            now: Redis's time, in seconds.
+        """
+        return self.header.over_at <= now * 1000
+
+    def entry(self, key: str, value: Any = _UNREADABLE) -> Entry:
+        """Return it as the user sees it, with another value if one is given."""
+        header = self.header
+        value = self.value if value is _UNREADABLE else value
+        return Entry(key, value, header.version, header.time / 1000, header.worker_id, header.ttl_ms / 1000)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A thing that is shared.
+
+    Attributes:
+        key: Its full path.
+        value: What it holds.
+        version: Number of accepted writes of that key; 0: not in Redis yet.
+        timestamp: When it was written, seconds since the epoch on Redis's clock.
+        worker_id: Who wrote it.
+        ttl: Seconds that it is valid from then on.
+    """
+
+    key: str
+    value: Any
+    version: int
+    timestamp: float
+    worker_id: str
+    ttl: float
+
+    def evolve(self, value: Any) -> Entry:
+        """Return a copy with another value, at half of what :func:`dataclasses.replace` costs."""
+        return Entry(self.key, value, self.version, self.timestamp, self.worker_id, self.ttl)

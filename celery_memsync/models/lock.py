@@ -1,0 +1,50 @@
+"""A lock that is held."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..keys import is_id
+from .entry import Stored
+
+
+@dataclass(frozen=True)
+class LockRecord:
+    """A lock that is held.
+
+    Attributes:
+        name: As given to ``lock``; ``tasks/<task_id>`` for the lock of a task.
+        fence: The number of this acquisition; a later one has a higher one.
+        worker_id: The process that holds it.
+        task_id: The task that holds it; None: a program outside of tasks.
+        since: When it was taken, seconds since the epoch on Redis's clock.
+        ttl: Seconds until its lease ends, if it is not renewed.
+        waiters: How many wait for it; None: that was not looked at.
+    """
+
+    name: str
+    fence: int
+    worker_id: str
+    task_id: str | None
+    since: float
+    ttl: float
+    waiters: int | None = None
+
+    @classmethod
+    def of(cls, name: str, stored: Stored, now: float, waiters: int | None = None) -> LockRecord | None:
+        """Read a lock's entry, or return None if it is free; it is held whatever its body says.
+
+        Arguments:
+            now: Redis's time, in seconds.
+        """
+        header, about = stored.header, stored.value
+        if stored.over(now):
+            return None
+        ttl = round(header.over_at / 1000 - now, 3)
+        task_id = about.get("task_id") if isinstance(about, dict) else None
+        task_id = task_id if is_id(task_id) else None
+        return cls(name, header.fence, header.worker_id, task_id, header.time / 1000, ttl, waiters)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields."""
+        return dict(self.__dict__)

@@ -1,0 +1,328 @@
+"""What Redis tells this process: which copies are old, and what has changed."""
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from itertools import islice
+from typing import Any, Callable, Sequence
+
+from celery.utils.log import get_logger
+
+from ..background_loop import Bell, PeriodicThread
+from ..exceptions import StoreError
+from ..store import Store
+from ..store.push import INVALIDATIONS, Announcements, Source
+
+logger = get_logger(__name__)
+
+#: Seconds between two looks whether all connections are there.
+CHECK_INTERVAL = 1.0
+
+#: Seconds that Redis may take to answer such a look.
+ANSWER_TIMEOUT = 2.0
+
+#: Longest that anything is believed without a sign of life of the connections, in seconds.
+TRUST = CHECK_INTERVAL + ANSWER_TIMEOUT
+
+#: Seconds without a read after which there is no more looking.
+REST_AFTER = 60.0
+
+#: Longest that a read waits for the link to come up, in seconds.
+PATIENCE = 0.5
+
+#: Messages that are taken before all else is looked at.
+TAKEN_AT_ONCE = 1000
+
+#: Seconds after which a borrowed connection that was not given back is lost: who had it was interrupted.
+LOST_AFTER = 10.0
+
+#: Connections whose reads may be kept; threads beyond them read without keeping.
+MAX_SOURCES = 8
+
+
+class Link:
+    """One connection on which Redis speaks, and those whose reads it vouches for.
+
+    A thread listens, and connects again after a growing pause.  It starts with
+    the first use.
+
+    Redis remembers what is read over a :class:`Source` and tells when it was
+    changed.  If the listening connection or the source breaks, that is not told
+    any more: so each vouches for what was read only for some seconds after its
+    last sign of life.
+
+    Arguments:
+        on_invalid: Called with the Redis keys that have changed; None: all.
+        on_message: Called with the pattern that matches, a path, and what was told of it.
+        on_taken: Called when all that had arrived was taken.
+        on_up: Called with patterns when changes of what matches them are heard from now on.
+        on_down: Called when the connection is lost, or could not be made, with the monotonic time up to which all
+            was heard.
+        on_look: Called now and then.
+    """
+
+    def __init__(
+        self, store: Store, *,
+        on_invalid: Callable[[Sequence[str] | None], None], on_message: Callable[[str, str, bytes], None],
+        on_taken: Callable[[], None], on_up: Callable[[Sequence[str]], None], on_down: Callable[[float], None],
+        on_look: Callable[[], None],
+    ) -> None:
+        self.store = store
+        self.on_invalid = on_invalid
+        self.on_message = on_message
+        self.on_taken = on_taken
+        self.on_up = on_up
+        self.on_down = on_down
+        self.on_look = on_look
+        #: Monotonic time of the last question that Redis has answered on this connection: all told before was heard.
+        self.heard_at = float("-inf")
+        self._line: Announcements | None = None
+        self._number: int | None = None
+        self._asked_at: float | None = None
+        self._patterns: Counter[str] = Counter()
+        self._heard: set[str] = set()
+        #: How often Redis has been asked to tell of a pattern and has not confirmed it yet.
+        self._unconfirmed: Counter[str] = Counter()
+        self._sources: set[Source] = set()
+        self._idle: deque[Source] = deque()
+        self._read_at = float("-inf")
+        self._waiting: list[Bell] = []
+        self._in_vain = False
+        #: Whether messages are being taken off the line just now.
+        self._listening = False
+        self._closing = False
+        self._mutex = threading.RLock()
+        self._thread = PeriodicThread("memsync-link", self._hear, 0)
+
+    # -- reading
+
+    def borrow(self) -> Source | None:
+        """Return a connection whose reads may be kept, to be given back; None if there is none now."""
+        now = self._read_at = time.monotonic()
+        if now > self.heard_at + CHECK_INTERVAL + ANSWER_TIMEOUT / 2:
+            self._come_up()
+        if time.monotonic() > self.heard_at + TRUST:
+            return None
+        with self._mutex:
+            if self._idle:
+                return self._idle.pop()
+            if self._number is None or len(self._sources) >= MAX_SOURCES:
+                return None
+            source = self.store.source(self._number)
+            source.checked_at = now
+            source.until = self.heard_at + TRUST
+            self._sources.add(source)
+            return source
+
+    def give_back(self, source: Source, asked_at: float) -> None:
+        """Take a borrowed connection back, which has answered.
+
+        Arguments:
+            asked_at: Monotonic time when it was asked.
+        """
+        source.checked_at = max(source.checked_at, asked_at)
+        with self._mutex:
+            if source in self._sources:
+                self._idle.append(source)
+                return
+        source.close()
+
+    def discard(self, source: Source) -> None:
+        """Part with a borrowed connection that is broken."""
+        with self._mutex:
+            self._sources.discard(source)
+            if source.refused:
+                logger.warning("Redis does not allow CLIENT TRACKING, so nothing that is read can be kept")
+                self._number = None
+        source.close()
+
+    def _come_up(self) -> None:
+        """Wait a little until the link is up, but once only for each time that it is down."""
+        if self._in_vain or self._closing:
+            return
+        bell = Bell()
+        self._waiting.append(bell)
+        self.start()
+        bell.wait(PATIENCE)
+        self._in_vain = time.monotonic() > self.heard_at + TRUST
+
+    # -- hearing
+
+    def unheard(self) -> bool:
+        """Whether Redis has told something that was not heard yet."""
+        line = self._line
+        return self._listening or line is None or line.has_arrived()
+
+    def hear(self, pattern: str) -> bool:
+        """Hear of changes of all paths that match a pattern; tell whether they are heard already."""
+        with self._mutex:
+            self._patterns[pattern] += 1
+        self.start()
+        return self.hears(pattern) is not None
+
+    def hears(self, pattern: str) -> object | None:
+        """Return what stands for the connection on which all changes of a pattern are heard, None if they are not."""
+        with self._mutex:
+            return self._line if pattern in self._heard and not self._unconfirmed[pattern] else None
+
+    def ignore(self, pattern: str) -> None:
+        """Hear of them no more, unless somebody else wants to."""
+        with self._mutex:
+            self._patterns[pattern] -= 1
+            self._patterns += Counter()
+        self._wake()
+
+    def start(self) -> None:
+        """Begin to listen, or look around now."""
+        self._thread.wake()
+        self._wake()
+
+    def stop(self, timeout: float) -> None:
+        """Listen no more."""
+        self._closing = True
+        self._wake()
+        self._thread.stop(timeout)
+        self._lose()
+
+    def _wake(self) -> None:
+        line = self._line
+        if line is not None:
+            line.wake()
+
+    # -- the thread
+
+    def _hear(self) -> None:
+        if self._closing:
+            return
+        try:
+            if self._line is None:
+                self._connect()
+            self._attend()
+        except BaseException:
+            self._lose()
+            self._let_go()
+            raise
+
+    def _connect(self) -> None:
+        line, asked_at = self.store.listen(), time.monotonic()
+        self._line, self._listening = line, False
+        number = line.listen()
+        if number is None and line.tracks and not self._in_vain:
+            logger.warning("Redis does not allow CLIENT and SUBSCRIBE, so nothing that is read can be kept")
+        with self._mutex:
+            self._number = number
+        self._heard_again(asked_at)
+
+    def _attend(self) -> None:
+        line = self._line
+        assert line is not None
+        self._tell_patterns(line)
+        now = time.monotonic()
+        if self._asked_at is None and (self._wanted(now) and now >= self.heard_at + CHECK_INTERVAL or self._waiting):
+            self._check()
+        self.on_look()
+        # What was read off the socket and not taken yet does not show there.
+        if self._listening or line.wait(CHECK_INTERVAL / 2):
+            self._listening = True
+            try:
+                self._listening = sum(map(self._take, islice(line.messages(), TAKEN_AT_ONCE))) == TAKEN_AT_ONCE
+            finally:
+                self.on_taken()
+        elif self._asked_at is not None and now > self._asked_at + ANSWER_TIMEOUT:
+            raise StoreError("Redis does not answer on the connection on which it tells what has changed")
+
+    def _wanted(self, now: float) -> bool:
+        return bool(self._patterns) or now < self._read_at + REST_AFTER
+
+    def _check(self) -> None:
+        assert self._line is not None
+        self._asked_at = time.monotonic()
+        self._line.send_command("PING")
+
+    def _tell_patterns(self, line: Announcements) -> None:
+        with self._mutex:
+            if self._patterns.keys() == self._heard:
+                return
+            wanted = set(self._patterns)
+            new, old = wanted - self._heard, self._heard - wanted
+            self._heard = wanted
+            self._unconfirmed.update(new)
+        prefix = self.store.prefix
+        for pattern in new:
+            line.send_command("PSUBSCRIBE", prefix + pattern)
+        for pattern in old:
+            line.send_command("PUNSUBSCRIBE", prefix + pattern)
+
+    def _take(self, message: Any) -> bool:
+        if isinstance(message, Exception):
+            raise StoreError("Redis does not allow to hear of changes; see the rights of its user") from message
+        # An answer to PING is a list only on a connection that is subscribed to something.
+        kind = message[0] if isinstance(message, list) and len(message) > 1 else bytes(message or b"").lower()
+        if kind == b"message" and message[1] == INVALIDATIONS:
+            keys = message[2]
+            # Redis names keys in a list; a text was published by a client.
+            if keys is None or isinstance(keys, list):
+                self.on_invalid(None if keys is None else [key.decode(errors="replace") for key in keys])
+        elif kind == b"pmessage":
+            self.on_message(self._unprefixed(message[1]), self._unprefixed(message[2]), message[3])
+        elif kind == b"psubscribe":
+            pattern = self._unprefixed(message[1])
+            with self._mutex:
+                self._unconfirmed -= Counter([pattern])
+            self.on_up([pattern])
+        elif kind == b"pong" and self._asked_at is not None:
+            self._heard_again(self._asked_at)
+        return True
+
+    def _unprefixed(self, channel: bytes) -> str:
+        return channel.decode(errors="replace")[len(self.store.prefix):]
+
+    def _heard_again(self, asked_at: float) -> None:
+        """Redis has answered: all that it told before the question has been heard."""
+        self.heard_at, self._asked_at = asked_at, None
+        for _ in range(len(self._idle)):
+            with self._mutex:
+                source = self._idle.popleft() if self._idle else None
+            if source is not None:
+                self._check_source(source)
+        with self._mutex:
+            for source in self._sources:
+                source.until = min(self.heard_at, source.checked_at) + TRUST
+            lost = [source for source in self._sources if source.checked_at < asked_at - LOST_AFTER]
+        for source in lost:
+            self.discard(source)
+        self._in_vain = False
+        self._let_go()
+
+    def _check_source(self, source: Source) -> None:
+        asked_at = time.monotonic()
+        try:
+            source.check()
+        except StoreError:
+            self.discard(source)
+        else:
+            self.give_back(source, asked_at)
+
+    def _let_go(self) -> None:
+        while self._waiting:
+            self._waiting.pop().ring()
+
+    def _lose(self) -> None:
+        line, self._line = self._line, None
+        self._listening = False
+        with self._mutex:
+            self._number = None
+            for source in self._sources:
+                source.until = float("-inf")
+            idle = list(self._idle)
+            # Those that are borrowed are closed by who gives them back.
+            self._sources.clear()
+            self._idle.clear()
+            self._heard, self._unconfirmed = set(), Counter()
+        heard_at, self.heard_at = self.heard_at, float("-inf")
+        self.on_down(heard_at)
+        for source in idle:
+            source.close()
+        if line is not None:
+            line.close()

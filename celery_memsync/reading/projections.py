@@ -1,0 +1,152 @@
+"""What readers see: entries put together to states, progress, tasks and workers."""
+from __future__ import annotations
+
+from typing import Any, Callable, Iterable, Mapping, Sequence, TypeVar
+
+from ..keys import LIFE, PROGRESS, STATE, Place
+from ..models.entry import Entry, Stamp, Stored
+from ..models.order import AT_WORK
+from ..models.progress import progress_from
+from ..models.task import TaskRun, merge_state
+from ..models.worker import WorkerRecord
+from ..store import Task
+from ..writing.changes import Change
+
+#: Lays changes that wait over what is stored.
+Overlay = Callable[["Stored | None", Sequence[Change]], "Stored | None"]
+
+K = TypeVar("K")
+
+
+def state_of(task_id: str, slots: Mapping[int, Stored | None]) -> dict[str, Any] | None:
+    """Return the state of a task from its slots, or None if nobody told of it."""
+    life, state = slots.get(LIFE), slots.get(STATE)
+    run = None if life is None or life.deleted else TaskRun.from_row(life.value, task_id)
+    return merge_state(run, None if state is None or state.deleted else state.value)
+
+
+def progress_of(task: Task) -> dict[str, Any] | None:
+    """Return how far a task is, with ``previous`` if an earlier run told too, or None."""
+    if PROGRESS not in task.slots:
+        return None
+    progress = progress_from(task.slots[PROGRESS].value)
+    former = task.former.get(PROGRESS)
+    if former and progress is not None:
+        progress["previous"] = progress_from(former[-1].value)
+    return progress
+
+
+def with_change(task: Task, change: Change, overlay: Overlay) -> Task:
+    """Return a task as it will be when a change is written."""
+    place = change.place
+    if not place.slot:
+        after = overlay(task.agents.get(place.field), [change])
+        return task._replace(agents=_replaced(task.agents, place.field, after))
+    before = task.slots.get(place.slot)
+    after = overlay(before, [change])
+    former = task.former
+    if before is not None and after is not None and after.header.run != before.header.run and before.header.rank >= AT_WORK:
+        former = {**former, place.slot: [*former.get(place.slot, []), before]}
+    return task._replace(slots=_replaced(task.slots, place.slot, after), former=former)
+
+
+def _replaced(entries: dict[K, Stored], name: K, stored: Stored | None) -> dict[K, Stored]:
+    others = {other: kept for other, kept in entries.items() if other != name}
+    return others if stored is None or stored.deleted else {**others, name: stored}
+
+
+def runs_of(task_id: str, task: Task) -> list[dict[str, Any]]:
+    """Return all runs of a task that are known, oldest first."""
+    told = [*task.former.get(LIFE, []), *([task.slots[LIFE]] if LIFE in task.slots else [])]
+    told.sort(key=lambda stored: stored.header.run)
+    return [run.as_dict() for one in told if (run := TaskRun.from_row(one.value, task_id)) is not None]
+
+
+def entry_of(place: Place, parts: Mapping[int, Stored | None], now: float) -> Entry | None:
+    """Return what is stored at a place, put together of its parts by slot, or None.
+
+    Its version is that of all parts together, of those too that are deleted or
+    over, so that it only grows.
+
+    Arguments:
+        now: Redis's time, in seconds.
+    """
+    alive = {slot: stored for slot, stored in parts.items() if stored is not None and not stored.gone(now)}
+    if not alive:
+        return None
+    latest = max(alive.values(), key=lambda stored: stored.header.time)
+    value = latest.value
+    if place.task_id and place.slot == STATE and (LIFE in alive or isinstance(value, dict)):
+        value = state_of(place.task_id, alive)
+    elif place.task_id and place.slot == PROGRESS and isinstance(value, list):
+        value = progress_from(value)
+    header = latest.header
+    _, version = stamp_of(parts)
+    return Entry(place.path, value, version, header.time / 1000, header.worker_id, header.ttl_ms / 1000)
+
+
+def stamp_of(parts: Mapping[int, Stored | None]) -> Stamp:
+    """Return which state of an entry its parts by slot make up."""
+    stored_at = version = 0
+    for stored in parts.values():
+        if stored is not None:
+            stored_at = max(stored_at, stored.header.stored_at)
+            version += stored.header.version
+    return Stamp(stored_at, version)
+
+
+def over_at(parts: Iterable[Stored | None], now: float) -> float:
+    """Return when the first of some parts is over that is not yet, in seconds of Redis's clock."""
+    return min((stored.header.over_at / 1000 for stored in parts if stored is not None and not stored.gone(now)),
+               default=float("inf"))
+
+
+def worker_records(told: Mapping[str, Stored], since: float, ttl: float = 0.0) -> list[WorkerRecord]:
+    """Return a record for every worker, of its beats and of what was told by hand; see :func:`worker_record`."""
+    beats, by_hand = _told_of_workers(told)
+    records = {worker_id: worker_record(worker_id, beat, since, ttl) for worker_id, beat in beats.items() if beat.readable}
+    for worker_id in by_hand.keys() - records.keys():
+        last_beat = by_hand[worker_id].header.time / 1000
+        records[worker_id] = WorkerRecord(worker_id, "active" if last_beat > since else "lost", last_beat=last_beat)
+    return [records[worker_id] for worker_id in sorted(records)]
+
+
+def active_workers(told: Mapping[str, Stored], since: float, ttl: float = 0.0) -> list[str]:
+    """Return the ids of those whom :func:`worker_records` calls neither lost nor offline; most bodies need not be read."""
+    beats, by_hand = _told_of_workers(told)
+    alive = {worker_id for worker_id, beat in beats.items() if _is_alive(beat, since, ttl)}
+    alive |= {worker_id for worker_id in by_hand.keys() - beats.keys() if by_hand[worker_id].header.time / 1000 > since}
+    return sorted(alive)
+
+
+def _told_of_workers(told: Mapping[str, Stored]) -> tuple[dict[str, Stored], dict[str, Stored]]:
+    """Return the beats, and the statuses that were told by hand, by worker."""
+    by_thing: dict[str, dict[str, Stored]] = {"heartbeat": {}, "status": {}}
+    for name, stored in told.items():
+        worker_id, _, thing = name.rpartition("/")
+        if thing in by_thing and "/" not in worker_id and not stored.deleted:
+            by_thing[thing][worker_id] = stored
+    return by_thing["heartbeat"], by_thing["status"]
+
+
+def _is_alive(beat: Stored, since: float, ttl: float) -> bool:
+    status, _, stretch = beat.header.rank.partition(":")
+    try:
+        return status != "offline" and not _is_silent(beat, float(stretch), since, ttl)
+    except ValueError:  # it was told by hand, or by an earlier version: the body tells
+        return beat.readable and worker_record("", beat, since, ttl).status not in ("lost", "offline")
+
+
+def _is_silent(beat: Stored, stretch: float, since: float, ttl: float) -> bool:
+    return beat.header.time / 1000 + ttl * (max(1.0, stretch) - 1) <= since
+
+
+def worker_record(worker_id: str, stored: Stored, since: float, ttl: float = 0.0) -> WorkerRecord:
+    """Return a worker's record from its last beat; ``lost`` if that was not after ``since``.
+
+    Arguments:
+        ttl: How long ago ``since`` is, in seconds: one that beats less often has that many times longer.
+    """
+    record = WorkerRecord.from_dict(worker_id, stored.value, stored.header.time / 1000)
+    silent = _is_silent(stored, record.stretch, since, ttl) and record.status != "offline"
+    return record.evolve(status="lost") if silent else record

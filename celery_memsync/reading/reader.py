@@ -1,0 +1,382 @@
+"""What there is: in Redis, under what waits here to be written, kept for as long as it may be believed."""
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import replace
+from typing import Any, Callable, Hashable, Iterable, Mapping, Sequence, TypeVar
+
+from .. import encoding
+from ..exceptions import InvalidKey, StoreError
+from ..keys import LIFE, METRICS, QUEUE, STATE, Keys, Place
+from ..models.entry import Entry, Stored
+from ..store import Store, Task
+from ..store.push import Source
+from ..writing.changes import Change, Coordinated, SetValue, SyncMetrics, SyncQueue
+from ..writing.writer import BatchWriter
+from .cache import EntryCache, Reading
+from .listener import Link
+from .projections import entry_of, over_at, with_change
+
+T = TypeVar("T")
+
+#: Times to ask Redis while this process goes on writing what is asked for; the last time it may not.
+MAX_READS = 3
+
+#: Tasks, or keys, of which a search reads what is stored in one round trip.
+READ_AT_ONCE = 200
+
+#: Most ids of a list of the queue that are read, unless told otherwise.
+LONGEST_LIST = 1000
+
+#: Marks the names of copies that are not those of keys: no key has it.
+VIEW = "\0"
+
+#: Parts of an entry by slot.
+Parts = dict[int, "Stored | None"]
+
+
+class Asking:
+    """One question to Redis, whose answer may be kept unless it is overtaken.
+
+    Arguments:
+        keys: Redis keys that are read.
+        to_keep: Whether anything of the answer is to be kept.
+
+    Usage::
+
+        with Asking(reader, keys) as asking:
+            answer, waiting = asking.ask(lambda source: ...)
+            asking.keep(name, value, keys, until)
+    """
+
+    def __init__(self, reader: Reader, keys: Sequence[str], to_keep: bool = True) -> None:
+        self._reader = reader
+        self._keys = keys
+        self._to_keep = to_keep and reader.cache.enabled
+        self._source: Source | None = None
+        self._reading: Reading | None = None
+        self._asked_at = 0.0
+
+    def __enter__(self) -> Asking:
+        reader = self._reader
+        self._source = reader.link.borrow() if self._to_keep else None
+        self._asked_at = time.monotonic()
+        if self._source is not None:
+            self._reading = reader.cache.begin(self._keys, self._source)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._reading is not None:
+            self._reader.cache.finish(self._reading)
+        if self._source is None:
+            return
+        if exc_info[0] is None:
+            self._reader.link.give_back(self._source, self._asked_at)
+        else:
+            # It may have been cut short in the middle of an answer.
+            self._reader.link.discard(self._source)
+
+    def ask(self, read: Callable[[Source | None], T]) -> tuple[T, list[Change]]:
+        """Ask Redis; return its answer and the changes of this process to lay over it.
+
+        What waited before and was written while Redis answered may be in
+        neither, so it is asked again.
+        """
+        writer = self._reader.writer
+        for number in range(MAX_READS):
+            with contextlib.nullcontext() if number < MAX_READS - 1 else writer.at_rest:
+                before = writer.waiting_for(*self._keys)
+                answer = self._read(read)
+                waiting = writer.waiting_for(*self._keys)
+            if set(before) <= set(waiting):
+                break
+        if waiting:
+            self._give_up_keeping()
+        return answer, waiting
+
+    def keep(self, name: Hashable, value: Any, keys: tuple[str, ...], until: float, about: Any = None) -> None:
+        """Keep what was made of the answer.
+
+        Arguments:
+            until: When it is over, in seconds of Redis's clock.
+        """
+        cache = self._reader.cache
+        if self._reading is not None:
+            cache.keep(self._reading, name, value, keys, self._reader.store.clock.monotonic(until), about)
+        else:
+            cache.compare(name, value)
+
+    def _read(self, read: Callable[[Source | None], T]) -> T:
+        source = self._source
+        if source is None:
+            return read(None)
+        try:
+            return read(source)
+        except StoreError:
+            # It may be this one connection that is broken.
+            self._source = None
+            self._reader.link.discard(source)
+            self._give_up_keeping()
+            return read(None)
+
+    def _give_up_keeping(self) -> None:
+        if self._reading is not None:
+            self._reader.cache.finish(self._reading)
+            self._reading = None
+
+
+class Reader:
+    """Answers what one process asks."""
+
+    def __init__(self, store: Store, writer: BatchWriter, cache: EntryCache, link: Link) -> None:
+        self.store = store
+        self.writer = writer
+        self.cache = cache
+        self.link = link
+        self.keys: Keys = store.keys
+        #: Questions that went past the cache.
+        self.uncached = 0
+
+    # -- entries
+
+    def entry(
+        self, key: str, max_age: float | None = None, consistent: bool = False, recalled: bool = False,
+    ) -> Entry | None:
+        """Return the entry of a key, or None.
+
+        Arguments:
+            recalled: Whether the cache was asked already, in vain.
+        """
+        if recalled:
+            return self._read({key: self.keys.place(key)})[key]
+        return self.entries([key], max_age, consistent)[key]
+
+    def settled_entry(self, key: str, max_age: float | None, consistent: bool) -> Entry | None:
+        """Return the entry of a key with a version that is true: what waits here is written first.
+
+        If Redis is away it is what will be there, with version 0.
+        """
+        try:
+            self.writer.flush_for(self.keys.place(key).key)
+        except StoreError:
+            entry = self.entry(key, max_age, consistent)
+            return entry if entry is None else replace(entry, version=0)
+        return self.entries([key], max_age, consistent, settled=True)[key]
+
+    def entries(
+        self, keys: Iterable[str], max_age: float | None = None, consistent: bool = False, settled: bool = False,
+    ) -> dict[str, Entry | None]:
+        """Return the entries of keys, by key as given.
+
+        Arguments:
+            max_age: Seconds that a copy may be old.
+            consistent: Ask Redis in any case.
+            settled: Leave out what waits here to be written.
+        """
+        found: dict[str, Entry | None] = {}
+        missing: dict[str, Place] = {}
+        for key in keys:
+            copy = None if consistent else self.cache.recall(key, max_age)
+            self.uncached += consistent
+            if copy is None:
+                missing[key] = self.keys.place(key)
+            else:
+                found[key] = None if copy.about is None else copy.about.evolve(copy.take())
+        if missing:
+            found.update(self._read(missing, settled))
+        return found
+
+    def _read(self, wanted: Mapping[str, Place], settled: bool = False) -> dict[str, Entry | None]:
+        rows = {key: parts_of(place) for key, place in wanted.items()}
+        with Asking(self, [place.key for place in wanted.values()]) as asking:
+            places = list(dict.fromkeys(part for row in rows.values() for part in row))
+            stored, seen = self._read_places(asking, places, settled)
+            now = self.store.clock.now()
+            found = {}
+            for key, row in rows.items():
+                place = wanted[key]
+                parts = {part.slot: stored[part] for part in row}
+                entry = found[key] = self.whole_entry(place, parts, now)
+                if place in seen:
+                    self.writer.saw(place, stored[place])
+                if place.key != self.keys.about:
+                    asking.keep(key, None if entry is None else entry.value, (place.key,),
+                                over_at(parts.values(), now), entry)
+        return found
+
+    def _read_places(
+        self, asking: Asking, places: Sequence[Place], settled: bool,
+    ) -> tuple[dict[Place, Stored | None], set[Place]]:
+        """Return what is stored under what waits, and of which places nothing waits."""
+        keys = {place.key for place in places}
+        answer: list[Stored | None] = [None] * len(places)
+        try:
+            answer, waiting = asking.ask(lambda source: self.store.read_entries(places, source))
+        except StoreError:
+            waiting = self.writer.waiting_for(*keys)
+            in_memory = {change.place for change in waiting if isinstance(change, SetValue)}
+            if settled or not in_memory.issuperset(places):
+                raise
+        now = self.store.clock.now()
+        found: dict[Place, Stored | None] = {}
+        waiting = [change for change in waiting if not isinstance(change, Coordinated)]
+        touched = {change.place for change in waiting}
+        for place, stored in zip(places, answer):
+            if place in touched and not settled:
+                alive = None if stored is None or stored.gone(now) else stored
+                after = self.writer.overlay(alive, [change for change in waiting if change.place == place])
+                stored = after or stored
+            found[place] = stored
+        return found, set(places) - touched
+
+    def whole_entry(self, place: Place, parts: Mapping[int, Stored | None], now: float) -> Entry | None:
+        """Return the entry that the parts of a place make up; the queue and the metrics are read."""
+        entry = entry_of(place, parts, now)
+        if place.key != self.keys.about:
+            return entry
+        value: Any = self.queue() if place.field == QUEUE else self.metrics()
+        return None if entry is None else entry.evolve(value)
+
+    def shown(self, place: Place, parts: Mapping[int, Stored | None]) -> None:
+        """Take note that somebody in this process was told of an entry: what he writes next follows that."""
+        if not self.writer.waiting_for(place.key):
+            for part in parts_of(place):
+                self.writer.saw(part, parts.get(part.slot))
+
+    # -- tasks
+
+    def task(self, task_id: str, agents: bool = False) -> Task:
+        """Return all that is told of a task."""
+        self.uncached += 1
+        with Asking(self, self._keys_of(task_id, agents), to_keep=False) as asking:
+            return self._ask_task(asking, task_id, agents)
+
+    def tasks(self, task_ids: Sequence[str]) -> list[Task]:
+        """Return all that is told of tasks, but for their agents."""
+        self.uncached += len(task_ids)
+        tasks = dict(zip(task_ids, self.store.read_tasks(task_ids)))
+        waiting: dict[str, list[Change]] = {}
+        for change in self.writer.waiting():
+            if change.place.slot and change.place.task_id in tasks:
+                waiting.setdefault(change.place.task_id, []).append(change)
+        return [self._seen(task_id, task, waiting.get(task_id, [])) for task_id, task in tasks.items()]
+
+    def of_task(self, name: str, task_id: str, make: Callable[[Task], Any], agents: bool = False) -> Any:
+        """Return something that is made of what is told of a task; it is kept.
+
+        Arguments:
+            name: What it is.
+        """
+        name = f"{VIEW}{name}{VIEW}{task_id}"
+        copy = self.cache.recall(name)
+        if copy is not None:
+            return copy.take()
+        keys = self._keys_of(task_id, agents)
+        with Asking(self, keys) as asking:
+            task = self._ask_task(asking, task_id, agents)
+            until = over_at([*task.slots.values(), *task.agents.values()], self.store.clock.now())
+            value = make(task)
+            asking.keep(name, value, keys, until)
+        return value
+
+    def _keys_of(self, task_id: str, agents: bool) -> tuple[str, ...]:
+        return (self.keys.task(task_id), self.keys.agents(task_id)) if agents else (self.keys.task(task_id),)
+
+    def _ask_task(self, asking: Asking, task_id: str, agents: bool) -> Task:
+        (task,), waiting = asking.ask(lambda source: self.store.read_tasks([task_id], agents, source))
+        return self._seen(task_id, task, waiting)
+
+    def _seen(self, task_id: str, task: Task, waiting: Sequence[Change]) -> Task:
+        """Return a task as it will be when changes are written; what they do not touch this process has seen."""
+        touched = {change.place for change in waiting}
+        found: dict[Place, Stored | None] = {self.keys.task_place(task_id, STATE): task.slots.get(STATE)}
+        for agent_id, stored in task.agents.items():
+            with contextlib.suppress(InvalidKey):  # nobody of ours writes under a name like that
+                found[self.keys.agent_place(task_id, agent_id)] = stored
+        for place, seen in found.items():
+            if place not in touched:
+                self.writer.saw(place, seen)
+        for change in waiting:
+            task = with_change(task, change, self.writer.overlay)
+        return task
+
+    # -- what all do together
+
+    def queue(self, limit: int = LONGEST_LIST) -> dict[str, list[str]]:
+        """Return the ids of tasks that wait and that are at work, first come first, at most ``limit`` each."""
+        queue, waiting = self._ask_for(QUEUE, lambda: self.store.read_queue(limit))
+        for change in waiting:
+            if isinstance(change, SyncQueue):
+                queue = {**queue, **{name: list(ids[:limit]) for name, ids in change.lists.items()}}
+        return queue
+
+    def metrics(self) -> dict[str, Any]:
+        """Return all counters."""
+        counters, waiting = self._ask_for(METRICS, self.store.read_metrics)
+        metrics = {name: _number(body) for name, body in counters.items()}
+        for change in waiting:
+            if isinstance(change, SyncMetrics):
+                metrics = change.applied(metrics)
+        return metrics
+
+    def _ask_for(self, thing: str, read: Callable[[], tuple[T, int]]) -> tuple[T, list[Change]]:
+        """Return what there is, and the changes that wait and are not in it."""
+        place = self.keys.coordination_place(thing)
+        self.uncached += 1
+        with Asking(self, [place.key], to_keep=False) as asking:
+            (answer, done), waiting = asking.ask(lambda _: read())
+        return answer, [
+            change for change in waiting
+            if change.place == place and (change.serial is None or change.serial > done)
+        ]
+
+    def stored_whole(self, place: Place) -> Entry | None:
+        """Return the queue or the metrics as Redis has them now, without what waits here."""
+        (parts,) = self.stored_parts([place]).values()
+        entry = entry_of(place, parts, self.store.clock.now())
+        value: Any
+        if place.field == QUEUE:
+            value, _ = self.store.read_queue(LONGEST_LIST)
+        else:
+            value = {name: _number(body) for name, body in self.store.read_metrics()[0].items()}
+        return None if entry is None else entry.evolve(value)
+
+    # -- workers
+
+    def workers(self, worker_id: str | None = None) -> dict[str, Stored]:
+        """Return what is told of workers by ``<worker_id>/<thing>``; of one, or of all."""
+        self.uncached += 1
+        if worker_id is None:
+            told = self.store.read_workers()
+        else:
+            places = [self.keys.worker_place(worker_id, thing) for thing in ("status", "heartbeat", "capacity")]
+            now = self.store.clock.now()
+            told = {place.field: stored for place, stored in zip(places, self.store.read_entries(places))
+                    if stored is not None and not stored.gone(now)}
+        for change in self.writer.waiting_for(self.keys.workers):
+            after = self.writer.overlay(told.get(change.place.field), [change])
+            if after is not None:
+                told[change.place.field] = after
+        return told
+
+    def stored_parts(self, places: Sequence[Place]) -> dict[Place, Parts]:
+        """Return the parts of entries as Redis has them now, without what waits here."""
+        rows = {place: parts_of(place) for place in places}
+        every = list(dict.fromkeys(part for row in rows.values() for part in row))
+        stored = dict(zip(every, self.store.read_entries(every)))
+        return {place: {part.slot: stored[part] for part in row} for place, row in rows.items()}
+
+
+def parts_of(place: Place) -> list[Place]:
+    """Return the places that make up what a key names: a task's state has two."""
+    if place.task_id and place.slot == STATE:
+        return [place._replace(slot=LIFE), place]
+    return [place]
+
+
+def _number(body: bytes) -> Any:
+    try:
+        return encoding.decode(body)
+    except encoding.UNREADABLE:
+        return None

@@ -1,0 +1,140 @@
+"""Find entries by pattern, by way of the indexes."""
+from __future__ import annotations
+
+from itertools import islice
+from typing import Iterator, Sequence
+
+from ..exceptions import InvalidKey
+from ..globs import matcher
+from ..keys import AGENTS, COORDINATION, METRICS, PROGRESS, QUEUE, STATE, Place
+from ..models.entry import Entry
+from ..writing.changes import SetValue
+from .projections import entry_of
+from .reader import READ_AT_ONCE, Parts, Reader
+
+
+class Search:
+    """Finds the entries of one namespace; no key of Redis is found by going through all of them."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+        self.store = reader.store
+        self.writer = reader.writer
+        self.keys = reader.keys
+
+    def search(self, pattern: str, limit: int) -> list[str]:
+        """Return paths that match a pattern, sorted; what waits here is included."""
+        clock = self.store.clock
+        now, matches = clock.now(), matcher(pattern)
+        there: dict[str, bool] = {}
+        for change in self.writer.waiting():
+            if matches(change.place.path):
+                deleted = isinstance(change, SetValue) and not change.body
+                there[change.place.path] = not deleted and clock.at(change.at) + change.ttl > now
+        found = {path for path, is_there in there.items() if is_there}
+        for place, parts in self.survey(pattern):
+            if len(found) >= limit:
+                break
+            if place.path not in there and entry_of(place, parts, now) is not None:
+                found.add(place.path)
+        return sorted(found)[:limit]
+
+    def iter_entries(self, pattern: str) -> Iterator[Entry]:
+        """Yield the entries whose paths match a pattern, as Redis has them now."""
+        for place, parts in self.survey(pattern):
+            entry = self.reader.whole_entry(place, parts, self.store.clock.now())
+            if entry is not None:
+                self.reader.shown(place, parts)
+                yield entry
+
+    def survey(self, pattern: str) -> Iterator[tuple[Place, Parts]]:
+        """Yield the places whose paths match, each once, and their parts, as Redis has them now.
+
+        Nothing goes through all keys of Redis: tasks and users' keys are found
+        by their indexes.
+        """
+        if not any(letter in pattern for letter in "*?[\\"):
+            yield from self._survey_paths([pattern])
+            return
+        root = self.keys.full("x")[:-1]
+        fixed = pattern[:min(at for letter in "*?[\\" if (at := pattern.find(letter)) >= 0)]
+        tasks = f"{root}tasks/"
+        task_ids: set[str] = set()
+        if _may_meet(fixed, tasks):
+            yield from self._survey_tasks(pattern, fixed[len(tasks):], tasks, task_ids)
+        if _may_meet(fixed, f"{root}workers/"):
+            yield from self._survey_workers(pattern)
+        if _may_meet(fixed, f"{root}{COORDINATION}/"):
+            things = [self.keys.coordination_place(thing) for thing in (QUEUE, METRICS)]
+            yield from self._survey_places([place for place in things if matcher(pattern)(place.path)])
+        yield from self._survey_names(pattern, task_ids)
+
+    def _survey_tasks(
+        self, pattern: str, begin: str, tasks: str, known_ids: set[str],
+    ) -> Iterator[tuple[Place, Parts]]:
+        matches = matcher(pattern)
+        agents = _may_meet(begin.partition("/")[2], AGENTS)
+        task_id, slash, _ = begin.partition("/")
+        if slash:
+            known_ids.add(task_id)
+        ids = iter([task_id]) if slash else self._task_ids(known_ids)
+        while chunk := list(islice(ids, READ_AT_ONCE)):
+            places = [self.keys.task_place(task_id, slot) for task_id in chunk for slot in (STATE, PROGRESS)]
+            yield from self._survey_places([place for place in places if matches(place.path)])
+            for task_id, task in zip(chunk, self.store.read_tasks(chunk, agents=True) if agents else ()):
+                for agent_id, stored in task.agents.items():
+                    path = f"{tasks}{task_id}/{AGENTS}{agent_id}"
+                    if matches(path):
+                        yield Place(self.keys.agents(task_id), 0, agent_id, path, task_id), {0: stored}
+
+    def _task_ids(self, known: set[str]) -> Iterator[str]:
+        before: str | None = "+"
+        while before:
+            recent, before = self.store.recent_tasks(READ_AT_ONCE * 5, before)
+            for task_id in recent:
+                if task_id not in known:
+                    known.add(task_id)
+                    yield task_id
+
+    def _survey_workers(self, pattern: str) -> Iterator[tuple[Place, Parts]]:
+        matches = matcher(pattern)
+        for field, stored in self.store.read_workers().items():
+            worker_id, _, thing = field.rpartition("/")
+            place = self.keys.worker_place(worker_id, thing)
+            if matches(place.path):
+                yield place, {0: stored}
+
+    def _survey_names(self, pattern: str, task_ids: set[str]) -> Iterator[tuple[Place, Parts]]:
+        known: set[str] = set()
+        cursor = 0
+        while True:
+            cursor, names = self.store.find_names(pattern, cursor)
+            new = [name for name in dict.fromkeys(names) if name not in known]
+            known.update(new)
+            for at in range(0, len(new), READ_AT_ONCE):
+                for place, parts in self._survey_paths(new[at:at + READ_AT_ONCE]):
+                    # Entries of a task that outlive the index of tasks are in both indexes.
+                    if not place.task_id or place.task_id not in task_ids:
+                        yield place, parts
+            if not cursor:
+                return
+
+    def _survey_paths(self, paths: Sequence[str]) -> Iterator[tuple[Place, Parts]]:
+        places, foreign = [], []
+        for path in paths:
+            try:
+                places.append(self.keys.place(path))
+            except InvalidKey:
+                foreign.append(path)
+        self.store.remove_names(self.keys.names, foreign)
+        return self._survey_places(places)
+
+    def _survey_places(self, places: Sequence[Place]) -> Iterator[tuple[Place, Parts]]:
+        for place, parts in self.reader.stored_parts(places).items():
+            if any(stored is not None for stored in parts.values()):
+                yield place, parts
+
+
+def _may_meet(fixed: str, start: str) -> bool:
+    """Whether a path that begins with one text may begin with the other."""
+    return fixed.startswith(start) or start.startswith(fixed)

@@ -1,0 +1,106 @@
+"""What works for one process, and how it hangs together."""
+from __future__ import annotations
+
+import random
+import string
+import threading
+from collections import OrderedDict
+from typing import Sequence
+
+from celery.utils.log import get_logger
+
+from .conflicts import Resolvers
+from .events import Events
+from .keys import Keys
+from .locking.lock_service import Locks
+from .reading.cache import EntryCache
+from .reading.listener import Link
+from .reading.reader import VIEW, Reader
+from .reading.search import Search
+from .reading.subscriptions import Subscriptions
+from .settings import Settings
+from .store import Store
+from .store.client import connect
+from .store.cluster_store import ClusterStore
+from .urls import is_cluster
+from .writing.conflict_settler import Settler
+from .writing.progress import Progress
+from .writing.shared_queue import Coordination
+from .writing.writer import BatchWriter
+
+logger = get_logger(__name__)
+
+_TOKEN_LETTERS = string.ascii_letters + string.digits
+
+
+class Services:
+    """What works for one process; a forked child gets its own."""
+
+    def __init__(self, settings: Settings, worker_id: str, url: str, events: Events) -> None:
+        keys = Keys(settings.namespace, together=is_cluster(url))
+        # Not the random module's own generator: its state crosses a fork, and users seed it.
+        token = "".join(random.SystemRandom().choices(_TOKEN_LETTERS, k=8))
+        self.settings = settings
+        self.worker_id = worker_id
+        self.keys = keys
+        self.token = token
+        # The nodes of a cluster can't tell one connection what was read over others.
+        cache_size = 0 if is_cluster(url) else settings.cache_size
+        self.cache = EntryCache(cache_size, settings.cache_max_age, lambda: self.link.unheard())
+        make_store = ClusterStore if is_cluster(url) else Store
+        self.store: Store = make_store(
+            connect(url, settings.backend_options, keys.about), keys, worker_id, token, settings.default_ttl)
+        resolvers = Resolvers(settings.conflict_resolver, settings.namespace)
+        self.writer = BatchWriter(
+            self.store, events, Settler(self.store.clock, worker_id, resolvers, settings.max_value_size),
+            interval=settings.batch_interval, batch_size=settings.batch_size, max_pending=settings.max_pending,
+            on_put=self.cache.drop_for,
+        )
+        self.link = Link(
+            self.store, on_invalid=self._on_invalid, on_message=self._on_message, on_taken=self._on_taken,
+            on_up=self._on_up, on_down=self._on_down, on_look=self._on_look)
+        self.reader = Reader(self.store, self.writer, self.cache, self.link)
+        self.search = Search(self.reader)
+        self.subscriptions = Subscriptions(self.reader, self.search, self.link, events)
+        self.coordination = Coordination(self.store, settings.default_ttl)
+        self.locks = Locks(self.store, events, settings.lock_replicas)
+        self.progress: OrderedDict[str, Progress] = OrderedDict()
+        self.progress_mutex = threading.RLock()
+
+    def close(self, timeout: float) -> None:
+        """Write what waits, stop the threads, close the connections; what can't be written is told in the log."""
+        self.subscriptions.close(timeout)
+        try:
+            self.writer.close(timeout)
+        except Exception as exc:
+            logger.warning("At shutdown %d writes could not be written: %s", self.writer.pending, exc)
+        # Whoever gets a lock next finds what was written under it.
+        self.locks.close(free=self.writer.connected)
+        self.link.stop(timeout)
+        self.store.close()
+
+    # -- what the link hears goes to the cache and to who subscribed
+
+    def _on_invalid(self, keys: Sequence[str] | None) -> None:
+        if keys is None:
+            self.cache.clear()
+            self.subscriptions.on_emptied()
+        else:
+            for key in keys:
+                self.cache.invalidate(key)
+
+    def _on_message(self, pattern: str, path: str, data: bytes) -> None:
+        self.subscriptions.on_message(pattern, path, data)
+
+    def _on_taken(self) -> None:
+        self.subscriptions.on_taken()
+
+    def _on_up(self, patterns: Sequence[str]) -> None:
+        self.subscriptions.on_up(patterns)
+
+    def _on_down(self, heard_at: float) -> None:
+        self.subscriptions.on_down(heard_at, [
+            self.keys.full(name) for name in self.cache.clear() if isinstance(name, str) and not name.startswith(VIEW)])
+
+    def _on_look(self) -> None:
+        self.subscriptions.look_around()

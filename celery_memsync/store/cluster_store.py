@@ -1,0 +1,144 @@
+"""What a cluster does for us: as one Redis, but for what several slots would have to do at once."""
+from __future__ import annotations
+
+import threading
+import time
+from itertools import count
+from typing import Any, Callable, Iterable, Sequence
+
+from ..keys import Place
+from . import SCRIPT_SIZE, Call, EntryWrite, LockAsk, Outcome, Store, in_chunks, ms, outcomes_of, raise_first, renewal
+from .cluster_client import slot_of
+from .errors import redis_call
+from .push import ClusterAnnouncements, ClusterEar, Ear
+from .scripts import ENTRY_NOTE, ENTRY_WRITE, LOCK_PASS, LOCK_RENEW
+
+#: Writes of which what follows goes in one script call.
+NOTE_SIZE = 500
+
+#: Seconds that it is remembered of a lock that it was held.
+LOCK_MEMORY = 7 * 86400.0
+
+
+class ClusterStore(Store):
+    """The shared memory in a cluster.
+
+    An entry is in the slot of its task or key, and what follows from entries -
+    indexes, the lists of the queue, counters - in one slot of its own: it is
+    noted there after they were written, before that is told as done.
+    """
+
+    def _prepare(self, client: Any) -> int:
+        #: Notes that may not be kept yet, and their number.
+        self._notes: list[bytes] = []
+        self._note_numbers = count(1)
+        self._note_number = 0
+        self._noting = threading.RLock()
+        return 0
+
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        self._client.close()
+
+    def _node(self) -> Any:
+        return self._client.client_of()
+
+    # -- entries
+
+    @redis_call
+    def write_entries(self, writes: Iterable[EntryWrite]) -> list[Outcome]:
+        """Store, version and tell entries; what each came to, in the same order."""
+        return [outcome for part in in_chunks(writes, NOTE_SIZE) for outcome in self._write(part)]
+
+    def _write(self, writes: Sequence[EntryWrite]) -> list[Outcome]:
+        """Write entries to the nodes that have them, and then note what follows from them."""
+        with self._noting:
+            self._keep_notes()
+            groups = _by_slot(writes, lambda write: write.place.key)
+            answers = self._try(ENTRY_WRITE, [self._entry_call([writes[at] for at in ats]) for ats in groups])
+            told = [answer for answer in answers if not isinstance(answer, Exception)]
+            # What is written is noted, whatever became of the rest.
+            self._notes += [answer[-1] for answer in told if answer[-1]]
+            self._note_number = next(self._note_numbers)
+            self._keep_notes()
+        raise_first(answers)
+        outcomes = {at: one for ats, answer in zip(groups, told) for at, one in zip(ats, outcomes_of(answer[:-1]))}
+        return [outcomes[at] for at in range(len(writes))]
+
+    def _keep_notes(self) -> None:
+        """Send notes to the node that keeps them; a second try has the number of the first."""
+        if not self._notes:
+            return
+        keys = [*super()._shared_keys(), self.keys.done(self.token, "notes"), self.keys.noted]
+        args = [self.worker_id, self._horizon, self.prefix, self._together, self._note_number, *self._notes]
+        asked = time.monotonic()
+        seconds, micros = self._run(ENTRY_NOTE, [(keys, args)])[0]
+        self._notes = []
+        self._learn(seconds, micros, asked)
+
+    def _shared_keys(self) -> tuple[str, ...]:
+        return ()
+
+    # -- locks
+
+    def _pass_lock(self, what: str, ask: LockAsk) -> bytes:
+        """Note that a lock may be held from now on, and ask its own node for it."""
+        if what in ("take", "wait"):
+            self._note_locks([ask])
+        key = ask.place.key
+        args = [ask.place.path, self._turns, self.worker_id, what, ask.holder, ms(ask.ttl), ask.run, ask.body, ask.channel]
+        answer: Any = self._run(LOCK_PASS, [([key, key + "/queue/"], args)])[0]
+        return bytes(answer)
+
+    def _note_locks(self, asks: Sequence[LockAsk]) -> None:
+        now = self.clock.now()
+        pipeline = self._pipeline(None)
+        pipeline.zadd(self.keys.locks, {ask.place.path: ms(now + ask.ttl) for ask in asks})
+        pipeline.zremrangebyscore(self.keys.locks, "-inf", ms(now))
+        pipeline.pexpire(self.keys.locks, ms(LOCK_MEMORY))
+        pipeline.execute()
+
+    @redis_call
+    def renew_locks(self, asks: Sequence[LockAsk], replicas: int = 0) -> list[bool]:
+        """Let leases begin anew; tell of each lock whether it was still held.  There is no waiting for replicas."""
+        if not asks:
+            return []
+        self._note_locks(asks)
+        groups = _by_slot(asks, lambda ask: ask.place.key)
+        answers = self._run(LOCK_RENEW, [renewal([asks[at] for at in ats]) for ats in groups])
+        held = {at: bool(one) for ats, answer in zip(groups, answers) for at, one in zip(ats, answer)}
+        return [held[at] for at in range(len(asks))]
+
+    @redis_call
+    def borrow_ear(self, place: Place) -> Ear:
+        """Return a connection to the node of a lock, on which to hear that it is one's turn."""
+        return ClusterEar(self._client, self._turn(), place.key)
+
+    def give_back_ear(self, ear: Ear) -> None:
+        """Close a connection: the next lock may be on another node."""
+        ear.close()
+
+    # -- hearing
+
+    @redis_call
+    def listen(self) -> ClusterAnnouncements:
+        """Return a connection on which Redis speaks unasked; it is not open yet."""
+        return ClusterAnnouncements(self._client)
+
+    # -- how scripts are called
+
+    def _send(self, sha: str, calls: Iterable[Call], tells: bool, replicas: int = 0) -> list[Any]:
+        # Nobody has copies of what is in a cluster, so nobody is to be told before others are answered.
+        pipeline = self.redis.pipeline()
+        for keys, args in calls:
+            pipeline.execute_command("EVALSHA", sha, len(keys), *keys, *args)
+        answers: list[Any] = pipeline.execute(raise_on_error=False)
+        return answers
+
+
+def _by_slot(items: Sequence[Any], key_of: Callable[[Any], str]) -> list[list[int]]:
+    """Return positions of items in groups of one slot each, as many as go into a script call."""
+    slots: dict[int, list[int]] = {}
+    for at, item in enumerate(items):
+        slots.setdefault(slot_of(key_of(item)), []).append(at)
+    return [ats[start:start + SCRIPT_SIZE] for ats in slots.values() for start in range(0, len(ats), SCRIPT_SIZE)]

@@ -1,0 +1,284 @@
+"""Connections on which Redis pushes: invalidations, changes and lock turns."""
+from __future__ import annotations
+
+import contextlib
+import select
+import selectors
+import socket
+import time
+from typing import Any, Iterable, Iterator
+
+import redis
+
+from .cluster_client import Cluster
+from .errors import redis_call
+from .pool import Reads, packed_command, read_answer
+
+#: Where Redis tells, to one connection, which keys that others read have changed.
+INVALIDATIONS = b"__redis__:invalidate"
+
+
+def ask_apart(client: redis.Redis, commands: Iterable[tuple[str, ...]]) -> list[Any]:
+    """Return Redis's answer to each command, on a connection that is used for nothing else; an error is one, too."""
+    connection: Any = client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+    try:
+        connection.connect()  # which starts an embedded server; sending would not
+        answers = []
+        for command in commands:
+            connection.send_command(*command)
+            answers.append(read_answer(connection))
+        return answers
+    finally:
+        connection.disconnect()
+
+
+class Announcements:
+    """A connection on which Redis speaks unasked.
+
+    One thread uses it; any may call :meth:`wake`.
+
+    Arguments:
+        client: Its address and options are used.
+
+    Attributes:
+        tracks: Whether it can tell of keys that were read by other connections.
+    """
+
+    tracks = True
+
+    def __init__(self, client: redis.Redis) -> None:
+        pool = client.connection_pool
+        self._connection: Any = pool.connection_class(**pool.connection_kwargs)
+        self._waker, self._woken = socket.socketpair()
+        for end in (self._waker, self._woken):
+            end.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._woken, selectors.EVENT_READ)
+
+    @redis_call
+    def listen(self) -> int | None:
+        """Connect; return Redis's id of this connection, None if sources can't be told by it."""
+        self._connection.connect()
+        self._selector.register(self._connection._sock, selectors.EVENT_READ)
+        number = self._ask("CLIENT", "ID")
+        # Nothing is read over this one, but who is told of anything is told when Redis is emptied.
+        tracking = self._ask("CLIENT", "TRACKING", "ON", "REDIRECT", str(number))
+        refused = [isinstance(answer, Exception) for answer in (number, tracking, self._ask("SUBSCRIBE", INVALIDATIONS))]
+        return None if any(refused) else int(number)
+
+    def _ask(self, *command: str | bytes) -> Any:
+        self._connection.send_command(*command)
+        return self._read_message()
+
+    @redis_call
+    def send_command(self, *command: str) -> None:
+        """Send a command; its answer comes among the messages."""
+        self._connection.send_command(*command)
+
+    def wait(self, timeout: float) -> bool:
+        """Return when there is something to read, after :meth:`wake`, or after ``timeout`` seconds.
+
+        Returns:
+            Whether there is something to read.
+        """
+        ready = [key.fileobj for key, _ in self._selector.select(timeout)]
+        if self._woken in ready:
+            with contextlib.suppress(OSError):
+                self._woken.recv(4096)
+        return any(file is not self._woken for file in ready)
+
+    def has_arrived(self) -> bool:
+        """Whether something has arrived that was not read yet; any thread may ask."""
+        sock = self._connection._sock
+        try:
+            if hasattr(select, "poll"):
+                poll = select.poll()
+                poll.register(sock, select.POLLIN)
+                return bool(poll.poll(0))
+            return bool(select.select([sock], [], [], 0)[0])
+        except RuntimeError:  # eventlet lets one greenlet only wait for a socket, and that one does
+            return False
+        except (OSError, ValueError, TypeError):  # it is being closed
+            return True
+
+    def wake(self) -> None:
+        """Let the thread that waits look around."""
+        with contextlib.suppress(OSError):  # it has been woken often enough, or is closed
+            self._waker.send(b"!")
+
+    def messages(self) -> Iterator[Any]:
+        """Yield what has arrived, as Redis's lists; what is an error of Redis's, as that."""
+        while self._has_message():
+            yield self._read_message()
+
+    @redis_call
+    def _has_message(self) -> bool:
+        return bool(self._connection.can_read(0))
+
+    @redis_call
+    def _read_message(self) -> Any:
+        return read_answer(self._connection)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.disconnect()
+        self._selector.close()
+        for end in (self._waker, self._woken):
+            end.close()
+
+
+class ClusterAnnouncements(Announcements):
+    """The same for a cluster: one node passes on what all of them tell.
+
+    It tells of no keys that are read from others, so nothing that is read can
+    be kept.  What a node told when it went may be lost: so the connection is
+    broken when the masters are others than before, and its users look again.
+    """
+
+    tracks = False
+
+    def __init__(self, cluster: Cluster) -> None:
+        super().__init__(cluster.client_of())
+        self._cluster = cluster
+        self._masters = cluster.masters()
+
+    def listen(self) -> int | None:
+        """Connect."""
+        super().listen()
+        return None
+
+    @redis_call
+    def wait(self, timeout: float) -> bool:
+        """As of any other, while the masters are the same."""
+        if self._cluster.masters() != self._masters:
+            raise redis.ConnectionError("the masters of the cluster have changed")
+        return super().wait(timeout)
+
+
+class Source:
+    """A connection for reading.  Redis remembers what is read and tells another connection when that is old.
+
+    Redis forgets it all when this one breaks, so it is never connected a second time.
+
+    Arguments:
+        client: Its address and options are used.
+        redirect: Redis's id of the other connection.
+
+    Attributes:
+        until: Monotonic time until which all that was read with it may be believed, unless told otherwise.
+        checked_at: Monotonic time when it last was known to be there.
+        refused: Whether Redis does not allow it.
+    """
+
+    def __init__(self, client: redis.Redis, redirect: int) -> None:
+        self.until = float("-inf")
+        self.checked_at = float("-inf")
+        self.refused = False
+        self._redirect = redirect
+        self._connected = False
+        pool = client.connection_pool
+        self._on_connected = pool.connection_kwargs.get("redis_connect_func")
+        self._connection: Any = pool.connection_class(
+            **{**pool.connection_kwargs, "redis_connect_func": self._on_connect})
+
+    def pipeline(self) -> Reads:
+        """Return what gathers commands, to send them together."""
+        return Reads(self._ask)
+
+    @redis_call
+    def check(self) -> None:
+        """Ask Redis for a sign of life."""
+        self._ask([("PING",)])
+
+    def close(self) -> None:
+        """Close it; nothing that was read with it may be believed any more."""
+        self.until = float("-inf")
+        self._connection.disconnect()
+
+    def _ask(self, commands: list[tuple[str, ...]]) -> list[Any]:
+        connection = self._connection
+        sent = b"".join(packed_command(*command) for command in commands)
+        connection.send_packed_command([sent], check_health=False)
+        return [read_answer(connection) for _ in commands]
+
+    def _on_connect(self, connection: Any) -> None:
+        if self._connected:
+            self.until = float("-inf")
+            raise redis.ConnectionError("it was closed, and what it read is not watched any more")
+        self._connected = True
+        (self._on_connected or type(connection).on_connect)(connection)
+        connection.send_command("CLIENT", "TRACKING", "ON", "REDIRECT", self._redirect)
+        try:
+            connection.read_response()
+        except redis.ResponseError:
+            self.refused = True
+            raise
+        self.checked_at = time.monotonic()
+
+
+class Ear:
+    """A connection on which one thread hears what is told on one channel.
+
+    Arguments:
+        client: Its address and options are used.
+    """
+
+    def __init__(self, client: redis.Redis, channel: str) -> None:
+        pool = client.connection_pool
+        self.channel = channel
+        self._connection: Any = pool.connection_class(**pool.connection_kwargs)
+        self._subscribed = False
+
+    @redis_call
+    def listen(self) -> None:
+        """Subscribe, unless that is done; a connection that breaks meanwhile is made anew once."""
+        if self._subscribed:
+            return
+        try:
+            self._subscribe()
+        except redis.ConnectionError:
+            self._connection.disconnect()
+            self._subscribe()
+        self._subscribed = True
+
+    def _subscribe(self) -> None:
+        self._connection.connect()
+        self._connection.send_command("SUBSCRIBE", self.channel)
+        self._connection.read_response()
+
+    @redis_call
+    def hear(self, timeout: float) -> bytes | None:
+        """Return what is told next, None if that takes longer than ``timeout`` seconds."""
+        if not self._connection.can_read(timeout):
+            return None
+        told: bytes = self._connection.read_response()[2]
+        return told
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._subscribed = False
+        self._connection.disconnect()
+
+
+class ClusterEar(Ear):
+    """The same on the node of a cluster that has a key, wherever that is.
+
+    Arguments:
+        key: A lock's: whoever gives it on asks its own node who listens.
+    """
+
+    def __init__(self, cluster: Cluster, channel: str, key: str) -> None:
+        self._cluster, self._key = cluster, key
+        self._address = cluster.address_of(key)
+        super().__init__(cluster.client_of(key), channel)
+
+    @redis_call
+    def listen(self) -> None:
+        """Subscribe, unless that is done and the key still has that node."""
+        address = self._cluster.address_of(self._key)
+        if address != self._address:
+            self.close()
+            self._address = address
+            pool = self._cluster.client_of(self._key).connection_pool
+            self._connection = pool.connection_class(**pool.connection_kwargs)
+        super().listen()

@@ -1,0 +1,304 @@
+"""How Redis is called: connections, scripts, clocks, answers."""
+from __future__ import annotations
+
+import time
+from itertools import chain, islice
+from typing import Any, Iterable, Iterator, Mapping, Sequence, TypeVar
+
+import redis
+
+from ..exceptions import StoreError
+from ..keys import COORDINATION, Keys
+from ..models.entry import Stored
+from .acl import missing, probes
+from .clock import Clock
+from .errors import redis_call
+from .pool import PIECE, noted, packed_command
+from .push import Announcements, Source, ask_apart
+from .scripts import Script
+
+#: How often Redis is asked for its time at first, and the error in seconds that is good enough.
+CLOCK_TRIES = 3
+
+CLOCK_ERROR = 0.001
+
+#: Seconds that replicas may take to get what the master has.
+REPLICA_TIMEOUT = 1.0
+
+#: Names that Redis looks at in one round trip of a search through a sorted set.
+NAMES_AT_ONCE = 1000
+
+#: Writes in one script call: a hundred hold Redis for one or two milliseconds.
+SCRIPT_SIZE = 100
+
+#: The longest time limit, as ``LONGEST`` in ``store/lua/validation.lua``.
+MAX_MS = 10 ** 13
+
+#: Seconds by which a stored time may be ahead of Redis's clock.
+AHEAD = 86400.0
+
+PING = packed_command("PING")
+
+#: Keys and arguments of one call of a script.
+Call = tuple[Sequence[str], Sequence[Any]]
+
+K = TypeVar("K")
+
+T = TypeVar("T")
+
+C = TypeVar("C", bound="Calls")
+
+
+class Calls:
+    """How Redis is called.
+
+    Arguments:
+        client: Of redis-py.
+        keys: The keys of one namespace.
+        worker_id: Who writes.
+        token: Eight letters and digits that no other process has; with a
+            write's serial they make the id of the write.
+        default_ttl: Seconds that index entries live.
+    """
+
+    def __init__(self, client: Any, keys: Keys, worker_id: str, token: str, default_ttl: float) -> None:
+        self.keys = keys
+        self.clock = Clock()
+        self.worker_id = worker_id
+        self.token = token
+        self._client = client
+        self._horizon = ms(default_ttl)
+        #: Put before a path to make its channel: channels know no database numbers.
+        self.prefix = f"{self._prepare(client)}:"
+        self._together = keys.full(COORDINATION) + "/"
+        #: Whether some may not have been told yet of what was written.
+        self._untold = False
+
+    def _prepare(self, client: Any) -> int:
+        """Make what this kind of store keeps beside the client; return the number of its database."""
+        return client.connection_pool.connection_kwargs.get("db") or 0
+
+    @property
+    def redis(self) -> Any:
+        """The client of redis-py; Redis's time is known once it is used."""
+        self._know_time()
+        return self._client
+
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        self._client.close()
+        self._client.connection_pool.disconnect()
+
+    def twin(self: C, token: str) -> C:
+        """Return a store that writes under a token of its own, for a second writer in this process."""
+        twin = type(self)(self._client, self.keys, self.worker_id, token, self._horizon / 1000)
+        twin.clock = self.clock
+        return twin
+
+    @redis_call
+    def connect(self) -> None:
+        """Learn Redis's time, unless it is known."""
+        self._know_time()
+
+    @redis_call
+    def ping(self) -> None:
+        """Ask Redis for a sign of life."""
+        self._learn_time()
+
+    @redis_call
+    def server_info(self) -> dict[str, Any]:
+        """Return what Redis tells of itself (INFO), {} if its user may not ask."""
+        try:
+            return dict(self.redis.info())
+        except redis.exceptions.NoPermissionError:
+            return {}
+
+    @redis_call
+    def missing_rights(self) -> list[str]:
+        """Return what this user may not do of what is needed: commands, ``keys``, ``channels``; see :mod:`.rights`."""
+        asked = probes(self.keys.scratch, self.prefix + self.keys.scratch)
+        answers = ask_apart(self._node(), [probe.command for probe in asked])
+        return sorted({
+            missing(probe.right, str(answer)) for probe, answer in zip(asked, answers)
+            if isinstance(answer, redis.exceptions.NoPermissionError)})
+
+    def _node(self) -> Any:
+        """Return the client of one server."""
+        return self._client
+
+    @redis_call
+    def listen(self) -> Announcements:
+        """Return a connection on which Redis speaks unasked; it is not open yet."""
+        return Announcements(self._client)
+
+    def source(self, redirect: int) -> Source:
+        """Return a connection whose reads Redis remembers, to tell another one when they are old.
+
+        Arguments:
+            redirect: Redis's id of that other one.
+        """
+        return Source(self._client, redirect)
+
+    def _pipeline(self, source: Source | None) -> Any:
+        client = self.redis
+        return client.pipeline(transaction=False) if source is None else source.pipeline()
+
+    def _present(self, entries: Mapping[K, Stored | None]) -> dict[K, Stored]:
+        now = self.clock.now()
+        return {name: stored for name, stored in entries.items() if stored is not None and not stored.gone(now)}
+
+    def _scan(self, key: str, cursor: int, pattern: str | None = None) -> tuple[int, list[str]]:
+        pipeline = self._pipeline(None)
+        pipeline.zscan(key, cursor, pattern, NAMES_AT_ONCE)
+        (answer,) = answers_of(pipeline)
+        after, rows = answer or (0, [])
+        # What is no text can be removed under its own name.
+        return int(after), [name.decode(errors="surrogateescape") for name, _ in rows]
+
+    @redis_call
+    def remove_names(self, key: str, names: Sequence[str]) -> None:
+        """Remove foreign names from a sorted set, decoded with ``surrogateescape``."""
+        if names:
+            pipeline = self._pipeline(None)
+            pipeline.zrem(key, *(name.encode(errors="surrogateescape") for name in names))
+            answers_of(pipeline)
+
+    def _run(
+        self, script: Script, calls: Iterable[Call], tells: bool = False, replicas: int = 0,
+    ) -> list[list[Any]]:
+        """Run a script several times in one round trip; teach Redis the script if it has forgotten it.
+
+        Arguments:
+            calls: Each is sent when it is made.
+            tells: Whether others are to be told of what it does before it is answered.
+            replicas: How many replicas must have what it does before it is answered.
+        """
+        answers = self._try(script, calls, tells, replicas)
+        raise_first(answers)
+        return answers
+
+    def _try(self, script: Script, calls: Iterable[Call], tells: bool = False, replicas: int = 0) -> list[Any]:
+        """Return the answers of a script; an error is one."""
+        made: list[Call] = []
+        answers = self._send(script.sha, noted(calls, made), tells, replicas)
+        unknown = [at for at, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
+        if unknown:
+            self.redis.script_load(script.text)
+            for at, answer in zip(unknown, self._send(script.sha, [made[at] for at in unknown], tells, replicas)):
+                answers[at] = answer
+        return answers
+
+    def _run_quickly(self, script: Script, count: int, words: bytes) -> Any:
+        """Run a script for somebody who waits for it.
+
+        Arguments:
+            words: ``count`` words as they are sent: number of keys, keys, arguments.
+        """
+        command = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n%b" % (count + 2, script.sha.encode(), words)
+        try:
+            return self._client.connection_pool.ask(command)
+        except redis.exceptions.NoScriptError:
+            self.redis.script_load(script.text)
+            return self._client.connection_pool.ask(command)
+
+    def _send(self, sha: str, calls: Iterable[Call], tells: bool, replicas: int = 0) -> list[Any]:
+        calls = iter(calls)
+        first = next(calls, None)
+        if first is None:
+            return []
+        self._know_time()
+        # Redis sends what it has to say last to who had something to hear first: so whoever is told that a copy is old
+        # has been told when the caller has his answer.
+        before = [PING] if tells else []
+        after = [packed_command("WAIT", replicas, ms(REPLICA_TIMEOUT))] if replicas else []
+        sent: list[bytes] = []
+        commands = (packed_command("EVALSHA", sha, len(keys), *keys, *args) for keys, args in chain([first], calls))
+        answers: list[Any] = self._client.connection_pool.exchange(noted(chain(before, commands, after), sent))[tells:]
+        # What Redis reads in several pieces it answers later than the PING.
+        self._untold = self._untold or tells and sum(map(len, sent)) > PIECE
+        if replicas:
+            _check_replicas(answers.pop(), replicas)
+        return answers
+
+    @redis_call
+    def have_told(self) -> None:
+        """Return when all who have copies of what was written have been told that they are old."""
+        if self._untold:
+            self._client.ping()
+            self._untold = False
+
+    def _know_time(self) -> None:
+        if not self.clock.measured:
+            for _ in range(CLOCK_TRIES):
+                self._learn_time()
+                if self.clock.error < CLOCK_ERROR:
+                    break
+
+    def _learn_time(self) -> None:
+        self._client.ping()  # to connect is no part of the round trip that is measured
+        asked = time.monotonic()
+        seconds, micros = self._client.time()
+        self._learn(seconds, micros, asked)
+
+    def _learn(self, seconds: int, micros: int, asked: float) -> None:
+        self.clock.learn(int(seconds) + int(micros) / 1e6, asked, time.monotonic())
+
+
+def in_chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of items, the last perhaps shorter; they are asked for when a list is."""
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk
+
+
+def raise_first(answers: Sequence[Any]) -> None:
+    """Raise the first answer that is an error."""
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+
+
+def _check_replicas(answer: Any, wanted: int) -> None:
+    if isinstance(answer, Exception):
+        raise answer
+    if int(answer) < wanted:
+        raise StoreError(
+            f"{int(answer)} replicas of Redis have taken note of a lock in time, and memsync_lock_replicas asks for "
+            f"{wanted}; see whether they are there, and keep up")
+
+
+def stored_of(text: bytes | None, now: float = float("inf")) -> Stored | None:
+    """Return an entry, or None for foreign data; the scripts see it the same way (``store/lua/validation.lua``).
+
+    Arguments:
+        now: Redis's time, in seconds, if it is not known already that it is an entry.
+    """
+    if not text:
+        return None
+    try:
+        stored = Stored.parse(text)
+    except ValueError:
+        return None
+    return stored if stored.header.stored_at <= (now + AHEAD) * 1000 else None
+
+
+def answers_of(pipeline: Any) -> list[Any]:
+    """Return what reads in one round trip gave; what is of another type than ours reads as nothing."""
+    answers = pipeline.execute(raise_on_error=False)
+    for i, answer in enumerate(answers):
+        if isinstance(answer, redis.ResponseError) and "WRONGTYPE" in str(answer):
+            answers[i] = None
+        elif isinstance(answer, Exception):
+            raise answer
+    return list(answers)
+
+
+def serial_of(done: bytes | None) -> int:
+    """Return the number that was noted of what is done, 0 if none was."""
+    serial = (done or b"").partition(b" ")[0]
+    return int(serial) if serial.isdigit() and len(serial) < 16 else 0
+
+
+def ms(seconds: float) -> int:
+    """Return seconds as the whole milliseconds that Redis takes, at least one and at most what scripts take."""
+    return max(1, min(round(seconds * 1000), MAX_MS))

@@ -1,0 +1,40 @@
+"""The Lua scripts, by name."""
+from __future__ import annotations
+
+from hashlib import sha1
+from importlib import resources
+from typing import NamedTuple
+
+
+class Script(NamedTuple):
+    """A script and the name that Redis gives it.
+
+    Attributes:
+        text: The Lua.
+        sha: What EVALSHA calls it by.
+    """
+
+    text: str
+    sha: str
+
+
+def load(*names: str) -> Script:
+    """Return the script of files in ``store/lua/``, one after the other, behind ``validation.lua``."""
+    folder = resources.files(__package__).joinpath("lua")
+    text = "".join(folder.joinpath(f"{name}.lua").read_text() for name in ("validation", *names))
+    return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+COORDINATION_WRITE = load("counters", "places", "coordination_write")
+
+ENTRY_NOTE = load("counters", "places", "pages", "notes", "entry_note")
+
+ENTRY_WRITE = load("counters", "places", "pages", "notes", "entry_write")
+
+LOCK_PASS = load("lock_pass")
+
+LOCK_RENEW = load("lock_renew")
+
+LOSS_RENEW = load("loss_renew")
+
+WORKER_BEAT = load("worker_beat")

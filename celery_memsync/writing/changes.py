@@ -1,0 +1,341 @@
+"""What waits in memory to be written: one class for each way to change an entry."""
+from __future__ import annotations
+
+import time
+from typing import Any, Iterable, Mapping, NamedTuple
+
+from .. import encoding
+from ..keys import Place
+from ..models.entry import NEVER, Header, Stored
+from ..models.order import WAITING, later_status, rank_of
+from ..models.task import TOO_LATE, TaskRun
+from ..store.clock import Clock
+from .version_tracker import Base
+
+#: Values that were sent of a field without an answer and are remembered.
+MAX_SENT = 4
+
+#: Statuses that do not follow a success; one of the user's own does.
+_BEFORE_SUCCESS = frozenset({"PENDING", "RECEIVED", "STARTED", "LOST", "RETRY", "FAILURE", "REVOKED"})
+
+
+class Content(NamedTuple):
+    """What a change comes to when it is written.
+
+    Attributes:
+        ruled_by: What decides if it is stored: ``version`` (the one its writer
+            saw), ``run`` (run and rank) or ``*`` (nothing).
+        run: See ``store/lua/entry_write.lua``.
+        rank: See there.
+        body: JSON, empty to delete.
+        figure: See there.
+    """
+
+    ruled_by: str
+    run: str
+    rank: str
+    body: bytes
+    figure: int = 0
+
+
+class Change:
+    """A change of one entry.
+
+    Arguments:
+        place: Where the entry is kept.
+        ttl: Seconds that it is valid.
+        fence: Of the lock under which it is made; 0 for none.
+    """
+
+    __slots__ = ("place", "ttl", "at", "fence", "serial", "conflict")
+
+    #: Whether it is the first to go when memory gets short.
+    expendable = False
+
+    def __init__(self, place: Place, ttl: float, fence: int = 0) -> None:
+        self.place = place
+        self.ttl = ttl
+        self.at = time.monotonic()
+        self.fence = fence
+        #: Number of the write in its process, given when it is first sent: a second try has the same.
+        self.serial: int | None = None
+        #: The conflict that it settles, as the event tells it.
+        self.conflict: dict[str, Any] | None = None
+
+    def followed_by(self, newer: Change) -> Change | None:
+        """Return one change that does what both do, or None if there is none."""
+        raise NotImplementedError
+
+    def was_queued(self) -> None:
+        """Take note that it waits in a queue now."""
+
+    def snapshot(self) -> Change:
+        """Return the change as it is now, to be sent; it waits no more."""
+        return self
+
+    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+        """Return what is to be written.
+
+        Arguments:
+            base: The fields of what is stored, for changes that merge.
+        """
+        raise NotImplementedError
+
+    def over(self, stored: Stored | None, clock: Clock, worker_id: str) -> Stored | None:
+        """Return what will be stored when this has been written over something."""
+        base = encoding.split_fields(stored.body) if stored is not None and isinstance(self, MergeFields) else {}
+        ruled_by, run, rank, body, _ = self.content(clock, base)
+        if stored is None:
+            header = Header(0, "-", "-", 0, 0, 0, 0, "-", worker_id)
+        elif ruled_by == "run" and not follows(run or stored.header.run, rank, stored.header):
+            return stored
+        else:
+            header = stored.header
+        return Stored(header._replace(
+            version=header.version + 1, run=run or header.run, rank=rank,
+            time=round(clock.at(self.at) * 1000), ttl_ms=round(self.ttl * 1000), worker_id=worker_id,
+        ), body)
+
+
+def follows(run: str, rank: str, stored: Header) -> bool:
+    """Whether a stage comes after the one that is stored; the script decides by the same rule."""
+    if stored.rank.startswith("9"):
+        return False
+    return rank.startswith("9") or run > stored.run or (run == stored.run and rank > stored.rank)
+
+
+class Draft:
+    """Something of which it is found out late what there is to tell: when a batch is made.
+
+    Until then a short task has ended, and of all its stages only the last need be told.  Who hands it in does so in the
+    middle of a task or of a worker's loop, and pays for little more than a line in a list.
+
+    Attributes:
+        at: Monotonic time when there was something to tell first.
+    """
+
+    __slots__ = ("at",)
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+
+    @property
+    def key(self) -> str:
+        """The Redis key of what it will change."""
+        raise NotImplementedError
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will be told."""
+        raise NotImplementedError
+
+    def changes(self) -> Iterable[Change]:
+        """Return what there is to tell by now."""
+        raise NotImplementedError
+
+
+class SetValue(Change):
+    """Replace the value of an entry; an empty body deletes it.
+
+    Arguments:
+        owned: Whether nobody else has a say in it, so that there are no conflicts.
+        run_key: The run of a task that says so; "" for none.
+
+    Attributes:
+        seen: What its writer had seen there.
+    """
+
+    __slots__ = ("body", "owned", "run_key", "seen")
+
+    def __init__(
+        self, place: Place, body: bytes, ttl: float, fence: int = 0, owned: bool = False, run_key: str = "",
+    ) -> None:
+        super().__init__(place, ttl, fence)
+        self.body = body
+        self.owned = owned
+        self.run_key = run_key
+        self.seen = NEVER
+
+    def followed_by(self, newer: Change) -> Change | None:
+        """The newer value, whatever was here."""
+        if isinstance(newer, MergeFields) and self.body:
+            merged = newer.merged(encoding.split_fields(self.body))
+            joined = SetValue(newer.place, encoding.join_fields(merged), newer.ttl, newer.fence, run_key=newer.run_key)
+            joined.seen = self.seen
+            return joined
+        return newer if isinstance(newer, SetValue) else None
+
+    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+        """The value."""
+        return Content("*" if self.owned else "version", self.run_key, "-", self.body)
+
+
+class MergeFields(Change):
+    """Merge top-level fields into an entry; other fields stay, whoever wrote them.
+
+    Arguments:
+        run_key: The run of a task that says so; "" for none.
+
+    Attributes:
+        told_at: Monotonic time when each field was told.
+        sent: What was sent of each field without an answer: it may have arrived.
+        base: What is stored, if Redis has answered with it; None: whatever this process has seen last.
+    """
+
+    __slots__ = ("base", "fields", "late", "run_key", "sent", "told_at")
+
+    def __init__(
+        self, place: Place, fields: dict[str, bytes], ttl: float, fence: int = 0, run_key: str = "",
+    ) -> None:
+        super().__init__(place, ttl, fence)
+        self.fields = fields
+        self.run_key = run_key
+        self.told_at = dict.fromkeys(fields, self.at)
+        self.sent: dict[str, tuple[bytes, ...]] = {}
+        self.base: Base | None = None
+        #: Whether somebody else has written meanwhile: then an earlier stage does not undo a later one.
+        self.late = False
+
+    def followed_by(self, newer: Change) -> Change | None:
+        """The fields of both, the newer ones winning."""
+        if isinstance(newer, MergeFields):
+            fence, run_key = max(self.fence, newer.fence), newer.run_key or self.run_key
+            joined = MergeFields(newer.place, newer.merged(self.fields), newer.ttl, fence, run_key)
+            joined.at, joined.late = newer.at, self.late or newer.late
+            joined.told_at = {**self.told_at, **newer.told_at}
+            joined.sent = dict(self.sent)
+            joined.conflict = self.conflict or newer.conflict
+            return joined
+        return newer if isinstance(newer, SetValue) else None
+
+    def note_sent(self) -> None:
+        """Take note that it is being sent."""
+        for name, body in self.fields.items():
+            before = self.sent.get(name, ())
+            self.sent[name] = before if body in before else (*before, body)[-MAX_SENT:]
+
+    def merged(self, base: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Return the fields of a base with these over them."""
+        fields = {**base, **self.fields}
+        if "status" in base and "status" in self.fields:
+            old, new = encoding.decode(base["status"]), encoding.decode(self.fields["status"])
+            if self.late and rank_of(old) > rank_of(new) or old == "SUCCESS" and new in _BEFORE_SUCCESS:
+                fields["status"] = base["status"]
+        return fields
+
+    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+        """All fields there are."""
+        return Content("version", self.run_key, "-", encoding.join_fields(self.merged(base)))
+
+
+class Coordinated(Change):
+    """A change of what has no value in one piece: the queue, the metrics."""
+
+    def what(self) -> list[Any]:
+        """Return what to do, as ``store/lua/coordination_write.lua`` takes it."""
+        raise NotImplementedError
+
+    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+        """Nothing: it is no entry."""
+        raise TypeError(f"{type(self).__name__} is not written as an entry")
+
+
+class SyncQueue(Coordinated):
+    """Make lists of the queue what is given.
+
+    Arguments:
+        lists: Task ids by name of the list: ``pending``, ``processing``.
+    """
+
+    __slots__ = ("lists",)
+
+    def __init__(self, place: Place, lists: dict[str, list[str]], ttl: float) -> None:
+        super().__init__(place, ttl)
+        self.lists = lists
+
+    def followed_by(self, newer: Change) -> Change | None:
+        """The newer lists, and those of here that it does not name."""
+        if not isinstance(newer, SyncQueue) or self.serial is not None:
+            return None
+        return SyncQueue(newer.place, {**self.lists, **newer.lists}, newer.ttl)
+
+    def what(self) -> list[Any]:
+        """The lists with their lengths."""
+        return ["queue", *(part for name, ids in self.lists.items() for part in (name, len(ids), *ids))]
+
+
+class SyncMetrics(Coordinated):
+    """Set counters, and add to counters.
+
+    Arguments:
+        steps: By counter: what it is set to, as JSON (None: it is not set), and what is added to that.
+    """
+
+    __slots__ = ("steps",)
+
+    def __init__(self, place: Place, steps: dict[str, tuple[bytes | None, float]], ttl: float) -> None:
+        super().__init__(place, ttl)
+        self.steps = steps
+
+    def followed_by(self, newer: Change) -> Change | None:
+        """Both; what was sent already is not added to, for it may have arrived."""
+        if not isinstance(newer, SyncMetrics) or self.serial is not None:
+            return None
+        steps = dict(self.steps)
+        for name, (body, more) in newer.steps.items():
+            before, some = steps.get(name, (None, 0))
+            steps[name] = (before, some + more) if body is None else (body, more)
+        return SyncMetrics(newer.place, steps, newer.ttl)
+
+    def what(self) -> list[Any]:
+        """The steps, one after the other."""
+        steps: list[Any] = ["metrics"]
+        for name, (body, more) in self.steps.items():
+            steps += [] if body is None else ["=", name, body]
+            steps += ["+", name, repr(more)] if more or body is None else []
+        return steps
+
+    def applied(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Return counters as they will be."""
+        after = dict(metrics)
+        for name, (body, more) in self.steps.items():
+            before = after.get(name, 0) if body is None else encoding.decode(body)
+            is_number = isinstance(before, (int, float)) and not isinstance(before, bool)
+            after[name] = before + more if is_number else before
+        return after
+
+
+class TellRun(Change):
+    """Tell a stage in the life of a task.
+
+    Arguments:
+        task_run: All that is known of the run.
+        run_key: Which run; "" for the one that is stored.
+    """
+
+    __slots__ = ("task_run", "run_key")
+
+    def __init__(self, place: Place, task_run: TaskRun, run_key: str, ttl: float, fence: int = 0) -> None:
+        super().__init__(place, ttl, fence)
+        self.task_run = task_run
+        self.run_key = run_key
+
+    def followed_by(self, newer: Change) -> Change | None:
+        """The later stage, if both are of one run."""
+        if not isinstance(newer, TellRun) or newer.run_key != self.run_key:
+            return None
+        status = newer.task_run.status
+        return newer if later_status(self.task_run.status, status) == status else self
+
+    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+        """What is known of the run."""
+        run = self.task_run
+        rank = rank_of(run.status)
+        if rank in WAITING:
+            published = run.published_at
+            if not isinstance(published, (int, float)) or not 0 < published < TOO_LATE:  # it has come with the message
+                published = clock.at(self.at)
+            figure = round(published * 1e4)
+        else:
+            figure = round((run.runtime or 0.0) * 1e6)
+        return Content("run", self.run_key, rank, run.encode(self.place.task_id), figure)

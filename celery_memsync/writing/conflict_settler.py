@@ -1,0 +1,140 @@
+"""What becomes of a change that somebody else was quicker than."""
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.utils.log import get_logger
+
+from .. import encoding
+from ..conflicts import Resolution, Resolvers
+from ..models.entry import Entry, Stored
+from ..models.order import rank_of
+from ..store.clock import Clock
+from .changes import Change, MergeFields, SetValue
+
+logger = get_logger(__name__)
+
+#: What is told of a conflict: its key, the strategy, the entries, which values are in the result no more.
+Conflict = dict[str, Any]
+
+
+class Settler:
+    """Settles conflicts: by the resolver of the key what can be merged, else by time.
+
+    Arguments:
+        worker_id: Who writes.
+        max_value_size: Largest value that a resolver may make, in bytes.
+    """
+
+    def __init__(self, clock: Clock, worker_id: str, resolvers: Resolvers, max_value_size: int) -> None:
+        self.clock = clock
+        self.worker_id = worker_id
+        self.resolvers = resolvers
+        self.max_value_size = max_value_size
+
+    def settle(self, change: Change, stored: Stored, before: Mapping[str, bytes]) -> Change | Conflict:
+        """Return what is to be written over what another has stored; if nothing is, the conflict that is settled so.
+
+        Arguments:
+            before: The fields that the writer of the change knew of.
+        """
+        if _later_run(change, stored):
+            return change
+        if isinstance(change, MergeFields):
+            return self._settle_fields(change, stored, before, change.base.fields if change.base else {})
+        if not isinstance(change, SetValue):
+            return change
+        return self._settle_value(change, stored) if change.body and not stored.deleted else \
+            self._keep_the_later(change, stored)
+
+    def _settle_value(self, change: SetValue, stored: Stored) -> Change | Conflict:
+        resolved, conflict = self._ask(change, stored, encoding.decode(change.body), change.at)
+        body = change.body if resolved is None else resolved
+        if body == stored.body:
+            return conflict
+        settled = SetValue(change.place, body, change.ttl, change.fence)
+        settled.seen = stored.header.stamp
+        settled.at = max(change.at, self.clock.monotonic(stored.header.time / 1000))
+        settled.conflict = conflict
+        return settled
+
+    def _keep_the_later(self, change: SetValue, stored: Stored) -> Change | Conflict:
+        """Let the later of a deletion and a value win: there is nothing that could be merged."""
+        key, at = change.place.path, self.clock.at(change.at)
+        if stored.deleted and (not change.body or round(at * 1000) >= stored.header.time):
+            return change  # what is gone is no conflict
+        value = encoding.decode(change.body) if change.body else None
+        old = stored.entry(key, None if stored.deleted else stored.value)
+        new = Entry(key, value, old.version + 1, round(at, 3), self.worker_id, change.ttl)
+        later = round(at, 3) >= old.timestamp
+        conflict = {"key": key, "strategy": "last_write_wins", "entries": [old, new],
+                    "discarded": [old.value if later else new.value]}
+        if later:
+            change.conflict = conflict
+            return change
+        return conflict
+
+    def _settle_fields(
+        self, change: MergeFields, stored: Stored, base: Mapping[str, bytes], theirs: dict[str, bytes],
+    ) -> Change | Conflict:
+        """Let the resolver settle the fields that both have changed; the others are merged anyway."""
+        mine = change.merged(theirs)
+        disputed = {
+            name for name in change.fields
+            if name in theirs and mine[name] != theirs[name]
+            and theirs[name] not in (base.get(name), *change.sent.get(name, ()))
+            and not (name == "status" and _differ_in_rank(mine[name], theirs[name]))
+        }
+        if not disputed:
+            return change
+        told_at = max(change.told_at[name] for name in disputed)
+        value = encoding.decode(encoding.join_fields(mine))
+        body, conflict = self._ask(change, stored, value, told_at)
+        fields = change.fields
+        if body is not None:
+            # What the resolver left as it is stored is not told again: it may have moved on by then.
+            undisputed = {name: text for name, text in fields.items() if name not in disputed}
+            resolved = {name: text for name, text in encoding.split_fields(body).items() if theirs.get(name) != text}
+            fields = {**resolved, **undisputed}
+        if not fields:
+            return conflict
+        settled = MergeFields(change.place, fields, change.ttl, change.fence, change.run_key)
+        settled.at = change.at
+        settled.told_at = {name: change.told_at.get(name, told_at) for name in fields}
+        settled.late = True
+        settled.base = change.base
+        settled.conflict = conflict
+        return settled
+
+    def _ask(
+        self, change: Change, stored: Stored, value: Any, told_at: float,
+    ) -> tuple[bytes | None, Conflict]:
+        """Return what the resolver makes of what is stored and a value to come, None if it fails; and what to tell."""
+        key = change.place.path
+        timestamp = round(self.clock.at(told_at), 3)
+        incoming = Entry(key, value, stored.header.version + 1, timestamp, self.worker_id, change.ttl)
+        entries = [stored.entry(key), incoming]
+        body = None
+        try:
+            resolution = self.resolvers.settle(key, entries)
+            if isinstance(change, MergeFields) and not isinstance(resolution.resolved, dict):
+                raise TypeError("the fields of a state are resolved to a dict")
+            body = encoding.encode(resolution.resolved, key, self.max_value_size)
+        except SoftTimeLimitExceeded:  # of the task that flushes just now
+            raise
+        except Exception as exc:
+            logger.warning("The resolver of %s raised %s; the incoming write is kept", key, type(exc).__name__)
+            resolution = Resolution(value, f"failed: {type(exc).__name__}", [entries[0].value])
+        return body, {"key": key, "strategy": resolution.strategy, "entries": entries, "discarded": resolution.discarded}
+
+
+def _later_run(change: Change, stored: Stored) -> bool:
+    """Whether a later run of a task tells: what it says plainly follows."""
+    run_key = getattr(change, "run_key", "")
+    return bool(run_key) and run_key > stored.header.run
+
+
+def _differ_in_rank(one: bytes, other: bytes) -> bool:
+    """Whether one of two statuses, each as JSON, is a later stage than the other."""
+    return rank_of(encoding.decode(one)) != rank_of(encoding.decode(other))

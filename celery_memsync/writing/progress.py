@@ -1,0 +1,237 @@
+"""Changes of the progress of a task."""
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import Any, Mapping
+
+from ..exceptions import InvalidValue, ValueTooLarge
+from ..keys import Place
+from ..models.progress import PROGRESS_FIELDS, encode_progress
+from ..models.task import TOO_LATE
+from ..store.clock import Clock
+from .changes import Change, Content
+
+#: Figures of progress stay below: a rank holds sixteen digits.
+TOO_LARGE = 10 ** 16
+
+#: Held while a progress takes figures: several threads may tell of one task.
+_telling = threading.RLock()
+
+
+def _renew_telling() -> None:
+    """Another thread of the parent process may have held it when this one was forked."""
+    global _telling
+    _telling = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_telling)
+
+
+class TellProgress(Change):
+    """Tell how far a task is, at one moment."""
+
+    __slots__ = ("row", "run_key", "rank", "started")
+
+    expendable = True
+
+    def __init__(self, place: Place, row: tuple[Any, ...], run_key: str, rank: str, started: float, ttl: float) -> None:
+        super().__init__(place, ttl)
+        self.row = row
+        self.run_key = run_key
+        self.rank = rank
+        self.started = started
+
+    @classmethod
+    def from_row(cls, place: Place, row: Any, run_key: str, ttl: float, clock: Clock) -> TellProgress | None:
+        """Return what another process told of an earlier run, from the body that it wrote.
+
+        It comes with a message, which anybody may write: None for what is no such body.
+        """
+        if not isinstance(row, list) or len(row) > len(PROGRESS_FIELDS):
+            return None
+        padded = [*row, *[None] * (len(PROGRESS_FIELDS) - len(row))]
+        percent, current, total, message, status, started_at, updated_at, run, fields = padded
+        figures = ((percent, 100), (current, TOO_LARGE), (total, TOO_LARGE))
+        sound = (
+            all(figure is None or _is_between(figure, 0, most) for figure, most in figures)
+            and all(_is_between(moment, 1, TOO_LATE) for moment in (started_at, updated_at))
+            and (fields is None or isinstance(fields, dict)))
+        if not sound:
+            return None
+        rank = progress_rank(percent, current)
+        told = cls(place, (percent, current, total, message, status, run, fields), run_key, rank,
+                   clock.monotonic(started_at), ttl)
+        told.at = clock.monotonic(updated_at)
+        return told
+
+    def followed_by(self, newer: Change) -> Change | None:
+        """The newer progress of the same run: its writer saw to it that it does not go back."""
+        return newer if isinstance(newer, (TellProgress, Progress)) and newer.run_key == self.run_key else None
+
+    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+        """The figures, with times on Redis's clock."""
+        percent, current, total, message, status, run, fields = self.row
+        times = round(clock.at(self.started), 3), round(clock.at(self.at), 3)
+        body = encode_progress((percent, current, total, message, status, *times, run, fields))
+        # Of two words at the same figure the later one counts.
+        return Content("run", self.run_key, f"{self.rank}:{round(clock.at(self.at) * 1000)}", body)
+
+
+class Progress(Change):
+    """How far one run of a task is; it is told again and again.
+
+    :meth:`count` and :meth:`report` are called by the task's threads,
+    :meth:`snapshot` by the writer's.  Neither waits for the other: the task
+    sets the figures before it looks whether they are queued, the writer marks
+    them unqueued before it reads them.
+
+    Arguments:
+        run: Id of the run, as shown.
+        run_key: Which run; "" for the one that is stored.
+        started: Monotonic time when the run began.
+        limit: Longest message, in characters.
+    """
+
+    __slots__ = ("run", "run_key", "started", "figures", "message", "status", "fields", "limit", "queued")
+
+    expendable = True
+
+    def __init__(
+        self, place: Place, ttl: float, run: str | None = None, run_key: str = "", started: float | None = None,
+        limit: int = 1024 * 1024,
+    ) -> None:
+        super().__init__(place, ttl)
+        self.limit = limit
+        self.run = run
+        self.run_key = run_key
+        self.started = self.at if started is None else started
+        #: Percent if it was told and not to be reckoned, current, total.
+        self.figures: tuple[float | None, float | None, float | None] = (None, None, None)
+        self.message: str | None = None
+        self.status: str | None = None
+        self.fields: dict[str, Any] | None = None
+        self.queued = False
+
+    def count(self, current: float, total: float | None, message: str | None) -> bool:
+        """Take a new count, as :meth:`report` does, but fast in the plain case: one more of the same."""
+        with _telling:
+            percent, old, old_total = self.figures
+            if (
+                type(current) is int and old is not None and percent is None and old <= current < TOO_LARGE
+                and (total is None or total == old_total)
+                and (message is None or type(message) is str and len(message) <= self.limit)
+            ):
+                self.figures = (None, current, old_total)
+                if message is not None:
+                    self.message = message
+                return self._reported()
+        return self.report(current, total, message)
+
+    def report(
+        self, current: float | None, total: float | None, message: str | None,
+        status: str | None = None, percent: float | None = None, fields: dict[str, Any] | None = None,
+    ) -> bool:
+        """Take new figures, unless they are behind the old ones; words are taken anyway.
+
+        Returns:
+            Whether it has to be queued.
+
+        Raises:
+            InvalidValue: For a figure that is none, or out of its range.
+        """
+        for text, what in ((message, "message"), (status, "status")):
+            self._check_text(text, what)
+        if percent is not None:
+            _check(percent, "progress")
+            if percent > 100:
+                raise InvalidValue(f"progress is {percent}; it goes from 0 to 100")
+        for figure, what in ((current, "current"), (total, "total")):
+            if figure is not None:
+                _check(figure, what)
+        with _telling:
+            _, old_current, old_total = self.figures
+            new = percent, old_current if current is None else current, old_total if total is None else total
+            if _further(new, self.figures):
+                self.figures = new
+            self.message = self.message if message is None else message
+            self.status = self.status if status is None else status
+            self.fields = {**(self.fields or {}), **fields} if fields else self.fields
+            return self._reported()
+
+    def _check_text(self, text: Any, what: str) -> None:
+        if text is not None and not isinstance(text, str):
+            raise InvalidValue(f"the {what} of a progress is a text, not {type(text).__name__}")
+        if text is not None and len(text) > self.limit:
+            raise ValueTooLarge(f"{self.place.path} ({what})", len(text), self.limit)
+
+    def _reported(self) -> bool:
+        self.at = time.monotonic()
+        return not self.queued
+
+    def followed_by(self, newer: Change) -> Change | None:
+        """The newer progress of the same run."""
+        return newer if isinstance(newer, (TellProgress, Progress)) and newer.run_key == self.run_key else None
+
+    def was_queued(self) -> None:
+        """Remember that there is no need to queue it again."""
+        self.queued = True
+
+    def snapshot(self) -> Change:
+        """Return the figures of this moment, and be ready to be queued again."""
+        self.queued = False
+        return self._told()
+
+    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+        """The figures of this moment."""
+        return self._told().content(clock, base)
+
+    def _told(self) -> TellProgress:
+        _, current, total = figures = self.figures
+        percent = _percent(figures)
+        shown = None if percent is None else round(percent, 3)
+        row = (shown, current, total, self.message, self.status, self.run, self.fields)
+        told = TellProgress(self.place, row, self.run_key, progress_rank(percent, current), self.started, self.ttl)
+        told.at, told.fence = self.at, self.fence
+        return told
+
+
+def _further(new: tuple[float | None, ...], old: tuple[float | None, ...]) -> bool:
+    """Whether figures are not behind others; a known percentage is further than a mere count."""
+    new_percent, old_percent = _percent(new), _percent(old)
+    if new_percent is not None and old_percent is not None:
+        return new_percent >= old_percent
+    if new_percent is not None or old_percent is not None:
+        return new_percent is not None
+    return new[1] is None or old[1] is None or new[1] >= old[1]
+
+
+def _percent(figures: tuple[float | None, ...]) -> float | None:
+    percent, current, total = figures
+    return percent_of(current, total) if percent is None else percent
+
+
+def percent_of(current: float | None, total: float | None) -> float | None:
+    """Return how many percent are done, None when the total is unknown."""
+    if total is None or current is None:
+        return None
+    return 100.0 if current >= total else 100 * current / total
+
+
+def progress_rank(percent: float | None, current: float | None) -> str:
+    """Return a text that sorts progress; known percents come after mere counts, and 100 absorbs nothing."""
+    if percent is None:
+        return f"2:{current or 0:024.6f}"
+    return f"3:{percent:010.6f}"
+
+
+def _is_between(figure: Any, least: float, most: float) -> bool:
+    return type(figure) in (int, float) and least <= figure <= most
+
+
+def _check(figure: Any, what: str) -> None:
+    if isinstance(figure, bool) or not isinstance(figure, (int, float)):
+        raise InvalidValue(f"{what} is a number, not {type(figure).__name__}")
+    if not 0 <= figure < TOO_LARGE:
+        raise InvalidValue(f"{what} must be 0 or more, and below {TOO_LARGE:.0e}")

@@ -1,0 +1,115 @@
+"""What this process has seen of entries: what it writes next follows that."""
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from typing import NamedTuple
+
+from .. import encoding
+from ..keys import LIFE, Place
+from ..models.entry import NEVER, Stamp, Stored
+from ..store.clock import Clock
+
+#: Most entries of which the state is remembered.  Of what was forgotten a write asks once more: a conflict with nobody.
+MAX_SEEN = 10_000
+
+#: Most entries of which the fields are, and their bytes of JSON.
+MAX_BASES = 2000
+
+MAX_BYTES = 4 * 1024 * 1024
+
+
+class Base(NamedTuple):
+    """What fields are merged into.
+
+    Attributes:
+        stamp: Which state of the entry it is.
+        body: Its fields, as one JSON object or each by itself.
+        until: Monotonic time when it is over.
+        told_at: Monotonic time when it was told.
+    """
+
+    stamp: Stamp
+    body: dict[str, bytes] | bytes
+    until: float
+    told_at: float
+
+    @classmethod
+    def of(cls, stored: Stored | None, clock: Clock) -> Base:
+        """Return what is stored, as something to merge into."""
+        if stored is None:
+            return NOTHING
+        header = stored.header
+        return cls(header.stamp, stored.body, clock.monotonic(header.over_at / 1000), clock.monotonic(header.time / 1000))
+
+    @property
+    def fields(self) -> dict[str, bytes]:
+        """Its fields, each as JSON."""
+        return self.body if isinstance(self.body, dict) else encoding.split_fields(self.body) if self.body else {}
+
+    @property
+    def present(self) -> Base:
+        """It without fields if their time is over."""
+        return self if time.monotonic() < self.until else self._replace(body={})
+
+    @property
+    def size(self) -> int:
+        """How long it is, in bytes."""
+        return sum(map(len, self.body.values())) if isinstance(self.body, dict) else len(self.body)
+
+
+#: What fields of an entry that nobody has written are merged into.
+NOTHING = Base(NEVER, {}, 0.0, float("-inf"))
+
+
+class Seen:
+    """Which state of each entry this process has written or read last, and which fields it had."""
+
+    def __init__(self) -> None:
+        #: By path, and plain tuples: what holds texts and numbers only is nothing to Python's collector.
+        self._stamps: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._bases: OrderedDict[Place, Base] = OrderedDict()
+        self._size = 0
+        self._mutex = threading.RLock()
+
+    def stamp(self, place: Place) -> Stamp:
+        """Return which state of an entry was seen; `NEVER` if none was, or that is forgotten."""
+        known = self._stamps.get(place.path)
+        return NEVER if known is None else Stamp(*known)
+
+    def note(self, place: Place, stamp: Stamp) -> None:
+        """Take note that a state of an entry was seen."""
+        if place.slot == LIFE and place.task_id:
+            return  # it has the path of what users tell, and is ruled by run and rank
+        # No lock: each step is one of C's, and it does not matter who is the last.
+        stamps, path = self._stamps, place.path
+        stamps.pop(path, None)
+        stamps[path] = (stamp.stored_at, stamp.version)
+        if len(stamps) > MAX_SEEN:
+            stamps.popitem(last=False)
+
+    def base(self, place: Place) -> Base:
+        """Return what fields of an entry are to be merged into, without fields if their time is over."""
+        return self._bases.get(place, NOTHING).present
+
+    def note_base(self, place: Place, base: Base) -> None:
+        """Take note of what fields are to be merged into."""
+        with self._mutex:
+            self.forget_base(place)
+            self._bases[place] = base
+            self._size += base.size
+            while self._size > MAX_BYTES or len(self._bases) > MAX_BASES:
+                self.forget_base(next(iter(self._bases)))
+
+    def forget_base(self, place: Place) -> None:
+        """Forget the fields of an entry."""
+        if place in self._bases:
+            with self._mutex:
+                self._size -= self._bases.pop(place, NOTHING).size
+
+    def forget(self, place: Place) -> None:
+        """Forget all that was seen of an entry."""
+        with self._mutex:
+            self._stamps.pop(place.path, None)
+            self.forget_base(place)

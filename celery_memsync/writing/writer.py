@@ -1,0 +1,748 @@
+"""Gather changes in memory and write them in batches."""
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+import time
+from collections import OrderedDict, deque
+from itertools import count
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
+
+from celery.exceptions import SoftTimeLimitExceeded
+from celery.utils.log import get_logger
+from redis.backoff import EqualJitterBackoff
+
+from .. import encoding
+from ..background_loop import LONGEST_PAUSE, PeriodicThread
+from ..conflicts import MAX_ROUNDS
+from ..events import Events
+from ..exceptions import ConflictError, LockLost, MemSyncError, StoreError
+from ..keys import ASSIGNMENTS, STATE, Place
+from ..models.entry import NEVER, Header, Stamp, Stored
+from ..models.progress import progress_from
+from ..store import EntryWrite, Outcome, Store, ms
+from .changes import Change, Coordinated, Draft, MergeFields, SetValue, SyncMetrics, SyncQueue, TellRun
+from .conflict_settler import Settler
+from .version_tracker import NOTHING, Base, Seen
+
+logger = get_logger(__name__)
+
+#: Most rounds of merging fields into a state that others write at the same moment.
+MAX_MERGES = 50
+
+#: Longest pause before the second of these rounds, in seconds; it grows with each.
+CONTENTION_PAUSE = 0.001
+
+#: Seconds between two tries of a write that Redis refuses while it takes others.
+REFUSED_PAUSE = 1.0
+
+#: Part of ``interval`` for which a draft is left for the next batch if there may be more to tell then: what a busy worker
+#: has just received will have ended.
+YOUNG = 0.1
+
+#: Most refused writes that are kept.
+MAX_REFUSED = 1000
+
+Queue = OrderedDict[Place, list[Change]]
+
+
+class BatchWriter:
+    """Writes changes in the background; whoever makes one never waits for Redis.
+
+    Changes of one entry are coalesced and stay in order.  A batch that fails
+    goes back to the queue, under newer changes, and is sent again.
+
+    Arguments:
+        settler: Settles conflicts.
+        interval: Seconds that changes are gathered; 0 sends every one at once.
+        batch_size: Most changes in one round trip.
+        max_pending: Most changes in memory; beyond it the oldest progress is
+            dropped first, then the oldest others.
+        on_put: Called with each draft that is taken, and with the place of each change.
+    """
+
+    def __init__(
+        self, store: Store, events: Events, settler: Settler, *,
+        interval: float, batch_size: int, max_pending: int, on_put: Callable[[Place | Draft], object],
+    ) -> None:
+        self.store = store
+        self.events = events
+        self.settler = settler
+        self.batch_size = batch_size
+        self.max_pending = max_pending
+        self.on_put = on_put
+        #: Counters since the start of this process.
+        self.counts = dict.fromkeys(("writes", "conflicts", "syncs", "flush_failures", "dropped", "coalesced"), 0)
+        self.last_flush_seconds = 0.0
+        self.connected = True
+        # Both can be taken twice by one thread: by what it does, and by a signal's handler in the middle of it.
+        self._mutex = threading.RLock()
+        #: Held while a batch is under way, so that batches go one after the other.
+        self._flushing = threading.RLock()
+        self._drafts: dict[Draft, None] = {}
+        self._ordinary: Queue = OrderedDict()
+        self._expendable: Queue = OrderedDict()
+        self._in_flight: list[Change] = []
+        #: Redis keys of what waits, and of what is under way or has come back; perhaps of more.
+        self._keys_waiting: set[str] = set()
+        self._keys_sent: set[str] = set()
+        self._assignments = store.keys.coordination_place(ASSIGNMENTS).path
+        #: What Redis refuses, by place, with the time of the next try.
+        self._refused: OrderedDict[Place, tuple[float, list[Change]]] = OrderedDict()
+        #: What was written or shown to a reader last.
+        self._seen = Seen()
+        self._serials = count(1)
+        self._untold: deque[tuple[str, dict[str, Any]]] = deque()
+        self._untold_drops = 0
+        self._warned_of_drops = False
+        #: Slots of which a refusal was told.
+        self._warned: set[Place] = set()
+        self._thread = PeriodicThread("memsync-writer", self._flush_on_demand, interval, on_demand=True)
+
+    # -- tell
+
+    def take(self, draft: Draft) -> None:
+        """Take a draft, unless it waits already; what it has to tell is written within ``interval``, and a tenth of that.
+
+        No lock is taken: a soft time limit may raise anywhere in here.
+        """
+        if draft in self._drafts:
+            return
+        self._drafts[draft] = None
+        self.on_put(draft)
+        if len(self._drafts) > self.max_pending:
+            self._ask_drafts()
+        self._thread.wake()
+        if len(self._drafts) >= self.batch_size:
+            self._thread.hurry()
+
+    def put(self, change: Change) -> None:
+        """Take a change; it is written within ``interval``."""
+        full = self._queue(change)
+        self._thread.wake()
+        if full:
+            self._thread.hurry()
+
+    def _queue(self, change: Change) -> bool:
+        """Let a change wait; tell whether there is a batch of them."""
+        place = change.place
+        with self._mutex:
+            queue = self._expendable if change.expendable else self._ordinary
+            if isinstance(change, SetValue):
+                change.seen = self._seen.stamp(place)
+            self._append(queue, place, change)
+            change.was_queued()
+            if len(self._ordinary) + len(self._expendable) > self.max_pending:
+                self._drop_oldest()
+            # Nobody sees that it waits before the copies of what it changes are gone.
+            self.on_put(place)
+            return len(queue) >= self.batch_size
+
+    def saw(self, place: Place, stored: Stored | None) -> None:
+        """Take note of what a reader of this process was shown: what it writes next follows that."""
+        with self._mutex:
+            self._seen.note(place, NEVER if stored is None else stored.header.stamp)
+            if place.slot == STATE or place.path == self._assignments:
+                self._seen.note_base(place, Base.of(stored, self.store.clock))
+
+    def withdraw(self, draft: Draft, change: Change | None) -> None:
+        """Take a draft back, or the change that it came to: nobody needs it any more.  What is under way stays."""
+        self._drafts.pop(draft, None)
+        if change is not None:
+            with self._mutex:
+                if self._ordinary.get(change.place) == [change]:
+                    del self._ordinary[change.place]
+
+    # -- ask
+
+    @property
+    def pending(self) -> int:
+        """Number of changes that are not in Redis yet."""
+        with self._mutex:
+            self._ask_drafts()
+            return len(self._ordinary) + len(self._expendable) + len(self._in_flight) + len(self._refused)
+
+    def waiting_for(self, *keys: str) -> list[Change]:
+        """Return the changes of all entries under Redis keys that are not in Redis yet."""
+        with self._mutex:
+            self._ask_drafts()
+            if not any(key in self._keys_waiting or key in self._keys_sent for key in keys):
+                return []
+            return [change for change in self.waiting() if change.place.key in keys]
+
+    def waiting(self) -> list[Change]:
+        """Return all changes that are not in Redis yet, those of an entry in their order."""
+        with self._mutex:
+            self._ask_drafts()
+            rows = [*(changes for _, changes in self._refused.values()), self._in_flight]
+            rows += [*self._ordinary.values(), *self._expendable.values()]
+            return [change for row in rows for change in row]
+
+    def overlay(self, stored: Stored | None, changes: Sequence[Change]) -> Stored | None:
+        """Return an entry as it will be when changes of this process have been written over it."""
+        for change in changes:
+            if not self._holds(stored, change):
+                stored = change.over(stored, self.store.clock, self.store.worker_id)
+        return stored
+
+    def _holds(self, stored: Stored | None, change: Change) -> bool:
+        """Whether a change that is under way has arrived already."""
+        if stored is None or change.serial is None:
+            return False
+        for write in stored.header.writes.split(","):
+            token, _, serial = write.partition(".")
+            if token == self.store.token:
+                return serial.isdigit() and int(serial) >= change.serial
+        return False
+
+    @property
+    def at_rest(self) -> contextlib.AbstractContextManager[object]:
+        """A lock; whoever holds it knows that nothing leaves this process meanwhile."""
+        return self._flushing
+
+    # -- write
+
+    def flush(self) -> None:
+        """Write everything that waits now.
+
+        Raises:
+            StoreError: If Redis is away; what was not written waits on.
+        """
+        try:
+            with self._flushing:
+                self._flush()
+        finally:
+            self._tell()
+
+    def flush_for(self, key: str) -> None:
+        """Write everything that waits now, if something waits under a Redis key.
+
+        Raises:
+            StoreError: If Redis is away; what was not written waits on.
+        """
+        if self.waiting_for(key):
+            self.flush()
+
+    def _flush_on_demand(self) -> float | None:
+        try:
+            with self._flushing:
+                self._flush(young=YOUNG * self._thread.interval)
+        finally:
+            self._tell()
+        if self._drafts:
+            self._thread.wake()
+        return REFUSED_PAUSE if self._refused else None
+
+    def force(self, timeout: float | None = None) -> int:
+        """Return when everything that waited is in Redis; tell how many changes that were.
+
+        Arguments:
+            timeout: Seconds to keep trying while Redis is away.  None: one try.
+
+        Raises:
+            StoreError: If Redis is away, or refuses a change; nothing is lost.
+            ConflictError: If a change lost every round of resolving.
+        """
+        deadline = time.monotonic() + (timeout or 0)
+        backoff = EqualJitterBackoff(cap=LONGEST_PAUSE, base=0.05)
+        failures = 0
+        while True:
+            try:
+                with self._barrier(None if timeout is None else deadline):
+                    written = self._flush(strict=True)
+                    self.store.have_told()
+                    return written
+            except StoreError as exc:
+                failures += 1
+                pause = backoff.compute(failures)
+                if isinstance(exc, Refused) or time.monotonic() + pause > deadline:
+                    raise
+                time.sleep(pause)
+            finally:
+                self._tell()
+
+    def compare_and_set(self, change: SetValue, expected: int) -> Stored:
+        """Write a value at once, if an entry is at the expected version; return it as it was stored.
+
+        Raises:
+            ConflictError: If the entry is at another version.
+            StoreError: If Redis is away, or refuses.
+        """
+        self.flush()
+        try:
+            with self._flushing:
+                return self._compare_and_set(change, expected)
+        finally:
+            self._tell()
+
+    def _compare_and_set(self, change: SetValue, expected: int) -> Stored:
+        place, key = change.place, change.place.path
+        self.store.connect()
+        write = self._as_write(change)
+        assert write is not None  # a value that was encoded already
+        shown = self._seen.stamp(place)
+        # Of which life of the key that version is, if this process was shown it.
+        at = f"@{shown.stored_at}" if expected and shown.version == expected else ""
+        (outcome,) = self.store.write_entries([write._replace(seen=f"{expected}{at}")])
+        if outcome.status == "conflict":
+            stored = outcome.stored
+            if expected or not outcome.version or stored is not None and not stored.gone(self.store.clock.now()):
+                with self._mutex:
+                    self._seen.note(place, NEVER if stored is None else stored.header.stamp)
+                raise ConflictError(key, outcome.version)
+            # Version 0 is meant, nothing to see; what was deleted counts its versions on.
+            return self._compare_and_set(change, outcome.version)
+        if outcome.status == "error":
+            raise Refused(key, 1)
+        if outcome.status == "fenced":
+            raise LockLost(f"under which {key} was written")
+        self._settle(change, write, outcome)
+        self.store.have_told()
+        self.on_put(place)
+        # If this is a second try others may have written since.
+        version = expected + 1 if outcome.status == "again" else outcome.version
+        before = Stored(Header(version - 1, "-", "-", 0, 0, 0, 0, "-", ""), b"")
+        after = change.over(before, self.store.clock, self.store.worker_id)
+        assert after is not None
+        return after
+
+    def close(self, timeout: float) -> None:
+        """Stop the thread and write what waits, for at most about ``timeout`` seconds.
+
+        Raises:
+            StoreError: If something could not be written.
+        """
+        deadline = time.monotonic() + timeout
+        self._thread.stop(timeout)
+        left = deadline - time.monotonic()
+        if self.pending and left <= 0 and not self.connected:
+            raise StoreError("Redis is away")
+        if self.pending:
+            self.force(max(0.0, left))
+
+    @contextlib.contextmanager
+    def _barrier(self, deadline: float | None) -> Iterator[None]:
+        if deadline is None:
+            with self._flushing:
+                yield
+            return
+        held = False
+        try:
+            held = self._flushing.acquire(timeout=max(0.0, deadline - time.monotonic()))
+            if not held:
+                raise StoreError("Redis did not take the batch under way in time; it waits on")
+            yield
+        finally:
+            if held:
+                self._flushing.release()
+
+    def _flush(self, strict: bool = False, young: float = 0.0) -> int:
+        started = time.monotonic()
+        lost_rounds: list[ConflictError] = []
+        try:
+            self._take(all_refused=strict, young=young)
+            count = len(self._in_flight)
+            if count:
+                self.store.connect()
+            elif not self.connected:
+                self.store.ping()
+                self._restored()
+            while self._in_flight:
+                lost_rounds += self._send(self._in_flight[:self.batch_size])
+        except MemSyncError as exc:
+            self._failed(exc, len(self._in_flight))
+            raise
+        finally:
+            self._put_back(self._in_flight)
+        if count:
+            self._succeeded(count, time.monotonic() - started)
+        if strict and self._refused:
+            raise Refused(next(iter(self._refused.values()))[1][0].place.path, len(self._refused))
+        if strict and lost_rounds:
+            raise lost_rounds[0]
+        return count
+
+    def _send(self, changes: list[Change]) -> list[ConflictError]:
+        """Write the first changes that are in flight in one round trip; settle conflicts by more of them.
+
+        Returns:
+            An error for each change that lost every round; it waits on.
+        """
+        lost: list[Change] = []
+        changes = self._replace(changes, self._coordinate(changes))
+        for number in range(MAX_MERGES):
+            written: list[tuple[Change, EntryWrite]] = []
+            outcomes = self.store.write_entries(self._writes_of(changes, written))
+            settled = [self._settle(change, write, outcome) for (change, write), outcome in zip(written, outcomes)]
+            again = [change for change in settled if change is not None]
+            if number >= MAX_ROUNDS:
+                # Merging fields settles nothing, it only has to be the first to write.
+                lost += self._let_wait([change for change in again if not isinstance(change, MergeFields)])
+                again = [change for change in again if isinstance(change, MergeFields)]
+            changes = self._replace(changes, again)
+            if not again:
+                break
+            time.sleep(number * random.random() * CONTENTION_PAUSE)  # nosec B311 # spreads tries, no secret
+        else:
+            lost += self._let_wait(changes)
+            self._replace(changes, [])
+        return [ConflictError(
+            change.place.path,
+            (change.seen if isinstance(change, SetValue) else self._base(change).stamp).version,
+        ) for change in lost]
+
+    def _let_wait(self, changes: list[Change]) -> list[Change]:
+        """Put changes that lost every round back before those that wait; at no moment are they nowhere."""
+        with self._mutex:
+            for change in changes:
+                self._append(self._ordinary, change.place, change, front=True)
+        return changes
+
+    def _replace(self, changes: list[Change], left: list[Change]) -> list[Change]:
+        """Put what is left of the first changes in flight in their place; if the connection breaks, that waits on."""
+        with self._mutex:
+            self._in_flight = left + self._in_flight[len(changes):]
+        return left
+
+    def _coordinate(self, changes: Sequence[Change]) -> list[Change]:
+        """Write what is no entry; return the rest."""
+        together = [change for change in changes if isinstance(change, Coordinated)]
+        if together:
+            for change in together:
+                change.serial = change.serial or next(self._serials)
+            told = [(change.serial or 0, change.ttl, change.what()) for change in together]
+            try:
+                answers = self.store.change_coordination("told", told)
+            except StoreError as exc:
+                if not exc.refused:
+                    raise
+                for change in together:
+                    self._refuse(change, str(exc))
+                answers = []
+            for change, failed in zip(together, answers):
+                if failed and isinstance(change, SyncMetrics):
+                    logger.warning("Counters that are no numbers can't be added to: %s", ", ".join(failed))
+                self.counts["writes"] += 1
+                self._note_written(change)
+        return [change for change in changes if not isinstance(change, Coordinated)]
+
+    def _writes_of(self, changes: Iterable[Change], written: list[tuple[Change, EntryWrite]]) -> Iterator[EntryWrite]:
+        """Yield changes as the store takes them, and keep each beside what it became."""
+        for change in changes:
+            write = self._as_write(change)
+            if write is not None:
+                written.append((change, write))
+                yield write
+
+    def _as_write(self, change: Change) -> EntryWrite | None:
+        """Return a change as the store takes it; None, and it is dropped, if there is something wrong with it."""
+        clock, base, at = self.store.clock, NOTHING, change.at
+        fields: Mapping[str, bytes] = {}
+        try:
+            if isinstance(change, MergeFields):
+                base = self._base(change)
+                fields = base.fields
+                # One of the fields may have been told later.
+                at = max(at, base.told_at)
+                change.note_sent()
+            seen, run, rank, body, figure = change.content(clock, fields)
+        except SoftTimeLimitExceeded:  # of the task that flushes just now
+            raise
+        except Exception:
+            logger.exception("A write of %s can't be made and is dropped", change.place.path)
+            self._count_drop()
+            return None
+        if change.serial is None:
+            change.serial = next(self._serials)
+        if seen == "version":
+            stored_at, version = change.seen if isinstance(change, SetValue) else base.stamp
+            seen = f"{version}@{stored_at}"
+        return EntryWrite(
+            change.place, seen, run, rank, change.fence, ms(clock.at(at)), ms(change.ttl), change.serial, body, figure)
+
+    def _base(self, change: Change) -> Base:
+        """Return what the fields of a change are to be merged into."""
+        if not isinstance(change, MergeFields):
+            return NOTHING
+        return self._seen.base(change.place) if change.base is None else change.base.present
+
+    # -- what became of a change
+
+    def _settle(self, change: Change, write: EntryWrite, outcome: Outcome) -> Change | None:
+        """Take note of an outcome; return what is to be written instead, if anything."""
+        status = outcome.status
+        if status == "ok" or status == "again":
+            self.counts["writes"] += 1
+            if status == "ok":
+                self._remember(change, Stamp(outcome.stored_at, outcome.version))
+            else:
+                # Others may have written since; what they wrote was not seen.
+                self._seen.forget(change.place)
+            if change.conflict is not None:
+                self._note_conflict(change.conflict)
+            if self.events.anybody:
+                self._note_written(change, write.body)
+        elif status == "conflict":
+            return self._resolve(change, outcome)
+        elif status == "error":
+            self._refuse(change, outcome.error)
+        elif status == "fenced":
+            self._fence_off(change)
+        return None
+
+    def _fence_off(self, change: Change) -> None:
+        """Drop a change that was made under a lock which somebody else has had since, and has written."""
+        if self._warn_of(change.place):
+            logger.warning("A write of %s is refused: a later holder of its lock has written there", change.place.path)
+        self._seen.forget(change.place)
+        self.counts["dropped"] += 1
+        self._note("writes-dropped", count=1)
+
+    def _remember(self, change: Change, stamp: Stamp) -> None:
+        place = change.place
+        if isinstance(change, MergeFields):
+            base = self._base(change)
+            told_at = max(change.at, base.told_at)
+            self._seen.note_base(place, Base(stamp, change.merged(base.fields), told_at + change.ttl, told_at))
+        elif isinstance(change, SetValue):
+            self._seen.forget_base(place)
+        else:
+            return
+        with self._mutex:
+            self._seen.note(place, stamp)
+            # What this process told since then was told by one who knew of it.
+            for later in self._ordinary.get(place, ()):
+                if isinstance(later, SetValue):
+                    later.seen = stamp
+
+    def _resolve(self, change: Change, outcome: Outcome) -> Change | None:
+        """Return what is to be written instead of a change that found something else than its writer had seen."""
+        stored, base = outcome.stored, Base.of(outcome.stored, self.store.clock)
+        gone = stored is None or stored.gone(self.store.clock.now())
+        before, seen = self._base(change), NEVER
+        if isinstance(change, MergeFields):
+            change.late = not gone
+            change.base = base._replace(body={}, until=0.0) if gone else base
+            self._seen.note_base(change.place, change.base)
+        elif isinstance(change, SetValue):
+            seen, change.seen = change.seen, NEVER if stored is None else stored.header.stamp
+        own = stored is not None and stored.header.writes.startswith(self.store.token)
+        if stored is None or own or gone and not (stored.deleted and isinstance(change, SetValue)):
+            return change
+        try:
+            settled = self.settler.settle(change, stored, before.fields)
+        except SoftTimeLimitExceeded:  # of the task that flushes just now: whoever flushes next meets the conflict again
+            if isinstance(change, MergeFields):
+                change.base = before
+            elif isinstance(change, SetValue):
+                change.seen = seen
+            raise
+        if isinstance(settled, Change):
+            return settled
+        self._note_conflict(settled)
+        return None
+
+    def _note_conflict(self, conflict: dict[str, Any]) -> None:
+        """Count a conflict that is settled; however many rounds it took, it was one."""
+        self.counts["conflicts"] += 1
+        self._note("conflict-resolved", **conflict)
+
+    def _refuse(self, change: Change, error: str) -> None:
+        """Set a change aside that Redis refuses, so that it does not hold up the others."""
+        place = change.place
+        with self._mutex:
+            known = place in self._refused
+            queue: Queue = OrderedDict({place: self._refused[place][1]} if known else {})
+            self._append(queue, place, change)
+            self._refused[place] = (time.monotonic() + REFUSED_PAUSE, queue[place])
+            if len(self._refused) > MAX_REFUSED:
+                self._refused.popitem(last=False)
+                self._count_drop()
+        if not known and self._warn_of(place):
+            logger.warning("Redis refuses to write %s: %s", change.place.path, error[:120])
+
+    def _warn_of(self, place: Place) -> bool:
+        """Whether a refusal is to be told: once of each place."""
+        if place in self._warned:
+            return False
+        if len(self._warned) >= MAX_REFUSED:
+            self._warned.clear()
+        self._warned.add(place)
+        return True
+
+    def _note_written(self, change: Change, body: bytes = b"") -> None:
+        place = change.place
+        deleted = isinstance(change, SetValue) and not change.body
+        name = "delete" if deleted else "write"
+        synced = None if deleted else _synced(change)
+        if not self.events.wanted(name) and (synced is None or not self.events.wanted(synced)):
+            return
+        value = None if deleted else self._value_of(change, body)
+        self._note(name, key=place.path, **({} if deleted else {"value": value}))
+        if synced == "task-state-synced":
+            self._note(synced, task_id=place.task_id, state=value)
+        elif synced == "agent-coordinated":
+            self._note(synced, task_id=place.task_id, agent_id=place.field, data=value)
+        elif synced == "worker-status-synced":
+            self._note(synced, worker_id=place.field.rpartition("/")[0], status=value)
+        elif synced == "queue-synced":
+            self._note(synced, queue=value)
+
+    def _value_of(self, change: Change, body: bytes) -> Any:
+        if isinstance(change, SyncQueue):
+            return change.lists
+        if isinstance(change, SyncMetrics):
+            return change.applied({})
+        if isinstance(change, TellRun):
+            return change.task_run.as_dict()
+        if change.expendable:
+            return progress_from(encoding.decode(body))  # its times as written: the clock may have been corrected since
+        after = change.over(None, self.store.clock, self.store.worker_id)
+        return None if after is None or after.deleted else after.value
+
+    # -- the queue
+
+    def _append(self, queue: Queue, place: Place, change: Change, front: bool = False) -> None:
+        self._keys_waiting.add(place.key)
+        waiting = queue.get(place)
+        if waiting is None:
+            queue[place] = [change]
+        elif front:
+            joined = change.followed_by(waiting[0])
+            waiting[:1] = [change, waiting[0]] if joined is None else [joined]
+            self.counts["coalesced"] += joined is not None
+        else:
+            joined = waiting[-1].followed_by(change)
+            waiting[-1:] = [waiting[-1], change] if joined is None else [joined]
+            self.counts["coalesced"] += joined is not None
+
+    def _ask_drafts(self, young: float = 0.0) -> None:
+        """Queue what drafts have to tell.
+
+        Arguments:
+            young: Seconds below which those are left alone of which there may be more to tell.
+        """
+        if not self._drafts:
+            return
+        born = time.monotonic() - young
+        with self._mutex:
+            for draft in list(self._drafts):
+                if draft.at <= born or draft.done:
+                    self._ask(draft)
+
+    def _ask(self, draft: Draft) -> None:
+        try:
+            # First this: who has more to tell from now on hands it in again.
+            if self._drafts.pop(draft, self) is self:
+                return  # a signal's handler has asked it meanwhile
+            for change in draft.changes():
+                self._queue(change)
+        except SoftTimeLimitExceeded:  # of the task that asks or flushes just now
+            self._drafts[draft] = None
+            raise
+        except Exception:
+            logger.exception("What a task came to can't be told and is dropped")
+            self._count_drop()
+
+    def _take(self, all_refused: bool, young: float = 0.0) -> None:
+        """Move what waits into flight."""
+        now = time.monotonic()
+        with self._mutex:
+            self._ask_drafts(young)
+            waiting = [*self._ordinary.items(), *self._expendable.items()]
+            touched = {place for place, _ in waiting}
+            due = [place for place, (at, _) in self._refused.items() if all_refused or at <= now or place in touched]
+            rows = [self._refused.pop(place)[1] for place in due] + [row for _, row in waiting]
+            self._keys_sent |= self._keys_waiting
+            self._keys_waiting = set()
+            self._ordinary, self._expendable = OrderedDict(), OrderedDict()
+            # A batch may be under way in this very thread, if a signal's handler came in between.
+            self._in_flight = self._in_flight + [change.snapshot() for row in rows for change in row]
+
+    def _put_back(self, changes: Sequence[Change]) -> None:
+        with self._mutex:
+            self._in_flight = []
+            newer = self._ordinary, self._expendable
+            self._ordinary, self._expendable = OrderedDict(), OrderedDict()
+            for change in changes:
+                self._append(self._expendable if change.expendable else self._ordinary, change.place, change)
+            for queue, later in zip((self._ordinary, self._expendable), newer):
+                for place, row in later.items():
+                    for change in row:
+                        self._append(queue, place, change)
+            while len(self._ordinary) + len(self._expendable) > self.max_pending:
+                self._drop_oldest()
+            self._keys_sent = {place.key for place in self._refused}
+
+    def _drop_oldest(self) -> None:
+        _, dropped = (self._expendable or self._ordinary).popitem(last=False)
+        for change in dropped:
+            change.snapshot()  # a progress that is dropped may be queued again
+        self._count_drop()
+
+    def _count_drop(self) -> None:
+        self.counts["dropped"] += 1
+        self._untold_drops += 1
+
+    # -- what is told of it all
+
+    def _note(self, name: str, **details: Any) -> None:
+        """Keep an event until the batch is done: a handler may flush too."""
+        self._untold.append((name, details))
+
+    def _tell(self) -> None:
+        with self._mutex:
+            dropped, self._untold_drops = self._untold_drops, 0
+        if dropped:
+            if not self._warned_of_drops:
+                self._warned_of_drops = True
+                logger.warning("More than %d changes wait for Redis; the oldest are dropped", self.max_pending)
+            self._note("writes-dropped", count=dropped)
+        for _ in range(len(self._untold)):
+            with contextlib.suppress(IndexError):  # another thread tells too
+                name, details = self._untold.popleft()
+                self.events.emit(name, **details)
+
+    def _failed(self, error: MemSyncError, count: int) -> None:
+        self.counts["flush_failures"] += 1
+        self._note("batch-failed", count=count, error=error)
+        if self.connected:
+            self.connected = False
+            self._note("connection-lost", error=error)
+
+    def _succeeded(self, count: int, seconds: float) -> None:
+        self.counts["syncs"] += 1
+        self.last_flush_seconds = seconds
+        self._warned_of_drops = False
+        self._note("batch-flushed", count=count, seconds=seconds)
+        self._restored()
+
+    def _restored(self) -> None:
+        if not self.connected:
+            self.connected = True
+            self._note("connection-restored")
+
+
+class Refused(StoreError):
+    """Redis refuses a change; it is kept and tried again."""
+
+    def __init__(self, key: str, number: int) -> None:
+        others = f" and {number - 1} others" if number > 1 else ""
+        super().__init__(
+            f"Redis refuses to write {key}{others}; something else may be stored there: "
+            "look at it with redis-cli TYPE and remove it"
+        )
+        self.key = key
+
+
+def _synced(change: Change) -> str | None:
+    """Return the event that tells that users' words of this kind have arrived."""
+    place = change.place
+    if isinstance(change, SyncQueue):
+        return "queue-synced"
+    if isinstance(change, (MergeFields, TellRun)) and place.task_id:
+        return "task-state-synced"
+    if isinstance(change, SetValue) and place.task_id and not place.slot:
+        return "agent-coordinated"
+    return "worker-status-synced" if isinstance(change, SetValue) and place.field.endswith("/status") else None
