@@ -16,7 +16,8 @@ from .helpers import ROOT, eventually
 
 HEAD = """
 import multiprocessing, os, signal, sys, threading, time
-from celery_memsync import MemorySyncManager, link
+from celery_memsync import MemorySyncManager
+from celery_memsync.reading import listener
 from tests.helpers import eventually
 signal.alarm(30)
 memsync = MemorySyncManager('script', sys.argv[1], batch_interval=60.0)
@@ -235,7 +236,7 @@ def test_greenlets_read_copies_and_hear_of_changes(redis_url, other, before):
         clients = memsync.store.redis.client_list()
         assert len(listeners()) == 1
         theirs = [one for one in clients if int(one['redir']) > 0 and one['redir'] != one['id']]
-        assert len(theirs) <= link.MAX_SOURCES, theirs
+        assert len(theirs) <= listener.MAX_SOURCES, theirs
         hears(2)
         sleep(0.1)
         assert ticks

@@ -93,13 +93,13 @@ def test_a_process_of_somebody_else_is_there():
 
 
 def test_the_probe_imports_neither_celery_nor_redis_nor_an_app():
-    code = "import celery_memsync_probe, sys; print(*sorted(sys.modules))"
+    code = "import celery_memsync.probe, sys; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=20)
 
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
 
-    assert "celery_memsync_probe" in loaded
-    assert loaded & {"celery", "kombu", "redis", "click", "celery_memsync"} == set()
+    assert "celery_memsync" in loaded
+    assert loaded & {"celery", "kombu", "redis", "click"} == set()
 
 
 def test_the_command_is_installed():
