@@ -22,7 +22,7 @@ from celery import Celery
 
 from celery_memsync import MemorySyncManager, MemSync
 from celery_memsync.fleet.heartbeat import Heartbeat
-from celery_memsync.fleet.lost_workers import Losses
+from celery_memsync.fleet.lost_workers import LostWorkerMonitor
 from celery_memsync.fleet.probe_file import ProbeFile
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
@@ -154,7 +154,7 @@ def losing(url: str) -> dict[str, float]:
         silent, watcher = (manager.store.twin(token) for token in ("silent00", "watcher0"))
         told: list[dict[str, Any]] = []
         manager.on("task-lost", lambda **details: told.append(details))
-        losses = Losses(watcher, manager.events, 15.0, lambda: [])
+        losses = LostWorkerMonitor(watcher, manager.events, 15.0, lambda: [])
         Heartbeat(silent, lambda: WorkerRecord("silent"), 0.1, 60.0).beat()
         for number in range(TASKS):
             run = TaskRun("STARTED", name="proj.add", worker="silent", run=f"silent00-{number}")

@@ -24,7 +24,7 @@ from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store import Store
 from celery_memsync.writing.changes import SetValue
-from celery_memsync.writing.conflict_settler import Settler
+from celery_memsync.writing.conflict_settler import ConflictSettler
 from celery_memsync.writing.writer import BatchWriter
 
 TASKS = (1_000, 10_000, 100_000, 1_000_000)
@@ -128,7 +128,7 @@ def by_writers(url: str) -> dict[str, Any]:
         rows = {}
         for size in WRITERS:
             stores: list[Store] = [memsync.store.twin(f"w{number:07}") for number in range(size)]
-            settler = Settler(memsync.store.clock, "bench", resolvers, 10 ** 6)
+            settler = ConflictSettler(memsync.store.clock, "bench", resolvers, 10 ** 6)
             writers = [BatchWriter(store, Events(), settler, interval=3600.0, batch_size=500, max_pending=1000,
                                    on_put=lambda _: None) for store in stores]
 

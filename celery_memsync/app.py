@@ -252,7 +252,7 @@ class MemSync(AppManager):
         active = active_run.get()
         if active is None:
             return Owner()
-        active.borrows(self)
+        active.add_lock_owner(self)
         return Owner(active.task_id, active.run_id or "-")
 
     def _forget(self) -> None:

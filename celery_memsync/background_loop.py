@@ -15,7 +15,7 @@ logger = get_logger(__name__)
 LONGEST_PAUSE = 2.0
 
 
-class Bell:
+class Wakeup:
     """Wakes one thread that waits for it.
 
     Unlike :class:`threading.Event`, which is Python code around a lock,
@@ -28,7 +28,7 @@ class Bell:
         self._closed = threading.Lock()
         self._closed.acquire()
 
-    def ring(self) -> None:
+    def set(self) -> None:
         """Wake the waiting thread, or the next that waits."""
         if self._closed.locked():
             with contextlib.suppress(RuntimeError):  # somebody else has rung meanwhile
@@ -39,7 +39,7 @@ class Bell:
         self._closed.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
 
-class PeriodicThread:
+class BackgroundLoop:
     """Calls one action again and again, in a daemon thread of its own.
 
     An action that raises is logged once, called again after a growing pause
@@ -61,9 +61,9 @@ class PeriodicThread:
         self.interval = interval
         self._action = action
         self._on_demand = on_demand
-        self._wanted = Bell()
-        self._hurried = Bell()
-        self._ended = Bell()
+        self._wanted = Wakeup()
+        self._hurried = Wakeup()
+        self._ended = Wakeup()
         self._stopped = False
         self._thread: threading.Thread | None = None
         self._mutex = threading.RLock()
@@ -88,23 +88,23 @@ class PeriodicThread:
         """Ask for a call; start the thread if need be."""
         if self._thread is None:
             self._start_if_possible()
-        self._wanted.ring()
+        self._wanted.set()
 
-    def hurry(self) -> None:
+    def run_now(self) -> None:
         """Do not wait for the rest of the interval."""
-        self._hurried.ring()
+        self._hurried.set()
 
     def stop(self, timeout: float | None = None) -> None:
         """Return when the action is not called any more, or the timeout (seconds) is over."""
         with self._mutex:
             self._stopped = True
             thread = self._thread
-        self._wanted.ring()
-        self._hurried.ring()
+        self._wanted.set()
+        self._hurried.set()
         if thread is not None and thread is not threading.current_thread() and thread.is_alive():
             # Not by its join(): on Python 3.13 eventlet's raises when the timeout is over.
             self._ended.wait(timeout)
-            self._ended.ring()
+            self._ended.set()
 
     def _start_if_possible(self) -> None:
         try:
@@ -118,7 +118,7 @@ class PeriodicThread:
         try:
             self._call_again_and_again()
         finally:
-            self._ended.ring()
+            self._ended.set()
 
     def _call_again_and_again(self) -> None:
         while not self._stopped:
@@ -129,8 +129,8 @@ class PeriodicThread:
             if not self._stopped:
                 self._call()
         # An interrupted start may have left a second thread, which has to hear it too.
-        self._wanted.ring()
-        self._hurried.ring()
+        self._wanted.set()
+        self._hurried.set()
 
     def _pause(self) -> None:
         # After a failure the growing pause counts alone: hurrying would defeat it.
@@ -151,7 +151,7 @@ class PeriodicThread:
             self._failures += 1
             if self._failures == 1:
                 logger.warning("%s: %s; trying again until it works", self.name, exc)
-            self._wanted.ring()
+            self._wanted.set()
         else:
             if self._failures:
                 logger.info("%s: works again after %d failures", self.name, self._failures)

@@ -30,7 +30,7 @@ _GLOB = re.compile(r"[*?\[\]\\]")
 
 #: Slots of the page of a task: what Celery's signals tell, what users tell, how
 #: far it is.  A user's own key has a page with the first slot only.
-LIFE, STATE, PROGRESS = 1, 2, 3
+STAGE, STATE, PROGRESS = 1, 2, 3
 
 SLOTS = 3
 
@@ -49,7 +49,7 @@ QUEUE, METRICS, ASSIGNMENTS = "queue", "metrics", "assignments"
 _NOUNS = frozenset({"tasks", "workers", "locks", COORDINATION})
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where Redis keeps an entry.
 
     Attributes:
@@ -174,33 +174,33 @@ class Keys:
         """The hash of what the agents of a task share; the id is taken as checked."""
         return f"{self._root}tasks/{_tagged(task_id)}/{AGENTS}"
 
-    def task_place(self, task_id: str, slot: int) -> Place:
+    def task_place(self, task_id: str, slot: int) -> Location:
         """Where a thing of a task is kept; the id is taken as checked."""
         name = "progress" if slot == PROGRESS else "state"
-        return Place(f"{self._root}tasks/{_tagged(task_id)}/", slot, "", f"{self._root}tasks/{task_id}/{name}", task_id)
+        return Location(f"{self._root}tasks/{_tagged(task_id)}/", slot, "", f"{self._root}tasks/{task_id}/{name}", task_id)
 
-    def agent_place(self, task_id: str, agent_id: str) -> Place:
+    def agent_place(self, task_id: str, agent_id: str) -> Location:
         """Where the data of one agent of a task is kept."""
         check_id(task_id, "task")
         check_id(agent_id, "agent")
         path = f"{self._root}tasks/{task_id}/{AGENTS}{agent_id}"
-        return Place(self.agents(task_id), 0, agent_id, path, task_id)
+        return Location(self.agents(task_id), 0, agent_id, path, task_id)
 
-    def worker_place(self, worker_id: str, thing: str) -> Place:
+    def worker_place(self, worker_id: str, thing: str) -> Location:
         """Where ``status``, ``heartbeat`` or ``capacity`` of a worker is kept."""
-        return Place(self.workers, 0, f"{worker_id}/{thing}", f"{self._root}workers/{worker_id}/{thing}")
+        return Location(self.workers, 0, f"{worker_id}/{thing}", f"{self._root}workers/{worker_id}/{thing}")
 
-    def coordination_place(self, thing: str) -> Place:
+    def coordination_place(self, thing: str) -> Location:
         """Where the queue, the metrics or the assignments are kept."""
         path = f"{self._root}{COORDINATION}/{thing}"
-        return Place(path, 1, "", path) if thing == ASSIGNMENTS else Place(self.about, 0, thing, path)
+        return Location(path, 1, "", path) if thing == ASSIGNMENTS else Location(self.about, 0, thing, path)
 
-    def lock_place(self, name: str) -> Place:
+    def lock_place(self, name: str) -> Location:
         """Where a lock is kept; its name is taken as checked.  ``tasks/<task_id>`` names the lock of a task."""
         noun, _, task_id = name.partition("/")
         if task_id:
-            return Place(f"{self._root}{noun}/{_tagged(task_id)}/lock", 1, "", f"{self._root}{name}/lock")
-        return Place(f"{self._root}locks/{_tagged(name)}", 1, "", f"{self._root}locks/{name}")
+            return Location(f"{self._root}{noun}/{_tagged(task_id)}/lock", 1, "", f"{self._root}{name}/lock")
+        return Location(f"{self._root}locks/{_tagged(name)}", 1, "", f"{self._root}locks/{name}")
 
     def lock_name(self, path: str) -> str | None:
         """Return the name of the lock that is kept under a path, None for anything else."""
@@ -263,7 +263,7 @@ class Keys:
         glob_regex(pattern)
         return pattern if pattern.startswith(self._root) else self._root + pattern
 
-    def place(self, key: object) -> Place:
+    def place(self, key: object) -> Location:
         """Return where an entry is kept that is named by its path.
 
         Raises:
@@ -273,19 +273,19 @@ class Keys:
         full = self._root + relative
         noun, _, rest = relative.partition("/")
         if noun not in _NOUNS:
-            return Place(full, 1, "", full)
+            return Location(full, 1, "", full)
         owner, _, thing = rest.partition("/")
         if noun == COORDINATION and rest in (QUEUE, METRICS):
             return self.coordination_place(rest)
         if noun == "workers" and thing:
-            return Place(self.workers, 0, f"{owner}/{thing}", full)
+            return Location(self.workers, 0, f"{owner}/{thing}", full)
         lock = self.lock_name(full)
         if lock is not None:
             return self.lock_place(lock)
         if noun != "tasks" or not thing:
-            return Place(full, 1, "", full)
+            return Location(full, 1, "", full)
         if thing in ("state", "progress"):
             return self.task_place(owner, STATE if thing == "state" else PROGRESS)
         if thing.startswith(AGENTS):
-            return Place(self.agents(owner), 0, thing[len(AGENTS):], full, owner)
-        return Place(f"{self._root}tasks/{_tagged(owner)}/{thing}", 1, "", full)
+            return Location(self.agents(owner), 0, thing[len(AGENTS):], full, owner)
+        return Location(f"{self._root}tasks/{_tagged(owner)}/{thing}", 1, "", full)

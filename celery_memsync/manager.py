@@ -17,20 +17,20 @@ from celery.utils.log import get_logger
 from . import encoding
 from .events import Events, Handler
 from .exceptions import ConflictError, InvalidKey, InvalidValue, LockLost
-from .keys import ASSIGNMENTS, LIFE, METRICS, PROGRESS, QUEUE, STATE, Keys, Place, check_id, is_id
+from .keys import ASSIGNMENTS, METRICS, PROGRESS, QUEUE, STAGE, STATE, Keys, Location, check_id, is_id
 from .locking.lock import Lock
-from .locking.lock_service import Locks, Owner
-from .models.entry import MAX_FENCE, Entry, Stored
+from .locking.lock_service import LockService, Owner
+from .models.entry import MAX_FENCE, Entry, StoredEntry
 from .models.lock import LockRecord
 from .models.task import TaskRun
 from .models.worker import WorkerRecord
 from .reading.projections import active_workers, progress_of, runs_of, state_of, worker_record, worker_records
 from .reading.reader import LONGEST_LIST, parts_of
 from .reading.subscriptions import OnChange, OnInvalidate, Watch
-from .runtime import Services
+from .runtime import Runtime
 from .settings import MAX_SECONDS, Settings, short
 from .store import Store
-from .writing.changes import Change, MergeFields, SetValue, SyncMetrics, SyncQueue, TellRun
+from .writing.changes import Change, MergeFields, SetValue, StageChange, SyncMetrics, SyncQueue
 from .writing.progress import Progress
 from .writing.shared_queue import check_assignments, check_queue, check_steps
 from .writing.writer import BatchWriter
@@ -77,7 +77,7 @@ class MemorySyncManager:
         self._given = {**settings, **{name: value for name, value in given.items() if value is not None}}
         self._events = Events()
         self._mutex = threading.RLock()
-        self._opened: Services | None = None
+        self._opened: Runtime | None = None
         self._at_exit: weakref.finalize[..., MemorySyncManager] | None = None
         self._check_given()
         _managers.add(self)
@@ -120,8 +120,8 @@ class MemorySyncManager:
             The change that waits to be written.
         """
         services = self._open()
-        place = services.keys.task_place(check_id(task_id, "task"), LIFE)
-        change = TellRun(place, run, run_key, self._ttl(ttl))
+        place = services.keys.task_place(check_id(task_id, "task"), STAGE)
+        change = StageChange(place, run, run_key, self._ttl(ttl))
         services.writer.put(change)
         return change
 
@@ -485,7 +485,7 @@ class MemorySyncManager:
         """
         return worker_records(*self._fleet())
 
-    def _fleet(self) -> tuple[dict[str, Stored], float, float]:
+    def _fleet(self) -> tuple[dict[str, StoredEntry], float, float]:
         services = self._open()
         told, ttl = services.reader.workers(), services.settings.worker_ttl
         return told, services.store.clock.now() - ttl, ttl
@@ -823,7 +823,7 @@ class MemorySyncManager:
     def __exit__(self, *exc_info: object) -> None:
         self.shutdown()
 
-    def _open(self) -> Services:
+    def _open(self) -> Runtime:
         """Return the services of this process; build them at the first use."""
         services = self._opened
         if services is None:
@@ -833,11 +833,11 @@ class MemorySyncManager:
                     services = self._opened = self._build()
         return services
 
-    def _build(self) -> Services:
+    def _build(self) -> Runtime:
         settings = self._settings()
         assert settings.backend is not None
         worker_id = settings.worker_id or self._default_worker_id()
-        services = Services(settings, worker_id, settings.backend, self._events)
+        services = Runtime(settings, worker_id, settings.backend, self._events)
         # The last flush, at the end of the process or of this object; children of multiprocessing skip atexit.
         self._at_exit = weakref.finalize(self, services.close, CLOSE_TIMEOUT)
         multiprocessing_util.Finalize(None, self._at_exit, exitpriority=10)
@@ -876,13 +876,13 @@ class MemorySyncManager:
         """Return for what a lock is taken just now."""
         return Owner()
 
-    def _locks_and_owner(self) -> tuple[Locks, Owner]:
+    def _locks_and_owner(self) -> tuple[LockService, Owner]:
         return self._open().locks, self._owner()
 
     def _lease(self, ttl: float | None) -> float:
         return self._open().settings.lock_ttl if ttl is None else _check_seconds(ttl, "ttl", positive=True)
 
-    def _place_to_write(self, keys: Keys, key: str) -> Place:
+    def _place_to_write(self, keys: Keys, key: str) -> Location:
         place = keys.place(key)
         if place.key == place.path:  # a key of the user's own
             return place
@@ -893,13 +893,13 @@ class MemorySyncManager:
         return place
 
     def _set(
-        self, services: Services, place: Place, value: Any, ttl: float | None = None, owned: bool = False,
+        self, services: Runtime, place: Location, value: Any, ttl: float | None = None, owned: bool = False,
         run_key: str = "", fence: int = 0,
     ) -> None:
         body = encoding.encode(value, place.path, services.settings.max_value_size)
         services.writer.put(SetValue(place, body, self._ttl(ttl), fence, owned, run_key))
 
-    def _compare_and_set(self, place: Place, value: Any, ttl: float, expected: int, fence: int = 0) -> Entry:
+    def _compare_and_set(self, place: Location, value: Any, ttl: float, expected: int, fence: int = 0) -> Entry:
         services = self._open()
         if isinstance(expected, bool) or not isinstance(expected, int) or expected < 0:
             raise InvalidValue(f"expected_version is a whole number, 0 or more, not {short(expected)}")
@@ -914,7 +914,7 @@ class MemorySyncManager:
             raise ConflictError(place.path, exc.version + beside) from None
         return replace(entry, version=entry.version + beside)
 
-    def _version_beside(self, place: Place) -> int:
+    def _version_beside(self, place: Location) -> int:
         """Return how much of the version of an entry is not of this place: a state has a part that Celery tells."""
         services = self._open()
         parts = [part for part in parts_of(place) if part != place]
@@ -933,7 +933,7 @@ class MemorySyncManager:
         record = None if beat is None else worker_record(worker_id, beat, services.store.clock.now() - ttl, ttl)
         return None if by_hand is None else by_hand.value, record
 
-    def _progress_cell(self, services: Services, task_id: str) -> Progress:
+    def _progress_cell(self, services: Runtime, task_id: str) -> Progress:
         with services.progress_mutex:
             cell = services.progress.get(task_id)
             if cell is None:

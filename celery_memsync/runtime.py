@@ -12,9 +12,9 @@ from celery.utils.log import get_logger
 from .conflicts import Resolvers
 from .events import Events
 from .keys import Keys
-from .locking.lock_service import Locks
+from .locking.lock_service import LockService
 from .reading.cache import EntryCache
-from .reading.listener import Link
+from .reading.listener import ChangeListener
 from .reading.reader import VIEW, Reader
 from .reading.search import Search
 from .reading.subscriptions import Subscriptions
@@ -23,9 +23,9 @@ from .store import Store
 from .store.client import connect
 from .store.cluster_store import ClusterStore
 from .urls import is_cluster
-from .writing.conflict_settler import Settler
+from .writing.conflict_settler import ConflictSettler
 from .writing.progress import Progress
-from .writing.shared_queue import Coordination
+from .writing.shared_queue import SharedQueue
 from .writing.writer import BatchWriter
 
 logger = get_logger(__name__)
@@ -33,7 +33,7 @@ logger = get_logger(__name__)
 _TOKEN_LETTERS = string.ascii_letters + string.digits
 
 
-class Services:
+class Runtime:
     """What works for one process; a forked child gets its own."""
 
     def __init__(self, settings: Settings, worker_id: str, url: str, events: Events) -> None:
@@ -52,18 +52,18 @@ class Services:
             connect(url, settings.backend_options, keys.about), keys, worker_id, token, settings.default_ttl)
         resolvers = Resolvers(settings.conflict_resolver, settings.namespace)
         self.writer = BatchWriter(
-            self.store, events, Settler(self.store.clock, worker_id, resolvers, settings.max_value_size),
+            self.store, events, ConflictSettler(self.store.clock, worker_id, resolvers, settings.max_value_size),
             interval=settings.batch_interval, batch_size=settings.batch_size, max_pending=settings.max_pending,
             on_put=self.cache.drop_for,
         )
-        self.link = Link(
+        self.link = ChangeListener(
             self.store, on_invalid=self._on_invalid, on_message=self._on_message, on_taken=self._on_taken,
             on_up=self._on_up, on_down=self._on_down, on_look=self._on_look)
         self.reader = Reader(self.store, self.writer, self.cache, self.link)
         self.search = Search(self.reader)
         self.subscriptions = Subscriptions(self.reader, self.search, self.link, events)
-        self.coordination = Coordination(self.store, settings.default_ttl)
-        self.locks = Locks(self.store, events, settings.lock_replicas)
+        self.coordination = SharedQueue(self.store, settings.default_ttl)
+        self.locks = LockService(self.store, events, settings.lock_replicas)
         self.progress: OrderedDict[str, Progress] = OrderedDict()
         self.progress_mutex = threading.RLock()
 

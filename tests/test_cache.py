@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_memsync.reading import cache as cache_module
-from celery_memsync.reading.cache import Copy, EntryCache, Reading, taker
+from celery_memsync.reading.cache import CacheEntry, EntryCache, PendingRead, taker
 
 NEVER = float("inf")
 
@@ -88,7 +88,7 @@ def test_what_is_kept_is_recalled_with_all_that_is_remembered_of_it(cache):
     cache.keep(reading, "a", [1], ("k1",), NEVER, about="more")
 
     copy = cache.recall("a")
-    assert isinstance(copy, Copy)
+    assert isinstance(copy, CacheEntry)
     assert (copy.take(), copy.about, copy.keys) == ([1], "more", ("k1",))
 
 
@@ -157,7 +157,7 @@ def test_what_has_gone_leaves_no_memory_behind(cache):
     tracemalloc.stop()
 
     assert sizes[-1] - sizes[0] < 50_000
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, Reading)]
+    assert not [thing for thing in gc.get_objects() if isinstance(thing, PendingRead)]
 
 
 # -- how long

@@ -9,7 +9,7 @@ from celery_memsync.keys import Keys
 from celery_memsync.models.entry import Header
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store.clock import Clock
-from celery_memsync.writing.changes import MergeFields, SetValue, TellRun, follows
+from celery_memsync.writing.changes import MergeFields, SetValue, StageChange, follows
 from celery_memsync.writing.progress import Progress
 
 keys = Keys("task-sentinel")
@@ -27,7 +27,7 @@ def fields(**given):
 
 
 def stage(status, run_key=RUN_1):
-    return TellRun(STATE, TaskRun(status), run_key, 60.0)
+    return StageChange(STATE, TaskRun(status), run_key, 60.0)
 
 
 def value(body=b"1"):
@@ -49,7 +49,7 @@ def written(change, base=None):
     (fields(x=1, y=1), fields(x=2, z=2), {"x": 2, "y": 1, "z": 2}),
 ])
 def test_two_changes_become_one(older, newer, joined):
-    assert written(older.followed_by(newer)) == joined
+    assert written(older.coalesce(newer)) == joined
 
 
 @pytest.mark.parametrize("older, newer", [
@@ -57,20 +57,20 @@ def test_two_changes_become_one(older, newer, joined):
     (progress(RUN_1), progress(RUN_2)), (fields(x=1), progress()), (progress(), value()),
 ])
 def test_what_can_not_become_one_stays_two(older, newer):
-    assert older.followed_by(newer) is None
+    assert older.coalesce(newer) is None
 
 
 @pytest.mark.parametrize("older, newer, status", [
     ("STARTED", "SUCCESS", "SUCCESS"), ("SUCCESS", "STARTED", "SUCCESS"), ("PENDING", "RECEIVED", "RECEIVED"),
 ])
 def test_of_two_stages_of_one_run_the_later_is_told(older, newer, status):
-    assert stage(older).followed_by(stage(newer)).task_run.status == status
+    assert stage(older).coalesce(stage(newer)).task_run.status == status
 
 
 def test_joining_leaves_the_older_change_as_it_was():
     older = fields(x=1)
 
-    older.followed_by(fields(x=2))
+    older.coalesce(fields(x=2))
 
     assert written(older) == {"x": 1}
 
@@ -78,7 +78,7 @@ def test_joining_leaves_the_older_change_as_it_was():
 def test_the_later_ttl_counts():
     newer = SetValue(STATE, b"2", 5.0)
 
-    assert value().followed_by(newer).ttl == 5.0
+    assert value().coalesce(newer).ttl == 5.0
 
 
 @pytest.mark.parametrize("rank, run, stored, expected", [

@@ -128,7 +128,7 @@ def test_hurrying_beats_before_the_interval_is_over(make_heartbeat, other):
     heartbeat.start()
     eventually(lambda: other.get_workers())
 
-    heartbeat.hurry()
+    heartbeat.run_now()
 
     eventually(lambda: other.get_workers()[0].sequence == 2)
 

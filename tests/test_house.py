@@ -41,7 +41,7 @@ LAYERS = (
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 #: Lua that other scripts begin with.
-LUA_PARTS = {"counters", "notes", "pages", "places", "validation"}
+LUA_PARTS = {"counters", "index_updates", "entry_format", "queue_score", "validation"}
 SCRIPTS = sorted({path.stem for path in LUA.glob("*.lua")} - LUA_PARTS)
 MODULES = sorted(PACKAGE.rglob("*.py"))
 STORE = sorted((PACKAGE / "store").glob("*.py"))

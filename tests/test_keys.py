@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from celery_memsync import InvalidKey
-from celery_memsync.keys import LIFE, PROGRESS, STATE, Keys, check_id
+from celery_memsync.keys import PROGRESS, STAGE, STATE, Keys, check_id
 
 ODD_IDS = [
     "a b", " ", "a:b", "a%b", "%2F", "{a}", "}{", "}", "{}", "a}b", "{a}b", "\u00e9", "e\u0301", "\U0001f40d", "a" * 512,
@@ -107,7 +107,7 @@ def test_a_path_and_a_call_by_name_mean_the_same_place():
 
 
 def test_what_signals_and_what_users_tell_is_told_on_one_channel():
-    life, state = keys.task_place("t1", LIFE), keys.task_place("t1", STATE)
+    life, state = keys.task_place("t1", STAGE), keys.task_place("t1", STATE)
 
     assert life.path == state.path == "task-sentinel/tasks/t1/state"
     assert life.slot != state.slot

@@ -15,7 +15,7 @@ from collections import defaultdict
 import pytest
 import redis as redis_py
 
-from celery_memsync.models.entry import Stored
+from celery_memsync.models.entry import StoredEntry
 
 from .helpers import ROOT, eventually
 from .lock_player import TTL
@@ -85,7 +85,7 @@ class Torment:
                     for name in "ab":
                         text = client.get(f"task-sentinel/register-{name}")
                         if text:
-                            stored = Stored.parse(text)
+                            stored = StoredEntry.parse(text)
                             self.registers[name][stored.header.version] = stored
             except redis_py.RedisError:
                 pass

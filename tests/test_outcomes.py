@@ -4,7 +4,7 @@ import os
 from datetime import datetime
 from types import SimpleNamespace
 
-from celery_memsync.integration.child_outcomes import MAX_REMEMBERED, Outcomes
+from celery_memsync.integration.child_outcomes import MAX_REMEMBERED, ChildOutcomes
 
 
 def remember(outcomes, task_id, pid, outcome=(False, None, 0.5), connected=True):
@@ -13,50 +13,50 @@ def remember(outcomes, task_id, pid, outcome=(False, None, 0.5), connected=True)
 
 
 def test_only_the_outcomes_of_children_that_are_gone_are_given_and_only_once():
-    outcomes = Outcomes()
+    outcomes = ChildOutcomes()
     remember(outcomes, "t1", 11)
     remember(outcomes, "t2", 12)
 
-    gone = outcomes.of_the_gone(alive=[12])
+    gone = outcomes.pop_dead_children(alive=[12])
 
     assert [(one.pid, one.task_id, one.status, one.runtime) for one in gone] == [(11, "t1", "SUCCESS", 0.5)]
-    assert outcomes.of_the_gone(alive=[12]) == []
-    assert [one.task_id for one in outcomes.of_the_gone(alive=[])] == ["t2"]
+    assert outcomes.pop_dead_children(alive=[12]) == []
+    assert [one.task_id for one in outcomes.pop_dead_children(alive=[])] == ["t2"]
 
 
 def test_what_ran_in_this_process_or_nowhere_is_not_remembered():
-    outcomes = Outcomes()
+    outcomes = ChildOutcomes()
 
     for pid in (None, os.getpid()):
         remember(outcomes, "t1", pid)
 
-    assert outcomes.of_the_gone(alive=[]) == []
+    assert outcomes.pop_dead_children(alive=[]) == []
 
 
 def test_a_failure_is_remembered_with_its_error():
     error = ValueError("no")
-    outcomes = Outcomes()
+    outcomes = ChildOutcomes()
 
     remember(outcomes, "t1", 11, (True, SimpleNamespace(exception=error), None))
 
-    assert [(one.status, one.exception) for one in outcomes.of_the_gone(alive=[])] == [
+    assert [(one.status, one.exception) for one in outcomes.pop_dead_children(alive=[])] == [
         ("FAILURE", {"type": "ValueError", "message": "no"})]
 
 
 def test_outcome_with_a_header_of_an_odd_type_raises_nothing():
-    outcomes = Outcomes()
+    outcomes = ChildOutcomes()
     run = SimpleNamespace(task_id="t1", facts={"root_id": datetime(2026, 1, 1)}, sent={"key": "k"})
 
     outcomes.remember(SimpleNamespace(worker_pid=11, time_start=5.0), run, (False, None, 0.5), 0.1, True)
 
-    assert outcomes.of_the_gone(alive=[]) == []
+    assert outcomes.pop_dead_children(alive=[]) == []
 
 
 def test_the_memory_of_a_child_has_a_bound_while_redis_is_away():
-    outcomes = Outcomes()
+    outcomes = ChildOutcomes()
 
     for number in range(MAX_REMEMBERED + 5):
         remember(outcomes, f"t{number}", 11, connected=False)
 
-    kept = outcomes.of_the_gone(alive=[])
+    kept = outcomes.pop_dead_children(alive=[])
     assert (len(kept), kept[0].task_id) == (MAX_REMEMBERED, "t5")

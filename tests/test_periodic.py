@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from celery_memsync.background_loop import PeriodicThread
+from celery_memsync.background_loop import BackgroundLoop
 
 from .helpers import eventually
 
@@ -16,7 +16,7 @@ def make_thread():
     made = []
 
     def make(action, interval=0.01, **options):
-        made.append(PeriodicThread("a-test", action, interval, **options))
+        made.append(BackgroundLoop("a-test", action, interval, **options))
         return made[-1]
 
     yield make
@@ -73,7 +73,7 @@ def test_hurrying_does_not_wait_for_the_interval(make_thread):
     thread = make_thread(lambda: calls.append(1), interval=60.0)
     thread.start()
 
-    thread.hurry()
+    thread.run_now()
 
     assert eventually(lambda: calls)
 
@@ -112,7 +112,7 @@ def test_a_failing_action_is_not_called_in_a_hot_loop(make_thread):
 
     def act():
         calls.append(1)
-        thread.hurry()
+        thread.run_now()
         raise OSError("no way")
 
     thread = make_thread(act, interval=0.0)

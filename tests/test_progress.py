@@ -143,7 +143,7 @@ def test_words_are_taken_with_a_lower_figure():
 def test_ten_thousand_reports_are_queued_once():
     cell = progress()
     first = cell.count(0, 10_000, None)
-    cell.was_queued()
+    cell.mark_queued()
 
     later = {cell.count(number, 10_000, None) for number in range(1, 10_000)}
 
@@ -154,7 +154,7 @@ def test_ten_thousand_reports_are_queued_once():
 def test_a_report_after_the_snapshot_is_queued_again():
     cell = progress()
     cell.report(1, 10, None)
-    cell.was_queued()
+    cell.mark_queued()
 
     cell.snapshot()
 

@@ -9,7 +9,7 @@ import pytest
 
 from celery_memsync import StoreError
 from celery_memsync.keys import Keys
-from celery_memsync.reading.reader import MAX_READS, Asking
+from celery_memsync.reading.reader import MAX_READS, CacheableRead
 
 from .helpers import eventually
 from .test_reader import tell_now, ways
@@ -116,7 +116,7 @@ def test_what_was_told_is_in_the_answer_however_often_it_is_written_meanwhile(ma
             memsync.write("a", number)
         return stored
 
-    with Asking(memsync._open().reader, [place.key]) as asking:
+    with CacheableRead(memsync._open().reader, [place.key]) as asking:
         (stored,), waiting = asking.ask(read)
 
     assert (len(answers), memsync.writer.overlay(stored, waiting).value) == (MAX_READS, number)

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from celery_memsync import InvalidKey
-from celery_memsync.keys import LIFE
+from celery_memsync.keys import STAGE
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 
@@ -272,7 +272,7 @@ def test_a_part_that_ends_while_an_answer_is_put_together_is_not_kept(memsync, o
     first = reader.of_task("slots", "t1", partial(slots_after, 0.8))
 
     assert len(first) == 2
-    assert reader.of_task("slots", "t1", partial(slots_after, 0)) == [LIFE]
+    assert reader.of_task("slots", "t1", partial(slots_after, 0)) == [STAGE]
 
 
 @pytest.mark.parametrize("settings, options, cost", [

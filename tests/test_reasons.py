@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_memsync.cli.why import STALLED, Known, reason_of
+from celery_memsync.cli.why import STALLED, KnownTask, reason_of
 from celery_memsync.models.lock import LockRecord
 from celery_memsync.models.worker import WorkerRecord
 
@@ -13,7 +13,7 @@ LOCK = LockRecord("invoice:7", 5, "w9", "t9", NOW - 60, 20.0, 1)
 
 def known(status, progress=None, workers=(), awaited=None, position=None, **state):
     task = {"state": {"status": status, **state}, "progress": progress}
-    return Known("t1", task, workers, awaited, position, NOW)
+    return KnownTask("t1", task, workers, awaited, position, NOW)
 
 
 def worker(worker_id="w1", status="active", queues=("q",), free=1, **facts):
@@ -21,7 +21,7 @@ def worker(worker_id="w1", status="active", queues=("q",), free=1, **facts):
 
 
 @pytest.mark.parametrize("reason, words, given", [
-    ("unknown", "Nobody has told", Known("t1", None)),
+    ("unknown", "Nobody has told", KnownTask("t1", None)),
     ("succeeded", "2.0s", known("SUCCESS", runtime=2.0, finished_at=NOW - 5, worker="w1")),
     ("failed", "ValueError: no cup", known("FAILURE", exception={"type": "ValueError", "message": "no cup"})),
     ("revoked", "revoked", known("REVOKED")),

@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from celery_memsync import encoding
-from celery_memsync.models.entry import Header, Stored
+from celery_memsync.models.entry import Header, StoredEntry
 from celery_memsync.models.order import FINAL, RANKS, later_status, rank_of, run_key
 from celery_memsync.models.progress import encode_progress, progress_from
 from celery_memsync.models.task import TaskRun, describe_exception, merge_state
@@ -39,35 +39,35 @@ def test_a_header_is_read_with_spaces_in_the_worker_id():
 @pytest.mark.parametrize("text", [b"", b"garbage", b"a b c d e f g h\n{}", b"\xff\xfe", b"1 - - 0\n{}", b'{"json": true}'])
 def test_what_is_no_entry_is_refused(text):
     with pytest.raises(ValueError):
-        Stored.parse(text)
+        StoredEntry.parse(text)
 
 
 def test_a_body_may_hold_newlines():
-    stored = Stored.parse(HEADER + b"\n[\n1\n]")
+    stored = StoredEntry.parse(HEADER + b"\n[\n1\n]")
 
     assert stored.body == b"[\n1\n]"
 
 
 def test_an_entry_without_a_body_is_deleted():
-    assert Stored.parse(HEADER + b"\n").deleted
-    assert not Stored.parse(HEADER + b"\nnull").deleted
+    assert StoredEntry.parse(HEADER + b"\n").deleted
+    assert not StoredEntry.parse(HEADER + b"\nnull").deleted
 
 
 @pytest.mark.parametrize("now, expired", [(1700000059.999, False), (1700000060.0, True), (1700000000.0, False)])
 def test_an_entry_is_over_when_its_ttl_is(now, expired):
-    stored = Stored.parse(HEADER + b"\n1")
+    stored = StoredEntry.parse(HEADER + b"\n1")
 
     assert stored.expired(now) is expired
 
 
 def test_an_entry_shows_seconds():
-    entry = Stored.parse(HEADER + b"\n1").entry("task-sentinel/a", 1)
+    entry = StoredEntry.parse(HEADER + b"\n1").entry("task-sentinel/a", 1)
 
     assert (entry.version, entry.timestamp, entry.ttl, entry.worker_id) == (7, 1700000000.0, 60.0, "worker 1@host")
 
 
 def test_an_entry_does_not_change():
-    entry = Stored.parse(HEADER + b"\n1").entry("task-sentinel/a", 1)
+    entry = StoredEntry.parse(HEADER + b"\n1").entry("task-sentinel/a", 1)
 
     with pytest.raises(AttributeError):
         entry.value = 2

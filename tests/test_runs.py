@@ -9,7 +9,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_memsync import MemSync
 from celery_memsync.integration.runs import ActiveRun, timestamp
-from celery_memsync.writing.changes import Draft
+from celery_memsync.writing.changes import DeferredChange
 from celery_memsync.writing.writer import YOUNG
 
 from .helpers import eventually
@@ -33,7 +33,7 @@ def make_memsync(redis_url):
         memsync.shutdown(timeout=0.5)
 
 
-class Told(Draft):
+class Told(DeferredChange):
     """A draft that tells what it is told to."""
 
     __slots__ = ("answers", "memsync", "done_by_now", "asked")

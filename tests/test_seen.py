@@ -5,44 +5,44 @@ import threading
 
 import pytest
 
-from celery_memsync.keys import LIFE, STATE, Place
-from celery_memsync.models.entry import NEVER, Stamp
+from celery_memsync.keys import STAGE, STATE, Location
+from celery_memsync.models.entry import UNWRITTEN, EntryVersion
 from celery_memsync.writing import version_tracker
-from celery_memsync.writing.version_tracker import Base, Seen
+from celery_memsync.writing.version_tracker import MergeBase, VersionTracker
 
 
 def place(name):
-    return Place(f"k/{name}", 1, "", f"p/{name}")
+    return Location(f"k/{name}", 1, "", f"p/{name}")
 
 
 def base(size=10, until=1e12):
-    return Base(Stamp(5, 1), {"x": b"1" * size}, until, 0.0)
+    return MergeBase(EntryVersion(5, 1), {"x": b"1" * size}, until, 0.0)
 
 
 def test_the_last_that_was_seen_is_known():
-    known = Seen()
-    known.note(place("a"), Stamp(1, 1))
-    known.note(place("a"), Stamp(2, 2))
+    known = VersionTracker()
+    known.note(place("a"), EntryVersion(1, 1))
+    known.note(place("a"), EntryVersion(2, 2))
 
-    assert known.stamp(place("a")) == Stamp(2, 2)
-    assert known.stamp(place("b")) == NEVER
+    assert known.stamp(place("a")) == EntryVersion(2, 2)
+    assert known.stamp(place("b")) == UNWRITTEN
 
 
 def test_what_was_not_seen_for_the_longest_is_forgotten_first(monkeypatch):
     monkeypatch.setattr(version_tracker, "MAX_SEEN", 2)
     monkeypatch.setattr(version_tracker, "MAX_BASES", 2)
-    known = Seen()
+    known = VersionTracker()
     for name in "abac":
-        known.note(place(name), Stamp(1, 1))
+        known.note(place(name), EntryVersion(1, 1))
         known.note_base(place(name), base())
 
-    assert [known.stamp(place(name)) for name in "abc"] == [Stamp(1, 1), NEVER, Stamp(1, 1)]
-    assert [known.base(place(name)).stamp for name in "abc"] == [Stamp(5, 1), NEVER, Stamp(5, 1)]
+    assert [known.stamp(place(name)) for name in "abc"] == [EntryVersion(1, 1), UNWRITTEN, EntryVersion(1, 1)]
+    assert [known.base(place(name)).stamp for name in "abc"] == [EntryVersion(5, 1), UNWRITTEN, EntryVersion(5, 1)]
 
 
 def test_fields_have_a_bound_in_bytes(monkeypatch):
     monkeypatch.setattr(version_tracker, "MAX_BYTES", 100)
-    known = Seen()
+    known = VersionTracker()
     for number in range(10):
         known.note_base(place(number), base(40))
 
@@ -53,46 +53,46 @@ def test_fields_have_a_bound_in_bytes(monkeypatch):
 
 
 def test_fields_whose_time_is_over_are_none():
-    known = Seen()
+    known = VersionTracker()
     known.note_base(place("a"), base(until=0.0))
 
     assert known.base(place("a")).fields == {}
-    assert known.base(place("a")).stamp == Stamp(5, 1)
+    assert known.base(place("a")).stamp == EntryVersion(5, 1)
 
 
 def test_what_is_forgotten_is_unknown():
-    known = Seen()
-    known.note(place("a"), Stamp(1, 1))
+    known = VersionTracker()
+    known.note(place("a"), EntryVersion(1, 1))
     known.note_base(place("a"), base())
     known.forget_base(place("a"))
-    assert (known.stamp(place("a")), known.base(place("a")).stamp) == (Stamp(1, 1), NEVER)
+    assert (known.stamp(place("a")), known.base(place("a")).stamp) == (EntryVersion(1, 1), UNWRITTEN)
 
     known.forget(place("a"))
 
-    assert known.stamp(place("a")) == NEVER
+    assert known.stamp(place("a")) == UNWRITTEN
     assert known._size == 0
 
 
 def test_what_celery_tells_is_not_taken_for_what_users_tell():
-    known, path = Seen(), "ns/tasks/t1/state"
-    told = Place("ns/tasks/{t1}/", STATE, "", path, "t1")
-    known.note(told, Stamp(1, 1))
+    known, path = VersionTracker(), "ns/tasks/t1/state"
+    told = Location("ns/tasks/{t1}/", STATE, "", path, "t1")
+    known.note(told, EntryVersion(1, 1))
 
-    known.note(told._replace(slot=LIFE), Stamp(2, 2))
+    known.note(told._replace(slot=STAGE), EntryVersion(2, 2))
 
-    assert known.stamp(told) == Stamp(1, 1)
+    assert known.stamp(told) == EntryVersion(1, 1)
 
 
 def test_threads_do_not_disturb_each_other(monkeypatch):
     monkeypatch.setattr(version_tracker, "MAX_SEEN", 5)
     monkeypatch.setattr(version_tracker, "MAX_BASES", 5)
-    known, errors = Seen(), []
+    known, errors = VersionTracker(), []
 
     def work(number):
         try:
             for at in range(3000):
                 name = place((number * at) % 7)
-                known.note(name, Stamp(at, at))
+                known.note(name, EntryVersion(at, at))
                 known.note_base(name, base())
                 known.forget(place(at % 7))
         except Exception as exc:

@@ -6,12 +6,12 @@ import pytest
 from celery_memsync import encoding
 from celery_memsync.conflicts import Resolution, Resolvers
 from celery_memsync.keys import STATE, Keys
-from celery_memsync.models.entry import Header, Stored
+from celery_memsync.models.entry import Header, StoredEntry
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store.clock import Clock
-from celery_memsync.writing.changes import MergeFields, SetValue, TellRun
-from celery_memsync.writing.conflict_settler import Settler
-from celery_memsync.writing.version_tracker import Base
+from celery_memsync.writing.changes import MergeFields, SetValue, StageChange
+from celery_memsync.writing.conflict_settler import ConflictSettler
+from celery_memsync.writing.version_tracker import MergeBase
 
 KEYS = Keys("ns")
 OLD_RUN, RUN, NEW_RUN = "0000000000000001", "0000000000000002", "0000000000000003"
@@ -30,8 +30,8 @@ def settle():
 
     def act(change, stored, before=None, resolver=both):
         if isinstance(change, MergeFields):
-            change.base = Base.of(stored, clock)
-        return Settler(clock, "me", Resolvers(resolver, "ns"), 1000).settle(change, stored, before or {})
+            change.base = MergeBase.of(stored, clock)
+        return ConflictSettler(clock, "me", Resolvers(resolver, "ns"), 1000).settle(change, stored, before or {})
 
     act.clock = clock
     return act
@@ -41,7 +41,7 @@ def stored(settle, value, run="-", ago=1.0):
     """Return what another wrote a while ago; None: it deleted it."""
     time = round((settle.clock.now() - ago) * 1000)
     body = b"" if value is None else encoding.dumps(value)
-    return Stored(Header(3, run, "-", 0, time, 60_000, 0, "other.1", "other"), body)
+    return StoredEntry(Header(3, run, "-", 0, time, 60_000, 0, "other.1", "other"), body)
 
 
 def value(text, **more):
@@ -130,6 +130,6 @@ def test_what_a_later_run_tells_follows_plainly(settle, told_by, follows):
 
 
 def test_the_stage_of_a_run_is_settled_by_no_resolver(settle):
-    change = TellRun(KEYS.task_place("t1", 1), TaskRun("STARTED"), RUN, 60.0)
+    change = StageChange(KEYS.task_place("t1", 1), TaskRun("STARTED"), RUN, 60.0)
 
     assert settle(change, stored(settle, ["STARTED"], run=RUN)) is change

@@ -9,14 +9,14 @@ import pytest
 from celery_memsync import StoreError
 from celery_memsync import keys as names
 from celery_memsync.keys import Keys
-from celery_memsync.models.entry import Header, Stored
+from celery_memsync.models.entry import Header, StoredEntry
 from celery_memsync.store import EntryWrite, Store, ms, scripts
 from celery_memsync.store.client import connect
 from celery_memsync.store.errors import explain
 
 keys = Keys("task-sentinel")
 A = keys.place("a")
-LIFE = keys.task_place("t1", names.LIFE)
+LIFE = keys.task_place("t1", names.STAGE)
 STATE = keys.task_place("t1", names.STATE)
 RUN_1, RUN_2 = "0000001700000000000", "0010001700000000000"
 
@@ -64,7 +64,7 @@ def test_an_entry_is_stored_versioned_told_and_given_its_ttl(store, redis):
 
     stored = store.read_entries([A])[0]
     lag = stored.header.lag
-    assert stored == Stored(Header(1, "-", "-", 0, one.time, 60_000, lag, "tokenone.1", "worker of tokenone"), b"[1]")
+    assert stored == StoredEntry(Header(1, "-", "-", 0, one.time, 60_000, lag, "tokenone.1", "worker of tokenone"), b"[1]")
     assert 0 <= lag < 5_000
     assert 0 < redis.pttl(A.key) <= 60_000
     assert told == [(b"0:" + A.path.encode(), b"1\n" + redis.get(A.key).strip(b"\n"))]
@@ -157,8 +157,8 @@ def test_both_runs_of_a_task_are_kept_in_every_order(make_store, order):
 
     task = make_store("tokenall").read_tasks(["t1"])[0]
 
-    assert task.slots[names.LIFE].value == RUN_2
-    assert [former.value for former in task.former[names.LIFE]] == [RUN_1]
+    assert task.slots[names.STAGE].value == RUN_2
+    assert [former.value for former in task.former[names.STAGE]] == [RUN_1]
 
 
 def test_value_of_a_foreign_type_is_replaced_by_a_write(store, redis):
@@ -170,7 +170,7 @@ def test_value_of_a_foreign_type_is_replaced_by_a_write(store, redis):
 
 
 def test_the_longest_ttl_of_a_task_keeps_its_page(store, redis):
-    for slot, ttl_ms in ((names.LIFE, 1_000), (names.STATE, 90_000), (names.PROGRESS, 5_000)):
+    for slot, ttl_ms in ((names.STAGE, 1_000), (names.STATE, 90_000), (names.PROGRESS, 5_000)):
         store.write_entries([write(keys.task_place("t1", slot), serial=slot, ttl_ms=ttl_ms)])
 
     assert redis.pttl(STATE.key) > 80_000
@@ -192,7 +192,7 @@ def test_what_is_no_task_is_not_in_the_index(store):
 
 def test_index_pages_go_back_in_time(store):
     for number in range(5):
-        store.write_entries([write(keys.task_place(f"t{number}", names.LIFE), serial=number + 1)])
+        store.write_entries([write(keys.task_place(f"t{number}", names.STAGE), serial=number + 1)])
 
     first = store.recent_tasks(2)
     second = store.recent_tasks(9, before=first.before)

@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from celery_memsync import WorkerRecord, encoding
-from celery_memsync.keys import LIFE, PROGRESS, STATE, Keys
-from celery_memsync.models.entry import Header, Stored
+from celery_memsync.keys import PROGRESS, STAGE, STATE, Keys
+from celery_memsync.models.entry import Header, StoredEntry
 from celery_memsync.models.progress import encode_progress
 from celery_memsync.models.task import TaskRun
 from celery_memsync.reading.projections import (active_workers, entry_of, progress_of, runs_of, state_of,
@@ -17,7 +17,7 @@ keys = Keys("ns")
 
 
 def stored(body, run="-", version=1, time=1000, worker="w", rank="-"):
-    return Stored(Header(version, run, rank, 0, time, 60_000, 0, "-", worker), body)
+    return StoredEntry(Header(version, run, rank, 0, time, 60_000, 0, "-", worker), body)
 
 
 def life(status, key="-", **known):
@@ -25,7 +25,7 @@ def life(status, key="-", **known):
 
 
 def test_a_state_is_what_celery_told_with_what_users_told_over_it():
-    slots = {LIFE: life("STARTED", name="proj.add"), STATE: stored(encoding.dumps({"customer": 7}))}
+    slots = {STAGE: life("STARTED", name="proj.add"), STATE: stored(encoding.dumps({"customer": 7}))}
 
     state = state_of("t1", slots)
 
@@ -35,8 +35,8 @@ def test_a_state_is_what_celery_told_with_what_users_told_over_it():
 def test_a_status_of_the_users_shows_until_celery_told_a_later_one():
     told = stored(encoding.dumps({"status": "reading"}))
 
-    assert state_of("t1", {LIFE: life("STARTED"), STATE: told})["status"] == "reading"
-    assert state_of("t1", {LIFE: life("FAILURE"), STATE: told})["status"] == "FAILURE"
+    assert state_of("t1", {STAGE: life("STARTED"), STATE: told})["status"] == "reading"
+    assert state_of("t1", {STAGE: life("FAILURE"), STATE: told})["status"] == "FAILURE"
 
 
 def test_nobody_told_is_none():
@@ -46,7 +46,7 @@ def test_nobody_told_is_none():
 
 
 def test_runs_are_in_the_order_of_their_time_whoever_told_last():
-    task = Task({LIFE: life("SUCCESS", "0001", run="a")}, {LIFE: [life("FAILURE", "0002", run="b")]}, {})
+    task = Task({STAGE: life("SUCCESS", "0001", run="a")}, {STAGE: [life("FAILURE", "0002", run="b")]}, {})
 
     assert [(run["run"], run["status"]) for run in runs_of("t1", task)] == [("a", "SUCCESS"), ("b", "FAILURE")]
 
@@ -60,7 +60,7 @@ def test_progress_shows_the_last_of_the_run_before():
 
 
 def test_the_version_of_a_state_counts_what_both_told():
-    parts = {LIFE: stored(TaskRun("STARTED").encode("t1"), version=2), STATE: stored(b'{"x":1}', version=3, worker="me")}
+    parts = {STAGE: stored(TaskRun("STARTED").encode("t1"), version=2), STATE: stored(b'{"x":1}', version=3, worker="me")}
 
     entry = entry_of(keys.place("tasks/t1/state"), parts, 1.0)
 

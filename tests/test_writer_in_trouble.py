@@ -8,7 +8,7 @@ import pytest
 from celery_memsync import StoreError
 from celery_memsync.keys import Keys
 from celery_memsync.models.task import TaskRun
-from celery_memsync.writing.changes import Draft
+from celery_memsync.writing.changes import DeferredChange
 
 from .helpers import eventually
 
@@ -236,7 +236,7 @@ def test_a_redis_that_is_back_is_known_although_nothing_waits_any_more(make_mems
     own_server.stop()
     with pytest.raises(StoreError):
         memsync.writer.flush()
-    memsync.writer.withdraw(Draft(0.0), change)
+    memsync.writer.withdraw(DeferredChange(0.0), change)
 
     own_server.start()
     memsync.writer.flush()

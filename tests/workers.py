@@ -4,7 +4,7 @@ from __future__ import annotations
 import itertools
 
 from celery_memsync.fleet.heartbeat import Heartbeat
-from celery_memsync.fleet.lost_workers import Losses
+from celery_memsync.fleet.lost_workers import LostWorkerMonitor
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.models.worker import WorkerRecord
@@ -32,7 +32,7 @@ class SimulatedWorker:
         for name in ("worker-online", "worker-lost", "task-lost"):
             self.events.on(name, lambda name_=name, **details: self.told.append((name_, details)))
         self.tasks = {}
-        self.losses = Losses(self.store, self.events, silence, lambda: list(self.tasks.items()))
+        self.losses = LostWorkerMonitor(self.store, self.events, silence, lambda: list(self.tasks.items()))
         self.beats = []
         self.heartbeat = Heartbeat(self.store, self.record, interval, keep, silence, self.on_beat)
         self._numbers = itertools.count(1)

@@ -9,7 +9,7 @@ import click
 from celery.bin.base import CeleryCommand
 
 from ..app import MemSync
-from ..background_loop import Bell
+from ..background_loop import Wakeup
 from ..models.order import FINAL
 from .ids import task_id_of
 from .output import (EX_TIMEOUT, json_option, memory_of, padded, print_error, print_json, print_line, progress_words,
@@ -95,12 +95,12 @@ def _news(
         left: Who is looked at; they may be taken out on the way.
     """
     told: set[str] = set()
-    bell = Bell()
+    bell = Wakeup()
 
     def teller(task_id: str) -> Callable[..., None]:
         def tell(*_: object) -> None:
             told.add(task_id)
-            bell.ring()
+            bell.set()
 
         return tell
 

@@ -12,7 +12,7 @@ from celery.bin.base import CeleryCommand, CeleryOption
 from celery.platforms import EX_UNAVAILABLE, EX_USAGE
 
 from ..app import MemSync
-from ..background_loop import PeriodicThread
+from ..background_loop import BackgroundLoop
 from ..exceptions import StoreError
 from .output import Seconds, fail, memory_of
 from .snapshot import Snapshot, View, take
@@ -41,7 +41,7 @@ def top(ctx: click.Context, interval: float) -> None:
         fail("top needs rich: pip install 'celery-memsync[cli]'", EX_UNAVAILABLE)
     with memory_of(ctx) as memsync:
         latest = Latest(memsync)
-        reader = PeriodicThread("memsync-top", latest.look, interval)
+        reader = BackgroundLoop("memsync-top", latest.look, interval)
         try:
             with orderly_end(), keys() as pressed, _silence(), Live(screen=True, auto_refresh=False) as live:
                 live.console.no_color = live.console.no_color or ctx.obj.no_color

@@ -20,7 +20,7 @@ STALLED = 600.0
 ENDS = {"SUCCESS": "succeeded", "FAILURE": "failed", "REVOKED": "revoked", "SKIPPED": "skipped"}
 
 
-class Known(NamedTuple):
+class KnownTask(NamedTuple):
     """What is known of a task and its surroundings.
 
     Attributes:
@@ -59,7 +59,7 @@ class Reason(NamedTuple):
     evidence: dict[str, Any]
 
 
-def reason_of(known: Known) -> Reason:
+def reason_of(known: KnownTask) -> Reason:
     """Return why a task is where it is."""
     if known.task is None:
         return Reason("Nobody has told of it: it was never sent, or that is longer ago than memsync_default_ttl.",
@@ -76,7 +76,7 @@ def reason_of(known: Known) -> Reason:
     return _waits(known)
 
 
-def _ended(known: Known, status: str) -> Reason:
+def _ended(known: KnownTask, status: str) -> Reason:
     state = known.state
     lock = state.get("lock")
     words = {"SUCCESS": "It succeeded", "FAILURE": "It failed", "REVOKED": "It was revoked", "SKIPPED": "It was skipped"}
@@ -91,12 +91,12 @@ def _ended(known: Known, status: str) -> Reason:
     return Reason(answer + ".", ENDS.get(status, "ended"), _facts(known, "finished_at", "runtime", "exception", "lock"))
 
 
-def _retried(known: Known) -> Reason:
+def _retried(known: KnownTask) -> Reason:
     return _held_back(known, known.state) or Reason(
         f"It is tried again{_when(known)}{_error(known.state)}.", "retrying", _facts(known, "retries", "eta", "exception"))
 
 
-def _held_back(known: Known, run: dict[str, Any]) -> Reason | None:
+def _held_back(known: KnownTask, run: dict[str, Any]) -> Reason | None:
     """Return that a lock held a run back which is tried again, if one did."""
     lock = run.get("lock")
     if run.get("status") != "RETRY" or not isinstance(lock, dict):
@@ -105,7 +105,7 @@ def _held_back(known: Known, run: dict[str, Any]) -> Reason | None:
                   {**_facts(known, "retries", "eta"), "lock": lock})
 
 
-def _at_work(known: Known) -> Reason:
+def _at_work(known: KnownTask) -> Reason:
     state, progress = known.state, (known.task or {}).get("progress")
     facts = _facts(known, "started_at")
     gone = _gone(known)
@@ -124,7 +124,7 @@ def _at_work(known: Known) -> Reason:
     return Reason(f"It has run on {_worker(known)} for {ago(state.get('started_at'), known.now)}{done}.", "running", facts)
 
 
-def _waits(known: Known) -> Reason:
+def _waits(known: KnownTask) -> Reason:
     state = known.state
     eta = figure(state.get("eta"))
     gone = _gone(known)
@@ -157,7 +157,7 @@ def _waits(known: Known) -> Reason:
                   "waiting", {**facts, "free": free})
 
 
-def _reserved(known: Known) -> Reason:
+def _reserved(known: KnownTask) -> Reason:
     one = _record(known)
     facts = _facts(known, "received_at")
     if one is not None and one.status == "busy":
@@ -167,7 +167,7 @@ def _reserved(known: Known) -> Reason:
                   "and has not begun yet.", "reserved", facts)
 
 
-def _gone(known: Known) -> Reason | None:
+def _gone(known: KnownTask) -> Reason | None:
     """Return that the worker which has a task is not there, if so."""
     one = _record(known)
     if one is None or one.status not in ("lost", "offline"):
@@ -179,16 +179,16 @@ def _gone(known: Known) -> Reason | None:
     return Reason(f"Its worker {_worker(known)} said goodbye {silent} ago.", "worker-gone", facts)
 
 
-def _record(known: Known) -> WorkerRecord | None:
+def _record(known: KnownTask) -> WorkerRecord | None:
     worker_id = known.state.get("worker")
     return next((one for one in known.workers if one.worker_id == worker_id), None)
 
 
-def _worker(known: Known) -> str:
+def _worker(known: KnownTask) -> str:
     return shorten(known.state.get("worker") or "a worker")
 
 
-def _facts(known: Known, *names: str) -> dict[str, Any]:
+def _facts(known: KnownTask, *names: str) -> dict[str, Any]:
     told = ("status", "name", "worker", *names)
     return {name: known.state[name] for name in told if known.state.get(name) is not None}
 
@@ -200,7 +200,7 @@ def _error(state: dict[str, Any]) -> str:
     return f": {shorten(error.get('type'))}: {shorten(error.get('message'))}"
 
 
-def _when(known: Known) -> str:
+def _when(known: KnownTask) -> str:
     eta = figure(known.state.get("eta"))
     return f" in {duration(eta - known.now)}" if eta is not None and eta > known.now else ""
 
@@ -220,8 +220,8 @@ def why(ctx: click.Context, task_id: str, as_json: bool) -> None:
     """Say why a task is where it is."""
     with memory_of(ctx) as memsync:
         task_id = task_id_of(memsync, task_id)
-        known = Known(task_id, memsync.get_task(task_id), memsync.get_workers(), memsync.get_awaited_lock(task_id),
-                      memsync.get_queue_position(task_id), memsync.store.clock.now())
+        known = KnownTask(task_id, memsync.get_task(task_id), memsync.get_workers(), memsync.get_awaited_lock(task_id),
+                          memsync.get_queue_position(task_id), memsync.store.clock.now())
     found = reason_of(known)
     if as_json:
         print_json(ctx, {"id": task_id, **found._asdict()})

@@ -6,10 +6,10 @@ import time
 from typing import Callable
 
 from .. import encoding
-from ..background_loop import PeriodicThread
+from ..background_loop import BackgroundLoop
 from ..exceptions import StoreError
 from ..models.worker import WorkerRecord
-from ..store import Beat, Store
+from ..store import HeartbeatReply, Store
 
 #: Most beats that all workers of a memory together make in a second: many workers beat less often.
 MAX_RATE = 200.0
@@ -35,7 +35,7 @@ class Heartbeat:
 
     def __init__(
         self, store: Store, describe: Callable[[], WorkerRecord], interval: float, keep: float,
-        silence: float | None = None, on_beat: Callable[[Beat], object] | None = None,
+        silence: float | None = None, on_beat: Callable[[HeartbeatReply], object] | None = None,
     ) -> None:
         self.store = store
         self.describe = describe
@@ -47,9 +47,9 @@ class Heartbeat:
         self._round_trip: float | None = None
         #: How many times longer the intervals are, and the silence, for the workers are many.
         self.stretch = 1.0
-        self._last = Beat("", 0.0, 0.0, 0)
+        self._last = HeartbeatReply("", 0.0, 0.0, 0)
         self._beating = threading.Lock()
-        self._thread = PeriodicThread("memsync-heartbeat", self.beat, interval)
+        self._thread = BackgroundLoop("memsync-heartbeat", self.beat, interval)
 
     def beat(self) -> None:
         """Write the record once.
@@ -63,11 +63,11 @@ class Heartbeat:
     def start(self) -> None:
         """Beat from now on, at once and then every ``interval`` seconds."""
         self._thread.start()
-        self._thread.hurry()
+        self._thread.run_now()
 
-    def hurry(self) -> None:
+    def run_now(self) -> None:
         """Beat now rather than later."""
-        self._thread.hurry()
+        self._thread.run_now()
 
     def stop(self, timeout: float | None = None) -> None:
         """Beat no more and say goodbye.

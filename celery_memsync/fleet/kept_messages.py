@@ -10,7 +10,7 @@ from celery.utils.log import get_logger
 from kombu.transport.virtual.exchange import TopicExchange
 
 from .. import encoding
-from ..background_loop import PeriodicThread
+from ..background_loop import BackgroundLoop
 from ..exceptions import InvalidKey
 from ..keys import check_id
 from ..models.order import is_run_key
@@ -122,7 +122,7 @@ class KeptMessages:
         self._kept: dict[str, tuple[Callable[[], Any], KeptMessage]] = {}
         self._stored: set[str] = set()
         self._syncing = threading.Lock()
-        self._thread: PeriodicThread | None = None
+        self._thread: BackgroundLoop | None = None
         self._warned = False
 
     def add(self, request: Any, run: str, run_key: str, recoveries: int, consumer: Any = None) -> None:
@@ -202,7 +202,7 @@ class KeptMessages:
 
     def _wake(self) -> None:
         if self._thread is None:
-            self._thread = PeriodicThread(
+            self._thread = BackgroundLoop(
                 "memsync-messages", self.sync, self.memsync.settings.batch_interval, on_demand=True)
         self._thread.wake()
 

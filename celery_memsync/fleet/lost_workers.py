@@ -8,14 +8,14 @@ from collections import deque
 from itertools import count
 from typing import Callable, Iterable, Iterator, NamedTuple, Sequence, TypeVar
 
-from ..background_loop import PeriodicThread
+from ..background_loop import BackgroundLoop
 from ..events import Events
-from ..keys import LIFE, is_id
-from ..models.entry import Stored
+from ..keys import STAGE, is_id
+from ..models.entry import StoredEntry
 from ..models.order import AT_WORK, rank_of
 from ..models.task import TaskRun
 from ..models.worker import WorkerRecord
-from ..store import Beat, EntryWrite, Loss, Store, ms
+from ..store import EntryWrite, HeartbeatReply, LostWorkerClaim, Store, ms
 
 #: Tasks that are read, and written, in one round trip.
 AT_ONCE = 200
@@ -25,7 +25,7 @@ T = TypeVar("T")
 _LETTERS = string.ascii_letters + string.digits
 
 
-class Lost(NamedTuple):
+class LostWorker(NamedTuple):
     """A loss, and what the worker's last beat told.
 
     Attributes:
@@ -34,13 +34,13 @@ class Lost(NamedTuple):
         succeeded: Whether another process has its name by now.
     """
 
-    loss: Loss
+    loss: LostWorkerClaim
     since: float
     running: tuple[str, ...]
     succeeded: bool
 
 
-class Losses:
+class LostWorkerMonitor:
     """Tells of lost workers and their tasks, which Redis has given to this worker to tell of.
 
     It works in a thread of its own, for there may be much to do and handlers of
@@ -56,7 +56,7 @@ class Losses:
 
     def __init__(
         self, store: Store, events: Events, lease: float, at_work: Callable[[], Iterable[tuple[str, str]]],
-        settled: Callable[[Sequence[Loss]], Sequence[Loss]] | None = None,
+        settled: Callable[[Sequence[LostWorkerClaim]], Sequence[LostWorkerClaim]] | None = None,
     ) -> None:
         self.store = store.twin("".join(random.SystemRandom().choices(_LETTERS, k=8)))
         self.events = events
@@ -66,22 +66,22 @@ class Losses:
         self._serials = count(1)
         self._words: deque[str] = deque()
         #: Losses that were given to this worker, by name; those it is about to tell of; those that it has told of.
-        self._heard: dict[bytes, Loss] = {}
-        self._losses: dict[bytes, Loss] = {}
+        self._heard: dict[bytes, LostWorkerClaim] = {}
+        self._losses: dict[bytes, LostWorkerClaim] = {}
         self._told: set[bytes] = set()
         #: What is being written, and whose tasks these are; after a lost answer it is sent again under the same numbers.
-        self._telling: tuple[list[tuple[str, Lost, TaskRun]], list[EntryWrite]] = [], []
+        self._reporting: tuple[list[tuple[str, LostWorker, TaskRun]], list[EntryWrite]] = [], []
         #: Monotonic time until when others may call tasks of this worker lost although it is back.
         self._doubtful_until = float("-inf")
         self._looked_at = float("-inf")
-        self._thread = PeriodicThread("memsync-losses", self.settle, 0, on_demand=True)
+        self._thread = BackgroundLoop("memsync-losses", self.settle, 0, on_demand=True)
 
-    def hear(self, beat: Beat) -> None:
+    def hear(self, beat: HeartbeatReply) -> None:
         """Take what Redis said to a beat; what there is to do about it is done soon."""
         if self.take(beat):
             self._thread.wake()
 
-    def take(self, beat: Beat) -> bool:
+    def take(self, beat: HeartbeatReply) -> bool:
         """Take what Redis said to a beat; tell whether there is something to do about it."""
         if beat.word == "back":
             self._doubtful_until = time.monotonic() + self.lease
@@ -133,15 +133,15 @@ class Losses:
             tasks = self.store.read_tasks([task_id for task_id, _ in chunk])
             # Each at the version that was read: the run may have ended since.
             self.store.write_entries([
-                self._entry(task_id, str(life.header.version), key, _found(run), life.header.ttl_ms)
+                self._entry(task_id, str(stage.header.version), key, _found(run), stage.header.ttl_ms)
                 for (task_id, key), task in zip(chunk, tasks)
-                if (life := task.slots.get(LIFE)) is not None and life.header.run == key
-                and life.header.rank == rank_of("LOST") and (run := TaskRun.from_row(life.value, task_id)) is not None
+                if (stage := task.slots.get(STAGE)) is not None and stage.header.run == key
+                and stage.header.rank == rank_of("LOST") and (run := TaskRun.from_row(stage.value, task_id)) is not None
             ])
 
     # -- the loss of others
 
-    def _settle(self, losses: list[Loss]) -> None:
+    def _settle(self, losses: list[LostWorkerClaim]) -> None:
         for loss in losses:
             if time.monotonic() > loss.until:
                 # It took too long to come to it: it is another's by now, or will be given to somebody anew.
@@ -161,7 +161,7 @@ class Losses:
             self._losses.pop(loss.name, None)
         self._told &= set(self._losses)
 
-    def _renewed(self, losses: list[Loss]) -> list[Loss]:
+    def _renewed(self, losses: list[LostWorkerClaim]) -> list[LostWorkerClaim]:
         """Return losses for another lease; of workers that came back there is nothing to tell any more."""
         renewed = self.store.renew_losses(losses, self.lease)
         for loss in losses:
@@ -169,11 +169,11 @@ class Losses:
         self._losses.update((loss.name, loss) for loss in renewed)
         return renewed
 
-    def _look_at(self, losses: list[Loss]) -> list[Lost]:
+    def _look_at(self, losses: list[LostWorkerClaim]) -> list[LostWorker]:
         places = [self.store.keys.worker_place(loss.worker_id, "heartbeat") for loss in losses]
         return [_lost(loss, stored) for loss, stored in zip(losses, self.store.read_entries(places))]
 
-    def _candidates(self, lost: list[Lost]) -> Iterator[str]:
+    def _candidates(self, lost: list[LostWorker]) -> Iterator[str]:
         """Yield ids of tasks that lost workers may have had: those they told of, and all that are at work."""
         known = {task_id for one in lost for task_id in one.running}
         yield from known
@@ -186,47 +186,47 @@ class Losses:
             if not cursor:
                 return
 
-    def _tell_lost(self, task_ids: list[str], lost: list[Lost]) -> None:
+    def _tell_lost(self, task_ids: list[str], lost: list[LostWorker]) -> None:
         by_token = {one.loss.token: one for one in lost}
         by_name = {one.loss.worker_id: one for one in lost if not one.succeeded}
-        found: list[tuple[str, Lost, TaskRun]] = []
+        found: list[tuple[str, LostWorker, TaskRun]] = []
         writes = []
         for task_id, task in zip(task_ids, self.store.read_tasks(task_ids)):
-            life = task.slots.get(LIFE)
-            run = None if life is None else TaskRun.from_row(life.value, task_id)
-            if life is None or run is None or life.header.rank != AT_WORK:
+            stage = task.slots.get(STAGE)
+            run = None if stage is None else TaskRun.from_row(stage.value, task_id)
+            if stage is None or run is None or stage.header.rank != AT_WORK:
                 continue
-            one = by_token.get(str(run.run).partition("-")[0]) or by_name.get(life.header.worker_id)
+            one = by_token.get(str(run.run).partition("-")[0]) or by_name.get(stage.header.worker_id)
             if one is not None:
                 found.append((task_id, one, run))
-                writes.append(self._entry(task_id, "run", life.header.run, self._as_lost(run, one), life.header.ttl_ms))
-        self._telling = found, writes
+                writes.append(self._entry(task_id, "run", stage.header.run, self._as_lost(run, one), stage.header.ttl_ms))
+        self._reporting = found, writes
         self._finish()
 
     def _finish(self) -> None:
-        found, writes = self._telling
+        found, writes = self._reporting
         outcomes = self.store.write_entries(writes)
-        self._telling = [], []
+        self._reporting = [], []
         for (task_id, one, run), outcome in zip(found, outcomes):
             if outcome.status in ("ok", "again"):
                 self.events.emit("task-lost", task_id=task_id, name=run.name, worker_id=one.loss.worker_id, since=one.since)
 
-    def _as_lost(self, run: TaskRun, one: Lost) -> TaskRun:
+    def _as_lost(self, run: TaskRun, one: LostWorker) -> TaskRun:
         why = {"type": "WorkerLostError", "message": f"the worker {one.loss.worker_id} was silent for too long"}
         return run.evolve(status="LOST", exception=why, finished_at=round(self.store.clock.now(), 3))
 
     def _entry(self, task_id: str, seen: str, key: str, run: TaskRun, ttl_ms: int) -> EntryWrite:
-        place = self.store.keys.task_place(task_id, LIFE)
+        place = self.store.keys.task_place(task_id, STAGE)
         return EntryWrite(place, seen, key, rank_of(run.status), 0, ms(self.store.clock.now()), ttl_ms,
                           next(self._serials), run.encode(task_id))
 
 
-def _lost(loss: Loss, stored: Stored | None) -> Lost:
+def _lost(loss: LostWorkerClaim, stored: StoredEntry | None) -> LostWorker:
     if stored is None or stored.header.writes != loss.token:
-        return Lost(loss, loss.at, (), stored is not None)
+        return LostWorker(loss, loss.at, (), stored is not None)
     record = WorkerRecord.from_dict(loss.worker_id, stored.value)
     running = tuple(task["id"] for task in record.running if isinstance(task, dict) and is_id(task.get("id")))
-    return Lost(loss, stored.header.stored_at / 1000, running, False)
+    return LostWorker(loss, stored.header.stored_at / 1000, running, False)
 
 
 def _found(run: TaskRun) -> TaskRun:

@@ -6,7 +6,7 @@ from typing import Any, Callable, Iterable
 
 from celery.utils.log import get_logger
 
-from ..background_loop import PeriodicThread
+from ..background_loop import BackgroundLoop
 from .broker_connection import bounded_connection
 
 logger = get_logger(__name__)
@@ -37,7 +37,7 @@ class QueueDepths:
         self._channel: Any = None
         self._known: tuple[float, dict[str, int]] = float("-inf"), {}
         self._asked_at = float("-inf")
-        self._thread = PeriodicThread("memsync-depths", self.look, 0, on_demand=True)
+        self._thread = BackgroundLoop("memsync-depths", self.look, 0, on_demand=True)
 
     @property
     def known(self) -> tuple[float, dict[str, int]]:

@@ -13,11 +13,11 @@ from kombu.messaging import Producer
 from kombu.serialization import prepare_accept_content
 
 from ..exceptions import StoreError
-from ..keys import LIFE
+from ..keys import STAGE
 from ..models.order import rank_of, run_key
 from ..models.task import TaskRun
 from ..settings import short
-from ..store import Loss
+from ..store import LostWorkerClaim
 from .broker_connection import bounded_connection
 from .kept_messages import KeptMessage, signed_size, signer_of
 
@@ -87,7 +87,7 @@ class TaskRequeuer:
 
     # -- the messages of lost workers
 
-    def settle(self, losses: Sequence[Loss]) -> list[Loss]:
+    def settle(self, losses: Sequence[LostWorkerClaim]) -> list[LostWorkerClaim]:
         """Requeue the tasks of lost workers, and return the losses for which that is done.
 
         Raises:
@@ -106,7 +106,7 @@ class TaskRequeuer:
         connection = self.memsync.app.connection_for_write()
         return (*connection.connection_errors, *connection.channel_errors, OperationalError, OSError)
 
-    def _settle(self, loss: Loss) -> list[Loss]:
+    def _settle(self, loss: LostWorkerClaim) -> list[LostWorkerClaim]:
         """Requeue the tasks of a worker, and return its renewed loss, or nothing if another worker has it."""
         store, settings = self.memsync.store, self.memsync.settings
         if not settings.signing_keys:
@@ -129,7 +129,7 @@ class TaskRequeuer:
                 store.keep_messages(loss.token, {message.run: None}, settings.default_ttl)
         return [loss]
 
-    def _lost_messages(self, loss: Loss) -> Iterator[tuple[KeptMessage, TaskRun]]:
+    def _lost_messages(self, loss: LostWorkerClaim) -> Iterator[tuple[KeptMessage, TaskRun]]:
         """Yield the messages whose runs are LOST; those that cannot be accepted are deleted."""
         store, cursor = self.memsync.store, 0
         while True:
@@ -149,7 +149,7 @@ class TaskRequeuer:
             if not cursor:
                 return
 
-    def _verified(self, loss: Loss, run: str, signed: bytes) -> KeptMessage | None:
+    def _verified(self, loss: LostWorkerClaim, run: str, signed: bytes) -> KeptMessage | None:
         """Return a message that a worker of this app signed for that very place, or None."""
         settings = self.memsync.settings
         signer = signer_of(settings)
@@ -181,7 +181,7 @@ class TaskRequeuer:
     def _lost_stage(self, message: KeptMessage) -> TaskRun | None:
         """Return the stage of a run if it is LOST, or None if it ended, came back, or is another one."""
         (task,) = self.memsync.store.read_tasks([message.task_id])
-        stored = task.slots.get(LIFE)
+        stored = task.slots.get(STAGE)
         if stored is None or stored.header.run != message.run_key or stored.header.rank != rank_of("LOST"):
             return None
         return TaskRun.from_row(stored.value, message.task_id)

@@ -5,7 +5,7 @@ from typing import Any, Callable
 
 from ..keys import Keys
 from ..manager import MemorySyncManager
-from ..runtime import Services
+from ..runtime import Runtime
 
 
 class AppManager(MemorySyncManager):
@@ -35,7 +35,7 @@ class AppManager(MemorySyncManager):
         self._open().locks.free_run(run, gone)
 
     @property
-    def home(self) -> Services:
+    def home(self) -> Runtime:
         """What is open now; it stays what it is when this is closed, or forked."""
         return self._open()
 

@@ -12,12 +12,12 @@ from celery.utils.nodenames import node_format
 
 from ..exceptions import StoreError
 from ..fleet.heartbeat import Heartbeat
-from ..fleet.lost_workers import Losses
+from ..fleet.lost_workers import LostWorkerMonitor
 from ..fleet.probe_file import ProbeFile
 from ..models.worker import WorkerRecord
-from ..store import Beat
+from ..store import HeartbeatReply
 from .app_manager import AppManager
-from .worker_report import Describer
+from .worker_report import WorkerInspector
 
 if TYPE_CHECKING:
     from celery.worker import WorkController
@@ -39,11 +39,11 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, parent: WorkController, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
         self.memsync: AppManager = parent.app.memsync
-        self._describer = Describer(parent, self.memsync)
+        self._describer = WorkerInspector(parent, self.memsync)
         settings = self.memsync.settings
         self.memsync.signals.requeuer.check()
         self._kept = self.memsync.signals.kept
-        self._losses = Losses(
+        self._losses = LostWorkerMonitor(
             self.memsync.store, self.memsync.events, settings.worker_ttl,
             at_work=self.memsync.signals.at_work, settled=self.memsync.signals.requeuer.settle)
         self._heartbeat = Heartbeat(
@@ -65,7 +65,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def close(self, parent: WorkController) -> None:
         """Tell that the worker takes no more tasks; the heart goes on."""
         self._describer.draining = True
-        self._heartbeat.hurry()
+        self._heartbeat.run_now()
 
     def stop(self, parent: WorkController) -> None:
         """Do nothing: the pool may still be at work."""
@@ -89,7 +89,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             consuming = bool(record.consuming) or record.status == "draining"
             self._probe_file.write(self._heartbeat.silence * self._heartbeat.stretch, consuming)
 
-    def _on_beat(self, beat: Beat) -> None:
+    def _on_beat(self, beat: HeartbeatReply) -> None:
         if self._probe_file is not None:
             self._probe_file.heard()
         if beat.word != "ok":
@@ -105,7 +105,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             return
         self._left = True
         atexit.unregister(self._leave)
-        self.memsync.signals.mend()
+        self.memsync.signals.report_lost_outcomes()
         self._losses.stop(timeout=0.5)
         self._describer.depths.stop()
         try:

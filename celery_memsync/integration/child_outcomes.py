@@ -34,7 +34,7 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-class Outcome(NamedTuple):
+class TaskOutcome(NamedTuple):
     """What a task came to in a pool child, as its parent saw it.
 
     Attributes:
@@ -59,7 +59,7 @@ class Outcome(NamedTuple):
     runtime: float | None
 
 
-class Outcomes:
+class ChildOutcomes:
     """The last outcomes of each child; when a child is gone, its parent tells what it may not have told.
 
     They are kept as bytes.  Thousands of living objects would let Python's collector look at all of the process again and
@@ -95,11 +95,11 @@ class Outcomes:
             # A header of the message holds a type that marshal does not take, such as a time of AMQP.
             return
 
-    def of_the_gone(self, alive: Iterable[int]) -> list[Outcome]:
+    def pop_dead_children(self, alive: Iterable[int]) -> list[TaskOutcome]:
         """Return, and forget, the outcomes of all children but those that are alive."""
         gone = set(self._by_pid) - set(alive)
         rows = [(pid, body) for pid in gone for _, body in self._by_pid.pop(pid)]
-        return [Outcome(pid, *marshal.loads(body)) for pid, body in rows]  # nosec B302 # packed by `remember`
+        return [TaskOutcome(pid, *marshal.loads(body)) for pid, body in rows]  # nosec B302 # packed by `remember`
 
 
 def verdict(error: BaseException) -> tuple[str, dict[str, str] | None]:

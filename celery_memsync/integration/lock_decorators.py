@@ -32,7 +32,7 @@ RETRY_DELAY = 5.0
 PATIENCE = 2.0
 
 
-class Guard:
+class TaskLock:
     """Puts a lock around functions.
 
     Arguments:
@@ -83,7 +83,7 @@ class Guard:
         except LockNotAcquired as exc:
             self._hold_back(exc, function)
         if active is not None:
-            active.speak_under(lock.fence)
+            active.set_fence(lock.fence)
 
     def _take(self, lock: Lock, active: ActiveRun | None) -> None:
         try:
@@ -127,7 +127,7 @@ def locked(
     def make(memsync: AppManager, bound: inspect.BoundArguments) -> Lock:
         return memsync.lock(_FORMATTER.vformat(name, (), bound.arguments), ttl, wait)
 
-    guard = Guard(memsync, make, on_locked, retry_delay, count_retries)
+    guard = TaskLock(memsync, make, on_locked, retry_delay, count_retries)
 
     def decorate(function: F) -> F:
         unknown = sorted(fields - set(signature_of(function).parameters))
@@ -150,7 +150,7 @@ def exclusive(
         task_id = None if task is None else task.request.id
         return None if task_id is None else memsync.task_lock(task_id, ttl, wait)
 
-    return Guard(memsync, make, on_locked, retry_delay, count_retries).around
+    return TaskLock(memsync, make, on_locked, retry_delay, count_retries).around
 
 
 def signature_of(function: Any) -> inspect.Signature:

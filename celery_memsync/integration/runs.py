@@ -9,10 +9,10 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.time import maybe_iso8601
 
 from ..exceptions import LockNotAcquired, Skipped
-from ..keys import LIFE, PROGRESS, Place, is_id
+from ..keys import PROGRESS, STAGE, Location, is_id
 from ..models.task import TaskRun, describe_exception
-from ..runtime import Services
-from ..writing.changes import Change, Draft, TellRun
+from ..runtime import Runtime
+from ..writing.changes import Change, DeferredChange, StageChange
 from ..writing.progress import Progress
 from .app_manager import AppManager
 
@@ -34,7 +34,7 @@ _NOBODY: frozenset[AppManager] = frozenset()
 active_run: ContextVar[ActiveRun | None] = ContextVar("active_run", default=None)
 
 
-class Run(Draft):
+class Run(DeferredChange):
     """A run of a task.
 
     Arguments:
@@ -46,7 +46,7 @@ class Run(Draft):
 
     __slots__ = ("home", "task_id", "facts", "sent")
 
-    def __init__(self, home: Services, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], at: float) -> None:
+    def __init__(self, home: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], at: float) -> None:
         self.home = home
         self.task_id = task_id
         self.facts = facts
@@ -69,16 +69,16 @@ class Run(Draft):
         return str(self.sent["key"])
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Location:
         """Where its stage is kept."""
-        return self.home.keys.task_place(self.task_id, LIFE)
+        return self.home.keys.task_place(self.task_id, STAGE)
 
-    def tells(self, fence: int = 0, **more: Any) -> TellRun:
+    def tells(self, fence: int = 0, **more: Any) -> StageChange:
         """Return the change that tells a stage of it: what is known of it, and more."""
         home = self.home
         known = known_of(home, self.task_id, self.facts, self.sent)
         known.update(more)
-        return TellRun(self.place, TaskRun.of(known), self.run_key, lifetime(home, known["eta"]), fence)
+        return StageChange(self.place, TaskRun.of(known), self.run_key, lifetime(home, known["eta"]), fence)
 
 
 class Watcher(Protocol):
@@ -110,7 +110,7 @@ class ReceivedRun(Run):
 
     __slots__ = ("change", "ended", "_watcher", "_wrapped")
 
-    def __init__(self, home: Services, request: Any, sent: Mapping[str, Any], at: float, watcher: Watcher) -> None:
+    def __init__(self, home: Runtime, request: Any, sent: Mapping[str, Any], at: float, watcher: Watcher) -> None:
         super().__init__(home, request.id, request.request_dict, sent, at)
         self.change: Change | None = None
         self.ended = False
@@ -181,7 +181,7 @@ class ActiveRun(Run):
         ending: How it has ended; None: it has not.
     """
 
-    __slots__ = ("memsync", "name", "started_at", "outer", "fence", "lenders", "ending", "_progress")
+    __slots__ = ("memsync", "name", "started_at", "outer", "fence", "lock_owners", "ending", "_progress")
 
     def __init__(
         self, memsync: AppManager, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], name: str, at: float,
@@ -197,7 +197,7 @@ class ActiveRun(Run):
         self.started_at = started_at
         self.outer = active_run.get()
         self.fence = 0
-        self.lenders: frozenset[AppManager] = _NOBODY
+        self.lock_owners: frozenset[AppManager] = _NOBODY
         self.ending: Ending | None = None
         self._progress: Progress | None = None
 
@@ -219,7 +219,7 @@ class ActiveRun(Run):
             exception=ending.exception,
         ),)
 
-    def _tells(self, status: str, **more: Any) -> TellRun:
+    def _tells(self, status: str, **more: Any) -> StageChange:
         return self.tells(
             self.fence, status=status, name=self.name, pid=os.getpid(), started_at=self.started_at, **more)
 
@@ -237,9 +237,9 @@ class ActiveRun(Run):
         else:
             self.ending = Ending(status, at)
 
-    def borrows(self, lender: AppManager) -> None:
+    def add_lock_owner(self, owner: AppManager) -> None:
         """Take note that it takes a lock of a memory."""
-        self.lenders |= {lender}
+        self.lock_owners |= {owner}
 
     @property
     def progress(self) -> Progress:
@@ -259,7 +259,7 @@ class ActiveRun(Run):
         """Whether it has told any progress."""
         return self._progress is not None
 
-    def speak_under(self, fence: int) -> None:
+    def set_fence(self, fence: int) -> None:
         """Tell what it tells under a lock from now on: a run that has lost it is refused then."""
         if self.fence:
             return
@@ -274,7 +274,7 @@ def facts_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     return dict(zip(_FACTS, map(facts.get, _FACTS)))
 
 
-def known_of(home: Services, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
+def known_of(home: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a request tells of its run.
 
     Arguments:
@@ -300,7 +300,7 @@ def known_of(home: Services, task_id: str, facts: Mapping[str, Any], sent: Mappi
     return known
 
 
-def lifetime(home: Services, eta: float | None) -> float:
+def lifetime(home: Runtime, eta: float | None) -> float:
     """Return the ttl of a record, in seconds: one with an ETA, in seconds of Redis's clock, lives past it."""
     ttl = home.settings.default_ttl
     return ttl if eta is None else ttl + max(0.0, eta - home.store.clock.now())

@@ -16,14 +16,14 @@ from celery.utils.log import get_logger
 from .. import encoding
 from ..fleet.kept_messages import KeptMessages
 from ..fleet.requeue import TaskRequeuer
-from ..keys import LIFE, PROGRESS, is_id
+from ..keys import PROGRESS, STAGE, is_id
 from ..models.order import is_run_key, run_key
 from ..models.task import TaskRun, describe_exception
-from ..runtime import Services
-from ..writing.changes import TellRun
-from ..writing.progress import TellProgress
+from ..runtime import Runtime
+from ..writing.changes import StageChange
+from ..writing.progress import ProgressChange
 from .app_manager import AppManager
-from .child_outcomes import Outcome, Outcomes, is_gone, unwrapped
+from .child_outcomes import ChildOutcomes, TaskOutcome, is_gone, unwrapped
 from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, queue_of, retries_of
 
 logger = get_logger(__name__)
@@ -32,7 +32,7 @@ logger = get_logger(__name__)
 publishing: ContextVar[Any] = ContextVar("publishing", default=None)
 
 #: Attribute of a request whose end was told.
-TOLD = "memsync_told"
+RECORDED = "memsync_told"
 
 #: Name of what travels with a message and its request: when it was published, which run it became.
 HEADER = "memsync"
@@ -64,7 +64,7 @@ class TaskSignals:
         #: How many messages this process has received.
         self.received = 0
         #: What the tasks of the pool's children came to lately.
-        self._outcomes = Outcomes()
+        self._outcomes = ChildOutcomes()
         #: Requeues the tasks of lost workers.
         self.requeuer = TaskRequeuer(memsync, HEADER)
         #: The messages of this worker that are requeued if it is lost.
@@ -104,7 +104,7 @@ class TaskSignals:
         """Begin anew in a forked child: requests and outcomes are the parent's."""
         self._runs = count(1)
         self._requests = WeakValueDictionary()
-        self._outcomes = Outcomes()
+        self._outcomes = ChildOutcomes()
         self.requeuer.forget()
         self.kept.forget()
 
@@ -191,7 +191,7 @@ class TaskSignals:
                 self._end(request.id, {}, "FAILURE", cause)
             raise
         with _HARMLESS:
-            if isinstance(cause, WorkerLostError) and not hasattr(request, TOLD):
+            if isinstance(cause, WorkerLostError) and not hasattr(request, RECORDED):
                 self._tell_lost(request, cause)
         return answer
 
@@ -200,7 +200,7 @@ class TaskSignals:
         stored = not request.ignore_result and _stored_state(request) == "SUCCESS"
         self._end(request.id, {}, "SUCCESS" if stored else "LOST", None if stored else error)
 
-    def mend(self, alive: Iterable[int] = ()) -> None:
+    def report_lost_outcomes(self, alive: Iterable[int] = ()) -> None:
         """Tell the last outcomes of children that are gone.
 
         What they told themselves stays: an outcome that is known is not told twice.
@@ -208,10 +208,10 @@ class TaskSignals:
         Arguments:
             alive: Pids of the children that are still there.
         """
-        for outcome in self._outcomes.of_the_gone(alive):
+        for outcome in self._outcomes.pop_dead_children(alive):
             self._tell_outcome(outcome)
 
-    def _tell_outcome(self, outcome: Outcome) -> None:
+    def _tell_outcome(self, outcome: TaskOutcome) -> None:
         sent = outcome.sent
         known = known_of(self.memsync.home, outcome.task_id, outcome.facts, sent)
         known.update(
@@ -241,7 +241,7 @@ class TaskSignals:
     def at_work(self) -> list[tuple[str, str]]:
         """Return ids and run keys of the tasks that this process has received and has not done with."""
         return [(request.id, request.request_dict[HEADER]["key"])
-                for request in live(self._requests.values) if not hasattr(request, TOLD)]
+                for request in live(self._requests.values) if not hasattr(request, RECORDED)]
 
     # -- where it runs
 
@@ -281,7 +281,7 @@ class TaskSignals:
             return
         memsync = self.memsync
         place = memsync.keys.task_place(task_id, PROGRESS)
-        change = TellProgress.from_row(place, row, key, memsync.settings.default_ttl, memsync.store.clock)
+        change = ProgressChange.from_row(place, row, key, memsync.settings.default_ttl, memsync.store.clock)
         if change is not None:
             memsync.writer.put(change)
 
@@ -295,8 +295,8 @@ class TaskSignals:
         if active.reported:
             # A soft time limit may have struck between a report and its queue.
             memsync.writer.put(active.progress)
-        for lender in active.lenders:
-            lender.end_run(active.run_id)
+        for owner in active.lock_owners:
+            owner.end_run(active.run_id)
         if state is None:
             return
         active.end(state, retval, time.monotonic())
@@ -330,7 +330,7 @@ class TaskSignals:
         request = self._requests.get(task_id)
         if request is not None:
             facts = request.request_dict
-            setattr(request, TOLD, True)
+            setattr(request, RECORDED, True)
         sent = _sent(facts)
         self.kept.end(str(sent.get("run")))
         now = self.memsync.store.clock.now()
@@ -353,7 +353,7 @@ class TaskSignals:
 
     def on_child_replaced(self, sender: Any, **_: Any) -> None:
         """Mend what a child took with it; its successor is about to be made."""
-        self.mend([child.pid for child in getattr(sender, "_pool", ())])
+        self.report_lost_outcomes([child.pid for child in getattr(sender, "_pool", ())])
 
     def on_child_exit(self, **_: Any) -> None:
         """Write what waits before a pool child exits; it runs no exit handlers."""
@@ -366,7 +366,7 @@ class TaskSignals:
         active = active_run.get()
         return active if active is not None and active.task_id == task_id and active.memsync is self.memsync else None
 
-    def _new_run(self, home: Services) -> str:
+    def _new_run(self, home: Runtime) -> str:
         return f"{home.token}-{next(self._runs):x}"
 
     def _moment(self, local: float | None, earlier: float | None) -> float | None:
@@ -378,8 +378,8 @@ class TaskSignals:
     def _tell(self, task_id: str, key: str, run: TaskRun) -> None:
         """Tell a stage."""
         if is_id(task_id):
-            place = self.memsync.keys.task_place(task_id, LIFE)
-            self.memsync.writer.put(TellRun(place, run, key, lifetime(self.memsync.home, run.eta)))
+            place = self.memsync.keys.task_place(task_id, STAGE)
+            self.memsync.writer.put(StageChange(place, run, key, lifetime(self.memsync.home, run.eta)))
 
 
 def _sent(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LOOK_EVERY = 6
 
 
-class Describer:
+class WorkerInspector:
     """Says what state a worker is in.
 
     Arguments:

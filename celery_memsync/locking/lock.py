@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import Callable
 
 from ..exceptions import LockLost, LockNotAcquired, StoreError
-from .lock_service import Grant, Locks, Owner
+from .lock_service import LockLease, LockService, Owner
 
 
 class Lock:
@@ -26,13 +26,13 @@ class Lock:
     """
 
     def __init__(
-        self, name: str, ttl: float, wait: float, find: Callable[[], tuple[Locks, Owner]],
+        self, name: str, ttl: float, wait: float, find: Callable[[], tuple[LockService, Owner]],
     ) -> None:
         self.name = name
         self.ttl = ttl
         self.wait = wait
         self._find = find
-        self._grant: Grant | None = None
+        self._grant: LockLease | None = None
         self._fence = 0
 
     def acquire(self) -> bool:

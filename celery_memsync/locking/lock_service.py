@@ -10,12 +10,12 @@ from typing import Callable, NamedTuple
 from celery.utils.log import get_logger
 
 from .. import encoding
-from ..background_loop import PeriodicThread
+from ..background_loop import BackgroundLoop
 from ..events import Events
 from ..exceptions import LockLost, LockNotAcquired, StoreError
 from ..models.lock import LockRecord
 from ..store import LockAnswer, LockAsk, Store
-from ..store.push import Ear
+from ..store.push import LockWaiter
 
 logger = get_logger(__name__)
 
@@ -61,7 +61,7 @@ class Owner(NamedTuple):
     run: str = "-"
 
 
-class Grant:
+class LockLease:
     """One acquisition of a lock, from asking for it to its end.
 
     Attributes:
@@ -100,7 +100,7 @@ class Grant:
         self.renew_at = since + self.ask.ttl * RENEW_AFTER
 
 
-class Locks:
+class LockService:
     """Takes the locks of one process, renews them and gives them back.
 
     One thread renews all of them; it is started by the first one.  A soft time
@@ -116,18 +116,18 @@ class Locks:
         self.events = events
         self.replicas = replicas
         self._numbers = count(1)
-        self._grants: dict[str, Grant] = {}
-        self._of_tasks: dict[str, Grant] = {}
+        self._grants: dict[str, LockLease] = {}
+        self._of_tasks: dict[str, LockLease] = {}
         self._told_of: tuple[Owner | None, bytes] = None, b""
         #: Runs whose child is going: what is held for them is to be freed; with the time when that is given up.
         self._going: dict[str, tuple[Callable[[], bool], float]] = {}
         #: Monotonic time when the thread will look again unasked.
         self._next_look = float("inf")
-        self._thread = PeriodicThread("memsync-locks", self.renew, 0, on_demand=True)
+        self._thread = BackgroundLoop("memsync-locks", self.renew, 0, on_demand=True)
 
     # -- take, extend, give back
 
-    def acquire(self, name: str, ttl: float, wait: float, owner: Owner) -> Grant:
+    def acquire(self, name: str, ttl: float, wait: float, owner: Owner) -> LockLease:
         """Return a lock that is held.
 
         Arguments:
@@ -140,7 +140,7 @@ class Locks:
         """
         holder = f"{self.store.token}.{next(self._numbers)}"
         ask = LockAsk(self.store.keys.lock_place(name), holder, ttl, owner.run, self._about(owner))
-        grant = Grant(name, ask, owner)
+        grant = LockLease(name, ask, owner)
         began = time.monotonic()
         try:
             self._grants[holder] = grant
@@ -172,9 +172,9 @@ class Locks:
     def _record(self, name: str, answer: LockAnswer) -> LockRecord | None:
         return None if answer.stored is None else LockRecord.of(name, answer.stored, self.store.clock.now())
 
-    def _wait(self, grant: Grant, deadline: float) -> LockAnswer:
+    def _wait(self, grant: LockLease, deadline: float) -> LockAnswer:
         """Stand in the queue until the lock is given to us, or the deadline."""
-        ear = self.store.borrow_ear(grant.ask.place)
+        ear = self.store.checkout_waiter(grant.ask.place)
         try:
             grant.ask = grant.ask._replace(channel=ear.channel)
             while True:
@@ -194,10 +194,10 @@ class Locks:
         except BaseException:
             ear.close()
             raise
-        self.store.give_back_ear(ear)
+        self.store.checkin_waiter(ear)
         return answer
 
-    def _sleep(self, grant: Grant, ear: Ear, asked: float, answer: LockAnswer, seconds: float) -> None:
+    def _sleep(self, grant: LockLease, ear: LockWaiter, asked: float, answer: LockAnswer, seconds: float) -> None:
         """Sleep until it is our turn, or there is reason to ask again."""
         end = time.monotonic() + seconds
         try:
@@ -215,7 +215,7 @@ class Locks:
             # The connection is broken.  Whether Redis is there the next question will tell.
             ear.close()
 
-    def _take_turn(self, grant: Grant, fence: int, until: float) -> None:
+    def _take_turn(self, grant: LockLease, fence: int, until: float) -> None:
         """Take a lock that was handed over; until it is renewed it is trusted as if given when we asked last."""
         now = time.monotonic()
         if until < now + MARGIN and until < now + grant.ask.ttl / 2:
@@ -225,13 +225,13 @@ class Locks:
         grant.state = "held"
         self._look_by(grant.renew_at)
 
-    def _hold(self, grant: Grant, fence: int, asked: float, lease: float) -> None:
+    def _hold(self, grant: LockLease, fence: int, asked: float, lease: float) -> None:
         grant.fence = fence
         grant.trust(asked, lease)
         grant.state = "held"
         self._look_by(grant.renew_at)
 
-    def _confirm(self, grant: Grant) -> None:
+    def _confirm(self, grant: LockLease) -> None:
         """See that replicas have a lock that nobody knows of yet; it may have been lost meanwhile."""
         asked = time.monotonic()
         if self.store.renew_locks([grant.ask], self.replicas) == [True]:
@@ -239,7 +239,7 @@ class Locks:
         else:
             self._end(grant)
 
-    def extend(self, grant: Grant, ttl: float) -> None:
+    def extend(self, grant: LockLease, ttl: float) -> None:
         """Let the lease end ``ttl`` seconds from now, or later; it is renewed for as long from then on.
 
         Raises:
@@ -255,7 +255,7 @@ class Locks:
         grant.trust(asked, ttl)
         self._look_by(grant.renew_at)
 
-    def release(self, grant: Grant) -> bool:
+    def release(self, grant: LockLease) -> bool:
         """Give a lock back; tell whether it was held until now.
 
         Raises:
@@ -403,12 +403,12 @@ class Locks:
             elif grant.state in ("leaving", "left", "releasing") and now >= grant.until + SLACK:
                 self._end(grant)
 
-    def _lose(self, grant: Grant) -> None:
+    def _lose(self, grant: LockLease) -> None:
         if grant.state == "held":
             self._end(grant)
             self._tell_loss(grant)
 
-    def _tell_loss(self, grant: Grant) -> None:
+    def _tell_loss(self, grant: LockLease) -> None:
         logger.warning("The lock %s is lost: its lease has run out, somebody else may have it", grant.name)
         self.events.emit("lock-lost", name=grant.name)
 
@@ -445,14 +445,14 @@ class Locks:
             self._next_look = moment
             self._thread.wake()
 
-    def _give_up(self, grant: Grant) -> None:
+    def _give_up(self, grant: LockLease) -> None:
         """Have a lock given back by the thread, whether it is held, or was only asked for."""
         if grant.state == "asking":
             grant.asked_until = time.monotonic() + ON_ITS_WAY
         grant.state = "leaving"
         self._thread.wake()
 
-    def _end(self, grant: Grant) -> None:
+    def _end(self, grant: LockLease) -> None:
         grant.state = "over"
         self._grants.pop(grant.ask.holder, None)
         if self._of_tasks.get(grant.name) is grant:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from .. import encoding
 
 
-class Stamp(NamedTuple):
+class EntryVersion(NamedTuple):
     """Which state of an entry this is; a later one is greater.
 
     The version alone does not tell: when a key is gone its versions begin anew.
@@ -22,7 +22,7 @@ class Stamp(NamedTuple):
 
 
 #: The state of an entry that nobody has written.
-NEVER = Stamp(0, 0)
+UNWRITTEN = EntryVersion(0, 0)
 
 #: Largest number that is taken for a figure, such as a progress.
 MAX_FIGURE = 2 ** 62
@@ -79,9 +79,9 @@ class Header(NamedTuple):
         return self.time + self.lag
 
     @property
-    def stamp(self) -> Stamp:
+    def stamp(self) -> EntryVersion:
         """Which state of the entry it is of."""
-        return Stamp(self.time + self.lag, self.version)
+        return EntryVersion(self.time + self.lag, self.version)
 
     @property
     def over_at(self) -> int:
@@ -94,14 +94,14 @@ _UNREADABLE: Any = object()
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredEntry:
     """An entry as Redis keeps it: a header, and a body that no script looks into."""
 
     header: Header
     body: bytes
 
     @classmethod
-    def parse(cls, text: bytes) -> Stored:
+    def parse(cls, text: bytes) -> StoredEntry:
         """Read what a hash field holds.
 
         Raises:

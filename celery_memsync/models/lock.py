@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..keys import is_id
-from .entry import Stored
+from .entry import StoredEntry
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class LockRecord:
     waiters: int | None = None
 
     @classmethod
-    def of(cls, name: str, stored: Stored, now: float, waiters: int | None = None) -> LockRecord | None:
+    def of(cls, name: str, stored: StoredEntry, now: float, waiters: int | None = None) -> LockRecord | None:
         """Read a lock's entry, or return None if it is free; it is held whatever its body says.
 
         Arguments:

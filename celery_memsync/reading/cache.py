@@ -25,7 +25,7 @@ class Vouching(Protocol):
     until: float
 
 
-class Copy:
+class CacheEntry:
     """Something that was read.
 
     Attributes:
@@ -50,7 +50,7 @@ class Copy:
         self.about = about
 
 
-class Reading:
+class PendingRead:
     """A read that is under way.
 
     Attributes:
@@ -95,10 +95,10 @@ class EntryCache:
         self.misses = 0
         #: Copies that were dropped because somebody had changed what they are of.
         self.invalidated = 0
-        self._copies: OrderedDict[Hashable, Copy] = OrderedDict()
+        self._copies: OrderedDict[Hashable, CacheEntry] = OrderedDict()
         #: Names of the copies that were read from a Redis key.
         self._names: dict[str, set[Hashable]] = {}
-        self._readings: dict[str, set[Reading]] = {}
+        self._readings: dict[str, set[PendingRead]] = {}
         self._mutex = threading.RLock()
         self._looked_at = 0.0
 
@@ -110,7 +110,7 @@ class EntryCache:
         """Whether it keeps anything at all."""
         return self.size > 0 and self.max_age > 0
 
-    def recall(self, name: Hashable, max_age: float | None = None) -> Copy | None:
+    def recall(self, name: Hashable, max_age: float | None = None) -> CacheEntry | None:
         """Return a copy that may be believed, or None.
 
         Arguments:
@@ -140,15 +140,15 @@ class EntryCache:
         self.misses += 1
         return None
 
-    def begin(self, keys: Iterable[str], source: Vouching) -> Reading:
+    def begin(self, keys: Iterable[str], source: Vouching) -> PendingRead:
         """Take note that Redis keys are about to be read; :meth:`finish` has to follow."""
-        reading = Reading(keys, source)
+        reading = PendingRead(keys, source)
         with self._mutex:
             for key in reading.keys:
                 self._readings.setdefault(key, set()).add(reading)
         return reading
 
-    def finish(self, reading: Reading) -> None:
+    def finish(self, reading: PendingRead) -> None:
         """Take note that a read is over."""
         with self._mutex:
             for key in reading.keys:
@@ -159,7 +159,7 @@ class EntryCache:
                         del self._readings[key]
 
     def keep(
-        self, reading: Reading, name: Hashable, value: Any, keys: tuple[str, ...], until: float, about: Any = None,
+        self, reading: PendingRead, name: Hashable, value: Any, keys: tuple[str, ...], until: float, about: Any = None,
     ) -> None:
         """Keep what was read, unless it was overtaken.
 
@@ -175,7 +175,7 @@ class EntryCache:
                 for other in self._readings.get(key, ()):
                     # Who asked at the same time may have an older answer.
                     other.overtaken = other.overtaken or other is not reading
-            self._copies[name] = Copy(
+            self._copies[name] = CacheEntry(
                 value, reading.at, min(until, reading.at + self.max_age), reading.source, keys, about)
             for key in keys:
                 self._names.setdefault(key, set()).add(name)
@@ -226,7 +226,7 @@ class EntryCache:
         if copy is not None:
             self._unlink(name, copy)
 
-    def _unlink(self, name: Hashable, copy: Copy) -> None:
+    def _unlink(self, name: Hashable, copy: CacheEntry) -> None:
         for key in copy.keys:
             names = self._names.get(key)
             if names is not None:

@@ -9,10 +9,10 @@ from typing import Any, Callable, Sequence
 
 from celery.utils.log import get_logger
 
-from ..background_loop import Bell, PeriodicThread
+from ..background_loop import BackgroundLoop, Wakeup
 from ..exceptions import StoreError
 from ..store import Store
-from ..store.push import INVALIDATIONS, Announcements, Source
+from ..store.push import INVALIDATIONS, PushConnection, TrackedConnection
 
 logger = get_logger(__name__)
 
@@ -41,13 +41,13 @@ LOST_AFTER = 10.0
 MAX_SOURCES = 8
 
 
-class Link:
+class ChangeListener:
     """One connection on which Redis speaks, and those whose reads it vouches for.
 
     A thread listens, and connects again after a growing pause.  It starts with
     the first use.
 
-    Redis remembers what is read over a :class:`Source` and tells when it was
+    Redis remembers what is read over a :class:`TrackedConnection` and tells when it was
     changed.  If the listening connection or the source breaks, that is not told
     any more: so each vouches for what was read only for some seconds after its
     last sign of life.
@@ -77,27 +77,27 @@ class Link:
         self.on_look = on_look
         #: Monotonic time of the last question that Redis has answered on this connection: all told before was heard.
         self.heard_at = float("-inf")
-        self._line: Announcements | None = None
+        self._line: PushConnection | None = None
         self._number: int | None = None
         self._asked_at: float | None = None
         self._patterns: Counter[str] = Counter()
         self._heard: set[str] = set()
         #: How often Redis has been asked to tell of a pattern and has not confirmed it yet.
         self._unconfirmed: Counter[str] = Counter()
-        self._sources: set[Source] = set()
-        self._idle: deque[Source] = deque()
+        self._sources: set[TrackedConnection] = set()
+        self._idle: deque[TrackedConnection] = deque()
         self._read_at = float("-inf")
-        self._waiting: list[Bell] = []
+        self._waiting: list[Wakeup] = []
         self._in_vain = False
         #: Whether messages are being taken off the line just now.
         self._listening = False
         self._closing = False
         self._mutex = threading.RLock()
-        self._thread = PeriodicThread("memsync-link", self._hear, 0)
+        self._thread = BackgroundLoop("memsync-link", self._hear, 0)
 
     # -- reading
 
-    def borrow(self) -> Source | None:
+    def checkout(self) -> TrackedConnection | None:
         """Return a connection whose reads may be kept, to be given back; None if there is none now."""
         now = self._read_at = time.monotonic()
         if now > self.heard_at + CHECK_INTERVAL + ANSWER_TIMEOUT / 2:
@@ -115,7 +115,7 @@ class Link:
             self._sources.add(source)
             return source
 
-    def give_back(self, source: Source, asked_at: float) -> None:
+    def checkin(self, source: TrackedConnection, asked_at: float) -> None:
         """Take a borrowed connection back, which has answered.
 
         Arguments:
@@ -128,7 +128,7 @@ class Link:
                 return
         source.close()
 
-    def discard(self, source: Source) -> None:
+    def discard(self, source: TrackedConnection) -> None:
         """Part with a borrowed connection that is broken."""
         with self._mutex:
             self._sources.discard(source)
@@ -141,7 +141,7 @@ class Link:
         """Wait a little until the link is up, but once only for each time that it is down."""
         if self._in_vain or self._closing:
             return
-        bell = Bell()
+        bell = Wakeup()
         self._waiting.append(bell)
         self.start()
         bell.wait(PATIENCE)
@@ -240,7 +240,7 @@ class Link:
         self._asked_at = time.monotonic()
         self._line.send_command("PING")
 
-    def _tell_patterns(self, line: Announcements) -> None:
+    def _tell_patterns(self, line: PushConnection) -> None:
         with self._mutex:
             if self._patterns.keys() == self._heard:
                 return
@@ -295,18 +295,18 @@ class Link:
         self._in_vain = False
         self._let_go()
 
-    def _check_source(self, source: Source) -> None:
+    def _check_source(self, source: TrackedConnection) -> None:
         asked_at = time.monotonic()
         try:
             source.check()
         except StoreError:
             self.discard(source)
         else:
-            self.give_back(source, asked_at)
+            self.checkin(source, asked_at)
 
     def _let_go(self) -> None:
         while self._waiting:
-            self._waiting.pop().ring()
+            self._waiting.pop().set()
 
     def _lose(self) -> None:
         line, self._line = self._line, None

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 from typing import Any, Callable, Iterable, Mapping, Sequence, TypeVar
 
-from ..keys import LIFE, PROGRESS, STATE, Place
-from ..models.entry import Entry, Stamp, Stored
+from ..keys import PROGRESS, STAGE, STATE, Location
+from ..models.entry import Entry, EntryVersion, StoredEntry
 from ..models.order import AT_WORK
 from ..models.progress import progress_from
 from ..models.task import TaskRun, merge_state
@@ -13,15 +13,15 @@ from ..store import Task
 from ..writing.changes import Change
 
 #: Lays changes that wait over what is stored.
-Overlay = Callable[["Stored | None", Sequence[Change]], "Stored | None"]
+Overlay = Callable[["StoredEntry | None", Sequence[Change]], "StoredEntry | None"]
 
 K = TypeVar("K")
 
 
-def state_of(task_id: str, slots: Mapping[int, Stored | None]) -> dict[str, Any] | None:
+def state_of(task_id: str, slots: Mapping[int, StoredEntry | None]) -> dict[str, Any] | None:
     """Return the state of a task from its slots, or None if nobody told of it."""
-    life, state = slots.get(LIFE), slots.get(STATE)
-    run = None if life is None or life.deleted else TaskRun.from_row(life.value, task_id)
+    stage, state = slots.get(STAGE), slots.get(STATE)
+    run = None if stage is None or stage.deleted else TaskRun.from_row(stage.value, task_id)
     return merge_state(run, None if state is None or state.deleted else state.value)
 
 
@@ -50,19 +50,19 @@ def with_change(task: Task, change: Change, overlay: Overlay) -> Task:
     return task._replace(slots=_replaced(task.slots, place.slot, after), former=former)
 
 
-def _replaced(entries: dict[K, Stored], name: K, stored: Stored | None) -> dict[K, Stored]:
+def _replaced(entries: dict[K, StoredEntry], name: K, stored: StoredEntry | None) -> dict[K, StoredEntry]:
     others = {other: kept for other, kept in entries.items() if other != name}
     return others if stored is None or stored.deleted else {**others, name: stored}
 
 
 def runs_of(task_id: str, task: Task) -> list[dict[str, Any]]:
     """Return all runs of a task that are known, oldest first."""
-    told = [*task.former.get(LIFE, []), *([task.slots[LIFE]] if LIFE in task.slots else [])]
+    told = [*task.former.get(STAGE, []), *([task.slots[STAGE]] if STAGE in task.slots else [])]
     told.sort(key=lambda stored: stored.header.run)
     return [run.as_dict() for one in told if (run := TaskRun.from_row(one.value, task_id)) is not None]
 
 
-def entry_of(place: Place, parts: Mapping[int, Stored | None], now: float) -> Entry | None:
+def entry_of(place: Location, parts: Mapping[int, StoredEntry | None], now: float) -> Entry | None:
     """Return what is stored at a place, put together of its parts by slot, or None.
 
     Its version is that of all parts together, of those too that are deleted or
@@ -76,7 +76,7 @@ def entry_of(place: Place, parts: Mapping[int, Stored | None], now: float) -> En
         return None
     latest = max(alive.values(), key=lambda stored: stored.header.time)
     value = latest.value
-    if place.task_id and place.slot == STATE and (LIFE in alive or isinstance(value, dict)):
+    if place.task_id and place.slot == STATE and (STAGE in alive or isinstance(value, dict)):
         value = state_of(place.task_id, alive)
     elif place.task_id and place.slot == PROGRESS and isinstance(value, list):
         value = progress_from(value)
@@ -85,23 +85,23 @@ def entry_of(place: Place, parts: Mapping[int, Stored | None], now: float) -> En
     return Entry(place.path, value, version, header.time / 1000, header.worker_id, header.ttl_ms / 1000)
 
 
-def stamp_of(parts: Mapping[int, Stored | None]) -> Stamp:
+def stamp_of(parts: Mapping[int, StoredEntry | None]) -> EntryVersion:
     """Return which state of an entry its parts by slot make up."""
     stored_at = version = 0
     for stored in parts.values():
         if stored is not None:
             stored_at = max(stored_at, stored.header.stored_at)
             version += stored.header.version
-    return Stamp(stored_at, version)
+    return EntryVersion(stored_at, version)
 
 
-def over_at(parts: Iterable[Stored | None], now: float) -> float:
+def over_at(parts: Iterable[StoredEntry | None], now: float) -> float:
     """Return when the first of some parts is over that is not yet, in seconds of Redis's clock."""
     return min((stored.header.over_at / 1000 for stored in parts if stored is not None and not stored.gone(now)),
                default=float("inf"))
 
 
-def worker_records(told: Mapping[str, Stored], since: float, ttl: float = 0.0) -> list[WorkerRecord]:
+def worker_records(told: Mapping[str, StoredEntry], since: float, ttl: float = 0.0) -> list[WorkerRecord]:
     """Return a record for every worker, of its beats and of what was told by hand; see :func:`worker_record`."""
     beats, by_hand = _told_of_workers(told)
     records = {worker_id: worker_record(worker_id, beat, since, ttl) for worker_id, beat in beats.items() if beat.readable}
@@ -111,7 +111,7 @@ def worker_records(told: Mapping[str, Stored], since: float, ttl: float = 0.0) -
     return [records[worker_id] for worker_id in sorted(records)]
 
 
-def active_workers(told: Mapping[str, Stored], since: float, ttl: float = 0.0) -> list[str]:
+def active_workers(told: Mapping[str, StoredEntry], since: float, ttl: float = 0.0) -> list[str]:
     """Return the ids of those whom :func:`worker_records` calls neither lost nor offline; most bodies need not be read."""
     beats, by_hand = _told_of_workers(told)
     alive = {worker_id for worker_id, beat in beats.items() if _is_alive(beat, since, ttl)}
@@ -119,9 +119,9 @@ def active_workers(told: Mapping[str, Stored], since: float, ttl: float = 0.0) -
     return sorted(alive)
 
 
-def _told_of_workers(told: Mapping[str, Stored]) -> tuple[dict[str, Stored], dict[str, Stored]]:
+def _told_of_workers(told: Mapping[str, StoredEntry]) -> tuple[dict[str, StoredEntry], dict[str, StoredEntry]]:
     """Return the beats, and the statuses that were told by hand, by worker."""
-    by_thing: dict[str, dict[str, Stored]] = {"heartbeat": {}, "status": {}}
+    by_thing: dict[str, dict[str, StoredEntry]] = {"heartbeat": {}, "status": {}}
     for name, stored in told.items():
         worker_id, _, thing = name.rpartition("/")
         if thing in by_thing and "/" not in worker_id and not stored.deleted:
@@ -129,7 +129,7 @@ def _told_of_workers(told: Mapping[str, Stored]) -> tuple[dict[str, Stored], dic
     return by_thing["heartbeat"], by_thing["status"]
 
 
-def _is_alive(beat: Stored, since: float, ttl: float) -> bool:
+def _is_alive(beat: StoredEntry, since: float, ttl: float) -> bool:
     status, _, stretch = beat.header.rank.partition(":")
     try:
         return status != "offline" and not _is_silent(beat, float(stretch), since, ttl)
@@ -137,11 +137,11 @@ def _is_alive(beat: Stored, since: float, ttl: float) -> bool:
         return beat.readable and worker_record("", beat, since, ttl).status not in ("lost", "offline")
 
 
-def _is_silent(beat: Stored, stretch: float, since: float, ttl: float) -> bool:
+def _is_silent(beat: StoredEntry, stretch: float, since: float, ttl: float) -> bool:
     return beat.header.time / 1000 + ttl * (max(1.0, stretch) - 1) <= since
 
 
-def worker_record(worker_id: str, stored: Stored, since: float, ttl: float = 0.0) -> WorkerRecord:
+def worker_record(worker_id: str, stored: StoredEntry, since: float, ttl: float = 0.0) -> WorkerRecord:
     """Return a worker's record from its last beat; ``lost`` if that was not after ``since``.
 
     Arguments:

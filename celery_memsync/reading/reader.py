@@ -8,14 +8,14 @@ from typing import Any, Callable, Hashable, Iterable, Mapping, Sequence, TypeVar
 
 from .. import encoding
 from ..exceptions import InvalidKey, StoreError
-from ..keys import LIFE, METRICS, QUEUE, STATE, Keys, Place
-from ..models.entry import Entry, Stored
+from ..keys import METRICS, QUEUE, STAGE, STATE, Keys, Location
+from ..models.entry import Entry, StoredEntry
 from ..store import Store, Task
-from ..store.push import Source
+from ..store.push import TrackedConnection
 from ..writing.changes import Change, Coordinated, SetValue, SyncMetrics, SyncQueue
 from ..writing.writer import BatchWriter
-from .cache import EntryCache, Reading
-from .listener import Link
+from .cache import EntryCache, PendingRead
+from .listener import ChangeListener
 from .projections import entry_of, over_at, with_change
 
 T = TypeVar("T")
@@ -33,10 +33,10 @@ LONGEST_LIST = 1000
 VIEW = "\0"
 
 #: Parts of an entry by slot.
-Parts = dict[int, "Stored | None"]
+Parts = dict[int, "StoredEntry | None"]
 
 
-class Asking:
+class CacheableRead:
     """One question to Redis, whose answer may be kept unless it is overtaken.
 
     Arguments:
@@ -45,7 +45,7 @@ class Asking:
 
     Usage::
 
-        with Asking(reader, keys) as asking:
+        with CacheableRead(reader, keys) as asking:
             answer, waiting = asking.ask(lambda source: ...)
             asking.keep(name, value, keys, until)
     """
@@ -54,13 +54,13 @@ class Asking:
         self._reader = reader
         self._keys = keys
         self._to_keep = to_keep and reader.cache.enabled
-        self._source: Source | None = None
-        self._reading: Reading | None = None
+        self._source: TrackedConnection | None = None
+        self._reading: PendingRead | None = None
         self._asked_at = 0.0
 
-    def __enter__(self) -> Asking:
+    def __enter__(self) -> CacheableRead:
         reader = self._reader
-        self._source = reader.link.borrow() if self._to_keep else None
+        self._source = reader.link.checkout() if self._to_keep else None
         self._asked_at = time.monotonic()
         if self._source is not None:
             self._reading = reader.cache.begin(self._keys, self._source)
@@ -72,12 +72,12 @@ class Asking:
         if self._source is None:
             return
         if exc_info[0] is None:
-            self._reader.link.give_back(self._source, self._asked_at)
+            self._reader.link.checkin(self._source, self._asked_at)
         else:
             # It may have been cut short in the middle of an answer.
             self._reader.link.discard(self._source)
 
-    def ask(self, read: Callable[[Source | None], T]) -> tuple[T, list[Change]]:
+    def ask(self, read: Callable[[TrackedConnection | None], T]) -> tuple[T, list[Change]]:
         """Ask Redis; return its answer and the changes of this process to lay over it.
 
         What waited before and was written while Redis answered may be in
@@ -107,7 +107,7 @@ class Asking:
         else:
             cache.compare(name, value)
 
-    def _read(self, read: Callable[[Source | None], T]) -> T:
+    def _read(self, read: Callable[[TrackedConnection | None], T]) -> T:
         source = self._source
         if source is None:
             return read(None)
@@ -129,7 +129,7 @@ class Asking:
 class Reader:
     """Answers what one process asks."""
 
-    def __init__(self, store: Store, writer: BatchWriter, cache: EntryCache, link: Link) -> None:
+    def __init__(self, store: Store, writer: BatchWriter, cache: EntryCache, link: ChangeListener) -> None:
         self.store = store
         self.writer = writer
         self.cache = cache
@@ -175,7 +175,7 @@ class Reader:
             settled: Leave out what waits here to be written.
         """
         found: dict[str, Entry | None] = {}
-        missing: dict[str, Place] = {}
+        missing: dict[str, Location] = {}
         for key in keys:
             copy = None if consistent else self.cache.recall(key, max_age)
             self.uncached += consistent
@@ -187,9 +187,9 @@ class Reader:
             found.update(self._read(missing, settled))
         return found
 
-    def _read(self, wanted: Mapping[str, Place], settled: bool = False) -> dict[str, Entry | None]:
+    def _read(self, wanted: Mapping[str, Location], settled: bool = False) -> dict[str, Entry | None]:
         rows = {key: parts_of(place) for key, place in wanted.items()}
-        with Asking(self, [place.key for place in wanted.values()]) as asking:
+        with CacheableRead(self, [place.key for place in wanted.values()]) as asking:
             places = list(dict.fromkeys(part for row in rows.values() for part in row))
             stored, seen = self._read_places(asking, places, settled)
             now = self.store.clock.now()
@@ -199,18 +199,18 @@ class Reader:
                 parts = {part.slot: stored[part] for part in row}
                 entry = found[key] = self.whole_entry(place, parts, now)
                 if place in seen:
-                    self.writer.saw(place, stored[place])
+                    self.writer.note_read(place, stored[place])
                 if place.key != self.keys.about:
                     asking.keep(key, None if entry is None else entry.value, (place.key,),
                                 over_at(parts.values(), now), entry)
         return found
 
     def _read_places(
-        self, asking: Asking, places: Sequence[Place], settled: bool,
-    ) -> tuple[dict[Place, Stored | None], set[Place]]:
+        self, asking: CacheableRead, places: Sequence[Location], settled: bool,
+    ) -> tuple[dict[Location, StoredEntry | None], set[Location]]:
         """Return what is stored under what waits, and of which places nothing waits."""
         keys = {place.key for place in places}
-        answer: list[Stored | None] = [None] * len(places)
+        answer: list[StoredEntry | None] = [None] * len(places)
         try:
             answer, waiting = asking.ask(lambda source: self.store.read_entries(places, source))
         except StoreError:
@@ -219,7 +219,7 @@ class Reader:
             if settled or not in_memory.issuperset(places):
                 raise
         now = self.store.clock.now()
-        found: dict[Place, Stored | None] = {}
+        found: dict[Location, StoredEntry | None] = {}
         waiting = [change for change in waiting if not isinstance(change, Coordinated)]
         touched = {change.place for change in waiting}
         for place, stored in zip(places, answer):
@@ -230,7 +230,7 @@ class Reader:
             found[place] = stored
         return found, set(places) - touched
 
-    def whole_entry(self, place: Place, parts: Mapping[int, Stored | None], now: float) -> Entry | None:
+    def whole_entry(self, place: Location, parts: Mapping[int, StoredEntry | None], now: float) -> Entry | None:
         """Return the entry that the parts of a place make up; the queue and the metrics are read."""
         entry = entry_of(place, parts, now)
         if place.key != self.keys.about:
@@ -238,18 +238,18 @@ class Reader:
         value: Any = self.queue() if place.field == QUEUE else self.metrics()
         return None if entry is None else entry.evolve(value)
 
-    def shown(self, place: Place, parts: Mapping[int, Stored | None]) -> None:
+    def shown(self, place: Location, parts: Mapping[int, StoredEntry | None]) -> None:
         """Take note that somebody in this process was told of an entry: what he writes next follows that."""
         if not self.writer.waiting_for(place.key):
             for part in parts_of(place):
-                self.writer.saw(part, parts.get(part.slot))
+                self.writer.note_read(part, parts.get(part.slot))
 
     # -- tasks
 
     def task(self, task_id: str, agents: bool = False) -> Task:
         """Return all that is told of a task."""
         self.uncached += 1
-        with Asking(self, self._keys_of(task_id, agents), to_keep=False) as asking:
+        with CacheableRead(self, self._keys_of(task_id, agents), to_keep=False) as asking:
             return self._ask_task(asking, task_id, agents)
 
     def tasks(self, task_ids: Sequence[str]) -> list[Task]:
@@ -273,7 +273,7 @@ class Reader:
         if copy is not None:
             return copy.take()
         keys = self._keys_of(task_id, agents)
-        with Asking(self, keys) as asking:
+        with CacheableRead(self, keys) as asking:
             task = self._ask_task(asking, task_id, agents)
             until = over_at([*task.slots.values(), *task.agents.values()], self.store.clock.now())
             value = make(task)
@@ -283,20 +283,20 @@ class Reader:
     def _keys_of(self, task_id: str, agents: bool) -> tuple[str, ...]:
         return (self.keys.task(task_id), self.keys.agents(task_id)) if agents else (self.keys.task(task_id),)
 
-    def _ask_task(self, asking: Asking, task_id: str, agents: bool) -> Task:
+    def _ask_task(self, asking: CacheableRead, task_id: str, agents: bool) -> Task:
         (task,), waiting = asking.ask(lambda source: self.store.read_tasks([task_id], agents, source))
         return self._seen(task_id, task, waiting)
 
     def _seen(self, task_id: str, task: Task, waiting: Sequence[Change]) -> Task:
         """Return a task as it will be when changes are written; what they do not touch this process has seen."""
         touched = {change.place for change in waiting}
-        found: dict[Place, Stored | None] = {self.keys.task_place(task_id, STATE): task.slots.get(STATE)}
+        found: dict[Location, StoredEntry | None] = {self.keys.task_place(task_id, STATE): task.slots.get(STATE)}
         for agent_id, stored in task.agents.items():
             with contextlib.suppress(InvalidKey):  # nobody of ours writes under a name like that
                 found[self.keys.agent_place(task_id, agent_id)] = stored
         for place, seen in found.items():
             if place not in touched:
-                self.writer.saw(place, seen)
+                self.writer.note_read(place, seen)
         for change in waiting:
             task = with_change(task, change, self.writer.overlay)
         return task
@@ -324,14 +324,14 @@ class Reader:
         """Return what there is, and the changes that wait and are not in it."""
         place = self.keys.coordination_place(thing)
         self.uncached += 1
-        with Asking(self, [place.key], to_keep=False) as asking:
+        with CacheableRead(self, [place.key], to_keep=False) as asking:
             (answer, done), waiting = asking.ask(lambda _: read())
         return answer, [
             change for change in waiting
             if change.place == place and (change.serial is None or change.serial > done)
         ]
 
-    def stored_whole(self, place: Place) -> Entry | None:
+    def stored_whole(self, place: Location) -> Entry | None:
         """Return the queue or the metrics as Redis has them now, without what waits here."""
         (parts,) = self.stored_parts([place]).values()
         entry = entry_of(place, parts, self.store.clock.now())
@@ -344,7 +344,7 @@ class Reader:
 
     # -- workers
 
-    def workers(self, worker_id: str | None = None) -> dict[str, Stored]:
+    def workers(self, worker_id: str | None = None) -> dict[str, StoredEntry]:
         """Return what is told of workers by ``<worker_id>/<thing>``; of one, or of all."""
         self.uncached += 1
         if worker_id is None:
@@ -360,7 +360,7 @@ class Reader:
                 told[change.place.field] = after
         return told
 
-    def stored_parts(self, places: Sequence[Place]) -> dict[Place, Parts]:
+    def stored_parts(self, places: Sequence[Location]) -> dict[Location, Parts]:
         """Return the parts of entries as Redis has them now, without what waits here."""
         rows = {place: parts_of(place) for place in places}
         every = list(dict.fromkeys(part for row in rows.values() for part in row))
@@ -368,10 +368,10 @@ class Reader:
         return {place: {part.slot: stored[part] for part in row} for place, row in rows.items()}
 
 
-def parts_of(place: Place) -> list[Place]:
+def parts_of(place: Location) -> list[Location]:
     """Return the places that make up what a key names: a task's state has two."""
     if place.task_id and place.slot == STATE:
-        return [place._replace(slot=LIFE), place]
+        return [place._replace(slot=STAGE), place]
     return [place]
 
 

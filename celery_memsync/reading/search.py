@@ -6,7 +6,7 @@ from typing import Iterator, Sequence
 
 from ..exceptions import InvalidKey
 from ..globs import matcher
-from ..keys import AGENTS, COORDINATION, METRICS, PROGRESS, QUEUE, STATE, Place
+from ..keys import AGENTS, COORDINATION, METRICS, PROGRESS, QUEUE, STATE, Location
 from ..models.entry import Entry
 from ..writing.changes import SetValue
 from .projections import entry_of
@@ -47,7 +47,7 @@ class Search:
                 self.reader.shown(place, parts)
                 yield entry
 
-    def survey(self, pattern: str) -> Iterator[tuple[Place, Parts]]:
+    def survey(self, pattern: str) -> Iterator[tuple[Location, Parts]]:
         """Yield the places whose paths match, each once, and their parts, as Redis has them now.
 
         Nothing goes through all keys of Redis: tasks and users' keys are found
@@ -71,7 +71,7 @@ class Search:
 
     def _survey_tasks(
         self, pattern: str, begin: str, tasks: str, known_ids: set[str],
-    ) -> Iterator[tuple[Place, Parts]]:
+    ) -> Iterator[tuple[Location, Parts]]:
         matches = matcher(pattern)
         agents = _may_meet(begin.partition("/")[2], AGENTS)
         task_id, slash, _ = begin.partition("/")
@@ -85,7 +85,7 @@ class Search:
                 for agent_id, stored in task.agents.items():
                     path = f"{tasks}{task_id}/{AGENTS}{agent_id}"
                     if matches(path):
-                        yield Place(self.keys.agents(task_id), 0, agent_id, path, task_id), {0: stored}
+                        yield Location(self.keys.agents(task_id), 0, agent_id, path, task_id), {0: stored}
 
     def _task_ids(self, known: set[str]) -> Iterator[str]:
         before: str | None = "+"
@@ -96,7 +96,7 @@ class Search:
                     known.add(task_id)
                     yield task_id
 
-    def _survey_workers(self, pattern: str) -> Iterator[tuple[Place, Parts]]:
+    def _survey_workers(self, pattern: str) -> Iterator[tuple[Location, Parts]]:
         matches = matcher(pattern)
         for field, stored in self.store.read_workers().items():
             worker_id, _, thing = field.rpartition("/")
@@ -104,7 +104,7 @@ class Search:
             if matches(place.path):
                 yield place, {0: stored}
 
-    def _survey_names(self, pattern: str, task_ids: set[str]) -> Iterator[tuple[Place, Parts]]:
+    def _survey_names(self, pattern: str, task_ids: set[str]) -> Iterator[tuple[Location, Parts]]:
         known: set[str] = set()
         cursor = 0
         while True:
@@ -119,7 +119,7 @@ class Search:
             if not cursor:
                 return
 
-    def _survey_paths(self, paths: Sequence[str]) -> Iterator[tuple[Place, Parts]]:
+    def _survey_paths(self, paths: Sequence[str]) -> Iterator[tuple[Location, Parts]]:
         places, foreign = [], []
         for path in paths:
             try:
@@ -129,7 +129,7 @@ class Search:
         self.store.remove_names(self.keys.names, foreign)
         return self._survey_places(places)
 
-    def _survey_places(self, places: Sequence[Place]) -> Iterator[tuple[Place, Parts]]:
+    def _survey_places(self, places: Sequence[Location]) -> Iterator[tuple[Location, Parts]]:
         for place, parts in self.reader.stored_parts(places).items():
             if any(stored is not None for stored in parts.values()):
                 yield place, parts

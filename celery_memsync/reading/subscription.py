@@ -7,9 +7,9 @@ from collections import OrderedDict
 from itertools import islice
 from typing import Any, Callable, Iterable, NamedTuple
 
-from ..background_loop import Bell
+from ..background_loop import Wakeup
 from ..globs import matcher
-from ..models.entry import Entry, Stamp
+from ..models.entry import Entry, EntryVersion
 from .projections import stamp_of
 from .reader import Parts
 
@@ -31,7 +31,7 @@ class KeyChange(NamedTuple):
     entry: Entry | None
 
 
-class Known(NamedTuple):
+class KnownVersion(NamedTuple):
     """What a subscription knows of a key.
 
     Attributes:
@@ -41,13 +41,13 @@ class Known(NamedTuple):
         alive: Whether there is anything, and it was not deleted.
     """
 
-    stamp: Stamp
+    stamp: EntryVersion
     over_at: int
     told: bool
     alive: bool
 
 
-class News(NamedTuple):
+class PendingChange(NamedTuple):
     """What waits to be told of a key.
 
     Attributes:
@@ -57,7 +57,7 @@ class News(NamedTuple):
     """
 
     parts: Parts | None
-    reborn: bool = False
+    recreated: bool = False
     unread: bool = False
 
     @property
@@ -79,8 +79,8 @@ class Subscription:
         #: Whether it wants to hear that copies can't be trusted any more.
         self.doubts = doubts
         self.matches = matcher(pattern)
-        self.answered = Bell()
-        self.found = Bell()
+        self.answered = Wakeup()
+        self.found = Wakeup()
         #: What has to be read from Redis: "" for nothing, "find" (present states are known then, and not told),
         #: "tell" (those that are not known are told).
         self.look = "find"
@@ -91,29 +91,29 @@ class Subscription:
         self.closed = False
         #: Wakes who takes the news.
         self.wake = on_news
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, KnownVersion] = {}
         #: When to look whether a key is over: a heap, and the time in it by path.
         self._over: list[tuple[int, str]] = []
         self._over_by_path: dict[str, int] = {}
-        self._perhaps_over: dict[str, Known] = {}
-        self._news: OrderedDict[str, News] = OrderedDict()
+        self._perhaps_over: dict[str, KnownVersion] = {}
+        self._news: OrderedDict[str, PendingChange] = OrderedDict()
         #: Keys that are there as far as it was told, or could have read when it began.
         self._believed: set[str] = set()
         self._mutex = threading.RLock()
 
     # -- put in
 
-    def hear(self, path: str, parts: Parts, stamp: Stamp) -> None:
+    def hear(self, path: str, parts: Parts, stamp: EntryVersion) -> None:
         """Take what Redis told of a key; :meth:`wake` has to follow."""
         with self._mutex:
             known = self._known.get(path)
             if known is not None and (stamp < known.stamp or stamp == known.stamp and known.told):
                 return
-            reborn = known is not None and stamp.version < known.stamp.version
+            recreated = known is not None and stamp.version < known.stamp.version
             self._know(path, stamp, parts, told=True)
-            self._put(path, News(parts, reborn))
+            self._put(path, PendingChange(parts, recreated))
 
-    def find(self, path: str, parts: Parts, before: Known | None, tell: bool) -> None:
+    def find(self, path: str, parts: Parts, before: KnownVersion | None, tell: bool) -> None:
         """Take what was read of a key.
 
         Arguments:
@@ -134,16 +134,16 @@ class Subscription:
                 self._believed.add(path)
                 return
             self._know(path, stamp, parts, told=True)
-            self._put(path, News(parts, known is not None and stamp.version < known.stamp.version))
+            self._put(path, PendingChange(parts, known is not None and stamp.version < known.stamp.version))
         self.wake()
 
-    def lose(self, path: str, parts: Parts, before: Known) -> None:
+    def lose(self, path: str, parts: Parts, before: KnownVersion) -> None:
         """Take note that a key is not there any more."""
         with self._mutex:
             if self._known.get(path) == before:
                 self._know_gone(path, parts)
                 if before.alive:
-                    self._put(path, News(None))
+                    self._put(path, PendingChange(None))
         self.wake()
 
     def doubt(self, paths: Iterable[str]) -> None:
@@ -151,7 +151,7 @@ class Subscription:
         with self._mutex:
             told = [path for path, known in self._known.items() if known.told and known.alive]
             for path in {*told, *filter(self.matches, paths)} - set(self._news):
-                self._put(path, News(None))
+                self._put(path, PendingChange(None))
         self.wake()
 
     def find_what_is_over(self, now_ms: float) -> bool:
@@ -173,7 +173,7 @@ class Subscription:
                     del self._known[path]
             return bool(self._perhaps_over)
 
-    def take_perhaps_over(self) -> dict[str, Known]:
+    def take_perhaps_over(self) -> dict[str, KnownVersion]:
         """Return what was known of keys whose ttl is over, unless somebody has made it longer without a word."""
         with self._mutex:
             paths, self._perhaps_over = self._perhaps_over, {}
@@ -200,16 +200,16 @@ class Subscription:
                 self.found_at = float("-inf")
 
     @property
-    def known(self) -> dict[str, Known]:
+    def known(self) -> dict[str, KnownVersion]:
         """What is known of the keys that match."""
         with self._mutex:
             return dict(self._known)
 
-    def _know(self, path: str, stamp: Stamp, parts: Parts, told: bool) -> None:
+    def _know(self, path: str, stamp: EntryVersion, parts: Parts, told: bool) -> None:
         over_at = max((stored.header.over_at for stored in parts.values() if stored is not None), default=0)
         if over_at < self._over_by_path.get(path, over_at + 1):
             self._schedule(path, over_at)
-        self._known[path] = Known(stamp, over_at, told, _alive(parts))
+        self._known[path] = KnownVersion(stamp, over_at, told, _alive(parts))
 
     def _know_gone(self, path: str, parts: Parts) -> None:
         if _alive(parts) or all(stored is None for stored in parts.values()):
@@ -221,11 +221,12 @@ class Subscription:
         self._over_by_path[path] = over_at
         heapq.heappush(self._over, (over_at, path))
 
-    def _put(self, path: str, news: News) -> None:
+    def _put(self, path: str, news: PendingChange) -> None:
         waiting = self._news.get(path)
         if waiting is not None:
             self.skipped += 1
-            news = news._replace(reborn=news.reborn or waiting.reborn or waiting.parts is None and not waiting.unread)
+            recreated = news.recreated or waiting.recreated or waiting.parts is None and not waiting.unread
+            news = news._replace(recreated=recreated)
         if waiting.unread if waiting is not None else len(self._news) >= MAX_WAITING:
             if not news.alive and path not in self._believed:
                 # It came and went while all this waits.
@@ -233,12 +234,12 @@ class Subscription:
                 self._news.pop(path, None)
                 return
             if news.parts is not None:
-                news = News(None, news.reborn, unread=True)
+                news = PendingChange(None, news.recreated, unread=True)
         self._news[path] = news
 
     # -- take out
 
-    def take(self) -> tuple[str, News] | None:
+    def take(self) -> tuple[str, PendingChange] | None:
         """Return the oldest news, None if there are none; those that are unread stay and have to be read first."""
         with self._mutex:
             if self.closed or not self._news:
@@ -247,26 +248,26 @@ class Subscription:
             if news.unread:
                 return path, news
             del self._news[path]
-            if news.reborn and news.parts is not None:
-                self.put_back(path, News(news.parts))
-                news = News(None)
+            if news.recreated and news.parts is not None:
+                self.put_back(path, PendingChange(news.parts))
+                news = PendingChange(None)
             (self._believed.add if news.alive else self._believed.discard)(path)
             return path, news
 
-    def put_back(self, path: str, news: News) -> None:
+    def put_back(self, path: str, news: PendingChange) -> None:
         """Take back news that could not be told, unless there are newer ones."""
         with self._mutex:
             if path not in self._news:
                 self._news[path] = news
                 self._news.move_to_end(path, last=False)
 
-    def unread(self, limit: int) -> dict[str, Known | None]:
+    def unread(self, limit: int) -> dict[str, KnownVersion | None]:
         """Return the oldest keys that have to be read, at most ``limit``, and what is known of them."""
         with self._mutex:
             paths = islice((path for path, news in self._news.items() if news.unread), limit)
             return {path: self._known.get(path) for path in paths}
 
-    def fill(self, path: str, parts: Parts, before: Known | None, there: bool) -> None:
+    def fill(self, path: str, parts: Parts, before: KnownVersion | None, there: bool) -> None:
         """Take what was read of an unread key, unless something newer was heard meanwhile.
 
         Arguments:
@@ -279,12 +280,12 @@ class Subscription:
                 return
             if not there:
                 self._know_gone(path, parts)
-                self._news[path] = News(None)
+                self._news[path] = PendingChange(None)
                 return
             stamp = stamp_of(parts)
-            reborn = before is not None and stamp.version < before.stamp.version
+            recreated = before is not None and stamp.version < before.stamp.version
             self._know(path, stamp, parts, told=True)
-            self._news[path] = News(parts, news.reborn or reborn)
+            self._news[path] = PendingChange(parts, news.recreated or recreated)
 
     @property
     def waiting(self) -> int:

@@ -10,17 +10,17 @@ from typing import Callable, Iterator, Sequence
 
 from celery.utils.log import get_logger
 
-from ..background_loop import Bell, PeriodicThread
+from ..background_loop import BackgroundLoop, Wakeup
 from ..events import Events
 from ..exceptions import InvalidKey, StoreError
-from ..keys import LIFE, STATE, Place
-from ..models.entry import Entry, Stored
+from ..keys import STAGE, STATE, Location
+from ..models.entry import Entry, StoredEntry
 from .cache import twin
-from .listener import Link
+from .listener import ChangeListener
 from .projections import entry_of, stamp_of
 from .reader import READ_AT_ONCE, Parts, Reader
 from .search import Search
-from .subscription import KeyChange, Known, Subscription
+from .subscription import KeyChange, KnownVersion, Subscription
 
 logger = get_logger(__name__)
 
@@ -56,7 +56,7 @@ class Subscriptions:
     what has changed meanwhile.
     """
 
-    def __init__(self, reader: Reader, search: Search, link: Link, events: Events) -> None:
+    def __init__(self, reader: Reader, search: Search, link: ChangeListener, events: Events) -> None:
         self.reader = reader
         self.search = search
         self.link = link
@@ -64,7 +64,7 @@ class Subscriptions:
         self.keys = reader.keys
         self._numbers = count(1)
         self._subscriptions: dict[str, Subscription] = {}
-        self._threads: dict[str, PeriodicThread] = {}
+        self._threads: dict[str, BackgroundLoop] = {}
         #: Those who have heard of something and were not woken yet: not before the link's thread rests, or they would get
         #: into each other's way.
         self._to_wake: dict[str, Subscription] = {}
@@ -73,7 +73,7 @@ class Subscriptions:
         #: News that those who have ended were never told.
         self._skipped = 0
         self._mutex = threading.RLock()
-        self._reading = PeriodicThread("memsync-catch-up", self._catch_up, 0, on_demand=True)
+        self._reading = BackgroundLoop("memsync-catch-up", self._catch_up, 0, on_demand=True)
 
     def __len__(self) -> int:
         return len(self._subscriptions)
@@ -100,7 +100,7 @@ class Subscriptions:
                     _call(on_change, *(change if with_entry else change[:2]))
 
         number = self._new_id()
-        thread = PeriodicThread(f"memsync-subscription-{number}", deliver, 0, on_demand=True)
+        thread = BackgroundLoop(f"memsync-subscription-{number}", deliver, 0, on_demand=True)
         subscription = Subscription(number, self.keys.pattern(pattern), thread.wake, on_invalidate is not None)
         self._threads[number] = thread
         self._begin(subscription)
@@ -112,8 +112,8 @@ class Subscriptions:
         Arguments:
             owner: Who ends all this with its own life; it lives as long as the iterator.
         """
-        bell = Bell()
-        subscription = Subscription(self._new_id(), self.keys.pattern(pattern), bell.ring, False)
+        bell = Wakeup()
+        subscription = Subscription(self._new_id(), self.keys.pattern(pattern), bell.set, False)
         self._begin(subscription)
         return Watch(self, subscription, bell, timeout, owner)
 
@@ -160,7 +160,7 @@ class Subscriptions:
         """Changes of paths that match these patterns are heard from now on."""
         for subscription in self._all():
             if subscription.pattern in patterns:
-                subscription.answered.ring()
+                subscription.answered.set()
                 if subscription.look:
                     self._reading.wake()
 
@@ -176,7 +176,7 @@ class Subscriptions:
             subscription.link_lost(heard_at)
             if subscription.doubts and heard_at > float("-inf"):
                 subscription.doubt(copies)
-            subscription.answered.ring()
+            subscription.answered.set()
 
     def on_emptied(self) -> None:
         """Redis has lost all that it had."""
@@ -249,7 +249,7 @@ class Subscriptions:
                 for place, parts in self.reader.stored_parts(places[at:at + READ_AT_ONCE]).items():
                     self._found(subscription, place, parts, before, tell)
             subscription.found_at = time.monotonic()
-            subscription.found.ring()
+            subscription.found.set()
         except BaseException:
             subscription.look = subscription.look or look
             raise
@@ -273,7 +273,7 @@ class Subscriptions:
                     subscription.find(place.path, parts, known[place.path], tell=True)
 
     def _found(
-        self, subscription: Subscription, place: Place, parts: Parts, before: dict[str, Known], tell: bool,
+        self, subscription: Subscription, place: Location, parts: Parts, before: dict[str, KnownVersion], tell: bool,
     ) -> None:
         known = before.get(place.path)
         if entry_of(place, parts, self.reader.store.clock.now()) is not None:
@@ -320,7 +320,7 @@ class Subscriptions:
             there = entry_of(place, parts, now) is not None
             subscription.fill(place.path, parts, known[place.path], there)
 
-    def _entry(self, place: Place, parts: Parts) -> Entry | None:
+    def _entry(self, place: Location, parts: Parts) -> Entry | None:
         if place.key == self.keys.about:
             # What has no value in one piece is told without it.
             return self.reader.stored_whole(place)
@@ -341,7 +341,7 @@ class Watch:
     """
 
     def __init__(
-        self, subscriptions: Subscriptions, subscription: Subscription, bell: Bell, timeout: float | None,
+        self, subscriptions: Subscriptions, subscription: Subscription, bell: Wakeup, timeout: float | None,
         owner: object = None,
     ) -> None:
         self.id = subscription.id
@@ -375,7 +375,7 @@ class Watch:
             if change is None:
                 self._bell.wait(min(left, pause))
         if self._subscription.closed or self._subscription.waiting:
-            self._bell.ring()  # for the next of those who share this
+            self._bell.set()  # for the next of those who share this
         return change
 
     def close(self) -> None:
@@ -398,20 +398,20 @@ class Watch:
         self.close()
 
 
-def _parts_of(place: Place, data: bytes) -> Parts:
+def _parts_of(place: Location, data: bytes) -> Parts:
     """Return what a message tells, by slot.
 
     Raises:
         ValueError: If it is none of ours.
     """
     where, *lines = data.split(b"\n")
-    stored = [Stored.parse(b"\n".join(lines[at:at + 2])) for at in range(0, len(lines), 2)]
+    stored = [StoredEntry.parse(b"\n".join(lines[at:at + 2])) for at in range(0, len(lines), 2)]
     if not stored:
         raise ValueError("it tells nothing")
-    if where != place.where.encode() and not (where == b"%d" % LIFE and place.task_id and place.slot == STATE):
+    if where != place.where.encode() and not (where == b"%d" % STAGE and place.task_id and place.slot == STATE):
         raise ValueError("it is told of another place")
     if place.task_id and place.slot == STATE:
-        first, second = (LIFE, STATE) if where == b"%d" % LIFE else (STATE, LIFE)
+        first, second = (STAGE, STATE) if where == b"%d" % STAGE else (STATE, STAGE)
         return {first: stored[0], second: stored[1] if len(stored) > 1 else None}
     return {place.slot: stored[0]}
 

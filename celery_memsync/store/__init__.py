@@ -6,19 +6,19 @@ has to be atomic is a script in `store/lua/`; its header says what it takes and 
 """
 from __future__ import annotations
 
-from .coordination import CoordinationCalls
-from .entries import EntryCalls, EntryWrite, Outcome, outcomes_of
-from .locks import LockAnswer, LockAsk, LockCalls, renewal
+from .coordination import CoordinationStore
+from .entries import EntryStore, EntryWrite, WriteResult, outcomes_of
+from .locks import LockAnswer, LockAsk, LockStore, renewal
 from .script_caller import SCRIPT_SIZE, Call, in_chunks, ms, raise_first
-from .tasks import Task, TaskCalls
-from .workers import Beat, Loss, WorkerCalls
+from .tasks import Task, TaskStore
+from .workers import HeartbeatReply, LostWorkerClaim, WorkerStore
 
 
-class Store(EntryCalls, TaskCalls, WorkerCalls, CoordinationCalls, LockCalls):
+class Store(EntryStore, TaskStore, WorkerStore, CoordinationStore, LockStore):
     """The shared memory in one Redis."""
 
 
 __all__ = [
-    "SCRIPT_SIZE", "Beat", "Call", "EntryWrite", "LockAnswer", "LockAsk", "Loss", "Outcome", "Store", "Task",
-    "in_chunks", "ms", "outcomes_of", "raise_first", "renewal",
+    "SCRIPT_SIZE", "HeartbeatReply", "Call", "EntryWrite", "LockAnswer", "LockAsk", "LostWorkerClaim", "WriteResult",
+    "Store", "Task", "in_chunks", "ms", "outcomes_of", "raise_first", "renewal",
 ]

@@ -18,7 +18,7 @@ from . import embedded
 from .cluster_client import Address, Cluster
 from .embedded_supervisor import UnsafePathError, check_peer
 from .pool import Pool
-from .push import ask_apart
+from .push import execute_on_new_connection
 from .sentinel import SENTINEL_TIMEOUT, SentinelConnection, Sentinels, SentinelTLSConnection
 
 #: Longest that connecting, or one call, may take, in seconds.
@@ -140,7 +140,7 @@ def _cluster(url: str, settings: Mapping[str, Any], home: str) -> Cluster:
 
     def ask(address: Address, question: tuple[str, ...]) -> Any:
         host, port = address
-        answer = ask_apart(_client(Pool, {**options, **patience, "host": host, "port": port}), [question])[0]
+        answer = execute_on_new_connection(_client(Pool, {**options, **patience, "host": host, "port": port}), [question])[0]
         if isinstance(answer, Exception):
             raise answer
         return answer

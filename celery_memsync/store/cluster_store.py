@@ -6,12 +6,13 @@ import time
 from itertools import count
 from typing import Any, Callable, Iterable, Sequence
 
-from ..keys import Place
-from . import SCRIPT_SIZE, Call, EntryWrite, LockAsk, Outcome, Store, in_chunks, ms, outcomes_of, raise_first, renewal
+from ..keys import Location
+from . import (SCRIPT_SIZE, Call, EntryWrite, LockAsk, Store, WriteResult, in_chunks, ms, outcomes_of, raise_first,
+               renewal)
 from .cluster_client import slot_of
 from .errors import redis_call
-from .push import ClusterAnnouncements, ClusterEar, Ear
-from .scripts import ENTRY_NOTE, ENTRY_WRITE, LOCK_PASS, LOCK_RENEW
+from .push import ClusterLockWaiter, ClusterPushConnection, LockWaiter
+from .scripts import ENTRY_WRITE, INDEX_APPLY, LOCK_PASS, LOCK_RENEW
 
 #: Writes of which what follows goes in one script call.
 NOTE_SIZE = 500
@@ -46,11 +47,11 @@ class ClusterStore(Store):
     # -- entries
 
     @redis_call
-    def write_entries(self, writes: Iterable[EntryWrite]) -> list[Outcome]:
+    def write_entries(self, writes: Iterable[EntryWrite]) -> list[WriteResult]:
         """Store, version and tell entries; what each came to, in the same order."""
         return [outcome for part in in_chunks(writes, NOTE_SIZE) for outcome in self._write(part)]
 
-    def _write(self, writes: Sequence[EntryWrite]) -> list[Outcome]:
+    def _write(self, writes: Sequence[EntryWrite]) -> list[WriteResult]:
         """Write entries to the nodes that have them, and then note what follows from them."""
         with self._noting:
             self._keep_notes()
@@ -70,9 +71,9 @@ class ClusterStore(Store):
         if not self._notes:
             return
         keys = [*super()._shared_keys(), self.keys.done(self.token, "notes"), self.keys.noted]
-        args = [self.worker_id, self._horizon, self.prefix, self._together, self._note_number, *self._notes]
+        args = [self.worker_id, self._index_ttl, self.prefix, self._together, self._note_number, *self._notes]
         asked = time.monotonic()
-        seconds, micros = self._run(ENTRY_NOTE, [(keys, args)])[0]
+        seconds, micros = self._run(INDEX_APPLY, [(keys, args)])[0]
         self._notes = []
         self._learn(seconds, micros, asked)
 
@@ -110,20 +111,20 @@ class ClusterStore(Store):
         return [held[at] for at in range(len(asks))]
 
     @redis_call
-    def borrow_ear(self, place: Place) -> Ear:
+    def checkout_waiter(self, place: Location) -> LockWaiter:
         """Return a connection to the node of a lock, on which to hear that it is one's turn."""
-        return ClusterEar(self._client, self._turn(), place.key)
+        return ClusterLockWaiter(self._client, self._turn(), place.key)
 
-    def give_back_ear(self, ear: Ear) -> None:
+    def checkin_waiter(self, ear: LockWaiter) -> None:
         """Close a connection: the next lock may be on another node."""
         ear.close()
 
     # -- hearing
 
     @redis_call
-    def listen(self) -> ClusterAnnouncements:
+    def listen(self) -> ClusterPushConnection:
         """Return a connection on which Redis speaks unasked; it is not open yet."""
-        return ClusterAnnouncements(self._client)
+        return ClusterPushConnection(self._client)
 
     # -- how scripts are called
 

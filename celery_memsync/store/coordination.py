@@ -5,14 +5,14 @@ from typing import Any, Sequence
 
 from ..keys import is_id
 from .errors import redis_call
-from .script_caller import Calls, answers_of, ms, serial_of
+from .script_caller import ScriptCaller, answers_of, ms, serial_of
 from .scripts import COORDINATION_WRITE
 
 #: Above any place in a list: no number of that size is exact in a sorted set.
 MAX_PLACE = 2 ** 53
 
 
-class CoordinationCalls(Calls):
+class CoordinationStore(ScriptCaller):
     """What is about what all do together."""
 
     @redis_call
@@ -92,8 +92,8 @@ class CoordinationCalls(Calls):
 
 
 def over_at(place: float) -> float:
-    """Return when a place in a list is over, in ms, 0 if it is no place; see ``store/lua/places.lua``."""
+    """Return when a place in a list is over, in ms, 0 if it is no place; see ``store/lua/queue_score.lua``."""
     if not 0 < place < MAX_PLACE:
         return 0.0
-    order, life = divmod(int(place), 256)
-    return order / 10 + 500 * 1.07 ** life
+    order, stage = divmod(int(place), 256)
+    return order / 10 + 500 * 1.07 ** stage

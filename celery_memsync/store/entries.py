@@ -4,19 +4,19 @@ from __future__ import annotations
 import time
 from typing import Any, Iterable, NamedTuple, Sequence
 
-from ..keys import SLOTS, Place
-from ..models.entry import Stored
+from ..keys import SLOTS, Location
+from ..models.entry import StoredEntry
 from .errors import redis_call
 from .pool import noted
-from .push import Source
-from .script_caller import SCRIPT_SIZE, Call, Calls, answers_of, in_chunks, stored_of
+from .push import TrackedConnection
+from .script_caller import SCRIPT_SIZE, Call, ScriptCaller, answers_of, in_chunks, stored_of
 from .scripts import ENTRY_WRITE
 
 #: Entries of earlier runs that are kept of a task.
-MAX_FORMER = 12
+MAX_RUNS = 12
 
 #: Names of the counters by the first digit of the rank of the stage that is counted.
-TALLIES = ("", "", "", "lost", "retried", "failed", "revoked", "ignored", "skipped", "succeeded")
+COUNTERS = ("", "", "", "lost", "retried", "failed", "revoked", "ignored", "skipped", "succeeded")
 
 
 class EntryWrite(NamedTuple):
@@ -30,7 +30,7 @@ class EntryWrite(NamedTuple):
         figure: Of a stage: when its task was published, or how long its run took; see there.
     """
 
-    place: Place
+    place: Location
     seen: str
     run: str
     rank: str
@@ -42,7 +42,7 @@ class EntryWrite(NamedTuple):
     figure: int = 0
 
 
-class Outcome(NamedTuple):
+class WriteResult(NamedTuple):
     """What became of one write.
 
     Attributes:
@@ -56,16 +56,16 @@ class Outcome(NamedTuple):
 
     status: str
     version: int = 0
-    stored: Stored | None = None
+    stored: StoredEntry | None = None
     error: str = ""
     stored_at: int = 0
 
 
-class EntryCalls(Calls):
+class EntryStore(ScriptCaller):
     """What is about entries."""
 
     @redis_call
-    def write_entries(self, writes: Iterable[EntryWrite]) -> list[Outcome]:
+    def write_entries(self, writes: Iterable[EntryWrite]) -> list[WriteResult]:
         """Store, version and tell entries; what each came to, in the same order.
 
         Arguments:
@@ -85,8 +85,8 @@ class EntryCalls(Calls):
     def _entry_call(self, writes: Sequence[EntryWrite]) -> Call:
         keys = [write.place.key for write in writes]
         args: list[Any] = [
-            len(writes), self.worker_id, self.token, self._horizon, SLOTS, MAX_FORMER,
-            self.prefix, self._together, "".join(name + "," for name in TALLIES),
+            len(writes), self.worker_id, self.token, self._index_ttl, SLOTS, MAX_RUNS,
+            self.prefix, self._together, "".join(name + "," for name in COUNTERS),
         ]
         # One text each: eleven arguments take three times as long.
         args += [
@@ -103,7 +103,7 @@ class EntryCalls(Calls):
         return own.task_index, own.names, own.pending, own.processing, own.metrics, own.about
 
     @redis_call
-    def read_entries(self, places: Sequence[Place], source: Source | None = None) -> list[Stored | None]:
+    def read_entries(self, places: Sequence[Location], source: TrackedConnection | None = None) -> list[StoredEntry | None]:
         """Return entries, None for what is not there; those that are deleted or over have a version still.
 
         Arguments:
@@ -149,23 +149,24 @@ def slot_of(texts: list[bytes], slot: int) -> bytes | None:
     return texts[slot - 1] if slot <= len(texts) else None
 
 
-def outcomes_of(answer: Sequence[Any]) -> list[Outcome]:
+def outcomes_of(answer: Sequence[Any]) -> list[WriteResult]:
     """Read what ``store/lua/entry_write.lua`` answers to one call."""
     taken_at = int(answer[0]) * 1000 + int(answer[1]) // 1000
     others = iter(answer[3:])
     return [
-        Outcome("ok", int(version), None, "", taken_at) if version else _outcome(next(others))
+        WriteResult("ok", int(version), None, "", taken_at) if version else _outcome(next(others))
         for version in answer[2].split(b",")
     ]
 
 
-def _outcome(answer: Any) -> Outcome:
+def _outcome(answer: Any) -> WriteResult:
     status = answer[0].decode()
     if status == "error":
-        return Outcome("error", error=answer[1].decode())
+        return WriteResult("error", error=answer[1].decode())
     if status == "conflict":
         try:
-            return Outcome("conflict", answer[1], Stored.parse(answer[2]) if len(answer) > 2 and answer[2] else None)
+            stored = StoredEntry.parse(answer[2]) if len(answer) > 2 and answer[2] else None
+            return WriteResult("conflict", answer[1], stored)
         except ValueError:
-            return Outcome("error", error="what is stored is no entry")
-    return Outcome(status, answer[1])
+            return WriteResult("error", error="what is stored is no entry")
+    return WriteResult(status, answer[1])

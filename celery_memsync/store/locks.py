@@ -7,12 +7,12 @@ from itertools import count
 from typing import Any, NamedTuple, Sequence
 
 from ..exceptions import InvalidKey
-from ..keys import Place
-from ..models.entry import Stored
+from ..keys import Location
+from ..models.entry import StoredEntry
 from .errors import redis_call
 from .pool import MAX_IDLE, packed
-from .push import Ear
-from .script_caller import SCRIPT_SIZE, Calls, answers_of, ms, stored_of
+from .push import LockWaiter
+from .script_caller import SCRIPT_SIZE, ScriptCaller, answers_of, ms, stored_of
 from .scripts import LOCK_PASS, LOCK_RENEW
 
 #: Most of those who wait for one lock that are looked at.
@@ -34,7 +34,7 @@ class LockAsk(NamedTuple):
         channel: Where who waits hears that it is its turn; "-" for who does not wait.
     """
 
-    place: Place
+    place: Location
     holder: str
     ttl: float
     run: str
@@ -55,17 +55,17 @@ class LockAnswer(NamedTuple):
     status: str
     fence: int = 0
     lease: float = 0.0
-    stored: Stored | None = None
+    stored: StoredEntry | None = None
 
 
-class LockCalls(Calls):
+class LockStore(ScriptCaller):
     """What is about locks."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         #: What is the same in all that is sent of a lock, by its key.
         self._lock_words: dict[str, bytes] = {}
-        self._ears: deque[Ear] = deque()
+        self._ears: deque[LockWaiter] = deque()
         self._ear_numbers = count(1)
         #: The channels of this namespace's waiters begin with that.
         self._turns = self.prefix + self.keys.turns
@@ -92,12 +92,12 @@ class LockCalls(Calls):
         return bool(self._pass_lock("leave", ask).startswith(b"ok"))
 
     @redis_call
-    def free_lock(self, place: Place, fence: int) -> bool:
+    def free_lock(self, place: Location, fence: int) -> bool:
         """Give a lock back for whoever holds it; False if nobody holds it with that fence."""
         return self._pass_lock("free", LockAsk(place, str(fence), 1.0, "-", b"")).startswith(b"ok")
 
     @redis_call
-    def read_waiters(self, names: Sequence[str]) -> list[list[Stored]]:
+    def read_waiters(self, names: Sequence[str]) -> list[list[StoredEntry]]:
         """Return of locks what is told of those who wait, each as the lock would be told if it were theirs.
 
         Of many waiters those are left out who came after the first :data:`MAX_WAITERS`.
@@ -155,7 +155,7 @@ class LockCalls(Calls):
         return None
 
     @redis_call
-    def read_locks(self, names: Sequence[str]) -> list[tuple[Stored | None, int]]:
+    def read_locks(self, names: Sequence[str]) -> list[tuple[StoredEntry | None, int]]:
         """Return locks as they are stored, and how many wait for each."""
         pipeline = self._pipeline(None)
         for name in names:
@@ -167,7 +167,7 @@ class LockCalls(Calls):
         return [(stored_of(text, now), waiters or 0) for text, waiters in zip(answers[::2], answers[1::2])]
 
     @redis_call
-    def borrow_ear(self, place: Place) -> Ear:
+    def checkout_waiter(self, place: Location) -> LockWaiter:
         """Return a connection on which to hear that it is one's turn; it is to be given back, or closed.
 
         Arguments:
@@ -176,12 +176,12 @@ class LockCalls(Calls):
         try:
             return self._ears.pop()
         except IndexError:
-            return Ear(self._client, self._turn())
+            return LockWaiter(self._client, self._turn())
 
     def _turn(self) -> str:
         return f"{self._turns}{self.token}/{next(self._ear_numbers)}"
 
-    def give_back_ear(self, ear: Ear) -> None:
+    def checkin_waiter(self, ear: LockWaiter) -> None:
         """Take a connection back that is not broken."""
         if len(self._ears) < MAX_IDLE:
             self._ears.append(ear)
@@ -203,7 +203,7 @@ def _lock_answer(answer: bytes) -> LockAnswer:
     return LockAnswer(status.decode(), int(fence), int(left) / 1000, stored_of(text))
 
 
-def _waiters(rows: Sequence[bytes]) -> list[Stored]:
+def _waiters(rows: Sequence[bytes]) -> list[StoredEntry]:
     """Read the queue of a lock, see ``store/lua/lock_pass.lua``; what is something else is left out."""
     found = []
     for row in rows:

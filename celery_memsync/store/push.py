@@ -18,7 +18,7 @@ from .pool import Reads, packed_command, read_answer
 INVALIDATIONS = b"__redis__:invalidate"
 
 
-def ask_apart(client: redis.Redis, commands: Iterable[tuple[str, ...]]) -> list[Any]:
+def execute_on_new_connection(client: redis.Redis, commands: Iterable[tuple[str, ...]]) -> list[Any]:
     """Return Redis's answer to each command, on a connection that is used for nothing else; an error is one, too."""
     connection: Any = client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
     try:
@@ -32,7 +32,7 @@ def ask_apart(client: redis.Redis, commands: Iterable[tuple[str, ...]]) -> list[
         connection.disconnect()
 
 
-class Announcements:
+class PushConnection:
     """A connection on which Redis speaks unasked.
 
     One thread uses it; any may call :meth:`wake`.
@@ -127,7 +127,7 @@ class Announcements:
             end.close()
 
 
-class ClusterAnnouncements(Announcements):
+class ClusterPushConnection(PushConnection):
     """The same for a cluster: one node passes on what all of them tell.
 
     It tells of no keys that are read from others, so nothing that is read can
@@ -155,7 +155,7 @@ class ClusterAnnouncements(Announcements):
         return super().wait(timeout)
 
 
-class Source:
+class TrackedConnection:
     """A connection for reading.  Redis remembers what is read and tells another connection when that is old.
 
     Redis forgets it all when this one breaks, so it is never connected a second time.
@@ -216,7 +216,7 @@ class Source:
         self.checked_at = time.monotonic()
 
 
-class Ear:
+class LockWaiter:
     """A connection on which one thread hears what is told on one channel.
 
     Arguments:
@@ -260,7 +260,7 @@ class Ear:
         self._connection.disconnect()
 
 
-class ClusterEar(Ear):
+class ClusterLockWaiter(LockWaiter):
     """The same on the node of a cluster that has a key, wherever that is.
 
     Arguments:

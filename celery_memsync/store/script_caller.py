@@ -9,12 +9,12 @@ import redis
 
 from ..exceptions import StoreError
 from ..keys import COORDINATION, Keys
-from ..models.entry import Stored
+from ..models.entry import StoredEntry
 from .acl import missing, probes
 from .clock import Clock
 from .errors import redis_call
 from .pool import PIECE, noted, packed_command
-from .push import Announcements, Source, ask_apart
+from .push import PushConnection, TrackedConnection, execute_on_new_connection
 from .scripts import Script
 
 #: How often Redis is asked for its time at first, and the error in seconds that is good enough.
@@ -46,10 +46,10 @@ K = TypeVar("K")
 
 T = TypeVar("T")
 
-C = TypeVar("C", bound="Calls")
+C = TypeVar("C", bound="ScriptCaller")
 
 
-class Calls:
+class ScriptCaller:
     """How Redis is called.
 
     Arguments:
@@ -67,12 +67,12 @@ class Calls:
         self.worker_id = worker_id
         self.token = token
         self._client = client
-        self._horizon = ms(default_ttl)
+        self._index_ttl = ms(default_ttl)
         #: Put before a path to make its channel: channels know no database numbers.
         self.prefix = f"{self._prepare(client)}:"
         self._together = keys.full(COORDINATION) + "/"
         #: Whether some may not have been told yet of what was written.
-        self._untold = False
+        self._invalidation_pending = False
 
     def _prepare(self, client: Any) -> int:
         """Make what this kind of store keeps beside the client; return the number of its database."""
@@ -91,7 +91,7 @@ class Calls:
 
     def twin(self: C, token: str) -> C:
         """Return a store that writes under a token of its own, for a second writer in this process."""
-        twin = type(self)(self._client, self.keys, self.worker_id, token, self._horizon / 1000)
+        twin = type(self)(self._client, self.keys, self.worker_id, token, self._index_ttl / 1000)
         twin.clock = self.clock
         return twin
 
@@ -117,7 +117,7 @@ class Calls:
     def missing_rights(self) -> list[str]:
         """Return what this user may not do of what is needed: commands, ``keys``, ``channels``; see :mod:`.rights`."""
         asked = probes(self.keys.scratch, self.prefix + self.keys.scratch)
-        answers = ask_apart(self._node(), [probe.command for probe in asked])
+        answers = execute_on_new_connection(self._node(), [probe.command for probe in asked])
         return sorted({
             missing(probe.right, str(answer)) for probe, answer in zip(asked, answers)
             if isinstance(answer, redis.exceptions.NoPermissionError)})
@@ -127,23 +127,23 @@ class Calls:
         return self._client
 
     @redis_call
-    def listen(self) -> Announcements:
+    def listen(self) -> PushConnection:
         """Return a connection on which Redis speaks unasked; it is not open yet."""
-        return Announcements(self._client)
+        return PushConnection(self._client)
 
-    def source(self, redirect: int) -> Source:
+    def source(self, redirect: int) -> TrackedConnection:
         """Return a connection whose reads Redis remembers, to tell another one when they are old.
 
         Arguments:
             redirect: Redis's id of that other one.
         """
-        return Source(self._client, redirect)
+        return TrackedConnection(self._client, redirect)
 
-    def _pipeline(self, source: Source | None) -> Any:
+    def _pipeline(self, source: TrackedConnection | None) -> Any:
         client = self.redis
         return client.pipeline(transaction=False) if source is None else source.pipeline()
 
-    def _present(self, entries: Mapping[K, Stored | None]) -> dict[K, Stored]:
+    def _present(self, entries: Mapping[K, StoredEntry | None]) -> dict[K, StoredEntry]:
         now = self.clock.now()
         return {name: stored for name, stored in entries.items() if stored is not None and not stored.gone(now)}
 
@@ -215,17 +215,17 @@ class Calls:
         commands = (packed_command("EVALSHA", sha, len(keys), *keys, *args) for keys, args in chain([first], calls))
         answers: list[Any] = self._client.connection_pool.exchange(noted(chain(before, commands, after), sent))[tells:]
         # What Redis reads in several pieces it answers later than the PING.
-        self._untold = self._untold or tells and sum(map(len, sent)) > PIECE
+        self._invalidation_pending = self._invalidation_pending or tells and sum(map(len, sent)) > PIECE
         if replicas:
             _check_replicas(answers.pop(), replicas)
         return answers
 
     @redis_call
-    def have_told(self) -> None:
+    def wait_invalidated(self) -> None:
         """Return when all who have copies of what was written have been told that they are old."""
-        if self._untold:
+        if self._invalidation_pending:
             self._client.ping()
-            self._untold = False
+            self._invalidation_pending = False
 
     def _know_time(self) -> None:
         if not self.clock.measured:
@@ -267,7 +267,7 @@ def _check_replicas(answer: Any, wanted: int) -> None:
             f"{wanted}; see whether they are there, and keep up")
 
 
-def stored_of(text: bytes | None, now: float = float("inf")) -> Stored | None:
+def stored_of(text: bytes | None, now: float = float("inf")) -> StoredEntry | None:
     """Return an entry, or None for foreign data; the scripts see it the same way (``store/lua/validation.lua``).
 
     Arguments:
@@ -276,7 +276,7 @@ def stored_of(text: bytes | None, now: float = float("inf")) -> Stored | None:
     if not text:
         return None
     try:
-        stored = Stored.parse(text)
+        stored = StoredEntry.parse(text)
     except ValueError:
         return None
     return stored if stored.header.stored_at <= (now + AHEAD) * 1000 else None

@@ -25,16 +25,16 @@ def load(*names: str) -> Script:
     return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-COORDINATION_WRITE = load("counters", "places", "coordination_write")
+COORDINATION_WRITE = load("counters", "queue_score", "coordination_write")
 
-ENTRY_NOTE = load("counters", "places", "pages", "notes", "entry_note")
+INDEX_APPLY = load("counters", "queue_score", "entry_format", "index_updates", "index_apply")
 
-ENTRY_WRITE = load("counters", "places", "pages", "notes", "entry_write")
+ENTRY_WRITE = load("counters", "queue_score", "entry_format", "index_updates", "entry_write")
 
 LOCK_PASS = load("lock_pass")
 
 LOCK_RENEW = load("lock_renew")
 
-LOSS_RENEW = load("loss_renew")
+LOST_WORKER_CLAIM = load("lost_worker_claim")
 
 WORKER_BEAT = load("worker_beat")

@@ -4,11 +4,11 @@ from __future__ import annotations
 from typing import NamedTuple, Sequence
 
 from ..keys import FORMER, SLOTS, is_id
-from ..models.entry import Stored
+from ..models.entry import StoredEntry
 from .entries import slot_of, split_page
 from .errors import redis_call
-from .push import Source
-from .script_caller import Calls, answers_of, stored_of
+from .push import TrackedConnection
+from .script_caller import ScriptCaller, answers_of, stored_of
 
 
 class Task(NamedTuple):
@@ -20,9 +20,9 @@ class Task(NamedTuple):
         agents: What agents share, by agent id.
     """
 
-    slots: dict[int, Stored]
-    former: dict[int, list[Stored]]
-    agents: dict[str, Stored]
+    slots: dict[int, StoredEntry]
+    former: dict[int, list[StoredEntry]]
+    agents: dict[str, StoredEntry]
 
 
 class RecentTasks(NamedTuple):
@@ -37,12 +37,12 @@ class RecentTasks(NamedTuple):
     before: str | None
 
 
-class TaskCalls(Calls):
+class TaskStore(ScriptCaller):
     """What is about tasks."""
 
     @redis_call
     def read_tasks(
-        self, task_ids: Sequence[str], agents: bool = False, source: Source | None = None,
+        self, task_ids: Sequence[str], agents: bool = False, source: TrackedConnection | None = None,
     ) -> list[Task]:
         """Return all that is stored of tasks; what their agents share only if asked for."""
         pipeline = self._pipeline(source)
@@ -58,7 +58,7 @@ class TaskCalls(Calls):
     def _task(self, texts: list[bytes], fields: dict[bytes, bytes] | None) -> Task:
         now = self.clock.now()
         slots = {slot: stored_of(slot_of(texts, slot), now) for slot in range(1, SLOTS + 1)}
-        former: dict[int, list[Stored]] = {}
+        former: dict[int, list[StoredEntry]] = {}
         for text in texts[SLOTS:]:
             mark, _, rest = text.partition(FORMER)
             stored = stored_of(rest, now)

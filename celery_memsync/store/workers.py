@@ -5,16 +5,16 @@ import time
 from typing import Any, Mapping, NamedTuple, Sequence
 
 from ..keys import is_id
-from ..models.entry import Stored
+from ..models.entry import StoredEntry
 from .errors import redis_call
-from .script_caller import Calls, answers_of, ms, stored_of
-from .scripts import LOSS_RENEW, WORKER_BEAT
+from .script_caller import ScriptCaller, answers_of, ms, stored_of
+from .scripts import LOST_WORKER_CLAIM, WORKER_BEAT
 
 #: Messages that Redis returns in one round trip, about; each may have ``memsync_max_value_size`` bytes.
 MESSAGES_PER_SCAN = 50
 
 
-class Loss(NamedTuple):
+class LostWorkerClaim(NamedTuple):
     """A worker that was silent for too long, and of whose tasks this process is to tell.
 
     Attributes:
@@ -39,13 +39,13 @@ class Loss(NamedTuple):
         return self.score.startswith(b"-")
 
     @classmethod
-    def parse(cls, name: bytes, score: bytes, until: float) -> Loss:
+    def parse(cls, name: bytes, score: bytes, until: float) -> LostWorkerClaim:
         """Read what ``store/lua/worker_beat.lua`` answers; it has checked the name."""
         token, at, worker_id = name.decode(errors="replace").split(" ", 2)
         return cls(name, token, worker_id, int(at) / 1000, score, until)
 
 
-class Beat(NamedTuple):
+class HeartbeatReply(NamedTuple):
     """What Redis says to a beat.
 
     Attributes:
@@ -60,17 +60,17 @@ class Beat(NamedTuple):
     at: float
     since: float
     workers: int
-    losses: tuple[Loss, ...] = ()
+    losses: tuple[LostWorkerClaim, ...] = ()
 
 
-class WorkerCalls(Calls):
+class WorkerStore(ScriptCaller):
     """What is about workers."""
 
     @redis_call
     def beat_worker(
         self, worker_id: str, body: bytes, ttl: float, leaving: bool = False, *,
         silence: float | None = None, since: float = 0.0, until: float = 0.0, pulse: str = "-",
-    ) -> Beat:
+    ) -> HeartbeatReply:
         """Store what a worker tells of itself, or its goodbye; take on what is to be told of those that are lost.
 
         Arguments:
@@ -89,26 +89,26 @@ class WorkerCalls(Calls):
         answer = self._run(WORKER_BEAT, [([self.keys.workers, self.keys.beats, self.keys.lost], args)])[0]
         word, _, seconds, micros, steady, workers, *told = answer
         self._learn(seconds, micros, asked)
-        losses = tuple(Loss.parse(name, score, asked + silence) for name, score in zip(told[::2], told[1::2]))
-        return Beat(word.decode(), seconds + micros / 1e6, int(steady) / 1000, workers, losses)
+        losses = tuple(LostWorkerClaim.parse(name, score, asked + silence) for name, score in zip(told[::2], told[1::2]))
+        return HeartbeatReply(word.decode(), seconds + micros / 1e6, int(steady) / 1000, workers, losses)
 
     @redis_call
-    def renew_losses(self, losses: Sequence[Loss], lease: float) -> list[Loss]:
+    def renew_losses(self, losses: Sequence[LostWorkerClaim], lease: float) -> list[LostWorkerClaim]:
         """Note that losses were told of, and go on with them for ``lease`` seconds; return those that are ours still."""
         asked = time.monotonic()
         scores = self._renew(losses, ms(lease))
         return [loss._replace(score=score, until=asked + lease) for loss, score in zip(losses, scores) if score]
 
     @redis_call
-    def close_losses(self, losses: Sequence[Loss]) -> None:
+    def close_losses(self, losses: Sequence[LostWorkerClaim]) -> None:
         """Note that nothing is left to do about losses, if they are ours still."""
         self._renew(losses, 0)
 
-    def _renew(self, losses: Sequence[Loss], lease_ms: int) -> list[bytes]:
+    def _renew(self, losses: Sequence[LostWorkerClaim], lease_ms: int) -> list[bytes]:
         if not losses:
             return []
         args = [lease_ms, *(part for loss in losses for part in (loss.name, loss.score))]
-        return self._run(LOSS_RENEW, [([self.keys.lost], args)])[0][1:]
+        return self._run(LOST_WORKER_CLAIM, [([self.keys.lost], args)])[0][1:]
 
     @redis_call
     def keep_messages(self, token: str, messages: Mapping[str, bytes | None], ttl: float) -> None:
@@ -154,7 +154,7 @@ class WorkerCalls(Calls):
         return int(after), {run.decode(errors="surrogateescape"): body for run, body in rows.items()}
 
     @redis_call
-    def read_workers(self) -> dict[str, Stored]:
+    def read_workers(self) -> dict[str, StoredEntry]:
         """Return all that is told of workers, by ``<worker_id>/<thing>``, be it readable or not."""
         pipeline = self._pipeline(None)
         pipeline.hgetall(self.keys.workers)

@@ -5,12 +5,12 @@ import time
 from typing import Any, Iterable, Mapping, NamedTuple
 
 from .. import encoding
-from ..keys import Place
-from ..models.entry import NEVER, Header, Stored
+from ..keys import Location
+from ..models.entry import UNWRITTEN, Header, StoredEntry
 from ..models.order import WAITING, later_status, rank_of
 from ..models.task import TOO_LATE, TaskRun
 from ..store.clock import Clock
-from .version_tracker import Base
+from .version_tracker import MergeBase
 
 #: Values that were sent of a field without an answer and are remembered.
 MAX_SENT = 4
@@ -52,7 +52,7 @@ class Change:
     #: Whether it is the first to go when memory gets short.
     expendable = False
 
-    def __init__(self, place: Place, ttl: float, fence: int = 0) -> None:
+    def __init__(self, place: Location, ttl: float, fence: int = 0) -> None:
         self.place = place
         self.ttl = ttl
         self.at = time.monotonic()
@@ -62,11 +62,11 @@ class Change:
         #: The conflict that it settles, as the event tells it.
         self.conflict: dict[str, Any] | None = None
 
-    def followed_by(self, newer: Change) -> Change | None:
+    def coalesce(self, newer: Change) -> Change | None:
         """Return one change that does what both do, or None if there is none."""
         raise NotImplementedError
 
-    def was_queued(self) -> None:
+    def mark_queued(self) -> None:
         """Take note that it waits in a queue now."""
 
     def snapshot(self) -> Change:
@@ -81,7 +81,7 @@ class Change:
         """
         raise NotImplementedError
 
-    def over(self, stored: Stored | None, clock: Clock, worker_id: str) -> Stored | None:
+    def over(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:
         """Return what will be stored when this has been written over something."""
         base = encoding.split_fields(stored.body) if stored is not None and isinstance(self, MergeFields) else {}
         ruled_by, run, rank, body, _ = self.content(clock, base)
@@ -91,7 +91,7 @@ class Change:
             return stored
         else:
             header = stored.header
-        return Stored(header._replace(
+        return StoredEntry(header._replace(
             version=header.version + 1, run=run or header.run, rank=rank,
             time=round(clock.at(self.at) * 1000), ttl_ms=round(self.ttl * 1000), worker_id=worker_id,
         ), body)
@@ -104,7 +104,7 @@ def follows(run: str, rank: str, stored: Header) -> bool:
     return rank.startswith("9") or run > stored.run or (run == stored.run and rank > stored.rank)
 
 
-class Draft:
+class DeferredChange:
     """Something of which it is found out late what there is to tell: when a batch is made.
 
     Until then a short task has ended, and of all its stages only the last need be told.  Who hands it in does so in the
@@ -148,15 +148,15 @@ class SetValue(Change):
     __slots__ = ("body", "owned", "run_key", "seen")
 
     def __init__(
-        self, place: Place, body: bytes, ttl: float, fence: int = 0, owned: bool = False, run_key: str = "",
+        self, place: Location, body: bytes, ttl: float, fence: int = 0, owned: bool = False, run_key: str = "",
     ) -> None:
         super().__init__(place, ttl, fence)
         self.body = body
         self.owned = owned
         self.run_key = run_key
-        self.seen = NEVER
+        self.seen = UNWRITTEN
 
-    def followed_by(self, newer: Change) -> Change | None:
+    def coalesce(self, newer: Change) -> Change | None:
         """The newer value, whatever was here."""
         if isinstance(newer, MergeFields) and self.body:
             merged = newer.merged(encoding.split_fields(self.body))
@@ -185,18 +185,18 @@ class MergeFields(Change):
     __slots__ = ("base", "fields", "late", "run_key", "sent", "told_at")
 
     def __init__(
-        self, place: Place, fields: dict[str, bytes], ttl: float, fence: int = 0, run_key: str = "",
+        self, place: Location, fields: dict[str, bytes], ttl: float, fence: int = 0, run_key: str = "",
     ) -> None:
         super().__init__(place, ttl, fence)
         self.fields = fields
         self.run_key = run_key
         self.told_at = dict.fromkeys(fields, self.at)
         self.sent: dict[str, tuple[bytes, ...]] = {}
-        self.base: Base | None = None
+        self.base: MergeBase | None = None
         #: Whether somebody else has written meanwhile: then an earlier stage does not undo a later one.
         self.late = False
 
-    def followed_by(self, newer: Change) -> Change | None:
+    def coalesce(self, newer: Change) -> Change | None:
         """The fields of both, the newer ones winning."""
         if isinstance(newer, MergeFields):
             fence, run_key = max(self.fence, newer.fence), newer.run_key or self.run_key
@@ -249,11 +249,11 @@ class SyncQueue(Coordinated):
 
     __slots__ = ("lists",)
 
-    def __init__(self, place: Place, lists: dict[str, list[str]], ttl: float) -> None:
+    def __init__(self, place: Location, lists: dict[str, list[str]], ttl: float) -> None:
         super().__init__(place, ttl)
         self.lists = lists
 
-    def followed_by(self, newer: Change) -> Change | None:
+    def coalesce(self, newer: Change) -> Change | None:
         """The newer lists, and those of here that it does not name."""
         if not isinstance(newer, SyncQueue) or self.serial is not None:
             return None
@@ -273,11 +273,11 @@ class SyncMetrics(Coordinated):
 
     __slots__ = ("steps",)
 
-    def __init__(self, place: Place, steps: dict[str, tuple[bytes | None, float]], ttl: float) -> None:
+    def __init__(self, place: Location, steps: dict[str, tuple[bytes | None, float]], ttl: float) -> None:
         super().__init__(place, ttl)
         self.steps = steps
 
-    def followed_by(self, newer: Change) -> Change | None:
+    def coalesce(self, newer: Change) -> Change | None:
         """Both; what was sent already is not added to, for it may have arrived."""
         if not isinstance(newer, SyncMetrics) or self.serial is not None:
             return None
@@ -305,7 +305,7 @@ class SyncMetrics(Coordinated):
         return after
 
 
-class TellRun(Change):
+class StageChange(Change):
     """Tell a stage in the life of a task.
 
     Arguments:
@@ -315,14 +315,14 @@ class TellRun(Change):
 
     __slots__ = ("task_run", "run_key")
 
-    def __init__(self, place: Place, task_run: TaskRun, run_key: str, ttl: float, fence: int = 0) -> None:
+    def __init__(self, place: Location, task_run: TaskRun, run_key: str, ttl: float, fence: int = 0) -> None:
         super().__init__(place, ttl, fence)
         self.task_run = task_run
         self.run_key = run_key
 
-    def followed_by(self, newer: Change) -> Change | None:
+    def coalesce(self, newer: Change) -> Change | None:
         """The later stage, if both are of one run."""
-        if not isinstance(newer, TellRun) or newer.run_key != self.run_key:
+        if not isinstance(newer, StageChange) or newer.run_key != self.run_key:
             return None
         status = newer.task_run.status
         return newer if later_status(self.task_run.status, status) == status else self

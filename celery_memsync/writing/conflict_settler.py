@@ -8,7 +8,7 @@ from celery.utils.log import get_logger
 
 from .. import encoding
 from ..conflicts import Resolution, Resolvers
-from ..models.entry import Entry, Stored
+from ..models.entry import Entry, StoredEntry
 from ..models.order import rank_of
 from ..store.clock import Clock
 from .changes import Change, MergeFields, SetValue
@@ -19,7 +19,7 @@ logger = get_logger(__name__)
 Conflict = dict[str, Any]
 
 
-class Settler:
+class ConflictSettler:
     """Settles conflicts: by the resolver of the key what can be merged, else by time.
 
     Arguments:
@@ -33,7 +33,7 @@ class Settler:
         self.resolvers = resolvers
         self.max_value_size = max_value_size
 
-    def settle(self, change: Change, stored: Stored, before: Mapping[str, bytes]) -> Change | Conflict:
+    def settle(self, change: Change, stored: StoredEntry, before: Mapping[str, bytes]) -> Change | Conflict:
         """Return what is to be written over what another has stored; if nothing is, the conflict that is settled so.
 
         Arguments:
@@ -48,7 +48,7 @@ class Settler:
         return self._settle_value(change, stored) if change.body and not stored.deleted else \
             self._keep_the_later(change, stored)
 
-    def _settle_value(self, change: SetValue, stored: Stored) -> Change | Conflict:
+    def _settle_value(self, change: SetValue, stored: StoredEntry) -> Change | Conflict:
         resolved, conflict = self._ask(change, stored, encoding.decode(change.body), change.at)
         body = change.body if resolved is None else resolved
         if body == stored.body:
@@ -59,7 +59,7 @@ class Settler:
         settled.conflict = conflict
         return settled
 
-    def _keep_the_later(self, change: SetValue, stored: Stored) -> Change | Conflict:
+    def _keep_the_later(self, change: SetValue, stored: StoredEntry) -> Change | Conflict:
         """Let the later of a deletion and a value win: there is nothing that could be merged."""
         key, at = change.place.path, self.clock.at(change.at)
         if stored.deleted and (not change.body or round(at * 1000) >= stored.header.time):
@@ -76,7 +76,7 @@ class Settler:
         return conflict
 
     def _settle_fields(
-        self, change: MergeFields, stored: Stored, base: Mapping[str, bytes], theirs: dict[str, bytes],
+        self, change: MergeFields, stored: StoredEntry, base: Mapping[str, bytes], theirs: dict[str, bytes],
     ) -> Change | Conflict:
         """Let the resolver settle the fields that both have changed; the others are merged anyway."""
         mine = change.merged(theirs)
@@ -108,7 +108,7 @@ class Settler:
         return settled
 
     def _ask(
-        self, change: Change, stored: Stored, value: Any, told_at: float,
+        self, change: Change, stored: StoredEntry, value: Any, told_at: float,
     ) -> tuple[bytes | None, Conflict]:
         """Return what the resolver makes of what is stored and a value to come, None if it fails; and what to tell."""
         key = change.place.path
@@ -129,7 +129,7 @@ class Settler:
         return body, {"key": key, "strategy": resolution.strategy, "entries": entries, "discarded": resolution.discarded}
 
 
-def _later_run(change: Change, stored: Stored) -> bool:
+def _later_run(change: Change, stored: StoredEntry) -> bool:
     """Whether a later run of a task tells: what it says plainly follows."""
     run_key = getattr(change, "run_key", "")
     return bool(run_key) and run_key > stored.header.run

@@ -7,7 +7,7 @@ import time
 from typing import Any, Mapping
 
 from ..exceptions import InvalidValue, ValueTooLarge
-from ..keys import Place
+from ..keys import Location
 from ..models.progress import PROGRESS_FIELDS, encode_progress
 from ..models.task import TOO_LATE
 from ..store.clock import Clock
@@ -17,26 +17,26 @@ from .changes import Change, Content
 TOO_LARGE = 10 ** 16
 
 #: Held while a progress takes figures: several threads may tell of one task.
-_telling = threading.RLock()
+_reporting = threading.RLock()
 
 
-def _renew_telling() -> None:
+def _renew_reporting() -> None:
     """Another thread of the parent process may have held it when this one was forked."""
-    global _telling
-    _telling = threading.RLock()
+    global _reporting
+    _reporting = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_renew_telling)
+os.register_at_fork(after_in_child=_renew_reporting)
 
 
-class TellProgress(Change):
+class ProgressChange(Change):
     """Tell how far a task is, at one moment."""
 
     __slots__ = ("row", "run_key", "rank", "started")
 
     expendable = True
 
-    def __init__(self, place: Place, row: tuple[Any, ...], run_key: str, rank: str, started: float, ttl: float) -> None:
+    def __init__(self, place: Location, row: tuple[Any, ...], run_key: str, rank: str, started: float, ttl: float) -> None:
         super().__init__(place, ttl)
         self.row = row
         self.run_key = run_key
@@ -44,7 +44,7 @@ class TellProgress(Change):
         self.started = started
 
     @classmethod
-    def from_row(cls, place: Place, row: Any, run_key: str, ttl: float, clock: Clock) -> TellProgress | None:
+    def from_row(cls, place: Location, row: Any, run_key: str, ttl: float, clock: Clock) -> ProgressChange | None:
         """Return what another process told of an earlier run, from the body that it wrote.
 
         It comes with a message, which anybody may write: None for what is no such body.
@@ -66,9 +66,9 @@ class TellProgress(Change):
         told.at = clock.monotonic(updated_at)
         return told
 
-    def followed_by(self, newer: Change) -> Change | None:
+    def coalesce(self, newer: Change) -> Change | None:
         """The newer progress of the same run: its writer saw to it that it does not go back."""
-        return newer if isinstance(newer, (TellProgress, Progress)) and newer.run_key == self.run_key else None
+        return newer if isinstance(newer, (ProgressChange, Progress)) and newer.run_key == self.run_key else None
 
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
         """The figures, with times on Redis's clock."""
@@ -99,7 +99,7 @@ class Progress(Change):
     expendable = True
 
     def __init__(
-        self, place: Place, ttl: float, run: str | None = None, run_key: str = "", started: float | None = None,
+        self, place: Location, ttl: float, run: str | None = None, run_key: str = "", started: float | None = None,
         limit: int = 1024 * 1024,
     ) -> None:
         super().__init__(place, ttl)
@@ -116,7 +116,7 @@ class Progress(Change):
 
     def count(self, current: float, total: float | None, message: str | None) -> bool:
         """Take a new count, as :meth:`report` does, but fast in the plain case: one more of the same."""
-        with _telling:
+        with _reporting:
             percent, old, old_total = self.figures
             if (
                 type(current) is int and old is not None and percent is None and old <= current < TOO_LARGE
@@ -150,7 +150,7 @@ class Progress(Change):
         for figure, what in ((current, "current"), (total, "total")):
             if figure is not None:
                 _check(figure, what)
-        with _telling:
+        with _reporting:
             _, old_current, old_total = self.figures
             new = percent, old_current if current is None else current, old_total if total is None else total
             if _further(new, self.figures):
@@ -170,11 +170,11 @@ class Progress(Change):
         self.at = time.monotonic()
         return not self.queued
 
-    def followed_by(self, newer: Change) -> Change | None:
+    def coalesce(self, newer: Change) -> Change | None:
         """The newer progress of the same run."""
-        return newer if isinstance(newer, (TellProgress, Progress)) and newer.run_key == self.run_key else None
+        return newer if isinstance(newer, (ProgressChange, Progress)) and newer.run_key == self.run_key else None
 
-    def was_queued(self) -> None:
+    def mark_queued(self) -> None:
         """Remember that there is no need to queue it again."""
         self.queued = True
 
@@ -187,12 +187,12 @@ class Progress(Change):
         """The figures of this moment."""
         return self._told().content(clock, base)
 
-    def _told(self) -> TellProgress:
+    def _told(self) -> ProgressChange:
         _, current, total = figures = self.figures
         percent = _percent(figures)
         shown = None if percent is None else round(percent, 3)
         row = (shown, current, total, self.message, self.status, self.run, self.fields)
-        told = TellProgress(self.place, row, self.run_key, progress_rank(percent, current), self.started, self.ttl)
+        told = ProgressChange(self.place, row, self.run_key, progress_rank(percent, current), self.started, self.ttl)
         told.at, told.fence = self.at, self.fence
         return told
 

@@ -17,7 +17,7 @@ LISTS = ("pending", "processing")
 TOO_MUCH = 2 ** 63
 
 
-class Coordination:
+class SharedQueue:
     """Puts tasks into the queue and takes them out, one round trip each.
 
     A change whose answer was lost is sent again under the same number by the

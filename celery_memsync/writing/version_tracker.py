@@ -7,8 +7,8 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from .. import encoding
-from ..keys import LIFE, Place
-from ..models.entry import NEVER, Stamp, Stored
+from ..keys import STAGE, Location
+from ..models.entry import UNWRITTEN, EntryVersion, StoredEntry
 from ..store.clock import Clock
 
 #: Most entries of which the state is remembered.  Of what was forgotten a write asks once more: a conflict with nobody.
@@ -20,7 +20,7 @@ MAX_BASES = 2000
 MAX_BYTES = 4 * 1024 * 1024
 
 
-class Base(NamedTuple):
+class MergeBase(NamedTuple):
     """What fields are merged into.
 
     Attributes:
@@ -30,13 +30,13 @@ class Base(NamedTuple):
         told_at: Monotonic time when it was told.
     """
 
-    stamp: Stamp
+    stamp: EntryVersion
     body: dict[str, bytes] | bytes
     until: float
     told_at: float
 
     @classmethod
-    def of(cls, stored: Stored | None, clock: Clock) -> Base:
+    def of(cls, stored: StoredEntry | None, clock: Clock) -> MergeBase:
         """Return what is stored, as something to merge into."""
         if stored is None:
             return NOTHING
@@ -49,7 +49,7 @@ class Base(NamedTuple):
         return self.body if isinstance(self.body, dict) else encoding.split_fields(self.body) if self.body else {}
 
     @property
-    def present(self) -> Base:
+    def present(self) -> MergeBase:
         """It without fields if their time is over."""
         return self if time.monotonic() < self.until else self._replace(body={})
 
@@ -60,27 +60,27 @@ class Base(NamedTuple):
 
 
 #: What fields of an entry that nobody has written are merged into.
-NOTHING = Base(NEVER, {}, 0.0, float("-inf"))
+NOTHING = MergeBase(UNWRITTEN, {}, 0.0, float("-inf"))
 
 
-class Seen:
+class VersionTracker:
     """Which state of each entry this process has written or read last, and which fields it had."""
 
     def __init__(self) -> None:
         #: By path, and plain tuples: what holds texts and numbers only is nothing to Python's collector.
         self._stamps: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        self._bases: OrderedDict[Place, Base] = OrderedDict()
+        self._bases: OrderedDict[Location, MergeBase] = OrderedDict()
         self._size = 0
         self._mutex = threading.RLock()
 
-    def stamp(self, place: Place) -> Stamp:
-        """Return which state of an entry was seen; `NEVER` if none was, or that is forgotten."""
+    def stamp(self, place: Location) -> EntryVersion:
+        """Return which state of an entry was seen; `UNWRITTEN` if none was, or that is forgotten."""
         known = self._stamps.get(place.path)
-        return NEVER if known is None else Stamp(*known)
+        return UNWRITTEN if known is None else EntryVersion(*known)
 
-    def note(self, place: Place, stamp: Stamp) -> None:
+    def note(self, place: Location, stamp: EntryVersion) -> None:
         """Take note that a state of an entry was seen."""
-        if place.slot == LIFE and place.task_id:
+        if place.slot == STAGE and place.task_id:
             return  # it has the path of what users tell, and is ruled by run and rank
         # No lock: each step is one of C's, and it does not matter who is the last.
         stamps, path = self._stamps, place.path
@@ -89,11 +89,11 @@ class Seen:
         if len(stamps) > MAX_SEEN:
             stamps.popitem(last=False)
 
-    def base(self, place: Place) -> Base:
+    def base(self, place: Location) -> MergeBase:
         """Return what fields of an entry are to be merged into, without fields if their time is over."""
         return self._bases.get(place, NOTHING).present
 
-    def note_base(self, place: Place, base: Base) -> None:
+    def note_base(self, place: Location, base: MergeBase) -> None:
         """Take note of what fields are to be merged into."""
         with self._mutex:
             self.forget_base(place)
@@ -102,13 +102,13 @@ class Seen:
             while self._size > MAX_BYTES or len(self._bases) > MAX_BASES:
                 self.forget_base(next(iter(self._bases)))
 
-    def forget_base(self, place: Place) -> None:
+    def forget_base(self, place: Location) -> None:
         """Forget the fields of an entry."""
         if place in self._bases:
             with self._mutex:
                 self._size -= self._bases.pop(place, NOTHING).size
 
-    def forget(self, place: Place) -> None:
+    def forget(self, place: Location) -> None:
         """Forget all that was seen of an entry."""
         with self._mutex:
             self._stamps.pop(place.path, None)

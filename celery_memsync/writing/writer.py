@@ -14,17 +14,17 @@ from celery.utils.log import get_logger
 from redis.backoff import EqualJitterBackoff
 
 from .. import encoding
-from ..background_loop import LONGEST_PAUSE, PeriodicThread
+from ..background_loop import LONGEST_PAUSE, BackgroundLoop
 from ..conflicts import MAX_ROUNDS
 from ..events import Events
 from ..exceptions import ConflictError, LockLost, MemSyncError, StoreError
-from ..keys import ASSIGNMENTS, STATE, Place
-from ..models.entry import NEVER, Header, Stamp, Stored
+from ..keys import ASSIGNMENTS, STATE, Location
+from ..models.entry import UNWRITTEN, EntryVersion, Header, StoredEntry
 from ..models.progress import progress_from
-from ..store import EntryWrite, Outcome, Store, ms
-from .changes import Change, Coordinated, Draft, MergeFields, SetValue, SyncMetrics, SyncQueue, TellRun
-from .conflict_settler import Settler
-from .version_tracker import NOTHING, Base, Seen
+from ..store import EntryWrite, Store, WriteResult, ms
+from .changes import Change, Coordinated, DeferredChange, MergeFields, SetValue, StageChange, SyncMetrics, SyncQueue
+from .conflict_settler import ConflictSettler
+from .version_tracker import NOTHING, MergeBase, VersionTracker
 
 logger = get_logger(__name__)
 
@@ -44,7 +44,7 @@ YOUNG = 0.1
 #: Most refused writes that are kept.
 MAX_REFUSED = 1000
 
-Queue = OrderedDict[Place, list[Change]]
+Queue = OrderedDict[Location, list[Change]]
 
 
 class BatchWriter:
@@ -63,8 +63,8 @@ class BatchWriter:
     """
 
     def __init__(
-        self, store: Store, events: Events, settler: Settler, *,
-        interval: float, batch_size: int, max_pending: int, on_put: Callable[[Place | Draft], object],
+        self, store: Store, events: Events, settler: ConflictSettler, *,
+        interval: float, batch_size: int, max_pending: int, on_put: Callable[[Location | DeferredChange], object],
     ) -> None:
         self.store = store
         self.events = events
@@ -80,7 +80,7 @@ class BatchWriter:
         self._mutex = threading.RLock()
         #: Held while a batch is under way, so that batches go one after the other.
         self._flushing = threading.RLock()
-        self._drafts: dict[Draft, None] = {}
+        self._drafts: dict[DeferredChange, None] = {}
         self._ordinary: Queue = OrderedDict()
         self._expendable: Queue = OrderedDict()
         self._in_flight: list[Change] = []
@@ -89,20 +89,20 @@ class BatchWriter:
         self._keys_sent: set[str] = set()
         self._assignments = store.keys.coordination_place(ASSIGNMENTS).path
         #: What Redis refuses, by place, with the time of the next try.
-        self._refused: OrderedDict[Place, tuple[float, list[Change]]] = OrderedDict()
+        self._refused: OrderedDict[Location, tuple[float, list[Change]]] = OrderedDict()
         #: What was written or shown to a reader last.
-        self._seen = Seen()
+        self._seen = VersionTracker()
         self._serials = count(1)
-        self._untold: deque[tuple[str, dict[str, Any]]] = deque()
+        self._invalidation_pending: deque[tuple[str, dict[str, Any]]] = deque()
         self._untold_drops = 0
         self._warned_of_drops = False
         #: Slots of which a refusal was told.
-        self._warned: set[Place] = set()
-        self._thread = PeriodicThread("memsync-writer", self._flush_on_demand, interval, on_demand=True)
+        self._warned: set[Location] = set()
+        self._thread = BackgroundLoop("memsync-writer", self._flush_on_demand, interval, on_demand=True)
 
     # -- tell
 
-    def take(self, draft: Draft) -> None:
+    def take(self, draft: DeferredChange) -> None:
         """Take a draft, unless it waits already; what it has to tell is written within ``interval``, and a tenth of that.
 
         No lock is taken: a soft time limit may raise anywhere in here.
@@ -115,14 +115,14 @@ class BatchWriter:
             self._ask_drafts()
         self._thread.wake()
         if len(self._drafts) >= self.batch_size:
-            self._thread.hurry()
+            self._thread.run_now()
 
     def put(self, change: Change) -> None:
         """Take a change; it is written within ``interval``."""
         full = self._queue(change)
         self._thread.wake()
         if full:
-            self._thread.hurry()
+            self._thread.run_now()
 
     def _queue(self, change: Change) -> bool:
         """Let a change wait; tell whether there is a batch of them."""
@@ -132,21 +132,21 @@ class BatchWriter:
             if isinstance(change, SetValue):
                 change.seen = self._seen.stamp(place)
             self._append(queue, place, change)
-            change.was_queued()
+            change.mark_queued()
             if len(self._ordinary) + len(self._expendable) > self.max_pending:
                 self._drop_oldest()
             # Nobody sees that it waits before the copies of what it changes are gone.
             self.on_put(place)
             return len(queue) >= self.batch_size
 
-    def saw(self, place: Place, stored: Stored | None) -> None:
+    def note_read(self, place: Location, stored: StoredEntry | None) -> None:
         """Take note of what a reader of this process was shown: what it writes next follows that."""
         with self._mutex:
-            self._seen.note(place, NEVER if stored is None else stored.header.stamp)
+            self._seen.note(place, UNWRITTEN if stored is None else stored.header.stamp)
             if place.slot == STATE or place.path == self._assignments:
-                self._seen.note_base(place, Base.of(stored, self.store.clock))
+                self._seen.note_base(place, MergeBase.of(stored, self.store.clock))
 
-    def withdraw(self, draft: Draft, change: Change | None) -> None:
+    def withdraw(self, draft: DeferredChange, change: Change | None) -> None:
         """Take a draft back, or the change that it came to: nobody needs it any more.  What is under way stays."""
         self._drafts.pop(draft, None)
         if change is not None:
@@ -179,14 +179,14 @@ class BatchWriter:
             rows += [*self._ordinary.values(), *self._expendable.values()]
             return [change for row in rows for change in row]
 
-    def overlay(self, stored: Stored | None, changes: Sequence[Change]) -> Stored | None:
+    def overlay(self, stored: StoredEntry | None, changes: Sequence[Change]) -> StoredEntry | None:
         """Return an entry as it will be when changes of this process have been written over it."""
         for change in changes:
             if not self._holds(stored, change):
                 stored = change.over(stored, self.store.clock, self.store.worker_id)
         return stored
 
-    def _holds(self, stored: Stored | None, change: Change) -> bool:
+    def _holds(self, stored: StoredEntry | None, change: Change) -> bool:
         """Whether a change that is under way has arrived already."""
         if stored is None or change.serial is None:
             return False
@@ -251,7 +251,7 @@ class BatchWriter:
             try:
                 with self._barrier(None if timeout is None else deadline):
                     written = self._flush(strict=True)
-                    self.store.have_told()
+                    self.store.wait_invalidated()
                     return written
             except StoreError as exc:
                 failures += 1
@@ -262,7 +262,7 @@ class BatchWriter:
             finally:
                 self._tell()
 
-    def compare_and_set(self, change: SetValue, expected: int) -> Stored:
+    def compare_and_set(self, change: SetValue, expected: int) -> StoredEntry:
         """Write a value at once, if an entry is at the expected version; return it as it was stored.
 
         Raises:
@@ -276,7 +276,7 @@ class BatchWriter:
         finally:
             self._tell()
 
-    def _compare_and_set(self, change: SetValue, expected: int) -> Stored:
+    def _compare_and_set(self, change: SetValue, expected: int) -> StoredEntry:
         place, key = change.place, change.place.path
         self.store.connect()
         write = self._as_write(change)
@@ -289,7 +289,7 @@ class BatchWriter:
             stored = outcome.stored
             if expected or not outcome.version or stored is not None and not stored.gone(self.store.clock.now()):
                 with self._mutex:
-                    self._seen.note(place, NEVER if stored is None else stored.header.stamp)
+                    self._seen.note(place, UNWRITTEN if stored is None else stored.header.stamp)
                 raise ConflictError(key, outcome.version)
             # Version 0 is meant, nothing to see; what was deleted counts its versions on.
             return self._compare_and_set(change, outcome.version)
@@ -298,11 +298,11 @@ class BatchWriter:
         if outcome.status == "fenced":
             raise LockLost(f"under which {key} was written")
         self._settle(change, write, outcome)
-        self.store.have_told()
+        self.store.wait_invalidated()
         self.on_put(place)
         # If this is a second try others may have written since.
         version = expected + 1 if outcome.status == "again" else outcome.version
-        before = Stored(Header(version - 1, "-", "-", 0, 0, 0, 0, "-", ""), b"")
+        before = StoredEntry(Header(version - 1, "-", "-", 0, 0, 0, 0, "-", ""), b"")
         after = change.over(before, self.store.clock, self.store.worker_id)
         assert after is not None
         return after
@@ -461,7 +461,7 @@ class BatchWriter:
         return EntryWrite(
             change.place, seen, run, rank, change.fence, ms(clock.at(at)), ms(change.ttl), change.serial, body, figure)
 
-    def _base(self, change: Change) -> Base:
+    def _base(self, change: Change) -> MergeBase:
         """Return what the fields of a change are to be merged into."""
         if not isinstance(change, MergeFields):
             return NOTHING
@@ -469,13 +469,13 @@ class BatchWriter:
 
     # -- what became of a change
 
-    def _settle(self, change: Change, write: EntryWrite, outcome: Outcome) -> Change | None:
+    def _settle(self, change: Change, write: EntryWrite, outcome: WriteResult) -> Change | None:
         """Take note of an outcome; return what is to be written instead, if anything."""
         status = outcome.status
         if status == "ok" or status == "again":
             self.counts["writes"] += 1
             if status == "ok":
-                self._remember(change, Stamp(outcome.stored_at, outcome.version))
+                self._remember(change, EntryVersion(outcome.stored_at, outcome.version))
             else:
                 # Others may have written since; what they wrote was not seen.
                 self._seen.forget(change.place)
@@ -499,12 +499,12 @@ class BatchWriter:
         self.counts["dropped"] += 1
         self._note("writes-dropped", count=1)
 
-    def _remember(self, change: Change, stamp: Stamp) -> None:
+    def _remember(self, change: Change, stamp: EntryVersion) -> None:
         place = change.place
         if isinstance(change, MergeFields):
             base = self._base(change)
             told_at = max(change.at, base.told_at)
-            self._seen.note_base(place, Base(stamp, change.merged(base.fields), told_at + change.ttl, told_at))
+            self._seen.note_base(place, MergeBase(stamp, change.merged(base.fields), told_at + change.ttl, told_at))
         elif isinstance(change, SetValue):
             self._seen.forget_base(place)
         else:
@@ -516,17 +516,17 @@ class BatchWriter:
                 if isinstance(later, SetValue):
                     later.seen = stamp
 
-    def _resolve(self, change: Change, outcome: Outcome) -> Change | None:
+    def _resolve(self, change: Change, outcome: WriteResult) -> Change | None:
         """Return what is to be written instead of a change that found something else than its writer had seen."""
-        stored, base = outcome.stored, Base.of(outcome.stored, self.store.clock)
+        stored, base = outcome.stored, MergeBase.of(outcome.stored, self.store.clock)
         gone = stored is None or stored.gone(self.store.clock.now())
-        before, seen = self._base(change), NEVER
+        before, seen = self._base(change), UNWRITTEN
         if isinstance(change, MergeFields):
             change.late = not gone
             change.base = base._replace(body={}, until=0.0) if gone else base
             self._seen.note_base(change.place, change.base)
         elif isinstance(change, SetValue):
-            seen, change.seen = change.seen, NEVER if stored is None else stored.header.stamp
+            seen, change.seen = change.seen, UNWRITTEN if stored is None else stored.header.stamp
         own = stored is not None and stored.header.writes.startswith(self.store.token)
         if stored is None or own or gone and not (stored.deleted and isinstance(change, SetValue)):
             return change
@@ -562,7 +562,7 @@ class BatchWriter:
         if not known and self._warn_of(place):
             logger.warning("Redis refuses to write %s: %s", change.place.path, error[:120])
 
-    def _warn_of(self, place: Place) -> bool:
+    def _warn_of(self, place: Location) -> bool:
         """Whether a refusal is to be told: once of each place."""
         if place in self._warned:
             return False
@@ -594,7 +594,7 @@ class BatchWriter:
             return change.lists
         if isinstance(change, SyncMetrics):
             return change.applied({})
-        if isinstance(change, TellRun):
+        if isinstance(change, StageChange):
             return change.task_run.as_dict()
         if change.expendable:
             return progress_from(encoding.decode(body))  # its times as written: the clock may have been corrected since
@@ -603,17 +603,17 @@ class BatchWriter:
 
     # -- the queue
 
-    def _append(self, queue: Queue, place: Place, change: Change, front: bool = False) -> None:
+    def _append(self, queue: Queue, place: Location, change: Change, front: bool = False) -> None:
         self._keys_waiting.add(place.key)
         waiting = queue.get(place)
         if waiting is None:
             queue[place] = [change]
         elif front:
-            joined = change.followed_by(waiting[0])
+            joined = change.coalesce(waiting[0])
             waiting[:1] = [change, waiting[0]] if joined is None else [joined]
             self.counts["coalesced"] += joined is not None
         else:
-            joined = waiting[-1].followed_by(change)
+            joined = waiting[-1].coalesce(change)
             waiting[-1:] = [waiting[-1], change] if joined is None else [joined]
             self.counts["coalesced"] += joined is not None
 
@@ -631,7 +631,7 @@ class BatchWriter:
                 if draft.at <= born or draft.done:
                     self._ask(draft)
 
-    def _ask(self, draft: Draft) -> None:
+    def _ask(self, draft: DeferredChange) -> None:
         try:
             # First this: who has more to tell from now on hands it in again.
             if self._drafts.pop(draft, self) is self:
@@ -689,7 +689,7 @@ class BatchWriter:
 
     def _note(self, name: str, **details: Any) -> None:
         """Keep an event until the batch is done: a handler may flush too."""
-        self._untold.append((name, details))
+        self._invalidation_pending.append((name, details))
 
     def _tell(self) -> None:
         with self._mutex:
@@ -699,9 +699,9 @@ class BatchWriter:
                 self._warned_of_drops = True
                 logger.warning("More than %d changes wait for Redis; the oldest are dropped", self.max_pending)
             self._note("writes-dropped", count=dropped)
-        for _ in range(len(self._untold)):
+        for _ in range(len(self._invalidation_pending)):
             with contextlib.suppress(IndexError):  # another thread tells too
-                name, details = self._untold.popleft()
+                name, details = self._invalidation_pending.popleft()
                 self.events.emit(name, **details)
 
     def _failed(self, error: MemSyncError, count: int) -> None:
@@ -741,7 +741,7 @@ def _synced(change: Change) -> str | None:
     place = change.place
     if isinstance(change, SyncQueue):
         return "queue-synced"
-    if isinstance(change, (MergeFields, TellRun)) and place.task_id:
+    if isinstance(change, (MergeFields, StageChange)) and place.task_id:
         return "task-state-synced"
     if isinstance(change, SetValue) and place.task_id and not place.slot:
         return "agent-coordinated"

@@ -40,7 +40,7 @@ def targets():
     from celery_memsync.globs import matcher
     from celery_memsync.integration.runs import timestamp
     from celery_memsync.keys import Keys, check_id
-    from celery_memsync.models.entry import Header, Stored
+    from celery_memsync.models.entry import Header, StoredEntry
     from celery_memsync.models.progress import progress_from
     from celery_memsync.models.task import TaskRun
     from celery_memsync.models.worker import WorkerRecord
@@ -50,7 +50,7 @@ def targets():
     from celery_memsync.store.clock import Clock
     from celery_memsync.store.entries import split_page
     from celery_memsync.store.script_caller import stored_of
-    from celery_memsync.writing.version_tracker import Base
+    from celery_memsync.writing.version_tracker import MergeBase
 
     keys, clock = Keys("task-sentinel"), Clock()
 
@@ -62,7 +62,7 @@ def targets():
         if stored is not None:
             stored.gone(clock.now())
             stored.entry("a")
-            Base.of(stored, clock).size
+            MergeBase.of(stored, clock).size
             worker_record("w", stored, 0.0, 15.0).as_dict()
             for path in ("a", "tasks/t1/state", "tasks/t1/progress"):
                 place = keys.place(path)
@@ -70,7 +70,7 @@ def targets():
             state_of("t1", {slot: stored for slot in (1, 2)})
 
     def a_body(data):
-        value = Stored(Header(1, "-", "-", 0, 0, 1, 0, "-", "w"), data).value
+        value = StoredEntry(Header(1, "-", "-", 0, 0, 1, 0, "-", "w"), data).value
         run = TaskRun.from_row(value, "t1")
         if run is not None:
             run.as_dict()

@@ -9,9 +9,9 @@ from celery.worker.request import Request
 from celery_memsync import MemSync
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
-from celery_memsync.store import Loss
+from celery_memsync.store import LostWorkerClaim
 
-LOSS = Loss(b"a 1 w", "a", "w", 0.0, b"5", float("inf"))
+LOSS = LostWorkerClaim(b"a 1 w", "a", "w", 0.0, b"5", float("inf"))
 
 KEY = "0123456789abcdef-test"
 

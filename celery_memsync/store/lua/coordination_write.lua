@@ -1,6 +1,6 @@
 -- Change the queue or the metrics by hand, once.
 --
--- KEYS[1]   pending     sorted set: task id by its place, see places.lua
+-- KEYS[1]   pending     sorted set: task id by its place, see queue_score.lua
 -- KEYS[2]   processing  the same
 -- KEYS[3]   metrics     hash of counters
 -- KEYS[4]   about       hash: an entry for each of "queue" and "metrics", which counts their versions

@@ -10,19 +10,19 @@
 -- KEYS[1..n]  owner       hash or page of each entry, one for each write
 -- KEYS[n+1]   index       stream of task ids in order of first write
 -- KEYS[n+2]   names       sorted set: path of a user's own key by when it is over (ms)
--- KEYS[n+3]   pending     sorted set: task id by its place, see places.lua
+-- KEYS[n+3]   pending     sorted set: task id by its place, see queue_score.lua
 -- KEYS[n+4]   processing  the same
 -- KEYS[n+5]   metrics     hash of counters
 -- KEYS[n+6]   about       hash: an entry for each of "queue" and "metrics", which counts their versions
 -- ARGV[1]     n        number of writes
 -- ARGV[2]     worker   who writes
 -- ARGV[3]     writer   token of the writing process
--- ARGV[4]     horizon  ms that an id stays in the index
+-- ARGV[4]     index_ttl  ms that an id stays in the index
 -- ARGV[5]     slots    most slots of a page
--- ARGV[6]     formers  most entries of earlier runs that a page keeps
+-- ARGV[6]     max_runs  most entries of earlier runs that a page keeps
 -- ARGV[7]     prefix   put before a path to make its channel
 -- ARGV[8]     together  path of what is in about, up to the last slash
--- ARGV[9]     tallies  names of counters by first digit of the rank, each with a comma after it
+-- ARGV[9]     counters  names of counters by first digit of the rank, each with a comma after it
 -- ARGV[10..]  1 for each write: three lines with one word each, a fourth with the others and a space between two, and
 --             its body, which is not looked into; "" deletes.
 --   where    slot in the page, or ":" and the field in the hash
@@ -40,7 +40,7 @@
 --            us that the run took; "0" if that is not known
 --
 -- On a cluster only the owners are given, which are in one slot, and what follows from their entries is answered as a
--- note, for entry_note.lua.
+-- note, for index_apply.lua.
 --
 -- Returns     {seconds, microseconds, versions, answer..., note}, the note on a cluster only; versions has a comma
 --             between two: of each write that was stored its version, of each other "", and one answer
@@ -52,15 +52,15 @@
 --             What is stored and no entry counts as absent.
 -- Publishes   where, header and body on each entry's path; of slots 1 and 2, which make one state, the other's too
 local n, writer = tonumber(ARGV[1]), ARGV[3]
-local slots, formers, tallies = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[9]
-worker, horizon, prefix, together = ARGV[2], tonumber(ARGV[4]), ARGV[7], ARGV[8]
+local slots, max_runs, counters = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[9]
+worker, index_ttl, prefix, together = ARGV[2], tonumber(ARGV[4]), ARGV[7], ARGV[8]
 index, names, pending, processing, metrics, about =
   KEYS[n + 1], KEYS[n + 2], KEYS[n + 3], KEYS[n + 4], KEYS[n + 5], KEYS[n + 6]
 
 local KNOWN = "^([^\n]*)\n([^\n]*)\n([^\n]*)\n(%S+) (%S*) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)\n(.*)$"
 
 local tally = {}
-for counter in string.gmatch(tallies, "([^,]*),") do
+for counter in string.gmatch(counters, "([^,]*),") do
   tally[#tally + 1] = counter
 end
 
@@ -102,7 +102,7 @@ local function keep_former(entries, slot, run, rank, text)
   end
   for i = #entries + 1, slots do entries[i] = "" end
   entries[#entries + 1] = mark .. text
-  while #entries > slots + formers do table.remove(entries, slots + 1) end
+  while #entries > slots + max_runs do table.remove(entries, slots + 1) end
   return true
 end
 
@@ -268,10 +268,10 @@ local function write(owner, known)
     count_stage(stage_before, rank, figure)
     enlist(task, rank, time, ttl_ms, figure)
   end
-  if task == "" and entries or task ~= "" and tonumber(ttl_ms) > horizon then
+  if task == "" and entries or task ~= "" and tonumber(ttl_ms) > index_ttl then
     name(path, text, stime, sttl, time, ttl_ms, body == "")
   end
-  if task ~= "" and (is_new or stime and math.floor(2 * stime / horizon) ~= math.floor(2 * time / horizon)) then
+  if task ~= "" and (is_new or stime and math.floor(2 * stime / index_ttl) ~= math.floor(2 * time / index_ttl)) then
     added[#added + 1] = task
   end
   return version + 1

@@ -27,10 +27,10 @@ local function trim_foreign(list)
   redis.call("ZREMRANGEBYSCORE", list, "(" .. whole((now_ms + AHEAD) * 2560 + 255), "+inf")
 end
 
--- Remove tasks that are over: of those that have been there for horizon ms some, for many may stay longer still.
-local function trim(list, horizon)
+-- Remove tasks that are over: of those that have been there for index_ttl ms some, for many may stay longer still.
+local function trim(list, index_ttl)
   trim_foreign(list)
-  local old = "(" .. whole((now_ms - horizon) * 2560)
+  local old = "(" .. whole((now_ms - index_ttl) * 2560)
   local count = redis.call("ZCOUNT", list, "-inf", old)
   if count == 0 then return end
   local some = redis.call("ZRANGEBYSCORE", list, "-inf", old, "WITHSCORES", "LIMIT", now[2] % math.max(1, count - 19), 20)

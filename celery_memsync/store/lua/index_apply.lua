@@ -9,7 +9,7 @@
 -- KEYS[7]  done        number of the last notes of this process, for a second try
 -- KEYS[8]  noted       sorted set: tasks and paths by when what is noted of them was written (us)
 -- ARGV[1]   worker    who writes
--- ARGV[2]   horizon   ms that an id stays in the index
+-- ARGV[2]   index_ttl   ms that an id stays in the index
 -- ARGV[3]   prefix    put before a path to make its channel
 -- ARGV[4]   together  path of what is in about, up to the last slash
 -- ARGV[5]   serial    number of these notes; a second try has the same
@@ -18,7 +18,7 @@
 -- Returns   {seconds, microseconds}
 -- Publishes that queue or metrics have changed, with their new version
 index, names, pending, processing, metrics, about = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-worker, horizon, prefix, together = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
+worker, index_ttl, prefix, together = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 local done, noted, serial = KEYS[7], KEYS[8], ARGV[5]
 local MEMORY = 50000 -- tasks and keys of which it is known when what is noted of them was written
 local answer = { tonumber(now[1]), tonumber(now[2]) }
@@ -58,7 +58,7 @@ local function keep_stamps()
   try("ZADD", noted, unpack(row))
   local surplus = redis.call("ZCOUNT", noted, "-inf", "+inf") - MEMORY
   if surplus > 0 then redis.call("ZPOPMIN", noted, surplus) end
-  redis.call("PEXPIRE", noted, whole(horizon))
+  redis.call("PEXPIRE", noted, whole(index_ttl))
 end
 
 local last = tonumber(string.match(call("GET", done) or "", "^%d+$") or 0)

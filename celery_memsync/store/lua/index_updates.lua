@@ -1,10 +1,10 @@
 -- What follows from entries: the index of tasks, the names of users' keys, the lists of the queue, what is counted; put
--- before the scripts that write it, and behind validation.lua, counters.lua and places.lua.
+-- before the scripts that write it, and behind validation.lua, counters.lua and queue_score.lua.
 --
 -- On a cluster it is kept elsewhere than the entries.  Then it travels as a note: the time (us) and these tables, packed
 -- and unpacked here, and read by nobody else.
 -- Set by the script, from its keys and arguments.
-local worker, horizon, prefix, together
+local worker, index_ttl, prefix, together
 local index, names, pending, processing, metrics, about
 -- Tasks that go into the index.
 local added = {}
@@ -17,7 +17,7 @@ local named = {}
 local function touch(thing, left)
   local before = try("HGET", about, thing)
   local version = tonumber(parse(type(before) == "string" and before or "") or 0) + 1
-  local text = string.format("%.0f - - 0 %.0f %.0f 0 - %s\n1", version, now_ms, horizon, worker)
+  local text = string.format("%.0f - - 0 %.0f %.0f 0 - %s\n1", version, now_ms, index_ttl, worker)
   try("HSET", about, thing, text)
   outlives(about, left)
   redis.call("PUBLISH", prefix .. together .. thing, ":" .. thing .. "\n" .. text)
@@ -44,10 +44,10 @@ local function keep_lists()
       changed = try("ZADD", key, unpack(into)) ~= 0 or changed
       outlives(key, left)
       longest = math.max(longest, left)
-      trim(key, horizon)
+      trim(key, index_ttl)
     end
   end
-  if changed then touch("queue", math.max(longest, horizon)) end
+  if changed then touch("queue", math.max(longest, index_ttl)) end
 end
 
 local function keep_names()
@@ -81,8 +81,8 @@ local function keep_counters()
     end
   end
   if next(counted) then
-    redis.call("PEXPIRE", metrics, whole(horizon))
-    touch("metrics", horizon)
+    redis.call("PEXPIRE", metrics, whole(index_ttl))
+    touch("metrics", index_ttl)
   end
 end
 
@@ -102,8 +102,8 @@ local function keep_added()
   if not last then return end
   for _, task in ipairs(added) do index_task("*", "id", task) end
   -- Once is enough for all of them.
-  index_task("MINID", "~", whole(now_ms - horizon), "*", "id", last)
-  redis.call("PEXPIRE", index, whole(horizon))
+  index_task("MINID", "~", whole(now_ms - index_ttl), "*", "id", last)
+  redis.call("PEXPIRE", index, whole(index_ttl))
 end
 
 local function keep()
