@@ -2,10 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint bench soak fuzz clean
+.PHONY: help demo test counts lint bench soak fuzz clean
 help:
 	@echo "make demo   install, start a Redis and a worker, run the example with live progress, clean up"
 	@echo "make test   install, run the whole test suite and the linters"
+	@echo "make counts calls, commands and round trips of an operation, against their budgets"
 	@echo "make lint   only the linters and mypy"
 	@echo "make bench  measure against peers, and write docs/performance.md; takes about half an hour"
 	@echo "make soak   real workers under faults for MINUTES=60, or without any: STEADY=--steady"
@@ -22,6 +23,9 @@ demo: .venv/installed
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest -n 3 --dist loadfile
+
+counts: .venv/installed
+	$(BIN)/python -m pytest -q -s tests/integration/test_counts.py tests/test_budgets.py
 
 lint: .venv/installed
 	$(BIN)/python -m flake8 celery_memsync tests example_project benchmarks

@@ -281,15 +281,16 @@ def known_of(home: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mappin
         facts: What travels with the request.
         sent: The part of it that this package put there.
     """
-    delivery = facts.get("delivery_info")
+    delivery, root_id, parent_id = facts.get("delivery_info"), facts.get("root_id"), facts.get("parent_id")
     known = {
         "name": facts.get("task"),
         "queue": None if delivery is None else queue_of(delivery.get("exchange"), delivery.get("routing_key")),
         "worker": facts.get("hostname") or home.worker_id,
         "run": sent.get("run"),
         "retries": retries_of(facts),
-        "root_id": _id_of(facts.get("root_id"), task_id) or task_id,
-        "parent_id": _other(_id_of(facts.get("parent_id"), task_id), task_id),
+        # They come with the message, so they may be anything; a task that retries is its own parent to Celery.
+        "root_id": root_id if root_id == task_id or is_id(root_id) else task_id,
+        "parent_id": parent_id if parent_id != task_id and parent_id is not None and is_id(parent_id) else None,
         "eta": timestamp(facts.get("eta")),
         "published_at": sent.get("published_at"),
         "received_at": sent.get("received_at"),
@@ -325,11 +326,6 @@ def retries_of(facts: Mapping[str, Any]) -> int:
     return retries if type(retries) is int and 0 <= retries <= MAX_RETRIES else 0
 
 
-def _id_of(value: Any, task_id: str) -> str | None:
-    """Return the id of another task as it comes with a message, None for what is no id."""
-    return value if value == task_id or value is not None and is_id(value) else None
-
-
 def _cut(text: Any) -> str | None:
     return text[:MAX_SHOWN] if isinstance(text, str) else None
 
@@ -361,8 +357,3 @@ def _lock_of(error: BaseException) -> dict[str, Any] | None:
         return error.lock
     cause = error.exc if isinstance(error, Retry) else error
     return cause.facts if isinstance(cause, LockNotAcquired) else None
-
-
-def _other(parent_id: Any, task_id: str) -> Any:
-    """Return the id of a parent; a task that retries is its own parent to Celery."""
-    return None if parent_id == task_id else parent_id

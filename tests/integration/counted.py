@@ -1,0 +1,45 @@
+"""An app whose worker counts the calls of Python functions, in its main process and in its pool children."""
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+
+from celery import Celery, signals
+
+from celery_memsync import MemSync
+
+app = Celery("counted")
+app.conf.update(json.loads(os.environ["MEMSYNC_TEST_CONF"]))
+memsync = MemSync(app)
+
+calls = {"all": 0, "ours": 0}
+
+
+@app.task(name="noop")
+def noop():
+    """Do nothing."""
+
+
+def _count(frame, event, arg):
+    if event == "call":
+        calls["all"] += 1
+        calls["ours"] += "/celery_memsync/" in frame.f_code.co_filename
+
+
+def begin(**_):
+    calls.update(all=0, ours=0)
+    threading.setprofile(_count)
+    sys.setprofile(_count)
+
+
+def write(process):
+    with open(f"{os.environ['MEMSYNC_TEST_NOTES']}.{process}", "w") as file:
+        json.dump(calls, file)
+
+
+signals.worker_init.connect(begin, weak=False)
+signals.worker_process_init.connect(begin, weak=False)
+signals.worker_process_shutdown.connect(lambda **_: write("child"), weak=False)
+signals.worker_shutdown.connect(lambda **_: write("main"), weak=False)
