@@ -13,6 +13,7 @@ from celery_memsync import InvalidValue, encoding
 @pytest.mark.parametrize("body", [
     b"1e999", b"-1e999", b'{"x": [1e400]}', b"NaN", b"Infinity", b"[-Infinity]",
     b"[" * 101 + b"]" * 101, b'{"a":' * 101 + b"1" + b"}" * 101,
+    b'["]",' * 101 + b"0" + b',"["]' * 101, b'{"]":{"}":' * 51 + b"[]" + b"}}" * 51,
     b"[" + b'"[[[",' * 200 + b"[" * 100 + b"]" * 100 + b"]", b"[1," * 101 + b"[]" + b"]" * 101,
     b'{"__type__":"decimal","__value__":"NaN"}', b'{"__type__":"decimal","__value__":"sNaN"}',
     b'{"__type__":"uuid","__value__":5}', b'{"__type__":"datetime","__value__":"x"}', b"", b"{", b"\xff",
@@ -44,6 +45,24 @@ def test_deepest_value_comes_back_equal_and_a_deeper_one_is_refused():
     assert encoding.decode(encoding.encode(value, "a", 10_000)) == value
     with pytest.raises(InvalidValue, match="nested too deeply"):
         encoding.encode([value], "a", 10_000)
+
+
+@given(
+    depth=st.integers(90, 110), texts=st.lists(st.text('[]{}"\\,:x', max_size=6), min_size=1, max_size=6),
+    named=st.lists(st.booleans(), min_size=1, max_size=6))
+def test_depth_is_that_of_the_structure_whatever_the_texts_are(depth, texts, named):
+    value = 0
+    for level in range(depth):
+        text = texts[level % len(texts)]
+        value = {text: value, f"{text}.": text} if named[level % len(named)] else [text, value, text]
+
+    if depth <= encoding.MAX_DEPTH:
+        assert encoding.decode(encoding.encode(value, "a", 10_000)) == value
+    else:
+        with pytest.raises(InvalidValue, match="nested too deeply"):
+            encoding.encode(value, "a", 10_000)
+        with pytest.raises(encoding.UNREADABLE):
+            encoding.decode(encoding.dumps(value))
 
 
 @given(text=st.text(st.characters(exclude_categories=()), max_size=20))
