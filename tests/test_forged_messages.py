@@ -31,10 +31,7 @@ class Exploit:
 
 def kept_message(sender, task):
     """Return the request of a task that runs, and its message as Redis keeps it."""
-    task.delay(1)
-    request = sender.take(task)
-    sender.receive(request)
-    eventually(sender.kept)
+    request = sender.run_one(task)
     ((run, signed),) = sender.kept().items()
     return request, run, signed
 

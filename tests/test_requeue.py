@@ -102,8 +102,7 @@ def test_task_is_requeued_only_if_it_is_lost(make_sender, status):
     task.delay(1)
     request = sender.take(task)
     run = sender.receive(request)
-    key = sender.memsync.store.read_tasks([request.id])[0].slots[1].header.run
-    sender.memsync.sync_task_run(request.id, TaskRun(status, run=run), key)
+    sender.memsync.sync_task_run(request.id, TaskRun(status, run=run), sender.run_key(request.id))
     eventually(sender.kept)
 
     sender.lose()
@@ -114,10 +113,7 @@ def test_task_is_requeued_only_if_it_is_lost(make_sender, status):
 def test_unreadable_messages_are_deleted_and_the_others_requeued(make_sender, redis):
     sender = make_sender()
     task = sender.task()
-    task.delay(1)
-    request = sender.take(task)
-    sender.receive(request)
-    eventually(sender.kept)
+    request = sender.run_one(task)
     for number, body in enumerate((b"", b"[]", b"{}", b'{"id": "x"}', b"\xff", b"0" * 64, b"0" * 2_000_000)):
         redis.hset(sender.memsync.keys.messages(sender.memsync.store.token), f"foreign-{number}", body)
 
@@ -131,10 +127,7 @@ def test_unreadable_messages_are_deleted_and_the_others_requeued(make_sender, re
 def test_nothing_is_requeued_for_a_worker_that_is_back(make_sender, redis):
     sender = make_sender()
     task = sender.task()
-    task.delay(1)
-    request = sender.take(task)
-    sender.receive(request)
-    eventually(sender.kept)
+    request = sender.run_one(task)
     lost_messages = sender.requeuer._lost_messages
 
     def come_back(loss):
@@ -152,10 +145,7 @@ def test_nothing_is_requeued_for_a_worker_that_is_back(make_sender, redis):
 def test_task_with_a_stored_result_is_not_requeued(make_sender, redis_url):
     sender = make_sender(result_backend=redis_url)
     task = sender.task()
-    task.delay(1)
-    request = sender.take(task)
-    sender.receive(request)
-    eventually(sender.kept)
+    request = sender.run_one(task)
     sender.app.backend.store_result(request.id, 5, "SUCCESS")
 
     sender.lose(request.id)
@@ -163,6 +153,32 @@ def test_task_with_a_stored_result_is_not_requeued(make_sender, redis_url):
     assert sender.take(task) is None
     assert sender.memsync.get_task_state(request.id)["status"] == "SUCCESS"
     assert sender.kept() == {}
+
+
+def test_task_is_requeued_with_a_warning_if_the_result_backend_cannot_be_asked(make_sender, caplog):
+    sender = make_sender(
+        result_backend="redis://:secret@localhost:1/0", result_backend_always_retry=False,
+        result_backend_transport_options={"retry_policy": {"max_retries": 0}}, redis_socket_connect_timeout=0.5)
+    task = sender.task()
+    request = sender.run_one(task, ignore_result=True)
+
+    sender.lose(request.id)
+
+    assert sender.take(task).id == request.id
+    (warning,) = [record.getMessage() for record in caplog.records if "result backend" in record.getMessage()]
+    assert f"proj.add[{request.id}]" in warning and "ConnectionError" in warning
+    assert "secret" not in warning
+
+
+def test_task_without_a_result_backend_is_requeued_without_a_warning(make_sender, caplog):
+    sender = make_sender()
+    task = sender.task()
+    request = sender.run_one(task)
+
+    sender.lose(request.id)
+
+    assert sender.take(task).id == request.id
+    assert "result backend" not in caplog.text
 
 
 def test_message_too_large_is_not_kept_and_logged_once(make_sender, caplog):

@@ -235,8 +235,12 @@ class TaskRequeuer:
             return False
         try:
             return bool(self.memsync.app.backend.get_state(message.task_id) == SUCCESS)
-        except Exception:
-            # There is no result backend, or it cannot be reached.
+        except NotImplementedError:
+            # There is no result backend.
+            return False
+        except Exception as exc:
+            logger.warning("Could not ask the result backend (%s) whether task %s[%s] of a lost worker has succeeded; "
+                           "it is taken for lost", type(exc).__name__, message.task_name, message.task_id)
             return False
 
 

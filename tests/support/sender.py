@@ -11,6 +11,8 @@ from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store import LostWorkerClaim
 
+from ..helpers import eventually
+
 LOSS = LostWorkerClaim(b"a 1 w", "a", "w", 0.0, b"5", float("inf"))
 
 KEY = "0123456789abcdef-test"
@@ -54,6 +56,14 @@ class Sender:
         self.memsync.sync_task_run(request.id, TaskRun("STARTED", name=request.name, run=run), key)
         self.memsync.force_sync()
         return run
+
+    def run_one(self, task, **options):
+        """Send a task and receive it; return its request when its message is kept."""
+        task.apply_async((1,), **options)
+        request = self.take(task)
+        self.receive(request)
+        eventually(self.kept)
+        return request
 
     def stage(self, task_id):
         """Return the stage of a task as it is stored."""
