@@ -36,7 +36,7 @@ class MemSync(AppManager):
         app.conf.memsync_backend = "redis://localhost:6379/1"
         memsync = MemSync(app)
 
-    Arguments:
+    Args:
         app: The app.  None: :meth:`init_app` comes later.
         overrides: Settings that go before the app's, without ``memsync_``.
     """
@@ -75,7 +75,7 @@ class MemSync(AppManager):
     def progress(self, current: float, total: float | None = None, message: str | None = None, **fields: Any) -> None:
         """Tell how far the running task is; nothing waits for Redis.
 
-        Arguments:
+        Args:
             current: How many are done.
             total: How many there are; once told it need not be repeated.
             message: A word for people.
@@ -100,7 +100,7 @@ class MemSync(AppManager):
     def track(self, iterable: Iterable[T], total: float | None = None, message: str | None = None) -> Iterator[T]:
         """Go through an iterable and tell the progress of the running task on the way.
 
-        Arguments:
+        Args:
             total: How many items there are.  None: ``len(iterable)`` if it has one.
 
         Raises:
@@ -150,7 +150,7 @@ class MemSync(AppManager):
             @memsync.locked("invoice:{invoice_id}", on_locked="retry")
             def send(invoice_id, copy=False): ...
 
-        Arguments:
+        Args:
             name: Of the lock, with arguments of the task in braces, as in
                 :meth:`str.format`; ``{url!h}`` for what is not fit for a key.
             ttl: As in :meth:`lock`.
@@ -193,7 +193,7 @@ class MemSync(AppManager):
             @memsync.exclusive
             def render(video_id): ...
 
-        Arguments:
+        Args:
             ttl: This and the others: as in :meth:`locked`.
         """
         decorate = lock_decorators.exclusive(self, ttl, wait, on_locked, retry_delay, count_retries)
@@ -263,7 +263,7 @@ class MemSync(AppManager):
 class Agent:
     """An agent, or a sub-step, of a task: shares what it finds with the others.
 
-    Arguments:
+    Args:
         manager: The memory to share in.
     """
 

@@ -45,7 +45,7 @@ class BackgroundLoop:
     An action that raises is logged once, called again after a growing pause
     with jitter, and logged once more when it works.
 
-    Arguments:
+    Args:
         name: Name of the thread, and what the log calls the action.
         action: What to call; with ``on_demand`` it may answer in how many
             seconds it wants to be called again unasked.

@@ -104,7 +104,7 @@ def resolver_of(choice: object) -> Resolver:
 class Resolvers:
     """Which resolver settles the conflicts of which key.
 
-    Arguments:
+    Args:
         choice: One for all keys, or a mapping of globs over keys to one each;
             the first that matches counts, and the last write wins elsewhere.
         namespace: Put before globs that do not begin with it.

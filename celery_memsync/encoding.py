@@ -67,7 +67,7 @@ def encode(value: object, what: str, limit: int) -> bytes:
     Besides JSON's own types kombu's encoder takes datetime, date, time,
     Decimal, UUID and bytes.  Tuples become lists.
 
-    Arguments:
+    Args:
         value: What to encode.
         what: Whose value it is; named in errors.
         limit: The largest size allowed, in bytes.

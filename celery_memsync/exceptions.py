@@ -49,7 +49,7 @@ class StoreError(MemSyncError):
 class ConflictError(MemSyncError):
     """Somebody else wrote a key first.
 
-    Arguments:
+    Args:
         key: The key that was to be written.
         version: The version that is stored now.
     """
@@ -70,7 +70,7 @@ class LockError(MemSyncError):
 class LockNotAcquired(LockError):
     """Somebody else holds the lock.
 
-    Arguments:
+    Args:
         name: Of the lock.
         holder: A :class:`~celery_memsync.LockRecord` of who holds it, None if that is not known.
         waited: Seconds that it was waited for.
@@ -103,7 +103,7 @@ class LockNotAcquired(LockError):
 class LockLost(LockError):
     """The lease ended while the lock was in use.
 
-    Arguments:
+    Args:
         name: Of the lock.
     """
 
@@ -121,7 +121,7 @@ class LockLost(LockError):
 class NotInTask(MemSyncError):
     """No task is running here.
 
-    Arguments:
+    Args:
         call: What was called, such as ``"progress()"``.
     """
 
@@ -144,7 +144,7 @@ class InvalidValue(MemSyncError, ValueError, TypeError):
 class ValueTooLarge(InvalidValue):
     """A value above ``memsync_max_value_size``.
 
-    Arguments:
+    Args:
         what: Whose value it is, such as a key.
         size: Its size as JSON, in bytes.
         limit: The largest size allowed, in bytes.
@@ -162,7 +162,7 @@ class ValueTooLarge(InvalidValue):
 class Skipped(Ignore):  # type: ignore[misc]
     """A task does not run, for somebody else holds its lock.
 
-    Arguments:
+    Args:
         lock: What to tell, as :attr:`LockNotAcquired.facts`.
     """
 

@@ -75,7 +75,7 @@ class Location(NamedTuple):
 def check_id(value: object, what: str) -> str:
     """Return an id that is fit to be part of a key.
 
-    Arguments:
+    Args:
         what: What the id is of, such as ``"task"``; named in the error.
 
     Raises:
@@ -124,7 +124,7 @@ def _tagged(name: str) -> str:
 class Keys:
     """The keys under one namespace.
 
-    Arguments:
+    Args:
         namespace: Root of every key.
         together: Whether all that is of no single task or key is to be in one slot of a cluster.
     """

@@ -63,7 +63,7 @@ class MemorySyncManager:
             memsync.sync_task_state("task-123", {"status": "processing"})
             memsync.force_sync()
 
-    Arguments:
+    Args:
         worker_id: Name of this process.  None: ``host:pid``.
         url: Redis, as ``memsync_backend``.
         settings: Other settings by name, without ``memsync_``.
@@ -95,7 +95,7 @@ class MemorySyncManager:
         Other fields stay, whoever wrote them.  A status that comes late does
         not undo a later stage of a task's life.
 
-        Arguments:
+        Args:
             ttl: Seconds that the state lives.  None: ``memsync_default_ttl``.
 
         Raises:
@@ -111,7 +111,7 @@ class MemorySyncManager:
     def sync_task_run(self, task_id: str, run: TaskRun, run_key: str = "", ttl: float | None = None) -> Change:
         """Tell a stage in the life of a task.
 
-        Arguments:
+        Args:
             run: All that is known of the run.
             run_key: Sorts the run among those of the task, see
                 :func:`~celery_memsync.models.order.run_key`; "" for the one that is stored.
@@ -133,7 +133,7 @@ class MemorySyncManager:
 
         A figure below the one before is ignored, within one run of the task.
 
-        Arguments:
+        Args:
             progress: Percent, 0 to 100.  None: reckoned from current and total.
             status: A word for what it is doing.
             current: How many are done.
@@ -186,7 +186,7 @@ class MemorySyncManager:
 
         With Celery the signals keep the queue: what is published is pending, what runs is processing.
 
-        Arguments:
+        Args:
             queue: Task ids, those that come first first, of ``"pending"``, of ``"processing"``, or both.
 
         Raises:
@@ -245,7 +245,7 @@ class MemorySyncManager:
     ) -> Entry | None:
         """Store a value under a key of the user's own.
 
-        Arguments:
+        Args:
             key: A path; the namespace is put before it unless it is there.
             ttl: Seconds that it lives.  None: ``memsync_default_ttl``.
             expected_version: If given, this decides: the value is stored at
@@ -322,7 +322,7 @@ class MemorySyncManager:
     def get_tasks(self, limit: int = 50) -> list[dict[str, Any]]:
         """Return the newest tasks with state and progress, newest first.
 
-        Arguments:
+        Args:
             limit: Most tasks to return.
 
         Returns:
@@ -336,7 +336,7 @@ class MemorySyncManager:
     def iter_tasks(self, since: float | None = None, at_once: int = TASKS_AT_ONCE) -> Iterator[dict[str, Any]]:
         """Yield tasks with state and progress, newest first; read as they are taken.
 
-        Arguments:
+        Args:
             since: When the first of them was told of, in seconds since the epoch on Redis's clock.  None: however
                 long ago.
             at_once: How many are read in one round trip.
@@ -376,7 +376,7 @@ class MemorySyncManager:
     def get_queue(self, limit: int = LONGEST_LIST) -> dict[str, list[str]]:
         """Return the ids of the tasks that wait and of those at work, those that came first first.
 
-        Arguments:
+        Args:
             limit: Most ids of each list.
 
         Returns:
@@ -422,7 +422,7 @@ class MemorySyncManager:
     def get_lock(self, name: str) -> LockRecord | None:
         """Return who holds a lock; None: nobody does.
 
-        Arguments:
+        Args:
             name: As given to :meth:`lock`; ``tasks/<task_id>`` for the lock of a task.
 
         Raises:
@@ -496,7 +496,7 @@ class MemorySyncManager:
         A copy from the cache is returned as long as it may be believed, and
         what this process wrote is included.
 
-        Arguments:
+        Args:
             max_age: Seconds that a copy may be old.  None: ``memsync_cache_max_age``.
             consistent: Ask Redis in any case.
 
@@ -539,7 +539,7 @@ class MemorySyncManager:
         It goes by the indexes of tasks, workers and users' keys, not through
         all keys of Redis; what this process wrote is included.
 
-        Arguments:
+        Args:
             pattern: A glob as Redis has them: ``*`` stands for any text, slashes
                 too, ``?`` for one character, ``[ab]`` for one of some.
             limit: Most keys to return.
@@ -557,7 +557,7 @@ class MemorySyncManager:
         They are read in bulk, as they are taken.  What this process wrote is sent first; an entry
         that changes meanwhile may be missing, or be yielded in its old or its new state.
 
-        Arguments:
+        Args:
             pattern: As in :meth:`search`.
 
         Raises:
@@ -632,7 +632,7 @@ class MemorySyncManager:
     def lock(self, name: str, ttl: float | None = None, wait: float | None = 0.0) -> Lock:
         """Return a lock that all processes of the namespace share; it is not taken yet.
 
-        Arguments:
+        Args:
             ttl: Its lease in seconds, which is renewed while it is held.  None: ``memsync_lock_ttl``.
             wait: Most seconds to wait for it.  None: as long as it takes.
 
@@ -646,7 +646,7 @@ class MemorySyncManager:
 
         What the holder does meanwhile goes on: only its fenced writes are refused, once a later holder has written.
 
-        Arguments:
+        Args:
             name: As given to :meth:`lock`; ``tasks/<task_id>`` for the lock of a task.
             fence: Of the acquisition that is to end, see :meth:`get_lock`.
 
@@ -671,7 +671,7 @@ class MemorySyncManager:
         It is renewed until :meth:`release_task_lock`, or the end of this
         process, or, if it is taken in the body of a task, the end of that.
 
-        Arguments:
+        Args:
             ttl: As in :meth:`lock`.
             wait: As in :meth:`lock`.
 
@@ -695,7 +695,7 @@ class MemorySyncManager:
     def force_sync(self, timeout: float | None = None) -> None:
         """Return when every write made before this call is in Redis.
 
-        Arguments:
+        Args:
             timeout: Seconds to keep trying while Redis is away.  None: one try.
 
         Raises:
@@ -720,7 +720,7 @@ class MemorySyncManager:
         has moved on is told.  The handlers of a subscription run in a thread of
         its own; one that raises is logged.
 
-        Arguments:
+        Args:
             pattern: As in :meth:`search`, such as ``"tasks/*/state"``.
             on_change: Called with key and value; with the :class:`Entry` too if
                 it takes three arguments.
@@ -749,7 +749,7 @@ class MemorySyncManager:
                 for change in changes:
                     print(change.key, change.value)
 
-        Arguments:
+        Args:
             timeout: Seconds without a change after which the loop ends.  None: never.
 
         Raises:
@@ -805,7 +805,7 @@ class MemorySyncManager:
         begins anew.  If Redis is away what could not be written is told in the
         log and lost with the process.
 
-        Arguments:
+        Args:
             timeout: Most seconds to wait.  None: 2.
         """
         with self._mutex:

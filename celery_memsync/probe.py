@@ -31,7 +31,7 @@ away then, which no restart of a worker mends.
 def probe(path: str, now: float) -> tuple[int, str]:
     """Return an exit code, and in words how a worker is.
 
-    Arguments:
+    Args:
         now: The monotonic time.
     """
     try:

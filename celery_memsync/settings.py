@@ -97,7 +97,7 @@ class Settings:
     def build(cls, given: Mapping[str, Any]) -> Settings:
         """Return checked settings.
 
-        Arguments:
+        Args:
             given: Values by name, with ``memsync_`` in front or without.
 
         Raises:

@@ -55,7 +55,7 @@ def free_port():
 class RedisServer:
     """A redis-server of the tests' own, which can be killed, paused and started again.
 
-    Arguments:
+    Args:
         folder: Where its files go.
         keep: Whether its data survive :meth:`stop` and :meth:`start`.
         binary: The redis-server to run; None: the one that `embedded://` takes.
@@ -114,7 +114,7 @@ class RedisServer:
 class Worker:
     """A real ``celery worker`` in a process of its own.
 
-    Arguments:
+    Args:
         app: Module of the app, as ``-A`` takes it.
         log: File for its output.
         args: Further arguments of the command line.

@@ -21,7 +21,7 @@ START_TIMEOUT = 90
 class RabbitServer:
     """A RabbitMQ node of the tests' own, with a name server of its own.
 
-    Arguments:
+    Args:
         folder: Where its files go.
         conf: What an app has to be configured with to use it as it is meant to be used.
     """

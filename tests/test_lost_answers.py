@@ -19,7 +19,7 @@ from celery_memsync.models.task import TaskRun
 class Proxy:
     """Stands between managers and Redis: cuts connections before an answer that was wanted, or holds answers back.
 
-    Arguments:
+    Args:
         port: Of Redis.
     """
 

@@ -75,7 +75,7 @@ for line in sys.stdin:
 class Program:
     """A process with a manager of its own.
 
-    Arguments:
+    Args:
         ahead: Seconds that its host's clock is ahead.
     """
 

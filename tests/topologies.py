@@ -107,7 +107,7 @@ class Replicated:
 class Cluster:
     """Three masters and a replica of each, unless told otherwise.
 
-    Arguments:
+    Args:
         patience: Milliseconds after which a node that does not answer is replaced.
     """
 

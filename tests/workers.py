@@ -16,7 +16,7 @@ INTERVAL, SILENCE = 0.1, 0.4
 class SimulatedWorker:
     """A worker that beats when it is told to.
 
-    Arguments:
+    Args:
         manager: Its view of the memory.
         worker_id: Its name.
         token: Of its process.

@@ -46,7 +46,7 @@ class Page(Protocol):
     def say(self, found: dict[str, Any], ended: bool) -> None:
         """Show what is known of a task.
 
-        Arguments:
+        Args:
             found: As :meth:`MemorySyncManager.get_task` has it.
             ended: Whether nothing more comes.
         """
@@ -91,7 +91,7 @@ def _news(
 ) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Yield what is known of tasks whenever that has changed; None for one that is forgotten.
 
-    Arguments:
+    Args:
         left: Who is looked at; they may be taken out on the way.
     """
     told: set[str] = set()

@@ -160,7 +160,7 @@ def print_table(
 ) -> None:
     """Print rows in aligned columns.
 
-    Arguments:
+    Args:
         colour: Index of the column that holds a status.
     """
     lines = [[cell(value) for value in row] for row in (titles, *rows)]

@@ -91,7 +91,7 @@ FRAME = 6
 def screen(snapshot: Snapshot, view: View, width: int, height: int, plain: bool = False) -> RenderableType:
     """Return what fills a terminal.
 
-    Arguments:
+    Args:
         plain: Whether it has no other letters than ASCII's.
     """
     workers, tasks, events = view.workers(snapshot), view.tasks(snapshot), view.events(snapshot)
@@ -184,7 +184,7 @@ def bars(
 ) -> Table:
     """Return a bar for each of some tasks: their ids, statuses and progress.
 
-    Arguments:
+    Args:
         id_width: Columns of an id: as they may be drawn apart, they are to be told how long the longest is.
         width: Columns of the terminal.
         plain: As in :func:`screen`.

@@ -73,7 +73,7 @@ class Latest:
 def show(live: "Live", latest: Latest, pressed: Callable[[float], str]) -> None:
     """Draw what is new until somebody wants to end it.
 
-    Arguments:
+    Args:
         pressed: Returns keys that are pressed within so many seconds.
     """
     from .screen import screen

@@ -16,7 +16,7 @@ _TIMEOUTS = {
 def bounded_connection(app: Any, write: bool = False) -> Any:
     """Return a connection of kombu's own, that is not one of the app's pool; it is not open yet.
 
-    Arguments:
+    Args:
         write: Whether it is for publishing.
     """
     connect = app.connection_for_write if write else app.connection_for_read

@@ -25,7 +25,7 @@ class Heartbeat:
     while a solo worker is busy, and while a stopping worker waits for its last
     tasks.
 
-    Arguments:
+    Args:
         describe: Returns the worker's present record.
         interval: Seconds between two beats.
         keep: Seconds that the record of a silent worker is kept.

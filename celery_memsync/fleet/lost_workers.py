@@ -47,7 +47,7 @@ class LostWorkerMonitor:
     events may take their time; the heart goes on meanwhile.  If it dies in the
     middle, or Redis stays away, another worker does the rest.
 
-    Arguments:
+    Args:
         store: Its token is used by this alone.
         lease: Seconds after which another goes on with what was given to this worker; it is renewed.
         at_work: Returns ids and run keys of the tasks that this process has.

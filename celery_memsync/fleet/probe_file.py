@@ -15,7 +15,7 @@ logger = get_logger(__name__)
 class ProbeFile:
     """Says in a file how this worker is; times are those of the monotonic clock, which all processes of a host share.
 
-    Arguments:
+    Args:
         path: Where it is; its folder must be there.
     """
 
@@ -31,7 +31,7 @@ class ProbeFile:
     def write(self, within: float, consuming: bool) -> None:
         """Say that the worker's heart goes on; if the file can't be written the log says so once.
 
-        Arguments:
+        Args:
             within: Seconds after which this is too old to be true.
             consuming: Whether the worker takes messages, as far as it should.
         """

@@ -24,7 +24,7 @@ class QueueDepths:
     It does so in a thread of its own over a connection of its own: a broker that does not answer holds up neither
     the heart nor the consumer.
 
-    Arguments:
+    Args:
         queues: Returns the names of the queues.
         interval: Seconds between two looks.
     """
@@ -105,7 +105,7 @@ class Idleness:
     def judge(self, looked_at: float, waiting: int, received: int, room: bool) -> bool:
         """Return whether it is idle though messages wait.
 
-        Arguments:
+        Args:
             looked_at: When the queues were looked at last.
             waiting: How many messages waited in them then.
             received: How many messages the worker has received since its start.

@@ -72,7 +72,7 @@ class ChildOutcomes:
     def remember(self, request: Any, run: ReceivedRun, outcome: Any, interval: float, connected: bool) -> None:
         """Keep what a request came to.
 
-        Arguments:
+        Args:
             outcome: What Celery's pool hands back: failed, result or error, runtime.
             interval: Seconds for which children gather what they write.
             connected: Whether Redis is there, so that older outcomes have been told by now.

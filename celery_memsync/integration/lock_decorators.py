@@ -35,7 +35,7 @@ PATIENCE = 2.0
 class TaskLock:
     """Puts a lock around functions.
 
-    Arguments:
+    Args:
         memsync: Whose lock it is; that of the running task's app goes before it.
         make: Returns the lock for a call, not taken yet; None: this call needs none.
         on_locked: What to do when somebody else holds it, one of :data:`CHOICES`.

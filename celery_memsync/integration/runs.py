@@ -37,7 +37,7 @@ active_run: ContextVar[ActiveRun | None] = ContextVar("active_run", default=None
 class Run(DeferredChange):
     """A run of a task.
 
-    Arguments:
+    Args:
         home: What was open when it came: it may be asked while that is being closed.
         facts: What travels with its request.
         sent: The part of that which this package put there.
@@ -90,7 +90,7 @@ class Watcher(Protocol):
     def on_lost(self, request: Any, run: ReceivedRun, error: Any, fail: Callable[[], Any]) -> Any:
         """Called when a body could not end: its child was lost, or the hard time limit has struck.
 
-        Arguments:
+        Args:
             fail: Celery's own callback; what it returns is to be returned.
         """
 
@@ -100,7 +100,7 @@ class ReceivedRun(Run):
 
     There is no signal in that process for what came back from the pool, so the request's callbacks are wrapped.
 
-    Arguments:
+    Args:
         watcher: Is told what comes back.
 
     Attributes:
@@ -170,7 +170,7 @@ class Ending(NamedTuple):
 class ActiveRun(Run):
     """A run that is at work in this process.
 
-    Arguments:
+    Args:
         name: Of its task.
         started_at: When it began, on Redis's clock; ``at`` is the same on this process's.
 
@@ -226,7 +226,7 @@ class ActiveRun(Run):
     def end(self, status: str, retval: Any, at: float) -> None:
         """Take note of its end.
 
-        Arguments:
+        Args:
             status: As Celery says.
             retval: What the body returned or raised.
             at: Monotonic time.
@@ -277,7 +277,7 @@ def facts_of(facts: Mapping[str, Any]) -> dict[str, Any]:
 def known_of(home: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a request tells of its run.
 
-    Arguments:
+    Args:
         facts: What travels with the request.
         sent: The part of it that this package put there.
     """

@@ -205,7 +205,7 @@ class TaskSignals:
 
         What they told themselves stays: an outcome that is known is not told twice.
 
-        Arguments:
+        Args:
             alive: Pids of the children that are still there.
         """
         for outcome in self._outcomes.pop_dead_children(alive):

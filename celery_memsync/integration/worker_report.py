@@ -26,7 +26,7 @@ LOOK_EVERY = 6
 class WorkerInspector:
     """Says what state a worker is in.
 
-    Arguments:
+    Args:
         worker: Of Celery; it is looked at from the heartbeat's thread.
     """
 

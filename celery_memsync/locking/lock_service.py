@@ -93,7 +93,7 @@ class LockLease:
     def trust(self, since: float, lease: float) -> None:
         """Believe in the lease that was answered to a question.
 
-        Arguments:
+        Args:
             since: Monotonic time when it was asked: the lease began no earlier.
         """
         self.until = since + lease
@@ -107,7 +107,7 @@ class LockService:
     limit may raise anywhere in here: what is half done then is undone by that
     thread, or by the end of the task, or by the end of the lease.
 
-    Arguments:
+    Args:
         replicas: How many replicas of Redis must have a lease before it is believed in.
     """
 
@@ -130,7 +130,7 @@ class LockService:
     def acquire(self, name: str, ttl: float, wait: float, owner: Owner) -> LockLease:
         """Return a lock that is held.
 
-        Arguments:
+        Args:
             name: Taken as checked.
             wait: Most seconds to wait.
 
@@ -323,7 +323,7 @@ class LockService:
     def free_run(self, run: str, gone: Callable[[], bool]) -> None:
         """Free what a run of another process holds, as soon as that process is gone; the thread does it.
 
-        Arguments:
+        Args:
             gone: Tells whether the process is gone.
         """
         self._going[run] = (gone, time.monotonic() + LONGEST_LOOK)
@@ -332,7 +332,7 @@ class LockService:
     def close(self, free: bool = True) -> None:
         """Stop the thread and give back all that is held.
 
-        Arguments:
+        Args:
             free: Whether Redis is there, so that it makes sense.
         """
         for grant in list(self._grants.values()):

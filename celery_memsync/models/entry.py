@@ -148,7 +148,7 @@ class StoredEntry:
     def expired(self, now: float) -> bool:
         """Whether its ttl is over.
 
-        Arguments:
+        Args:
             now: Redis's time, in seconds.
         """
         return self.header.over_at <= now * 1000

@@ -34,7 +34,7 @@ class LockRecord:
     def of(cls, name: str, stored: StoredEntry, now: float, waiters: int | None = None) -> LockRecord | None:
         """Read a lock's entry, or return None if it is free; it is held whatever its body says.
 
-        Arguments:
+        Args:
             now: Redis's time, in seconds.
         """
         header, about = stored.header, stored.value

@@ -43,7 +43,7 @@ def is_run_key(text: object) -> TypeGuard[str]:
 def run_key(retries: int, since: float) -> str:
     """Return a text that sorts the runs of one task by time.
 
-    Arguments:
+    Args:
         retries: Celery's count, which rules over the time.
         since: Redis's time when the run was received, in seconds.
     """

@@ -21,7 +21,7 @@ def encode_progress(row: Sequence[Any]) -> bytes:
 def progress_from(row: Any) -> dict[str, Any] | None:
     """Return progress as users see it, with ``eta`` in seconds, None when unknown.
 
-    Arguments:
+    Args:
         row: What :func:`encode_progress` wrote, or a dict of a user's own.
     """
     known: dict[str, Any] = dict.fromkeys(PROGRESS_FIELDS)

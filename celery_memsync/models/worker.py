@@ -81,7 +81,7 @@ class WorkerRecord:
     def from_dict(cls, worker_id: str, known: Any, last_beat: float | None = None) -> WorkerRecord:
         """Read what :meth:`as_dict` gave; fields of newer versions, and of another shape, are ignored.
 
-        Arguments:
+        Args:
             last_beat: When Redis heard of it last.  None: what was given.
         """
         # At an eighth of the constructor's cost: a fleet may be large.

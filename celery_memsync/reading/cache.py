@@ -81,7 +81,7 @@ class EntryCache:
     of its keys was changed, what it was read with vouches for it, and it is
     younger than ``max_age``.
 
-    Arguments:
+    Args:
         size: Most copies; 0 keeps none.
         max_age: Seconds after which no copy is believed.
         unheard: Whether something has arrived that nobody has looked at yet: perhaps that a copy is old.
@@ -113,7 +113,7 @@ class EntryCache:
     def recall(self, name: Hashable, max_age: float | None = None) -> CacheEntry | None:
         """Return a copy that may be believed, or None.
 
-        Arguments:
+        Args:
             max_age: Seconds that it may be old.
         """
         # No lock: each step is one of C's, and a copy is never changed.
@@ -163,7 +163,7 @@ class EntryCache:
     ) -> None:
         """Keep what was read, unless it was overtaken.
 
-        Arguments:
+        Args:
             keys: Redis keys that it was read from, of those of the reading.
             until: Monotonic time when it is over.
         """

@@ -52,7 +52,7 @@ class ChangeListener:
     any more: so each vouches for what was read only for some seconds after its
     last sign of life.
 
-    Arguments:
+    Args:
         on_invalid: Called with the Redis keys that have changed; None: all.
         on_message: Called with the pattern that matches, a path, and what was told of it.
         on_taken: Called when all that had arrived was taken.
@@ -118,7 +118,7 @@ class ChangeListener:
     def checkin(self, source: TrackedConnection, asked_at: float) -> None:
         """Take a borrowed connection back, which has answered.
 
-        Arguments:
+        Args:
             asked_at: Monotonic time when it was asked.
         """
         source.checked_at = max(source.checked_at, asked_at)

@@ -68,7 +68,7 @@ def entry_of(place: Location, parts: Mapping[int, StoredEntry | None], now: floa
     Its version is that of all parts together, of those too that are deleted or
     over, so that it only grows.
 
-    Arguments:
+    Args:
         now: Redis's time, in seconds.
     """
     alive = {slot: stored for slot, stored in parts.items() if stored is not None and not stored.gone(now)}
@@ -144,7 +144,7 @@ def _is_silent(beat: StoredEntry, stretch: float, since: float, ttl: float) -> b
 def worker_record(worker_id: str, stored: StoredEntry, since: float, ttl: float = 0.0) -> WorkerRecord:
     """Return a worker's record from its last beat; ``lost`` if that was not after ``since``.
 
-    Arguments:
+    Args:
         ttl: How long ago ``since`` is, in seconds: one that beats less often has that many times longer.
     """
     record = WorkerRecord.from_dict(worker_id, stored.value, stored.header.time / 1000)

@@ -39,7 +39,7 @@ Parts = dict[int, "StoredEntry | None"]
 class CacheableRead:
     """One question to Redis, whose answer may be kept unless it is overtaken.
 
-    Arguments:
+    Args:
         keys: Redis keys that are read.
         to_keep: Whether anything of the answer is to be kept.
 
@@ -98,7 +98,7 @@ class CacheableRead:
     def keep(self, name: Hashable, value: Any, keys: tuple[str, ...], until: float, about: Any = None) -> None:
         """Keep what was made of the answer.
 
-        Arguments:
+        Args:
             until: When it is over, in seconds of Redis's clock.
         """
         cache = self._reader.cache
@@ -145,7 +145,7 @@ class Reader:
     ) -> Entry | None:
         """Return the entry of a key, or None.
 
-        Arguments:
+        Args:
             recalled: Whether the cache was asked already, in vain.
         """
         if recalled:
@@ -169,7 +169,7 @@ class Reader:
     ) -> dict[str, Entry | None]:
         """Return the entries of keys, by key as given.
 
-        Arguments:
+        Args:
             max_age: Seconds that a copy may be old.
             consistent: Ask Redis in any case.
             settled: Leave out what waits here to be written.
@@ -265,7 +265,7 @@ class Reader:
     def of_task(self, name: str, task_id: str, make: Callable[[Task], Any], agents: bool = False) -> Any:
         """Return something that is made of what is told of a task; it is kept.
 
-        Arguments:
+        Args:
             name: What it is.
         """
         name = f"{VIEW}{name}{VIEW}{task_id}"

@@ -116,7 +116,7 @@ class Subscription:
     def find(self, path: str, parts: Parts, before: KnownVersion | None, tell: bool) -> None:
         """Take what was read of a key.
 
-        Arguments:
+        Args:
             before: What was known of it when the read began.
             tell: Whether to tell it if it is not known.
         """
@@ -189,7 +189,7 @@ class Subscription:
     def link_lost(self, heard_at: float) -> None:
         """Take note that changes are not heard any more; all is looked at again when they are.
 
-        Arguments:
+        Args:
             heard_at: Monotonic time up to which all was heard.
         """
         with self._mutex:
@@ -270,7 +270,7 @@ class Subscription:
     def fill(self, path: str, parts: Parts, before: KnownVersion | None, there: bool) -> None:
         """Take what was read of an unread key, unless something newer was heard meanwhile.
 
-        Arguments:
+        Args:
             before: What was known of it when the read began.
             there: Whether it holds anything now.
         """

@@ -109,7 +109,7 @@ class Subscriptions:
     def watch(self, pattern: str, timeout: float | None, owner: object = None) -> Watch:
         """Return an iterator over changes from now on.
 
-        Arguments:
+        Args:
             owner: Who ends all this with its own life; it lives as long as the iterator.
         """
         bell = Wakeup()
@@ -169,7 +169,7 @@ class Subscriptions:
 
         Who subscribes while Redis is away hears of all there is when it is back.
 
-        Arguments:
+        Args:
             copies: Paths of which this process had copies that can't be trusted now.
         """
         for subscription in self._all():
@@ -354,7 +354,7 @@ class Watch:
     def get(self, timeout: float | None = None) -> KeyChange | None:
         """Return the next change.
 
-        Arguments:
+        Args:
             timeout: Seconds to wait for it.  None: as long as it takes.
 
         Returns:

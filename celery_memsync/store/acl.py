@@ -39,7 +39,7 @@ def rules(namespace: str) -> list[str]:
 def probes(key: str, channel: str) -> list[Probe]:
     """Return what to ask to see which rights are there; whatever the answers, nothing stays behind for more than a second.
 
-    Arguments:
+    Args:
         key: One that nobody uses.
         channel: One that nobody listens to.
     """
@@ -65,7 +65,7 @@ def probes(key: str, channel: str) -> list[Probe]:
 def missing(right: str, refusal: str) -> str:
     """Return which right Redis misses: the command, or those to all keys or channels.
 
-    Arguments:
+    Args:
         right: The command that was sent.
         refusal: What Redis said.
     """

@@ -40,7 +40,7 @@ def connect(url: str, options: Mapping[str, Any], home: str = "") -> Any:
     is sent again once when its connection turns out to be broken; what is
     sent is made so that sending it twice is harmless.
 
-    Arguments:
+    Args:
         url: As ``memsync_backend``.
         options: For redis-py; they go before the defaults of this function.
         home: A key.  The node of a cluster that has it answers what is about no key.

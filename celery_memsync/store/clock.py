@@ -44,7 +44,7 @@ class Clock:
     def learn(self, redis_time: float, asked: float, answered: float) -> None:
         """Correct the mapping by one answer.
 
-        Arguments:
+        Args:
             redis_time: What ``TIME`` said, in seconds.
             asked: Monotonic time when the question went out.
             answered: Monotonic time when the answer was here.

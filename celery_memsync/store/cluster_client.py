@@ -60,7 +60,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
     is made so that sending it twice is harmless.  redis-py's own client would
     connect when it is made, and keeps connections that an interruption spoils.
 
-    Arguments:
+    Args:
         seeds: Nodes that are asked first.
         make_client: Makes the client of one node.
         ask: Asks a node a question over a connection of its own.

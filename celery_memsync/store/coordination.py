@@ -19,7 +19,7 @@ class CoordinationStore(ScriptCaller):
     def change_coordination(self, lane: str, changes: Sequence[tuple[int, float, Sequence[Any]]]) -> list[list[str]]:
         """Change the queue or the metrics, each change once however often it is sent.
 
-        Arguments:
+        Args:
             lane: Changes of one lane of a process come one after the other.
             changes: Serial number, seconds to keep what is told, what to do; see ``store/lua/coordination_write.lua``.
 
@@ -72,7 +72,7 @@ class CoordinationStore(ScriptCaller):
     def scan_processing(self, cursor: int) -> tuple[int, list[str]]:
         """Return ids of tasks at work, a part of them at a time, some perhaps twice.
 
-        Arguments:
+        Args:
             cursor: From the answer before; 0 to begin.
 
         Returns:

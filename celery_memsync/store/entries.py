@@ -68,7 +68,7 @@ class EntryStore(ScriptCaller):
     def write_entries(self, writes: Iterable[EntryWrite]) -> list[WriteResult]:
         """Store, version and tell entries; what each came to, in the same order.
 
-        Arguments:
+        Args:
             writes: Asked for while Redis is at work on those before.
         """
         made: list[EntryWrite] = []
@@ -106,7 +106,7 @@ class EntryStore(ScriptCaller):
     def read_entries(self, places: Sequence[Location], source: TrackedConnection | None = None) -> list[StoredEntry | None]:
         """Return entries, None for what is not there; those that are deleted or over have a version still.
 
-        Arguments:
+        Args:
             source: The connection to ask over.  None: any.
         """
         pages = dict.fromkeys(place.key for place in places if place.slot)
@@ -129,7 +129,7 @@ class EntryStore(ScriptCaller):
     def find_names(self, pattern: str, cursor: int) -> tuple[int, list[str]]:
         """Return users' keys whose paths match a pattern, a part of them at a time.
 
-        Arguments:
+        Args:
             cursor: From the answer before; 0 to begin.
 
         Returns:

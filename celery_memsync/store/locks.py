@@ -123,7 +123,7 @@ class LockStore(ScriptCaller):
     def renew_locks(self, asks: Sequence[LockAsk], replicas: int = 0) -> list[bool]:
         """Let leases begin anew; tell of each lock whether it was still held.
 
-        Arguments:
+        Args:
             replicas: How many replicas of Redis must have taken note.
 
         Raises:
@@ -170,7 +170,7 @@ class LockStore(ScriptCaller):
     def checkout_waiter(self, place: Location) -> LockWaiter:
         """Return a connection on which to hear that it is one's turn; it is to be given back, or closed.
 
-        Arguments:
+        Args:
             place: Where the lock is kept.
         """
         try:

@@ -67,7 +67,7 @@ class Pool(redis.ConnectionPool):
 
         One that has waited and turns out to be broken is replaced, and all is sent again.
 
-        Arguments:
+        Args:
             commands: They are sent as they are made, a piece at a time: Redis is at work on one while the next is made.
         """
         rest = iter(commands)
@@ -166,7 +166,7 @@ class Reads:
 
     It takes a third of the time, which is most of that of a read.
 
-    Arguments:
+    Args:
         ask: Sends commands; returns their answers.
     """
 

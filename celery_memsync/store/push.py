@@ -37,7 +37,7 @@ class PushConnection:
 
     One thread uses it; any may call :meth:`wake`.
 
-    Arguments:
+    Args:
         client: Its address and options are used.
 
     Attributes:
@@ -160,7 +160,7 @@ class TrackedConnection:
 
     Redis forgets it all when this one breaks, so it is never connected a second time.
 
-    Arguments:
+    Args:
         client: Its address and options are used.
         redirect: Redis's id of the other connection.
 
@@ -219,7 +219,7 @@ class TrackedConnection:
 class LockWaiter:
     """A connection on which one thread hears what is told on one channel.
 
-    Arguments:
+    Args:
         client: Its address and options are used.
     """
 
@@ -263,7 +263,7 @@ class LockWaiter:
 class ClusterLockWaiter(LockWaiter):
     """The same on the node of a cluster that has a key, wherever that is.
 
-    Arguments:
+    Args:
         key: A lock's: whoever gives it on asks its own node who listens.
     """
 

@@ -52,7 +52,7 @@ C = TypeVar("C", bound="ScriptCaller")
 class ScriptCaller:
     """How Redis is called.
 
-    Arguments:
+    Args:
         client: Of redis-py.
         keys: The keys of one namespace.
         worker_id: Who writes.
@@ -134,7 +134,7 @@ class ScriptCaller:
     def source(self, redirect: int) -> TrackedConnection:
         """Return a connection whose reads Redis remembers, to tell another one when they are old.
 
-        Arguments:
+        Args:
             redirect: Redis's id of that other one.
         """
         return TrackedConnection(self._client, redirect)
@@ -168,7 +168,7 @@ class ScriptCaller:
     ) -> list[list[Any]]:
         """Run a script several times in one round trip; teach Redis the script if it has forgotten it.
 
-        Arguments:
+        Args:
             calls: Each is sent when it is made.
             tells: Whether others are to be told of what it does before it is answered.
             replicas: How many replicas must have what it does before it is answered.
@@ -191,7 +191,7 @@ class ScriptCaller:
     def _run_quickly(self, script: Script, count: int, words: bytes) -> Any:
         """Run a script for somebody who waits for it.
 
-        Arguments:
+        Args:
             words: ``count`` words as they are sent: number of keys, keys, arguments.
         """
         command = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n%b" % (count + 2, script.sha.encode(), words)
@@ -270,7 +270,7 @@ def _check_replicas(answer: Any, wanted: int) -> None:
 def stored_of(text: bytes | None, now: float = float("inf")) -> StoredEntry | None:
     """Return an entry, or None for foreign data; the scripts see it the same way (``store/lua/validation.lua``).
 
-    Arguments:
+    Args:
         now: Redis's time, in seconds, if it is not known already that it is an entry.
     """
     if not text:

@@ -19,7 +19,7 @@ class Sentinels:
     Each question has a connection of its own, so nothing is shared by threads
     or with a forked child, and an interrupted question leaves nothing behind.
 
-    Arguments:
+    Args:
         addresses: Host and port of each.
         master_name: What they call the servers that belong together.
         options: For redis-py's connection to a Sentinel.
@@ -66,7 +66,7 @@ class SentinelConnection(redis.Connection):
     If that turns out to be a replica by now the connection is broken, so that
     the next one asks the Sentinels again.
 
-    Arguments:
+    Args:
         sentinels: Who know where it is.
     """
 

@@ -74,7 +74,7 @@ class TaskStore(ScriptCaller):
     def recent_tasks(self, limit: int, before: str = "+", since: float | None = None) -> RecentTasks:
         """Return ids of tasks, newest first.
 
-        Arguments:
+        Args:
             limit: Most ids to return.
             before: Where to go on, from an earlier answer.
             since: When the first of them was recorded, in seconds of Redis's clock.  None: however long ago.

@@ -73,7 +73,7 @@ class WorkerStore(ScriptCaller):
     ) -> HeartbeatReply:
         """Store what a worker tells of itself, or its goodbye; take on what is to be told of those that are lost.
 
-        Arguments:
+        Args:
             ttl: Seconds that anything of a silent worker is kept.
             silence: Seconds without a beat after which this one is lost, and another goes on with what it was to
                 tell.  None: half of ``ttl``.
@@ -114,7 +114,7 @@ class WorkerStore(ScriptCaller):
     def keep_messages(self, token: str, messages: Mapping[str, bytes | None], ttl: float) -> None:
         """Keep the messages of a worker's tasks by run, and delete those that are None.
 
-        Arguments:
+        Args:
             token: Of the worker's process.
             ttl: Seconds that all of them are kept from now on.
         """
@@ -141,7 +141,7 @@ class WorkerStore(ScriptCaller):
     def read_messages(self, token: str, cursor: int = 0) -> tuple[int, dict[str, bytes]]:
         """Return a part of the messages that are kept of a worker's tasks, by run.
 
-        Arguments:
+        Args:
             cursor: From the answer before; 0 to begin.
 
         Returns:

@@ -41,7 +41,7 @@ class Content(NamedTuple):
 class Change:
     """A change of one entry.
 
-    Arguments:
+    Args:
         place: Where the entry is kept.
         ttl: Seconds that it is valid.
         fence: Of the lock under which it is made; 0 for none.
@@ -76,7 +76,7 @@ class Change:
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
         """Return what is to be written.
 
-        Arguments:
+        Args:
             base: The fields of what is stored, for changes that merge.
         """
         raise NotImplementedError
@@ -137,7 +137,7 @@ class DeferredChange:
 class SetValue(Change):
     """Replace the value of an entry; an empty body deletes it.
 
-    Arguments:
+    Args:
         owned: Whether nobody else has a say in it, so that there are no conflicts.
         run_key: The run of a task that says so; "" for none.
 
@@ -173,7 +173,7 @@ class SetValue(Change):
 class MergeFields(Change):
     """Merge top-level fields into an entry; other fields stay, whoever wrote them.
 
-    Arguments:
+    Args:
         run_key: The run of a task that says so; "" for none.
 
     Attributes:
@@ -243,7 +243,7 @@ class Coordinated(Change):
 class SyncQueue(Coordinated):
     """Make lists of the queue what is given.
 
-    Arguments:
+    Args:
         lists: Task ids by name of the list: ``pending``, ``processing``.
     """
 
@@ -267,7 +267,7 @@ class SyncQueue(Coordinated):
 class SyncMetrics(Coordinated):
     """Set counters, and add to counters.
 
-    Arguments:
+    Args:
         steps: By counter: what it is set to, as JSON (None: it is not set), and what is added to that.
     """
 
@@ -308,7 +308,7 @@ class SyncMetrics(Coordinated):
 class StageChange(Change):
     """Tell a stage in the life of a task.
 
-    Arguments:
+    Args:
         task_run: All that is known of the run.
         run_key: Which run; "" for the one that is stored.
     """

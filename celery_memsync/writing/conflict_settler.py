@@ -22,7 +22,7 @@ Conflict = dict[str, Any]
 class ConflictSettler:
     """Settles conflicts: by the resolver of the key what can be merged, else by time.
 
-    Arguments:
+    Args:
         worker_id: Who writes.
         max_value_size: Largest value that a resolver may make, in bytes.
     """
@@ -36,7 +36,7 @@ class ConflictSettler:
     def settle(self, change: Change, stored: StoredEntry, before: Mapping[str, bytes]) -> Change | Conflict:
         """Return what is to be written over what another has stored; if nothing is, the conflict that is settled so.
 
-        Arguments:
+        Args:
             before: The fields that the writer of the change knew of.
         """
         if _later_run(change, stored):

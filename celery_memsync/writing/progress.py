@@ -87,7 +87,7 @@ class Progress(Change):
     sets the figures before it looks whether they are queued, the writer marks
     them unqueued before it reads them.
 
-    Arguments:
+    Args:
         run: Id of the run, as shown.
         run_key: Which run; "" for the one that is stored.
         started: Monotonic time when the run began.

@@ -24,7 +24,7 @@ class SharedQueue:
     next call of the same kind, so that nothing is done twice and what was taken
     meanwhile is handed out after all.
 
-    Arguments:
+    Args:
         keep: Seconds that a task stays in a list.
     """
 
@@ -78,7 +78,7 @@ class SharedQueue:
 def check_queue(queue: Mapping[str, Iterable[str]], limit: int) -> dict[str, list[str]]:
     """Return the lists of a queue if they are fit to be shared.
 
-    Arguments:
+    Args:
         limit: Most bytes of all ids together.
     """
     if not isinstance(queue, Mapping) or not set(queue) <= set(LISTS):

@@ -53,7 +53,7 @@ class BatchWriter:
     Changes of one entry are coalesced and stay in order.  A batch that fails
     goes back to the queue, under newer changes, and is sent again.
 
-    Arguments:
+    Args:
         settler: Settles conflicts.
         interval: Seconds that changes are gathered; 0 sends every one at once.
         batch_size: Most changes in one round trip.
@@ -237,7 +237,7 @@ class BatchWriter:
     def force(self, timeout: float | None = None) -> int:
         """Return when everything that waited is in Redis; tell how many changes that were.
 
-        Arguments:
+        Args:
             timeout: Seconds to keep trying while Redis is away.  None: one try.
 
         Raises:
@@ -620,7 +620,7 @@ class BatchWriter:
     def _ask_drafts(self, young: float = 0.0) -> None:
         """Queue what drafts have to tell.
 
-        Arguments:
+        Args:
             young: Seconds below which those are left alone of which there may be more to tell.
         """
         if not self._drafts:

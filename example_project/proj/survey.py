@@ -24,7 +24,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 def modules(limit: int | None = None) -> list[str]:
     """Return the paths of the modules below the standard library's folder, sorted.
 
-    Arguments:
+    Args:
         limit: If given, as many of them, spread evenly over the whole.
     """
     folders = [STDLIB / name for name in os.listdir(STDLIB) if name not in LEFT_OUT]
@@ -44,7 +44,7 @@ def measure(module: str) -> dict[str, Any]:
 def outline(module: str, track: Callable[[list[ast.stmt]], Iterable[ast.stmt]] = iter) -> dict[str, Any]:
     """Read a module; return what it defines and imports.
 
-    Arguments:
+    Args:
         track: Goes through the statements of the module, to see how far it is.
     """
     found: dict[str, Any] = {"functions": [], "classes": [], "imports": [], "lines": 0, "documented": 0}

@@ -21,7 +21,7 @@ tallies: dict[str, Counter[str]] = {}
 def census(folder: str = "census", limit: int | None = None) -> str:
     """Send one task for each module of the standard library, and a report of what they find.
 
-    Arguments:
+    Args:
         folder: Where the report goes, seen from the worker.
         limit: Most modules to look at.  None: all.
 
@@ -41,7 +41,7 @@ def census(folder: str = "census", limit: int | None = None) -> str:
 def measure(module: str, census_id: str, total: int) -> dict[str, Any]:
     """Measure one module: three agents, of whom the later ones work with what the first one shares.
 
-    Arguments:
+    Args:
         module: Its path below the standard library's folder.
         total: How many modules this census has.
     """

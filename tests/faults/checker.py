@@ -46,7 +46,7 @@ class Wrong(NamedTuple):
 def judge(sent, notes, killed, memory, heard):
     """Yield what is wrong.
 
-    Arguments:
+    Args:
         sent: Ids of all tasks.
         notes: What bodies noted, dicts with ``what``, ``id``, ``at``, ``pid``, and of locks ``key``, ``fence``, ``owned``.
         killed: The `Kill` of each process that was killed, by pid; of a main process its children's too.

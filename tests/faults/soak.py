@@ -71,7 +71,7 @@ class Memory:
 class Soak:
     """Workers, a load, and faults.
 
-    Arguments:
+    Args:
         folder: Where everything is kept.
         seed: Of everything that is drawn.
         kinds: Faults that are injected.

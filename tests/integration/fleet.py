@@ -28,7 +28,7 @@ class Result(AsyncResult):
 class Fleet:
     """An app with a queue and a namespace of its own.
 
-    Arguments:
+    Args:
         folder: Where logs and notes go.
         broker: A server with a ``url``, and in ``conf`` what an app needs for it.
         conf: Further configuration of its app, for workers and producers.

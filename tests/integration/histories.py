@@ -52,7 +52,7 @@ def text_of(value):
 class History:
     """What happened.
 
-    Arguments:
+    Args:
         bound: Seconds after which nothing that was replaced may be read any more.
     """
 

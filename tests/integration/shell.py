@@ -12,7 +12,7 @@ from ..helpers import ROOT, eventually
 class Shell:
     """Where a user types commands.
 
-    Arguments:
+    Args:
         env: Environment of the app.
     """
 
@@ -39,7 +39,7 @@ class Shell:
 class Running:
     """A command that goes on.
 
-    Arguments:
+    Args:
         process: With pipes for its output.
     """
 

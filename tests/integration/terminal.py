@@ -18,7 +18,7 @@ from ..helpers import ROOT, eventually
 class Terminal:
     """A command on a terminal of its own.
 
-    Arguments:
+    Args:
         shell: Where it is typed.
         args: Of `celery memsync`.
         size: Columns and lines.

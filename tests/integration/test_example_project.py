@@ -24,7 +24,7 @@ STDLIB = Path(sysconfig.get_path("stdlib"))
 class Demo:
     """Runs of the demo whose processes can be told from all others by their folder for temporary files.
 
-    Arguments:
+    Args:
         folder: Where it is run.
     """
 
