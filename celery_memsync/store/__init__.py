@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from .coordination import CoordinationStore
 from .entries import EntryStore, EntryWrite, WriteResult, outcomes_of
-from .locks import LockAnswer, LockAsk, LockStore, renewal
+from .locks import LockAnswer, LockRequest, LockStore, renewal
 from .script_caller import SCRIPT_SIZE, Call, in_chunks, ms, raise_first
 from .tasks import Task, TaskStore
 from .workers import HeartbeatReply, LostWorkerClaim, WorkerStore
@@ -19,6 +19,6 @@ class Store(EntryStore, TaskStore, WorkerStore, CoordinationStore, LockStore):
 
 
 __all__ = [
-    "SCRIPT_SIZE", "HeartbeatReply", "Call", "EntryWrite", "LockAnswer", "LockAsk", "LostWorkerClaim", "WriteResult",
+    "SCRIPT_SIZE", "HeartbeatReply", "Call", "EntryWrite", "LockAnswer", "LockRequest", "LostWorkerClaim", "WriteResult",
     "Store", "Task", "in_chunks", "ms", "outcomes_of", "raise_first", "renewal",
 ]

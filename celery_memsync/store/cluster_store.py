@@ -7,7 +7,7 @@ from itertools import count
 from typing import Any, Callable, Iterable, Sequence
 
 from ..keys import Location
-from . import (SCRIPT_SIZE, Call, EntryWrite, LockAsk, Store, WriteResult, in_chunks, ms, outcomes_of, raise_first,
+from . import (SCRIPT_SIZE, Call, EntryWrite, LockRequest, Store, WriteResult, in_chunks, ms, outcomes_of, raise_first,
                renewal)
 from .cluster_client import slot_of
 from .errors import redis_call
@@ -55,15 +55,15 @@ class ClusterStore(Store):
         """Write entries to the nodes that have them, and then note what follows from them."""
         with self._noting:
             self._keep_notes()
-            groups = _by_slot(writes, lambda write: write.place.key)
+            groups = _by_slot(writes, lambda write: write.location.key)
             answers = self._try(ENTRY_WRITE, [self._entry_call([writes[at] for at in ats]) for ats in groups])
-            told = [answer for answer in answers if not isinstance(answer, Exception)]
+            known = [answer for answer in answers if not isinstance(answer, Exception)]
             # What is written is noted, whatever became of the rest.
-            self._notes += [answer[-1] for answer in told if answer[-1]]
+            self._notes += [answer[-1] for answer in known if answer[-1]]
             self._note_number = next(self._note_numbers)
             self._keep_notes()
         raise_first(answers)
-        outcomes = {at: one for ats, answer in zip(groups, told) for at, one in zip(ats, outcomes_of(answer[:-1]))}
+        outcomes = {at: one for ats, answer in zip(groups, known) for at, one in zip(ats, outcomes_of(answer[:-1]))}
         return [outcomes[at] for at in range(len(writes))]
 
     def _keep_notes(self) -> None:
@@ -75,49 +75,50 @@ class ClusterStore(Store):
         asked = time.monotonic()
         seconds, micros = self._run(INDEX_APPLY, [(keys, args)])[0]
         self._notes = []
-        self._learn(seconds, micros, asked)
+        self._sync_clock(seconds, micros, asked)
 
     def _shared_keys(self) -> tuple[str, ...]:
         return ()
 
     # -- locks
 
-    def _pass_lock(self, what: str, ask: LockAsk) -> bytes:
+    def _pass_lock(self, what: str, request: LockRequest) -> bytes:
         """Note that a lock may be held from now on, and ask its own node for it."""
         if what in ("take", "wait"):
-            self._note_locks([ask])
-        key = ask.place.key
-        args = [ask.place.path, self._turns, self.worker_id, what, ask.holder, ms(ask.ttl), ask.run, ask.body, ask.channel]
+            self._note_locks([request])
+        key = request.location.key
+        args = [request.location.path, self._turns, self.worker_id, what, request.holder, ms(request.ttl), request.run,
+                request.body, request.channel]
         answer: Any = self._run(LOCK_PASS, [([key, key + "/queue/"], args)])[0]
         return bytes(answer)
 
-    def _note_locks(self, asks: Sequence[LockAsk]) -> None:
+    def _note_locks(self, requests: Sequence[LockRequest]) -> None:
         now = self.clock.now()
         pipeline = self._pipeline(None)
-        pipeline.zadd(self.keys.locks, {ask.place.path: ms(now + ask.ttl) for ask in asks})
+        pipeline.zadd(self.keys.locks, {request.location.path: ms(now + request.ttl) for request in requests})
         pipeline.zremrangebyscore(self.keys.locks, "-inf", ms(now))
         pipeline.pexpire(self.keys.locks, ms(LOCK_MEMORY))
         pipeline.execute()
 
     @redis_call
-    def renew_locks(self, asks: Sequence[LockAsk], replicas: int = 0) -> list[bool]:
+    def renew_locks(self, requests: Sequence[LockRequest], replicas: int = 0) -> list[bool]:
         """Let leases begin anew; tell of each lock whether it was still held.  There is no waiting for replicas."""
-        if not asks:
+        if not requests:
             return []
-        self._note_locks(asks)
-        groups = _by_slot(asks, lambda ask: ask.place.key)
-        answers = self._run(LOCK_RENEW, [renewal([asks[at] for at in ats]) for ats in groups])
+        self._note_locks(requests)
+        groups = _by_slot(requests, lambda request: request.location.key)
+        answers = self._run(LOCK_RENEW, [renewal([requests[at] for at in ats]) for ats in groups])
         held = {at: bool(one) for ats, answer in zip(groups, answers) for at, one in zip(ats, answer)}
-        return [held[at] for at in range(len(asks))]
+        return [held[at] for at in range(len(requests))]
 
     @redis_call
-    def checkout_waiter(self, place: Location) -> LockWaiter:
+    def checkout_waiter(self, location: Location) -> LockWaiter:
         """Return a connection to the node of a lock, on which to hear that it is one's turn."""
-        return ClusterLockWaiter(self._client, self._turn(), place.key)
+        return ClusterLockWaiter(self._client, self._turn(), location.key)
 
-    def checkin_waiter(self, ear: LockWaiter) -> None:
+    def checkin_waiter(self, waiter: LockWaiter) -> None:
         """Close a connection: the next lock may be on another node."""
-        ear.close()
+        waiter.close()
 
     # -- hearing
 
@@ -128,7 +129,7 @@ class ClusterStore(Store):
 
     # -- how scripts are called
 
-    def _send(self, sha: str, calls: Iterable[Call], tells: bool, replicas: int = 0) -> list[Any]:
+    def _send(self, sha: str, calls: Iterable[Call], publishes: bool, replicas: int = 0) -> list[Any]:
         # Nobody has copies of what is in a cluster, so nobody is to be told before others are answered.
         pipeline = self.redis.pipeline()
         for keys, args in calls:

@@ -9,7 +9,7 @@ from .script_caller import ScriptCaller, answers_of, ms, serial_of
 from .scripts import COORDINATION_WRITE
 
 #: Above any place in a list: no number of that size is exact in a sorted set.
-MAX_PLACE = 2 ** 53
+MAX_SCORE = 2 ** 53
 
 
 class CoordinationStore(ScriptCaller):
@@ -32,7 +32,7 @@ class CoordinationStore(ScriptCaller):
             (names, [self.worker_id, serial, ms(ttl), self.prefix, self._together, *what])
             for serial, ttl, what in changes
         ]
-        answers = self._run(COORDINATION_WRITE, calls, tells=True)
+        answers = self._run(COORDINATION_WRITE, calls, publishes=True)
         return [
             [str(part) if type(part) is int else part.decode(errors="replace") for part in answer[1:]] for answer in answers]
 
@@ -53,7 +53,7 @@ class CoordinationStore(ScriptCaller):
             *rows, last = answers_of(pipeline)
             done, start, now = done or last, start + limit, self.clock.now() * 1000
             for name, row in zip(list(keys), rows):
-                ids = [task_id.decode(errors="replace") for task_id, place in row or () if over_at(place) > now]
+                ids = [task_id.decode(errors="replace") for task_id, score in row or () if score_expires_at(score) > now]
                 lists[name] += filter(is_id, ids)
                 # Of tasks that are over others may be behind.
                 if len(row or ()) < limit or len(lists[name]) >= limit:
@@ -91,9 +91,9 @@ class CoordinationStore(ScriptCaller):
         return {name.decode(errors="replace"): body for name, body in (counters or {}).items()}, serial_of(done)
 
 
-def over_at(place: float) -> float:
+def score_expires_at(location: float) -> float:
     """Return when a place in a list is over, in ms, 0 if it is no place; see ``store/lua/queue_score.lua``."""
-    if not 0 < place < MAX_PLACE:
+    if not 0 < location < MAX_SCORE:
         return 0.0
-    order, stage = divmod(int(place), 256)
+    order, stage = divmod(int(location), 256)
     return order / 10 + 500 * 1.07 ** stage

@@ -37,4 +37,4 @@ LOCK_RENEW = load("lock_renew")
 
 LOST_WORKER_CLAIM = load("lost_worker_claim")
 
-WORKER_BEAT = load("worker_beat")
+HEARTBEAT_WRITE = load("heartbeat_write")

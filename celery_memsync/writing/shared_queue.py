@@ -25,12 +25,12 @@ class SharedQueue:
     meanwhile is handed out after all.
 
     Args:
-        keep: Seconds that a task stays in a list.
+        ttl: Seconds that a task stays in a list.
     """
 
-    def __init__(self, store: Store, keep: float) -> None:
+    def __init__(self, store: Store, ttl: float) -> None:
         self.store = store
-        self.keep = keep
+        self.ttl = ttl
         self._serials = count(1)
         #: What was asked and not answered, and its number, by kind.
         self._unanswered: dict[str, tuple[tuple[str, ...], int]] = {}
@@ -70,7 +70,7 @@ class SharedQueue:
             if asked != args:
                 serial = next(self._serials)
                 self._unanswered[kind] = (args, serial)
-            (answer,) = self.store.change_coordination(kind, [(serial, self.keep, [kind, *args])])
+            (answer,) = self.store.change_coordination(kind, [(serial, self.ttl, [kind, *args])])
             self._unanswered.pop(kind, None)
         return answer
 

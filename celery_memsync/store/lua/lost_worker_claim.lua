@@ -1,6 +1,6 @@
 -- Go on with losses for another lease, or be done with them, unless others have taken them on or their workers are back.
 --
--- KEYS[1]  lost   see worker_beat.lua
+-- KEYS[1]  lost   see heartbeat_write.lua
 -- ARGV[1]  lease  ms; "0": nothing is left to do about them
 -- ARGV[2..]  rest  names of losses, each followed by the score that the lease before gave it
 --
