@@ -17,6 +17,6 @@ path, turns, worker = ARGV[1], ARGV[2], ARGV[3]
 
 read_lock()
 if left <= 0 or fence ~= ARGV[4] then return "lost" end
--- Not in the holder's name: its own release is to answer that it had lost the lock.
+-- Not in the name of the holder: for its own release is to return that it has lost the lock.
 give_back("-")
 return "ok 0 0"
