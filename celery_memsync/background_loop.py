@@ -67,6 +67,8 @@ class BackgroundLoop:
         self._stopped = False
         self._thread: threading.Thread | None = None
         self._mutex = threading.RLock()
+        #: Whether a caller waits for the next call.
+        self._urgent = False
         self._failures = 0
         self._again: float | None = None
         self._backoff = EqualJitterBackoff(cap=LONGEST_PAUSE, base=0.1)
@@ -93,6 +95,17 @@ class BackgroundLoop:
     def run_now(self) -> None:
         """Do not wait for the rest of the interval."""
         self._hurried.set()
+
+    def call_now(self) -> None:
+        """Call the action at once, even if it has just failed."""
+        self._urgent = True
+        self.wake()
+        self._hurried.set()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this is asked in the loop's own thread, so by its action."""
+        return self._thread is threading.current_thread()
 
     def stop(self, timeout: float | None = None) -> None:
         """Return when the action is not called any more, or the timeout (seconds) is over."""
@@ -133,18 +146,19 @@ class BackgroundLoop:
         self._hurried.set()
 
     def _pause(self) -> None:
-        # After a failure the growing pause counts alone: hurrying would defeat it.
+        # After a failure the growing pause counts alone, unless a caller waits: hurrying would defeat it.
         if self._failures:
             self._wait_stopped(self._backoff.compute(self._failures))
-        elif self.interval:
+        elif self.interval and not self._urgent:
             self._hurried.wait(self.interval)
 
     def _wait_stopped(self, seconds: float) -> None:
         end = time.monotonic() + seconds
-        while not self._stopped and (left := end - time.monotonic()) > 0:
+        while not (self._stopped or self._urgent) and (left := end - time.monotonic()) > 0:
             self._hurried.wait(left)
 
     def _call(self) -> None:
+        self._urgent = False
         try:
             self._again = self._action()
         except Exception as exc:

@@ -117,10 +117,14 @@ class Resolvers:
 
     def settle(self, key: str, entries: Sequence[Entry]) -> Resolution:
         """Return what to store under a key."""
-        for matches, resolver in self._resolvers:
-            if matches(key):
-                return resolver(entries)
-        return last_write_wins(entries)
+        return self._resolver(key)(entries)
+
+    def is_ours(self, key: str) -> bool:
+        """Return whether the conflicts of a key are settled by one of :data:`RESOLVERS`, which do not wait."""
+        return self._resolver(key) in RESOLVERS.values()
+
+    def _resolver(self, key: str) -> Resolver:
+        return next((resolver for matches, resolver in self._resolvers if matches(key)), last_write_wins)
 
 
 def _by_age(entries: Sequence[Entry]) -> list[Entry]:

@@ -1,6 +1,7 @@
 """The shared memory as one process sees it: tell, ask, decide, hear."""
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -522,7 +523,7 @@ class MemorySyncManager:
         """
         if max_age is not None:
             _check_seconds(max_age, "max_age")
-        return self._open().reader.settled_entry(key, max_age, consistent)
+        return self._open().reader.entry(key, max_age, consistent)
 
     def read_many(
         self, keys: Iterable[str], *, max_age: float | None = None, consistent: bool = False,
@@ -934,16 +935,17 @@ class MemorySyncManager:
         return None if by_hand is None else by_hand.value, record
 
     def _progress_cell(self, services: Runtime, task_id: str) -> Progress:
-        with services.progress_mutex:
-            cell = services.progress.get(task_id)
-            if cell is None:
-                location = services.keys.task_location(task_id, PROGRESS)
-                cell = services.progress[task_id] = Progress(
-                    location, services.settings.default_ttl, limit=services.settings.max_value_size)
-                if len(services.progress) > MAX_PROGRESS:
-                    services.progress.popitem(last=False)
-            services.progress.move_to_end(task_id)
-            return cell
+        # No lock: each step is one that nothing can interrupt.
+        cells = services.progress
+        cell = cells.get(task_id)
+        if cell is None:
+            location = services.keys.task_location(task_id, PROGRESS)
+            cell = cells.setdefault(task_id, Progress(
+                location, services.settings.default_ttl, limit=services.settings.max_value_size))
+            if len(cells) > MAX_PROGRESS:
+                with contextlib.suppress(StopIteration, RuntimeError):  # another thread adds one, or takes one away
+                    cells.pop(next(iter(cells)), None)
+        return cell
 
 
 def _forget_all() -> None:

@@ -3,8 +3,6 @@ from __future__ import annotations
 
 import random
 import string
-import threading
-from collections import OrderedDict
 from typing import Sequence
 
 from celery.utils.log import get_logger
@@ -64,8 +62,7 @@ class Runtime:
         self.subscriptions = Subscriptions(self.reader, self.search, self.link, events)
         self.coordination = SharedQueue(self.store, settings.default_ttl)
         self.locks = LockService(self.store, events, settings.lock_replicas)
-        self.progress: OrderedDict[str, Progress] = OrderedDict()
-        self.progress_mutex = threading.RLock()
+        self.progress: dict[str, Progress] = {}
 
     def close(self, timeout: float) -> None:
         """Write what waits, stop the threads, close the connections; what can't be written is told in the log."""

@@ -1,21 +1,14 @@
 """What readers see: entries put together to states, progress, tasks and workers."""
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Mapping, Sequence, TypeVar
+from typing import Any, Iterable, Mapping
 
 from ..keys import PROGRESS, STAGE, STATE, Location
 from ..models.entry import Entry, EntryVersion, StoredEntry
-from ..models.order import AT_WORK
 from ..models.progress import progress_from
 from ..models.task import TaskRun, merge_state
 from ..models.worker import WorkerRecord
 from ..store import Task
-from ..writing.changes import Change
-
-#: Lays changes that wait over what is stored.
-Overlay = Callable[["StoredEntry | None", Sequence[Change]], "StoredEntry | None"]
-
-K = TypeVar("K")
 
 
 def state_of(task_id: str, slots: Mapping[int, StoredEntry | None]) -> dict[str, Any] | None:
@@ -34,25 +27,6 @@ def progress_of(task: Task) -> dict[str, Any] | None:
     if former and progress is not None:
         progress["previous"] = progress_from(former[-1].value)
     return progress
-
-
-def with_change(task: Task, change: Change, overlay: Overlay) -> Task:
-    """Return a task as it will be when a change is written."""
-    location = change.location
-    if not location.slot:
-        after = overlay(task.agents.get(location.field), [change])
-        return task._replace(agents=_replaced(task.agents, location.field, after))
-    before = task.slots.get(location.slot)
-    after = overlay(before, [change])
-    former = task.former
-    if before is not None and after is not None and after.header.run != before.header.run and before.header.rank >= AT_WORK:
-        former = {**former, location.slot: [*former.get(location.slot, []), before]}
-    return task._replace(slots=_replaced(task.slots, location.slot, after), former=former)
-
-
-def _replaced(entries: dict[K, StoredEntry], name: K, stored: StoredEntry | None) -> dict[K, StoredEntry]:
-    others = {other: kept for other, kept in entries.items() if other != name}
-    return others if stored is None or stored.deleted else {**others, name: stored}
 
 
 def runs_of(task_id: str, task: Task) -> list[dict[str, Any]]:

@@ -8,20 +8,17 @@ from typing import Any, Callable, Hashable, Iterable, Mapping, Sequence, TypeVar
 
 from .. import encoding
 from ..exceptions import InvalidKey, StoreError
-from ..keys import METRICS, QUEUE, STAGE, STATE, Keys, Location
+from ..keys import QUEUE, STAGE, STATE, Keys, Location
 from ..models.entry import Entry, StoredEntry
 from ..store import Store, Task
 from ..store.push import TrackedConnection
-from ..writing.changes import Change, Coordinated, SetValue, SyncMetrics, SyncQueue
+from ..writing.changes import Change, SetValue
 from ..writing.writer import BatchWriter
 from .cache import EntryCache, PendingRead
 from .listener import ChangeListener
-from .projections import entry_of, expires_at, with_change
+from .projections import entry_of, expires_at
 
 T = TypeVar("T")
-
-#: Times to ask Redis while this process goes on writing what is asked for; the last time it may not.
-MAX_READS = 3
 
 #: Tasks, or keys, of which a search reads what is stored in one round trip.
 READ_AT_ONCE = 200
@@ -37,7 +34,10 @@ Parts = dict[int, "StoredEntry | None"]
 
 
 class CacheableRead:
-    """One question to Redis, whose answer may be kept unless it is overtaken.
+    """One read from Redis, whose answer may be kept unless what is read changes meanwhile.
+
+    What this process has written there is sent first.  If that fails, the answer
+    lacks it; it is not kept then.
 
     Args:
         keys: Redis keys that are read.
@@ -45,9 +45,9 @@ class CacheableRead:
 
     Usage::
 
-        with CacheableRead(reader, keys) as asking:
-            answer, waiting = asking.ask(lambda source: ...)
-            asking.keep(name, value, keys, until)
+        with CacheableRead(reader, keys) as cacheable:
+            answer = cacheable.read(lambda source: ...)
+            cacheable.keep(name, value, keys, until)
     """
 
     def __init__(self, reader: Reader, keys: Sequence[str], to_keep: bool = True) -> None:
@@ -60,6 +60,8 @@ class CacheableRead:
 
     def __enter__(self) -> CacheableRead:
         reader = self._reader
+        with contextlib.suppress(StoreError):  # the read will fail, too
+            reader.writer.flush_for(*self._keys)
         self._source = reader.link.checkout() if self._to_keep else None
         self._asked_at = time.monotonic()
         if self._source is not None:
@@ -77,23 +79,17 @@ class CacheableRead:
             # It may have been cut short in the middle of an answer.
             self._reader.link.discard(self._source)
 
-    def ask(self, read: Callable[[TrackedConnection | None], T]) -> tuple[T, list[Change]]:
-        """Ask Redis; return its answer and the changes of this process to lay over it.
+    @property
+    def lacks_writes(self) -> bool:
+        """Whether something that this process has written there is not in Redis yet."""
+        return self._reader.writer.is_pending(*self._keys)
 
-        What waited before and was written while Redis answered may be in
-        neither, so it is asked again.
-        """
-        writer = self._reader.writer
-        for number in range(MAX_READS):
-            with contextlib.nullcontext() if number < MAX_READS - 1 else writer.idle:
-                before = writer.waiting_for(*self._keys)
-                answer = self._read(read)
-                waiting = writer.waiting_for(*self._keys)
-            if set(before) <= set(waiting):
-                break
-        if waiting:
+    def read(self, read: Callable[[TrackedConnection | None], T]) -> T:
+        """Read from Redis."""
+        answer = self._read(read)
+        if self.lacks_writes:
             self._stop_keeping()
-        return answer, waiting
+        return answer
 
     def keep(self, name: Hashable, value: Any, keys: tuple[str, ...], until: float, about: Any = None) -> None:
         """Keep what was made of the answer.
@@ -152,27 +148,14 @@ class Reader:
             return self._read({key: self.keys.location(key)})[key]
         return self.entries([key], max_age, consistent)[key]
 
-    def settled_entry(self, key: str, max_age: float | None, consistent: bool) -> Entry | None:
-        """Return the entry of a key with a version that is true: what waits here is written first.
-
-        If Redis is away it is what will be there, with version 0.
-        """
-        try:
-            self.writer.flush_for(self.keys.location(key).key)
-        except StoreError:
-            entry = self.entry(key, max_age, consistent)
-            return entry if entry is None else replace(entry, version=0)
-        return self.entries([key], max_age, consistent, settled=True)[key]
-
     def entries(
-        self, keys: Iterable[str], max_age: float | None = None, consistent: bool = False, settled: bool = False,
+        self, keys: Iterable[str], max_age: float | None = None, consistent: bool = False,
     ) -> dict[str, Entry | None]:
-        """Return the entries of keys, by key as given.
+        """Return the entries of keys, by key as given; those that could not be written yet have version 0.
 
         Args:
             max_age: Seconds that a copy may be old.
-            consistent: Ask Redis in any case.
-            settled: Leave out what waits here to be written.
+            consistent: Read from Redis in any case.
         """
         found: dict[str, Entry | None] = {}
         missing: dict[str, Location] = {}
@@ -184,21 +167,23 @@ class Reader:
             else:
                 found[key] = None if copy.about is None else copy.about.evolve(copy.take())
         if missing:
-            found.update(self._read(missing, settled))
+            found.update(self._read(missing))
         return found
 
-    def _read(self, wanted: Mapping[str, Location], settled: bool = False) -> dict[str, Entry | None]:
+    def _read(self, wanted: Mapping[str, Location]) -> dict[str, Entry | None]:
         rows = {key: parts_of(location) for key, location in wanted.items()}
         with CacheableRead(self, [location.key for location in wanted.values()]) as cacheable:
-            locations = list(dict.fromkeys(part for row in rows.values() for part in row))
-            stored, seen = self._read_locations(cacheable, locations, settled)
+            stored, unsent = self._read_locations(cacheable, {part for row in rows.values() for part in row})
             now = self.store.clock.now()
             found = {}
             for key, row in rows.items():
                 location = wanted[key]
                 parts = {part.slot: stored[part] for part in row}
-                entry = found[key] = self.whole_entry(location, parts, now)
-                if location in seen:
+                entry = self.whole_entry(location, parts, now)
+                if entry is not None and not unsent.isdisjoint(row):
+                    entry = replace(entry, version=0)
+                found[key] = entry
+                if location not in unsent:
                     self.writer.note_read(location, stored[location])
                 if location.key != self.keys.about:
                     cacheable.keep(key, None if entry is None else entry.value, (location.key,),
@@ -206,29 +191,33 @@ class Reader:
         return found
 
     def _read_locations(
-        self, cacheable: CacheableRead, locations: Sequence[Location], settled: bool,
+        self, cacheable: CacheableRead, wanted: Iterable[Location],
     ) -> tuple[dict[Location, StoredEntry | None], set[Location]]:
-        """Return what is stored under what waits, and of which places nothing waits."""
-        keys = {location.key for location in locations}
+        """Return what is stored, and which of the locations have changes of this process that are not stored yet.
+
+        While Redis is away, a whole value that is pending is an answer, too.
+        """
+        locations = list(wanted)
         answer: list[StoredEntry | None] = [None] * len(locations)
         try:
-            answer, waiting = cacheable.ask(lambda source: self.store.read_entries(locations, source))
+            answer = cacheable.read(lambda source: self.store.read_entries(locations, source))
         except StoreError:
-            waiting = self.writer.waiting_for(*keys)
-            in_process = {change.location for change in waiting if isinstance(change, SetValue)}
-            if settled or not in_process.issuperset(locations):
+            if not all(any(isinstance(change, SetValue) for change in self.writer.unsent(one)) for one in locations):
                 raise
-        now = self.store.clock.now()
-        found: dict[Location, StoredEntry | None] = {}
-        waiting = [change for change in waiting if not isinstance(change, Coordinated)]
-        touched = {change.location for change in waiting}
-        for location, stored in zip(locations, answer):
-            if location in touched and not settled:
-                alive = None if stored is None or stored.absent(now) else stored
-                after = self.writer.overlay(alive, [change for change in waiting if change.location == location])
-                stored = after or stored
-            found[location] = stored
-        return found, set(locations) - touched
+        found = dict(zip(locations, answer))
+        unsent = {}
+        if cacheable.lacks_writes:
+            unsent = {one: changes for one in locations if (changes := self.writer.unsent(one))}
+        found.update({one: self._preview(found[one], changes) for one, changes in unsent.items()})
+        return found, set(unsent)
+
+    def _preview(self, stored: StoredEntry | None, changes: Sequence[Change]) -> StoredEntry | None:
+        """Return an entry with changes of this process over it that could not be written yet."""
+        if stored is not None and stored.absent(self.store.clock.now()):
+            stored = None
+        for change in changes:
+            stored = change.preview(stored, self.store.clock, self.store.worker_id)
+        return stored
 
     def whole_entry(self, location: Location, parts: Mapping[int, StoredEntry | None], now: float) -> Entry | None:
         """Return the entry that the parts of a place make up; the queue and the metrics are read."""
@@ -240,7 +229,7 @@ class Reader:
 
     def shown(self, location: Location, parts: Mapping[int, StoredEntry | None]) -> None:
         """Take note that somebody in this process was told of an entry: what he writes next follows that."""
-        if not self.writer.waiting_for(location.key):
+        if not self.writer.is_pending(location.key):
             for part in parts_of(location):
                 self.writer.note_read(part, parts.get(part.slot))
 
@@ -253,14 +242,10 @@ class Reader:
             return self._read_task(cacheable, task_id, agents)
 
     def tasks(self, task_ids: Sequence[str]) -> list[Task]:
-        """Return all that is told of tasks, but for their agents."""
+        """Return all that is recorded of tasks, but for their agents."""
         self.uncached += len(task_ids)
-        tasks = dict(zip(task_ids, self.store.read_tasks(task_ids)))
-        waiting: dict[str, list[Change]] = {}
-        for change in self.writer.waiting():
-            if change.location.slot and change.location.task_id in tasks:
-                waiting.setdefault(change.location.task_id, []).append(change)
-        return [self._seen(task_id, task, waiting.get(task_id, [])) for task_id, task in tasks.items()]
+        self.writer.flush()
+        return [self._noted(task_id, task) for task_id, task in zip(task_ids, self.store.read_tasks(task_ids))]
 
     def of_task(self, name: str, task_id: str, make: Callable[[Task], Any], agents: bool = False) -> Any:
         """Return something that is made of what is told of a task; it is kept.
@@ -284,52 +269,37 @@ class Reader:
         return (self.keys.task(task_id), self.keys.agents(task_id)) if agents else (self.keys.task(task_id),)
 
     def _read_task(self, cacheable: CacheableRead, task_id: str, agents: bool) -> Task:
-        (task,), waiting = cacheable.ask(lambda source: self.store.read_tasks([task_id], agents, source))
-        return self._seen(task_id, task, waiting)
+        (task,) = cacheable.read(lambda source: self.store.read_tasks([task_id], agents, source))
+        return self._with_unsent(task_id, task) if cacheable.lacks_writes else self._noted(task_id, task)
 
-    def _seen(self, task_id: str, task: Task, waiting: Sequence[Change]) -> Task:
-        """Return a task as it will be when changes are written; what they do not touch this process has seen."""
-        touched = {change.location for change in waiting}
-        found: dict[Location, StoredEntry | None] = {self.keys.task_location(task_id, STATE): task.slots.get(STATE)}
+    def _noted(self, task_id: str, task: Task) -> Task:
+        """Note that this process has seen what is recorded of a task."""
+        self.writer.note_read(self.keys.task_location(task_id, STATE), task.slots.get(STATE))
         for agent_id, stored in task.agents.items():
-            with contextlib.suppress(InvalidKey):  # nobody of ours writes under a name like that
-                found[self.keys.agent_location(task_id, agent_id)] = stored
-        for location, seen in found.items():
-            if location not in touched:
-                self.writer.note_read(location, seen)
-        for change in waiting:
-            task = with_change(task, change, self.writer.overlay)
+            with contextlib.suppress(InvalidKey):  # no process of ours writes under a name like that
+                self.writer.note_read(self.keys.agent_location(task_id, agent_id), stored)
         return task
+
+    def _with_unsent(self, task_id: str, task: Task) -> Task:
+        """Return a task with what this process could not write yet."""
+        location = self.keys.task_location(task_id, STATE)
+        state = self._preview(task.slots.get(STATE), self.writer.unsent(location))
+        return task if state is None else task._replace(slots={**task.slots, STATE: state})
 
     # -- what all do together
 
     def queue(self, limit: int = LONGEST_LIST) -> dict[str, list[str]]:
-        """Return the ids of tasks that wait and that are at work, first come first, at most ``limit`` each."""
-        queue, waiting = self._read_coordination(QUEUE, lambda: self.store.read_queue(limit))
-        for change in waiting:
-            if isinstance(change, SyncQueue):
-                queue = {**queue, **{name: list(ids[:limit]) for name, ids in change.lists.items()}}
+        """Return the ids of pending and running tasks, first come first, at most ``limit`` each."""
+        self.uncached += 1
+        self.writer.flush()
+        queue, _ = self.store.read_queue(limit)
         return queue
 
     def metrics(self) -> dict[str, Any]:
         """Return all counters."""
-        counters, waiting = self._read_coordination(METRICS, self.store.read_metrics)
-        metrics = {name: _number(body) for name, body in counters.items()}
-        for change in waiting:
-            if isinstance(change, SyncMetrics):
-                metrics = change.applied(metrics)
-        return metrics
-
-    def _read_coordination(self, thing: str, read: Callable[[], tuple[T, int]]) -> tuple[T, list[Change]]:
-        """Return what there is, and the changes that wait and are not in it."""
-        location = self.keys.coordination_location(thing)
         self.uncached += 1
-        with CacheableRead(self, [location.key], to_keep=False) as cacheable:
-            (answer, done), waiting = cacheable.ask(lambda _: read())
-        return answer, [
-            change for change in waiting
-            if change.location == location and (change.serial is None or change.serial > done)
-        ]
+        self.writer.flush()
+        return {name: _number(body) for name, body in self.store.read_metrics()[0].items()}
 
     def stored_whole(self, location: Location) -> Entry | None:
         """Return the queue or the metrics as Redis has them now, without what waits here."""
@@ -345,21 +315,16 @@ class Reader:
     # -- workers
 
     def workers(self, worker_id: str | None = None) -> dict[str, StoredEntry]:
-        """Return what is told of workers by ``<worker_id>/<thing>``; of one, or of all."""
+        """Return the records of workers by ``<worker_id>/<thing>``; of one, or of all."""
         self.uncached += 1
         if worker_id is None:
-            stored_records = self.store.read_workers()
-        else:
-            locations = [self.keys.worker_location(worker_id, thing) for thing in ("status", "heartbeat", "capacity")]
-            now = self.store.clock.now()
-            answers = zip(locations, self.store.read_entries(locations))
-            stored_records = {location.field: stored for location, stored in answers
-                              if stored is not None and not stored.absent(now)}
-        for change in self.writer.waiting_for(self.keys.workers):
-            after = self.writer.overlay(stored_records.get(change.location.field), [change])
-            if after is not None:
-                stored_records[change.location.field] = after
-        return stored_records
+            self.writer.flush()
+            return self.store.read_workers()
+        locations = [self.keys.worker_location(worker_id, thing) for thing in ("status", "heartbeat", "capacity")]
+        with CacheableRead(self, [self.keys.workers], to_keep=False) as cacheable:
+            stored, _ = self._read_locations(cacheable, locations)
+        now = self.store.clock.now()
+        return {location.field: one for location, one in stored.items() if one is not None and not one.absent(now)}
 
     def stored_parts(self, locations: Sequence[Location]) -> dict[Location, Parts]:
         """Return the parts of entries as Redis has them now, without what waits here."""

@@ -8,7 +8,6 @@ from ..exceptions import InvalidKey
 from ..globs import matcher
 from ..keys import AGENTS, COORDINATION, METRICS, PROGRESS, QUEUE, STATE, Location
 from ..models.entry import Entry
-from ..writing.changes import SetValue
 from .projections import entry_of
 from .reader import READ_AT_ONCE, Parts, Reader
 
@@ -23,19 +22,14 @@ class Search:
         self.keys = reader.keys
 
     def search(self, pattern: str, limit: int) -> list[str]:
-        """Return paths that match a pattern, sorted; what waits here is included."""
-        clock = self.store.clock
-        now, matches = clock.now(), matcher(pattern)
-        there: dict[str, bool] = {}
-        for change in self.writer.waiting():
-            if matches(change.location.path):
-                deleted = isinstance(change, SetValue) and not change.body
-                there[change.location.path] = not deleted and clock.at(change.at) + change.ttl > now
-        found = {path for path, is_there in there.items() if is_there}
+        """Return paths that match a pattern, sorted; what this process has written is sent first."""
+        self.writer.flush()
+        now = self.store.clock.now()
+        found: set[str] = set()
         for location, parts in self.survey(pattern):
             if len(found) >= limit:
                 break
-            if location.path not in there and entry_of(location, parts, now) is not None:
+            if entry_of(location, parts, now) is not None:
                 found.add(location.path)
         return sorted(found)[:limit]
 

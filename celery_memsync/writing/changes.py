@@ -48,7 +48,7 @@ class Change:
         fence: Of the lock under which it is made; 0 for none.
     """
 
-    __slots__ = ("location", "ttl", "at", "fence", "serial", "conflict")
+    __slots__ = ("location", "ttl", "at", "fence", "serial", "conflict", "withdrawn")
 
     #: Whether it is the first to go when memory gets short.
     expendable = False
@@ -62,16 +62,15 @@ class Change:
         self.serial: int | None = None
         #: The conflict that it settles, as the event tells it.
         self.conflict: dict[str, Any] | None = None
+        #: Whether there is no need to write it any more.
+        self.withdrawn = False
 
     def coalesce(self, newer: Change) -> Change | None:
         """Return one change that does what both do, or None if there is none."""
         raise NotImplementedError
 
-    def mark_queued(self) -> None:
-        """Take note that it waits in a queue now."""
-
     def snapshot(self) -> Change:
-        """Return the change as it is now, to be sent; it waits no more."""
+        """Return the change as it is at this moment, to be sent."""
         return self
 
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
@@ -82,27 +81,12 @@ class Change:
         """
         raise NotImplementedError
 
-    def applied_to(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:
-        """Return what will be stored when this has been written over something."""
-        base = encoding.split_fields(stored.body) if stored is not None and isinstance(self, MergeFields) else {}
-        ruled_by, run, rank, body, _ = self.content(clock, base)
-        if stored is None:
-            header = Header(0, "-", "-", 0, 0, 0, 0, "-", worker_id)
-        elif ruled_by == "run" and not follows(run or stored.header.run, rank, stored.header):
-            return stored
-        else:
-            header = stored.header
-        return StoredEntry(header._replace(
-            version=header.version + 1, run=run or header.run, rank=rank,
-            time=round(clock.at(self.at) * 1000), ttl_ms=round(self.ttl * 1000), worker_id=worker_id,
-        ), body)
+    def preview(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:
+        """Return what a reader of this process sees of an entry while this can't be written.
 
-
-def follows(run: str, rank: str, stored: Header) -> bool:
-    """Whether a stage comes after the one that is stored; the script decides by the same rule."""
-    if stored.rank.startswith("9"):
-        return False
-    return rank.startswith("9") or run > stored.run or (run == stored.run and rank > stored.rank)
+        Its version is 0, for that is not known yet.  What other processes may rank above it is not seen.
+        """
+        return stored
 
 
 class DeferredChange:
@@ -166,6 +150,10 @@ class SetValue(Change):
             return joined
         return newer if isinstance(newer, SetValue) else None
 
+    def preview(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:
+        """The value."""
+        return _preview(self, self.body, clock, worker_id)
+
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
         """The value."""
         return Content("*" if self.owned else "version", self.run_key, "-", self.body)
@@ -223,6 +211,11 @@ class MergeFields(Change):
             if self.late and rank_of(old) > rank_of(new) or old == "SUCCESS" and new in _BEFORE_SUCCESS:
                 fields["status"] = base["status"]
         return fields
+
+    def preview(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:
+        """The fields over those that are stored."""
+        base = encoding.split_fields(stored.body) if stored is not None and stored.body else {}
+        return _preview(self, encoding.join_fields(self.merged(base)), clock, worker_id)
 
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
         """All fields there are."""
@@ -292,15 +285,6 @@ class SyncMetrics(Coordinated):
         """The steps."""
         return MetricsUpdate(self.serial or 0, self.ttl, self.steps)
 
-    def applied(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Return counters as they will be."""
-        after = dict(metrics)
-        for name, (body, more) in self.steps.items():
-            before = after.get(name, 0) if body is None else encoding.decode(body)
-            is_number = isinstance(before, (int, float)) and not isinstance(before, bool)
-            after[name] = before + more if is_number else before
-        return after
-
 
 class StageChange(Change):
     """Tell a stage in the life of a task.
@@ -336,3 +320,8 @@ class StageChange(Change):
         else:
             figure = round((run.runtime or 0.0) * 1e6)
         return Content("run", self.run_key, rank, run.encode(self.location.task_id), figure)
+
+
+def _preview(change: Change, body: bytes, clock: Clock, worker_id: str) -> StoredEntry:
+    time_ms, ttl_ms = round(clock.at(change.at) * 1000), round(change.ttl * 1000)
+    return StoredEntry(Header(0, "-", "-", change.fence, time_ms, ttl_ms, 0, "-", worker_id), body)

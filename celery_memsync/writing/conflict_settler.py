@@ -1,9 +1,9 @@
-"""What becomes of a change that somebody else was quicker than."""
+"""What becomes of a change of an entry that another process has changed meanwhile."""
 from __future__ import annotations
 
-from typing import Any, Mapping
+from functools import partial
+from typing import Any, Callable, Mapping, NamedTuple, Union
 
-from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.log import get_logger
 
 from .. import encoding
@@ -15,8 +15,20 @@ from .changes import Change, MergeFields, SetValue
 
 logger = get_logger(__name__)
 
-#: What is told of a conflict: its key, the strategy, the entries, which values are in the result no more.
+#: The details of the event ``conflict-resolved``: key, strategy, entries, and the values that are not in the result.
 Conflict = dict[str, Any]
+
+
+class Dispute(NamedTuple):
+    """A conflict that a resolver has to settle.
+
+    Attributes:
+        resolve: Calls the resolver.  Returns what is to be written, or the conflict if nothing is.
+        is_quick: Whether that is one of ours, and not a function of the user's, which may do anything.
+    """
+
+    resolve: Callable[[], Union[Change, Conflict]]
+    is_quick: bool
 
 
 class ConflictSettler:
@@ -33,11 +45,16 @@ class ConflictSettler:
         self.resolvers = resolvers
         self.max_value_size = max_value_size
 
-    def settle(self, change: Change, stored: StoredEntry, before: Mapping[str, bytes]) -> Change | Conflict:
-        """Return what is to be written over what another has stored; if nothing is, the conflict that is settled so.
+    def settle(
+        self, change: Change, stored: StoredEntry, before: Mapping[str, bytes] | None,
+    ) -> Change | Conflict | Dispute:
+        """Return what is to be written over what another process has stored.
 
         Args:
-            before: The fields that the writer of the change knew of.
+            before: The fields that the writer of the change knew of, None if it knew nothing of the entry.
+
+        Returns:
+            A change; a conflict, if nothing is to be written; or what is left to a resolver.
         """
         if _later_run(change, stored):
             return change
@@ -45,10 +62,14 @@ class ConflictSettler:
             return self._settle_fields(change, stored, before, change.base.fields if change.base else {})
         if not isinstance(change, SetValue):
             return change
-        return self._settle_value(change, stored) if change.body and not stored.deleted else \
-            self._keep_later(change, stored)
+        if change.body and not stored.deleted:
+            return self._dispute(change, partial(self._resolve_value, change, stored))
+        return self._keep_later(change, stored)
 
-    def _settle_value(self, change: SetValue, stored: StoredEntry) -> Change | Conflict:
+    def _dispute(self, change: Change, resolve: Callable[[], Change | Conflict]) -> Dispute:
+        return Dispute(resolve, self.resolvers.is_ours(change.location.path))
+
+    def _resolve_value(self, change: SetValue, stored: StoredEntry) -> Change | Conflict:
         resolved, conflict = self._resolve(change, stored, encoding.decode(change.body), change.at)
         body = change.body if resolved is None else resolved
         if body == stored.body:
@@ -76,9 +97,14 @@ class ConflictSettler:
         return conflict
 
     def _settle_fields(
-        self, change: MergeFields, stored: StoredEntry, base: Mapping[str, bytes], theirs: dict[str, bytes],
-    ) -> Change | Conflict:
-        """Let the resolver settle the fields that both have changed; the others are merged anyway."""
+        self, change: MergeFields, stored: StoredEntry, base: Mapping[str, bytes] | None, theirs: dict[str, bytes],
+    ) -> Change | Dispute:
+        """Let the resolver settle the fields that both have changed; the others are merged anyway.
+
+        Where nothing is known of what was there before, the given fields win.
+        """
+        if base is None:
+            return change
         mine = change.merged(theirs)
         disputed = {
             name for name in change.fields
@@ -88,12 +114,20 @@ class ConflictSettler:
         }
         if not disputed:
             return change
-        recorded_at = max(change.recorded_at[name] for name in disputed)
+        return self._dispute(change, partial(self._resolve_fields, change, stored, mine, theirs, disputed))
+
+    def _resolve_fields(
+        self, change: MergeFields, stored: StoredEntry, mine: dict[str, bytes], theirs: dict[str, bytes],
+        disputed: set[str],
+    ) -> Change | Conflict:
+        # The time of the entry is that of its last write, perhaps of another field: so it does not decide.
+        stored_at = self.clock.monotonic(stored.header.time / 1000)
+        recorded_at = max(stored_at, *(change.recorded_at[name] for name in disputed))
         value = encoding.decode(encoding.join_fields(mine))
         body, conflict = self._resolve(change, stored, value, recorded_at)
         fields = change.fields
         if body is not None:
-            # What the resolver left as it is stored is not told again: it may have moved on by then.
+            # What the resolver left as it is stored is not written: it may have changed by then.
             undisputed = {name: text for name, text in fields.items() if name not in disputed}
             resolved = {name: text for name, text in encoding.split_fields(body).items() if theirs.get(name) != text}
             fields = {**resolved, **undisputed}
@@ -121,9 +155,7 @@ class ConflictSettler:
             if isinstance(change, MergeFields) and not isinstance(resolution.resolved, dict):
                 raise TypeError("the fields of a state are resolved to a dict")
             body = encoding.encode(resolution.resolved, key, self.max_value_size)
-        except SoftTimeLimitExceeded:  # of the task that flushes just now
-            raise
-        except Exception as exc:
+        except BaseException as exc:  # the user's function may raise anything
             logger.warning("The resolver of %s raised %s; the incoming write is kept", key, type(exc).__name__)
             resolution = Resolution(value, f"failed: {type(exc).__name__}", [entries[0].value])
         return body, {"key": key, "strategy": resolution.strategy, "entries": entries, "discarded": resolution.discarded}

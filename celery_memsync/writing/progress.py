@@ -16,21 +16,24 @@ from .changes import Change, Content
 #: Figures of progress stay below: a rank holds sixteen digits.
 TOO_LARGE = 10 ** 16
 
-#: Held while a progress takes figures: several threads may tell of one task.
-_reporting = threading.RLock()
+#: Seconds after which a progress that was queued is queued again.  It is written every ``memsync_batch_interval``; a soft
+#: time limit may have struck just before it was in the queue.
+QUEUED_FOR = 1.0
+
+#: This process: a forked child has a queue, and threads, of its own.
+_process = object()
 
 
-def _renew_reporting() -> None:
-    """Another thread of the parent process may have held it when this one was forked."""
-    global _reporting
-    _reporting = threading.RLock()
+def _renew_process() -> None:
+    global _process
+    _process = object()
 
 
-os.register_at_fork(after_in_child=_renew_reporting)
+os.register_at_fork(after_in_child=_renew_process)
 
 
 class ProgressChange(Change):
-    """Tell how far a task is, at one moment."""
+    """How far a task is, at one moment."""
 
     __slots__ = ("row", "run_key", "rank", "started")
 
@@ -82,7 +85,7 @@ class ProgressChange(Change):
 
 
 class Progress(Change):
-    """How far one run of a task is; it is told again and again.
+    """How far one run of a task is; it is reported again and again.
 
     :meth:`count` and :meth:`report` are called by the task's threads,
     :meth:`snapshot` by the writer's.  Neither waits for the other: the task
@@ -96,7 +99,8 @@ class Progress(Change):
         limit: Longest message, in characters.
     """
 
-    __slots__ = ("run", "run_key", "started", "figures", "message", "status", "fields", "limit", "queued")
+    __slots__ = ("run", "run_key", "started", "figures", "message", "status", "fields", "limit",
+                 "_mutex", "_mutex_of", "_queued_in", "_queued_at")
 
     expendable = True
 
@@ -109,16 +113,24 @@ class Progress(Change):
         self.run = run
         self.run_key = run_key
         self.started = self.at if started is None else started
-        #: Percent if it was told and not to be reckoned, current, total.
+        #: Percent if it was reported and not to be computed, current, total.
         self.figures: tuple[float | None, float | None, float | None] = (None, None, None)
         self.message: str | None = None
         self.status: str | None = None
         self.fields: dict[str, Any] | None = None
-        self.queued = False
+        #: Held while it takes figures: several threads may report one task.
+        self._mutex = threading.RLock()
+        self._mutex_of = _process
+        #: The process in whose queue it is, and since when (monotonic time).
+        self._queued_in: object = None
+        self._queued_at = 0.0
 
     def count(self, current: float, total: float | None, message: str | None) -> bool:
         """Take a new count, as :meth:`report` does, but fast in the plain case: one more of the same."""
-        with _reporting:
+        mutex = self._mutex if self._mutex_of is _process else self._renew_mutex()
+        # As in PendingChanges.try_drain: an exception of a signal handler leaves the lock open.
+        try:
+            mutex.acquire()
             percent, old, old_total = self.figures
             if (
                 type(current) is int and old is not None and percent is None and old <= current < TOO_LARGE
@@ -129,13 +141,18 @@ class Progress(Change):
                 if message is not None:
                     self.message = message
                 return self._reported()
+        finally:
+            try:
+                mutex.release()
+            except RuntimeError:
+                pass
         return self.report(current, total, message)
 
     def report(
         self, current: float | None, total: float | None, message: str | None,
         status: str | None = None, percent: float | None = None, fields: dict[str, Any] | None = None,
     ) -> bool:
-        """Take new figures, unless they are behind the old ones; words are taken anyway.
+        """Take new figures, unless they are behind the old ones; texts are taken anyway.
 
         Returns:
             Whether it has to be queued.
@@ -152,7 +169,9 @@ class Progress(Change):
         for figure, what in ((current, "current"), (total, "total")):
             if figure is not None:
                 _check(figure, what)
-        with _reporting:
+        mutex = self._mutex if self._mutex_of is _process else self._renew_mutex()
+        try:
+            mutex.acquire()
             _, old_current, old_total = self.figures
             new = percent, old_current if current is None else current, old_total if total is None else total
             if _further(new, self.figures):
@@ -161,6 +180,17 @@ class Progress(Change):
             self.status = self.status if status is None else status
             self.fields = {**(self.fields or {}), **fields} if fields else self.fields
             return self._reported()
+        finally:
+            try:
+                mutex.release()
+            except RuntimeError:
+                pass
+
+    def _renew_mutex(self) -> threading.RLock:
+        """Another thread of the parent process may have held it when this one was forked."""
+        self._mutex = threading.RLock()
+        self._mutex_of = _process
+        return self._mutex
 
     def _check_text(self, text: Any, what: str) -> None:
         if text is not None and not isinstance(text, str):
@@ -169,20 +199,19 @@ class Progress(Change):
             raise ValueTooLarge(f"{self.location.path} ({what})", len(text), self.limit)
 
     def _reported(self) -> bool:
-        self.at = time.monotonic()
-        return not self.queued
+        self.at = now = time.monotonic()
+        if self._queued_in is _process and now < self._queued_at + QUEUED_FOR:
+            return False
+        self._queued_in, self._queued_at = _process, now
+        return True
 
     def coalesce(self, newer: Change) -> Change | None:
         """The newer progress of the same run."""
         return newer if isinstance(newer, (ProgressChange, Progress)) and newer.run_key == self.run_key else None
 
-    def mark_queued(self) -> None:
-        """Remember that there is no need to queue it again."""
-        self.queued = True
-
     def snapshot(self) -> Change:
         """Return the figures of this moment, and be ready to be queued again."""
-        self.queued = False
+        self._queued_in = None
         return self._as_change()
 
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:

@@ -1,7 +1,6 @@
-"""What this process has seen of entries: what it writes next follows that."""
+"""Track the last version of each entry that this process has read or written."""
 from __future__ import annotations
 
-import threading
 import time
 from collections import OrderedDict
 from typing import NamedTuple
@@ -64,14 +63,16 @@ EMPTY_BASE = MergeBase(UNWRITTEN, {}, 0.0, float("-inf"))
 
 
 class VersionTracker:
-    """Which state of each entry this process has written or read last, and which fields it had."""
+    """Which version of each entry this process has written or read last, and which fields it had.
+
+    Versions are noted by any thread, bases by the writer's only.
+    """
 
     def __init__(self) -> None:
         #: By path, and plain tuples: what holds texts and numbers only is nothing to Python's collector.
         self._stamps: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._bases: OrderedDict[Location, MergeBase] = OrderedDict()
         self._size = 0
-        self._mutex = threading.RLock()
 
     def stamp(self, location: Location) -> EntryVersion:
         """Return which state of an entry was seen; `UNWRITTEN` if none was, or that is forgotten."""
@@ -89,27 +90,26 @@ class VersionTracker:
         if len(stamps) > MAX_SEEN:
             stamps.popitem(last=False)
 
-    def base(self, location: Location) -> MergeBase:
-        """Return what fields of an entry are to be merged into, without fields if their time is over."""
-        return self._bases.get(location, EMPTY_BASE).present
+    def base(self, location: Location) -> MergeBase | None:
+        """Return what fields of an entry are to be merged into, without fields if they have expired; None if unknown."""
+        base = self._bases.get(location)
+        return None if base is None else base.present
 
     def note_base(self, location: Location, base: MergeBase) -> None:
         """Take note of what fields are to be merged into."""
-        with self._mutex:
-            self.forget_base(location)
-            self._bases[location] = base
-            self._size += base.size
-            while self._size > MAX_BYTES or len(self._bases) > MAX_BASES:
-                self.forget_base(next(iter(self._bases)))
+        self.forget_base(location)
+        self._bases[location] = base
+        self._size += base.size
+        while self._size > MAX_BYTES or len(self._bases) > MAX_BASES:
+            self.forget_base(next(iter(self._bases)))
 
     def forget_base(self, location: Location) -> None:
         """Forget the fields of an entry."""
-        if location in self._bases:
-            with self._mutex:
-                self._size -= self._bases.pop(location, EMPTY_BASE).size
+        base = self._bases.pop(location, None)
+        if base is not None:
+            self._size -= base.size
 
     def forget(self, location: Location) -> None:
         """Forget all that was seen of an entry."""
-        with self._mutex:
-            self._stamps.pop(location.path, None)
-            self.forget_base(location)
+        self._stamps.pop(location.path, None)
+        self.forget_base(location)

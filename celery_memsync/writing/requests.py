@@ -1,0 +1,60 @@
+"""What callers ask of the writer's thread, and wait for."""
+from __future__ import annotations
+
+import threading
+
+from ..exceptions import MemSyncError
+from ..models.entry import StoredEntry
+from .changes import SetValue
+
+
+class FlushRequest:
+    """A caller's wish that everything is written that is pending now.
+
+    It is answered by one step that nothing can interrupt: a caller may be struck
+    by an exception while it waits, and leaves no lock for the writer to wait for.
+
+    Args:
+        strict: Whether the caller wants to know if something was refused, too.
+
+    Attributes:
+        written: How many changes were written.
+        error: Why they were not.
+        given_up: Whether the caller does not wait any more.
+    """
+
+    def __init__(self, strict: bool = False) -> None:
+        self.strict = strict
+        self.written = 0
+        self.error: MemSyncError | None = None
+        self.given_up = False
+        self._answered = False
+        self._closed = threading.Lock()
+        self._closed.acquire()
+
+    def answer(self, written: int = 0, error: MemSyncError | None = None) -> None:
+        """Let the caller go on; the first answer counts."""
+        if not self._answered:
+            self._answered, self.written, self.error = True, written, error
+            self._closed.release()
+
+    def wait(self, timeout: float) -> bool:
+        """Return whether there is an answer, as soon as there is one or after ``timeout`` seconds."""
+        return self._closed.acquire(timeout=min(max(0.0, timeout), threading.TIMEOUT_MAX))
+
+
+class CompareAndSet(FlushRequest):
+    """A caller's wish to write a value if an entry is at a version, after everything that is pending.
+
+    Args:
+        expected: The version.
+
+    Attributes:
+        stored: The entry as it was stored.
+    """
+
+    def __init__(self, change: SetValue, expected: int) -> None:
+        super().__init__()
+        self.change = change
+        self.expected = expected
+        self.stored: StoredEntry | None = None
