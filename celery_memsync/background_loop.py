@@ -9,10 +9,15 @@ from typing import Callable
 from celery.utils.log import get_logger
 from redis.backoff import EqualJitterBackoff
 
+from .user_code import call_user_code, mark_library_thread, message_of
+
 logger = get_logger(__name__)
 
 #: Longest pause between two tries of an action that fails, in seconds.
 LONGEST_PAUSE = 2.0
+
+#: Longest that a start waits until its thread is at work, in seconds.
+START_TIMEOUT = 1.0
 
 
 class Wakeup:
@@ -39,11 +44,27 @@ class Wakeup:
         self._closed.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
 
+class _Run:
+    """One thread of a loop.
+
+    Attributes:
+        begun: Rings when it is at work, or has found that another one is.
+        ended: Rings when it calls the action no more.
+    """
+
+    def __init__(self, target: Callable[[_Run], None], name: str) -> None:
+        self.begun = Wakeup()
+        self.ended = Wakeup()
+        self.thread = threading.Thread(target=target, args=(self,), name=name, daemon=True)
+
+
 class BackgroundLoop:
     """Calls one action again and again, in a daemon thread of its own.
 
-    An action that raises is logged once, called again after a growing pause
+    An action that raises, whatever it is, is logged once, called again after a growing pause
     with jitter, and logged once more when it works.
+
+    No method takes a lock: an exception that a signal raises in the middle of one leaves nothing locked.
 
     Args:
         name: Name of the thread, and what the log calls the action.
@@ -63,10 +84,9 @@ class BackgroundLoop:
         self._on_demand = on_demand
         self._wanted = Wakeup()
         self._hurried = Wakeup()
-        self._ended = Wakeup()
         self._stopped = False
-        self._thread: threading.Thread | None = None
-        self._mutex = threading.RLock()
+        #: The thread that is at work, if any; a thread enters itself by one step that nothing can interrupt.
+        self._at_work: dict[str, _Run] = {}
         #: Whether a caller waits for the next call.
         self._urgent = False
         self._failures = 0
@@ -76,19 +96,25 @@ class BackgroundLoop:
     @property
     def running(self) -> bool:
         """Whether the thread is there."""
-        return self._thread is not None and self._thread.is_alive()
+        run = self._at_work.get(self.name)
+        return run is not None and run.thread.is_alive()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this is asked in the loop's own thread, so by its action."""
+        run = self._at_work.get(self.name)
+        return run is not None and run.thread is threading.current_thread()
 
     def start(self) -> None:
-        """Begin, unless it has begun or was stopped."""
-        with self._mutex:
-            if self._thread is None and not self._stopped:
-                thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-                thread.start()
-                self._thread = thread
+        """Begin, unless it has begun or was stopped; begin again if the thread has died."""
+        if not self._at_work and not self._stopped:
+            run = _Run(self._run, self.name)
+            run.thread.start()
+            run.begun.wait(START_TIMEOUT)
 
     def wake(self) -> None:
         """Ask for a call; start the thread if need be."""
-        if self._thread is None:
+        if not self._at_work:
             self._start_if_possible()
         self._wanted.set()
 
@@ -102,22 +128,16 @@ class BackgroundLoop:
         self.wake()
         self._hurried.set()
 
-    @property
-    def is_current(self) -> bool:
-        """Whether this is asked in the loop's own thread, so by its action."""
-        return self._thread is threading.current_thread()
-
     def stop(self, timeout: float | None = None) -> None:
         """Return when the action is not called any more, or the timeout (seconds) is over."""
-        with self._mutex:
-            self._stopped = True
-            thread = self._thread
+        self._stopped = True
+        run = self._at_work.get(self.name)
         self._wanted.set()
         self._hurried.set()
-        if thread is not None and thread is not threading.current_thread() and thread.is_alive():
+        if run is not None and not self.is_current and run.thread.is_alive():
             # Not by its join(): on Python 3.13 eventlet's raises when the timeout is over.
-            self._ended.wait(timeout)
-            self._ended.set()
+            run.ended.wait(timeout)
+            run.ended.set()
 
     def _start_if_possible(self) -> None:
         try:
@@ -127,11 +147,21 @@ class BackgroundLoop:
             # waiting goes with the last flush, which needs none.
             logger.debug("%s: no thread can be started", self.name)
 
-    def _run(self) -> None:
+    def _run(self, run: _Run) -> None:
+        mark_library_thread()
         try:
-            self._call_again_and_again()
+            # Of several that were started at once one goes on.
+            if self._at_work.setdefault(self.name, run) is run:
+                run.begun.set()
+                self._call_again_and_again()
+        except BaseException as exc:  # somebody else has raised it in this thread
+            self._log(
+                logger.error, "%s: its thread was ended by %s; the next use starts another", self.name, message_of(exc))
         finally:
-            self._ended.set()
+            if self._at_work.get(self.name) is run:
+                del self._at_work[self.name]
+            run.begun.set()
+            run.ended.set()
 
     def _call_again_and_again(self) -> None:
         while not self._stopped:
@@ -141,9 +171,6 @@ class BackgroundLoop:
                 self._pause()
             if not self._stopped:
                 self._call()
-        # An interrupted start may have left a second thread, which has to hear it too.
-        self._wanted.set()
-        self._hurried.set()
 
     def _pause(self) -> None:
         # After a failure the growing pause counts alone, unless a caller waits: hurrying would defeat it.
@@ -161,12 +188,19 @@ class BackgroundLoop:
         self._urgent = False
         try:
             self._again = self._action()
-        except Exception as exc:
-            self._failures += 1
-            if self._failures == 1:
-                logger.warning("%s: %s; trying again until it works", self.name, exc)
-            self._wanted.set()
+        except BaseException as exc:  # a SystemExit, too, that a user's class has raised
+            self._failed(exc)
         else:
-            if self._failures:
-                logger.info("%s: works again after %d failures", self.name, self._failures)
-            self._failures = 0
+            failures, self._failures = self._failures, 0
+            if failures:
+                self._log(logger.info, "%s: works again after %d failures", self.name, failures)
+
+    def _failed(self, error: BaseException) -> None:
+        self._failures += 1
+        self._wanted.set()
+        if self._failures == 1:
+            self._log(logger.warning, "%s: %s; trying again until it works", self.name, message_of(error))
+
+    def _log(self, log: Callable[..., None], *args: object) -> None:
+        # Handlers of the log are user code, too.
+        call_user_code("A handler of the log", log, *args)

@@ -1,15 +1,26 @@
 """Every event of this package, and who listens in this process."""
 from __future__ import annotations
 
-import threading
-from typing import Any, Callable
+import contextlib
+import time
+from collections import deque
+from itertools import count
+from typing import Any, Callable, Mapping, NamedTuple
 
-from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.log import get_logger
+
+from .background_loop import BackgroundLoop, Wakeup
+from .user_code import call_user_code, name_of
 
 logger = get_logger(__name__)
 
 Handler = Callable[..., object]
+
+#: Most events that wait for their handlers; of more the oldest are dropped.
+MAX_WAITING = 10_000
+
+#: Seconds that the last events have at a shutdown, at least.
+LAST_WORDS = 0.1
 
 #: Names of the events, with the keyword arguments that handlers get.
 EVENTS: dict[str, tuple[str, ...]] = {
@@ -40,15 +51,159 @@ EVENTS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Events:
-    """Calls handlers by the name of an event.
+class _Event(NamedTuple):
+    """What waits for its handlers.
 
-    A handler that raises is logged; the others go on.
+    Attributes:
+        number: Handlers with a lower one were there when it happened.
+    """
+
+    number: int
+    name: str
+    details: dict[str, Any]
+
+
+class _Mark:
+    """Stands in the queue of events for somebody who waits until those before it are done."""
+
+    def __init__(self) -> None:
+        self.passed = False
+        self.bell = Wakeup()
+
+    def ring(self) -> None:
+        """Wake who waits."""
+        self.passed = True
+        self.bell.set()
+
+
+class _Dispatcher:
+    """Calls handlers in a thread of its own, until it is closed.
+
+    Args:
+        handlers: Those of each event, by their numbers.
+        before: The one before, whose last events come first.
+    """
+
+    def __init__(self, handlers: Mapping[str, Mapping[int, Handler]], before: _Dispatcher | None = None) -> None:
+        self.before = before
+        #: Monotonic time when it gives up what still waits.
+        self.until = float("inf")
+        self._handlers = handlers
+        self._queue: deque[_Event | _Mark] = deque()
+        self._closing = False
+        self._warned = False
+        #: What the log calls the handler that is at work.
+        self._busy_with: tuple[str, Handler] | None = None
+        self._loop = BackgroundLoop("memsync-events", self._deliver, 0, on_demand=True)
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether there is no thread, and nothing to do for one."""
+        return not self._queue and not self._loop.running
+
+    def put(self, event: _Event) -> int:
+        """Let an event wait for its handlers, without any lock; return how many old ones were dropped for it."""
+        self._queue.append(event)
+        dropped = self._drop() if len(self._queue) > MAX_WAITING else 0
+        self._loop.wake()
+        return dropped
+
+    def wait_idle(self, timeout: float | None) -> bool:
+        """Return whether all that waits now has been delivered, as soon as it has, or after ``timeout`` seconds."""
+        if self._loop.is_current:
+            return False
+        if self.is_unused:
+            return True
+        mark = _Mark()
+        self._queue.append(mark)
+        self._loop.wake()
+        if self._loop.running:  # at the end of the interpreter no thread can be started
+            mark.bell.wait(timeout)
+        return mark.passed
+
+    def close(self) -> None:
+        """Deliver what waits, until :attr:`until`, and end; if a handler calls this the rest is done after it."""
+        if self._loop.is_current:
+            self._closing = True
+            return
+        self.wait_idle(max(0.0, self.until - time.monotonic()))
+        self._loop.stop(max(0.0, self.until - time.monotonic()))
+        self._give_up()
+
+    def discard(self) -> None:
+        """Deliver nothing any more."""
+        self.until = float("-inf")
+        self._queue.clear()
+        self._loop.stop(0)
+
+    def _deliver(self) -> None:
+        before, self.before = self.before, None
+        if before is not None:
+            before.wait_idle(max(0.0, before.until - time.monotonic()))
+        while self._queue and time.monotonic() < self.until:
+            with contextlib.suppress(IndexError):  # the last one was dropped just now
+                self._deliver_one(self._queue.popleft())
+        self._warned = False
+        if self._closing:
+            self._loop.stop(0)
+            self._give_up()
+
+    def _deliver_one(self, event: _Event | _Mark) -> None:
+        if isinstance(event, _Mark):
+            event.ring()
+            return
+        handlers = self._handlers.get(event.name, {})
+        for number, handler in list(handlers.items()):
+            # Neither one that came after the event, nor one that was taken away since.
+            if number < event.number and number in handlers:
+                self._busy_with = event.name, handler
+                call_user_code(f"A handler of the event {event.name!r}", handler, **event.details)
+                self._busy_with = None
+
+    def _drop(self) -> int:
+        dropped = 0
+        with contextlib.suppress(IndexError):
+            while len(self._queue) > MAX_WAITING:
+                oldest = self._queue.popleft()
+                dropped += isinstance(oldest, _Event)
+                if isinstance(oldest, _Mark):
+                    oldest.ring()
+        if not self._warned:
+            self._warned = True
+            logger.warning("More than %d events wait for their handlers; the oldest are dropped%s", MAX_WAITING, self._why())
+        return dropped
+
+    def _give_up(self) -> None:
+        """Part with what was not delivered in time."""
+        left = 0
+        with contextlib.suppress(IndexError):
+            while True:
+                event = self._queue.popleft()
+                left += isinstance(event, _Event)
+                if isinstance(event, _Mark):
+                    event.ring()
+        if left:
+            logger.warning("At shutdown %d events have not reached their handlers%s", left, self._why())
+
+    def _why(self) -> str:
+        busy = self._busy_with
+        return "" if busy is None else f": a handler of the event {busy[0]!r} is still at work ({name_of(busy[1])})"
+
+
+class Events:
+    """Calls handlers by the name of an event, in one thread of its own, in the order in which the events happen.
+
+    Whoever emits an event waits for no handler and takes no lock.  A handler that raises is logged; the others go on.
     """
 
     def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self._handlers: dict[str, tuple[Handler, ...]] = {}
+        #: By event and number; a dict keeps the order, and one step that nothing can interrupt changes it.
+        self._handlers: dict[str, dict[int, Handler]] = {}
+        #: Numbers of handlers and events, in the order in which they came.
+        self._numbers = count(1)
+        #: Both count: a drop takes a number of the first, and each look at how many there were one of both.
+        self._drops, self._looks = count(), count()
+        self._dispatcher = _Dispatcher(self._handlers)
 
     def on(self, name: str, handler: Handler) -> None:
         """Call ``handler(**details)`` whenever the event happens in this process.
@@ -60,18 +215,20 @@ class Events:
             raise ValueError(f"there is no event {name!r}; there are: {', '.join(EVENTS)}")
         if not callable(handler):
             raise TypeError(f"a handler of {name!r} must be callable, not {type(handler).__name__}")
-        with self._mutex:
-            self._handlers[name] = (*self._handlers.get(name, ()), handler)
+        self._handlers.setdefault(name, {})[next(self._numbers)] = handler
 
     def off(self, name: str, handler: Handler) -> None:
-        """Call that handler no more."""
-        with self._mutex:
-            self._handlers[name] = tuple(h for h in self._handlers.get(name, ()) if h != handler)
+        """Call that handler no more, not even with what has happened before."""
+        handlers = self._handlers.get(name, {})
+        for number, known in list(handlers.items()):
+            if known == handler:
+                handlers.pop(number, None)
 
     def copy(self) -> Events:
-        """Return the same handlers under a mutex of their own, for a forked child."""
+        """Return the same handlers with nothing that waits for them, for a forked child."""
         copied = Events()
-        copied._handlers = dict(self._handlers)
+        copied._handlers.update((name, dict(handlers)) for name, handlers in self._handlers.items())
+        copied._numbers = self._numbers
         return copied
 
     @property
@@ -79,20 +236,47 @@ class Events:
         """Whether anybody listens, or has listened, to anything."""
         return bool(self._handlers)
 
+    @property
+    def dropped(self) -> int:
+        """Number of events that were dropped, for their handlers were too slow."""
+        return next(self._drops) - next(self._looks)
+
     def wanted(self, name: str) -> bool:
         """Whether anybody listens, so that details need be gathered."""
         return bool(self._handlers.get(name))
 
     def emit(self, name: str, /, **details: Any) -> None:
-        """Call all handlers of an event, in the order in which they came; what they raise is logged.
+        """Have all handlers of an event called, in the order in which they came; return at once."""
+        if self._handlers.get(name):
+            for _ in range(self._dispatcher.put(_Event(next(self._numbers), name, details))):
+                next(self._drops)
 
-        Raises:
-            SoftTimeLimitExceeded: If the limit of the task strikes that this is called in.
+    def wait_idle(self, timeout: float | None = None) -> bool:
+        """Return whether the handlers of all that was emitted before are done, as soon as they are.
+
+        Args:
+            timeout: Seconds to wait for it.  None: as long as it takes.
         """
-        for handler in self._handlers.get(name, ()):
-            try:
-                handler(**details)
-            except SoftTimeLimitExceeded:
-                raise
-            except Exception:
-                logger.exception("A handler of the event %r raised", name)
+        return self._dispatcher.wait_idle(timeout)
+
+    def close(self, timeout: float) -> None:
+        """Deliver what was emitted before, and stop the thread; the next event starts another.
+
+        A handler may call this: then it returns at once, and the rest is delivered after that handler.
+
+        Args:
+            timeout: Most seconds to wait.  What waits on then is dropped, and a handler that is still at work is
+                left to itself: what is emitted later does not wait for it.
+        """
+        old = self._dispatcher
+        if old.is_unused:
+            return
+        old.until = time.monotonic() + max(timeout, LAST_WORDS)
+        self._dispatcher = new = _Dispatcher(self._handlers, before=old)
+        old.close()
+        if old.is_unused:
+            new.before = None
+
+    def discard(self) -> None:
+        """Deliver nothing any more of what was emitted: it is the parent's, in a forked child."""
+        self._dispatcher.discard()

@@ -579,7 +579,7 @@ class MemorySyncManager:
             "cache_hits": cache.hits, "cache_misses": cache.misses,
             "cache": {"size": len(cache), "max_size": cache.size, "invalidated": cache.invalidated},
             **writer.counts, "pending_writes": writer.pending, "subscriptions": len(services.subscriptions),
-            "skipped": services.subscriptions.skipped,
+            "skipped": services.subscriptions.skipped, "events_dropped": self._events.dropped,
             "last_flush_seconds": writer.last_flush_seconds, "connected": writer.connected,
         }
 
@@ -763,6 +763,8 @@ class MemorySyncManager:
     def on(self, event: str, handler: Handler) -> None:
         """Call ``handler(**details)`` when an event happens in this process.
 
+        Handlers run one after the other in a thread of their own; nothing else waits for them.
+
         Raises:
             ValueError: If there is no event of that name.
         """
@@ -804,7 +806,8 @@ class MemorySyncManager:
 
         It may be called twice, or never; the next call of another method
         begins anew.  If Redis is away what could not be written is told in the
-        log and lost with the process.
+        log and lost with the process.  Handlers of events that have not run in
+        time are not called any more; one of them may call this.
 
         Args:
             timeout: Most seconds to wait.  None: 2.
@@ -815,8 +818,13 @@ class MemorySyncManager:
             return
         if self._at_exit is not None:
             self._at_exit.detach()
-        services.close(CLOSE_TIMEOUT if timeout is None else timeout)
-        self._events.emit("shutdown")
+        seconds = CLOSE_TIMEOUT if timeout is None else timeout
+        deadline = time.monotonic() + seconds
+        try:
+            services.close(seconds)
+            self._events.emit("shutdown")
+        finally:
+            self._events.close(deadline - time.monotonic())
 
     def __enter__(self) -> MemorySyncManager:
         return self
@@ -840,7 +848,7 @@ class MemorySyncManager:
         worker_id = settings.worker_id or self._default_worker_id()
         services = Runtime(settings, worker_id, settings.backend, self._events)
         # The last flush, at the end of the process or of this object; children of multiprocessing skip atexit.
-        self._at_exit = weakref.finalize(self, services.close, CLOSE_TIMEOUT)
+        self._at_exit = weakref.finalize(self, _close, services, self._events)
         multiprocessing_util.Finalize(None, self._at_exit, exitpriority=10)
         return services
 
@@ -854,7 +862,8 @@ class MemorySyncManager:
         """Begin anew in a forked child: threads, sockets and locks of the parent are not ours."""
         self._mutex = threading.RLock()
         self._opened = None
-        self._events = self._events.copy()
+        events, self._events = self._events, self._events.copy()
+        events.discard()
         if self._at_exit is not None:
             self._at_exit.detach()
 
@@ -946,6 +955,15 @@ class MemorySyncManager:
                 with contextlib.suppress(StopIteration, RuntimeError):  # another thread adds one, or takes one away
                     cells.pop(next(iter(cells)), None)
         return cell
+
+
+def _close(services: Runtime, events: Events) -> None:
+    """End what a manager has opened, at the end of the process or when nobody has the manager any more."""
+    deadline = time.monotonic() + CLOSE_TIMEOUT
+    try:
+        services.close(CLOSE_TIMEOUT)
+    finally:
+        events.close(deadline - time.monotonic())
 
 
 def _forget_all() -> None:

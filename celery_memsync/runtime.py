@@ -1,6 +1,7 @@
 """What works for one process, and how it hangs together."""
 from __future__ import annotations
 
+import contextlib
 import random
 import string
 from typing import Sequence
@@ -21,6 +22,7 @@ from .store import Store
 from .store.client import connect
 from .store.cluster_store import ClusterStore
 from .urls import is_cluster
+from .user_code import message_of
 from .writing.conflict_settler import ConflictSettler
 from .writing.progress import Progress
 from .writing.shared_queue import SharedQueue
@@ -66,15 +68,20 @@ class Runtime:
 
     def close(self, timeout: float) -> None:
         """Write what waits, stop the threads, close the connections; what can't be written is told in the log."""
-        self.subscriptions.close(timeout)
+        # From the last line to the first, each whatever the others raise.
+        with contextlib.ExitStack() as steps:
+            steps.callback(self.store.close)
+            steps.callback(self.link.stop, timeout)
+            # Whoever gets a lock next finds what was written under it.
+            steps.callback(lambda: self.locks.close(free=self.writer.connected))
+            steps.callback(self._close_writer, timeout)
+            steps.callback(self.subscriptions.close, timeout)
+
+    def _close_writer(self, timeout: float) -> None:
         try:
             self.writer.close(timeout)
         except Exception as exc:
-            logger.warning("At shutdown %d writes could not be written: %s", self.writer.pending, exc)
-        # Whoever gets a lock next finds what was written under it.
-        self.locks.close(free=self.writer.connected)
-        self.link.stop(timeout)
-        self.store.close()
+            logger.warning("At shutdown %d writes could not be written: %s", self.writer.pending, message_of(exc))
 
     # -- what the link hears goes to the cache and to who subscribed
 

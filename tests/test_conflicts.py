@@ -174,6 +174,7 @@ def test_a_conflict_is_told_with_its_entries(memsync, other, told):
 
     memsync.force_sync()
     other.force_sync()
+    assert memsync.events.wait_idle(5) and other.events.wait_idle(5)
 
     (details,) = told
     assert (details["key"], details["strategy"], details["discarded"]) == (
@@ -212,6 +213,7 @@ def test_a_resolver_that_fails_loses_nothing(make_memsync, resolver):
 
     first.force_sync()
     second.force_sync()
+    assert second.events.wait_idle(5)
 
     assert first.read_many(["a", "b"]) == {"a": "incoming", "b": 9}
     assert sorted(told) == [("task-sentinel/a", "failed:"), ("task-sentinel/b", "max_val")]
@@ -223,6 +225,7 @@ def test_a_handler_that_raises_does_not_harm_the_write(memsync, other):
 
     memsync.force_sync()
     other.force_sync()
+    assert other.events.wait_idle(5)
 
     assert memsync.read("a") == "new"
 

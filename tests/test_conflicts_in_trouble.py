@@ -196,6 +196,7 @@ def test_a_resolver_that_does_not_answer_loses_nothing_and_is_told(make_memsync,
 
     memsync.force_sync()
     other.force_sync()
+    assert other.events.wait_idle(5)
 
     told.sort(key=lambda details: details["key"])
     assert memsync.read_many(["a", "b"], consistent=True) == {"a": "incoming", "b": "stored"}
@@ -215,6 +216,7 @@ def test_a_resolver_of_fields_that_does_not_answer_loses_no_field_and_is_told(ma
 
     memsync.force_sync()
     other.force_sync()
+    assert other.events.wait_idle(5)
 
     assert memsync.read("tasks/t1/state", consistent=True) == {"x": "incoming", "theirs": 1, "mine": 2}
     assert [details["strategy"].partition(":")[0] for details in told] == ["failed"]

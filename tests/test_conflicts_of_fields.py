@@ -181,6 +181,7 @@ def test_a_resolver_gets_both_states_as_a_whole(memsync, make_memsync):
 
     memsync.force_sync()
     other.force_sync()
+    assert other.events.wait_idle(5)
 
     assert [entry.value for entry in given] == [
         {"x": [1], "y": {"deep": 1}}, {"x": [2], "y": {"deep": 1}, "z": 3}]

@@ -266,6 +266,7 @@ def test_that_the_queue_was_told_is_told_after_it_is_stored(memsync, other, name
     before = list(told)
 
     memsync.force_sync()
+    assert memsync.events.wait_idle(5)
 
     queue = {"pending": ["a"], "processing": ["b"]}
     details = {"queue": queue} if name == "queue-synced" else {"key": f"task-sentinel/{QUEUE}", "value": queue}

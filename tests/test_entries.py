@@ -29,6 +29,7 @@ def test_delete_is_told_as_an_event(memsync):
 
     memsync.delete("a")
     memsync.force_sync()
+    assert memsync.events.wait_idle(5)
 
     assert told == [{"key": "task-sentinel/a"}]
 

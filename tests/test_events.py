@@ -10,7 +10,9 @@ from celery_memsync.events import EVENTS, Events
 
 @pytest.fixture
 def events():
-    return Events()
+    events = Events()
+    yield events
+    events.close(0.5)
 
 
 def test_handlers_are_called_in_the_order_in_which_they_came(events):
@@ -19,6 +21,7 @@ def test_handlers_are_called_in_the_order_in_which_they_came(events):
         events.on("shutdown", lambda number=number: told.append(number))
 
     events.emit("shutdown")
+    assert events.wait_idle(5)
 
     assert told == [0, 1, 2]
 
@@ -28,6 +31,7 @@ def test_a_handler_gets_the_details_by_name(events):
     events.on("writes-dropped", lambda **details: told.append(details))
 
     events.emit("writes-dropped", count=3)
+    assert events.wait_idle(5)
 
     assert told == [{"count": 3}]
 
@@ -38,6 +42,7 @@ def test_a_handler_that_raises_is_logged_and_the_others_go_on(events, caplog):
     events.on("shutdown", lambda: told.append(1))
 
     events.emit("shutdown")
+    assert events.wait_idle(5)
 
     assert told == [1]
     assert "'shutdown' raised" in caplog.text
@@ -51,6 +56,7 @@ def test_a_handler_taken_away_is_called_no_more(events):
     events.off("write", told.append)
 
     events.emit("shutdown")
+    assert events.wait_idle(5)
 
     assert told == []
 
@@ -67,6 +73,7 @@ def test_a_handler_may_take_itself_away_while_it_is_called(events):
 
     events.emit("shutdown")
     events.emit("shutdown")
+    assert events.wait_idle(5)
 
     assert told == [1, 2, 2]
 
@@ -78,17 +85,18 @@ def test_it_is_known_whether_anybody_listens(events):
     assert not events.wanted("delete")
 
 
-def test_a_copy_has_the_handlers_and_a_mutex_of_its_own(events):
+def test_a_copy_has_the_handlers_and_nothing_else_in_common(events):
     told = []
     events.on("shutdown", lambda: told.append("first"))
-    with events._mutex:
+    twin = events.copy()
 
-        twin = events.copy()
-        twin.on("shutdown", lambda: told.append("second"))
-        twin.emit("shutdown")
+    twin.on("shutdown", lambda: told.append("second"))
+    for one in (twin, events):
+        one.emit("shutdown")
+        assert one.wait_idle(5)
 
-    events.emit("shutdown")
     assert told == ["first", "second", "first"]
+    twin.close(1)
 
 
 def test_handlers_come_from_many_threads(events):
@@ -108,6 +116,7 @@ def test_every_event_can_be_heard(events, name):
     events.on(name, lambda **details: told.append(set(details)))
 
     events.emit(name, **dict.fromkeys(EVENTS[name]))
+    assert events.wait_idle(5)
 
     assert told == [set(EVENTS[name])]
 
@@ -124,6 +133,7 @@ def test_an_event_has_the_details_that_are_promised(memsync, act, name):
 
     act(memsync)
     memsync.force_sync()
+    assert memsync.events.wait_idle(5)
 
     assert told[0].keys() == set(EVENTS[name])
 
@@ -134,6 +144,7 @@ def test_the_event_of_a_write_tells_key_and_value(memsync):
 
     memsync.write("a", [1])
     memsync.force_sync()
+    assert memsync.events.wait_idle(5)
 
     assert told == [("task-sentinel/a", [1])]
 
@@ -148,6 +159,7 @@ def test_a_handler_of_a_manager_can_be_taken_away(memsync):
     memsync.off("write", handler)
     memsync.write("a", 1)
     memsync.force_sync()
+    assert memsync.events.wait_idle(5)
 
     assert told == []
 

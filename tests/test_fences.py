@@ -40,6 +40,7 @@ def test_a_refused_write_is_counted_and_told(memsync, other, stale):
 
     memsync.write("balance", 1, fence=mine)
     memsync.force_sync()
+    assert memsync.events.wait_idle(5)
 
     assert dropped == [1] and memsync.get_metrics()["dropped"] == 1
 

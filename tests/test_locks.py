@@ -241,7 +241,7 @@ def test_a_lost_lock_can_not_be_extended(memsync, lost, redis):
     with pytest.raises(LockLost):
         lock.extend(10)
 
-    assert lost == ["a"] and not lock.owned
+    assert eventually(lambda: lost) == ["a"] and not lock.owned
 
 
 def test_what_is_not_held_can_neither_be_extended_nor_checked(memsync):
@@ -303,6 +303,7 @@ def test_what_happens_to_locks_is_told(memsync):
 
     with memsync.lock("a") as lock:
         pass
+    assert memsync.events.wait_idle(5)
 
     assert told == [("lock-acquired", {"name": "a", "fence": lock.fence}), ("lock-released", {"name": "a"})]
 

@@ -44,11 +44,15 @@ def test_if_the_one_who_tells_dies_in_the_middle_another_does_the_rest(make_work
         silent.has(f"t{number}")
     silent.beat()
 
-    def die(**_):
-        first.losses.store.read_tasks = first.losses.store.write_entries = None
-        raise Died
+    emit = first.events.emit
 
-    first.events.on("task-lost", die)
+    def die(name, /, **details):
+        emit(name, **details)
+        if name == "task-lost":
+            first.losses.store.read_tasks = first.losses.store.write_entries = None
+            raise Died
+
+    first.events.emit = die
     with pytest.raises(Died):
         settle_until(lambda: False, first)
     settle_until(lambda: statuses(other, silent.tasks) == ["LOST"] * 3 and not second.losses._losses, second)

@@ -270,6 +270,7 @@ def test_two_managers_of_one_process_do_not_disturb_each_other(make_memsync):
     two.write("a", 2)
     two.force_sync()
     one.force_sync()
+    assert one.events.wait_idle(5)
 
     assert told == ["task-sentinel/a"]
     assert (one.read("a"), two.read("a")) == (1, 2)

@@ -220,6 +220,7 @@ def test_that_metrics_were_told_is_told_after_they_are_stored(memsync, other):
     before = list(told)
 
     memsync.force_sync()
+    assert memsync.events.wait_idle(5)
 
     metrics = {"n": 1, "m": [2]}
     assert before == []

@@ -1,14 +1,17 @@
 """The one background loop."""
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 
 import pytest
 
 from celery_memsync.background_loop import BackgroundLoop
+from celery_memsync.user_code import message_of
 
 from .helpers import eventually
+from .support.raising import ENDS
 
 
 @pytest.fixture
@@ -184,3 +187,76 @@ def test_the_thread_does_not_keep_a_process_alive(make_thread):
     thread.start()
 
     assert all(one.daemon for one in threading.enumerate() if one.name == "a-test")
+
+
+# -- what an action raises
+
+@pytest.mark.parametrize("error", ENDS)
+@pytest.mark.parametrize("on_demand", [True, False])
+def test_whatever_an_action_raises_is_logged_and_it_is_called_again(make_thread, caplog, error, on_demand):
+    caplog.set_level("INFO")
+    calls = []
+
+    def act():
+        calls.append(1)
+        if len(calls) < 3:
+            raise error()
+
+    thread = make_thread(act, on_demand=on_demand)
+    thread.start()
+    thread.wake()
+
+    eventually(lambda: "works again after 2 failures" in caplog.text)
+    assert f"a-test: {message_of(error())}; trying again until it works" in caplog.messages
+    assert thread.running
+
+
+def kill(thread):
+    """Raise SystemExit in a thread, wherever it is as soon as it wakes."""
+    (ident,) = [one.ident for one in threading.enumerate() if one.name == "a-test"]
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(SystemExit))
+    thread.wake()
+
+
+def test_a_thread_that_has_died_is_said_and_started_again_by_the_next_call(make_thread, caplog):
+    calls = []
+    thread = make_thread(lambda: calls.append(1), on_demand=True)
+    thread.start()
+    kill(thread)
+    eventually(lambda: not thread.running)
+    before = list(calls)
+
+    thread.wake()
+
+    assert eventually(lambda: calls) and before == []
+    assert "a-test: its thread was ended by SystemExit" in caplog.text
+    thread.stop(5)
+    assert not thread.running
+
+
+def test_of_threads_that_are_started_at_once_one_is_at_work(make_thread):
+    at_work, most = [], []
+
+    def act():
+        at_work.append(1)
+        most.append(len(at_work))
+        time.sleep(0.001)
+        at_work.pop()
+
+    thread = make_thread(act, on_demand=True, interval=0.0)
+    barrier = threading.Barrier(16)
+
+    def wake():
+        barrier.wait(10)
+        for _ in range(20):
+            thread.wake()
+
+    wakers = [threading.Thread(target=wake) for _ in range(16)]
+
+    for waker in wakers:
+        waker.start()
+    for waker in wakers:
+        waker.join(10)
+
+    eventually(lambda: len([one for one in threading.enumerate() if one.name == "a-test"]) == 1)
+    assert set(most) == {1}

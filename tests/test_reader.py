@@ -326,6 +326,7 @@ def test_clearing_the_cache_forgets_all_and_tells_how_much(memsync, other):
     memsync.get_task_state("t1")
 
     memsync.clear_cache()
+    assert memsync.events.wait_idle(5)
     size = memsync.get_metrics()["cache"]["size"]
 
     assert (size, told) == (0, [{"count": 3}])

@@ -316,6 +316,7 @@ def test_events_and_metrics_tell_of_subscriptions(memsync, other):
     ear.hears("a", 1)
     memsync.unsubscribe(ear.id)
     counts.append(memsync.get_metrics()["subscriptions"])
+    assert memsync.events.wait_idle(5)
 
     about = {"id": ear.id, "pattern": "task-sentinel/a"}
     entry = other.read_entry("a", consistent=True)

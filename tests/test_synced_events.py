@@ -96,8 +96,11 @@ def test_an_event_comes_with_its_details_when_the_data_are_in_redis(memsync, red
     memsync.on(event, lambda **details: in_redis.append(holds(redis, MARK)))
 
     act(memsync)
+    if name == "compare-and-set":
+        assert memsync.events.wait_idle(5)
     before = list(told)
     memsync.force_sync()
+    assert memsync.events.wait_idle(5)
 
     assert (before, told) == ([] if name != "compare-and-set" else told, [(event, details)])
     assert set(details) == set(EVENTS[event])
@@ -130,6 +133,7 @@ def test_the_value_of_a_write_is_what_a_reader_sees(memsync, other, act, key):
 
     act(memsync)
     memsync.force_sync()
+    assert memsync.events.wait_idle(5)
 
     assert told == [("write", {"key": f"task-sentinel/{key}", "value": other.read(key)})]
 
@@ -142,6 +146,7 @@ def test_of_what_was_told_many_times_the_last_is_told_in_order_of_the_writes(mem
             memsync.write("a", [turn, number])
             memsync.sync_task_state("t1", {f"{turn}": number})
         memsync.force_sync()
+    assert memsync.events.wait_idle(5)
 
     assert [details["value"] for event, details in told if event == "write" and details["key"].endswith("/a")] == [
         [turn, 9] for turn in range(3)]
@@ -162,6 +167,7 @@ def test_what_was_not_stored_is_not_told(memsync, other):
 
     other.sync_task_run("t1", TaskRun(status="STARTED"), run_key(0, 1.0))
     other.force_sync()
+    assert other.events.wait_idle(5)
 
     assert told == []
     assert other.read_many(["a", "tasks/t2/state"]) == {"a": "newer", "tasks/t2/state": {"x": "newer"}}
@@ -183,6 +189,7 @@ def test_nothing_is_told_of_what_could_not_be_written_and_all_once_when_it_could
     own_server.start()
     memsync.force_sync()
     memsync.force_sync()
+    assert memsync.events.wait_idle(5)
 
     assert before == []
     assert sorted(map(repr, told)) == sorted(map(repr, expected_of(WAITING)))
@@ -218,6 +225,7 @@ def test_a_batch_whose_answer_was_lost_is_told_once(own_server, make_memsync, nu
     before = list(told)
     own_server.resume()
     memsync.force_sync(timeout=10)
+    assert memsync.events.wait_idle(5)
 
     assert before == []
     assert sorted(details["value"] for _, details in told) == list(range(number))
@@ -241,6 +249,7 @@ def test_what_was_written_before_a_conflict_could_be_settled_is_told_once(separa
     redis.execute_command("ACL", "SETUSER", "second", "+evalsha")
     second.writer.settler.resolvers = Resolvers(lambda entries: Resolution("settled"), "task-sentinel")
     second.force_sync()
+    assert second.events.wait_idle(5)
 
     assert [details["value"] for event, details in told if event == "write"].count(MARK) == 1
     assert [event for event, _ in told].count("task-state-synced") == 1
@@ -259,6 +268,7 @@ def test_a_queue_that_was_written_when_the_rest_was_not_is_told_once(separate):
         memsync.force_sync()
     redis.execute_command("ACL", "SETUSER", "second", "allkeys")
     memsync.force_sync()
+    assert memsync.events.wait_idle(5)
 
     assert sorted(event for event, _ in told) == ["agent-coordinated", "queue-synced"]
     assert memsync.get_queue() == {"pending": [MARK], "processing": []}
@@ -280,6 +290,7 @@ def test_threads_that_flush_at_once_tell_everything_once(make_memsync):
     for thread in threads:
         thread.join(60)
     memsync.force_sync()
+    assert memsync.events.wait_idle(5)
 
     keys = [details["key"] for _, details in told]
     assert sorted(keys) == sorted(f"task-sentinel/{name}-{number}" for name in "abcd" for number in range(150))

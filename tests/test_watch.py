@@ -248,6 +248,7 @@ def test_events_tell_of_watches(memsync):
 
     with memsync.watch("a") as watch:
         pass
+    assert memsync.events.wait_idle(5)
 
     about = {"id": watch.id, "pattern": "task-sentinel/a"}
     assert told == [("subscribed", about), ("unsubscribed", about)]

@@ -137,6 +137,7 @@ def test_the_thread_writes_by_itself_when_redis_is_back(make_memsync, own_server
 
     eventually(lambda: memsync.writer.pending == 0)
     assert memsync.read("a") == 1
+    assert memsync.events.wait_idle(5)
     assert told == ["connection-lost", "connection-restored"]
     assert memsync.get_metrics()["connected"]
 

@@ -171,6 +171,7 @@ def test_above_max_pending_the_oldest_progress_goes_first(make_memsync, own_serv
         memsync.force_sync()
     own_server.start()
     memsync.force_sync(timeout=5)
+    assert memsync.events.wait_idle(5)
 
     assert dropped == 4
     assert told == [4]

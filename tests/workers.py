@@ -49,6 +49,7 @@ class SimulatedWorker:
         """Beat once, and do at once what there is to do then."""
         self.heartbeat.send()
         self.losses.settle()
+        self.events.wait_idle(5)
 
     def has(self, task_id, status="STARTED", retries=0):
         """Begin a task, as Celery's signals would tell it."""

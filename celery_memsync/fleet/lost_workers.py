@@ -43,9 +43,9 @@ class LostWorker(NamedTuple):
 class LostWorkerMonitor:
     """Tells of lost workers and their tasks, which Redis has given to this worker to tell of.
 
-    It works in a thread of its own, for there may be much to do and handlers of
-    events may take their time; the heart goes on meanwhile.  If it dies in the
-    middle, or Redis stays away, another worker does the rest.
+    It works in a thread of its own, for there may be much to do; the heart goes
+    on meanwhile.  If it dies in the middle, or Redis stays away, another worker
+    does the rest.
 
     Args:
         store: Its token is used by this alone.

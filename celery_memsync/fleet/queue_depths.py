@@ -7,6 +7,7 @@ from typing import Any, Callable, Iterable
 from celery.utils.log import get_logger
 
 from ..background_loop import BackgroundLoop
+from ..user_code import ends_here
 from .broker_connection import bounded_connection
 
 logger = get_logger(__name__)
@@ -56,7 +57,9 @@ class QueueDepths:
         """Ask the broker; if it is away nothing is known."""
         try:
             depths = self._read_depths()
-        except Exception as exc:
+        except BaseException as exc:  # transports and credentials may be a user's
+            if not ends_here(exc):
+                raise
             # Whatever it was, the next look has a connection of its own.
             logger.debug("The broker does not tell how many messages wait: %s", type(exc).__name__)
             self.close()

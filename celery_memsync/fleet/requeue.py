@@ -18,6 +18,7 @@ from ..models.order import rank_of, run_key
 from ..models.task import TaskRun
 from ..settings import short
 from ..store import LostWorkerClaim
+from ..user_code import ends_here
 from .broker_connection import bounded_connection
 from .kept_messages import KeptMessage, signed_size, signer_of
 
@@ -200,7 +201,9 @@ class TaskRequeuer:
             raise
         except self._broker_errors():
             raise
-        except Exception:
+        except BaseException as exc:
+            if not ends_here(exc):
+                raise
             # For example a queue that was declared with other arguments: the other tasks are requeued.
             logger.exception("Could not requeue task %s[%s] of a lost worker", message.task_name, message.task_id)
 
@@ -238,7 +241,9 @@ class TaskRequeuer:
         except NotImplementedError:
             # There is no result backend.
             return False
-        except Exception as exc:
+        except BaseException as exc:
+            if not ends_here(exc):
+                raise
             logger.warning("Could not ask the result backend (%s) whether task %s[%s] of a lost worker has succeeded; "
                            "it is taken for lost", type(exc).__name__, message.task_name, message.task_id)
             return False

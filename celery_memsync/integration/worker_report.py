@@ -13,6 +13,7 @@ from celery.worker import state
 
 from ..fleet.queue_depths import Idleness, QueueDepths
 from ..models.worker import WorkerRecord
+from ..user_code import ends_here
 from .app_manager import AppManager
 from .task_signals import live
 
@@ -113,7 +114,9 @@ class WorkerInspector:
         connection = getattr(getattr(self.worker, "consumer", None), "connection", None)
         try:
             return bool(connection is not None and connection.connected)
-        except Exception:
+        except BaseException as exc:
+            if not ends_here(exc):
+                raise
             # Looked at while the consumer's thread is closing it.
             return False
 

@@ -16,6 +16,7 @@ from ..exceptions import LockLost, LockNotAcquired, StoreError
 from ..models.lock import LockRecord
 from ..store import LockAnswer, LockRequest, Store
 from ..store.push import LockWaiter
+from ..user_code import call_user_code
 
 logger = get_logger(__name__)
 
@@ -415,7 +416,7 @@ class LockService:
     def _free_ended_runs(self) -> None:
         now = time.monotonic()
         ending = list(self._ending_runs.items())
-        gone = {run for run, (is_gone, _) in ending if is_gone()}
+        gone = {run for run, (is_gone, _) in ending if call_user_code("A look whether a child is gone", is_gone)}
         if gone:
             self._free_of(gone)
         for run, (_, end) in ending:

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, Callable
+from typing import Any
 
 from .. import encoding
+from ..user_code import plain_text
 from .order import later_status
 
 #: Fields of a run's body, in this order for ever: new ones go to the end.
@@ -135,21 +136,10 @@ class TaskRun:
 
 def describe_exception(exc: BaseException) -> dict[str, str]:
     """Return type and message of an exception; long messages are cut."""
-    message = _plain_text(lambda: str(exc), "<its message can't be shown>")
+    message = plain_text(lambda: str(exc), "<its message can't be shown>")
     if len(message) > MAX_MESSAGE:
         message = message[:MAX_MESSAGE] + "..."
-    return {"type": _plain_text(lambda: type(exc).__qualname__, "Exception"), "message": message}
-
-
-def _plain_text(make: Callable[[], str], otherwise: str) -> str:
-    """Return a text that a user's class makes, free of that class.
-
-    Its methods may do anything: a SystemExit from one of them must not end the worker.
-    """
-    try:
-        return str.__str__(make())
-    except BaseException:
-        return otherwise
+    return {"type": plain_text(lambda: type(exc).__qualname__, "Exception"), "message": message}
 
 
 def merge_state(run: TaskRun | None, state_fields: Any) -> dict[str, Any] | None:

@@ -8,21 +8,18 @@ import time
 from itertools import count
 from typing import Callable, Iterator, Sequence
 
-from celery.utils.log import get_logger
-
 from ..background_loop import BackgroundLoop, Wakeup
 from ..events import Events
 from ..exceptions import InvalidKey, StoreError
 from ..keys import STAGE, STATE, Location
 from ..models.entry import Entry, StoredEntry
+from ..user_code import call_user_code
 from .cache import deep_copy
 from .listener import ChangeListener
 from .projections import entry_of, stamp_of
 from .reader import READ_AT_ONCE, Parts, Reader
 from .search import Search
 from .subscription import KeyChange, KnownVersion, Subscription
-
-logger = get_logger(__name__)
 
 #: Longest that `subscribe` waits for Redis to confirm, in seconds.
 CONFIRM_TIMEOUT = 2.0
@@ -94,10 +91,10 @@ class Subscriptions:
 
         def deliver() -> None:
             while (change := self.next_change(subscription)) is not None:
-                if change.entry is None:
-                    _call(on_invalidate, change.key)
-                else:
-                    _call(on_change, *(change if with_entry else change[:2]))
+                if change.entry is None and on_invalidate is not None:
+                    call_user_code("A handler of changes", on_invalidate, change.key)
+                elif change.entry is not None and on_change is not None:
+                    call_user_code("A handler of changes", on_change, *(change if with_entry else change[:2]))
 
         number = self._new_id()
         thread = BackgroundLoop(f"memsync-subscription-{number}", deliver, 0, on_demand=True)
@@ -425,11 +422,3 @@ def _takes_entry(handler: OnChange) -> bool:
         return False
     positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
     return len(positional) > 2 and (positional[2].default is inspect.Parameter.empty or positional[2].name == "entry")
-
-
-def _call(handler: Callable[..., object] | None, *args: object) -> None:
-    try:
-        if handler is not None:
-            handler(*args)
-    except (Exception, SystemExit):
-        logger.exception("A handler of changes raised")
