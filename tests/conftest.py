@@ -8,10 +8,9 @@ import redis as redis_py
 
 from celery_memsync import MemorySyncManager
 from celery_memsync.reading import listener, subscriptions
-
-from .helpers import RedisServer
-from .support.limited import Limited
-from .support.sender import Sender
+from tests.support.limited import Limited
+from tests.support.redis_server import RedisServer
+from tests.support.sender import Sender
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,7 @@ import time
 import pytest
 
 from celery_memsync.models.worker import WorkerRecord
-
-from .helpers import eventually
+from tests.support.waiting import eventually
 
 ASSIGNMENTS = "coordination/assignments"
 

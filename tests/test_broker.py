@@ -7,8 +7,7 @@ import pytest
 from celery import Celery
 
 from celery_memsync.fleet.broker_connection import TIMEOUT, bounded_connection
-
-from .helpers import RedisServer
+from tests.support.redis_server import RedisServer
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """What it costs: round trips and Redis's memory."""
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 
@@ -11,35 +10,10 @@ from celery_memsync.keys import PROGRESS, Keys
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.writing.progress import Progress
+from tests.support.redis_calls import calls_of, round_trips
 
 #: Bytes of Redis memory for one finished task.
 MOST_BYTES = 800
-
-
-def calls_of(redis):
-    """Return how often each command was called since the statistics were reset."""
-    ours = {"cmdstat_info", "cmdstat_config|resetstat", "cmdstat_config"}
-    return {name[8:]: stats["calls"] for name, stats in redis.info("commandstats").items() if name not in ours}
-
-
-def round_trips(memsync, act):
-    """Return how often this thread, while ``act`` runs, sends something to Redis after it has read what came before."""
-    steps = []
-    caller = threading.get_ident()
-    kind = memsync.store.redis.connection_pool.connection_class
-
-    def noting(step, original):
-        def note(*args, **kwargs):
-            if threading.get_ident() == caller:
-                steps.append(step)
-            return original(*args, **kwargs)
-        return note
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kind, "send_packed_command", noting("send", kind.send_packed_command))
-        patch.setattr(kind, "read_response", noting("read", kind.read_response))
-        act()
-    return sum(step == "send" != before for before, step in zip([None, *steps], steps))
 
 
 @pytest.fixture

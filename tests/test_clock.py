@@ -7,8 +7,7 @@ import time
 import pytest
 
 from celery_memsync.store.clock import DRIFT, Clock
-
-from .proxy import Proxy
+from tests.support.proxy import Proxy
 
 
 def redis_time(redis):

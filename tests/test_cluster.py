@@ -7,9 +7,8 @@ import pytest
 
 from celery_memsync import MemorySyncManager, StoreError
 from celery_memsync.store.cluster_client import Cluster, slot_of
-
-from .helpers import RedisServer, free_port
-from .topologies import ask, free_pair
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.topologies import ask, free_pair
 
 ODD = ["}", "}x", "{", "{}", "}{", "a{b}c", "{a}{b}", "}}", "x}", "{a}", "{{a}}", "ö{ü}", ""]
 

@@ -7,11 +7,10 @@ import threading
 import pytest
 
 from celery_memsync import MemorySyncManager, StoreError
-
-from .helpers import eventually
-from .test_cluster_store import tell
-from .test_coherence import in_background
-from .topologies import Cluster
+from tests.support.publishing import sync_stage
+from tests.support.threads import in_background
+from tests.support.topologies import Cluster
+from tests.support.waiting import eventually
 
 #: Tasks that are told of while the cluster changes.
 TASKS = 30
@@ -69,7 +68,7 @@ class Load:
         self._thread.join()
         for task in range(TASKS):
             self.memsync.sync_task_state(f"t{task}", {"last": True})
-            tell(self.memsync, f"t{task}", "SUCCESS")
+            sync_stage(self.memsync, f"t{task}", "SUCCESS")
         eventually(lambda: succeeds(self.memsync.force_sync), timeout=20)
 
     def _write(self):

@@ -7,14 +7,14 @@ import pytest
 
 from celery_memsync import ConflictError, MemorySyncManager, StoreError
 from celery_memsync.keys import Keys
-from celery_memsync.models.task import TaskRun
 from celery_memsync.store.acl import rules
-
-from .helpers import eventually, free_port
-from .support.junk import JUNK
-from .test_coherence import in_background
-from .test_rights import use_everything
-from .topologies import Cluster, ask, system_server
+from tests.support.junk import JUNK
+from tests.support.publishing import sync_stage
+from tests.support.redis_server import free_port
+from tests.support.samples import use_everything
+from tests.support.threads import in_background
+from tests.support.topologies import Cluster, ask, system_server
+from tests.support.waiting import eventually
 
 #: Ids that braces make odd: they choose the slot of a key.
 ODD = ["}", "}x", "{", "{}", "}{", "a{b}c", "{a}{b}", "}}", "x}"]
@@ -46,11 +46,6 @@ def make(cluster):
         manager.shutdown(timeout=0.5)
 
 
-def tell(memsync, task_id, status, at=0.0):
-    """Tell a stage of a task, as the signals do."""
-    memsync.sync_task_run(task_id, TaskRun(status=status, name="proj.add", published_at=at), "000-0000000000001")
-
-
 def test_everything_works_as_with_one_server(make):
     use_everything(make(batch_interval=60.0), make())
 
@@ -59,7 +54,7 @@ def test_tasks_spread_over_the_nodes_and_all_of_one_is_in_one_slot(cluster, make
     memsync = make()
     tasks = [f"t{number}" for number in range(60)]
     for task in tasks:
-        tell(memsync, task, "STARTED")
+        sync_stage(memsync, task, "STARTED")
         memsync.sync_task_progress(task, 50)
         memsync.sync_agent_coordination(task, "a", 1)
         memsync.write(f"tasks/{task}/mine", 1)
@@ -78,7 +73,7 @@ def test_tasks_spread_over_the_nodes_and_all_of_one_is_in_one_slot(cluster, make
 @pytest.mark.parametrize("odd", ODD)
 def test_ids_with_braces_are_as_good_as_others(make, odd):
     memsync, other = make(), make()
-    tell(memsync, odd, "STARTED")
+    sync_stage(memsync, odd, "STARTED")
     memsync.sync_agent_coordination(odd, odd, 1)
     memsync.write(f"mine/{odd}", 2)
     memsync.enqueue(f"q{odd}")
@@ -106,12 +101,12 @@ def test_the_queue_and_the_counters_follow_from_the_stages_of_tasks_on_all_nodes
     memsync, other = make(), make()
     now = memsync.store.clock.now()
     for number in range(30):
-        tell(memsync, f"t{number}", "PENDING", at=now + number / 1000)
+        sync_stage(memsync, f"t{number}", "PENDING", at=now + number / 1000)
     memsync.force_sync()
     assert other.get_queue()["pending"] == [f"t{number}" for number in range(30)]
 
     for number in range(30):
-        tell(memsync, f"t{number}", "SUCCESS" if number < 20 else "STARTED")
+        sync_stage(memsync, f"t{number}", "SUCCESS" if number < 20 else "STARTED")
     memsync.force_sync()
 
     queue, counters = other.get_queue(), other.get_coordination_metrics()
@@ -129,7 +124,7 @@ def test_what_follows_is_noted_once_though_its_node_was_away(cluster, make):
     tasks = [f"t{number}" for number in range(60)]
     elsewhere = [task for task in tasks if cluster.owner_of(memsync.store.keys.task(task)) is not home]
     for task in elsewhere:
-        tell(memsync, task, "SUCCESS")
+        sync_stage(memsync, task, "SUCCESS")
 
     home.pause()
     try:
@@ -153,7 +148,7 @@ def test_who_wrote_without_an_answer_finds_its_tasks_in_the_lists(cluster, make)
     task = next(f"t{n}" for n in range(99) if cluster.owner_of(keys.task(f"t{n}")) is not home)
     mine = next(f"k{n}" for n in range(99) if cluster.owner_of(f"task-sentinel/k{n}") is cluster.owner_of(keys.task(task)))
     node = cluster.owner_of(keys.task(task))
-    tell(memsync, task, "STARTED")
+    sync_stage(memsync, task, "STARTED")
     memsync.write(mine, 1)
 
     node.pause()
@@ -182,12 +177,12 @@ def test_who_notes_late_what_was_written_early_does_not_bring_it_back(cluster, m
     other.write(mine, 1)
     other.force_sync()
     ask(home, "ACL", "SETUSER", "late", "-evalsha")
-    tell(late, task, "PENDING")
+    sync_stage(late, task, "PENDING")
     late.delete(mine)
     with pytest.raises(StoreError, match="may not"):
         late.force_sync()
 
-    tell(other, task, "SUCCESS")
+    sync_stage(other, task, "SUCCESS")
     other.write(mine, 2)
     other.force_sync()
     ask(home, "ACL", "SETUSER", "late", "+evalsha")
@@ -284,7 +279,7 @@ def test_more_writes_than_a_script_can_take_go_in_parts(make):
 @pytest.mark.parametrize("kind", JUNK)
 def test_writes_go_on_with_junk_in_the_bookkeeping_of_a_cluster(cluster, make, kind):
     memsync, other = make(batch_interval=60.0), make()
-    tell(memsync, "t1", "STARTED")
+    sync_stage(memsync, "t1", "STARTED")
     memsync.force_sync()
     keys = memsync.store.keys
     for key in (keys.done(memsync.store.token, "notes"), keys.noted):
@@ -292,7 +287,7 @@ def test_writes_go_on_with_junk_in_the_bookkeeping_of_a_cluster(cluster, make, k
         JUNK[kind](client, key)
 
         for number in range(3):
-            tell(memsync, f"{key[-5:]}-{number}", "STARTED")
+            sync_stage(memsync, f"{key[-5:]}-{number}", "STARTED")
             memsync.force_sync()
 
     known = [task["id"] for task in other.get_tasks()]

@@ -11,9 +11,11 @@ import pytest
 
 from celery_memsync.reading import listener
 from celery_memsync.writing.changes import SetValue
-
-from .helpers import eventually
-from .proxy import LISTENER, READERS, WRITER, Proxy
+from tests.support.cache_hits import is_hit
+from tests.support.proxy import LISTENER, READERS, WRITER, Proxy
+from tests.support.publishing import publish
+from tests.support.threads import in_background
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -21,32 +23,6 @@ def proxy(server):
     """A proxy before the Redis of `redis_url`."""
     with Proxy(server.port) as proxy:
         yield proxy
-
-
-def in_background(act):
-    """Call something in a thread; return a function that waits for what it returned."""
-    answers = []
-    thread = threading.Thread(target=lambda: answers.append(act()), daemon=True)
-    thread.start()
-
-    def answer():
-        thread.join(10)
-        assert answers, "it has not returned"
-        return answers[0]
-
-    return answer
-
-
-def tell(memsync, **values):
-    for key, value in values.items():
-        memsync.write(key, value)
-    memsync.force_sync()
-
-
-def is_hit(memsync, key):
-    before = memsync.get_metrics()["cache_hits"]
-    memsync.read(key)
-    return memsync.get_metrics()["cache_hits"] > before
 
 
 # -- slow lines
@@ -64,7 +40,7 @@ def test_an_answer_that_is_overtaken_on_its_way_is_not_kept(
     redis_url, make_memsync, proxy, prepare, change, ask, old, new,
 ):
     memsync, other = make_memsync(url=proxy.url), make_memsync(batch_interval=60.0)
-    tell(other, mark=1)
+    publish(other, {"mark": 1})
     prepare(other)
     other.force_sync()
     memsync.read("mark")
@@ -73,7 +49,7 @@ def test_an_answer_that_is_overtaken_on_its_way_is_not_kept(
     answer = in_background(lambda: ask(memsync))
     eventually(lambda: proxy.held)
     change(other)
-    tell(other, mark=2)
+    publish(other, {"mark": 2})
     eventually(lambda: memsync.get_metrics()["cache"]["invalidated"])
     proxy.release()
 
@@ -83,11 +59,11 @@ def test_an_answer_that_is_overtaken_on_its_way_is_not_kept(
 
 def test_while_nothing_is_heard_a_copy_is_believed_for_a_bounded_time_only(redis_url, make_memsync, proxy):
     memsync, other = make_memsync(url=proxy.url), make_memsync(batch_interval=60.0)
-    tell(other, a=1)
+    publish(other, {"a": 1})
     memsync.read("a")
 
     proxy.hold(LISTENER, new=False)
-    tell(other, a=2)
+    publish(other, {"a": 2})
     since = time.monotonic()
     eventually(lambda: memsync.read("a") == 2, timeout=listener.TRUST + 5)
     took = time.monotonic() - since
@@ -103,7 +79,7 @@ def test_copies_of_a_connection_that_does_not_answer_are_believed_for_a_bounded_
 ):
     memsync = make_memsync(url=proxy.url, backend_options={"socket_timeout": 8 if busy else 1})
     other = make_memsync(batch_interval=60.0)
-    tell(other, a=1)
+    publish(other, {"a": 1})
     memsync.read("a")
 
     proxy.hold(READERS, new=False)
@@ -126,7 +102,7 @@ def test_copies_of_a_connection_that_does_not_answer_are_believed_for_a_bounded_
 ], ids=["read", "read_many", "state", "progress", "agents", "agent"])
 def test_what_is_on_its_way_to_redis_is_read(redis_url, make_memsync, proxy, ask, now):
     memsync = make_memsync(url=proxy.url, batch_interval=60.0)
-    tell(memsync, a=1, b=1)
+    publish(memsync, {"a": 1, "b": 1})
     memsync.sync_task_state("t", {"x": 1})
     memsync.sync_task_progress("t", 10)
     memsync.sync_agent_coordination("t", "m", 1)
@@ -150,13 +126,13 @@ def test_what_is_on_its_way_to_redis_is_read(redis_url, make_memsync, proxy, ask
 
 def test_an_older_answer_that_comes_late_does_not_replace_a_newer_copy(redis_url, make_memsync, proxy):
     memsync, other = make_memsync(url=proxy.url), make_memsync(batch_interval=60.0)
-    tell(other, a=1)
+    publish(other, {"a": 1})
     memsync.read("mark")
 
     proxy.hold(READERS, LISTENER, new=False)
     late = in_background(lambda: memsync.read("a"))
     eventually(lambda: proxy.held)
-    tell(other, a=2)
+    publish(other, {"a": 2})
     newer = memsync.read("a")
     proxy.hold(LISTENER)
     answer = late()
@@ -169,13 +145,13 @@ def test_an_older_answer_that_comes_late_does_not_replace_a_newer_copy(redis_url
 @pytest.mark.parametrize("busy", [0, listener.MAX_SOURCES, 2 * listener.MAX_SOURCES])
 def test_what_was_asked_of_redis_is_not_followed_by_an_older_copy(redis_url, make_memsync, proxy, how, busy):
     memsync, other = make_memsync(url=proxy.url), make_memsync(batch_interval=60.0)
-    tell(other, a=1)
+    publish(other, {"a": 1})
     memsync.read("a")
 
     proxy.hold(LISTENER, *([READERS] if busy else []))
     reading = [in_background(lambda key=f"key-{number}": memsync.read(key)) for number in range(busy)]
     eventually(lambda: len(proxy.held) >= min(busy, listener.MAX_SOURCES))
-    tell(other, a=2)
+    publish(other, {"a": 2})
     newer = memsync.read("a", **how)
     found = [memsync.read("a"), memsync.read_entry("a").value, memsync.read_many(["a"])["a"]]
     proxy.release()
@@ -199,14 +175,14 @@ def test_what_was_written_at_an_expected_version_is_read_before_it_is_heard_of(r
 
 def test_what_another_wrote_over_one_s_own_is_read_while_the_rest_is_on_its_way(redis_url, make_memsync, proxy):
     memsync, other = make_memsync(url=proxy.url, batch_interval=60.0, batch_size=1), make_memsync(batch_interval=60.0)
-    tell(memsync, warm=1)
+    publish(memsync, {"warm": 1})
     memsync.write("a", "own")
     memsync.write("the-second", 1)
 
     proxy.hold(b"the-second")
     flush = in_background(lambda: memsync.force_sync(timeout=5) or "done")
     eventually(lambda: proxy.held)
-    tell(other, a="other's")
+    publish(other, {"a": "other's"})
     meanwhile = memsync.read_entry("a")
     proxy.release()
 
@@ -254,7 +230,7 @@ def test_who_is_told_by_other_means_that_something_was_written_finds_no_old_copy
     stale = 0
 
     for number in range(1000):
-        tell(memsync, a=[number, "x" * size])
+        publish(memsync, {"a": [number, "x" * size]})
         stale += other.read("a")[0] != number
         other.read("a")
 

@@ -7,8 +7,7 @@ import pytest
 
 from celery_memsync import ConflictError, Entry, Resolution, StoreError
 from celery_memsync.conflicts import MAX_ROUNDS, Resolvers
-
-from .helpers import eventually
+from tests.support.waiting import eventually
 
 BIG = 2000
 

@@ -6,15 +6,15 @@ import time
 
 import pytest
 
-from celery_memsync import ConflictError, Resolution
+from celery_memsync import Resolution
 from celery_memsync.conflicts import last_write_wins
 from celery_memsync.encoding import dumps
 from celery_memsync.keys import STATE
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.writing.changes import MergeFields
-
-from .helpers import eventually
+from tests.support.publishing import flush_until_stored
+from tests.support.waiting import eventually
 
 STATES = "tasks/t1/state"
 RUN_1, RUN_2 = run_key(0, 1.0), run_key(1, 2.0)
@@ -29,7 +29,7 @@ def conflicts(*managers):
 
 
 def told_in_turn(*told):
-    """Tell one state after the other, each by its manager; nothing is flushed."""
+    """Tell one state after the other, each by its manager; nothing is flush_until_stored."""
     for memsync, fields in told:
         memsync.sync_task_state("t1", fields)
         time.sleep(0.015)
@@ -59,15 +59,6 @@ def at_once(act, managers):
     assert failures == []
 
 
-def flushed(memsync):
-    for _ in range(100):
-        try:
-            return memsync.force_sync()
-        except ConflictError:
-            pass
-    raise AssertionError(f"{memsync.worker_id} never got its turn")
-
-
 def script_calls(redis):
     return int(redis.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
 
@@ -80,7 +71,7 @@ def test_fields_of_their_own_are_no_conflict_of_many_who_tell_at_once(make_memsy
     def act(number, memsync):
         for turn in range(20):
             memsync.sync_task_state("t1", {f"{number}-{turn}": turn, f"count-{number}": turn, "all": "the same"})
-            flushed(memsync)
+            flush_until_stored(memsync)
 
     at_once(act, managers)
 
@@ -98,7 +89,7 @@ def test_fields_of_their_own_stay_while_all_dispute_another(make_memsync):
     def act(number, memsync):
         for turn in range(20):
             memsync.sync_task_state("t1", {f"{number}-{turn}": turn, f"count-{number}": turn, "disputed": number})
-            flushed(memsync)
+            flush_until_stored(memsync)
 
     at_once(act, managers)
 

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from celery_memsync import ConflictError, Resolution
+from celery_memsync import Resolution
 from celery_memsync.encoding import dumps
 from celery_memsync.models.order import run_key
 from celery_memsync.writing.changes import SetValue
-
-from .helpers import eventually
+from tests.support.publishing import flush_until_stored
+from tests.support.waiting import eventually
 
 TEAM = 5
 KEYS = ("a", "b", "tasks/t1/agents/coder")
@@ -40,21 +40,11 @@ def at_once(*acts):
     assert not any(thread.is_alive() for thread in threads)
 
 
-def flushed(memsync):
-    """Flush until no write has lost its rounds."""
-    for _ in range(100):
-        try:
-            return memsync.force_sync()
-        except ConflictError:
-            pass
-    raise AssertionError(f"{memsync.worker_id} never got its turn")
-
-
 def tell_in_turn(memsync, name, turns):
     for turn in range(turns):
         memsync.write("a", [name, turn])
         if turn % 7 == 0:
-            flushed(memsync)
+            flush_until_stored(memsync)
 
 
 def conflicts(*managers):
@@ -92,7 +82,7 @@ def test_many_first_writes_at_once_end_the_same_and_all_but_one_are_conflicts(
                 time.sleep(0.05)  # they know Redis's time to some milliseconds only
             memsync.write(key, value(n))
 
-    at_once(*(lambda memsync=memsync: flushed(memsync) for memsync in managers))
+    at_once(*(lambda memsync=memsync: flush_until_stored(memsync) for memsync in managers))
 
     found = {key: stored(managers[0], key) for key in KEYS}
     assert {key: True for key in KEYS} == {key: expected(found[key]) for key in KEYS}, found
@@ -139,7 +129,7 @@ def test_the_writes_of_each_process_keep_their_order_among_those_of_others(make_
     at_once(*(
         lambda memsync=memsync, n=n: tell_in_turn(memsync, n, 150)
         for n, memsync in enumerate(managers)))
-    at_once(*(lambda memsync=memsync: flushed(memsync) for memsync in managers))
+    at_once(*(lambda memsync=memsync: flush_until_stored(memsync) for memsync in managers))
 
     told = [message["data"].split(b"\n")[2] for message in iter(lambda: listener.get_message(timeout=1), None)]
     turns = {n: [int(body[1:-1].split(b",")[1]) for body in told if body.startswith(b"[%d," % n)] for n in range(3)}

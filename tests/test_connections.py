@@ -6,10 +6,11 @@ import redis as redis_py
 from celery.exceptions import ImproperlyConfigured
 
 from celery_memsync.store.client import CALL_TIMEOUT, CONNECT_TIMEOUT, connect
-
-from .helpers import eventually, free_port
-from .proxy import Proxy
-from .test_coherence import in_background, tell
+from tests.support.proxy import Proxy
+from tests.support.publishing import publish
+from tests.support.redis_server import free_port
+from tests.support.threads import in_background
+from tests.support.waiting import eventually
 
 
 def options_of(client):
@@ -80,7 +81,7 @@ def test_a_read_that_is_under_way_at_shutdown_gets_its_answer(make_memsync, own_
     with Proxy(own_server.port) as proxy:
         memsync = make_memsync(url=proxy.url, cache_size=0)
         other = make_memsync(url=own_server.url, batch_interval=60.0)
-        tell(other, a=1)
+        publish(other, {"a": 1})
         memsync.read("warm")
 
         proxy.hold(b"GET")

@@ -13,8 +13,8 @@ import pytest
 from celery_memsync import InvalidKey
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
-
-from .helpers import ROOT, eventually
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
 QUEUE = "coordination/queue"
 

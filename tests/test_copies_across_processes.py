@@ -11,14 +11,15 @@ import time
 import pytest
 
 from celery_memsync.reading import listener
-
-from .helpers import ROOT, eventually
+from tests.support.paths import ROOT
+from tests.support.publishing import publish
+from tests.support.waiting import eventually
 
 HEAD = """
 import multiprocessing, os, signal, sys, threading, time
 from celery_memsync import MemorySyncManager
 from celery_memsync.reading import listener
-from tests.helpers import eventually
+from tests.support.waiting import eventually
 signal.alarm(30)
 memsync = MemorySyncManager('script', sys.argv[1], batch_interval=60.0)
 
@@ -102,16 +103,10 @@ def redis_url(own_server):
     return own_server.url
 
 
-def tell(memsync, **values):
-    for key, value in values.items():
-        memsync.write(key, value)
-    memsync.force_sync()
-
-
 # -- forks
 
 def test_a_forked_child_has_its_own_cache_and_connections_and_leaves_the_parent_s_alone(redis_url, other):
-    tell(other, a=1)
+    publish(other, {"a": 1})
 
     with Script("""
         eventually(lambda: is_hit('a'))
@@ -130,10 +125,10 @@ def test_a_forked_child_has_its_own_cache_and_connections_and_leaves_the_parent_
         hears(3)
     """, redis_url) as script:
         child_before = script.says()
-        tell(other, a=2)
+        publish(other, {"a": 2})
         child_after = script.says(), script.says()
         parent_before = script.says()
-        tell(other, a=3)
+        publish(other, {"a": 3})
 
         assert (child_before, child_after) == ("before 1", ("after 2", "parent 2"))
         assert (parent_before, script.ends()) == ("before 2", ["after 3"])
@@ -141,11 +136,11 @@ def test_a_forked_child_has_its_own_cache_and_connections_and_leaves_the_parent_
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_a_child_of_multiprocessing_reads_and_hears(tmp_path, redis_url, other, method):
-    tell(other, a=1)
+    publish(other, {"a": 1})
     (tmp_path / "work.py").write_text(textwrap.dedent("""
         def work(memsync, url):
             from celery_memsync import MemorySyncManager
-            from tests.helpers import eventually
+            from tests.support.waiting import eventually
             memsync = memsync or MemorySyncManager('child', url)
             assert eventually(lambda: memsync.read('a')) == 1
             print('before', memsync.read('a'), flush=True)
@@ -164,14 +159,14 @@ def test_a_child_of_multiprocessing_reads_and_hears(tmp_path, redis_url, other, 
         say('parent', memsync.read('a'), child.exitcode)
     """, redis_url) as script:
         before = script.says()
-        tell(other, a=2)
+        publish(other, {"a": 2})
 
         assert before == "before 1"
         assert script.ends() == ["after 2", "parent 2 0"]
 
 
 def test_forks_in_the_middle_of_reads_harm_neither_side(redis_url, other):
-    tell(other, a=1, b=[1])
+    publish(other, {"a": 1, "b": [1]})
 
     with Script("""
         done, wrong, reads = [], [], []
@@ -212,7 +207,7 @@ def test_forks_in_the_middle_of_reads_harm_neither_side(redis_url, other):
 
 @pytest.mark.parametrize("before", [GEVENT, EVENTLET], ids=["gevent", "eventlet"])
 def test_greenlets_read_copies_and_hear_of_changes(redis_url, other, before):
-    tell(other, a=1)
+    publish(other, {"a": 1})
 
     with Script("""
         answers, ticks = [], []
@@ -249,7 +244,7 @@ def test_greenlets_read_copies_and_hear_of_changes(redis_url, other, before):
         memsync.shutdown()
     """, redis_url, before) as script:
         first = script.says()
-        tell(other, a=2)
+        publish(other, {"a": 2})
 
         assert first == "before 1"
         assert script.ends() == ["after 2", "True"]
@@ -257,7 +252,7 @@ def test_greenlets_read_copies_and_hear_of_changes(redis_url, other, before):
 
 @pytest.mark.parametrize("before", [GEVENT, EVENTLET], ids=["gevent", "eventlet"])
 def test_greenlets_are_told_of_killed_connections(redis_url, redis, other, before):
-    tell(other, a=1)
+    publish(other, {"a": 1})
 
     with Script("""
         eventually(lambda: is_hit('a'))
@@ -268,9 +263,9 @@ def test_greenlets_are_told_of_killed_connections(redis_url, redis, other, befor
         ready = script.says()
         for kind in ("pubsub", "normal"):
             redis.client_kill_filter(_type=kind, skipme=True)
-        tell(other, a=2)
+        publish(other, {"a": 2})
         back = script.says()
-        tell(other, a=3)
+        publish(other, {"a": 3})
 
         assert (ready, back) == ("ready", "before 2")
         assert script.ends() == ["after 3"]
@@ -283,7 +278,7 @@ def test_greenlets_are_told_of_killed_connections(redis_url, redis, other, befor
     (("normal", "pubsub"), listener.TRUST + 1, 0),
 ])
 def test_a_process_that_stood_still_does_not_believe_what_is_old(redis_url, redis, other, kinds, seconds, patience):
-    tell(other, a=1, b=1)
+    publish(other, {"a": 1, "b": 1})
 
     with Script("""
         memsync.read_many(['a', 'b'])
@@ -297,11 +292,11 @@ def test_a_process_that_stood_still_does_not_believe_what_is_old(redis_url, redi
         for kind in kinds:
             redis.client_kill_filter(_type=kind, skipme=True)
         time.sleep(seconds)
-        tell(other, a=2, b=2)
+        publish(other, {"a": 2, "b": 2})
         script.process.send_signal(signal.SIGCONT)
         eventually(lambda: script.asked() == "2 2 2", timeout=patience)
 
         assert (ready, before) == ("ready", "1 1 1")
         assert [script.asked() for _ in range(3)] == ["2 2 2"] * 3
-        tell(other, a=3)
+        publish(other, {"a": 3})
         assert eventually(lambda: script.asked() == "3 2 3", timeout=3)

@@ -8,8 +8,8 @@ from celery import Celery
 
 from celery_memsync.fleet.broker_connection import TIMEOUT
 from celery_memsync.fleet.queue_depths import Idleness, QueueDepths
-
-from .helpers import RedisServer, eventually
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

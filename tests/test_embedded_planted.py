@@ -11,8 +11,7 @@ import pytest
 
 from celery_memsync import StoreError
 from celery_memsync.store import client, embedded
-
-from .embedded_processes import FOREIGN_UID, StayingUsers, as_root, begin, disown, refusal_of
+from tests.support.embedded_processes import FOREIGN_UID, StayingUsers, as_root, begin, disown, refusal_of
 
 #: Listens as another user on an inherited socket, and prints the length of what each client sends.
 FOREIGN_SERVER = f"""

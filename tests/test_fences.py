@@ -4,8 +4,7 @@ from __future__ import annotations
 import pytest
 
 from celery_memsync import ConflictError, InvalidValue, LockLost
-
-from .helpers import eventually
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

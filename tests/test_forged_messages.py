@@ -12,9 +12,8 @@ from celery_memsync import MemSync, encoding
 from celery_memsync.fleet import kept_messages, requeue
 from celery_memsync.fleet.kept_messages import KeptMessage, signer_of
 from celery_memsync.signing import SIGNATURE_SIZE, Signer
-
-from .helpers import eventually
-from .support.sender import KEY
+from tests.support.sender import KEY
+from tests.support.waiting import eventually
 
 MARK_ONLY = {"memsync_recover": "mark", "memsync_signing_key": None}
 

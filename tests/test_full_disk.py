@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from celery_memsync import MemorySyncManager, StoreError
-
-from .helpers import ROOT, eventually
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
 #: Size of the disk, in bytes.
 SIZE = 256 * 1024

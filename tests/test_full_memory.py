@@ -6,8 +6,8 @@ import contextlib
 import pytest
 
 from celery_memsync import LockNotAcquired, StoreError
-
-from .helpers import RedisServer, eventually
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from celery_memsync import InvalidKey
 from celery_memsync.globs import matcher
-
-from .helpers import ROOT
+from tests.support.paths import ROOT
 
 LETTERS = "ab-^]/é\U0001f40d"
 SPECIAL = "*?[]^-\\"

@@ -7,8 +7,7 @@ import pytest
 
 from celery_memsync import StoreError, WorkerRecord
 from celery_memsync.fleet.heartbeat import Heartbeat
-
-from .helpers import eventually
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from celery_memsync import exceptions
 from celery_memsync.events import EVENTS
 from celery_memsync.settings import Settings
 from celery_memsync.store import scripts
-
-from .helpers import ROOT
+from tests.support.paths import ROOT
 
 PACKAGE = ROOT / "celery_memsync"
 LUA = PACKAGE / "store" / "lua"

@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from .helpers import eventually
-from .proxy import Proxy
-from .test_coherence import is_hit, tell
+from tests.support.cache_hits import is_hit
+from tests.support.proxy import Proxy
+from tests.support.publishing import publish
+from tests.support.waiting import eventually
 
 
 class Limit(Exception):
@@ -55,7 +56,7 @@ def raise_at(number, act):
 @pytest.mark.parametrize("size, first", [(0, 1), (1000, 1), (1000, 200)])
 def test_a_read_that_was_cut_short_spoils_no_other(own_server, make_memsync, size, first):
     other = make_memsync(url=own_server.url)
-    tell(other, **{f"key-{number}": number for number in range(3000)})
+    publish(other, {f"key-{number}": number for number in range(3000)})
     wrong, struck = [], 0
 
     with SlowProxy(own_server.port) as proxy:

@@ -7,10 +7,9 @@ from collections import Counter
 import pytest
 
 from celery_memsync import InvalidKey, StoreError
-
-from .helpers import free_port
-from .test_budgets import round_trips
-from .test_search import populate
+from tests.support.redis_calls import round_trips
+from tests.support.redis_server import free_port
+from tests.support.samples import populate
 
 
 def test_iter_entries_yields_what_read_entry_returns(memsync, other):

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from .helpers import ROOT, free_port
+from tests.support.paths import ROOT
+from tests.support.redis_server import free_port
 
 HEAD = """
 import gc, multiprocessing, os, signal, sys, threading, time

@@ -9,8 +9,7 @@ import pytest
 
 from celery_memsync import StoreError
 from celery_memsync.reading import listener
-
-from .helpers import eventually
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("hasty")
 

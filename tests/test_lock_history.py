@@ -16,9 +16,9 @@ import pytest
 import redis as redis_py
 
 from celery_memsync.models.entry import StoredEntry
-
-from .helpers import ROOT, eventually
-from .lock_player import TTL
+from tests.support.lock_player import TTL
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
 SECONDS = float(os.environ.get("MEMSYNC_SOAK", "5"))
 SEED = int(os.environ.get("MEMSYNC_SEED", random.SystemRandom().randrange(10 ** 6)))

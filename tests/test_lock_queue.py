@@ -11,9 +11,8 @@ import time
 import pytest
 
 from celery_memsync import LockNotAcquired
-
-from .helpers import eventually
-from .test_budgets import calls_of
+from tests.support.redis_calls import calls_of
+from tests.support.waiting import eventually
 
 WAITER = """
 import sys, time

@@ -4,9 +4,9 @@ from __future__ import annotations
 import pytest
 
 from celery_memsync import MemorySyncManager, StoreError
-
-from .helpers import RedisServer, eventually
-from .test_coherence import in_background
+from tests.support.redis_server import RedisServer
+from tests.support.threads import in_background
+from tests.support.waiting import eventually
 
 KEY = "task-sentinel/locks/{printer}"
 

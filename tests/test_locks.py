@@ -8,9 +8,8 @@ import time
 import pytest
 
 from celery_memsync import InvalidKey, LockLost, LockNotAcquired
-
-from .helpers import eventually
-from .test_budgets import calls_of, round_trips
+from tests.support.redis_calls import calls_of, round_trips
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -6,9 +6,8 @@ import threading
 import pytest
 
 from celery_memsync import StoreError
-
-from .helpers import eventually
-from .proxy import Proxy
+from tests.support.proxy import Proxy
+from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize("wait", [0, 60])

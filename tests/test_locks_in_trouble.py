@@ -11,8 +11,7 @@ import pytest
 
 from celery_memsync import StoreError
 from celery_memsync.locking.lock_service import Owner
-
-from .helpers import eventually
+from tests.support.waiting import eventually
 
 NOWHERE = "redis://127.0.0.1:1/0"
 

@@ -6,9 +6,8 @@ import time
 import pytest
 
 from celery_memsync.models.task import TaskRun
-
-from .helpers import eventually
-from .workers import SILENCE, SimulatedWorker
+from tests.support.simulated_worker import SILENCE, SimulatedWorker
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

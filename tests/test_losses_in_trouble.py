@@ -7,10 +7,9 @@ import time
 import pytest
 
 from celery_memsync.fleet.heartbeat import MAX_RATE
-
-from .helpers import eventually
-from .test_lost_answers import Proxy
-from .workers import INTERVAL, SILENCE, SimulatedWorker
+from tests.support.lossy_proxy import LossyProxy
+from tests.support.simulated_worker import INTERVAL, SILENCE, SimulatedWorker
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -104,7 +103,7 @@ def test_a_new_worker_looks_on_before_it_calls_others_lost(make_worker):
 
 @pytest.mark.parametrize("word, cut", [(b"w2/heartbeat", 2), (b"//{workers}/lost", 2), (b"WorkerLostError", 2)])
 def test_what_redis_did_and_nobody_heard_is_told_once_all_the_same(make_worker, server, redis_url, other, word, cut):
-    proxy = Proxy(server.port)
+    proxy = LossyProxy(server.port)
     silent, watcher = make_worker("w1"), make_worker("w2", url=proxy.url)
     task_ids = [f"t{number}" for number in range(5)]
     for task_id in task_ids:

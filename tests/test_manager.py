@@ -11,8 +11,7 @@ from celery.exceptions import ImproperlyConfigured
 from celery_memsync import Entry, MemorySyncManager, StoreError
 from celery_memsync.keys import Keys
 from celery_memsync.models.task import TaskRun
-
-from .helpers import free_port
+from tests.support.redis_server import free_port
 
 RUN = "0000001700000000000"
 

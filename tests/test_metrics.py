@@ -10,8 +10,7 @@ from celery_memsync import MemorySyncManager
 from celery_memsync.keys import Keys
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
-
-from .helpers import eventually
+from tests.support.waiting import eventually
 
 METRICS = "coordination/metrics"
 

@@ -7,8 +7,7 @@ import time
 import pytest
 
 from celery_memsync.background_loop import BackgroundLoop
-
-from .helpers import eventually
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

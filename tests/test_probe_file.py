@@ -11,8 +11,7 @@ import pytest
 
 from celery_memsync import probe as probe_command
 from celery_memsync.fleet.probe_file import ProbeFile
-
-from .helpers import ROOT
+from tests.support.paths import ROOT
 
 FINE, DEAD, SILENT, IDLE, USAGE = 0, 1, 2, 3, 64
 

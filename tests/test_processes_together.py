@@ -12,8 +12,7 @@ import pytest
 
 from celery_memsync import ConflictError
 from celery_memsync.models.task import TaskRun
-
-from .helpers import ROOT
+from tests.support.paths import ROOT
 
 HOUR = 3600.0
 

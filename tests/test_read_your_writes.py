@@ -10,20 +10,19 @@ import pytest
 from celery_memsync import StoreError
 from celery_memsync.keys import Keys
 from celery_memsync.reading.reader import MAX_READS, CacheableRead
-
-from .helpers import eventually
-from .test_reader import tell_now, ways
+from tests.support.waiting import eventually
+from tests.support.ways import ways, write_now
 
 KEYS = Keys("task-sentinel")
 
 
 @ways
-def test_one_reads_what_one_has_told(memsync, tell, ask):
+def test_one_reads_what_one_has_told(memsync, write, ask):
     answers = []
 
     for number in (1, 2, 3):
         ask(memsync)
-        tell(memsync, number)
+        write(memsync, number)
         answers.append([ask(memsync), ask(memsync)])
         memsync.force_sync()
         answers.append([ask(memsync), ask(memsync)])
@@ -32,17 +31,17 @@ def test_one_reads_what_one_has_told(memsync, tell, ask):
 
 
 @ways
-def test_what_one_has_told_lies_over_what_another_told(memsync, other, tell, ask):
-    tell_now(other, tell, 1)
+def test_what_one_has_told_lies_over_what_another_told(memsync, other, write, ask):
+    write_now(other, write, 1)
     first = ask(memsync)
 
-    tell(memsync, 2)
+    write(memsync, 2)
 
     assert (first, ask(other), ask(memsync)) == (1, 1, 2)
 
 
 def test_what_one_deletes_is_gone_at_once_and_stays_gone(memsync, other):
-    tell_now(other, lambda one: one.write("a", 1))
+    write_now(other, lambda one: one.write("a", 1))
     before = memsync.read("a")
 
     memsync.delete("a")
@@ -87,7 +86,7 @@ def test_while_redis_is_away_one_reads_what_one_has_told(own_server, make_memsyn
 
 def test_what_is_neither_in_redis_nor_in_memory_is_an_error(own_server, make_memsync):
     memsync = make_memsync(url=own_server.url, batch_interval=60.0)
-    tell_now(memsync, lambda one: one.write("b", 1))
+    write_now(memsync, lambda one: one.write("b", 1))
     memsync.read("b")
 
     own_server.kill()

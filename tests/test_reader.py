@@ -10,46 +10,8 @@ from celery_memsync import InvalidKey
 from celery_memsync.keys import STAGE
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
-
-from .helpers import eventually
-
-
-def entry_value(memsync, key):
-    entry = memsync.read_entry(key)
-    return None if entry is None else entry.value
-
-
-def state_field(memsync, name):
-    return (memsync.get_task_state("t1") or {}).get(name)
-
-
-def tell_run(memsync, number):
-    memsync.sync_task_run("t1", TaskRun("STARTED", pid=number), run_key(0, float(number)))
-
-
-#: Ways to tell a number, and to ask for it.
-WAYS = {
-    "read": (lambda one, n: one.write("a", n), lambda one: one.read("a")),
-    "read by full name": (lambda one, n: one.write("a", n), lambda one: one.read("task-sentinel/a")),
-    "read_entry": (lambda one, n: one.write("a", n), lambda one: entry_value(one, "a")),
-    "read_many": (lambda one, n: one.write("a", n), lambda one: one.read_many(["a", "b"])["a"]),
-    "read a state": (lambda one, n: one.sync_task_state("t1", {"x": n}),
-                     lambda one: (one.read("tasks/t1/state") or {}).get("x")),
-    "state": (lambda one, n: one.sync_task_state("t1", {"x": n}), lambda one: state_field(one, "x")),
-    "stage": (tell_run, lambda one: state_field(one, "pid")),
-    "progress": (lambda one, n: one.sync_task_progress("t1", n),
-                 lambda one: (one.get_task_progress("t1") or {}).get("progress")),
-    "agents": (lambda one, n: one.sync_agent_coordination("t1", f"agent-{n}", n),
-               lambda one: len(one.get_task_agents("t1")) or None),
-    "agent": (lambda one, n: one.sync_agent_coordination("t1", "a1", n),
-              lambda one: one.get_agent_coordination("t1", "a1")),
-}
-ways = pytest.mark.parametrize("tell, ask", WAYS.values(), ids=WAYS)
-
-
-def tell_now(memsync, tell, *args):
-    tell(memsync, *args)
-    memsync.force_sync()
+from tests.support.waiting import eventually
+from tests.support.ways import entry_value, ways, write_now
 
 
 def commands(redis, act):
@@ -71,8 +33,8 @@ def hits_of(memsync, act):
 # -- hits
 
 @ways
-def test_what_was_read_once_costs_nothing_the_second_time(memsync, other, redis, tell, ask):
-    tell_now(other, tell, 1)
+def test_what_was_read_once_costs_nothing_the_second_time(memsync, other, redis, write, ask):
+    write_now(other, write, 1)
     first, cost = commands(redis, lambda: ask(memsync))
 
     second, nothing = eventually(lambda: (answer := commands(redis, lambda: ask(memsync)))[1] == 0 and answer)
@@ -83,8 +45,8 @@ def test_what_was_read_once_costs_nothing_the_second_time(memsync, other, redis,
 
 
 @ways
-def test_nearly_all_further_reads_are_hits(memsync, other, tell, ask):
-    tell_now(other, tell, 1)
+def test_nearly_all_further_reads_are_hits(memsync, other, write, ask):
+    write_now(other, write, 1)
     ask(memsync)
 
     hits, misses = hits_of(memsync, lambda: [ask(memsync) for _ in range(300)])
@@ -94,22 +56,22 @@ def test_nearly_all_further_reads_are_hits(memsync, other, tell, ask):
 
 
 @ways
-def test_that_a_thing_is_not_there_is_remembered_until_it_is(memsync, other, redis, tell, ask):
+def test_that_a_thing_is_not_there_is_remembered_until_it_is(memsync, other, redis, write, ask):
     first = ask(memsync)
 
     _, nothing = eventually(lambda: (answer := commands(redis, lambda: ask(memsync)))[1] == 0 and answer)
-    tell_now(other, tell, 1)
+    write_now(other, write, 1)
 
     assert (first, nothing) == (None, 0)
     assert eventually(lambda: ask(memsync), timeout=2) == 1
 
 
 @ways
-def test_what_another_process_tells_is_read_in_a_moment(memsync, other, tell, ask):
+def test_what_another_process_tells_is_read_in_a_moment(memsync, other, write, ask):
     answers = []
 
     for number in (1, 2, 3, 4):
-        tell_now(other, tell, number)
+        write_now(other, write, number)
         answers.append(eventually(lambda: ask(memsync) == number and ask(memsync), timeout=2))
 
     assert answers == [1, 2, 3, 4]
@@ -138,7 +100,7 @@ def test_what_another_process_deletes_is_gone_in_a_moment(memsync, other, ask, g
 
 
 def test_reads_are_counted_as_hits_misses_and_those_that_ask_redis_anyway(memsync, other):
-    tell_now(other, lambda one: one.write("a", 1))
+    write_now(other, lambda one: one.write("a", 1))
 
     memsync.read("a")
     memsync.read("b")
@@ -288,7 +250,7 @@ def test_it_is_the_caller_s_and_the_setting_s_to_say_how_old_a_copy_may_be(
     make_memsync, other, redis, ask, settings, options, cost,
 ):
     memsync = make_memsync(**settings)
-    tell_now(other, lambda one: one.write("a", 1))
+    write_now(other, lambda one: one.write("a", 1))
 
     def age_and_ask():
         first = ask(memsync)
@@ -321,7 +283,7 @@ def test_a_key_that_is_none_is_refused_also_if_copies_are_there(memsync, key):
 def test_clearing_the_cache_forgets_all_and_tells_how_much(memsync, other):
     told = []
     memsync.on("cache-cleared", lambda **details: told.append(details))
-    tell_now(other, lambda one: one.write("a", 1))
+    write_now(other, lambda one: one.write("a", 1))
     memsync.read_many(["a", "b"])
     memsync.get_task_state("t1")
 

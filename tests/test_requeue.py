@@ -8,9 +8,8 @@ from kombu import Exchange, Queue
 
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
-
-from .helpers import eventually
-from .support.sender import LOSS
+from tests.support.sender import LOSS
+from tests.support.waiting import eventually
 
 
 @pytest.mark.parametrize("conf, options, recoveries, kept", [

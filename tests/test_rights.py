@@ -10,11 +10,10 @@ import redis as redis_py
 from celery_memsync import MemorySyncManager, StoreError
 from celery_memsync.store.acl import CHANNELS, COMMANDS, KEYS, rules
 from celery_memsync.store.embedded import find_server
-
-from .helpers import ROOT, RedisServer, eventually
-from .topologies import system_server
-
-NAMESPACE = "task-sentinel"
+from tests.support.paths import ROOT
+from tests.support.redis_server import RedisServer
+from tests.support.samples import NAMESPACE, use_everything
+from tests.support.topologies import system_server
 
 
 @pytest.fixture(scope="module", params=["of the wheel", "of the system"])
@@ -45,41 +44,6 @@ def refusals(server):
     """Return what Redis refused, but for the version that redis-py tells of itself."""
     told = [str(row["object"]) for row in server.client().acl_log()]
     return [what for what in told if what not in ("client", "client|setinfo")]
-
-
-def use_everything(memsync, other):
-    """Call everything that asks Redis for something of its own."""
-    heard = []
-    memsync.subscribe("*", lambda key, value: heard.append(key))
-    memsync.sync_task_state("t1", {"status": "STARTED"})
-    memsync.sync_task_progress("t1", 10)
-    memsync.sync_agent_coordination("t1", "a1", {"x": 1})
-    memsync.sync_worker_status("w1", "busy")
-    memsync.sync_queue({"pending": ["q1"]})
-    memsync.sync_metrics({"total": 1})
-    memsync.increment_metrics(total=1, runtime=0.5)
-    memsync.sync_assignments({"w1": ["t1"]})
-    memsync.write("own", 1)
-    memsync.update_heartbeat()
-    memsync.force_sync(timeout=5)
-    memsync.enqueue("q2")
-    assert [memsync.dequeue(), memsync.complete("q1")] == ["q1", True]
-    with memsync.lock("l1") as lock:
-        lock.extend(20)
-        assert [one.name for one in memsync.locks()] == ["l1"]
-        assert not other.lock("l1", wait=0.1).acquire()
-    assert other.get_task_state("t1")["status"] == "STARTED"
-    assert other.search("own") == other.search("ow*") == [f"{NAMESPACE}/own"]
-    assert f"{NAMESPACE}/own" in [entry.key for entry in other.iter_entries()]
-    assert [other.get_task_agents("t1"), other.read("own"), other.get_queue()["pending"]] == [["a1"], 1, ["q2"]]
-    assert other.get_coordination_metrics()["total"] == 2
-    assert other.get_tasks(limit=5)
-    other.store.beat_worker("w2", b"{}", 10.0)
-    other.store.keep_messages("abcdefgh", {"r1": b"{}"}, 10.0)
-    other.store.keep_messages("abcdefgh", {"r1": None}, 10.0)
-    memsync.delete("own")
-    memsync.force_sync(timeout=5)
-    eventually(lambda: f"{NAMESPACE}/own" in heard)
 
 
 def test_everything_works_with_the_rights_that_are_told_and_nothing_is_refused(guarded, grant):

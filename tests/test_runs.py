@@ -11,8 +11,7 @@ from celery_memsync import MemSync
 from celery_memsync.integration.runs import ActiveRun, timestamp
 from celery_memsync.writing.changes import DeferredChange
 from celery_memsync.writing.writer import YOUNG
-
-from .helpers import eventually
+from tests.support.waiting import eventually
 
 KEY = "0001795366095325"
 

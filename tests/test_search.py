@@ -9,29 +9,11 @@ import pytest
 
 from celery_memsync import InvalidKey, InvalidValue
 from celery_memsync.models.task import TaskRun
-
-from .helpers import eventually, free_port
+from tests.support.redis_server import free_port
+from tests.support.samples import populate
+from tests.support.waiting import eventually
 
 NAMES = "task-sentinel//{keys}"
-
-
-def populate(memsync):
-    """Tell something of everything there is."""
-    memsync.sync_task_state("t1", {"x": 1})
-    memsync.sync_task_progress("t1", 50)
-    memsync.sync_agent_coordination("t1", "coder", 1)
-    memsync.sync_agent_coordination("t1", "tester", None)
-    memsync.sync_task_run("t2", TaskRun(status="PENDING"))
-    memsync.sync_agent_coordination("t3", "coder", {})
-    memsync.sync_task_progress("t4", 0)
-    memsync.sync_worker_status("w1", "idle")
-    memsync.sync_worker_capacity("w1", 0)
-    memsync.update_heartbeat()
-    memsync.sync_queue({"pending": ["t2"]})
-    memsync.sync_metrics({"count": 1})
-    memsync.sync_assignments({"w1": ["t1"]})
-    for key in ("a", "a/b", "tasks/t1/note", "tasks/t1/notes/1", "tasks/alone", "coordination/plan", "workers", "é"):
-        memsync.write(key, None)
 
 
 FOUND = {

@@ -12,8 +12,8 @@ from celery.exceptions import ImproperlyConfigured
 
 from celery_memsync import MemorySyncManager, MemSync, StoreError
 from celery_memsync.settings import Settings
-
-from .helpers import ROOT, RedisServer, free_port
+from tests.support.paths import ROOT
+from tests.support.redis_server import RedisServer, free_port
 
 SECRET = "hunter2-geheim"
 PASSWORD = "p@ss:w/ör d;&#?"

@@ -15,8 +15,8 @@ from celery_memsync.keys import Keys
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun, describe_exception
 from celery_memsync.signing import SIGNATURE_SIZE
-
-from .helpers import ROOT, eventually
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
 KEYS = Keys("task-sentinel")
 

@@ -11,9 +11,9 @@ from redis.retry import Retry
 
 from celery_memsync import MemorySyncManager, StoreError
 from celery_memsync.store.client import connect
-
-from .helpers import eventually, free_port
-from .topologies import Replicated, SentinelServer, ask
+from tests.support.redis_server import free_port
+from tests.support.topologies import Replicated, SentinelServer, ask
+from tests.support.waiting import eventually
 
 #: Tasks that are written to while the master is killed.
 TASKS = 20

@@ -9,8 +9,7 @@ from celery_memsync.keys import STAGE, Keys
 from celery_memsync.models.order import rank_of, run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store import EntryWrite
-
-from .helpers import eventually
+from tests.support.waiting import eventually
 
 #: What is published, two deliveries of it, and a retry of the first.
 RUNS = {"p": run_key(0, 1), "a": run_key(0, 2), "b": run_key(0, 3), "c": run_key(1, 2.5)}

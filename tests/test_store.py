@@ -13,6 +13,7 @@ from celery_memsync.models.entry import Header, StoredEntry
 from celery_memsync.store import EntryWrite, Store, ms, scripts
 from celery_memsync.store.client import connect
 from celery_memsync.store.errors import explain
+from tests.support.publishing import published
 
 keys = Keys("task-sentinel")
 A = keys.place("a")
@@ -44,15 +45,6 @@ def write(place=A, body=b"1", *, seen="*", run="", rank="-", serial=1, ttl_ms=60
     return EntryWrite(place, seen, run, rank, fence, now, ttl_ms, serial, body)
 
 
-def published(redis, act):
-    with redis.pubsub() as listener:
-        listener.psubscribe("*")
-        listener.get_message(timeout=5)
-        act()
-        messages = iter(lambda: listener.get_message(timeout=0.1), None)
-        return [(message["channel"], message["data"]) for message in messages if message["type"] == "pmessage"]
-
-
 def outcomes(store, *writes):
     return [(outcome.status, outcome.version) for outcome in store.write_entries(writes)]
 
@@ -60,20 +52,20 @@ def outcomes(store, *writes):
 def test_an_entry_is_stored_versioned_told_and_given_its_ttl(store, redis):
     one = write(body=b"[1]")
 
-    told = published(redis, lambda: store.write_entries([one]))
+    messages = published(redis, lambda: store.write_entries([one]))
 
     stored = store.read_entries([A])[0]
     lag = stored.header.lag
     assert stored == StoredEntry(Header(1, "-", "-", 0, one.time, 60_000, lag, "tokenone.1", "worker of tokenone"), b"[1]")
     assert 0 <= lag < 5_000
     assert 0 < redis.pttl(A.key) <= 60_000
-    assert told == [(b"0:" + A.path.encode(), b"1\n" + redis.get(A.key).strip(b"\n"))]
+    assert messages == [("0:" + A.path, b"1\n" + redis.get(A.key).strip(b"\n"))]
 
 
 def test_what_is_told_is_the_slot_and_what_is_stored(store, redis):
     ((channel, data),) = published(redis, lambda: store.write_entries([write(STATE, b"{}")]))
 
-    assert channel == b"0:" + STATE.path.encode()
+    assert channel == "0:" + STATE.path
     assert data.startswith(b"2\n1 - - 0 ")
     assert data[2:] == redis.get(STATE.key).strip(b"\n")
 
@@ -82,10 +74,10 @@ def test_a_batch_sent_twice_is_stored_and_told_once(store, redis):
     batch = [write(A, serial=1), write(STATE, b"{}", seen="0", serial=2), write(LIFE, b"[]", seen="run", run=RUN_1,
                                                                                 rank="2", serial=3)]
 
-    told = published(redis, lambda: [store.write_entries(batch), store.write_entries(batch)])
+    messages = published(redis, lambda: [store.write_entries(batch), store.write_entries(batch)])
 
-    assert len([channel for channel, _ in told if b"/coordination/" not in channel]) == 3
-    assert len(told) == 5
+    assert len([channel for channel, _ in messages if "/coordination/" not in channel]) == 3
+    assert len(messages) == 5
     assert [store.read_entries([one.place])[0].header.version for one in batch] == [1, 1, 1]
 
 

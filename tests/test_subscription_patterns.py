@@ -6,8 +6,8 @@ import time
 import pytest
 
 from celery_memsync import InvalidKey
-
-from .test_subscriptions import Ear, cut_off, tell
+from tests.support.ear import Ear, cut_off
+from tests.support.publishing import publish
 
 PATTERNS = [
     ("a", ["b", "a/b", "aa"], ["a"]),
@@ -36,7 +36,7 @@ def test_a_pattern_is_a_glob_of_redis_over_full_keys(memsync, other, pattern, ot
     ear = Ear(memsync, pattern)
 
     for key in [*others, *matching]:
-        tell(other, {key: {"x": 1}})
+        publish(other, {key: {"x": 1}})
 
     ear.hears(matching[-1], {"x": 1})
     assert ear.heard == [(key, {"x": 1}) for key in matching]
@@ -75,7 +75,7 @@ def test_namespaces_and_databases_do_not_mix(memsync, make_memsync, redis_url):
     ears = [Ear(foreigner, invalidate=False) for foreigner in foreigners[2:]]
 
     for number, foreigner in enumerate([*foreigners, memsync]):
-        tell(foreigner, {"a": number})
+        publish(foreigner, {"a": number})
 
     for one, number in zip([*ears, ear], (2, 3, 4)):
         one.hears("a", number)
@@ -85,7 +85,7 @@ def test_namespaces_and_databases_do_not_mix(memsync, make_memsync, redis_url):
 
 @pytest.mark.parametrize("pattern", ["a//b", "a/", "/a", "a]b", "task-sentinel/", "x" * 600, r"a\\", "tasks//state"])
 def test_a_pattern_that_no_key_can_match_harms_no_other(memsync, other, redis, pattern):
-    tell(other, {"a": 1, "b": 1})
+    publish(other, {"a": 1, "b": 1})
     try:
         memsync.subscribe(pattern, print)
     except InvalidKey:
@@ -93,7 +93,7 @@ def test_a_pattern_that_no_key_can_match_harms_no_other(memsync, other, redis, p
     ear = Ear(memsync)
 
     cut_off(memsync, redis)
-    tell(other, {"b": 2})
+    publish(other, {"b": 2})
 
     ear.hears("b", 2)
     assert ear.heard == [("b", 2)]
@@ -103,7 +103,7 @@ def test_a_pattern_of_many_stars_does_not_hold_up_the_process(memsync, other):
     hard, ear = Ear(memsync, "*-*-*-*-*-*-*x"), Ear(memsync)
     started = time.monotonic()
 
-    tell(other, {"-".join(["ab"] * 75): 1, "end": 1})
+    publish(other, {"-".join(["ab"] * 75): 1, "end": 1})
 
     ear.hears("end", 1)
     assert time.monotonic() - started < 10

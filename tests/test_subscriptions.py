@@ -3,89 +3,16 @@ from __future__ import annotations
 
 import functools
 import threading
-import time
 
 import pytest
 
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
+from tests.support.ear import Ear, short
+from tests.support.publishing import publish
+from tests.support.waiting import eventually
 
-from .helpers import eventually
-
-#: What an ear notes for a key that was invalidated.
-GONE = "gone"
 RUN = run_key(0, 1_700_000_000.0)
-
-
-class Ear:
-    """Subscribes, and notes what it is told; it can be kept busy."""
-
-    def __init__(self, memsync, pattern="*", invalidate=True):
-        self.heard = []
-        self.versions = []
-        self.free = threading.Event()
-        self.free.set()
-        self.id = memsync.subscribe(pattern, self.on_change, self.on_invalidate if invalidate else None)
-
-    def on_change(self, key, value, entry):
-        assert key == entry.key and value == entry.value
-        self.versions.append((short(key), entry.version))
-        self.heard.append((short(key), value))
-        self.free.wait(60)
-
-    def on_invalidate(self, key):
-        self.heard.append((short(key), GONE))
-
-    def of(self, key):
-        return [value for heard, value in self.heard if heard == key]
-
-    def hears(self, key, value):
-        """Return when the last that was heard of a key is that value."""
-        eventually(lambda: self.of(key)[-1:] == [value], message=f"{key} is not {value!r}: {self.of(key)[-5:]}")
-
-    def keep_busy(self, teller):
-        """Return when the handler is at work, where it stays until ``free`` is set."""
-        self.free.clear()
-        tell(teller, {"busy": True})
-        self.hears("busy", True)
-
-    def never_goes_back(self):
-        """Whether the versions of each key only grow."""
-        latest = {}
-        for key, version in self.versions:
-            if version <= latest.get(key, 0):
-                return False
-            latest[key] = version
-        return True
-
-
-def short(key):
-    assert key.startswith("task-sentinel/")
-    return key.removeprefix("task-sentinel/")
-
-
-def tell(memsync, values, **options):
-    """Write values, so that they are in Redis."""
-    for key, value in values.items():
-        memsync.write(key, value, **options)
-    memsync.force_sync(timeout=20)
-
-
-def caught_up(memsync, since=0.0):
-    """Return when a manager has read, after a monotonic time, all that is there, and has heard all since."""
-    services = memsync._open()
-    eventually(lambda: all(
-        not one.look and since < one.found_at < services.link.heard_at for one in services.subscriptions._all()))
-
-
-def cut_off(memsync, redis, meanwhile=lambda: None):
-    """Cut the connection on which a manager hears, once all is quiet; return when it has caught up again."""
-    caught_up(memsync)
-    line, cut_at = memsync._open().link._line, time.monotonic()
-    assert redis.client_kill_filter(_type="pubsub")
-    meanwhile()
-    eventually(lambda: memsync._open().link._line not in (line, None))
-    caught_up(memsync, since=cut_at)
 
 
 TELLINGS = [
@@ -153,7 +80,7 @@ def test_an_entry_says_who_wrote_what_and_when(memsync, other):
     entries = []
     memsync.subscribe("a", lambda key, value, entry: entries.append(entry))
 
-    tell(other, {"a": {"x": 1}}, ttl=50)
+    publish(other, {"a": {"x": 1}}, ttl=50)
 
     eventually(lambda: entries)
     assert entries == [other.read_entry("a", consistent=True)]
@@ -161,10 +88,10 @@ def test_an_entry_says_who_wrote_what_and_when(memsync, other):
 
 
 def test_what_was_there_before_is_not_told(memsync, other):
-    tell(other, {"a": 1, "b": 1})
+    publish(other, {"a": 1, "b": 1})
     ear = Ear(memsync)
 
-    tell(other, {"b": 2, "c": 1})
+    publish(other, {"b": 2, "c": 1})
 
     ear.hears("c", 1)
     assert ear.heard == [("b", 2), ("c", 1)]
@@ -175,7 +102,7 @@ def test_own_writes_are_told_when_they_are_in_redis_and_not_before(memsync, othe
     memsync.subscribe("*", lambda key, value: told.append((short(key), value, other.read(key, consistent=True))))
 
     memsync.write("mine", 1)
-    tell(other, {"theirs": 2})
+    publish(other, {"theirs": 2})
     eventually(lambda: told)
     before = list(told)
     memsync.force_sync()
@@ -228,7 +155,7 @@ def test_a_handler_gets_the_entry_if_it_takes_three_arguments(memsync, other, ma
     calls = []
     memsync.subscribe("a", make(calls))
 
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
 
     eventually(lambda: calls)
     assert calls == [count]
@@ -237,8 +164,8 @@ def test_a_handler_gets_the_entry_if_it_takes_three_arguments(memsync, other, ma
 def test_every_subscription_is_told_once_however_they_overlap(memsync, other):
     ears = [Ear(memsync, pattern) for pattern in ("a", "a", "*", "[a]", "task-sentinel/*", "*")]
 
-    tell(other, {"a": 1})
-    tell(other, {"a": 2})
+    publish(other, {"a": 1})
+    publish(other, {"a": 2})
 
     for ear in ears:
         ear.hears("a", 2)
@@ -250,7 +177,7 @@ def test_what_a_handler_does_to_a_value_is_not_seen_by_others(memsync, other):
     memsync.subscribe("a", lambda key, value: (value["list"].append(2), spoilt.set()))
     memsync.subscribe("a", lambda key, value, entry: spoilt.wait(10) and told.append((value, entry.value)))
 
-    tell(other, {"a": {"list": [1]}})
+    publish(other, {"a": {"list": [1]}})
 
     eventually(lambda: told)
     assert told == [({"list": [1]}, {"list": [1]})]
@@ -269,11 +196,11 @@ def test_a_handler_that_is_not_callable_is_refused_at_once(memsync, handlers):
 
 def test_after_unsubscribe_nothing_is_told(memsync, other):
     ear, rest = Ear(memsync, "a"), Ear(memsync)
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
     ear.hears("a", 1)
 
     answers = [memsync.unsubscribe(ear.id), memsync.unsubscribe(ear.id), memsync.unsubscribe("nobody")]
-    tell(other, {"a": 2})
+    publish(other, {"a": 2})
 
     rest.hears("a", 2)
     assert answers == [True, False, False]
@@ -286,7 +213,7 @@ def test_a_handler_may_unsubscribe_itself(memsync, other):
     ids.append(memsync.subscribe("*", lambda key, value: (told.append(value), memsync.unsubscribe(ids[0]))))
     rest = Ear(memsync)
 
-    tell(other, {"a": 1, "b": 2, "c": 3})
+    publish(other, {"a": 1, "b": 2, "c": 3})
 
     rest.hears("c", 3)
     eventually(lambda: memsync.get_metrics()["subscriptions"] == 1)
@@ -299,7 +226,7 @@ def test_an_id_is_never_given_twice(memsync, other):
     new = Ear(memsync, "a")
 
     answer = memsync.unsubscribe(old.id)
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
 
     assert not answer
     new.hears("a", 1)
@@ -312,7 +239,7 @@ def test_events_and_metrics_tell_of_subscriptions(memsync, other):
 
     ear = Ear(memsync, "a")
     counts = [memsync.get_metrics()["subscriptions"]]
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
     ear.hears("a", 1)
     memsync.unsubscribe(ear.id)
     counts.append(memsync.get_metrics()["subscriptions"])

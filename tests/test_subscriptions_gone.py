@@ -5,9 +5,9 @@ import pytest
 
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
-
-from .helpers import eventually
-from .test_subscriptions import GONE, Ear, tell
+from tests.support.ear import GONE, Ear
+from tests.support.publishing import publish
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("hasty")
 
@@ -26,7 +26,7 @@ SHORT_LIVED = {
 
 def until_over(ear, teller):
     """Return when something was told of and is over that was to live for a second and a half."""
-    tell(teller, {"brief": 1}, ttl=1.5)
+    publish(teller, {"brief": 1}, ttl=1.5)
     ear.hears("brief", GONE)
 
 
@@ -35,11 +35,11 @@ def until_over(ear, teller):
 def test_a_delete_is_told_once(memsync, other, key):
     ear, beside = Ear(memsync), []
     memsync.subscribe(key, on_invalidate=beside.append)
-    tell(other, {key: {"x": 1}})
+    publish(other, {key: {"x": 1}})
     eventually(lambda: ear.of(key))
 
     other.delete(key)
-    tell(other, {"end": 1})
+    publish(other, {"end": 1})
 
     ear.hears("end", 1)
     assert [value for value in ear.of(key) if value == GONE] == [GONE]
@@ -51,10 +51,10 @@ def test_a_delete_is_told_once(memsync, other, key):
 def test_versions_go_on_after_a_delete(memsync, other):
     ear = Ear(memsync, "a")
 
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
     other.delete("a")
     other.force_sync()
-    tell(other, {"a": 2})
+    publish(other, {"a": 2})
 
     ear.hears("a", 2)
     assert ear.versions[-1] == ("a", 3)
@@ -101,10 +101,10 @@ def test_the_end_of_what_was_there_before_is_told(memsync, other):
 
 def test_a_ttl_that_was_made_shorter_counts(memsync, other):
     ear = Ear(memsync, "a")
-    tell(other, {"a": 1}, ttl=3600)
+    publish(other, {"a": 1}, ttl=3600)
     ear.hears("a", 1)
 
-    tell(other, {"a": 2}, ttl=0.5)
+    publish(other, {"a": 2}, ttl=0.5)
 
     ear.hears("a", GONE)
     assert ear.of("a") == [1, 2, GONE]
@@ -112,9 +112,9 @@ def test_a_ttl_that_was_made_shorter_counts(memsync, other):
 
 def test_a_ttl_that_was_made_longer_counts(memsync, other):
     ear = Ear(memsync)
-    tell(other, {"a": 1}, ttl=1)
+    publish(other, {"a": 1}, ttl=1)
 
-    tell(other, {"a": 2}, ttl=60)
+    publish(other, {"a": 2}, ttl=60)
 
     until_over(ear, other)
     assert GONE not in ear.of("a")
@@ -139,7 +139,7 @@ def test_what_is_told_again_to_live_longer_is_not_over(memsync, other, key, act)
 def test_what_was_deleted_is_not_over_once_more(make_memsync):
     memsync = make_memsync(batch_interval=60.0, default_ttl=1.0)
     ear = Ear(memsync)
-    tell(memsync, {"a": 1})
+    publish(memsync, {"a": 1})
     memsync.delete("a")
     memsync.force_sync()
 
@@ -152,10 +152,10 @@ def test_what_was_deleted_is_not_over_once_more(make_memsync):
 def test_what_is_over_and_written_anew_is_told_as_gone_and_new(memsync, other):
     ear = Ear(memsync, "a")
     for value in (1, 2):
-        tell(other, {"a": value}, ttl=0.5)
+        publish(other, {"a": value}, ttl=0.5)
     ear.hears("a", GONE)
 
-    tell(other, {"a": "new"})
+    publish(other, {"a": "new"})
 
     ear.hears("a", "new")
     assert ear.of("a")[-2:] == [GONE, "new"]
@@ -165,11 +165,11 @@ def test_what_is_over_and_written_anew_is_told_as_gone_and_new(memsync, other):
 def test_what_was_lost_unseen_and_written_anew_is_told_as_gone_and_new(memsync, other, redis):
     ear = Ear(memsync, "a")
     for value in (1, 2, 3):
-        tell(other, {"a": value})
+        publish(other, {"a": value})
     ear.hears("a", 3)
 
     redis.delete("task-sentinel/a")
-    tell(other, {"a": "new"})
+    publish(other, {"a": "new"})
 
     ear.hears("a", "new")
     assert ear.of("a")[-2:] == [GONE, "new"]
@@ -178,7 +178,7 @@ def test_what_was_lost_unseen_and_written_anew_is_told_as_gone_and_new(memsync, 
 @pytest.mark.parametrize("command", ["FLUSHALL", "FLUSHDB"])
 def test_a_redis_that_was_emptied_by_hand_is_noticed(memsync, other, redis, command):
     ear = Ear(memsync)
-    tell(other, {"a": 1, "b": 1})
+    publish(other, {"a": 1, "b": 1})
     ear.hears("b", 1)
 
     redis.execute_command(command)
@@ -189,7 +189,7 @@ def test_a_redis_that_was_emptied_by_hand_is_noticed(memsync, other, redis, comm
 
 def test_a_redis_that_is_emptied_as_soon_as_somebody_listens_is_noticed(memsync, other, redis):
     for key in "abcdefghij":
-        tell(other, {key: 1})
+        publish(other, {key: 1})
         with memsync.watch(key) as watch:
             redis.flushall()
 
@@ -202,7 +202,7 @@ def test_what_is_over_before_a_busy_handler_got_it_ends_as_gone(memsync, other):
     ear, quick = Ear(memsync), Ear(memsync)
     ear.keep_busy(other)
 
-    tell(other, {"a": 1}, ttl=0.5)
+    publish(other, {"a": 1}, ttl=0.5)
     quick.hears("a", GONE)
     ear.free.set()
 
@@ -212,12 +212,12 @@ def test_what_is_over_before_a_busy_handler_got_it_ends_as_gone(memsync, other):
 def test_what_is_over_and_written_anew_while_the_handler_is_busy_is_told_as_gone_first(memsync, other):
     ear, quick = Ear(memsync), Ear(memsync)
     for value in (1, 2, 3):
-        tell(other, {"a": value}, ttl=1)
+        publish(other, {"a": value}, ttl=1)
     ear.hears("a", 3)
     ear.keep_busy(other)
 
     quick.hears("a", GONE)
-    tell(other, {"a": "new"})
+    publish(other, {"a": "new"})
     quick.hears("a", "new")
     ear.free.set()
 
@@ -228,13 +228,13 @@ def test_what_is_over_and_written_anew_while_the_handler_is_busy_is_told_as_gone
 def test_what_was_lost_and_written_anew_while_the_handler_is_busy_is_told_as_gone_first(memsync, other, redis):
     ear, quick = Ear(memsync), Ear(memsync)
     for value in (1, 2, 3):
-        tell(other, {"a": value})
+        publish(other, {"a": value})
     ear.hears("a", 3)
     ear.keep_busy(other)
 
     redis.delete("task-sentinel/a")
     for value in ("new", "newer"):
-        tell(other, {"a": value})
+        publish(other, {"a": value})
         quick.hears("a", value)
     ear.free.set()
 
@@ -244,11 +244,11 @@ def test_what_was_lost_and_written_anew_while_the_handler_is_busy_is_told_as_gon
 
 def test_what_is_deleted_while_the_handler_is_busy_ends_as_gone(memsync, other):
     ear, quick = Ear(memsync), Ear(memsync)
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
     ear.hears("a", 1)
     ear.keep_busy(other)
 
-    tell(other, {"a": 2})
+    publish(other, {"a": 2})
     other.delete("a")
     other.force_sync()
     quick.hears("a", GONE)

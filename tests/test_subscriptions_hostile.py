@@ -6,9 +6,9 @@ import time
 import pytest
 
 from celery_memsync.keys import Keys
-
-from .helpers import eventually
-from .test_subscriptions import Ear, cut_off, tell
+from tests.support.ear import Ear, cut_off
+from tests.support.publishing import publish
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("hasty")
 
@@ -59,7 +59,7 @@ def test_what_somebody_else_publishes_stops_no_subscriber(memsync, other, redis,
     for number, message in enumerate(MESSAGES[kind], 1):
         for channel in CHANNELS:
             redis.publish(b"0:task-sentinel/" + channel, message.replace(HEADER, header(number)))
-    tell(other, {"end": 1})
+    publish(other, {"end": 1})
 
     ear.hears("end", 1)
     everything.hears("end", 1)
@@ -86,8 +86,8 @@ def test_a_message_that_claims_to_be_of_the_future_does_not_hide_what_is_true(me
     future = b"1\n99 - - 0 4102444800000 60000 0 x.1 w\n\"forged\""
 
     redis.publish("0:task-sentinel/a", future)
-    tell(other, {"a": 1})
-    tell(other, {"end": 1})
+    publish(other, {"a": 1})
+    publish(other, {"end": 1})
 
     ear.hears("end", 1)
     assert ear.of("a")[-1:] == [1]
@@ -106,11 +106,11 @@ def test_a_message_that_claims_to_be_of_the_future_does_not_hide_what_is_true(me
 def test_garbage_in_the_indexes_does_not_keep_who_was_cut_off_from_catching_up(memsync, other, redis, spoil):
     other.sync_task_state("t1", {"x": 1})
     other.sync_worker_status("w1", "up")
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
     spoil(redis)
     ear = Ear(memsync)
 
-    cut_off(memsync, redis, meanwhile=lambda: tell(other, {"a": 2}))
+    cut_off(memsync, redis, meanwhile=lambda: publish(other, {"a": 2}))
 
     ear.hears("a", 2)
     assert "task-sentinel/a" in memsync.search("*")

@@ -15,9 +15,11 @@ import pytest
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.reading import subscriptions
-
-from .helpers import ROOT, RedisServer, eventually
-from .test_subscriptions import GONE, Ear, caught_up, cut_off, tell
+from tests.support.ear import GONE, Ear, caught_up, cut_off
+from tests.support.paths import ROOT
+from tests.support.publishing import publish
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("hasty")
 
@@ -61,7 +63,7 @@ def set_the_scene(other):
     other.sync_task_state("t2", {"x": 1})
     other.sync_agent_coordination("t1", "coder", 1)
     other.sync_worker_status("w1", "up")
-    tell(other, {"moved": 1, "unmoved": 1, "deleted": 1})
+    publish(other, {"moved": 1, "unmoved": 1, "deleted": 1})
 
 
 def until_it_has_tried_often(memsync):
@@ -86,7 +88,7 @@ def test_after_a_broken_connection_what_moved_on_is_told_once_and_nothing_else(m
     ear.heard.clear()
 
     cut_off(memsync, redis, meanwhile=lambda: moved_on(other))
-    tell(other, {"end": 1})
+    publish(other, {"end": 1})
 
     ear.hears("end", 1)
     for key, told in MOVES.items():
@@ -107,7 +109,7 @@ def test_a_task_of_which_a_part_was_deleted_has_not_moved_on(memsync, other, red
     ear.heard.clear()
 
     cut_off(memsync, redis)
-    tell(other, {"end": 1})
+    publish(other, {"end": 1})
 
     ear.hears("end", 1)
     assert ear.of("tasks/t1/state") == []
@@ -115,9 +117,9 @@ def test_a_task_of_which_a_part_was_deleted_has_not_moved_on(memsync, other, red
 
 def test_what_was_told_is_invalidated_once_when_the_connection_is_lost(pair, own_server):
     memsync, other = pair
-    tell(other, {"before": 1})
+    publish(other, {"before": 1})
     ear = Ear(memsync)
-    tell(other, {"a": 1, "b": 1})
+    publish(other, {"a": 1, "b": 1})
     ear.hears("b", 1)
     caught_up(memsync)
 
@@ -129,7 +131,7 @@ def test_what_was_told_is_invalidated_once_when_the_connection_is_lost(pair, own
 
 
 def test_a_copy_that_cannot_be_trusted_any_more_is_invalidated(memsync, other, redis):
-    tell(other, {"a": 1, "b": 1})
+    publish(other, {"a": 1, "b": 1})
     ear, beside = Ear(memsync, "a"), Ear(memsync, "b", invalidate=False)
     memsync.read("a")
     memsync.read("b")
@@ -143,11 +145,11 @@ def test_a_copy_that_cannot_be_trusted_any_more_is_invalidated(memsync, other, r
 def test_a_connection_that_breaks_during_the_first_look_loses_nothing(memsync, other, redis):
     for number in range(6000):
         other.sync_task_state(f"t{number}", {"x": 1})
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
     ear = Ear(memsync)
 
     redis.client_kill_filter(_type="pubsub")
-    tell(other, {"a": 2})
+    publish(other, {"a": 2})
 
     eventually(lambda: ear.of("a") == [2], timeout=60)
 
@@ -165,8 +167,8 @@ def test_connections_that_break_again_and_again_lose_nothing(pair, own_server):
     cutting = threading.Thread(target=cut)
     cutting.start()
     for number in range(2000):
-        tell(other, {keys[number % 5]: number})
-    tell(other, dict.fromkeys(keys, "last"))
+        publish(other, {keys[number % 5]: number})
+    publish(other, dict.fromkeys(keys, "last"))
     stop.set()
     cutting.join()
 
@@ -180,14 +182,14 @@ def test_connections_that_break_again_and_again_lose_nothing(pair, own_server):
 
 def test_who_subscribes_while_redis_is_away_is_told_of_all_there_is_when_it_is_back(make_memsync, lasting):
     other = make_memsync(url=lasting.url, batch_interval=60.0)
-    tell(other, {"a": 1, "b": 1})
+    publish(other, {"a": 1, "b": 1})
     lasting.stop()
     memsync = make_memsync(url=lasting.url)
     ear = Ear(memsync)
 
     lasting.start()
     caught_up(memsync)
-    tell(other, {"end": 1})
+    publish(other, {"end": 1})
 
     ear.hears("end", 1)
     assert sorted(ear.heard[:-1]) == [("a", 1), ("b", 1)]
@@ -216,7 +218,7 @@ def test_what_changes_after_subscribe_has_given_up_waiting_is_told(pair, own_ser
     monkeypatch.setattr(subscriptions, "CONFIRM_TIMEOUT", 0.01)
 
     ear = Ear(memsync, "a")
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
 
     ear.hears("a", 1)
 
@@ -234,7 +236,7 @@ def test_after_a_restart_with_its_data_what_moved_on_is_told_once_and_nothing_el
     lasting.start()
     moved_on(other)
     caught_up(memsync, since=stopped_at)
-    tell(other, {"end": 1})
+    publish(other, {"end": 1})
 
     ear.hears("end", 1)
     for key, told in MOVES.items():
@@ -243,16 +245,16 @@ def test_after_a_restart_with_its_data_what_moved_on_is_told_once_and_nothing_el
 
 def test_after_a_restart_without_its_data_what_was_there_is_invalidated_and_then_what_is_new_is_told(pair, own_server):
     memsync, other = pair
-    tell(other, {"before": 1})
+    publish(other, {"before": 1})
     ear = Ear(memsync)
     for value in range(3):
-        tell(other, {"a": value, "b": value})
+        publish(other, {"a": value, "b": value})
     ear.hears("b", 2)
     caught_up(memsync)
 
     own_server.kill()
     own_server.start()
-    tell(other, {"b": "new"})
+    publish(other, {"b": "new"})
 
     for key in ("before", "a"):
         ear.hears(key, GONE)
@@ -263,11 +265,11 @@ def test_after_a_restart_without_its_data_what_was_there_is_invalidated_and_then
 def test_a_redis_that_is_back_with_older_data_is_believed(make_memsync, lasting):
     memsync, other = make_memsync(url=lasting.url), make_memsync(url=lasting.url, batch_interval=60.0)
     ear = Ear(memsync)
-    tell(other, {"a": "old"})
+    publish(other, {"a": "old"})
     with lasting.client() as redis:
         redis.save()
     for number in range(3):
-        tell(other, {"a": number})
+        publish(other, {"a": number})
     ear.hears("a", 2)
 
     lasting.kill()
@@ -281,13 +283,13 @@ def test_a_redis_that_is_back_with_older_data_is_believed(make_memsync, lasting)
 def test_a_redis_that_is_paused_loses_nothing(pair, own_server, seconds):
     memsync, other = pair
     ear = Ear(memsync)
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
     ear.hears("a", 1)
 
     with own_server.client() as redis:
         redis.client_pause(int(seconds * 1000))
     late = Ear(memsync)
-    tell(other, {"a": 2, "b": 2})
+    publish(other, {"a": 2, "b": 2})
 
     for one in (ear, late):
         one.hears("a", 2)
@@ -325,15 +327,15 @@ def test_who_hangs_until_redis_cuts_it_off_ends_at_the_last_value(make_memsync, 
     process, output = hanging
     other, redis = make_memsync(url=own_server.url, batch_interval=60.0), own_server.client()
     redis.config_set("client-output-buffer-limit", "pubsub 65536 0 0")
-    tell(other, {"a": "first", "unmoved": "first"})
+    publish(other, {"a": "first", "unmoved": "first"})
     eventually(lambda: output.read_text().count("first") == 2)
 
     process.send_signal(signal.SIGSTOP)
     for number in range(500):
-        tell(other, {"a": f"{number:05}" + "x" * 200_000})
+        publish(other, {"a": f"{number:05}" + "x" * 200_000})
         if not redis.client_list(_type="pubsub"):
             break
-    tell(other, {"a": "final", "b": "final"})
+    publish(other, {"a": "final", "b": "final"})
     process.send_signal(signal.SIGCONT)
     eventually(lambda: output.read_text().count("final") == 2, timeout=30)
     process.stdin.close()

@@ -6,10 +6,10 @@ import itertools
 import pytest
 
 from celery_memsync.reading import listener, subscription, subscriptions
-
-from .helpers import eventually
-from .proxy import LISTENER, Proxy
-from .test_subscriptions import GONE, Ear, tell
+from tests.support.ear import GONE, Ear
+from tests.support.proxy import LISTENER, Proxy
+from tests.support.publishing import publish
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_what_changes_before_redis_hears_of_a_pattern_is_told(slow, other, serve
     proxy.hold_questions(LISTENER)
     ear = Ear(memsync, "a")
     until_all_was_read(memsync, "x")
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
     proxy.release()
 
     ear.hears("a", 1)
@@ -60,7 +60,7 @@ def test_an_earlier_confirmation_of_the_same_pattern_is_none(slow, other, redis)
     ear = Ear(memsync, "a")
     proxy.release_answers()
     until_all_was_read(memsync, "x")
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
     proxy.release()
 
     ear.hears("a", 1)
@@ -69,7 +69,7 @@ def test_an_earlier_confirmation_of_the_same_pattern_is_none(slow, other, redis)
 def test_a_deletion_that_is_found_before_it_is_heard_of_is_told_once(slow, other):
     proxy, memsync = slow
     ear = Ear(memsync, "*")
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
     ear.hears("a", 1)
 
     proxy.hold(LISTENER)
@@ -78,7 +78,7 @@ def test_a_deletion_that_is_found_before_it_is_heard_of_is_told_once(slow, other
     memsync._open().subscriptions.on_emptied()
     ear.hears("a", GONE)
     proxy.release()
-    tell(other, {"end": 1})
+    publish(other, {"end": 1})
 
     ear.hears("end", 1)
     assert ear.of("a") == [1, GONE]
@@ -90,10 +90,10 @@ def test_a_deletion_that_is_found_before_it_is_heard_of_is_told_once(slow, other
 def busy(memsync, other, monkeypatch):
     """An ear that has heard of some keys, and is at work now; little may wait for it."""
     monkeypatch.setattr(subscription, "MAX_WAITING", 3)
-    tell(other, {"found": 1, "found-too": 1})
+    publish(other, {"found": 1, "found-too": 1})
     ear = Ear(memsync)
     for value in (0, 1):
-        tell(other, {f"told/{number}": value for number in range(6)})
+        publish(other, {f"told/{number}": value for number in range(6)})
     for number in range(6):
         ear.hears(f"told/{number}", 1)
     ear.keep_busy(other)
@@ -103,13 +103,13 @@ def busy(memsync, other, monkeypatch):
 
 def test_nothing_is_lost_when_more_waits_than_may(busy, memsync, other, redis):
     quick = Ear(memsync)
-    tell(other, {f"new/{number}": 1 for number in range(10)})
+    publish(other, {f"new/{number}": 1 for number in range(10)})
     for key in ("told/0", "told/1", "found"):
         other.delete(key)
     other.force_sync()
     redis.delete("task-sentinel/told/2")
-    tell(other, {"told/2": "reborn", "told/3": 2, "told/4": 2})
-    tell(other, {"told/3": 3, "told/1": "again", "found-too": 2})
+    publish(other, {"told/2": "reborn", "told/3": 2, "told/4": 2})
+    publish(other, {"told/3": 3, "told/1": "again", "found-too": 2})
     quick.hears("found-too", 2)
     busy.free.set()
 
@@ -122,9 +122,9 @@ def test_nothing_is_lost_when_more_waits_than_may(busy, memsync, other, redis):
 
 def test_what_is_over_or_was_lost_while_more_waits_than_may_is_told_as_gone(busy, memsync, other, redis):
     quick = Ear(memsync)
-    tell(other, {f"new/{number}": 1 for number in range(10)})
-    tell(other, {"told/0": 2, "told/1": 2}, ttl=0.5)
-    tell(other, {"told/2": 2})
+    publish(other, {f"new/{number}": 1 for number in range(10)})
+    publish(other, {"told/0": 2, "told/1": 2}, ttl=0.5)
+    publish(other, {"told/2": 2})
     redis.delete("task-sentinel/told/2")
     quick.hears("told/0", GONE)
     quick.hears("told/1", GONE)
@@ -139,7 +139,7 @@ def test_what_waits_for_a_handler_that_hangs_is_bounded(busy, memsync, other):
     waiting = subscription_of(memsync, busy)
     quick = Ear(memsync)
     for number in range(50):
-        tell(other, {f"short-lived/{number}": "x" * 1000})
+        publish(other, {f"short-lived/{number}": "x" * 1000})
         other.delete(f"short-lived/{number}")
         other.force_sync()
     quick.hears("short-lived/49", GONE)
@@ -147,7 +147,7 @@ def test_what_waits_for_a_handler_that_hangs_is_bounded(busy, memsync, other):
     assert waiting.waiting <= 4
     assert memsync.get_metrics()["skipped"] >= 45
     busy.free.set()
-    tell(other, {"end": 1})
+    publish(other, {"end": 1})
     busy.hears("end", 1)
 
 
@@ -155,7 +155,7 @@ def test_what_was_skipped_is_counted_beyond_the_end_of_a_subscription(memsync, o
     ear, quick = Ear(memsync), Ear(memsync)
     ear.keep_busy(other)
     for number in range(10):
-        tell(other, {"a": number})
+        publish(other, {"a": number})
         quick.hears("a", number)
     before = memsync.get_metrics()["skipped"]
 
@@ -184,7 +184,7 @@ def test_a_flood_of_messages_keeps_nobody_from_subscribing(memsync, other, redis
     late = Ear(memsync, "a")
     heard = listening.hears("task-sentinel/a")
     flooding.clear()
-    tell(other, {"a": 1, "flood": 1})
+    publish(other, {"a": 1, "flood": 1})
 
     late.hears("a", 1)
     ear.hears("flood", 1)

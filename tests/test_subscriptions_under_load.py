@@ -8,8 +8,11 @@ import threading
 
 import pytest
 
-from .helpers import ROOT, eventually, free_port
-from .test_subscriptions import Ear, short, tell
+from tests.support.ear import Ear, short
+from tests.support.paths import ROOT
+from tests.support.publishing import publish
+from tests.support.redis_server import free_port
+from tests.support.waiting import eventually
 
 
 def our_threads():
@@ -32,7 +35,7 @@ def test_a_slow_handler_delays_only_itself_and_gets_the_newest(memsync, other):
     slow.keep_busy(other)
 
     for number in range(20):
-        tell(other, {"a": number})
+        publish(other, {"a": number})
         quick.hears("a", number)
     slow.free.set()
 
@@ -46,8 +49,8 @@ def test_a_key_that_changes_all_the_time_has_its_turn_with_a_slow_handler(memsyn
     quick = Ear(memsync)
 
     for number in range(10):
-        tell(other, {"restless": number, f"calm-{number}": 1})
-        tell(other, {"restless": f"{number} again"})
+        publish(other, {"restless": number, f"calm-{number}": 1})
+        publish(other, {"restless": f"{number} again"})
         quick.hears("restless", f"{number} again")
         eventually(lambda: len(told) > number)
         turn.release()
@@ -69,9 +72,9 @@ def test_a_handler_that_raises_is_logged_and_all_else_goes_on(memsync, other, ca
     memsync.subscribe("*", broken, broken)
     ear = Ear(memsync)
 
-    tell(other, {"a": 1, "b": 1})
+    publish(other, {"a": 1, "b": 1})
     other.delete("a")
-    tell(other, {"c": 1})
+    publish(other, {"c": 1})
 
     ear.hears("c", 1)
     eventually(lambda: "task-sentinel/c" in calls)
@@ -83,7 +86,7 @@ def test_an_event_handler_that_raises_does_not_keep_a_change_from_anybody(memsyn
     memsync.on("change", lambda **details: 1 / 0)
     ear = Ear(memsync)
 
-    tell(other, {"a": 1, "b": 2})
+    publish(other, {"a": 1, "b": 2})
 
     ear.hears("b", 2)
     assert ear.heard == [("a", 1), ("b", 2)]
@@ -100,7 +103,7 @@ def test_who_subscribes_again_and_again_misses_nothing(memsync, other):
             one = memsync.subscribe("a", lambda key, value: told.append(value))
             with turn:
                 number = next(numbers)
-                tell(other, {"a": number})
+                publish(other, {"a": number})
             try:
                 eventually(lambda: told and told[-1] >= number)
             except AssertionError:
@@ -133,7 +136,7 @@ def test_who_subscribes_while_all_is_moving_ends_at_the_last_value(make_memsync)
     run_all([lambda one=one, pattern=pattern: subscribe(one, pattern) for one in readers for pattern in ("*", "a/*")])
     stop.set()
     moving.join()
-    tell(writer, dict.fromkeys(keys, "last"))
+    publish(writer, dict.fromkeys(keys, "last"))
 
     assert len(ears) == 32
     for ear in ears:
@@ -158,7 +161,7 @@ def test_a_read_in_a_handler_is_never_older_than_what_is_told(memsync, other):
     reading = threading.Thread(target=read)
     reading.start()
     for number in range(300):
-        tell(other, {"a": number})
+        publish(other, {"a": number})
     eventually(lambda: told[-1:] == [299])
     stop.set()
     reading.join()
@@ -173,7 +176,7 @@ def test_shutdown_ends_all_threads(make_memsync):
     memsync = make_memsync()
     ears = [Ear(memsync, pattern) for pattern in ("*", "a", "b/*")]
     watch = memsync.watch("*")
-    tell(memsync, {"a": 1})
+    publish(memsync, {"a": 1})
     ears[0].hears("a", 1)
     running = our_threads()
 
@@ -231,21 +234,21 @@ def in_child(act):
 
 def test_a_forked_child_has_no_subscriptions_and_its_parents_go_on(memsync, other):
     ear, child = Ear(memsync), []
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
     ear.hears("a", 1)
 
     def of_child():
         before = memsync.get_metrics()["subscriptions"]
         known = memsync.unsubscribe(ear.id)
         own = Ear(memsync, "from-child")
-        tell(memsync, {"from-child": 1})
+        publish(memsync, {"from-child": 1})
         own.hears("from-child", 1)
         heard = list(ear.heard)
         memsync.shutdown()
         return before, known, own.heard, heard
 
     child.append(in_child(of_child))
-    tell(other, {"b": 2})
+    publish(other, {"b": 2})
 
     ear.hears("b", 2)
     assert child == [repr((0, False, [("from-child", 1)], [("a", 1)]))]

@@ -12,8 +12,7 @@ from celery_memsync.conflicts import Resolvers
 from celery_memsync.events import EVENTS
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
-
-from .helpers import eventually
+from tests.support.waiting import eventually
 
 #: What is told holds this, so that it can be looked for in Redis.
 MARK = "told-8c1f"

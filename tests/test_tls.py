@@ -4,9 +4,9 @@ from __future__ import annotations
 import pytest
 
 from celery_memsync import MemorySyncManager, StoreError
-
-from .helpers import RedisServer, eventually, free_port
-from .topologies import ask, certificates, free_pair, system_server
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.topologies import ask, certificates, free_pair, system_server
+from tests.support.waiting import eventually
 
 
 class TLSServer(RedisServer):

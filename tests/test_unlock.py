@@ -6,8 +6,7 @@ import threading
 import pytest
 
 from celery_memsync import InvalidKey, InvalidValue, LockLost
-
-from .helpers import eventually
+from tests.support.waiting import eventually
 
 
 def test_a_lock_that_was_taken_away_goes_to_who_waits_and_its_holder_is_told(make_memsync):

@@ -7,9 +7,9 @@ import threading
 import pytest
 
 from celery_memsync import InvalidKey, InvalidValue, MemorySyncManager
-
-from .helpers import eventually
-from .test_subscriptions import Ear, cut_off, short, tell
+from tests.support.ear import Ear, cut_off, short
+from tests.support.publishing import publish
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("hasty")
 
@@ -35,7 +35,7 @@ def test_a_watch_is_an_iterator_over_changes_as_they_come(memsync, other):
     watch = memsync.watch("a/*")
 
     for value in (1, 2, 3):
-        tell(other, {"b": 0, f"a/{value}": value})
+        publish(other, {"b": 0, f"a/{value}": value})
 
     changes = [next(watch) for _ in range(3)]
     assert [(short(change.key), change.value) for change in changes] == [("a/1", 1), ("a/2", 2), ("a/3", 3)]
@@ -54,10 +54,10 @@ def test_a_change_is_key_value_and_entry(memsync, other):
 
 
 def test_what_was_there_before_is_not_told_and_own_writes_are(memsync, other):
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
     watch = memsync.watch("*")
 
-    tell(memsync, {"b": 2})
+    publish(memsync, {"b": 2})
 
     assert short(watch.get(timeout=10).key) == "b"
     assert watch.get(timeout=0.1) is None
@@ -66,7 +66,7 @@ def test_what_was_there_before_is_not_told_and_own_writes_are(memsync, other):
 def test_only_the_newest_of_each_key_waits(memsync, other):
     watch, ear = memsync.watch("*"), Ear(memsync)
     for value in range(10):
-        tell(other, {"a": value, "b": value})
+        publish(other, {"a": value, "b": value})
     ear.hears("b", 9)
 
     changes = [watch.get(timeout=5), watch.get(timeout=5), watch.get(timeout=0)]
@@ -82,7 +82,7 @@ def test_only_the_newest_of_each_key_waits(memsync, other):
 ])
 def test_the_end_of_a_key_is_a_change_without_a_value(memsync, other, end):
     watch = memsync.watch("a")
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
     first = watch.get(timeout=10)
 
     end(other)
@@ -96,11 +96,11 @@ def test_the_end_of_a_key_is_a_change_without_a_value(memsync, other, end):
 def test_a_key_that_was_gone_meanwhile_is_told_as_gone_before_it_is_told_as_new(memsync, other, redis):
     watch, ear = memsync.watch("a"), Ear(memsync)
     for value in range(3):
-        tell(other, {"a": value})
+        publish(other, {"a": value})
         assert watch.get(timeout=10).value == value
 
     redis.delete("task-sentinel/a")
-    tell(other, {"a": "new"})
+    publish(other, {"a": "new"})
     ear.hears("a", "new")
 
     changes = [watch.get(timeout=5), watch.get(timeout=5)]
@@ -111,9 +111,9 @@ def test_a_key_that_was_gone_meanwhile_is_told_as_gone_before_it_is_told_as_new(
 # -- time
 
 def test_a_loop_ends_when_nothing_changes_for_its_timeout(memsync, other):
-    tell(other, {"before": 0})
+    publish(other, {"before": 0})
     watch = memsync.watch("*", timeout=1.5)
-    tell(other, {"a": 1, "b": 2})
+    publish(other, {"a": 1, "b": 2})
 
     got = [change.value for change in watch]
 
@@ -125,7 +125,7 @@ def test_a_loop_that_has_ended_can_go_on(memsync, other):
     first = list(watch)
     ear = Ear(memsync)
 
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
     ear.hears("a", 1)
 
     assert first == []
@@ -148,7 +148,7 @@ def test_a_watch_waits_for_a_change_however_long_that_may_take(memsync, other, t
     getting.start()
 
     for value in (1, 2):
-        tell(other, {"a": value})
+        publish(other, {"a": value})
         eventually(lambda: len(got) == value)
 
     assert got == [1, 2]
@@ -181,7 +181,7 @@ def test_a_loop_ends_when_another_thread_ends_the_watch(memsync, other, end, con
     watch = memsync.watch("*")
     waiting = [Consumer(watch) for _ in range(consumers)]
     for number in range(10):
-        tell(other, {f"a/{number}": number})
+        publish(other, {f"a/{number}": number})
     eventually(lambda: sum(len(one.got) for one in waiting) == 10)
 
     end(memsync, watch)
@@ -195,7 +195,7 @@ def test_every_change_goes_to_one_of_those_that_share_a_watch(memsync, other):
     watch = memsync.watch("*")
     sharing = [Consumer(watch) for _ in range(4)]
 
-    tell(other, {f"a/{number}": number for number in range(200)})
+    publish(other, {f"a/{number}": number for number in range(200)})
 
     eventually(lambda: sum(len(one.got) for one in sharing) == 200)
     assert sorted(value for one in sharing for _, value in one.got) == list(range(200))
@@ -212,7 +212,7 @@ def test_who_shares_a_watch_does_not_wait_for_one_that_is_slow(memsync, other):
     threads = [threading.Thread(target=consume, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
-    tell(other, {"a": 1, "b": 2, "c": 3})
+    publish(other, {"a": 1, "b": 2, "c": 3})
 
     eventually(lambda: sorted(got) == [1, 2, 3])
     slow.set()
@@ -232,7 +232,7 @@ def test_a_watch_ends_with_its_block(memsync, other):
 
 def test_what_waits_when_a_watch_ends_is_not_told(memsync, other):
     watch, ear = memsync.watch("*"), Ear(memsync)
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
     ear.hears("a", 1)
 
     watch.close()
@@ -257,12 +257,12 @@ def test_events_tell_of_watches(memsync):
 
 def test_a_watch_tells_after_a_broken_connection_what_moved_on(memsync, other, redis):
     watch = memsync.watch("*")
-    tell(other, {"a": 1, "unmoved": 1, "gone": 1})
+    publish(other, {"a": 1, "unmoved": 1, "gone": 1})
     before = [watch.get(timeout=10).value for _ in range(3)]
 
     def move_on():
         other.delete("gone")
-        tell(other, {"a": 2})
+        publish(other, {"a": 2})
 
     cut_off(memsync, redis, meanwhile=move_on)
 
@@ -278,7 +278,7 @@ def test_a_watch_that_is_waited_for_outlives_a_restart_of_redis(make_memsync, ow
 
     own_server.stop()
     own_server.start()
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
 
     eventually(lambda: consumer.got == [("a", 1)])
     consumer.watch.close()
@@ -304,7 +304,7 @@ def test_a_watch_keeps_the_manager_alive_that_made_it(redis_url, other):
     watch = MemorySyncManager("nobody-keeps-it", url=redis_url).watch("a", timeout=10)
     gc.collect()
 
-    tell(other, {"a": 1})
+    publish(other, {"a": 1})
 
     assert next(watch).value == 1
     watch.close()

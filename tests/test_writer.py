@@ -7,18 +7,8 @@ import uuid
 import pytest
 
 from celery_memsync import StoreError
-
-from .helpers import eventually
-
-
-def published(redis, act):
-    """Return the paths of which something is told while ``act`` runs."""
-    with redis.pubsub() as listener:
-        listener.psubscribe("*")
-        listener.get_message(timeout=5)
-        act()
-        messages = iter(lambda: listener.get_message(timeout=0.2), None)
-        return [message["channel"].decode().partition(":")[2] for message in messages if message["type"] == "pmessage"]
+from tests.support.publishing import published
+from tests.support.waiting import eventually
 
 
 def evalshas(redis):
@@ -68,9 +58,9 @@ def test_many_changes_of_one_key_are_one_write(memsync, redis):
         memsync.sync_task_progress("t1", number / 10)
         memsync.sync_task_state("t1", {"number": number, f"field-{number % 10}": number})
         memsync.write("a", number)
-    channels = published(redis, memsync.force_sync)
+    channels = [channel for channel, _ in published(redis, memsync.force_sync)]
 
-    assert sorted(channels) == [
+    assert sorted(channel.partition(":")[2] for channel in channels) == [
         "task-sentinel/a", "task-sentinel/tasks/t1/progress", "task-sentinel/tasks/t1/state"]
     assert evalshas(redis) <= 2  # one more where the script had to be taught
     assert memsync.get_metrics()["writes"] == 3

@@ -9,8 +9,8 @@ from celery_memsync import StoreError
 from celery_memsync.keys import Keys
 from celery_memsync.models.task import TaskRun
 from celery_memsync.writing.changes import DeferredChange
-
-from .helpers import eventually
+from tests.support.publishing import published
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -26,16 +26,6 @@ def away(make_memsync, own_server):
 def hasty(make_memsync, own_server):
     """A manager that does not wait long for an answer."""
     return make_memsync(url=own_server.url, batch_interval=60.0, backend_options={"socket_timeout": 0.3})
-
-
-def published(redis, act):
-    """Return what is told while ``act`` runs."""
-    with redis.pubsub() as listener:
-        listener.psubscribe("*")
-        listener.get_message(timeout=5)
-        act()
-        messages = iter(lambda: listener.get_message(timeout=0.3), None)
-        return [message["channel"].decode() for message in messages if message["type"] == "pmessage"]
 
 
 # -- away
@@ -166,7 +156,7 @@ def test_a_script_that_redis_forgot_is_taught_again(memsync, other, redis):
     redis.script_flush()
     for number in range(250):
         memsync.write(f"key-{number}", number)
-    channels = published(redis, memsync.force_sync)
+    channels = [channel for channel, _ in published(redis, memsync.force_sync)]
 
     assert len(channels) == len(set(channels)) == 250
     assert other.read("key-249") == 249
@@ -187,9 +177,9 @@ def test_a_batch_whose_answer_was_lost_is_stored_once(hasty, own_server):
     with own_server.client() as redis:
         own_server.resume()
         eventually(lambda: redis.exists(Keys("task-sentinel").task("t1")))
-        channels = published(redis, hasty.force_sync)
+        messages = published(redis, hasty.force_sync)
 
-    assert channels == []
+    assert messages == []
     assert hasty.read_entry("a").version == 2
     assert hasty.read_entry("tasks/t1/state").version == 1
     assert hasty.read_entry("tasks/t1/progress").version == 1

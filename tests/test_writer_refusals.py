@@ -5,8 +5,7 @@ import pytest
 
 from celery_memsync import StoreError
 from celery_memsync.keys import Keys
-
-from .helpers import eventually
+from tests.support.waiting import eventually
 
 TASK = Keys("task-sentinel").task("t1")
 

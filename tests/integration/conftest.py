@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import pytest
 
-from ..helpers import RedisServer
-from .fleet import Fleet
+from tests.support.fleet import Fleet
+from tests.support.redis_server import RedisServer
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from ..helpers import eventually, free_port
-from .shell import Shell, one_line, plain
+from tests.support.redis_server import free_port
+from tests.support.shell import Shell, one_line, plain
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_task_shows_all_that_is_known(shell, sent):
 
     assert "FAILURE" in shown
     assert "ValueError: the cup is empty" in shown
-    assert "tests.integration.tasks.fail" in shown
+    assert "tests.support.tasks.fail" in shown
 
 
 def test_task_as_json_is_what_get_task_returns(shell, fleet, sent):
@@ -189,7 +190,7 @@ def test_no_redis_anywhere_is_exit_code_78_and_one_line(make_fleet):
 
 
 def test_the_commands_work_for_an_app_that_has_only_the_setting(shell, sent):
-    shown = json.loads(plain(shell.run("tasks", "--json", app="tests.integration.bare")))
+    shown = json.loads(plain(shell.run("tasks", "--json", app="tests.support.bare")))
 
     assert {task["id"] for task in shown} == {result.id for result in sent.values()}
 

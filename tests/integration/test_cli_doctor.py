@@ -9,9 +9,9 @@ from celery_memsync import encoding
 from celery_memsync.cli.doctor import examine_redis
 from celery_memsync.models.worker import WorkerRecord
 from celery_memsync.store.acl import rules
-
-from ..helpers import eventually, free_port
-from .shell import Shell, plain
+from tests.support.redis_server import free_port
+from tests.support.shell import Shell, plain
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

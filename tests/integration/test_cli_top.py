@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from ..helpers import free_port
-from .shell import Shell, one_line
-from .terminal import Terminal
+from tests.support.redis_server import free_port
+from tests.support.shell import Shell, one_line
+from tests.support.terminal import Terminal
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import threading
 import pytest
 
 from celery_memsync.locking.lock_service import Owner
-
-from ..helpers import eventually
-from .shell import Shell, one_line, plain
+from tests.support.shell import Shell, one_line, plain
+from tests.support.waiting import eventually
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ from dataclasses import asdict
 
 import pytest
 
-from ..helpers import eventually, free_port
-from .shell import Shell, one_line, plain
+from tests.support.redis_server import free_port
+from tests.support.shell import Shell, one_line, plain
+from tests.support.waiting import eventually
 
 #: Every command.
 COMMANDS = (
@@ -81,7 +82,7 @@ def test_workers_of_one_status_are_shown(shell, status, count):
 def test_worker_shows_what_it_runs_and_consumes(shell, fleet):
     shown = plain(shell.run("workers", fleet.workers[0].name))
 
-    assert f"task {fleet.busy.id}  tests.integration.tasks.sleep" in shown
+    assert f"task {fleet.busy.id}  tests.support.tasks.sleep" in shown
     assert f"queue {fleet.name}" in shown
     assert "celery-memsync" in shown
 

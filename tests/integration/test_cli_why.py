@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from ..helpers import eventually
-from .shell import Shell, plain
+from tests.support.shell import Shell, plain
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +60,11 @@ def test_of_a_task_that_nobody_told_of_that_is_said(shell):
 
 
 def test_a_task_that_a_lock_holds_back_names_it(make_fleet):
-    fleet = make_fleet(include=["tests.integration.lock_tasks"])
+    fleet = make_fleet(include=["tests.support.lock_tasks"])
     fleet.start_worker("-c", "1")
     held = fleet.reader.lock("the-lock", ttl=60)
     held.acquire()
-    result = fleet.app.send_task("tests.integration.lock_tasks.try_again", ("the-lock",))
+    result = fleet.app.send_task("tests.support.lock_tasks.try_again", ("the-lock",))
     fleet.wait(result, "RETRY", "RECEIVED")
     shell = Shell(fleet.env())
 

@@ -11,7 +11,8 @@ from datetime import datetime, timezone
 import celery
 import pytest
 
-from ..helpers import ROOT, eventually
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
 EMPTY = {"pending": [], "processing": []}
 

@@ -8,8 +8,7 @@ import time
 import pytest
 
 from celery_memsync.store.client import CALL_TIMEOUT
-
-from ..helpers import eventually
+from tests.support.waiting import eventually
 
 #: Seconds that a worker may take to end without us.
 CELERYS_OWN = 4.0
@@ -245,7 +244,7 @@ def test_a_worker_ends_within_seconds_although_redis_is_away(make_fleet, own_mem
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGQUIT"])
 def test_a_worker_ends_with_the_exit_code_that_it_has_without_this_package(make_fleet, how):
     fleet = make_fleet()
-    plain, ours = fleet.worker(app="tests.integration.bare", memsync_backend=None), fleet.worker()
+    plain, ours = fleet.worker(app="tests.support.bare", memsync_backend=None), fleet.worker()
     plain.start()
     ours.start()
 

@@ -9,10 +9,9 @@ import pytest
 from celery_memsync import ConflictError, StoreError
 from celery_memsync.reading.cache import EntryCache
 from celery_memsync.store.clock import Clock
-
-from ..helpers import eventually
-from .histories import CLOCKS, History
-from .model import run, show
+from tests.support.histories import CLOCKS, History
+from tests.support.model import run, show
+from tests.support.waiting import eventually
 
 SEED = os.environ.get("MEMSYNC_SEED", "1")
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ..helpers import eventually
+from tests.support.waiting import eventually
 
 CALLS = 10_000
 

@@ -10,8 +10,8 @@ import celery
 import pytest
 from celery import chain, chord, group
 
-from ..helpers import eventually
-from .fleet import TASKS
+from tests.support.fleet import TASKS
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")

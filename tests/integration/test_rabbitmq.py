@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from ..helpers import eventually
-from ..rabbit import SERVER, RabbitServer
-from .fleet import Fleet
-from .test_prefork import *  # noqa: F401,F403
+from tests.integration.test_prefork import *  # noqa: F401,F403
+from tests.support.fleet import Fleet
+from tests.support.rabbitmq_server import SERVER, RabbitServer
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.skipif(SERVER is None, reason="no rabbitmq-server here; install it to run these")
 

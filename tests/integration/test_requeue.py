@@ -7,7 +7,7 @@ import signal
 import pytest
 from celery import chord, group
 
-from ..helpers import eventually
+from tests.support.waiting import eventually
 
 #: Of the fleets of these tests, in seconds.
 INTERVAL, TTL = 0.3, 1.5

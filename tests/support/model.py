@@ -2,7 +2,7 @@
 
 Usage::
 
-    python -m tests.integration.model --seconds 60 --processes 8 --seed 1 --faults kill,restart
+    python -m tests.support.model --seconds 60 --processes 8 --seed 1 --faults kill,restart
 """
 from __future__ import annotations
 
@@ -22,10 +22,9 @@ from typing import NamedTuple
 import redis
 
 from celery_memsync import MemorySyncManager
-
-from ..helpers import RedisServer
-from .actors import keys_of, work
-from .histories import History, Violation
+from tests.support.actors import keys_of, work
+from tests.support.histories import History, Violation
+from tests.support.redis_server import RedisServer
 
 #: Longest that a copy is believed without a sign of life, as documented, and room for a busy machine; in seconds.
 TRUST, ROOM = 3.0, 2.0

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 
-from ..helpers import ROOT, eventually
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
 
 class Shell:
@@ -19,7 +20,7 @@ class Shell:
     def __init__(self, env):
         self.env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
 
-    def run(self, *args, app="tests.integration.proj", **env):
+    def run(self, *args, app="tests.support.proj", **env):
         """Run a command of the app; return what came of it."""
         return subprocess.run(
             self._command(app, args), env={**self.env, **env}, cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -27,7 +28,7 @@ class Shell:
     def start(self, *args, **options):
         """Start a command that goes on; its output is unbuffered."""
         return Running(subprocess.Popen(
-            self._command("tests.integration.proj", args), env=self.env, cwd=ROOT, text=True,
+            self._command("tests.support.proj", args), env=self.env, cwd=ROOT, text=True,
             # Where the tests themselves run in the background Ctrl-C is ignored, and that is inherited.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}))

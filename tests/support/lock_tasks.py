@@ -9,8 +9,7 @@ from celery import shared_task
 from celery.exceptions import Ignore, Reject
 
 from celery_memsync import LockNotAcquired, MemSync
-
-from .tasks import note
+from tests.support.tasks import note
 
 #: Bound to no app: in a worker the locks are those of the app whose task runs.
 memsync = MemSync()

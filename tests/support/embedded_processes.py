@@ -11,8 +11,8 @@ import pytest
 
 from celery_memsync import StoreError
 from celery_memsync.store import embedded
-
-from .helpers import ROOT, eventually
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
 #: User id of an account without rights.
 FOREIGN_UID = 65534

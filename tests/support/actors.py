@@ -11,8 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from celery_memsync import ConflictError, MemorySyncManager, StoreError
-
-from ..helpers import eventually
+from tests.support.waiting import eventually
 
 #: What is done, and how often.
 OPERATIONS = {

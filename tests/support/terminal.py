@@ -12,7 +12,8 @@ import threading
 
 import pyte
 
-from ..helpers import ROOT, eventually
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
 
 class Terminal:
@@ -34,7 +35,7 @@ class Terminal:
         self._set_size(*size)
         self.before = termios.tcgetattr(theirs)
         self.process = subprocess.Popen(
-            shell._command("tests.integration.proj", args), stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT,
+            shell._command("tests.support.proj", args), stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT,
             env={**shell.env, "TERM": "xterm-256color", "COLUMNS": "", "LINES": "", "NO_COLOR": "", **env},
             start_new_session=True, preexec_fn=_take_terminal)
         self._theirs = theirs

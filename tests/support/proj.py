@@ -8,8 +8,7 @@ from celery import Celery, signals
 from celery.worker.control import control_command
 
 from celery_memsync import MemSync
-
-from .tasks import note
+from tests.support.tasks import note
 
 app = Celery("proj")
 app.conf.update(json.loads(os.environ["MEMSYNC_TEST_CONF"]))

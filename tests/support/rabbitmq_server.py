@@ -9,7 +9,8 @@ from pathlib import Path
 
 from kombu import Connection
 
-from .helpers import eventually, free_port
+from tests.support.redis_server import free_port
+from tests.support.waiting import eventually
 
 #: The command of Debian's package goes through `su`; this one runs as who calls it.
 SERVER = shutil.which("rabbitmq-server", path="/usr/lib/rabbitmq/bin") or shutil.which("rabbitmq-server")

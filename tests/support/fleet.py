@@ -10,10 +10,10 @@ from celery import Celery
 from celery.result import AsyncResult
 
 from celery_memsync import MemorySyncManager, MemSync
+from tests.support.celery_worker import Worker
+from tests.support.waiting import eventually
 
-from ..helpers import Worker, eventually
-
-TASKS = "tests.integration.tasks"
+TASKS = "tests.support.tasks"
 
 _numbers = itertools.count(1)
 
@@ -85,7 +85,7 @@ class Fleet:
         self._managers.append(manager)
         return manager
 
-    def worker(self, *args, app="tests.integration.proj", **conf):
+    def worker(self, *args, app="tests.support.proj", **conf):
         """Return a worker that is not started yet."""
         name = f"w{len(self.workers) + 1}-{self.name}@test"
         args = ["-n", name, "--without-gossip", "--without-mingle", *args]

@@ -10,8 +10,8 @@ import subprocess
 import redis
 
 from celery_memsync.store.embedded import find_server
-
-from .helpers import RedisServer, eventually, free_port
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.waiting import eventually
 
 
 def ask(server, *command):
