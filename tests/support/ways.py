@@ -19,6 +19,7 @@ def state_field(memsync, name):
 def sync_run(memsync, number):
     memsync.sync_task_run("t1", TaskRun("STARTED", pid=number), run_key(0, float(number)))
 
+
 #: By name: how to write a number, and how to read it.
 WAYS = {
     "read": (lambda one, n: one.write("a", n), lambda one: one.read("a")),
@@ -36,8 +37,6 @@ WAYS = {
     "agent": (lambda one, n: one.sync_agent_coordination("t1", "a1", n),
               lambda one: one.get_agent_coordination("t1", "a1")),
 }
-
-
 ways = pytest.mark.parametrize("write, ask", WAYS.values(), ids=WAYS)
 
 
