@@ -25,7 +25,7 @@ test: .venv/installed lint
 	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 counts: .venv/installed
-	$(BIN)/python -m pytest -q -s tests/integration/test_counts.py tests/test_budgets.py
+	$(BIN)/python -m pytest -q -s tests/integration/test_counts.py tests/unit/test_budgets.py
 
 lint: .venv/installed
 	$(BIN)/python -m flake8 celery_memsync tests example_project benchmarks

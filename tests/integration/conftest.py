@@ -4,15 +4,32 @@ from __future__ import annotations
 import pytest
 
 from tests.support.fleet import Fleet
+from tests.support.rabbitmq_server import SERVER, RabbitServer
 from tests.support.redis_server import RedisServer
 
 
 @pytest.fixture(scope="session")
-def broker(tmp_path_factory):
-    """A broker for the whole session."""
+def redis_broker(tmp_path_factory):
+    """A Redis as the broker of the whole session."""
     server = RedisServer(tmp_path_factory.mktemp("broker")).start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def rabbit(tmp_path_factory):
+    """A RabbitMQ for the whole session; tests that use it are skipped where there is none."""
+    if SERVER is None:
+        pytest.skip("no rabbitmq-server here; install it to run these")
+    server = RabbitServer(tmp_path_factory.mktemp("rabbit")).start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def broker(redis_broker):
+    """The broker of the fleets of a module."""
+    return redis_broker
 
 
 @pytest.fixture(scope="session")

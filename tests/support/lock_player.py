@@ -1,4 +1,4 @@
-"""A process that takes locks, uses them and notes all it does; for ``test_lock_history.py``.
+"""A process that takes locks, uses them and notes all it does; for ``tests/integration/test_lock_history.py``.
 
 Every line of its notes: what, name of the lock, fence, monotonic time, which is the same clock in all processes of a host.
 """

@@ -1,6 +1,7 @@
 """A RabbitMQ of the tests' own."""
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import signal
@@ -67,6 +68,12 @@ class RabbitServer:
                 return True
         except Exception:
             return False
+
+    def of_type(self, queue_type):
+        """Return this node for apps whose queues are of a type: "classic" or "quorum"."""
+        node = copy.copy(self)
+        node.conf = {**self.conf, "task_default_queue_type": queue_type}
+        return node
 
     def ctl(self, *command):
         """Have the node do something, as `rabbitmqctl` does it."""

@@ -42,6 +42,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 #: Lua that other scripts begin with.
 LUA_PARTS = {"counters", "index_updates", "entry_format", "queue_score", "validation"}
 SCRIPTS = sorted({path.stem for path in LUA.glob("*.lua")} - LUA_PARTS)
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 MODULES = sorted(PACKAGE.rglob("*.py"))
 STORE = sorted((PACKAGE / "store").glob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in MODULES}
@@ -204,9 +205,16 @@ def test_nothing_is_left_to_do():
     assert [str(path) for path in files if path != Path(__file__) and words.search(path.read_text())] == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("test_*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_of_tests_is_short_enough_to_be_read(path):
     assert len(path.read_text().splitlines()) <= 350
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_of_tests_imports_from_no_other(path):
+    imported = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+
+    assert {name for name in imported if name and re.search(r"\b(test_\w+|conftest)$", name)} == set()
 
 
 # -- output
