@@ -54,7 +54,7 @@ def test_nothing_is_wrong_with_a_fleet_that_works(fleet):
 
 
 def test_what_is_found_is_a_line_each_with_advice(fleet):
-    done = Shell(fleet.env()).run("doctor")
+    done = Shell(fleet.env()).run_process("doctor")
 
     assert (done.returncode, done.stderr) == (1, "")
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok", "ok", "ok", "WARN"]

@@ -106,7 +106,7 @@ def test_a_command_and_its_options_are_in_the_reference(name):
 
 
 def test_the_help_fits_on_a_terminal_of_80_columns(make_fleet):
-    shown = plain(Shell(make_fleet().env(COLUMNS="80")).run("--help", COLUMNS="80"))
+    shown = plain(Shell(make_fleet().env(COLUMNS="80")).run_process("--help", COLUMNS="80"))
 
     lines = shown.splitlines()
     assert max(map(len, lines)) <= 80

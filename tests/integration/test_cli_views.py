@@ -199,7 +199,7 @@ def test_key_as_json_is_what_read_entry_returns(shell, fleet):
 
 
 def test_a_terminal_without_the_letters_of_a_value_shows_it_all_the_same(shell):
-    shown = plain(shell.run("get", "prices/size", PYTHONIOENCODING="latin-1"))
+    shown = plain(shell.run_process("get", "prices/size", PYTHONIOENCODING="latin-1"))
 
     assert "\\u5186" in shown
 

@@ -53,7 +53,7 @@ def test_why_tells_in_words_and_for_programs(shell, fleet, task, reason, part):
 
 
 def test_of_a_task_that_nobody_told_of_that_is_said(shell):
-    done = shell.run("why", "no-such-task")
+    done = shell.run_process("why", "no-such-task")
 
     assert done.returncode == 1
     assert "Nobody has told of it" in done.stdout + done.stderr

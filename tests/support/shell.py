@@ -1,11 +1,18 @@
 """Where a user types `celery memsync ...`."""
 from __future__ import annotations
 
+import inspect
+import json
 import os
 import signal
 import subprocess
 import sys
 
+from celery import Celery
+from celery.bin.base import CLIContext
+from click.testing import CliRunner
+
+from celery_memsync import cli
 from tests.support.paths import ROOT
 from tests.support.waiting import eventually
 
@@ -20,8 +27,18 @@ class Shell:
     def __init__(self, env):
         self.env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
 
-    def run(self, *args, app="tests.support.proj", **env):
-        """Run a command of the app; return what came of it."""
+    def run(self, *args, **env):
+        """Run a command in this process; return what came of it, as `run_process` does."""
+        app = Celery("proj", set_as_current=False)
+        app.conf.update(json.loads(self.env["MEMSYNC_TEST_CONF"]))
+        context = CLIContext(app, no_color=False, workdir=None)
+        done = _runner().invoke(cli.memsync, args, obj=context, env=env, prog_name="celery memsync")
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess(args, done.exit_code, done.stdout, done.stderr)
+
+    def run_process(self, *args, app="tests.support.proj", **env):
+        """Run a command in a process of its own, as a user does; return what came of it."""
         return subprocess.run(
             self._command(app, args), env={**self.env, **env}, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
@@ -35,6 +52,12 @@ class Shell:
 
     def _command(self, app, args):
         return [sys.executable, "-m", "celery", "-A", app, "memsync", *args]
+
+
+def _runner():
+    """Return a runner of click that keeps stdout and stderr apart, which click 8.1 has to be told."""
+    old = "mix_stderr" in inspect.signature(CliRunner).parameters
+    return CliRunner(mix_stderr=False) if old else CliRunner()
 
 
 class Running:
