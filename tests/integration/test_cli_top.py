@@ -17,11 +17,11 @@ from tests.support.terminal import Terminal
 def fleet(make_fleet, own_memory):
     """A fleet without workers of Celery's, but with one that has told of itself, and with tasks."""
     fleet = make_fleet(memory=own_memory)
-    tell(fleet)
+    fill(fleet)
     return fleet
 
 
-def tell(fleet):
+def fill(fleet):
     fleet.reader.store.connect()
     now = fleet.reader.store.clock.now()
     for number, name in enumerate(("alpha", "beta", "gamma")):
@@ -124,7 +124,7 @@ def test_it_goes_on_when_redis_was_away(top, fleet, own_memory):
     terminal.shows("Trying again", "task-alpha")
     own_memory.start()
     terminal.hides("Trying again")
-    tell(fleet)
+    fill(fleet)
 
     terminal.shows("task-alpha", "3 running")
 

@@ -33,9 +33,9 @@ CALLS = {
     "enqueue": lambda memsync: memsync.enqueue("t1"),
     "dequeue": lambda memsync: memsync.dequeue(),
     "lock": lambda memsync: memsync.lock("a", ttl=1).acquire(),
-    "wait": lambda memsync: memsync.lock("a", ttl=1, wait=0.2).acquire(),
+    "wait": lambda memsync: memsync.lock("a", ttl=1, wait=0.05).acquire(),
     "locks": lambda memsync: memsync.locks(),
-    "watch": lambda memsync: memsync.watch("a").get(timeout=0.1),
+    "watch": lambda memsync: memsync.watch("a").get(timeout=0.02),
 }
 
 

@@ -1,6 +1,6 @@
 """Mutual exclusion, shown by a history: who believed to hold a lock and when, while processes and Redis are tormented.
 
-``MEMSYNC_SOAK=60 pytest tests/test_lock_history.py`` does so for 60 seconds, ``MEMSYNC_SEED=1`` again as it was.
+With ``MEMSYNC_STRESS=1`` that takes a minute; ``MEMSYNC_SEED=1`` repeats a history.
 """
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ import redis as redis_py
 from celery_memsync.models.entry import StoredEntry
 from tests.support.lock_player import TTL
 from tests.support.paths import ROOT
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
-SECONDS = float(os.environ.get("MEMSYNC_SOAK", "5"))
+SECONDS = stressed(60.0, 2.0)
 SEED = int(os.environ.get("MEMSYNC_SEED", random.SystemRandom().randrange(10 ** 6)))
 PLAYERS = 8
 
@@ -42,7 +43,7 @@ class Torment:
             self.start_player()
 
     def start_player(self):
-        command = [sys.executable, "-m", "tests.lock_player", self.server.url, str(self.folder),
+        command = [sys.executable, "-m", "tests.support.lock_player", self.server.url, str(self.folder),
                    str(self.chance.randrange(10 ** 9))]
         self.players.append(subprocess.Popen(command, cwd=ROOT))
 

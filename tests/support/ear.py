@@ -7,12 +7,12 @@ import time
 from tests.support.publishing import publish
 from tests.support.waiting import eventually
 
-#: What an ear notes for a key that was invalidated.
+#: Recorded for a key that was invalidated.
 GONE = "gone"
 
 
 class Ear:
-    """Subscribes, and notes what it is told; it can be kept busy."""
+    """Subscribes and records what it receives; its handler can be kept busy."""
 
     def __init__(self, memsync, pattern="*", invalidate=True):
         self.heard = []
@@ -34,7 +34,7 @@ class Ear:
         return [value for heard, value in self.heard if heard == key]
 
     def hears(self, key, value):
-        """Return when the last that was heard of a key is that value."""
+        """Return when the latest value that was received for a key is that one."""
         eventually(lambda: self.of(key)[-1:] == [value], message=f"{key} is not {value!r}: {self.of(key)[-5:]}")
 
     def keep_busy(self, teller):
@@ -59,14 +59,14 @@ def short(key):
 
 
 def caught_up(memsync, since=0.0):
-    """Return when a manager has read, after a monotonic time, all that is there, and has heard all since."""
+    """Return when a manager has read all keys after a monotonic time and received all messages since."""
     services = memsync._open()
     eventually(lambda: all(
         not one.look and since < one.found_at < services.link.heard_at for one in services.subscriptions._all()))
 
 
 def cut_off(memsync, redis, meanwhile=lambda: None):
-    """Cut the connection on which a manager hears, once all is quiet; return when it has caught up again."""
+    """Kill the connection of a manager's subscriptions when nothing is under way; return when it has read what it missed."""
     caught_up(memsync)
     line, cut_at = memsync._open().link._line, time.monotonic()
     assert redis.client_kill_filter(_type="pubsub")

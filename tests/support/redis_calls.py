@@ -1,4 +1,4 @@
-"""What something costs: commands and round trips."""
+"""Count the commands and round trips of an operation."""
 from __future__ import annotations
 
 import threading

@@ -1,4 +1,4 @@
-"""Workers without Celery: a heart, and what it does about the loss of others; the tests call its verbs."""
+"""Workers without Celery: a heartbeat and a monitor of lost workers, which tests call step by step."""
 from __future__ import annotations
 
 import itertools

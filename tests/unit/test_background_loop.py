@@ -77,6 +77,7 @@ def test_hurrying_does_not_wait_for_the_interval(make_thread):
     assert eventually(lambda: calls)
 
 
+@pytest.mark.slow
 def test_a_failing_action_is_logged_once_and_once_more_when_it_works(make_thread, caplog):
     caplog.set_level("INFO")
     calls = []

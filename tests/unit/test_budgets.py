@@ -17,7 +17,7 @@ MOST_BYTES = 800
 
 
 @pytest.fixture
-def warm(memsync, redis):
+def warmed_up(memsync, redis):
     """A manager that is connected, whose link is up, and whose scripts Redis knows."""
     memsync.write("warm", 1)
     memsync.increment_metrics(warm=1)
@@ -39,29 +39,29 @@ def finished(task_id, run):
     )
 
 
-def test_a_flush_of_300_writes_is_one_round_trip_of_three_calls(warm, redis):
+def test_a_flush_of_300_writes_is_one_round_trip_of_three_calls(warmed_up, redis):
     for number in range(300):
-        warm.write(f"key-{number}", number)
+        warmed_up.write(f"key-{number}", number)
 
-    trips = round_trips(warm, warm.writer.flush)
+    trips = round_trips(warmed_up, warmed_up.writer.flush)
 
     assert trips == 1
     assert calls_of(redis)["evalsha"] == 3
 
 
-def test_a_barrier_costs_one_more_if_redis_reads_the_batch_in_pieces(warm):
+def test_a_barrier_costs_one_more_if_redis_reads_the_batch_in_pieces(warmed_up):
     for number in range(100):
-        warm.write(f"key-{number}", "x" * 100)
+        warmed_up.write(f"key-{number}", "x" * 100)
 
-    trips = round_trips(warm, warm.force_sync)
+    trips = round_trips(warmed_up, warmed_up.force_sync)
 
     assert trips == 2
 
 
-def test_a_flush_of_counters_alone_is_one_round_trip(warm):
-    warm.increment_metrics(done=1)
+def test_a_flush_of_counters_alone_is_one_round_trip(warmed_up):
+    warmed_up.increment_metrics(done=1)
 
-    trips = round_trips(warm, warm.force_sync)
+    trips = round_trips(warmed_up, warmed_up.force_sync)
 
     assert trips == 1
 
@@ -94,8 +94,8 @@ def test_a_batch_size_bounds_one_round_trip(make_memsync, redis):
     lambda memsync: memsync.update_heartbeat(),
     lambda memsync: memsync.get_metrics(),
 ])
-def test_telling_costs_no_round_trip(warm, tell):
-    assert round_trips(warm, lambda: tell(warm)) == 0
+def test_telling_costs_no_round_trip(warmed_up, tell):
+    assert round_trips(warmed_up, lambda: tell(warmed_up)) == 0
 
 
 @pytest.mark.parametrize("most, ask", [
@@ -127,36 +127,36 @@ def test_telling_costs_no_round_trip(warm, tell):
     (0, lambda memsync: memsync.lock("a").owned),
     (2, lambda memsync: memsync.locks()),
 ])
-def test_asking_and_deciding_cost_so_many_round_trips(warm, most, ask):
+def test_asking_and_deciding_cost_so_many_round_trips(warmed_up, most, ask):
     for number in range(60):
-        warm.sync_task_state(f"t{number}", {"x": 1})
-    warm.force_sync()
+        warmed_up.sync_task_state(f"t{number}", {"x": 1})
+    warmed_up.force_sync()
 
-    assert round_trips(warm, lambda: ask(warm)) <= most
+    assert round_trips(warmed_up, lambda: ask(warmed_up)) <= most
 
 
-def test_no_reader_goes_through_all_keys(warm, redis):
+def test_no_reader_goes_through_all_keys(warmed_up, redis):
     for number in range(20):
-        warm.sync_task_state(f"t{number}", {"x": 1})
-        warm.sync_agent_coordination(f"t{number}", "a1", 1)
-    warm.force_sync()
+        warmed_up.sync_task_state(f"t{number}", {"x": 1})
+        warmed_up.sync_agent_coordination(f"t{number}", "a1", 1)
+    warmed_up.force_sync()
     redis.config_resetstat()
 
-    warm.get_tasks()
-    warm.get_workers()
-    warm.get_task("t1")
-    warm.get_task_agents("t1")
+    warmed_up.get_tasks()
+    warmed_up.get_workers()
+    warmed_up.get_task("t1")
+    warmed_up.get_task_agents("t1")
 
     assert not {"keys", "scan", "hscan", "zscan", "sscan"} & calls_of(redis).keys()
 
 
-def test_a_conflict_costs_one_more_round_trip(warm, other):
+def test_a_conflict_costs_one_more_round_trip(warmed_up, other):
     other.write("a", 1)
     other.force_sync()
     time.sleep(0.015)
-    warm.write("a", 2)
+    warmed_up.write("a", 2)
 
-    trips = round_trips(warm, warm.force_sync)
+    trips = round_trips(warmed_up, warmed_up.force_sync)
 
     assert trips == 2
 

@@ -120,6 +120,7 @@ def test_of_two_writes_in_one_millisecond_the_same_wins_whoever_is_flushed_first
     assert stored(managers[0], "a") == "worker-2" or moments[0] > moments[1]
 
 
+@pytest.mark.slow
 def test_the_writes_of_each_process_keep_their_order_among_those_of_others(make_memsync, redis):
     managers = [make_memsync(batch_interval=0.0) for _ in range(3)]
     listener = redis.pubsub()

@@ -60,6 +60,7 @@ def matches_in_redis(redis):
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pattern=patterns, texts=st.lists(texts, min_size=1, max_size=8, unique=True))
 @example(pattern="?", texts=["a", "é"])
@@ -144,7 +145,7 @@ def test_a_search_finds_before_it_is_written_what_it_finds_after(memsync, patter
 def test_a_subscription_hears_of_what_a_search_finds(make_memsync, pattern):
     memsync, told = make_memsync(batch_interval=60.0), set()
     keys = ["ab", "é", "a-b", "a^", "a", "b"]
-    with memsync.watch(pattern, timeout=1.0) as changes:
+    with memsync.watch(pattern, timeout=0.3) as changes:
         for key in [*keys, "tasks/t1/é"]:
             memsync.write(key, 1)
         memsync.force_sync()

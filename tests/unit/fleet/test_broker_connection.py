@@ -47,6 +47,7 @@ def test_reading_and_writing_have_the_urls_that_the_app_gives_them(make_app, wri
     assert (connection.hostname, connection.virtual_host) == (("writer", "2") if write else ("reader", "1"))
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_not_there_is_told_at_once(make_app, tmp_path):
     server = RedisServer(tmp_path / "broker")
     began = time.monotonic()

@@ -28,8 +28,8 @@ def beat_until(check, *workers):
     return eventually(checked)
 
 
-def lose(*workers, to):
-    """Let workers be silent until others have told of them."""
+def silence_until_lost(*workers, to):
+    """Send heartbeats of other workers only, until they have reported these as lost."""
     names = {worker.worker_id for worker in workers}
     beat_until(lambda: names <= {one["worker_id"] for teller in to for one in teller.heard("worker-lost")}, *to)
 
@@ -42,7 +42,7 @@ def test_a_silent_worker_and_its_tasks_are_lost_and_told_once_by_one_worker(make
     heard_at = silent.beats[-1].at
     others[0].has("t3")
 
-    lose(silent, to=others)
+    silence_until_lost(silent, to=others)
     for one in others * 3:
         one.beat()
 
@@ -64,7 +64,7 @@ def test_only_what_ran_is_lost(make_worker, other):
         silent.has(task_id, status)
     silent.beat()
 
-    lose(silent, to=[watcher])
+    silence_until_lost(silent, to=[watcher])
 
     assert [one["task_id"] for one in watcher.heard("task-lost")] == ["runs"]
     assert {task_id: other.get_task_state(task_id)["status"] for task_id in silent.tasks} == \
@@ -78,7 +78,7 @@ def test_a_task_that_is_no_longer_in_the_queue_is_lost_if_the_worker_told_of_it(
     memsync.sync_queue({"pending": [], "processing": []})
     memsync.force_sync()
 
-    lose(silent, to=[watcher])
+    silence_until_lost(silent, to=[watcher])
 
     assert [one["task_id"] for one in watcher.heard("task-lost")] == ["t1"]
 
@@ -89,7 +89,7 @@ def test_a_worker_may_have_any_name(make_worker, other, worker_id):
     silent.has("t %d {x}")
     silent.beat()
 
-    lose(silent, to=[watcher])
+    silence_until_lost(silent, to=[watcher])
 
     assert watcher.heard("worker-lost") == [{"worker_id": worker_id}]
     assert watcher.heard("task-lost")[0]["worker_id"] == worker_id
@@ -110,6 +110,7 @@ def test_the_tasks_of_a_worker_that_died_are_lost_though_another_process_has_its
     assert other.get_active_workers() == ["w1", "w2"]
 
 
+@pytest.mark.slow
 def test_two_that_have_one_name_are_both_alive(make_worker, other):
     twins = [make_worker("w1"), make_worker("w1")]
     for number, twin in enumerate(twins):
@@ -122,6 +123,7 @@ def test_two_that_have_one_name_are_both_alive(make_worker, other):
     assert other.get_queue()["processing"] == ["t0", "t1"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_said_goodbye_is_not_lost_and_is_shown_as_offline(make_worker, other):
     leaver, watcher = make_worker("w1"), make_worker("w2")
     leaver.beat()
@@ -134,13 +136,14 @@ def test_a_worker_that_said_goodbye_is_not_lost_and_is_shown_as_offline(make_wor
     assert [(one.worker_id, one.status) for one in other.get_workers()] == [("w1", "offline"), ("w2", "active")]
 
 
+@pytest.mark.slow
 def test_those_that_are_gone_are_forgotten_after_their_time(make_worker, other, redis):
     leaver, silent, watcher = make_worker("w1", keep=1.0), make_worker("w2", keep=1.0), make_worker("w3", keep=1.0)
     for one in (leaver, silent):
         one.beat()
     leaver.heartbeat.stop()
 
-    lose(silent, to=[watcher])
+    silence_until_lost(silent, to=[watcher])
     shown = {one.worker_id: one.status for one in make_worker("w4").manager.get_workers()}
     beat_until(lambda: len(other.get_workers()) == 1, watcher)
 
@@ -154,7 +157,7 @@ def test_a_worker_that_is_back_has_its_tasks_again(make_worker, other):
     for task_id in ("runs", "ends", "fails"):
         paused.has(task_id)
     paused.beat()
-    lose(paused, to=[watcher])
+    silence_until_lost(paused, to=[watcher])
     paused.tell("ends", "SUCCESS")
     paused.tell("fails", "FAILURE")
 
@@ -173,11 +176,12 @@ def test_a_worker_that_is_back_has_its_tasks_again(make_worker, other):
     assert other.get_coordination_metrics()["succeeded"] == 2
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_called_lost_may_be_called_so_again(make_worker):
     silent, watcher = make_worker("w1"), make_worker("w2")
     silent.has("t1")
     silent.beat()
-    lose(silent, to=[watcher])
+    silence_until_lost(silent, to=[watcher])
     silent.beat()
 
     beat_until(lambda: len(watcher.heard("task-lost")) == 2, watcher)
@@ -191,17 +195,18 @@ def test_of_a_worker_that_is_back_before_its_tasks_were_told_of_nothing_is_told(
     paused.beat()
     watcher.events.on("worker-lost", lambda **_: paused.beat())
 
-    lose(paused, to=[watcher])
+    silence_until_lost(paused, to=[watcher])
 
     assert watcher.heard("task-lost") == []
     assert other.get_task_state("t1")["status"] == "STARTED"
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_back_sets_right_what_is_told_of_it_too_late(make_worker, other):
     paused, watcher = make_worker("w1"), make_worker("w2")
     key = paused.has("t1")
     paused.beat()
-    lose(paused, to=[watcher])
+    silence_until_lost(paused, to=[watcher])
     paused.beat()
 
     watcher.manager.sync_task_run("t1", TaskRun("LOST", run=f"{paused.store.token}-t1"), key)
@@ -220,7 +225,7 @@ def test_a_later_run_is_not_undone_by_the_loss_of_an_earlier_one(make_worker, ot
     time.sleep(0.002)
     watcher.has("t1")
 
-    lose(silent, to=[watcher])
+    silence_until_lost(silent, to=[watcher])
 
     assert other.get_task_state("t1")["status"] == "STARTED"
     assert other.get_task_state("t1")["worker"] == "w2"

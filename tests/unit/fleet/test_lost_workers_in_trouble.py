@@ -57,6 +57,7 @@ def test_if_the_one_who_tells_dies_in_the_middle_another_does_the_rest(make_work
     assert other.get_queue()["processing"] == []
 
 
+@pytest.mark.slow
 def test_if_the_one_who_tells_dies_before_it_told_anything_another_tells_all(make_worker, other):
     silent, first, second = make_worker("w1"), make_worker("w2"), make_worker("w3")
     silent.has("t1")
@@ -71,6 +72,7 @@ def test_if_the_one_who_tells_dies_before_it_told_anything_another_tells_all(mak
     assert first.heard("task-lost") == []
 
 
+@pytest.mark.slow
 def test_nobody_is_lost_because_redis_was_away(make_worker, own_server):
     workers = [make_worker(f"w{number}", url=own_server.url) for number in range(3)]
     workers[0].has("t1")
@@ -89,6 +91,7 @@ def test_nobody_is_lost_because_redis_was_away(make_worker, own_server):
     settle_until(lambda: workers[1].heard("worker-lost"), workers[1])
 
 
+@pytest.mark.slow
 def test_a_new_worker_looks_on_before_it_calls_others_lost(make_worker):
     make_worker("w1").beat()
     time.sleep(1.5 * SILENCE)
@@ -145,6 +148,7 @@ def test_five_hundred_running_tasks_are_lost_once_each(make_worker, other):
     assert other.get_queue()["processing"] == ["another"]
 
 
+@pytest.mark.slow
 def test_of_a_thousand_workers_a_hundred_that_are_lost_at_once_are_told_of_once_each(make_memsync):
     manager = make_memsync(batch_interval=60.0)
     workers = [SimulatedWorker(manager, f"w{number:03}", f"token{number:03}", interval=2.0, silence=4.0)
@@ -170,6 +174,7 @@ def test_of_a_thousand_workers_a_hundred_that_are_lost_at_once_are_told_of_once_
     assert alive[0].beats[-1].workers == 900
 
 
+@pytest.mark.slow
 def test_a_handler_that_takes_its_time_does_not_stop_the_heart(make_worker):
     silent, watcher = make_worker("w1"), make_worker("w2")
     silent.beat()

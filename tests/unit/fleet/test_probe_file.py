@@ -28,7 +28,7 @@ def probe(*args):
     return done.returncode, done.stdout + done.stderr
 
 
-def tell(path, **facts):
+def write_facts(path, **facts):
     now = time.monotonic()
     known = {"pid": os.getpid(), "round": now, "heard": now, "within": 15.0, "consuming": True, **facts}
     with open(path, "w") as file:
@@ -54,7 +54,7 @@ def test_a_worker_that_does_all_it_should_is_fine(path):
     ({"heard": None, "consuming": False}, SILENT, "Redis has not heard"),
 ])
 def test_the_exit_code_tells_the_first_thing_that_is_wrong(path, facts, code, words):
-    tell(path, **facts)
+    write_facts(path, **facts)
 
     said = probe(path)
 

@@ -69,6 +69,7 @@ def test_it_looks_when_it_is_time_and_in_a_thread_of_its_own(depths_of):
     depths.stop()
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_away_or_hangs_costs_no_more_than_a_timeout(depths_of, tmp_path):
     server = RedisServer(tmp_path / "broker").start()
     depths = depths_of("q1", url=server.url, interval=0.01)

@@ -11,6 +11,7 @@ import pytest
 
 from celery_memsync import StoreError
 from celery_memsync.locking.lock_service import Owner
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -56,6 +57,7 @@ def test_a_block_whose_lock_can_not_be_given_back_ends_as_it_does(make_memsync, 
         memsync.lock("a").acquire()
 
 
+@pytest.mark.slow
 def test_a_lock_that_could_not_be_given_back_is_free_soon_after_redis_is_back(make_memsync, own_server):
     memsync, other = make_memsync(url=own_server.url), make_memsync(url=own_server.url)
     lock = memsync.lock("a", ttl=60)
@@ -71,6 +73,7 @@ def test_a_lock_that_could_not_be_given_back_is_free_soon_after_redis_is_back(ma
     eventually(lambda: other.lock("a").acquire())
 
 
+@pytest.mark.slow
 def test_a_lock_that_was_perhaps_taken_is_given_back(make_memsync, own_server):
     memsync, other = make_memsync(url=own_server.url), make_memsync(url=own_server.url)
     memsync.lock("warm").acquire()
@@ -116,6 +119,7 @@ def test_a_lock_is_handed_over_once_though_the_answer_was_lost(memsync, other, m
     assert released and theirs.owned and theirs.fence > lock.fence
 
 
+@pytest.mark.slow
 def test_locks_survive_connections_that_are_killed(memsync, other, redis):
     lock = memsync.lock("a", ttl=0.6)
     lock.acquire()
@@ -129,6 +133,7 @@ def test_locks_survive_connections_that_are_killed(memsync, other, redis):
     assert lock.release()
 
 
+@pytest.mark.slow
 def test_a_redis_that_has_lost_everything_is_noticed_by_renewing(make_memsync, own_server):
     memsync, other = make_memsync(url=own_server.url), make_memsync(url=own_server.url)
     lost = []
@@ -144,6 +149,7 @@ def test_a_redis_that_has_lost_everything_is_noticed_by_renewing(make_memsync, o
     assert other.lock("a").acquire()
 
 
+@pytest.mark.slow
 def test_a_paused_redis_makes_no_lock_owned_for_longer_than_its_lease(make_memsync, own_server):
     memsync = make_memsync(url=own_server.url)
     lock = memsync.lock("a", ttl=0.6)
@@ -158,6 +164,7 @@ def test_a_paused_redis_makes_no_lock_owned_for_longer_than_its_lease(make_memsy
     assert ended - began < 2
 
 
+@pytest.mark.slow
 def test_a_lease_is_trusted_from_the_moment_when_it_was_asked_for(make_memsync, own_server):
     memsync = make_memsync(url=own_server.url)
     memsync.lock("warm").acquire()
@@ -188,6 +195,7 @@ def test_attempts_in_an_outage_do_not_pile_up(make_memsync, monkeypatch):
     eventually(lambda: memsync._open().locks._grants == {})
 
 
+@pytest.mark.slow
 def test_lock_is_renewed_while_another_one_is_overwritten_by_junk(memsync, redis):
     lock, other = memsync.lock("a", ttl=0.6), memsync.lock("b", ttl=0.6)
     lock.acquire()
@@ -234,6 +242,7 @@ def test_what_a_run_of_another_process_holds_is_freed_when_that_is_gone(memsync,
     eventually(lambda: [record.name for record in memsync.locks()] == ["b"])
 
 
+@pytest.mark.slow
 def test_a_child_forked_in_the_middle_of_taking_and_renewing_can_take_locks(memsync):
     stop = threading.Event()
 
@@ -301,7 +310,7 @@ with memsync.lock("warm"), memsync.lock("warm-2", wait=1):
     memsync.lock("warm", wait=0.01).acquire()
 signal.signal(signal.SIGALRM, strike)
 struck = taken = 0
-end = time.monotonic() + 2
+end = time.monotonic() + float(sys.argv[3])
 while time.monotonic() < end:
     run = f"run-{struck}"
     try:
@@ -328,11 +337,13 @@ memsync.shutdown()
 """
 
 
+@pytest.mark.slow
 def test_exceptions_at_any_bytecode_leave_no_lock_taken(redis_url):
     run = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, redis_url, "20261122"], capture_output=True, text=True, timeout=60)
+        [sys.executable, "-c", INTERRUPTED, redis_url, "20261122", str(stressed(10.0))], timeout=60,
+        capture_output=True, text=True)
 
     struck, taken, held, remembered = map(int, run.stdout.split() or [0, 0, -1, -1])
     assert run.returncode == 0, run.stderr
-    assert struck > 200 and taken > 200
+    assert struck > 50 and taken > 50
     assert (held, remembered) == (0, 0)

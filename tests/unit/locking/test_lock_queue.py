@@ -87,6 +87,7 @@ def test_twenty_waiters_are_served_in_the_order_in_which_they_came(memsync, othe
     assert [fence for _, fence in order] == sorted({fence for _, fence in order})
 
 
+@pytest.mark.slow
 def test_who_comes_later_does_not_get_it_before_who_waits(memsync, other, start_waiter):
     lock = memsync.lock("a")
     lock.acquire()
@@ -114,6 +115,7 @@ def test_who_has_waited_long_enough_is_refused_and_stands_in_nobodys_way(memsync
     assert memsync.lock("a").acquire()
 
 
+@pytest.mark.slow
 def test_waiters_that_were_killed_cost_the_next_no_time(memsync, start_waiter):
     lock = memsync.lock("a")
     lock.acquire()
@@ -130,6 +132,7 @@ def test_waiters_that_were_killed_cost_the_next_no_time(memsync, start_waiter):
     assert time.monotonic() - began < 2
 
 
+@pytest.mark.slow
 def test_a_waiter_that_was_paused_loses_its_turn_and_comes_to_it_later(memsync, start_waiter):
     lock = memsync.lock("a", ttl=2)
     lock.acquire()
@@ -146,6 +149,7 @@ def test_a_waiter_that_was_paused_loses_its_turn_and_comes_to_it_later(memsync, 
     assert paused.stdout.readline() == "left\n"
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_holder_that_died_goes_to_who_waits_when_its_lease_ends(memsync, start_waiter, redis_url):
     dying = subprocess.Popen(
         [sys.executable, "-c", WAITER, redis_url, "a", "1.0", "0", "60"], stdout=subprocess.PIPE, text=True)
@@ -194,6 +198,7 @@ def test_a_turn_that_was_over_before_one_asked_again_is_not_believed(memsync, ot
     assert order[0][1] > lock.fence
 
 
+@pytest.mark.slow
 def test_waiting_does_not_poll(memsync, other, redis):
     lock = memsync.lock("a")
     lock.acquire()

@@ -2,9 +2,6 @@
 from __future__ import annotations
 
 import gc
-import random
-import sys
-import threading
 import time
 import tracemalloc
 from datetime import datetime
@@ -16,15 +13,7 @@ from hypothesis import strategies as st
 
 from celery_memsync.reading import cache as cache_module
 from celery_memsync.reading.cache import CacheEntry, EntryCache, PendingRead, taker
-
-NEVER = float("inf")
-
-
-class Source:
-    """Stands for a connection that vouches for what was read with it."""
-
-    def __init__(self, until=NEVER):
-        self.until = until
+from tests.support.cached_values import NEVER, Source, value_of
 
 
 @pytest.fixture(autouse=True)
@@ -46,11 +35,6 @@ def keep(cache, name, value=1, keys=None, until=NEVER, source=None, age=0.0):
     reading.at -= age
     cache.keep(reading, name, value, keys, until)
     cache.finish(reading)
-
-
-def value_of(cache, name, **how):
-    copy = cache.recall(name, **how)
-    return None if copy is None else copy.take()
 
 
 def change_all(value):
@@ -145,6 +129,7 @@ def test_a_cache_without_room_or_time_is_off(size, max_age, enabled):
     assert len(cache) <= size
 
 
+@pytest.mark.slow
 def test_what_has_gone_leaves_no_memory_behind(cache):
     tracemalloc.start()
     sizes = []
@@ -310,41 +295,3 @@ def test_in_any_order_of_steps_only_what_is_true_is_recalled(steps):
 
         assert len(cache) <= 2
         assert value_of(cache, key) in (None, truth[key])
-
-
-def test_in_many_threads_nothing_is_recalled_that_was_known_to_be_old(request):
-    request.addfinalizer(lambda interval=sys.getswitchinterval(): sys.setswitchinterval(interval))
-    sys.setswitchinterval(1e-5)
-    cache, names = EntryCache(3, 60.0, lambda: False), ["a", "b", "c", "d"]
-    truth, told, wrong = dict.fromkeys(names, 0), dict.fromkeys(names, 0), []
-    end = time.monotonic() + 2
-
-    def change(name):
-        while time.monotonic() < end:
-            truth[name] += 1
-            cache.invalidate(name)
-            told[name] = truth[name]
-            time.sleep(random.random() / 1000)
-
-    def read():
-        while time.monotonic() < end:
-            name = random.choice(names)
-            least = told[name]
-            value = value_of(cache, name)
-            if value is None:
-                reading = cache.begin((name,), Source())
-                value = truth[name]
-                cache.keep(reading, name, value, (name,), NEVER)
-                cache.finish(reading)
-            if value < least or len(cache) > 4:
-                wrong.append((name, value, least))
-
-    threads = [threading.Thread(target=change, args=(name,)) for name in names]
-    threads += [threading.Thread(target=read) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert wrong == []
-    assert cache.hits > 100

@@ -14,6 +14,7 @@ from celery_memsync.writing.changes import SetValue
 from tests.support.cache_hits import is_hit
 from tests.support.proxy import LISTENER, READERS, WRITER, Proxy
 from tests.support.publishing import publish
+from tests.support.stress import stressed
 from tests.support.threads import in_background
 from tests.support.waiting import eventually
 
@@ -57,6 +58,7 @@ def test_an_answer_that_is_overtaken_on_its_way_is_not_kept(
     assert ask(memsync) == new
 
 
+@pytest.mark.slow
 def test_while_nothing_is_heard_a_copy_is_believed_for_a_bounded_time_only(redis_url, make_memsync, proxy):
     memsync, other = make_memsync(url=proxy.url), make_memsync(batch_interval=60.0)
     publish(other, {"a": 1})
@@ -73,6 +75,7 @@ def test_while_nothing_is_heard_a_copy_is_believed_for_a_bounded_time_only(redis
     assert eventually(lambda: is_hit(memsync, "a"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", [False, True])
 def test_copies_of_a_connection_that_does_not_answer_are_believed_for_a_bounded_time_only(
     redis_url, make_memsync, proxy, busy,
@@ -224,6 +227,7 @@ def busy_machine():
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [10, 60_000])
 def test_who_is_told_by_other_means_that_something_was_written_finds_no_old_copy(make_memsync, busy_machine, size):
     memsync, other = make_memsync(batch_interval=60.0), make_memsync(batch_interval=60.0)
@@ -241,10 +245,11 @@ def test_who_is_told_by_other_means_that_something_was_written_finds_no_old_copy
 
 # -- threads
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [8, 3 * listener.MAX_SOURCES])
 def test_in_many_threads_no_version_goes_backward(make_memsync, threads):
     memsync, other = make_memsync(batch_interval=0.001), make_memsync(batch_interval=0.001)
-    backward, reads, end = [], [], time.monotonic() + 4
+    backward, reads, end = [], [], time.monotonic() + stressed(10.0)
 
     def write(manager, keys):
         for number in range(10 ** 9):
@@ -272,5 +277,5 @@ def test_in_many_threads_no_version_goes_backward(make_memsync, threads):
         thread.join()
 
     assert backward == []
-    assert len(reads) > 1000
+    assert len(reads) > 200
     assert memsync.get_metrics()["cache_hits"] > 100

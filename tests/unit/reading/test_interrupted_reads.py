@@ -52,6 +52,7 @@ def raise_at(number, act):
     return count >= number
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("size, first", [(0, 1), (1000, 1), (1000, 200)])
 def test_a_read_that_was_cut_short_spoils_no_other(own_server, make_memsync, size, first):

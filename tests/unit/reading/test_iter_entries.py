@@ -74,6 +74,7 @@ def test_iter_entries_makes_few_round_trips_for_many_keys(memsync, other):
     assert trips <= 30
 
 
+@pytest.mark.slow
 def test_iter_entries_holds_only_some_values_in_memory(memsync, other):
     for number in range(3000):
         memsync.write(f"k{number}", f"{number:010000}")

@@ -195,6 +195,7 @@ def test_what_is_done_to_a_value_that_was_read_changes_no_copy(memsync, other, a
 
 # -- for how long
 
+@pytest.mark.slow
 def test_a_copy_is_not_believed_beyond_the_ttl_of_the_entry(memsync, other):
     other.write("a", 1, ttl=1.5)
     other.force_sync()
@@ -208,6 +209,7 @@ def test_a_copy_is_not_believed_beyond_the_ttl_of_the_entry(memsync, other):
     assert memsync.read_entry("a") is None
 
 
+@pytest.mark.slow
 def test_of_a_state_each_part_goes_at_its_own_time(memsync, other):
     other.sync_task_run("t1", TaskRun("STARTED", name="n"), run_key(0, 1.0), ttl=60)
     other.sync_task_state("t1", {"x": 1}, ttl=1.5)
@@ -221,6 +223,7 @@ def test_of_a_state_each_part_goes_at_its_own_time(memsync, other):
     assert "x" not in memsync.read("tasks/t1/state")
 
 
+@pytest.mark.slow
 def test_a_part_that_ends_while_an_answer_is_put_together_is_not_kept(memsync, other):
     other.sync_task_run("t1", TaskRun("STARTED"), run_key(0, 1.0), ttl=60)
     other.sync_task_state("t1", {"x": 1}, ttl=0.5)
@@ -237,6 +240,7 @@ def test_a_part_that_ends_while_an_answer_is_put_together_is_not_kept(memsync, o
     assert reader.of_task("slots", "t1", partial(slots_after, 0)) == [STAGE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings, options, cost", [
     ({}, {}, 0), ({}, {"max_age": 100}, 0), ({}, {"max_age": 0}, 1), ({}, {"max_age": 0.3}, 1),
     ({}, {"consistent": True}, 1), ({}, {"consistent": True, "max_age": 100}, 1), ({"cache_max_age": 0.3}, {}, 1),

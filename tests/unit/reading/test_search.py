@@ -156,6 +156,7 @@ def test_a_limit_is_kept_and_used_up_also_when_some_are_deleted_here(memsync, li
     assert found == sorted(set(found) & set(full(f"k{number:02}" for number in range(1, 60, 2))))
 
 
+@pytest.mark.slow
 def test_thousands_of_keys_and_tasks_are_found_once_each(make_memsync):
     memsync, other = [make_memsync(batch_interval=60.0, backend_options={"socket_timeout": 30}) for _ in range(2)]
     for number in range(5000):
@@ -197,6 +198,7 @@ def test_what_stays_is_found_while_others_come_and_go(make_memsync, memsync):
 
 # -- the index of users' keys
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_a_key_is_found_as_long_as_it_lives_whatever_its_ttl_was(memsync, other, redis, seed):
     chance = random.Random(seed)
@@ -275,6 +277,7 @@ TELL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", TELL)
 def test_a_task_is_found_as_long_as_it_is_told_of(make_memsync, other, redis, what):
     memsync = make_memsync(batch_interval=60.0, default_ttl=0.4)

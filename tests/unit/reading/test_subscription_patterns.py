@@ -9,6 +9,8 @@ from celery_memsync import InvalidKey
 from tests.support.ear import Ear, cut_off
 from tests.support.publishing import publish
 
+pytestmark = pytest.mark.usefixtures("fast_polling")
+
 PATTERNS = [
     ("a", ["b", "a/b", "aa"], ["a"]),
     ("*", [], ["a", "a/b/c"]),

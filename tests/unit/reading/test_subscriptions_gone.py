@@ -9,7 +9,7 @@ from tests.support.ear import GONE, Ear
 from tests.support.publishing import publish
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.usefixtures("hasty")
+pytestmark = pytest.mark.usefixtures("fast_polling")
 
 RUN = run_key(0, 1_700_000_000.0)
 
@@ -74,6 +74,7 @@ def test_what_users_told_of_a_task_may_go_while_celery_goes_on(memsync, other):
     assert ear.never_goes_back()
 
 
+@pytest.mark.slow
 def test_the_end_of_a_ttl_is_told_once(memsync, other):
     ear = Ear(memsync)
 
@@ -87,6 +88,7 @@ def test_the_end_of_a_ttl_is_told_once(memsync, other):
     assert {key: len(ear.of(key)) for key in SHORT_LIVED} == dict.fromkeys(SHORT_LIVED, 2)
 
 
+@pytest.mark.slow
 def test_the_end_of_what_was_there_before_is_told(memsync, other):
     for act in SHORT_LIVED.values():
         act(other, 2.0)
@@ -110,6 +112,7 @@ def test_a_ttl_that_was_made_shorter_counts(memsync, other):
     assert ear.of("a") == [1, 2, GONE]
 
 
+@pytest.mark.slow
 def test_a_ttl_that_was_made_longer_counts(memsync, other):
     ear = Ear(memsync)
     publish(other, {"a": 1}, ttl=1)
@@ -120,6 +123,7 @@ def test_a_ttl_that_was_made_longer_counts(memsync, other):
     assert GONE not in ear.of("a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key, act", [
     ("tasks/t1/state", lambda memsync, ttl: memsync.sync_task_run("t1", TaskRun("STARTED"), RUN, ttl=ttl)),
     ("tasks/t1/state", lambda memsync, ttl: memsync.sync_task_run("t1", TaskRun("RECEIVED"), RUN, ttl=ttl)),
@@ -136,6 +140,7 @@ def test_what_is_told_again_to_live_longer_is_not_over(memsync, other, key, act)
     assert GONE not in ear.of(key)
 
 
+@pytest.mark.slow
 def test_what_was_deleted_is_not_over_once_more(make_memsync):
     memsync = make_memsync(batch_interval=60.0, default_ttl=1.0)
     ear = Ear(memsync)
@@ -209,6 +214,7 @@ def test_what_is_over_before_a_busy_handler_got_it_ends_as_gone(memsync, other):
     ear.hears("a", GONE)
 
 
+@pytest.mark.slow
 def test_what_is_over_and_written_anew_while_the_handler_is_busy_is_told_as_gone_first(memsync, other):
     ear, quick = Ear(memsync), Ear(memsync)
     for value in (1, 2, 3):

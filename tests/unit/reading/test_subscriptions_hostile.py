@@ -10,7 +10,7 @@ from tests.support.ear import Ear, cut_off
 from tests.support.publishing import publish
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.usefixtures("hasty")
+pytestmark = pytest.mark.usefixtures("fast_polling")
 
 keys = Keys("task-sentinel")
 

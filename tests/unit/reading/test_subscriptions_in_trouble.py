@@ -1,12 +1,7 @@
 """Subscriptions while connections break, Redis is away, hangs or forgets: nothing that has moved on is missed."""
 from __future__ import annotations
 
-import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -16,12 +11,11 @@ from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.reading import subscriptions
 from tests.support.ear import GONE, Ear, caught_up, cut_off
-from tests.support.paths import ROOT
 from tests.support.publishing import publish
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.usefixtures("hasty")
+pytestmark = pytest.mark.usefixtures("fast_polling")
 
 RUN = run_key(0, 1_700_000_000.0)
 
@@ -142,6 +136,7 @@ def test_a_copy_that_cannot_be_trusted_any_more_is_invalidated(memsync, other, r
     assert beside.heard == []
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_during_the_first_look_loses_nothing(memsync, other, redis):
     for number in range(6000):
         other.sync_task_state(f"t{number}", {"x": 1})
@@ -154,6 +149,7 @@ def test_a_connection_that_breaks_during_the_first_look_loses_nothing(memsync, o
     eventually(lambda: ear.of("a") == [2], timeout=60)
 
 
+@pytest.mark.slow
 def test_connections_that_break_again_and_again_lose_nothing(pair, own_server):
     memsync, other = pair
     ears = [Ear(memsync, pattern, invalidate=False) for pattern in ("*", "a/*", "a/[0-4]")]
@@ -195,6 +191,7 @@ def test_who_subscribes_while_redis_is_away_is_told_of_all_there_is_when_it_is_b
     assert sorted(ear.heard[:-1]) == [("a", 1), ("b", 1)]
 
 
+@pytest.mark.slow
 def test_to_subscribe_while_redis_is_away_neither_raises_nor_takes_long(make_memsync, own_server):
     own_server.stop()
     memsync = make_memsync(url=own_server.url)
@@ -209,6 +206,7 @@ def test_to_subscribe_while_redis_is_away_neither_raises_nor_takes_long(make_mem
     assert all(memsync.unsubscribe(one) for one in ids)
 
 
+@pytest.mark.slow
 def test_what_changes_after_subscribe_has_given_up_waiting_is_told(pair, own_server, monkeypatch):
     memsync, other = pair
     Ear(memsync, "x")
@@ -279,6 +277,7 @@ def test_a_redis_that_is_back_with_older_data_is_believed(make_memsync, lasting)
     assert ear.of("a")[-2:] == [GONE, "old"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.5, 3])
 def test_a_redis_that_is_paused_loses_nothing(pair, own_server, seconds):
     memsync, other = pair
@@ -295,54 +294,3 @@ def test_a_redis_that_is_paused_loses_nothing(pair, own_server, seconds):
         one.hears("a", 2)
         one.hears("b", 2)
         assert one.never_goes_back()
-
-
-# -- a subscriber that hangs
-
-HANGING = """
-import json, sys
-from celery_memsync import MemorySyncManager
-memsync = MemorySyncManager("hangs", url=sys.argv[1])
-memsync.subscribe("*", lambda key, value, entry: print(json.dumps([key, value[:5], entry.version]), flush=True))
-print("[]", flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture
-def hanging(own_server, tmp_path):
-    """A process that hears of everything, and the file into which it writes that."""
-    output = tmp_path / "output"
-    with open(output, "wb") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-c", HANGING, own_server.url], stdin=subprocess.PIPE, stdout=file,
-            env={**os.environ, "PYTHONPATH": str(ROOT)})
-    eventually(output.read_text, timeout=30)
-    yield process, output
-    process.kill()
-    process.wait(10)
-
-
-def test_who_hangs_until_redis_cuts_it_off_ends_at_the_last_value(make_memsync, own_server, hanging):
-    process, output = hanging
-    other, redis = make_memsync(url=own_server.url, batch_interval=60.0), own_server.client()
-    redis.config_set("client-output-buffer-limit", "pubsub 65536 0 0")
-    publish(other, {"a": "first", "unmoved": "first"})
-    eventually(lambda: output.read_text().count("first") == 2)
-
-    process.send_signal(signal.SIGSTOP)
-    for number in range(500):
-        publish(other, {"a": f"{number:05}" + "x" * 200_000})
-        if not redis.client_list(_type="pubsub"):
-            break
-    publish(other, {"a": "final", "b": "final"})
-    process.send_signal(signal.SIGCONT)
-    eventually(lambda: output.read_text().count("final") == 2, timeout=30)
-    process.stdin.close()
-
-    told = [json.loads(line) for line in output.read_text().splitlines()[1:]]
-    versions = [version for key, _, version in told if key.endswith("/a")]
-    assert number < 499
-    assert versions == sorted(set(versions))
-    assert [key for key, _, _ in told].count("task-sentinel/unmoved") == 1
-    assert process.wait(30) == 0

@@ -120,6 +120,7 @@ def test_nothing_is_lost_when_more_waits_than_may(busy, memsync, other, redis):
         eventually(lambda: busy.of(key) == told, message=key)
 
 
+@pytest.mark.slow
 def test_what_is_over_or_was_lost_while_more_waits_than_may_is_told_as_gone(busy, memsync, other, redis):
     quick = Ear(memsync)
     publish(other, {f"new/{number}": 1 for number in range(10)})

@@ -94,6 +94,7 @@ def test_an_event_handler_that_raises_does_not_keep_a_change_from_anybody(memsyn
 
 # -- many threads
 
+@pytest.mark.slow
 def test_who_subscribes_again_and_again_misses_nothing(memsync, other):
     numbers, turn, missed = iter(range(1, 10_000)), threading.Lock(), []
 
@@ -201,6 +202,7 @@ heard.wait(float(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("handler", ["None", "time.sleep(1000)", "sys.exit(5)"])
 @pytest.mark.parametrize("away", [False, True])
 def test_a_process_with_subscriptions_ends_by_itself(redis_url, handler, away):

@@ -11,7 +11,7 @@ from tests.support.ear import Ear, cut_off, short
 from tests.support.publishing import publish
 from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.usefixtures("hasty")
+pytestmark = pytest.mark.usefixtures("fast_polling")
 
 
 class Consumer(threading.Thread):
@@ -110,6 +110,7 @@ def test_a_key_that_was_gone_meanwhile_is_told_as_gone_before_it_is_told_as_new(
 
 # -- time
 
+@pytest.mark.slow
 def test_a_loop_ends_when_nothing_changes_for_its_timeout(memsync, other):
     publish(other, {"before": 0})
     watch = memsync.watch("*", timeout=1.5)
@@ -255,6 +256,7 @@ def test_events_tell_of_watches(memsync):
 
 # -- trouble
 
+@pytest.mark.slow
 def test_a_watch_tells_after_a_broken_connection_what_moved_on(memsync, other, redis):
     watch = memsync.watch("*")
     publish(other, {"a": 1, "unmoved": 1, "gone": 1})
@@ -284,6 +286,7 @@ def test_a_watch_that_is_waited_for_outlives_a_restart_of_redis(make_memsync, ow
     consumer.watch.close()
 
 
+@pytest.mark.slow
 def test_get_keeps_to_its_timeout_while_what_has_changed_can_not_be_read(make_memsync, own_server):
     memsync, other = make_memsync(url=own_server.url), make_memsync(url=own_server.url, batch_interval=60.0)
     watch, ear, got = memsync.watch("coordination/queue"), Ear(memsync, "coordination/queue"), []

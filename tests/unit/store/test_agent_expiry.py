@@ -3,11 +3,14 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from celery_memsync.keys import Keys
 
 AGENTS = Keys("task-sentinel").agents("t1")
 
 
+@pytest.mark.slow
 def test_expired_agents_are_removed_as_others_are_added(make_memsync, redis):
     memsync = make_memsync(batch_interval=60.0, default_ttl=0.2)
 

@@ -70,6 +70,7 @@ def test_a_clock_that_was_set_is_believed_at_once(step):
     assert clock.at(11.25) == pytest.approx(1001.0 + step)
 
 
+@pytest.mark.slow
 def test_a_first_answer_that_was_slow_dates_nothing_wrongly(server, make_memsync, redis, other):
     with Proxy(server.port) as proxy:
         memsync = make_memsync(url=proxy.url, batch_interval=60.0)

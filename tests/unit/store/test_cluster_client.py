@@ -52,6 +52,7 @@ def test_a_node_that_does_not_know_its_own_host_is_where_it_was_asked():
     assert cluster.address_of("x") == ("a", 7)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_away_is_told_to_who_asks_and_not_to_who_tells():
     with MemorySyncManager("w1", f"redis+cluster://127.0.0.1:{free_port()}") as memsync:
         memsync.sync_task_state("t1", {"x": 1})

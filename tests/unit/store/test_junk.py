@@ -128,6 +128,7 @@ def clean(redis_url):
     return empty
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", JUNK)
 def test_others_go_on_with_junk_under_any_key(make_memsync, redis, clean, kind):
     (_, names), wrong = fill(make_memsync(batch_interval=60.0)), {}

@@ -130,6 +130,7 @@ def test_stages_are_counted_once_although_the_answer_was_lost(proxied, other, pr
     assert len(other.get_queue()["pending"]) == 151
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_or_done_twice_while_answers_are_lost_all_the_time(make_memsync, other, proxy, redis_url):
     ids = [f"{number}" for number in range(300)]
     makers = [make_memsync(url=proxy.url, batch_interval=0.01) for _ in range(4)]

@@ -15,8 +15,8 @@ from tests.support.waiting import eventually
 RUNS = {"p": run_key(0, 1), "a": run_key(0, 2), "b": run_key(0, 3), "c": run_key(1, 2.5)}
 
 
-def tell(memsync, words, task_id="t"):
-    """Tell a stage: its run, its status, and how long the run took."""
+def record_stage(memsync, words, task_id="t"):
+    """Record a stage: its run, its status, and how long the run took."""
     run, status, *runtime = words.split()
     memsync.sync_task_run(task_id, TaskRun(status, runtime=float(runtime[0]) if runtime else None), RUNS[run])
 
@@ -81,13 +81,14 @@ STAGES = {
 }
 
 WAYS = {
-    "one by one": lambda memsync, other, words: [(tell(memsync, one), memsync.force_sync()) for one in words],
+    "one by one": lambda memsync, other, words: [(record_stage(memsync, one), memsync.force_sync()) for one in words],
     "by two processes": lambda memsync, other, words: [
-        (tell(who, one), who.force_sync()) for one, who in zip(words, [memsync, other] * len(words))],
-    "at once": lambda memsync, other, words: ([tell(memsync, one) for one in words], memsync.force_sync()),
+        (record_stage(who, one), who.force_sync()) for one, who in zip(words, [memsync, other] * len(words))],
+    "at once": lambda memsync, other, words: ([record_stage(memsync, one) for one in words], memsync.force_sync()),
     "each twice": lambda memsync, other, words: [
-        (tell(who, one), who.force_sync()) for one in words for who in (memsync, memsync, other)],
-    "all of it twice": lambda memsync, other, words: [(tell(memsync, one), memsync.force_sync()) for one in words * 2],
+        (record_stage(who, one), who.force_sync()) for one in words for who in (memsync, memsync, other)],
+    "all of it twice": lambda memsync, other, words: [
+        (record_stage(memsync, one), memsync.force_sync()) for one in words * 2],
 }
 
 
@@ -138,8 +139,8 @@ def test_every_task_of_many_that_are_told_at_the_same_time_is_counted(make_memsy
     def work(memsync, number):
         for serial in range(100):
             for words in ("p PENDING", "a STARTED", "a SUCCESS 0.5" if serial % 2 else "a FAILURE 0.5"):
-                tell(memsync, words, f"{number}-{serial}")
-                tell(memsync, words, f"shared-{serial}")
+                record_stage(memsync, words, f"{number}-{serial}")
+                record_stage(memsync, words, f"shared-{serial}")
 
     threads = [threading.Thread(target=work, args=pair) for pair in zip(everybody, range(4))]
     for thread in threads:
@@ -171,11 +172,11 @@ def test_tasks_wait_in_the_order_in_which_they_were_published(memsync, other):
 @pytest.mark.parametrize("first, then", [("p PENDING", "a RECEIVED")])
 def test_a_task_keeps_its_place_when_a_worker_has_it(memsync, other, first, then):
     for task_id in "abcd":
-        tell(memsync, first, task_id)
+        record_stage(memsync, first, task_id)
         memsync.force_sync()
 
     for task_id in "cb":
-        tell(other, then, task_id)
+        record_stage(other, then, task_id)
         other.force_sync()
 
     assert memsync.get_queue()["pending"] == ["a", "b", "c", "d"]
@@ -183,12 +184,12 @@ def test_a_task_keeps_its_place_when_a_worker_has_it(memsync, other, first, then
 
 def test_a_task_that_is_told_again_keeps_its_place(memsync, other):
     for task_id in "abc":
-        tell(memsync, "p PENDING", task_id)
+        record_stage(memsync, "p PENDING", task_id)
         memsync.force_sync()
 
     last = memsync.store.clock.now()
     eventually(lambda: memsync.store.clock.now() > last + 0.01)
-    tell(memsync, "p PENDING", "a")
+    record_stage(memsync, "p PENDING", "a")
     memsync.force_sync()
 
     assert other.get_queue()["pending"] == ["a", "b", "c"]
@@ -207,18 +208,19 @@ def test_what_is_told_when_its_time_is_over_leaves_nothing(memsync, other, redis
     assert {key: redis.pttl(key) for key in redis.keys() if redis.pttl(key) < 0} == {}
 
 
+@pytest.mark.slow
 def test_what_crashed_processes_left_is_forgotten_while_others_go_on(make_memsync, memsync, redis):
     brief = make_memsync(batch_interval=60.0, default_ttl=0.5)
     for number in range(200):
-        tell(brief, "p PENDING", f"old-{number}")
+        record_stage(brief, "p PENDING", f"old-{number}")
     brief.force_sync()
     memsync.sync_task_run("alive", TaskRun("PENDING"), RUNS["p"])
     memsync.force_sync()
 
     def only_one_is_left():
-        tell(brief, "p PENDING", "new")
-        tell(brief, "a SUCCESS", "new")
-        tell(brief, "p PENDING", "newer")
+        record_stage(brief, "p PENDING", "new")
+        record_stage(brief, "a SUCCESS", "new")
+        record_stage(brief, "p PENDING", "newer")
         brief.force_sync()
         return redis.zcard(memsync.store.keys.pending) <= 2
 
@@ -231,21 +233,22 @@ def test_a_task_to_be_retried_waits_behind_the_others(memsync, other):
     for words, task_id in told:
         last = memsync.store.clock.now()
         eventually(lambda: memsync.store.clock.now() > last + 0.002)
-        tell(memsync, words, task_id)
+        record_stage(memsync, words, task_id)
     memsync.force_sync()
 
     assert other.get_queue()["pending"] == ["second", "first", "third"]
 
 
+@pytest.mark.slow
 def test_a_task_that_is_told_again_stays_when_others_leave(make_memsync, memsync):
     brief = make_memsync(batch_interval=60.0, default_ttl=3.0)
     for number, words in enumerate(("a RECEIVED", "a STARTED") * 2):
-        tell(brief, words, f"{number}")
+        record_stage(brief, words, f"{number}")
     brief.force_sync()
 
     def only_these_are_left():
-        tell(brief, "a RECEIVED", "0")
-        tell(brief, "a STARTED", "1")
+        record_stage(brief, "a RECEIVED", "0")
+        record_stage(brief, "a STARTED", "1")
         brief.force_sync()
         return not list_of(memsync, "2") and not list_of(memsync, "3")
 
@@ -256,9 +259,9 @@ def test_a_task_that_is_told_again_stays_when_others_leave(make_memsync, memsync
 
 
 def test_dequeue_takes_what_was_published(memsync, other):
-    tell(memsync, "p PENDING", "first")
-    tell(memsync, "a RECEIVED", "second")
-    tell(memsync, "a STARTED", "at work")
+    record_stage(memsync, "p PENDING", "first")
+    record_stage(memsync, "a RECEIVED", "second")
+    record_stage(memsync, "a STARTED", "at work")
     memsync.force_sync()
 
     taken = [other.dequeue(), memsync.dequeue(), other.dequeue()]

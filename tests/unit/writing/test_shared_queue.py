@@ -163,6 +163,7 @@ def test_what_is_decided_after_something_was_told_comes_after_it(memsync, other,
     assert other.get_queue() == queue
 
 
+@pytest.mark.slow
 def test_eight_processes_take_every_task_once_and_lose_no_count(redis_url, memsync):
     done = subprocess.run(
         [sys.executable, "-c", MANY, redis_url], cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True,
@@ -317,6 +318,7 @@ def test_tasks_behind_those_that_are_over_are_seen(make_memsync, memsync, limit)
     eventually(lambda: memsync.get_queue(limit)["pending"] == ["alive"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 1500])
 def test_tasks_leave_when_their_time_is_over(make_memsync, memsync, count):
     brief = make_memsync(batch_interval=60.0, default_ttl=1.0)

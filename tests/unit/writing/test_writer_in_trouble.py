@@ -23,7 +23,7 @@ def away(make_memsync, own_server):
 
 
 @pytest.fixture
-def hasty(make_memsync, own_server):
+def short_timeout(make_memsync, own_server):
     """A manager that does not wait long for an answer."""
     return make_memsync(url=own_server.url, batch_interval=60.0, backend_options={"socket_timeout": 0.3})
 
@@ -83,6 +83,7 @@ def test_force_sync_with_a_timeout_waits_for_redis_to_come_back(away, own_server
     assert away.read("a") == 1
 
 
+@pytest.mark.slow
 def test_force_sync_gives_up_after_its_timeout(away):
     away.write("a", 1)
     started = time.monotonic()
@@ -114,6 +115,7 @@ def test_newer_values_win_over_those_that_were_put_back(away, own_server):
     assert (away.get_task_progress("t1")["progress"], away.get_task_progress("t1")["message"]) == (20, "new")
 
 
+@pytest.mark.slow
 def test_the_thread_writes_by_itself_when_redis_is_back(make_memsync, own_server):
     memsync = make_memsync(url=own_server.url, batch_interval=0.01)
     told = []
@@ -164,58 +166,58 @@ def test_a_script_that_redis_forgot_is_taught_again(memsync, other, redis):
 
 # -- an answer is lost
 
-def test_a_batch_whose_answer_was_lost_is_stored_once(hasty, own_server):
-    hasty.write("a", 1)
-    hasty.force_sync()
-    hasty.write("a", 2)
-    hasty.sync_task_state("t1", {"x": 1})
-    hasty.sync_task_progress("t1", 50)
+def test_a_batch_whose_answer_was_lost_is_stored_once(short_timeout, own_server):
+    short_timeout.write("a", 1)
+    short_timeout.force_sync()
+    short_timeout.write("a", 2)
+    short_timeout.sync_task_state("t1", {"x": 1})
+    short_timeout.sync_task_progress("t1", 50)
 
     own_server.pause()
     with pytest.raises(StoreError, match="in time"):
-        hasty.force_sync()
+        short_timeout.force_sync()
     with own_server.client() as redis:
         own_server.resume()
         eventually(lambda: redis.exists(Keys("task-sentinel").task("t1")))
-        messages = published(redis, hasty.force_sync)
+        messages = published(redis, short_timeout.force_sync)
 
     assert messages == []
-    assert hasty.read_entry("a").version == 2
-    assert hasty.read_entry("tasks/t1/state").version == 1
-    assert hasty.read_entry("tasks/t1/progress").version == 1
-    assert hasty.writer.pending == 0
+    assert short_timeout.read_entry("a").version == 2
+    assert short_timeout.read_entry("tasks/t1/state").version == 1
+    assert short_timeout.read_entry("tasks/t1/progress").version == 1
+    assert short_timeout.writer.pending == 0
 
 
-def test_a_batch_that_was_lost_on_its_way_is_stored_by_the_second_try(hasty, own_server):
-    hasty.write("a", 1)
-    hasty.force_sync()
-    hasty.write("a", 2)
+def test_a_batch_that_was_lost_on_its_way_is_stored_by_the_second_try(short_timeout, own_server):
+    short_timeout.write("a", 1)
+    short_timeout.force_sync()
+    short_timeout.write("a", 2)
     own_server.kill()
     with pytest.raises(StoreError):
-        hasty.force_sync()
+        short_timeout.force_sync()
 
     own_server.start()
-    hasty.force_sync(timeout=5)
+    short_timeout.force_sync(timeout=5)
 
-    assert hasty.read("a") == 2
+    assert short_timeout.read("a") == 2
 
 
-def test_what_another_wrote_after_a_lost_answer_is_kept(hasty, make_memsync, own_server):
+def test_what_another_wrote_after_a_lost_answer_is_kept(short_timeout, make_memsync, own_server):
     other = make_memsync(url=own_server.url, batch_interval=60.0)
-    hasty.sync_task_state("t1", {"x": 0})
-    hasty.force_sync()
-    hasty.sync_task_state("t1", {"x": 1})
+    short_timeout.sync_task_state("t1", {"x": 0})
+    short_timeout.force_sync()
+    short_timeout.sync_task_state("t1", {"x": 1})
     own_server.pause()
     with pytest.raises(StoreError):
-        hasty.force_sync()
+        short_timeout.force_sync()
     own_server.resume()
     eventually(lambda: other.get_task_state("t1") == {"x": 1})
 
     other.sync_task_state("t1", {"y": 2})
     other.force_sync()
-    hasty.force_sync()
-    hasty.sync_task_state("t1", {"z": 3})
-    hasty.force_sync()
+    short_timeout.force_sync()
+    short_timeout.sync_task_state("t1", {"z": 3})
+    short_timeout.force_sync()
 
     assert other.get_task_state("t1") == {"x": 1, "y": 2, "z": 3}
 
