@@ -144,6 +144,20 @@ def test_contributing_names_only_files_that_exist():
     assert len(named) > 10
 
 
+def test_contributing_shows_every_folder_of_tests():
+    table = (ROOT / "CONTRIBUTING.md").read_text()
+    folders = [path.parent for path in (ROOT / "tests").glob("*/__init__.py")]
+
+    assert [path.name for path in folders if f"| `tests/{path.name}/` |" not in table] == []
+
+
+def test_make_help_lists_every_target():
+    text = (ROOT / "Makefile").read_text()
+    targets = re.search(r"^\.PHONY: help (.*)$", text, re.M).group(1).split()
+
+    assert [name for name in targets if f'"make {name} ' not in text] == []
+
+
 def test_imports_are_found_where_there_are_some():
     assert imports_of(PACKAGE / "writing" / "progress.py") >= {"writing.changes", "store.clock", "models.task"}
     assert imports_of(PACKAGE / "cli" / "output.py") >= {"exceptions", "activation"}
