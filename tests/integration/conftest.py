@@ -6,6 +6,7 @@ import pytest
 from tests.support.fleet import Fleet
 from tests.support.rabbitmq_server import SERVER, RabbitServer
 from tests.support.redis_server import RedisServer
+from tests.support.shell import Shell
 
 
 @pytest.fixture(scope="session")
@@ -76,3 +77,16 @@ def module_fleet(tmp_path_factory, broker, memory):
     fleet = Fleet(tmp_path_factory.mktemp("fleet"), broker, memory)
     yield fleet
     fleet.close()
+
+
+@pytest.fixture
+def shell(fleet):
+    """Where a user types commands about the fleet of a test."""
+    return Shell(fleet.env())
+
+
+@pytest.fixture
+def client(own_memory):
+    """A client of redis-py on the memory of a test's own."""
+    with own_memory.client() as client:
+        yield client

@@ -20,13 +20,6 @@ def fleet(make_fleet, own_memory):
     return make_fleet(memory=own_memory, memsync_worker_ttl=1.0)
 
 
-@pytest.fixture
-def client(own_memory):
-    """A client of redis-py on that Redis."""
-    with own_memory.client() as client:
-        yield client
-
-
 def beat(fleet, worker_id, ttl=60.0, **facts):
     """Tell of a worker as it would itself."""
     record = WorkerRecord(worker_id, **{"consuming": True, **facts})

@@ -9,7 +9,7 @@ import signal
 import pytest
 
 from tests.support.publishing import publish_state
-from tests.support.shell import Shell, plain
+from tests.support.shell import plain
 from tests.support.terminal import Terminal
 
 
@@ -17,11 +17,6 @@ from tests.support.terminal import Terminal
 def fleet(make_fleet, own_memory):
     """A fleet without workers, on a Redis to which nobody else subscribes."""
     return make_fleet(memory=own_memory)
-
-
-@pytest.fixture
-def shell(fleet):
-    return Shell(fleet.env())
 
 
 @pytest.fixture

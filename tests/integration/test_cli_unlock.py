@@ -9,18 +9,13 @@ import threading
 import pytest
 
 from celery_memsync.locking.lock_service import Owner
-from tests.support.shell import Shell, one_line, plain
+from tests.support.shell import one_line, plain
 from tests.support.waiting import eventually
 
 
 @pytest.fixture
 def fleet(make_fleet):
     return make_fleet()
-
-
-@pytest.fixture
-def shell(fleet):
-    return Shell(fleet.env())
 
 
 @pytest.fixture

@@ -44,12 +44,6 @@ def fleet(module_fleet):
     return module_fleet
 
 
-@pytest.fixture(scope="module")
-def shell(fleet):
-    """A shell that is set up for that fleet."""
-    return Shell(fleet.env())
-
-
 @pytest.fixture
 def empty(make_fleet):
     """A shell for a memory of which nobody told anything."""

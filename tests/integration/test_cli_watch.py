@@ -17,18 +17,6 @@ def fleet(make_fleet, own_memory):
     return make_fleet(memory=own_memory)
 
 
-@pytest.fixture
-def client(own_memory):
-    """A client of redis-py on that Redis."""
-    with own_memory.client() as client:
-        yield client
-
-
-@pytest.fixture
-def shell(fleet):
-    return Shell(fleet.env())
-
-
 def write(fleet, key, value):
     fleet.reader.write(key, value)
     fleet.reader.force_sync()

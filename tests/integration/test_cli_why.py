@@ -28,11 +28,6 @@ def fleet(module_fleet):
     return module_fleet
 
 
-@pytest.fixture(scope="module")
-def shell(fleet):
-    return Shell(fleet.env())
-
-
 @pytest.mark.parametrize("task, reason, part", [
     ("done", "succeeded", "It succeeded "),
     ("failed", "failed", "ValueError: it went wrong"),

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import re
+import signal
 
 import pytest
 
@@ -19,7 +20,7 @@ def page(tmp_path_factory, module_server):
     page = Page(ROOT / "README.md", tmp_path_factory.mktemp("readme"), module_server)
     worker = page.worker("proj").start()
     yield page
-    worker.stop()
+    worker.stop(signal.SIGQUIT)  # a task still runs, and a warm shutdown would wait for it
 
 
 @pytest.fixture(scope="module")
