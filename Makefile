@@ -27,12 +27,13 @@ demo: .venv/installed
 unit: .venv/installed
 	$(BIN)/python -m pytest tests/unit -m "not slow" -n 3 --dist worksteal
 
-# A process runs the tests of a file in their order, because they share workers, which take seconds to start.
+# A process runs the tests of a file in their order, because they share workers, which take seconds to start; without
+# reordering the slow folders come first, so that no process ends long after the others.
 test: .venv/installed lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 acceptance: .venv/installed lint
-	MEMSYNC_STRESS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --timeout 300
+	MEMSYNC_STRESS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --timeout 300
 	$(BIN)/python -m tests.support.model --seconds 120 --processes 8 --faults kill,restart,empty,pause
 	$(BIN)/python -m tests.faults.soak --minutes 15
 

@@ -32,7 +32,10 @@ class Shell:
         app = Celery("proj", set_as_current=False)
         app.conf.update(json.loads(self.env["MEMSYNC_TEST_CONF"]))
         context = CLIContext(app, no_color=False, workdir=None)
-        done = _runner().invoke(cli.memsync, args, obj=context, env=env, prog_name="celery memsync")
+        try:
+            done = _runner().invoke(cli.memsync, args, obj=context, env=env, prog_name="celery memsync")
+        finally:
+            _leave(app)
         if done.exception is not None and not isinstance(done.exception, SystemExit):
             raise done.exception
         return subprocess.CompletedProcess(args, done.exit_code, done.stdout, done.stderr)
@@ -58,6 +61,15 @@ def _runner():
     """Return a runner of click that keeps stdout and stderr apart, which click 8.1 has to be told."""
     old = "mix_stderr" in inspect.signature(CliRunner).parameters
     return CliRunner(mix_stderr=False) if old else CliRunner()
+
+
+def _leave(app):
+    """Close what a command has opened, as the end of its process does."""
+    memsync = getattr(app, "memsync", None)
+    if memsync is not None:
+        memsync.shutdown(timeout=0.2)
+        memsync.signals.disconnect()
+    app.close()
 
 
 class Running:

@@ -133,10 +133,15 @@ def test_what_breaks_while_a_process_rests_is_noticed_before_anything_is_believe
     assert works(memsync, other)
 
 
+def link_threads():
+    return {thread for thread in threading.enumerate() if thread.name == "memsync-link"}
+
+
 def test_shutdown_closes_every_connection_and_ends_the_thread(memsync, other, redis):
+    others = link_threads()
     write_now(other, a=1)
     memsync.read("a")
-    before = {thread for thread in threading.enumerate() if thread.name == "memsync-link"}
+    before = link_threads() - others
 
     memsync.shutdown()
 
