@@ -127,7 +127,7 @@ def by_writers(url: str) -> dict[str, Any]:
         resolvers, keys = Resolvers("last_write_wins", memsync.settings.namespace), memsync.store.keys
         rows = {}
         for size in WRITERS:
-            stores: list[Store] = [memsync.store.twin(f"w{number:07}") for number in range(size)]
+            stores: list[Store] = [memsync.store.with_token(f"w{number:07}") for number in range(size)]
             settler = ConflictSettler(memsync.store.clock, "bench", resolvers, 10 ** 6)
             writers = [BatchWriter(store, Events(), settler, interval=3600.0, batch_size=500, max_pending=1000,
                                    on_put=lambda _: None) for store in stores]
@@ -135,12 +135,12 @@ def by_writers(url: str) -> dict[str, Any]:
             def write(at: int, writers: list[BatchWriter] = writers) -> None:
                 writer = writers[at % len(writers)]
                 for number in range(BATCH):
-                    writer.put(SetValue(keys.place(f"own/{at % len(writers)}/{number}"), b'"value"', 600.0))
+                    writer.put(SetValue(keys.location(f"own/{at % len(writers)}/{number}"), b'"value"', 600.0))
                 writer.flush()
 
             def write_the_same(at: int, writers: list[BatchWriter] = writers) -> None:
                 writer = writers[at % len(writers)]
-                writer.put(SetValue(keys.place("shared/key"), b'"value"', 600.0))
+                writer.put(SetValue(keys.location("shared/key"), b'"value"', 600.0))
                 writer.flush()
 
             for at in range(size):

@@ -270,12 +270,12 @@ def plot(title: str, x_name: str, y_name: str, series: Mapping[str, Mapping[int,
         x, bottom = at(number, 10.0 ** y_low)
         lines.append(f'<text x="{x:.1f}" y="{bottom + 16:.0f}" text-anchor="middle">{number:,}</text>')
     lines.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">{x_name}</text>')
-    for place, (name, costs) in enumerate(series.items()):
-        colour, points = COLOURS[place % len(COLOURS)], [at(x, y) for x, y in costs.items()]
+    for location, (name, costs) in enumerate(series.items()):
+        colour, points = COLOURS[location % len(COLOURS)], [at(x, y) for x, y in costs.items()]
         lines.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="'
                      + " ".join(f"{x:.1f},{y:.1f}" for x, y in points) + '"/>')
         lines += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in points]
-        lines.append(f'<text x="{WIDTH - RIGHT + 12}" y="{TOP + 14 + 18 * place}" fill="{colour}">{name}</text>')
+        lines.append(f'<text x="{WIDTH - RIGHT + 12}" y="{TOP + 14 + 18 * location}" fill="{colour}">{name}</text>')
     return "\n".join([*lines, "</svg>", ""])
 
 

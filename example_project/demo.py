@@ -53,8 +53,8 @@ def main() -> int:
     for number in SIGNALS:
         signal.signal(number, interrupt)
     try:
-        with tempfile.TemporaryDirectory(prefix="census-") as place:
-            return run(Path(place), options)
+        with tempfile.TemporaryDirectory(prefix="census-") as location:
+            return run(Path(location), options)
     except (DemoError, StoreError) as exc:
         print(f"demo.py: {exc}", file=sys.stderr)
         return 1
@@ -86,12 +86,12 @@ def interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def run(place: Path, options: argparse.Namespace) -> int:
+def run(location: Path, options: argparse.Namespace) -> int:
     """Take the census, show it and check it; return the exit code."""
     folder = new_folder(options.folder)
     with contextlib.closing(display()) as shown:
-        with redis(place / "redis") as app:
-            with worker(app, place / "worker.log") as alive:
+        with redis(location / "redis") as app:
+            with worker(app, location / "worker.log") as alive:
                 take_census(shown, app, alive, str(folder), options.limit)
             shown.say(status("When the worker has said goodbye"))
         result = json.loads((folder / "census.json").read_text())

@@ -60,13 +60,13 @@ def targets():
     def an_entry(data):
         stored = stored_of(data)
         if stored is not None:
-            stored.gone(clock.now())
+            stored.absent(clock.now())
             stored.entry("a")
             MergeBase.of(stored, clock).size
             worker_record("w", stored, 0.0, 15.0).as_dict()
             for path in ("a", "tasks/t1/state", "tasks/t1/progress"):
-                place = keys.place(path)
-                entry_of(place, {place.slot: stored}, clock.now())
+                location = keys.location(path)
+                entry_of(location, {location.slot: stored}, clock.now())
             state_of("t1", {slot: stored for slot in (1, 2)})
 
     def a_body(data):
@@ -83,9 +83,9 @@ def targets():
         "entry": (an_entry, ()),
         "body": (a_body, ()),
         "page": (lambda data: [stored_of(part) for part in split_page(data)], ()),
-        "message": (lambda data: _parts_of(keys.place("tasks/t1/state"), data), (ValueError,)),
+        "message": (lambda data: _parts_of(keys.location("tasks/t1/state"), data), (ValueError,)),
         "fields": (lambda data: encoding.split_fields(data), encoding.UNREADABLE),
-        "key": (lambda data: keys.place(text(data)), (InvalidKey,)),
+        "key": (lambda data: keys.location(text(data)), (InvalidKey,)),
         "id": (lambda data: check_id(text(data), "task"), (InvalidKey,)),
         "pattern": (lambda data: matcher(text(data))("tasks/t1/state"), (InvalidKey,)),
         "url": (lambda data: Settings.build({"backend": text(data)}), ()),

@@ -23,7 +23,7 @@ def fleet(make_fleet, own_memory):
 def beat(fleet, worker_id, ttl=60.0, **facts):
     """Tell of a worker as it would itself."""
     record = WorkerRecord(worker_id, **{"consuming": True, **facts})
-    fleet.reader.store.beat_worker(worker_id, encoding.dumps(record.as_dict()), ttl)
+    fleet.reader.store.write_heartbeat(worker_id, encoding.dumps(record.as_dict()), ttl)
 
 
 def examine(fleet, **conf):

@@ -151,7 +151,7 @@ def test_export_writes_the_other_keys_beside_foreign_data(run, fleet, memory, ki
     fleet.reader.force_sync()
     keys = fleet.reader.store.keys
     with memory.client() as client:
-        for key in (keys.place("b").key, keys.task("t1"), keys.agents("t1"), keys.about):
+        for key in (keys.location("b").key, keys.task("t1"), keys.agents("t1"), keys.about):
             client.delete(key)
             make(client, key)
 

@@ -157,7 +157,7 @@ def test_a_single_key_can_be_read_and_written_while_its_slot_is_half_moved(stead
 
 def test_who_waits_for_a_lock_gets_it_though_its_slot_has_moved(steady, make):
     memsync, other = make(steady, "w1"), make(steady, "w2")
-    slot = steady.slot_of(memsync.store.keys.lock_place("l").key)
+    slot = steady.slot_of(memsync.store.keys.lock_location("l").key)
     target = next(one for one in steady.servers[:3] if one is not steady.owner(slot))
     with memsync.lock("l") as lock:
         waiting = in_background(lambda: other.lock("l", wait=20.0).acquire())
@@ -172,7 +172,7 @@ def test_who_waits_for_a_lock_gets_it_though_its_slot_has_moved(steady, make):
 
 def test_a_lock_is_held_over_the_end_of_its_master(cluster, make):
     memsync, other = make(cluster, "w1", lock_ttl=10.0), make(cluster, "w2")
-    key = memsync.store.keys.lock_place("l").key
+    key = memsync.store.keys.lock_location("l").key
     with memsync.lock("l") as lock:
         master = cluster.owner_of(key)
         with master.client() as client:

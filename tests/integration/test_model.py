@@ -261,11 +261,11 @@ def test_who_is_slow_to_hear_still_hears_that_a_key_was_gone_before_it_was_made_
 
 
 def test_nothing_is_believed_while_something_is_unheard():
-    cache = EntryCache(10, 60.0, unheard=lambda: True)
+    cache = EntryCache(10, 60.0, is_stale=lambda: True)
     reading = cache.begin(["key"], source=type("Source", (), {"until": float("inf")}))
     cache.keep(reading, "name", "value", ("key",), until=float("inf"))
 
-    copies = [cache.recall("name") for _ in range(1000)]
+    copies = [cache.get("name") for _ in range(1000)]
 
     assert set(copies) == {None}
 

@@ -12,5 +12,5 @@ class Source:
 
 
 def value_of(cache, name, **how):
-    copy = cache.recall(name, **how)
+    copy = cache.get(name, **how)
     return None if copy is None else copy.take()

@@ -62,7 +62,7 @@ def caught_up(memsync, since=0.0):
     """Return when a manager has read all keys after a monotonic time and received all messages since."""
     services = memsync._open()
     eventually(lambda: all(
-        not one.look and since < one.found_at < services.link.heard_at for one in services.subscriptions._all()))
+        not one.look and since < one.found_at < services.link.confirmed_at for one in services.subscriptions._all()))
 
 
 def cut_off(memsync, redis, meanwhile=lambda: None):

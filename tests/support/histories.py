@@ -203,7 +203,7 @@ class History:
             must = -1 if must < 0 or begins[must] < since else must
             last_era, last, last_row = seen.get(row["s"], (era, -1, None))
             at_least = max(must, last if last_era == era else -1)
-            at = self._place(row, where, gone, at_least, bisect_right(begins, row["end"]))
+            at = self._location(row, where, gone, at_least, bisect_right(begins, row["end"]))
             if at is None:
                 yield Violation("what is read was written", [row, last_row])
                 continue
@@ -223,7 +223,7 @@ class History:
             seen[row["s"]] = (era, max(at, at_least), row)
 
     @staticmethod
-    def _place(row, where, gone, at_least, end):
+    def _location(row, where, gone, at_least, end):
         """Return which write was read, of deletions the one that may best be; None for what was not written before."""
         if row["value"] is None:
             after = gone[bisect_left(gone, at_least):][:1]

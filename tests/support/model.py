@@ -148,19 +148,19 @@ def run(folder, seconds, processes, seed, faults=(), sessions=1, peace=PEACE):
             child.start()
             pipes.append(here)
             children.append(child)
-        ask(pipes)
+        request(pipes)
         tell(pipes, "begin")
         harm = threading.Thread(target=nemesis.run, args=(time.monotonic() + seconds,), daemon=True)
         harm.start()
-        ask(pipes, timeout=seconds + 60)
+        request(pipes, timeout=seconds + 60)
         nemesis.enough.set()
         harm.join(20)
         tell(pipes, "sync")
-        ask(pipes)
+        request(pipes)
         with MemorySyncManager(worker_id="end", url=server.url) as fresh:
             final = {key: fresh.read_entry(key) for key in keys_of(names)}
         tell(pipes, {key: entry and entry.version for key, entry in final.items()})
-        metrics = ask(pipes)
+        metrics = request(pipes)
         tell(pipes, "end")
         for child in children:
             child.join(20)
@@ -180,7 +180,7 @@ def tell(pipes, word):
         pipe.send(word)
 
 
-def ask(pipes, timeout=60):
+def request(pipes, timeout=60):
     """Return what each says."""
     deadline = time.monotonic() + timeout
     words = []

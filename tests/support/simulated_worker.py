@@ -22,10 +22,10 @@ class SimulatedWorker:
         token: Of its process.
     """
 
-    def __init__(self, manager, worker_id, token=None, interval=INTERVAL, silence=SILENCE, keep=60.0):
+    def __init__(self, manager, worker_id, token=None, interval=INTERVAL, timeout=SILENCE, keep=60.0):
         self.manager = manager
         self.worker_id = worker_id
-        self.store = manager.store.twin(token or manager.store.token)
+        self.store = manager.store.with_token(token or manager.store.token)
         self.store.worker_id = worker_id
         self.events = manager.events.copy()
         self.told = []
@@ -33,21 +33,21 @@ class SimulatedWorker:
             self.events.on(name, lambda name_=name, **details: self.told.append((name_, details)))
         self.tasks = {}
         self.losses = LostWorkerMonitor(self.store, self.events, silence, lambda: list(self.tasks.items()))
-        self.beats = []
-        self.heartbeat = Heartbeat(self.store, self.record, interval, keep, silence, self.on_beat)
+        self.heartbeats = []
+        self.heartbeat = Heartbeat(self.store, self.record, interval, keep, silence, self.on_reply)
         self._numbers = itertools.count(1)
 
     def record(self):
         running = tuple({"id": task_id, "name": "proj.add", "started_at": None} for task_id in self.tasks)
         return WorkerRecord(self.worker_id, running=running)
 
-    def on_beat(self, beat):
-        self.beats.append(beat)
-        self.losses.take(beat)
+    def on_reply(self, beat):
+        self.heartbeats.append(beat)
+        self.losses.take_claims(beat)
 
     def beat(self):
         """Beat once, and do at once what there is to do then."""
-        self.heartbeat.beat()
+        self.heartbeat.send()
         self.losses.settle()
 
     def has(self, task_id, status="STARTED", retries=0):

@@ -173,7 +173,7 @@ def test_a_finished_task_costs_less_than_800_bytes(make_memsync, redis, message)
 
     for serial in range(number):
         task_id, run, key = str(uuid.uuid4()), f"aBcD1234-{serial:x}", run_key(0, 1722500000.123)
-        progress = Progress(keys.task_place(task_id, PROGRESS), 3600.0, run, key)
+        progress = Progress(keys.task_location(task_id, PROGRESS), 3600.0, run, key)
         progress.report(1200, 1200, message)
         memsync.sync_task_run(task_id, finished(task_id, run), key)
         memsync.writer.put(progress)

@@ -110,7 +110,7 @@ def test_of_two_writes_in_one_millisecond_the_same_wins_whoever_is_flushed_first
 
     for key, order in (("a", (0, 1)), ("b", (1, 0))):
         for memsync, moment in zip(managers, moments):
-            change = SetValue(memsync._open().keys.place(key), dumps(memsync.worker_id), 60.0)
+            change = SetValue(memsync._open().keys.location(key), dumps(memsync.worker_id), 60.0)
             change.at = memsync.store.clock.monotonic(noon + moment)
             memsync.writer.put(change)
         for number in order:
@@ -243,8 +243,8 @@ def test_a_key_that_ran_out_and_was_written_anew_by_another_has_moved_on(make_me
 def test_what_a_later_run_of_a_task_says_plainly_follows(make_memsync, runs, resolved, count):
     managers = [make_memsync(batch_interval=60.0, conflict_resolver="max_value") for _ in range(2)]
     for memsync, key, value in zip(managers, runs, (["x", "first"], ["a", "second"])):
-        place = memsync._open().keys.agent_place("t1", "coder")
-        memsync.writer.put(SetValue(place, dumps(value), 60.0, run_key=key))
+        location = memsync._open().keys.agent_location("t1", "coder")
+        memsync.writer.put(SetValue(location, dumps(value), 60.0, run_key=key))
 
     for memsync in managers:
         memsync.force_sync()

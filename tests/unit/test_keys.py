@@ -61,12 +61,12 @@ def test_two_keys_never_share_a_place(one, two):
     assume(one != two)
 
     try:
-        places = [keys.place(one), keys.place(two)]
+        locations = [keys.location(one), keys.location(two)]
     except InvalidKey:
         return
 
-    same = places[0].path == places[1].path
-    assert same == (places[0][:3] == places[1][:3])
+    same = locations[0].path == locations[1].path
+    assert same == (locations[0][:3] == locations[1][:3])
     assert not same or one.removeprefix("task-sentinel/") == two.removeprefix("task-sentinel/")
 
 
@@ -93,21 +93,21 @@ def test_the_namespace_is_put_before_a_key_unless_it_is_there(key, full):
     ("my/own", ("task-sentinel/my/own", 1, "", "")),
 ])
 def test_a_path_says_where_an_entry_is_kept(key, expected):
-    place = keys.place(key)
+    location = keys.location(key)
 
-    assert (place.key, place.slot, place.field, place.task_id) == expected
-    assert place.path == f"task-sentinel/{key}"
+    assert (location.key, location.slot, location.field, location.task_id) == expected
+    assert location.path == f"task-sentinel/{key}"
 
 
 def test_a_path_and_a_call_by_name_mean_the_same_place():
-    assert keys.place("tasks/t1/state") == keys.task_place("t1", STATE)
-    assert keys.place("tasks/t1/progress") == keys.task_place("t1", PROGRESS)
-    assert keys.place("tasks/t1/agents/coder") == keys.agent_place("t1", "coder")
-    assert keys.place("workers/w1/heartbeat") == keys.worker_place("w1", "heartbeat")
+    assert keys.location("tasks/t1/state") == keys.task_location("t1", STATE)
+    assert keys.location("tasks/t1/progress") == keys.task_location("t1", PROGRESS)
+    assert keys.location("tasks/t1/agents/coder") == keys.agent_location("t1", "coder")
+    assert keys.location("workers/w1/heartbeat") == keys.worker_location("w1", "heartbeat")
 
 
 def test_what_signals_and_what_users_tell_is_told_on_one_channel():
-    life, state = keys.task_place("t1", STAGE), keys.task_place("t1", STATE)
+    life, state = keys.task_location("t1", STAGE), keys.task_location("t1", STATE)
 
     assert life.path == state.path == "task-sentinel/tasks/t1/state"
     assert life.slot != state.slot

@@ -94,7 +94,7 @@ def test_store_writer_frees_a_lock(memsync, other, redis):
     lock = memsync.lock("a", ttl=0.6)
     lock.acquire()
 
-    redis.delete(KEYS.lock_place("a").key)
+    redis.delete(KEYS.lock_location("a").key)
 
     assert other.lock("a").acquire()
     with pytest.raises(LockLost):
@@ -146,7 +146,7 @@ def test_forged_turn_does_not_end_a_waiter(make_memsync, redis, message):
     lock.acquire()
     with ThreadPoolExecutor(1) as pool:
         waits = pool.submit(wanted.acquire)
-        queue = KEYS.lock_place("a").key + "/queue/"
+        queue = KEYS.lock_location("a").key + "/queue/"
         name, _, channel, *_ = eventually(lambda: redis.lrange(queue, 0, 0))[0].split(b" ")
 
         assert redis.publish(channel, message.replace(b"HOLDER", name)) == 1
@@ -166,7 +166,7 @@ def test_lock_row_with_a_foreign_channel_publishes_nothing(memsync, redis):
         heard.subscribe(*channels)
         for channel in channels:
             heard.get_message(timeout=1)
-            redis.rpush(KEYS.lock_place("a").key + "/queue/", f"tok.1 30000 {channel} - w\n{{}}")
+            redis.rpush(KEYS.lock_location("a").key + "/queue/", f"tok.1 30000 {channel} - w\n{{}}")
 
         lock.release()
 

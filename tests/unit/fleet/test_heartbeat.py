@@ -14,9 +14,9 @@ from tests.support.waiting import eventually
 def make_heartbeat(memsync):
     made = []
 
-    def make(worker_id="w1", interval=60.0, keep=60.0, manager=memsync, **described):
+    def make(worker_id="w1", interval=60.0, ttl=60.0, manager=memsync, **described):
         record = WorkerRecord(worker_id, hostname="host", concurrency=4, **described)
-        made.append(Heartbeat(manager.store, lambda: record, interval, keep))
+        made.append(Heartbeat(manager.store, lambda: record, interval, ttl))
         return made[-1]
 
     yield make
@@ -25,16 +25,16 @@ def make_heartbeat(memsync):
 
 
 def test_a_worker_that_beats_is_alive(make_heartbeat, other):
-    make_heartbeat("w2").beat()
-    make_heartbeat("w1").beat()
+    make_heartbeat("w2").send()
+    make_heartbeat("w1").send()
 
     assert other.get_active_workers() == ["w1", "w2"]
 
 
 def test_a_beat_tells_the_record_of_the_worker(make_heartbeat, other):
     heartbeat = make_heartbeat(capacity={"total": 4, "free": 3}, queues=("celery",), running=({"id": "t1"},))
-    heartbeat.beat()
-    heartbeat.beat()
+    heartbeat.send()
+    heartbeat.send()
 
     (record,) = other.get_workers()
 
@@ -48,7 +48,7 @@ def test_a_beat_tells_the_record_of_the_worker(make_heartbeat, other):
 
 def test_a_silent_worker_is_lost(make_heartbeat, make_memsync):
     watcher = make_memsync(batch_interval=60.0, heartbeat_interval=0.05, worker_ttl=0.2)
-    make_heartbeat().beat()
+    make_heartbeat().send()
     alive = watcher.get_active_workers()
 
     time.sleep(0.3)
@@ -60,17 +60,17 @@ def test_a_silent_worker_is_lost(make_heartbeat, make_memsync):
 
 def test_a_worker_that_comes_back_takes_its_name_again(make_heartbeat, make_memsync):
     watcher = make_memsync(batch_interval=60.0, heartbeat_interval=0.05, worker_ttl=0.2)
-    make_heartbeat().beat()
+    make_heartbeat().send()
     time.sleep(0.3)
 
-    make_heartbeat().beat()
+    make_heartbeat().send()
 
     assert watcher.get_active_workers() == ["w1"]
 
 
 def test_a_goodbye_is_told(make_heartbeat, other):
     heartbeat = make_heartbeat(running=({"id": "t1"},))
-    heartbeat.beat()
+    heartbeat.send()
 
     heartbeat.stop()
 
@@ -82,22 +82,22 @@ def test_a_goodbye_is_told(make_heartbeat, other):
 def test_a_worker_that_said_goodbye_may_come_back(make_heartbeat, other):
     make_heartbeat().stop()
 
-    make_heartbeat().beat()
+    make_heartbeat().send()
 
     assert other.get_active_workers() == ["w1"]
 
 
 def test_what_is_told_of_a_silent_worker_is_forgotten_in_the_end(make_heartbeat, other, redis):
-    make_heartbeat("w1", keep=0.2).beat()
+    make_heartbeat("w1", ttl=0.2).send()
     time.sleep(0.3)
 
-    make_heartbeat("w2", keep=0.2).beat()
+    make_heartbeat("w2", ttl=0.2).send()
 
     assert [record.worker_id for record in other.get_workers()] == ["w2"]
 
 
 def test_a_fleet_that_is_gone_leaves_nothing_behind(make_heartbeat, redis):
-    make_heartbeat(keep=0.1).beat()
+    make_heartbeat(ttl=0.1).send()
 
     time.sleep(0.2)
 
@@ -109,7 +109,7 @@ def test_beats_are_published(make_heartbeat, redis):
         listener.subscribe("0:task-sentinel/workers/w1/heartbeat")
         listener.get_message(timeout=5)
 
-        make_heartbeat().beat()
+        make_heartbeat().send()
 
         assert listener.get_message(timeout=5)["data"].startswith(b":w1/heartbeat\n1 ")
 
@@ -150,14 +150,14 @@ def test_a_beat_by_hand_raises_while_redis_is_away(make_heartbeat, make_memsync,
     own_server.stop()
 
     with pytest.raises(StoreError):
-        heartbeat.beat()
+        heartbeat.send()
     with pytest.raises(StoreError):
         heartbeat.stop(1)
 
 
 def test_asking_who_is_alive_is_one_round_trip_for_any_number(make_heartbeat, other, redis):
     for number in range(30):
-        make_heartbeat(f"w{number:02}").beat()
+        make_heartbeat(f"w{number:02}").send()
     other.read("a")
     redis.config_resetstat()
 
@@ -173,7 +173,7 @@ def test_a_beat_says_in_its_first_line_what_tells_if_the_worker_is_alive(make_he
     heartbeat = make_heartbeat(status="busy")
     heartbeat.stretch = 2.5
 
-    heartbeat.beat()
+    heartbeat.send()
 
     header, _, _ = redis.hget("task-sentinel//{workers}", "w1/heartbeat").partition(b"\n")
     assert header.split()[2] == b"busy:2.5"

@@ -39,7 +39,7 @@ def test_a_silent_worker_and_its_tasks_are_lost_and_told_once_by_one_worker(make
     silent.has("t1")
     silent.beat()
     silent.has("t2")
-    heard_at = silent.beats[-1].at
+    confirmed_at = silent.heartbeats[-1].at
     others[0].has("t3")
 
     silence_until_lost(silent, to=others)
@@ -50,7 +50,7 @@ def test_a_silent_worker_and_its_tasks_are_lost_and_told_once_by_one_worker(make
     lost = sorted((one for worker in others for one in worker.heard("task-lost")), key=lambda one: one["task_id"])
     assert [(one["task_id"], one["name"], one["worker_id"]) for one in lost] == \
         [("t1", "proj.add", "w0"), ("t2", "proj.add", "w0")]
-    assert all(abs(one["since"] - heard_at) < 0.01 for one in lost)
+    assert all(abs(one["since"] - confirmed_at) < 0.01 for one in lost)
     assert other.get_queue()["processing"] == ["t3"]
     state = other.get_task_state("t1")
     assert (state["status"], state["worker"], state["exception"]["type"]) == ("LOST", "w0", "WorkerLostError")
@@ -148,7 +148,7 @@ def test_those_that_are_gone_are_forgotten_after_their_time(make_worker, other, 
     beat_until(lambda: len(other.get_workers()) == 1, watcher)
 
     assert shown == {"w1": "offline", "w2": "active", "w3": "active"}  # by a ttl of 15 s
-    beat_until(lambda: redis.zcard("task-sentinel//{workers}/beats") == 1, watcher)
+    beat_until(lambda: redis.zcard("task-sentinel//{workers}/heartbeats") == 1, watcher)
     assert redis.exists("task-sentinel//{workers}/lost") == 0
 
 
@@ -163,7 +163,7 @@ def test_a_worker_that_is_back_has_its_tasks_again(make_worker, other):
 
     paused.beat()
 
-    assert paused.beats[-1].word == "back"
+    assert paused.heartbeats[-1].status == "back"
     assert paused.heard("worker-online") == [{"worker_id": "w1"}] * 2
     state = other.get_task_state("runs")
     assert (state["status"], "exception" in state, "finished_at" in state) == ("STARTED", False, False)

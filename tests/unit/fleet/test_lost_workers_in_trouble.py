@@ -62,9 +62,9 @@ def test_if_the_one_who_tells_dies_before_it_told_anything_another_tells_all(mak
     silent, first, second = make_worker("w1"), make_worker("w2"), make_worker("w3")
     silent.has("t1")
     silent.beat()
-    first.losses.take = lambda beat: None
+    first.losses.take_claims = lambda beat: None
 
-    eventually(lambda: first.heartbeat.beat() or first.beats[-1].losses)
+    eventually(lambda: first.heartbeat.send() or first.heartbeats[-1].losses)
     settle_until(lambda: second.heard("task-lost"), second)
 
     assert {one["worker_id"] for one in second.heard("worker-lost")} == {"w1", "w2"}
@@ -76,7 +76,7 @@ def test_if_the_one_who_tells_dies_before_it_told_anything_another_tells_all(mak
 def test_nobody_is_lost_because_redis_was_away(make_worker, own_server):
     workers = [make_worker(f"w{number}", url=own_server.url) for number in range(3)]
     workers[0].has("t1")
-    settle_until(lambda: workers[0].beats[-1].at - workers[0].beats[0].at > SILENCE, *workers)
+    settle_until(lambda: workers[0].heartbeats[-1].at - workers[0].heartbeats[0].at > SILENCE, *workers)
 
     own_server.pause()
     time.sleep(2 * SILENCE)
@@ -101,7 +101,7 @@ def test_a_new_worker_looks_on_before_it_calls_others_lost(make_worker):
 
     assert late.heard("worker-lost") == []
     settle_until(lambda: late.heard("worker-lost") == [{"worker_id": "w1"}], late)
-    assert late.beats[-1].at - late.beats[0].at >= SILENCE - 0.001  # Redis counts milliseconds here
+    assert late.heartbeats[-1].at - late.heartbeats[0].at >= SILENCE - 0.001  # Redis counts milliseconds here
 
 
 @pytest.mark.parametrize("word, cut", [(b"w2/heartbeat", 2), (b"//{workers}/lost", 2), (b"WorkerLostError", 2)])
@@ -114,7 +114,7 @@ def test_what_redis_did_and_nobody_heard_is_told_once_all_the_same(make_worker, 
     silent.beat()
 
     def try_on():
-        if watcher.beats and watcher.beats[-1].at - watcher.beats[0].at > SILENCE * 0.8 and not cutting:
+        if watcher.heartbeats and watcher.heartbeats[-1].at - watcher.heartbeats[0].at > SILENCE * 0.8 and not cutting:
             cutting.append(proxy.cut(word, cut))
         try:
             watcher.beat()
@@ -151,7 +151,7 @@ def test_five_hundred_running_tasks_are_lost_once_each(make_worker, other):
 @pytest.mark.slow
 def test_of_a_thousand_workers_a_hundred_that_are_lost_at_once_are_told_of_once_each(make_memsync):
     manager = make_memsync(batch_interval=60.0)
-    workers = [SimulatedWorker(manager, f"w{number:03}", f"token{number:03}", interval=2.0, silence=4.0)
+    workers = [SimulatedWorker(manager, f"w{number:03}", f"token{number:03}", interval=2.0, timeout=4.0)
                for number in range(1000)]
     lost, alive = workers[::10], [one for number, one in enumerate(workers) if number % 10]
     for one in lost:
@@ -171,7 +171,7 @@ def test_of_a_thousand_workers_a_hundred_that_are_lost_at_once_are_told_of_once_
     tasks = [event["task_id"] for one in alive for event in one.heard("task-lost")]
     assert sorted(told) == [one.worker_id for one in lost]
     assert sorted(tasks) == sorted(f"of-{one.worker_id}" for one in lost)
-    assert alive[0].beats[-1].workers == 900
+    assert alive[0].heartbeats[-1].workers == 900
 
 
 @pytest.mark.slow
@@ -180,12 +180,12 @@ def test_a_handler_that_takes_its_time_does_not_stop_the_heart(make_worker):
     silent.beat()
     held = threading.Event()
     watcher.events.on("worker-lost", lambda **_: held.wait(10))
-    watcher.heartbeat.on_beat = lambda beat: (watcher.beats.append(beat), watcher.losses.hear(beat))
+    watcher.heartbeat.on_reply = lambda beat: (watcher.heartbeats.append(beat), watcher.losses.note_reply(beat))
     watcher.heartbeat.start()
     eventually(lambda: watcher.heard("worker-lost"))
-    seen = len(watcher.beats)
+    seen = len(watcher.heartbeats)
 
-    eventually(lambda: len(watcher.beats) > seen + 5)
+    eventually(lambda: len(watcher.heartbeats) > seen + 5)
 
     held.set()
     watcher.losses.stop(1)
@@ -195,7 +195,7 @@ def test_a_handler_that_takes_its_time_does_not_stop_the_heart(make_worker):
 def test_very_many_workers_beat_less_often_and_may_be_silent_for_longer(make_memsync, redis, make_worker):
     due = 1000 * (time.time() + 3600)
     fleet = {f"token{number:03} w{number}": due for number in range(int(MAX_RATE * INTERVAL * 5) - 1)}
-    redis.zadd("task-sentinel//{workers}/beats", fleet)
+    redis.zadd("task-sentinel//{workers}/heartbeats", fleet)
     one = make_worker("w1")
 
     for _ in range(3):
@@ -203,9 +203,9 @@ def test_very_many_workers_beat_less_often_and_may_be_silent_for_longer(make_mem
 
     manager = make_memsync(heartbeat_interval=INTERVAL, worker_ttl=SILENCE)
     (record,) = manager.get_workers()
-    due = redis.zscore("task-sentinel//{workers}/beats", f"{one.store.token} w1") / 1000
-    assert one.beats[-1].workers == len(fleet) + 1
+    due = redis.zscore("task-sentinel//{workers}/heartbeats", f"{one.store.token} w1") / 1000
+    assert one.heartbeats[-1].workers == len(fleet) + 1
     assert record.stretch == pytest.approx(5.0)
-    assert due - one.beats[-1].at == pytest.approx(5 * SILENCE, abs=0.01)
+    assert due - one.heartbeats[-1].at == pytest.approx(5 * SILENCE, abs=0.01)
     time.sleep(1.5 * SILENCE)
     assert manager.get_active_workers() == ["w1"]

@@ -37,7 +37,7 @@ def write_facts(path, **facts):
 
 def test_a_worker_that_does_all_it_should_is_fine(path):
     file = ProbeFile(path)
-    file.heard()
+    file.note_reply()
     file.write(within=15.0, consuming=True)
 
     assert probe(path) == (FINE, "the worker is alive, beats and consumes\n")

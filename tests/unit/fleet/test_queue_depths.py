@@ -41,7 +41,7 @@ def test_the_messages_that_wait_in_each_queue_are_counted(depths_of, make_app, r
         for number in range(5):
             app.send_task("proj.add", queue="q1" if number else "q2", priority=number * 2)
 
-    depths.look()
+    depths.read()
 
     assert depths.known[1] == {"q1": 4, "q2": 1, "q3": 0}
 
@@ -49,7 +49,7 @@ def test_the_messages_that_wait_in_each_queue_are_counted(depths_of, make_app, r
 def test_nothing_is_known_before_the_first_look_and_after_a_long_time(depths_of):
     depths = depths_of("q1", interval=0.05)
     before = depths.known
-    depths.look()
+    depths.read()
     after = depths.known[1]
 
     time.sleep(0.2)
@@ -61,10 +61,10 @@ def test_it_looks_when_it_is_time_and_in_a_thread_of_its_own(depths_of):
     depths = depths_of("q1", interval=60.0)
 
     for _ in range(3):
-        depths.remind()
+        depths.request()
 
     first = eventually(lambda: depths.known[1] and depths.known[0])
-    depths.remind()
+    depths.request()
     assert depths.known[0] == first
     depths.stop()
 
@@ -73,21 +73,21 @@ def test_it_looks_when_it_is_time_and_in_a_thread_of_its_own(depths_of):
 def test_a_broker_that_is_away_or_hangs_costs_no_more_than_a_timeout(depths_of, tmp_path):
     server = RedisServer(tmp_path / "broker").start()
     depths = depths_of("q1", url=server.url, interval=0.01)
-    depths.look()
+    depths.read()
     answered_at = depths.known[0]
 
     server.pause()
     began = time.monotonic()
-    depths.look()
+    depths.read()
     took = time.monotonic() - began
     server.resume()
     server.stop()
-    depths.look()
+    depths.read()
     server.start()
 
     assert took < 4 * TIMEOUT
     assert depths.known[0] == answered_at
-    depths.look()
+    depths.read()
     assert depths.known[0] > answered_at
     server.stop()
 
@@ -96,7 +96,7 @@ def test_a_broker_that_is_away_or_hangs_costs_no_more_than_a_timeout(depths_of, 
 def test_a_broker_of_another_kind_is_not_asked(make_app, url):
     depths = QueueDepths(make_app(url), lambda: ["q1"], 60.0)
 
-    depths.look()
+    depths.read()
 
     assert depths.known[1] == {}
 

@@ -54,7 +54,7 @@ class Told(DeferredChange):
         answer = self.answers.pop(0)
         if isinstance(answer, BaseException):
             raise answer
-        return [run_of(self.memsync).tells(status=answer, name="proj.add")]
+        return [run_of(self.memsync).stage_change(status=answer, name="proj.add")]
 
 
 def run_of(memsync):
@@ -68,7 +68,7 @@ def status(memsync):
 def test_what_a_draft_tells_is_seen_at_once_and_written(make_memsync):
     memsync = make_memsync(batch_interval=60.0)
 
-    memsync.writer.take(Told(memsync, "STARTED"))
+    memsync.writer.defer(Told(memsync, "STARTED"))
 
     assert status(memsync) == "STARTED"
     assert memsync.writer.pending == 1
@@ -82,7 +82,7 @@ def test_a_copy_that_was_read_before_is_not_believed_after_a_draft(make_memsync)
     assert memsync.get_task_state("t1") is None
     assert memsync.get_task_state("t1") is None
 
-    memsync.writer.take(Told(memsync, "STARTED"))
+    memsync.writer.defer(Told(memsync, "STARTED"))
 
     assert status(memsync) == "STARTED"
 
@@ -90,7 +90,7 @@ def test_a_copy_that_was_read_before_is_not_believed_after_a_draft(make_memsync)
 def test_a_draft_is_written_without_being_asked_for(make_memsync):
     memsync, other = make_memsync(batch_interval=0.05), make_memsync()
 
-    memsync.writer.take(Told(memsync, "STARTED"))
+    memsync.writer.defer(Told(memsync, "STARTED"))
 
     eventually(lambda: status(other) == "STARTED")
 
@@ -100,12 +100,12 @@ def test_a_young_draft_is_left_for_the_next_batch_unless_it_is_done(make_memsync
     writer = memsync.writer
     young, done, old = Told(memsync, "RECEIVED"), Told(memsync, "SUCCESS", done=True), Told(memsync, "STARTED", age=2.0)
     for draft in (young, done, old):
-        writer.take(draft)
+        writer.defer(draft)
 
     writer._flush_on_demand()
 
     assert (young.asked, done.asked, old.asked) == (0, 1, 1)
-    assert list(writer._drafts) == [young]
+    assert list(writer._deferred) == [young]
     assert YOUNG * 10.0 < 2.0
     memsync.force_sync()
     assert young.asked == 1
@@ -114,12 +114,12 @@ def test_a_young_draft_is_left_for_the_next_batch_unless_it_is_done(make_memsync
 def test_what_is_handed_in_again_while_it_is_asked_is_asked_again(make_memsync):
     memsync = make_memsync(batch_interval=60.0)
     run = run_of(memsync)
-    memsync.writer.take(run)
+    memsync.writer.defer(run)
     assert status(memsync) == "STARTED"
-    assert not memsync.writer._drafts
+    assert not memsync.writer._deferred
 
     run.end("SUCCESS", 5, run.at + 1.5)
-    memsync.writer.take(run)
+    memsync.writer.defer(run)
     memsync.force_sync()
 
     state = memsync.get_task_state("t1")
@@ -129,9 +129,9 @@ def test_what_is_handed_in_again_while_it_is_asked_is_asked_again(make_memsync):
 
 def test_a_draft_that_fails_is_dropped_and_told_and_holds_up_nothing(make_memsync, caplog):
     memsync = make_memsync(batch_interval=60.0)
-    memsync.writer.take(Told(memsync, ZeroDivisionError("oh")))
-    memsync.writer.take(Told(memsync, IndexError("oh")))
-    memsync.writer.take(Told(memsync, "STARTED"))
+    memsync.writer.defer(Told(memsync, ZeroDivisionError("oh")))
+    memsync.writer.defer(Told(memsync, IndexError("oh")))
+    memsync.writer.defer(Told(memsync, "STARTED"))
 
     memsync.force_sync()
 
@@ -142,7 +142,7 @@ def test_a_draft_that_fails_is_dropped_and_told_and_holds_up_nothing(make_memsyn
 
 def test_a_soft_time_limit_in_the_middle_of_asking_loses_nothing(make_memsync):
     memsync = make_memsync(batch_interval=60.0)
-    memsync.writer.take(Told(memsync, SoftTimeLimitExceeded(), "STARTED"))
+    memsync.writer.defer(Told(memsync, SoftTimeLimitExceeded(), "STARTED"))
 
     with pytest.raises(SoftTimeLimitExceeded):
         memsync.force_sync()
@@ -157,7 +157,7 @@ def test_what_waits_at_a_shutdown_is_told_and_opens_nothing_anew(make_memsync):
     clock = memsync.store.clock
     clock._offset += 1000.0  # so that its times can be told from those of another
     active = run_of(memsync)
-    memsync.writer.take(active)
+    memsync.writer.defer(active)
     active.end("SUCCESS", None, 5.0)
     ended = clock.at(5.0)
 
@@ -173,8 +173,8 @@ def test_drafts_have_a_bound(make_memsync):
     memsync.writer._flushing.acquire()
     try:
         for _ in range(250):
-            memsync.writer.take(Told(memsync, "STARTED"))
-        assert len(memsync.writer._drafts) <= 100
+            memsync.writer.defer(Told(memsync, "STARTED"))
+        assert len(memsync.writer._deferred) <= 100
     finally:
         memsync.writer._flushing.release()
 
@@ -185,9 +185,9 @@ def test_drafts_of_many_threads_are_all_told(make_memsync):
     def run(number):
         for at in range(200):
             active = ActiveRun(memsync, f"t{number}-{at}", {}, {"key": KEY}, "proj.add", 0.0, 5.0)
-            memsync.writer.take(active)
+            memsync.writer.defer(active)
             active.end("SUCCESS", None, 1.0)
-            memsync.writer.take(active)
+            memsync.writer.defer(active)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
     for thread in threads:

@@ -233,7 +233,7 @@ def test_what_a_run_of_another_process_holds_is_freed_when_that_is_gone(memsync,
     memsync._open().locks.acquire("b", 30.0, 0.0, Owner("t2", "run-2"))
     gone = []
 
-    other._open().locks.free_run("run-1", lambda: bool(gone))
+    other._open().locks.release_if_ended("run-1", lambda: bool(gone))
     time.sleep(0.2)
     before = [record.name for record in memsync.locks()]
     gone.append(True)

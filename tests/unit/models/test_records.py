@@ -31,7 +31,7 @@ def test_a_header_is_read_with_spaces_in_the_worker_id():
     assert header.version == 7
     assert (header.run, header.rank, header.fence) == ("0000001700000000000", "4", 0)
     assert (header.time, header.ttl_ms) == (1700000000000, 60000)
-    assert (header.stored_at, header.over_at) == (1699999999975, 1700000060000)
+    assert (header.stored_at, header.expires_at) == (1699999999975, 1700000060000)
     assert header.writes == "abcdefgh.12,ijklmnop.3"
     assert header.worker_id == "worker 1@host"
 

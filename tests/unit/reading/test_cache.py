@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from celery_memsync.reading import cache as cache_module
-from celery_memsync.reading.cache import CacheEntry, EntryCache, PendingRead, taker
+from celery_memsync.reading.cache import CacheEntry, EntryCache, PendingRead, copier
 from tests.support.cached_values import NEVER, Source, value_of
 
 
 @pytest.fixture(autouse=True)
 def always_looking(monkeypatch):
     """Whether something was told is looked at by every recall."""
-    monkeypatch.setattr(cache_module, "LOOK_INTERVAL", -1)
+    monkeypatch.setattr(cache_module, "CHECK_PAUSE", -1)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def change_all(value):
     ({"a": [1, {"b": [2, {"c": {}}]}], "d": "e"}, dict), ([[[[1]]], {"a": [{}]}], list), ([1, 2, []], list),
 ])
 def test_what_is_taken_is_equal_and_changing_it_changes_no_other(value, kind):
-    take = taker(value)
+    take = copier(value)
     text = repr(value)
 
     change_all(take())
@@ -71,7 +71,7 @@ def test_what_is_kept_is_recalled_with_all_that_is_remembered_of_it(cache):
 
     cache.keep(reading, "a", [1], ("k1",), NEVER, about="more")
 
-    copy = cache.recall("a")
+    copy = cache.get("a")
     assert isinstance(copy, CacheEntry)
     assert (copy.take(), copy.about, copy.keys) == ([1], "more", ("k1",))
 
@@ -80,7 +80,7 @@ def test_what_is_kept_is_recalled_with_all_that_is_remembered_of_it(cache):
 def test_a_name_that_was_not_kept_is_not_recalled(cache, name):
     keep(cache, "a")
 
-    assert cache.recall(name) is None
+    assert cache.get(name) is None
 
 
 # -- size
@@ -95,18 +95,18 @@ def test_there_are_never_more_copies_than_the_size(size):
         lengths.append(len(cache))
 
     assert max(lengths) == size
-    assert [cache.recall(f"key-{number}") is not None for number in range(30)] == [False] * (30 - size) + [True] * size
+    assert [cache.get(f"key-{number}") is not None for number in range(30)] == [False] * (30 - size) + [True] * size
 
 
 def test_the_one_that_was_not_asked_for_the_longest_goes_first(cache):
     for name in "abc":
         keep(cache, name)
     for name in "bca":
-        cache.recall(name)
+        cache.get(name)
 
     keep(cache, "d")
 
-    assert [name for name in "abcd" if cache.recall(name)] == ["a", "c", "d"]
+    assert [name for name in "abcd" if cache.get(name)] == ["a", "c", "d"]
 
 
 def test_keeping_a_thing_anew_pushes_nothing_out(cache):
@@ -125,7 +125,7 @@ def test_a_cache_without_room_or_time_is_off(size, max_age, enabled):
     keep(cache, "a")
 
     assert cache.enabled is enabled
-    assert (cache.recall("a") is not None) is enabled
+    assert (cache.get("a") is not None) is enabled
     assert len(cache) <= size
 
 
@@ -166,7 +166,7 @@ def test_a_copy_is_believed_until_the_first_of_its_limits(cache, until, vouched,
 
     keep(cache, "a", until=now + until, source=Source(now + vouched), age=age)
 
-    assert (cache.recall("a", max_age) is not None) is believed
+    assert (cache.get("a", max_age) is not None) is believed
     assert (cache.hits, cache.misses) == (int(believed), int(not believed))
 
 
@@ -178,7 +178,7 @@ def test_all_copies_of_a_source_go_when_it_vouches_no_more_and_no_others(cache):
 
     broken.until = -NEVER
 
-    assert [cache.recall(name) is not None for name in "abc"] == [False, False, True]
+    assert [cache.get(name) is not None for name in "abc"] == [False, False, True]
 
 
 def test_nothing_is_believed_while_something_was_told_that_nobody_has_heard():
@@ -204,7 +204,7 @@ def test_a_change_drops_all_that_was_read_of_it_and_nothing_else(cache):
     dropped = cache.drop("k1")
 
     assert dropped == 2
-    assert [name for name in "abc" if cache.recall(name)] == ["c"]
+    assert [name for name in "abc" if cache.get(name)] == ["c"]
 
 
 @pytest.mark.parametrize("key", ["k1", "k2"])
@@ -213,7 +213,7 @@ def test_what_was_read_of_two_keys_goes_with_either(cache, key):
 
     cache.drop(key)
 
-    assert cache.recall("a") is None
+    assert cache.get("a") is None
     assert cache.drop("k1") + cache.drop("k2") == 0
 
 
@@ -237,7 +237,7 @@ def test_clearing_tells_the_names_of_what_was_there(cache):
 
     assert set(names) == {"a", ("state", "t1")}
     assert len(cache) == 0
-    assert cache.recall("a") is None
+    assert cache.get("a") is None
 
 
 @pytest.mark.parametrize("overtake, kept", [
@@ -267,7 +267,7 @@ def test_of_two_readings_only_the_one_that_was_overtaken_is_lost(cache):
     cache.keep(second, "a", "new", ("k1",), NEVER)
     cache.keep(first, "b", "old", ("k1",), NEVER)
 
-    assert (first.overtaken, second.overtaken) == (True, False)
+    assert (first.stale, second.stale) == (True, False)
     assert (value_of(cache, "a"), value_of(cache, "b")) == ("new", None)
 
 

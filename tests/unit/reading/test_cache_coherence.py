@@ -196,7 +196,7 @@ def test_what_another_wrote_over_one_s_own_is_read_while_the_rest_is_on_its_way(
 
 def test_nobody_sees_a_change_before_the_copies_of_what_it_changes_are_gone(memsync):
     services, seen = memsync._open(), []
-    place = services.keys.place("a")
+    location = services.keys.location("a")
     answers = []
 
     def on_put(one):
@@ -207,10 +207,10 @@ def test_nobody_sees_a_change_before_the_copies_of_what_it_changes_are_gone(mems
 
     dropped = []
     services.writer.on_put = on_put
-    services.writer.put(SetValue(place, b"1", 60.0))
+    services.writer.put(SetValue(location, b"1", 60.0))
     answers[0].join(10)
 
-    assert dropped == [place.key]
+    assert dropped == [location.key]
     assert seen == [(services.writer.waiting(), True)]
 
 

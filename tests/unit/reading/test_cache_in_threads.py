@@ -17,7 +17,7 @@ from tests.support.stress import stressed
 @pytest.fixture(autouse=True)
 def always_looking(monkeypatch):
     """Every recall checks whether something was received."""
-    monkeypatch.setattr(cache_module, "LOOK_INTERVAL", -1)
+    monkeypatch.setattr(cache_module, "CHECK_PAUSE", -1)
 
 
 @pytest.mark.slow

@@ -51,8 +51,8 @@ READS = [
 
 
 HASHES = [keys.workers, keys.agents("t1")]
-PAGES = [keys.place("a").key, keys.place("tasks/t1/x").key, keys.task("t1")]
-KEYS = [*PAGES, *HASHES, keys.beats, keys.task_index]
+PAGES = [keys.location("a").key, keys.location("tasks/t1/x").key, keys.task("t1")]
+KEYS = [*PAGES, *HASHES, keys.heartbeats, keys.task_index]
 
 
 def garble(redis, text):

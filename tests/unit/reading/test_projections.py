@@ -42,7 +42,7 @@ def test_a_status_of_the_users_shows_until_celery_told_a_later_one():
 def test_nobody_told_is_none():
     assert state_of("t1", {}) is None
     assert progress_of(Task({}, {}, {})) is None
-    assert entry_of(keys.place("a"), {1: None}, 1.0) is None
+    assert entry_of(keys.location("a"), {1: None}, 1.0) is None
 
 
 def test_runs_are_in_the_order_of_their_time_whoever_told_last():
@@ -62,7 +62,7 @@ def test_progress_shows_the_last_of_the_run_before():
 def test_the_version_of_a_state_counts_what_both_told():
     parts = {STAGE: stored(TaskRun("STARTED").encode("t1"), version=2), STATE: stored(b'{"x":1}', version=3, worker="me")}
 
-    entry = entry_of(keys.place("tasks/t1/state"), parts, 1.0)
+    entry = entry_of(keys.location("tasks/t1/state"), parts, 1.0)
 
     assert (entry.version, entry.key) == (5, "ns/tasks/t1/state")
 

@@ -100,13 +100,13 @@ def test_what_is_neither_in_redis_nor_in_memory_is_an_error(own_server, make_mem
 
 def test_what_was_told_is_in_the_answer_however_often_it_is_written_meanwhile(make_memsync):
     memsync = make_memsync(batch_interval=60.0)
-    place = KEYS.place("a")
+    location = KEYS.location("a")
     number, answers = 1, []
     memsync.write("a", number)
 
     def read(source):
         nonlocal number
-        stored = memsync.store.read_entries([place])
+        stored = memsync.store.read_entries([location])
         flush = threading.Thread(target=memsync.force_sync)
         flush.start()
         flush.join(0.5)
@@ -116,7 +116,7 @@ def test_what_was_told_is_in_the_answer_however_often_it_is_written_meanwhile(ma
             memsync.write("a", number)
         return stored
 
-    with CacheableRead(memsync._open().reader, [place.key]) as asking:
+    with CacheableRead(memsync._open().reader, [location.key]) as asking:
         (stored,), waiting = asking.ask(read)
 
     assert (len(answers), memsync.writer.overlay(stored, waiting).value) == (MAX_READS, number)

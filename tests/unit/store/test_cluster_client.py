@@ -41,7 +41,7 @@ def test_a_node_that_knows_no_better_is_not_the_only_one_that_is_asked():
 
     cluster = Cluster([("a", 1), ("b", 1)], None, answer, "home")
     for _ in range(3):
-        cluster.look()
+        cluster.read_slots()
 
     assert asked[0] == "a" and len(set(asked)) > 1
 
@@ -67,6 +67,6 @@ def test_a_cluster_that_is_away_is_told_to_who_asks_and_not_to_who_tells():
 def test_a_node_whose_answer_has_no_sense_is_passed_over(answer):
     cluster = Cluster([("a", 1), ("b", 1)], None, lambda address, _: rows_of("c") if address[0] == "b" else answer, "home")
 
-    cluster.look()
+    cluster.read_slots()
 
     assert cluster.masters() == {("c", 1)}

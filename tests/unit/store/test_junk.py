@@ -37,19 +37,19 @@ def fill(memsync):
     memsync.enqueue("q2")
     memsync.dequeue()
     beat(store, "w1")
-    beat(store, "gone", silence=0.01)
+    beat(store, "gone", timeout=0.01)
     store.keep_messages(store.token, {f"{store.token}-1": b"message"}, 60.0)
     lock = memsync.lock("l1")
     lock.acquire()
     memsync.acquire_task_lock("t1")
     store.redis.zadd(KEYS.lost, {f"token123 {NOW} w9": -NOW})
-    store.redis.rpush(KEYS.lock_place("l1").key + "/queue/", "tok.9 30000 0:task-sentinel//{locks}/turns/tok/9 - w\n{}")
+    store.redis.rpush(KEYS.lock_location("l1").key + "/queue/", "tok.9 30000 0:task-sentinel//{locks}/turns/tok/9 - w\n{}")
     return lock, {key.decode().replace(store.token, "TOKEN"): key for key in store.redis.keys("task-sentinel*")}
 
 
-def beat(store, worker_id, silence=5.0, since=0.0):
-    return store.beat_worker(
-        worker_id, encoding.dumps({"worker_id": worker_id, "status": "active"}), 60.0, silence=silence, since=since,
+def beat(store, worker_id, timeout=5.0, since=0.0):
+    return store.write_heartbeat(
+        worker_id, encoding.dumps({"worker_id": worker_id, "status": "active"}), 60.0, timeout=timeout, since=since,
         until=1e10, pulse="active:1")
 
 
@@ -94,11 +94,11 @@ def assert_coordination_goes_on(memsync, other, name):
     assert all(map(is_id, taken))
     assert other.complete(f"queued-{name}")
 
-    assert [beat(memsync.store, name).word for _ in range(2)] == ["online", "ok"]
+    assert [beat(memsync.store, name).status for _ in range(2)] == ["online", "ok"]
     assert name in other.get_active_workers()
-    beat(memsync.store, f"silent-{name}", silence=0.001)
+    beat(memsync.store, f"silent-{name}", timeout=0.001)
     time.sleep(0.005)
-    found = [loss.worker_id for _ in range(4) for loss in beat(other.store, name, silence=0.001, since=1.0).losses]
+    found = [loss.worker_id for _ in range(4) for loss in beat(other.store, name, timeout=0.001, since=1.0).losses]
     assert f"silent-{name}" in found
 
 
@@ -149,7 +149,7 @@ def test_others_go_on_with_junk_under_any_key(make_memsync, redis, clean, kind):
     assert wrong == {}
 
 
-@pytest.mark.parametrize("key", [KEYS.beats, KEYS.lost, KEYS.pending, KEYS.processing, KEYS.locks, KEYS.names])
+@pytest.mark.parametrize("key", [KEYS.heartbeats, KEYS.lost, KEYS.pending, KEYS.processing, KEYS.locks, KEYS.names])
 @pytest.mark.parametrize("change", [add_members, scatter_scores])
 def test_junk_members_of_a_sorted_set_are_removed(make_memsync, redis, key, change):
     memsync, other = make_memsync(batch_interval=60.0), make_memsync(batch_interval=60.0)

@@ -16,9 +16,9 @@ from celery_memsync.store.errors import explain
 from tests.support.publishing import published
 
 keys = Keys("task-sentinel")
-A = keys.place("a")
-LIFE = keys.task_place("t1", names.STAGE)
-STATE = keys.task_place("t1", names.STATE)
+A = keys.location("a")
+LIFE = keys.task_location("t1", names.STAGE)
+STATE = keys.task_location("t1", names.STATE)
 RUN_1, RUN_2 = "0000001700000000000", "0010001700000000000"
 
 
@@ -40,9 +40,9 @@ def store(make_store):
     return make_store()
 
 
-def write(place=A, body=b"1", *, seen="*", run="", rank="-", serial=1, ttl_ms=60_000, fence=0):
+def write(location=A, body=b"1", *, seen="*", run="", rank="-", serial=1, ttl_ms=60_000, fence=0):
     now = round(time.time() * 1000)
-    return EntryWrite(place, seen, run, rank, fence, now, ttl_ms, serial, body)
+    return EntryWrite(location, seen, run, rank, fence, now, ttl_ms, serial, body)
 
 
 def outcomes(store, *writes):
@@ -78,7 +78,7 @@ def test_a_batch_sent_twice_is_stored_and_told_once(store, redis):
 
     assert len([channel for channel, _ in messages if "/coordination/" not in channel]) == 3
     assert len(messages) == 5
-    assert [store.read_entries([one.place])[0].header.version for one in batch] == [1, 1, 1]
+    assert [store.read_entries([one.location])[0].header.version for one in batch] == [1, 1, 1]
 
 
 def test_a_second_try_is_known_after_others_have_written(make_store):
@@ -163,7 +163,7 @@ def test_value_of_a_foreign_type_is_replaced_by_a_write(store, redis):
 
 def test_the_longest_ttl_of_a_task_keeps_its_page(store, redis):
     for slot, ttl_ms in ((names.STAGE, 1_000), (names.STATE, 90_000), (names.PROGRESS, 5_000)):
-        store.write_entries([write(keys.task_place("t1", slot), serial=slot, ttl_ms=ttl_ms)])
+        store.write_entries([write(keys.task_location("t1", slot), serial=slot, ttl_ms=ttl_ms)])
 
     assert redis.pttl(STATE.key) > 80_000
 
@@ -177,14 +177,14 @@ def test_a_task_comes_into_the_index_once(store, redis):
 
 
 def test_what_is_no_task_is_not_in_the_index(store):
-    store.write_entries([write(A, serial=1), write(keys.worker_place("w1", "status"), serial=2)])
+    store.write_entries([write(A, serial=1), write(keys.worker_location("w1", "status"), serial=2)])
 
     assert store.recent_tasks(10) == ([], None)
 
 
 def test_index_pages_go_back_in_time(store):
     for number in range(5):
-        store.write_entries([write(keys.task_place(f"t{number}", names.STAGE), serial=number + 1)])
+        store.write_entries([write(keys.task_location(f"t{number}", names.STAGE), serial=number + 1)])
 
     first = store.recent_tasks(2)
     second = store.recent_tasks(9, before=first.before)
@@ -203,7 +203,7 @@ def test_scripts_are_taught_once_and_again_when_they_are_forgotten(store, redis)
     assert store.read_entries([A])[0].header.version == 249
 
 
-@pytest.mark.parametrize("name", ["ENTRY_WRITE", "WORKER_BEAT", "COORDINATION_WRITE"])
+@pytest.mark.parametrize("name", ["ENTRY_WRITE", "HEARTBEAT_WRITE", "COORDINATION_WRITE"])
 def test_redis_calls_a_script_by_the_name_that_we_do(redis, name):
     script = getattr(scripts, name)
 

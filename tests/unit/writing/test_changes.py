@@ -13,8 +13,8 @@ from celery_memsync.writing.changes import MergeFields, SetValue, StageChange, f
 from celery_memsync.writing.progress import Progress
 
 keys = Keys("task-sentinel")
-STATE = keys.task_place("t1", names.STATE)
-PROGRESS = keys.task_place("t1", names.PROGRESS)
+STATE = keys.task_location("t1", names.STATE)
+PROGRESS = keys.task_location("t1", names.PROGRESS)
 RUN_1, RUN_2 = "0000001700000000000", "0010001700000000000"
 
 

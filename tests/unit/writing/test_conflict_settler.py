@@ -45,11 +45,11 @@ def stored(settle, value, run="-", ago=1.0):
 
 
 def value(text, **more):
-    return SetValue(KEYS.place("a"), b"" if text is None else encoding.dumps(text), 60.0, **more)
+    return SetValue(KEYS.location("a"), b"" if text is None else encoding.dumps(text), 60.0, **more)
 
 
 def fields(told, **more):
-    return MergeFields(KEYS.task_place("t1", STATE), {name: encoding.dumps(one) for name, one in told.items()}, 60.0, **more)
+    return MergeFields(KEYS.task_location("t1", STATE), {name: encoding.dumps(one) for name, one in told.items()}, 60.0, **more)
 
 
 def test_a_value_is_settled_by_the_resolver_and_follows_what_is_stored(settle):
@@ -130,6 +130,6 @@ def test_what_a_later_run_tells_follows_plainly(settle, told_by, follows):
 
 
 def test_the_stage_of_a_run_is_settled_by_no_resolver(settle):
-    change = StageChange(KEYS.task_place("t1", 1), TaskRun("STARTED"), RUN, 60.0)
+    change = StageChange(KEYS.task_location("t1", 1), TaskRun("STARTED"), RUN, 60.0)
 
     assert settle(change, stored(settle, ["STARTED"], run=RUN)) is change

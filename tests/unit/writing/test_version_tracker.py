@@ -11,7 +11,7 @@ from celery_memsync.writing import version_tracker
 from celery_memsync.writing.version_tracker import MergeBase, VersionTracker
 
 
-def place(name):
+def location(name):
     return Location(f"k/{name}", 1, "", f"p/{name}")
 
 
@@ -21,11 +21,11 @@ def base(size=10, until=1e12):
 
 def test_the_last_that_was_seen_is_known():
     known = VersionTracker()
-    known.note(place("a"), EntryVersion(1, 1))
-    known.note(place("a"), EntryVersion(2, 2))
+    known.note(location("a"), EntryVersion(1, 1))
+    known.note(location("a"), EntryVersion(2, 2))
 
-    assert known.stamp(place("a")) == EntryVersion(2, 2)
-    assert known.stamp(place("b")) == UNWRITTEN
+    assert known.stamp(location("a")) == EntryVersion(2, 2)
+    assert known.stamp(location("b")) == UNWRITTEN
 
 
 def test_what_was_not_seen_for_the_longest_is_forgotten_first(monkeypatch):
@@ -33,43 +33,43 @@ def test_what_was_not_seen_for_the_longest_is_forgotten_first(monkeypatch):
     monkeypatch.setattr(version_tracker, "MAX_BASES", 2)
     known = VersionTracker()
     for name in "abac":
-        known.note(place(name), EntryVersion(1, 1))
-        known.note_base(place(name), base())
+        known.note(location(name), EntryVersion(1, 1))
+        known.note_base(location(name), base())
 
-    assert [known.stamp(place(name)) for name in "abc"] == [EntryVersion(1, 1), UNWRITTEN, EntryVersion(1, 1)]
-    assert [known.base(place(name)).stamp for name in "abc"] == [EntryVersion(5, 1), UNWRITTEN, EntryVersion(5, 1)]
+    assert [known.stamp(location(name)) for name in "abc"] == [EntryVersion(1, 1), UNWRITTEN, EntryVersion(1, 1)]
+    assert [known.base(location(name)).stamp for name in "abc"] == [EntryVersion(5, 1), UNWRITTEN, EntryVersion(5, 1)]
 
 
 def test_fields_have_a_bound_in_bytes(monkeypatch):
     monkeypatch.setattr(version_tracker, "MAX_BYTES", 100)
     known = VersionTracker()
     for number in range(10):
-        known.note_base(place(number), base(40))
+        known.note_base(location(number), base(40))
 
-    assert [number for number in range(10) if known.base(place(number)).body] == [8, 9]
-    known.note_base(place("too large"), base(101))
+    assert [number for number in range(10) if known.base(location(number)).body] == [8, 9]
+    known.note_base(location("too large"), base(101))
     assert not known._bases
     assert known._size == 0
 
 
 def test_fields_whose_time_is_over_are_none():
     known = VersionTracker()
-    known.note_base(place("a"), base(until=0.0))
+    known.note_base(location("a"), base(until=0.0))
 
-    assert known.base(place("a")).fields == {}
-    assert known.base(place("a")).stamp == EntryVersion(5, 1)
+    assert known.base(location("a")).fields == {}
+    assert known.base(location("a")).stamp == EntryVersion(5, 1)
 
 
 def test_what_is_forgotten_is_unknown():
     known = VersionTracker()
-    known.note(place("a"), EntryVersion(1, 1))
-    known.note_base(place("a"), base())
-    known.forget_base(place("a"))
-    assert (known.stamp(place("a")), known.base(place("a")).stamp) == (EntryVersion(1, 1), UNWRITTEN)
+    known.note(location("a"), EntryVersion(1, 1))
+    known.note_base(location("a"), base())
+    known.forget_base(location("a"))
+    assert (known.stamp(location("a")), known.base(location("a")).stamp) == (EntryVersion(1, 1), UNWRITTEN)
 
-    known.forget(place("a"))
+    known.forget(location("a"))
 
-    assert known.stamp(place("a")) == UNWRITTEN
+    assert known.stamp(location("a")) == UNWRITTEN
     assert known._size == 0
 
 
@@ -91,10 +91,10 @@ def test_threads_do_not_disturb_each_other(monkeypatch):
     def work(number):
         try:
             for at in range(3000):
-                name = place((number * at) % 7)
+                name = location((number * at) % 7)
                 known.note(name, EntryVersion(at, at))
                 known.note_base(name, base())
-                known.forget(place(at % 7))
+                known.forget(location(at % 7))
         except Exception as exc:
             errors.append(exc)
 
