@@ -128,7 +128,7 @@ class MemSync(AppManager):
             InvalidKey: If the id is not fit for a key.
         """
         active = self._active("agent()")
-        active.memsync.keys.agent_place(active.task_id, agent_id)
+        active.memsync.keys.agent_location(active.task_id, agent_id)
         return Agent(active.memsync, active.task_id, agent_id)
 
     # -- around the body of a task
@@ -206,11 +206,11 @@ class MemSync(AppManager):
         return active
 
     def _check_fields(self, active: ActiveRun, fields: dict[str, Any]) -> None:
-        place = active.progress.place
+        location = active.progress.location
         taken = {"progress", "status", "eta", "previous", "started_at", "updated_at", "run"} & set(fields)
         if taken:
             raise InvalidValue(f"progress() has a field {min(taken)!r} of its own; choose another name")
-        encoded = encoding.encode(fields, place.path, self.settings.max_value_size)
+        encoded = encoding.encode(fields, location.path, self.settings.max_value_size)
         # A copy: the task may go on to change what it gave.
         fields.update(encoding.decode(encoded))
 

@@ -39,9 +39,9 @@ def _finite(text: str) -> float:
     return number
 
 
-def _refuse_constant(word: str) -> Any:
+def _refuse_constant(constant: str) -> Any:
     """Refuse ``NaN`` and ``Infinity``, which are not JSON."""
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _object(items: dict[str, Any]) -> Any:

@@ -70,12 +70,12 @@ class Events:
 
     def copy(self) -> Events:
         """Return the same handlers under a mutex of their own, for a forked child."""
-        twin = Events()
-        twin._handlers = dict(self._handlers)
-        return twin
+        copied = Events()
+        copied._handlers = dict(self._handlers)
+        return copied
 
     @property
-    def anybody(self) -> bool:
+    def has_handlers(self) -> bool:
         """Whether anybody listens, or has listened, to anything."""
         return bool(self._handlers)
 

@@ -67,7 +67,7 @@ class Location(NamedTuple):
     task_id: str = ""
 
     @property
-    def where(self) -> str:
+    def slot_or_field(self) -> str:
         """The slot, or a colon and the field, as the scripts take and tell it."""
         return str(self.slot) if self.slot else ":" + self.field
 
@@ -149,7 +149,7 @@ class Keys:
         #: Sorted set of the locks that are held, by the end of their lease (ms).
         self.locks = self._shared("locks")
         #: Sorted set of workers by when they are lost unless they beat again (ms).
-        self.beats = f"{self.workers}/beats"
+        self.heartbeats = f"{self.workers}/heartbeats"
         #: Sorted set of lost workers whose tasks have not been told of yet, by the end of the lease of who does so (ms).
         self.lost = f"{self.workers}/lost"
         #: Sorted set of tasks and paths by when what was noted of them last was written (us); of a cluster.
@@ -174,28 +174,28 @@ class Keys:
         """The hash of what the agents of a task share; the id is taken as checked."""
         return f"{self._root}tasks/{_tagged(task_id)}/{AGENTS}"
 
-    def task_place(self, task_id: str, slot: int) -> Location:
+    def task_location(self, task_id: str, slot: int) -> Location:
         """Where a thing of a task is kept; the id is taken as checked."""
         name = "progress" if slot == PROGRESS else "state"
         return Location(f"{self._root}tasks/{_tagged(task_id)}/", slot, "", f"{self._root}tasks/{task_id}/{name}", task_id)
 
-    def agent_place(self, task_id: str, agent_id: str) -> Location:
+    def agent_location(self, task_id: str, agent_id: str) -> Location:
         """Where the data of one agent of a task is kept."""
         check_id(task_id, "task")
         check_id(agent_id, "agent")
         path = f"{self._root}tasks/{task_id}/{AGENTS}{agent_id}"
         return Location(self.agents(task_id), 0, agent_id, path, task_id)
 
-    def worker_place(self, worker_id: str, thing: str) -> Location:
+    def worker_location(self, worker_id: str, thing: str) -> Location:
         """Where ``status``, ``heartbeat`` or ``capacity`` of a worker is kept."""
         return Location(self.workers, 0, f"{worker_id}/{thing}", f"{self._root}workers/{worker_id}/{thing}")
 
-    def coordination_place(self, thing: str) -> Location:
+    def coordination_location(self, thing: str) -> Location:
         """Where the queue, the metrics or the assignments are kept."""
         path = f"{self._root}{COORDINATION}/{thing}"
         return Location(path, 1, "", path) if thing == ASSIGNMENTS else Location(self.about, 0, thing, path)
 
-    def lock_place(self, name: str) -> Location:
+    def lock_location(self, name: str) -> Location:
         """Where a lock is kept; its name is taken as checked.  ``tasks/<task_id>`` names the lock of a task."""
         noun, _, task_id = name.partition("/")
         if task_id:
@@ -217,9 +217,9 @@ class Keys:
         """The begin of the names of channels on which a process is notified that a lock is given to it."""
         return f"{self.namespace}//{{locks}}/turns/"
 
-    def done(self, token: str, lane: str) -> str:
-        """The number of the last change of the coordination that one process made, kept for a second try of it."""
-        return f"{self.about}/done/{token}/{lane}"
+    def done(self, token: str, kind: str) -> str:
+        """The number of the last change of one kind that one process made, kept for a second try of it."""
+        return f"{self.about}/done/{token}/{kind}"
 
     # -- places, by path
 
@@ -263,7 +263,7 @@ class Keys:
         glob_regex(pattern)
         return pattern if pattern.startswith(self._root) else self._root + pattern
 
-    def place(self, key: object) -> Location:
+    def location(self, key: object) -> Location:
         """Return where an entry is kept that is named by its path.
 
         Raises:
@@ -276,16 +276,16 @@ class Keys:
             return Location(full, 1, "", full)
         owner, _, thing = rest.partition("/")
         if noun == COORDINATION and rest in (QUEUE, METRICS):
-            return self.coordination_place(rest)
+            return self.coordination_location(rest)
         if noun == "workers" and thing:
             return Location(self.workers, 0, f"{owner}/{thing}", full)
         lock = self.lock_name(full)
         if lock is not None:
-            return self.lock_place(lock)
+            return self.lock_location(lock)
         if noun != "tasks" or not thing:
             return Location(full, 1, "", full)
         if thing in ("state", "progress"):
-            return self.task_place(owner, STATE if thing == "state" else PROGRESS)
+            return self.task_location(owner, STATE if thing == "state" else PROGRESS)
         if thing.startswith(AGENTS):
             return Location(self.agents(owner), 0, thing[len(AGENTS):], full, owner)
         return Location(f"{self._root}tasks/{_tagged(owner)}/{thing}", 1, "", full)

@@ -103,10 +103,10 @@ class MemorySyncManager:
             InvalidValue: If a field can't be stored as JSON, or is too large.
         """
         services = self._open()
-        place = services.keys.task_place(check_id(task_id, "task"), STATE)
-        fields = encoding.encode_fields(state, place.path, services.settings.max_value_size)
+        location = services.keys.task_location(check_id(task_id, "task"), STATE)
+        fields = encoding.encode_fields(state, location.path, services.settings.max_value_size)
         services.writer.put(
-            MergeFields(place, fields, self._ttl(ttl), self._fence(task_id), run_key=self._run_key(task_id)))
+            MergeFields(location, fields, self._ttl(ttl), self._fence(task_id), run_key=self._run_key(task_id)))
 
     def sync_task_run(self, task_id: str, run: TaskRun, run_key: str = "", ttl: float | None = None) -> Change:
         """Tell a stage in the life of a task.
@@ -120,8 +120,8 @@ class MemorySyncManager:
             The change that waits to be written.
         """
         services = self._open()
-        place = services.keys.task_place(check_id(task_id, "task"), STAGE)
-        change = StageChange(place, run, run_key, self._ttl(ttl))
+        location = services.keys.task_location(check_id(task_id, "task"), STAGE)
+        change = StageChange(location, run, run_key, self._ttl(ttl))
         services.writer.put(change)
         return change
 
@@ -156,8 +156,8 @@ class MemorySyncManager:
             InvalidValue: If the data can't be stored as JSON, or is too large.
         """
         services = self._open()
-        place = services.keys.agent_place(task_id, agent_id)
-        self._set(services, place, data, run_key=self._run_key(task_id), fence=self._fence(task_id))
+        location = services.keys.agent_location(task_id, agent_id)
+        self._set(services, location, data, run_key=self._run_key(task_id), fence=self._fence(task_id))
 
     def sync_worker_status(self, worker_id: str, status: Any) -> None:
         """Tell the status of a worker by hand; Celery's workers tell theirs at every beat.
@@ -167,19 +167,19 @@ class MemorySyncManager:
             InvalidValue: If the status can't be stored as JSON, or is too large.
         """
         services = self._open()
-        self._set(services, services.keys.worker_place(check_id(worker_id, "worker"), "status"), status, owned=True)
+        self._set(services, services.keys.worker_location(check_id(worker_id, "worker"), "status"), status, owned=True)
 
     def sync_worker_capacity(self, worker_id: str, capacity: Any) -> None:
         """Tell by hand how many free slots a worker has; see :meth:`sync_worker_status`."""
         services = self._open()
-        self._set(services, services.keys.worker_place(check_id(worker_id, "worker"), "capacity"), capacity, owned=True)
+        self._set(services, services.keys.worker_location(check_id(worker_id, "worker"), "capacity"), capacity, owned=True)
 
     def update_heartbeat(self) -> None:
         """Tell once that this process is alive, under its worker id; returns at once, as all that tells."""
         services = self._open()
         record = WorkerRecord(services.worker_id, hostname=socket.gethostname(), pid=os.getpid())
-        place = services.keys.worker_place(services.worker_id, "heartbeat")
-        self._set(services, place, record.as_dict(), owned=True)
+        location = services.keys.worker_location(services.worker_id, "heartbeat")
+        self._set(services, location, record.as_dict(), owned=True)
 
     def sync_queue(self, queue: Mapping[str, Iterable[str]]) -> None:
         """Make the lists of the queue what is given; a list that is not given stays.
@@ -195,7 +195,7 @@ class MemorySyncManager:
         """
         services = self._open()
         lists = check_queue(queue, services.settings.max_value_size)
-        services.writer.put(SyncQueue(services.keys.coordination_place(QUEUE), lists, self._ttl(None)))
+        services.writer.put(SyncQueue(services.keys.coordination_location(QUEUE), lists, self._ttl(None)))
 
     def sync_assignments(self, assignments: Mapping[str, Iterable[str]]) -> None:
         """Tell which tasks workers have, by worker id; other workers' stay.
@@ -207,10 +207,10 @@ class MemorySyncManager:
             InvalidValue: If it is something else than lists of ids by worker, or too long.
         """
         services = self._open()
-        place = services.keys.coordination_place(ASSIGNMENTS)
+        location = services.keys.coordination_location(ASSIGNMENTS)
         lists = check_assignments(assignments)
-        fields = encoding.encode_fields(lists, place.path, services.settings.max_value_size)
-        services.writer.put(MergeFields(place, fields, self._ttl(None)))
+        fields = encoding.encode_fields(lists, location.path, services.settings.max_value_size)
+        services.writer.put(MergeFields(location, fields, self._ttl(None)))
 
     def sync_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Set counters, or anything else that is worth a name; other counters stay.
@@ -220,11 +220,11 @@ class MemorySyncManager:
             InvalidValue: If a value can't be stored as JSON, or is too large.
         """
         services = self._open()
-        place = services.keys.coordination_place(METRICS)
-        fields = encoding.encode_fields(metrics, place.path, services.settings.max_value_size)
+        location = services.keys.coordination_location(METRICS)
+        fields = encoding.encode_fields(metrics, location.path, services.settings.max_value_size)
         steps: dict[str, tuple[bytes | None, float]] = {
             check_id(name, "metric"): (body, 0) for name, body in fields.items()}
-        services.writer.put(SyncMetrics(place, steps, self._ttl(None)))
+        services.writer.put(SyncMetrics(location, steps, self._ttl(None)))
 
     def increment_metrics(self, /, **amounts: float) -> None:
         """Add to counters; what several processes add is added up.
@@ -237,7 +237,7 @@ class MemorySyncManager:
         """
         services = self._open()
         steps = check_steps(amounts)
-        services.writer.put(SyncMetrics(services.keys.coordination_place(METRICS), steps, self._ttl(None)))
+        services.writer.put(SyncMetrics(services.keys.coordination_location(METRICS), steps, self._ttl(None)))
 
     def write(
         self, key: str, value: Any, *, ttl: float | None = None, expected_version: int | None = None,
@@ -265,17 +265,17 @@ class MemorySyncManager:
             StoreError: With ``expected_version``, if Redis is away.
         """
         services = self._open()
-        place = self._place_to_write(services.keys, key)
+        location = self._location_to_write(services.keys, key)
         number = _check_fence(fence)
         if expected_version is None:
-            self._set(services, place, value, ttl, fence=number)
+            self._set(services, location, value, ttl, fence=number)
             return None
-        return self._compare_and_set(place, value, self._ttl(ttl), expected_version, number)
+        return self._compare_and_set(location, value, self._ttl(ttl), expected_version, number)
 
     def delete(self, key: str) -> None:
         """Remove what is stored under a key; like :meth:`write` it returns at once."""
         services = self._open()
-        services.writer.put(SetValue(self._place_to_write(services.keys, key), b"", self._ttl(None)))
+        services.writer.put(SetValue(self._location_to_write(services.keys, key), b"", self._ttl(None)))
 
     # ------------------------------------------------------------------- ask
 
@@ -361,7 +361,7 @@ class MemorySyncManager:
         Raises:
             StoreError: If Redis is away.
         """
-        return self.read(self._open().keys.agent_place(task_id, agent_id).path)
+        return self.read(self._open().keys.agent_location(task_id, agent_id).path)
 
     def get_task_agents(self, task_id: str) -> list[str]:
         """Return the ids of the agents of a task, sorted.
@@ -397,7 +397,7 @@ class MemorySyncManager:
             record.worker_id: [task["id"] for task in record.running if isinstance(task, dict) and is_id(task.get("id"))]
             for record in self.get_workers() if record.running and record.status not in ("lost", "offline")
         }
-        by_hand = self.read(self._open().keys.coordination_place(ASSIGNMENTS).path)
+        by_hand = self.read(self._open().keys.coordination_location(ASSIGNMENTS).path)
         for worker_id, ids in by_hand.items() if isinstance(by_hand, dict) else ():
             if is_id(worker_id) and isinstance(ids, list):
                 assignments[worker_id] = list(filter(is_id, ids))
@@ -487,8 +487,8 @@ class MemorySyncManager:
 
     def _fleet(self) -> tuple[dict[str, StoredEntry], float, float]:
         services = self._open()
-        told, ttl = services.reader.workers(), services.settings.worker_ttl
-        return told, services.store.clock.now() - ttl, ttl
+        stored_records, ttl = services.reader.workers(), services.settings.worker_ttl
+        return stored_records, services.store.clock.now() - ttl, ttl
 
     def read(self, key: str, *, max_age: float | None = None, consistent: bool = False) -> Any:
         """Return what is stored under a key, or None.
@@ -508,10 +508,10 @@ class MemorySyncManager:
             _check_seconds(max_age, "max_age")
         services = self._opened
         if services is not None and not consistent:
-            copy = services.cache.recall(key, max_age)
+            copy = services.cache.get(key, max_age)
             if copy is not None:
                 return copy.take()
-        entry = self._open().reader.entry(key, max_age, consistent, recalled=services is not None and not consistent)
+        entry = self._open().reader.entry(key, max_age, consistent, cache_checked=services is not None and not consistent)
         return None if entry is None else entry.value
 
     def read_entry(self, key: str, *, max_age: float | None = None, consistent: bool = False) -> Entry | None:
@@ -658,7 +658,7 @@ class MemorySyncManager:
             StoreError: If Redis is away.
         """
         services = self._open()
-        return services.store.free_lock(services.keys.lock_place(_check_lock(name)), _check_count(fence, "fence"))
+        return services.store.free_lock(services.keys.lock_location(_check_lock(name)), _check_count(fence, "fence"))
 
     def task_lock(self, task_id: str, ttl: float | None = None, wait: float | None = 0.0) -> Lock:
         """Return the lock of a task as an object, as :meth:`lock` does; it is the one of :meth:`acquire_task_lock`."""
@@ -882,64 +882,64 @@ class MemorySyncManager:
     def _lease(self, ttl: float | None) -> float:
         return self._open().settings.lock_ttl if ttl is None else _check_seconds(ttl, "ttl", positive=True)
 
-    def _place_to_write(self, keys: Keys, key: str) -> Location:
-        place = keys.place(key)
-        if place.key == place.path:  # a key of the user's own
-            return place
-        if keys.lock_name(place.path) is not None:
-            raise InvalidKey(f"{place.path} is a lock; take it with lock(), or acquire_task_lock()")
-        if place.key == keys.about:
-            raise InvalidKey(f"{place.path} has no value in one piece; change it by sync_{place.field}() and its like")
-        return place
+    def _location_to_write(self, keys: Keys, key: str) -> Location:
+        location = keys.location(key)
+        if location.key == location.path:  # a key of the user's own
+            return location
+        if keys.lock_name(location.path) is not None:
+            raise InvalidKey(f"{location.path} is a lock; take it with lock(), or acquire_task_lock()")
+        if location.key == keys.about:
+            raise InvalidKey(f"{location.path} has no value in one piece; change it by sync_{location.field}() and its like")
+        return location
 
     def _set(
-        self, services: Runtime, place: Location, value: Any, ttl: float | None = None, owned: bool = False,
+        self, services: Runtime, location: Location, value: Any, ttl: float | None = None, owned: bool = False,
         run_key: str = "", fence: int = 0,
     ) -> None:
-        body = encoding.encode(value, place.path, services.settings.max_value_size)
-        services.writer.put(SetValue(place, body, self._ttl(ttl), fence, owned, run_key))
+        body = encoding.encode(value, location.path, services.settings.max_value_size)
+        services.writer.put(SetValue(location, body, self._ttl(ttl), fence, owned, run_key))
 
-    def _compare_and_set(self, place: Location, value: Any, ttl: float, expected: int, fence: int = 0) -> Entry:
+    def _compare_and_set(self, location: Location, value: Any, ttl: float, expected: int, fence: int = 0) -> Entry:
         services = self._open()
         if isinstance(expected, bool) or not isinstance(expected, int) or expected < 0:
             raise InvalidValue(f"expected_version is a whole number, 0 or more, not {short(expected)}")
-        body = encoding.encode(value, place.path, services.settings.max_value_size)
-        change = SetValue(place, body, ttl, fence)
-        beside = self._version_beside(place)
+        body = encoding.encode(value, location.path, services.settings.max_value_size)
+        change = SetValue(location, body, ttl, fence)
+        beside = self._version_beside(location)
         try:
             if expected < beside:
-                raise ConflictError(place.path, 0)
-            entry = services.writer.compare_and_set(change, expected - beside).entry(place.path, value)
+                raise ConflictError(location.path, 0)
+            entry = services.writer.compare_and_set(change, expected - beside).entry(location.path, value)
         except ConflictError as exc:
-            raise ConflictError(place.path, exc.version + beside) from None
+            raise ConflictError(location.path, exc.version + beside) from None
         return replace(entry, version=entry.version + beside)
 
-    def _version_beside(self, place: Location) -> int:
+    def _version_beside(self, location: Location) -> int:
         """Return how much of the version of an entry is not of this place: a state has a part that Celery tells."""
         services = self._open()
-        parts = [part for part in parts_of(place) if part != place]
+        parts = [part for part in parts_of(location) if part != location]
         if not parts:
             return 0
         services.writer.flush()
-        stored = services.reader.stored_parts([place])[place]
-        return sum(one.header.version for slot, one in stored.items() if one is not None and slot != place.slot)
+        stored = services.reader.stored_parts([location])[location]
+        return sum(one.header.version for slot, one in stored.items() if one is not None and slot != location.slot)
 
     def _worker(self, worker_id: str, thing: str) -> tuple[Any, WorkerRecord | None]:
         services = self._open()
         check_id(worker_id, "worker")
-        told = services.reader.workers(worker_id)
-        by_hand, beat = (told.get(f"{worker_id}/{name}") for name in (thing, "heartbeat"))
+        stored_records = services.reader.workers(worker_id)
+        by_hand, heartbeat = (stored_records.get(f"{worker_id}/{name}") for name in (thing, "heartbeat"))
         ttl = services.settings.worker_ttl
-        record = None if beat is None else worker_record(worker_id, beat, services.store.clock.now() - ttl, ttl)
+        record = None if heartbeat is None else worker_record(worker_id, heartbeat, services.store.clock.now() - ttl, ttl)
         return None if by_hand is None else by_hand.value, record
 
     def _progress_cell(self, services: Runtime, task_id: str) -> Progress:
         with services.progress_mutex:
             cell = services.progress.get(task_id)
             if cell is None:
-                place = services.keys.task_place(task_id, PROGRESS)
+                location = services.keys.task_location(task_id, PROGRESS)
                 cell = services.progress[task_id] = Progress(
-                    place, services.settings.default_ttl, limit=services.settings.max_value_size)
+                    location, services.settings.default_ttl, limit=services.settings.max_value_size)
                 if len(services.progress) > MAX_PROGRESS:
                     services.progress.popitem(last=False)
             services.progress.move_to_end(task_id)

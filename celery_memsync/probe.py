@@ -36,8 +36,8 @@ def probe(path: str, now: float) -> tuple[int, str]:
     """
     try:
         with open(path) as file:
-            told = json.load(file)
-        pid, last, heard, within = int(told["pid"]), float(told["round"]), told["heard"], float(told["within"])
+            facts = json.load(file)
+        pid, last, replied_at, within = int(facts["pid"]), float(facts["round"]), facts["heard"], float(facts["within"])
     except OSError as exc:
         return DEAD, f"no worker writes this file: {exc.strerror}"
     except (ValueError, KeyError, TypeError):
@@ -46,9 +46,9 @@ def probe(path: str, now: float) -> tuple[int, str]:
         return DEAD, f"the worker's process {pid} is gone"
     if not 0 <= now - last <= within:
         return DEAD, f"the heart of the worker's process {pid} stands still, for more than {within:g} s"
-    if not isinstance(heard, (int, float)) or now - heard > within:
+    if not isinstance(replied_at, (int, float)) or now - replied_at > within:
         return SILENT, f"Redis has not heard the worker for more than {within:g} s"
-    if not told.get("consuming"):
+    if not facts.get("consuming"):
         return IDLE, "the worker consumes nothing"
     return FINE, "the worker is alive, beats and consumes"
 

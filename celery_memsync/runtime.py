@@ -46,7 +46,7 @@ class Runtime:
         self.token = token
         # The nodes of a cluster can't tell one connection what was read over others.
         cache_size = 0 if is_cluster(url) else settings.cache_size
-        self.cache = EntryCache(cache_size, settings.cache_max_age, lambda: self.link.unheard())
+        self.cache = EntryCache(cache_size, settings.cache_max_age, lambda: self.link.is_stale())
         make_store = ClusterStore if is_cluster(url) else Store
         self.store: Store = make_store(
             connect(url, settings.backend_options, keys.about), keys, worker_id, token, settings.default_ttl)
@@ -98,9 +98,9 @@ class Runtime:
     def _on_up(self, patterns: Sequence[str]) -> None:
         self.subscriptions.on_up(patterns)
 
-    def _on_down(self, heard_at: float) -> None:
-        self.subscriptions.on_down(heard_at, [
+    def _on_down(self, confirmed_at: float) -> None:
+        self.subscriptions.on_down(confirmed_at, [
             self.keys.full(name) for name in self.cache.clear() if isinstance(name, str) and not name.startswith(VIEW)])
 
     def _on_look(self) -> None:
-        self.subscriptions.look_around()
+        self.subscriptions.check_expired()

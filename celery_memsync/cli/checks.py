@@ -70,7 +70,7 @@ class Scene(NamedTuple):
     now: float
 
 
-def look_around(app: Any, memsync: MemSync, workers: Sequence[WorkerRecord]) -> Scene:
+def read_scene(app: Any, memsync: MemSync, workers: Sequence[WorkerRecord]) -> Scene:
     """Read what is to be looked at.
 
     Raises:
@@ -95,10 +95,10 @@ def _visibility(app: Any) -> float | None:
     try:
         with app.connection_for_read() as connection:
             usual = VISIBILITY.get(connection.transport.driver_type)
-            told = figure(connection.transport_options.get("visibility_timeout"))
+            value = figure(connection.transport_options.get("visibility_timeout"))
     except Exception:
         return None  # the transport is not installed here; what is to be found is none of its doings
-    return usual if usual is None or told is None else told
+    return usual if usual is None or value is None else value
 
 
 def examine_persistence(info: Mapping[str, Any]) -> Iterator[Finding]:
@@ -152,8 +152,8 @@ def examine_visibility(scene: Scene) -> Iterator[Finding]:
     if scene.late and longest > most:
         yield Finding(False, f"a task ran for {duration(longest)}, and the broker delivers again after {duration(most)}",
                       "raise visibility_timeout in broker_transport_options, or guard tasks by exclusive")
-    ahead = [eta - told for state in states if str(state.get("status")) not in FINAL
-             and (eta := figure(state.get("eta"))) and (told := figure(state.get("published_at")))]
+    ahead = [eta - value for state in states if str(state.get("status")) not in FINAL
+             and (eta := figure(state.get("eta"))) and (value := figure(state.get("published_at")))]
     if max(ahead, default=0.0) > most:
         yield Finding(False, f"a task has its eta {duration(max(ahead))} ahead, and the broker delivers again after "
                              f"{duration(most)}",
@@ -166,9 +166,9 @@ def examine_indexes(scene: Scene) -> Iterator[Finding]:
     if ended:
         yield Finding(False, f"the queue has tasks at work that have ended: {named(ended)}",
                       "their last change was lost; complete(task_id) takes one out")
-    gone = sum(state is None for state in scene.newest.values())
-    if gone * 2 > len(scene.newest) >= LOOKED_AT // 10:
-        yield Finding(False, f"{gone} of the newest {len(scene.newest)} tasks in the index are gone",
+    lost = sum(state is None for state in scene.newest.values())
+    if lost * 2 > len(scene.newest) >= LOOKED_AT // 10:
+        yield Finding(False, f"{lost} of the newest {len(scene.newest)} tasks in the index are gone",
                       "see whether Redis has evicted them, or whether they are told with a short ttl")
 
 

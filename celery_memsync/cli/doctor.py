@@ -13,7 +13,7 @@ from ..exceptions import StoreError
 from ..models.worker import WorkerRecord
 from ..store.acl import CHANNELS, KEYS
 from .checks import (Finding, examine_clocks, examine_indexes, examine_latency, examine_locks, examine_persistence,
-                     examine_settings, examine_visibility, look_around, named)
+                     examine_settings, examine_visibility, named, read_scene)
 from .output import figure, json_option, latency_of, mebibytes, memory_of, print_json, print_line, shorten
 
 #: The oldest server whose commands are all that is needed.
@@ -52,7 +52,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
 def _examined(ctx: click.Context, memsync: MemSync) -> Iterator[Finding]:
     latency, info, workers = latency_of(memsync), memsync.store.server_info(), memsync.get_workers()
-    scene = look_around(ctx.obj.app, memsync, workers)
+    scene = read_scene(ctx.obj.app, memsync, workers)
     yield from examine_redis(info)
     yield from examine_persistence(info)
     yield from examine_latency(latency)
@@ -68,8 +68,8 @@ def examine_rights(lacking: Sequence[str]) -> Iterator[Finding]:
     """Yield which rights the user of memsync_backend lacks, if any."""
     if lacking:
         names = {KEYS: "~<memsync_namespace>/*", CHANNELS: "&*"}
-        told = " ".join(names.get(right, f"+{right}") for right in lacking)
-        yield Finding(False, f"Redis does not allow its user: {told}",
+        listed = " ".join(names.get(right, f"+{right}") for right in lacking)
+        yield Finding(False, f"Redis does not allow its user: {listed}",
                       "ACL SETUSER gives rights; docs/howto/security.md has all that are needed")
 
 
@@ -113,8 +113,8 @@ def examine_workers(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
     counts = Counter(one.status for one in workers)
     alive = [one for one in workers if one.status not in ("lost", "offline")]
     if alive:
-        told = ", ".join(f"{number} {shorten(status)}" for status, number in counts.items())
-        yield Finding(True, f"workers: {told}")
+        listed = ", ".join(f"{number} {shorten(status)}" for status, number in counts.items())
+        yield Finding(True, f"workers: {listed}")
     else:
         yield Finding(False, "no worker is alive",
                       "start one; it takes part if its app has memsync_backend, or a MemSync")

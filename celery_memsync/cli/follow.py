@@ -15,10 +15,10 @@ from .ids import task_id_of
 from .output import (EX_TIMEOUT, json_option, memory_of, padded, print_error, print_json, print_line, progress_words,
                      safe, shorten, timeout_option, width_of)
 from .terminal import is_terminal, orderly_end
-from .watch import LOOK_INTERVAL, deadline_of, patiently
+from .watch import POLL_INTERVAL, deadline_of, patiently
 
 #: Most tasks whose changes are heard, a thread for each; more are looked at now and then.
-HEARD = 50
+MAX_SUBSCRIPTIONS = 50
 
 #: Most tasks that an error names.
 NAMED = 5
@@ -43,7 +43,7 @@ def follow(ctx: click.Context, task_ids: tuple[str, ...], timeout: float | None,
 class Page(Protocol):
     """Where it is shown how far tasks are."""
 
-    def say(self, found: dict[str, Any], ended: bool) -> None:
+    def report(self, found: dict[str, Any], ended: bool) -> None:
         """Show what is known of a task.
 
         Args:
@@ -61,22 +61,22 @@ def follow_tasks(ctx: click.Context, memsync: MemSync, task_ids: Iterable[str], 
     Raises:
         StoreError: If Redis is away at the beginning or at the end.
     """
-    left = dict.fromkeys(task_ids)
+    remaining = dict.fromkeys(task_ids)
     code = 0
-    for task_id, found in _news(ctx, memsync, left, deadline):
+    for task_id, found in _news(ctx, memsync, remaining, deadline):
         status = None if found is None else status_of(found)
         if found is None:
             print_error(ctx, f"Nobody knows of the task {task_id} any more.")
         else:
-            page.say(found, status in FINAL)
+            page.report(found, status in FINAL)
         if found is None or status in FINAL:
-            del left[task_id]
+            del remaining[task_id]
             code = max(code, 0 if status == "SUCCESS" else 1)
-    if not left:
+    if not remaining:
         return code
-    names = ", ".join(list(left)[:NAMED])
-    more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
-    print_error(ctx, f"The task {names} has not ended in time." if len(left) == 1 else
+    names = ", ".join(list(remaining)[:NAMED])
+    more = f" and {len(remaining) - NAMED} more" if len(remaining) > NAMED else ""
+    print_error(ctx, f"The task {names} has not ended in time." if len(remaining) == 1 else
                 f"The tasks {names}{more} have not ended in time.")
     return EX_TIMEOUT
 
@@ -87,30 +87,30 @@ def status_of(found: dict[str, Any]) -> str:
 
 
 def _news(
-    ctx: click.Context, memsync: MemSync, left: dict[str, None], deadline: float,
+    ctx: click.Context, memsync: MemSync, remaining: dict[str, None], deadline: float,
 ) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Yield what is known of tasks whenever that has changed; None for one that is forgotten.
 
     Args:
-        left: Who is looked at; they may be taken out on the way.
+        remaining: Who is looked at; they may be taken out on the way.
     """
-    told: set[str] = set()
+    changed: set[str] = set()
     bell = Wakeup()
 
     def teller(task_id: str) -> Callable[..., None]:
-        def tell(*_: object) -> None:
-            told.add(task_id)
+        def notify(*_: object) -> None:
+            changed.add(task_id)
             bell.set()
 
-        return tell
+        return notify
 
     known: dict[str, dict[str, Any]] = {}
     with contextlib.ExitStack() as stack:
-        for task_id in list(left)[:HEARD]:
-            tell = teller(task_id)
-            stack.callback(memsync.unsubscribe, memsync.subscribe(f"tasks/{task_id}/*", _on_change(tell), tell))
+        for task_id in list(remaining)[:MAX_SUBSCRIPTIONS]:
+            notify = teller(task_id)
+            stack.callback(memsync.unsubscribe, memsync.subscribe(f"tasks/{task_id}/*", _on_change(notify), notify))
         looked_at = time.monotonic()
-        asked = list(left)
+        asked = list(remaining)
         while True:
             for task_id in asked:
                 found = patiently(ctx, lambda: memsync.get_task(task_id), deadline)
@@ -118,19 +118,19 @@ def _news(
                     yield task_id, found
                 if found is not None:
                     known[task_id] = found
-            if not left or time.monotonic() >= deadline:
+            if not remaining or time.monotonic() >= deadline:
                 return
             # All are looked at also while nothing is told: of what goes without a word nobody hears.
-            due = looked_at + LOOK_INTERVAL
+            due = looked_at + POLL_INTERVAL
             bell.wait(max(0.0, min(deadline, due) - time.monotonic()))
-            asked = [task_id for task_id in left if task_id in told]
-            told.difference_update(asked)
+            asked = [task_id for task_id in remaining if task_id in changed]
+            changed.difference_update(asked)
             if time.monotonic() >= min(due, deadline):
-                looked_at, asked = time.monotonic(), list(left)
+                looked_at, asked = time.monotonic(), list(remaining)
 
 
-def _on_change(tell: Callable[..., None]) -> Callable[[str, Any], None]:
-    return lambda key, value: tell()
+def _on_change(notify: Callable[..., None]) -> Callable[[str, Any], None]:
+    return lambda key, value: notify()
 
 
 @contextlib.contextmanager
@@ -157,7 +157,7 @@ class Documents:
     def __init__(self, ctx: click.Context) -> None:
         self._ctx = ctx
 
-    def say(self, found: dict[str, Any], ended: bool) -> None:
+    def report(self, found: dict[str, Any], ended: bool) -> None:
         """Print it."""
         print_json(self._ctx, found)
 
@@ -171,7 +171,7 @@ class Lines:
         self._width = max(widths) if len(widths) > 1 else 0
         self._said: dict[str, str] = {}
 
-    def say(self, found: dict[str, Any], ended: bool) -> None:
+    def report(self, found: dict[str, Any], ended: bool) -> None:
         """Print it, unless it was printed just now."""
         task_id, text = found["id"], _line(found)
         if text != self._said.get(task_id):

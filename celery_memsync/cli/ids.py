@@ -14,7 +14,7 @@ from .output import fail
 NAMED = 5
 
 #: Ids that are read in one round trip, and most that are looked at.
-AT_ONCE, MOST = 500, 100_000
+PAGE_SIZE, MOST = 500, 100_000
 
 #: Length of the ids that Celery makes: what is as long is no abbreviation.
 WHOLE = 36
@@ -56,10 +56,10 @@ def _beginning_with(memsync: MemSync, given: str) -> list[str]:
     """Return the newest ids that begin so, as many as an error tells of and some more, for some may be forgotten."""
     found: dict[str, None] = {}
     before: str | None = "+"
-    for _ in range(MOST // AT_ONCE):
-        if before is None or len(found) > AT_ONCE:
+    for _ in range(MOST // PAGE_SIZE):
+        if before is None or len(found) > PAGE_SIZE:
             break
-        recent, before = memsync.store.recent_tasks(AT_ONCE, before)
+        recent, before = memsync.store.recent_tasks(PAGE_SIZE, before)
         found.update((task_id, None) for task_id in recent if task_id.startswith(given))
     return list(found)
 

@@ -25,11 +25,11 @@ def unlock(ctx: click.Context, name: str, yes: bool, fence: int | None, as_json:
         held = memsync.get_lock(name)
         if held is None:
             fail(f"Nobody holds the lock {name}.")
-        told = _told(held, memsync.store.clock.now())
+        description = _describe(held, memsync.store.clock.now())
         if fence is not None and fence != held.fence:
-            fail(f"Not freed, for its fence is not {fence}: {told}.")
+            fail(f"Not freed, for its fence is not {fence}: {description}.")
         if not yes:
-            print_error(ctx, told)
+            print_error(ctx, description)
             click.confirm("Free it? Whatever its holder does goes on.", err=True, abort=True)
         if not memsync.free_lock(name, held.fence):
             fail(f"Nothing was freed: nobody holds the lock {name} "
@@ -37,10 +37,10 @@ def unlock(ctx: click.Context, name: str, yes: bool, fence: int | None, as_json:
     if as_json:
         print_json(ctx, {"freed": True, **held.as_dict()})
     else:
-        print_line(ctx, f"Freed: {told}")
+        print_line(ctx, f"Freed: {description}")
 
 
-def _told(held: LockRecord, now: float) -> str:
+def _describe(held: LockRecord, now: float) -> str:
     task = f" for task {held.task_id}" if held.task_id else ""
     return (f"the lock {held.name} of {held.worker_id}{task}, held for {ago(held.since, now)}, "
             f"{held.waiters or 0} waiting, fence {held.fence}")

@@ -27,7 +27,7 @@ class Bars:
         self._id_width = id_width
         self._rows: dict[str, Row] = {}
 
-    def say(self, found: dict[str, Any], ended: bool) -> None:
+    def report(self, found: dict[str, Any], ended: bool) -> None:
         """Show what is known of a task, as `follow` has it."""
         row = row_of(found, ended)
         if ended:

@@ -137,13 +137,13 @@ def agents(ctx: click.Context, task_id: str, as_json: bool) -> None:
     """Show what the agents of a task share."""
     with memory_of(ctx) as memsync:
         found = memsync.get_task(task_id_of(memsync, task_id))
-    told = {} if found is None else found["agents"]
+    agents = {} if found is None else found["agents"]
     if as_json:
-        print_json(ctx, told)
-    elif not told:
+        print_json(ctx, agents)
+    elif not agents:
         print_line(ctx, "No agent of that task has told anything.")
     else:
-        rows = [[name, shown(data)] for name, data in sorted(told.items())]
+        rows = [[name, shown(data)] for name, data in sorted(agents.items())]
         print_table(ctx, ["AGENT", "DATA"], rows)
 
 

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Callable, Iterator
 
 #: Bytes of keys that are read at once.
-AT_ONCE = 1024
+PAGE_SIZE = 1024
 
 #: Stands for keys when the terminal is gone: Ctrl-D.
 GONE = "\x04"
@@ -54,7 +54,7 @@ def keys() -> Iterator[Callable[[float], str]]:
         if not select.select([number], [], [], seconds)[0]:
             return ""
         try:
-            data = os.read(number, AT_ONCE)
+            data = os.read(number, PAGE_SIZE)
         except OSError:
             return GONE
         return keys_of(decode(data)) if data else GONE

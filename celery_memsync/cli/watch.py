@@ -19,7 +19,7 @@ from .output import (EX_TIMEOUT, json_option, memory_of, moment, print_error, pr
 T = TypeVar("T")
 
 #: Seconds without a change after which Redis is asked whether it is there, and between questions while it is not.
-LOOK_INTERVAL = 2.0
+POLL_INTERVAL = 2.0
 
 
 @click.command(cls=CeleryCommand)
@@ -36,7 +36,7 @@ def watch(ctx: click.Context, pattern: str, limit: int | None, timeout: float | 
         deadline = deadline_of(timeout)
         count = 0
         with memsync.watch(pattern) as changes:
-            for change in heard(ctx, memsync, changes, deadline):
+            for change in changes_until(ctx, memsync, changes, deadline):
                 if change is not None:
                     _say(ctx, change, as_json)
                     count += 1
@@ -46,7 +46,7 @@ def watch(ctx: click.Context, pattern: str, limit: int | None, timeout: float | 
         ctx.exit(EX_TIMEOUT)
 
 
-def heard(ctx: click.Context, memsync: MemSync, changes: Watch, deadline: float) -> Iterator[KeyChange | None]:
+def changes_until(ctx: click.Context, memsync: MemSync, changes: Watch, deadline: float) -> Iterator[KeyChange | None]:
     """Yield changes until a monotonic time, and None now and then while there are none.
 
     When Redis goes away and comes back that is said on stderr.
@@ -56,7 +56,7 @@ def heard(ctx: click.Context, memsync: MemSync, changes: Watch, deadline: float)
     """
     while True:
         left = deadline - time.monotonic()
-        change = changes.get(max(0.0, min(left, LOOK_INTERVAL)))
+        change = changes.get(max(0.0, min(left, POLL_INTERVAL)))
         if change is not None:
             yield change
         elif left <= 0:
@@ -82,7 +82,7 @@ def patiently(ctx: click.Context, ask: Callable[[], T], deadline: float) -> T:
             if not away:
                 print_error(ctx, f"{exc}; waiting for it.")
             away = True
-            threading.Event().wait(max(0.0, min(LOOK_INTERVAL, deadline - time.monotonic())))
+            threading.Event().wait(max(0.0, min(POLL_INTERVAL, deadline - time.monotonic())))
         else:
             if away:
                 print_error(ctx, "Redis is back.")

@@ -108,9 +108,9 @@ def _held_back(known: KnownTask, run: dict[str, Any]) -> Reason | None:
 def _at_work(known: KnownTask) -> Reason:
     state, progress = known.state, (known.task or {}).get("progress")
     facts = _facts(known, "started_at")
-    gone = _gone(known)
-    if gone is not None:
-        return gone
+    lost = _gone(known)
+    if lost is not None:
+        return lost
     if known.awaited is not None:
         held = known.awaited
         return Reason(f"It runs on {_worker(known)}, and is held back by {_lock_told(held.as_dict(), known.now)}.",
@@ -127,9 +127,9 @@ def _at_work(known: KnownTask) -> Reason:
 def _waits(known: KnownTask) -> Reason:
     state = known.state
     eta = figure(state.get("eta"))
-    gone = _gone(known)
-    if gone is not None:
-        return gone
+    lost = _gone(known)
+    if lost is not None:
+        return lost
     before = (known.task or {}).get("runs", [])[-2:-1]
     held_back = _held_back(known, before[0]) if before else None
     if held_back is not None:
@@ -151,9 +151,9 @@ def _waits(known: KnownTask) -> Reason:
         return Reason(f"It waits, and no worker consumes {where}.", "no-consumer", facts)
     if not any(one.consuming is not False and one.status != "draining" for one in there):
         return Reason(f"It waits, and none of the workers of {where} takes messages.", "not-consuming", facts)
-    place = "" if known.position is None else f" at position {known.position + 1} of all that wait"
+    location = "" if known.position is None else f" at position {known.position + 1} of all that wait"
     free = sum(int(figure(one.capacity.get("free")) or 0) for one in there)
-    return Reason(f"It waits in {where}{place}; {len(there)} worker{'s' * (len(there) > 1)} of it, {free} slots free.",
+    return Reason(f"It waits in {where}{location}; {len(there)} worker{'s' * (len(there) > 1)} of it, {free} slots free.",
                   "waiting", {**facts, "free": free})
 
 
@@ -189,8 +189,8 @@ def _worker(known: KnownTask) -> str:
 
 
 def _facts(known: KnownTask, *names: str) -> dict[str, Any]:
-    told = ("status", "name", "worker", *names)
-    return {name: known.state[name] for name in told if known.state.get(name) is not None}
+    shown_fields = ("status", "name", "worker", *names)
+    return {name: known.state[name] for name in shown_fields if known.state.get(name) is not None}
 
 
 def _error(state: dict[str, Any]) -> str:

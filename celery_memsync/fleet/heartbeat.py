@@ -28,37 +28,37 @@ class Heartbeat:
     Args:
         describe: Returns the worker's present record.
         interval: Seconds between two beats.
-        keep: Seconds that the record of a silent worker is kept.
-        silence: Seconds without a beat after which the worker is lost.  None: three intervals.
-        on_beat: Called in the heartbeat's thread with what Redis says to each beat; it must not wait.
+        ttl: Seconds that the record of a silent worker is kept.
+        timeout: Seconds without a beat after which the worker is lost.  None: three intervals.
+        on_reply: Called in the heartbeat's thread with what Redis says to each beat; it must not wait.
     """
 
     def __init__(
-        self, store: Store, describe: Callable[[], WorkerRecord], interval: float, keep: float,
-        silence: float | None = None, on_beat: Callable[[HeartbeatReply], object] | None = None,
+        self, store: Store, describe: Callable[[], WorkerRecord], interval: float, ttl: float,
+        timeout: float | None = None, on_reply: Callable[[HeartbeatReply], object] | None = None,
     ) -> None:
         self.store = store
         self.describe = describe
         self.interval = interval
-        self.keep = keep
-        self.silence = 3 * interval if silence is None else silence
-        self.on_beat = on_beat
+        self.ttl = ttl
+        self.timeout = 3 * interval if timeout is None else timeout
+        self.on_reply = on_reply
         self._sequence = 0
         self._round_trip: float | None = None
         #: How many times longer the intervals are, and the silence, for the workers are many.
         self.stretch = 1.0
         self._last = HeartbeatReply("", 0.0, 0.0, 0)
         self._beating = threading.Lock()
-        self._thread = BackgroundLoop("memsync-heartbeat", self.beat, interval)
+        self._thread = BackgroundLoop("memsync-heartbeat", self.send, interval)
 
-    def beat(self) -> None:
+    def send(self) -> None:
         """Write the record once.
 
         Raises:
             StoreError: If Redis is away.
         """
         with self._beating:
-            self._tell(self.describe())
+            self._write(self.describe())
 
     def start(self) -> None:
         """Beat from now on, at once and then every ``interval`` seconds."""
@@ -79,22 +79,22 @@ class Heartbeat:
         if not self._beating.acquire(timeout=-1 if timeout is None else timeout):
             raise StoreError("Redis does not answer the last beat; the silence will tell")
         try:
-            self._tell(self.describe().evolve(status="offline", running=()), leaving=True)
+            self._write(self.describe().evolve(status="offline", running=()), leaving=True)
         finally:
             self._beating.release()
 
-    def _tell(self, record: WorkerRecord, leaving: bool = False) -> None:
+    def _write(self, record: WorkerRecord, leaving: bool = False) -> None:
         self._sequence += 1
         record = record.evolve(sequence=self._sequence, round_trip=self._round_trip, stretch=round(self.stretch, 3))
         body = encoding.dumps(record.as_dict())
         last, pause = self._last, self.interval * self.stretch
         asked = time.monotonic()
-        self._last = beat = self.store.beat_worker(
-            record.worker_id, body, self.keep * self.stretch, leaving,
-            silence=self.silence * self.stretch, since=last.since, until=last.at + GAP * pause, pulse=record.pulse())
+        self._last = reply = self.store.write_heartbeat(
+            record.worker_id, body, self.ttl * self.stretch, leaving,
+            timeout=self.timeout * self.stretch, since=last.since, until=last.at + GAP * pause, pulse=record.pulse())
         self._round_trip = round(time.monotonic() - asked, 6)
         # What this beat has promised holds for the pause before the next one.
         self._thread.interval = pause
-        self.stretch = max(1.0, beat.workers / MAX_RATE / self.interval)
-        if self.on_beat is not None and not leaving:
-            self.on_beat(beat)
+        self.stretch = max(1.0, reply.workers / MAX_RATE / self.interval)
+        if self.on_reply is not None and not leaving:
+            self.on_reply(reply)

@@ -18,7 +18,7 @@ from ..models.worker import WorkerRecord
 from ..store import EntryWrite, HeartbeatReply, LostWorkerClaim, Store, ms
 
 #: Tasks that are read, and written, in one round trip.
-AT_ONCE = 200
+TASKS_PER_BATCH = 200
 
 T = TypeVar("T")
 
@@ -50,23 +50,23 @@ class LostWorkerMonitor:
     Args:
         store: Its token is used by this alone.
         lease: Seconds after which another goes on with what was given to this worker; it is renewed.
-        at_work: Returns ids and run keys of the tasks that this process has.
+        running_tasks: Returns ids and run keys of the tasks that this process has.
         settled: Called with losses when all their tasks are told of; it returns those with which it is done, too.
     """
 
     def __init__(
-        self, store: Store, events: Events, lease: float, at_work: Callable[[], Iterable[tuple[str, str]]],
+        self, store: Store, events: Events, lease: float, running_tasks: Callable[[], Iterable[tuple[str, str]]],
         settled: Callable[[Sequence[LostWorkerClaim]], Sequence[LostWorkerClaim]] | None = None,
     ) -> None:
-        self.store = store.twin("".join(random.SystemRandom().choices(_LETTERS, k=8)))
+        self.store = store.with_token("".join(random.SystemRandom().choices(_LETTERS, k=8)))
         self.events = events
         self.lease = lease
-        self.at_work = at_work
+        self.running_tasks = running_tasks
         self.settled = settled
         self._serials = count(1)
-        self._words: deque[str] = deque()
+        self._statuses: deque[str] = deque()
         #: Losses that were given to this worker, by name; those it is about to tell of; those that it has told of.
-        self._heard: dict[bytes, LostWorkerClaim] = {}
+        self._claimed: dict[bytes, LostWorkerClaim] = {}
         self._losses: dict[bytes, LostWorkerClaim] = {}
         self._told: set[bytes] = set()
         #: What is being written, and whose tasks these are; after a lost answer it is sent again under the same numbers.
@@ -76,21 +76,21 @@ class LostWorkerMonitor:
         self._looked_at = float("-inf")
         self._thread = BackgroundLoop("memsync-losses", self.settle, 0, on_demand=True)
 
-    def hear(self, beat: HeartbeatReply) -> None:
+    def note_reply(self, reply: HeartbeatReply) -> None:
         """Take what Redis said to a beat; what there is to do about it is done soon."""
-        if self.take(beat):
+        if self.take_claims(reply):
             self._thread.wake()
 
-    def take(self, beat: HeartbeatReply) -> bool:
+    def take_claims(self, reply: HeartbeatReply) -> bool:
         """Take what Redis said to a beat; tell whether there is something to do about it."""
-        if beat.word == "back":
+        if reply.status == "back":
             self._doubtful_until = time.monotonic() + self.lease
-        if beat.word != "ok" and (beat.word == "back" or self.events.wanted("worker-online")):
-            self._words.append(beat.word)
-        self._heard.update((loss.name, loss) for loss in beat.losses)
-        return bool(self._words or self._heard or self._looked_at < self._doubtful_until)
+        if reply.status != "ok" and (reply.status == "back" or self.events.wanted("worker-online")):
+            self._statuses.append(reply.status)
+        self._claimed.update((loss.name, loss) for loss in reply.losses)
+        return bool(self._statuses or self._claimed or self._looked_at < self._doubtful_until)
 
-    def look_again(self) -> None:
+    def schedule_recheck(self) -> None:
         """See to it soon that nobody calls tasks lost that this process has."""
         self._looked_at, self._doubtful_until = float("-inf"), time.monotonic()
         self._thread.wake()
@@ -105,16 +105,16 @@ class LostWorkerMonitor:
         Raises:
             StoreError: If Redis is away; what was not done is done by the next call.
         """
-        while self._words:
-            self._words.popleft()
+        while self._statuses:
+            self._statuses.popleft()
             self.events.emit("worker-online", worker_id=self.store.worker_id)
         if self._looked_at < self._doubtful_until:
             looked_at = time.monotonic()
             self.restore()
             self._looked_at = looked_at
         self._finish()
-        while self._heard:
-            name, loss = self._heard.popitem()
+        while self._claimed:
+            name, loss = self._claimed.popitem()
             self._losses[name] = loss
         if self._losses:
             self._settle(list(self._losses.values()))
@@ -129,7 +129,7 @@ class LostWorkerMonitor:
         Raises:
             StoreError: If Redis is away.
         """
-        for chunk in _chunks(self.at_work()):
+        for chunk in _chunks(self.running_tasks()):
             tasks = self.store.read_tasks([task_id for task_id, _ in chunk])
             # Each at the version that was read: the run may have ended since.
             self.store.write_entries([
@@ -150,12 +150,12 @@ class LostWorkerMonitor:
                 self._told.add(loss.name)
                 self.events.emit("worker-lost", worker_id=loss.worker_id)
         losses = self._renewed(list(self._losses.values()))
-        lost = self._look_at(losses)
+        lost = self._find_lost(losses)
         for task_ids in _chunks(self._candidates(lost)):
             if any(time.monotonic() > loss.until - self.lease / 2 for loss in losses):
                 losses = self._renewed(losses)
                 lost = [one for one in lost if one.loss.name in self._losses]
-            self._tell_lost(task_ids, lost)
+            self._report_lost(task_ids, lost)
         self.store.close_losses(losses if self.settled is None else self.settled(losses))
         for loss in losses:
             self._losses.pop(loss.name, None)
@@ -169,9 +169,9 @@ class LostWorkerMonitor:
         self._losses.update((loss.name, loss) for loss in renewed)
         return renewed
 
-    def _look_at(self, losses: list[LostWorkerClaim]) -> list[LostWorker]:
-        places = [self.store.keys.worker_place(loss.worker_id, "heartbeat") for loss in losses]
-        return [_lost(loss, stored) for loss, stored in zip(losses, self.store.read_entries(places))]
+    def _find_lost(self, losses: list[LostWorkerClaim]) -> list[LostWorker]:
+        locations = [self.store.keys.worker_location(loss.worker_id, "heartbeat") for loss in losses]
+        return [_lost(loss, stored) for loss, stored in zip(losses, self.store.read_entries(locations))]
 
     def _candidates(self, lost: list[LostWorker]) -> Iterator[str]:
         """Yield ids of tasks that lost workers may have had: those they told of, and all that are at work."""
@@ -186,7 +186,7 @@ class LostWorkerMonitor:
             if not cursor:
                 return
 
-    def _tell_lost(self, task_ids: list[str], lost: list[LostWorker]) -> None:
+    def _report_lost(self, task_ids: list[str], lost: list[LostWorker]) -> None:
         by_token = {one.loss.token: one for one in lost}
         by_name = {one.loss.worker_id: one for one in lost if not one.succeeded}
         found: list[tuple[str, LostWorker, TaskRun]] = []
@@ -216,8 +216,8 @@ class LostWorkerMonitor:
         return run.evolve(status="LOST", exception=why, finished_at=round(self.store.clock.now(), 3))
 
     def _entry(self, task_id: str, seen: str, key: str, run: TaskRun, ttl_ms: int) -> EntryWrite:
-        place = self.store.keys.task_place(task_id, STAGE)
-        return EntryWrite(place, seen, key, rank_of(run.status), 0, ms(self.store.clock.now()), ttl_ms,
+        location = self.store.keys.task_location(task_id, STAGE)
+        return EntryWrite(location, seen, key, rank_of(run.status), 0, ms(self.store.clock.now()), ttl_ms,
                           next(self._serials), run.encode(task_id))
 
 
@@ -238,7 +238,7 @@ def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
     chunk: list[T] = []
     for item in items:
         chunk.append(item)
-        if len(chunk) == AT_ONCE:
+        if len(chunk) == TASKS_PER_BATCH:
             yield chunk
             chunk = []
     if chunk:

@@ -21,12 +21,12 @@ class ProbeFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._heard: float | None = None
+        self._replied_at: float | None = None
         self._warned = False
 
-    def heard(self) -> None:
+    def note_reply(self) -> None:
         """Take note that Redis took a beat."""
-        self._heard = time.monotonic()
+        self._replied_at = time.monotonic()
 
     def write(self, within: float, consuming: bool) -> None:
         """Say that the worker's heart goes on; if the file can't be written the log says so once.
@@ -36,9 +36,9 @@ class ProbeFile:
             consuming: Whether the worker takes messages, as far as it should.
         """
         now = time.monotonic()
-        told = {"pid": os.getpid(), "round": now, "heard": self._heard, "within": within, "consuming": consuming}
+        facts = {"pid": os.getpid(), "round": now, "heard": self._replied_at, "within": within, "consuming": consuming}
         try:
-            self._replace(json.dumps(told))
+            self._replace(json.dumps(facts))
         except OSError as exc:
             if not self._warned:
                 logger.warning("memsync_probe_file can't be written (%s); see that its folder is there", exc.strerror)

@@ -15,7 +15,7 @@ logger = get_logger(__name__)
 TOO_OLD = 3
 
 #: Kinds of brokers that are asked: those that answer in bounded time.
-ASKED = ("redis", "amqp")
+READABLE_BROKERS = ("redis", "amqp")
 
 
 class QueueDepths:
@@ -37,7 +37,7 @@ class QueueDepths:
         self._channel: Any = None
         self._known: tuple[float, dict[str, int]] = float("-inf"), {}
         self._asked_at = float("-inf")
-        self._thread = BackgroundLoop("memsync-depths", self.look, 0, on_demand=True)
+        self._thread = BackgroundLoop("memsync-depths", self.read, 0, on_demand=True)
 
     @property
     def known(self) -> tuple[float, dict[str, int]]:
@@ -45,17 +45,17 @@ class QueueDepths:
         looked_at, depths = self._known
         return looked_at, depths if time.monotonic() - looked_at < TOO_OLD * self.interval else {}
 
-    def remind(self) -> None:
+    def request(self) -> None:
         """Look again soon, if it is time."""
         now = time.monotonic()
         if now - self._asked_at >= self.interval:
             self._asked_at = now
             self._thread.wake()
 
-    def look(self) -> None:
+    def read(self) -> None:
         """Ask the broker; if it is away nothing is known."""
         try:
-            depths = self._ask()
+            depths = self._read_depths()
         except Exception as exc:
             # Whatever it was, the next look has a connection of its own.
             logger.debug("The broker does not tell how many messages wait: %s", type(exc).__name__)
@@ -73,11 +73,11 @@ class QueueDepths:
         """Look no more; a look under way is not waited for."""
         self._thread.stop(timeout=0)
 
-    def _ask(self) -> dict[str, int]:
+    def _read_depths(self) -> dict[str, int]:
         connection = self._connection
         if connection is None:
             connection = bounded_connection(self.app)
-            if connection.transport.driver_type not in ASKED:
+            if connection.transport.driver_type not in READABLE_BROKERS:
                 return {}
             self._connection = connection
             connection.connect()

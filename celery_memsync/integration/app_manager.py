@@ -30,12 +30,12 @@ class AppManager(MemorySyncManager):
         """Give back the locks that the run of a task still holds at its end."""
         self._open().locks.end_run(run)
 
-    def free_run(self, run: str, gone: Callable[[], bool]) -> None:
+    def release_if_ended(self, run: str, is_ended: Callable[[], bool]) -> None:
         """Free the locks of a run in a child as soon as the child is gone."""
-        self._open().locks.free_run(run, gone)
+        self._open().locks.release_if_ended(run, is_ended)
 
     @property
-    def home(self) -> Runtime:
+    def runtime(self) -> Runtime:
         """What is open now; it stays what it is when this is closed, or forked."""
         return self._open()
 

@@ -45,10 +45,10 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._kept = self.memsync.signals.kept
         self._losses = LostWorkerMonitor(
             self.memsync.store, self.memsync.events, settings.worker_ttl,
-            at_work=self.memsync.signals.at_work, settled=self.memsync.signals.requeuer.settle)
+            running_tasks=self.memsync.signals.running_tasks, settled=self.memsync.signals.requeuer.settle)
         self._heartbeat = Heartbeat(
             self.memsync.store, self._before_beat, settings.heartbeat_interval,
-            keep=max(settings.default_ttl, 2 * settings.worker_ttl), silence=settings.worker_ttl, on_beat=self._on_beat,
+            ttl=max(settings.default_ttl, 2 * settings.worker_ttl), timeout=settings.worker_ttl, on_reply=self._on_reply,
         )
         path = settings.probe_file
         self._probe_file = None if path is None else ProbeFile(node_format(path, parent.hostname))
@@ -78,7 +78,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if time.monotonic() - self._refreshed > self.memsync.settings.default_ttl / 3:
             self._refreshed = time.monotonic()
             self.memsync.signals.refresh()
-            self._losses.look_again()
+            self._losses.schedule_recheck()
             self._kept.refresh()
         record = self._describer.describe()
         self._write_probe_file(record)
@@ -87,14 +87,14 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _write_probe_file(self, record: WorkerRecord) -> None:
         if self._probe_file is not None and not self._left:
             consuming = bool(record.consuming) or record.status == "draining"
-            self._probe_file.write(self._heartbeat.silence * self._heartbeat.stretch, consuming)
+            self._probe_file.write(self._heartbeat.timeout * self._heartbeat.stretch, consuming)
 
-    def _on_beat(self, beat: HeartbeatReply) -> None:
+    def _on_reply(self, reply: HeartbeatReply) -> None:
         if self._probe_file is not None:
-            self._probe_file.heard()
-        if beat.word != "ok":
+            self._probe_file.note_reply()
+        if reply.status != "ok":
             self._kept.refresh()
-        self._losses.hear(beat)
+        self._losses.note_reply(reply)
 
     def _on_shutdown(self, **_: Any) -> None:
         self._leave()

@@ -15,7 +15,7 @@ from .runs import ReceivedRun, exception_of, facts_of
 
 #: Seconds, beside those that a child gathers what it writes, for which its parent remembers what its tasks came to: that
 #: is in Redis by then.
-REMEMBERED = 2.0
+FLUSH_GRACE = 2.0
 
 #: Most outcomes remembered of one child while Redis is away.
 MAX_REMEMBERED = 10_000
@@ -84,7 +84,7 @@ class ChildOutcomes:
         if recent is None:
             recent = self._by_pid[pid] = deque(maxlen=MAX_REMEMBERED)
         now = time.monotonic()
-        while connected and recent and recent[0][0] < now - REMEMBERED - interval:
+        while connected and recent and recent[0][0] < now - FLUSH_GRACE - interval:
             recent.popleft()
         failed, retval, runtime = outcome
         status, exception = verdict(retval.exception) if failed else ("SUCCESS", None)
@@ -97,8 +97,8 @@ class ChildOutcomes:
 
     def pop_dead_children(self, alive: Iterable[int]) -> list[TaskOutcome]:
         """Return, and forget, the outcomes of all children but those that are alive."""
-        gone = set(self._by_pid) - set(alive)
-        rows = [(pid, body) for pid in gone for _, body in self._by_pid.pop(pid)]
+        dead = set(self._by_pid) - set(alive)
+        rows = [(pid, body) for pid in dead for _, body in self._by_pid.pop(pid)]
         return [TaskOutcome(pid, *marshal.loads(body)) for pid, body in rows]  # nosec B302 # packed by `remember`
 
 

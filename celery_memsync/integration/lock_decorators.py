@@ -29,7 +29,7 @@ CHOICES = ("raise", "retry", "skip")
 RETRY_DELAY = 5.0
 
 #: Seconds that a retry waits for the run that has asked for it, which may not have ended yet.
-PATIENCE = 2.0
+RETRY_WAIT = 2.0
 
 
 class TaskLock:
@@ -81,7 +81,7 @@ class TaskLock:
         try:
             self._take(lock, active)
         except LockNotAcquired as exc:
-            self._hold_back(exc, function)
+            self._on_not_acquired(exc, function)
         if active is not None:
             active.set_fence(lock.fence)
 
@@ -89,12 +89,12 @@ class TaskLock:
         try:
             lock.__enter__()
         except LockNotAcquired as exc:
-            if lock.wait >= PATIENCE or not _is_retry_of(active, exc):
+            if lock.wait >= RETRY_WAIT or not _is_retry_of(active, exc):
                 raise
-            lock.wait = PATIENCE
+            lock.wait = RETRY_WAIT
             lock.__enter__()
 
-    def _hold_back(self, exc: LockNotAcquired, function: Any) -> None:
+    def _on_not_acquired(self, exc: LockNotAcquired, function: Any) -> None:
         """Raise what ends a run that did not get the lock."""
         task = _task_of(function)
         if task is None or self.on_locked == "raise":

@@ -38,16 +38,18 @@ class Run(DeferredChange):
     """A run of a task.
 
     Args:
-        home: What was open when it came: it may be asked while that is being closed.
+        services: What was open when it came: it may be asked while that is being closed.
         facts: What travels with its request.
         sent: The part of that which this package put there.
         at: Monotonic time when it was received, or began.
     """
 
-    __slots__ = ("home", "task_id", "facts", "sent")
+    __slots__ = ("services", "task_id", "facts", "sent")
 
-    def __init__(self, home: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], at: float) -> None:
-        self.home = home
+    def __init__(
+        self, services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], at: float,
+    ) -> None:
+        self.services = services
         self.task_id = task_id
         self.facts = facts
         self.sent = sent
@@ -56,7 +58,7 @@ class Run(DeferredChange):
     @property
     def key(self) -> str:
         """The Redis key of its task."""
-        return self.home.keys.task(self.task_id)
+        return self.services.keys.task(self.task_id)
 
     @property
     def run_id(self) -> str:
@@ -69,16 +71,16 @@ class Run(DeferredChange):
         return str(self.sent["key"])
 
     @property
-    def place(self) -> Location:
+    def location(self) -> Location:
         """Where its stage is kept."""
-        return self.home.keys.task_place(self.task_id, STAGE)
+        return self.services.keys.task_location(self.task_id, STAGE)
 
-    def tells(self, fence: int = 0, **more: Any) -> StageChange:
+    def stage_change(self, fence: int = 0, **more: Any) -> StageChange:
         """Return the change that tells a stage of it: what is known of it, and more."""
-        home = self.home
-        known = known_of(home, self.task_id, self.facts, self.sent)
+        services = self.services
+        known = known_of(services, self.task_id, self.facts, self.sent)
         known.update(more)
-        return StageChange(self.place, TaskRun.of(known), self.run_key, lifetime(home, known["eta"]), fence)
+        return StageChange(self.location, TaskRun.of(known), self.run_key, lifetime(services, known["eta"]), fence)
 
 
 class Watcher(Protocol):
@@ -110,8 +112,8 @@ class ReceivedRun(Run):
 
     __slots__ = ("change", "ended", "_watcher", "_wrapped")
 
-    def __init__(self, home: Runtime, request: Any, sent: Mapping[str, Any], at: float, watcher: Watcher) -> None:
-        super().__init__(home, request.id, request.request_dict, sent, at)
+    def __init__(self, services: Runtime, request: Any, sent: Mapping[str, Any], at: float, watcher: Watcher) -> None:
+        super().__init__(services, request.id, request.request_dict, sent, at)
         self.change: Change | None = None
         self.ended = False
         self._watcher = watcher
@@ -127,7 +129,7 @@ class ReceivedRun(Run):
         """Return that it was received, unless it has ended."""
         if self.ended:
             return ()
-        self.change = self.tells(status="RECEIVED")
+        self.change = self.stage_change(status="RECEIVED")
         return (self.change,)
 
     def succeeded(self, outcome: Any, **kwargs: Any) -> Any:
@@ -187,7 +189,7 @@ class ActiveRun(Run):
         self, memsync: AppManager, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], name: str, at: float,
         started_at: float,
     ) -> None:
-        self.home = memsync.home
+        self.services = memsync.runtime
         self.task_id = task_id
         self.facts = facts_of(facts)
         self.sent = sent
@@ -210,17 +212,17 @@ class ActiveRun(Run):
         """Return its end, or that it has begun."""
         ending = self.ending
         if ending is None:
-            return (self._tells("STARTED"),)
-        return (self._tells(
+            return (self._final_change("STARTED"),)
+        return (self._final_change(
             ending.status,
             lock=ending.lock,
-            finished_at=latest(self.home.store.clock.at(ending.at), self.started_at),
+            finished_at=latest(self.services.store.clock.at(ending.at), self.started_at),
             runtime=ending.at - self.at,
             exception=ending.exception,
         ),)
 
-    def _tells(self, status: str, **more: Any) -> StageChange:
-        return self.tells(
+    def _final_change(self, status: str, **more: Any) -> StageChange:
+        return self.stage_change(
             self.fence, status=status, name=self.name, pid=os.getpid(), started_at=self.started_at, **more)
 
     def end(self, status: str, retval: Any, at: float) -> None:
@@ -246,10 +248,10 @@ class ActiveRun(Run):
         """How far it is."""
         progress = self._progress
         if progress is None:
-            place = self.home.keys.task_place(self.task_id, PROGRESS)
-            settings = self.home.settings
+            location = self.services.keys.task_location(self.task_id, PROGRESS)
+            settings = self.services.settings
             progress = Progress(
-                place, settings.default_ttl, self.run_id, self.run_key, self.at, settings.max_value_size)
+                location, settings.default_ttl, self.run_id, self.run_key, self.at, settings.max_value_size)
             progress.fence = self.fence
             self._progress = progress
         return progress
@@ -266,7 +268,7 @@ class ActiveRun(Run):
         self.fence = fence
         if self._progress is not None:
             self._progress.fence = fence
-        self.memsync.writer.take(self)
+        self.memsync.writer.defer(self)
 
 
 def facts_of(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,7 +276,7 @@ def facts_of(facts: Mapping[str, Any]) -> dict[str, Any]:
     return dict(zip(_FACTS, map(facts.get, _FACTS)))
 
 
-def known_of(home: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
+def known_of(services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a request tells of its run.
 
     Args:
@@ -285,7 +287,7 @@ def known_of(home: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mappin
     known = {
         "name": facts.get("task"),
         "queue": None if delivery is None else queue_of(delivery.get("exchange"), delivery.get("routing_key")),
-        "worker": facts.get("hostname") or home.worker_id,
+        "worker": facts.get("hostname") or services.worker_id,
         "run": sent.get("run"),
         "retries": retries_of(facts),
         # They come with the message, so they may be anything; a task that retries is its own parent to Celery.
@@ -296,15 +298,15 @@ def known_of(home: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mappin
         "received_at": sent.get("received_at"),
         "recoveries": count_of(sent.get("recoveries")),
     }
-    if home.settings.task_args:
+    if services.settings.task_args:
         known.update(args=_cut(facts.get("argsrepr")), kwargs=_cut(facts.get("kwargsrepr")))
     return known
 
 
-def lifetime(home: Runtime, eta: float | None) -> float:
+def lifetime(services: Runtime, eta: float | None) -> float:
     """Return the ttl of a record, in seconds: one with an ETA, in seconds of Redis's clock, lives past it."""
-    ttl = home.settings.default_ttl
-    return ttl if eta is None else ttl + max(0.0, eta - home.store.clock.now())
+    ttl = services.settings.default_ttl
+    return ttl if eta is None else ttl + max(0.0, eta - services.store.clock.now())
 
 
 def latest(moment: float, earlier: Any) -> float:
@@ -316,8 +318,8 @@ def exception_of(error: BaseException) -> dict[str, str] | None:
     """Return what to tell of an exception: why a task is retried, nothing of an Ignore without a word."""
     if isinstance(error, Retry) and isinstance(error.exc, BaseException):
         error = error.exc
-    told = describe_exception(error)
-    return told if told["message"] or not isinstance(error, (Ignore, Reject)) else None
+    described = describe_exception(error)
+    return described if described["message"] or not isinstance(error, (Ignore, Reject)) else None
 
 
 def retries_of(facts: Mapping[str, Any]) -> int:

@@ -141,9 +141,9 @@ class TaskSignals:
         if not isinstance(headers, dict) or HEADER not in headers or headers.get("retries") or \
                 publishing.get() is not self.memsync.app or self._active(headers["id"]):
             return
-        known = known_of(self.memsync.home, headers["id"], headers, headers[HEADER])
+        known = known_of(self.memsync.runtime, headers["id"], headers, headers[HEADER])
         known.update(status="PENDING", queue=queue_of(exchange, routing_key), worker=None)
-        self._tell(headers["id"], run_key(0, headers[HEADER]["published_at"]), TaskRun.of(known))
+        self._record(headers["id"], run_key(0, headers[HEADER]["published_at"]), TaskRun.of(known))
 
     # -- where it is received: a worker's main process
 
@@ -154,29 +154,29 @@ class TaskSignals:
         self.received += 1
         facts = request.request_dict
         sent = _sent(facts)
-        home = self.memsync.home
+        services = self.memsync.runtime
         moment = time.monotonic()
-        now = latest(home.store.clock.at(moment), sent.get("published_at"))
+        now = latest(services.store.clock.at(moment), sent.get("published_at"))
         key = run_key(retries_of(facts), now)
-        facts[HEADER] = sent = {**sent, "run": self._new_run(home), "key": key, "received_at": now}
+        facts[HEADER] = sent = {**sent, "run": self._new_run(services), "key": key, "received_at": now}
         if not is_id(request.id):
             return
         self._requests[request.id] = request
         try:
             self.kept.add(request, sent["run"], key, count_of(sent.get("recoveries")) or 0, sender)
         except Exception as exc:
-            _log_untold(exc)
-        home.writer.take(ReceivedRun(home, request, sent, moment, self))
+            _log_unrecorded(exc)
+        services.writer.defer(ReceivedRun(services, request, sent, moment, self))
 
     def on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
         """Keep what a body came to: its child tells that itself, but should it be killed before it could, we do."""
         try:  # and not _HARMLESS: that takes twice the time, in the one process that all tasks go through
-            home = run.home
-            home.writer.withdraw(run, run.change)
+            services = run.services
+            services.writer.withdraw(run, run.change)
             self.kept.end(run.run_id)
-            self._outcomes.remember(request, run, outcome, home.settings.batch_interval, home.writer.connected)
+            self._outcomes.remember(request, run, outcome, services.settings.batch_interval, services.writer.connected)
         except Exception as exc:
-            _log_untold(exc)
+            _log_unrecorded(exc)
 
     def on_lost(self, request: Any, run: ReceivedRun, error: Any, fail: Callable[[], Any]) -> Any:
         """Tell of a run whose body could not end, if Celery's signals do not."""
@@ -192,10 +192,10 @@ class TaskSignals:
             raise
         with _HARMLESS:
             if isinstance(cause, WorkerLostError) and not hasattr(request, RECORDED):
-                self._tell_lost(request, cause)
+                self._report_lost(request, cause)
         return answer
 
-    def _tell_lost(self, request: Any, error: BaseException) -> None:
+    def _report_lost(self, request: Any, error: BaseException) -> None:
         """Tell of a run whose child was killed, if Celery says nothing: it had stored a success, or runs again."""
         stored = not request.ignore_result and _stored_state(request) == "SUCCESS"
         self._end(request.id, {}, "SUCCESS" if stored else "LOST", None if stored else error)
@@ -209,36 +209,36 @@ class TaskSignals:
             alive: Pids of the children that are still there.
         """
         for outcome in self._outcomes.pop_dead_children(alive):
-            self._tell_outcome(outcome)
+            self._record_outcome(outcome)
 
-    def _tell_outcome(self, outcome: TaskOutcome) -> None:
+    def _record_outcome(self, outcome: TaskOutcome) -> None:
         sent = outcome.sent
-        known = known_of(self.memsync.home, outcome.task_id, outcome.facts, sent)
+        known = known_of(self.memsync.runtime, outcome.task_id, outcome.facts, sent)
         known.update(
             status=outcome.status, pid=outcome.pid, exception=outcome.exception,
             started_at=self._moment(outcome.time_start, sent.get("received_at")),
             finished_at=self.memsync.store.clock.at(outcome.at),
             runtime=outcome.runtime if isinstance(outcome.runtime, float) else None,
         )
-        self._tell(outcome.task_id, sent["key"], TaskRun.of(known))
+        self._record(outcome.task_id, sent["key"], TaskRun.of(known))
 
     def refresh(self) -> None:
         """Tell again of the tasks that this process has, so that long ones outlive their ttl."""
         for request in live(self._requests.values):
             facts = request.request_dict
             begun = request.time_start
-            known = known_of(self.memsync.home, request.id, facts, facts[HEADER])
+            known = known_of(self.memsync.runtime, request.id, facts, facts[HEADER])
             known.update(
                 status="RECEIVED" if begun is None else "STARTED", pid=request.worker_pid,
                 started_at=self._moment(begun, facts[HEADER]["received_at"]))
-            self._tell(request.id, facts[HEADER]["key"], TaskRun.of(known))
+            self._record(request.id, facts[HEADER]["key"], TaskRun.of(known))
 
     @property
     def held(self) -> int:
         """How many messages this process has received and has not done with."""
         return len(self._requests)
 
-    def at_work(self) -> list[tuple[str, str]]:
+    def running_tasks(self) -> list[tuple[str, str]]:
         """Return ids and run keys of the tasks that this process has received and has not done with."""
         return [(request.id, request.request_dict[HEADER]["key"])
                 for request in live(self._requests.values) if not hasattr(request, RECORDED)]
@@ -253,24 +253,24 @@ class TaskSignals:
         request = task.request
         facts = request.__dict__
         sent = _sent(facts)
-        home = memsync.home
+        services = memsync.runtime
         started = time.monotonic()
-        now = latest(home.store.clock.at(started), sent.get("received_at"))
+        now = latest(services.store.clock.at(started), sent.get("received_at"))
         retries = retries_of(facts)
         if not is_run_key(sent.get("key")):
             # Nobody received it: it runs eagerly.
-            sent = {"run": self._new_run(home), "key": run_key(retries, now)}
+            sent = {"run": self._new_run(services), "key": run_key(retries, now)}
         if not is_id(task_id):
             return
         active = ActiveRun(memsync, task_id, facts, sent, task.name, started, now)
         active_run.set(active)
-        home.writer.take(active)
+        services.writer.defer(active)
         if retries or sent.get("recoveries") or (facts.get("delivery_info") or {}).get("redelivered"):
             # A new run starts over; what the one before reached is kept as ``previous``.
-            self._tell_previous(task_id, sent.get("previous"), active.run_key)
+            self._record_previous(task_id, sent.get("previous"), active.run_key)
             memsync.writer.put(active.progress)
 
-    def _tell_previous(self, task_id: str, previous: Any, present: str) -> None:
+    def _record_previous(self, task_id: str, previous: Any, present: str) -> None:
         """Record the progress of an earlier run, as it came with the message of this one."""
         key, row = previous if isinstance(previous, list) and len(previous) == 2 else (None, None)
         if not is_run_key(key) or key >= present:
@@ -280,8 +280,8 @@ class TaskSignals:
         except ValueError:
             return
         memsync = self.memsync
-        place = memsync.keys.task_place(task_id, PROGRESS)
-        change = ProgressChange.from_row(place, row, key, memsync.settings.default_ttl, memsync.store.clock)
+        location = memsync.keys.task_location(task_id, PROGRESS)
+        change = ProgressChange.from_row(location, row, key, memsync.settings.default_ttl, memsync.store.clock)
         if change is not None:
             memsync.writer.put(change)
 
@@ -300,7 +300,7 @@ class TaskSignals:
         if state is None:
             return
         active.end(state, retval, time.monotonic())
-        memsync.writer.take(active)
+        memsync.writer.defer(active)
 
     # -- what the main process, or nobody else, knows
 
@@ -337,17 +337,17 @@ class TaskSignals:
         if not is_run_key(sent.get("key")):
             # It was never received, or by a worker that does not take part.
             key = run_key(retries_of(facts), now)
-            sent = {**sent, "run": self._new_run(self.memsync.home), "key": key, "received_at": now}
-        known = known_of(self.memsync.home, task_id, facts, sent)
+            sent = {**sent, "run": self._new_run(self.memsync.runtime), "key": key, "received_at": now}
+        known = known_of(self.memsync.runtime, task_id, facts, sent)
         known.update(
             status=status, finished_at=None if status == "RETRY" else now,
             exception=None if exception is None else describe_exception(exception),
             pid=getattr(request, "worker_pid", None),
             started_at=self._moment(getattr(request, "time_start", None), sent.get("received_at")),
         )
-        self._tell(task_id, sent["key"], TaskRun.of(known))
+        self._record(task_id, sent["key"], TaskRun.of(known))
         if known["pid"] not in (None, os.getpid()) and known["run"]:
-            self.memsync.free_run(known["run"], partial(is_gone, known["pid"]))
+            self.memsync.release_if_ended(known["run"], partial(is_gone, known["pid"]))
 
     # -- the ends of children
 
@@ -366,8 +366,8 @@ class TaskSignals:
         active = active_run.get()
         return active if active is not None and active.task_id == task_id and active.memsync is self.memsync else None
 
-    def _new_run(self, home: Runtime) -> str:
-        return f"{home.token}-{next(self._runs):x}"
+    def _new_run(self, services: Runtime) -> str:
+        return f"{services.token}-{next(self._runs):x}"
 
     def _moment(self, local: float | None, earlier: float | None) -> float | None:
         """Return Redis's time of a moment of this host's clock that comes after an earlier one."""
@@ -375,11 +375,11 @@ class TaskSignals:
             return None
         return latest(self.memsync.store.clock.now() - (time.time() - local), earlier)
 
-    def _tell(self, task_id: str, key: str, run: TaskRun) -> None:
+    def _record(self, task_id: str, key: str, run: TaskRun) -> None:
         """Tell a stage."""
         if is_id(task_id):
-            place = self.memsync.keys.task_place(task_id, STAGE)
-            self.memsync.writer.put(StageChange(place, run, key, lifetime(self.memsync.home, run.eta)))
+            location = self.memsync.keys.task_location(task_id, STAGE)
+            self.memsync.writer.put(StageChange(location, run, key, lifetime(self.memsync.runtime, run.eta)))
 
 
 def _sent(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -397,14 +397,14 @@ class _Harmless:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: Any) -> bool:
         if not isinstance(error, Exception):
             return False
-        _log_untold(error)
+        _log_unrecorded(error)
         return True
 
 
 _HARMLESS = _Harmless()
 
 
-def _log_untold(error: Exception) -> None:
+def _log_unrecorded(error: Exception) -> None:
     logger.error("What a task came to could not be told", exc_info=error)
 
 

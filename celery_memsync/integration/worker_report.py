@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from celery.worker import WorkController
 
 #: Beats from one look at the depths of the queues to the next.
-LOOK_EVERY = 6
+BROKER_CHECK_INTERVAL = 6
 
 
 class WorkerInspector:
@@ -35,7 +35,7 @@ class WorkerInspector:
         self.memsync = memsync
         #: Whether the worker is finishing what it has.
         self.draining = False
-        self.depths = QueueDepths(worker.app, self._queues, LOOK_EVERY * memsync.settings.heartbeat_interval)
+        self.depths = QueueDepths(worker.app, self._queues, BROKER_CHECK_INTERVAL * memsync.settings.heartbeat_interval)
         self._idleness = Idleness()
         self._started_at = time.monotonic()
         self._looked = time.monotonic(), time.process_time()
@@ -44,7 +44,7 @@ class WorkerInspector:
         """Return the worker's present record."""
         worker = self.worker
         capacity = self._capacity()
-        self.depths.remind()
+        self.depths.request()
         looked_at, depths = self.depths.known
         return WorkerRecord(
             worker_id=self.memsync.worker_id,

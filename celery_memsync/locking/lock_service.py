@@ -14,7 +14,7 @@ from ..background_loop import BackgroundLoop
 from ..events import Events
 from ..exceptions import LockLost, LockNotAcquired, StoreError
 from ..models.lock import LockRecord
-from ..store import LockAnswer, LockAsk, Store
+from ..store import LockAnswer, LockRequest, Store
 from ..store.push import LockWaiter
 
 logger = get_logger(__name__)
@@ -41,9 +41,9 @@ SLACK = 5.0
 ON_ITS_WAY = 2.0
 
 #: Seconds between two looks whether a child is gone, and for how long its parent looks.
-LOOK_INTERVAL = 0.05
+ENDED_RUN_INTERVAL = 0.05
 
-LONGEST_LOOK = 60.0
+MAX_ENDED_RUN_WAIT = 60.0
 
 #: Holder, fence and lease (ms) of the message that gives a lock to a waiter; other programs may publish there, too.
 _TURN = re.compile(rb"(\S+) (\d{1,16}) (\d{1,14})").fullmatch
@@ -72,14 +72,14 @@ class LockLease:
             will once more when the question has arrived) or ``over``.
     """
 
-    __slots__ = ("name", "ask", "owner", "fence", "until", "renew_at", "asked_until", "state", "pid")
+    __slots__ = ("name", "request", "owner", "fence", "until", "renew_at", "asked_until", "state", "pid")
 
-    def __init__(self, name: str, ask: LockAsk, owner: Owner) -> None:
+    def __init__(self, name: str, request: LockRequest, owner: Owner) -> None:
         self.name = name
-        self.ask = ask
+        self.request = request
         self.owner = owner
         self.fence = 0
-        self.until = time.monotonic() + ask.ttl
+        self.until = time.monotonic() + request.ttl
         self.renew_at = float("inf")
         self.asked_until = float("-inf")
         self.state = "asking"
@@ -97,7 +97,7 @@ class LockLease:
             since: Monotonic time when it was asked: the lease began no earlier.
         """
         self.until = since + lease
-        self.renew_at = since + self.ask.ttl * RENEW_AFTER
+        self.renew_at = since + self.request.ttl * RENEW_AFTER
 
 
 class LockService:
@@ -120,7 +120,7 @@ class LockService:
         self._of_tasks: dict[str, LockLease] = {}
         self._told_of: tuple[Owner | None, bytes] = None, b""
         #: Runs whose child is going: what is held for them is to be freed; with the time when that is given up.
-        self._going: dict[str, tuple[Callable[[], bool], float]] = {}
+        self._ending_runs: dict[str, tuple[Callable[[], bool], float]] = {}
         #: Monotonic time when the thread will look again unasked.
         self._next_look = float("inf")
         self._thread = BackgroundLoop("memsync-locks", self.renew, 0, on_demand=True)
@@ -139,12 +139,12 @@ class LockService:
             StoreError: If Redis is away, or too few replicas have it.
         """
         holder = f"{self.store.token}.{next(self._numbers)}"
-        ask = LockAsk(self.store.keys.lock_place(name), holder, ttl, owner.run, self._about(owner))
-        grant = LockLease(name, ask, owner)
+        request = LockRequest(self.store.keys.lock_location(name), holder, ttl, owner.run, self._about(owner))
+        grant = LockLease(name, request, owner)
         began = time.monotonic()
         try:
             self._grants[holder] = grant
-            answer = self.store.take_lock(grant.ask)
+            answer = self.store.take_lock(grant.request)
             if answer.status == "ok":
                 self._hold(grant, answer.fence, began, answer.lease)
             elif wait > 0:
@@ -174,68 +174,68 @@ class LockService:
 
     def _wait(self, grant: LockLease, deadline: float) -> LockAnswer:
         """Stand in the queue until the lock is given to us, or the deadline."""
-        ear = self.store.checkout_waiter(grant.ask.place)
+        waiter = self.store.checkout_waiter(grant.request.location)
         try:
-            grant.ask = grant.ask._replace(channel=ear.channel)
+            grant.request = grant.request._replace(channel=waiter.channel)
             while True:
-                ear.listen()
-                asked = time.monotonic()
-                answer = self.store.wait_for_lock(grant.ask)
+                waiter.listen()
+                asked_at = time.monotonic()
+                answer = self.store.wait_for_lock(grant.request)
                 if answer.status == "ok":
-                    self._hold(grant, answer.fence, asked, answer.lease)
+                    self._hold(grant, answer.fence, asked_at, answer.lease)
                     break
                 left = deadline - time.monotonic()
                 if left <= 0 or grant.state != "asking":
-                    self.store.leave_lock(grant.ask)
+                    self.store.leave_lock(grant.request)
                     break
-                self._sleep(grant, ear, asked, answer, min(left, answer.lease + 0.001, LONGEST_SLEEP))
+                self._sleep(grant, waiter, asked_at, answer, min(left, answer.lease + 0.001, LONGEST_SLEEP))
                 if grant.state == "held":
                     break
         except BaseException:
-            ear.close()
+            waiter.close()
             raise
-        self.store.checkin_waiter(ear)
+        self.store.checkin_waiter(waiter)
         return answer
 
-    def _sleep(self, grant: LockLease, ear: LockWaiter, asked: float, answer: LockAnswer, seconds: float) -> None:
+    def _sleep(self, grant: LockLease, waiter: LockWaiter, asked_at: float, answer: LockAnswer, seconds: float) -> None:
         """Sleep until it is our turn, or there is reason to ask again."""
         end = time.monotonic() + seconds
         try:
             while (left := end - time.monotonic()) > 0:
-                message = ear.hear(left)
+                message = waiter.receive(left)
                 if message is None:
                     break
                 turn = _TURN(message)
                 # What is heard late was meant for the one before, or was over when we asked: others had it since.
-                if turn is not None and turn[1] == grant.ask.holder.encode() and int(turn[2]) > answer.fence:
-                    lease = min(int(turn[3]) / 1000, grant.ask.ttl)
-                    self._take_turn(grant, int(turn[2]), asked + lease)
+                if turn is not None and turn[1] == grant.request.holder.encode() and int(turn[2]) > answer.fence:
+                    lease = min(int(turn[3]) / 1000, grant.request.ttl)
+                    self._take_turn(grant, int(turn[2]), asked_at + lease)
                     break
         except StoreError:
             # The connection is broken.  Whether Redis is there the next question will tell.
-            ear.close()
+            waiter.close()
 
     def _take_turn(self, grant: LockLease, fence: int, until: float) -> None:
         """Take a lock that was handed over; until it is renewed it is trusted as if given when we asked last."""
         now = time.monotonic()
-        if until < now + MARGIN and until < now + grant.ask.ttl / 2:
+        if until < now + MARGIN and until < now + grant.request.ttl / 2:
             return  # too much time has passed: it is asked for again
         grant.fence, grant.until = fence, until
         grant.renew_at = now + min(CONFIRM_AFTER, (until - now) / 4)
         grant.state = "held"
-        self._look_by(grant.renew_at)
+        self._schedule_by(grant.renew_at)
 
-    def _hold(self, grant: LockLease, fence: int, asked: float, lease: float) -> None:
+    def _hold(self, grant: LockLease, fence: int, asked_at: float, lease: float) -> None:
         grant.fence = fence
-        grant.trust(asked, lease)
+        grant.trust(asked_at, lease)
         grant.state = "held"
-        self._look_by(grant.renew_at)
+        self._schedule_by(grant.renew_at)
 
     def _confirm(self, grant: LockLease) -> None:
         """See that replicas have a lock that nobody knows of yet; it may have been lost meanwhile."""
-        asked = time.monotonic()
-        if self.store.renew_locks([grant.ask], self.replicas) == [True]:
-            grant.trust(asked, grant.ask.ttl)
+        asked_at = time.monotonic()
+        if self.store.renew_locks([grant.request], self.replicas) == [True]:
+            grant.trust(asked_at, grant.request.ttl)
         else:
             self._end(grant)
 
@@ -246,14 +246,14 @@ class LockService:
             LockLost: If it is not held any more.
             StoreError: If Redis is away, or too few replicas have it.
         """
-        ask = grant.ask._replace(ttl=ttl)
-        asked = time.monotonic()
-        if not grant.owned or self.store.renew_locks([ask], self.replicas) != [True]:
+        request = grant.request._replace(ttl=ttl)
+        asked_at = time.monotonic()
+        if not grant.owned or self.store.renew_locks([request], self.replicas) != [True]:
             self._lose(grant)
             raise LockLost(grant.name)
-        grant.ask = ask
-        grant.trust(asked, ttl)
-        self._look_by(grant.renew_at)
+        grant.request = request
+        grant.trust(asked_at, ttl)
+        self._schedule_by(grant.renew_at)
 
     def release(self, grant: LockLease) -> bool:
         """Give a lock back; tell whether it was held until now.
@@ -261,11 +261,11 @@ class LockService:
         Raises:
             StoreError: If Redis is away: it is tried again, until the lease ends.
         """
-        if self._grants.get(grant.ask.holder) is not grant or grant.state != "held":
+        if self._grants.get(grant.request.holder) is not grant or grant.state != "held":
             return False
         grant.state = "releasing"
         try:
-            held = self.store.leave_lock(grant.ask)
+            held = self.store.leave_lock(grant.request)
         except BaseException:
             self._give_up(grant)
             raise
@@ -273,7 +273,7 @@ class LockService:
         if held:
             self.events.emit("lock-released", name=grant.name)
         else:
-            self._tell_loss(grant)
+            self._report_lost(grant)
         return held
 
     def acquire_task(self, name: str, ttl: float, wait: float, owner: Owner) -> bool:
@@ -320,13 +320,13 @@ class LockService:
             if grant.owner.run == run:
                 self._give_up(grant)
 
-    def free_run(self, run: str, gone: Callable[[], bool]) -> None:
+    def release_if_ended(self, run: str, is_ended: Callable[[], bool]) -> None:
         """Free what a run of another process holds, as soon as that process is gone; the thread does it.
 
         Args:
-            gone: Tells whether the process is gone.
+            absent: Tells whether the process is gone.
         """
-        self._going[run] = (gone, time.monotonic() + LONGEST_LOOK)
+        self._ending_runs[run] = (is_ended, time.monotonic() + MAX_ENDED_RUN_WAIT)
         self._thread.wake()
 
     def close(self, free: bool = True) -> None:
@@ -339,7 +339,7 @@ class LockService:
             grant.state = "leaving"
         try:
             if free:
-                self._free_the_gone()
+                self._free_ended_runs()
                 self._leave()
         except StoreError as exc:
             logger.warning("At shutdown locks could not be given back, their leases will end: %s", exc)
@@ -359,13 +359,13 @@ class LockService:
         try:
             self._renew(time.monotonic())
             self._leave()
-            self._free_the_gone()
+            self._free_ended_runs()
         finally:
-            self._lose_what_is_over()
+            self._lose_expired()
         now = time.monotonic()
         times = [grant.renew_at for grant in list(self._grants.values()) if grant.state == "held"]
         times += [grant.asked_until for grant in list(self._grants.values()) if grant.state == "left"]
-        times += [now + LOOK_INTERVAL] * bool(self._going)
+        times += [now + ENDED_RUN_INTERVAL] * bool(self._ending_runs)
         if promised > now:
             # What it was for may be gone; but who takes one lock after another need not ring each time.
             times.append(promised)
@@ -376,11 +376,11 @@ class LockService:
         held = [grant for grant in list(self._grants.values()) if grant.state == "held"]
         if not any(grant.renew_at <= now for grant in held):
             return
-        due = [grant for grant in held if grant.renew_at <= now + grant.ask.ttl * RENEW_AFTER * TOGETHER]
-        asks = [grant.ask for grant in due]
-        for grant, ask, still in zip(due, asks, self.store.renew_locks(asks, self.replicas)):
-            if still and grant.ask is ask:
-                grant.trust(now, ask.ttl)
+        due = [grant for grant in held if grant.renew_at <= now + grant.request.ttl * RENEW_AFTER * TOGETHER]
+        requests = [grant.request for grant in due]
+        for grant, request, still in zip(due, requests, self.store.renew_locks(requests, self.replicas)):
+            if still and grant.request is request:
+                grant.trust(now, request.ttl)
             elif not still:
                 self._lose(grant)
 
@@ -388,14 +388,14 @@ class LockService:
         for grant in list(self._grants.values()):
             late = time.monotonic() >= grant.asked_until
             if grant.state == "leaving" or grant.state == "left" and late:
-                held = self._left(grant.ask)
+                held = self._released(grant.request)
                 grant.state = "left"
                 if held or late:
                     self._end(grant)
                 if held:
                     self.events.emit("lock-released", name=grant.name)
 
-    def _lose_what_is_over(self) -> None:
+    def _lose_expired(self) -> None:
         now = time.monotonic()
         for grant in list(self._grants.values()):
             if grant.state == "held" and now >= grant.until:
@@ -406,41 +406,41 @@ class LockService:
     def _lose(self, grant: LockLease) -> None:
         if grant.state == "held":
             self._end(grant)
-            self._tell_loss(grant)
+            self._report_lost(grant)
 
-    def _tell_loss(self, grant: LockLease) -> None:
+    def _report_lost(self, grant: LockLease) -> None:
         logger.warning("The lock %s is lost: its lease has run out, somebody else may have it", grant.name)
         self.events.emit("lock-lost", name=grant.name)
 
-    def _free_the_gone(self) -> None:
+    def _free_ended_runs(self) -> None:
         now = time.monotonic()
-        going = list(self._going.items())
-        gone = {run for run, (is_gone, _) in going if is_gone()}
+        ending = list(self._ending_runs.items())
+        gone = {run for run, (is_gone, _) in ending if is_gone()}
         if gone:
             self._free_of(gone)
-        for run, (_, end) in going:
+        for run, (_, end) in ending:
             if run in gone or now > end:
-                self._going.pop(run, None)
+                self._ending_runs.pop(run, None)
 
     def _free_of(self, runs: set[str]) -> None:
         names = self.store.held_locks()
         for name, (stored, _) in zip(names, self.store.read_locks(names)):
             if stored is not None and stored.header.run in runs:
                 holder = stored.header.writes.partition(",")[0]
-                self._left(LockAsk(self.store.keys.lock_place(name), holder, 1.0, "-", b""))
+                self._released(LockRequest(self.store.keys.lock_location(name), holder, 1.0, "-", b""))
 
     # -- helpers
 
-    def _left(self, ask: LockAsk) -> bool:
+    def _released(self, request: LockRequest) -> bool:
         """Give a lock back; tell whether it was held."""
         try:
-            return self.store.leave_lock(ask)
+            return self.store.leave_lock(request)
         except StoreError as exc:
             if not exc.refused:
                 raise
             return False  # something else is stored there: there is nothing to give back
 
-    def _look_by(self, moment: float) -> None:
+    def _schedule_by(self, moment: float) -> None:
         if moment < self._next_look:
             self._next_look = moment
             self._thread.wake()
@@ -454,6 +454,6 @@ class LockService:
 
     def _end(self, grant: LockLease) -> None:
         grant.state = "over"
-        self._grants.pop(grant.ask.holder, None)
+        self._grants.pop(grant.request.holder, None)
         if self._of_tasks.get(grant.name) is grant:
             self._of_tasks.pop(grant.name, None)

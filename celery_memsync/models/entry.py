@@ -27,7 +27,7 @@ UNWRITTEN = EntryVersion(0, 0)
 #: Largest number that is taken for a figure, such as a progress.
 MAX_FIGURE = 2 ** 62
 
-#: Above any number of a header, and above any fence: scripts count exactly up to there (``store/lua/validation.lua``).
+#: Above any number of a header, and above any fence: scripts count exactly up to there (``store/lua/entry_header.lua``).
 MAX_HEADER_FIGURE = 10 ** 15
 
 MAX_FENCE = 2 ** 53
@@ -84,7 +84,7 @@ class Header(NamedTuple):
         return EntryVersion(self.time + self.lag, self.version)
 
     @property
-    def over_at(self) -> int:
+    def expires_at(self) -> int:
         """When its ttl is over, in milliseconds."""
         return self.time + self.ttl_ms
 
@@ -137,11 +137,11 @@ class StoredEntry:
         except encoding.UNREADABLE:
             return _UNREADABLE
 
-    def gone(self, now: float) -> bool:
+    def absent(self, now: float) -> bool:
         """Whether it is deleted, over, or nothing that can be read; only its version counts then."""
-        return self.over(now) or not self.readable
+        return self.ended(now) or not self.readable
 
-    def over(self, now: float) -> bool:
+    def ended(self, now: float) -> bool:
         """Whether it is deleted, or its ttl over."""
         return self.deleted or self.expired(now)
 
@@ -151,7 +151,7 @@ class StoredEntry:
         Args:
             now: Redis's time, in seconds.
         """
-        return self.header.over_at <= now * 1000
+        return self.header.expires_at <= now * 1000
 
     def entry(self, key: str, value: Any = _UNREADABLE) -> Entry:
         """Return it as the user sees it, with another value if one is given."""

@@ -38,9 +38,9 @@ class LockRecord:
             now: Redis's time, in seconds.
         """
         header, about = stored.header, stored.value
-        if stored.over(now):
+        if stored.ended(now):
             return None
-        ttl = round(header.over_at / 1000 - now, 3)
+        ttl = round(header.expires_at / 1000 - now, 3)
         task_id = about.get("task_id") if isinstance(about, dict) else None
         task_id = task_id if is_id(task_id) else None
         return cls(name, header.fence, header.worker_id, task_id, header.time / 1000, ttl, waiters)

@@ -152,17 +152,17 @@ def _plain_text(make: Callable[[], str], otherwise: str) -> str:
         return otherwise
 
 
-def merge_state(run: TaskRun | None, told: Any) -> dict[str, Any] | None:
+def merge_state(run: TaskRun | None, state_fields: Any) -> dict[str, Any] | None:
     """Return a task's state: what the signals know, then what users told.
 
     A status that a user told shows while the task is at work; it does not
     hide a later stage that Celery told.
     """
-    if not isinstance(told, dict):
+    if not isinstance(state_fields, dict):
         return None if run is None else run.as_dict()
     if run is None:
-        return told
-    state = {**run.as_dict(), **told}
-    if "status" in told:
-        state["status"] = later_status(run.status, told["status"])
+        return state_fields
+    state = {**run.as_dict(), **state_fields}
+    if "status" in state_fields:
+        state["status"] = later_status(run.status, state_fields["status"])
     return state

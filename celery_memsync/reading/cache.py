@@ -10,7 +10,7 @@ from typing import Any, Callable, Hashable, Iterable, Protocol
 
 #: Seconds between two looks, by those who recall, whether something was told that was not heard yet: a look takes a
 #: microsecond or two, a recall less than one.
-LOOK_INTERVAL = 0.00005
+CHECK_PAUSE = 0.00005
 
 _CHANGEABLE = frozenset({dict, list})
 
@@ -42,7 +42,7 @@ class CacheEntry:
     def __init__(
         self, value: Any, at: float, until: float, source: Vouching, keys: tuple[str, ...], about: Any,
     ) -> None:
-        self.take = taker(value)
+        self.take = copier(value)
         self.at = at
         self.until = until
         self.source = source
@@ -54,16 +54,16 @@ class PendingRead:
     """A read that is under way.
 
     Attributes:
-        overtaken: Whether something it reads was changed meanwhile, so that its answer is not to be kept.
+        stale: Whether something it reads was changed meanwhile, so that its answer is not to be kept.
     """
 
-    __slots__ = ("keys", "source", "at", "overtaken")
+    __slots__ = ("keys", "source", "at", "stale")
 
     def __init__(self, keys: Iterable[str], source: Vouching) -> None:
         self.keys = frozenset(keys)
         self.source = source
         self.at = time.monotonic()
-        self.overtaken = False
+        self.stale = False
 
 
 class Keyed(Protocol):
@@ -84,13 +84,13 @@ class EntryCache:
     Args:
         size: Most copies; 0 keeps none.
         max_age: Seconds after which no copy is believed.
-        unheard: Whether something has arrived that nobody has looked at yet: perhaps that a copy is old.
+        is_stale: Whether something has arrived that nobody has looked at yet: perhaps that a copy is old.
     """
 
-    def __init__(self, size: int, max_age: float, unheard: Callable[[], bool]) -> None:
+    def __init__(self, size: int, max_age: float, is_stale: Callable[[], bool]) -> None:
         self.size = size
         self.max_age = max_age
-        self.unheard = unheard
+        self.is_stale = is_stale
         self.hits = 0
         self.misses = 0
         #: Copies that were dropped because somebody had changed what they are of.
@@ -110,7 +110,7 @@ class EntryCache:
         """Whether it keeps anything at all."""
         return self.size > 0 and self.max_age > 0
 
-    def recall(self, name: Hashable, max_age: float | None = None) -> CacheEntry | None:
+    def get(self, name: Hashable, max_age: float | None = None) -> CacheEntry | None:
         """Return a copy that may be believed, or None.
 
         Args:
@@ -122,8 +122,8 @@ class EntryCache:
         except TypeError:  # a name that can't be one
             return None
         now = time.monotonic()
-        if copy is not None and now - self._looked_at > LOOK_INTERVAL:
-            if self.unheard():
+        if copy is not None and now - self._looked_at > CHECK_PAUSE:
+            if self.is_stale():
                 self.misses += 1
                 return None
             self._looked_at = now
@@ -168,13 +168,13 @@ class EntryCache:
             until: Monotonic time when it is over.
         """
         with self._mutex:
-            if reading.overtaken:
+            if reading.stale:
                 return self.compare(name, value)
             self._forget(name)
             for key in keys:
                 for other in self._readings.get(key, ()):
                     # Who asked at the same time may have an older answer.
-                    other.overtaken = other.overtaken or other is not reading
+                    other.stale = other.stale or other is not reading
             self._copies[name] = CacheEntry(
                 value, reading.at, min(until, reading.at + self.max_age), reading.source, keys, about)
             for key in keys:
@@ -201,7 +201,7 @@ class EntryCache:
             return 0
         with self._mutex:
             for reading in self._readings.get(key, ()):
-                reading.overtaken = True
+                reading.stale = True
             names = list(self._names.get(key, ()))
             for name in names:
                 self._forget(name)
@@ -216,7 +216,7 @@ class EntryCache:
         with self._mutex:
             for readings in self._readings.values():
                 for reading in readings:
-                    reading.overtaken = True
+                    reading.stale = True
             copies, self._copies = self._copies, OrderedDict()
             self._names.clear()
             return list(copies)
@@ -235,7 +235,7 @@ class EntryCache:
                     del self._names[key]
 
 
-def taker(value: Any) -> Callable[[], Any]:
+def copier(value: Any) -> Callable[[], Any]:
     """Return a function that returns a value of JSON's kind, each time one that may be changed."""
     if not isinstance(value, (dict, list)):
         return lambda: value
@@ -245,13 +245,13 @@ def taker(value: Any) -> Callable[[], Any]:
     try:
         return partial(marshal.loads, marshal.dumps(value))  # half the time of a twin
     except ValueError:  # it holds something that is not JSON's own, such as a datetime
-        return partial(twin, twin(value))
+        return partial(deep_copy, deep_copy(value))
 
 
-def twin(value: Any) -> Any:
+def deep_copy(value: Any) -> Any:
     """Return a copy in depth of a value of JSON's kind; `copy.deepcopy` is twenty times slower."""
     if isinstance(value, dict):
-        return {name: twin(child) for name, child in value.items()}
+        return {name: deep_copy(child) for name, child in value.items()}
     if isinstance(value, list):
-        return [twin(child) for child in value]
+        return [deep_copy(child) for child in value]
     return value

@@ -29,7 +29,7 @@ TRUST = CHECK_INTERVAL + ANSWER_TIMEOUT
 REST_AFTER = 60.0
 
 #: Longest that a read waits for the link to come up, in seconds.
-PATIENCE = 0.5
+CONNECT_PATIENCE = 0.5
 
 #: Messages that are taken before all else is looked at.
 TAKEN_AT_ONCE = 1000
@@ -76,33 +76,33 @@ class ChangeListener:
         self.on_down = on_down
         self.on_look = on_look
         #: Monotonic time of the last question that Redis has answered on this connection: all told before was heard.
-        self.heard_at = float("-inf")
+        self.confirmed_at = float("-inf")
         self._line: PushConnection | None = None
         self._number: int | None = None
         self._asked_at: float | None = None
         self._patterns: Counter[str] = Counter()
-        self._heard: set[str] = set()
+        self._subscribed: set[str] = set()
         #: How often Redis has been asked to tell of a pattern and has not confirmed it yet.
         self._unconfirmed: Counter[str] = Counter()
         self._sources: set[TrackedConnection] = set()
         self._idle: deque[TrackedConnection] = deque()
         self._read_at = float("-inf")
         self._waiting: list[Wakeup] = []
-        self._in_vain = False
+        self._gave_up = False
         #: Whether messages are being taken off the line just now.
         self._listening = False
         self._closing = False
         self._mutex = threading.RLock()
-        self._thread = BackgroundLoop("memsync-link", self._hear, 0)
+        self._thread = BackgroundLoop("memsync-link", self._listen, 0)
 
     # -- reading
 
     def checkout(self) -> TrackedConnection | None:
         """Return a connection whose reads may be kept, to be given back; None if there is none now."""
         now = self._read_at = time.monotonic()
-        if now > self.heard_at + CHECK_INTERVAL + ANSWER_TIMEOUT / 2:
+        if now > self.confirmed_at + CHECK_INTERVAL + ANSWER_TIMEOUT / 2:
             self._come_up()
-        if time.monotonic() > self.heard_at + TRUST:
+        if time.monotonic() > self.confirmed_at + TRUST:
             return None
         with self._mutex:
             if self._idle:
@@ -111,7 +111,7 @@ class ChangeListener:
                 return None
             source = self.store.source(self._number)
             source.checked_at = now
-            source.until = self.heard_at + TRUST
+            source.until = self.confirmed_at + TRUST
             self._sources.add(source)
             return source
 
@@ -139,32 +139,32 @@ class ChangeListener:
 
     def _come_up(self) -> None:
         """Wait a little until the link is up, but once only for each time that it is down."""
-        if self._in_vain or self._closing:
+        if self._gave_up or self._closing:
             return
         bell = Wakeup()
         self._waiting.append(bell)
         self.start()
-        bell.wait(PATIENCE)
-        self._in_vain = time.monotonic() > self.heard_at + TRUST
+        bell.wait(CONNECT_PATIENCE)
+        self._gave_up = time.monotonic() > self.confirmed_at + TRUST
 
     # -- hearing
 
-    def unheard(self) -> bool:
+    def is_stale(self) -> bool:
         """Whether Redis has told something that was not heard yet."""
         line = self._line
         return self._listening or line is None or line.has_arrived()
 
-    def hear(self, pattern: str) -> bool:
+    def subscribe_to(self, pattern: str) -> bool:
         """Hear of changes of all paths that match a pattern; tell whether they are heard already."""
         with self._mutex:
             self._patterns[pattern] += 1
         self.start()
-        return self.hears(pattern) is not None
+        return self.subscription_line(pattern) is not None
 
-    def hears(self, pattern: str) -> object | None:
+    def subscription_line(self, pattern: str) -> object | None:
         """Return what stands for the connection on which all changes of a pattern are heard, None if they are not."""
         with self._mutex:
-            return self._line if pattern in self._heard and not self._unconfirmed[pattern] else None
+            return self._line if pattern in self._subscribed and not self._unconfirmed[pattern] else None
 
     def ignore(self, pattern: str) -> None:
         """Hear of them no more, unless somebody else wants to."""
@@ -192,7 +192,7 @@ class ChangeListener:
 
     # -- the thread
 
-    def _hear(self) -> None:
+    def _listen(self) -> None:
         if self._closing:
             return
         try:
@@ -208,18 +208,18 @@ class ChangeListener:
         line, asked_at = self.store.listen(), time.monotonic()
         self._line, self._listening = line, False
         number = line.listen()
-        if number is None and line.tracks and not self._in_vain:
+        if number is None and line.tracks and not self._gave_up:
             logger.warning("Redis does not allow CLIENT and SUBSCRIBE, so nothing that is read can be kept")
         with self._mutex:
             self._number = number
-        self._heard_again(asked_at)
+        self._confirm(asked_at)
 
     def _attend(self) -> None:
         line = self._line
         assert line is not None
-        self._tell_patterns(line)
+        self._send_patterns(line)
         now = time.monotonic()
-        if self._asked_at is None and (self._wanted(now) and now >= self.heard_at + CHECK_INTERVAL or self._waiting):
+        if self._asked_at is None and (self._wanted(now) and now >= self.confirmed_at + CHECK_INTERVAL or self._waiting):
             self._check()
         self.on_look()
         # What was read off the socket and not taken yet does not show there.
@@ -240,13 +240,13 @@ class ChangeListener:
         self._asked_at = time.monotonic()
         self._line.send_command("PING")
 
-    def _tell_patterns(self, line: PushConnection) -> None:
+    def _send_patterns(self, line: PushConnection) -> None:
         with self._mutex:
-            if self._patterns.keys() == self._heard:
+            if self._patterns.keys() == self._subscribed:
                 return
             wanted = set(self._patterns)
-            new, old = wanted - self._heard, self._heard - wanted
-            self._heard = wanted
+            new, old = wanted - self._subscribed, self._subscribed - wanted
+            self._subscribed = wanted
             self._unconfirmed.update(new)
         prefix = self.store.prefix
         for pattern in new:
@@ -272,15 +272,15 @@ class ChangeListener:
                 self._unconfirmed -= Counter([pattern])
             self.on_up([pattern])
         elif kind == b"pong" and self._asked_at is not None:
-            self._heard_again(self._asked_at)
+            self._confirm(self._asked_at)
         return True
 
     def _unprefixed(self, channel: bytes) -> str:
         return channel.decode(errors="replace")[len(self.store.prefix):]
 
-    def _heard_again(self, asked_at: float) -> None:
+    def _confirm(self, asked_at: float) -> None:
         """Redis has answered: all that it told before the question has been heard."""
-        self.heard_at, self._asked_at = asked_at, None
+        self.confirmed_at, self._asked_at = asked_at, None
         for _ in range(len(self._idle)):
             with self._mutex:
                 source = self._idle.popleft() if self._idle else None
@@ -288,11 +288,11 @@ class ChangeListener:
                 self._check_source(source)
         with self._mutex:
             for source in self._sources:
-                source.until = min(self.heard_at, source.checked_at) + TRUST
+                source.until = min(self.confirmed_at, source.checked_at) + TRUST
             lost = [source for source in self._sources if source.checked_at < asked_at - LOST_AFTER]
         for source in lost:
             self.discard(source)
-        self._in_vain = False
+        self._gave_up = False
         self._let_go()
 
     def _check_source(self, source: TrackedConnection) -> None:
@@ -319,9 +319,9 @@ class ChangeListener:
             # Those that are borrowed are closed by who gives them back.
             self._sources.clear()
             self._idle.clear()
-            self._heard, self._unconfirmed = set(), Counter()
-        heard_at, self.heard_at = self.heard_at, float("-inf")
-        self.on_down(heard_at)
+            self._subscribed, self._unconfirmed = set(), Counter()
+        confirmed_at, self.confirmed_at = self.confirmed_at, float("-inf")
+        self.on_down(confirmed_at)
         for source in idle:
             source.close()
         if line is not None:

@@ -38,16 +38,16 @@ def progress_of(task: Task) -> dict[str, Any] | None:
 
 def with_change(task: Task, change: Change, overlay: Overlay) -> Task:
     """Return a task as it will be when a change is written."""
-    place = change.place
-    if not place.slot:
-        after = overlay(task.agents.get(place.field), [change])
-        return task._replace(agents=_replaced(task.agents, place.field, after))
-    before = task.slots.get(place.slot)
+    location = change.location
+    if not location.slot:
+        after = overlay(task.agents.get(location.field), [change])
+        return task._replace(agents=_replaced(task.agents, location.field, after))
+    before = task.slots.get(location.slot)
     after = overlay(before, [change])
     former = task.former
     if before is not None and after is not None and after.header.run != before.header.run and before.header.rank >= AT_WORK:
-        former = {**former, place.slot: [*former.get(place.slot, []), before]}
-    return task._replace(slots=_replaced(task.slots, place.slot, after), former=former)
+        former = {**former, location.slot: [*former.get(location.slot, []), before]}
+    return task._replace(slots=_replaced(task.slots, location.slot, after), former=former)
 
 
 def _replaced(entries: dict[K, StoredEntry], name: K, stored: StoredEntry | None) -> dict[K, StoredEntry]:
@@ -57,12 +57,12 @@ def _replaced(entries: dict[K, StoredEntry], name: K, stored: StoredEntry | None
 
 def runs_of(task_id: str, task: Task) -> list[dict[str, Any]]:
     """Return all runs of a task that are known, oldest first."""
-    told = [*task.former.get(STAGE, []), *([task.slots[STAGE]] if STAGE in task.slots else [])]
-    told.sort(key=lambda stored: stored.header.run)
-    return [run.as_dict() for one in told if (run := TaskRun.from_row(one.value, task_id)) is not None]
+    stored_records = [*task.former.get(STAGE, []), *([task.slots[STAGE]] if STAGE in task.slots else [])]
+    stored_records.sort(key=lambda stored: stored.header.run)
+    return [run.as_dict() for one in stored_records if (run := TaskRun.from_row(one.value, task_id)) is not None]
 
 
-def entry_of(place: Location, parts: Mapping[int, StoredEntry | None], now: float) -> Entry | None:
+def entry_of(location: Location, parts: Mapping[int, StoredEntry | None], now: float) -> Entry | None:
     """Return what is stored at a place, put together of its parts by slot, or None.
 
     Its version is that of all parts together, of those too that are deleted or
@@ -71,18 +71,18 @@ def entry_of(place: Location, parts: Mapping[int, StoredEntry | None], now: floa
     Args:
         now: Redis's time, in seconds.
     """
-    alive = {slot: stored for slot, stored in parts.items() if stored is not None and not stored.gone(now)}
+    alive = {slot: stored for slot, stored in parts.items() if stored is not None and not stored.absent(now)}
     if not alive:
         return None
     latest = max(alive.values(), key=lambda stored: stored.header.time)
     value = latest.value
-    if place.task_id and place.slot == STATE and (STAGE in alive or isinstance(value, dict)):
-        value = state_of(place.task_id, alive)
-    elif place.task_id and place.slot == PROGRESS and isinstance(value, list):
+    if location.task_id and location.slot == STATE and (STAGE in alive or isinstance(value, dict)):
+        value = state_of(location.task_id, alive)
+    elif location.task_id and location.slot == PROGRESS and isinstance(value, list):
         value = progress_from(value)
     header = latest.header
     _, version = stamp_of(parts)
-    return Entry(place.path, value, version, header.time / 1000, header.worker_id, header.ttl_ms / 1000)
+    return Entry(location.path, value, version, header.time / 1000, header.worker_id, header.ttl_ms / 1000)
 
 
 def stamp_of(parts: Mapping[int, StoredEntry | None]) -> EntryVersion:
@@ -95,50 +95,51 @@ def stamp_of(parts: Mapping[int, StoredEntry | None]) -> EntryVersion:
     return EntryVersion(stored_at, version)
 
 
-def over_at(parts: Iterable[StoredEntry | None], now: float) -> float:
+def expires_at(parts: Iterable[StoredEntry | None], now: float) -> float:
     """Return when the first of some parts is over that is not yet, in seconds of Redis's clock."""
-    return min((stored.header.over_at / 1000 for stored in parts if stored is not None and not stored.gone(now)),
+    return min((stored.header.expires_at / 1000 for stored in parts if stored is not None and not stored.absent(now)),
                default=float("inf"))
 
 
-def worker_records(told: Mapping[str, StoredEntry], since: float, ttl: float = 0.0) -> list[WorkerRecord]:
+def worker_records(stored_records: Mapping[str, StoredEntry], since: float, ttl: float = 0.0) -> list[WorkerRecord]:
     """Return a record for every worker, of its beats and of what was told by hand; see :func:`worker_record`."""
-    beats, by_hand = _told_of_workers(told)
-    records = {worker_id: worker_record(worker_id, beat, since, ttl) for worker_id, beat in beats.items() if beat.readable}
+    heartbeats, by_hand = _split_records(stored_records)
+    records = {worker_id: worker_record(worker_id, heartbeat, since, ttl)
+               for worker_id, heartbeat in heartbeats.items() if heartbeat.readable}
     for worker_id in by_hand.keys() - records.keys():
         last_beat = by_hand[worker_id].header.time / 1000
         records[worker_id] = WorkerRecord(worker_id, "active" if last_beat > since else "lost", last_beat=last_beat)
     return [records[worker_id] for worker_id in sorted(records)]
 
 
-def active_workers(told: Mapping[str, StoredEntry], since: float, ttl: float = 0.0) -> list[str]:
+def active_workers(stored_records: Mapping[str, StoredEntry], since: float, ttl: float = 0.0) -> list[str]:
     """Return the ids of those whom :func:`worker_records` calls neither lost nor offline; most bodies need not be read."""
-    beats, by_hand = _told_of_workers(told)
-    alive = {worker_id for worker_id, beat in beats.items() if _is_alive(beat, since, ttl)}
-    alive |= {worker_id for worker_id in by_hand.keys() - beats.keys() if by_hand[worker_id].header.time / 1000 > since}
+    heartbeats, by_hand = _split_records(stored_records)
+    alive = {worker_id for worker_id, heartbeat in heartbeats.items() if _is_alive(heartbeat, since, ttl)}
+    alive |= {worker_id for worker_id in by_hand.keys() - heartbeats.keys() if by_hand[worker_id].header.time / 1000 > since}
     return sorted(alive)
 
 
-def _told_of_workers(told: Mapping[str, StoredEntry]) -> tuple[dict[str, StoredEntry], dict[str, StoredEntry]]:
+def _split_records(stored_records: Mapping[str, StoredEntry]) -> tuple[dict[str, StoredEntry], dict[str, StoredEntry]]:
     """Return the beats, and the statuses that were told by hand, by worker."""
     by_thing: dict[str, dict[str, StoredEntry]] = {"heartbeat": {}, "status": {}}
-    for name, stored in told.items():
+    for name, stored in stored_records.items():
         worker_id, _, thing = name.rpartition("/")
         if thing in by_thing and "/" not in worker_id and not stored.deleted:
             by_thing[thing][worker_id] = stored
     return by_thing["heartbeat"], by_thing["status"]
 
 
-def _is_alive(beat: StoredEntry, since: float, ttl: float) -> bool:
-    status, _, stretch = beat.header.rank.partition(":")
+def _is_alive(heartbeat: StoredEntry, since: float, ttl: float) -> bool:
+    status, _, stretch = heartbeat.header.rank.partition(":")
     try:
-        return status != "offline" and not _is_silent(beat, float(stretch), since, ttl)
+        return status != "offline" and not _is_late(heartbeat, float(stretch), since, ttl)
     except ValueError:  # it was told by hand, or by an earlier version: the body tells
-        return beat.readable and worker_record("", beat, since, ttl).status not in ("lost", "offline")
+        return heartbeat.readable and worker_record("", heartbeat, since, ttl).status not in ("lost", "offline")
 
 
-def _is_silent(beat: StoredEntry, stretch: float, since: float, ttl: float) -> bool:
-    return beat.header.time / 1000 + ttl * (max(1.0, stretch) - 1) <= since
+def _is_late(heartbeat: StoredEntry, stretch: float, since: float, ttl: float) -> bool:
+    return heartbeat.header.time / 1000 + ttl * (max(1.0, stretch) - 1) <= since
 
 
 def worker_record(worker_id: str, stored: StoredEntry, since: float, ttl: float = 0.0) -> WorkerRecord:
@@ -148,5 +149,5 @@ def worker_record(worker_id: str, stored: StoredEntry, since: float, ttl: float 
         ttl: How long ago ``since`` is, in seconds: one that beats less often has that many times longer.
     """
     record = WorkerRecord.from_dict(worker_id, stored.value, stored.header.time / 1000)
-    silent = _is_silent(stored, record.stretch, since, ttl) and record.status != "offline"
+    silent = _is_late(stored, record.stretch, since, ttl) and record.status != "offline"
     return record.evolve(status="lost") if silent else record

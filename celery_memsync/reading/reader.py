@@ -16,7 +16,7 @@ from ..writing.changes import Change, Coordinated, SetValue, SyncMetrics, SyncQu
 from ..writing.writer import BatchWriter
 from .cache import EntryCache, PendingRead
 from .listener import ChangeListener
-from .projections import entry_of, over_at, with_change
+from .projections import entry_of, expires_at, with_change
 
 T = TypeVar("T")
 
@@ -85,14 +85,14 @@ class CacheableRead:
         """
         writer = self._reader.writer
         for number in range(MAX_READS):
-            with contextlib.nullcontext() if number < MAX_READS - 1 else writer.at_rest:
+            with contextlib.nullcontext() if number < MAX_READS - 1 else writer.idle:
                 before = writer.waiting_for(*self._keys)
                 answer = self._read(read)
                 waiting = writer.waiting_for(*self._keys)
             if set(before) <= set(waiting):
                 break
         if waiting:
-            self._give_up_keeping()
+            self._stop_keeping()
         return answer, waiting
 
     def keep(self, name: Hashable, value: Any, keys: tuple[str, ...], until: float, about: Any = None) -> None:
@@ -117,10 +117,10 @@ class CacheableRead:
             # It may be this one connection that is broken.
             self._source = None
             self._reader.link.discard(source)
-            self._give_up_keeping()
+            self._stop_keeping()
             return read(None)
 
-    def _give_up_keeping(self) -> None:
+    def _stop_keeping(self) -> None:
         if self._reading is not None:
             self._reader.cache.finish(self._reading)
             self._reading = None
@@ -141,15 +141,15 @@ class Reader:
     # -- entries
 
     def entry(
-        self, key: str, max_age: float | None = None, consistent: bool = False, recalled: bool = False,
+        self, key: str, max_age: float | None = None, consistent: bool = False, cache_checked: bool = False,
     ) -> Entry | None:
         """Return the entry of a key, or None.
 
         Args:
-            recalled: Whether the cache was asked already, in vain.
+            cache_checked: Whether the cache was asked already, in vain.
         """
-        if recalled:
-            return self._read({key: self.keys.place(key)})[key]
+        if cache_checked:
+            return self._read({key: self.keys.location(key)})[key]
         return self.entries([key], max_age, consistent)[key]
 
     def settled_entry(self, key: str, max_age: float | None, consistent: bool) -> Entry | None:
@@ -158,7 +158,7 @@ class Reader:
         If Redis is away it is what will be there, with version 0.
         """
         try:
-            self.writer.flush_for(self.keys.place(key).key)
+            self.writer.flush_for(self.keys.location(key).key)
         except StoreError:
             entry = self.entry(key, max_age, consistent)
             return entry if entry is None else replace(entry, version=0)
@@ -177,10 +177,10 @@ class Reader:
         found: dict[str, Entry | None] = {}
         missing: dict[str, Location] = {}
         for key in keys:
-            copy = None if consistent else self.cache.recall(key, max_age)
+            copy = None if consistent else self.cache.get(key, max_age)
             self.uncached += consistent
             if copy is None:
-                missing[key] = self.keys.place(key)
+                missing[key] = self.keys.location(key)
             else:
                 found[key] = None if copy.about is None else copy.about.evolve(copy.take())
         if missing:
@@ -188,60 +188,60 @@ class Reader:
         return found
 
     def _read(self, wanted: Mapping[str, Location], settled: bool = False) -> dict[str, Entry | None]:
-        rows = {key: parts_of(place) for key, place in wanted.items()}
-        with CacheableRead(self, [place.key for place in wanted.values()]) as asking:
-            places = list(dict.fromkeys(part for row in rows.values() for part in row))
-            stored, seen = self._read_places(asking, places, settled)
+        rows = {key: parts_of(location) for key, location in wanted.items()}
+        with CacheableRead(self, [location.key for location in wanted.values()]) as cacheable:
+            locations = list(dict.fromkeys(part for row in rows.values() for part in row))
+            stored, seen = self._read_locations(cacheable, locations, settled)
             now = self.store.clock.now()
             found = {}
             for key, row in rows.items():
-                place = wanted[key]
+                location = wanted[key]
                 parts = {part.slot: stored[part] for part in row}
-                entry = found[key] = self.whole_entry(place, parts, now)
-                if place in seen:
-                    self.writer.note_read(place, stored[place])
-                if place.key != self.keys.about:
-                    asking.keep(key, None if entry is None else entry.value, (place.key,),
-                                over_at(parts.values(), now), entry)
+                entry = found[key] = self.whole_entry(location, parts, now)
+                if location in seen:
+                    self.writer.note_read(location, stored[location])
+                if location.key != self.keys.about:
+                    cacheable.keep(key, None if entry is None else entry.value, (location.key,),
+                                   expires_at(parts.values(), now), entry)
         return found
 
-    def _read_places(
-        self, asking: CacheableRead, places: Sequence[Location], settled: bool,
+    def _read_locations(
+        self, cacheable: CacheableRead, locations: Sequence[Location], settled: bool,
     ) -> tuple[dict[Location, StoredEntry | None], set[Location]]:
         """Return what is stored under what waits, and of which places nothing waits."""
-        keys = {place.key for place in places}
-        answer: list[StoredEntry | None] = [None] * len(places)
+        keys = {location.key for location in locations}
+        answer: list[StoredEntry | None] = [None] * len(locations)
         try:
-            answer, waiting = asking.ask(lambda source: self.store.read_entries(places, source))
+            answer, waiting = cacheable.ask(lambda source: self.store.read_entries(locations, source))
         except StoreError:
             waiting = self.writer.waiting_for(*keys)
-            in_memory = {change.place for change in waiting if isinstance(change, SetValue)}
-            if settled or not in_memory.issuperset(places):
+            in_process = {change.location for change in waiting if isinstance(change, SetValue)}
+            if settled or not in_process.issuperset(locations):
                 raise
         now = self.store.clock.now()
         found: dict[Location, StoredEntry | None] = {}
         waiting = [change for change in waiting if not isinstance(change, Coordinated)]
-        touched = {change.place for change in waiting}
-        for place, stored in zip(places, answer):
-            if place in touched and not settled:
-                alive = None if stored is None or stored.gone(now) else stored
-                after = self.writer.overlay(alive, [change for change in waiting if change.place == place])
+        touched = {change.location for change in waiting}
+        for location, stored in zip(locations, answer):
+            if location in touched and not settled:
+                alive = None if stored is None or stored.absent(now) else stored
+                after = self.writer.overlay(alive, [change for change in waiting if change.location == location])
                 stored = after or stored
-            found[place] = stored
-        return found, set(places) - touched
+            found[location] = stored
+        return found, set(locations) - touched
 
-    def whole_entry(self, place: Location, parts: Mapping[int, StoredEntry | None], now: float) -> Entry | None:
+    def whole_entry(self, location: Location, parts: Mapping[int, StoredEntry | None], now: float) -> Entry | None:
         """Return the entry that the parts of a place make up; the queue and the metrics are read."""
-        entry = entry_of(place, parts, now)
-        if place.key != self.keys.about:
+        entry = entry_of(location, parts, now)
+        if location.key != self.keys.about:
             return entry
-        value: Any = self.queue() if place.field == QUEUE else self.metrics()
+        value: Any = self.queue() if location.field == QUEUE else self.metrics()
         return None if entry is None else entry.evolve(value)
 
-    def shown(self, place: Location, parts: Mapping[int, StoredEntry | None]) -> None:
+    def shown(self, location: Location, parts: Mapping[int, StoredEntry | None]) -> None:
         """Take note that somebody in this process was told of an entry: what he writes next follows that."""
-        if not self.writer.waiting_for(place.key):
-            for part in parts_of(place):
+        if not self.writer.waiting_for(location.key):
+            for part in parts_of(location):
                 self.writer.note_read(part, parts.get(part.slot))
 
     # -- tasks
@@ -249,8 +249,8 @@ class Reader:
     def task(self, task_id: str, agents: bool = False) -> Task:
         """Return all that is told of a task."""
         self.uncached += 1
-        with CacheableRead(self, self._keys_of(task_id, agents), to_keep=False) as asking:
-            return self._ask_task(asking, task_id, agents)
+        with CacheableRead(self, self._keys_of(task_id, agents), to_keep=False) as cacheable:
+            return self._read_task(cacheable, task_id, agents)
 
     def tasks(self, task_ids: Sequence[str]) -> list[Task]:
         """Return all that is told of tasks, but for their agents."""
@@ -258,8 +258,8 @@ class Reader:
         tasks = dict(zip(task_ids, self.store.read_tasks(task_ids)))
         waiting: dict[str, list[Change]] = {}
         for change in self.writer.waiting():
-            if change.place.slot and change.place.task_id in tasks:
-                waiting.setdefault(change.place.task_id, []).append(change)
+            if change.location.slot and change.location.task_id in tasks:
+                waiting.setdefault(change.location.task_id, []).append(change)
         return [self._seen(task_id, task, waiting.get(task_id, [])) for task_id, task in tasks.items()]
 
     def of_task(self, name: str, task_id: str, make: Callable[[Task], Any], agents: bool = False) -> Any:
@@ -269,34 +269,34 @@ class Reader:
             name: What it is.
         """
         name = f"{VIEW}{name}{VIEW}{task_id}"
-        copy = self.cache.recall(name)
+        copy = self.cache.get(name)
         if copy is not None:
             return copy.take()
         keys = self._keys_of(task_id, agents)
-        with CacheableRead(self, keys) as asking:
-            task = self._ask_task(asking, task_id, agents)
-            until = over_at([*task.slots.values(), *task.agents.values()], self.store.clock.now())
+        with CacheableRead(self, keys) as cacheable:
+            task = self._read_task(cacheable, task_id, agents)
+            until = expires_at([*task.slots.values(), *task.agents.values()], self.store.clock.now())
             value = make(task)
-            asking.keep(name, value, keys, until)
+            cacheable.keep(name, value, keys, until)
         return value
 
     def _keys_of(self, task_id: str, agents: bool) -> tuple[str, ...]:
         return (self.keys.task(task_id), self.keys.agents(task_id)) if agents else (self.keys.task(task_id),)
 
-    def _ask_task(self, asking: CacheableRead, task_id: str, agents: bool) -> Task:
-        (task,), waiting = asking.ask(lambda source: self.store.read_tasks([task_id], agents, source))
+    def _read_task(self, cacheable: CacheableRead, task_id: str, agents: bool) -> Task:
+        (task,), waiting = cacheable.ask(lambda source: self.store.read_tasks([task_id], agents, source))
         return self._seen(task_id, task, waiting)
 
     def _seen(self, task_id: str, task: Task, waiting: Sequence[Change]) -> Task:
         """Return a task as it will be when changes are written; what they do not touch this process has seen."""
-        touched = {change.place for change in waiting}
-        found: dict[Location, StoredEntry | None] = {self.keys.task_place(task_id, STATE): task.slots.get(STATE)}
+        touched = {change.location for change in waiting}
+        found: dict[Location, StoredEntry | None] = {self.keys.task_location(task_id, STATE): task.slots.get(STATE)}
         for agent_id, stored in task.agents.items():
             with contextlib.suppress(InvalidKey):  # nobody of ours writes under a name like that
-                found[self.keys.agent_place(task_id, agent_id)] = stored
-        for place, seen in found.items():
-            if place not in touched:
-                self.writer.note_read(place, seen)
+                found[self.keys.agent_location(task_id, agent_id)] = stored
+        for location, seen in found.items():
+            if location not in touched:
+                self.writer.note_read(location, seen)
         for change in waiting:
             task = with_change(task, change, self.writer.overlay)
         return task
@@ -305,7 +305,7 @@ class Reader:
 
     def queue(self, limit: int = LONGEST_LIST) -> dict[str, list[str]]:
         """Return the ids of tasks that wait and that are at work, first come first, at most ``limit`` each."""
-        queue, waiting = self._ask_for(QUEUE, lambda: self.store.read_queue(limit))
+        queue, waiting = self._read_coordination(QUEUE, lambda: self.store.read_queue(limit))
         for change in waiting:
             if isinstance(change, SyncQueue):
                 queue = {**queue, **{name: list(ids[:limit]) for name, ids in change.lists.items()}}
@@ -313,30 +313,30 @@ class Reader:
 
     def metrics(self) -> dict[str, Any]:
         """Return all counters."""
-        counters, waiting = self._ask_for(METRICS, self.store.read_metrics)
+        counters, waiting = self._read_coordination(METRICS, self.store.read_metrics)
         metrics = {name: _number(body) for name, body in counters.items()}
         for change in waiting:
             if isinstance(change, SyncMetrics):
                 metrics = change.applied(metrics)
         return metrics
 
-    def _ask_for(self, thing: str, read: Callable[[], tuple[T, int]]) -> tuple[T, list[Change]]:
+    def _read_coordination(self, thing: str, read: Callable[[], tuple[T, int]]) -> tuple[T, list[Change]]:
         """Return what there is, and the changes that wait and are not in it."""
-        place = self.keys.coordination_place(thing)
+        location = self.keys.coordination_location(thing)
         self.uncached += 1
-        with CacheableRead(self, [place.key], to_keep=False) as asking:
-            (answer, done), waiting = asking.ask(lambda _: read())
+        with CacheableRead(self, [location.key], to_keep=False) as cacheable:
+            (answer, done), waiting = cacheable.ask(lambda _: read())
         return answer, [
             change for change in waiting
-            if change.place == place and (change.serial is None or change.serial > done)
+            if change.location == location and (change.serial is None or change.serial > done)
         ]
 
-    def stored_whole(self, place: Location) -> Entry | None:
+    def stored_whole(self, location: Location) -> Entry | None:
         """Return the queue or the metrics as Redis has them now, without what waits here."""
-        (parts,) = self.stored_parts([place]).values()
-        entry = entry_of(place, parts, self.store.clock.now())
+        (parts,) = self.stored_parts([location]).values()
+        entry = entry_of(location, parts, self.store.clock.now())
         value: Any
-        if place.field == QUEUE:
+        if location.field == QUEUE:
             value, _ = self.store.read_queue(LONGEST_LIST)
         else:
             value = {name: _number(body) for name, body in self.store.read_metrics()[0].items()}
@@ -348,31 +348,32 @@ class Reader:
         """Return what is told of workers by ``<worker_id>/<thing>``; of one, or of all."""
         self.uncached += 1
         if worker_id is None:
-            told = self.store.read_workers()
+            stored_records = self.store.read_workers()
         else:
-            places = [self.keys.worker_place(worker_id, thing) for thing in ("status", "heartbeat", "capacity")]
+            locations = [self.keys.worker_location(worker_id, thing) for thing in ("status", "heartbeat", "capacity")]
             now = self.store.clock.now()
-            told = {place.field: stored for place, stored in zip(places, self.store.read_entries(places))
-                    if stored is not None and not stored.gone(now)}
+            answers = zip(locations, self.store.read_entries(locations))
+            stored_records = {location.field: stored for location, stored in answers
+                              if stored is not None and not stored.absent(now)}
         for change in self.writer.waiting_for(self.keys.workers):
-            after = self.writer.overlay(told.get(change.place.field), [change])
+            after = self.writer.overlay(stored_records.get(change.location.field), [change])
             if after is not None:
-                told[change.place.field] = after
-        return told
+                stored_records[change.location.field] = after
+        return stored_records
 
-    def stored_parts(self, places: Sequence[Location]) -> dict[Location, Parts]:
+    def stored_parts(self, locations: Sequence[Location]) -> dict[Location, Parts]:
         """Return the parts of entries as Redis has them now, without what waits here."""
-        rows = {place: parts_of(place) for place in places}
+        rows = {location: parts_of(location) for location in locations}
         every = list(dict.fromkeys(part for row in rows.values() for part in row))
         stored = dict(zip(every, self.store.read_entries(every)))
-        return {place: {part.slot: stored[part] for part in row} for place, row in rows.items()}
+        return {location: {part.slot: stored[part] for part in row} for location, row in rows.items()}
 
 
-def parts_of(place: Location) -> list[Location]:
+def parts_of(location: Location) -> list[Location]:
     """Return the places that make up what a key names: a task's state has two."""
-    if place.task_id and place.slot == STATE:
-        return [place._replace(slot=STAGE), place]
-    return [place]
+    if location.task_id and location.slot == STATE:
+        return [location._replace(slot=STAGE), location]
+    return [location]
 
 
 def _number(body: bytes) -> Any:

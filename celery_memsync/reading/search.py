@@ -28,23 +28,23 @@ class Search:
         now, matches = clock.now(), matcher(pattern)
         there: dict[str, bool] = {}
         for change in self.writer.waiting():
-            if matches(change.place.path):
+            if matches(change.location.path):
                 deleted = isinstance(change, SetValue) and not change.body
-                there[change.place.path] = not deleted and clock.at(change.at) + change.ttl > now
+                there[change.location.path] = not deleted and clock.at(change.at) + change.ttl > now
         found = {path for path, is_there in there.items() if is_there}
-        for place, parts in self.survey(pattern):
+        for location, parts in self.survey(pattern):
             if len(found) >= limit:
                 break
-            if place.path not in there and entry_of(place, parts, now) is not None:
-                found.add(place.path)
+            if location.path not in there and entry_of(location, parts, now) is not None:
+                found.add(location.path)
         return sorted(found)[:limit]
 
     def iter_entries(self, pattern: str) -> Iterator[Entry]:
         """Yield the entries whose paths match a pattern, as Redis has them now."""
-        for place, parts in self.survey(pattern):
-            entry = self.reader.whole_entry(place, parts, self.store.clock.now())
+        for location, parts in self.survey(pattern):
+            entry = self.reader.whole_entry(location, parts, self.store.clock.now())
             if entry is not None:
-                self.reader.shown(place, parts)
+                self.reader.shown(location, parts)
                 yield entry
 
     def survey(self, pattern: str) -> Iterator[tuple[Location, Parts]]:
@@ -65,8 +65,8 @@ class Search:
         if _may_meet(fixed, f"{root}workers/"):
             yield from self._survey_workers(pattern)
         if _may_meet(fixed, f"{root}{COORDINATION}/"):
-            things = [self.keys.coordination_place(thing) for thing in (QUEUE, METRICS)]
-            yield from self._survey_places([place for place in things if matcher(pattern)(place.path)])
+            things = [self.keys.coordination_location(thing) for thing in (QUEUE, METRICS)]
+            yield from self._survey_locations([location for location in things if matcher(pattern)(location.path)])
         yield from self._survey_names(pattern, task_ids)
 
     def _survey_tasks(
@@ -79,8 +79,8 @@ class Search:
             known_ids.add(task_id)
         ids = iter([task_id]) if slash else self._task_ids(known_ids)
         while chunk := list(islice(ids, READ_AT_ONCE)):
-            places = [self.keys.task_place(task_id, slot) for task_id in chunk for slot in (STATE, PROGRESS)]
-            yield from self._survey_places([place for place in places if matches(place.path)])
+            locations = [self.keys.task_location(task_id, slot) for task_id in chunk for slot in (STATE, PROGRESS)]
+            yield from self._survey_locations([location for location in locations if matches(location.path)])
             for task_id, task in zip(chunk, self.store.read_tasks(chunk, agents=True) if agents else ()):
                 for agent_id, stored in task.agents.items():
                     path = f"{tasks}{task_id}/{AGENTS}{agent_id}"
@@ -100,9 +100,9 @@ class Search:
         matches = matcher(pattern)
         for field, stored in self.store.read_workers().items():
             worker_id, _, thing = field.rpartition("/")
-            place = self.keys.worker_place(worker_id, thing)
-            if matches(place.path):
-                yield place, {0: stored}
+            location = self.keys.worker_location(worker_id, thing)
+            if matches(location.path):
+                yield location, {0: stored}
 
     def _survey_names(self, pattern: str, task_ids: set[str]) -> Iterator[tuple[Location, Parts]]:
         known: set[str] = set()
@@ -112,27 +112,27 @@ class Search:
             new = [name for name in dict.fromkeys(names) if name not in known]
             known.update(new)
             for at in range(0, len(new), READ_AT_ONCE):
-                for place, parts in self._survey_paths(new[at:at + READ_AT_ONCE]):
+                for location, parts in self._survey_paths(new[at:at + READ_AT_ONCE]):
                     # Entries of a task that outlive the index of tasks are in both indexes.
-                    if not place.task_id or place.task_id not in task_ids:
-                        yield place, parts
+                    if not location.task_id or location.task_id not in task_ids:
+                        yield location, parts
             if not cursor:
                 return
 
     def _survey_paths(self, paths: Sequence[str]) -> Iterator[tuple[Location, Parts]]:
-        places, foreign = [], []
+        locations, foreign = [], []
         for path in paths:
             try:
-                places.append(self.keys.place(path))
+                locations.append(self.keys.location(path))
             except InvalidKey:
                 foreign.append(path)
         self.store.remove_names(self.keys.names, foreign)
-        return self._survey_places(places)
+        return self._survey_locations(locations)
 
-    def _survey_places(self, places: Sequence[Location]) -> Iterator[tuple[Location, Parts]]:
-        for place, parts in self.reader.stored_parts(places).items():
+    def _survey_locations(self, locations: Sequence[Location]) -> Iterator[tuple[Location, Parts]]:
+        for location, parts in self.reader.stored_parts(locations).items():
             if any(stored is not None for stored in parts.values()):
-                yield place, parts
+                yield location, parts
 
 
 def _may_meet(fixed: str, start: str) -> bool:

@@ -36,14 +36,14 @@ class KnownVersion(NamedTuple):
 
     Attributes:
         stamp: Which state of it.
-        over_at: When its ttl is over, in milliseconds.
-        told: Whether that state was heard of, and not merely found.
+        expires_at: When its ttl is over, in milliseconds.
+        delivered: Whether that state was heard of, and not merely found.
         alive: Whether there is anything, and it was not deleted.
     """
 
     stamp: EntryVersion
-    over_at: int
-    told: bool
+    expires_at: int
+    delivered: bool
     alive: bool
 
 
@@ -73,11 +73,11 @@ class Subscription:
     it; what is found by reading is sorted in by its stamp.
     """
 
-    def __init__(self, number: str, pattern: str, on_news: Callable[[], None], doubts: bool) -> None:
+    def __init__(self, number: str, pattern: str, on_news: Callable[[], None], with_invalidations: bool) -> None:
         self.id = number
         self.pattern = pattern
         #: Whether it wants to hear that copies can't be trusted any more.
-        self.doubts = doubts
+        self.with_invalidations = with_invalidations
         self.matches = matcher(pattern)
         self.answered = Wakeup()
         self.found = Wakeup()
@@ -93,8 +93,8 @@ class Subscription:
         self.wake = on_news
         self._known: dict[str, KnownVersion] = {}
         #: When to look whether a key is over: a heap, and the time in it by path.
-        self._over: list[tuple[int, str]] = []
-        self._over_by_path: dict[str, int] = {}
+        self._expiry_queue: list[tuple[int, str]] = []
+        self._expires_by_path: dict[str, int] = {}
         self._perhaps_over: dict[str, KnownVersion] = {}
         self._news: OrderedDict[str, PendingChange] = OrderedDict()
         #: Keys that are there as far as it was told, or could have read when it began.
@@ -103,22 +103,22 @@ class Subscription:
 
     # -- put in
 
-    def hear(self, path: str, parts: Parts, stamp: EntryVersion) -> None:
+    def note_change(self, path: str, parts: Parts, stamp: EntryVersion) -> None:
         """Take what Redis told of a key; :meth:`wake` has to follow."""
         with self._mutex:
             known = self._known.get(path)
-            if known is not None and (stamp < known.stamp or stamp == known.stamp and known.told):
+            if known is not None and (stamp < known.stamp or stamp == known.stamp and known.delivered):
                 return
             recreated = known is not None and stamp.version < known.stamp.version
-            self._know(path, stamp, parts, told=True)
+            self._know(path, stamp, parts, delivered=True)
             self._put(path, PendingChange(parts, recreated))
 
-    def find(self, path: str, parts: Parts, before: KnownVersion | None, tell: bool) -> None:
+    def find(self, path: str, parts: Parts, before: KnownVersion | None, deliver: bool) -> None:
         """Take what was read of a key.
 
         Args:
             before: What was known of it when the read began.
-            tell: Whether to tell it if it is not known.
+            deliver: Whether to tell it if it is not known.
         """
         stamp = stamp_of(parts)
         with self._mutex:
@@ -127,13 +127,13 @@ class Subscription:
             older = before is not None and stamp < before.stamp and known == before
             if known is not None and not older and stamp <= known.stamp:
                 return
-            if known is None and not tell:
+            if known is None and not deliver:
                 if self.look:  # the connection is lost: what is found now may have changed without a word
                     return
-                self._know(path, stamp, parts, told=False)
+                self._know(path, stamp, parts, delivered=False)
                 self._believed.add(path)
                 return
-            self._know(path, stamp, parts, told=True)
+            self._know(path, stamp, parts, delivered=True)
             self._put(path, PendingChange(parts, known is not None and stamp.version < known.stamp.version))
         self.wake()
 
@@ -146,57 +146,57 @@ class Subscription:
                     self._put(path, PendingChange(None))
         self.wake()
 
-    def doubt(self, paths: Iterable[str]) -> None:
+    def invalidate(self, paths: Iterable[str]) -> None:
         """Take note that copies of keys can't be trusted any more, nor what was told of others."""
         with self._mutex:
-            told = [path for path, known in self._known.items() if known.told and known.alive]
-            for path in {*told, *filter(self.matches, paths)} - set(self._news):
+            delivered = [path for path, known in self._known.items() if known.delivered and known.alive]
+            for path in {*delivered, *filter(self.matches, paths)} - set(self._news):
                 self._put(path, PendingChange(None))
         self.wake()
 
-    def find_what_is_over(self, now_ms: float) -> bool:
+    def find_expired(self, now_ms: float) -> bool:
         """Take note of the keys whose ttl is over, as far as is known; tell whether there are any to look at."""
         with self._mutex:
-            while self._over and self._over[0][0] <= now_ms:
-                at, path = heapq.heappop(self._over)
+            while self._expiry_queue and self._expiry_queue[0][0] <= now_ms:
+                at, path = heapq.heappop(self._expiry_queue)
                 known = self._known.get(path)
-                if at != self._over_by_path.get(path):
+                if at != self._expires_by_path.get(path):
                     continue
-                del self._over_by_path[path]
+                del self._expires_by_path[path]
                 if known is None:
                     continue
-                if known.over_at > now_ms:
-                    self._schedule(path, known.over_at)
+                if known.expires_at > now_ms:
+                    self._schedule(path, known.expires_at)
                 elif known.alive:
                     self._perhaps_over[path] = known
                 else:
                     del self._known[path]
             return bool(self._perhaps_over)
 
-    def take_perhaps_over(self) -> dict[str, KnownVersion]:
+    def take_maybe_expired(self) -> dict[str, KnownVersion]:
         """Return what was known of keys whose ttl is over, unless somebody has made it longer without a word."""
         with self._mutex:
             paths, self._perhaps_over = self._perhaps_over, {}
             return paths
 
-    def lives_on(self, path: str, parts: Parts) -> None:
+    def is_alive_in(self, path: str, parts: Parts) -> None:
         """Take note that the ttl of a key is longer than it was."""
         with self._mutex:
             known = self._known.get(path)
             if known is not None:
-                self._know(path, known.stamp, parts, known.told)
+                self._know(path, known.stamp, parts, known.delivered)
 
-    def link_lost(self, heard_at: float) -> None:
+    def link_lost(self, confirmed_at: float) -> None:
         """Take note that changes are not heard any more; all is looked at again when they are.
 
         Args:
-            heard_at: Monotonic time up to which all was heard.
+            confirmed_at: Monotonic time up to which all was heard.
         """
         with self._mutex:
             self.look = "tell"
-            if self.found_at > heard_at:
+            if self.found_at > confirmed_at:
                 # A change after what was found may have been lost on the way.
-                self._known = {path: known for path, known in self._known.items() if known.told}
+                self._known = {path: known for path, known in self._known.items() if known.delivered}
                 self.found_at = float("-inf")
 
     @property
@@ -205,21 +205,21 @@ class Subscription:
         with self._mutex:
             return dict(self._known)
 
-    def _know(self, path: str, stamp: EntryVersion, parts: Parts, told: bool) -> None:
-        over_at = max((stored.header.over_at for stored in parts.values() if stored is not None), default=0)
-        if over_at < self._over_by_path.get(path, over_at + 1):
-            self._schedule(path, over_at)
-        self._known[path] = KnownVersion(stamp, over_at, told, _alive(parts))
+    def _know(self, path: str, stamp: EntryVersion, parts: Parts, delivered: bool) -> None:
+        expires_at = max((stored.header.expires_at for stored in parts.values() if stored is not None), default=0)
+        if expires_at < self._expires_by_path.get(path, expires_at + 1):
+            self._schedule(path, expires_at)
+        self._known[path] = KnownVersion(stamp, expires_at, delivered, _alive(parts))
 
     def _know_gone(self, path: str, parts: Parts) -> None:
         if _alive(parts) or all(stored is None for stored in parts.values()):
             self._known.pop(path, None)
         else:  # it was deleted, and the message that says so may be on its way
-            self._know(path, stamp_of(parts), parts, told=True)
+            self._know(path, stamp_of(parts), parts, delivered=True)
 
-    def _schedule(self, path: str, over_at: int) -> None:
-        self._over_by_path[path] = over_at
-        heapq.heappush(self._over, (over_at, path))
+    def _schedule(self, path: str, expires_at: int) -> None:
+        self._expires_by_path[path] = expires_at
+        heapq.heappush(self._expiry_queue, (expires_at, path))
 
     def _put(self, path: str, news: PendingChange) -> None:
         waiting = self._news.get(path)
@@ -284,7 +284,7 @@ class Subscription:
                 return
             stamp = stamp_of(parts)
             recreated = before is not None and stamp.version < before.stamp.version
-            self._know(path, stamp, parts, told=True)
+            self._know(path, stamp, parts, delivered=True)
             self._news[path] = PendingChange(parts, news.recreated or recreated)
 
     @property

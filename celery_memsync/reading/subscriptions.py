@@ -15,7 +15,7 @@ from ..events import Events
 from ..exceptions import InvalidKey, StoreError
 from ..keys import STAGE, STATE, Location
 from ..models.entry import Entry, StoredEntry
-from .cache import twin
+from .cache import deep_copy
 from .listener import ChangeListener
 from .projections import entry_of, stamp_of
 from .reader import READ_AT_ONCE, Parts, Reader
@@ -34,7 +34,7 @@ FIND_TIMEOUT = 0.5
 READ_PAUSE = 0.2
 
 #: Paths of which it is remembered where they are kept: what one hears of, one hears of again.
-PLACES = 1000
+MAX_LOCATIONS = 1000
 
 #: Seconds by which a message may be ahead of Redis's clock as this process knows it; none of ours is.
 FUTURE = 60.0
@@ -68,7 +68,7 @@ class Subscriptions:
         #: Those who have heard of something and were not woken yet: not before the link's thread rests, or they would get
         #: into each other's way.
         self._to_wake: dict[str, Subscription] = {}
-        self._place = functools.lru_cache(PLACES)(self.keys.place)
+        self._location = functools.lru_cache(MAX_LOCATIONS)(self.keys.location)
         self._expired_at = 0.0
         #: News that those who have ended were never told.
         self._skipped = 0
@@ -145,11 +145,11 @@ class Subscriptions:
     def _begin(self, subscription: Subscription) -> None:
         with self._mutex:
             self._subscriptions[subscription.id] = subscription
-        if self.link.hear(subscription.pattern):
+        if self.link.subscribe_to(subscription.pattern):
             self.on_up([subscription.pattern])
         subscription.answered.wait(CONFIRM_TIMEOUT)
-        if self.link.hears(subscription.pattern) is None:
-            self._look_anew(subscription)
+        if self.link.subscription_line(subscription.pattern) is None:
+            self._restart_snapshot(subscription)
         else:
             subscription.found.wait(FIND_TIMEOUT)
         self.events.emit("subscribed", id=subscription.id, pattern=subscription.pattern)
@@ -164,7 +164,7 @@ class Subscriptions:
                 if subscription.look:
                     self._reading.wake()
 
-    def on_down(self, heard_at: float, copies: Sequence[str]) -> None:
+    def on_down(self, confirmed_at: float, copies: Sequence[str]) -> None:
         """Nothing is heard any more.
 
         Who subscribes while Redis is away hears of all there is when it is back.
@@ -173,9 +173,9 @@ class Subscriptions:
             copies: Paths of which this process had copies that can't be trusted now.
         """
         for subscription in self._all():
-            subscription.link_lost(heard_at)
-            if subscription.doubts and heard_at > float("-inf"):
-                subscription.doubt(copies)
+            subscription.link_lost(confirmed_at)
+            if subscription.with_invalidations and confirmed_at > float("-inf"):
+                subscription.invalidate(copies)
             subscription.answered.set()
 
     def on_emptied(self) -> None:
@@ -187,7 +187,7 @@ class Subscriptions:
     def on_message(self, pattern: str, path: str, data: bytes) -> None:
         """Something was told of a path that matches a pattern; what is no entry is passed over."""
         try:
-            parts = _parts_of(self._place(path), data)
+            parts = _parts_of(self._location(path), data)
         except (InvalidKey, ValueError):
             return
         stamp = stamp_of(parts)
@@ -195,7 +195,7 @@ class Subscriptions:
             return
         for subscription in self._all():
             if subscription.pattern == pattern:
-                subscription.hear(path, parts, stamp)
+                subscription.note_change(path, parts, stamp)
                 self._to_wake[subscription.id] = subscription
 
     def on_taken(self) -> None:
@@ -203,14 +203,14 @@ class Subscriptions:
         while self._to_wake:
             self._to_wake.popitem()[1].wake()
 
-    def look_around(self) -> None:
+    def check_expired(self) -> None:
         """Tell of keys whose time is over, now and then."""
         if time.monotonic() - self._expired_at < EXPIRY_INTERVAL:
             return
         self._expired_at = time.monotonic()
         now_ms = self.reader.store.clock.now() * 1000
         for subscription in self._all():
-            if subscription.find_what_is_over(now_ms):
+            if subscription.find_expired(now_ms):
                 self._reading.wake()
 
     def _all(self) -> list[Subscription]:
@@ -221,65 +221,65 @@ class Subscriptions:
 
     def _catch_up(self) -> None:
         for subscription in self._all():
-            line = self.link.hears(subscription.pattern)
+            line = self.link.subscription_line(subscription.pattern)
             if subscription.look and line is not None:
-                self._look(subscription, tell=subscription.look == "tell")
-                if self.link.hears(subscription.pattern) is not line:
-                    self._look_anew(subscription)
-            self._look_at_what_is_over(subscription)
+                self._take_snapshot(subscription, deliver=subscription.look == "tell")
+                if self.link.subscription_line(subscription.pattern) is not line:
+                    self._restart_snapshot(subscription)
+            self._check_expired(subscription)
 
-    def _look_anew(self, subscription: Subscription) -> None:
+    def _restart_snapshot(self, subscription: Subscription) -> None:
         subscription.link_lost(float("-inf"))
         self._reading.wake()
 
-    def _look(self, subscription: Subscription, tell: bool) -> None:
+    def _take_snapshot(self, subscription: Subscription, deliver: bool) -> None:
         """Read all that matches a pattern; what has moved on is told."""
         look, subscription.look = subscription.look, ""
         try:
             before = subscription.known
             found = set()
-            for place, parts in self.search.survey(subscription.pattern):
-                found.add(place.path)
-                self._found(subscription, place, parts, before, tell)
+            for location, parts in self.search.survey(subscription.pattern):
+                found.add(location.path)
+                self._found(subscription, location, parts, before, deliver)
                 if subscription.look:  # it has to begin anew
                     return
             # An index may lag behind, or have lost what lives on.
-            places = [self.keys.place(path) for path in before if path not in found]
-            for at in range(0, len(places), READ_AT_ONCE):
-                for place, parts in self.reader.stored_parts(places[at:at + READ_AT_ONCE]).items():
-                    self._found(subscription, place, parts, before, tell)
+            locations = [self.keys.location(path) for path in before if path not in found]
+            for at in range(0, len(locations), READ_AT_ONCE):
+                for location, parts in self.reader.stored_parts(locations[at:at + READ_AT_ONCE]).items():
+                    self._found(subscription, location, parts, before, deliver)
             subscription.found_at = time.monotonic()
             subscription.found.set()
         except BaseException:
             subscription.look = subscription.look or look
             raise
 
-    def _look_at_what_is_over(self, subscription: Subscription) -> None:
-        known = subscription.take_perhaps_over()
+    def _check_expired(self, subscription: Subscription) -> None:
+        known = subscription.take_maybe_expired()
         paths = list(known)
         now = self.reader.store.clock.now()
         for at in range(0, len(paths), READ_AT_ONCE):
-            places = [self.keys.place(path) for path in paths[at:at + READ_AT_ONCE]]
+            locations = [self.keys.location(path) for path in paths[at:at + READ_AT_ONCE]]
             try:
-                stored = self.reader.stored_parts(places)
+                stored = self.reader.stored_parts(locations)
             except StoreError:
                 subscription.look = "tell"  # all is looked at again
                 raise
-            for place, parts in stored.items():
-                if entry_of(place, parts, now) is None:
-                    subscription.lose(place.path, parts, known[place.path])
+            for location, parts in stored.items():
+                if entry_of(location, parts, now) is None:
+                    subscription.lose(location.path, parts, known[location.path])
                 else:
-                    subscription.lives_on(place.path, parts)
-                    subscription.find(place.path, parts, known[place.path], tell=True)
+                    subscription.is_alive_in(location.path, parts)
+                    subscription.find(location.path, parts, known[location.path], deliver=True)
 
     def _found(
-        self, subscription: Subscription, place: Location, parts: Parts, before: dict[str, KnownVersion], tell: bool,
+        self, subscription: Subscription, location: Location, parts: Parts, before: dict[str, KnownVersion], deliver: bool,
     ) -> None:
-        known = before.get(place.path)
-        if entry_of(place, parts, self.reader.store.clock.now()) is not None:
-            subscription.find(place.path, parts, known, tell)
+        known = before.get(location.path)
+        if entry_of(location, parts, self.reader.store.clock.now()) is not None:
+            subscription.find(location.path, parts, known, deliver)
         elif known is not None:
-            subscription.lose(place.path, parts, known)
+            subscription.lose(location.path, parts, known)
 
     # -- telling
 
@@ -296,36 +296,36 @@ class Subscriptions:
         path, news = item
         if news.parts is None:
             return KeyChange(path, None, None)
-        place = self._place(path)
+        location = self._location(path)
         try:
-            entry = self._entry(place, news.parts)
+            entry = self._entry(location, news.parts)
         except StoreError:
             subscription.put_back(path, news)
             raise
         if entry is None:
             return KeyChange(path, None, None)
         if self.events.wanted("change"):
-            self.events.emit("change", key=path, value=twin(entry.value), entry=entry)
+            self.events.emit("change", key=path, value=deep_copy(entry.value), entry=entry)
         # Others are told of the same message; what one does to the value is not for them.
         if isinstance(entry.value, (dict, list)):
-            entry = entry.evolve(twin(entry.value))
-        self.reader.shown(place, news.parts)
+            entry = entry.evolve(deep_copy(entry.value))
+        self.reader.shown(location, news.parts)
         return KeyChange(path, entry.value, entry)
 
     def _read_unread(self, subscription: Subscription) -> None:
         known = subscription.unread(READ_AT_ONCE)
-        stored = self.reader.stored_parts([self.keys.place(path) for path in known])
+        stored = self.reader.stored_parts([self.keys.location(path) for path in known])
         now = self.reader.store.clock.now()
-        for place, parts in stored.items():
-            there = entry_of(place, parts, now) is not None
-            subscription.fill(place.path, parts, known[place.path], there)
+        for location, parts in stored.items():
+            there = entry_of(location, parts, now) is not None
+            subscription.fill(location.path, parts, known[location.path], there)
 
-    def _entry(self, place: Location, parts: Parts) -> Entry | None:
-        if place.key == self.keys.about:
+    def _entry(self, location: Location, parts: Parts) -> Entry | None:
+        if location.key == self.keys.about:
             # What has no value in one piece is told without it.
-            return self.reader.stored_whole(place)
+            return self.reader.stored_whole(location)
         # What was over before it could be told is told as it was.
-        return entry_of(place, parts, stamp_of(parts).stored_at / 1000)
+        return entry_of(location, parts, stamp_of(parts).stored_at / 1000)
 
 
 class Watch:
@@ -398,7 +398,7 @@ class Watch:
         self.close()
 
 
-def _parts_of(place: Location, data: bytes) -> Parts:
+def _parts_of(location: Location, data: bytes) -> Parts:
     """Return what a message tells, by slot.
 
     Raises:
@@ -408,12 +408,13 @@ def _parts_of(place: Location, data: bytes) -> Parts:
     stored = [StoredEntry.parse(b"\n".join(lines[at:at + 2])) for at in range(0, len(lines), 2)]
     if not stored:
         raise ValueError("it tells nothing")
-    if where != place.where.encode() and not (where == b"%d" % STAGE and place.task_id and place.slot == STATE):
+    is_stage = where == b"%d" % STAGE and location.task_id and location.slot == STATE
+    if where != location.slot_or_field.encode() and not is_stage:
         raise ValueError("it is told of another place")
-    if place.task_id and place.slot == STATE:
+    if location.task_id and location.slot == STATE:
         first, second = (STAGE, STATE) if where == b"%d" % STAGE else (STATE, STAGE)
         return {first: stored[0], second: stored[1] if len(stored) > 1 else None}
-    return {place.slot: stored[0]}
+    return {location.slot: stored[0]}
 
 
 def _takes_entry(handler: OnChange) -> bool:

@@ -6,9 +6,9 @@ has to be atomic is a script in `store/lua/`; its header says what it takes and 
 """
 from __future__ import annotations
 
-from .coordination import CoordinationStore
+from .coordination import CoordinationChange, CoordinationStore, MetricsUpdate, QueueReplacement
 from .entries import EntryStore, EntryWrite, WriteResult, outcomes_of
-from .locks import LockAnswer, LockAsk, LockStore, renewal
+from .locks import LockAnswer, LockRequest, LockStore, renewal
 from .script_caller import SCRIPT_SIZE, Call, in_chunks, ms, raise_first
 from .tasks import Task, TaskStore
 from .workers import HeartbeatReply, LostWorkerClaim, WorkerStore
@@ -19,6 +19,7 @@ class Store(EntryStore, TaskStore, WorkerStore, CoordinationStore, LockStore):
 
 
 __all__ = [
-    "SCRIPT_SIZE", "HeartbeatReply", "Call", "EntryWrite", "LockAnswer", "LockAsk", "LostWorkerClaim", "WriteResult",
-    "Store", "Task", "in_chunks", "ms", "outcomes_of", "raise_first", "renewal",
+    "SCRIPT_SIZE", "HeartbeatReply", "Call", "CoordinationChange", "EntryWrite", "LockAnswer", "LockRequest",
+    "LostWorkerClaim", "MetricsUpdate", "QueueReplacement", "WriteResult", "Store", "Task", "in_chunks", "ms",
+    "outcomes_of", "raise_first", "renewal",
 ]

@@ -30,7 +30,7 @@ CALL_TIMEOUT = 2.0
 MAX_CONNECTIONS = 2 ** 16
 
 #: Longest that a node of a cluster may take to say who has which slots, in seconds: there are others.
-LOOK_TIMEOUT = 0.5
+SLOT_MAP_TIMEOUT = 0.5
 
 
 def connect(url: str, options: Mapping[str, Any], home: str = "") -> Any:
@@ -133,12 +133,13 @@ def _cluster(url: str, settings: Mapping[str, Any], home: str) -> Cluster:
     options = {**settings, **said}
     tls = _pop_tls(options) or scheme_of(url).startswith("rediss")
     options["connection_class"] = redis.SSLConnection if tls else redis.Connection
-    patience = {"socket_timeout": LOOK_TIMEOUT, "socket_connect_timeout": LOOK_TIMEOUT, "retry": Retry(NoBackoff(), 0)}
+    patience = {"socket_timeout": SLOT_MAP_TIMEOUT, "socket_connect_timeout": SLOT_MAP_TIMEOUT,
+                "retry": Retry(NoBackoff(), 0)}
 
     def make_client(address: Address) -> redis.Redis:
         return _client(Pool, {**options, "host": address[0], "port": address[1]})
 
-    def ask(address: Address, question: tuple[str, ...]) -> Any:
+    def query(address: Address, question: tuple[str, ...]) -> Any:
         host, port = address
         answer = execute_on_new_connection(_client(Pool, {**options, **patience, "host": host, "port": port}), [question])[0]
         if isinstance(answer, Exception):
@@ -146,7 +147,7 @@ def _cluster(url: str, settings: Mapping[str, Any], home: str) -> Cluster:
         return answer
 
     make_client(addresses[0])  # wrong options are told now
-    return Cluster(addresses, make_client, ask, home)  # type: ignore[abstract,unused-ignore]
+    return Cluster(addresses, make_client, query, home)  # type: ignore[abstract,unused-ignore]
 
 
 def _pop_tls(options: dict[str, Any]) -> bool:

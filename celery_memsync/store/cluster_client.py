@@ -19,7 +19,7 @@ ROUNDS = 5
 PAUSE = 0.1
 
 #: Seconds that who has the slots is believed without a word from the nodes, by those who only listen.
-LOOK_INTERVAL = 3.0
+SLOT_MAP_INTERVAL = 3.0
 
 #: Errors that go by when the nodes have agreed on who has the slot.
 PASSING = (redis.exceptions.TryAgainError, redis.exceptions.ClusterDownError, redis.exceptions.MasterDownError,
@@ -63,24 +63,24 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
     Args:
         seeds: Nodes that are asked first.
         make_client: Makes the client of one node.
-        ask: Asks a node a question over a connection of its own.
+        query: Asks a node a question over a connection of its own.
         home: Key of which the node answers what is about no key.
     """
 
     def __init__(
         self, seeds: Sequence[Address], make_client: Callable[[Address], Any],
-        ask: Callable[[Address, tuple[str, ...]], Any], home: str,
+        query: Callable[[Address, tuple[str, ...]], Any], home: str,
     ) -> None:
         self._seeds = tuple(seeds)
         self._make_client = make_client
-        self._ask = ask
+        self._query = query
         self._home = home
         self._clients: dict[Address, Any] = {}
         #: Last slot of each range, and who has it; replaced as a whole.
         self._map: tuple[list[int], list[Address]] = [], []
         self._others: tuple[Address, ...] = ()
         self._answered: Address | None = None
-        self._looked_at = float("-inf")
+        self._read_at = float("-inf")
 
     # -- who has what
 
@@ -91,7 +91,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
             redis.ConnectionError: If no node says who has it.
         """
         if not self._map[0]:
-            self.look()
+            self.read_slots()
         slot = slot_of(self._home if key is None else key)
         ends, owners = self._map
         at = bisect_left(ends, slot)
@@ -105,12 +105,12 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
 
     def masters(self) -> frozenset[Address]:
         """Return all masters, looked up again if that was some time ago."""
-        if time.monotonic() > self._looked_at + LOOK_INTERVAL:
+        if time.monotonic() > self._read_at + SLOT_MAP_INTERVAL:
             with contextlib.suppress(redis.RedisError):
-                self.look()
+                self.read_slots()
         return frozenset(self._map[1])
 
-    def look(self) -> None:
+    def read_slots(self) -> None:
         """Ask the nodes who has which slots.
 
         Raises:
@@ -123,7 +123,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         next_one = nodes.index(self._answered) + 1 if self._answered in nodes else 0
         for address in (*nodes[next_one:], *nodes[:next_one]):
             try:
-                return self._take(sorted(self._ask(address, ("CLUSTER", "SLOTS"))), address)
+                return self._take(sorted(self._query(address, ("CLUSTER", "SLOTS"))), address)
             except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as exc:
                 refusal = exc
             except (redis.RedisError, OSError, TypeError, ValueError, LookupError, AttributeError):
@@ -134,7 +134,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         nodes = [[_address(node, asked) for node in row[2:]] for row in rows]
         self._map = [row[1] for row in rows], [masters[0] for masters in nodes]
         self._others = tuple(one for row in nodes for one in row[1:])
-        self._answered, self._looked_at = asked, time.monotonic()
+        self._answered, self._read_at = asked, time.monotonic()
 
     def _client(self, address: Address) -> Any:
         client = self._clients.get(address)
@@ -146,7 +146,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         """Send a command to the node that has its key, and return the answer; a script is taught to all."""
         if str(args[0]).upper() == "SCRIPT LOAD":
             return [self._client(address).execute_command(*args) for address in self.masters()]
-        (answer,) = self.ask_all([Command(args, options)])
+        (answer,) = self.execute_all([Command(args, options)])
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -155,20 +155,20 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         """Return what gathers commands, to send them to each node together."""
         return Pipeline(self)  # type: ignore[abstract,unused-ignore]
 
-    def ask_all(self, commands: Sequence[Command]) -> list[Any]:
+    def execute_all(self, commands: Sequence[Command]) -> list[Any]:
         """Return the answer to each command; an error is one."""
         answers: list[Any] = [None] * len(commands)
         waiting: Iterable[int] = range(len(commands))
         sent_on: dict[int, Address] = {}
         for turn in range(ROUNDS):
             if turn:
-                self._look_again(answers, waiting)
+                self._refresh_slots(answers, waiting)
             by_node: dict[Address, list[int]] = {}
             for at in waiting:
                 by_node.setdefault(sent_on.get(at) or self.address_of(commands[at].key), []).append(at)
             for address, ats in by_node.items():
-                asking = [at in sent_on for at in ats]
-                answers_here = self._ask_node(address, [commands[at] for at in ats], asking)
+                is_asking_at = [at in sent_on for at in ats]
+                answers_here = self._execute_on(address, [commands[at] for at in ats], is_asking_at)
                 for at, answer in zip(ats, answers_here):
                     answers[at] = answer
             sent_on = {at: (answers[at].host, answers[at].port) for at in waiting if _is_sent_on(answers[at])}
@@ -177,9 +177,9 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
                 break
         return [_plain(answer) for answer in answers]
 
-    def _ask_node(self, address: Address, commands: Sequence[Command], asking: Sequence[bool]) -> list[Any]:
+    def _execute_on(self, address: Address, commands: Sequence[Command], is_asking_at: Sequence[bool]) -> list[Any]:
         pipeline = self._client(address).pipeline(transaction=False)
-        for command, is_asking in zip(commands, asking):
+        for command, is_asking in zip(commands, is_asking_at):
             if is_asking:
                 pipeline.execute_command("ASKING")
             pipeline.execute_command(*command.args, **command.options)
@@ -187,16 +187,16 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
             answers = map(_as_error, pipeline.execute(raise_on_error=False))
         except (redis.ConnectionError, redis.TimeoutError) as exc:
             return [exc] * len(commands)
-        return [(next(answers), next(answers))[1] if is_asking else next(answers) for is_asking in asking]
+        return [(next(answers), next(answers))[1] if is_asking else next(answers) for is_asking in is_asking_at]
 
-    def _look_again(self, answers: Sequence[Any], waiting: Iterable[int]) -> None:
+    def _refresh_slots(self, answers: Sequence[Any], waiting: Iterable[int]) -> None:
         """Find out who has what, as soon as there may be something new."""
         errors = [answers[at] for at in waiting]
         if any(isinstance(error, PASSING) for error in errors):
             time.sleep(PAUSE)
         if not all(map(_is_sent_on, errors)):
             with contextlib.suppress(redis.RedisError):
-                self.look()
+                self.read_slots()
 
     def close(self) -> None:
         """Close all connections."""
@@ -219,7 +219,7 @@ class Pipeline(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Return the answers; an error is one, or raised."""
-        answers = self._cluster.ask_all(self._commands)
+        answers = self._cluster.execute_all(self._commands)
         for answer in answers:
             if raise_on_error and isinstance(answer, Exception):
                 raise answer

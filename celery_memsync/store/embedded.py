@@ -109,8 +109,8 @@ def _store_errors(path: str) -> Iterator[None]:
         cause = str(exc)
         if isinstance(exc, OSError) and exc.filename:
             cause = f"{exc.filename}: {exc.strerror}"
-        place = f" in {path}" if path else ""
-        raise StoreError(f"the embedded Redis can't be started{place}: {cause}") from exc
+        location = f" in {path}" if path else ""
+        raise StoreError(f"the embedded Redis can't be started{location}: {cause}") from exc
 
 
 def _folder(path: str) -> Path:

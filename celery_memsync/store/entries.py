@@ -23,14 +23,14 @@ class EntryWrite(NamedTuple):
     """One write as the script takes it; see ``store/lua/entry_write.lua``.
 
     Attributes:
-        place: Where it goes.
+        location: Where it goes.
         seen: What the writer saw: ``"<version>@<ms>"`` or ``"<version>"``;
             ``"*"``: whatever is there; ``"run"``: run and rank decide.
         serial: Its number in this process; a second try has the same.
         figure: Of a stage: when its task was published, or how long its run took; see there.
     """
 
-    place: Location
+    location: Location
     seen: str
     run: str
     rank: str
@@ -74,16 +74,16 @@ class EntryStore(ScriptCaller):
         made: list[EntryWrite] = []
         calls = map(self._entry_call, in_chunks(noted(writes, made), SCRIPT_SIZE))
         asked = time.monotonic()
-        answers = self._run(ENTRY_WRITE, calls, tells=True)
+        answers = self._run(calls, publishes=True)
         outcomes = [outcome for answer in answers for outcome in outcomes_of(answer)]
         if len(outcomes) != len(made):
             raise ValueError("not every write is answered")
         if answers:
-            self._learn(answers[-1][0], answers[-1][1], asked)
+            self._sync_clock(answers[-1][0], answers[-1][1], asked)
         return outcomes
 
     def _entry_call(self, writes: Sequence[EntryWrite]) -> Call:
-        keys = [write.place.key for write in writes]
+        keys = [write.location.key for write in writes]
         args: list[Any] = [
             len(writes), self.worker_id, self.token, self._index_ttl, SLOTS, MAX_RUNS,
             self.prefix, self._together, "".join(name + "," for name in COUNTERS),
@@ -95,7 +95,7 @@ class EntryStore(ScriptCaller):
                 f"{seen} {run} {rank} {fence} {time_ms} {ttl_ms} {serial} {figure}".encode(), body)
             for (_, slot, field, path, task_id), seen, run, rank, fence, time_ms, ttl_ms, serial, body, figure in writes
         ]
-        return [*keys, *self._shared_keys()], args
+        return ENTRY_WRITE, [*keys, *self._shared_keys()], args
 
     def _shared_keys(self) -> tuple[str, ...]:
         """Return the keys of what follows from entries."""
@@ -103,26 +103,28 @@ class EntryStore(ScriptCaller):
         return own.task_index, own.names, own.pending, own.processing, own.metrics, own.about
 
     @redis_call
-    def read_entries(self, places: Sequence[Location], source: TrackedConnection | None = None) -> list[StoredEntry | None]:
+    def read_entries(
+        self, locations: Sequence[Location], source: TrackedConnection | None = None,
+    ) -> list[StoredEntry | None]:
         """Return entries, None for what is not there; those that are deleted or over have a version still.
 
         Args:
             source: The connection to ask over.  None: any.
         """
-        pages = dict.fromkeys(place.key for place in places if place.slot)
-        fields = [place for place in places if not place.slot]
+        pages = dict.fromkeys(location.key for location in locations if location.slot)
+        fields = [location for location in locations if not location.slot]
         pipeline = self._pipeline(source)
         for key in pages:
             pipeline.get(key)
-        for place in fields:
-            pipeline.hget(place.key, place.field)
-        answers = answers_of(pipeline) if places else []
+        for location in fields:
+            pipeline.hget(location.key, location.field)
+        answers = answers_of(pipeline) if locations else []
         by_page = {key: split_page(page) for key, page in zip(pages, answers)}
         by_field = dict(zip(fields, answers[len(pages):]))
         now = self.clock.now()
         return [
-            stored_of(slot_of(by_page[place.key], place.slot) if place.slot else by_field[place], now)
-            for place in places
+            stored_of(slot_of(by_page[location.key], location.slot) if location.slot else by_field[location], now)
+            for location in locations
         ]
 
     @redis_call

@@ -52,10 +52,10 @@ def explain(exc: BaseException) -> str:
     if isinstance(exc, redis.exceptions.NoPermissionError):
         return REFUSALS["NOPERM"]
     if isinstance(exc, redis.ResponseError):
-        for word, told in REFUSALS.items():
+        for word, known in REFUSALS.items():
             # What a script is refused comes amid other words.
             if word in str(exc):
-                return told
+                return known
         return "it answers: " + str(exc).partition(" script: ")[0][:120]
     if isinstance(exc, SENSELESS):
         return "its answer makes no sense; is that a Redis?"

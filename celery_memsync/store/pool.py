@@ -30,7 +30,7 @@ class Pool(redis.ConnectionPool):
 
     A soft time limit may raise at any bytecode, so also between a question and its answer.
 
-    What redis-py does around a call takes as long as Redis does.  So there is a short way too, :meth:`exchange`, over
+    What redis-py does around a call takes as long as Redis does.  So there is a short way too, :meth:`execute_packed`, over
     connections that have just worked.
     """
 
@@ -62,7 +62,7 @@ class Pool(redis.ConnectionPool):
             connection.disconnect()
         super().release(connection)
 
-    def exchange(self, commands: Iterable[bytes]) -> list[Any]:
+    def execute_packed(self, commands: Iterable[bytes]) -> list[Any]:
         """Send commands as they go over the wire, and return their answers; an error that Redis answers is one.
 
         One that has waited and turns out to be broken is replaced, and all is sent again.
@@ -82,7 +82,7 @@ class Pool(redis.ConnectionPool):
 
         return self._talk(talk)
 
-    def ask(self, command: bytes) -> Any:
+    def execute_one(self, command: bytes) -> Any:
         """Send one command as it goes over the wire, and return the answer."""
         def talk(connection: Any) -> Any:
             connection.send_packed_command([command], check_health=False)
@@ -167,11 +167,11 @@ class Reads:
     It takes a third of the time, which is most of that of a read.
 
     Args:
-        ask: Sends commands; returns their answers.
+        execute_one: Sends commands; returns their answers.
     """
 
-    def __init__(self, ask: Callable[[list[tuple[str, ...]]], list[Any]]) -> None:
-        self._ask = ask
+    def __init__(self, execute_one: Callable[[list[tuple[str, ...]]], list[Any]]) -> None:
+        self._ask = execute_one
         self._commands: list[tuple[str, ...]] = []
 
     def get(self, key: str) -> None:

@@ -60,13 +60,13 @@ class PushConnection:
         """Connect; return Redis's id of this connection, None if sources can't be told by it."""
         self._connection.connect()
         self._selector.register(self._connection._sock, selectors.EVENT_READ)
-        number = self._ask("CLIENT", "ID")
+        number = self._execute("CLIENT", "ID")
         # Nothing is read over this one, but who is told of anything is told when Redis is emptied.
-        tracking = self._ask("CLIENT", "TRACKING", "ON", "REDIRECT", str(number))
-        refused = [isinstance(answer, Exception) for answer in (number, tracking, self._ask("SUBSCRIBE", INVALIDATIONS))]
+        tracking = self._execute("CLIENT", "TRACKING", "ON", "REDIRECT", str(number))
+        refused = [isinstance(answer, Exception) for answer in (number, tracking, self._execute("SUBSCRIBE", INVALIDATIONS))]
         return None if any(refused) else int(number)
 
-    def _ask(self, *command: str | bytes) -> Any:
+    def _execute(self, *command: str | bytes) -> Any:
         self._connection.send_command(*command)
         return self._read_message()
 
@@ -183,19 +183,19 @@ class TrackedConnection:
 
     def pipeline(self) -> Reads:
         """Return what gathers commands, to send them together."""
-        return Reads(self._ask)
+        return Reads(self._execute)
 
     @redis_call
     def check(self) -> None:
         """Ask Redis for a sign of life."""
-        self._ask([("PING",)])
+        self._execute([("PING",)])
 
     def close(self) -> None:
         """Close it; nothing that was read with it may be believed any more."""
         self.until = float("-inf")
         self._connection.disconnect()
 
-    def _ask(self, commands: list[tuple[str, ...]]) -> list[Any]:
+    def _execute(self, commands: list[tuple[str, ...]]) -> list[Any]:
         connection = self._connection
         sent = b"".join(packed_command(*command) for command in commands)
         connection.send_packed_command([sent], check_health=False)
@@ -247,12 +247,12 @@ class LockWaiter:
         self._connection.read_response()
 
     @redis_call
-    def hear(self, timeout: float) -> bytes | None:
+    def receive(self, timeout: float) -> bytes | None:
         """Return what is told next, None if that takes longer than ``timeout`` seconds."""
         if not self._connection.can_read(timeout):
             return None
-        told: bytes = self._connection.read_response()[2]
-        return told
+        message: bytes = self._connection.read_response()[2]
+        return message
 
     def close(self) -> None:
         """Close the connection."""

@@ -39,8 +39,8 @@ AHEAD = 86400.0
 
 PING = packed_command("PING")
 
-#: Keys and arguments of one call of a script.
-Call = tuple[Sequence[str], Sequence[Any]]
+#: A script, and keys and arguments of one call of it.
+Call = tuple[Script, Sequence[str], Sequence[Any]]
 
 K = TypeVar("K")
 
@@ -81,7 +81,7 @@ class ScriptCaller:
     @property
     def redis(self) -> Any:
         """The client of redis-py; Redis's time is known once it is used."""
-        self._know_time()
+        self._ensure_clock()
         return self._client
 
     def close(self) -> None:
@@ -89,21 +89,21 @@ class ScriptCaller:
         self._client.close()
         self._client.connection_pool.disconnect()
 
-    def twin(self: C, token: str) -> C:
+    def with_token(self: C, token: str) -> C:
         """Return a store that writes under a token of its own, for a second writer in this process."""
-        twin = type(self)(self._client, self.keys, self.worker_id, token, self._index_ttl / 1000)
-        twin.clock = self.clock
-        return twin
+        other = type(self)(self._client, self.keys, self.worker_id, token, self._index_ttl / 1000)
+        other.clock = self.clock
+        return other
 
     @redis_call
     def connect(self) -> None:
         """Learn Redis's time, unless it is known."""
-        self._know_time()
+        self._ensure_clock()
 
     @redis_call
     def ping(self) -> None:
         """Ask Redis for a sign of life."""
-        self._learn_time()
+        self._measure_clock()
 
     @redis_call
     def server_info(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class ScriptCaller:
 
     def _present(self, entries: Mapping[K, StoredEntry | None]) -> dict[K, StoredEntry]:
         now = self.clock.now()
-        return {name: stored for name, stored in entries.items() if stored is not None and not stored.gone(now)}
+        return {name: stored for name, stored in entries.items() if stored is not None and not stored.absent(now)}
 
     def _scan(self, key: str, cursor: int, pattern: str | None = None) -> tuple[int, list[str]]:
         pipeline = self._pipeline(None)
@@ -163,28 +163,29 @@ class ScriptCaller:
             pipeline.zrem(key, *(name.encode(errors="surrogateescape") for name in names))
             answers_of(pipeline)
 
-    def _run(
-        self, script: Script, calls: Iterable[Call], tells: bool = False, replicas: int = 0,
-    ) -> list[list[Any]]:
-        """Run a script several times in one round trip; teach Redis the script if it has forgotten it.
+    def _run(self, calls: Iterable[Call], publishes: bool = False, replicas: int = 0) -> list[list[Any]]:
+        """Run scripts in one round trip; teach Redis those that it has forgotten.
+
+        Then calls of other scripts may come first, but those of one script come in their order.
 
         Args:
             calls: Each is sent when it is made.
-            tells: Whether others are to be told of what it does before it is answered.
-            replicas: How many replicas must have what it does before it is answered.
+            publishes: Whether others are to be told of what they do before they are answered.
+            replicas: How many replicas must have what they do before they are answered.
         """
-        answers = self._try(script, calls, tells, replicas)
+        answers = self._try(calls, publishes, replicas)
         raise_first(answers)
         return answers
 
-    def _try(self, script: Script, calls: Iterable[Call], tells: bool = False, replicas: int = 0) -> list[Any]:
-        """Return the answers of a script; an error is one."""
+    def _try(self, calls: Iterable[Call], publishes: bool = False, replicas: int = 0) -> list[Any]:
+        """Return the answers of scripts; an error is one."""
         made: list[Call] = []
-        answers = self._send(script.sha, noted(calls, made), tells, replicas)
+        answers = self._send(noted(calls, made), publishes, replicas)
         unknown = [at for at, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
         if unknown:
-            self.redis.script_load(script.text)
-            for at, answer in zip(unknown, self._send(script.sha, [made[at] for at in unknown], tells, replicas)):
+            for script in dict.fromkeys(made[at][0] for at in unknown):
+                self.redis.script_load(script.text)
+            for at, answer in zip(unknown, self._send([made[at] for at in unknown], publishes, replicas)):
                 answers[at] = answer
         return answers
 
@@ -196,26 +197,28 @@ class ScriptCaller:
         """
         command = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n%b" % (count + 2, script.sha.encode(), words)
         try:
-            return self._client.connection_pool.ask(command)
+            return self._client.connection_pool.execute_one(command)
         except redis.exceptions.NoScriptError:
             self.redis.script_load(script.text)
-            return self._client.connection_pool.ask(command)
+            return self._client.connection_pool.execute_one(command)
 
-    def _send(self, sha: str, calls: Iterable[Call], tells: bool, replicas: int = 0) -> list[Any]:
+    def _send(self, calls: Iterable[Call], publishes: bool, replicas: int = 0) -> list[Any]:
         calls = iter(calls)
         first = next(calls, None)
         if first is None:
             return []
-        self._know_time()
+        self._ensure_clock()
         # Redis sends what it has to say last to who had something to hear first: so whoever is told that a copy is old
         # has been told when the caller has his answer.
-        before = [PING] if tells else []
+        before = [PING] if publishes else []
         after = [packed_command("WAIT", replicas, ms(REPLICA_TIMEOUT))] if replicas else []
         sent: list[bytes] = []
-        commands = (packed_command("EVALSHA", sha, len(keys), *keys, *args) for keys, args in chain([first], calls))
-        answers: list[Any] = self._client.connection_pool.exchange(noted(chain(before, commands, after), sent))[tells:]
+        commands = (
+            packed_command("EVALSHA", script.sha, len(keys), *keys, *args) for script, keys, args in chain([first], calls))
+        pool = self._client.connection_pool
+        answers: list[Any] = pool.execute_packed(noted(chain(before, commands, after), sent))[publishes:]
         # What Redis reads in several pieces it answers later than the PING.
-        self._invalidation_pending = self._invalidation_pending or tells and sum(map(len, sent)) > PIECE
+        self._invalidation_pending = self._invalidation_pending or publishes and sum(map(len, sent)) > PIECE
         if replicas:
             _check_replicas(answers.pop(), replicas)
         return answers
@@ -227,20 +230,20 @@ class ScriptCaller:
             self._client.ping()
             self._invalidation_pending = False
 
-    def _know_time(self) -> None:
+    def _ensure_clock(self) -> None:
         if not self.clock.measured:
             for _ in range(CLOCK_TRIES):
-                self._learn_time()
+                self._measure_clock()
                 if self.clock.error < CLOCK_ERROR:
                     break
 
-    def _learn_time(self) -> None:
+    def _measure_clock(self) -> None:
         self._client.ping()  # to connect is no part of the round trip that is measured
         asked = time.monotonic()
         seconds, micros = self._client.time()
-        self._learn(seconds, micros, asked)
+        self._sync_clock(seconds, micros, asked)
 
-    def _learn(self, seconds: int, micros: int, asked: float) -> None:
+    def _sync_clock(self, seconds: int, micros: int, asked: float) -> None:
         self.clock.learn(int(seconds) + int(micros) / 1e6, asked, time.monotonic())
 
 
@@ -268,7 +271,7 @@ def _check_replicas(answer: Any, wanted: int) -> None:
 
 
 def stored_of(text: bytes | None, now: float = float("inf")) -> StoredEntry | None:
-    """Return an entry, or None for foreign data; the scripts see it the same way (``store/lua/validation.lua``).
+    """Return an entry, or None for foreign data; the scripts see it the same way (``store/lua/entry_header.lua``).
 
     Args:
         now: Redis's time, in seconds, if it is not known already that it is an entry.

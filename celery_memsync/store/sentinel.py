@@ -38,7 +38,7 @@ class Sentinels:
         """Yield where the master is, as one Sentinel after the other tells it; those that do not answer are passed over."""
         for address in self._addresses:
             with contextlib.suppress(redis.ConnectionError, redis.TimeoutError, OSError):
-                master = self._ask(address)
+                master = self._master_by(address)
                 if master is not None:
                     # Who has answered is asked first from now on.
                     self._addresses = (address, *(other for other in self._addresses if other != address))
@@ -49,7 +49,7 @@ class Sentinels:
         first, *others = self._addresses
         self._addresses = (*others, first)
 
-    def _ask(self, address: tuple[str, int]) -> tuple[str, int] | None:
+    def _master_by(self, address: tuple[str, int]) -> tuple[str, int] | None:
         connection = self._connection_class(host=address[0], port=address[1], **self._options)
         try:
             connection.connect()

@@ -62,7 +62,7 @@ class TaskStore(ScriptCaller):
         for text in texts[SLOTS:]:
             mark, _, rest = text.partition(FORMER)
             stored = stored_of(rest, now)
-            if stored is not None and mark.isdigit() and not stored.gone(now):
+            if stored is not None and mark.isdigit() and not stored.absent(now):
                 former.setdefault(int(mark), []).append(stored)
         for row in former.values():
             row.sort(key=lambda stored: stored.header.run)

@@ -8,7 +8,7 @@ from ..keys import is_id
 from ..models.entry import StoredEntry
 from .errors import redis_call
 from .script_caller import ScriptCaller, answers_of, ms, stored_of
-from .scripts import LOST_WORKER_CLAIM, WORKER_BEAT
+from .scripts import HEARTBEAT_WRITE, LOST_WORKER_CLAIM
 
 #: Messages that Redis returns in one round trip, about; each may have ``memsync_max_value_size`` bytes.
 MESSAGES_PER_SCAN = 50
@@ -40,7 +40,7 @@ class LostWorkerClaim(NamedTuple):
 
     @classmethod
     def parse(cls, name: bytes, score: bytes, until: float) -> LostWorkerClaim:
-        """Read what ``store/lua/worker_beat.lua`` answers; it has checked the name."""
+        """Read what ``store/lua/heartbeat_write.lua`` answers; it has checked the name."""
         token, at, worker_id = name.decode(errors="replace").split(" ", 2)
         return cls(name, token, worker_id, int(at) / 1000, score, until)
 
@@ -56,7 +56,7 @@ class HeartbeatReply(NamedTuple):
         losses: What this worker is to tell of.
     """
 
-    word: str
+    status: str
     at: float
     since: float
     workers: int
@@ -67,30 +67,30 @@ class WorkerStore(ScriptCaller):
     """What is about workers."""
 
     @redis_call
-    def beat_worker(
+    def write_heartbeat(
         self, worker_id: str, body: bytes, ttl: float, leaving: bool = False, *,
-        silence: float | None = None, since: float = 0.0, until: float = 0.0, pulse: str = "-",
+        timeout: float | None = None, since: float = 0.0, until: float = 0.0, pulse: str = "-",
     ) -> HeartbeatReply:
         """Store what a worker tells of itself, or its goodbye; take on what is to be told of those that are lost.
 
         Args:
             ttl: Seconds that anything of a silent worker is kept.
-            silence: Seconds without a beat after which this one is lost, and another goes on with what it was to
+            timeout: Seconds without a beat after which this one is lost, and another goes on with what it was to
                 tell.  None: half of ``ttl``.
             since: From the answer before: since when it has beaten without a gap.
             until: When it would be a gap, in seconds of Redis's clock.
             pulse: Tells readers whether it is alive, as :meth:`~celery_memsync.models.worker.WorkerRecord.pulse` does.
         """
         asked = time.monotonic()
-        silence = ttl / 2 if silence is None else silence
-        place = self.keys.worker_place(worker_id, "heartbeat")
-        args = [worker_id, self.token, self.prefix + place.path, int(leaving), ms(self.clock.now()), ms(ttl),
-                ms(silence), round(since * 1000), round(until * 1000), pulse, body]
-        answer = self._run(WORKER_BEAT, [([self.keys.workers, self.keys.beats, self.keys.lost], args)])[0]
-        word, _, seconds, micros, steady, workers, *told = answer
-        self._learn(seconds, micros, asked)
-        losses = tuple(LostWorkerClaim.parse(name, score, asked + silence) for name, score in zip(told[::2], told[1::2]))
-        return HeartbeatReply(word.decode(), seconds + micros / 1e6, int(steady) / 1000, workers, losses)
+        timeout = ttl / 2 if timeout is None else timeout
+        location = self.keys.worker_location(worker_id, "heartbeat")
+        args = [worker_id, self.token, self.prefix + location.path, int(leaving), ms(self.clock.now()), ms(ttl),
+                ms(timeout), round(since * 1000), round(until * 1000), pulse, body]
+        answer = self._run([(HEARTBEAT_WRITE, [self.keys.workers, self.keys.heartbeats, self.keys.lost], args)])[0]
+        status, _, seconds, micros, steady, workers, *claims = answer
+        self._sync_clock(seconds, micros, asked)
+        losses = tuple(LostWorkerClaim.parse(name, score, asked + timeout) for name, score in zip(claims[::2], claims[1::2]))
+        return HeartbeatReply(status.decode(), seconds + micros / 1e6, int(steady) / 1000, workers, losses)
 
     @redis_call
     def renew_losses(self, losses: Sequence[LostWorkerClaim], lease: float) -> list[LostWorkerClaim]:
@@ -108,7 +108,7 @@ class WorkerStore(ScriptCaller):
         if not losses:
             return []
         args = [lease_ms, *(part for loss in losses for part in (loss.name, loss.score))]
-        return self._run(LOST_WORKER_CLAIM, [([self.keys.lost], args)])[0][1:]
+        return self._run([(LOST_WORKER_CLAIM, [self.keys.lost], args)])[0][1:]
 
     @redis_call
     def keep_messages(self, token: str, messages: Mapping[str, bytes | None], ttl: float) -> None:
@@ -159,6 +159,6 @@ class WorkerStore(ScriptCaller):
         pipeline = self._pipeline(None)
         pipeline.hgetall(self.keys.workers)
         (rows,), now = answers_of(pipeline), self.clock.now()
-        told = ((name.decode(errors="replace"), stored_of(text, now)) for name, text in (rows or {}).items())
-        return {name: stored for name, stored in told
-                if stored is not None and not stored.over(now) and is_id(name.rpartition("/")[0])}
+        claims = ((name.decode(errors="replace"), stored_of(text, now)) for name, text in (rows or {}).items())
+        return {name: stored for name, stored in claims
+                if stored is not None and not stored.ended(now) and is_id(name.rpartition("/")[0])}

@@ -9,6 +9,7 @@ from ..keys import Location
 from ..models.entry import UNWRITTEN, Header, StoredEntry
 from ..models.order import WAITING, later_status, rank_of
 from ..models.task import TOO_LATE, TaskRun
+from ..store import CoordinationChange, MetricsUpdate, QueueReplacement
 from ..store.clock import Clock
 from .version_tracker import MergeBase
 
@@ -42,18 +43,18 @@ class Change:
     """A change of one entry.
 
     Args:
-        place: Where the entry is kept.
+        location: Where the entry is kept.
         ttl: Seconds that it is valid.
         fence: Of the lock under which it is made; 0 for none.
     """
 
-    __slots__ = ("place", "ttl", "at", "fence", "serial", "conflict")
+    __slots__ = ("location", "ttl", "at", "fence", "serial", "conflict")
 
     #: Whether it is the first to go when memory gets short.
     expendable = False
 
-    def __init__(self, place: Location, ttl: float, fence: int = 0) -> None:
-        self.place = place
+    def __init__(self, location: Location, ttl: float, fence: int = 0) -> None:
+        self.location = location
         self.ttl = ttl
         self.at = time.monotonic()
         self.fence = fence
@@ -81,7 +82,7 @@ class Change:
         """
         raise NotImplementedError
 
-    def over(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:
+    def applied_to(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:
         """Return what will be stored when this has been written over something."""
         base = encoding.split_fields(stored.body) if stored is not None and isinstance(self, MergeFields) else {}
         ruled_by, run, rank, body, _ = self.content(clock, base)
@@ -148,9 +149,9 @@ class SetValue(Change):
     __slots__ = ("body", "owned", "run_key", "seen")
 
     def __init__(
-        self, place: Location, body: bytes, ttl: float, fence: int = 0, owned: bool = False, run_key: str = "",
+        self, location: Location, body: bytes, ttl: float, fence: int = 0, owned: bool = False, run_key: str = "",
     ) -> None:
-        super().__init__(place, ttl, fence)
+        super().__init__(location, ttl, fence)
         self.body = body
         self.owned = owned
         self.run_key = run_key
@@ -160,7 +161,7 @@ class SetValue(Change):
         """The newer value, whatever was here."""
         if isinstance(newer, MergeFields) and self.body:
             merged = newer.merged(encoding.split_fields(self.body))
-            joined = SetValue(newer.place, encoding.join_fields(merged), newer.ttl, newer.fence, run_key=newer.run_key)
+            joined = SetValue(newer.location, encoding.join_fields(merged), newer.ttl, newer.fence, run_key=newer.run_key)
             joined.seen = self.seen
             return joined
         return newer if isinstance(newer, SetValue) else None
@@ -177,20 +178,20 @@ class MergeFields(Change):
         run_key: The run of a task that says so; "" for none.
 
     Attributes:
-        told_at: Monotonic time when each field was told.
+        recorded_at: Monotonic time when each field was told.
         sent: What was sent of each field without an answer: it may have arrived.
         base: What is stored, if Redis has answered with it; None: whatever this process has seen last.
     """
 
-    __slots__ = ("base", "fields", "late", "run_key", "sent", "told_at")
+    __slots__ = ("base", "fields", "late", "run_key", "sent", "recorded_at")
 
     def __init__(
-        self, place: Location, fields: dict[str, bytes], ttl: float, fence: int = 0, run_key: str = "",
+        self, location: Location, fields: dict[str, bytes], ttl: float, fence: int = 0, run_key: str = "",
     ) -> None:
-        super().__init__(place, ttl, fence)
+        super().__init__(location, ttl, fence)
         self.fields = fields
         self.run_key = run_key
-        self.told_at = dict.fromkeys(fields, self.at)
+        self.recorded_at = dict.fromkeys(fields, self.at)
         self.sent: dict[str, tuple[bytes, ...]] = {}
         self.base: MergeBase | None = None
         #: Whether somebody else has written meanwhile: then an earlier stage does not undo a later one.
@@ -200,9 +201,9 @@ class MergeFields(Change):
         """The fields of both, the newer ones winning."""
         if isinstance(newer, MergeFields):
             fence, run_key = max(self.fence, newer.fence), newer.run_key or self.run_key
-            joined = MergeFields(newer.place, newer.merged(self.fields), newer.ttl, fence, run_key)
+            joined = MergeFields(newer.location, newer.merged(self.fields), newer.ttl, fence, run_key)
             joined.at, joined.late = newer.at, self.late or newer.late
-            joined.told_at = {**self.told_at, **newer.told_at}
+            joined.recorded_at = {**self.recorded_at, **newer.recorded_at}
             joined.sent = dict(self.sent)
             joined.conflict = self.conflict or newer.conflict
             return joined
@@ -231,8 +232,8 @@ class MergeFields(Change):
 class Coordinated(Change):
     """A change of what has no value in one piece: the queue, the metrics."""
 
-    def what(self) -> list[Any]:
-        """Return what to do, as ``store/lua/coordination_write.lua`` takes it."""
+    def update(self) -> CoordinationChange:
+        """Return it as the store takes it; it has its number by then."""
         raise NotImplementedError
 
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
@@ -249,19 +250,19 @@ class SyncQueue(Coordinated):
 
     __slots__ = ("lists",)
 
-    def __init__(self, place: Location, lists: dict[str, list[str]], ttl: float) -> None:
-        super().__init__(place, ttl)
+    def __init__(self, location: Location, lists: dict[str, list[str]], ttl: float) -> None:
+        super().__init__(location, ttl)
         self.lists = lists
 
     def coalesce(self, newer: Change) -> Change | None:
         """The newer lists, and those of here that it does not name."""
         if not isinstance(newer, SyncQueue) or self.serial is not None:
             return None
-        return SyncQueue(newer.place, {**self.lists, **newer.lists}, newer.ttl)
+        return SyncQueue(newer.location, {**self.lists, **newer.lists}, newer.ttl)
 
-    def what(self) -> list[Any]:
-        """The lists with their lengths."""
-        return ["queue", *(part for name, ids in self.lists.items() for part in (name, len(ids), *ids))]
+    def update(self) -> CoordinationChange:
+        """The lists."""
+        return QueueReplacement(self.serial or 0, self.ttl, self.lists)
 
 
 class SyncMetrics(Coordinated):
@@ -273,8 +274,8 @@ class SyncMetrics(Coordinated):
 
     __slots__ = ("steps",)
 
-    def __init__(self, place: Location, steps: dict[str, tuple[bytes | None, float]], ttl: float) -> None:
-        super().__init__(place, ttl)
+    def __init__(self, location: Location, steps: dict[str, tuple[bytes | None, float]], ttl: float) -> None:
+        super().__init__(location, ttl)
         self.steps = steps
 
     def coalesce(self, newer: Change) -> Change | None:
@@ -285,15 +286,11 @@ class SyncMetrics(Coordinated):
         for name, (body, more) in newer.steps.items():
             before, some = steps.get(name, (None, 0))
             steps[name] = (before, some + more) if body is None else (body, more)
-        return SyncMetrics(newer.place, steps, newer.ttl)
+        return SyncMetrics(newer.location, steps, newer.ttl)
 
-    def what(self) -> list[Any]:
-        """The steps, one after the other."""
-        steps: list[Any] = ["metrics"]
-        for name, (body, more) in self.steps.items():
-            steps += [] if body is None else ["=", name, body]
-            steps += ["+", name, repr(more)] if more or body is None else []
-        return steps
+    def update(self) -> CoordinationChange:
+        """The steps."""
+        return MetricsUpdate(self.serial or 0, self.ttl, self.steps)
 
     def applied(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return counters as they will be."""
@@ -315,8 +312,8 @@ class StageChange(Change):
 
     __slots__ = ("task_run", "run_key")
 
-    def __init__(self, place: Location, task_run: TaskRun, run_key: str, ttl: float, fence: int = 0) -> None:
-        super().__init__(place, ttl, fence)
+    def __init__(self, location: Location, task_run: TaskRun, run_key: str, ttl: float, fence: int = 0) -> None:
+        super().__init__(location, ttl, fence)
         self.task_run = task_run
         self.run_key = run_key
 
@@ -338,4 +335,4 @@ class StageChange(Change):
             figure = round(published * 1e4)
         else:
             figure = round((run.runtime or 0.0) * 1e6)
-        return Content("run", self.run_key, rank, run.encode(self.place.task_id), figure)
+        return Content("run", self.run_key, rank, run.encode(self.location.task_id), figure)

@@ -46,22 +46,22 @@ class ConflictSettler:
         if not isinstance(change, SetValue):
             return change
         return self._settle_value(change, stored) if change.body and not stored.deleted else \
-            self._keep_the_later(change, stored)
+            self._keep_later(change, stored)
 
     def _settle_value(self, change: SetValue, stored: StoredEntry) -> Change | Conflict:
-        resolved, conflict = self._ask(change, stored, encoding.decode(change.body), change.at)
+        resolved, conflict = self._resolve(change, stored, encoding.decode(change.body), change.at)
         body = change.body if resolved is None else resolved
         if body == stored.body:
             return conflict
-        settled = SetValue(change.place, body, change.ttl, change.fence)
+        settled = SetValue(change.location, body, change.ttl, change.fence)
         settled.seen = stored.header.stamp
         settled.at = max(change.at, self.clock.monotonic(stored.header.time / 1000))
         settled.conflict = conflict
         return settled
 
-    def _keep_the_later(self, change: SetValue, stored: StoredEntry) -> Change | Conflict:
+    def _keep_later(self, change: SetValue, stored: StoredEntry) -> Change | Conflict:
         """Let the later of a deletion and a value win: there is nothing that could be merged."""
-        key, at = change.place.path, self.clock.at(change.at)
+        key, at = change.location.path, self.clock.at(change.at)
         if stored.deleted and (not change.body or round(at * 1000) >= stored.header.time):
             return change  # what is gone is no conflict
         value = encoding.decode(change.body) if change.body else None
@@ -88,9 +88,9 @@ class ConflictSettler:
         }
         if not disputed:
             return change
-        told_at = max(change.told_at[name] for name in disputed)
+        recorded_at = max(change.recorded_at[name] for name in disputed)
         value = encoding.decode(encoding.join_fields(mine))
-        body, conflict = self._ask(change, stored, value, told_at)
+        body, conflict = self._resolve(change, stored, value, recorded_at)
         fields = change.fields
         if body is not None:
             # What the resolver left as it is stored is not told again: it may have moved on by then.
@@ -99,20 +99,20 @@ class ConflictSettler:
             fields = {**resolved, **undisputed}
         if not fields:
             return conflict
-        settled = MergeFields(change.place, fields, change.ttl, change.fence, change.run_key)
+        settled = MergeFields(change.location, fields, change.ttl, change.fence, change.run_key)
         settled.at = change.at
-        settled.told_at = {name: change.told_at.get(name, told_at) for name in fields}
+        settled.recorded_at = {name: change.recorded_at.get(name, recorded_at) for name in fields}
         settled.late = True
         settled.base = change.base
         settled.conflict = conflict
         return settled
 
-    def _ask(
-        self, change: Change, stored: StoredEntry, value: Any, told_at: float,
+    def _resolve(
+        self, change: Change, stored: StoredEntry, value: Any, recorded_at: float,
     ) -> tuple[bytes | None, Conflict]:
         """Return what the resolver makes of what is stored and a value to come, None if it fails; and what to tell."""
-        key = change.place.path
-        timestamp = round(self.clock.at(told_at), 3)
+        key = change.location.path
+        timestamp = round(self.clock.at(recorded_at), 3)
         incoming = Entry(key, value, stored.header.version + 1, timestamp, self.worker_id, change.ttl)
         entries = [stored.entry(key), incoming]
         body = None

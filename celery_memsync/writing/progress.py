@@ -36,15 +36,17 @@ class ProgressChange(Change):
 
     expendable = True
 
-    def __init__(self, place: Location, row: tuple[Any, ...], run_key: str, rank: str, started: float, ttl: float) -> None:
-        super().__init__(place, ttl)
+    def __init__(
+        self, location: Location, row: tuple[Any, ...], run_key: str, rank: str, started: float, ttl: float,
+    ) -> None:
+        super().__init__(location, ttl)
         self.row = row
         self.run_key = run_key
         self.rank = rank
         self.started = started
 
     @classmethod
-    def from_row(cls, place: Location, row: Any, run_key: str, ttl: float, clock: Clock) -> ProgressChange | None:
+    def from_row(cls, location: Location, row: Any, run_key: str, ttl: float, clock: Clock) -> ProgressChange | None:
         """Return what another process told of an earlier run, from the body that it wrote.
 
         It comes with a message, which anybody may write: None for what is no such body.
@@ -61,10 +63,10 @@ class ProgressChange(Change):
         if not sound:
             return None
         rank = progress_rank(percent, current)
-        told = cls(place, (percent, current, total, message, status, run, fields), run_key, rank,
-                   clock.monotonic(started_at), ttl)
-        told.at = clock.monotonic(updated_at)
-        return told
+        change = cls(location, (percent, current, total, message, status, run, fields), run_key, rank,
+                     clock.monotonic(started_at), ttl)
+        change.at = clock.monotonic(updated_at)
+        return change
 
     def coalesce(self, newer: Change) -> Change | None:
         """The newer progress of the same run: its writer saw to it that it does not go back."""
@@ -99,10 +101,10 @@ class Progress(Change):
     expendable = True
 
     def __init__(
-        self, place: Location, ttl: float, run: str | None = None, run_key: str = "", started: float | None = None,
+        self, location: Location, ttl: float, run: str | None = None, run_key: str = "", started: float | None = None,
         limit: int = 1024 * 1024,
     ) -> None:
-        super().__init__(place, ttl)
+        super().__init__(location, ttl)
         self.limit = limit
         self.run = run
         self.run_key = run_key
@@ -164,7 +166,7 @@ class Progress(Change):
         if text is not None and not isinstance(text, str):
             raise InvalidValue(f"the {what} of a progress is a text, not {type(text).__name__}")
         if text is not None and len(text) > self.limit:
-            raise ValueTooLarge(f"{self.place.path} ({what})", len(text), self.limit)
+            raise ValueTooLarge(f"{self.location.path} ({what})", len(text), self.limit)
 
     def _reported(self) -> bool:
         self.at = time.monotonic()
@@ -181,20 +183,20 @@ class Progress(Change):
     def snapshot(self) -> Change:
         """Return the figures of this moment, and be ready to be queued again."""
         self.queued = False
-        return self._told()
+        return self._as_change()
 
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
         """The figures of this moment."""
-        return self._told().content(clock, base)
+        return self._as_change().content(clock, base)
 
-    def _told(self) -> ProgressChange:
+    def _as_change(self) -> ProgressChange:
         _, current, total = figures = self.figures
         percent = _percent(figures)
         shown = None if percent is None else round(percent, 3)
         row = (shown, current, total, self.message, self.status, self.run, self.fields)
-        told = ProgressChange(self.place, row, self.run_key, progress_rank(percent, current), self.started, self.ttl)
-        told.at, told.fence = self.at, self.fence
-        return told
+        change = ProgressChange(self.location, row, self.run_key, progress_rank(percent, current), self.started, self.ttl)
+        change.at, change.fence = self.at, self.fence
+        return change
 
 
 def _further(new: tuple[float | None, ...], old: tuple[float | None, ...]) -> bool:

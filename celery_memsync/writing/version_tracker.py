@@ -27,21 +27,21 @@ class MergeBase(NamedTuple):
         stamp: Which state of the entry it is.
         body: Its fields, as one JSON object or each by itself.
         until: Monotonic time when it is over.
-        told_at: Monotonic time when it was told.
+        recorded_at: Monotonic time when it was told.
     """
 
     stamp: EntryVersion
     body: dict[str, bytes] | bytes
     until: float
-    told_at: float
+    recorded_at: float
 
     @classmethod
     def of(cls, stored: StoredEntry | None, clock: Clock) -> MergeBase:
         """Return what is stored, as something to merge into."""
         if stored is None:
-            return NOTHING
+            return EMPTY_BASE
         header = stored.header
-        return cls(header.stamp, stored.body, clock.monotonic(header.over_at / 1000), clock.monotonic(header.time / 1000))
+        return cls(header.stamp, stored.body, clock.monotonic(header.expires_at / 1000), clock.monotonic(header.time / 1000))
 
     @property
     def fields(self) -> dict[str, bytes]:
@@ -60,7 +60,7 @@ class MergeBase(NamedTuple):
 
 
 #: What fields of an entry that nobody has written are merged into.
-NOTHING = MergeBase(UNWRITTEN, {}, 0.0, float("-inf"))
+EMPTY_BASE = MergeBase(UNWRITTEN, {}, 0.0, float("-inf"))
 
 
 class VersionTracker:
@@ -73,43 +73,43 @@ class VersionTracker:
         self._size = 0
         self._mutex = threading.RLock()
 
-    def stamp(self, place: Location) -> EntryVersion:
+    def stamp(self, location: Location) -> EntryVersion:
         """Return which state of an entry was seen; `UNWRITTEN` if none was, or that is forgotten."""
-        known = self._stamps.get(place.path)
+        known = self._stamps.get(location.path)
         return UNWRITTEN if known is None else EntryVersion(*known)
 
-    def note(self, place: Location, stamp: EntryVersion) -> None:
+    def note(self, location: Location, stamp: EntryVersion) -> None:
         """Take note that a state of an entry was seen."""
-        if place.slot == STAGE and place.task_id:
+        if location.slot == STAGE and location.task_id:
             return  # it has the path of what users tell, and is ruled by run and rank
         # No lock: each step is one of C's, and it does not matter who is the last.
-        stamps, path = self._stamps, place.path
+        stamps, path = self._stamps, location.path
         stamps.pop(path, None)
         stamps[path] = (stamp.stored_at, stamp.version)
         if len(stamps) > MAX_SEEN:
             stamps.popitem(last=False)
 
-    def base(self, place: Location) -> MergeBase:
+    def base(self, location: Location) -> MergeBase:
         """Return what fields of an entry are to be merged into, without fields if their time is over."""
-        return self._bases.get(place, NOTHING).present
+        return self._bases.get(location, EMPTY_BASE).present
 
-    def note_base(self, place: Location, base: MergeBase) -> None:
+    def note_base(self, location: Location, base: MergeBase) -> None:
         """Take note of what fields are to be merged into."""
         with self._mutex:
-            self.forget_base(place)
-            self._bases[place] = base
+            self.forget_base(location)
+            self._bases[location] = base
             self._size += base.size
             while self._size > MAX_BYTES or len(self._bases) > MAX_BASES:
                 self.forget_base(next(iter(self._bases)))
 
-    def forget_base(self, place: Location) -> None:
+    def forget_base(self, location: Location) -> None:
         """Forget the fields of an entry."""
-        if place in self._bases:
+        if location in self._bases:
             with self._mutex:
-                self._size -= self._bases.pop(place, NOTHING).size
+                self._size -= self._bases.pop(location, EMPTY_BASE).size
 
-    def forget(self, place: Location) -> None:
+    def forget(self, location: Location) -> None:
         """Forget all that was seen of an entry."""
         with self._mutex:
-            self._stamps.pop(place.path, None)
-            self.forget_base(place)
+            self._stamps.pop(location.path, None)
+            self.forget_base(location)

@@ -24,7 +24,7 @@ from ..models.progress import progress_from
 from ..store import EntryWrite, Store, WriteResult, ms
 from .changes import Change, Coordinated, DeferredChange, MergeFields, SetValue, StageChange, SyncMetrics, SyncQueue
 from .conflict_settler import ConflictSettler
-from .version_tracker import NOTHING, MergeBase, VersionTracker
+from .version_tracker import EMPTY_BASE, MergeBase, VersionTracker
 
 logger = get_logger(__name__)
 
@@ -80,21 +80,21 @@ class BatchWriter:
         self._mutex = threading.RLock()
         #: Held while a batch is under way, so that batches go one after the other.
         self._flushing = threading.RLock()
-        self._drafts: dict[DeferredChange, None] = {}
+        self._deferred: dict[DeferredChange, None] = {}
         self._ordinary: Queue = OrderedDict()
         self._expendable: Queue = OrderedDict()
         self._in_flight: list[Change] = []
         #: Redis keys of what waits, and of what is under way or has come back; perhaps of more.
         self._keys_waiting: set[str] = set()
         self._keys_sent: set[str] = set()
-        self._assignments = store.keys.coordination_place(ASSIGNMENTS).path
+        self._assignments = store.keys.coordination_location(ASSIGNMENTS).path
         #: What Redis refuses, by place, with the time of the next try.
         self._refused: OrderedDict[Location, tuple[float, list[Change]]] = OrderedDict()
         #: What was written or shown to a reader last.
         self._seen = VersionTracker()
         self._serials = count(1)
-        self._invalidation_pending: deque[tuple[str, dict[str, Any]]] = deque()
-        self._untold_drops = 0
+        self._pending_events: deque[tuple[str, dict[str, Any]]] = deque()
+        self._unreported_drops = 0
         self._warned_of_drops = False
         #: Slots of which a refusal was told.
         self._warned: set[Location] = set()
@@ -102,19 +102,19 @@ class BatchWriter:
 
     # -- tell
 
-    def take(self, draft: DeferredChange) -> None:
+    def defer(self, deferred: DeferredChange) -> None:
         """Take a draft, unless it waits already; what it has to tell is written within ``interval``, and a tenth of that.
 
         No lock is taken: a soft time limit may raise anywhere in here.
         """
-        if draft in self._drafts:
+        if deferred in self._deferred:
             return
-        self._drafts[draft] = None
-        self.on_put(draft)
-        if len(self._drafts) > self.max_pending:
-            self._ask_drafts()
+        self._deferred[deferred] = None
+        self.on_put(deferred)
+        if len(self._deferred) > self.max_pending:
+            self._queue_deferred()
         self._thread.wake()
-        if len(self._drafts) >= self.batch_size:
+        if len(self._deferred) >= self.batch_size:
             self._thread.run_now()
 
     def put(self, change: Change) -> None:
@@ -126,33 +126,33 @@ class BatchWriter:
 
     def _queue(self, change: Change) -> bool:
         """Let a change wait; tell whether there is a batch of them."""
-        place = change.place
+        location = change.location
         with self._mutex:
             queue = self._expendable if change.expendable else self._ordinary
             if isinstance(change, SetValue):
-                change.seen = self._seen.stamp(place)
-            self._append(queue, place, change)
+                change.seen = self._seen.stamp(location)
+            self._append(queue, location, change)
             change.mark_queued()
             if len(self._ordinary) + len(self._expendable) > self.max_pending:
                 self._drop_oldest()
             # Nobody sees that it waits before the copies of what it changes are gone.
-            self.on_put(place)
+            self.on_put(location)
             return len(queue) >= self.batch_size
 
-    def note_read(self, place: Location, stored: StoredEntry | None) -> None:
+    def note_read(self, location: Location, stored: StoredEntry | None) -> None:
         """Take note of what a reader of this process was shown: what it writes next follows that."""
         with self._mutex:
-            self._seen.note(place, UNWRITTEN if stored is None else stored.header.stamp)
-            if place.slot == STATE or place.path == self._assignments:
-                self._seen.note_base(place, MergeBase.of(stored, self.store.clock))
+            self._seen.note(location, UNWRITTEN if stored is None else stored.header.stamp)
+            if location.slot == STATE or location.path == self._assignments:
+                self._seen.note_base(location, MergeBase.of(stored, self.store.clock))
 
-    def withdraw(self, draft: DeferredChange, change: Change | None) -> None:
+    def withdraw(self, deferred: DeferredChange, change: Change | None) -> None:
         """Take a draft back, or the change that it came to: nobody needs it any more.  What is under way stays."""
-        self._drafts.pop(draft, None)
+        self._deferred.pop(deferred, None)
         if change is not None:
             with self._mutex:
-                if self._ordinary.get(change.place) == [change]:
-                    del self._ordinary[change.place]
+                if self._ordinary.get(change.location) == [change]:
+                    del self._ordinary[change.location]
 
     # -- ask
 
@@ -160,21 +160,21 @@ class BatchWriter:
     def pending(self) -> int:
         """Number of changes that are not in Redis yet."""
         with self._mutex:
-            self._ask_drafts()
+            self._queue_deferred()
             return len(self._ordinary) + len(self._expendable) + len(self._in_flight) + len(self._refused)
 
     def waiting_for(self, *keys: str) -> list[Change]:
         """Return the changes of all entries under Redis keys that are not in Redis yet."""
         with self._mutex:
-            self._ask_drafts()
+            self._queue_deferred()
             if not any(key in self._keys_waiting or key in self._keys_sent for key in keys):
                 return []
-            return [change for change in self.waiting() if change.place.key in keys]
+            return [change for change in self.waiting() if change.location.key in keys]
 
     def waiting(self) -> list[Change]:
         """Return all changes that are not in Redis yet, those of an entry in their order."""
         with self._mutex:
-            self._ask_drafts()
+            self._queue_deferred()
             rows = [*(changes for _, changes in self._refused.values()), self._in_flight]
             rows += [*self._ordinary.values(), *self._expendable.values()]
             return [change for row in rows for change in row]
@@ -183,7 +183,7 @@ class BatchWriter:
         """Return an entry as it will be when changes of this process have been written over it."""
         for change in changes:
             if not self._holds(stored, change):
-                stored = change.over(stored, self.store.clock, self.store.worker_id)
+                stored = change.applied_to(stored, self.store.clock, self.store.worker_id)
         return stored
 
     def _holds(self, stored: StoredEntry | None, change: Change) -> bool:
@@ -197,7 +197,7 @@ class BatchWriter:
         return False
 
     @property
-    def at_rest(self) -> contextlib.AbstractContextManager[object]:
+    def idle(self) -> contextlib.AbstractContextManager[object]:
         """A lock; whoever holds it knows that nothing leaves this process meanwhile."""
         return self._flushing
 
@@ -213,7 +213,7 @@ class BatchWriter:
             with self._flushing:
                 self._flush()
         finally:
-            self._tell()
+            self._emit_events()
 
     def flush_for(self, key: str) -> None:
         """Write everything that waits now, if something waits under a Redis key.
@@ -229,8 +229,8 @@ class BatchWriter:
             with self._flushing:
                 self._flush(young=YOUNG * self._thread.interval)
         finally:
-            self._tell()
-        if self._drafts:
+            self._emit_events()
+        if self._deferred:
             self._thread.wake()
         return REFUSED_PAUSE if self._refused else None
 
@@ -260,7 +260,7 @@ class BatchWriter:
                     raise
                 time.sleep(pause)
             finally:
-                self._tell()
+                self._emit_events()
 
     def compare_and_set(self, change: SetValue, expected: int) -> StoredEntry:
         """Write a value at once, if an entry is at the expected version; return it as it was stored.
@@ -274,22 +274,22 @@ class BatchWriter:
             with self._flushing:
                 return self._compare_and_set(change, expected)
         finally:
-            self._tell()
+            self._emit_events()
 
     def _compare_and_set(self, change: SetValue, expected: int) -> StoredEntry:
-        place, key = change.place, change.place.path
+        location, key = change.location, change.location.path
         self.store.connect()
         write = self._as_write(change)
         assert write is not None  # a value that was encoded already
-        shown = self._seen.stamp(place)
+        shown = self._seen.stamp(location)
         # Of which life of the key that version is, if this process was shown it.
         at = f"@{shown.stored_at}" if expected and shown.version == expected else ""
         (outcome,) = self.store.write_entries([write._replace(seen=f"{expected}{at}")])
         if outcome.status == "conflict":
             stored = outcome.stored
-            if expected or not outcome.version or stored is not None and not stored.gone(self.store.clock.now()):
+            if expected or not outcome.version or stored is not None and not stored.absent(self.store.clock.now()):
                 with self._mutex:
-                    self._seen.note(place, UNWRITTEN if stored is None else stored.header.stamp)
+                    self._seen.note(location, UNWRITTEN if stored is None else stored.header.stamp)
                 raise ConflictError(key, outcome.version)
             # Version 0 is meant, nothing to see; what was deleted counts its versions on.
             return self._compare_and_set(change, outcome.version)
@@ -299,11 +299,11 @@ class BatchWriter:
             raise LockLost(f"under which {key} was written")
         self._settle(change, write, outcome)
         self.store.wait_invalidated()
-        self.on_put(place)
+        self.on_put(location)
         # If this is a second try others may have written since.
         version = expected + 1 if outcome.status == "again" else outcome.version
         before = StoredEntry(Header(version - 1, "-", "-", 0, 0, 0, 0, "-", ""), b"")
-        after = change.over(before, self.store.clock, self.store.worker_id)
+        after = change.applied_to(before, self.store.clock, self.store.worker_id)
         assert after is not None
         return after
 
@@ -358,7 +358,7 @@ class BatchWriter:
         if count:
             self._succeeded(count, time.monotonic() - started)
         if strict and self._refused:
-            raise Refused(next(iter(self._refused.values()))[1][0].place.path, len(self._refused))
+            raise Refused(next(iter(self._refused.values()))[1][0].location.path, len(self._refused))
         if strict and lost_rounds:
             raise lost_rounds[0]
         return count
@@ -378,25 +378,25 @@ class BatchWriter:
             again = [change for change in settled if change is not None]
             if number >= MAX_ROUNDS:
                 # Merging fields settles nothing, it only has to be the first to write.
-                lost += self._let_wait([change for change in again if not isinstance(change, MergeFields)])
+                lost += self._postpone([change for change in again if not isinstance(change, MergeFields)])
                 again = [change for change in again if isinstance(change, MergeFields)]
             changes = self._replace(changes, again)
             if not again:
                 break
             time.sleep(number * random.random() * CONTENTION_PAUSE)  # nosec B311 # spreads tries, no secret
         else:
-            lost += self._let_wait(changes)
+            lost += self._postpone(changes)
             self._replace(changes, [])
         return [ConflictError(
-            change.place.path,
+            change.location.path,
             (change.seen if isinstance(change, SetValue) else self._base(change).stamp).version,
         ) for change in lost]
 
-    def _let_wait(self, changes: list[Change]) -> list[Change]:
+    def _postpone(self, changes: list[Change]) -> list[Change]:
         """Put changes that lost every round back before those that wait; at no moment are they nowhere."""
         with self._mutex:
             for change in changes:
-                self._append(self._ordinary, change.place, change, front=True)
+                self._append(self._ordinary, change.location, change, front=True)
         return changes
 
     def _replace(self, changes: list[Change], left: list[Change]) -> list[Change]:
@@ -411,9 +411,8 @@ class BatchWriter:
         if together:
             for change in together:
                 change.serial = change.serial or next(self._serials)
-            told = [(change.serial or 0, change.ttl, change.what()) for change in together]
             try:
-                answers = self.store.change_coordination("told", told)
+                answers = self.store.change_coordination([change.update() for change in together])
             except StoreError as exc:
                 if not exc.refused:
                     raise
@@ -437,20 +436,20 @@ class BatchWriter:
 
     def _as_write(self, change: Change) -> EntryWrite | None:
         """Return a change as the store takes it; None, and it is dropped, if there is something wrong with it."""
-        clock, base, at = self.store.clock, NOTHING, change.at
+        clock, base, at = self.store.clock, EMPTY_BASE, change.at
         fields: Mapping[str, bytes] = {}
         try:
             if isinstance(change, MergeFields):
                 base = self._base(change)
                 fields = base.fields
                 # One of the fields may have been told later.
-                at = max(at, base.told_at)
+                at = max(at, base.recorded_at)
                 change.note_sent()
             seen, run, rank, body, figure = change.content(clock, fields)
         except SoftTimeLimitExceeded:  # of the task that flushes just now
             raise
         except Exception:
-            logger.exception("A write of %s can't be made and is dropped", change.place.path)
+            logger.exception("A write of %s can't be made and is dropped", change.location.path)
             self._count_drop()
             return None
         if change.serial is None:
@@ -459,13 +458,13 @@ class BatchWriter:
             stored_at, version = change.seen if isinstance(change, SetValue) else base.stamp
             seen = f"{version}@{stored_at}"
         return EntryWrite(
-            change.place, seen, run, rank, change.fence, ms(clock.at(at)), ms(change.ttl), change.serial, body, figure)
+            change.location, seen, run, rank, change.fence, ms(clock.at(at)), ms(change.ttl), change.serial, body, figure)
 
     def _base(self, change: Change) -> MergeBase:
         """Return what the fields of a change are to be merged into."""
         if not isinstance(change, MergeFields):
-            return NOTHING
-        return self._seen.base(change.place) if change.base is None else change.base.present
+            return EMPTY_BASE
+        return self._seen.base(change.location) if change.base is None else change.base.present
 
     # -- what became of a change
 
@@ -478,10 +477,10 @@ class BatchWriter:
                 self._remember(change, EntryVersion(outcome.stored_at, outcome.version))
             else:
                 # Others may have written since; what they wrote was not seen.
-                self._seen.forget(change.place)
+                self._seen.forget(change.location)
             if change.conflict is not None:
                 self._note_conflict(change.conflict)
-            if self.events.anybody:
+            if self.events.has_handlers:
                 self._note_written(change, write.body)
         elif status == "conflict":
             return self._resolve(change, outcome)
@@ -493,38 +492,39 @@ class BatchWriter:
 
     def _fence_off(self, change: Change) -> None:
         """Drop a change that was made under a lock which somebody else has had since, and has written."""
-        if self._warn_of(change.place):
-            logger.warning("A write of %s is refused: a later holder of its lock has written there", change.place.path)
-        self._seen.forget(change.place)
+        if self._warn_about(change.location):
+            logger.warning("A write of %s is refused: a later holder of its lock has written there", change.location.path)
+        self._seen.forget(change.location)
         self.counts["dropped"] += 1
         self._note("writes-dropped", count=1)
 
     def _remember(self, change: Change, stamp: EntryVersion) -> None:
-        place = change.place
+        location = change.location
         if isinstance(change, MergeFields):
             base = self._base(change)
-            told_at = max(change.at, base.told_at)
-            self._seen.note_base(place, MergeBase(stamp, change.merged(base.fields), told_at + change.ttl, told_at))
+            recorded_at = max(change.at, base.recorded_at)
+            merged = change.merged(base.fields)
+            self._seen.note_base(location, MergeBase(stamp, merged, recorded_at + change.ttl, recorded_at))
         elif isinstance(change, SetValue):
-            self._seen.forget_base(place)
+            self._seen.forget_base(location)
         else:
             return
         with self._mutex:
-            self._seen.note(place, stamp)
+            self._seen.note(location, stamp)
             # What this process told since then was told by one who knew of it.
-            for later in self._ordinary.get(place, ()):
+            for later in self._ordinary.get(location, ()):
                 if isinstance(later, SetValue):
                     later.seen = stamp
 
     def _resolve(self, change: Change, outcome: WriteResult) -> Change | None:
         """Return what is to be written instead of a change that found something else than its writer had seen."""
         stored, base = outcome.stored, MergeBase.of(outcome.stored, self.store.clock)
-        gone = stored is None or stored.gone(self.store.clock.now())
+        gone = stored is None or stored.absent(self.store.clock.now())
         before, seen = self._base(change), UNWRITTEN
         if isinstance(change, MergeFields):
             change.late = not gone
             change.base = base._replace(body={}, until=0.0) if gone else base
-            self._seen.note_base(change.place, change.base)
+            self._seen.note_base(change.location, change.base)
         elif isinstance(change, SetValue):
             seen, change.seen = change.seen, UNWRITTEN if stored is None else stored.header.stamp
         own = stored is not None and stored.header.writes.startswith(self.store.token)
@@ -550,42 +550,42 @@ class BatchWriter:
 
     def _refuse(self, change: Change, error: str) -> None:
         """Set a change aside that Redis refuses, so that it does not hold up the others."""
-        place = change.place
+        location = change.location
         with self._mutex:
-            known = place in self._refused
-            queue: Queue = OrderedDict({place: self._refused[place][1]} if known else {})
-            self._append(queue, place, change)
-            self._refused[place] = (time.monotonic() + REFUSED_PAUSE, queue[place])
+            known = location in self._refused
+            queue: Queue = OrderedDict({location: self._refused[location][1]} if known else {})
+            self._append(queue, location, change)
+            self._refused[location] = (time.monotonic() + REFUSED_PAUSE, queue[location])
             if len(self._refused) > MAX_REFUSED:
                 self._refused.popitem(last=False)
                 self._count_drop()
-        if not known and self._warn_of(place):
-            logger.warning("Redis refuses to write %s: %s", change.place.path, error[:120])
+        if not known and self._warn_about(location):
+            logger.warning("Redis refuses to write %s: %s", change.location.path, error[:120])
 
-    def _warn_of(self, place: Location) -> bool:
+    def _warn_about(self, location: Location) -> bool:
         """Whether a refusal is to be told: once of each place."""
-        if place in self._warned:
+        if location in self._warned:
             return False
         if len(self._warned) >= MAX_REFUSED:
             self._warned.clear()
-        self._warned.add(place)
+        self._warned.add(location)
         return True
 
     def _note_written(self, change: Change, body: bytes = b"") -> None:
-        place = change.place
+        location = change.location
         deleted = isinstance(change, SetValue) and not change.body
         name = "delete" if deleted else "write"
         synced = None if deleted else _synced(change)
         if not self.events.wanted(name) and (synced is None or not self.events.wanted(synced)):
             return
         value = None if deleted else self._value_of(change, body)
-        self._note(name, key=place.path, **({} if deleted else {"value": value}))
+        self._note(name, key=location.path, **({} if deleted else {"value": value}))
         if synced == "task-state-synced":
-            self._note(synced, task_id=place.task_id, state=value)
+            self._note(synced, task_id=location.task_id, state=value)
         elif synced == "agent-coordinated":
-            self._note(synced, task_id=place.task_id, agent_id=place.field, data=value)
+            self._note(synced, task_id=location.task_id, agent_id=location.field, data=value)
         elif synced == "worker-status-synced":
-            self._note(synced, worker_id=place.field.rpartition("/")[0], status=value)
+            self._note(synced, worker_id=location.field.rpartition("/")[0], status=value)
         elif synced == "queue-synced":
             self._note(synced, queue=value)
 
@@ -598,16 +598,16 @@ class BatchWriter:
             return change.task_run.as_dict()
         if change.expendable:
             return progress_from(encoding.decode(body))  # its times as written: the clock may have been corrected since
-        after = change.over(None, self.store.clock, self.store.worker_id)
+        after = change.applied_to(None, self.store.clock, self.store.worker_id)
         return None if after is None or after.deleted else after.value
 
     # -- the queue
 
-    def _append(self, queue: Queue, place: Location, change: Change, front: bool = False) -> None:
-        self._keys_waiting.add(place.key)
-        waiting = queue.get(place)
+    def _append(self, queue: Queue, location: Location, change: Change, front: bool = False) -> None:
+        self._keys_waiting.add(location.key)
+        waiting = queue.get(location)
         if waiting is None:
-            queue[place] = [change]
+            queue[location] = [change]
         elif front:
             joined = change.coalesce(waiting[0])
             waiting[:1] = [change, waiting[0]] if joined is None else [joined]
@@ -617,29 +617,29 @@ class BatchWriter:
             waiting[-1:] = [waiting[-1], change] if joined is None else [joined]
             self.counts["coalesced"] += joined is not None
 
-    def _ask_drafts(self, young: float = 0.0) -> None:
+    def _queue_deferred(self, young: float = 0.0) -> None:
         """Queue what drafts have to tell.
 
         Args:
             young: Seconds below which those are left alone of which there may be more to tell.
         """
-        if not self._drafts:
+        if not self._deferred:
             return
         born = time.monotonic() - young
         with self._mutex:
-            for draft in list(self._drafts):
-                if draft.at <= born or draft.done:
-                    self._ask(draft)
+            for deferred in list(self._deferred):
+                if deferred.at <= born or deferred.done:
+                    self._queue_one_deferred(deferred)
 
-    def _ask(self, draft: DeferredChange) -> None:
+    def _queue_one_deferred(self, deferred: DeferredChange) -> None:
         try:
             # First this: who has more to tell from now on hands it in again.
-            if self._drafts.pop(draft, self) is self:
+            if self._deferred.pop(deferred, self) is self:
                 return  # a signal's handler has asked it meanwhile
-            for change in draft.changes():
+            for change in deferred.changes():
                 self._queue(change)
         except SoftTimeLimitExceeded:  # of the task that asks or flushes just now
-            self._drafts[draft] = None
+            self._deferred[deferred] = None
             raise
         except Exception:
             logger.exception("What a task came to can't be told and is dropped")
@@ -649,11 +649,12 @@ class BatchWriter:
         """Move what waits into flight."""
         now = time.monotonic()
         with self._mutex:
-            self._ask_drafts(young)
+            self._queue_deferred(young)
             waiting = [*self._ordinary.items(), *self._expendable.items()]
-            touched = {place for place, _ in waiting}
-            due = [place for place, (at, _) in self._refused.items() if all_refused or at <= now or place in touched]
-            rows = [self._refused.pop(place)[1] for place in due] + [row for _, row in waiting]
+            touched = {location for location, _ in waiting}
+            due = [location for location, (at, _) in self._refused.items()
+                   if all_refused or at <= now or location in touched]
+            rows = [self._refused.pop(location)[1] for location in due] + [row for _, row in waiting]
             self._keys_sent |= self._keys_waiting
             self._keys_waiting = set()
             self._ordinary, self._expendable = OrderedDict(), OrderedDict()
@@ -666,14 +667,14 @@ class BatchWriter:
             newer = self._ordinary, self._expendable
             self._ordinary, self._expendable = OrderedDict(), OrderedDict()
             for change in changes:
-                self._append(self._expendable if change.expendable else self._ordinary, change.place, change)
+                self._append(self._expendable if change.expendable else self._ordinary, change.location, change)
             for queue, later in zip((self._ordinary, self._expendable), newer):
-                for place, row in later.items():
+                for location, row in later.items():
                     for change in row:
-                        self._append(queue, place, change)
+                        self._append(queue, location, change)
             while len(self._ordinary) + len(self._expendable) > self.max_pending:
                 self._drop_oldest()
-            self._keys_sent = {place.key for place in self._refused}
+            self._keys_sent = {location.key for location in self._refused}
 
     def _drop_oldest(self) -> None:
         _, dropped = (self._expendable or self._ordinary).popitem(last=False)
@@ -683,25 +684,25 @@ class BatchWriter:
 
     def _count_drop(self) -> None:
         self.counts["dropped"] += 1
-        self._untold_drops += 1
+        self._unreported_drops += 1
 
     # -- what is told of it all
 
     def _note(self, name: str, **details: Any) -> None:
         """Keep an event until the batch is done: a handler may flush too."""
-        self._invalidation_pending.append((name, details))
+        self._pending_events.append((name, details))
 
-    def _tell(self) -> None:
+    def _emit_events(self) -> None:
         with self._mutex:
-            dropped, self._untold_drops = self._untold_drops, 0
+            dropped, self._unreported_drops = self._unreported_drops, 0
         if dropped:
             if not self._warned_of_drops:
                 self._warned_of_drops = True
                 logger.warning("More than %d changes wait for Redis; the oldest are dropped", self.max_pending)
             self._note("writes-dropped", count=dropped)
-        for _ in range(len(self._invalidation_pending)):
+        for _ in range(len(self._pending_events)):
             with contextlib.suppress(IndexError):  # another thread tells too
-                name, details = self._invalidation_pending.popleft()
+                name, details = self._pending_events.popleft()
                 self.events.emit(name, **details)
 
     def _failed(self, error: MemSyncError, count: int) -> None:
@@ -738,11 +739,11 @@ class Refused(StoreError):
 
 def _synced(change: Change) -> str | None:
     """Return the event that tells that users' words of this kind have arrived."""
-    place = change.place
+    location = change.location
     if isinstance(change, SyncQueue):
         return "queue-synced"
-    if isinstance(change, (MergeFields, StageChange)) and place.task_id:
+    if isinstance(change, (MergeFields, StageChange)) and location.task_id:
         return "task-state-synced"
-    if isinstance(change, SetValue) and place.task_id and not place.slot:
+    if isinstance(change, SetValue) and location.task_id and not location.slot:
         return "agent-coordinated"
-    return "worker-status-synced" if isinstance(change, SetValue) and place.field.endswith("/status") else None
+    return "worker-status-synced" if isinstance(change, SetValue) and location.field.endswith("/status") else None

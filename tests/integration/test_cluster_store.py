@@ -8,6 +8,7 @@ import pytest
 from celery_memsync import ConflictError, MemorySyncManager, StoreError
 from celery_memsync.keys import Keys
 from celery_memsync.store.acl import rules
+from celery_memsync.store.scripts import ENTRY_WRITE
 from tests.support.junk import JUNK
 from tests.support.publishing import sync_stage
 from tests.support.redis_server import free_port
@@ -148,6 +149,7 @@ def test_who_wrote_without_an_answer_finds_its_tasks_in_the_lists(cluster, make)
     task = next(f"t{n}" for n in range(99) if cluster.owner_of(keys.task(f"t{n}")) is not home)
     mine = next(f"k{n}" for n in range(99) if cluster.owner_of(f"task-sentinel/k{n}") is cluster.owner_of(keys.task(task)))
     node = cluster.owner_of(keys.task(task))
+    node.client().script_load(ENTRY_WRITE.text)
     sync_stage(memsync, task, "STARTED")
     memsync.write(mine, 1)
 

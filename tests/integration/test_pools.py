@@ -109,7 +109,7 @@ def test_a_task_that_no_worker_knows_is_a_failure(fleet):
     assert state["exception"]["type"] == "NotRegistered"
 
 
-def test_the_worker_beats_while_it_works(fleet, pool):
+def test_the_heartbeat_writes_while_it_works(fleet, pool):
     worker = fleet.workers[0]
     result = fleet.send("sleep", 2.5)
 

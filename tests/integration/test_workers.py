@@ -65,7 +65,7 @@ def test_a_worker_without_a_free_slot_is_busy_and_tells_what_it_does(make_fleet)
     assert record.counters["total"] >= 2
 
 
-def test_a_worker_beats_again_and_again(make_fleet):
+def test_a_heartbeat_writes_again_and_again(make_fleet):
     fleet = make_fleet()
     worker = fleet.start_worker("-c", "1")
     first = fleet.wait_record(worker, is_active)
@@ -132,7 +132,7 @@ def test_a_worker_that_comes_back_takes_its_name_again(make_fleet):
     assert len(fleet.reader.get_workers()) == 1
 
 
-def test_a_solo_worker_beats_while_it_is_busy(make_fleet):
+def test_a_solo_heartbeat_writes_while_it_is_busy(make_fleet):
     fleet = make_fleet(memsync_worker_ttl=1.5)
     worker = fleet.start_worker("-P", "solo")
     result = fleet.send("sleep", 4)
@@ -162,7 +162,7 @@ def test_a_task_that_takes_longer_than_the_ttl_is_told_of_to_its_end(make_fleet,
     fleet.wait(result, "SUCCESS")
 
 
-def test_a_worker_beats_without_its_broker_and_tells_that_it_consumes_nothing(make_fleet, own_broker):
+def test_a_heartbeat_writes_without_its_broker_and_tells_that_it_consumes_nothing(make_fleet, own_broker):
     fleet = make_fleet(broker=own_broker, memsync_worker_ttl=1.5, result_backend=None)
     worker = fleet.start_worker("-c", "1")
     fleet.wait_record(worker, lambda record: record.consuming)

@@ -9,7 +9,7 @@ from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.models.worker import WorkerRecord
 
-#: Of workers in tests: seconds between beats, and of silence after which they are lost.
+#: Of workers in tests: seconds between beats, and of timeout after which they are lost.
 INTERVAL, SILENCE = 0.1, 0.4
 
 
@@ -32,9 +32,9 @@ class SimulatedWorker:
         for name in ("worker-online", "worker-lost", "task-lost"):
             self.events.on(name, lambda name_=name, **details: self.told.append((name_, details)))
         self.tasks = {}
-        self.losses = LostWorkerMonitor(self.store, self.events, silence, lambda: list(self.tasks.items()))
+        self.losses = LostWorkerMonitor(self.store, self.events, timeout, lambda: list(self.tasks.items()))
         self.heartbeats = []
-        self.heartbeat = Heartbeat(self.store, self.record, interval, keep, silence, self.on_reply)
+        self.heartbeat = Heartbeat(self.store, self.record, interval, keep, timeout, self.on_reply)
         self._numbers = itertools.count(1)
 
     def record(self):

@@ -9,6 +9,7 @@ import pytest
 from celery_memsync.keys import PROGRESS, Keys
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
+from celery_memsync.store import scripts
 from celery_memsync.writing.progress import Progress
 from tests.support.redis_calls import calls_of, round_trips
 
@@ -19,6 +20,9 @@ MOST_BYTES = 800
 @pytest.fixture
 def warmed_up(memsync, redis):
     """A manager that is connected, whose link is up, and whose scripts Redis knows."""
+    for script in vars(scripts).values():
+        if isinstance(script, scripts.Script):
+            redis.script_load(script.text)
     memsync.write("warm", 1)
     memsync.increment_metrics(warm=1)
     memsync.dequeue()

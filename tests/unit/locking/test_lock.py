@@ -231,7 +231,7 @@ def test_a_lock_can_be_extended(memsync, other):
 def test_a_lease_does_not_get_shorter_by_a_renewal_that_was_under_way(memsync, other):
     lock = memsync.lock("a", ttl=5)
     lock.acquire()
-    under_way = next(iter(memsync._open().locks._grants.values())).ask
+    under_way = next(iter(memsync._open().locks._grants.values())).request
     lock.extend(100)
 
     memsync.store.renew_locks([under_way])

@@ -49,7 +49,8 @@ def value(text, **more):
 
 
 def fields(told, **more):
-    return MergeFields(KEYS.task_location("t1", STATE), {name: encoding.dumps(one) for name, one in told.items()}, 60.0, **more)
+    bodies = {name: encoding.dumps(one) for name, one in told.items()}
+    return MergeFields(KEYS.task_location("t1", STATE), bodies, 60.0, **more)
 
 
 def test_a_value_is_settled_by_the_resolver_and_follows_what_is_stored(settle):
