@@ -14,7 +14,7 @@ from tests.support.redis_server import RedisServer, free_port
 from tests.support.waiting import eventually
 
 
-def request(server, *command):
+def ask(server, *command):
     """Return what a server answers, as it comes: versions of redis-py read answers about topologies in different ways."""
     connection = redis.Connection(port=server.port, protocol=2, socket_timeout=5)
     try:
@@ -74,7 +74,7 @@ class Replicated:
         return self
 
     def is_complete(self):
-        rows = [request(sentinel, "SENTINEL", "MASTER", "mymaster") for sentinel in self.sentinels]
+        rows = [ask(sentinel, "SENTINEL", "MASTER", "mymaster") for sentinel in self.sentinels]
         told = [dict(zip(row[::2], row[1::2])) for row in rows]
         return self.is_in_sync() and all(
             one[b"num-slaves"] == b"2" and one[b"num-other-sentinels"] == b"2" for one in told)
@@ -85,7 +85,7 @@ class Replicated:
 
     def master(self):
         """Return the server that the Sentinels call the master."""
-        port = int(request(self.sentinels[0], "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster")[1])
+        port = int(ask(self.sentinels[0], "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster")[1])
         return next(server for server in self.servers if server.port == port)
 
     def demote(self, server):
@@ -126,13 +126,13 @@ class Cluster:
         for server in self.servers:
             server.start()
         for server in self.servers[1:]:
-            request(self.servers[0], "CLUSTER", "MEET", "127.0.0.1", server.port)
+            ask(self.servers[0], "CLUSTER", "MEET", "127.0.0.1", server.port)
         for n, server in enumerate(self.servers[:3]):
             slots = range(n * 16384 // 3, (n + 1) * 16384 // 3)
-            request(server, "CLUSTER", "ADDSLOTS", *slots)
+            ask(server, "CLUSTER", "ADDSLOTS", *slots)
         eventually(lambda: all(self.known_to(server) == len(self.servers) for server in self.servers), timeout=20)
         for n, server in enumerate(self.servers[3:]):
-            request(server, "CLUSTER", "REPLICATE", self.id_of(self.servers[n % 3]))
+            ask(server, "CLUSTER", "REPLICATE", self.id_of(self.servers[n % 3]))
         eventually(self.is_complete, timeout=30, message="the cluster is not complete")
         return self
 
@@ -140,10 +140,10 @@ class Cluster:
         return int(self.info(server)["cluster_known_nodes"])
 
     def info(self, server):
-        return dict(line.split(":") for line in request(server, "CLUSTER", "INFO").decode().split())
+        return dict(line.split(":") for line in ask(server, "CLUSTER", "INFO").decode().split())
 
     def id_of(self, server):
-        return request(server, "CLUSTER", "MYID").decode()
+        return ask(server, "CLUSTER", "MYID").decode()
 
     def is_complete(self):
         return all(self.info(server)["cluster_state"] == "ok" for server in self.servers) and all(
@@ -160,7 +160,7 @@ class Cluster:
         for server in self.servers:
             if server.process is not None:
                 try:
-                    return request(server, "CLUSTER", "SLOTS")
+                    return ask(server, "CLUSTER", "SLOTS")
                 except redis.RedisError:
                     continue
         raise LookupError("no node answers")
@@ -171,19 +171,19 @@ class Cluster:
 
     def slot_of(self, key):
         living = next(server for server in self.servers if server.process is not None)
-        return request(living, "CLUSTER", "KEYSLOT", key)
+        return ask(living, "CLUSTER", "KEYSLOT", key)
 
     def move(self, slot, target, pause=lambda: None):
         """Move a slot with all its keys while it is in use."""
         source = self.owner(slot)
-        request(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
-        request(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
-        while keys := request(source, "CLUSTER", "GETKEYSINSLOT", slot, 10):
+        ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
+        ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
+        while keys := ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 10):
             pause()
-            request(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 2000, "KEYS", *keys)
+            ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 2000, "KEYS", *keys)
         pause()
         for server in (target, source):
-            request(server, "CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
+            ask(server, "CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
 
     def fail_over(self, server):
         """Kill a master; return what takes its place, once that has happened."""

@@ -183,7 +183,7 @@ def test_a_flood_of_messages_keeps_nobody_from_subscribing(memsync, other, redis
     for _ in range(50):
         redis.publish("0:task-sentinel/flood", b"first")
     late = Ear(memsync, "a")
-    heard = listening.hears("task-sentinel/a")
+    heard = listening.subscription_line("task-sentinel/a")
     flooding.clear()
     publish(other, {"a": 1, "flood": 1})
 
