@@ -12,6 +12,7 @@ from celery_memsync.integration.task_signals import SIGNALS
 
 from .helpers import eventually
 from .support.uses import USES, Surroundings, forget
+from .test_life_cycle import run
 
 
 @pytest.fixture
@@ -115,3 +116,30 @@ def test_disconnected_app_tells_nothing(redis_url, memsync):
 
     assert memsync.search("*") == []
     app.memsync.shutdown()
+
+
+def test_workers_that_were_stopped_in_a_process_that_goes_on_leave_nothing(tmp_path, redis_url):
+    out = run(tmp_path, """
+        from celery import Celery
+        from celery.contrib.testing.worker import start_worker
+        from celery_memsync import MemSync
+
+        def statuses():
+            time.sleep(0.8)
+            return {worker.status for worker in app.memsync.get_workers()}
+
+        app = Celery('proj', broker='memory://', backend='cache+memory://')
+        app.conf.update(memsync_backend=url, memsync_heartbeat_interval=0.2)
+        MemSync(app)
+        for _ in range(2):
+            with start_worker(app, perform_ping_check=False, pool='solo'):
+                print('at work', 'active' in statuses())
+            print('after', statuses())
+        app.memsync.shutdown()
+        time.sleep(0.5)
+        print('threads', [thread.name for thread in threading.enumerate() if thread.name.startswith('memsync-')])
+    """, redis_url)
+
+    assert out.count("at work True") == 2
+    assert out.count("after {'offline'}") == 2
+    assert "threads []" in out
