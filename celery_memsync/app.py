@@ -94,8 +94,8 @@ class MemSync(AppManager):
             to_queue = active.progress.report(current, total, message, fields=fields)
         else:
             to_queue = active.progress.count(current, total, message)
-        if to_queue:
-            active.memsync.writer.put(active.progress)
+        if to_queue and (memsync := active.find_memsync()) is not None:
+            memsync.writer.put(active.progress)
 
     def track(self, iterable: Iterable[T], total: float | None = None, message: str | None = None) -> Iterator[T]:
         """Go through an iterable and tell the progress of the running task on the way.
@@ -128,8 +128,9 @@ class MemSync(AppManager):
             InvalidKey: If the id is not fit for a key.
         """
         active = self._active("agent()")
-        active.memsync.keys.agent_location(active.task_id, agent_id)
-        return Agent(active.memsync, active.task_id, agent_id)
+        memsync = active.memsync or self
+        memsync.keys.agent_location(active.task_id, agent_id)
+        return Agent(memsync, active.task_id, agent_id)
 
     # -- around the body of a task
 
@@ -242,11 +243,11 @@ class MemSync(AppManager):
 
     def _run_key(self, task_id: str) -> str:
         active = active_run.get()
-        return active.run_key if active is not None and active.task_id == task_id and active.memsync is self else ""
+        return active.run_key if active is not None and active.task_id == task_id and active.find_memsync() is self else ""
 
     def _fence(self, task_id: str) -> int:
         active = active_run.get()
-        return active.fence if active is not None and active.task_id == task_id and active.memsync is self else 0
+        return active.fence if active is not None and active.task_id == task_id and active.find_memsync() is self else 0
 
     def _owner(self) -> Owner:
         active = active_run.get()

@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import contextlib
 import time
+import weakref
 from collections import deque
 from itertools import count
-from typing import Any, Callable, Mapping, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from celery.utils.log import get_logger
 
@@ -80,21 +81,22 @@ class _Dispatcher:
     """Calls handlers in a thread of its own, until it is closed.
 
     Args:
-        handlers: Those of each event, by their numbers.
+        events: Whose handlers these are.  The thread does not keep them alive, and ends with them.
         before: The one before, whose last events come first.
     """
 
-    def __init__(self, handlers: Mapping[str, Mapping[int, Handler]], before: _Dispatcher | None = None) -> None:
+    def __init__(self, events: Events, before: _Dispatcher | None = None) -> None:
         self.before = before
         #: Monotonic time when it gives up what still waits.
         self.until = float("inf")
-        self._handlers = handlers
         self._queue: deque[_Event | _Mark] = deque()
         self._closing = False
         self._warned = False
         #: What the log calls the handler that is at work.
         self._busy_with: tuple[str, Handler] | None = None
         self._loop = BackgroundLoop("memsync-events", self._deliver, 0, on_demand=True)
+        loop = self._loop
+        self._events = weakref.ref(events, lambda _: loop.stop(0))
 
     @property
     def is_unused(self) -> bool:
@@ -152,7 +154,9 @@ class _Dispatcher:
         if isinstance(event, _Mark):
             event.ring()
             return
-        handlers = self._handlers.get(event.name, {})
+        events = self._events()
+        handlers = {} if events is None else events.handlers_of(event.name)
+        del events
         for number, handler in list(handlers.items()):
             # Neither one that came after the event, nor one that was taken away since.
             if number < event.number and number in handlers:
@@ -203,7 +207,7 @@ class Events:
         self._numbers = count(1)
         #: Both count: a drop takes a number of the first, and each look at how many there were one of both.
         self._drops, self._looks = count(), count()
-        self._dispatcher = _Dispatcher(self._handlers)
+        self._dispatcher = _Dispatcher(self)
 
     def on(self, name: str, handler: Handler) -> None:
         """Call ``handler(**details)`` whenever the event happens in this process.
@@ -223,6 +227,10 @@ class Events:
         for number, known in list(handlers.items()):
             if known == handler:
                 handlers.pop(number, None)
+
+    def handlers_of(self, name: str) -> dict[int, Handler]:
+        """Return the handlers of an event by their numbers."""
+        return self._handlers.get(name, {})
 
     def copy(self) -> Events:
         """Return the same handlers with nothing that waits for them, for a forked child."""
@@ -272,7 +280,7 @@ class Events:
         if old.is_unused:
             return
         old.until = time.monotonic() + max(timeout, LAST_WORDS)
-        self._dispatcher = new = _Dispatcher(self._handlers, before=old)
+        self._dispatcher = new = _Dispatcher(self, before=old)
         old.close()
         if old.is_unused:
             new.before = None

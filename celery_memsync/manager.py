@@ -8,14 +8,15 @@ import threading
 import time
 import weakref
 from dataclasses import replace
+from functools import partial
 from itertools import islice
-from multiprocessing import util as multiprocessing_util
 from typing import Any, Iterable, Iterator, Mapping
 
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.log import get_logger
 
 from . import encoding
+from .closing import closer
 from .events import Events, Handler
 from .exceptions import ConflictError, InvalidKey, InvalidValue, LockLost
 from .keys import ASSIGNMENTS, METRICS, PROGRESS, QUEUE, STAGE, STATE, Keys, Location, check_id, is_id
@@ -25,6 +26,7 @@ from .models.entry import MAX_FENCE, Entry, StoredEntry
 from .models.lock import LockRecord
 from .models.task import TaskRun
 from .models.worker import WorkerRecord
+from .reading.handlers import Handlers
 from .reading.projections import active_workers, progress_of, runs_of, state_of, worker_record, worker_records
 from .reading.reader import LONGEST_LIST, parts_of
 from .reading.subscriptions import OnChange, OnInvalidate, Watch
@@ -79,7 +81,10 @@ class MemorySyncManager:
         self._events = Events()
         self._mutex = threading.RLock()
         self._opened: Runtime | None = None
-        self._at_exit: weakref.finalize[..., MemorySyncManager] | None = None
+        #: Of what is open, for the closer.
+        self._number = 0
+        #: The handlers of subscriptions, which nothing else keeps alive, by id.
+        self._handlers: dict[str, Handlers] = {}
         self._check_given()
         _managers.add(self)
 
@@ -691,7 +696,8 @@ class MemorySyncManager:
             InvalidKey: If the id is not fit for a key.
             StoreError: If Redis is away.
         """
-        return self._open().locks.release_task(f"tasks/{check_id(task_id, 'task')}")
+        name, services = f"tasks/{check_id(task_id, 'task')}", self._opened
+        return services is not None and services.locks.release_task(name)
 
     def force_sync(self, timeout: float | None = None) -> None:
         """Return when every write made before this call is in Redis.
@@ -735,11 +741,16 @@ class MemorySyncManager:
         Raises:
             InvalidKey: If the pattern is not fit.
         """
-        return self._open().subscriptions.subscribe(pattern, on_change, on_invalidate)
+        handlers = Handlers(on_change, on_invalidate)
+        subscription = self._open().subscriptions.subscribe(pattern, *handlers.weak())
+        self._handlers[subscription] = handlers
+        return subscription
 
     def unsubscribe(self, subscription: str) -> bool:
         """End a subscription; tell whether there was one of that id."""
-        return self._open().subscriptions.unsubscribe(subscription)
+        self._handlers.pop(subscription, None)
+        services = self._opened
+        return services is not None and services.subscriptions.unsubscribe(subscription)
 
     def watch(self, pattern: str, timeout: float | None = None) -> Watch:
         """Return changes of keys that match a pattern as an iterator, from now on.
@@ -804,24 +815,27 @@ class MemorySyncManager:
     def shutdown(self, timeout: float | None = None) -> None:
         """Write what waits, stop the threads, close the connections.
 
-        It may be called twice, or never; the next call of another method
-        begins anew.  If Redis is away what could not be written is told in the
-        log and lost with the process.  Handlers of events that have not run in
-        time are not called any more; one of them may call this.
+        It may be called twice, or never: then a thread does it when the manager
+        is collected, or the end of the process.  The next call of another method
+        begins anew, but what was made before has ended: locks are not held any
+        more, and subscriptions get nothing.  If Redis is away, what could not be
+        written is logged and lost with the process.  Handlers of events that have
+        not run in time are not called any more; one of them may call this.
 
         Args:
             timeout: Most seconds to wait.  None: 2.
         """
         with self._mutex:
             services, self._opened = self._opened, None
+            number, handlers, self._handlers = self._number, self._handlers, {}
         if services is None:
             return
-        if self._at_exit is not None:
-            self._at_exit.detach()
+        closer.remove(number)
         seconds = CLOSE_TIMEOUT if timeout is None else timeout
         deadline = time.monotonic() + seconds
         try:
             services.close(seconds)
+            handlers.clear()  # not earlier: they were called until now
             self._events.emit("shutdown")
         finally:
             self._events.close(deadline - time.monotonic())
@@ -847,9 +861,8 @@ class MemorySyncManager:
         assert settings.backend is not None
         worker_id = settings.worker_id or self._default_worker_id()
         services = Runtime(settings, worker_id, settings.backend, self._events)
-        # The last flush, at the end of the process or of this object; children of multiprocessing skip atexit.
-        self._at_exit = weakref.finalize(self, _close, services, self._events)
-        multiprocessing_util.Finalize(None, self._at_exit, exitpriority=10)
+        # The last flush, at the end of the process or of this object.
+        self._number = closer.add(self, partial(services.close, CLOSE_TIMEOUT))
         return services
 
     def _settings(self) -> Settings:
@@ -862,10 +875,9 @@ class MemorySyncManager:
         """Begin anew in a forked child: threads, sockets and locks of the parent are not ours."""
         self._mutex = threading.RLock()
         self._opened = None
+        self._handlers = {}
         events, self._events = self._events, self._events.copy()
         events.discard()
-        if self._at_exit is not None:
-            self._at_exit.detach()
 
     # --------------------------------------------------------------- helpers
 
@@ -955,15 +967,6 @@ class MemorySyncManager:
                 with contextlib.suppress(StopIteration, RuntimeError):  # another thread adds one, or takes one away
                     cells.pop(next(iter(cells)), None)
         return cell
-
-
-def _close(services: Runtime, events: Events) -> None:
-    """End what a manager has opened, at the end of the process or when nobody has the manager any more."""
-    deadline = time.monotonic() + CLOSE_TIMEOUT
-    try:
-        services.close(CLOSE_TIMEOUT)
-    finally:
-        events.close(deadline - time.monotonic())
 
 
 def _forget_all() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 import contextlib
 import random
 import string
-from typing import Sequence
+import weakref
+from typing import Any, Sequence
 
 from celery.utils.log import get_logger
 
@@ -33,10 +34,45 @@ logger = get_logger(__name__)
 _TOKEN_LETTERS = string.ascii_letters + string.digits
 
 
+class WeakEvents(Events):
+    """The events of a manager, as long as it is there.
+
+    Handlers often refer to the manager, and threads to what works for it: they must not keep it alive.
+
+    Args:
+        events: The manager's own.
+    """
+
+    def __init__(self, events: Events) -> None:
+        super().__init__()
+        self._of = weakref.ref(events)
+
+    @property
+    def has_handlers(self) -> bool:
+        """Whether anybody listens, or has listened, to anything."""
+        events = self._of()
+        return events is not None and events.has_handlers
+
+    def wanted(self, name: str) -> bool:
+        """Whether anybody listens, so that details need be gathered."""
+        events = self._of()
+        return events is not None and events.wanted(name)
+
+    def emit(self, name: str, /, **details: Any) -> None:
+        """Call all handlers of an event."""
+        events = self._of()
+        if events is not None:
+            events.emit(name, **details)
+
+
 class Runtime:
-    """What works for one process; a forked child gets its own."""
+    """What works for one process; a forked child gets its own.
+
+    Nothing in here refers to the manager, whose end ends all this.
+    """
 
     def __init__(self, settings: Settings, worker_id: str, url: str, events: Events) -> None:
+        events = WeakEvents(events)
         keys = Keys(settings.namespace, together=is_cluster(url))
         # Not the random module's own generator: its state crosses a fork, and users seed it.
         token = "".join(random.SystemRandom().choices(_TOKEN_LETTERS, k=8))
@@ -73,7 +109,7 @@ class Runtime:
             steps.callback(self.store.close)
             steps.callback(self.link.stop, timeout)
             # Whoever gets a lock next finds what was written under it.
-            steps.callback(lambda: self.locks.close(free=self.writer.connected))
+            steps.callback(lambda: self.locks.close(free=self.writer.connected, timeout=timeout))
             steps.callback(self._close_writer, timeout)
             steps.callback(self.subscriptions.close, timeout)
 

@@ -28,7 +28,9 @@ class AppManager(MemorySyncManager):
 
     def end_run(self, run: str) -> None:
         """Give back the locks that the run of a task still holds at its end."""
-        self._open().locks.end_run(run)
+        services = self._opened
+        if services is not None:
+            services.locks.end_run(run)
 
     def release_if_ended(self, run: str, is_ended: Callable[[], bool]) -> None:
         """Free the locks of a run in a child as soon as the child is gone."""

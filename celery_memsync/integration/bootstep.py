@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,9 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """Beat from the start to the very end of a worker.
 
     Celery stops this step before the pool has finished its last tasks, and a
-    cold shutdown tells no signal, so the heart stops at ``worker_shutdown`` or
-    at the exit of the process, whichever comes first, and not in ``stop``.
+    cold shutdown tells no signal, so the heart stops at ``worker_shutdown``,
+    when a cold shutdown is over, or at the exit of the process, whichever comes
+    first, and not in ``stop``.
     """
 
     requires = ("celery.worker.components:Pool",)
@@ -53,6 +55,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         path = settings.probe_file
         self._probe_file = None if path is None else ProbeFile(node_format(path, parent.hostname))
         self._left = False
+        self._leaving = threading.RLock()
         self._refreshed = time.monotonic()
 
     def start(self, parent: WorkController) -> None:
@@ -71,7 +74,14 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Do nothing: the pool may still be at work."""
 
     def terminate(self, parent: WorkController) -> None:
-        """Do nothing: the pool may still be at work."""
+        """Leave when the worker has ended: its process may go on, as with the workers of Celery's tests."""
+        threading.Thread(
+            target=self._leave_after, args=(parent.blueprint.shutdown_complete,), name="memsync-goodbye", daemon=True,
+        ).start()
+
+    def _leave_after(self, ended: threading.Event) -> None:
+        ended.wait()
+        self._leave()
 
     def _before_beat(self) -> WorkerRecord:
         """Return what to tell; now and then tell the tasks again too, so that long ones do not expire."""
@@ -100,11 +110,19 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._leave()
 
     def _leave(self) -> None:
-        """Say goodbye, and write what waits."""
-        if self._left or os.getpid() != self._pid:
+        """Say goodbye, and write what waits; return when that is done, whoever does it."""
+        if os.getpid() != self._pid:
             return
-        self._left = True
-        atexit.unregister(self._leave)
+        with self._leaving:
+            if not self._left:
+                self._left = True
+                try:
+                    self._say_goodbye()
+                finally:
+                    # Not earlier: the exit of the process waits here for a thread that is saying it.
+                    atexit.unregister(self._leave)
+
+    def _say_goodbye(self) -> None:
         self.memsync.signals.report_lost_outcomes()
         self._losses.stop(timeout=0.5)
         self._describer.depths.stop()

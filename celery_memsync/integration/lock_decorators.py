@@ -64,7 +64,7 @@ class TaskLock:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             active = active_run.get()
-            lock = self.make(self.memsync if active is None else active.memsync, bound)
+            lock = self.make(self.memsync if active is None else active.memsync or self.memsync, bound)
             if lock is None:
                 return function(*args, **kwargs)
             self._enter(lock, active, function)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from contextvars import ContextVar
 from typing import Any, Callable, Iterable, Mapping, NamedTuple, Protocol
 
@@ -178,12 +179,13 @@ class ActiveRun(Run):
 
     Attributes:
         outer: The run whose body called this one eagerly, if any.
+        find_memsync: Returns ``memsync``; where every call counts.
         fence: Of the lock around its body; 0 for none.
         lenders: The memories whose locks it has taken.
         ending: How it has ended; None: it has not.
     """
 
-    __slots__ = ("memsync", "name", "started_at", "outer", "fence", "lock_owners", "ending", "_progress")
+    __slots__ = ("find_memsync", "name", "started_at", "outer", "fence", "lock_owners", "ending", "_progress")
 
     def __init__(
         self, memsync: AppManager, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], name: str, at: float,
@@ -194,7 +196,8 @@ class ActiveRun(Run):
         self.facts = facts_of(facts)
         self.sent = sent
         self.at = at
-        self.memsync = memsync
+        # A draft of it waits in the writer, which must not keep the memory alive.
+        self.find_memsync = weakref.ref(memsync)
         self.name = name
         self.started_at = started_at
         self.outer = active_run.get()
@@ -202,6 +205,11 @@ class ActiveRun(Run):
         self.lock_owners: frozenset[AppManager] = _NOBODY
         self.ending: Ending | None = None
         self._progress: Progress | None = None
+
+    @property
+    def memsync(self) -> AppManager | None:
+        """The memory of its app; None: its app is gone, which takes its end."""
+        return self.find_memsync()
 
     @property
     def done(self) -> bool:
@@ -268,7 +276,8 @@ class ActiveRun(Run):
         self.fence = fence
         if self._progress is not None:
             self._progress.fence = fence
-        self.memsync.writer.defer(self)
+        if (memsync := self.memsync) is not None:
+            memsync.writer.defer(self)
 
 
 def facts_of(facts: Mapping[str, Any]) -> dict[str, Any]:

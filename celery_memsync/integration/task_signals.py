@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from contextvars import ContextVar
 from functools import partial
 from itertools import count
 from typing import Any, Callable, Iterable, Mapping
-from weakref import WeakValueDictionary
 
 from celery import signals
 from celery.exceptions import NotRegistered, WorkerLostError
@@ -46,6 +46,43 @@ MAX_PREVIOUS = 4096
 #: Times to look at a set of requests that changes while one looks.
 MAX_LOOKS = 10
 
+#: Signals, and which method of a listener takes them.
+SIGNALS = (
+    (signals.before_task_publish, "on_publish"),
+    (signals.after_task_publish, "on_published"),
+    (signals.task_received, "on_received"),
+    (signals.task_prerun, "on_started"),
+    (signals.task_postrun, "on_ended"),
+    (signals.task_failure, "on_failed"),
+    (signals.task_internal_error, "on_failed"),
+    (signals.task_retry, "on_retried"),
+    (signals.task_revoked, "on_revoked"),
+    (signals.task_unknown, "on_unknown"),
+    (signals.worker_before_create_process, "on_child_replaced"),
+    (signals.worker_process_shutdown, "on_child_exit"),
+)
+
+#: Those who listen in this process, by their id.
+_listening: dict[int, weakref.ref[TaskSignals]] = {}
+
+
+def _receiver(name: str) -> Callable[..., None]:
+    """Return the one receiver of a signal that this process has, however many apps it has.
+
+    A receiver that Celery knows weakly stays on its list until the signal is sent again, or another is connected.
+    """
+
+    def receive(**details: Any) -> None:
+        for find in list(_listening.values()):
+            listener = find()
+            if listener is not None:
+                try:
+                    getattr(listener, name)(**details)
+                except Exception as exc:  # as Celery does: others listen, too
+                    logger.exception("Signal handler %s raised: %r", name, exc)
+
+    return receive
+
 
 class TaskSignals:
     """Tells one app's tasks to its manager.
@@ -60,7 +97,7 @@ class TaskSignals:
         #: When the last task was published.
         self._published_at = 0.0
         #: Requests that this process received and has not done with, by task id.
-        self._requests: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         #: How many messages this process has received.
         self.received = 0
         #: What the tasks of the pool's children came to lately.
@@ -71,39 +108,22 @@ class TaskSignals:
         self.kept = KeptMessages(memsync, HEADER, self.requeuer.wanted)
 
     def connect(self) -> None:
-        """Listen from now on."""
-        for signal, handler in self._handlers():
-            signal.connect(handler, weak=False, dispatch_uid=self._uid(handler))
+        """Listen from now on, for as long as somebody keeps this."""
+        _listening[id(self)] = weakref.ref(self)
+        for number, find in list(_listening.items()):
+            if find() is None:
+                _listening.pop(number, None)
+        for signal, name in SIGNALS:
+            signal.connect(_receiver(name), weak=False, dispatch_uid=f"celery_memsync.{name}")
 
     def disconnect(self) -> None:
         """Listen no more."""
-        for signal, handler in self._handlers():
-            signal.disconnect(handler, dispatch_uid=self._uid(handler))
-
-    def _uid(self, handler: Any) -> tuple[str, str, int]:
-        # Before 5.7 Celery takes the same method of two objects for one receiver.
-        return "celery_memsync", handler.__name__, id(self)
-
-    def _handlers(self) -> tuple[tuple[Any, Any], ...]:
-        return (
-            (signals.before_task_publish, self.on_publish),
-            (signals.after_task_publish, self.on_published),
-            (signals.task_received, self.on_received),
-            (signals.task_prerun, self.on_started),
-            (signals.task_postrun, self.on_ended),
-            (signals.task_failure, self.on_failed),
-            (signals.task_internal_error, self.on_failed),
-            (signals.task_retry, self.on_retried),
-            (signals.task_revoked, self.on_revoked),
-            (signals.task_unknown, self.on_unknown),
-            (signals.worker_before_create_process, self.on_child_replaced),
-            (signals.worker_process_shutdown, self.on_child_exit),
-        )
+        _listening.pop(id(self), None)
 
     def forget(self) -> None:
         """Begin anew in a forked child: requests and outcomes are the parent's."""
         self._runs = count(1)
-        self._requests = WeakValueDictionary()
+        self._requests = weakref.WeakValueDictionary()
         self._outcomes = ChildOutcomes()
         self.requeuer.forget()
         self.kept.forget()
@@ -295,7 +315,8 @@ class TaskSignals:
         if active.reported:
             # A soft time limit may have struck between a report and its queue.
             memsync.writer.put(active.progress)
-        for owner in active.lock_owners:
+        owners, active.lock_owners = active.lock_owners, frozenset()
+        for owner in owners:
             owner.end_run(active.run_id)
         if state is None:
             return
@@ -364,7 +385,7 @@ class TaskSignals:
     def _active(self, task_id: str) -> ActiveRun | None:
         """Return the run of a task that is at work right here: it tells its end itself."""
         active = active_run.get()
-        return active if active is not None and active.task_id == task_id and active.memsync is self.memsync else None
+        return active if active is not None and active.task_id == task_id and active.find_memsync() is self.memsync else None
 
     def _new_run(self, services: Runtime) -> str:
         return f"{services.token}-{next(self._runs):x}"

@@ -1,6 +1,7 @@
 """The lock that a user takes."""
 from __future__ import annotations
 
+import os
 from typing import Callable
 
 from ..exceptions import LockLost, LockNotAcquired, StoreError
@@ -32,6 +33,7 @@ class Lock:
         self.ttl = ttl
         self.wait = wait
         self._find = find
+        self._locks: LockService | None = None
         self._grant: LockLease | None = None
         self._fence = 0
 
@@ -49,17 +51,22 @@ class Lock:
 
     def _acquire(self) -> None:
         locks, owner = self._find()
-        self._grant = grant = locks.acquire(self.name, self.ttl, self.wait, owner)
+        grant = locks.acquire(self.name, self.ttl, self.wait, owner)
+        self._locks, self._grant = locks, grant
         self._fence = grant.fence
 
     def release(self) -> bool:
         """Give it back; tell whether it was still held.
 
+        After a shutdown of the manager, which has given it back, and in a forked child this does nothing.
+
         Raises:
             StoreError: If Redis is away: then it is tried again, until the lease ends.
         """
-        grant, self._grant = self._grant, None
-        return grant is not None and self._find()[0].release(grant)
+        locks, grant = self._locks, self._grant
+        self._locks = self._grant = None
+        # Not the service that is open now: that may be another, and is none of a lock that was taken before.
+        return locks is not None and grant is not None and grant.pid == os.getpid() and locks.release(grant)
 
     def extend(self, ttl: float) -> None:
         """Let the lease end ``ttl`` seconds from now, and renew it for as long from then on; it does not get shorter.
@@ -69,8 +76,8 @@ class Lock:
             StoreError: If Redis is away.
         """
         self.check()
-        assert self._grant is not None
-        self._find()[0].extend(self._grant, ttl)
+        assert self._locks is not None and self._grant is not None
+        self._locks.extend(self._grant, ttl)
         self.ttl = ttl
 
     @property

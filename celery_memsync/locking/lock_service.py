@@ -46,6 +46,9 @@ ENDED_RUN_INTERVAL = 0.05
 
 MAX_ENDED_RUN_WAIT = 60.0
 
+#: Most seconds that a shutdown waits for the thread, which may be asking Redis.
+STOP_TIMEOUT = 0.5
+
 #: Holder, fence and lease (ms) of the message that gives a lock to a waiter; other programs may publish there, too.
 _TURN = re.compile(rb"(\S+) (\d{1,16}) (\d{1,14})").fullmatch
 
@@ -330,14 +333,17 @@ class LockService:
         self._ending_runs[run] = (is_ended, time.monotonic() + MAX_ENDED_RUN_WAIT)
         self._thread.wake()
 
-    def close(self, free: bool = True) -> None:
+    def close(self, free: bool = True, timeout: float = STOP_TIMEOUT) -> None:
         """Stop the thread and give back all that is held.
 
         Args:
             free: Whether Redis is there, so that it makes sense.
+            timeout: Most seconds to wait for the thread, if that is less than :data:`STOP_TIMEOUT`.
         """
         for grant in list(self._grants.values()):
             grant.state = "leaving"
+        # Before the rest: what the thread borrows after the store was closed, nobody closes.
+        self._thread.stop(min(timeout, STOP_TIMEOUT) if free else 0)
         try:
             if free:
                 self._free_ended_runs()
@@ -346,7 +352,6 @@ class LockService:
             logger.warning("At shutdown locks could not be given back, their leases will end: %s", exc)
         finally:
             self._grants.clear()
-            self._thread.stop(0)
 
     # -- the thread
 

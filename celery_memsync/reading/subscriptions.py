@@ -9,6 +9,7 @@ from itertools import count
 from typing import Callable, Iterator, Sequence
 
 from ..background_loop import BackgroundLoop, Wakeup
+from ..closing import closer
 from ..events import Events
 from ..exceptions import InvalidKey, StoreError
 from ..keys import STAGE, STATE, Location
@@ -86,7 +87,7 @@ class Subscriptions:
         for handler, what in ((on_change, "on_change"), (on_invalidate, "on_invalidate")):
             if handler is not None and not callable(handler):
                 raise TypeError(f"{what} must be callable, not {type(handler).__name__}")
-        with_entry = on_change is not None and _takes_entry(on_change)
+        with_entry = on_change is not None and takes_entry(on_change)
         subscription: Subscription
 
         def deliver() -> None:
@@ -112,7 +113,9 @@ class Subscriptions:
         bell = Wakeup()
         subscription = Subscription(self._new_id(), self.keys.pattern(pattern), bell.set, False)
         self._begin(subscription)
-        return Watch(self, subscription, bell, timeout, owner)
+        watch = Watch(self, subscription, bell, timeout, owner)
+        watch.closer_number = closer.add(watch, functools.partial(self.unsubscribe, subscription.id))
+        return watch
 
     def _new_id(self) -> str:
         return f"{self.reader.store.token}-{next(self._numbers)}"
@@ -334,8 +337,12 @@ class Watch:
             for change in changes:
                 print(change.key, change.value)
 
-    The loop ends when nothing has changed for ``timeout`` seconds, or after :meth:`close`.
+    The loop ends when nothing has changed for ``timeout`` seconds, or after :meth:`close`.  One that is collected is
+    closed soon, by a thread.
     """
+
+    #: Given by what closes this if nobody else does.
+    closer_number = 0
 
     def __init__(
         self, subscriptions: Subscriptions, subscription: Subscription, bell: Wakeup, timeout: float | None,
@@ -377,6 +384,7 @@ class Watch:
 
     def close(self) -> None:
         """Watch no more."""
+        closer.remove(self.closer_number)
         self._subscriptions.unsubscribe(self.id)
 
     def __iter__(self) -> Iterator[KeyChange]:
@@ -414,7 +422,7 @@ def _parts_of(location: Location, data: bytes) -> Parts:
     return {location.slot: stored[0]}
 
 
-def _takes_entry(handler: OnChange) -> bool:
+def takes_entry(handler: OnChange) -> bool:
     """Whether a handler takes the entry too, as a third argument that is not merely a default."""
     try:
         parameters = list(inspect.signature(handler).parameters.values())
