@@ -217,9 +217,9 @@ class Keys:
         """The begin of the names of channels on which a process is notified that a lock is given to it."""
         return f"{self.namespace}//{{locks}}/turns/"
 
-    def done(self, token: str, lane: str) -> str:
-        """The number of the last change of the coordination that one process made, kept for a second try of it."""
-        return f"{self.about}/done/{token}/{lane}"
+    def done(self, token: str, kind: str) -> str:
+        """The number of the last change of one kind that one process made, kept for a second try of it."""
+        return f"{self.about}/done/{token}/{kind}"
 
     # -- places, by path
 

@@ -10,6 +10,7 @@ import pytest
 from celery_memsync.keys import PROGRESS, Keys
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
+from celery_memsync.store import scripts
 from celery_memsync.writing.progress import Progress
 
 #: Bytes of Redis memory for one finished task.
@@ -45,6 +46,9 @@ def round_trips(memsync, act):
 @pytest.fixture
 def warm(memsync, redis):
     """A manager that is connected, whose link is up, and whose scripts Redis knows."""
+    for script in vars(scripts).values():
+        if isinstance(script, scripts.Script):
+            redis.script_load(script.text)
     memsync.write("warm", 1)
     memsync.increment_metrics(warm=1)
     memsync.dequeue()

@@ -9,6 +9,7 @@ from celery_memsync import ConflictError, MemorySyncManager, StoreError
 from celery_memsync.keys import Keys
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store.acl import rules
+from celery_memsync.store.scripts import ENTRY_WRITE
 
 from .helpers import eventually, free_port
 from .support.junk import JUNK
@@ -153,6 +154,7 @@ def test_who_wrote_without_an_answer_finds_its_tasks_in_the_lists(cluster, make)
     task = next(f"t{n}" for n in range(99) if cluster.owner_of(keys.task(f"t{n}")) is not home)
     mine = next(f"k{n}" for n in range(99) if cluster.owner_of(f"task-sentinel/k{n}") is cluster.owner_of(keys.task(task)))
     node = cluster.owner_of(keys.task(task))
+    node.client().script_load(ENTRY_WRITE.text)
     tell(memsync, task, "STARTED")
     memsync.write(mine, 1)
 

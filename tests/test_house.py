@@ -40,9 +40,10 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
-#: Lua that other scripts begin with.
-LUA_PARTS = {"counters", "index_updates", "entry_format", "queue_score", "validation"}
-SCRIPTS = sorted({path.stem for path in LUA.glob("*.lua")} - LUA_PARTS)
+#: The scripts that Redis is given, and what is put before them.
+LOADED = {name.lower(): script for name, script in vars(scripts).items() if isinstance(script, scripts.Script)}
+SCRIPTS = sorted(LOADED)
+FRAGMENTS = sorted({path.stem for path in LUA.glob("*.lua")} - set(SCRIPTS))
 MODULES = sorted(PACKAGE.rglob("*.py"))
 STORE = sorted((PACKAGE / "store").glob("*.py"))
 TREES = {path: ast.parse(path.read_text()) for path in MODULES}
@@ -246,9 +247,35 @@ def test_a_script_tells_its_keys_arguments_answer_and_what_it_publishes(name):
     header = header_of(name)
     positions = [header.find(f"-- {part}") for part in HEADER_PARTS]
 
-    assert header.splitlines()[0].endswith(".")
+    assert re.fullmatch(r"[a-z]+(_[a-z]+)+", name)
+    assert re.fullmatch(r"-- [A-Z][^.]*\.", header.splitlines()[0])
     assert -1 not in positions
     assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize("name", FRAGMENTS)
+def test_a_fragment_begins_with_a_sentence_that_tells_the_scripts_that_it_is_put_before(name):
+    header = " ".join(line.removeprefix("--").strip() for line in header_of(name).splitlines())
+    first = re.match(r"[A-Z][^;]*; put before ((?:\w+\.lua|every script|and|,| )+)\.", header)
+    text = (LUA / f"{name}.lua").read_text()
+
+    assert first, header
+    told = SCRIPTS if first.group(1) == "every script" else re.findall(r"(\w+)\.lua", first.group(1))
+    assert sorted(told) == [one for one in SCRIPTS if text in LOADED[one].text]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_is_put_together_of_whole_files_only(name):
+    own, *before = (LUA / f"{part}.lua" for part in (name, *FRAGMENTS))
+    sizes = [len(text) for path in before if (text := path.read_text()) in LOADED[name].text]
+
+    assert sum(sizes) + len(own.read_text()) == len(LOADED[name].text)
+
+
+def test_the_header_of_an_entry_is_read_and_written_in_one_file():
+    words = re.compile(r"%-\?%d\+|%\.0f %s|- - 0")  # the lag, or a number before a word
+
+    assert [path.name for path in sorted(LUA.glob("*.lua")) if words.search(path.read_text())] == ["entry_header.lua"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -11,14 +11,15 @@ import pytest
 
 from celery_memsync import StoreError
 from celery_memsync.locking.lock_service import Owner
+from celery_memsync.store.scripts import LOCK_ACQUIRE, LOCK_RELEASE
 
 from .helpers import eventually
 
 NOWHERE = "redis://127.0.0.1:1/0"
 
 
-def lose_answer(manager, monkeypatch, what):
-    """Let the next answer to a question of this kind be lost on its way, after Redis has done what was asked."""
+def lose_answer(manager, monkeypatch, script):
+    """Let the next answer of a script be lost on its way, after Redis has done what was asked."""
     pool = manager.store.redis.connection_pool
     use, send, sent, left = pool._use, pool.connection_class.send_packed_command, [], [1]
 
@@ -29,7 +30,7 @@ def lose_answer(manager, monkeypatch, what):
     def losing(connection, talk):
         sent.clear()
         answer = use(connection, talk)
-        if any(f"\r\n{what}\r\n".encode() in command for command in sent) and left and left.pop():
+        if any(script.sha.encode() in command for command in sent) and left and left.pop():
             from redis import ConnectionError
             raise ConnectionError("lost")
         return answer
@@ -86,7 +87,7 @@ def test_a_lock_that_was_perhaps_taken_is_given_back(make_memsync, own_server):
 
 @pytest.mark.parametrize("wait", [0.0, 5.0])
 def test_a_lock_is_taken_once_though_the_answer_was_lost(memsync, other, monkeypatch, wait):
-    lose_answer(memsync, monkeypatch, "take")
+    lose_answer(memsync, monkeypatch, LOCK_ACQUIRE)
     lock = memsync.lock("a", wait=wait)
 
     assert lock.acquire() and lock.owned
@@ -97,7 +98,7 @@ def test_a_lock_is_taken_once_though_the_answer_was_lost(memsync, other, monkeyp
 def test_a_lock_is_given_back_once_though_the_answer_was_lost(memsync, other, monkeypatch):
     lock = memsync.lock("a")
     lock.acquire()
-    lose_answer(memsync, monkeypatch, "leave")
+    lose_answer(memsync, monkeypatch, LOCK_RELEASE)
 
     assert lock.release()
     assert other.lock("a").acquire()
@@ -109,7 +110,7 @@ def test_a_lock_is_handed_over_once_though_the_answer_was_lost(memsync, other, m
     thread = threading.Thread(target=theirs.acquire)
     thread.start()
     eventually(lambda: memsync.locks()[0].waiters)
-    lose_answer(memsync, monkeypatch, "leave")
+    lose_answer(memsync, monkeypatch, LOCK_RELEASE)
 
     released = lock.release()
     thread.join(10)

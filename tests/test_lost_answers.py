@@ -14,6 +14,7 @@ import pytest
 from celery_memsync import StoreError
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
+from celery_memsync.store import scripts
 
 
 class Proxy:
@@ -129,7 +130,7 @@ def test_what_is_decided_is_done_once_although_its_answer_was_lost(proxied, othe
     other.sync_queue({"pending": ["a", "b"], "processing": ["p"]})
     other.force_sync()
     before = version(other)
-    proxy.cut(kind.encode(), times)
+    proxy.cut(getattr(scripts, f"QUEUE_{kind.upper()}").sha.encode(), times)
 
     decided = persist(lambda: act(proxied), raised)
 
@@ -141,18 +142,20 @@ def test_what_is_decided_is_done_once_although_its_answer_was_lost(proxied, othe
 
 
 TOLD = {
-    "queue": (lambda memsync: memsync.sync_queue({"pending": ["a"], "processing": ["b"]}), ["a"], {}),
-    "metrics": (lambda memsync: memsync.increment_metrics(n=7, x=0.5), [], {"n": 7, "x": 0.5}),
+    "queue": (
+        scripts.QUEUE_REPLACE, lambda memsync: memsync.sync_queue({"pending": ["a"], "processing": ["b"]}), ["a"], {}),
+    "metrics": (
+        scripts.METRICS_UPDATE, lambda memsync: memsync.increment_metrics(n=7, x=0.5), [], {"n": 7, "x": 0.5}),
 }
 
 
 @pytest.mark.parametrize("times", [1, 2, 3, 5])
 @pytest.mark.parametrize("thing", TOLD)
 def test_what_is_told_is_done_once_although_its_answer_was_lost(proxied, other, proxy, thing, times):
-    act, pending, metrics = TOLD[thing]
+    script, act, pending, metrics = TOLD[thing]
     raised = []
     act(proxied)
-    proxy.cut(f"\r\n{thing}\r\n".encode(), times)
+    proxy.cut(script.sha.encode(), times)
 
     persist(proxied.force_sync, raised)
 
@@ -242,7 +245,7 @@ def drain(memsync, count, other):
 def test_a_task_is_out_of_the_queue_after_complete_whatever_became_of_an_earlier_answer(proxied, other, proxy):
     other.enqueue("a")
     proxied.dequeue()
-    proxy.cut(b"complete", 2)
+    proxy.cut(scripts.QUEUE_COMPLETE.sha.encode(), 2)
     with pytest.raises(StoreError):
         proxied.complete("a")
     other.enqueue("a")
@@ -267,7 +270,7 @@ def test_a_handler_of_a_signal_may_use_the_queue_in_the_middle_of_its_use(proxie
         signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
 
     proxied.enqueue("first")
-    proxy.hold(b"enqueue")
+    proxy.hold(scripts.QUEUE_ENQUEUE.sha.encode())
     before = signal.signal(signal.SIGUSR1, handler)
     interrupting = threading.Thread(target=interrupt)
 
@@ -284,7 +287,7 @@ def test_a_handler_of_a_signal_may_use_the_queue_in_the_middle_of_its_use(proxie
 
 def test_own_counts_are_read_once_while_they_are_under_way(proxied, other, proxy):
     proxied.increment_metrics(n=1)
-    proxy.hold(b"\r\nmetrics\r\n")
+    proxy.hold(scripts.METRICS_UPDATE.sha.encode())
     writing = threading.Thread(target=proxied.force_sync)
 
     writing.start()

@@ -10,7 +10,7 @@ from celery_memsync import StoreError
 from celery_memsync import keys as names
 from celery_memsync.keys import Keys
 from celery_memsync.models.entry import Header, StoredEntry
-from celery_memsync.store import EntryWrite, Store, ms, scripts
+from celery_memsync.store import EntryWrite, MetricsUpdate, QueueReplacement, Store, ms, scripts
 from celery_memsync.store.client import connect
 from celery_memsync.store.errors import explain
 
@@ -211,7 +211,23 @@ def test_scripts_are_taught_once_and_again_when_they_are_forgotten(store, redis)
     assert store.read_entries([A])[0].header.version == 249
 
 
-@pytest.mark.parametrize("name", ["ENTRY_WRITE", "HEARTBEAT_WRITE", "COORDINATION_WRITE"])
+@pytest.mark.parametrize("known", [[], ["QUEUE_REPLACE"], ["METRICS_UPDATE"]])
+def test_changes_by_several_scripts_are_all_made_whichever_of_them_redis_has_forgotten(store, redis, known):
+    redis.script_flush()
+    for name in known:
+        redis.script_load(getattr(scripts, name).text)
+
+    answers = store.change_coordination([
+        MetricsUpdate(1, 60.0, {"n": (b"5", 0)}), QueueReplacement(2, 60.0, {"pending": ["a", "b"]}),
+        MetricsUpdate(3, 60.0, {"n": (None, 2)}), QueueReplacement(4, 60.0, {"pending": ["b"], "processing": ["a"]}),
+    ])
+
+    assert answers == [[], [], [], []]
+    assert store.read_queue(10) == ({"pending": ["b"], "processing": ["a"]}, 4)
+    assert store.read_metrics() == ({"n": b"7"}, 3)
+
+
+@pytest.mark.parametrize("name", ["ENTRY_WRITE", "HEARTBEAT_WRITE", "QUEUE_REPLACE"])
 def test_redis_calls_a_script_by_the_name_that_we_do(redis, name):
     script = getattr(scripts, name)
 

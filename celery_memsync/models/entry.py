@@ -27,7 +27,7 @@ UNWRITTEN = EntryVersion(0, 0)
 #: Largest number that is taken for a figure, such as a progress.
 MAX_FIGURE = 2 ** 62
 
-#: Above any number of a header, and above any fence: scripts count exactly up to there (``store/lua/validation.lua``).
+#: Above any number of a header, and above any fence: scripts count exactly up to there (``store/lua/entry_header.lua``).
 MAX_HEADER_FIGURE = 10 ** 15
 
 MAX_FENCE = 2 ** 53

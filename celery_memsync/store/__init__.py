@@ -6,7 +6,7 @@ has to be atomic is a script in `store/lua/`; its header says what it takes and 
 """
 from __future__ import annotations
 
-from .coordination import CoordinationStore
+from .coordination import CoordinationChange, CoordinationStore, MetricsUpdate, QueueReplacement
 from .entries import EntryStore, EntryWrite, WriteResult, outcomes_of
 from .locks import LockAnswer, LockRequest, LockStore, renewal
 from .script_caller import SCRIPT_SIZE, Call, in_chunks, ms, raise_first
@@ -19,6 +19,7 @@ class Store(EntryStore, TaskStore, WorkerStore, CoordinationStore, LockStore):
 
 
 __all__ = [
-    "SCRIPT_SIZE", "HeartbeatReply", "Call", "EntryWrite", "LockAnswer", "LockRequest", "LostWorkerClaim", "WriteResult",
-    "Store", "Task", "in_chunks", "ms", "outcomes_of", "raise_first", "renewal",
+    "SCRIPT_SIZE", "HeartbeatReply", "Call", "CoordinationChange", "EntryWrite", "LockAnswer", "LockRequest",
+    "LostWorkerClaim", "MetricsUpdate", "QueueReplacement", "WriteResult", "Store", "Task", "in_chunks", "ms",
+    "outcomes_of", "raise_first", "renewal",
 ]

@@ -7,15 +7,15 @@ from itertools import count
 from typing import Any, Callable, Iterable, Sequence
 
 from ..keys import Location
-from . import (SCRIPT_SIZE, Call, EntryWrite, LockRequest, Store, WriteResult, in_chunks, ms, outcomes_of, raise_first,
-               renewal)
+from . import (SCRIPT_SIZE, Call, EntryWrite, LockAnswer, LockRequest, Store, WriteResult, in_chunks, ms, outcomes_of,
+               raise_first, renewal)
 from .cluster_client import slot_of
 from .errors import redis_call
 from .push import ClusterLockWaiter, ClusterPushConnection, LockWaiter
-from .scripts import ENTRY_WRITE, INDEX_APPLY, LOCK_PASS, LOCK_RENEW
+from .scripts import INDEX_APPLY, Script
 
-#: Writes of which what follows goes in one script call.
-NOTE_SIZE = 500
+#: Writes of which the index updates go in one script call.
+UPDATES_SIZE = 500
 
 #: Seconds that it is remembered of a lock that it was held.
 LOCK_MEMORY = 7 * 86400.0
@@ -25,16 +25,17 @@ class ClusterStore(Store):
     """The shared memory in a cluster.
 
     An entry is in the slot of its task or key, and what follows from entries -
-    indexes, the lists of the queue, counters - in one slot of its own: it is
-    noted there after they were written, before that is told as done.
+    indexes, the lists of the queue, counters - in one slot of its own: these
+    index updates are applied after the entries were written, before that is
+    told as done.
     """
 
     def _prepare(self, client: Any) -> int:
-        #: Notes that may not be kept yet, and their number.
-        self._notes: list[bytes] = []
-        self._note_numbers = count(1)
-        self._note_number = 0
-        self._noting = threading.RLock()
+        #: Index updates that may not be applied yet, and the number of the call that does so.
+        self._updates: list[bytes] = []
+        self._update_serials = count(1)
+        self._update_serial = 0
+        self._updating = threading.RLock()
         return 0
 
     def close(self) -> None:
@@ -49,32 +50,32 @@ class ClusterStore(Store):
     @redis_call
     def write_entries(self, writes: Iterable[EntryWrite]) -> list[WriteResult]:
         """Store, version and tell entries; what each came to, in the same order."""
-        return [outcome for part in in_chunks(writes, NOTE_SIZE) for outcome in self._write(part)]
+        return [outcome for part in in_chunks(writes, UPDATES_SIZE) for outcome in self._write(part)]
 
     def _write(self, writes: Sequence[EntryWrite]) -> list[WriteResult]:
-        """Write entries to the nodes that have them, and then note what follows from them."""
-        with self._noting:
-            self._keep_notes()
+        """Write entries to the nodes that have them, and then apply their index updates."""
+        with self._updating:
+            self._apply_updates()
             groups = _by_slot(writes, lambda write: write.location.key)
-            answers = self._try(ENTRY_WRITE, [self._entry_call([writes[at] for at in ats]) for ats in groups])
+            answers = self._try([self._entry_call([writes[at] for at in ats]) for ats in groups])
             known = [answer for answer in answers if not isinstance(answer, Exception)]
-            # What is written is noted, whatever became of the rest.
-            self._notes += [answer[-1] for answer in known if answer[-1]]
-            self._note_number = next(self._note_numbers)
-            self._keep_notes()
+            # What is written has its updates applied, whatever became of the rest.
+            self._updates += [answer[-1] for answer in known if answer[-1]]
+            self._update_serial = next(self._update_serials)
+            self._apply_updates()
         raise_first(answers)
         outcomes = {at: one for ats, answer in zip(groups, known) for at, one in zip(ats, outcomes_of(answer[:-1]))}
         return [outcomes[at] for at in range(len(writes))]
 
-    def _keep_notes(self) -> None:
-        """Send notes to the node that keeps them; a second try has the number of the first."""
-        if not self._notes:
+    def _apply_updates(self) -> None:
+        """Send index updates to the node of the indexes; a second try has the number of the first."""
+        if not self._updates:
             return
         keys = [*super()._shared_keys(), self.keys.done(self.token, "notes"), self.keys.noted]
-        args = [self.worker_id, self._index_ttl, self.prefix, self._together, self._note_number, *self._notes]
+        args = [self.worker_id, self._index_ttl, self.prefix, self._together, self._update_serial, *self._updates]
         asked = time.monotonic()
-        seconds, micros = self._run(INDEX_APPLY, [(keys, args)])[0]
-        self._notes = []
+        seconds, micros = self._run([(INDEX_APPLY, keys, args)])[0]
+        self._updates = []
         self._sync_clock(seconds, micros, asked)
 
     def _shared_keys(self) -> tuple[str, ...]:
@@ -82,14 +83,22 @@ class ClusterStore(Store):
 
     # -- locks
 
-    def _pass_lock(self, what: str, request: LockRequest) -> bytes:
-        """Note that a lock may be held from now on, and ask its own node for it."""
-        if what in ("take", "wait"):
-            self._note_locks([request])
-        key = request.location.key
-        args = [request.location.path, self._turns, self.worker_id, what, request.holder, ms(request.ttl), request.run,
-                request.body, request.channel]
-        answer: Any = self._run(LOCK_PASS, [([key, key + "/queue/"], args)])[0]
+    @redis_call
+    def take_lock(self, request: LockRequest) -> LockAnswer:
+        """Note that a lock may be held from now on, and take it if it is free and nobody waits for it."""
+        self._note_locks([request])
+        return super().take_lock(request)
+
+    @redis_call
+    def wait_for_lock(self, request: LockRequest) -> LockAnswer:
+        """Note that a lock may be held from now on, and take it or stand in its queue."""
+        self._note_locks([request])
+        return super().wait_for_lock(request)
+
+    def _run_for_lock(self, script: Script, location: Location, *args: Any) -> bytes:
+        """Run a script on the node of a lock."""
+        words = [location.path, self._turns, self.worker_id, *args]
+        answer: Any = self._run([(script, [location.key, location.key + "/queue/"], words)])[0]
         return bytes(answer)
 
     def _note_locks(self, requests: Sequence[LockRequest]) -> None:
@@ -107,7 +116,7 @@ class ClusterStore(Store):
             return []
         self._note_locks(requests)
         groups = _by_slot(requests, lambda request: request.location.key)
-        answers = self._run(LOCK_RENEW, [renewal([requests[at] for at in ats]) for ats in groups])
+        answers = self._run([renewal([requests[at] for at in ats]) for ats in groups])
         held = {at: bool(one) for ats, answer in zip(groups, answers) for at, one in zip(ats, answer)}
         return [held[at] for at in range(len(requests))]
 
@@ -129,11 +138,11 @@ class ClusterStore(Store):
 
     # -- how scripts are called
 
-    def _send(self, sha: str, calls: Iterable[Call], publishes: bool, replicas: int = 0) -> list[Any]:
+    def _send(self, calls: Iterable[Call], publishes: bool, replicas: int = 0) -> list[Any]:
         # Nobody has copies of what is in a cluster, so nobody is to be told before others are answered.
         pipeline = self.redis.pipeline()
-        for keys, args in calls:
-            pipeline.execute_command("EVALSHA", sha, len(keys), *keys, *args)
+        for script, keys, args in calls:
+            pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
         answers: list[Any] = pipeline.execute(raise_on_error=False)
         return answers
 

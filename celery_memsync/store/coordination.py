@@ -1,46 +1,109 @@
 """The queue and the metrics."""
 from __future__ import annotations
 
-from typing import Any, Sequence
+from typing import Any, Mapping, NamedTuple, Sequence, Union
 
 from ..keys import is_id
 from .errors import redis_call
-from .script_caller import ScriptCaller, answers_of, ms, serial_of
-from .scripts import COORDINATION_WRITE
+from .script_caller import Call, ScriptCaller, answers_of, ms, serial_of
+from .scripts import METRICS_UPDATE, QUEUE_COMPLETE, QUEUE_DEQUEUE, QUEUE_ENQUEUE, QUEUE_REPLACE, Script
 
-#: Above any place in a list: no number of that size is exact in a sorted set.
+#: Above any score in a list: no number of that size is exact in a sorted set.
 MAX_SCORE = 2 ** 53
 
 
+class QueueReplacement(NamedTuple):
+    """What lists of the queue are to be.
+
+    Attributes:
+        serial: Number of the change; a second try has the same.
+        ttl: Seconds that the tasks stay.
+        lists: Task ids by name of the list: ``pending``, ``processing``.
+    """
+
+    serial: int
+    ttl: float
+    lists: Mapping[str, Sequence[str]]
+
+
+class MetricsUpdate(NamedTuple):
+    """What counters are set to, and what is added to counters.
+
+    Attributes:
+        serial: Number of the change; a second try has the same.
+        ttl: Seconds that the counters are kept.
+        steps: By counter: what it is set to, as JSON (None: it is not set), and what is added to that.
+    """
+
+    serial: int
+    ttl: float
+    steps: Mapping[str, tuple[bytes | None, float]]
+
+
+#: A change that is written together with others.
+CoordinationChange = Union[QueueReplacement, MetricsUpdate]
+
+
 class CoordinationStore(ScriptCaller):
-    """What is about what all do together."""
+    """What is about what all do together.
+
+    Each change is made once however often it is sent.  For that each kind of
+    change is numbered for itself, so that one of them does not depend on what
+    becomes of another.
+    """
 
     @redis_call
-    def change_coordination(self, lane: str, changes: Sequence[tuple[int, float, Sequence[Any]]]) -> list[list[str]]:
-        """Change the queue or the metrics, each change once however often it is sent.
+    def enqueue_task(self, serial: int, ttl: float, task_id: str) -> bool:
+        """Put a task at the end of pending, unless it is in a list already; tell whether it was put there."""
+        return self._change(self._queue_call(QUEUE_ENQUEUE, "enqueue", serial, ttl, task_id)) == ["1"]
 
-        Args:
-            lane: Changes of one lane of a process come one after the other.
-            changes: Serial number, seconds to keep what is told, what to do; see ``store/lua/coordination_write.lua``.
+    @redis_call
+    def dequeue_task(self, serial: int, ttl: float) -> str | None:
+        """Move the first task from pending to processing and return its id; None if nothing is pending."""
+        answer = self._change(self._queue_call(QUEUE_DEQUEUE, "dequeue", serial, ttl))
+        return answer[0] if answer else None
 
-        Returns:
-            The answers of each, as texts.
-        """
-        keys = self.keys
-        names = [keys.pending, keys.processing, keys.metrics, keys.about, keys.done(self.token, lane)]
+    @redis_call
+    def complete_task(self, serial: int, ttl: float, task_id: str) -> bool:
+        """Take a task out of both lists; tell whether it was there."""
+        return self._change(self._queue_call(QUEUE_COMPLETE, "complete", serial, ttl, task_id)) == ["1"]
+
+    def _change(self, call: Call) -> list[str]:
+        return _texts(self._run([call], publishes=True)[0])
+
+    @redis_call
+    def change_coordination(self, changes: Sequence[CoordinationChange]) -> list[list[str]]:
+        """Change queue and metrics in one round trip; return of each change the counters that could not be changed."""
         calls = [
-            (names, [self.worker_id, serial, ms(ttl), self.prefix, self._together, *what])
-            for serial, ttl, what in changes
+            self._replacement(change) if isinstance(change, QueueReplacement) else self._update(change)
+            for change in changes
         ]
-        answers = self._run(COORDINATION_WRITE, calls, publishes=True)
-        return [
-            [str(part) if type(part) is int else part.decode(errors="replace") for part in answer[1:]] for answer in answers]
+        return [_texts(answer) for answer in self._run(calls, publishes=True)]
+
+    def _replacement(self, change: QueueReplacement) -> Call:
+        lists = [part for name, ids in change.lists.items() for part in (name, len(ids), *ids)]
+        return self._queue_call(QUEUE_REPLACE, "queue", change.serial, change.ttl, *lists)
+
+    def _update(self, change: MetricsUpdate) -> Call:
+        steps: list[Any] = []
+        for name, (body, more) in change.steps.items():
+            steps += [] if body is None else ["=", name, body]
+            steps += ["+", name, repr(more)] if more or body is None else []
+        keys = [self.keys.metrics, self.keys.about, self.keys.done(self.token, "metrics")]
+        return METRICS_UPDATE, keys, [*self._change_args(change.serial, change.ttl), *steps]
+
+    def _queue_call(self, script: Script, kind: str, serial: int, ttl: float, *args: Any) -> Call:
+        keys = [self.keys.pending, self.keys.processing, self.keys.about, self.keys.done(self.token, kind)]
+        return script, keys, [*self._change_args(serial, ttl), *args]
+
+    def _change_args(self, serial: int, ttl: float) -> tuple[Any, ...]:
+        return self.worker_id, serial, ms(ttl), self.prefix, self._together
 
     @redis_call
     def read_queue(self, limit: int) -> tuple[dict[str, list[str]], int]:
         """Return the ids of tasks that wait and that are at work, those that came first first.
 
-        Also the number of the last change that this process told and that is in it.
+        Also the number of the last replacement by this process, which is in it.
         """
         keys = {"pending": self.keys.pending, "processing": self.keys.processing}
         lists: dict[str, list[str]] = {name: [] for name in keys}
@@ -49,13 +112,13 @@ class CoordinationStore(ScriptCaller):
             pipeline = self._pipeline(None)
             for key in keys.values():
                 pipeline.zrange(key, start, start + limit - 1, withscores=True)
-            pipeline.get(self.keys.done(self.token, "told"))
+            pipeline.get(self.keys.done(self.token, "queue"))
             *rows, last = answers_of(pipeline)
             done, start, now = done or last, start + limit, self.clock.now() * 1000
             for name, row in zip(list(keys), rows):
-                ids = [task_id.decode(errors="replace") for task_id, score in row or () if score_expires_at(score) > now]
+                ids = [task_id.decode(errors="replace") for task_id, score in row or () if expires_at(score) > now]
                 lists[name] += filter(is_id, ids)
-                # Of tasks that are over others may be behind.
+                # Behind tasks that have expired there may be others.
                 if len(row or ()) < limit or len(lists[name]) >= limit:
                     del keys[name]
         return {name: ids[:limit] for name, ids in lists.items()}, serial_of(done)
@@ -83,17 +146,22 @@ class CoordinationStore(ScriptCaller):
 
     @redis_call
     def read_metrics(self) -> tuple[dict[str, bytes], int]:
-        """Return all counters, each as JSON, and the number of the last change as :meth:`read_queue`."""
+        """Return all counters, each as JSON, and the number of the last update by this process."""
         pipeline = self._pipeline(None)
         pipeline.hgetall(self.keys.metrics)
-        pipeline.get(self.keys.done(self.token, "told"))
+        pipeline.get(self.keys.done(self.token, "metrics"))
         counters, done = answers_of(pipeline)
         return {name.decode(errors="replace"): body for name, body in (counters or {}).items()}, serial_of(done)
 
 
-def score_expires_at(location: float) -> float:
-    """Return when a place in a list is over, in ms, 0 if it is no place; see ``store/lua/queue_score.lua``."""
-    if not 0 < location < MAX_SCORE:
+def expires_at(score: float) -> float:
+    """Return when a task with that score expires, in ms, 0 if it is no score; see ``store/lua/queue_score.lua``."""
+    if not 0 < score < MAX_SCORE:
         return 0.0
-    order, stage = divmod(int(location), 256)
+    order, stage = divmod(int(score), 256)
     return order / 10 + 500 * 1.07 ** stage
+
+
+def _texts(answer: Sequence[Any]) -> list[str]:
+    """Return an answer without its first word; a second try gets as texts what the first one gets as numbers."""
+    return [str(part) if type(part) is int else part.decode(errors="replace") for part in answer[1:]]

@@ -74,7 +74,7 @@ class EntryStore(ScriptCaller):
         made: list[EntryWrite] = []
         calls = map(self._entry_call, in_chunks(noted(writes, made), SCRIPT_SIZE))
         asked = time.monotonic()
-        answers = self._run(ENTRY_WRITE, calls, publishes=True)
+        answers = self._run(calls, publishes=True)
         outcomes = [outcome for answer in answers for outcome in outcomes_of(answer)]
         if len(outcomes) != len(made):
             raise ValueError("not every write is answered")
@@ -95,7 +95,7 @@ class EntryStore(ScriptCaller):
                 f"{seen} {run} {rank} {fence} {time_ms} {ttl_ms} {serial} {figure}".encode(), body)
             for (_, slot, field, path, task_id), seen, run, rank, fence, time_ms, ttl_ms, serial, body, figure in writes
         ]
-        return [*keys, *self._shared_keys()], args
+        return ENTRY_WRITE, [*keys, *self._shared_keys()], args
 
     def _shared_keys(self) -> tuple[str, ...]:
         """Return the keys of what follows from entries."""

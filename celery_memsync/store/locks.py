@@ -12,8 +12,8 @@ from ..models.entry import StoredEntry
 from .errors import redis_call
 from .pool import MAX_IDLE, packed
 from .push import LockWaiter
-from .script_caller import SCRIPT_SIZE, ScriptCaller, answers_of, ms, stored_of
-from .scripts import LOCK_PASS, LOCK_RENEW
+from .script_caller import SCRIPT_SIZE, Call, ScriptCaller, answers_of, ms, stored_of
+from .scripts import LOCK_ACQUIRE, LOCK_FREE, LOCK_RELEASE, LOCK_RENEW, LOCK_WAIT, Script
 
 #: Most of those who wait for one lock that are looked at.
 MAX_WAITERS = 100
@@ -21,9 +21,12 @@ MAX_WAITERS = 100
 #: Locks of which is remembered how they are spelled.
 MAX_LOCK_WORDS = 1000
 
+#: Words that every script on one lock takes first: the number of its keys, three keys, three arguments.
+LOCK_WORDS = 7
+
 
 class LockRequest(NamedTuple):
-    """Who asks for a lock; see ``store/lua/lock_pass.lua``.
+    """Who requests for a lock; see ``store/lua/lock_wait.lua``.
 
     Attributes:
         location: Where the lock is kept.
@@ -79,22 +82,25 @@ class LockStore(ScriptCaller):
     @redis_call
     def take_lock(self, request: LockRequest) -> LockAnswer:
         """Take a lock if it is free and nobody waits for it."""
-        return _lock_answer(self._pass_lock("take", request))
+        location, holder, ttl, run, body, _ = request
+        return _lock_answer(self._run_for_lock(LOCK_ACQUIRE, location, holder, ms(ttl), run, body))
 
     @redis_call
     def wait_for_lock(self, request: LockRequest) -> LockAnswer:
         """Take a lock, or stand in the queue, where one's place is kept, and hear on the channel when it is one's turn."""
-        return _lock_answer(self._pass_lock("wait", request))
+        location, holder, ttl, run, body, channel = request
+        return _lock_answer(self._run_for_lock(LOCK_WAIT, location, holder, ms(ttl), run, body, channel))
 
     @redis_call
     def leave_lock(self, request: LockRequest) -> bool:
         """Give a lock back, or leave its queue; tell whether it was held until now."""
-        return bool(self._pass_lock("leave", request).startswith(b"ok"))
+        location, holder, ttl, run, body, channel = request
+        return self._run_for_lock(LOCK_RELEASE, location, holder, ms(ttl), run, body, channel).startswith(b"ok")
 
     @redis_call
     def free_lock(self, location: Location, fence: int) -> bool:
         """Give a lock back for whoever holds it; False if nobody holds it with that fence."""
-        return self._pass_lock("free", LockRequest(location, str(fence), 1.0, "-", b"")).startswith(b"ok")
+        return self._run_for_lock(LOCK_FREE, location, fence).startswith(b"ok")
 
     @redis_call
     def read_waiters(self, names: Sequence[str]) -> list[list[StoredEntry]]:
@@ -107,16 +113,20 @@ class LockStore(ScriptCaller):
             pipeline.lrange(self.keys.lock_location(name).key + "/queue/", 0, MAX_WAITERS - 1)
         return [_waiters(rows or ()) for rows in (answers_of(pipeline) if names else ())]
 
-    def _pass_lock(self, what: str, request: LockRequest) -> bytes:
-        key = request.location.key
+    def _run_for_lock(self, script: Script, location: Location, *args: Any) -> bytes:
+        """Run a script on one lock.
+
+        Args:
+            args: What it takes after the three that all take.
+        """
+        key = location.key
         begin = self._lock_words.get(key)
         if begin is None:
             if len(self._lock_words) >= MAX_LOCK_WORDS:
                 self._lock_words.clear()
             begin = self._lock_words[key] = packed(
-                3, key, key + "/queue/", self.keys.locks, request.location.path, self._turns, self.worker_id)
-        words = begin + packed(what, request.holder, ms(request.ttl), request.run, request.body, request.channel)
-        answer: bytes = self._run_quickly(LOCK_PASS, 13, words)
+                3, key, key + "/queue/", self.keys.locks, location.path, self._turns, self.worker_id)
+        answer: bytes = self._run_quickly(script, LOCK_WORDS + len(args), begin + packed(*args))
         return answer
 
     @redis_call
@@ -129,13 +139,11 @@ class LockStore(ScriptCaller):
         Raises:
             StoreError: Also if fewer have within :data:`REPLICA_TIMEOUT`.
         """
-        calls = []
-        for start in range(0, len(requests), SCRIPT_SIZE):
-            keys, args = renewal(requests[start:start + SCRIPT_SIZE])
-            calls.append(([*keys, self.keys.locks], args))
+        starts = range(0, len(requests), SCRIPT_SIZE)
+        calls = [renewal(requests[start:start + SCRIPT_SIZE], self.keys.locks) for start in starts]
         if not calls:
             return []
-        answers = self._run(LOCK_RENEW, calls, replicas=replicas)
+        answers = self._run(calls, replicas=replicas)
         return [bool(held) for answer in answers for held in answer]
 
     @redis_call
@@ -189,12 +197,16 @@ class LockStore(ScriptCaller):
             waiter.close()
 
 
-def renewal(requests: Sequence[LockRequest]) -> tuple[list[str], list[Any]]:
-    """Return keys and arguments for ``store/lua/lock_renew.lua``, without the index."""
+def renewal(requests: Sequence[LockRequest], *index: str) -> Call:
+    """Return the call that lets leases begin anew.
+
+    Args:
+        index: The key of the index of locks, if it is where the locks are.
+    """
     args: list[Any] = [len(requests)]
     for request in requests:
         args += (request.holder, request.location.path, ms(request.ttl))
-    return [request.location.key for request in requests], args
+    return LOCK_RENEW, [*(request.location.key for request in requests), *index], args
 
 
 def _lock_answer(answer: bytes) -> LockAnswer:
@@ -204,7 +216,7 @@ def _lock_answer(answer: bytes) -> LockAnswer:
 
 
 def _waiters(rows: Sequence[bytes]) -> list[StoredEntry]:
-    """Read the queue of a lock, see ``store/lua/lock_pass.lua``; what is something else is left out."""
+    """Read the queue of a lock, see ``store/lua/lock_entry.lua``; what is something else is left out."""
     found = []
     for row in rows:
         words, _, body = row.partition(b"\n")

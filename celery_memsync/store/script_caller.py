@@ -39,8 +39,8 @@ AHEAD = 86400.0
 
 PING = packed_command("PING")
 
-#: Keys and arguments of one call of a script.
-Call = tuple[Sequence[str], Sequence[Any]]
+#: A script, and keys and arguments of one call of it.
+Call = tuple[Script, Sequence[str], Sequence[Any]]
 
 K = TypeVar("K")
 
@@ -163,28 +163,29 @@ class ScriptCaller:
             pipeline.zrem(key, *(name.encode(errors="surrogateescape") for name in names))
             answers_of(pipeline)
 
-    def _run(
-        self, script: Script, calls: Iterable[Call], publishes: bool = False, replicas: int = 0,
-    ) -> list[list[Any]]:
-        """Run a script several times in one round trip; teach Redis the script if it has forgotten it.
+    def _run(self, calls: Iterable[Call], publishes: bool = False, replicas: int = 0) -> list[list[Any]]:
+        """Run scripts in one round trip; teach Redis those that it has forgotten.
+
+        Then calls of other scripts may come first, but those of one script come in their order.
 
         Args:
             calls: Each is sent when it is made.
-            publishes: Whether others are to be told of what it does before it is answered.
-            replicas: How many replicas must have what it does before it is answered.
+            publishes: Whether others are to be told of what they do before they are answered.
+            replicas: How many replicas must have what they do before they are answered.
         """
-        answers = self._try(script, calls, publishes, replicas)
+        answers = self._try(calls, publishes, replicas)
         raise_first(answers)
         return answers
 
-    def _try(self, script: Script, calls: Iterable[Call], publishes: bool = False, replicas: int = 0) -> list[Any]:
-        """Return the answers of a script; an error is one."""
+    def _try(self, calls: Iterable[Call], publishes: bool = False, replicas: int = 0) -> list[Any]:
+        """Return the answers of scripts; an error is one."""
         made: list[Call] = []
-        answers = self._send(script.sha, noted(calls, made), publishes, replicas)
+        answers = self._send(noted(calls, made), publishes, replicas)
         unknown = [at for at, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
         if unknown:
-            self.redis.script_load(script.text)
-            for at, answer in zip(unknown, self._send(script.sha, [made[at] for at in unknown], publishes, replicas)):
+            for script in dict.fromkeys(made[at][0] for at in unknown):
+                self.redis.script_load(script.text)
+            for at, answer in zip(unknown, self._send([made[at] for at in unknown], publishes, replicas)):
                 answers[at] = answer
         return answers
 
@@ -201,7 +202,7 @@ class ScriptCaller:
             self.redis.script_load(script.text)
             return self._client.connection_pool.execute_one(command)
 
-    def _send(self, sha: str, calls: Iterable[Call], publishes: bool, replicas: int = 0) -> list[Any]:
+    def _send(self, calls: Iterable[Call], publishes: bool, replicas: int = 0) -> list[Any]:
         calls = iter(calls)
         first = next(calls, None)
         if first is None:
@@ -212,7 +213,8 @@ class ScriptCaller:
         before = [PING] if publishes else []
         after = [packed_command("WAIT", replicas, ms(REPLICA_TIMEOUT))] if replicas else []
         sent: list[bytes] = []
-        commands = (packed_command("EVALSHA", sha, len(keys), *keys, *args) for keys, args in chain([first], calls))
+        commands = (
+            packed_command("EVALSHA", script.sha, len(keys), *keys, *args) for script, keys, args in chain([first], calls))
         pool = self._client.connection_pool
         answers: list[Any] = pool.execute_packed(noted(chain(before, commands, after), sent))[publishes:]
         # What Redis reads in several pieces it answers later than the PING.
@@ -269,7 +271,7 @@ def _check_replicas(answer: Any, wanted: int) -> None:
 
 
 def stored_of(text: bytes | None, now: float = float("inf")) -> StoredEntry | None:
-    """Return an entry, or None for foreign data; the scripts see it the same way (``store/lua/validation.lua``).
+    """Return an entry, or None for foreign data; the scripts see it the same way (``store/lua/entry_header.lua``).
 
     Args:
         now: Redis's time, in seconds, if it is not known already that it is an entry.

@@ -19,22 +19,36 @@ class Script(NamedTuple):
 
 
 def load(*names: str) -> Script:
-    """Return the script of files in ``store/lua/``, one after the other, behind ``validation.lua``."""
+    """Return the script of files in ``store/lua/``, one after the other, behind those that every script begins with."""
     folder = resources.files(__package__).joinpath("lua")
-    text = "".join(folder.joinpath(f"{name}.lua").read_text() for name in ("validation", *names))
+    text = "".join(folder.joinpath(f"{name}.lua").read_text() for name in ("validation", "entry_header", *names))
     return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-COORDINATION_WRITE = load("counters", "queue_score", "coordination_write")
+ENTRY_WRITE = load("counters", "queue_score", "coordination_version", "entry_format", "index_updates", "entry_write")
 
-INDEX_APPLY = load("counters", "queue_score", "entry_format", "index_updates", "index_apply")
+INDEX_APPLY = load("counters", "queue_score", "coordination_version", "index_updates", "index_apply")
 
-ENTRY_WRITE = load("counters", "queue_score", "entry_format", "index_updates", "entry_write")
+QUEUE_ENQUEUE = load("queue_score", "queue_list", "coordination_version", "coordination_change", "queue_enqueue")
 
-LOCK_PASS = load("lock_pass")
+QUEUE_DEQUEUE = load("queue_score", "queue_list", "coordination_version", "coordination_change", "queue_dequeue")
 
-LOCK_RENEW = load("lock_renew")
+QUEUE_COMPLETE = load("coordination_version", "coordination_change", "queue_complete")
 
-LOST_WORKER_CLAIM = load("lost_worker_claim")
+QUEUE_REPLACE = load("queue_score", "coordination_version", "coordination_change", "queue_replace")
+
+METRICS_UPDATE = load("counters", "coordination_version", "coordination_change", "metrics_update")
+
+LOCK_ACQUIRE = load("lock_entry", "lock_acquire")
+
+LOCK_WAIT = load("lock_entry", "lock_wait")
+
+LOCK_RELEASE = load("lock_entry", "lock_release")
+
+LOCK_FREE = load("lock_entry", "lock_free")
+
+LOCK_RENEW = load("lock_entry", "lock_renew")
 
 HEARTBEAT_WRITE = load("heartbeat_write")
+
+LOST_WORKER_CLAIM = load("lost_worker_claim")

@@ -86,7 +86,7 @@ class WorkerStore(ScriptCaller):
         location = self.keys.worker_location(worker_id, "heartbeat")
         args = [worker_id, self.token, self.prefix + location.path, int(leaving), ms(self.clock.now()), ms(ttl),
                 ms(timeout), round(since * 1000), round(until * 1000), pulse, body]
-        answer = self._run(HEARTBEAT_WRITE, [([self.keys.workers, self.keys.heartbeats, self.keys.lost], args)])[0]
+        answer = self._run([(HEARTBEAT_WRITE, [self.keys.workers, self.keys.heartbeats, self.keys.lost], args)])[0]
         status, _, seconds, micros, steady, workers, *claims = answer
         self._sync_clock(seconds, micros, asked)
         losses = tuple(LostWorkerClaim.parse(name, score, asked + timeout) for name, score in zip(claims[::2], claims[1::2]))
@@ -108,7 +108,7 @@ class WorkerStore(ScriptCaller):
         if not losses:
             return []
         args = [lease_ms, *(part for loss in losses for part in (loss.name, loss.score))]
-        return self._run(LOST_WORKER_CLAIM, [([self.keys.lost], args)])[0][1:]
+        return self._run([(LOST_WORKER_CLAIM, [self.keys.lost], args)])[0][1:]
 
     @redis_call
     def keep_messages(self, token: str, messages: Mapping[str, bytes | None], ttl: float) -> None:

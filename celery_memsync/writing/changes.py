@@ -9,6 +9,7 @@ from ..keys import Location
 from ..models.entry import UNWRITTEN, Header, StoredEntry
 from ..models.order import WAITING, later_status, rank_of
 from ..models.task import TOO_LATE, TaskRun
+from ..store import CoordinationChange, MetricsUpdate, QueueReplacement
 from ..store.clock import Clock
 from .version_tracker import MergeBase
 
@@ -231,8 +232,8 @@ class MergeFields(Change):
 class Coordinated(Change):
     """A change of what has no value in one piece: the queue, the metrics."""
 
-    def what(self) -> list[Any]:
-        """Return what to do, as ``store/lua/coordination_write.lua`` takes it."""
+    def update(self) -> CoordinationChange:
+        """Return it as the store takes it; it has its number by then."""
         raise NotImplementedError
 
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
@@ -259,9 +260,9 @@ class SyncQueue(Coordinated):
             return None
         return SyncQueue(newer.location, {**self.lists, **newer.lists}, newer.ttl)
 
-    def what(self) -> list[Any]:
-        """The lists with their lengths."""
-        return ["queue", *(part for name, ids in self.lists.items() for part in (name, len(ids), *ids))]
+    def update(self) -> CoordinationChange:
+        """The lists."""
+        return QueueReplacement(self.serial or 0, self.ttl, self.lists)
 
 
 class SyncMetrics(Coordinated):
@@ -287,13 +288,9 @@ class SyncMetrics(Coordinated):
             steps[name] = (before, some + more) if body is None else (body, more)
         return SyncMetrics(newer.location, steps, newer.ttl)
 
-    def what(self) -> list[Any]:
-        """The steps, one after the other."""
-        steps: list[Any] = ["metrics"]
-        for name, (body, more) in self.steps.items():
-            steps += [] if body is None else ["=", name, body]
-            steps += ["+", name, repr(more)] if more or body is None else []
-        return steps
+    def update(self) -> CoordinationChange:
+        """The steps."""
+        return MetricsUpdate(self.serial or 0, self.ttl, self.steps)
 
     def applied(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return counters as they will be."""

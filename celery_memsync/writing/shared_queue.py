@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 import threading
 from itertools import count
-from typing import Iterable, Mapping
+from typing import Callable, Iterable, Mapping, TypeVar
 
 from ..exceptions import InvalidValue, ValueTooLarge
 from ..keys import check_id
@@ -15,6 +15,8 @@ LISTS = ("pending", "processing")
 
 #: Counters are whole numbers of 64 bits in Redis.
 TOO_MUCH = 2 ** 63
+
+T = TypeVar("T")
 
 
 class SharedQueue:
@@ -42,7 +44,7 @@ class SharedQueue:
         Raises:
             StoreError: If Redis is away.
         """
-        return self._change("enqueue", task_id) == ["1"]
+        return self._once("enqueue", self.store.enqueue_task, task_id)
 
     def dequeue(self) -> str | None:
         """Move the first task from pending to processing and return its id; None if nothing is pending.
@@ -50,8 +52,7 @@ class SharedQueue:
         Raises:
             StoreError: If Redis is away.
         """
-        answer = self._change("dequeue")
-        return answer[0] if answer else None
+        return self._once("dequeue", self.store.dequeue_task)
 
     def complete(self, task_id: str) -> bool:
         """Take a task out of the queue; tell whether it was there.
@@ -59,9 +60,10 @@ class SharedQueue:
         Raises:
             StoreError: If Redis is away.
         """
-        return self._change("complete", task_id) == ["1"]
+        return self._once("complete", self.store.complete_task, task_id)
 
-    def _change(self, kind: str, *args: str) -> list[str]:
+    def _once(self, kind: str, change: Callable[..., T], *args: str) -> T:
+        """Make a change, or get the answer to it if it was made already; ``change`` is of the store."""
         with self._mutex:
             for other in ("enqueue", "complete"):
                 if other != kind:
@@ -70,7 +72,7 @@ class SharedQueue:
             if asked != args:
                 serial = next(self._serials)
                 self._unanswered[kind] = (args, serial)
-            (answer,) = self.store.change_coordination(kind, [(serial, self.ttl, [kind, *args])])
+            answer = change(serial, self.ttl, *args)
             self._unanswered.pop(kind, None)
         return answer
 

@@ -411,9 +411,8 @@ class BatchWriter:
         if together:
             for change in together:
                 change.serial = change.serial or next(self._serials)
-            changes_by_hand = [(change.serial or 0, change.ttl, change.what()) for change in together]
             try:
-                answers = self.store.change_coordination("told", changes_by_hand)
+                answers = self.store.change_coordination([change.update() for change in together])
             except StoreError as exc:
                 if not exc.refused:
                     raise

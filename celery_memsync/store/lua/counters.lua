@@ -1,4 +1,4 @@
--- Counters in a hash; put before the scripts that count, behind validation.lua.
+-- Counters in a hash; put before entry_write.lua, index_apply.lua and metrics_update.lua.
 
 -- Add a number, as text, to a counter and return whether it was added.  What a user stored there and is no number stays;
 -- what is no JSON, or a number that nothing can be added to, is replaced.

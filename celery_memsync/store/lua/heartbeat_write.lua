@@ -1,40 +1,41 @@
--- Store what a worker tells of itself, or its goodbye; call those lost that were silent; forget those long gone.
+-- Store the heartbeat of a worker, or its goodbye; claim lost workers for it; remove those that are long gone.
 --
--- KEYS[1]  workers  hash of what is told of workers, a field per worker and thing
--- KEYS[2]  beats    sorted set: "<token> <worker id>" of each process that is a worker, by when it is lost unless it
---                   beats again (ms); negative: it was lost then, or has said goodbye
--- KEYS[3]  lost     sorted set: "<token> <ms> <worker id>" of those lost at that time whose tasks are not told of yet, by the
---                   end of the lease of the worker that does so (ms); negative: nor may the loss itself be
+-- KEYS[1]  workers     hash of entries, a field per worker and thing
+-- KEYS[2]  heartbeats  sorted set: "<token> <worker id>" of each process that is a worker, by when it is lost unless
+--                      another heartbeat comes (ms); negative: it was lost then, or has said goodbye
+-- KEYS[3]  lost        sorted set: "<token> <ms> <worker id>" of those lost at that time whose tasks are not settled yet, by
+--                      when the claim of the worker that settles them ends (ms); negative: nor may it be published that
+--                      the worker is lost
 -- ARGV[1]   id
 -- ARGV[2]   token     of the process
--- ARGV[3]   channel   on which it is told
--- ARGV[4]   leaving   "1": a goodbye, not a beat
--- ARGV[5]   time      Redis's time when it was told, ms
--- ARGV[6]   ttl_ms    how long anything of a silent worker is kept
--- ARGV[7]   silence   ms without a beat after which this worker is lost, and another goes on with what it was to tell
--- ARGV[8]   since     Redis's time since when it has beaten without a gap, ms, from the answer before
--- ARGV[9]   until     when it would be a gap, ms
--- ARGV[10]  pulse     the rank of its entry: what tells readers whether it is alive, without the body
+-- ARGV[3]   channel   on which it is published
+-- ARGV[4]   leaving   "1": a goodbye, not a heartbeat
+-- ARGV[5]   time      Redis's time when the heartbeat was made, ms
+-- ARGV[6]   ttl_ms    how long anything of a worker without heartbeats is kept
+-- ARGV[7]   timeout   ms without a heartbeat after which this worker is lost, and its claims on others end
+-- ARGV[8]   since     Redis's time since when its heartbeats have come without a gap, ms, from the answer before
+-- ARGV[9]   until     when there would be a gap, ms
+-- ARGV[10]  pulse     the rank of its entry: by which readers know whether it is alive, without the body
 -- ARGV[11]  body      JSON, not looked into
 --
--- Returns  {word, version, seconds, microseconds, since, number of workers, name in lost, its score, name in lost, its score...}
---          word: "ok", "online" (it was not there), or "back" (it was called lost)
--- Publishes field, header and body on the channel
-local workers, beats, lost = KEYS[1], KEYS[2], KEYS[3]
+-- Returns    {word, version, seconds, microseconds, since, number of workers, member of lost, its score, member, score...}:
+--            those that it has claimed; word: "ok", "online" (it was not there), or "back" (it was lost)
+-- Publishes  field, header and body on the channel
+local workers, heartbeats, lost = KEYS[1], KEYS[2], KEYS[3]
 local id, token, channel, leaving, time, ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local silence, since, until_ms, pulse, body = ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+local timeout, since, until_ms, pulse, body = ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
 local name, field = token .. " " .. id, id .. "/heartbeat"
 -- No worker is lost later than that, whatever its settings are, and of none lost so long ago is anything kept.
-local limit = whole(now_ms + math.max(AHEAD, 2 * ttl_ms, 2 * silence))
+local limit = whole(now_ms + math.max(AHEAD, 2 * ttl_ms, 2 * timeout))
 
--- Return token and worker id of a member of beats, or nil if no script of ours has made it.
+-- Return token and worker id of a member of heartbeats, or nil if no script of ours has made it.
 local function worker_of(member)
   local its_token, its_id = string.match(member, "^(%w+) (.+)$")
   if its_id and is_id(its_id) then return its_token, its_id end
 end
 
--- Whether a text is a member of lost.
-local function is_loss(member)
+-- Return whether a text is a member of lost.
+local function is_lost_worker(member)
   local at, its_id = string.match(member, "^%w+ (%d+) (.+)$")
   return at and #at < 16 and is_id(its_id)
 end
@@ -46,7 +47,7 @@ local function trim_scores(key)
   redis.call("ZREMRANGEBYSCORE", key, "-inf", "(-" .. limit)
 end
 
-for _, gone in ipairs(call("ZRANGEBYSCORE", beats, whole(ttl_ms - now_ms), "(0", "LIMIT", 0, 100)) do
+for _, gone in ipairs(call("ZRANGEBYSCORE", heartbeats, whole(ttl_ms - now_ms), "(0", "LIMIT", 0, 100)) do
   local its_token, its_id = worker_of(gone)
   if its_id then
     local _, _, _, _, _, _, _, writer = parse(call("HGET", workers, its_id .. "/heartbeat") or "")
@@ -54,52 +55,53 @@ for _, gone in ipairs(call("ZRANGEBYSCORE", beats, whole(ttl_ms - now_ms), "(0",
       redis.call("HDEL", workers, its_id .. "/heartbeat", its_id .. "/status", its_id .. "/capacity")
     end
   end
-  redis.call("ZREM", beats, gone)
+  redis.call("ZREM", heartbeats, gone)
 end
 
--- What was told by hand of workers that never beat is not in beats: look at a few of all.
+-- A worker without any heartbeat, of which other entries are written by hand, is not in heartbeats: look at a few of all.
 for _, other in ipairs(call("HRANDFIELD", workers, 4)) do
-  local _, _, _, _, told, lives = parse(redis.call("HGET", workers, other))
-  if not told or told + lives <= now_ms then redis.call("HDEL", workers, other) end
+  local _, _, _, _, written, ttl = parse(redis.call("HGET", workers, other))
+  if not written or written + ttl <= now_ms then redis.call("HDEL", workers, other) end
 end
 
 local version = tonumber(parse(redis.call("HGET", workers, field) or "") or 0) + 1
-local text = string.format("%.0f - %s 0 %s %s %.0f %s %s\n", version, pulse, time, ttl_ms, now_ms - time, token, id) .. body
+local text = header(version, "-", pulse, "0", time, ttl_ms, now_ms - time, token, id) .. "\n" .. body
 redis.call("HSET", workers, field, text)
 redis.call("PUBLISH", channel, ":" .. field .. "\n" .. text)
 
-local due = tonumber(call("ZSCORE", beats, name) or 0)
+local due = tonumber(call("ZSCORE", heartbeats, name) or 0)
 local word = due > 0 and "ok" or due < 0 and "back" or "online"
 if due < 0 then redis.call("ZREM", lost, token .. " " .. whole(-due) .. " " .. id) end
-redis.call("ZADD", beats, whole(leaving == "1" and -now_ms or now_ms + silence), name)
+redis.call("ZADD", heartbeats, whole(leaving == "1" and -now_ms or now_ms + timeout), name)
 
 -- Only now: a script whose first write removes something may write on although Redis is full.
-trim_scores(beats)
+trim_scores(heartbeats)
 trim_scores(lost)
 
--- Who has not been heard for a while itself, because Redis was away, can not tell who was silent.
+-- A worker whose own heartbeats did not come for a while, because Redis was away, can not know whose are missing.
 if now_ms > tonumber(until_ms) then since = whole(now_ms) end
-local told = {}
+local claimed = {}
 local function claim(one, sign)
-  if not is_loss(one) then return redis.call("ZREM", lost, one) end
-  local score = sign .. whole(now_ms + silence)
+  if not is_lost_worker(one) then return redis.call("ZREM", lost, one) end
+  local score = sign .. whole(now_ms + timeout)
   redis.call("ZADD", lost, score, one)
-  told[#told + 1] = one
-  told[#told + 1] = score
+  claimed[#claimed + 1] = one
+  claimed[#claimed + 1] = score
 end
-if leaving ~= "1" and now_ms - since >= tonumber(silence) then
-  local silent = redis.call("ZRANGEBYSCORE", beats, "(0", whole(now_ms), "WITHSCORES", "LIMIT", 0, 100)
-  for i = 1, #silent, 2 do
-    local at, its_token, its_id = whole(tonumber(silent[i + 1])), worker_of(silent[i])
+if leaving ~= "1" and now_ms - since >= tonumber(timeout) then
+  local overdue = redis.call("ZRANGEBYSCORE", heartbeats, "(0", whole(now_ms), "WITHSCORES", "LIMIT", 0, 100)
+  for i = 1, #overdue, 2 do
+    local at, its_token, its_id = whole(tonumber(overdue[i + 1])), worker_of(overdue[i])
     if its_id then
-      redis.call("ZADD", beats, "-" .. at, silent[i])
+      redis.call("ZADD", heartbeats, "-" .. at, overdue[i])
       claim(its_token .. " " .. at .. " " .. its_id, "-")
     else
-      redis.call("ZREM", beats, silent[i])
+      redis.call("ZREM", heartbeats, overdue[i])
     end
   end
   for _, one in ipairs(redis.call("ZRANGEBYSCORE", lost, "(0", whole(now_ms), "LIMIT", 0, 100)) do claim(one, "") end
   for _, one in ipairs(redis.call("ZRANGEBYSCORE", lost, whole(-now_ms), "(0", "LIMIT", 0, 100)) do claim(one, "-") end
 end
 for _, key in ipairs(KEYS) do redis.call("PEXPIRE", key, ttl_ms) end
-return { word, version, tonumber(now[1]), tonumber(now[2]), since, redis.call("ZCOUNT", beats, "(0", "+inf"), unpack(told) }
+return {
+  word, version, tonumber(now[1]), tonumber(now[2]), since, redis.call("ZCOUNT", heartbeats, "(0", "+inf"), unpack(claimed) }

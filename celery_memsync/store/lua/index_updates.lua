@@ -1,29 +1,20 @@
 -- What follows from entries: the index of tasks, the names of users' keys, the lists of the queue, what is counted; put
--- before the scripts that write it, and behind validation.lua, counters.lua and queue_score.lua.
+-- before entry_write.lua and index_apply.lua.
 --
--- On a cluster it is kept elsewhere than the entries.  Then it travels as a note: the time (us) and these tables, packed
--- and unpacked here, and read by nobody else.
--- Set by the script, from its keys and arguments.
-local worker, index_ttl, prefix, together
+-- On a cluster it is in another slot than the entries.  Then it travels as index updates: the time (us) and the tables
+-- here, packed and unpacked by these functions, and read by nobody else.
+
+-- Set by the script, from its keys and arguments; channels is what stands before "queue" and "metrics" in their channels.
+local worker, index_ttl, channels
 local index, names, pending, processing, metrics, about
 -- Tasks that go into the index.
 local added = {}
--- What the stages of tasks come to: list, order and end in it by task id; counters by name.
-local lists, orders, ends, counted = {}, {}, {}, {}
--- Users' keys that were made, moved on by a ttl, or deleted: when they are over, or false, by path.
+-- What the stages of tasks come to: list, order in it, and when they expire in it (ms), by task id; counters by name.
+local lists, orders, expiries, counted = {}, {}, {}, {}
+-- Users' keys that were made, moved on by a ttl, or deleted: when they expire (ms), or false, by path.
 local named = {}
 
--- Count the version of what has no value in one piece, and tell that it has changed.
-local function touch(thing, left)
-  local before = try("HGET", about, thing)
-  local version = tonumber(parse(type(before) == "string" and before or "") or 0) + 1
-  local text = string.format("%.0f - - 0 %.0f %.0f 0 - %s\n1", version, now_ms, index_ttl, worker)
-  try("HSET", about, thing, text)
-  outlives(about, left)
-  redis.call("PUBLISH", prefix .. together .. thing, ":" .. thing .. "\n" .. text)
-end
-
-local function keep_lists()
+local function update_lists()
   local changed, longest = false, 1
   for list, key in pairs({ pending = pending, processing = processing }) do
     local out, into, left = {}, {}, 0
@@ -31,12 +22,12 @@ local function keep_lists()
       if wanted ~= list then
         out[#out + 1] = task
       else
-        -- Who is there keeps the order; only its end moves on.
-        local there = try("ZSCORE", key, task)
-        local order = type(there) == "string" and over_at(there) > 0 and order_of(there) or orders[task]
-        into[#into + 1] = place_of(order, ends[task])
+        -- A task that is there keeps its order; it only expires later.
+        local score = try("ZSCORE", key, task)
+        local order = type(score) == "string" and expires_at(score) > 0 and order_of(score) or orders[task]
+        into[#into + 1] = score_of(order, expiries[task])
         into[#into + 1] = task
-        left = math.max(left, ends[task] - now_ms)
+        left = math.max(left, expiries[task] - now_ms)
       end
     end
     if #out > 0 then changed = try("ZREM", key, unpack(out)) ~= 0 or changed end
@@ -47,16 +38,16 @@ local function keep_lists()
       trim(key, index_ttl)
     end
   end
-  if changed then touch("queue", math.max(longest, index_ttl)) end
+  if changed then touch(about, "queue", channels, worker, index_ttl, math.max(longest, index_ttl)) end
 end
 
-local function keep_names()
+local function update_names()
   local into, out, left = {}, {}, 0
-  for path, over in pairs(named) do
-    if over then
-      into[#into + 1] = whole(over)
+  for path, expires in pairs(named) do
+    if expires then
+      into[#into + 1] = whole(expires)
       into[#into + 1] = path
-      left = math.max(left, over - now_ms)
+      left = math.max(left, expires - now_ms)
     else
       out[#out + 1] = path
     end
@@ -64,7 +55,7 @@ local function keep_names()
   if #out > 0 then try("ZREM", names, unpack(out)) end
   if #into > 0 then
     try("ZADD", names, unpack(into))
-    -- More than were made, so that all are forgotten in the end.
+    -- More than were added, so that all that have expired are removed in the end.
     local gone = try("ZRANGEBYSCORE", names, "-inf", "(" .. whole(now_ms), "LIMIT", 0, 10 + #into)
     if #gone > 0 then redis.call("ZREM", names, unpack(gone)) end
     try("ZREMRANGEBYSCORE", names, whole(now_ms + 3 * LONGEST), "+inf")
@@ -72,7 +63,7 @@ local function keep_names()
   end
 end
 
-local function keep_counters()
+local function update_counters()
   for counter, by in pairs(counted) do
     if counter == "runtime" then
       add_to(metrics, counter, string.format("%.6f", by))
@@ -82,7 +73,7 @@ local function keep_counters()
   end
   if next(counted) then
     redis.call("PEXPIRE", metrics, whole(index_ttl))
-    touch("metrics", index_ttl)
+    touch(about, "metrics", channels, worker, index_ttl, index_ttl)
   end
 end
 
@@ -97,7 +88,7 @@ local function index_task(...)
   end
 end
 
-local function keep_added()
+local function update_index()
   local last = table.remove(added)
   if not last then return end
   for _, task in ipairs(added) do index_task("*", "id", task) end
@@ -106,20 +97,22 @@ local function keep_added()
   redis.call("PEXPIRE", index, whole(index_ttl))
 end
 
-local function keep()
-  keep_added()
-  if next(named) then keep_names() end
-  if next(lists) then keep_lists() end
-  if next(counted) then keep_counters() end
+-- Write all of it.
+local function apply_updates()
+  update_index()
+  if next(named) then update_names() end
+  if next(lists) then update_lists() end
+  if next(counted) then update_counters() end
 end
 
-local function note()
+-- Return all of it as index updates, "" if there is nothing.
+local function pack_updates()
   if not (next(added) or next(named) or next(lists) or next(counted)) then return "" end
-  return cmsgpack.pack({ now[1] * 1000000 + now[2], added, lists, orders, ends, counted, named })
+  return cmsgpack.pack({ now[1] * 1000000 + now[2], added, lists, orders, expiries, counted, named })
 end
 
--- Return what a note holds, in that order.
-local function parts_of(text)
+-- Return what index updates hold, in that order.
+local function unpack_updates(text)
   return unpack(cmsgpack.unpack(text))
 end
 

@@ -1,11 +1,11 @@
--- Go on with losses for another lease, or be done with them, unless others have taken them on or their workers are back.
+-- Renew claims on lost workers for another lease, or close them, unless others have claimed them or the workers are back.
 --
 -- KEYS[1]  lost   see heartbeat_write.lua
 -- ARGV[1]  lease  ms; "0": nothing is left to do about them
--- ARGV[2..]  rest  names of losses, each followed by the score that the lease before gave it
+-- ARGV[2..]  for each lost worker: its member of lost, and the score that it had by the lease before
 --
--- Returns   {"ok", score...}, for each loss its new score, "" if it is not ours any more
--- Publishes nothing
+-- Returns   {"ok", score...}, of each lost worker its new score, "" if the claim is not ours any more
+-- Publishes  nothing
 local lost, lease = KEYS[1], ARGV[1]
 local score = whole(now_ms + lease)
 local answers = { "ok" }

@@ -1,41 +1,47 @@
--- Places in the lists of the queue; put before the scripts that keep them, behind validation.lua.
+-- Scores of tasks in the lists of the queue; put before entry_write.lua, index_apply.lua, queue_enqueue.lua,
+-- queue_dequeue.lua and queue_replace.lua.
 --
--- A place is one number, which sorts by when a task came: that time in tenths
+-- A score is one number, which sorts by when a task came: that time in tenths
 -- of a millisecond, times 256, and how long from then on the task stays, as a
--- power of 1.07 of half a second, rounded up.  So it can stay longer without
--- moving back.
+-- power of 1.07 of half a second, rounded up.  So a task can stay longer
+-- without moving back.
 
-local function place_of(order, over_ms)
-  local halves = math.max(1, (over_ms - order / 10) / 500)
+local function score_of(order, expires_ms)
+  local halves = math.max(1, (expires_ms - order / 10) / 500)
   return whole(order * 256 + math.min(255, math.ceil(math.log(halves) / math.log(1.07))))
 end
 
-local function order_of(place)
-  return math.floor(place / 256)
+local function order_of(score)
+  return math.floor(score / 256)
 end
 
--- Return when a place is over, in ms; one that no script of ours has made was over long ago.
-local function over_at(place)
-  local order = order_of(place)
+-- Return when a task with that score expires, in ms; a score that no script of ours has made expired long ago.
+local function expires_at(score)
+  local order = order_of(score)
   if not (order > 0 and order <= (now_ms + AHEAD) * 10) then return 0 end
-  return order / 10 + 500 * 1.07 ^ (place % 256)
+  return order / 10 + 500 * 1.07 ^ (score % 256)
 end
 
--- Remove places that no script of ours has made: those that are too far ahead, or no time at all.
+-- Remove scores that no script of ours has made: those that are too far ahead, or no time at all.
 local function trim_foreign(list)
   call("ZREMRANGEBYSCORE", list, "-inf", 0)
   redis.call("ZREMRANGEBYSCORE", list, "(" .. whole((now_ms + AHEAD) * 2560 + 255), "+inf")
 end
 
--- Remove tasks that are over: of those that have been there for index_ttl ms some, for many may stay longer still.
-local function trim(list, index_ttl)
+-- Remove expired tasks: of those that have been there for ttl_ms some, for many may stay longer still.
+local function trim(list, ttl_ms)
   trim_foreign(list)
-  local old = "(" .. whole((now_ms - index_ttl) * 2560)
+  local old = "(" .. whole((now_ms - ttl_ms) * 2560)
   local count = redis.call("ZCOUNT", list, "-inf", old)
   if count == 0 then return end
   local some = redis.call("ZRANGEBYSCORE", list, "-inf", old, "WITHSCORES", "LIMIT", now[2] % math.max(1, count - 19), 20)
   for i = 1, #some, 2 do
-    if over_at(some[i + 1]) <= now_ms then redis.call("ZREM", list, some[i]) end
+    if expires_at(some[i + 1]) <= now_ms then redis.call("ZREM", list, some[i]) end
   end
+end
+
+-- Return the time in the unit of an order: tenths of a millisecond.
+local function present_order()
+  return now[1] * 10000 + math.floor(now[2] / 100)
 end
 

@@ -4,21 +4,11 @@
 -- absent and is removed, so that it stops no script.
 local now = redis.call("TIME")
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
--- In ms: the longest ttl, lease or silence that settings allow; how far ahead of Redis's clock a stored time may be.
+-- In ms: the longest ttl, lease or timeout that settings allow; how far ahead of Redis's clock a stored time may be.
 local LONGEST, AHEAD = 1e13, 86400000
 
 local function whole(number)
   return string.format("%.0f", number)
-end
-
--- Return the eight words of a header before the worker, as texts, or nil if that is no entry.
--- Numbers have at most as many digits as a Lua number can hold exactly; no script has stored an entry later than now.
-local function parse(text)
-  local version, run, rank, fence, time, ttl, lag, writes =
-    string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%-?%d+) (%S+) ")
-  if not version or #version > 14 or #time > 15 or #ttl > 14 or #lag > 15 or #fence > 16
-      or #fence == 16 and fence > "9007199254740991" or time + lag > now_ms + AHEAD then return nil end
-  return version, run, rank, fence, time, ttl, lag, writes
 end
 
 -- Return whether a text may be the id of a task or worker, as `check_id` in keys.py has it.
@@ -28,7 +18,7 @@ local function is_id(text)
     and not string.find(text, "\226\128[\168\169]")
 end
 
--- Whether a result says that a key holds a value of another type; that is deleted then.
+-- Return whether a result says that a key holds a value of another type; that is deleted then.
 local function was_foreign(result, key)
   if not (result.err and string.find(result.err, "WRONGTYPE", 1, true)) then return false end
   redis.call("DEL", key)
@@ -42,7 +32,7 @@ local function try(command, key, ...)
   return result
 end
 
--- The same, but an error ends the script.
+-- Do the same, but let an error end the script.
 local function call(command, key, ...)
   local result = redis.pcall(command, key, ...)
   if type(result) == "table" and (was_foreign(result, key) or result.err) then return redis.call(command, key, ...) end

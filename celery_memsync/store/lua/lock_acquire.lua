@@ -1,0 +1,23 @@
+-- Take a lock if it is free and nobody waits for it.
+--
+-- KEYS[1] lock    string: an entry, see lock_entry.lua
+-- KEYS[2] queue   list of waiters, in the order in which they came
+-- KEYS[3] index   sorted set: path of each lock that is held, by the end of its lease (ms); not given on a cluster
+-- ARGV[1] path    the lock's; its changes are published there
+-- ARGV[2] turns   the channels of waiters begin with that; up to its first colon it is put before a path to make a channel
+-- ARGV[3] worker  who asks
+-- ARGV[4] caller  names one acquisition; a second try has the same
+-- ARGV[5] ttl_ms  lease
+-- ARGV[6] run     of the task that asks; "-" for none
+-- ARGV[7] body    not looked into
+--
+-- Returns    "ok fence ms"          the caller has it for so long
+--            "busy fence ms\ntext"  somebody else has it for so long, if it is not renewed; then the entry
+-- Publishes  slot, header and body on the path of the lock; waiter, fence and lease (ms) on the channel of a waiter that
+--            is given the lock
+lock, queue, index = KEYS[1], KEYS[2], KEYS[3]
+path, turns, worker = ARGV[1], ARGV[2], ARGV[3]
+local caller, ttl_ms, run, body = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+
+read_lock()
+return take_if_free(caller, false, run, ttl_ms, body) and has_it() or is_busy()
