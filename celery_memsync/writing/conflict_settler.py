@@ -46,12 +46,12 @@ class ConflictSettler:
         self.max_value_size = max_value_size
 
     def settle(
-        self, change: Change, stored: StoredEntry, before: Mapping[str, bytes] | None,
+        self, change: Change, stored: StoredEntry, before: Mapping[str, bytes],
     ) -> Change | Conflict | Dispute:
         """Return what is to be written over what another process has stored.
 
         Args:
-            before: The fields that the writer of the change knew of, None if it knew nothing of the entry.
+            before: The fields that the writer of the change knew of.
 
         Returns:
             A change; a conflict, if nothing is to be written; or what is left to a resolver.
@@ -97,14 +97,9 @@ class ConflictSettler:
         return conflict
 
     def _settle_fields(
-        self, change: MergeFields, stored: StoredEntry, base: Mapping[str, bytes] | None, theirs: dict[str, bytes],
+        self, change: MergeFields, stored: StoredEntry, base: Mapping[str, bytes], theirs: dict[str, bytes],
     ) -> Change | Dispute:
-        """Let the resolver settle the fields that both have changed; the others are merged anyway.
-
-        Where nothing is known of what was there before, the given fields win.
-        """
-        if base is None:
-            return change
+        """Let the resolver settle the fields that both have changed; the others are merged anyway."""
         mine = change.merged(theirs)
         disputed = {
             name for name in change.fields
@@ -120,7 +115,8 @@ class ConflictSettler:
         self, change: MergeFields, stored: StoredEntry, mine: dict[str, bytes], theirs: dict[str, bytes],
         disputed: set[str],
     ) -> Change | Conflict:
-        # The time of the entry is that of its last write, perhaps of another field: so it does not decide.
+        # The time of the entry is that of its last write, which may have been of another field.  So it does not decide:
+        # to the resolver these fields come later, and where the last write wins, they do.
         stored_at = self.clock.monotonic(stored.header.time / 1000)
         recorded_at = max(stored_at, *(change.recorded_at[name] for name in disputed))
         value = encoding.decode(encoding.join_fields(mine))

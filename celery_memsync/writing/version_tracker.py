@@ -90,10 +90,9 @@ class VersionTracker:
         if len(stamps) > MAX_SEEN:
             stamps.popitem(last=False)
 
-    def base(self, location: Location) -> MergeBase | None:
-        """Return what fields of an entry are to be merged into, without fields if they have expired; None if unknown."""
-        base = self._bases.get(location)
-        return None if base is None else base.present
+    def base(self, location: Location) -> MergeBase:
+        """Return what fields of an entry are to be merged into, without fields if they have expired."""
+        return self._bases.get(location, EMPTY_BASE).present
 
     def note_base(self, location: Location, base: MergeBase) -> None:
         """Take note of what fields are to be merged into."""

@@ -412,11 +412,8 @@ class BatchWriter:
 
     def _base_of(self, change: Change) -> MergeBase:
         """Return what the fields of a change are to be merged into."""
-        return self._known_base(change) or EMPTY_BASE
-
-    def _known_base(self, change: Change) -> MergeBase | None:
         if not isinstance(change, MergeFields):
-            return None
+            return EMPTY_BASE
         return self._seen.base(change.location) if change.base is None else change.base.present
 
     # -- compare and set
@@ -515,7 +512,7 @@ class BatchWriter:
         """Return what is to be written instead of a change that found another version than its writer had seen."""
         stored, base = outcome.stored, MergeBase.of(outcome.stored, self.store.clock)
         gone = stored is None or stored.absent(self.store.clock.now())
-        before = self._known_base(change)
+        before = self._base_of(change)
         if isinstance(change, MergeFields):
             change.late = not gone
             change.base = base._replace(body={}, until=0.0) if gone else base
@@ -525,7 +522,7 @@ class BatchWriter:
         own = stored is not None and stored.header.writes.startswith(self.store.token)
         if stored is None or own or gone and not (stored.deleted and isinstance(change, SetValue)):
             return change
-        settled = self.settler.settle(change, stored, None if before is None else before.fields)
+        settled = self.settler.settle(change, stored, before.fields)
         if isinstance(settled, Dispute):
             if not settled.is_quick:
                 self._pending.hold(change)

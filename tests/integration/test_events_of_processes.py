@@ -27,14 +27,14 @@ def test_a_process_with_a_handler_that_blocks_ends(tmp_path, redis_url):
 
 def test_a_forked_child_hears_its_own_events_and_none_that_waited_in_its_parent(tmp_path, redis_url):
     out = run(tmp_path, """
-        release, parent = threading.Event(), os.getpid()
-        wait = lambda **details: os.getpid() == parent and release.wait(10)
-        memsync.on('force-sync', wait)
+        begun, release, parent = threading.Event(), threading.Event(), os.getpid()
+        memsync.on('force-sync', lambda **details: os.getpid() == parent and (begun.set(), release.wait(10)))
         memsync.on('write', lambda key, value: print(os.getpid() == parent, key[-1], flush=True))
         memsync.write('p', 1)
         memsync.force_sync()
         memsync.write('q', 1)
         memsync.force_sync()
+        begun.wait(10)
         in_child(lambda: (memsync.write('c', 1), memsync.shutdown(timeout=5)))
         release.set()
         memsync.shutdown(timeout=5)
@@ -68,8 +68,10 @@ class Limit(Exception):
     pass
 
 def strike(*_):
-    raise Limit
+    if armed:
+        raise Limit
 
+armed = False
 chance, told, calls, struck = random.Random(20261129), [], [], 0
 signal.signal(signal.SIGALRM, strike)
 end = time.monotonic() + 3
@@ -78,14 +80,16 @@ while time.monotonic() < end:
     events.on('write', lambda **details: told.append(1))
     loop = BackgroundLoop('a-test', lambda: calls.append(1), 0, on_demand=True)
     try:
+        armed = True
         signal.setitimer(signal.ITIMER_REAL, chance.random() * 0.001)
         for _ in range(200):
             loop.wake()
             loop.run_now()
             events.emit('write')
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        armed = False
     except Limit:
         struck += 1
+    armed = False
     signal.setitimer(signal.ITIMER_REAL, 0)
     before = len(calls)
     threading.Thread(target=loop.wake).start()

@@ -51,6 +51,7 @@ def take_locks_in_turn(memsync, other):
     waiter.join(10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interval", [0.01, 60.0])
 def test_no_mutex_is_held_where_a_handler_runs_or_redis_is_waited_for(locks, redis_url, redis, interval):
     def resolve(entries):
