@@ -9,8 +9,8 @@ import pytest
 from tests.support.redis_server import free_port
 from tests.support.scripts import HEAD, IN_CHILD, begin, run
 
-# -- the end of a process
 
+# -- the end of a process
 
 @pytest.mark.parametrize("code", [
     "memsync.write('a', 1)",
