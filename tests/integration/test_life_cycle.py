@@ -9,7 +9,6 @@ import pytest
 from tests.support.redis_server import free_port
 from tests.support.scripts import HEAD, IN_CHILD, begin, run
 
-
 # -- the end of a process
 
 @pytest.mark.parametrize("code", [
