@@ -11,6 +11,7 @@ from tests.support.scripts import HEAD, IN_CHILD, begin, run
 
 # -- the end of a process
 
+
 @pytest.mark.parametrize("code", [
     "memsync.write('a', 1)",
     "memsync.write('a', 1); del memsync; gc.collect(); time.sleep(0.1)",
