@@ -57,11 +57,16 @@ class CacheableRead:
         self._source: TrackedConnection | None = None
         self._reading: PendingRead | None = None
         self._asked_at = 0.0
+        #: Whether something that this process has written there could not be sent.
+        self.lacks_writes = False
 
     def __enter__(self) -> CacheableRead:
         reader = self._reader
-        with contextlib.suppress(StoreError):  # the read will fail, too
+        try:
             reader.writer.flush_for(*self._keys)
+            self.lacks_writes = reader.writer.is_stuck(*self._keys)
+        except StoreError:
+            self.lacks_writes = True
         self._source = reader.link.checkout() if self._to_keep else None
         self._asked_at = time.monotonic()
         if self._source is not None:
@@ -78,11 +83,6 @@ class CacheableRead:
         else:
             # It may have been cut short in the middle of an answer.
             self._reader.link.discard(self._source)
-
-    @property
-    def lacks_writes(self) -> bool:
-        """Whether something that this process has written there is not in Redis yet."""
-        return self._reader.writer.is_pending(*self._keys)
 
     def read(self, read: Callable[[TrackedConnection | None], T]) -> T:
         """Read from Redis."""

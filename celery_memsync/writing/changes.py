@@ -48,7 +48,7 @@ class Change:
         fence: Of the lock under which it is made; 0 for none.
     """
 
-    __slots__ = ("location", "ttl", "at", "fence", "serial", "conflict", "withdrawn")
+    __slots__ = ("location", "ttl", "at", "fence", "serial", "conflict", "rounds", "withdrawn")
 
     #: Whether it is the first to go when memory gets short.
     expendable = False
@@ -62,6 +62,8 @@ class Change:
         self.serial: int | None = None
         #: The conflict that it settles, as the event tells it.
         self.conflict: dict[str, Any] | None = None
+        #: How often a resolver has settled it in vain, because another process was quicker again.
+        self.rounds = 0
         #: Whether there is no need to write it any more.
         self.withdrawn = False
 

@@ -14,10 +14,6 @@ from .changes import Change, DeferredChange
 
 logger = get_logger(__name__)
 
-#: Changes in the inbox from which on the caller of :meth:`PendingChanges.put` coalesces them: the writer's thread, which
-#: does so otherwise, must be waiting for Redis.
-OVERFLOW = 5000
-
 #: Seconds until a change that Redis refuses is tried again; they double with each try, up to the longest pause.
 REFUSED_PAUSE, LONGEST_REFUSED_PAUSE = 1.0, 30.0
 
@@ -54,14 +50,17 @@ class PendingChanges:
 
     Args:
         limit: Most rows.  Beyond it the oldest progress is dropped first, then the oldest others.
+        inbox_size: Changes in the inbox from which on the caller of :meth:`put` coalesces them, as the writer's thread
+            does otherwise.
 
     Attributes:
         coalesced: How many changes were joined with another one.
         dropped: How many were dropped.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, inbox_size: int = 500) -> None:
         self.limit = limit
+        self.inbox_size = inbox_size
         self.coalesced = 0
         self.dropped = 0
         self._inbox: deque[Change | DeferredChange] = deque()
@@ -69,6 +68,8 @@ class PendingChanges:
         self._fresh: set[str] = set()
         self._taken: set[str] = set()
         self._held: set[str] = set()
+        #: Redis keys of what could not be sent with the last batch.
+        self._stuck: set[str] = set()
         self._deferred: dict[DeferredChange, None] = {}
         self._ordinary: OrderedDict[Location, Row] = OrderedDict()
         self._expendable: OrderedDict[Location, Row] = OrderedDict()
@@ -79,22 +80,26 @@ class PendingChanges:
     # -- called by any thread
 
     def put(self, key: str, change: Change | DeferredChange) -> int:
-        """Take a change of what is under a Redis key; return how many are in the inbox."""
+        """Take a change of what is under a Redis key; return how many entries have changes, if that may be many."""
         fresh = self._fresh
         fresh.add(key)
         self._inbox.append(change)
         while fresh is not self._fresh:  # the inbox was emptied meanwhile, perhaps before the change was in it
             fresh = self._fresh
             fresh.add(key)
-        size = len(self._inbox)
-        if size > OVERFLOW:
-            self.try_drain()
-        return size
+        if len(self._inbox) < self.inbox_size:
+            return 0
+        self.try_drain()
+        return len(self._ordinary) + len(self._expendable) + len(self._deferred)
 
     def has(self, *keys: str) -> bool:
         """Return whether a change of what is under one of some Redis keys is pending, perhaps True just after it was."""
         # In this order: a change moves from left to right.
         return any(key in self._fresh or key in self._taken or key in self._held for key in keys)
+
+    def is_stuck(self, *keys: str) -> bool:
+        """Return whether a change of what is under one of some Redis keys could not be sent with the last batch."""
+        return not self._stuck.isdisjoint(keys)
 
     def unsent(self, location: Location) -> list[Change]:
         """Return the pending changes of an entry, in their order."""
@@ -209,6 +214,7 @@ class PendingChanges:
     def note_keys(self) -> None:
         """Note what is still pending, after a batch."""
         with self._mutex:
+            self._stuck = {row.changes[0].location.key for row in self._rows() if row.refusals or row.resolving is not None}
             self._held = {location.key for location in chain(self._ordinary, self._expendable)}
             self._held.update(deferred.key for deferred in self._deferred)
 

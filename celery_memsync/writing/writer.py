@@ -75,7 +75,7 @@ class BatchWriter:
         self.last_flush_seconds = 0.0
         self.connected = True
         self._counts = dict.fromkeys(("writes", "conflicts", "syncs", "flush_failures", "dropped"), 0)
-        self._pending = PendingChanges(max_pending)
+        self._pending = PendingChanges(max_pending, min(batch_size, max_pending))
         #: What callers wait for: new, and begun.
         self._requests: deque[FlushRequest] = deque()
         self._begun: list[FlushRequest] = []
@@ -150,6 +150,10 @@ class BatchWriter:
     def is_pending(self, *keys: str) -> bool:
         """Return whether a change of what is under one of some Redis keys is pending."""
         return self._pending.has(*keys)
+
+    def is_stuck(self, *keys: str) -> bool:
+        """Return whether one of them is refused by Redis, or a resolver is at work on it."""
+        return self._pending.is_stuck(*keys)
 
     def unsent(self, location: Location) -> list[Change]:
         """Return the pending changes of an entry, in their order."""
@@ -273,7 +277,7 @@ class BatchWriter:
             self._report_drops()
         if self._pending.deferring:
             self._thread.wake()
-        return REFUSED_PAUSE if self._pending.refused else None
+        return REFUSED_PAUSE if lost or self._pending.refused else None
 
     def _note_reads(self) -> None:
         while self._reads:
@@ -344,13 +348,14 @@ class BatchWriter:
             outcomes = self.store.write_entries(self._writes_of(changes, written))
             again = [self._settle(change, write, outcome) for (change, write), outcome in zip(written, outcomes)]
             changes = [change for change in again if change is not None]
-            if number >= MAX_ROUNDS:
-                # Merging fields settles nothing, it only has to be the first to write.
-                lost += [change for change in changes if not isinstance(change, MergeFields)]
-                changes = [change for change in changes if isinstance(change, MergeFields)]
+            late = [change for change in changes if _is_late(change, number)]
+            lost += late
+            changes = [change for change in changes if change not in late]
             if not changes:
                 break
             time.sleep(number * random.random() * CONTENTION_PAUSE)  # nosec B311 # spreads tries, no secret
+        for change in lost:
+            change.rounds = 0
         return [ConflictError(
             change.location.path, (change.seen if isinstance(change, SetValue) else self._base_of(change).stamp).version,
         ) for change in lost + changes]
@@ -524,6 +529,9 @@ class BatchWriter:
             return change
         settled = self.settler.settle(change, stored, before.fields)
         if isinstance(settled, Dispute):
+            if change.rounds >= MAX_ROUNDS:
+                return change  # it stays pending as it is
+            change.rounds += 1
             if not settled.is_quick:
                 self._pending.hold(change)
                 self._disputes.append((change, settled))
@@ -535,6 +543,7 @@ class BatchWriter:
     def _take_resolution(self, change: Change, settled: Change | dict[str, Any]) -> Change | None:
         """Put what a conflict was settled to in the place of a change; return it."""
         if isinstance(settled, Change):
+            settled.rounds = change.rounds
             self._pending.settle(change, settled)
             return settled
         self._note_conflict(settled)
@@ -598,6 +607,11 @@ class BatchWriter:
         if not self.connected:
             self.connected = True
             self.events.emit("connection-restored")
+
+
+def _is_late(change: Change, number: int) -> bool:
+    """Return whether a change has lost every round; merging fields only has to be the first to write, so it has more."""
+    return change.rounds >= MAX_ROUNDS or number >= MAX_ROUNDS and not isinstance(change, MergeFields)
 
 
 class Refused(StoreError):
