@@ -320,7 +320,7 @@ class Reader:
                 metrics = change.applied(metrics)
         return metrics
 
-    def _read_coordination(self, thing: str, read: Callable[[], tuple[T, int]]) -> tuple[T, list[Change]]:
+    def _read_coordination(self, thing: str, read: Callable[[], tuple[T, set[int]]]) -> tuple[T, list[Change]]:
         """Return what there is, and the changes that wait and are not in it."""
         location = self.keys.coordination_location(thing)
         self.uncached += 1
@@ -328,7 +328,7 @@ class Reader:
             (answer, done), waiting = cacheable.ask(lambda _: read())
         return answer, [
             change for change in waiting
-            if change.location == location and (change.serial is None or change.serial > done)
+            if change.location == location and (change.serial is None or change.serial not in done)
         ]
 
     def stored_whole(self, location: Location) -> Entry | None:

@@ -21,7 +21,7 @@ from ..exceptions import ConflictError, LockLost, MemSyncError, StoreError
 from ..keys import ASSIGNMENTS, STATE, Location
 from ..models.entry import UNWRITTEN, EntryVersion, Header, StoredEntry
 from ..models.progress import progress_from
-from ..store import EntryWrite, Store, WriteResult, ms
+from ..store import CoordinationResult, EntryWrite, Store, WriteResult, may_be_done, ms
 from .changes import Change, Coordinated, DeferredChange, MergeFields, SetValue, StageChange, SyncMetrics, SyncQueue
 from .conflict_settler import ConflictSettler
 from .version_tracker import EMPTY_BASE, MergeBase, VersionTracker
@@ -93,6 +93,7 @@ class BatchWriter:
         #: What was written or shown to a reader last.
         self._seen = VersionTracker()
         self._serials = count(1)
+        self._coordination_serials = count(1)
         self._pending_events: deque[tuple[str, dict[str, Any]]] = deque()
         self._unreported_drops = 0
         self._warned_of_drops = False
@@ -370,7 +371,7 @@ class BatchWriter:
             An error for each change that lost every round; it waits on.
         """
         lost: list[Change] = []
-        changes = self._replace(changes, self._coordinate(changes))
+        changes = self._coordinate(changes)
         for number in range(MAX_MERGES):
             written: list[tuple[Change, EntryWrite]] = []
             outcomes = self.store.write_entries(self._writes_of(changes, written))
@@ -405,26 +406,72 @@ class BatchWriter:
             self._in_flight = left + self._in_flight[len(changes):]
         return left
 
-    def _coordinate(self, changes: Sequence[Change]) -> list[Change]:
-        """Write what is no entry; return the rest."""
-        together = [change for change in changes if isinstance(change, Coordinated)]
-        if together:
-            for change in together:
-                change.serial = change.serial or next(self._serials)
-            try:
-                answers = self.store.change_coordination([change.update() for change in together])
-            except StoreError as exc:
-                if not exc.refused:
-                    raise
-                for change in together:
-                    self._refuse(change, str(exc))
-                answers = []
-            for change, failed in zip(together, answers):
-                if failed and isinstance(change, SyncMetrics):
-                    logger.warning("Counters that are no numbers can't be added to: %s", ", ".join(failed))
-                self.counts["writes"] += 1
-                self._note_written(change)
-        return [change for change in changes if not isinstance(change, Coordinated)]
+    def _coordinate(self, changes: list[Change]) -> list[Change]:
+        """Write what is no entry, changes of one place one after the other; return the rest."""
+        rows: dict[Location, list[Coordinated]] = {}
+        for change in changes:
+            if isinstance(change, Coordinated):
+                rows.setdefault(change.location, []).append(change)
+        while rows:
+            done = self._coordinate_first(rows)
+            changes = self._replace(changes, [change for change in changes if not any(change is one for one in done)])
+        return changes
+
+    def _coordinate_first(self, rows: dict[Location, list[Coordinated]]) -> list[Coordinated]:
+        """Write the first change of each place, and take it out of its row; return those that are not in flight any more.
+
+        What is refused is not overtaken: what comes after it waits with it.
+        """
+        done: list[Coordinated] = []
+        errors: list[StoreError] = []
+        first = [row[0] for row in rows.values()]
+        for change, result in zip(first, self._change_coordination(first)):
+            row = rows[change.location]
+            if result.error is not None and result.status == "error":
+                del rows[change.location]
+                if result.error.refused:
+                    for one in row:
+                        self._refuse(one, str(result.error))
+                    done += row
+                else:
+                    errors.append(result.error)
+                continue
+            self._settle_coordinated(change, result)
+            done.append(row.pop(0))
+            if not row:
+                del rows[change.location]
+        if errors:
+            with self._mutex:
+                self._in_flight = [change for change in self._in_flight if not any(change is one for one in done)]
+            raise errors[0]
+        return done
+
+    def _change_coordination(self, changes: list[Coordinated]) -> list[CoordinationResult]:
+        """Send changes; a number that has certainly come to nothing is given back."""
+        fresh = [change for change in changes if change.serial is None]
+        for change in fresh:
+            change.serial, change.since = next(self._coordination_serials), time.monotonic()
+        try:
+            results = self.store.change_coordination([change.update() for change in changes])
+        except StoreError as exc:
+            if not may_be_done(exc):
+                for change in fresh:
+                    change.serial = None
+            raise
+        for change, result in zip(changes, results):
+            if result.status == "error" and any(change is one for one in fresh):
+                change.serial = None
+        return results
+
+    def _settle_coordinated(self, change: Coordinated, result: CoordinationResult) -> None:
+        if result.status == "forgotten":
+            logger.warning("%s: %s", change.location.path, result.error)
+            self._count_drop()
+            return
+        if result.answer and isinstance(change, SyncMetrics):
+            logger.warning("Counters that are no numbers can't be added to: %s", ", ".join(result.answer))
+        self.counts["writes"] += 1
+        self._note_written(change)
 
     def _writes_of(self, changes: Iterable[Change], written: list[tuple[Change, EntryWrite]]) -> Iterator[EntryWrite]:
         """Yield changes as the store takes them, and keep each beside what it became."""
