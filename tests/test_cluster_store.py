@@ -103,6 +103,20 @@ def test_no_two_ids_meet_in_one_key():
     assert len({keys.task(name) for name in names}) == len(set(names))
 
 
+def test_a_long_list_is_replaced_and_changes_of_the_queue_are_made_once(make):
+    memsync, other = make(), make()
+    ids = [f"q{number}" for number in range(2500)]
+
+    memsync.sync_queue({"pending": ids, "processing": ["p"]})
+    memsync.force_sync()
+    tries = [memsync.store.enqueue_task(7, 60.0, "z") for _ in range(2)]
+    taken = [memsync.store.dequeue_task(serial, 60.0) for serial in (9, 8, 9, 8)]
+
+    assert tries == [True, True]
+    assert taken == ["q0", "q1", "q0", "q1"]
+    assert other.get_queue(limit=5000) == {"pending": [*ids[2:], "z"], "processing": ["p", "q0", "q1"]}
+
+
 def test_the_queue_and_the_counters_follow_from_the_stages_of_tasks_on_all_nodes(make):
     memsync, other = make(), make()
     now = memsync.store.clock.now()

@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any, Callable, Hashable, Iterable, Mapping, Sequence, TypeVar
 
 from .. import encoding
@@ -305,7 +306,7 @@ class Reader:
 
     def queue(self, limit: int = LONGEST_LIST) -> dict[str, list[str]]:
         """Return the ids of tasks that wait and that are at work, first come first, at most ``limit`` each."""
-        queue, waiting = self._read_coordination(QUEUE, lambda: self.store.read_queue(limit))
+        queue, waiting = self._read_coordination(QUEUE, lambda done: self.store.read_queue(limit, done))
         for change in waiting:
             if isinstance(change, SyncQueue):
                 queue = {**queue, **{name: list(ids[:limit]) for name, ids in change.lists.items()}}
@@ -320,16 +321,25 @@ class Reader:
                 metrics = change.applied(metrics)
         return metrics
 
-    def _read_coordination(self, thing: str, read: Callable[[], tuple[T, set[int]]]) -> tuple[T, list[Change]]:
-        """Return what there is, and the changes that wait and are not in it."""
+    def _read_coordination(self, thing: str, read: Callable[[bool], tuple[T, set[int]]]) -> tuple[T, list[Change]]:
+        """Return what there is, and the changes that wait and are not in it.
+
+        Args:
+            read: Reads it, and if asked also the numbers of the changes that are in it.
+        """
         location = self.keys.coordination_location(thing)
         self.uncached += 1
+        answer, done, waiting = self._read_and_wait(location, partial(read, False))
+        if any(change.serial is not None for change in waiting):  # it is on its way, or its answer was lost
+            answer, done, waiting = self._read_and_wait(location, partial(read, True))
+        return answer, [change for change in waiting if change.serial not in done]
+
+    def _read_and_wait(
+        self, location: Location, read: Callable[[], tuple[T, set[int]]],
+    ) -> tuple[T, set[int], list[Change]]:
         with CacheableRead(self, [location.key], to_keep=False) as cacheable:
             (answer, done), waiting = cacheable.ask(lambda _: read())
-        return answer, [
-            change for change in waiting
-            if change.location == location and (change.serial is None or change.serial not in done)
-        ]
+        return answer, done, [change for change in waiting if change.location == location]
 
     def stored_whole(self, location: Location) -> Entry | None:
         """Return the queue or the metrics as Redis has them now, without what waits here."""
@@ -337,9 +347,9 @@ class Reader:
         entry = entry_of(location, parts, self.store.clock.now())
         value: Any
         if location.field == QUEUE:
-            value, _ = self.store.read_queue(LONGEST_LIST)
+            value, _ = self.store.read_queue(LONGEST_LIST, False)
         else:
-            value = {name: _number(body) for name, body in self.store.read_metrics()[0].items()}
+            value = {name: _number(body) for name, body in self.store.read_metrics(False)[0].items()}
         return None if entry is None else entry.evolve(value)
 
     # -- workers

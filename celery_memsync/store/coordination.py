@@ -13,7 +13,7 @@ from .script_caller import Call, ScriptCaller, answers_of, in_chunks, ms, serial
 from .scripts import METRICS_UPDATE, QUEUE_COMPLETE, QUEUE_DEQUEUE, QUEUE_ENQUEUE, QUEUE_REPLACE, Script
 
 #: How often a list is read again because it was replaced while it was read in pieces.
-READ_TRIES = 5
+READ_TRIES = 20
 
 #: Seconds for which Redis remembers a change, so that it can be tried again: SHORTEST_MEMORY in
 #: ``store/lua/coordination_change.lua``, less what clocks may differ in their pace and a call may be on its way.
@@ -150,19 +150,23 @@ class CoordinationStore(ScriptCaller):
         return self.worker_id, serial, ms(ttl), self.prefix, self._together
 
     @redis_call
-    def read_queue(self, limit: int) -> tuple[dict[str, list[str]], set[int]]:
+    def read_queue(self, limit: int, with_done: bool = True) -> tuple[dict[str, list[str]], set[int]]:
         """Return the ids of tasks that wait and that are at work, those that came first first.
 
         Also the numbers of the last replacements by this process, which are in it.  A queue that is replaced meanwhile is
         read anew, so that it is the old or the new one.
+
+        Args:
+            limit: Most ids of each list.
+            with_done: Whether these numbers are asked for.
         """
         for _ in range(READ_TRIES):
-            reading = QueueReading(limit)
-            while reading.parts:
+            reading = QueueReading(limit, None if with_done else {})
+            while reading.parts and reading.is_whole:
                 self._read_pieces(reading)
             if reading.is_whole:
-                break
-        return reading.lists(), _serials_of(reading.done)
+                return reading.lists(), _serials_of(reading.done)
+        raise StoreError("The queue could not be read as a whole: it was replaced again and again while it was read")
 
     def _read_pieces(self, reading: QueueReading) -> None:
         pipeline = self._pipeline(None)
@@ -199,12 +203,17 @@ class CoordinationStore(ScriptCaller):
         return after, list(filter(is_id, names))
 
     @redis_call
-    def read_metrics(self) -> tuple[dict[str, bytes], set[int]]:
-        """Return all counters, each as JSON, and the numbers of the last updates by this process."""
+    def read_metrics(self, with_done: bool = True) -> tuple[dict[str, bytes], set[int]]:
+        """Return all counters, each as JSON, and the numbers of the last updates by this process.
+
+        Args:
+            with_done: Whether these numbers are asked for.
+        """
         pipeline = self._pipeline(None)
         pipeline.hgetall(self.keys.metrics)
-        pipeline.hgetall(self.keys.done(self.token, "metrics"))
-        counters, done = answers_of(pipeline)
+        if with_done:
+            pipeline.hgetall(self.keys.done(self.token, "metrics"))
+        counters, done = (*answers_of(pipeline), None)[:2]
         return {name.decode(errors="replace"): body for name, body in (counters or {}).items()}, _serials_of(done)
 
 

@@ -96,9 +96,14 @@ def refusal_code(error: Exception) -> str:
 
 
 def may_be_done(error: BaseException) -> bool:
-    """Return whether something may have been done although it ended in an error: Redis did not say that it refuses it."""
-    return not isinstance(error, StoreError) or bool(getattr(error, "maybe_done", not _was_refused(error)))
+    """Return whether something may have been done, or may still be done, although it ended in an error.
+
+    That Redis refuses it does not say that it did not take an earlier try, which may even be on its way.
+    """
+    unsent = getattr(error.__cause__, "unsent", False)
+    return bool(getattr(error, "maybe_done", not (isinstance(error, StoreError) and unsent)))
 
 
-def _was_refused(error: StoreError) -> bool:
-    return isinstance(error.__cause__, redis.ResponseError)
+def was_refused(error: BaseException) -> bool:
+    """Return whether Redis has answered, and refused: until then nothing was done."""
+    return isinstance(error, StoreError) and isinstance(error.__cause__, redis.ResponseError)

@@ -49,17 +49,18 @@ class QueueReading:
 
     Args:
         limit: Most ids of each list.
+        done: None if Redis is to be asked for what it remembers of replacements by this process.
 
     Attributes:
         parts: Lists that are not read to their end, or to the limit.
-        done: What Redis remembers of replacements by this process, as it was when the first pieces were read.
+        done: What Redis remembered when the first pieces were read.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, done: Mapping[bytes, bytes] | None = None) -> None:
         self.limit = limit
         self.size = max(1, min(limit, PIECE_OF_LIST))
         self.parts = {name: ListReading() for name in LISTS}
-        self.done: Mapping[bytes, bytes] | None = None
+        self.done = done
         self._all = dict(self.parts)
         self._replaced: set[bytes | None] = set()
 
@@ -80,8 +81,8 @@ class QueueReading:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of it is of one queue, which was not replaced meanwhile."""
-        return len(self._replaced) == 1
+        """Whether all that was read is of one queue, which was not replaced meanwhile."""
+        return len(self._replaced) <= 1
 
     def lists(self) -> dict[str, list[str]]:
         """Return the ids that were read."""

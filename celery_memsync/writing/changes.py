@@ -234,8 +234,8 @@ class Coordinated(Change):
     """A change of what has no value in one piece: the queue, the metrics.
 
     Attributes:
-        serial: Its number, as long as it is sent, or was sent and not answered.
-        since: Monotonic time when it was sent first under that number.
+        serial: Its number, once it was sent.
+        since: Monotonic time when it was sent first, or when Redis refused it last: it had done nothing until then.
     """
 
     __slots__ = ("since",)

@@ -10,7 +10,7 @@ from typing import Callable, Iterable, Mapping, TypeVar
 
 from ..exceptions import InvalidValue, StoreError, ValueTooLarge
 from ..keys import check_id
-from ..store import LISTS, MEMORY, MaybeDone, Store, may_be_done
+from ..store import LISTS, MEMORY, MaybeDone, Store, may_be_done, was_refused
 
 #: Counters are whole numbers of 64 bits in Redis.
 TOO_MUCH = 2 ** 63
@@ -31,11 +31,13 @@ class Attempt:
         serial: Its number; each try has the same.
 
     Attributes:
+        since: Monotonic time of the first try, or of the last one that Redis refused: it had done nothing until then.
+        refused: Whether Redis refused the last try, so that nothing was done by it or those before.
         busy: Whether a call waits for its answer now.
         outdated_for: Threads that have been given the task since: what they do with it now is something new.
     """
 
-    __slots__ = ("busy", "outdated_for", "serial", "since", "thread", "thread_id")
+    __slots__ = ("busy", "outdated_for", "refused", "serial", "since", "thread", "thread_id")
 
     def __init__(self, serial: int) -> None:
         self.serial = serial
@@ -43,7 +45,13 @@ class Attempt:
         self.thread_id = threading.get_ident()
         self.thread = weakref.ref(threading.current_thread())
         self.outdated_for: tuple[int, ...] = ()
+        self.refused = False
         self.busy = True
+
+    @property
+    def is_old(self) -> bool:
+        """Whether Redis may have forgotten it."""
+        return time.monotonic() - self.since > MEMORY
 
     @property
     def is_own(self) -> bool:
@@ -113,14 +121,18 @@ class SharedQueue:
             call: Name and arguments.
         """
         attempt, is_fresh = self._begin(call)
-        is_over = False
+        started, is_over = time.monotonic(), False
         try:
-            if time.monotonic() - attempt.since > MEMORY:
+            if attempt.is_old:
                 raise MaybeDone(f"a call of {call[0]}")
             answer = change(attempt.serial, self.ttl, *call[1:])
             is_over = True
         except BaseException as exc:
-            is_over = isinstance(exc, MaybeDone) or is_fresh and not may_be_done(exc)
+            attempt.refused = was_refused(exc)
+            if attempt.refused:
+                attempt.since = started
+            else:
+                is_over = isinstance(exc, MaybeDone) or is_fresh and not may_be_done(exc)
             raise
         finally:
             self._end(call, attempt, is_over)
@@ -132,9 +144,11 @@ class SharedQueue:
             attempts = self._attempts.get(call, ())
             known = [attempt for attempt in attempts if not attempt.busy and _continues(call, attempt)]
             attempt = min(known, key=lambda one: not one.is_own, default=None)
-            if attempt is not None:
+            if attempt is not None and not (attempt.refused and attempt.is_old):
                 attempt.busy = True
                 return attempt, False
+            if attempt is not None:
+                self._forget(call, attempt)
             if len(self._attempts) >= MAX_UNANSWERED:
                 self._make_room()
             attempt = Attempt(next(self._serials[call[0]]))
@@ -157,9 +171,8 @@ class SharedQueue:
 
     def _make_room(self) -> None:
         """Forget calls that Redis has forgotten, too."""
-        latest = time.monotonic() - MEMORY
         for call, attempts in list(self._attempts.items()):
-            for attempt in [attempt for attempt in attempts if attempt.since < latest and not attempt.busy]:
+            for attempt in [one for one in attempts if one.is_old and not one.busy]:
                 self._forget(call, attempt)
         if len(self._attempts) >= MAX_UNANSWERED:
             raise StoreError(f"{MAX_UNANSWERED} changes of the queue have no answer yet; make them again before others")

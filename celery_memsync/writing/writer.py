@@ -447,10 +447,11 @@ class BatchWriter:
         return done
 
     def _change_coordination(self, changes: list[Coordinated]) -> list[CoordinationResult]:
-        """Send changes; a number that has certainly come to nothing is given back."""
+        """Send changes, each under its number, until it is answered; one that was certainly not sent gives it back."""
+        started = time.monotonic()
         fresh = [change for change in changes if change.serial is None]
         for change in fresh:
-            change.serial, change.since = next(self._coordination_serials), time.monotonic()
+            change.serial, change.since = next(self._coordination_serials), started
         try:
             results = self.store.change_coordination([change.update() for change in changes])
         except StoreError as exc:
@@ -459,14 +460,16 @@ class BatchWriter:
                     change.serial = None
             raise
         for change, result in zip(changes, results):
-            if result.status == "error" and any(change is one for one in fresh):
-                change.serial = None
+            if result.status == "error":
+                change.since = started  # nothing was done until then
         return results
 
     def _settle_coordinated(self, change: Coordinated, result: CoordinationResult) -> None:
+        """Take note of what was done, or can't be known any more."""
         if result.status == "forgotten":
             logger.warning("%s: %s", change.location.path, result.error)
-            self._count_drop()
+            self.counts["dropped"] += 1
+            self._note("writes-dropped", count=1)
             return
         if result.answer and isinstance(change, SyncMetrics):
             logger.warning("Counters that are no numbers can't be added to: %s", ", ".join(result.answer))
