@@ -4,6 +4,7 @@ from __future__ import annotations
 import random
 
 import pytest
+import redis as redis_py
 
 from celery_memsync import ConflictError, MemorySyncManager, StoreError
 from celery_memsync.keys import Keys
@@ -115,6 +116,26 @@ def test_a_long_list_is_replaced_and_changes_of_the_queue_are_made_once(make):
     assert tries == [True, True]
     assert taken == ["q0", "q1", "q0", "q1"]
     assert other.get_queue(limit=5000) == {"pending": [*ids[2:], "z"], "processing": ["p", "q0", "q1"]}
+
+
+def test_a_change_that_a_node_did_not_answer_is_in_doubt(make, monkeypatch):
+    memsync, answered = make(), []
+    memsync.increment_metrics(n=1)
+
+    def lose_answer(commands):
+        answered.append(execute_all(commands))
+        return [redis_py.ConnectionError("gone")] * len(commands)
+
+    execute_all = memsync.store.redis.execute_all
+    with monkeypatch.context() as patch:
+        patch.setattr(memsync.store.redis, "execute_all", lose_answer)
+        with pytest.raises(StoreError):
+            memsync.force_sync()
+    memsync.increment_metrics(n=1)
+    memsync.force_sync()
+
+    assert answered
+    assert memsync.get_coordination_metrics() == {"n": 2}
 
 
 def test_the_queue_and_the_counters_follow_from_the_stages_of_tasks_on_all_nodes(make):

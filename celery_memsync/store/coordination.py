@@ -5,11 +5,13 @@ import math
 import time
 from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence, Union
 
+import redis
+
 from ..exceptions import StoreError
 from ..keys import is_id
 from .errors import MaybeDone, redis_call, refusal_code
 from .queue_reading import LISTS, PIECE_OF_LIST, QueueReading
-from .script_caller import Call, ScriptCaller, answers_of, in_chunks, ms, serial_of
+from .script_caller import Call, ScriptCaller, answers_of, in_chunks, ms, raise_first, serial_of
 from .scripts import METRICS_UPDATE, QUEUE_COMPLETE, QUEUE_DEQUEUE, QUEUE_ENQUEUE, QUEUE_REPLACE, Script
 
 #: How often a list is read again because it was replaced while it was read in pieces.
@@ -112,8 +114,11 @@ class CoordinationStore(ScriptCaller):
         """
         latest = time.monotonic() - MEMORY
         rows = [[] if change.since < latest else list(self._calls(change)) for change in changes]
-        answers = iter(self._try([call for row in rows for call in row], publishes=True))
-        return [_result([next(answers) for _ in row]) for row in rows]
+        answers = self._try([call for row in rows for call in row], publishes=True)
+        # Of a cluster, that a node is away is an answer, too.
+        raise_first([answer for answer in answers if not isinstance(answer, redis.ResponseError)])
+        rest = iter(answers)
+        return [_result([next(rest) for _ in row]) for row in rows]
 
     def _calls(self, change: CoordinationChange) -> Iterator[Call]:
         if isinstance(change, MetricsUpdate):
