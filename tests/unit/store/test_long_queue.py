@@ -6,8 +6,7 @@ import threading
 import pytest
 
 from celery_memsync.store import QueueReplacement
-
-from .test_budgets import calls_of, round_trips
+from tests.support.redis_calls import calls_of, round_trips
 
 
 def ids_of(name, number):
@@ -119,6 +118,7 @@ def test_a_new_list_that_is_gone_before_it_is_whole_replaces_nothing(store, redi
     assert result.status == "ok" and store.read_queue(5000)[0] == LISTS
 
 
+@pytest.mark.slow
 def test_who_reads_sees_the_old_or_the_new_lists(memsync, make_memsync):
     writer, seen, stop = make_memsync(batch_interval=0.001), set(), threading.Event()
     states = [{name: ids_of(f"{name}-{state}", 2500) for name in LISTS} for state in "xyz"]

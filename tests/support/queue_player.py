@@ -1,6 +1,6 @@
 """A process whose threads use the shared queue, and note what they begin and what they are answered.
 
-    python -m tests.queue_player URL FOLDER SEED
+    python -m tests.support.queue_player URL FOLDER SEED
 
 Each thread appends rows of JSON to a file of its own: what, the task, the answer; None: the call begins.  It ends when
 there is a file named ``stop``.

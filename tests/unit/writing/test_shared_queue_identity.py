@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,15 +11,14 @@ import pytest
 
 from celery_memsync import StoreError
 from celery_memsync.store import MEMORY, scripts
-
-from .test_lost_answers import Proxy
+from tests.support.lossy_proxy import LossyProxy
 
 KINDS = ("enqueue", "dequeue", "complete")
 
 
 @pytest.fixture
 def proxy(server):
-    proxy = Proxy(server.port)
+    proxy = LossyProxy(server.port)
     yield proxy
     proxy.released.set()
     proxy.listener.close()
@@ -126,6 +126,7 @@ def test_what_a_thread_took_without_an_answer_goes_to_another_when_it_has_ended(
     assert taken == ["a", "b", None]
 
 
+@pytest.mark.slow
 def test_twenty_threads_fail_within_one_timeout(make_memsync, own_server):
     memsync = make_memsync(url=own_server.url, backend_options={"socket_timeout": 1.0, "socket_connect_timeout": 1.0})
     memsync.get_queue()
@@ -167,6 +168,7 @@ def test_what_twenty_threads_took_without_an_answer_is_had_by_their_second_try(m
     assert sorted(taken, key=int) == ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, args", [("enqueue", ["a"]), ("dequeue", []), ("complete", ["p"])])
 def test_what_redis_has_forgotten_is_an_error_and_not_done_again(proxied, other, proxy, kind, args):
     other.sync_queue({"pending": ["b", "c", "d"], "processing": ["p"]})
@@ -225,6 +227,34 @@ def test_calls_that_found_no_redis_are_not_remembered(make_memsync, own_server):
             memsync.enqueue(f"{number}")
 
     assert len(memsync._open().coordination._attempts) <= 1
+
+
+def test_a_call_that_was_interrupted_is_finished_by_the_same_call(proxied, other, proxy):
+    def interrupt(*_):
+        raise InterruptedError
+
+    def wait_and_interrupt():
+        proxy.held.wait(10)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+
+    proxied.enqueue("first")
+    proxy.hold(sha_of("enqueue"))
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    interrupting = threading.Thread(target=wait_and_interrupt)
+    interrupting.start()
+    try:
+        with pytest.raises((InterruptedError, StoreError)):
+            proxied.enqueue("a")
+    finally:
+        interrupting.join(10)
+        signal.signal(signal.SIGUSR1, before)
+    proxy.released.set()
+    taken = run_all(other)
+
+    put = proxied.enqueue("a")
+
+    assert (put, taken) == (True, ["first", "a"])
+    assert other.get_queue()["pending"] == []
 
 
 def test_no_more_calls_are_made_than_can_be_remembered(proxied, proxy, monkeypatch):

@@ -143,11 +143,11 @@ def test_what_was_refused_is_done_once_although_others_went_first(own, own_serve
 
 
 def test_what_was_refused_is_not_overtaken(own, own_server, monkeypatch):
-    told = own.store.change_coordination
+    change = own.store.change_coordination
 
     def refuse_first(changes):
         with refusing(own_server, "NOREPLICAS"):
-            return told(changes)
+            return change(changes)
 
     own.sync_metrics({"n": 1})
     with monkeypatch.context() as patch:
@@ -162,6 +162,7 @@ def test_what_was_refused_is_not_overtaken(own, own_server, monkeypatch):
     assert own.store.read_metrics()[0] == {"n": b"7"}
 
 
+@pytest.mark.slow
 def test_a_refusal_of_hours_keeps_one_change_waiting(own, own_server):
     with refusing(own_server, "NOREPLICAS"):
         for _ in range(300):

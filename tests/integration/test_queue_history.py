@@ -1,6 +1,6 @@
 """What is done with the queue is done once, shown by a history: processes and their threads, lost answers, late questions.
 
-``MEMSYNC_SOAK=60 pytest tests/test_queue_history.py`` does so for 60 seconds, ``MEMSYNC_SEED=1`` again as it was.
+With ``MEMSYNC_STRESS=1`` that takes a minute; ``MEMSYNC_SEED=1`` repeats a history.
 """
 from __future__ import annotations
 
@@ -9,81 +9,22 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter, defaultdict
 
 import pytest
 
 from celery_memsync import MemorySyncManager
+from tests.support.late_proxy import LateProxy
+from tests.support.paths import ROOT
+from tests.support.stress import stressed
+from tests.support.waiting import eventually
 
-from .helpers import ROOT, eventually
-
-SECONDS = float(os.environ.get("MEMSYNC_SOAK", "5"))
+SECONDS = stressed(60.0, 3.0)
 SEED = int(os.environ.get("MEMSYNC_SEED", random.SystemRandom().randrange(10 ** 6)))
 PLAYERS = 4
-
-
-class LossyProxy:
-    """A TCP proxy that loses answers, or connections, and lets questions arrive late when their connection is gone.
-
-    Args:
-        port: Of Redis.
-        chance: Draws what is harmed.
-    """
-
-    def __init__(self, port, chance):
-        self.port = port
-        self.chance = chance
-        self.harm = 0.05
-        self.harmed = Counter()
-        self.listener = socket.create_server(("127.0.0.1", 0), backlog=100)
-        self.url = f"redis://127.0.0.1:{self.listener.getsockname()[1]}/0"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self):
-        while True:
-            try:
-                client, _ = self.listener.accept()
-                server = socket.create_connection(("127.0.0.1", self.port))
-            except OSError:
-                return
-            threading.Thread(target=self._pump, args=(client, server, ("late",)), daemon=True).start()
-            threading.Thread(target=self._pump, args=(server, client, ("cut", "silent")), daemon=True).start()
-
-    def _pump(self, source, target, harms):
-        try:
-            while data := source.recv(2 ** 16):
-                harm = self.chance.choice(harms) if self.chance.random() < self.harm else ""
-                if harm and (harm != "late" or b"EVALSHA" in data):
-                    self.harmed[harm] += 1
-                    getattr(self, harm)(source, target, data)
-                else:
-                    target.sendall(data)
-        except OSError:
-            pass
-        finally:
-            for end in (source, target):
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-                end.close()
-
-    def cut(self, source, target, data):
-        raise OSError
-
-    def silent(self, source, target, data):
-        pass
-
-    def late(self, source, target, data):
-        """Break the connection to who asks, and let what was asked arrive after all."""
-        with contextlib.suppress(OSError):
-            source.shutdown(socket.SHUT_RDWR)
-        time.sleep(self.chance.random())
-        target.sendall(data)
-        time.sleep(0.1)
 
 
 class Torment:
@@ -93,14 +34,14 @@ class Torment:
         self.server = server
         self.folder = folder
         self.chance = random.Random(seed)
-        self.proxy = LossyProxy(server.port, random.Random(seed + 1))
+        self.proxy = LateProxy(server.port, random.Random(seed + 1))
         self.players = []
         self.befallen = Counter()
         for _ in range(PLAYERS):
             self.start_player()
 
     def start_player(self):
-        command = [sys.executable, "-m", "tests.queue_player", self.proxy.url, str(self.folder),
+        command = [sys.executable, "-m", "tests.support.queue_player", self.proxy.url, str(self.folder),
                    str(self.chance.randrange(10 ** 9))]
         self.players.append(subprocess.Popen(command, cwd=ROOT))
 
