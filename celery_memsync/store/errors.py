@@ -21,7 +21,7 @@ REFUSALS = {
     "READONLY": "it is a replica, which takes no writes; let memsync_backend name its master",
 }
 
-#: Words of Redis's errors that redis-py tells by their class.
+#: Words of Redis's errors that redis-py turns into a class of errors.
 CODES = {
     redis.exceptions.OutOfMemoryError: "OOM", redis.exceptions.ReadOnlyError: "READONLY",
     redis.exceptions.NoPermissionError: "NOPERM", redis.BusyLoadingError: "LOADING",
