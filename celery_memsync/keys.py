@@ -218,8 +218,12 @@ class Keys:
         return f"{self.namespace}//{{locks}}/turns/"
 
     def done(self, token: str, kind: str) -> str:
-        """The number of the last change of one kind that one process made, kept for a second try of it."""
+        """The numbers of the changes of one kind that one process made last, kept for a second try of them."""
         return f"{self.about}/done/{token}/{kind}"
+
+    def new_list(self, token: str, serial: int, name: str) -> str:
+        """A list of the queue while it is made, to be put in the place of the one of that name."""
+        return f"{self.about}/new/{token}/{serial}/{name}"
 
     # -- places, by path
 

@@ -602,7 +602,8 @@ class MemorySyncManager:
 
         Raises:
             InvalidKey: If the id is not fit for a key.
-            StoreError: If Redis is away; the same call again does not put it there twice.
+            StoreError: If Redis is away, or does not answer.  The same call again returns what this one would have
+                returned, and does not put it there twice.
         """
         services = self._open()
         services.writer.flush_for(services.keys.about)
@@ -615,7 +616,8 @@ class MemorySyncManager:
             Its id, which nobody else gets; None if nothing is pending.
 
         Raises:
-            StoreError: If Redis is away.  What was taken all the same is what the next call returns.
+            StoreError: If Redis is away, or does not answer.  What was taken all the same is what the next call by
+                this thread returns.
         """
         services = self._open()
         services.writer.flush_for(services.keys.about)
@@ -629,7 +631,8 @@ class MemorySyncManager:
 
         Raises:
             InvalidKey: If the id is not fit for a key.
-            StoreError: If Redis is away.
+            StoreError: If Redis is away, or does not answer.  The same call again returns what this one would have
+                returned.
         """
         services = self._open()
         services.writer.flush_for(services.keys.about)

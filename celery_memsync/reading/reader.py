@@ -292,14 +292,14 @@ class Reader:
         """Return the ids of pending and running tasks, first come first, at most ``limit`` each."""
         self.uncached += 1
         self.writer.flush()
-        queue, _ = self.store.read_queue(limit)
+        queue, _ = self.store.read_queue(limit, with_done=False)
         return queue
 
     def metrics(self) -> dict[str, Any]:
         """Return all counters."""
         self.uncached += 1
         self.writer.flush()
-        return {name: _number(body) for name, body in self.store.read_metrics()[0].items()}
+        return {name: _number(body) for name, body in self.store.read_metrics(with_done=False)[0].items()}
 
     def stored_whole(self, location: Location) -> Entry | None:
         """Return the queue or the metrics as Redis has them now, without what waits here."""
@@ -307,9 +307,9 @@ class Reader:
         entry = entry_of(location, parts, self.store.clock.now())
         value: Any
         if location.field == QUEUE:
-            value, _ = self.store.read_queue(LONGEST_LIST)
+            value, _ = self.store.read_queue(LONGEST_LIST, False)
         else:
-            value = {name: _number(body) for name, body in self.store.read_metrics()[0].items()}
+            value = {name: _number(body) for name, body in self.store.read_metrics(False)[0].items()}
         return None if entry is None else entry.evolve(value)
 
     # -- workers

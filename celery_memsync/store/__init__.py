@@ -6,9 +6,12 @@ has to be atomic is a script in `store/lua/`; its header says what it takes and 
 """
 from __future__ import annotations
 
-from .coordination import CoordinationChange, CoordinationStore, MetricsUpdate, QueueReplacement
+from .coordination import (MEMORY, CoordinationChange, CoordinationResult, CoordinationStore, MetricsUpdate,
+                           QueueReplacement)
 from .entries import EntryStore, EntryWrite, WriteResult, outcomes_of
+from .errors import MaybeDone, may_be_done, was_refused
 from .locks import LockAnswer, LockRequest, LockStore, renewal
+from .queue_reading import LISTS
 from .script_caller import SCRIPT_SIZE, Call, in_chunks, ms, raise_first
 from .tasks import Task, TaskStore
 from .workers import HeartbeatReply, LostWorkerClaim, WorkerStore
@@ -19,7 +22,7 @@ class Store(EntryStore, TaskStore, WorkerStore, CoordinationStore, LockStore):
 
 
 __all__ = [
-    "SCRIPT_SIZE", "HeartbeatReply", "Call", "CoordinationChange", "EntryWrite", "LockAnswer", "LockRequest",
-    "LostWorkerClaim", "MetricsUpdate", "QueueReplacement", "WriteResult", "Store", "Task", "in_chunks", "ms",
-    "outcomes_of", "raise_first", "renewal",
+    "LISTS", "MEMORY", "SCRIPT_SIZE", "HeartbeatReply", "Call", "CoordinationChange", "CoordinationResult", "EntryWrite",
+    "LockAnswer", "LockRequest", "LostWorkerClaim", "MaybeDone", "MetricsUpdate", "QueueReplacement", "WriteResult",
+    "Store", "Task", "in_chunks", "may_be_done", "ms", "outcomes_of", "raise_first", "renewal", "was_refused",
 ]

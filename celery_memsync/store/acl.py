@@ -7,8 +7,8 @@ from typing import NamedTuple
 COMMANDS = (
     "client|id", "client|tracking", "del", "evalsha", "get", "hdel", "hget", "hgetall", "hincrby", "hincrbyfloat",
     "hrandfield", "hscan", "hset", "llen", "lpop", "lpos", "lrange", "lrem", "pexpire", "ping", "psubscribe", "pttl",
-    "publish", "pubsub|numsub", "punsubscribe", "rpush", "script|load", "set", "subscribe", "time", "xadd",
-    "xrevrange", "zadd", "zcount", "zpopmin", "zrange", "zrangebyscore", "zrank", "zrem", "zremrangebyscore",
+    "publish", "pubsub|numsub", "punsubscribe", "rename", "rpush", "script|load", "set", "subscribe", "time", "unlink",
+    "xadd", "xrevrange", "zadd", "zcount", "zpopmin", "zrange", "zrangebyscore", "zrank", "zrem", "zremrangebyscore",
     "zscan", "zscore",
 )
 
@@ -50,14 +50,14 @@ def probes(key: str, channel: str) -> list[Probe]:
         "hset": (key, "a", "1"),
         "lpos": (key, "a"), "lrange": (key, "0", "1"), "lrem": (key, "1", "a"), "pexpire": (key, "1000"), "ping": (),
         "publish": (channel, ""),
-        "pubsub|numsub": (channel,), "rpush": (key, "a"), "script|load": ("return 1",), "set": (key, "", "PX", "1000"),
-        "time": (), "xadd": (key, "*", "a", "1"), "xrevrange": (key, "+", "-"),
+        "pubsub|numsub": (channel,), "rename": (key, key), "rpush": (key, "a"), "script|load": ("return 1",),
+        "set": (key, "", "PX", "1000"), "time": (), "xadd": (key, "*", "a", "1"), "xrevrange": (key, "+", "-"),
         "zadd": (key, "1", "a"), "zcount": (key, "0", "1"), "zrange": (key, "0", "1"),
         "zrangebyscore": (key, "0", "1"), "zrank": (key, "a"), "zrem": (key, "a"),
         "zremrangebyscore": (key, "0", "1"), "zscan": (key, "0"), "zscore": (key, "a"),
         "psubscribe": (channel,), "punsubscribe": (channel,), "subscribe": (channel,),
     }
-    last = ("pexpire", "del", "subscribe", "psubscribe", "punsubscribe")  # after that nothing else can be asked
+    last = ("pexpire", "unlink", "del", "subscribe", "psubscribe", "punsubscribe")  # after that nothing else can be asked
     order = ["set", *(one for one in COMMANDS if one not in ("set", *last)), *last]
     return [Probe(one, (*one.upper().split("|"), *arguments.get(one, (key,)))) for one in order]
 

@@ -1,15 +1,25 @@
 """The queue and the metrics."""
 from __future__ import annotations
 
-from typing import Any, Mapping, NamedTuple, Sequence, Union
+import math
+import time
+from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence, Union
 
+import redis
+
+from ..exceptions import StoreError
 from ..keys import is_id
-from .errors import redis_call
-from .script_caller import Call, ScriptCaller, answers_of, ms, serial_of
+from .errors import MaybeDone, redis_call, refusal_code
+from .queue_reading import LISTS, PIECE_OF_LIST, QueueReading
+from .script_caller import Call, ScriptCaller, answers_of, in_chunks, ms, raise_first, serial_of
 from .scripts import METRICS_UPDATE, QUEUE_COMPLETE, QUEUE_DEQUEUE, QUEUE_ENQUEUE, QUEUE_REPLACE, Script
 
-#: Above any score in a list: no number of that size is exact in a sorted set.
-MAX_SCORE = 2 ** 53
+#: How often a list is read again because it was replaced while it was read in pieces.
+READ_TRIES = 20
+
+#: Seconds for which Redis remembers a change, so that it can be tried again: SHORTEST_MEMORY in
+#: ``store/lua/coordination_change.lua``, less what clocks may differ in their pace and a call may be on its way.
+MEMORY = 3000.0
 
 
 class QueueReplacement(NamedTuple):
@@ -19,11 +29,13 @@ class QueueReplacement(NamedTuple):
         serial: Number of the change; a second try has the same.
         ttl: Seconds that the tasks stay.
         lists: Task ids by name of the list: ``pending``, ``processing``.
+        since: Monotonic time of the first try; infinite for the first.
     """
 
     serial: int
     ttl: float
     lists: Mapping[str, Sequence[str]]
+    since: float = math.inf
 
 
 class MetricsUpdate(NamedTuple):
@@ -33,23 +45,42 @@ class MetricsUpdate(NamedTuple):
         serial: Number of the change; a second try has the same.
         ttl: Seconds that the counters are kept.
         steps: By counter: what it is set to, as JSON (None: it is not set), and what is added to that.
+        since: Monotonic time of the first try; infinite for the first.
     """
 
     serial: int
     ttl: float
     steps: Mapping[str, tuple[bytes | None, float]]
+    since: float = math.inf
 
 
 #: A change that is written together with others.
 CoordinationChange = Union[QueueReplacement, MetricsUpdate]
 
 
+class CoordinationResult(NamedTuple):
+    """What became of a change.
+
+    Attributes:
+        status: ``ok``; ``again``: an earlier try did it; ``error``: Redis refuses it, and nothing is done;
+            ``forgotten``: an earlier try may have done it, which can't be known any more.
+        answer: Counters that hold something to which nothing can be added; of an earlier try the first of them.
+        code: The word by which Redis's error begins, such as ``OOM``; "" without an error.
+        error: What to raise, or to say.
+    """
+
+    status: str
+    answer: list[str]
+    code: str = ""
+    error: StoreError | None = None
+
+
 class CoordinationStore(ScriptCaller):
     """What is about what all do together.
 
-    Each change is made once however often it is sent.  For that each kind of
-    change is numbered for itself, so that one of them does not depend on what
-    becomes of another.
+    Each change has a number, and is made once however often it is sent under
+    it, whatever is changed between the tries: the numbers of one kind of change
+    may be used in any order, as long as they are not more than 128 apart.
     """
 
     @redis_call
@@ -69,20 +100,44 @@ class CoordinationStore(ScriptCaller):
         return self._change(self._queue_call(QUEUE_COMPLETE, "complete", serial, ttl, task_id)) == ["1"]
 
     def _change(self, call: Call) -> list[str]:
-        return _texts(self._run([call], publishes=True)[0])
+        answer = self._run([call], publishes=True)[0]
+        if answer[0] == b"forgotten":
+            raise MaybeDone("a call that changes the queue")
+        return _texts(answer)
 
     @redis_call
-    def change_coordination(self, changes: Sequence[CoordinationChange]) -> list[list[str]]:
-        """Change queue and metrics in one round trip; return of each change the counters that could not be changed."""
-        calls = [
-            self._replacement(change) if isinstance(change, QueueReplacement) else self._update(change)
-            for change in changes
-        ]
-        return [_texts(answer) for answer in self._run(calls, publishes=True)]
+    def change_coordination(self, changes: Sequence[CoordinationChange]) -> list[CoordinationResult]:
+        """Change queue and metrics in one round trip, in the order given; what became of each change.
 
-    def _replacement(self, change: QueueReplacement) -> Call:
-        lists = [part for name, ids in change.lists.items() for part in (name, len(ids), *ids)]
-        return self._queue_call(QUEUE_REPLACE, "queue", change.serial, change.ttl, *lists)
+        Raises:
+            StoreError: If Redis is away.  Then each change may have been made or not, and is tried again under its number.
+        """
+        latest = time.monotonic() - MEMORY
+        rows = [[] if change.since < latest else list(self._calls(change)) for change in changes]
+        answers = self._try([call for row in rows for call in row], publishes=True)
+        # Of a cluster, that a node is away is an answer, too.
+        raise_first([answer for answer in answers if not isinstance(answer, redis.ResponseError)])
+        rest = iter(answers)
+        return [_result([next(rest) for _ in row]) for row in rows]
+
+    def _calls(self, change: CoordinationChange) -> Iterator[Call]:
+        if isinstance(change, MetricsUpdate):
+            yield self._update(change)
+            return
+        lists = {name: list(dict.fromkeys(ids)) for name, ids in change.lists.items()}
+        if sum(map(len, lists.values())) > PIECE_OF_LIST:
+            for name, ids in lists.items():
+                for piece in in_chunks(ids, PIECE_OF_LIST):
+                    yield self._replacement(change, False, [(name, len(ids), piece)])
+            yield self._replacement(change, True, [(name, len(ids), []) for name, ids in lists.items()])
+        else:
+            yield self._replacement(change, True, [(name, len(ids), ids) for name, ids in lists.items()])
+
+    def _replacement(self, change: QueueReplacement, last: bool, parts: Iterable[tuple[str, int, Sequence[str]]]) -> Call:
+        """Return a call that adds to new lists, and if it is the last one puts them in their place."""
+        words = [word for name, size, ids in parts for word in (name, size, len(ids), *ids)]
+        script, keys, args = self._queue_call(QUEUE_REPLACE, "queue", change.serial, change.ttl, int(last), *words)
+        return script, [*keys, *(self.keys.new_list(self.token, change.serial, name) for name in LISTS)], args
 
     def _update(self, change: MetricsUpdate) -> Call:
         steps: list[Any] = []
@@ -100,28 +155,36 @@ class CoordinationStore(ScriptCaller):
         return self.worker_id, serial, ms(ttl), self.prefix, self._together
 
     @redis_call
-    def read_queue(self, limit: int) -> tuple[dict[str, list[str]], int]:
+    def read_queue(self, limit: int, with_done: bool = True) -> tuple[dict[str, list[str]], set[int]]:
         """Return the ids of tasks that wait and that are at work, those that came first first.
 
-        Also the number of the last replacement by this process, which is in it.
+        Also the numbers of the last replacements by this process, which are in it.  A queue that is replaced meanwhile is
+        read anew, so that it is the old or the new one.
+
+        Args:
+            limit: Most ids of each list.
+            with_done: Whether these numbers are asked for.
         """
-        keys = {"pending": self.keys.pending, "processing": self.keys.processing}
-        lists: dict[str, list[str]] = {name: [] for name in keys}
-        done, start = None, 0
-        while keys:
-            pipeline = self._pipeline(None)
-            for key in keys.values():
-                pipeline.zrange(key, start, start + limit - 1, withscores=True)
-            pipeline.get(self.keys.done(self.token, "queue"))
-            *rows, last = answers_of(pipeline)
-            done, start, now = done or last, start + limit, self.clock.now() * 1000
-            for name, row in zip(list(keys), rows):
-                ids = [task_id.decode(errors="replace") for task_id, score in row or () if expires_at(score) > now]
-                lists[name] += filter(is_id, ids)
-                # Behind tasks that have expired there may be others.
-                if len(row or ()) < limit or len(lists[name]) >= limit:
-                    del keys[name]
-        return {name: ids[:limit] for name, ids in lists.items()}, serial_of(done)
+        for _ in range(READ_TRIES):
+            reading = QueueReading(limit, None if with_done else {})
+            while reading.parts and reading.is_whole:
+                self._read_pieces(reading)
+            if reading.is_whole:
+                return reading.lists(), _serials_of(reading.done)
+        raise StoreError("The queue could not be read as a whole: it was replaced again and again while it was read")
+
+    def _read_pieces(self, reading: QueueReading) -> None:
+        pipeline = self._pipeline(None)
+        for name, part in reading.parts.items():
+            key = self.keys.pending if name == "pending" else self.keys.processing
+            pipeline.zrangebyscore(key, part.score, "+inf", part.seen, reading.size, withscores=True)
+        pipeline.hget(self.keys.about, "replaced")
+        if reading.done is None:
+            pipeline.hgetall(self.keys.done(self.token, "queue"))
+        answers = answers_of(pipeline)
+        if reading.done is None:
+            reading.done = answers.pop() or {}
+        reading.take(answers, answers.pop(), self.clock.now() * 1000)
 
     @redis_call
     def queue_position(self, task_id: str) -> int | None:
@@ -145,21 +208,46 @@ class CoordinationStore(ScriptCaller):
         return after, list(filter(is_id, names))
 
     @redis_call
-    def read_metrics(self) -> tuple[dict[str, bytes], int]:
-        """Return all counters, each as JSON, and the number of the last update by this process."""
+    def read_metrics(self, with_done: bool = True) -> tuple[dict[str, bytes], set[int]]:
+        """Return all counters, each as JSON, and the numbers of the last updates by this process.
+
+        Args:
+            with_done: Whether these numbers are asked for.
+        """
         pipeline = self._pipeline(None)
         pipeline.hgetall(self.keys.metrics)
-        pipeline.get(self.keys.done(self.token, "metrics"))
-        counters, done = answers_of(pipeline)
-        return {name.decode(errors="replace"): body for name, body in (counters or {}).items()}, serial_of(done)
+        if with_done:
+            pipeline.hgetall(self.keys.done(self.token, "metrics"))
+        counters, done = (*answers_of(pipeline), None)[:2]
+        return {name.decode(errors="replace"): body for name, body in (counters or {}).items()}, _serials_of(done)
 
 
-def expires_at(score: float) -> float:
-    """Return when a task with that score expires, in ms, 0 if it is no score; see ``store/lua/queue_score.lua``."""
-    if not 0 < score < MAX_SCORE:
-        return 0.0
-    order, stage = divmod(int(score), 256)
-    return order / 10 + 500 * 1.07 ** stage
+def _result(answers: Sequence[Any]) -> CoordinationResult:
+    """Return what became of a change that was sent in one or several calls, the last of which makes it; none: too late."""
+    for answer in answers:
+        if isinstance(answer, Exception):
+            return CoordinationResult("error", [], refusal_code(answer), _refusal(answer))
+    status = answers[-1][0].decode() if answers else "forgotten"
+    if status == "forgotten":
+        return CoordinationResult(status, [], "", MaybeDone("a change of queue or metrics"))
+    return CoordinationResult(status, _texts(answers[-1]))
+
+
+def _refusal(error: Exception) -> StoreError:
+    @redis_call
+    def change_coordination() -> None:
+        raise error
+
+    try:
+        change_coordination()
+    except StoreError as exc:
+        return exc
+    raise error
+
+
+def _serials_of(done: Mapping[bytes, bytes] | None) -> set[int]:
+    """Return the numbers of changes that are remembered."""
+    return {serial_of(text) for text in (done or {}).values()}
 
 
 def _texts(answer: Sequence[Any]) -> list[str]:

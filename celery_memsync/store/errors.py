@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any, Callable, TypeVar
 
 import redis
@@ -20,7 +21,32 @@ REFUSALS = {
     "READONLY": "it is a replica, which takes no writes; let memsync_backend name its master",
 }
 
+#: Words of Redis's errors that redis-py turns into a class of errors.
+CODES = {
+    redis.exceptions.OutOfMemoryError: "OOM", redis.exceptions.ReadOnlyError: "READONLY",
+    redis.exceptions.NoPermissionError: "NOPERM", redis.BusyLoadingError: "LOADING",
+}
+
+#: The word by which an error of Redis begins, or what a script of Redis 6 was refused.
+_CODE = re.compile(r"(?:^|: -)([A-Z]{3,})\b")
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class MaybeDone(StoreError):
+    """What was to be done may have been done, by a try whose answer was lost, or not: Redis does not remember any more.
+
+    Args:
+        what: What was to be done.
+    """
+
+    maybe_done = True
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} whose answer was lost may or may not have been done: too much time has passed, or too many others "
+            "were made since; look at what is there, and decide anew"
+        )
 
 
 def redis_call(method: F) -> F:
@@ -60,3 +86,24 @@ def explain(exc: BaseException) -> str:
     if isinstance(exc, SENSELESS):
         return "its answer makes no sense; is that a Redis?"
     return type(exc).__name__
+
+
+def refusal_code(error: Exception) -> str:
+    """Return the word by which an error of Redis begins, such as ``OOM``; ``ERR`` if it has none of its own."""
+    known = [word for kind, word in CODES.items() if isinstance(error, kind)]
+    found = _CODE.search(str(error))
+    return known[0] if known else found.group(1) if found else "ERR"
+
+
+def may_be_done(error: BaseException) -> bool:
+    """Return whether something may have been done, or may still be done, although it ended in an error.
+
+    That Redis refuses it does not say that it did not take an earlier try, which may even be on its way.
+    """
+    unsent = getattr(error.__cause__, "unsent", False)
+    return bool(getattr(error, "maybe_done", not (isinstance(error, StoreError) and unsent)))
+
+
+def was_refused(error: BaseException) -> bool:
+    """Return whether Redis has answered, and refused: until then nothing was done."""
+    return isinstance(error, StoreError) and isinstance(error.__cause__, redis.ResponseError)

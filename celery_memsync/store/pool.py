@@ -97,6 +97,7 @@ class Pool(redis.ConnectionPool):
             connection = self._ready.pop()
         except IndexError:
             connection = None
+        was_sent = False
         if connection is not None:
             connection.lent_amid = sys.exc_info()[1]
             try:
@@ -104,7 +105,13 @@ class Pool(redis.ConnectionPool):
             except redis.ConnectionError:
                 # Others that have waited as long are as broken.
                 self._retire()
-        return self._use(self.get_connection(*_PURPOSE), talk)
+                was_sent = True
+        try:
+            connection = self.get_connection(*_PURPOSE)
+        except redis.RedisError as exc:
+            exc.unsent = not was_sent  # type: ignore[attr-defined]
+            raise
+        return self._use(connection, talk)
 
     def _use(self, connection: Any, talk: Callable[[Any], T]) -> T:
         try:

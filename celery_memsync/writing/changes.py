@@ -1,6 +1,7 @@
 """What waits in memory to be written: one class for each way to change an entry."""
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, Iterable, Mapping, NamedTuple
 
@@ -225,7 +226,18 @@ class MergeFields(Change):
 
 
 class Coordinated(Change):
-    """A change of what has no value in one piece: the queue, the metrics."""
+    """A change of what has no value in one piece: the queue, the metrics.
+
+    Attributes:
+        serial: Its number, once it was sent.
+        since: Monotonic time when it was sent first, or when Redis refused it last: it had done nothing until then.
+    """
+
+    __slots__ = ("since",)
+
+    def __init__(self, location: Location, ttl: float) -> None:
+        super().__init__(location, ttl)
+        self.since = math.inf
 
     def update(self) -> CoordinationChange:
         """Return it as the store takes it; it has its number by then."""
@@ -257,7 +269,7 @@ class SyncQueue(Coordinated):
 
     def update(self) -> CoordinationChange:
         """The lists."""
-        return QueueReplacement(self.serial or 0, self.ttl, self.lists)
+        return QueueReplacement(self.serial or 0, self.ttl, self.lists, self.since)
 
 
 class SyncMetrics(Coordinated):
@@ -285,7 +297,7 @@ class SyncMetrics(Coordinated):
 
     def update(self) -> CoordinationChange:
         """The steps."""
-        return MetricsUpdate(self.serial or 0, self.ttl, self.steps)
+        return MetricsUpdate(self.serial or 0, self.ttl, self.steps, self.since)
 
 
 class StageChange(Change):

@@ -10,7 +10,7 @@ from typing import Iterable, Iterator
 from celery.utils.log import get_logger
 
 from ..keys import Location
-from .changes import Change, DeferredChange
+from .changes import Change, Coordinated, DeferredChange
 
 logger = get_logger(__name__)
 
@@ -178,7 +178,8 @@ class PendingChanges:
         with self._mutex:
             row = self._row(change.location)
             if row is not None:
-                change.serial = None  # it was not stored, so what is sent next is another write
+                if not isinstance(change, Coordinated):
+                    change.serial = None  # it was not stored, so what is sent next is another write
                 row.retry_at = time.monotonic() + min(REFUSED_PAUSE * 2 ** row.refusals, LONGEST_REFUSED_PAUSE)
                 row.refusals += 1
 

@@ -3,28 +3,74 @@ from __future__ import annotations
 
 import math
 import threading
+import time
+import weakref
 from itertools import count
 from typing import Callable, Iterable, Mapping, TypeVar
 
-from ..exceptions import InvalidValue, ValueTooLarge
+from ..exceptions import InvalidValue, StoreError, ValueTooLarge
 from ..keys import check_id
-from ..store import Store
-
-#: Names of the lists of the queue.
-LISTS = ("pending", "processing")
+from ..store import LISTS, MEMORY, MaybeDone, Store, may_be_done, was_refused
 
 #: Counters are whole numbers of 64 bits in Redis.
 TOO_MUCH = 2 ** 63
 
+#: Most calls whose answers were lost that are remembered; beyond it no new ones are made.
+MAX_UNANSWERED = 10_000
+
 T = TypeVar("T")
+
+#: A call: its name and its arguments.
+Call = tuple[str, ...]
+
+
+class Attempt:
+    """A change that was sent, and is not answered (yet).
+
+    Args:
+        serial: Its number; each try has the same.
+
+    Attributes:
+        since: Monotonic time of the first try, or of the last one that Redis refused: it had done nothing until then.
+        refused: Whether Redis refused the last try, so that nothing was done by it or those before.
+        busy: Whether a call waits for its answer now.
+        outdated_for: Threads that have been given the task since: what they do with it now is something new.
+    """
+
+    __slots__ = ("busy", "outdated_for", "refused", "serial", "since", "thread", "thread_id")
+
+    def __init__(self, serial: int) -> None:
+        self.serial = serial
+        self.since = time.monotonic()
+        self.thread_id = threading.get_ident()
+        self.thread = weakref.ref(threading.current_thread())
+        self.outdated_for: tuple[int, ...] = ()
+        self.refused = False
+        self.busy = True
+
+    @property
+    def is_old(self) -> bool:
+        """Whether Redis may have forgotten it."""
+        return time.monotonic() - self.since > MEMORY
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it was made by the thread that asks."""
+        return self.thread_id == threading.get_ident()
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether the thread that made it has ended."""
+        thread = self.thread()
+        return thread is None or not thread.is_alive()
 
 
 class SharedQueue:
     """Puts tasks into the queue and takes them out, one round trip each.
 
     A change whose answer was lost is sent again under the same number by the
-    next call of the same kind, so that nothing is done twice and what was taken
-    meanwhile is handed out after all.
+    next equal call, so that nothing is done twice; equal are calls with the same
+    arguments, and of ``dequeue`` those of one thread, or of one that has ended.
 
     Args:
         ttl: Seconds that a task stays in a list.
@@ -33,9 +79,10 @@ class SharedQueue:
     def __init__(self, store: Store, ttl: float) -> None:
         self.store = store
         self.ttl = ttl
-        self._serials = count(1)
-        #: What was asked and not answered, and its number, by kind.
-        self._unanswered: dict[str, tuple[tuple[str, ...], int]] = {}
+        #: Numbers for each kind of change, so that many of one are not too many of another.
+        self._serials = {name: count(1) for name in ("enqueue", "dequeue", "complete")}
+        self._attempts: dict[Call, list[Attempt]] = {}
+        # A signal's handler may call in the middle of a call.
         self._mutex = threading.RLock()
 
     def enqueue(self, task_id: str) -> bool:
@@ -44,7 +91,7 @@ class SharedQueue:
         Raises:
             StoreError: If Redis is away.
         """
-        return self._once("enqueue", self.store.enqueue_task, task_id)
+        return self._once(self.store.enqueue_task, "enqueue", task_id)
 
     def dequeue(self) -> str | None:
         """Move the first task from pending to processing and return its id; None if nothing is pending.
@@ -52,7 +99,11 @@ class SharedQueue:
         Raises:
             StoreError: If Redis is away.
         """
-        return self._once("dequeue", self.store.dequeue_task)
+        task_id = self._once(self.store.dequeue_task, "dequeue")
+        with self._mutex:
+            for attempt in self._attempts.get(("complete", task_id or ""), ()):
+                attempt.outdated_for += (threading.get_ident(),)
+        return task_id
 
     def complete(self, task_id: str) -> bool:
         """Take a task out of the queue; tell whether it was there.
@@ -60,21 +111,78 @@ class SharedQueue:
         Raises:
             StoreError: If Redis is away.
         """
-        return self._once("complete", self.store.complete_task, task_id)
+        return self._once(self.store.complete_task, "complete", task_id)
 
-    def _once(self, kind: str, change: Callable[..., T], *args: str) -> T:
-        """Make a change, or get the answer to it if it was made already; ``change`` is of the store."""
-        with self._mutex:
-            for other in ("enqueue", "complete"):
-                if other != kind:
-                    self._unanswered.pop(other, None)  # the world has moved on
-            asked, serial = self._unanswered.get(kind, (None, 0))
-            if asked != args:
-                serial = next(self._serials)
-                self._unanswered[kind] = (args, serial)
-            answer = change(serial, self.ttl, *args)
-            self._unanswered.pop(kind, None)
+    def _once(self, change: Callable[..., T], *call: str) -> T:
+        """Make a change, or get the answer to it if it was made already.
+
+        Args:
+            change: Of the store.
+            call: Name and arguments.
+        """
+        attempt, is_fresh = self._begin(call)
+        started, is_over = time.monotonic(), False
+        try:
+            if attempt.is_old:
+                raise MaybeDone(f"a call of {call[0]}")
+            answer = change(attempt.serial, self.ttl, *call[1:])
+            is_over = True
+        except BaseException as exc:
+            attempt.refused = was_refused(exc)
+            if attempt.refused:
+                attempt.since = started
+            else:
+                is_over = isinstance(exc, MaybeDone) or is_fresh and not may_be_done(exc)
+            raise
+        finally:
+            self._end(call, attempt, is_over)
         return answer
+
+    def _begin(self, call: Call) -> tuple[Attempt, bool]:
+        """Return the attempt that a call is to go on with, and whether it is a new one."""
+        with self._mutex:
+            attempts = self._attempts.get(call, ())
+            known = [attempt for attempt in attempts if not attempt.busy and _continues(call, attempt)]
+            attempt = min(known, key=lambda one: not one.is_own, default=None)
+            if attempt is not None and not (attempt.refused and attempt.is_old):
+                attempt.busy = True
+                return attempt, False
+            if attempt is not None:
+                self._forget(call, attempt)
+            if len(self._attempts) >= MAX_UNANSWERED:
+                self._make_room()
+            attempt = Attempt(next(self._serials[call[0]]))
+            self._attempts.setdefault(call, []).append(attempt)
+            return attempt, True
+
+    def _end(self, call: Call, attempt: Attempt, is_over: bool) -> None:
+        """Take note that a call does not wait any more."""
+        with self._mutex:
+            attempt.busy = False
+            if is_over:
+                self._forget(call, attempt)
+
+    def _forget(self, call: Call, attempt: Attempt) -> None:
+        attempts = self._attempts.get(call, [])
+        if attempt in attempts:
+            attempts.remove(attempt)
+        if not attempts:
+            self._attempts.pop(call, None)
+
+    def _make_room(self) -> None:
+        """Forget calls that Redis has forgotten, too."""
+        for call, attempts in list(self._attempts.items()):
+            for attempt in [one for one in attempts if one.is_old and not one.busy]:
+                self._forget(call, attempt)
+        if len(self._attempts) >= MAX_UNANSWERED:
+            raise StoreError(f"{MAX_UNANSWERED} changes of the queue have no answer yet; make them again before others")
+
+
+def _continues(call: Call, attempt: Attempt) -> bool:
+    """Whether a call of this thread is a second try of an earlier one."""
+    if call[0] == "dequeue":
+        return attempt.is_own or attempt.is_orphan
+    return threading.get_ident() not in attempt.outdated_for
 
 
 def check_queue(queue: Mapping[str, Iterable[str]], limit: int) -> dict[str, list[str]]:

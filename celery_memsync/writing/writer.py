@@ -7,7 +7,7 @@ import time
 from collections import deque
 from copy import copy
 from itertools import count
-from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterable, Iterator, Mapping
 
 from celery.utils.log import get_logger
 from redis.backoff import EqualJitterBackoff
@@ -18,7 +18,7 @@ from ..events import Events
 from ..exceptions import ConflictError, LockLost, MemSyncError, StoreError
 from ..keys import ASSIGNMENTS, STATE, Location
 from ..models.entry import UNWRITTEN, EntryVersion, Header, StoredEntry
-from ..store import EntryWrite, Store, WriteResult, in_chunks, ms
+from ..store import CoordinationResult, EntryWrite, Store, WriteResult, in_chunks, may_be_done, ms
 from .changes import Change, Coordinated, DeferredChange, MergeFields, SetValue, SyncMetrics
 from .conflict_settler import ConflictSettler, Dispute
 from .pending import PendingChanges
@@ -87,6 +87,7 @@ class BatchWriter:
         self._assignments = store.keys.coordination_location(ASSIGNMENTS).path
         self._seen = VersionTracker()
         self._serials = count(1)
+        self._coordination_serials = count(1)
         self._write_events = WriteEvents(events)
         #: Drops that were reported.
         self._reported_drops = 0
@@ -360,27 +361,68 @@ class BatchWriter:
             change.location.path, (change.seen if isinstance(change, SetValue) else self._base_of(change).stamp).version,
         ) for change in lost + changes]
 
-    def _coordinate(self, changes: Sequence[Change]) -> list[Change]:
-        """Write what is no entry; return the rest."""
-        coordinated = [change for change in changes if isinstance(change, Coordinated)]
-        if coordinated:
-            for change in coordinated:
-                change.serial = change.serial or next(self._serials)
-            try:
-                answers = self.store.change_coordination([change.update() for change in coordinated])
-            except StoreError as exc:
-                if not exc.refused:
-                    raise
-                for change in coordinated:
-                    self._refuse(change, str(exc))
-                answers = []
-            for change, failed in zip(coordinated, answers):
-                if failed and isinstance(change, SyncMetrics):
-                    logger.warning("Counters that are no numbers can't be added to: %s", ", ".join(failed))
-                self._counts["writes"] += 1
-                self._pending.settle(change)
-                self._write_events.written(change)
+    def _coordinate(self, changes: list[Change]) -> list[Change]:
+        """Write what is no entry, changes of one location one after the other; return the rest."""
+        rows: dict[Location, list[Coordinated]] = {}
+        for change in changes:
+            if isinstance(change, Coordinated):
+                rows.setdefault(change.location, []).append(change)
+        while rows:
+            self._coordinate_first(rows)
         return [change for change in changes if not isinstance(change, Coordinated)]
+
+    def _coordinate_first(self, rows: dict[Location, list[Coordinated]]) -> None:
+        """Write the first change of each location, and take it out of its row.
+
+        What is refused is not overtaken: what follows it stays pending with it.
+        """
+        errors: list[StoreError] = []
+        first = [row[0] for row in rows.values()]
+        for change, result in zip(first, self._change_coordination(first)):
+            if result.error is not None and result.status == "error":
+                del rows[change.location]
+                if result.error.refused:
+                    self._refuse(change, str(result.error))
+                else:
+                    errors.append(result.error)
+                continue
+            self._settle_coordinated(change, result)
+            rows[change.location].pop(0)
+            if not rows[change.location]:
+                del rows[change.location]
+        if errors:
+            raise errors[0]
+
+    def _change_coordination(self, changes: list[Coordinated]) -> list[CoordinationResult]:
+        """Send changes, each under its number, until it is answered; one that was certainly not sent gives it back."""
+        started = time.monotonic()
+        fresh = [change for change in changes if change.serial is None]
+        for change in fresh:
+            change.serial, change.since = next(self._coordination_serials), started
+        try:
+            results = self.store.change_coordination([change.update() for change in changes])
+        except StoreError as exc:
+            if not may_be_done(exc):
+                for change in fresh:
+                    change.serial = None
+            raise
+        for change, result in zip(changes, results):
+            if result.status == "error":
+                change.since = started  # nothing was done until then
+        return results
+
+    def _settle_coordinated(self, change: Coordinated, result: CoordinationResult) -> None:
+        """Note what was done, or can't be known any more."""
+        self._pending.settle(change)
+        if result.status == "forgotten":
+            logger.warning("%s: %s", change.location.path, result.error)
+            self._counts["dropped"] += 1
+            self.events.emit("writes-dropped", count=1)
+            return
+        if result.answer and isinstance(change, SyncMetrics):
+            logger.warning("Counters that are no numbers can't be added to: %s", ", ".join(result.answer))
+        self._counts["writes"] += 1
+        self._write_events.written(change)
 
     def _writes_of(self, changes: Iterable[Change], written: list[tuple[Change, EntryWrite]]) -> Iterator[EntryWrite]:
         """Yield changes as the store takes them, and keep each beside what it became."""

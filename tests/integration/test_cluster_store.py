@@ -4,6 +4,7 @@ from __future__ import annotations
 import random
 
 import pytest
+import redis as redis_py
 
 from celery_memsync import ConflictError, MemorySyncManager, StoreError
 from celery_memsync.keys import Keys
@@ -96,6 +97,40 @@ def test_no_two_ids_meet_in_one_key():
     names = [*ODD, *("".join(random.choices("{}ab", k=4)) for _ in range(500))]
 
     assert len({keys.task(name) for name in names}) == len(set(names))
+
+
+def test_a_long_list_is_replaced_and_changes_of_the_queue_are_made_once(make):
+    memsync, other = make(), make()
+    ids = [f"q{number}" for number in range(2500)]
+
+    memsync.sync_queue({"pending": ids, "processing": ["p"]})
+    memsync.force_sync()
+    tries = [memsync.store.enqueue_task(7, 60.0, "z") for _ in range(2)]
+    taken = [memsync.store.dequeue_task(serial, 60.0) for serial in (9, 8, 9, 8)]
+
+    assert tries == [True, True]
+    assert taken == ["q0", "q1", "q0", "q1"]
+    assert other.get_queue(limit=5000) == {"pending": [*ids[2:], "z"], "processing": ["p", "q0", "q1"]}
+
+
+def test_a_change_that_a_node_did_not_answer_is_in_doubt(make, monkeypatch):
+    memsync, answered = make(), []
+    memsync.increment_metrics(n=1)
+
+    def lose_answer(commands):
+        answered.append(execute_all(commands))
+        return [redis_py.ConnectionError("gone")] * len(commands)
+
+    execute_all = memsync.store.redis.execute_all
+    with monkeypatch.context() as patch:
+        patch.setattr(memsync.store.redis, "execute_all", lose_answer)
+        with pytest.raises(StoreError):
+            memsync.force_sync()
+    memsync.increment_metrics(n=1)
+    memsync.force_sync()
+
+    assert answered
+    assert memsync.get_coordination_metrics() == {"n": 2}
 
 
 def test_the_queue_and_the_counters_follow_from_the_stages_of_tasks_on_all_nodes(make):

@@ -83,7 +83,7 @@ def test_store_writer_has_a_change_ignored(memsync, other, redis):
     memsync.increment_metrics(x=1)
     memsync.force_sync()
 
-    redis.set(KEYS.done(memsync.store.token, "metrics"), "99999")
+    redis.hset(KEYS.done(memsync.store.token, "metrics"), "2", "2")
     memsync.increment_metrics(x=1)
     memsync.force_sync()
 

@@ -3,7 +3,7 @@
 -- KEYS[1]  pending     sorted set: task id by its score, see queue_score.lua
 -- KEYS[2]  processing  the same
 -- KEYS[3]  about       hash: an entry for each of "queue" and "metrics", which counts their versions
--- KEYS[4]  done        number and answer of the last change by this script, for a second try
+-- KEYS[4]  done        hash: numbers and answers of changes by this script, for a second try
 -- ARGV[1]  worker    who changes
 -- ARGV[2]  serial    number of the change; a second try has the same
 -- ARGV[3]  ttl_ms    how long the task stays
@@ -12,6 +12,7 @@
 -- ARGV[6]  task      its id
 --
 -- Returns    {"ok", 1 or 0}: whether it was put there
+--            {"again", the same}: an earlier try did it; {"forgotten"}: one may have
 -- Publishes  that the queue has changed, with its new version
 local pending, processing, about, done = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local worker, serial, ttl_ms, channels, task = ARGV[1], ARGV[2], ARGV[3], ARGV[4] .. ARGV[5], ARGV[6]
