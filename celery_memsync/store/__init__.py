@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from .coordination import CoordinationChange, CoordinationStore, MetricsUpdate, QueueReplacement
 from .entries import EntryStore, EntryWrite, WriteResult, outcomes_of
+from .errors import explain_code
 from .locks import LockAnswer, LockRequest, LockStore, renewal
 from .script_caller import SCRIPT_SIZE, Call, in_chunks, ms, raise_first
 from .tasks import Task, TaskStore
@@ -20,6 +21,6 @@ class Store(EntryStore, TaskStore, WorkerStore, CoordinationStore, LockStore):
 
 __all__ = [
     "SCRIPT_SIZE", "HeartbeatReply", "Call", "CoordinationChange", "EntryWrite", "LockAnswer", "LockRequest",
-    "LostWorkerClaim", "MetricsUpdate", "QueueReplacement", "WriteResult", "Store", "Task", "in_chunks", "ms",
-    "outcomes_of", "raise_first", "renewal",
+    "LostWorkerClaim", "MetricsUpdate", "QueueReplacement", "WriteResult", "Store", "Task", "explain_code", "in_chunks",
+    "ms", "outcomes_of", "raise_first", "renewal",
 ]

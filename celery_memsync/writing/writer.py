@@ -17,13 +17,14 @@ from .. import encoding
 from ..background_loop import LONGEST_PAUSE, BackgroundLoop
 from ..conflicts import MAX_ROUNDS
 from ..events import Events
-from ..exceptions import ConflictError, LockLost, MemSyncError, StoreError
+from ..exceptions import ConflictError, LockLost, MemSyncError, StoreError, StoreRefused, StoreUnavailable
 from ..keys import ASSIGNMENTS, STATE, Location
 from ..models.entry import UNWRITTEN, EntryVersion, Header, StoredEntry
 from ..models.progress import progress_from
-from ..store import EntryWrite, Store, WriteResult, ms
+from ..store import EntryWrite, Store, WriteResult, explain_code, ms
 from .changes import Change, Coordinated, DeferredChange, MergeFields, SetValue, StageChange, SyncMetrics, SyncQueue
 from .conflict_settler import ConflictSettler
+from .unanswered import Attempt, Unanswered, maybe_done_is, number_of, was_never_written
 from .version_tracker import EMPTY_BASE, MergeBase, VersionTracker
 
 logger = get_logger(__name__)
@@ -41,7 +42,7 @@ REFUSED_PAUSE = 1.0
 #: has just received will have ended.
 YOUNG = 0.1
 
-#: Most refused writes that are kept.
+#: Most writes that are kept although Redis will not take them by itself.
 MAX_REFUSED = 1000
 
 Queue = OrderedDict[Location, list[Change]]
@@ -90,9 +91,13 @@ class BatchWriter:
         self._assignments = store.keys.coordination_location(ASSIGNMENTS).path
         #: What Redis refuses, by place, with the time of the next try.
         self._refused: OrderedDict[Location, tuple[float, list[Change]]] = OrderedDict()
+        #: What Redis said of it last.
+        self._refusals: dict[Location, WriteResult] = {}
         #: What was written or shown to a reader last.
         self._seen = VersionTracker()
         self._serials = count(1)
+        #: Writes of expected versions that got no answer.
+        self.unanswered = Unanswered(lambda: next(self._serials))
         self._pending_events: deque[tuple[str, dict[str, Any]]] = deque()
         self._unreported_drops = 0
         self._warned_of_drops = False
@@ -232,7 +237,7 @@ class BatchWriter:
             self._emit_events()
         if self._deferred:
             self._thread.wake()
-        return REFUSED_PAUSE if self._refused else None
+        return REFUSED_PAUSE if self._refused or self.store.unheard else None
 
     def force(self, timeout: float | None = None) -> int:
         """Return when everything that waited is in Redis; tell how many changes that were.
@@ -251,57 +256,73 @@ class BatchWriter:
             try:
                 with self._barrier(None if timeout is None else deadline):
                     written = self._flush(strict=True)
-                    self.store.wait_invalidated()
+                    with maybe_done_is(True):
+                        self.store.wait_invalidated()
                     return written
             except StoreError as exc:
                 failures += 1
                 pause = backoff.compute(failures)
-                if isinstance(exc, Refused) or time.monotonic() + pause > deadline:
+                if isinstance(exc, StoreRefused) or time.monotonic() + pause > deadline:
                     raise
                 time.sleep(pause)
             finally:
                 self._emit_events()
 
-    def compare_and_set(self, change: SetValue, expected: int) -> StoredEntry:
+    def compare_and_set(self, change: SetValue, expected: int, attempt: Attempt) -> StoredEntry:
         """Write a value at once, if an entry is at the expected version; return it as it was stored.
 
         Raises:
             ConflictError: If the entry is at another version.
             StoreError: If Redis is away, or refuses.
         """
-        self.flush()
+        with maybe_done_is(False):
+            self.flush()
         try:
             with self._flushing:
-                return self._compare_and_set(change, expected)
+                return self._compare_and_set(change, expected, attempt)
         finally:
             self._emit_events()
 
-    def _compare_and_set(self, change: SetValue, expected: int) -> StoredEntry:
+    def _compare_and_set(self, change: SetValue, expected: int, attempt: Attempt) -> StoredEntry:
         location, key = change.location, change.location.path
+        change.serial = attempt.number
         self.store.connect()
         write = self._as_write(change)
         assert write is not None  # a value that was encoded already
         shown = self._seen.stamp(location)
         # Of which life of the key that version is, if this process was shown it.
         at = f"@{shown.stored_at}" if expected and shown.version == expected else ""
+        resent = self.store.resent
         (outcome,) = self.store.write_entries([write._replace(seen=f"{expected}{at}")])
+        attempt.maybe_done = attempt.maybe_done or resent != self.store.resent
+        last = number_of(outcome.writes, self.store.token)
+        if outcome.status == "again" and last != attempt.number:  # this process has written something else since
+            if outcome.version != expected:
+                raise attempt.conflict(key, outcome.version, False)
+            attempt.number = next(self._serials)
+            return self._compare_and_set(change, expected, attempt)
         if outcome.status == "conflict":
             stored = outcome.stored
+            is_certain = was_never_written(stored, expected)
+            if attempt.maybe_done and not is_certain:
+                raise attempt.conflict(key, outcome.version, is_certain)
             if expected or not outcome.version or stored is not None and not stored.absent(self.store.clock.now()):
                 with self._mutex:
                     self._seen.note(location, UNWRITTEN if stored is None else stored.header.stamp)
                 raise ConflictError(key, outcome.version)
             # Version 0 is meant, nothing to see; what was deleted counts its versions on.
-            return self._compare_and_set(change, outcome.version)
+            return self._compare_and_set(change, outcome.version, attempt)
         if outcome.status == "error":
-            raise Refused(key, 1)
+            raise _refusal(key, [outcome])
+        attempt.maybe_done = outcome.status != "fenced"
         if outcome.status == "fenced":
             raise LockLost(f"under which {key} was written")
         self._settle(change, write, outcome)
         self.store.wait_invalidated()
         self.on_put(location)
         # If this is a second try others may have written since.
-        version = expected + 1 if outcome.status == "again" else outcome.version
+        is_last = outcome.writes.startswith(f"{self.store.token}.{attempt.number},")
+        version = expected + 1 if outcome.status == "again" and not is_last else outcome.version
         before = StoredEntry(Header(version - 1, "-", "-", 0, 0, 0, 0, "-", ""), b"")
         after = change.applied_to(before, self.store.clock, self.store.worker_id)
         assert after is not None
@@ -317,7 +338,7 @@ class BatchWriter:
         self._thread.stop(timeout)
         left = deadline - time.monotonic()
         if self.pending and left <= 0 and not self.connected:
-            raise StoreError("Redis is away")
+            raise StoreUnavailable("Redis is away")
         if self.pending:
             self.force(max(0.0, left))
 
@@ -331,7 +352,7 @@ class BatchWriter:
         try:
             held = self._flushing.acquire(timeout=max(0.0, deadline - time.monotonic()))
             if not held:
-                raise StoreError("Redis did not take the batch under way in time; it waits on")
+                raise StoreUnavailable("Redis did not take the batch under way in time; it waits on", maybe_done=True)
             yield
         finally:
             if held:
@@ -348,6 +369,8 @@ class BatchWriter:
             elif not self.connected:
                 self.store.ping()
                 self._restored()
+            if self.store.unheard:
+                self.store.publish_unheard()
             while self._in_flight:
                 lost_rounds += self._send(self._in_flight[:self.batch_size])
         except MemSyncError as exc:
@@ -358,7 +381,7 @@ class BatchWriter:
         if count:
             self._succeeded(count, time.monotonic() - started)
         if strict and self._refused:
-            raise Refused(next(iter(self._refused.values()))[1][0].location.path, len(self._refused))
+            raise _refusal(next(iter(self._refused)).path, [self._refusals[location] for location in self._refused])
         if strict and lost_rounds:
             raise lost_rounds[0]
         return count
@@ -381,6 +404,9 @@ class BatchWriter:
                 lost += self._postpone([change for change in again if not isinstance(change, MergeFields)])
                 again = [change for change in again if isinstance(change, MergeFields)]
             changes = self._replace(changes, again)
+            for (change, _), outcome in zip(written, outcomes):
+                if outcome.is_of_all:
+                    raise _refusal(change.location.path, [outcome])
             if not again:
                 break
             time.sleep(number * random.random() * CONTENTION_PAUSE)  # nosec B311 # spreads tries, no secret
@@ -414,10 +440,10 @@ class BatchWriter:
             try:
                 answers = self.store.change_coordination([change.update() for change in together])
             except StoreError as exc:
-                if not exc.refused:
+                if not isinstance(exc, StoreRefused) and exc.code != "NOPERM":
                     raise
                 for change in together:
-                    self._refuse(change, str(exc))
+                    self._refuse(change, WriteResult("error", error=str(exc), code=exc.code))
                 answers = []
             for change, failed in zip(together, answers):
                 if failed and isinstance(change, SyncMetrics):
@@ -485,7 +511,9 @@ class BatchWriter:
         elif status == "conflict":
             return self._resolve(change, outcome)
         elif status == "error":
-            self._refuse(change, outcome.error)
+            if outcome.is_of_all:
+                return change
+            self._refuse(change, outcome)
         elif status == "fenced":
             self._fence_off(change)
         return None
@@ -548,7 +576,7 @@ class BatchWriter:
         self.counts["conflicts"] += 1
         self._note("conflict-resolved", **conflict)
 
-    def _refuse(self, change: Change, error: str) -> None:
+    def _refuse(self, change: Change, outcome: WriteResult) -> None:
         """Set a change aside that Redis refuses, so that it does not hold up the others."""
         location = change.location
         with self._mutex:
@@ -556,11 +584,12 @@ class BatchWriter:
             queue: Queue = OrderedDict({location: self._refused[location][1]} if known else {})
             self._append(queue, location, change)
             self._refused[location] = (time.monotonic() + REFUSED_PAUSE, queue[location])
-            if len(self._refused) > MAX_REFUSED:
-                self._refused.popitem(last=False)
+            self._refusals[location] = outcome
+            if len(self._refused) > (self.max_pending if outcome.passes else MAX_REFUSED):
+                self._refusals.pop(self._refused.popitem(last=False)[0], None)
                 self._count_drop()
         if not known and self._warn_about(location):
-            logger.warning("Redis refuses to write %s: %s", change.location.path, error[:120])
+            logger.warning("Redis refuses to write %s: %s", change.location.path, outcome.error[:120])
 
     def _warn_about(self, location: Location) -> bool:
         """Whether a refusal is to be told: once of each place."""
@@ -655,6 +684,8 @@ class BatchWriter:
             due = [location for location, (at, _) in self._refused.items()
                    if all_refused or at <= now or location in touched]
             rows = [self._refused.pop(location)[1] for location in due] + [row for _, row in waiting]
+            for location in due:
+                self._refusals.pop(location, None)
             self._keys_sent |= self._keys_waiting
             self._keys_waiting = set()
             self._ordinary, self._expendable = OrderedDict(), OrderedDict()
@@ -708,7 +739,7 @@ class BatchWriter:
     def _failed(self, error: MemSyncError, count: int) -> None:
         self.counts["flush_failures"] += 1
         self._note("batch-failed", count=count, error=error)
-        if self.connected:
+        if self.connected and isinstance(error, StoreError) and not error.code:
             self.connected = False
             self._note("connection-lost", error=error)
 
@@ -725,16 +756,14 @@ class BatchWriter:
             self._note("connection-restored")
 
 
-class Refused(StoreError):
-    """Redis refuses a change; it is kept and tried again."""
-
-    def __init__(self, key: str, number: int) -> None:
-        others = f" and {number - 1} others" if number > 1 else ""
-        super().__init__(
-            f"Redis refuses to write {key}{others}; something else may be stored there: "
-            "look at it with redis-cli TYPE and remove it"
-        )
-        self.key = key
+def _refusal(key: str, outcomes: Sequence[WriteResult]) -> StoreError:
+    """Return what to raise where Redis refuses to write entries, of which there may be more than this one."""
+    others = f" and {len(outcomes) - 1} others" if len(outcomes) > 1 else ""
+    code, error = outcomes[0].code, outcomes[0].error
+    why = explain_code(code, error) if outcomes[0].passes else "something else may be stored there: " \
+        "look at it with redis-cli TYPE and remove it"
+    message = f"Redis refuses to write {key}{others} ({why})"
+    return StoreUnavailable(message, code=code) if outcomes[0].passes else StoreRefused(message, code or "ERR")
 
 
 def _synced(change: Change) -> str | None:
