@@ -117,18 +117,6 @@ def test_own_writes_since_do_not_pass_for_the_one_that_was_lost(memsync, other):
     assert (entry.version, other.read("a")) == (2, "mine")
 
 
-def test_a_lost_write_stays_unknown_while_redis_can_not_be_asked(proxied, proxy):  # noqa: F811
-    lose(proxied, proxy, 0)
-    proxy.listener.close()
-    proxied.store.close()
-
-    with pytest.raises(StoreUnavailable, match="can't be reached") as caught:
-        proxied.write("a", "mine", expected_version=0)
-
-    assert caught.value.maybe_done
-    assert len(proxied.writer.unanswered) == 1
-
-
 # -- the memory
 
 def numbers():

@@ -163,7 +163,8 @@ def test_errors_carry_what_a_caller_needs():
 
 
 @pytest.mark.parametrize("error", [
-    exceptions.StoreUnavailable("away", True, "OOM"), exceptions.StoreUnavailable("away"), exceptions.StoreRefused("no", "ERR"),
+    exceptions.StoreUnavailable("full", True, "OOM"), exceptions.StoreUnavailable("away"),
+    exceptions.StoreRefused("no", "ERR"),
 ], ids=str)
 def test_an_error_of_the_store_is_made_anew_from_its_arguments_as_json(error):
     back = type(error)(*json.loads(json.dumps(error.args)))
