@@ -57,7 +57,7 @@ class StoreUnavailable(StoreError):
     Args:
         message: What was tried, where, what is wrong and what to do.
         maybe_done: Whether what was to be changed may be changed all the same, for the answer was lost.  Then the same call
-            by the same process is recognised by Redis, and does nothing twice.
+            by the same process is recognised, and does nothing twice; a lock that was taken all the same is given back.
         code: As in :class:`StoreError`.
     """
 
@@ -66,11 +66,6 @@ class StoreUnavailable(StoreError):
         super().__init__(message, maybe_done, code)
         self.maybe_done = maybe_done
         self.code = code
-
-    @property
-    def connection_lost(self) -> bool:
-        """Whether Redis gave no answer at all."""
-        return not self.code
 
 
 class StoreRefused(StoreError):

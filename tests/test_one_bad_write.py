@@ -123,13 +123,13 @@ def test_what_may_not_be_published_is_stored_and_published_later(make_memsync, o
     memsync.sync_agent_coordination("t1", "coder", 7)
     memsync.force_sync()
     decided = memsync.write("b", 2, expected_version=0), memsync.enqueue("q"), memsync.lock("l").acquire()
-    unheard = memsync.store.unheard
+    unpublished = memsync.store.unpublished
 
     redis.execute_command("ACL", "SETUSER", "limited", "&*")
 
-    eventually(lambda: memsync.store.unheard == 0)
+    eventually(lambda: memsync.store.unpublished == 0)
     eventually(lambda: len(heard) >= 4)
-    assert unheard == 4 and decided[0].version == 1 and decided[1:] == (True, True)
+    assert unpublished == 4 and decided[0].version == 1 and decided[1:] == (True, True)
     assert other.search("?") == ["task-sentinel/a", "task-sentinel/b"]
     assert {key.partition("/")[2]: value for key, value in heard.items() if "coordination" not in key.split("/")[1]} == {
         "a": 1, "b": 2, "tasks/t1/state": {"x": 1}, "tasks/t1/agents/coder": 7}

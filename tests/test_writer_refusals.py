@@ -1,4 +1,4 @@
-"""What Redis refuses, and what is too much: the others go on, and nothing is lost unheard."""
+"""What Redis refuses, and what is too much: the others go on, and nothing is lost unpublished."""
 from __future__ import annotations
 
 import pytest

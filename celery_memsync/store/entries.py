@@ -16,10 +16,10 @@ from .scripts import ENTRY_PUBLISH, ENTRY_WRITE
 MAX_RUNS = 12
 
 #: Entries of which is remembered that they could not be published.
-MAX_UNHEARD = 10_000
+MAX_UNPUBLISHED = 10_000
 
 #: Code of an outcome that is stored and could not be published.
-UNHEARD = "UNHEARD"
+UNPUBLISHED = "UNPUBLISHED"
 
 #: Names of the counters by the first digit of the rank of the stage that is counted.
 COUNTERS = ("", "", "", "lost", "retried", "failed", "revoked", "ignored", "skipped", "succeeded")
@@ -87,7 +87,7 @@ class EntryStore(ScriptCaller):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         #: Places of entries that are stored and could not be published.
-        self._unheard: dict[Location, None] = {}
+        self._unpublished: dict[Location, None] = {}
 
     @redis_call
     def write_entries(self, writes: Iterable[EntryWrite]) -> list[WriteResult]:
@@ -111,8 +111,7 @@ class EntryStore(ScriptCaller):
         """Return what writes of one call came to.
 
         Args:
-            answer: To that call.  If Redis has refused it, each half is tried, the first one first, until those are
-                alone that Redis refuses.
+            answer: To that call.  If Redis has refused it, each write has a call of its own: so the others are made.
         """
         if not isinstance(answer, Exception):
             return self._read_answer(writes, answer)
@@ -121,10 +120,8 @@ class EntryStore(ScriptCaller):
         refusal = WriteResult("error", error=str(answer), code=code_of(answer))
         if len(writes) == 1 or refusal.is_of_all:
             return [refusal] * len(writes)
-        middle = len(writes) // 2
-        return [
-            outcome for half in (writes[:middle], writes[middle:])
-            for outcome in self._outcomes(half, self._try([self._entry_call(half)], publishes=True)[0])]
+        answers = self._try([self._entry_call([write]) for write in writes], publishes=True)
+        return [outcome for write, one in zip(writes, answers) for outcome in self._outcomes([write], one)]
 
     def _read_answer(self, writes: Sequence[EntryWrite], answer: Sequence[Any]) -> list[WriteResult]:
         """Return what one call answers."""
@@ -132,28 +129,38 @@ class EntryStore(ScriptCaller):
         if len(outcomes) != len(writes):
             raise ValueError("not every write is answered")
         if len(answer) > 3:
-            self._note_unheard(writes, outcomes)
+            self._note_unpublished(writes, outcomes)
         return outcomes
 
-    def _note_unheard(self, writes: Sequence[EntryWrite], outcomes: Sequence[WriteResult]) -> None:
+    def _note_unpublished(self, writes: Sequence[EntryWrite], outcomes: Sequence[WriteResult]) -> None:
         for write, outcome in zip(writes, outcomes):
-            if outcome.code == UNHEARD and len(self._unheard) < MAX_UNHEARD:
-                self._unheard[write.location] = None
+            if outcome.code == UNPUBLISHED and len(self._unpublished) < MAX_UNPUBLISHED:
+                self._unpublished[write.location] = None
 
     @property
-    def unheard(self) -> int:
+    def unpublished(self) -> int:
         """How many entries are stored and could not be published, for this user has lost a right."""
-        return len(self._unheard)
+        return len(self._unpublished)
 
     @redis_call
-    def publish_unheard(self) -> None:
+    def publish_again(self) -> None:
         """Publish some of them, as they are stored by now; those that may not be published yet are kept."""
-        for location in list(self._unheard)[:SCRIPT_SIZE]:
-            args = [self.prefix, location.slot_or_field, location.path]
-            (done,) = self._run([(ENTRY_PUBLISH, [location.key], args)])
-            if not done:
-                break
-            self._unheard.pop(location, None)
+        locations = list(self._unpublished)[:SCRIPT_SIZE]
+        # If the first one may not be published, no other may.
+        if locations and self._publish(locations[:1]):
+            self._publish(locations[1:])
+
+    def _publish(self, locations: Sequence[Location]) -> bool:
+        """Publish entries, and return whether that is allowed."""
+        answers = self._try([
+            (ENTRY_PUBLISH, [location.key], [self.prefix, location.slot_or_field, location.path]) for location in locations])
+        for location, answer in zip(locations, answers):
+            if isinstance(answer, Exception) and not code_of(answer):
+                raise answer
+            # One that may not even be read is given up.
+            if answer != 0:
+                self._unpublished.pop(location, None)
+        return answers[:1] != [0]
 
     def _entry_call(self, writes: Sequence[EntryWrite]) -> Call:
         keys = [write.location.key for write in writes]
@@ -239,8 +246,8 @@ def _outcome(answer: Any, taken_at: int) -> WriteResult:
     if status == "error":
         text = answer[1].decode(errors="replace")
         return WriteResult("error", error=text, code=code_in(text))
-    if status == "unheard":
-        return WriteResult("ok", answer[1], stored_at=taken_at, code=UNHEARD)
+    if status == "unpublished":
+        return WriteResult("ok", answer[1], stored_at=taken_at, code=UNPUBLISHED)
     if status == "again":
         return WriteResult("again", answer[1], writes=answer[2].decode(errors="replace"))
     if status == "conflict":

@@ -78,7 +78,7 @@ def store_error(what: str, exc: BaseException, address: str = "") -> StoreError:
     """
     where = f"Redis at {address}" if address else "Redis"
     message, code = f"{where} could not do this: {what} ({explain(exc)})", code_of(exc)
-    # Nobody knows what came before an answer without sense.
+    # What came before an answer without sense can't be known.
     lost = is_lost(exc) or isinstance(exc, SENSELESS)
     if code and code not in PASSING and not lost:
         return StoreRefused(message, code)

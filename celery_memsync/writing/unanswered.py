@@ -14,8 +14,11 @@ from ..models.entry import StoredEntry
 #: Most calls that are remembered.
 MAX_CALLS = 1000
 
-#: Seconds that a call is remembered.
+#: Seconds that a call is remembered; and from when it can't be known any more whether it is done: then who asks again
+#: and again with the same arguments means a new call at some time.
 MEMORY = 3600.0
+
+UNKNOWN_MEMORY = 60.0
 
 #: Writers that an entry remembers, see ``writes_of`` in ``store/lua/entry_write.lua``.
 WRITERS = 3
@@ -36,10 +39,12 @@ class Attempt:
     Attributes:
         number: Of the call in this process; that of an earlier try, if there was one without an answer.
         maybe_done: Whether it may be done already.
+        until: Monotonic time until which it is remembered if it gets no answer.
     """
 
     number: int
     maybe_done: bool
+    until: float
 
     def conflict(self, key: str, version: int, is_certain: bool) -> MemSyncError:
         """Return what to raise where another version is stored than the expected one.
@@ -49,8 +54,9 @@ class Attempt:
         """
         if is_certain or not self.maybe_done:
             return ConflictError(key, version)
+        self.until = min(self.until, time.monotonic() + UNKNOWN_MEMORY)
         return StoreUnavailable(
-            f"nobody knows any more whether {key} was written: the answer of Redis was lost, and others have written "
+            f"it can't be known any more whether {key} was written: the answer of Redis was lost, and others have written "
             f"since (it is at version {version} now); read it again and decide anew", maybe_done=True)
 
 
@@ -58,7 +64,7 @@ class Unanswered:
     """Remembers the numbers of calls that got no answer, by their arguments.
 
     The next call with the same arguments has the number of the first, by which Redis knows it again.  Of several at once
-    one has it, so that no two are told that they did what was done once.  No lock is taken.
+    one has it, so that no two believe to have done what was done once.  No lock is taken.
 
     Args:
         make_number: Returns the next number.
@@ -78,34 +84,37 @@ class Unanswered:
         What is raised in here as :exc:`StoreError` is raised as :exc:`StoreUnavailable` that may be done if an earlier try
         may be.
         """
-        number = self._take(arguments) if self._calls else None
-        attempt = Attempt(self._make_number() if number is None else number, number is not None)
+        earlier = self._take(arguments) if self._calls else None
+        if earlier is None:
+            attempt = Attempt(self._make_number(), False, time.monotonic() + MEMORY)
+        else:
+            attempt = Attempt(earlier.number, True, earlier.until)
         try:
             yield attempt
         except StoreError as exc:
             if not attempt.maybe_done and not getattr(exc, "maybe_done", False):
                 raise
-            self._note(arguments, attempt.number)
+            self._note(arguments, attempt)
             if getattr(exc, "maybe_done", False):
                 raise
             raise StoreUnavailable(str(exc), maybe_done=True, code=exc.code) from exc
         except MemSyncError:
             raise  # that is an answer
         except BaseException:
-            self._note(arguments, attempt.number)
+            self._note(arguments, attempt)
             raise
 
-    def _note(self, arguments: Hashable, number: int) -> None:
-        self._calls.append(_Call(arguments, number, time.monotonic() + MEMORY))
+    def _note(self, arguments: Hashable, attempt: Attempt) -> None:
+        self._calls.append(_Call(arguments, attempt.number, attempt.until))
 
-    def _take(self, arguments: Hashable) -> int | None:
+    def _take(self, arguments: Hashable) -> _Call | None:
         now = time.monotonic()
         for call in list(self._calls):
             if call.arguments == arguments or call.until < now:
                 with contextlib.suppress(ValueError):  # another thread has taken it
                     self._calls.remove(call)
                     if call.until >= now:
-                        return call.number
+                        return call
         return None
 
 

@@ -237,7 +237,7 @@ class BatchWriter:
             self._emit_events()
         if self._deferred:
             self._thread.wake()
-        return REFUSED_PAUSE if self._refused or self.store.unheard else None
+        return REFUSED_PAUSE if self._refused or self.store.unpublished else None
 
     def force(self, timeout: float | None = None) -> int:
         """Return when everything that waited is in Redis; tell how many changes that were.
@@ -321,7 +321,7 @@ class BatchWriter:
         self.store.wait_invalidated()
         self.on_put(location)
         # If this is a second try others may have written since.
-        is_last = outcome.writes.startswith(f"{self.store.token}.{attempt.number},")
+        is_last = f"{outcome.writes},".startswith(f"{self.store.token}.{attempt.number},")
         version = expected + 1 if outcome.status == "again" and not is_last else outcome.version
         before = StoredEntry(Header(version - 1, "-", "-", 0, 0, 0, 0, "-", ""), b"")
         after = change.applied_to(before, self.store.clock, self.store.worker_id)
@@ -369,8 +369,8 @@ class BatchWriter:
             elif not self.connected:
                 self.store.ping()
                 self._restored()
-            if self.store.unheard:
-                self.store.publish_unheard()
+            if self.store.unpublished:
+                self.store.publish_again()
             while self._in_flight:
                 lost_rounds += self._send(self._in_flight[:self.batch_size])
         except MemSyncError as exc:

@@ -43,7 +43,7 @@
 --
 -- Returns     {seconds, microseconds, versions, answer..., updates}, the updates on a cluster only; versions has a comma
 --             between two: of each write that was stored its version, of each other "", and one answer
---             {"unheard", version}  was stored, but this user may not publish it
+--             {"unpublished", version}  was stored, but this user may not publish it
 --             {"again", version, writes}  was stored before under this serial, or a later one; the last writes now
 --             {"kept", version}  what is there is further along
 --             {"conflict", version, text}  seen is not what is there
@@ -263,7 +263,7 @@ local function write(key, known)
   local stored = header(version + 1, run, rank, fence, time, ttl_ms, now_ms - time, writes, worker) .. "\n" .. body
   local is_new = store(key, entries, slot, field, stored, time, ttl_ms) or slot and not record
   local other = entries and slot < 3 and entries[3 - slot] or ""
-  local heard = publish(prefix .. path,
+  local published = publish(prefix .. path,
     where .. "\n" .. stored .. ((other == "" or other == "\n") and "" or "\n" .. other))
   if staged then
     if not text or expired then count("total", 1) end
@@ -276,7 +276,7 @@ local function write(key, known)
   if task ~= "" and (is_new or stime and math.floor(2 * stime / index_ttl) ~= math.floor(2 * time / index_ttl)) then
     added[#added + 1] = task
   end
-  return heard and version + 1 or { "unheard", version + 1 }
+  return published and version + 1 or { "unpublished", version + 1 }
 end
 
 -- Errors by place of the entry, for later writes must not overtake one that was refused.
