@@ -8,9 +8,7 @@ import redis as redis_py
 
 from celery_memsync import StoreRefused, StoreUnavailable
 from celery_memsync.store.errors import code_in, store_error
-
-from .helpers import RedisServer, free_port
-from .test_lost_answers import proxied, proxy  # noqa: F401
+from tests.support.redis_server import RedisServer, free_port
 
 SECRET = "hunter2"
 
@@ -115,7 +113,7 @@ ATOMIC = {
 
 
 @pytest.mark.parametrize("name", ATOMIC)
-def test_what_was_sent_and_not_answered_may_be_done(proxied, proxy, name):  # noqa: F811
+def test_what_was_sent_and_not_answered_may_be_done(proxied, proxy, name):
     proxy.cut(b"EVALSHA", 2)
 
     with pytest.raises(StoreUnavailable) as caught:
@@ -147,7 +145,7 @@ def test_what_redis_has_no_room_for_is_not_done(tmp_path, make_memsync, name):
     server.stop()
 
 
-def test_what_others_sent_says_nothing_of_who_decides(proxied, proxy):  # noqa: F811
+def test_what_others_sent_says_nothing_of_who_decides(proxied, proxy):
     proxied.write("told", 1)
     proxy.cut(b"EVALSHA", 2)
 

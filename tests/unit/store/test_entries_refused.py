@@ -11,8 +11,7 @@ from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store import EntryWrite, ms
 from celery_memsync.writing.changes import StageChange
-
-from .helpers import eventually
+from tests.support.waiting import eventually
 
 KEYS = Keys("task-sentinel")
 
