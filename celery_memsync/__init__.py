@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .conflicts import Resolution
     # What is raised
     from .exceptions import (ConflictError, InvalidKey, InvalidValue, LockError, LockLost, LockNotAcquired,
-                             MemSyncError, NotInTask, StoreError, ValueTooLarge)
+                             MemSyncError, NotInTask, StoreError, StoreRefused, StoreUnavailable, ValueTooLarge)
     from .locking.lock import Lock
     from .manager import MemorySyncManager
     from .models.entry import Entry
@@ -27,7 +27,7 @@ __all__ = [
     "MemorySyncManager", "MemSync", "Lock",
     "Resolution", "Entry", "LockRecord", "WorkerRecord",
     "ConflictError", "InvalidKey", "InvalidValue", "LockError", "LockLost", "LockNotAcquired", "MemSyncError",
-    "NotInTask", "StoreError", "ValueTooLarge",
+    "NotInTask", "StoreError", "StoreRefused", "StoreUnavailable", "ValueTooLarge",
 ]
 
 #: Modules of what is public, by name; errors have one.  That of MemSync also activates its app in a worker.

@@ -1,7 +1,9 @@
 """Everything this package raises.
 
 * MemSyncError
-    * StoreError           Redis could not be reached, or refused a command
+    * StoreError
+        * StoreUnavailable Redis can't do it just now; the same call may work later
+        * StoreRefused     Redis refuses it, and nothing was changed
     * ConflictError        somebody else wrote the key first
     * LockError
         * LockNotAcquired  somebody else holds the lock
@@ -21,7 +23,7 @@ from typing import Any
 from celery.exceptions import Ignore
 
 __all__ = [
-    "MemSyncError", "StoreError", "ConflictError", "LockError", "LockNotAcquired",
+    "MemSyncError", "StoreError", "StoreUnavailable", "StoreRefused", "ConflictError", "LockError", "LockNotAcquired",
     "LockLost", "NotInTask", "InvalidKey", "InvalidValue", "ValueTooLarge",
 ]
 
@@ -35,15 +37,48 @@ class MemSyncError(Exception):
 
 
 class StoreError(MemSyncError):
-    """Redis could not be reached, or refused a command.
+    """Base of what can go wrong with Redis.
 
-    ``__cause__`` is redis-py's own error.
+    ``__cause__`` is redis-py's own error, if there was one.
+
+    Attributes:
+        code: First word of the error that Redis answered, such as ``OOM``; "" if it answered none.
     """
 
-    @property
-    def refused(self) -> bool:
-        """Whether Redis did answer, and refused."""
-        return type(self.__cause__).__name__ == "ResponseError"
+    code = ""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class StoreUnavailable(StoreError):
+    """Redis can't do it just now: it is away, too slow, full, a replica, or lacks a right.  The same call may work later.
+
+    Args:
+        message: What was tried, where, what is wrong and what to do.
+        maybe_done: Whether what was to be changed may be changed all the same, for the answer was lost.  Then the same call
+            by the same process is recognised, and does nothing twice; a lock that was taken all the same is given back.
+        code: As in :class:`StoreError`.
+    """
+
+    def __init__(self, message: str, maybe_done: bool = False, code: str = "") -> None:
+        # Result backends keep the arguments, as JSON, and make the error anew from them.
+        super().__init__(message, maybe_done, code)
+        self.maybe_done = maybe_done
+        self.code = code
+
+
+class StoreRefused(StoreError):
+    """Redis has answered, and refuses: nothing was changed, and the same call does not work later by itself.
+
+    Args:
+        message: What was tried, where, what is wrong and what to do.
+        code: As in :class:`StoreError`.
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message, code)
+        self.code = code
 
 
 class ConflictError(MemSyncError):

@@ -36,6 +36,7 @@ from .store import Store
 from .writing.changes import Change, MergeFields, SetValue, StageChange, SyncMetrics, SyncQueue
 from .writing.progress import Progress
 from .writing.shared_queue import check_assignments, check_queue, check_steps
+from .writing.unanswered import digest_of, maybe_done_is
 from .writing.writer import BatchWriter
 
 logger = get_logger(__name__)
@@ -606,7 +607,8 @@ class MemorySyncManager:
                 returned, and does not put it there twice.
         """
         services = self._open()
-        services.writer.flush_for(services.keys.about)
+        with maybe_done_is(False):
+            services.writer.flush_for(services.keys.about)
         return services.coordination.enqueue(check_id(task_id, "task"))
 
     def dequeue(self) -> str | None:
@@ -620,7 +622,8 @@ class MemorySyncManager:
                 this thread returns.
         """
         services = self._open()
-        services.writer.flush_for(services.keys.about)
+        with maybe_done_is(False):
+            services.writer.flush_for(services.keys.about)
         return services.coordination.dequeue()
 
     def complete(self, task_id: str) -> bool:
@@ -635,7 +638,8 @@ class MemorySyncManager:
                 returned.
         """
         services = self._open()
-        services.writer.flush_for(services.keys.about)
+        with maybe_done_is(False):
+            services.writer.flush_for(services.keys.about)
         return services.coordination.complete(check_id(task_id, "task"))
 
     def lock(self, name: str, ttl: float | None = None, wait: float | None = 0.0) -> Lock:
@@ -930,13 +934,15 @@ class MemorySyncManager:
             raise InvalidValue(f"expected_version is a whole number, 0 or more, not {short(expected)}")
         body = encoding.encode(value, location.path, services.settings.max_value_size)
         change = SetValue(location, body, ttl, fence)
-        beside = self._version_beside(location)
-        try:
+        with services.writer.unanswered.attempt(location, digest_of(body), expected) as attempt:
+            with maybe_done_is(False):
+                beside = self._version_beside(location)
             if expected < beside:
-                raise ConflictError(location.path, 0)
-            entry = services.writer.compare_and_set(change, expected - beside).entry(location.path, value)
-        except ConflictError as exc:
-            raise ConflictError(location.path, exc.version + beside) from None
+                raise attempt.conflict(location.path, beside, False)
+            try:
+                entry = services.writer.compare_and_set(change, expected - beside, attempt).entry(location.path, value)
+            except ConflictError as exc:
+                raise ConflictError(location.path, exc.version + beside) from None
         return replace(entry, version=entry.version + beside)
 
     def _version_beside(self, location: Location) -> int:

@@ -9,6 +9,7 @@ import redis as redis_py
 from celery_memsync import MemorySyncManager
 from celery_memsync.reading import listener, subscriptions
 from tests.support.limited import Limited
+from tests.support.lossy_proxy import LossyProxy
 from tests.support.redis_server import RedisServer
 from tests.support.sender import Sender
 
@@ -87,6 +88,23 @@ def memsync(make_memsync):
 def other(make_memsync):
     """A second manager, which stands for another process."""
     return make_memsync(batch_interval=60.0)
+
+
+@pytest.fixture
+def proxy(server):
+    """A proxy that loses answers of that Redis."""
+    proxy = LossyProxy(server.port)
+    yield proxy
+    proxy.released.set()
+    proxy.listener.close()
+
+
+@pytest.fixture
+def proxied(make_memsync, proxy):
+    """A patient manager behind the proxy, connected already; its writer's thread is as good as asleep."""
+    memsync = make_memsync(url=proxy.url, batch_interval=60.0, backend_options={"socket_timeout": 10})
+    memsync.get_queue()
+    return memsync
 
 
 @pytest.fixture

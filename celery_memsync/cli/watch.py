@@ -10,7 +10,7 @@ import click
 from celery.bin.base import CeleryCommand, CeleryOption
 
 from ..app import MemSync
-from ..exceptions import StoreError
+from ..exceptions import StoreError, StoreRefused
 from ..reading.subscription import KeyChange
 from ..reading.subscriptions import Watch
 from .output import (EX_TIMEOUT, json_option, memory_of, moment, print_error, print_json, print_line, shown,
@@ -77,7 +77,7 @@ def patiently(ctx: click.Context, ask: Callable[[], T], deadline: float) -> T:
         try:
             answer = ask()
         except StoreError as exc:
-            if exc.refused or time.monotonic() >= deadline:
+            if isinstance(exc, StoreRefused) or time.monotonic() >= deadline:
                 raise
             if not away:
                 print_error(ctx, f"{exc}; waiting for it.")

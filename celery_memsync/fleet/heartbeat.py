@@ -7,7 +7,7 @@ from typing import Callable
 
 from .. import encoding
 from ..background_loop import BackgroundLoop
-from ..exceptions import StoreError
+from ..exceptions import StoreUnavailable
 from ..models.worker import WorkerRecord
 from ..store import HeartbeatReply, Store
 
@@ -77,7 +77,7 @@ class Heartbeat:
         """
         self._thread.stop(timeout)
         if not self._beating.acquire(timeout=-1 if timeout is None else timeout):
-            raise StoreError("Redis does not answer the last beat; the silence will tell")
+            raise StoreUnavailable("Redis does not answer the last beat; the silence will tell")
         try:
             self._write(self.describe().evolve(status="offline", running=()), leaving=True)
         finally:

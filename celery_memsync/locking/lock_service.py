@@ -12,7 +12,7 @@ from celery.utils.log import get_logger
 from .. import encoding
 from ..background_loop import BackgroundLoop
 from ..events import Events
-from ..exceptions import LockLost, LockNotAcquired, StoreError
+from ..exceptions import LockLost, LockNotAcquired, StoreError, StoreRefused
 from ..models.lock import LockRecord
 from ..store import LockAnswer, LockRequest, Store
 from ..store.push import LockWaiter
@@ -441,9 +441,7 @@ class LockService:
         """Give a lock back; tell whether it was held."""
         try:
             return self.store.leave_lock(request)
-        except StoreError as exc:
-            if not exc.refused:
-                raise
+        except StoreRefused:
             return False  # something else is stored there: there is nothing to give back
 
     def _schedule_by(self, moment: float) -> None:

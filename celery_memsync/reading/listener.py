@@ -10,7 +10,7 @@ from typing import Any, Callable, Sequence
 from celery.utils.log import get_logger
 
 from ..background_loop import BackgroundLoop, Wakeup
-from ..exceptions import StoreError
+from ..exceptions import StoreError, StoreUnavailable
 from ..store import Store
 from ..store.push import INVALIDATIONS, PushConnection, TrackedConnection
 
@@ -230,7 +230,7 @@ class ChangeListener:
             finally:
                 self.on_taken()
         elif self._asked_at is not None and now > self._asked_at + ANSWER_TIMEOUT:
-            raise StoreError("Redis does not answer on the connection on which it tells what has changed")
+            raise StoreUnavailable("Redis does not answer on the connection on which it tells what has changed")
 
     def _wanted(self, now: float) -> bool:
         return bool(self._patterns) or now < self._read_at + REST_AFTER
@@ -256,7 +256,7 @@ class ChangeListener:
 
     def _take(self, message: Any) -> bool:
         if isinstance(message, Exception):
-            raise StoreError("Redis does not allow to hear of changes; see the rights of its user") from message
+            raise StoreUnavailable("Redis does not allow to hear of changes; see the rights of its user") from message
         # An answer to PING is a list only on a connection that is subscribed to something.
         kind = message[0] if isinstance(message, list) and len(message) > 1 else bytes(message or b"").lower()
         if kind == b"message" and message[1] == INVALIDATIONS:

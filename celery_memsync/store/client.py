@@ -12,7 +12,7 @@ from celery.exceptions import ImproperlyConfigured
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from ..exceptions import StoreError
+from ..exceptions import StoreRefused
 from ..urls import is_cluster, lower_scheme, scheme_of, servers_of
 from . import embedded
 from .cluster_client import Address, Cluster
@@ -95,7 +95,7 @@ class EmbeddedConnection(redis.UnixDomainSocketConnection):
             check_peer(sock)
         except UnsafePathError as exc:
             sock.close()
-            raise StoreError(str(exc)) from exc
+            raise StoreRefused(str(exc)) from exc
         return sock
 
 

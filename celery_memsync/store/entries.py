@@ -6,14 +6,20 @@ from typing import Any, Iterable, NamedTuple, Sequence
 
 from ..keys import SLOTS, Location
 from ..models.entry import StoredEntry
-from .errors import redis_call
+from .errors import PASSING, code_in, code_of, is_lost, is_of_all, redis_call
 from .pool import noted
 from .push import TrackedConnection
 from .script_caller import SCRIPT_SIZE, Call, ScriptCaller, answers_of, in_chunks, stored_of
-from .scripts import ENTRY_WRITE
+from .scripts import ENTRY_PUBLISH, ENTRY_WRITE
 
 #: Entries of earlier runs that are kept of a task.
 MAX_RUNS = 12
+
+#: Entries of which is remembered that they could not be published.
+MAX_UNPUBLISHED = 10_000
+
+#: Code of an outcome that is stored and could not be published.
+UNPUBLISHED = "UNPUBLISHED"
 
 #: Names of the counters by the first digit of the rank of the stage that is counted.
 COUNTERS = ("", "", "", "lost", "retried", "failed", "revoked", "ignored", "skipped", "succeeded")
@@ -52,6 +58,8 @@ class WriteResult(NamedTuple):
         stored: With ``conflict``: what is stored.
         error: With ``error``: what Redis said.
         stored_at: With ``ok``: when Redis took it, in milliseconds.
+        code: With ``error``: the first word of what Redis said, such as ``OOM``; "" if something else is stored there.
+        writes: With ``again``: ids of the last writes, as in :class:`~celery_memsync.models.entry.Header`.
     """
 
     status: str
@@ -59,28 +67,100 @@ class WriteResult(NamedTuple):
     stored: StoredEntry | None = None
     error: str = ""
     stored_at: int = 0
+    code: str = ""
+    writes: str = ""
+
+    @property
+    def passes(self) -> bool:
+        """Whether Redis may take later what it refuses now."""
+        return self.code in PASSING
+
+    @property
+    def is_of_all(self) -> bool:
+        """Whether Redis takes no write at all just now."""
+        return is_of_all(self.code, self.error)
 
 
 class EntryStore(ScriptCaller):
     """What is about entries."""
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        #: Places of entries that are stored and could not be published.
+        self._unpublished: dict[Location, None] = {}
+
     @redis_call
     def write_entries(self, writes: Iterable[EntryWrite]) -> list[WriteResult]:
         """Store, version and tell entries; what each came to, in the same order.
 
+        What Redis refuses is an outcome, and keeps nothing else from being written.
+
         Args:
             writes: Asked for while Redis is at work on those before.
         """
-        made: list[EntryWrite] = []
-        calls = map(self._entry_call, in_chunks(noted(writes, made), SCRIPT_SIZE))
+        chunks: list[list[EntryWrite]] = []
+        calls = map(self._entry_call, noted(in_chunks(writes, SCRIPT_SIZE), chunks))
         asked = time.monotonic()
-        answers = self._run(calls, publishes=True)
-        outcomes = [outcome for answer in answers for outcome in outcomes_of(answer)]
-        if len(outcomes) != len(made):
-            raise ValueError("not every write is answered")
-        if answers:
+        answers = self._try(calls, publishes=True)
+        outcomes = [outcome for chunk, answer in zip(chunks, answers) for outcome in self._outcomes(chunk, answer)]
+        if answers and not isinstance(answers[-1], Exception):
             self._sync_clock(answers[-1][0], answers[-1][1], asked)
         return outcomes
+
+    def _outcomes(self, writes: Sequence[EntryWrite], answer: Any) -> list[WriteResult]:
+        """Return what writes of one call came to.
+
+        Args:
+            answer: To that call.  If Redis has refused it, each write has a call of its own: so the others are made.
+        """
+        if not isinstance(answer, Exception):
+            return self._read_answer(writes, answer)
+        if not code_of(answer) or is_lost(answer):
+            raise answer
+        refusal = WriteResult("error", error=str(answer), code=code_of(answer))
+        if len(writes) == 1 or refusal.is_of_all:
+            return [refusal] * len(writes)
+        answers = self._try([self._entry_call([write]) for write in writes], publishes=True)
+        return [outcome for write, one in zip(writes, answers) for outcome in self._outcomes([write], one)]
+
+    def _read_answer(self, writes: Sequence[EntryWrite], answer: Sequence[Any]) -> list[WriteResult]:
+        """Return what one call answers."""
+        outcomes = outcomes_of(answer)
+        if len(outcomes) != len(writes):
+            raise ValueError("not every write is answered")
+        if len(answer) > 3:
+            self._note_unpublished(writes, outcomes)
+        return outcomes
+
+    def _note_unpublished(self, writes: Sequence[EntryWrite], outcomes: Sequence[WriteResult]) -> None:
+        for write, outcome in zip(writes, outcomes):
+            if outcome.code == UNPUBLISHED and len(self._unpublished) < MAX_UNPUBLISHED:
+                self._unpublished[write.location] = None
+
+    @property
+    def unpublished(self) -> int:
+        """How many entries are stored and could not be published, for this user has lost a right."""
+        return len(self._unpublished)
+
+    @redis_call
+    def publish_again(self) -> None:
+        """Publish some of them, as they are stored by now; those that may not be published yet are kept."""
+        locations = list(self._unpublished)[:SCRIPT_SIZE]
+        # If the first one may not be published, no other may.
+        if locations and self._publish(locations[:1]):
+            self._publish(locations[1:])
+
+    def _publish(self, locations: Sequence[Location]) -> bool:
+        """Publish entries, and return whether that is allowed."""
+        answers = self._try([
+            (ENTRY_PUBLISH, [location.key], [self.prefix, location.slot_or_field, location.path]) for location in locations])
+        for location, answer in zip(locations, answers):
+            if isinstance(answer, Exception) and not code_of(answer):
+                raise answer
+            # One that may not even be read is given up.
+            if answer != 0:
+                self._unpublished.pop(location, None)
+        return answers[:1] != [0]
 
     def _entry_call(self, writes: Sequence[EntryWrite]) -> Call:
         keys = [write.location.key for write in writes]
@@ -156,15 +236,20 @@ def outcomes_of(answer: Sequence[Any]) -> list[WriteResult]:
     taken_at = int(answer[0]) * 1000 + int(answer[1]) // 1000
     others = iter(answer[3:])
     return [
-        WriteResult("ok", int(version), None, "", taken_at) if version else _outcome(next(others))
+        WriteResult("ok", int(version), None, "", taken_at) if version else _outcome(next(others), taken_at)
         for version in answer[2].split(b",")
     ]
 
 
-def _outcome(answer: Any) -> WriteResult:
+def _outcome(answer: Any, taken_at: int) -> WriteResult:
     status = answer[0].decode()
     if status == "error":
-        return WriteResult("error", error=answer[1].decode())
+        text = answer[1].decode(errors="replace")
+        return WriteResult("error", error=text, code=code_in(text))
+    if status == "unpublished":
+        return WriteResult("ok", answer[1], stored_at=taken_at, code=UNPUBLISHED)
+    if status == "again":
+        return WriteResult("again", answer[1], writes=answer[2].decode(errors="replace"))
     if status == "conflict":
         try:
             stored = StoredEntry.parse(answer[2]) if len(answer) > 2 and answer[2] else None

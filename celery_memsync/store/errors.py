@@ -1,56 +1,64 @@
-"""redis-py's errors as errors of this package, in words without an address or a value."""
+"""redis-py's errors as errors of this package, in words without a password or a value."""
 from __future__ import annotations
 
 import functools
 import re
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable, Mapping, TypeVar
 
 import redis
 
-from ..exceptions import MemSyncError, StoreError
+from ..exceptions import MemSyncError, StoreError, StoreRefused, StoreUnavailable
 
 #: What is raised by taking apart an answer that is not what was asked for.
 SENSELESS = (TypeError, ValueError, AttributeError, LookupError)
 
-#: What Redis refuses, by a word of its answer, and what to do about it.
+#: Codes that redis-py takes away from the text of an error, by the kind of error that it makes of them.
+KINDS: tuple[tuple[type[BaseException], str], ...] = (
+    (redis.exceptions.OutOfMemoryError, "OOM"), (redis.exceptions.NoPermissionError, "NOPERM"),
+    (redis.exceptions.AuthorizationError, "NOPERM"), (redis.exceptions.ReadOnlyError, "READONLY"),
+    (redis.exceptions.BusyLoadingError, "LOADING"), (redis.exceptions.NoScriptError, "NOSCRIPT"),
+    (redis.exceptions.MovedError, "MOVED"), (redis.exceptions.AskError, "ASK"),
+    (redis.exceptions.TryAgainError, "TRYAGAIN"), (redis.exceptions.MasterDownError, "MASTERDOWN"),
+    (redis.exceptions.ClusterDownError, "CLUSTERDOWN"), (redis.exceptions.ClusterCrossSlotError, "CROSSSLOT"),
+    (redis.exceptions.AuthenticationError, "WRONGPASS"),
+)
+
+#: Codes that go by with the state of the server, which refuses all writes alike.
+EVERYWHERE = frozenset({
+    "OOM", "READONLY", "MISCONF", "NOREPLICAS", "LOADING", "BUSY", "NOSCRIPT", "CLUSTERDOWN", "MASTERDOWN", "TRYAGAIN",
+    "MOVED", "ASK",
+})
+
+#: Codes that may go by; one right may be enough for one key and not for another.
+PASSING = EVERYWHERE | {"NOPERM"}
+
+#: What Redis refuses, by code, and what to do about it.
 REFUSALS = {
     "NOPERM": "its user may not do that; docs/howto/security.md tells the rights that are needed",
     "OOM": "it is full; raise its maxmemory, or shorten memsync_default_ttl",
-    "maxmemory": "it is full; raise its maxmemory, or shorten memsync_default_ttl",
     "MISCONF": "it takes no writes, for it can't save its data; see its log, is its disk full?",
     "READONLY": "it is a replica, which takes no writes; let memsync_backend name its master",
+    "NOREPLICAS": "it takes no writes, for too few of its replicas keep up; see min-replicas-to-write",
+    "LOADING": "it is loading its data; it answers when that is done",
+    "BUSY": "a script keeps it busy; it answers when that is done, or after SCRIPT KILL",
+    "NOSCRIPT": "it forgets scripts at once; does something call SCRIPT FLUSH?",
+    "WRONGPASS": "it refuses the user or password of memsync_backend",
 }
 
-#: Words of Redis's errors that redis-py turns into a class of errors.
-CODES = {
-    redis.exceptions.OutOfMemoryError: "OOM", redis.exceptions.ReadOnlyError: "READONLY",
-    redis.exceptions.NoPermissionError: "NOPERM", redis.BusyLoadingError: "LOADING",
-}
+#: Our own code: Redis does not remember an earlier try any more.
+FORGOTTEN = "FORGOTTEN"
 
-#: The word by which an error of Redis begins, or what a script of Redis 6 was refused.
-_CODE = re.compile(r"(?:^|: -)([A-Z]{3,})\b")
+#: A code at the beginning of an error, or of that which ended a script.
+_CODE = re.compile(r"(?:^|: -?)([A-Z]{2,}) ")
+
+#: What Redis 7 says in a script instead of NOPERM.
+_NOT_ALLOWED = re.compile(r"The user executing the script|ACL failure in script")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class MaybeDone(StoreError):
-    """What was to be done may have been done, by a try whose answer was lost, or not: Redis does not remember any more.
-
-    Args:
-        what: What was to be done.
-    """
-
-    maybe_done = True
-
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            f"{what} whose answer was lost may or may not have been done: too much time has passed, or too many others "
-            "were made since; look at what is there, and decide anew"
-        )
-
-
 def redis_call(method: F) -> F:
-    """Turn redis-py's errors, and answers without sense, into :exc:`StoreError`, with what was tried but no address."""
+    """Turn redis-py's errors, and answers without sense, into a :exc:`StoreError` that says what was tried, and where."""
 
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -59,51 +67,132 @@ def redis_call(method: F) -> F:
         except MemSyncError:
             raise
         except (redis.RedisError, OSError, *SENSELESS) as exc:
-            what = method.__name__.replace("_", " ")
-            raise StoreError(f"Redis could not do this: {what} ({explain(exc)})") from exc
+            raise store_error(method.__name__.replace("_", " "), exc, _address(args[0])) from exc
 
     return call  # type: ignore[return-value]
 
 
+def store_error(what: str, exc: BaseException, address: str = "") -> StoreError:
+    """Return the error that a user gets instead of one of redis-py.
+
+    Args:
+        what: What was tried.
+        address: Where that was.
+    """
+    where = f"Redis at {address}" if address else "Redis"
+    message, code = f"{where} could not do this: {what} ({explain(exc)})", code_of(exc)
+    # What came before an answer without sense can't be known.
+    lost = is_lost(exc) or isinstance(exc, SENSELESS)
+    if code and code not in PASSING and not lost:
+        return StoreRefused(message, code)
+    return StoreUnavailable(message, lost, code)
+
+
+def code_of(exc: BaseException) -> str:
+    """Return the code of an error that Redis has answered, "" if it has not answered."""
+    for kind, code in KINDS:
+        if isinstance(exc, kind):
+            return str(code)
+    if isinstance(exc, redis.ResponseError):
+        return code_in(str(exc))
+    return code_of(exc.__cause__) if isinstance(exc, redis.ConnectionError) and exc.__cause__ is not None else ""
+
+
+def code_in(text: str) -> str:
+    """Return the code of an error from its text; what ended a script comes behind other words."""
+    if _NOT_ALLOWED.search(text):
+        return "NOPERM"
+    return str((_CODE.findall(text) or ["ERR"])[-1])
+
+
+def is_of_all(code: str, text: str) -> bool:
+    """Whether Redis would refuse any other write as well.
+
+    Args:
+        text: What it has answered.
+    """
+    return code in EVERYWHERE or code == "NOPERM" and "'evalsha'" in text.lower()
+
+
+def note_lost(exc: BaseException) -> None:
+    """Note of an error that what was sent may have been done, for its answer was lost."""
+    exc.__dict__["lost_answer"] = True
+
+
+def is_lost(exc: Any) -> bool:
+    """Whether that was noted of an error."""
+    return isinstance(exc, BaseException) and "lost_answer" in exc.__dict__
+
+
 def explain(exc: BaseException) -> str:
-    """Return what is wrong with Redis in words without an address, a password or a value."""
-    if isinstance(exc, redis.AuthenticationError):
-        return "it refuses the user or password of memsync_backend"
+    """Return what is wrong with Redis, and what to do, in words without an address, a password or a value."""
+    code = code_of(exc)
+    if code:
+        return explain_code(code, str(exc))
     if isinstance(exc, (redis.TimeoutError, TimeoutError)):
         return "it does not answer in time; is it overloaded or paused?"
-    if isinstance(exc, redis.BusyLoadingError):
-        return "it is loading its data; it answers when that is done"
+    if isinstance(exc, redis.exceptions.MaxConnectionsError):
+        return "all connections are in use; raise max_connections in memsync_backend_options"
     if isinstance(exc, (redis.ConnectionError, OSError)):
         return "it can't be reached; is it running, and is memsync_backend right?"
-    if isinstance(exc, redis.exceptions.NoPermissionError):
-        return REFUSALS["NOPERM"]
-    if isinstance(exc, redis.ResponseError):
-        for word, known in REFUSALS.items():
-            # What a script is refused comes amid other words.
-            if word in str(exc):
-                return known
-        return "it answers: " + str(exc).partition(" script: ")[0][:120]
     if isinstance(exc, SENSELESS):
         return "its answer makes no sense; is that a Redis?"
     return type(exc).__name__
 
 
-def refusal_code(error: Exception) -> str:
-    """Return the word by which an error of Redis begins, such as ``OOM``; ``ERR`` if it has none of its own."""
-    known = [word for kind, word in CODES.items() if isinstance(error, kind)]
-    found = _CODE.search(str(error))
-    return known[0] if known else found.group(1) if found else "ERR"
+def forgotten(what: str) -> StoreUnavailable:
+    """Return the error of a call of which Redis does not remember any more whether an earlier try has done it."""
+    return StoreUnavailable(
+        f"{what} whose answer was lost may or may not have been done: too much time has passed, or too many others "
+        "were made since; look at what is there, and decide anew", maybe_done=True, code=FORGOTTEN)
+
+
+def was_forgotten(error: BaseException) -> bool:
+    """Return whether it can't be known any more if an earlier try has done it."""
+    return isinstance(error, StoreError) and error.code == FORGOTTEN
 
 
 def may_be_done(error: BaseException) -> bool:
-    """Return whether something may have been done, or may still be done, although it ended in an error.
-
-    That Redis refuses it does not say that it did not take an earlier try, which may even be on its way.
-    """
-    unsent = getattr(error.__cause__, "unsent", False)
-    return bool(getattr(error, "maybe_done", not (isinstance(error, StoreError) and unsent)))
+    """Return whether something may have been done, or may still be done, although it ended in an error."""
+    return bool(getattr(error, "maybe_done", not isinstance(error, StoreError)))
 
 
 def was_refused(error: BaseException) -> bool:
     """Return whether Redis has answered, and refused: until then nothing was done."""
-    return isinstance(error, StoreError) and isinstance(error.__cause__, redis.ResponseError)
+    return isinstance(error, StoreError) and error.code not in ("", FORGOTTEN) and not may_be_done(error)
+
+
+def explain_code(code: str, text: str) -> str:
+    """Return what Redis refuses.
+
+    Args:
+        text: What it has answered.
+    """
+    return REFUSALS.get(code) or "it answers: " + text.partition(" script: ")[0][:120]
+
+
+def address_of(facts: Mapping[str, Any]) -> str:
+    """Return where a Redis is.
+
+    Args:
+        facts: Options or attributes of a connection.
+    """
+    sentinels = facts.get("sentinels") or facts.get("_sentinels")
+    if sentinels is not None:
+        return str(sentinels)
+    if "folder" in facts:
+        return f"embedded://{facts['folder']}"
+    database = facts.get("db") or 0
+    if facts.get("path"):
+        return f"{facts['path']}, database {database}"
+    host = facts.get("host") or "localhost"
+    return f"{f'[{host}]' if ':' in host else host}:{facts.get('port') or 6379}/{database}"
+
+
+def _address(owner: Any) -> str:
+    """Return where the Redis of an object of this package is, "" if that is not known."""
+    client, connection = getattr(owner, "_client", None), getattr(owner, "_connection", None)
+    if client is not None:
+        pool = getattr(client, "connection_pool", None)
+        return str(client) if pool is None else address_of(pool.connection_kwargs)
+    return "" if connection is None else address_of(vars(connection))

@@ -10,6 +10,8 @@ from typing import Any, Callable, Iterable, Iterator, TypeVar
 
 import redis
 
+from .errors import code_of, is_lost, note_lost
+
 #: Bytes of commands that are sent together, and that Redis reads at once (PROTO_IOBUF_LEN in its server.h).
 PIECE = 16 * 1024
 
@@ -41,6 +43,8 @@ class Pool(redis.ConnectionPool):
         self._in_use_connections: Any = weakref.WeakSet()
         #: Those that have worked and wait for the next; redis-py's own code takes them for lent.
         self._ready: deque[Any] = deque()
+        #: How often something was sent again that may have been done.
+        self.resent = 0
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
         """Lend a connection that was looked at: it is connected, and there is nothing on it to read."""
@@ -76,9 +80,16 @@ class Pool(redis.ConnectionPool):
         def talk(connection: Any) -> list[Any]:
             again = sent.copy()
             sent.clear()
-            for piece in pieces(noted(chain(again, rest), sent), PIECE):
-                connection.send_packed_command([piece], check_health=False)
-            return [read_answer(connection) for _ in sent]
+            under_way = False
+            try:
+                for piece in pieces(noted(chain(again, rest), sent), PIECE):
+                    connection.send_packed_command([piece], check_health=False)
+                    under_way = True
+                return [read_answer(connection) for _ in sent]
+            except (redis.RedisError, OSError) as exc:
+                if under_way and not code_of(exc):
+                    note_lost(exc)
+                raise
 
         return self._talk(talk)
 
@@ -86,7 +97,12 @@ class Pool(redis.ConnectionPool):
         """Send one command as it goes over the wire, and return the answer."""
         def talk(connection: Any) -> Any:
             connection.send_packed_command([command], check_health=False)
-            return connection.read_response()
+            try:
+                return connection.read_response()
+            except (redis.RedisError, OSError) as exc:
+                if not code_of(exc):
+                    note_lost(exc)
+                raise
 
         return self._talk(talk)
 
@@ -97,21 +113,29 @@ class Pool(redis.ConnectionPool):
             connection = self._ready.pop()
         except IndexError:
             connection = None
-        was_sent = False
         if connection is not None:
             connection.lent_amid = sys.exc_info()[1]
             try:
                 return self._use(connection, talk)
-            except redis.ConnectionError:
+            except redis.ConnectionError as exc:
                 # Others that have waited as long are as broken.
                 self._retire()
-                was_sent = True
+                if is_lost(exc):
+                    return self._talk_again(talk)
+        return self._use(self.get_connection(*_PURPOSE), talk)
+
+    def _talk_again(self, talk: Callable[[Any], T]) -> T:
+        """Send once more what may have been done; whatever is wrong now, that it may have been is still true."""
+        self.resent += 1
         try:
-            connection = self.get_connection(*_PURPOSE)
-        except redis.RedisError as exc:
-            exc.unsent = not was_sent  # type: ignore[attr-defined]
+            answer = self._use(self.get_connection(*_PURPOSE), talk)
+        except (redis.RedisError, OSError) as exc:
+            note_lost(exc)
             raise
-        return self._use(connection, talk)
+        for one in answer if isinstance(answer, list) else ():
+            if isinstance(one, redis.RedisError):
+                note_lost(one)
+        return answer
 
     def _use(self, connection: Any, talk: Callable[[Any], T]) -> T:
         try:

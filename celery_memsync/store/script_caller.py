@@ -7,7 +7,7 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence, TypeVar
 
 import redis
 
-from ..exceptions import StoreError
+from ..exceptions import StoreUnavailable
 from ..keys import COORDINATION, Keys
 from ..models.entry import StoredEntry
 from .acl import missing, probes
@@ -83,6 +83,11 @@ class ScriptCaller:
         """The client of redis-py; Redis's time is known once it is used."""
         self._ensure_clock()
         return self._client
+
+    @property
+    def resent(self) -> int:
+        """How often something was sent again that may have been done, for its answer was lost."""
+        return int(self._client.connection_pool.resent)
 
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
@@ -265,9 +270,9 @@ def _check_replicas(answer: Any, wanted: int) -> None:
     if isinstance(answer, Exception):
         raise answer
     if int(answer) < wanted:
-        raise StoreError(
+        raise StoreUnavailable(
             f"{int(answer)} replicas of Redis have taken note of a lock in time, and memsync_lock_replicas asks for "
-            f"{wanted}; see whether they are there, and keep up")
+            f"{wanted}; see whether they are there, and keep up", maybe_done=True)
 
 
 def stored_of(text: bytes | None, now: float = float("inf")) -> StoredEntry | None:

@@ -27,6 +27,8 @@ def load(*names: str) -> Script:
 
 ENTRY_WRITE = load("counters", "queue_score", "coordination_version", "entry_format", "index_updates", "entry_write")
 
+ENTRY_PUBLISH = load("entry_format", "entry_publish")
+
 INDEX_APPLY = load("counters", "queue_score", "coordination_version", "index_updates", "index_apply")
 
 QUEUE_ENQUEUE = load("queue_score", "queue_list", "coordination_version", "coordination_change", "queue_enqueue")

@@ -34,6 +34,9 @@ class Sentinels:
         self._options = options
         self._connection_class = connection_class
 
+    def __str__(self) -> str:
+        return f"{self._master_name} of Sentinels {', '.join(f'{host}:{port}' for host, port in sorted(self._addresses))}"
+
     def masters(self) -> Iterator[tuple[str, int]]:
         """Yield where the master is, as one Sentinel after the other tells it; those that do not answer are passed over."""
         for address in self._addresses:

@@ -332,7 +332,9 @@ class StageChange(Change):
                 published = clock.at(self.at)
             figure = round(published * 1e4)
         else:
-            figure = round((run.runtime or 0.0) * 1e6)
+            took = run.runtime
+            is_sound = isinstance(took, (int, float)) and 0 <= took < TOO_LATE
+            figure = round(took * 1e6) if took is not None and is_sound else 0
         return Content("run", self.run_key, rank, run.encode(self.location.task_id), figure)
 
 

@@ -6,6 +6,7 @@ import threading
 from ..exceptions import MemSyncError
 from ..models.entry import StoredEntry
 from .changes import SetValue
+from .unanswered import Attempt
 
 
 class FlushRequest:
@@ -21,6 +22,7 @@ class FlushRequest:
         written: How many changes were written.
         error: Why they were not.
         given_up: Whether the caller does not wait any more.
+        may_be_done: Whether it may have been sent already.
     """
 
     def __init__(self, strict: bool = False) -> None:
@@ -28,6 +30,7 @@ class FlushRequest:
         self.written = 0
         self.error: MemSyncError | None = None
         self.given_up = False
+        self.may_be_done = False
         self._answered = False
         self._closed = threading.Lock()
         self._closed.acquire()
@@ -48,13 +51,15 @@ class CompareAndSet(FlushRequest):
 
     Args:
         expected: The version.
+        attempt: Of the call, which may have been made before.
 
     Attributes:
         stored: The entry as it was stored.
     """
 
-    def __init__(self, change: SetValue, expected: int) -> None:
+    def __init__(self, change: SetValue, expected: int, attempt: Attempt) -> None:
         super().__init__()
         self.change = change
         self.expected = expected
+        self.attempt = attempt
         self.stored: StoredEntry | None = None

@@ -8,9 +8,9 @@ import weakref
 from itertools import count
 from typing import Callable, Iterable, Mapping, TypeVar
 
-from ..exceptions import InvalidValue, StoreError, ValueTooLarge
+from ..exceptions import InvalidValue, StoreUnavailable, ValueTooLarge
 from ..keys import check_id
-from ..store import LISTS, MEMORY, MaybeDone, Store, may_be_done, was_refused
+from ..store import LISTS, MEMORY, Store, forgotten, may_be_done, was_forgotten, was_refused
 
 #: Counters are whole numbers of 64 bits in Redis.
 TOO_MUCH = 2 ** 63
@@ -124,7 +124,7 @@ class SharedQueue:
         started, is_over = time.monotonic(), False
         try:
             if attempt.is_old:
-                raise MaybeDone(f"a call of {call[0]}")
+                raise forgotten(f"a call of {call[0]}")
             answer = change(attempt.serial, self.ttl, *call[1:])
             is_over = True
         except BaseException as exc:
@@ -132,7 +132,7 @@ class SharedQueue:
             if attempt.refused:
                 attempt.since = started
             else:
-                is_over = isinstance(exc, MaybeDone) or is_fresh and not may_be_done(exc)
+                is_over = was_forgotten(exc) or is_fresh and not may_be_done(exc)
             raise
         finally:
             self._end(call, attempt, is_over)
@@ -175,7 +175,8 @@ class SharedQueue:
             for attempt in [one for one in attempts if one.is_old and not one.busy]:
                 self._forget(call, attempt)
         if len(self._attempts) >= MAX_UNANSWERED:
-            raise StoreError(f"{MAX_UNANSWERED} changes of the queue have no answer yet; make them again before others")
+            raise StoreUnavailable(
+                f"{MAX_UNANSWERED} changes of the queue have no answer yet; make them again before others")
 
 
 def _continues(call: Call, attempt: Attempt) -> bool:

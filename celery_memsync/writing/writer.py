@@ -15,14 +15,15 @@ from redis.backoff import EqualJitterBackoff
 from ..background_loop import LONGEST_PAUSE, BackgroundLoop
 from ..conflicts import MAX_ROUNDS
 from ..events import Events
-from ..exceptions import ConflictError, LockLost, MemSyncError, StoreError
+from ..exceptions import ConflictError, LockLost, MemSyncError, StoreError, StoreRefused, StoreUnavailable
 from ..keys import ASSIGNMENTS, STATE, Location
 from ..models.entry import UNWRITTEN, EntryVersion, Header, StoredEntry
-from ..store import CoordinationResult, EntryWrite, Store, WriteResult, in_chunks, may_be_done, ms
+from ..store import (CoordinationResult, EntryWrite, Store, WriteResult, explain_code, in_chunks, may_be_done, ms)
 from .changes import Change, Coordinated, DeferredChange, MergeFields, SetValue, SyncMetrics
 from .conflict_settler import ConflictSettler, Dispute
 from .pending import PendingChanges
 from .requests import CompareAndSet, FlushRequest
+from .unanswered import Attempt, Unanswered, number_of, was_never_written
 from .version_tracker import EMPTY_BASE, MergeBase, VersionTracker
 from .write_events import WriteEvents
 
@@ -87,11 +88,15 @@ class BatchWriter:
         self._assignments = store.keys.coordination_location(ASSIGNMENTS).path
         self._seen = VersionTracker()
         self._serials = count(1)
+        #: Writes of expected versions that got no answer.
+        self.unanswered = Unanswered(lambda: next(self._serials))
         self._coordination_serials = count(1)
         self._write_events = WriteEvents(events)
         #: Drops that were reported.
         self._reported_drops = 0
         self._warned_of_drops = False
+        #: What Redis answered to the writes that it refuses.
+        self._refusals: dict[Location, WriteResult] = {}
         #: Locations of which a refusal was logged.
         self._warned: set[Location] = set()
         #: Paths whose writes a newer fence has refused since the last :meth:`force`.
@@ -198,12 +203,12 @@ class BatchWriter:
                 return self._wait_for(FlushRequest(strict=True), max(self.timeout, deadline - time.monotonic()))
             except StoreError as exc:
                 pause = backoff.compute(failures)
-                if isinstance(exc, Refused) or time.monotonic() + pause > deadline:
+                if isinstance(exc, StoreRefused) or time.monotonic() + pause > deadline:
                     raise
                 time.sleep(pause)
         raise AssertionError("count() does not end")
 
-    def compare_and_set(self, change: SetValue, expected: int) -> StoredEntry:
+    def compare_and_set(self, change: SetValue, expected: int, attempt: Attempt) -> StoredEntry:
         """Write a value at once, if an entry is at the expected version; return it as it was stored.
 
         Raises:
@@ -211,7 +216,7 @@ class BatchWriter:
             StoreError: If Redis is away, or refuses.
             LockLost: If a newer fence has written.
         """
-        request = CompareAndSet(change, expected)
+        request = CompareAndSet(change, expected, attempt)
         self._wait_for(request, self.timeout)
         self.on_put(change.location)
         assert request.stored is not None
@@ -224,7 +229,8 @@ class BatchWriter:
             self._write_alone()
         if not request.wait(timeout):
             request.given_up = True
-            raise StoreError(f"Redis did not take what is pending within {timeout:.3g} s; it stays pending")
+            raise StoreUnavailable(
+                f"Redis did not take what is pending within {timeout:.3g} s; it stays pending", request.may_be_done)
         if request.error is not None:
             # Several callers may get the same one.
             raise copy(request.error) from request.error
@@ -269,16 +275,18 @@ class BatchWriter:
             written, lost = self._write_due(strict)
             self._compare_and_set_all()
         except BaseException as exc:
-            self._answer(exc if isinstance(exc, MemSyncError) else StoreError(f"Writing failed: {exc!r}"))
+            error = exc if isinstance(exc, MemSyncError) else StoreUnavailable(f"Writing failed: {exc!r}")
+            self._answer(error, failed=True)
             raise
         else:
             self._answer(self._strict_error(lost), written)
         finally:
             self._pending.note_keys()
+            self._refusals = {location: self._refusals[location] for location in self._pending.refused}
             self._report_drops()
         if self._pending.deferring:
             self._thread.wake()
-        return REFUSED_PAUSE if lost or self._pending.refused else None
+        return REFUSED_PAUSE if lost or self._pending.refused or self.store.unpublished else None
 
     def _note_reads(self) -> None:
         while self._reads:
@@ -302,6 +310,8 @@ class BatchWriter:
             elif not self.connected:
                 self.store.ping()
                 self._restored()
+            if self.store.unpublished:
+                self.store.publish_again()
             for batch in in_chunks(changes, self.batch_size):
                 lost += self._send(batch)
             if strict:
@@ -317,12 +327,16 @@ class BatchWriter:
         """Return what a caller that wants everything to be in Redis has to know."""
         refused = self._pending.refused
         if refused:
-            return Refused(refused[0].path, len(refused))
+            return _refusal(refused[0].path, [self._refusals[location] for location in refused])
         return lost[0] if lost else None
 
-    def _answer(self, error: MemSyncError | None, written: int = 0) -> None:
-        """Answer the callers that wait; those that want everything go on waiting while a resolver is at work."""
-        failed = isinstance(error, StoreError) and not isinstance(error, Refused)
+    def _answer(self, error: MemSyncError | None, written: int = 0, failed: bool = False) -> None:
+        """Answer the callers that wait; those that want everything go on waiting while a resolver is at work.
+
+        Args:
+            error: What was not written, or why nothing was.
+            failed: Whether nothing was.
+        """
         waiting = self._pending.resolving and not failed
         for request in self._begun:
             if failed or not request.strict:
@@ -348,6 +362,9 @@ class BatchWriter:
             written: list[tuple[Change, EntryWrite]] = []
             outcomes = self.store.write_entries(self._writes_of(changes, written))
             again = [self._settle(change, write, outcome) for (change, write), outcome in zip(written, outcomes)]
+            for (change, _), outcome in zip(written, outcomes):
+                if outcome.is_of_all:  # what was not stored stays pending
+                    raise _refusal(change.location.path, [outcome])
             changes = [change for change in again if change is not None]
             late = [change for change in changes if _is_late(change, number)]
             lost += late
@@ -381,8 +398,8 @@ class BatchWriter:
         for change, result in zip(first, self._change_coordination(first)):
             if result.error is not None and result.status == "error":
                 del rows[change.location]
-                if result.error.refused:
-                    self._refuse(change, str(result.error))
+                if isinstance(result.error, StoreRefused) or result.code == "NOPERM":
+                    self._refuse(change, WriteResult("error", error=str(result.error), code=result.code))
                 else:
                     errors.append(result.error)
                 continue
@@ -468,39 +485,58 @@ class BatchWriter:
     def _compare_and_set_all(self) -> None:
         for request in self._begun:
             if isinstance(request, CompareAndSet) and not request.given_up:
+                request.may_be_done = True
                 try:
-                    request.stored = self._compare_and_set(request.change, request.expected)
+                    request.stored = self._compare_and_set(request.change, request.expected, request.attempt)
                 except MemSyncError as exc:
                     request.answer(error=exc)
                 else:
                     request.answer()
 
-    def _compare_and_set(self, change: SetValue, expected: int) -> StoredEntry:
+    def _compare_and_set(self, change: SetValue, expected: int, attempt: Attempt) -> StoredEntry:
         location, key = change.location, change.location.path
+        change.serial = attempt.number
         self.store.connect()
         write = self._as_write(change)
         assert write is not None  # a value that was encoded already
         shown = self._seen.stamp(location)
         # Of which life of the key that version is, if this process was shown it.
         at = f"@{shown.stored_at}" if expected and shown.version == expected else ""
+        resent = self.store.resent
         (outcome,) = self.store.write_entries([write._replace(seen=f"{expected}{at}")])
+        attempt.maybe_done = attempt.maybe_done or resent != self.store.resent
+        if outcome.status == "again" and number_of(outcome.writes, self.store.token) != attempt.number:
+            # This process has written something else since.
+            if outcome.version != expected:
+                raise attempt.conflict(key, outcome.version, False)
+            attempt.number = next(self._serials)
+            return self._compare_and_set(change, expected, attempt)
         if outcome.status == "conflict":
-            stored = outcome.stored
-            if expected or not outcome.version or stored is not None and not stored.absent(self.store.clock.now()):
-                self._seen.note(location, UNWRITTEN if stored is None else stored.header.stamp)
-                raise ConflictError(key, outcome.version)
-            # Version 0 is meant, nothing to see; what was deleted counts its versions on.
-            return self._compare_and_set(change, outcome.version)
+            return self._compare_with_deleted(change, expected, attempt, outcome)
         if outcome.status == "error":
-            raise Refused(key, 1)
+            raise _refusal(key, [outcome])
+        attempt.maybe_done = outcome.status != "fenced"
         if outcome.status == "fenced":
             raise LockLost(f"under which {key} was written")
         self._settle(change, write, outcome)
         self.store.wait_invalidated()
         # If this is a second try others may have written since.
-        version = expected + 1 if outcome.status == "again" else outcome.version
+        is_last = f"{outcome.writes},".startswith(f"{self.store.token}.{attempt.number},")
+        version = expected + 1 if outcome.status == "again" and not is_last else outcome.version
         header = Header(version, "-", "-", change.fence, write.time, write.ttl_ms, 0, "-", self.store.worker_id)
         return StoredEntry(header, change.body)
+
+    def _compare_with_deleted(
+        self, change: SetValue, expected: int, attempt: Attempt, outcome: WriteResult,
+    ) -> StoredEntry:
+        """Raise a conflict, unless nothing is expected and nothing is there: what was deleted counts its versions on."""
+        location, stored = change.location, outcome.stored
+        if attempt.maybe_done and not was_never_written(stored, expected):
+            raise attempt.conflict(location.path, outcome.version, False)
+        if expected or not outcome.version or stored is not None and not stored.absent(self.store.clock.now()):
+            self._seen.note(location, UNWRITTEN if stored is None else stored.header.stamp)
+            raise ConflictError(location.path, outcome.version)
+        return self._compare_and_set(change, outcome.version, attempt)
 
     # -- what became of a change
 
@@ -510,7 +546,8 @@ class BatchWriter:
         if status == "conflict":
             return self._resolve(change, outcome)
         if status == "error":
-            self._refuse(change, outcome.error)
+            if not outcome.is_of_all:
+                self._refuse(change, outcome)
             return None
         if status == "fenced":
             self._fence_off(change)
@@ -604,11 +641,12 @@ class BatchWriter:
         self._counts["conflicts"] += 1
         self.events.emit("conflict-resolved", **conflict)
 
-    def _refuse(self, change: Change, error: str) -> None:
+    def _refuse(self, change: Change, outcome: WriteResult) -> None:
         """Set a change aside that Redis refuses, so that it does not hold up the others."""
         self._pending.refuse(change)
+        self._refusals[change.location] = outcome
         if self._is_first_warning(change.location):
-            logger.warning("Redis refuses to write %s: %s", change.location.path, error[:120])
+            logger.warning("Redis refuses to write %s: %s", change.location.path, outcome.error[:120])
 
     def _is_first_warning(self, location: Location) -> bool:
         """Return whether a refusal is to be logged: once for each location."""
@@ -634,7 +672,7 @@ class BatchWriter:
     def _failed(self, error: MemSyncError, count: int) -> None:
         self._counts["flush_failures"] += 1
         self.events.emit("batch-failed", count=count, error=error)
-        if self.connected:
+        if self.connected and isinstance(error, StoreError) and not error.code:
             self.connected = False
             self.events.emit("connection-lost", error=error)
 
@@ -656,13 +694,11 @@ def _is_late(change: Change, number: int) -> bool:
     return change.rounds >= MAX_ROUNDS or number >= MAX_ROUNDS and not isinstance(change, MergeFields)
 
 
-class Refused(StoreError):
-    """Redis refuses a change; it is kept and tried again."""
-
-    def __init__(self, key: str, number: int) -> None:
-        others = f" and {number - 1} others" if number > 1 else ""
-        super().__init__(
-            f"Redis refuses to write {key}{others}; something else may be stored there: "
-            "look at it with redis-cli TYPE and remove it"
-        )
-        self.key = key
+def _refusal(key: str, outcomes: list[WriteResult]) -> StoreError:
+    """Return what to raise where Redis refuses to write entries, of which there may be more than this one."""
+    others = f" and {len(outcomes) - 1} others" if len(outcomes) > 1 else ""
+    code, error = outcomes[0].code, outcomes[0].error
+    why = explain_code(code, error) if outcomes[0].passes else \
+        "something else may be stored there: look at it with redis-cli TYPE and remove it"
+    message = f"Redis refuses to write {key}{others} ({why})"
+    return StoreUnavailable(message, code=code) if outcomes[0].passes else StoreRefused(message, code or "ERR")

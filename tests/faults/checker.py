@@ -11,7 +11,7 @@ RETURNING = 2.0
 UNTOLD = 1.0
 
 #: What is shown of such a task.
-UNHEARD = {"PENDING", "RECEIVED"}
+UNPUBLISHED = {"PENDING", "RECEIVED"}
 
 #: What may be shown of a task whose process was killed before its body had ended, if nobody ran it again.
 GIVEN_UP = {"FAILURE", "LOST"}
@@ -78,7 +78,7 @@ def judge_task(task_id, notes, killed, told, heard):
     elif ends or kills:
         allowed = {"SUCCESS", *GIVEN_UP} if ends else set(GIVEN_UP)
         if any(kill.with_main and 0 <= kill.at - row["at"] <= UNTOLD for row, kill in kills if row["what"] == "begin"):
-            allowed |= UNHEARD
+            allowed |= UNPUBLISHED
     else:
         allowed = set()
     if status not in allowed:

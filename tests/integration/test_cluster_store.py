@@ -6,7 +6,7 @@ import random
 import pytest
 import redis as redis_py
 
-from celery_memsync import ConflictError, MemorySyncManager, StoreError
+from celery_memsync import ConflictError, MemorySyncManager, StoreError, StoreUnavailable
 from celery_memsync.keys import Keys
 from celery_memsync.store.acl import rules
 from celery_memsync.store.scripts import ENTRY_WRITE
@@ -302,6 +302,50 @@ def test_who_may_not_ask_for_the_slots_is_told_so(cluster, make, words, told):
 
     with pytest.raises(StoreError, match=told):
         make(url=cluster.url.replace("://", "://app:secret@", 1)).read("a")
+
+
+@pytest.mark.parametrize("is_home", [False, True])
+def test_a_node_that_is_full_keeps_nothing_from_the_others(cluster, make, is_home):
+    memsync, other = make(batch_interval=60.0), make()
+    assert memsync.read("nothing") is None
+    home = cluster.owner_of(memsync.store.keys.about)
+    full = home if is_home else next(server for server in cluster.servers if server is not home)
+    names = [f"k{number}" for number in range(30)]
+    elsewhere = [name for name in names if cluster.owner_of(f"task-sentinel/{name}") is not full]
+    for name in names:
+        memsync.write(name, 1)
+
+    ask(full, "CONFIG", "SET", "maxmemory", "1")
+    try:
+        with pytest.raises(StoreUnavailable, match="it is full"):
+            memsync.force_sync()
+        there = [name for name in names if other.read(name)]
+    finally:
+        ask(full, "CONFIG", "SET", "maxmemory", "0")
+    memsync.force_sync(timeout=10.0)
+
+    assert there == elsewhere
+    assert other.search("k*") == sorted(f"task-sentinel/{name}" for name in names)
+
+
+def test_a_right_to_channels_that_is_taken_away_in_a_cluster_takes_nothing_back(cluster, make):
+    for server in cluster.servers:
+        ask(server, "ACL", "SETUSER", "mute", "reset", "on", ">secret", "allkeys", "allchannels", "+@all")
+    memsync, other = make(url=cluster.url.replace("://", "://mute:secret@", 1), batch_interval=60.0), make()
+    names = [f"k{number}" for number in range(30)]
+    for server in cluster.servers:
+        ask(server, "ACL", "SETUSER", "mute", "resetchannels")
+    for name in names:
+        memsync.write(name, 1)
+
+    memsync.force_sync()
+    unpublished = memsync.store.unpublished
+    for server in cluster.servers:
+        ask(server, "ACL", "SETUSER", "mute", "allchannels")
+    memsync.force_sync()
+
+    assert (unpublished, memsync.store.unpublished) == (30, 0)
+    assert len(other.search("k*")) == 30
 
 
 def test_more_writes_than_a_script_can_take_go_in_parts(make):

@@ -260,7 +260,7 @@ def test_who_is_slow_to_hear_still_hears_that_a_key_was_gone_before_it_was_made_
     assert heard[-2:] == [None, 1]
 
 
-def test_nothing_is_believed_while_something_is_unheard():
+def test_nothing_is_believed_while_something_is_unpublished():
     cache = EntryCache(10, 60.0, is_stale=lambda: True)
     reading = cache.begin(["key"], source=type("Source", (), {"until": float("inf")}))
     cache.keep(reading, "name", "value", ("key",), until=float("inf"))

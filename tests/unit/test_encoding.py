@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import pickle
 import uuid
 from decimal import Decimal
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 
 from celery_memsync import InvalidValue, MemSyncError, ValueTooLarge, exceptions
 from celery_memsync.encoding import decode, encode, encode_fields, join_fields, split_fields
-from celery_memsync.writing.writer import Refused
 
 LIMIT = 10_000_000
 
@@ -142,6 +142,7 @@ def test_what_is_given_is_not_changed_and_later_changes_of_it_do_not_count(memsy
 # -- errors
 
 @pytest.mark.parametrize("name, bases", [
+    ("StoreUnavailable", (exceptions.StoreError,)), ("StoreRefused", (exceptions.StoreError,)),
     ("StoreError", (MemSyncError,)), ("ConflictError", (MemSyncError,)), ("LockError", (MemSyncError,)),
     ("LockNotAcquired", (exceptions.LockError,)), ("LockLost", (exceptions.LockError,)), ("NotInTask", (MemSyncError,)),
     ("InvalidKey", (MemSyncError, ValueError)), ("InvalidValue", (MemSyncError, ValueError, TypeError)),
@@ -162,9 +163,20 @@ def test_errors_carry_what_a_caller_needs():
 
 
 @pytest.mark.parametrize("error", [
-    exceptions.StoreError("away"), exceptions.ConflictError("task-sentinel/a", 7), exceptions.NotInTask("progress()"),
+    exceptions.StoreUnavailable("full", True, "OOM"), exceptions.StoreUnavailable("away"),
+    exceptions.StoreRefused("no", "ERR"),
+], ids=str)
+def test_an_error_of_the_store_is_made_anew_from_its_arguments_as_json(error):
+    back = type(error)(*json.loads(json.dumps(error.args)))
+
+    assert (str(back), back.__dict__) == (str(error), error.__dict__)
+
+
+@pytest.mark.parametrize("error", [
+    exceptions.ConflictError("task-sentinel/a", 7), exceptions.NotInTask("progress()"),
     exceptions.InvalidKey("bad"), exceptions.InvalidValue("bad"), exceptions.ValueTooLarge("task-sentinel/a", 11, 10),
-    exceptions.LockNotAcquired("held"), exceptions.LockLost("gone"), Refused("task-sentinel/a", 2),
+    exceptions.LockNotAcquired("held"), exceptions.LockLost("gone"),
+    exceptions.StoreRefused("refused", "WRONGTYPE"), exceptions.StoreUnavailable("away", True, "OOM"),
 ], ids=lambda error: type(error).__name__)
 def test_an_error_crosses_the_border_of_a_process(error):
     back = pickle.loads(pickle.dumps(error))

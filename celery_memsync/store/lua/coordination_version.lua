@@ -9,6 +9,6 @@ local function touch(about, thing, channels, worker, ttl_ms, left_ms)
   local text = header(version, "-", "-", "0", now_ms, ttl_ms, 0, "-", worker) .. "\n1"
   try("HSET", about, thing, text)
   outlives(about, left_ms)
-  redis.call("PUBLISH", channels .. thing, ":" .. thing .. "\n" .. text)
+  publish(channels .. thing, ":" .. thing .. "\n" .. text)
 end
 

@@ -1,4 +1,4 @@
--- Records: strings of entries, one after the other; put before entry_write.lua.
+-- Records: strings of entries, one after the other; put before entry_write.lua and entry_publish.lua.
 --
 -- A task has one record, with a slot for each entry that it may have.  A user's own key has a record with the first slot
 -- only.  After its last slot a task record keeps entries of earlier runs, each marked "<slot>@".

@@ -43,11 +43,13 @@
 --
 -- Returns     {seconds, microseconds, versions, answer..., updates}, the updates on a cluster only; versions has a comma
 --             between two: of each write that was stored its version, of each other "", and one answer
---             {"again", version}  was stored before under this serial
+--             {"unpublished", version}  was stored, but this user may not publish it
+--             {"again", version, writes}  was stored before under this serial, or a later one; the last writes now
 --             {"kept", version}  what is there is further along
 --             {"conflict", version, text}  seen is not what is there
 --             {"fenced", version}  a newer fence has written
---             {"error", message}  Redis refused
+--             {"error", message}  Redis refused; others of the call go on, but for later ones of the same entry
+--             Of a replica, which takes nothing, that message is an error of the whole call.
 --             What is stored and no entry counts as absent.
 -- Publishes   where, header and body on each entry's path, of slots 1 and 2, which make one state, the other's too; that
 --             queue or metrics have changed, with their new version, but on a cluster
@@ -176,8 +178,9 @@ local function store(key, entries, slot, field, text, time, ttl_ms)
   end
   local left = redis.call("PTTL", key)
   local added_field = redis.call("HSET", key, field, text) == 1
-  if left < tonumber(ttl_ms) then redis.call("PEXPIRE", key, ttl_ms) end
-  if added_field or now_ms % 8 == 0 then drop_expired(key) end
+  -- It is stored by now, whatever becomes of the rest.
+  if left < tonumber(ttl_ms) then redis.pcall("PEXPIRE", key, ttl_ms) end
+  if added_field or now_ms % 8 == 0 then pcall(drop_expired, key) end
   return left == -2
 end
 
@@ -214,7 +217,7 @@ local function write(key, known)
   local last, others = writes_of(writes)
   if last and last >= tonumber(serial) then
     if not index then update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body) end
-    return { "again", version }
+    return { "again", version, writes }
   end
   if fence ~= "0" and tonumber(fence) < tonumber(sfence) then return { "fenced", version } end
   if tonumber(fence) < tonumber(sfence) then fence = sfence end
@@ -260,7 +263,7 @@ local function write(key, known)
   local stored = header(version + 1, run, rank, fence, time, ttl_ms, now_ms - time, writes, worker) .. "\n" .. body
   local is_new = store(key, entries, slot, field, stored, time, ttl_ms) or slot and not record
   local other = entries and slot < 3 and entries[3 - slot] or ""
-  redis.call("PUBLISH", prefix .. path,
+  local published = publish(prefix .. path,
     where .. "\n" .. stored .. ((other == "" or other == "\n") and "" or "\n" .. other))
   if staged then
     if not text or expired then count("total", 1) end
@@ -273,13 +276,31 @@ local function write(key, known)
   if task ~= "" and (is_new or stime and math.floor(2 * stime / index_ttl) ~= math.floor(2 * time / index_ttl)) then
     added[#added + 1] = task
   end
-  return version + 1
+  return published and version + 1 or { "unpublished", version + 1 }
+end
+
+-- Errors by place of the entry, for later writes must not overtake one that was refused.
+local refused = {}
+
+-- Write one entry, or return why Redis refuses that: an entry that can't be written stops no other.
+local function write_alone(key, known)
+  local place = next(refused) and key .. "\n" .. string.match(known, "^[^\n]*")
+  if place and refused[place] then return { "error", refused[place] } end
+  local fine, answer = pcall(write, key, known)
+  if not fine then answer = { "error", type(answer) == "table" and answer.err or tostring(answer) } end
+  if type(answer) == "table" and answer[1] == "error" then
+    refused[key .. "\n" .. string.match(known, "^[^\n]*")] = answer[2]
+  end
+  return answer
 end
 
 local answers, versions = { tonumber(now[1]), tonumber(now[2]), "" }, {}
 for i = 1, n do
-  local answer = write(KEYS[i], ARGV[i + 9])
+  local answer = write_alone(KEYS[i], ARGV[i + 9])
   local stored = type(answer) == "number"
+  if not stored and answer[1] == "error" and string.find(answer[2], "READONLY", 1, true) then
+    return redis.error_reply(answer[2])
+  end
   versions[i] = stored and whole(answer) or ""
   if not stored then answers[#answers + 1] = answer end
 end

@@ -67,7 +67,7 @@ end
 local version = tonumber(parse(redis.call("HGET", workers, field) or "") or 0) + 1
 local text = header(version, "-", pulse, "0", time, ttl_ms, now_ms - time, token, id) .. "\n" .. body
 redis.call("HSET", workers, field, text)
-redis.call("PUBLISH", channel, ":" .. field .. "\n" .. text)
+publish(channel, ":" .. field .. "\n" .. text)
 
 local due = tonumber(call("ZSCORE", heartbeats, name) or 0)
 local word = due > 0 and "ok" or due < 0 and "back" or "online"

@@ -66,8 +66,9 @@ end
 local last = tonumber(string.match(call("GET", done) or "", "^%d+$") or 0)
 if last > 2 ^ 53 then last = 0 end
 if last >= tonumber(serial) then return answer end
+-- If Redis takes no writes this raises before anything was written.
+redis.call("SET", done, serial, "PX", 3600000)
 for i = 6, #ARGV do add_updates(ARGV[i]) end
 apply_updates()
-keep_stamps()
-redis.call("SET", done, serial, "PX", 3600000)
+pcall(keep_stamps)
 return answer

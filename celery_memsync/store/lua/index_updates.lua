@@ -97,12 +97,12 @@ local function update_index()
   redis.call("PEXPIRE", index, whole(index_ttl))
 end
 
--- Write all of it.
+-- Write all of it.  What can't be written of it, for a right is missing, keeps nothing from the rest.
 local function apply_updates()
-  update_index()
-  if next(named) then update_names() end
-  if next(lists) then update_lists() end
-  if next(counted) then update_counters() end
+  pcall(update_index)
+  if next(named) then pcall(update_names) end
+  if next(lists) then pcall(update_lists) end
+  if next(counted) then pcall(update_counters) end
 end
 
 -- Return all of it as index updates, "" if there is nothing.

@@ -36,7 +36,7 @@ end
 local function store_lock(run, writes, lease_ms, by, body)
   text = header(version + 1, run, "-", fence, now_ms, lease_ms, 0, writes, by) .. "\n" .. body
   redis.call("SET", lock, text, "PX", lease_ms + MEMORY)
-  redis.call("PUBLISH", string.match(turns, "^%d+:") .. path, "1\n" .. text)
+  publish(string.match(turns, "^%d+:") .. path, "1\n" .. text)
 end
 
 -- Store a holder, with a new fence.
@@ -65,7 +65,7 @@ local function give_to_waiter(gave_back, caller)
     if waiter and waiter == caller then return waiter end
     if waiter and string.sub(channel, 1, #turns) == turns and redis.call("PUBSUB", "NUMSUB", channel)[2] > 0 then
       give_lock(run, waiter .. gave_back, math.min(lease_ms, CLAIM), by, body)
-      redis.call("PUBLISH", channel, waiter .. " " .. fence .. " " .. left)
+      publish(channel, waiter .. " " .. fence .. " " .. left)
       return waiter
     end
   end

@@ -39,6 +39,11 @@ local function call(command, key, ...)
   return result
 end
 
+-- Publish what is stored by now and return whether that was allowed.  A right to channels that was taken away takes back nothing.
+local function publish(channel, text)
+  return type(redis.pcall("PUBLISH", channel, text)) ~= "table"
+end
+
 -- Let a key expire not before so many ms from now.
 local function outlives(key, ms)
   if redis.call("PTTL", key) < tonumber(ms) then redis.call("PEXPIRE", key, whole(ms)) end

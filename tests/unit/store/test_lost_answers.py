@@ -12,23 +12,6 @@ from celery_memsync import StoreError
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store import scripts
-from tests.support.lossy_proxy import LossyProxy
-
-
-@pytest.fixture
-def proxy(server):
-    proxy = LossyProxy(server.port)
-    yield proxy
-    proxy.released.set()
-    proxy.listener.close()
-
-
-@pytest.fixture
-def proxied(make_memsync, proxy, redis_url):
-    """A patient manager behind the proxy, connected already; its writer's thread is as good as asleep."""
-    memsync = make_memsync(url=proxy.url, batch_interval=60.0, backend_options={"socket_timeout": 10})
-    memsync.get_queue()
-    return memsync
 
 
 def persist(call, raised=None):

@@ -1,4 +1,4 @@
-"""What Redis refuses, and what is too much: the others go on, and nothing is lost unheard."""
+"""What Redis refuses, and what is too much: the others go on, and nothing is lost unpublished."""
 from __future__ import annotations
 
 import pytest
@@ -116,11 +116,11 @@ def test_refused_write_does_not_stop_atomic_operations_of_others(memsync, limite
     assert entry.version == 1
 
 
-def test_refused_writes_are_bounded(memsync, limited, monkeypatch):
-    monkeypatch.setattr("celery_memsync.writing.writer.MAX_REFUSED", 3)
+def test_refused_writes_are_bounded(memsync, limited):
     limited.refuse("get")
     for number in range(5):
         memsync.write(f"key-{number}", number)
+    memsync.writer.max_pending = 3
 
     with pytest.raises(StoreError, match="2 others"):
         memsync.force_sync()
