@@ -10,6 +10,7 @@ from typing import Sequence
 from celery.utils.log import get_logger
 
 from .conflicts import Resolvers
+from .deadline import Deadline, remaining
 from .events import Events
 from .keys import Keys
 from .locking.lock_service import LockService
@@ -49,7 +50,8 @@ class Runtime:
         self.cache = EntryCache(cache_size, settings.cache_max_age, lambda: self.link.is_stale())
         make_store = ClusterStore if is_cluster(url) else Store
         self.store: Store = make_store(
-            connect(url, settings.backend_options, keys.about), keys, worker_id, token, settings.default_ttl)
+            connect(url, settings.backend_options, keys.about, settings.timeout), keys, worker_id, token,
+            settings.default_ttl, settings.timeout)
         resolvers = Resolvers(settings.conflict_resolver, settings.namespace)
         self.writer = BatchWriter(
             self.store, events, ConflictSettler(self.store.clock, worker_id, resolvers, settings.max_value_size),
@@ -67,16 +69,24 @@ class Runtime:
         self.progress: OrderedDict[str, Progress] = OrderedDict()
         self.progress_mutex = threading.RLock()
 
-    def close(self, timeout: float) -> None:
-        """Write what waits, stop the threads, close the connections; what can't be written is told in the log."""
-        self.subscriptions.close(timeout)
+    def close(self, timeout: float | None = None) -> None:
+        """Write what waits, stop the threads, close the connections; what can't be written is told in the log.
+
+        Args:
+            timeout: Most seconds that all of it takes together.  None: ``memsync_timeout``.
+        """
+        # Not within that of a call which a signal has interrupted.
+        Deadline(self.settings.timeout if timeout is None else timeout).run(self._close)
+
+    def _close(self) -> None:
+        self.subscriptions.close(remaining())
         try:
-            self.writer.close(timeout)
+            self.writer.close(remaining())
         except Exception as exc:
             logger.warning("At shutdown %d writes could not be written: %s", self.writer.pending, exc)
         # Whoever gets a lock next finds what was written under it.
         self.locks.close(free=self.writer.connected)
-        self.link.stop(timeout)
+        self.link.stop(remaining())
         self.store.close()
 
     # -- what the link hears goes to the cache and to who subscribed

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import functools
+import time
 from typing import Any, Callable, TypeVar
 
 import redis
 
+from ..deadline import DEFAULT_TIMEOUT, Deadline, current
 from ..exceptions import MemSyncError, StoreError
 
 #: What is raised by taking apart an answer that is not what was asked for.
@@ -24,27 +26,39 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def redis_call(method: F) -> F:
-    """Turn redis-py's errors, and answers without sense, into :exc:`StoreError`, with what was tried but no address."""
+    """Turn redis-py's errors, and answers without sense, into :exc:`StoreError`, with what was tried but no address.
+
+    It ends by the deadline of the public call under way, and within ``timeout`` of its object in any case.
+    """
 
     @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        deadline, timeout = current(), getattr(self, "timeout", DEFAULT_TIMEOUT)
         try:
-            return method(*args, **kwargs)
+            if deadline is not None and deadline.end <= time.monotonic() + timeout:
+                return method(self, *args, **kwargs)
+            deadline = Deadline(timeout)
+            return deadline.run(method, self, *args, **kwargs)
         except MemSyncError:
             raise
         except (redis.RedisError, OSError, *SENSELESS) as exc:
             what = method.__name__.replace("_", " ")
-            raise StoreError(f"Redis could not do this: {what} ({explain(exc)})") from exc
+            raise StoreError(f"Redis could not do this: {what} ({explain(exc, deadline)})") from exc
 
     return call  # type: ignore[return-value]
 
 
-def explain(exc: BaseException) -> str:
-    """Return what is wrong with Redis in words without an address, a password or a value."""
+def explain(exc: BaseException, deadline: Deadline | None = None) -> str:
+    """Return what is wrong with Redis in words without an address, a password or a value.
+
+    Args:
+        deadline: Of the call that came to this.
+    """
     if isinstance(exc, redis.AuthenticationError):
         return "it refuses the user or password of memsync_backend"
     if isinstance(exc, (redis.TimeoutError, TimeoutError)):
-        return "it does not answer in time; is it overloaded or paused?"
+        within = "in time" if deadline is None else f"within {deadline.elapsed:.1f} s"
+        return f"it did not answer {within}; is it overloaded or paused?"
     if isinstance(exc, redis.BusyLoadingError):
         return "it is loading its data; it answers when that is done"
     if isinstance(exc, (redis.ConnectionError, OSError)):
