@@ -5,8 +5,8 @@ import os
 import signal
 import threading
 import time
-from contextvars import copy_context
 from contextlib import suppress
+from contextvars import copy_context
 
 import pytest
 
@@ -96,6 +96,15 @@ def seconds_of(call, *args):
     return time.monotonic() - began
 
 
+def done(call):
+    """Whether a call has succeeded; on a busy machine it may take too long."""
+    try:
+        call()
+    except StoreError:
+        return False
+    return True
+
+
 @pytest.fixture
 def proxy(server, redis):
     with Proxy(server.port) as proxy:
@@ -108,13 +117,11 @@ def warm(proxy, make_memsync, other):
     memsync = make_memsync(url=proxy.url, batch_interval=60.0, timeout=TIMEOUT)
     other.lock("taken").acquire()
     memsync.held = memsync.lock("held")
-    memsync.held.acquire()
-    memsync.acquire_task_lock("held")
-    memsync.changes = memsync.watch("*")
     memsync.write("known", 1)
-    memsync.force_sync()
-    memsync.read("known")
-    memsync.dequeue()
+    for prepare in (memsync.force_sync, memsync.held.acquire, lambda: memsync.acquire_task_lock("held"),
+                    lambda: memsync.read("known"), memsync.dequeue):
+        eventually(lambda: done(prepare))
+    memsync.changes = memsync.watch("*")
     memsync.write("waits", 1)
     return memsync
 
@@ -139,7 +146,7 @@ def test_public_call_that_waits_ends_in_time(warm, proxy, call, trouble):
     assert seconds < TIMEOUT + WAIT + MARGIN
 
 
-@pytest.mark.parametrize("call", ["read consistent", "dequeue", "acquire", "write expected", "force_sync", "get_task", "enqueue"])
+@pytest.mark.parametrize("call", [*FEW_CALLS[:-1], "enqueue", "read_entry"])
 def test_threads_fail_together(warm, proxy, call):
     proxy.hold_all()
     took = []

@@ -7,7 +7,6 @@ from ..keys import Keys
 from ..manager import MemorySyncManager
 from ..runtime import Runtime
 
-
 #: Seconds that a process of a worker takes to end while Redis is away: what it could not write is lost anyway.
 AWAY_TIMEOUT = 0.5
 

@@ -145,7 +145,7 @@ class ChangeListener:
         bell = Wakeup()
         self._waiting.append(bell)
         self.start()
-        bell.wait(min(CONNECT_PATIENCE, remaining()))
+        bell.wait(min(CONNECT_PATIENCE, remaining() / 2))
         self._gave_up = time.monotonic() > self.confirmed_at + TRUST
 
     # -- hearing

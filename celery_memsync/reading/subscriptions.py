@@ -366,7 +366,8 @@ class Watch:
         while change is None and not self._subscription.closed:
             pause = float("inf")
             try:
-                change = within(self._subscriptions.reader.store.timeout, self._subscriptions.next_change, self._subscription)
+                change = within(
+                    self._subscriptions.reader.store.timeout, self._subscriptions.next_change, self._subscription)
             except StoreError:
                 # Redis went away before what has changed could be read; it is tried again.
                 pause = READ_PAUSE
