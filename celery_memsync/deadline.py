@@ -85,7 +85,8 @@ def raise_if_expired() -> None:
 
 def within(seconds: float, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Make a call that has a deadline; if one is under way already that has one, the earlier end counts."""
-    deadline = current()
-    if deadline is not None and deadline.end <= time.monotonic() + seconds:
+    # On the way of each call to Redis: nothing is called here that can be done in place.
+    outer = _current.get()
+    if outer is not None and outer.end <= time.monotonic() + seconds and outer.thread == get_ident():
         return call(*args, **kwargs)
     return Deadline(seconds).run(call, *args, **kwargs)

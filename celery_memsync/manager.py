@@ -59,7 +59,7 @@ def _bounded(method: F) -> F:
 
     @functools.wraps(method)
     def call(self: MemorySyncManager, *args: Any, **kwargs: Any) -> Any:
-        return within(self._open().settings.timeout, method, self, *args, **kwargs)
+        return within((self._opened or self._open()).settings.timeout, method, self, *args, **kwargs)
 
     return call  # type: ignore[return-value]
 

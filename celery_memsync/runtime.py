@@ -31,6 +31,9 @@ from .writing.writer import BatchWriter
 
 logger = get_logger(__name__)
 
+#: Seconds that the listening thread has in any case to end: mostly it has only to be woken.
+LINK_TIMEOUT = 0.1
+
 _TOKEN_LETTERS = string.ascii_letters + string.digits
 
 
@@ -86,7 +89,7 @@ class Runtime:
             logger.warning("At shutdown %d writes could not be written: %s", self.writer.pending, exc)
         # Whoever gets a lock next finds what was written under it.
         self.locks.close(free=self.writer.connected)
-        self.link.stop(remaining())
+        self.link.stop(max(LINK_TIMEOUT, remaining()))
         self.store.close()
 
     # -- what the link hears goes to the cache and to who subscribed

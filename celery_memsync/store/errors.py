@@ -2,12 +2,11 @@
 from __future__ import annotations
 
 import functools
-import time
 from typing import Any, Callable, TypeVar
 
 import redis
 
-from ..deadline import DEFAULT_TIMEOUT, Deadline, current
+from ..deadline import current, within
 from ..exceptions import MemSyncError, StoreError
 
 #: What is raised by taking apart an answer that is not what was asked for.
@@ -33,32 +32,29 @@ def redis_call(method: F) -> F:
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        deadline, timeout = current(), getattr(self, "timeout", DEFAULT_TIMEOUT)
         try:
-            if deadline is not None and deadline.end <= time.monotonic() + timeout:
-                return method(self, *args, **kwargs)
-            deadline = Deadline(timeout)
-            return deadline.run(method, self, *args, **kwargs)
+            return within(self.timeout, method, self, *args, **kwargs)
         except MemSyncError:
             raise
         except (redis.RedisError, OSError, *SENSELESS) as exc:
             what = method.__name__.replace("_", " ")
-            raise StoreError(f"Redis could not do this: {what} ({explain(exc, deadline)})") from exc
+            raise StoreError(f"Redis could not do this: {what} ({explain(exc, self.timeout)})") from exc
 
     return call  # type: ignore[return-value]
 
 
-def explain(exc: BaseException, deadline: Deadline | None = None) -> str:
+def explain(exc: BaseException, timeout: float) -> str:
     """Return what is wrong with Redis in words without an address, a password or a value.
 
     Args:
-        deadline: Of the call that came to this.
+        timeout: Most seconds that Redis had.
     """
     if isinstance(exc, redis.AuthenticationError):
         return "it refuses the user or password of memsync_backend"
     if isinstance(exc, (redis.TimeoutError, TimeoutError)):
-        within = "in time" if deadline is None else f"within {deadline.elapsed:.1f} s"
-        return f"it did not answer {within}; is it overloaded or paused?"
+        deadline = current()
+        seconds = timeout if deadline is None else min(timeout, deadline.elapsed)
+        return f"it did not answer within {seconds:.1f} s; is it overloaded or paused?"
     if isinstance(exc, redis.BusyLoadingError):
         return "it is loading its data; it answers when that is done"
     if isinstance(exc, (redis.ConnectionError, OSError)):
