@@ -2,16 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test counts lint bench soak fuzz clean
+.PHONY: help demo unit test acceptance counts lint bench soak fuzz clean
 help:
-	@echo "make demo   install, start a Redis and a worker, run the example with live progress, clean up"
-	@echo "make test   install, run the whole test suite and the linters"
-	@echo "make counts calls, commands and round trips of an operation, against their budgets"
-	@echo "make lint   only the linters and mypy"
-	@echo "make bench  measure against peers, and write docs/performance.md; takes about half an hour"
-	@echo "make soak   real workers under faults for MINUTES=60, or without any: STEADY=--steady"
-	@echo "make fuzz   throw made-up bytes at what reads (SECONDS= for each target)"
-	@echo "make clean  remove what the others made"
+	@echo "make demo        install, start a Redis and a worker, run the example with live progress, clean up"
+	@echo "make unit        the quick unit tests, in under a minute; the inner loop of a change"
+	@echo "make test        install, run the linters and the whole test suite, in about 8 minutes"
+	@echo "make acceptance  the same with long histories and stress, and a soak, in about 40 minutes"
+	@echo "make counts      calls, commands and round trips of an operation, against their budgets"
+	@echo "make lint        only the linters and mypy"
+	@echo "make bench       measure against peers, and write docs/performance.md; takes about half an hour"
+	@echo "make soak        real workers under faults for MINUTES=60, or without any: STEADY=--steady"
+	@echo "make fuzz        throw made-up bytes at what reads (SECONDS= for each target)"
+	@echo "make clean       remove what the others made"
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -21,11 +23,22 @@ help:
 demo: .venv/installed
 	$(BIN)/python example_project/demo.py
 
+# Unit tests share only a Redis, so an idle process takes tests over from another one.
+unit: .venv/installed
+	$(BIN)/python -m pytest tests/unit -m "not slow" -n 3 --dist worksteal
+
+# A process runs the tests of a file in their order, because they share workers, which take seconds to start; without
+# reordering the slow folders come first, so that no process ends long after the others.
 test: .venv/installed lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+acceptance: .venv/installed lint
+	MEMSYNC_STRESS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --timeout 300
+	$(BIN)/python -m tests.support.model --seconds 120 --processes 8 --faults kill,restart,empty,pause
+	$(BIN)/python -m tests.faults.soak --minutes 15
 
 counts: .venv/installed
-	$(BIN)/python -m pytest -q -s tests/integration/test_counts.py tests/test_budgets.py
+	$(BIN)/python -m pytest -q -s tests/integration/test_counts.py tests/unit/test_budgets.py
 
 lint: .venv/installed
 	$(BIN)/python -m flake8 celery_memsync tests example_project benchmarks

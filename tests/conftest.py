@@ -8,10 +8,9 @@ import redis as redis_py
 
 from celery_memsync import MemorySyncManager
 from celery_memsync.reading import listener, subscriptions
-
-from .helpers import RedisServer
-from .support.limited import Limited
-from .support.sender import Sender
+from tests.support.limited import Limited
+from tests.support.redis_server import RedisServer
+from tests.support.sender import Sender
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +39,7 @@ def redis(redis_url):
 
 @pytest.fixture
 def limited(redis):
-    """A user of that Redis from whom rights can be taken."""
+    """A user of that Redis whose rights a test can remove."""
     yield Limited(redis)
     redis.execute_command("ACL", "DELUSER", "limited")
 
@@ -69,8 +68,8 @@ def make_memsync(redis_url):
 
 
 @pytest.fixture
-def hasty(monkeypatch):
-    """What is looked at now and then is looked at all the time, so that nobody has to wait for it."""
+def fast_polling(monkeypatch):
+    """The listener and the expiry of keys are checked every tenth of a second."""
     for module, name, seconds in (
         (listener, "CHECK_INTERVAL", 0.1), (listener, "ANSWER_TIMEOUT", 1.0), (listener, "TRUST", 1.1),
         (subscriptions, "EXPIRY_INTERVAL", 0.1),
@@ -92,7 +91,7 @@ def other(make_memsync):
 
 @pytest.fixture
 def make_sender(redis_url):
-    """Makes apps whose messages the test consumes and loses by hand."""
+    """Makes apps whose messages the test consumes and drops by hand."""
     made = []
 
     def make(**conf):

@@ -6,8 +6,7 @@ import time
 from celery import shared_task
 
 from celery_memsync import LockError, StoreError
-
-from ..integration.tasks import note
+from tests.support.tasks import note
 
 #: Lease of the locks, in seconds: short, so that it often runs out while a holder stands still.
 LEASE = 2.0

@@ -24,10 +24,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from ..helpers import ROOT, RedisServer, eventually
-from ..integration.fleet import Fleet
-from ..proxy import Proxy
-from .checker import Kill, Wrong, judge
+from tests.faults.checker import Kill, Wrong, judge
+from tests.support.fleet import Fleet
+from tests.support.paths import ROOT
+from tests.support.proxy import Proxy
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import eventually
 
 #: Seconds after which the broker gives a task out again whose worker is gone.
 VISIBILITY = 5
@@ -88,7 +90,7 @@ class Soak:
         self.broker = RedisServer(Path(folder) / "broker").start()
         self.memory = Memory(Path(folder) / "memory")
         self.fleet = Fleet(
-            folder, self.broker, self.memory, include=["tests.faults.jobs", "tests.integration.tasks"],
+            folder, self.broker, self.memory, include=["tests.faults.jobs", "tests.support.tasks"],
             broker_transport_options={"visibility_timeout": VISIBILITY}, memsync_worker_ttl=4.0, memsync_batch_interval=0.05,
             worker_prefetch_multiplier=1, **({"memsync_default_ttl": STEADY_TTL} if steady else {}))
         self.workers = [self.fleet.start_worker("-c", "2") for _ in range(2)]

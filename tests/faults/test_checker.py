@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from .checker import Kill, judge
+from tests.faults.checker import Kill, judge
 
 BEGIN, END = {"what": "begin", "id": "t", "at": 1.0, "pid": 7}, {"what": "end", "id": "t", "at": 2.0, "pid": 7, "steps": 3}
 

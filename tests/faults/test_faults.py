@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from .soak import KINDS, Soak
+from tests.faults.soak import KINDS, Soak
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,34 @@ from __future__ import annotations
 
 import pytest
 
-from ..helpers import RedisServer
-from .fleet import Fleet
+from tests.support.fleet import Fleet
+from tests.support.rabbitmq_server import SERVER, RabbitServer
+from tests.support.redis_server import RedisServer
+from tests.support.shell import Shell
 
 
 @pytest.fixture(scope="session")
-def broker(tmp_path_factory):
-    """A broker for the whole session."""
+def redis_broker(tmp_path_factory):
+    """A Redis as the broker of the whole session."""
     server = RedisServer(tmp_path_factory.mktemp("broker")).start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def rabbit(tmp_path_factory):
+    """A RabbitMQ for the whole session; tests that use it are skipped where there is none."""
+    if SERVER is None:
+        pytest.skip("no rabbitmq-server here; install it to run these")
+    server = RabbitServer(tmp_path_factory.mktemp("rabbit")).start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def broker(redis_broker):
+    """The broker of the fleets of a module."""
+    return redis_broker
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +77,16 @@ def module_fleet(tmp_path_factory, broker, memory):
     fleet = Fleet(tmp_path_factory.mktemp("fleet"), broker, memory)
     yield fleet
     fleet.close()
+
+
+@pytest.fixture
+def shell(fleet):
+    """Where a user types commands about the fleet of a test."""
+    return Shell(fleet.env())
+
+
+@pytest.fixture
+def client(own_memory):
+    """A client of redis-py on the memory of a test's own."""
+    with own_memory.client() as client:
+        yield client

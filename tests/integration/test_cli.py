@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from ..helpers import eventually, free_port
-from .shell import Shell, one_line, plain
+from tests.support.redis_server import free_port
+from tests.support.shell import Shell, one_line, plain
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def shell(fleet, sent):
 
 
 def test_status_shows_redis_workers_and_tasks(shell, fleet, sent):
-    shown = plain(shell.run("status"))
+    shown = plain(shell.run_process("status"))
 
     assert fleet.workers[0].name in shown
     assert fleet.name in shown
@@ -99,7 +100,7 @@ def test_task_shows_all_that_is_known(shell, sent):
 
     assert "FAILURE" in shown
     assert "ValueError: the cup is empty" in shown
-    assert "tests.integration.tasks.fail" in shown
+    assert "tests.support.tasks.fail" in shown
 
 
 def test_task_as_json_is_what_get_task_returns(shell, fleet, sent):
@@ -110,7 +111,7 @@ def test_task_as_json_is_what_get_task_returns(shell, fleet, sent):
 
 
 def test_a_task_that_nobody_told_of_is_exit_code_1(shell):
-    done = shell.run("task", "no-such-task")
+    done = shell.run_process("task", "no-such-task")
 
     assert done.returncode == 1
     assert "no-such-task" in one_line(done)
@@ -129,7 +130,7 @@ def test_redis_away_is_exit_code_69_and_one_line_without_the_password(make_fleet
     fleet = make_fleet()
     shell = Shell(fleet.env(memsync_backend=f"redis://user:hushhush@127.0.0.1:{free_port()}/0"))
 
-    done = shell.run(*command)
+    done = shell.run_process(*command)
 
     assert done.returncode == 69
     assert "Redis" in one_line(done)
@@ -141,7 +142,7 @@ def test_redis_that_does_not_answer_is_exit_code_69_in_a_while(make_fleet, own_m
     own_memory.pause()
     began = time.monotonic()
 
-    done = Shell(fleet.env()).run("status")
+    done = Shell(fleet.env()).run_process("status")
 
     assert done.returncode == 69
     assert "did not answer within 3.0 s" in one_line(done)
@@ -162,7 +163,7 @@ def test_a_wrong_setting_is_exit_code_78_and_one_line(make_fleet):
     fleet = make_fleet()
     shell = Shell(fleet.env(memsync_batch_size=-1))
 
-    done = shell.run("status")
+    done = shell.run_process("status")
 
     assert done.returncode == 78
     assert "memsync_batch_size" in one_line(done)
@@ -172,7 +173,7 @@ def test_a_misspelt_setting_is_exit_code_78_and_one_line(make_fleet):
     fleet = make_fleet()
     shell = Shell(fleet.env(memsync_namespase="x"))
 
-    done = shell.run("tasks")
+    done = shell.run_process("tasks")
 
     assert done.returncode == 78
     assert "did you mean memsync_namespace?" in one_line(done)
@@ -182,14 +183,14 @@ def test_no_redis_anywhere_is_exit_code_78_and_one_line(make_fleet):
     fleet = make_fleet()
     shell = Shell(fleet.env(memsync_backend=None, result_backend=None, broker_url="memory://"))
 
-    done = shell.run("status")
+    done = shell.run_process("status")
 
     assert done.returncode == 78
     assert "memsync_backend" in one_line(done)
 
 
 def test_the_commands_work_for_an_app_that_has_only_the_setting(shell, sent):
-    shown = json.loads(plain(shell.run("tasks", "--json", app="tests.integration.bare")))
+    shown = json.loads(plain(shell.run_process("tasks", "--json", app="tests.support.bare")))
 
     assert {task["id"] for task in shown} == {result.id for result in sent.values()}
 
@@ -217,6 +218,6 @@ def test_a_worker_that_is_gone_is_shown_as_lost(make_fleet):
 
 
 def test_the_commands_are_listed_with_what_they_do(shell):
-    shown = plain(shell.run("--help"))
+    shown = plain(shell.run_process("--help"))
 
     assert "status" in shown and "tasks" in shown and "task " in shown

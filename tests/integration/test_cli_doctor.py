@@ -9,22 +9,15 @@ from celery_memsync import encoding
 from celery_memsync.cli.doctor import examine_redis
 from celery_memsync.models.worker import WorkerRecord
 from celery_memsync.store.acl import rules
-
-from ..helpers import eventually, free_port
-from .shell import Shell, plain
+from tests.support.redis_server import free_port
+from tests.support.shell import Shell, plain
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
 def fleet(make_fleet, own_memory):
     """A fleet on a Redis of its own, of whose workers the tests tell by hand."""
     return make_fleet(memory=own_memory, memsync_worker_ttl=1.0)
-
-
-@pytest.fixture
-def client(own_memory):
-    """A client of redis-py on that Redis."""
-    with own_memory.client() as client:
-        yield client
 
 
 def beat(fleet, worker_id, ttl=60.0, **facts):
@@ -54,7 +47,7 @@ def test_nothing_is_wrong_with_a_fleet_that_works(fleet):
 
 
 def test_what_is_found_is_a_line_each_with_advice(fleet):
-    done = Shell(fleet.env()).run("doctor")
+    done = Shell(fleet.env()).run_process("doctor")
 
     assert (done.returncode, done.stderr) == (1, "")
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok", "ok", "ok", "WARN"]

@@ -13,10 +13,9 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner
 
 from celery_memsync import cli
-
-from ..helpers import eventually
-from ..test_search import populate
-from .shell import Shell, one_line, plain
+from tests.support.samples import populate
+from tests.support.shell import Shell, one_line, plain
+from tests.support.waiting import eventually
 
 HEADER = f"1 - - 0 {round(time.time() * 1000)} 3600000 0 - w\n"
 NESTED = "[" * 90 + "]" * 90

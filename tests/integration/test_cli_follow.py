@@ -8,20 +8,15 @@ import signal
 
 import pytest
 
-from .shell import Shell, plain
-from .terminal import Terminal
-from .test_cli_watch import tell
+from tests.support.publishing import publish_state
+from tests.support.shell import plain
+from tests.support.terminal import Terminal
 
 
 @pytest.fixture
 def fleet(make_fleet, own_memory):
     """A fleet without workers, on a Redis to which nobody else subscribes."""
     return make_fleet(memory=own_memory)
-
-
-@pytest.fixture
-def shell(fleet):
-    return Shell(fleet.env())
 
 
 @pytest.fixture
@@ -44,17 +39,17 @@ def count(fleet, task_id, current, total=10, message=None):
 
 
 def test_several_tasks_are_followed_at_once_and_the_worst_end_counts(shell, fleet, own_memory):
-    tell(fleet, "t1", "STARTED")
-    tell(fleet, "task-2", "STARTED")
+    publish_state(fleet, "t1", "STARTED")
+    publish_state(fleet, "task-2", "STARTED")
     with own_memory.client() as client:
         command = shell.start("follow", "t1", "task-2", "t1").hears(client)
     lines = [command.process.stdout.readline() for _ in range(2)]
 
-    tell(fleet, "task-2", "FAILURE", exception={"type": "ValueError", "message": "no cup"})
+    publish_state(fleet, "task-2", "FAILURE", exception={"type": "ValueError", "message": "no cup"})
     lines.append(command.process.stdout.readline())
     count(fleet, "t1", 5)
     lines.append(command.process.stdout.readline())
-    tell(fleet, "t1", "SUCCESS")
+    publish_state(fleet, "t1", "SUCCESS")
     done = command.end()
     lines += done.stdout.splitlines(keepends=True)
 
@@ -67,7 +62,7 @@ def test_several_tasks_are_followed_at_once_and_the_worst_end_counts(shell, flee
 
 def test_all_that_succeed_are_exit_code_0_in_whatever_order(shell, fleet):
     for task_id in ("t3", "t1", "t2"):
-        tell(fleet, task_id, "SUCCESS")
+        publish_state(fleet, task_id, "SUCCESS")
 
     lines = plain(shell.run("follow", "t1", "t2", "t3")).splitlines()
 
@@ -75,8 +70,8 @@ def test_all_that_succeed_are_exit_code_0_in_whatever_order(shell, fleet):
 
 
 def test_those_that_do_not_end_in_time_are_named(shell, fleet):
-    tell(fleet, "t1", "SUCCESS")
-    tell(fleet, "t2", "STARTED")
+    publish_state(fleet, "t1", "SUCCESS")
+    publish_state(fleet, "t2", "STARTED")
 
     done = shell.run("follow", "t1", "t2", "t3", "--timeout", "0.3")
 
@@ -85,8 +80,8 @@ def test_those_that_do_not_end_in_time_are_named(shell, fleet):
 
 
 def test_documents_tell_of_which_task_they_are(shell, fleet):
-    tell(fleet, "t1", "SUCCESS")
-    tell(fleet, "t2", "REVOKED")
+    publish_state(fleet, "t1", "SUCCESS")
+    publish_state(fleet, "t2", "REVOKED")
 
     done = shell.run("follow", "t1", "t2", "--json")
 
@@ -99,11 +94,11 @@ def test_more_tasks_than_are_heard_are_followed_too(shell, fleet):
     ids = [f"t{number}" for number in range(60)]
     for task_id in ids[:59]:
         fleet.reader.sync_task_state(task_id, {"status": "SUCCESS"})
-    tell(fleet, ids[59], "STARTED")
+    publish_state(fleet, ids[59], "STARTED")
     command = shell.start("follow", *ids)
     lines = [command.process.stdout.readline().split() for _ in ids]
 
-    tell(fleet, ids[59], "SUCCESS")
+    publish_state(fleet, ids[59], "SUCCESS")
     done = command.end()
 
     assert lines[59] == ["t59", "STARTED"]
@@ -111,17 +106,17 @@ def test_more_tasks_than_are_heard_are_followed_too(shell, fleet):
 
 
 def test_a_terminal_shows_a_bar_for_each_task_until_it_has_ended(terminal, fleet):
-    tell(fleet, "t1", "STARTED")
-    tell(fleet, "t2", "STARTED")
+    publish_state(fleet, "t1", "STARTED")
+    publish_state(fleet, "t2", "STARTED")
     screen = terminal("t1", "t2").shows("t1", "t2", "STARTED")
 
     count(fleet, "t1", 3, message="reading")
     count(fleet, "t2", 8)
     screen.shows("30%", "3 of 10", "reading", "80%", "8 of 10")
     bars = [line for line in screen.lines if "━" in line]
-    tell(fleet, "t1", "SUCCESS")
+    publish_state(fleet, "t1", "SUCCESS")
     screen.shows("SUCCESS")
-    tell(fleet, "t2", "FAILURE", exception={"type": "ValueError", "message": "no [bold]cup"})
+    publish_state(fleet, "t2", "FAILURE", exception={"type": "ValueError", "message": "no [bold]cup"})
 
     assert screen.end() == 1
     assert [line.split()[0] for line in bars] == ["t1", "t2"]
@@ -134,7 +129,7 @@ def test_a_terminal_shows_a_bar_for_each_task_until_it_has_ended(terminal, fleet
 
 @pytest.mark.parametrize("how, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_leaves_the_terminal_as_it_was(terminal, fleet, how, code):
-    tell(fleet, "t1", "STARTED")
+    publish_state(fleet, "t1", "STARTED")
     screen = terminal("t1").shows("STARTED")
 
     assert screen.end(how) == code
@@ -142,14 +137,14 @@ def test_a_signal_leaves_the_terminal_as_it_was(terminal, fleet, how, code):
 
 
 def test_bars_go_on_when_redis_was_away(terminal, fleet, own_memory):
-    tell(fleet, "t1", "STARTED")
+    publish_state(fleet, "t1", "STARTED")
     screen = terminal("t1").shows("STARTED")
 
     own_memory.stop()
     screen.shows("waiting for it")
     own_memory.start()
     screen.shows("Redis is back")
-    tell(fleet, "t1", "SUCCESS")
+    publish_state(fleet, "t1", "SUCCESS")
 
     assert screen.shows("SUCCESS").end() == 0
 
@@ -172,7 +167,7 @@ def test_more_tasks_than_lines_do_not_disturb_the_terminal(terminal, fleet):
 def test_a_terminal_without_rich_gets_lines_and_a_word(terminal, fleet, tmp_path):
     (tmp_path / "rich").mkdir()
     (tmp_path / "rich" / "__init__.py").write_text("raise ImportError('rich')")
-    tell(fleet, "t1", "SUCCESS")
+    publish_state(fleet, "t1", "SUCCESS")
 
     screen = terminal("t1", PYTHONPATH=f"{tmp_path}{os.pathsep}{os.getcwd()}").shows("SUCCESS", "celery-memsync[cli]")
 

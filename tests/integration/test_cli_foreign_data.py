@@ -10,8 +10,7 @@ from celery.bin.base import CLIContext
 from click.testing import CliRunner
 
 from celery_memsync import cli, encoding
-
-from . import poison
+from tests.support import poison
 
 #: What nobody of ours tells.
 ODD = ("yesterday\x1b[2J", 5, -1e300, 10 ** 400, True, None, ["a"], {"b": {"c": "\u202ed"}})

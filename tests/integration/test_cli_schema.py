@@ -8,9 +8,8 @@ import jsonschema
 import pytest
 
 from celery_memsync.cli import memsync as group
-
-from ..helpers import ROOT
-from .shell import Shell
+from tests.support.paths import ROOT
+from tests.support.shell import Shell
 
 REFERENCE = ROOT / "docs" / "reference"
 SCHEMA = json.loads((REFERENCE / "commands.schema.json").read_text())

@@ -10,9 +10,8 @@ import sys
 import pytest
 
 from celery_memsync.cli import COMMANDS, memsync
-
-from ..helpers import ROOT
-from .shell import Shell, plain
+from tests.support.paths import ROOT
+from tests.support.shell import Shell, plain
 
 
 def python(code, **env):
@@ -107,7 +106,7 @@ def test_a_command_and_its_options_are_in_the_reference(name):
 
 
 def test_the_help_fits_on_a_terminal_of_80_columns(make_fleet):
-    shown = plain(Shell(make_fleet().env(COLUMNS="80")).run("--help", COLUMNS="80"))
+    shown = plain(Shell(make_fleet().env(COLUMNS="80")).run_process("--help", COLUMNS="80"))
 
     lines = shown.splitlines()
     assert max(map(len, lines)) <= 80
@@ -137,8 +136,8 @@ def bash(tmp_path, make_fleet):
 
 @pytest.mark.parametrize("words, wanted", [
     ("celery mems", "memsync"),
-    ("celery -A tests.integration.proj memsync ex", "export"),
-    ("celery -A tests.integration.proj memsync tasks --st", "--status"),
+    ("celery -A tests.support.proj memsync ex", "export"),
+    ("celery -A tests.support.proj memsync tasks --st", "--status"),
 ])
 def test_a_shell_completes(bash, words, wanted):
     assert bash(words) == [wanted]

@@ -8,20 +8,20 @@ import time
 
 import pytest
 
-from ..helpers import free_port
-from .shell import Shell, one_line
-from .terminal import Terminal
+from tests.support.redis_server import free_port
+from tests.support.shell import Shell, one_line
+from tests.support.terminal import Terminal
 
 
 @pytest.fixture
 def fleet(make_fleet, own_memory):
     """A fleet without workers of Celery's, but with one that has told of itself, and with tasks."""
     fleet = make_fleet(memory=own_memory)
-    tell(fleet)
+    fill(fleet)
     return fleet
 
 
-def tell(fleet):
+def fill(fleet):
     fleet.reader.store.connect()
     now = fleet.reader.store.clock.now()
     for number, name in enumerate(("alpha", "beta", "gamma")):
@@ -124,7 +124,7 @@ def test_it_goes_on_when_redis_was_away(top, fleet, own_memory):
     terminal.shows("Trying again", "task-alpha")
     own_memory.start()
     terminal.hides("Trying again")
-    tell(fleet)
+    fill(fleet)
 
     terminal.shows("task-alpha", "3 running")
 

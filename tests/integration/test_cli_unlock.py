@@ -9,19 +9,13 @@ import threading
 import pytest
 
 from celery_memsync.locking.lock_service import Owner
-
-from ..helpers import eventually
-from .shell import Shell, one_line, plain
+from tests.support.shell import one_line, plain
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
 def fleet(make_fleet):
     return make_fleet()
-
-
-@pytest.fixture
-def shell(fleet):
-    return Shell(fleet.env())
 
 
 @pytest.fixture
@@ -60,7 +54,7 @@ def test_who_waits_gets_the_lock_that_is_freed(shell, fleet, lock):
 
 
 def test_a_lock_with_another_fence_stays(shell, fleet, lock):
-    done = shell.run("unlock", "invoice:7", "--yes", "--fence", str(lock.fence + 1))
+    done = shell.run_process("unlock", "invoice:7", "--yes", "--fence", str(lock.fence + 1))
 
     assert done.returncode == 1
     assert str(lock.fence) in one_line(done)
@@ -85,7 +79,7 @@ def test_the_lock_of_a_task_is_freed_by_its_name(fleet):
     (["unlock", "a/b", "--yes"], 64, "lock id"),
 ])
 def test_what_can_not_be_freed_is_said_and_has_its_code(shell, lock, args, code, word):
-    done = shell.run(*args)
+    done = shell.run_process(*args)
 
     assert (done.returncode, done.stdout) == (code, "")
     assert word in done.stderr and "Traceback" not in done.stderr

@@ -7,8 +7,9 @@ from dataclasses import asdict
 
 import pytest
 
-from ..helpers import eventually, free_port
-from .shell import Shell, one_line, plain
+from tests.support.redis_server import free_port
+from tests.support.shell import Shell, one_line, plain
+from tests.support.waiting import eventually
 
 #: Every command.
 COMMANDS = (
@@ -43,12 +44,6 @@ def fleet(module_fleet):
     return module_fleet
 
 
-@pytest.fixture(scope="module")
-def shell(fleet):
-    """A shell that is set up for that fleet."""
-    return Shell(fleet.env())
-
-
 @pytest.fixture
 def empty(make_fleet):
     """A shell for a memory of which nobody told anything."""
@@ -81,7 +76,7 @@ def test_workers_of_one_status_are_shown(shell, status, count):
 def test_worker_shows_what_it_runs_and_consumes(shell, fleet):
     shown = plain(shell.run("workers", fleet.workers[0].name))
 
-    assert f"task {fleet.busy.id}  tests.integration.tasks.sleep" in shown
+    assert f"task {fleet.busy.id}  tests.support.tasks.sleep" in shown
     assert f"queue {fleet.name}" in shown
     assert "celery-memsync" in shown
 
@@ -198,7 +193,7 @@ def test_key_as_json_is_what_read_entry_returns(shell, fleet):
 
 
 def test_a_terminal_without_the_letters_of_a_value_shows_it_all_the_same(shell):
-    shown = plain(shell.run("get", "prices/size", PYTHONIOENCODING="latin-1"))
+    shown = plain(shell.run_process("get", "prices/size", PYTHONIOENCODING="latin-1"))
 
     assert "\\u5186" in shown
 

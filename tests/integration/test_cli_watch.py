@@ -7,31 +7,14 @@ import signal
 
 import pytest
 
-from .shell import Shell, one_line, plain
+from tests.support.publishing import publish_state
+from tests.support.shell import Shell, one_line, plain
 
 
 @pytest.fixture
 def fleet(make_fleet, own_memory):
     """A fleet without workers, on a Redis to which nobody else subscribes."""
     return make_fleet(memory=own_memory)
-
-
-@pytest.fixture
-def client(own_memory):
-    """A client of redis-py on that Redis."""
-    with own_memory.client() as client:
-        yield client
-
-
-@pytest.fixture
-def shell(fleet):
-    return Shell(fleet.env())
-
-
-def tell(fleet, task_id, status, **fields):
-    """Tell the state of a task by hand."""
-    fleet.reader.sync_task_state(task_id, {"status": status, **fields})
-    fleet.reader.force_sync()
 
 
 def write(fleet, key, value):
@@ -152,12 +135,12 @@ def test_a_task_is_followed_to_its_success(module_fleet):
 
 
 def test_a_task_that_ends_in_another_way_is_exit_code_1_and_says_why(shell, fleet, client):
-    tell(fleet, "t1", "STARTED")
+    publish_state(fleet, "t1", "STARTED")
     command = shell.start("follow", "t1").hears(client)
 
     fleet.reader.sync_task_progress("t1", 40, message="reading")
     fleet.reader.force_sync()
-    tell(fleet, "t1", "FAILURE", exception={"type": "ValueError", "message": "the cup\x1b is empty"})
+    publish_state(fleet, "t1", "FAILURE", exception={"type": "ValueError", "message": "the cup\x1b is empty"})
     done = command.end()
 
     assert (done.returncode, done.stderr) == (1, "")
@@ -167,13 +150,13 @@ def test_a_task_that_ends_in_another_way_is_exit_code_1_and_says_why(shell, flee
 def test_a_task_that_nobody_told_of_yet_is_waited_for(shell, fleet, client):
     command = shell.start("follow", "t1").hears(client)
 
-    tell(fleet, "t1", "SUCCESS")
+    publish_state(fleet, "t1", "SUCCESS")
 
     assert plain(command.end()) == "SUCCESS\n"
 
 
 def test_a_task_that_has_ended_already_is_shown_at_once(shell, fleet):
-    tell(fleet, "t1", "REVOKED")
+    publish_state(fleet, "t1", "REVOKED")
 
     done = shell.run("follow", "t1")
 
@@ -181,11 +164,11 @@ def test_a_task_that_has_ended_already_is_shown_at_once(shell, fleet):
 
 
 def test_a_followed_task_as_json_is_a_document_for_each_change(shell, fleet, client):
-    tell(fleet, "t1", "STARTED")
+    publish_state(fleet, "t1", "STARTED")
     command = shell.start("follow", "t1", "--json").hears(client)
     first = json.loads(command.process.stdout.readline())
 
-    tell(fleet, "t1", "SUCCESS")
+    publish_state(fleet, "t1", "SUCCESS")
     last = json.loads(plain(command.end()).splitlines()[-1])
 
     assert (first["state"]["status"], last["state"]["status"]) == ("STARTED", "SUCCESS")
@@ -193,7 +176,7 @@ def test_a_followed_task_as_json_is_a_document_for_each_change(shell, fleet, cli
 
 
 def test_a_task_that_does_not_end_in_time_is_exit_code_75(shell, fleet):
-    tell(fleet, "t1", "STARTED")
+    publish_state(fleet, "t1", "STARTED")
 
     done = shell.run("follow", "t1", "--timeout", "0.2")
 
@@ -202,7 +185,7 @@ def test_a_task_that_does_not_end_in_time_is_exit_code_75(shell, fleet):
 
 
 def test_a_task_that_is_forgotten_is_exit_code_1(shell, fleet, client):
-    tell(fleet, "t1", "STARTED")
+    publish_state(fleet, "t1", "STARTED")
     command = shell.start("follow", "t1").hears(client)
     assert command.process.stdout.readline() == "STARTED\n"
 
@@ -214,7 +197,7 @@ def test_a_task_that_is_forgotten_is_exit_code_1(shell, fleet, client):
 
 
 def test_a_task_that_somebody_removed_by_hand_is_exit_code_1(shell, fleet, client):
-    tell(fleet, "t1", "STARTED")
+    publish_state(fleet, "t1", "STARTED")
     command = shell.start("follow", "t1").hears(client)
     assert command.process.stdout.readline() == "STARTED\n"
 
@@ -226,13 +209,13 @@ def test_a_task_that_somebody_removed_by_hand_is_exit_code_1(shell, fleet, clien
 
 
 def test_an_end_while_redis_was_away_from_the_command_is_not_missed(shell, fleet, client):
-    tell(fleet, "t1", "STARTED")
+    publish_state(fleet, "t1", "STARTED")
     command = shell.start("follow", "t1").hears(client)
     assert command.process.stdout.readline() == "STARTED\n"
 
     for kind in ("pubsub", "normal"):
         client.client_kill_filter(_type=kind, skipme=True)
-    tell(fleet, "t1", "SUCCESS")
+    publish_state(fleet, "t1", "SUCCESS")
     done = command.end()
 
     assert (done.returncode, done.stdout) == (0, "SUCCESS\n")

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from ..helpers import eventually
-from .shell import Shell, plain
+from tests.support.shell import Shell, plain
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,6 @@ def fleet(module_fleet):
     module_fleet.wait(module_fleet.later, "RECEIVED")
     module_fleet.wait_record(worker, lambda record: record.status == "busy")
     return module_fleet
-
-
-@pytest.fixture(scope="module")
-def shell(fleet):
-    return Shell(fleet.env())
 
 
 @pytest.mark.parametrize("task, reason, part", [
@@ -53,18 +48,18 @@ def test_why_tells_in_words_and_for_programs(shell, fleet, task, reason, part):
 
 
 def test_of_a_task_that_nobody_told_of_that_is_said(shell):
-    done = shell.run("why", "no-such-task")
+    done = shell.run_process("why", "no-such-task")
 
     assert done.returncode == 1
     assert "Nobody has told of it" in done.stdout + done.stderr
 
 
 def test_a_task_that_a_lock_holds_back_names_it(make_fleet):
-    fleet = make_fleet(include=["tests.integration.lock_tasks"])
+    fleet = make_fleet(include=["tests.support.lock_tasks"])
     fleet.start_worker("-c", "1")
     held = fleet.reader.lock("the-lock", ttl=60)
     held.acquire()
-    result = fleet.app.send_task("tests.integration.lock_tasks.try_again", ("the-lock",))
+    result = fleet.app.send_task("tests.support.lock_tasks.try_again", ("the-lock",))
     fleet.wait(result, "RETRY", "RECEIVED")
     shell = Shell(fleet.env())
 

@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from ..helpers import eventually
-from ..topologies import Cluster
-from .fleet import TASKS
+from tests.support.fleet import TASKS
+from tests.support.topologies import Cluster
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def cluster(tmp_path_factory):
 def fleet(make_fleet, cluster):
     return make_fleet(
         memory=cluster, memsync_heartbeat_interval=0.3, memsync_worker_ttl=2.0,
-        include=[TASKS, "tests.integration.lock_tasks"])
+        include=[TASKS, "tests.support.lock_tasks"])
 
 
 def test_every_end_of_a_task_is_kept_and_the_queue_and_counters_follow(fleet):
@@ -48,7 +48,7 @@ def test_every_end_of_a_task_is_kept_and_the_queue_and_counters_follow(fleet):
 
 def test_a_worker_that_is_killed_is_lost_and_its_locks_are_free_after_their_lease(fleet):
     first = fleet.start_worker("-c", "1", memsync_lock_ttl=2.0)
-    held = fleet.app.send_task("tests.integration.lock_tasks.end", ("printer", "return", 60.0))
+    held = fleet.app.send_task("tests.support.lock_tasks.end", ("printer", "return", 60.0))
     fleet.wait(held, "STARTED")
     assert [lock.name for lock in fleet.reader.locks()] == ["printer"]
     other = fleet.start_worker("-c", "1")

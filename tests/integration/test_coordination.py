@@ -11,7 +11,9 @@ from datetime import datetime, timezone
 import celery
 import pytest
 
-from ..helpers import ROOT, eventually
+from tests.support.paths import ROOT
+from tests.support.stress import stressed
+from tests.support.waiting import eventually
 
 EMPTY = {"pending": [], "processing": []}
 
@@ -91,7 +93,7 @@ def test_every_task_is_counted_once_and_the_queue_is_empty_at_the_end(make_fleet
     assert 0.4 <= fleet.reader.get_coordination_metrics()["runtime"] < 60
 
 
-@pytest.mark.parametrize("count, concurrency", [(500, 1), (500, 4)])
+@pytest.mark.parametrize("count, concurrency", [(stressed(500, 200), 1), (stressed(500, 200), 4)])
 def test_many_tasks_at_once_are_counted_exactly(make_fleet, count, concurrency):
     fleet = make_fleet()
     nothing = fleet.task("nothing")

@@ -7,7 +7,8 @@ import time
 import pytest
 from celery import Celery
 
-from ..helpers import ROOT, eventually
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
 #: Calls of our own functions for a task that does nothing, by process.
 BUDGETS = json.loads((ROOT / "tests" / "counts.json").read_text())
@@ -18,7 +19,7 @@ TASKS = 1000
 @pytest.fixture(scope="module")
 def calls(module_fleet):
     """The calls for a task by process."""
-    worker = module_fleet.worker("-c", "1", app="tests.integration.counted")
+    worker = module_fleet.worker("-c", "1", app="tests.support.counted")
     worker.start()
     producer = Celery(set_as_current=False)
     producer.conf.update({**module_fleet.conf, "include": []})

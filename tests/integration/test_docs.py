@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from ..helpers import ROOT
-from ..test_readme import Page
+from tests.support.pages import Page
+from tests.support.paths import ROOT
 
 PAGES = ("quickstart.md", "howto/progress.md", "howto/web.md", "howto/several-apps.md", "howto/testing.md",
          "howto/locks.md", "howto/fleet.md", "howto/commands.md", "howto/backup.md")

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ..helpers import ROOT, eventually
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
 EXAMPLE = ROOT / "example_project"
 STDLIB = Path(sysconfig.get_path("stdlib"))

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from celery_memsync.deadline import DEFAULT_TIMEOUT
-
-from ..helpers import eventually
+from tests.support.stress import stressed
+from tests.support.waiting import eventually
 
 #: Seconds that a worker may take to end without us.
 CELERYS_OWN = 4.0
@@ -99,14 +99,15 @@ def test_a_task_that_outlasts_a_soft_shutdown_is_given_up(make_fleet):
     assert fleet.status(result.id) == "RETRY"
 
 
-def test_children_that_end_after_one_task_lose_no_word_of_200(make_fleet):
+def test_children_that_end_after_one_task_lose_no_word(make_fleet):
     fleet = make_fleet(worker_max_tasks_per_child=1, memsync_batch_interval=NEVER, worker_prefetch_multiplier=8)
-    fleet.start_worker("-c", "50")
+    count = stressed(200, 60)
+    fleet.start_worker("-c", str(count // 4))
 
-    results = [fleet.send("add", number, 1) for number in range(200)]
+    results = [fleet.send("add", number, 1) for number in range(count)]
 
     states = [fleet.wait(result, "SUCCESS", timeout=90) for result in results]
-    assert len({state["pid"] for state in states}) == 200
+    assert len({state["pid"] for state in states}) == count
 
 
 def test_a_pool_that_shrinks_loses_no_word(make_fleet):
@@ -245,7 +246,7 @@ def test_a_worker_ends_within_seconds_although_redis_is_away(make_fleet, own_mem
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGQUIT"])
 def test_a_worker_ends_with_the_exit_code_that_it_has_without_this_package(make_fleet, how):
     fleet = make_fleet()
-    plain, ours = fleet.worker(app="tests.integration.bare", memsync_backend=None), fleet.worker()
+    plain, ours = fleet.worker(app="tests.support.bare", memsync_backend=None), fleet.worker()
     plain.start()
     ours.start()
 

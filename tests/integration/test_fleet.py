@@ -4,7 +4,7 @@ from __future__ import annotations
 import signal
 import time
 
-from ..helpers import eventually
+from tests.support.waiting import eventually
 
 #: Of the fleets of these tests: seconds between beats are 0.5.
 TTL = 2.0

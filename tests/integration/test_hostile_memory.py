@@ -4,8 +4,8 @@ from __future__ import annotations
 import random
 import signal
 
-from ..helpers import eventually
-from ..test_hostile_redis import ANSWERS, Liar
+from tests.support.lying_proxy import ANSWERS, Liar
+from tests.support.waiting import eventually
 
 
 def test_tasks_end_as_ever_although_the_memory_lies(make_fleet, memory):

@@ -6,8 +6,7 @@ import json
 import pytest
 
 from celery_memsync.models.order import is_run_key
-
-from ..helpers import eventually
+from tests.support.waiting import eventually
 
 HUGE = 10 ** 400
 

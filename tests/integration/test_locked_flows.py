@@ -10,16 +10,15 @@ import pytest
 from celery import chain, chord, group
 
 from celery_memsync import LockNotAcquired
-
-from ..helpers import eventually
-from .fleet import Fleet
-from .test_locks_in_tasks import TASKS, send, task, wait_begun
+from tests.support.fleet import Fleet
+from tests.support.locked_tasks import TASKS, send, task, wait_begun
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory, broker, memory):
     """A fleet with two workers."""
-    fleet = Fleet(tmp_path_factory.mktemp("flows"), broker, memory, include=["tests.integration.tasks", TASKS])
+    fleet = Fleet(tmp_path_factory.mktemp("flows"), broker, memory, include=["tests.support.tasks", TASKS])
     fleet.start_worker("-c", "2")
     fleet.start_worker("-c", "2")
     yield fleet
@@ -123,7 +122,7 @@ def test_an_id_that_is_sent_twice_runs_once_at_a_time(fleet):
 
 def test_a_message_that_is_delivered_again_while_its_task_runs_is_held_back(make_fleet, own_broker):
     fleet = make_fleet(
-        own_broker, include=["tests.integration.tasks", TASKS], broker_transport_options={"visibility_timeout": 1})
+        own_broker, include=["tests.support.tasks", TASKS], broker_transport_options={"visibility_timeout": 1})
     for _ in range(2):
         fleet.start_worker("-c", "2")
     result = send(fleet, "alone", 3)
@@ -143,7 +142,7 @@ def test_a_message_that_is_delivered_again_while_its_task_runs_is_held_back(make
 
 
 def test_what_a_run_tells_that_was_paused_beyond_its_lease_is_refused(make_fleet):
-    fleet = make_fleet(include=["tests.integration.tasks", TASKS])
+    fleet = make_fleet(include=["tests.support.tasks", TASKS])
     paused, other = fleet.start_worker("-c", "1"), fleet.start_worker("-c", "1", "-Q", "others")
     task_id, name = uuid.uuid4().hex, uuid.uuid4().hex
     first = send(fleet, "stand_still", name, "stale", task_id=task_id)

@@ -7,16 +7,15 @@ import uuid
 
 import pytest
 
-from ..helpers import eventually
-from .fleet import Fleet
-
-TASKS = "tests.integration.lock_tasks"
+from tests.support.fleet import Fleet
+from tests.support.locked_tasks import TASKS, send, wait_begun
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory, broker, memory):
     """A fleet whose locks live long, with a worker of two children."""
-    fleet = Fleet(tmp_path_factory.mktemp("locks"), broker, memory, include=["tests.integration.tasks", TASKS])
+    fleet = Fleet(tmp_path_factory.mktemp("locks"), broker, memory, include=["tests.support.tasks", TASKS])
     fleet.start_worker("-c", "2")
     yield fleet
     fleet.close()
@@ -28,20 +27,8 @@ def name():
     return uuid.uuid4().hex
 
 
-def task(fleet, name):
-    return fleet.app.tasks[f"{TASKS}.{name}"]
-
-
-def send(fleet, task_name, *args, **options):
-    return task(fleet, task_name).apply_async(args, **options)
-
-
 def holder(fleet, name):
     return next((record for record in fleet.reader.locks() if record.name == name), None)
-
-
-def wait_begun(fleet, result, times=1, timeout=15):
-    return eventually(lambda: len(rows := fleet.notes("begin", result.id)) >= times and rows, timeout)
 
 
 def seconds_until_free(fleet, name):
@@ -156,7 +143,7 @@ def test_a_task_under_a_revoked_one_that_lives_on_keeps_its_lock(fleet, name):
 
 
 def test_the_locks_of_a_killed_worker_end_with_their_leases(make_fleet, name):
-    fleet = make_fleet(include=["tests.integration.tasks", TASKS], memsync_lock_ttl=2.0)
+    fleet = make_fleet(include=["tests.support.tasks", TASKS], memsync_lock_ttl=2.0)
     worker = fleet.start_worker("-c", "1")
     result = send(fleet, "end", name, "return", 30)
     wait_begun(fleet, result)
@@ -169,7 +156,7 @@ def test_the_locks_of_a_killed_worker_end_with_their_leases(make_fleet, name):
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGQUIT])
 def test_a_worker_that_stops_leaves_no_lock(make_fleet, name, how):
-    fleet = make_fleet(include=["tests.integration.tasks", TASKS])
+    fleet = make_fleet(include=["tests.support.tasks", TASKS])
     worker = fleet.start_worker("-c", "1")
     result = send(fleet, "end", name, "return", 1.5)
     wait_begun(fleet, result)
@@ -180,7 +167,7 @@ def test_a_worker_that_stops_leaves_no_lock(make_fleet, name, how):
 
 
 def test_locks_hold_in_children_that_are_spawned(make_fleet, name):
-    fleet = make_fleet(include=["tests.integration.tasks", TASKS])
+    fleet = make_fleet(include=["tests.support.tasks", TASKS])
     fleet.start_worker("-c", "2", worker_pool_start_method="spawn")
     first = send(fleet, "end", name, "return", 0.7)
     wait_begun(fleet, first, timeout=30)
@@ -195,7 +182,7 @@ def test_locks_hold_in_children_that_are_spawned(make_fleet, name):
 @pytest.mark.parametrize("pool", ["threads", "solo", "gevent", "eventlet"])
 def test_locks_hold_in_every_pool(make_fleet, name, pool):
     pytest.importorskip(pool) if pool in ("gevent", "eventlet") else None
-    fleet = make_fleet(include=["tests.integration.tasks", TASKS])
+    fleet = make_fleet(include=["tests.support.tasks", TASKS])
     fleet.start_worker("-P", pool, "-c", "4")
 
     first = send(fleet, "end", name, "return", 0.7)

@@ -9,10 +9,9 @@ import pytest
 from celery_memsync import ConflictError, StoreError
 from celery_memsync.reading.cache import EntryCache
 from celery_memsync.store.clock import Clock
-
-from ..helpers import eventually
-from .histories import CLOCKS, History
-from .model import run, show
+from tests.support.histories import CLOCKS, History
+from tests.support.model import run, show
+from tests.support.waiting import eventually
 
 SEED = os.environ.get("MEMSYNC_SEED", "1")
 
@@ -229,7 +228,7 @@ def test_a_field_is_not_taken_back_by_what_was_sent_before_without_an_answer(mak
 def test_what_was_sent_without_an_answer_does_not_hide_what_replaced_it(make_memsync, own_server):
     mine, other = (make_memsync(url=own_server.url, batch_interval=60.0) for _ in range(2))
     for process in (mine, other):
-        tell(process, f"key of {process.worker_id}")
+        write_now(process, f"key of {process.worker_id}")
     mine.write("key", "mine")
     send_without_answer(own_server, mine)
     eventually(lambda: other.read("key", consistent=True) == "mine")
@@ -245,15 +244,15 @@ def test_who_is_slow_to_hear_still_hears_that_a_key_was_gone_before_it_was_made_
     memsync.subscribe("key", on_invalidate=gone.append)
     memsync.subscribe("*", slow_handler(heard, at_gate, gate), lambda key: heard.append(None))
     for version in range(1, before + 1):
-        tell(other, "key", ttl=0.5)
+        write_now(other, "key", ttl=0.5)
         eventually(lambda: version in heard)
-    tell(other, "gate")
+    write_now(other, "gate")
     at_gate.wait(10)
     if before == 1:
-        tell(other, "key", ttl=0.5)
+        write_now(other, "key", ttl=0.5)
     eventually(lambda: gone)
 
-    tell(other, "key")
+    write_now(other, "key")
     eventually(lambda: other.read_entry("key").version == 1)
     gate.set()
 
@@ -280,8 +279,8 @@ def test_a_slow_answer_does_not_put_wrong_by_which_time_the_last_write_wins():
     assert abs(clock.at(64.0) - 1064.0) < CLOCKS
 
 
-def tell(process, key, ttl=None):
-    """Write, and see to it that it is there."""
+def write_now(process, key, ttl=None):
+    """Write, and return when it is in Redis."""
     process.write(key, "value", ttl=ttl)
     process.force_sync()
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from ..helpers import eventually
-from .fleet import Fleet
+from tests.support.fleet import Fleet
+from tests.support.waiting import eventually
 
 POOLS = {
     "threads": ["-P", "threads", "-c", "4"],

@@ -4,14 +4,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from datetime import datetime, timezone
 
 import celery
 import pytest
 from celery import chain, chord, group
 
-from ..helpers import eventually
-from .fleet import TASKS
+from tests.support.fleet import TASKS
+from tests.support.redis_contents import contents
+from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
@@ -26,24 +26,6 @@ def fleet(module_fleet, worker):
     return module_fleet
 
 
-def test_a_task_that_returns_is_a_success_with_all_its_facts(fleet, worker):
-    result = fleet.send("add", 2, 3)
-
-    state = fleet.wait(result, "SUCCESS")
-
-    assert result.get(timeout=5) == 5
-    assert state["name"] == f"{TASKS}.add"
-    assert state["queue"] == fleet.name
-    assert state["worker"] == worker.name
-    assert state["pid"] in worker.children()
-    assert state["root_id"] == result.id
-    assert state["retries"] == 0
-    assert state["run"]
-    assert 0 <= state["runtime"] < 5
-    assert "exception" not in state
-    assert "parent_id" not in state
-
-
 def test_the_moments_of_a_task_are_in_order_and_on_one_clock(fleet):
     before = time.time()
     result = fleet.send("sleep", 0.2)
@@ -55,18 +37,6 @@ def test_the_moments_of_a_task_are_in_order_and_on_one_clock(fleet):
     assert before - 0.1 < moments[0] and moments[-1] < time.time() + 0.1
     assert state["finished_at"] - state["started_at"] == pytest.approx(state["runtime"], abs=0.01)
     assert 0.2 <= state["runtime"] < 2
-
-
-def test_a_task_that_nobody_takes_is_pending(make_fleet):
-    fleet = make_fleet()
-
-    result = fleet.send("add", 2, 3)
-
-    state = fleet.wait(result, "PENDING")
-    assert state["name"] == f"{TASKS}.add"
-    assert state["queue"] == fleet.name
-    assert time.time() - 5 < state["published_at"] < time.time() + 5
-    assert "worker" not in state
 
 
 def test_a_task_at_work_is_started(fleet, worker):
@@ -89,30 +59,6 @@ def test_a_task_that_raises_is_a_failure_with_type_and_message(fleet):
     assert state["exception"] == {"type": "ValueError", "message": "the cup is empty"}
     assert state["finished_at"] >= state["started_at"]
     assert state["runtime"] >= 0
-
-
-def test_a_retry_is_told_and_the_next_attempt_ends_it(fleet):
-    result = fleet.send("retry_once", 1.5)
-
-    between = fleet.wait(result, "RETRY", "RECEIVED")
-    state = fleet.wait(result, "SUCCESS")
-
-    assert between["retries"] in (0, 1)
-    assert state["retries"] == 1
-    assert "exception" not in state
-    first, _ = fleet.wait_runs(result, ["RETRY", "SUCCESS"])
-    assert first["exception"] == {"type": "OSError", "message": "the line is busy"}
-
-
-@pytest.mark.parametrize("countdown", [0, 0.5])
-def test_the_next_attempt_reads_how_far_the_one_before_came(fleet, countdown):
-    result = fleet.send("retry_once", countdown)
-
-    seen = result.get(timeout=15)
-
-    assert seen["progress"] is None
-    assert (seen["previous"]["current"], seen["previous"]["total"]) == (40, 100)
-    assert seen["previous"]["message"] == "downloading"
 
 
 def test_a_retry_at_once_ends_as_the_last_attempt_did(fleet):
@@ -149,51 +95,6 @@ def test_an_ignored_task_is_ignored(fleet):
 
     assert "exception" not in state
     assert result.status == "PENDING"
-
-
-@pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery 5.7 learned to tell of it")
-def test_a_rejected_task_is_rejected_although_celery_tells_a_failure_after_it(fleet):
-    result = fleet.send("reject")
-
-    fleet.wait(result, "REJECTED")
-
-    eventually(lambda: fleet.notes("failure", result.id))
-    time.sleep(0.3)
-    assert fleet.status(result.id) == "REJECTED"
-
-
-def test_a_task_that_is_rejected_and_put_back_runs_again(fleet):
-    result = fleet.send("requeue_once")
-
-    fleet.wait(result, "SUCCESS")
-
-    assert fleet.wait_runs(result, ["REJECTED", "SUCCESS"])
-
-
-def test_an_expired_task_is_revoked(fleet):
-    result = fleet.send("add", 1, 2, expires=datetime(2020, 1, 1, tzinfo=timezone.utc))
-
-    state = fleet.wait(result, "REVOKED")
-
-    assert "started_at" not in state
-
-
-def test_a_task_revoked_before_it_was_sent_is_revoked(fleet):
-    fleet.app.control.revoke("revoked-in-advance")
-    result = fleet.send("add", 1, 2, task_id="revoked-in-advance")
-
-    state = fleet.wait(result, "REVOKED")
-
-    assert "started_at" not in state
-
-
-def test_a_task_revoked_while_it_waits_for_its_time_is_revoked(fleet):
-    result = fleet.send("add", 1, 2, countdown=1.5)
-    fleet.wait(result, "RECEIVED")
-
-    fleet.app.control.revoke(result.id)
-
-    assert "started_at" not in fleet.wait(result, "REVOKED")
 
 
 def test_a_task_revoked_while_it_waits_for_a_slot_is_revoked(make_fleet):
@@ -296,19 +197,6 @@ def test_a_task_that_ends_its_own_process_is_a_failure(fleet, how):
     assert fleet.runs(result.id) == ["FAILURE"]
 
 
-@pytest.mark.parametrize("after", [0, 0.5])
-def test_both_runs_are_seen_when_a_killed_task_is_run_again(fleet, after):
-    result = fleet.send("kill_own_process_once", after)
-
-    fleet.wait(result, "SUCCESS")
-
-    first, second = fleet.reader.get_task(result.id)["runs"]
-    assert first["status"] != "SUCCESS" and second["status"] == "SUCCESS"
-    assert first["pid"] != second["pid"]
-    assert first["run"] != second["run"]
-    assert first["started_at"] < second["started_at"]
-
-
 def test_both_runs_are_seen_when_the_broker_gives_a_task_out_twice(fleet):
     result = fleet.send("sleep_acks_late", 3)
     fleet.wait(result, "STARTED")
@@ -332,18 +220,6 @@ def test_a_task_that_no_worker_knows_is_a_failure(fleet):
 
     assert state["exception"]["type"] == "NotRegistered"
     assert state["name"] == "no.such.task"
-
-
-def test_a_task_with_an_eta_is_received_and_shows_it(fleet):
-    before = time.time()
-    result = fleet.send("add", 1, 2, countdown=1.5)
-
-    received = fleet.wait(result, "RECEIVED")
-    ended = fleet.wait(result, "SUCCESS")
-
-    assert received["eta"] == pytest.approx(before + 1.5, abs=0.5)
-    assert ended["eta"] == received["eta"]
-    assert ended["started_at"] >= received["eta"] - 0.1
 
 
 def test_the_links_of_a_chain_know_their_root_and_their_parent(fleet):
@@ -423,7 +299,7 @@ def test_no_argument_and_no_result_is_in_redis(fleet):
 
     assert result.get(timeout=5) == "hush-an-argument-hush-another"
     assert "args" not in state and "kwargs" not in state
-    everything = dump(fleet.memory)
+    everything = contents(fleet.memory)
     assert b"not-a-secret" in everything
     assert b"hush" not in everything
 
@@ -455,25 +331,3 @@ def test_the_worker_has_told_no_error_of_this_package(fleet, worker):
     assert "celery_memsync" not in log
     assert "memsync-writer" not in log
     assert "Signal handler" not in log
-
-
-def dump(server):
-    """Return all keys and values of a Redis, but for results of tasks."""
-    with server.client() as client:
-        texts = []
-        for key in client.scan_iter():
-            if key.startswith(b"celery-task-meta-"):  # Celery's own
-                continue
-            texts.append(key)
-            kind = client.type(key)
-            if kind == b"hash":
-                texts += [part for pair in client.hgetall(key).items() for part in pair]
-            elif kind == b"stream":
-                texts += [part for _, fields in client.xrange(key) for pair in fields.items() for part in pair]
-            elif kind == b"zset":
-                texts += client.zrange(key, 0, -1)
-            elif kind == b"string":
-                texts.append(client.get(key))
-            else:
-                raise AssertionError(f"a key of type {kind} is not looked into")
-        return b"\n".join(texts)

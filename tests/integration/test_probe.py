@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 
-from ..helpers import ROOT, eventually
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
 FINE, DEAD, SILENT, IDLE = 0, 1, 2, 3
 

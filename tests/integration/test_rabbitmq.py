@@ -1,4 +1,4 @@
-"""What is promised of tasks holds with RabbitMQ too, whatever kind its queues are."""
+"""What RabbitMQ alone does: connections that it closes, its restart, its counts of messages."""
 from __future__ import annotations
 
 import signal
@@ -6,29 +6,26 @@ import time
 
 import pytest
 
-from ..helpers import eventually
-from ..rabbit import SERVER, RabbitServer
-from .fleet import Fleet
-from .test_prefork import *  # noqa: F401,F403
+from tests.support.rabbitmq_server import RabbitServer
+from tests.support.waiting import eventually
 
-pytestmark = pytest.mark.skipif(SERVER is None, reason="no rabbitmq-server here; install it to run these")
+pytestmark = pytest.mark.usefixtures("rabbit")
 
 
 @pytest.fixture(scope="module", params=["classic", "quorum"])
-def broker(tmp_path_factory, request):
-    server = RabbitServer(tmp_path_factory.mktemp("rabbit"), task_default_queue_type=request.param).start()
-    yield server
-    server.close()
+def broker(rabbit, request):
+    """RabbitMQ with queues of one type."""
+    return rabbit.of_type(request.param)
 
 
 @pytest.fixture(scope="module")
-def module_fleet(tmp_path_factory, broker, memory):
-    fleet = Fleet(tmp_path_factory.mktemp("fleet"), broker, memory)
-    yield fleet
-    fleet.close()
+def fleet(module_fleet):
+    """A fleet with a prefork worker."""
+    module_fleet.start_worker("-P", "prefork", "-c", "4")
+    return module_fleet
 
 
-def test_both_runs_are_seen_when_the_broker_gives_a_task_out_twice(fleet, broker):  # noqa: F811
+def test_both_runs_are_seen_when_the_broker_gives_a_task_out_twice(fleet, broker):
     result = fleet.send("sleep_acks_late", 5)
     fleet.wait(result, "STARTED")
     time.sleep(1.2)

@@ -7,7 +7,7 @@ import signal
 import pytest
 from celery import chord, group
 
-from ..helpers import eventually
+from tests.support.waiting import eventually
 
 #: Of the fleets of these tests, in seconds.
 INTERVAL, TTL = 0.3, 1.5
@@ -18,7 +18,7 @@ def fleet(make_fleet):
     return make_fleet(memsync_worker_ttl=TTL, memsync_heartbeat_interval=INTERVAL)
 
 
-def lose(worker):
+def kill(worker):
     """Kill the whole of a worker."""
     worker.signal(signal.SIGKILL)
 
@@ -51,7 +51,7 @@ def test_tasks_that_ask_for_it_run_again_once_with_all_that_they_had(fleet):
     for other in others:
         other.start()
 
-    lose(first)
+    kill(first)
 
     for result in results:
         fleet.wait_runs(result, ["LOST", "SUCCESS"], timeout=20)
@@ -117,7 +117,7 @@ def test_a_broker_that_is_away_when_a_worker_is_lost_gets_its_tasks_later(make_f
     others[0].start()
 
     own_broker.stop()
-    lose(first)
+    kill(first)
     fleet.wait(result, "LOST", timeout=15)
     assert len(fleet.notes("task-lost", result.id)) == 1
     own_broker.start()

@@ -13,8 +13,8 @@ import time
 import pytest
 
 import celery_memsync
-
-from ..helpers import ROOT, eventually
+from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
 
 def is_active(record):
@@ -230,7 +230,7 @@ def test_a_wrong_setting_stops_the_worker_at_its_start(make_fleet, name, value):
 
 def test_the_setting_alone_makes_a_worker_take_part(make_fleet):
     fleet = make_fleet()
-    worker = fleet.start_worker("-c", "1", app="tests.integration.bare")
+    worker = fleet.start_worker("-c", "1", app="tests.support.bare")
 
     result = fleet.send("count_to", 10)
 
@@ -241,7 +241,7 @@ def test_the_setting_alone_makes_a_worker_take_part(make_fleet):
 
 def test_the_setting_alone_makes_spawned_children_take_part(make_fleet):
     fleet = make_fleet(worker_pool_start_method="spawn")
-    fleet.start_worker("-c", "1", app="tests.integration.bare")
+    fleet.start_worker("-c", "1", app="tests.support.bare")
 
     result = fleet.send("count_to", 10)
 
@@ -251,13 +251,13 @@ def test_the_setting_alone_makes_spawned_children_take_part(make_fleet):
 
 def test_an_app_without_the_setting_is_left_alone(make_fleet):
     fleet = make_fleet()
-    worker = fleet.worker("-c", "1", app="tests.integration.bare", memsync_backend=None)
+    worker = fleet.worker("-c", "1", app="tests.support.bare", memsync_backend=None)
     plain = fleet.producer()
     plain.memsync.signals.disconnect()
 
     worker.start()
 
-    result = plain.tasks["tests.integration.tasks.add"].delay(1, 2)
+    result = plain.tasks["tests.support.tasks.add"].delay(1, 2)
     assert result.get(timeout=10) == 3
     assert fleet.reader.get_task(result.id) is None
     assert fleet.record(worker) is None

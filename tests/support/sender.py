@@ -10,8 +10,7 @@ from celery_memsync import MemSync
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store import LostWorkerClaim
-
-from ..helpers import eventually
+from tests.support.waiting import eventually
 
 LOSS = LostWorkerClaim(b"a 1 w", "a", "w", 0.0, b"5", float("inf"))
 

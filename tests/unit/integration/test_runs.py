@@ -1,0 +1,205 @@
+"""Drafts: what there is to tell of a run is found out when a batch is made."""
+from __future__ import annotations
+
+import threading
+
+import pytest
+from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
+
+from celery_memsync import MemSync
+from celery_memsync.integration.runs import ActiveRun, timestamp
+from celery_memsync.writing.changes import DeferredChange
+from celery_memsync.writing.writer import YOUNG
+from tests.support.waiting import eventually
+
+KEY = "0001795366095325"
+
+
+@pytest.fixture
+def make_memsync(redis_url):
+    """Makes memories of apps, which are shut down at the end of the test."""
+    made = []
+
+    def make(**settings):
+        app = Celery("drafts", set_as_current=False)
+        made.append(MemSync(app, backend=redis_url, worker_id=f"w-{len(made)}", **settings))
+        return made[-1]
+
+    yield make
+    for memsync in made:
+        memsync.signals.disconnect()
+        memsync.shutdown(timeout=0.5)
+
+
+class Told(DeferredChange):
+    """A draft that tells what it is told to."""
+
+    __slots__ = ("answers", "memsync", "done_by_now", "asked")
+
+    def __init__(self, memsync, *answers, age=0.0, done=False):
+        super().__init__(memsync.store.clock.monotonic(memsync.store.clock.now() - age))
+        self.memsync, self.answers, self.done_by_now, self.asked = memsync, list(answers), done, 0
+
+    @property
+    def key(self):
+        return self.memsync.keys.task("t1")
+
+    @property
+    def done(self):
+        return self.done_by_now
+
+    def changes(self):
+        self.asked += 1
+        answer = self.answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        return [run_of(self.memsync).stage_change(status=answer, name="proj.add")]
+
+
+def run_of(memsync):
+    return ActiveRun(memsync, "t1", {}, {"key": KEY, "run": "r1"}, "proj.add", 0.0, 5.0)
+
+
+def status(memsync):
+    return (memsync.get_task_state("t1") or {}).get("status")
+
+
+def test_what_a_draft_tells_is_seen_at_once_and_written(make_memsync):
+    memsync = make_memsync(batch_interval=60.0)
+
+    memsync.writer.defer(Told(memsync, "STARTED"))
+
+    assert status(memsync) == "STARTED"
+    assert memsync.writer.pending == 1
+    memsync.force_sync()
+    assert memsync.get_metrics()["writes"] == 1
+    assert status(make_memsync()) == "STARTED"
+
+
+def test_a_copy_that_was_read_before_is_not_believed_after_a_draft(make_memsync):
+    memsync = make_memsync(batch_interval=60.0)
+    assert memsync.get_task_state("t1") is None
+    assert memsync.get_task_state("t1") is None
+
+    memsync.writer.defer(Told(memsync, "STARTED"))
+
+    assert status(memsync) == "STARTED"
+
+
+def test_a_draft_is_written_without_being_asked_for(make_memsync):
+    memsync, other = make_memsync(batch_interval=0.05), make_memsync()
+
+    memsync.writer.defer(Told(memsync, "STARTED"))
+
+    eventually(lambda: status(other) == "STARTED")
+
+
+def test_a_young_draft_is_left_for_the_next_batch_unless_it_is_done(make_memsync):
+    memsync = make_memsync(batch_interval=10.0)
+    writer = memsync.writer
+    young, done, old = Told(memsync, "RECEIVED"), Told(memsync, "SUCCESS", done=True), Told(memsync, "STARTED", age=2.0)
+    for draft in (young, done, old):
+        writer.defer(draft)
+
+    writer._flush_on_demand()
+
+    assert (young.asked, done.asked, old.asked) == (0, 1, 1)
+    assert list(writer._deferred) == [young]
+    assert YOUNG * 10.0 < 2.0
+    memsync.force_sync()
+    assert young.asked == 1
+
+
+def test_what_is_handed_in_again_while_it_is_asked_is_asked_again(make_memsync):
+    memsync = make_memsync(batch_interval=60.0)
+    run = run_of(memsync)
+    memsync.writer.defer(run)
+    assert status(memsync) == "STARTED"
+    assert not memsync.writer._deferred
+
+    run.end("SUCCESS", 5, run.at + 1.5)
+    memsync.writer.defer(run)
+    memsync.force_sync()
+
+    state = memsync.get_task_state("t1")
+    assert (state["status"], state["runtime"]) == ("SUCCESS", 1.5)
+    assert memsync.get_metrics()["writes"] == 1
+
+
+def test_a_draft_that_fails_is_dropped_and_told_and_holds_up_nothing(make_memsync, caplog):
+    memsync = make_memsync(batch_interval=60.0)
+    memsync.writer.defer(Told(memsync, ZeroDivisionError("oh")))
+    memsync.writer.defer(Told(memsync, IndexError("oh")))
+    memsync.writer.defer(Told(memsync, "STARTED"))
+
+    memsync.force_sync()
+
+    assert status(memsync) == "STARTED"
+    assert memsync.get_metrics()["dropped"] == 2
+    assert "can't be told" in caplog.text
+
+
+def test_a_soft_time_limit_in_the_middle_of_asking_loses_nothing(make_memsync):
+    memsync = make_memsync(batch_interval=60.0)
+    memsync.writer.defer(Told(memsync, SoftTimeLimitExceeded(), "STARTED"))
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        memsync.force_sync()
+
+    memsync.force_sync()
+    assert status(memsync) == "STARTED"
+
+
+def test_what_waits_at_a_shutdown_is_told_and_opens_nothing_anew(make_memsync):
+    memsync, other = make_memsync(batch_interval=60.0), make_memsync()
+    memsync.force_sync()
+    clock = memsync.store.clock
+    clock._offset += 1000.0  # so that its times can be told from those of another
+    active = run_of(memsync)
+    memsync.writer.defer(active)
+    active.end("SUCCESS", None, 5.0)
+    ended = clock.at(5.0)
+
+    memsync.shutdown()
+
+    assert memsync._opened is None
+    state = other.get_task_state("t1")
+    assert (state["status"], state["finished_at"]) == ("SUCCESS", pytest.approx(ended, abs=1.0))
+
+
+def test_drafts_have_a_bound(make_memsync):
+    memsync = make_memsync(batch_interval=60.0, max_pending=100)
+    memsync.writer._flushing.acquire()
+    try:
+        for _ in range(250):
+            memsync.writer.defer(Told(memsync, "STARTED"))
+        assert len(memsync.writer._deferred) <= 100
+    finally:
+        memsync.writer._flushing.release()
+
+
+def test_drafts_of_many_threads_are_all_told(make_memsync):
+    memsync = make_memsync(batch_interval=0.01)
+
+    def run(number):
+        for at in range(200):
+            active = ActiveRun(memsync, f"t{number}-{at}", {}, {"key": KEY}, "proj.add", 0.0, 5.0)
+            memsync.writer.defer(active)
+            active.end("SUCCESS", None, 1.0)
+            memsync.writer.defer(active)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    memsync.force_sync()
+
+    statuses = {(task["id"], task["state"]["status"]) for task in memsync.get_tasks(limit=5000)}
+    assert statuses == {(f"t{number}-{at}", "SUCCESS") for number in range(8) for at in range(200)}
+
+
+@pytest.mark.parametrize("moment", [None, "never", 5.0, [], {}, "2026-13-45", float("inf"), 10 ** 400])
+def test_an_eta_that_is_none_is_passed_over(moment):
+    assert timestamp(moment) is None

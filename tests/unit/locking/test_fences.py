@@ -1,0 +1,117 @@
+"""Fenced writes: who was paused beyond a lease can't overwrite a later holder."""
+from __future__ import annotations
+
+import pytest
+
+from celery_memsync import ConflictError, InvalidValue, LockLost
+from tests.support.waiting import eventually
+
+
+@pytest.fixture
+def stale(memsync, other, redis):
+    """A lock of ``memsync`` that is lost, and the one of ``other`` who has it now."""
+    mine, theirs = memsync.lock("a"), other.lock("a")
+    mine.acquire()
+    redis.delete("task-sentinel/locks/{a}")
+    theirs.acquire()
+    return mine, theirs
+
+
+@pytest.mark.parametrize("as_number", [False, True])
+def test_a_write_under_a_lost_lock_is_refused_when_a_later_holder_has_written(memsync, other, stale, as_number):
+    mine, theirs = stale
+    other.write("balance", 2, fence=theirs)
+    other.force_sync()
+
+    memsync.write("balance", 1, fence=mine.fence if as_number else mine)
+    memsync.force_sync()
+
+    assert other.read("balance", consistent=True) == 2
+    assert memsync.read("balance") == 2
+
+
+def test_a_refused_write_is_counted_and_told(memsync, other, stale):
+    mine, theirs = stale
+    dropped = []
+    memsync.on("writes-dropped", lambda count: dropped.append(count))
+    other.write("balance", 2, fence=theirs)
+    other.force_sync()
+
+    memsync.write("balance", 1, fence=mine)
+    memsync.force_sync()
+
+    assert dropped == [1] and memsync.get_metrics()["dropped"] == 1
+
+
+def test_a_write_under_a_lock_follows_that_of_an_earlier_holder(memsync, other, stale):
+    mine, theirs = stale
+    memsync.write("balance", 1, fence=mine)
+    memsync.force_sync()
+
+    other.write("balance", 2, fence=theirs)
+    other.force_sync()
+
+    assert memsync.read("balance", consistent=True) == 2
+
+
+def test_a_write_of_an_expected_version_under_a_lost_lock_raises(memsync, other, stale):
+    mine, theirs = stale
+    entry = other.write("balance", 2, expected_version=0, fence=theirs)
+
+    with pytest.raises(LockLost):
+        memsync.write("balance", 3, expected_version=entry.version, fence=mine)
+    with pytest.raises(ConflictError):
+        memsync.write("balance", 3, expected_version=7)
+
+    assert other.read("balance", consistent=True) == 2
+
+
+def test_writes_without_a_fence_are_not_ruled_by_locks(memsync, other, stale):
+    _, theirs = stale
+    other.write("balance", 2, fence=theirs)
+    other.force_sync()
+
+    memsync.read("balance")
+    memsync.write("balance", 3)
+    memsync.force_sync()
+
+    assert other.read("balance", consistent=True) == 3
+
+
+def test_the_fence_of_a_later_write_without_one_is_kept(memsync, other, stale):
+    mine, theirs = stale
+    other.write("balance", 2, fence=theirs)
+    other.force_sync()
+    other.write("balance", 3)
+    other.force_sync()
+
+    memsync.write("balance", 1, fence=mine)
+    memsync.force_sync()
+
+    assert other.read("balance", consistent=True) == 3
+
+
+@pytest.mark.parametrize("fence", ["1", 1.5, True, -1])
+def test_what_is_no_fence_is_refused(memsync, fence):
+    with pytest.raises(InvalidValue):
+        memsync.write("balance", 1, fence=fence)
+
+
+def test_a_lock_that_was_never_held_has_no_fence(memsync):
+    with pytest.raises(LockLost):
+        memsync.write("balance", 1, fence=memsync.lock("a"))
+
+
+def test_many_stale_writes_in_one_batch_are_refused_and_the_others_are_written(memsync, other, stale):
+    mine, theirs = stale
+    for number in range(0, 100, 2):
+        other.write(f"row-{number}", "theirs", fence=theirs)
+    other.force_sync()
+
+    for number in range(100):
+        memsync.write(f"row-{number}", "mine", fence=mine)
+    memsync.force_sync()
+
+    rows = [other.read(f"row-{number}", consistent=True) for number in range(100)]
+    assert rows == ["theirs", "mine"] * 50
+    eventually(lambda: memsync.get_metrics()["pending_writes"] == 0)

@@ -1,0 +1,63 @@
+"""An operator takes a lock away from whoever holds it."""
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from celery_memsync import InvalidKey, InvalidValue, LockLost
+from tests.support.waiting import eventually
+
+
+def test_a_lock_that_was_taken_away_goes_to_who_waits_and_its_holder_is_told(make_memsync):
+    memsync, other = make_memsync(), make_memsync()
+    told, lock = [], memsync.lock("a", ttl=1.0)
+    memsync.on("lock-lost", lambda **details: told.append(details))
+    lock.acquire()
+    waiter, got = other.lock("a", wait=20), []
+    thread = threading.Thread(target=lambda: got.append(waiter.acquire()))
+    thread.start()
+    eventually(lambda: memsync.locks()[0].waiters == 1)
+
+    assert other.free_lock("a", lock.fence)
+
+    thread.join(10)
+    assert got == [True] and waiter.owned and waiter.fence > lock.fence
+    assert eventually(lambda: told) == [{"name": "a"}]
+    with pytest.raises(LockLost):
+        lock.check()
+    waiter.release()
+
+
+def test_nobody_but_who_had_it_with_that_fence_loses_it(memsync, other):
+    lock = memsync.lock("a")
+    lock.acquire()
+    before = lock.fence
+    lock.release()
+    lock.acquire()
+
+    assert not other.free_lock("a", before)
+    assert not other.free_lock("a", lock.fence + 1)
+    assert not other.free_lock("b", lock.fence)
+
+    lock.extend(30)
+    assert lock.owned and [record.fence for record in other.locks()] == [lock.fence]
+
+
+def test_the_lock_of_a_task_is_taken_away_by_the_name_that_is_shown(memsync, other):
+    memsync.acquire_task_lock("t1")
+    (held,) = other.locks()
+
+    assert other.free_lock(held.name, held.fence)
+
+    assert other.locks() == []
+    assert other.acquire_task_lock("t1")
+
+
+@pytest.mark.parametrize("name, fence, error", [
+    ("a/b", 1, InvalidKey), ("tasks/a/b", 1, InvalidKey), ("tasks/", 1, InvalidKey), ("", 1, InvalidKey), (7, 1, InvalidKey),
+    ("a", -1, InvalidValue), ("a", "1", InvalidValue), ("a", True, InvalidValue), ("a", None, InvalidValue),
+])
+def test_what_is_no_name_or_no_fence_is_refused(memsync, name, fence, error):
+    with pytest.raises(error):
+        memsync.free_lock(name, fence)

@@ -1,0 +1,212 @@
+"""What it costs: round trips and Redis's memory."""
+from __future__ import annotations
+
+import time
+import uuid
+
+import pytest
+
+from celery_memsync.keys import PROGRESS, Keys
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
+from celery_memsync.store import scripts
+from celery_memsync.writing.progress import Progress
+from tests.support.redis_calls import calls_of, round_trips
+
+#: Bytes of Redis memory for one finished task.
+MOST_BYTES = 800
+
+
+@pytest.fixture
+def warmed_up(memsync, redis):
+    """A manager that is connected, whose link is up, and whose scripts Redis knows."""
+    for script in vars(scripts).values():
+        if isinstance(script, scripts.Script):
+            redis.script_load(script.text)
+    memsync.write("warm", 1)
+    memsync.increment_metrics(warm=1)
+    memsync.dequeue()
+    with memsync.lock("warm") as lock:
+        lock.extend(60)
+    memsync.force_sync()
+    memsync.read("warm")
+    redis.config_resetstat()
+    return memsync
+
+
+def finished(task_id, run):
+    """Return a run as Celery's signals tell it at its end."""
+    return TaskRun(
+        "SUCCESS", name="proj.tasks.render_report", queue="celery", worker="celery@worker-host-7", pid=48211, run=run,
+        root_id=task_id, published_at=1722500000.123, received_at=1722500000.135, started_at=1722500000.138,
+        finished_at=1722500003.334, runtime=3.196012,
+    )
+
+
+def test_a_flush_of_300_writes_is_one_round_trip_of_three_calls(warmed_up, redis):
+    for number in range(300):
+        warmed_up.write(f"key-{number}", number)
+
+    trips = round_trips(warmed_up, warmed_up.writer.flush)
+
+    assert trips == 1
+    assert calls_of(redis)["evalsha"] == 3
+
+
+def test_a_barrier_costs_one_more_if_redis_reads_the_batch_in_pieces(warmed_up):
+    for number in range(100):
+        warmed_up.write(f"key-{number}", "x" * 100)
+
+    trips = round_trips(warmed_up, warmed_up.force_sync)
+
+    assert trips == 2
+
+
+def test_a_flush_of_counters_alone_is_one_round_trip(warmed_up):
+    warmed_up.increment_metrics(done=1)
+
+    trips = round_trips(warmed_up, warmed_up.force_sync)
+
+    assert trips == 1
+
+
+def test_a_batch_size_bounds_one_round_trip(make_memsync, redis):
+    memsync = make_memsync(batch_interval=60.0, batch_size=100)
+    memsync.store.connect()
+    for number in range(90):
+        memsync.write(f"key-{number}", number)
+        memsync.sync_task_progress(f"t{number}", 5)
+
+    trips = round_trips(memsync, memsync.force_sync)
+
+    assert trips == 2
+
+
+@pytest.mark.parametrize("tell", [
+    lambda memsync: memsync.write("a", 1),
+    lambda memsync: memsync.delete("a"),
+    lambda memsync: memsync.sync_task_state("t1", {"x": 1}),
+    lambda memsync: memsync.sync_task_progress("t1", 50),
+    lambda memsync: memsync.sync_task_run("t1", TaskRun("SUCCESS"), run_key(0, 1.0)),
+    lambda memsync: memsync.sync_agent_coordination("t1", "a1", 1),
+    lambda memsync: memsync.sync_worker_status("w1", 1),
+    lambda memsync: memsync.sync_queue({"pending": ["t1"]}),
+    lambda memsync: memsync.sync_assignments({"w1": ["t1"]}),
+    lambda memsync: memsync.sync_metrics({"done": 1}),
+    lambda memsync: memsync.increment_metrics(done=1),
+    lambda memsync: memsync.clear_cache(),
+    lambda memsync: memsync.update_heartbeat(),
+    lambda memsync: memsync.get_metrics(),
+])
+def test_telling_costs_no_round_trip(warmed_up, tell):
+    assert round_trips(warmed_up, lambda: tell(warmed_up)) == 0
+
+
+@pytest.mark.parametrize("most, ask", [
+    (1, lambda memsync: memsync.read("a")),
+    (0, lambda memsync: memsync.read("warm")),
+    (1, lambda memsync: memsync.read("warm", consistent=True)),
+    (1, lambda memsync: memsync.read("warm", max_age=0)),
+    (1, lambda memsync: memsync.read_many([f"key-{number}" for number in range(50)])),
+    (1, lambda memsync: memsync.get_task_state("t1")),
+    (1, lambda memsync: memsync.get_task_progress("t1")),
+    (1, lambda memsync: memsync.get_task("t1")),
+    (1, lambda memsync: memsync.get_task_agents("t1")),
+    (1, lambda memsync: memsync.get_agent_coordination("t1", "a1")),
+    (1, lambda memsync: memsync.get_worker_status("w1")),
+    (2, lambda memsync: memsync.get_active_workers()),
+    (2, lambda memsync: memsync.get_tasks(50)),
+    (1, lambda memsync: memsync.get_queue()),
+    (2, lambda memsync: memsync.get_assignments()),
+    (1, lambda memsync: memsync.get_coordination_metrics()),
+    (1, lambda memsync: memsync.enqueue("t1")),
+    (1, lambda memsync: memsync.dequeue()),
+    (1, lambda memsync: memsync.complete("t1")),
+    (7, lambda memsync: memsync.search("*")),
+    (1, lambda memsync: memsync.write("a", 1, expected_version=0)),
+    (1, lambda memsync: memsync.lock("a", wait=9).acquire()),
+    (2, lambda memsync: memsync.lock("b").__enter__().release()),
+    (2, lambda memsync: memsync.lock("c").__enter__().extend(9)),
+    (2, lambda memsync: memsync.acquire_task_lock("t1") and memsync.release_task_lock("t1")),
+    (0, lambda memsync: memsync.lock("a").owned),
+    (2, lambda memsync: memsync.locks()),
+])
+def test_asking_and_deciding_cost_so_many_round_trips(warmed_up, most, ask):
+    for number in range(60):
+        warmed_up.sync_task_state(f"t{number}", {"x": 1})
+    warmed_up.force_sync()
+
+    assert round_trips(warmed_up, lambda: ask(warmed_up)) <= most
+
+
+def test_no_reader_goes_through_all_keys(warmed_up, redis):
+    for number in range(20):
+        warmed_up.sync_task_state(f"t{number}", {"x": 1})
+        warmed_up.sync_agent_coordination(f"t{number}", "a1", 1)
+    warmed_up.force_sync()
+    redis.config_resetstat()
+
+    warmed_up.get_tasks()
+    warmed_up.get_workers()
+    warmed_up.get_task("t1")
+    warmed_up.get_task_agents("t1")
+
+    assert not {"keys", "scan", "hscan", "zscan", "sscan"} & calls_of(redis).keys()
+
+
+def test_a_conflict_costs_one_more_round_trip(warmed_up, other):
+    other.write("a", 1)
+    other.force_sync()
+    time.sleep(0.015)
+    warmed_up.write("a", 2)
+
+    trips = round_trips(warmed_up, warmed_up.force_sync)
+
+    assert trips == 2
+
+
+@pytest.mark.parametrize("message", [None, "page 1200 of 1200"])
+def test_a_finished_task_costs_less_than_800_bytes(make_memsync, redis, message):
+    number = 5_000
+    memsync = make_memsync("celery@worker-host-7", batch_interval=60.0)
+    keys = Keys("task-sentinel")
+    memsync.write("warm", 1)
+    memsync.force_sync()
+    redis.flushall()
+    before = redis.info("memory")["used_memory"]
+
+    for serial in range(number):
+        task_id, run, key = str(uuid.uuid4()), f"aBcD1234-{serial:x}", run_key(0, 1722500000.123)
+        progress = Progress(keys.task_location(task_id, PROGRESS), 3600.0, run, key)
+        progress.report(1200, 1200, message)
+        memsync.sync_task_run(task_id, finished(task_id, run), key)
+        memsync.writer.put(progress)
+    memsync.force_sync()
+    used = redis.info("memory")["used_memory"] - before
+
+    assert redis.exists(keys.task(task_id), keys.task_index) == 2
+    assert used / number < MOST_BYTES
+
+
+def test_progress_told_again_and_again_costs_no_memory(memsync, redis):
+    memsync.sync_task_progress("t1", 1, message="x" * 50)
+    memsync.force_sync()
+    before = redis.memory_usage(Keys("task-sentinel").task("t1"))
+
+    for number in range(2, 100):
+        memsync.sync_task_progress("t1", number, message="x" * 50)
+        memsync.force_sync()
+
+    assert redis.memory_usage(Keys("task-sentinel").task("t1")) < before + 100
+
+
+def test_ids_of_many_writers_do_not_pile_up_in_an_entry(make_memsync, redis):
+    used = []
+
+    for number in range(12):
+        manager = make_memsync(batch_interval=60.0)
+        manager.sync_task_state("t1", {"x": number})
+        manager.force_sync()
+        used.append(redis.strlen(Keys("task-sentinel").task("t1")))
+
+    assert used[11] <= used[3] + 8

@@ -1,0 +1,327 @@
+"""Conflicts of fields: what several tell of one task's state, who has seen what, and which of its runs."""
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from celery_memsync import Resolution
+from celery_memsync.conflicts import last_write_wins
+from celery_memsync.encoding import dumps
+from celery_memsync.keys import STATE
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
+from celery_memsync.writing.changes import MergeFields
+from tests.support.publishing import flush_until_stored
+from tests.support.waiting import eventually
+
+STATES = "tasks/t1/state"
+RUN_1, RUN_2 = run_key(0, 1.0), run_key(1, 2.0)
+
+
+def state(memsync, task_id="t1"):
+    return memsync.read(f"tasks/{task_id}/state", consistent=True)
+
+
+def conflicts(*managers):
+    return sum(memsync.get_metrics()["conflicts"] for memsync in managers)
+
+
+def told_in_turn(*told):
+    """Tell one state after the other, each by its manager; nothing is flush_until_stored."""
+    for memsync, fields in told:
+        memsync.sync_task_state("t1", fields)
+        time.sleep(0.015)
+
+
+def longest(entries):
+    return Resolution(max((entry.value for entry in entries), key=lambda value: len(value["x"])), "longest")
+
+
+def at_once(act, managers):
+    """Let each manager act, in threads of their own from one barrier."""
+    barrier = threading.Barrier(len(managers))
+    failures = []
+
+    def go(number, memsync):
+        barrier.wait(30)
+        try:
+            act(number, memsync)
+        except Exception as exc:
+            failures.append(exc)
+
+    threads = [threading.Thread(target=go, args=pair) for pair in enumerate(managers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+
+
+def script_calls(redis):
+    return int(redis.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
+
+
+# -- fields of their own
+
+def test_fields_of_their_own_are_no_conflict_of_many_who_tell_at_once(make_memsync):
+    managers = [make_memsync(batch_interval=60.0) for _ in range(5)]
+
+    def act(number, memsync):
+        for turn in range(20):
+            memsync.sync_task_state("t1", {f"{number}-{turn}": turn, f"count-{number}": turn, "all": "the same"})
+            flush_until_stored(memsync)
+
+    at_once(act, managers)
+
+    assert state(managers[0]) == {
+        **{f"{number}-{turn}": turn for number in range(5) for turn in range(20)},
+        **{f"count-{number}": 19 for number in range(5)},
+        "all": "the same",
+    }
+    assert conflicts(*managers) == 0
+
+
+def test_fields_of_their_own_stay_while_all_dispute_another(make_memsync):
+    managers = [make_memsync(batch_interval=60.0) for _ in range(5)]
+
+    def act(number, memsync):
+        for turn in range(20):
+            memsync.sync_task_state("t1", {f"{number}-{turn}": turn, f"count-{number}": turn, "disputed": number})
+            flush_until_stored(memsync)
+
+    at_once(act, managers)
+
+    found = state(managers[0])
+    assert found.pop("disputed") in range(5)
+    assert found == {
+        **{f"{number}-{turn}": turn for number in range(5) for turn in range(20)},
+        **{f"count-{number}": 19 for number in range(5)},
+    }
+
+
+@pytest.mark.parametrize("answer", [last_write_wins, lambda entries: Resolution(entries[-1].value)])
+def test_a_field_that_moves_on_while_another_is_settled_is_not_put_back(memsync, other, make_memsync, answer):
+    def meddle(entries):
+        other.force_sync()
+        return answer(entries)
+
+    memsync.sync_task_state("t1", {"x": 1, "y": 1})
+    memsync.force_sync()
+    other.get_task_state("t1")
+    slow = make_memsync(batch_interval=60.0, conflict_resolver=meddle)
+    told_in_turn((other, {"y": 2}), (slow, {"x": 2}))
+
+    slow.force_sync()
+
+    assert state(memsync) == {"x": 2, "y": 2}
+    assert conflicts(memsync, other, slow) == 1
+
+
+# -- one field of two
+
+@pytest.mark.parametrize("resolver, first, second, resolved", [
+    ("last_write_wins", {"x": "first"}, {"x": "second"}, {"x": "second"}),
+    ("last_write_wins", {"x": "a", "mine": 1}, {"x": "b", "theirs": 2}, {"x": "b", "mine": 1, "theirs": 2}),
+    ("merge_objects", {"x": {"a": {"b": 1}}}, {"x": {"a": {"c": 2}}}, {"x": {"a": {"b": 1, "c": 2}}}),
+    ("merge_objects", {"x": {"a": 1}, "y": 1}, {"x": {"a": 2}, "z": 3}, {"x": {"a": 2}, "y": 1, "z": 3}),
+    (longest, {"x": "longest", "y": 1}, {"x": "long", "z": 3}, {"x": "longest", "y": 1, "z": 3}),
+    (longest, {"x": "long"}, {"x": "longest"}, {"x": "longest"}),
+    ({STATES: longest}, {"x": "longest"}, {"x": "long"}, {"x": "longest"}),
+    ({"tasks/*/progress": longest}, {"x": "longest"}, {"x": "long"}, {"x": "long"}),
+    ("max_value", {"x": 9}, {"x": 1}, {"x": 1}),
+])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_one_field_of_two_ends_the_same_whoever_is_flushed_first(
+    make_memsync, resolver, first, second, resolved, order,
+):
+    managers = [make_memsync(batch_interval=60.0, conflict_resolver=resolver) for _ in range(2)]
+    told_in_turn(*zip(managers, (first, second)))
+
+    for number in order:
+        managers[number].force_sync()
+
+    assert [state(memsync) for memsync in managers] == [resolved] * 2
+    assert conflicts(*managers) == 1
+
+
+@pytest.mark.parametrize("told, order", [
+    ([(0, {"x": "old"}), (1, {"x": "new"}), (0, {"y": 1})], (1, 0)),
+    ([(0, {"y": 1}), (1, {"x": "old"}), (2, {"x": "new"})], (2, 0, 1)),
+    ([(0, {"y": 1}), (1, {"x": "old"}), (2, {"x": "new"})], (0, 2, 1)),
+])
+def test_an_old_word_that_is_flushed_later_does_not_win(make_memsync, told, order):
+    managers = [make_memsync(batch_interval=60.0) for _ in order]
+    told_in_turn(*((managers[number], fields) for number, fields in told))
+
+    for number in order:
+        managers[number].force_sync()
+
+    assert state(managers[0]) == {"x": "new", "y": 1}
+    assert conflicts(*managers) == 1
+
+
+def test_a_resolver_gets_both_states_as_a_whole(memsync, make_memsync):
+    given = []
+    other = make_memsync(batch_interval=60.0, conflict_resolver=lambda entries: (
+        given.extend(entries) or Resolution({"x": "settled"}, "settled", ["a", "b"])))
+    told = []
+    other.on("conflict-resolved", lambda **details: told.append(details))
+    told_in_turn((memsync, {"x": [1], "y": {"deep": 1}}), (other, {"x": [2], "z": 3}))
+
+    memsync.force_sync()
+    other.force_sync()
+
+    assert [entry.value for entry in given] == [
+        {"x": [1], "y": {"deep": 1}}, {"x": [2], "y": {"deep": 1}, "z": 3}]
+    assert [entry.worker_id for entry in given] == ["worker-1", other.worker_id]
+    assert given[0].timestamp < given[1].timestamp
+    assert told == [dict(
+        key=f"task-sentinel/{STATES}", strategy="settled", entries=given, discarded=["a", "b"])]
+    assert state(memsync) == {"x": "settled", "y": {"deep": 1}, "z": 3}
+
+
+# -- who has seen what
+
+@pytest.mark.parametrize("read", [
+    lambda memsync: memsync.get_task_state("t1"),
+    lambda memsync: [memsync.get_task_state("t1") for _ in range(3)],
+    lambda memsync: memsync.get_task("t1"),
+    lambda memsync: memsync.get_tasks(),
+    lambda memsync: memsync.read(STATES),
+    lambda memsync: memsync.read(STATES, consistent=True),
+    lambda memsync: memsync.read_entry(STATES),
+    lambda memsync: memsync.read_many(["a", STATES]),
+    lambda memsync: (memsync.sync_task_progress("t1", 5), memsync.get_task_state("t1")),
+    lambda memsync: (memsync.sync_agent_coordination("t1", "coder", 5), memsync.get_task("t1")),
+    lambda memsync: eventually(lambda: memsync.get_task_state("t1") and memsync.get_metrics()["cache_hits"]),
+])
+def test_who_was_shown_a_state_has_no_conflict_until_it_moves_on(memsync, other, read):
+    counts = []
+    other.sync_task_progress("t1", 1)
+    other.force_sync()
+
+    for turn in range(3):
+        memsync.sync_task_state("t1", {"x": f"memsync {turn}", "more": turn})
+        memsync.force_sync()
+        if turn != 1:
+            read(other)
+        other.sync_task_state("t1", {"x": f"other {turn}"})
+        other.force_sync()
+        counts.append(conflicts(other))
+        memsync.get_task_state("t1")
+
+    assert counts == [0, 1, 1]
+    assert state(memsync) == {"x": "other 2", "more": 2}
+    assert conflicts(memsync) == 0
+
+
+@pytest.mark.parametrize("read, tell", [
+    (lambda memsync: memsync.get_assignments(), lambda memsync, n: memsync.sync_assignments({"w1": [f"t{n}"]})),
+    (lambda memsync: memsync.read(STATES), lambda memsync, n: memsync.write(STATES, {"x": n})),
+    (lambda memsync: memsync.get_task_state("t1"), lambda memsync, n: memsync.write(STATES, {"x": n})),
+    (lambda memsync: None, lambda memsync, n: memsync.write("a", n, expected_version=n)),
+])
+def test_who_was_shown_a_thing_has_no_conflict_in_whatever_way_it_tells_of_it_anew(memsync, other, read, tell):
+    for turn in range(4):
+        teller = (memsync, other)[turn % 2]
+        read(teller)
+        tell(teller, turn)
+        teller.force_sync()
+
+    assert conflicts(memsync, other) == 0
+
+
+@pytest.mark.parametrize("leave", [
+    lambda other: other.delete(STATES),
+    lambda other: (other.sync_task_state("t1", {"x": "short"}, ttl=0.05), other.force_sync(), time.sleep(0.1)),
+])
+def test_a_state_that_is_gone_is_no_conflict_and_its_fields_do_not_come_back(memsync, other, leave):
+    memsync.sync_task_state("t1", {"x": 1, "old": 1})
+    memsync.sync_task_progress("t1", 50)
+    memsync.force_sync()
+    other.get_task_state("t1")
+    leave(other)
+    other.force_sync()
+
+    memsync.sync_task_state("t1", {"x": 2})
+    memsync.force_sync()
+
+    assert state(other) == {"x": 2}
+    assert conflicts(memsync, other) == 0
+
+
+# -- what plainly follows
+
+@pytest.mark.parametrize("earlier, later", [
+    ("PENDING", "RECEIVED"), ("RECEIVED", "STARTED"), ("STARTED", "RETRY"), ("STARTED", "FAILURE"),
+    ("RETRY", "REVOKED"), ("STARTED", "SUCCESS"), ("FAILURE", "SUCCESS"), ("RECEIVED", "compiling"),
+    ("compiling", "SUCCESS"),
+])
+@pytest.mark.parametrize("told_first", ["earlier", "later"])
+@pytest.mark.parametrize("flushed_first", ["earlier", "later"])
+def test_a_later_stage_follows_whoever_tells_first_and_is_no_conflict(
+    make_memsync, earlier, later, told_first, flushed_first,
+):
+    tellers = {"earlier": make_memsync(batch_interval=60.0), "later": make_memsync(batch_interval=60.0)}
+    stages = {"earlier": earlier, "later": later}
+    for name in (told_first, *({*tellers} - {told_first})):
+        told_in_turn((tellers[name], {"status": stages[name], name: 1}))
+
+    tellers[flushed_first].force_sync()
+    for memsync in tellers.values():
+        memsync.force_sync()
+
+    assert state(tellers["earlier"]) == {"status": later, "earlier": 1, "later": 1}
+    assert conflicts(*tellers.values()) == 0
+
+
+@pytest.mark.parametrize("runs, resolved, count", [
+    ((RUN_1, RUN_2), "a", 0), ((RUN_1, RUN_1), "xyz", 1), ((RUN_2, RUN_1), "xyz", 1), (("", RUN_1), "a", 0),
+    ((RUN_1, ""), "xyz", 1),
+])
+def test_what_a_later_run_of_the_task_says_plainly_follows(make_memsync, runs, resolved, count):
+    managers = [make_memsync(batch_interval=60.0, conflict_resolver=longest) for _ in range(2)]
+    for memsync, key, value in zip(managers, runs, ("xyz", "a")):
+        location = memsync._open().keys.task_location("t1", STATE)
+        memsync.writer.put(MergeFields(location, {"x": dumps(value), f"{value} too": b"1"}, 60.0, run_key=key))
+
+    for memsync in managers:
+        memsync.force_sync()
+
+    assert state(managers[0]) == {"x": resolved, "xyz too": 1, "a too": 1}
+    assert conflicts(*managers) == count
+
+
+def test_the_life_of_a_task_is_no_conflict_and_costs_one_call_a_batch(memsync, other, redis):
+    memsync.sync_task_state("t1", {"mine": 1})
+    memsync.force_sync()
+    other.get_task_state("t1")
+    before = script_calls(redis)
+
+    for number, status in enumerate(["PENDING", "RECEIVED", "STARTED", "RETRY", "RECEIVED", "STARTED", "SUCCESS"]):
+        teller = (memsync, other)[number % 2]
+        key = "" if number == 0 else (RUN_1 if number < 4 else RUN_2)
+        teller.sync_task_run("t1", TaskRun(status=status, name="proj.add", run=key), key)
+        teller.sync_task_progress("t1", 10 * number)
+        teller.force_sync()
+
+    assert script_calls(redis) - before == 7
+    assert conflicts(memsync, other) == 0
+    assert state(memsync)["status"] == "SUCCESS"
+    assert state(memsync)["mine"] == 1
+
+
+def test_fields_that_nobody_disputes_cost_one_call_a_batch_of_one_who_was_shown_them(memsync, other, redis):
+    memsync.sync_task_state("t1", {"x": 1})
+    memsync.force_sync()
+    other.get_task_state("t1")
+    before = script_calls(redis)
+
+    for turn in range(5):
+        other.sync_task_state("t1", {"x": turn, f"more-{turn}": 1})
+        other.force_sync()
+
+    assert script_calls(redis) - before == 5
+    assert conflicts(memsync, other) == 0

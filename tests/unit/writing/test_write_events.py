@@ -1,0 +1,331 @@
+"""Events of what was told: with what they come, when, how often, and that handlers do no harm."""
+from __future__ import annotations
+
+import functools
+import threading
+import time
+
+import pytest
+
+from celery_memsync import Resolution, StoreError
+from celery_memsync.conflicts import Resolvers
+from celery_memsync.events import EVENTS
+from celery_memsync.models.order import run_key
+from celery_memsync.models.task import TaskRun
+from tests.support.waiting import eventually
+
+#: What is told holds this, so that it can be looked for in Redis.
+MARK = "told-8c1f"
+
+TOLD = {
+    "state": (
+        lambda memsync: memsync.sync_task_state("t1", {"x": MARK}),
+        "task-state-synced", {"task_id": "t1", "state": {"x": MARK}}),
+    "stage": (
+        lambda memsync: memsync.sync_task_run("t1", TaskRun(status="STARTED", name=MARK)),
+        "task-state-synced", {"task_id": "t1", "state": {"status": "STARTED", "name": MARK, "retries": 0}}),
+    "worker": (
+        lambda memsync: memsync.sync_worker_status("w1", {"mood": MARK}),
+        "worker-status-synced", {"worker_id": "w1", "status": {"mood": MARK}}),
+    "agent": (
+        lambda memsync: memsync.sync_agent_coordination("t1", "coder", [MARK]),
+        "agent-coordinated", {"task_id": "t1", "agent_id": "coder", "data": [MARK]}),
+    "agent by its path": (
+        lambda memsync: memsync.write("tasks/t1/agents/coder", [MARK]),
+        "agent-coordinated", {"task_id": "t1", "agent_id": "coder", "data": [MARK]}),
+    "queue": (
+        lambda memsync: memsync.sync_queue({"pending": [MARK], "processing": []}),
+        "queue-synced", {"queue": {"pending": [MARK], "processing": []}}),
+    "value": (
+        lambda memsync: memsync.write("a", {"x": MARK}),
+        "write", {"key": "task-sentinel/a", "value": {"x": MARK}}),
+    "task's own key": (
+        lambda memsync: memsync.write("tasks/t1/note", MARK),
+        "write", {"key": "task-sentinel/tasks/t1/note", "value": MARK}),
+    "compare-and-set": (
+        lambda memsync: memsync.write("a", MARK, expected_version=0),
+        "write", {"key": "task-sentinel/a", "value": MARK}),
+    "delete": (
+        lambda memsync: memsync.write("b", MARK) or memsync.force_sync() or memsync.delete("b"),
+        "delete", {"key": "task-sentinel/b"}),
+}
+WAITING = [name for name in TOLD if name not in ("compare-and-set", "delete")]
+SYNCED = sorted({event for _, event, _ in TOLD.values()})
+
+
+def holds(redis, text):
+    """Whether Redis holds a text, under whatever key and in whatever way."""
+    found = []
+    for key in redis.keys("*"):
+        read = {
+            b"string": redis.get, b"hash": redis.hgetall, b"zset": lambda key: redis.zrange(key, 0, -1),
+            b"stream": redis.xrange,
+        }[redis.type(key)]
+        found.append(repr(read(key)))
+    return text in "".join(found)
+
+
+def listen(memsync, *events):
+    """Return the list to which what is told of events is added."""
+    told = []
+    for event in events:
+        memsync.on(event, lambda event=event, **details: told.append((event, details)))
+    return told
+
+
+def tell_all(memsync):
+    for name in WAITING:
+        TOLD[name][0](memsync)
+
+
+@pytest.fixture
+def separate(own_server, make_memsync):
+    """A Redis, and a manager in it whose user can be forbidden something."""
+    with own_server.client() as redis:
+        redis.execute_command("ACL", "SETUSER", "second", "on", "nopass", "~*", "&*", "+@all")
+        yield redis, make_memsync(url=own_server.url.replace("//", "//second:x@"), batch_interval=60.0)
+
+
+# -- with what, and when
+
+@pytest.mark.parametrize("name", TOLD)
+def test_an_event_comes_with_its_details_when_the_data_are_in_redis(memsync, redis, name):
+    act, event, details = TOLD[name]
+    told, in_redis = listen(memsync, event), []
+    memsync.on(event, lambda **details: in_redis.append(holds(redis, MARK)))
+
+    act(memsync)
+    before = list(told)
+    memsync.force_sync()
+
+    assert (before, told) == ([] if name != "compare-and-set" else told, [(event, details)])
+    assert set(details) == set(EVENTS[event])
+    assert in_redis == [event != "delete"]
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_an_event_comes_from_the_background_too(make_memsync, redis, name):
+    memsync = make_memsync(batch_interval=0.01)
+    act, event, details = TOLD[name]
+    told, in_redis = listen(memsync, event), []
+    memsync.on(event, lambda **details: in_redis.append(holds(redis, MARK)))
+
+    act(memsync)
+
+    assert eventually(lambda: told and in_redis) == [True]
+    assert told == [(event, details)]
+
+
+@pytest.mark.parametrize("act, key", [
+    (lambda memsync: memsync.sync_task_progress("t1", 50, message="half"), "tasks/t1/progress"),
+    (lambda memsync: memsync.sync_task_state("t1", {"x": [1]}), "tasks/t1/state"),
+    (lambda memsync: memsync.sync_worker_capacity("w1", 3), "workers/w1/capacity"),
+    (lambda memsync: memsync.sync_assignments({"w1": ["t1"]}), "coordination/assignments"),
+    (lambda memsync: memsync.sync_metrics({"x": 1}), "coordination/metrics"),
+    (lambda memsync: memsync.write("a", "é"), "a"),
+])
+def test_the_value_of_a_write_is_what_a_reader_sees(memsync, other, act, key):
+    told = listen(memsync, "write")
+
+    act(memsync)
+    memsync.force_sync()
+
+    assert told == [("write", {"key": f"task-sentinel/{key}", "value": other.read(key)})]
+
+
+def test_of_what_was_told_many_times_the_last_is_told_in_order_of_the_writes(memsync):
+    told = listen(memsync, "write", "task-state-synced")
+
+    for turn in range(3):
+        for number in range(10):
+            memsync.write("a", [turn, number])
+            memsync.sync_task_state("t1", {f"{turn}": number})
+        memsync.force_sync()
+
+    assert [details["value"] for event, details in told if event == "write" and details["key"].endswith("/a")] == [
+        [turn, 9] for turn in range(3)]
+    assert [details["state"][f"{turn}"] for turn, (_, details) in enumerate(
+        pair for pair in told if pair[0] == "task-state-synced")] == [9, 9, 9]
+
+
+def test_what_was_not_stored_is_not_told(memsync, other):
+    memsync.sync_task_run("t1", TaskRun(status="SUCCESS"), run_key(0, 1.0))
+    memsync.force_sync()
+    other.write("a", "older")
+    other.sync_task_state("t2", {"x": "older"})
+    time.sleep(0.02)
+    memsync.write("a", "newer")
+    memsync.sync_task_state("t2", {"x": "newer"})
+    memsync.force_sync()
+    told = listen(other, *SYNCED)
+
+    other.sync_task_run("t1", TaskRun(status="STARTED"), run_key(0, 1.0))
+    other.force_sync()
+
+    assert told == []
+    assert other.read_many(["a", "tasks/t2/state"]) == {"a": "newer", "tasks/t2/state": {"x": "newer"}}
+    assert other.get_metrics()["conflicts"] == 2
+
+
+# -- how often
+
+def test_nothing_is_told_of_what_could_not_be_written_and_all_once_when_it_could(own_server, make_memsync):
+    memsync = make_memsync(url=own_server.url, batch_interval=60.0)
+    told = listen(memsync, *SYNCED)
+    tell_all(memsync)
+    own_server.kill()
+
+    for _ in range(2):
+        with pytest.raises(StoreError):
+            memsync.force_sync()
+    before = list(told)
+    own_server.start()
+    memsync.force_sync()
+    memsync.force_sync()
+
+    assert before == []
+    assert sorted(map(repr, told)) == sorted(map(repr, expected_of(WAITING)))
+
+
+def expected_of(names):
+    """Return what is told of some of what can be told, if each is another key."""
+    own = [(TOLD[name][1], TOLD[name][2]) for name in names if name not in ("stage", "agent")]
+    stage = TOLD["stage"][2]["state"]
+    paths = {
+        "tasks/t1/state": {"x": MARK}, "workers/w1/status": {"mood": MARK}, "tasks/t1/agents/coder": [MARK],
+        "coordination/queue": TOLD["queue"][2]["queue"],
+    }
+    writes = [("write", {"key": f"task-sentinel/{key}", "value": value}) for key, value in paths.items()]
+    return [
+        *own, *writes, ("task-state-synced", TOLD["stage"][2]),
+        ("write", {"key": "task-sentinel/tasks/t1/state", "value": stage}),
+    ]
+
+
+@pytest.mark.parametrize("number", [1, 250])
+def test_a_batch_whose_answer_was_lost_is_told_once(own_server, make_memsync, number):
+    memsync = make_memsync(url=own_server.url, batch_interval=60.0, backend_options={"socket_timeout": 0.5})
+    memsync.force_sync()
+    memsync.read("a")
+    told = listen(memsync, "write")
+    for n in range(number):
+        memsync.write(f"k{n}", n)
+
+    own_server.pause()
+    with pytest.raises(StoreError):
+        memsync.force_sync()
+    before = list(told)
+    own_server.resume()
+    memsync.force_sync(timeout=10)
+
+    assert before == []
+    assert sorted(details["value"] for _, details in told) == list(range(number))
+    assert memsync.get_metrics()["writes"] == number
+
+
+def test_what_was_written_before_a_conflict_could_be_settled_is_told_once(separate, own_server, make_memsync):
+    redis, second = separate
+    first = make_memsync(url=own_server.url, batch_interval=60.0)
+    first.write("disputed", 1)
+    first.force_sync()
+    told = listen(second, *SYNCED)
+    forbid = functools.partial(redis.execute_command, "ACL", "SETUSER", "second", "-evalsha")
+    second.writer.settler.resolvers = Resolvers(lambda entries: forbid() and Resolution("settled"), "task-sentinel")
+
+    second.write("a", MARK)
+    second.sync_task_state("t1", {"x": MARK})
+    second.write("disputed", 2)
+    with pytest.raises(StoreError):
+        second.force_sync()
+    redis.execute_command("ACL", "SETUSER", "second", "+evalsha")
+    second.writer.settler.resolvers = Resolvers(lambda entries: Resolution("settled"), "task-sentinel")
+    second.force_sync()
+
+    assert [details["value"] for event, details in told if event == "write"].count(MARK) == 1
+    assert [event for event, _ in told].count("task-state-synced") == 1
+    assert second.get_metrics()["writes"] == 3
+
+
+def test_a_queue_that_was_written_when_the_rest_was_not_is_told_once(separate):
+    redis, memsync = separate
+    memsync.read("a")
+    told = listen(memsync, "queue-synced", "agent-coordinated")
+    memsync.sync_queue({"pending": [MARK]})
+    memsync.sync_agent_coordination("t1", "coder", MARK)
+
+    redis.execute_command("ACL", "SETUSER", "second", "resetkeys", "~task-sentinel//{coordination}*")
+    with pytest.raises(StoreError):
+        memsync.force_sync()
+    redis.execute_command("ACL", "SETUSER", "second", "allkeys")
+    memsync.force_sync()
+
+    assert sorted(event for event, _ in told) == ["agent-coordinated", "queue-synced"]
+    assert memsync.get_queue() == {"pending": [MARK], "processing": []}
+    assert memsync.get_metrics()["writes"] == 2
+
+
+def test_threads_that_flush_at_once_tell_everything_once(make_memsync):
+    memsync = make_memsync(batch_interval=0.0)
+    told = listen(memsync, "write")
+
+    def hammer(name):
+        for number in range(150):
+            memsync.write(f"{name}-{number}", number)
+            memsync.force_sync()
+
+    threads = [threading.Thread(target=hammer, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    memsync.force_sync()
+
+    keys = [details["key"] for _, details in told]
+    assert sorted(keys) == sorted(f"task-sentinel/{name}-{number}" for name in "abcd" for number in range(150))
+
+
+# -- handlers
+
+def harm(memsync):
+    """Return what handlers do that one would not expect of them."""
+    return {
+        "raise": lambda **details: 1 / 0,
+        "take something else": lambda: None,
+        "write": lambda **details: memsync.write("from-handler", 1),
+        "write at once": lambda **details: memsync.write("counted", 1, expected_version=0),
+        "flush": lambda **details: memsync.force_sync(),
+        "read": lambda **details: memsync.read_many(["a", "tasks/t1/state"], consistent=True),
+        "search": lambda **details: memsync.search("*"),
+        "listen": lambda **details: memsync.on("write", lambda **details: None),
+        "subscribe": lambda **details: memsync.unsubscribe(memsync.subscribe("a", print)),
+        "spoil": lambda **details: [value.clear() for value in details.values() if hasattr(value, "clear")],
+        "ask": lambda **details: (memsync.get_metrics(), memsync.clear_cache(), memsync.get_tasks()),
+    }
+
+
+@pytest.mark.parametrize("interval", [60.0, 0.01])
+@pytest.mark.parametrize("what", harm(None))
+def test_a_handler_does_no_harm_to_the_writer_or_to_others(make_memsync, other, what, interval):
+    memsync = make_memsync(batch_interval=interval)
+    done = set()
+
+    def handle(event, **details):
+        if event not in done:
+            done.add(event)
+            harm(memsync)[what](**details)
+
+    for event in SYNCED:
+        memsync.on(event, functools.partial(handle, event))
+    told = listen(memsync, *SYNCED)
+
+    tell_all(memsync)
+    memsync.delete("b")
+    eventually(lambda: {event for event, _ in told} == set(SYNCED) or interval == 60.0 and memsync.force_sync())
+    memsync.write("later", 1)
+    memsync.force_sync()
+
+    assert {event for event, _ in told} == set(SYNCED)
+    assert other.get_task_state("t1") == {"status": "STARTED", "name": MARK, "retries": 0, "x": MARK}
+    assert other.read("a") == {"x": MARK}
+    assert other.get_queue()["pending"] == [MARK]
+    assert other.read("later") == 1
