@@ -34,7 +34,7 @@ class Settings:
     backend: str | None = field(default=None, repr=False)
     #: Passed on to redis-py.
     backend_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    #: Most seconds that a call takes, whatever Redis does, beside those that it is told to wait.
+    #: Most seconds that a call takes, whatever Redis does, beside those that it is given to wait.
     timeout: float = DEFAULT_TIMEOUT
     #: Root of every key.
     namespace: str = "task-sentinel"

@@ -23,7 +23,7 @@ TIMEOUT = 0.6
 
 MARGIN = 0.5
 
-#: Seconds that calls are told to wait.
+#: Seconds that calls are given to wait.
 WAIT = 0.5
 
 #: Public calls that ask, decide, or end.
@@ -68,7 +68,7 @@ CALLS = {
     "shutdown": lambda memsync: memsync.shutdown(),
 }
 
-#: Public calls that are told to wait for :data:`WAIT` seconds.
+#: Public calls that are given a wait of :data:`WAIT` seconds.
 WAITING_CALLS = {
     "acquire": lambda memsync: memsync.lock("taken", wait=WAIT).acquire(),
     "force_sync": lambda memsync: memsync.force_sync(timeout=WAIT),
