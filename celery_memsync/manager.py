@@ -2,21 +2,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import threading
 import time
 import weakref
 from dataclasses import replace
-from functools import partial
 from itertools import islice
-from typing import Any, Iterable, Iterator, Mapping
+from typing import Any, Callable, Iterable, Iterator, Mapping, ParamSpec, TypeVar
 
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.log import get_logger
 
 from . import encoding
 from .closing import closer
+from .deadline import within
 from .events import Events, Handler
 from .exceptions import ConflictError, InvalidKey, InvalidValue, LockLost
 from .keys import ASSIGNMENTS, METRICS, PROGRESS, QUEUE, STAGE, STATE, Keys, Location, check_id, is_id
@@ -41,16 +42,29 @@ from .writing.writer import BatchWriter
 
 logger = get_logger(__name__)
 
-#: Seconds that the end of a process may wait for its last changes to be written.
-CLOSE_TIMEOUT = 2.0
-
 #: Tasks that are read in one round trip: no command of it holds Redis for more than a millisecond or two.
 TASKS_AT_ONCE = 500
 
 #: Tasks of which a process remembers the progress that it told by hand.
 MAX_PROGRESS = 10_000
 
+T = TypeVar("T")
+
+P = ParamSpec("P")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
 _managers: "weakref.WeakSet[MemorySyncManager]" = weakref.WeakSet()
+
+
+def _bounded(method: F) -> F:
+    """Let a method end within ``memsync_timeout``, whatever Redis does."""
+
+    @functools.wraps(method)
+    def call(self: MemorySyncManager, *args: Any, **kwargs: Any) -> Any:
+        return within((self._opened or self._open()).settings.timeout, method, self, *args, **kwargs)
+
+    return call  # type: ignore[return-value]
 
 
 class MemorySyncManager:
@@ -82,6 +96,8 @@ class MemorySyncManager:
         self._events = Events()
         self._mutex = threading.RLock()
         self._opened: Runtime | None = None
+        #: Whether Redis was away when this process was forked.
+        self._was_away = False
         #: Of what is open, for the closer.
         self._number = 0
         #: The handlers of subscriptions, which nothing else keeps alive, by id.
@@ -286,6 +302,7 @@ class MemorySyncManager:
 
     # ------------------------------------------------------------------- ask
 
+    @_bounded
     def get_task_state(self, task_id: str) -> dict[str, Any] | None:
         """Return the state of a task, or None if nobody ever told of it.
 
@@ -299,6 +316,7 @@ class MemorySyncManager:
             "state", check_id(task_id, "task"), lambda task: state_of(task_id, task.slots))
         return state
 
+    @_bounded
     def get_task_progress(self, task_id: str) -> dict[str, Any] | None:
         """Return how far a task is, or None if nobody told.
 
@@ -315,6 +333,7 @@ class MemorySyncManager:
         progress: dict[str, Any] | None = self._open().reader.of_task("progress", check_id(task_id, "task"), progress_of)
         return progress
 
+    @_bounded
     def get_task(self, task_id: str) -> dict[str, Any] | None:
         """Return all that is known of a task, or None: state, progress, runs, agents."""
         task = self._open().reader.task(check_id(task_id, "task"), agents=True)
@@ -326,6 +345,7 @@ class MemorySyncManager:
         runs = runs_of(task_id, task)
         return {"id": task_id, "state": state, "progress": progress, "runs": runs, "agents": agents}
 
+    @_bounded
     def get_tasks(self, limit: int = 50) -> list[dict[str, Any]]:
         """Return the newest tasks with state and progress, newest first.
 
@@ -370,6 +390,7 @@ class MemorySyncManager:
         """
         return self.read(self._open().keys.agent_location(task_id, agent_id).path)
 
+    @_bounded
     def get_task_agents(self, task_id: str) -> list[str]:
         """Return the ids of the agents of a task, sorted.
 
@@ -380,6 +401,7 @@ class MemorySyncManager:
             "agents", check_id(task_id, "task"), lambda task: sorted(task.agents), agents=True)
         return agents
 
+    @_bounded
     def get_queue(self, limit: int = LONGEST_LIST) -> dict[str, list[str]]:
         """Return the ids of the tasks that wait and of those at work, those that came first first.
 
@@ -394,6 +416,7 @@ class MemorySyncManager:
         """
         return self._open().reader.queue(_check_count(limit, "limit"))
 
+    @_bounded
     def get_assignments(self) -> dict[str, list[str]]:
         """Return the ids of the tasks that workers have, by worker id: what was told by hand, else by the last beat.
 
@@ -410,6 +433,7 @@ class MemorySyncManager:
                 assignments[worker_id] = list(filter(is_id, ids))
         return assignments
 
+    @_bounded
     def get_coordination_metrics(self) -> dict[str, Any]:
         """Return all counters by name.
 
@@ -418,6 +442,7 @@ class MemorySyncManager:
         """
         return self._open().reader.metrics()
 
+    @_bounded
     def locks(self) -> list[LockRecord]:
         """Return all locks that are held, whoever holds them, sorted by name.
 
@@ -426,6 +451,7 @@ class MemorySyncManager:
         """
         return self._open().locks.held()
 
+    @_bounded
     def get_lock(self, name: str) -> LockRecord | None:
         """Return who holds a lock; None: nobody does.
 
@@ -438,6 +464,7 @@ class MemorySyncManager:
         """
         return self._open().locks.record(_check_lock(name))
 
+    @_bounded
     def get_awaited_lock(self, task_id: str) -> LockRecord | None:
         """Return the lock for which a task waits, as it is held by somebody else; None: it waits for none.
 
@@ -447,6 +474,7 @@ class MemorySyncManager:
         """
         return self._open().locks.awaited(check_id(task_id, "task"))
 
+    @_bounded
     def get_queue_position(self, task_id: str) -> int | None:
         """Return how many tasks wait before one, in all queues together; None if it does not wait.
 
@@ -456,6 +484,7 @@ class MemorySyncManager:
         """
         return self._open().store.queue_position(check_id(task_id, "task"))
 
+    @_bounded
     def get_worker_status(self, worker_id: str) -> Any:
         """Return the status of a worker: what was told by hand, else its last beat; None if unknown.
 
@@ -465,6 +494,7 @@ class MemorySyncManager:
         by_hand, record = self._worker(worker_id, "status")
         return by_hand if by_hand is not None else record.as_dict() if record is not None else None
 
+    @_bounded
     def get_worker_capacity(self, worker_id: str) -> Any:
         """Return how many free slots a worker has, None if unknown.
 
@@ -474,6 +504,7 @@ class MemorySyncManager:
         by_hand, record = self._worker(worker_id, "capacity")
         return by_hand if by_hand is not None else record.capacity.get("free") if record is not None else None
 
+    @_bounded
     def get_active_workers(self) -> list[str]:
         """Return the ids of the workers that are alive now, sorted.
 
@@ -482,6 +513,7 @@ class MemorySyncManager:
         """
         return active_workers(*self._fleet())
 
+    @_bounded
     def get_workers(self) -> list[WorkerRecord]:
         """Return what every worker told last, sorted by id.
 
@@ -518,9 +550,11 @@ class MemorySyncManager:
             copy = services.cache.get(key, max_age)
             if copy is not None:
                 return copy.take()
-        entry = self._open().reader.entry(key, max_age, consistent, cache_checked=services is not None and not consistent)
+        entry = self._within(
+            self._open().reader.entry, key, max_age, consistent, cache_checked=services is not None and not consistent)
         return None if entry is None else entry.value
 
+    @_bounded
     def read_entry(self, key: str, *, max_age: float | None = None, consistent: bool = False) -> Entry | None:
         """Return what is stored under a key with version, time and writer, or None; see :meth:`read`.
 
@@ -531,6 +565,7 @@ class MemorySyncManager:
             _check_seconds(max_age, "max_age")
         return self._open().reader.entry(key, max_age, consistent)
 
+    @_bounded
     def read_many(
         self, keys: Iterable[str], *, max_age: float | None = None, consistent: bool = False,
     ) -> dict[str, Any]:
@@ -540,6 +575,7 @@ class MemorySyncManager:
         entries = self._open().reader.entries(_check_keys(keys), max_age, consistent)
         return {key: None if entry is None else entry.value for key, entry in entries.items()}
 
+    @_bounded
     def search(self, pattern: str, limit: int = 1000) -> list[str]:
         """Return the keys that match a pattern, sorted, with their namespace.
 
@@ -573,7 +609,7 @@ class MemorySyncManager:
         """
         services = self._open()
         full = services.keys.pattern(pattern)
-        services.writer.flush()
+        self._within(services.writer.flush)
         return services.search.iter_entries(full)
 
     def get_metrics(self) -> dict[str, Any]:
@@ -595,6 +631,7 @@ class MemorySyncManager:
 
     # ---------------------------------------------------------------- decide
 
+    @_bounded
     def enqueue(self, task_id: str) -> bool:
         """Put a task at the end of the shared queue.
 
@@ -611,6 +648,7 @@ class MemorySyncManager:
             services.writer.flush_for(services.keys.about)
         return services.coordination.enqueue(check_id(task_id, "task"))
 
+    @_bounded
     def dequeue(self) -> str | None:
         """Take the first pending task of the shared queue; it is processing from then on.
 
@@ -626,6 +664,7 @@ class MemorySyncManager:
             services.writer.flush_for(services.keys.about)
         return services.coordination.dequeue()
 
+    @_bounded
     def complete(self, task_id: str) -> bool:
         """Take a task out of the shared queue, wherever in it it is.
 
@@ -654,6 +693,7 @@ class MemorySyncManager:
         """
         return Lock(check_id(name, "lock"), self._lease(ttl), _check_wait(wait), self._locks_and_owner)
 
+    @_bounded
     def free_lock(self, name: str, fence: int) -> bool:
         """Free a lock for whoever holds it; who waits for it gets it, and its holder loses it at the next renewal.
 
@@ -696,6 +736,7 @@ class MemorySyncManager:
         name = f"tasks/{check_id(task_id, 'task')}"
         return locks.acquire_task(name, self._lease(ttl), _check_wait(wait), owner)
 
+    @_bounded
     def release_task_lock(self, task_id: str) -> bool:
         """Give back the lock of a task that this process has taken; tell whether it was still ours.
 
@@ -718,12 +759,13 @@ class MemorySyncManager:
         """
         if timeout is not None:
             _check_seconds(timeout, "timeout")
-        started = time.monotonic()
-        count = self._open().writer.force(timeout)
+        started, services = time.monotonic(), self._open()
+        count = within(services.settings.timeout + (timeout or 0), services.writer.force, timeout)
         self._events.emit("force-sync", count=count, seconds=time.monotonic() - started)
 
     # ------------------------------------------------------------------ hear
 
+    @_bounded
     def subscribe(
         self, pattern: str, on_change: OnChange | None = None, on_invalidate: OnInvalidate | None = None,
     ) -> str:
@@ -753,6 +795,7 @@ class MemorySyncManager:
         self._handlers[subscription] = handlers
         return subscription
 
+    @_bounded
     def unsubscribe(self, subscription: str) -> bool:
         """End a subscription; tell whether there was one of that id."""
         self._handlers.pop(subscription, None)
@@ -776,7 +819,7 @@ class MemorySyncManager:
         """
         if timeout is not None:
             _check_seconds(timeout, "timeout")
-        return self._open().subscriptions.watch(pattern, timeout, self)
+        return self._within(self._open().subscriptions.watch, pattern, timeout, self)
 
     def on(self, event: str, handler: Handler) -> None:
         """Call ``handler(**details)`` when an event happens in this process.
@@ -830,7 +873,7 @@ class MemorySyncManager:
         not run in time are not called any more; one of them may call this.
 
         Args:
-            timeout: Most seconds to wait.  None: 2.
+            timeout: Most seconds that all of it takes together.  None: ``memsync_timeout``.
         """
         with self._mutex:
             services, self._opened = self._opened, None
@@ -838,7 +881,7 @@ class MemorySyncManager:
         if services is None:
             return
         closer.remove(number)
-        seconds = CLOSE_TIMEOUT if timeout is None else timeout
+        seconds = services.settings.timeout if timeout is None else timeout
         deadline = time.monotonic() + seconds
         try:
             services.close(seconds)
@@ -846,6 +889,13 @@ class MemorySyncManager:
             self._events.emit("shutdown")
         finally:
             self._events.close(deadline - time.monotonic())
+
+    def _is_away(self) -> bool:
+        """Whether Redis is away, as far as this process knows, or knew before it was forked."""
+        services = self._opened
+        if services is None or services.writer.connected and not services.writer.counts["writes"]:
+            return self._was_away
+        return not services.writer.connected
 
     def __enter__(self) -> MemorySyncManager:
         return self
@@ -869,7 +919,7 @@ class MemorySyncManager:
         worker_id = settings.worker_id or self._default_worker_id()
         services = Runtime(settings, worker_id, settings.backend, self._events)
         # The last flush, at the end of the process or of this object.
-        self._number = closer.add(self, partial(services.close, CLOSE_TIMEOUT))
+        self._number = closer.add(self, services.close)
         return services
 
     def _settings(self) -> Settings:
@@ -881,12 +931,17 @@ class MemorySyncManager:
     def _forget(self) -> None:
         """Begin anew in a forked child: threads, sockets and locks of the parent are not ours."""
         self._mutex = threading.RLock()
+        self._was_away = self._is_away()
         self._opened = None
         self._handlers = {}
         events, self._events = self._events, self._events.copy()
         events.discard()
 
     # --------------------------------------------------------------- helpers
+
+    def _within(self, call: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Make a call that ends within ``memsync_timeout``, or earlier if that is a part of another one."""
+        return within(self._open().settings.timeout, call, *args, **kwargs)
 
     def _ttl(self, ttl: float | None) -> float:
         if ttl is None:
@@ -928,6 +983,7 @@ class MemorySyncManager:
         body = encoding.encode(value, location.path, services.settings.max_value_size)
         services.writer.put(SetValue(location, body, self._ttl(ttl), fence, owned, run_key))
 
+    @_bounded
     def _compare_and_set(self, location: Location, value: Any, ttl: float, expected: int, fence: int = 0) -> Entry:
         services = self._open()
         if isinstance(expected, bool) or not isinstance(expected, int) or expected < 0:

@@ -10,6 +10,7 @@ from typing import Any, Sequence
 from celery.utils.log import get_logger
 
 from .conflicts import Resolvers
+from .deadline import Deadline, remaining
 from .events import Events
 from .keys import Keys
 from .locking.lock_service import LockService
@@ -30,6 +31,9 @@ from .writing.shared_queue import SharedQueue
 from .writing.writer import BatchWriter
 
 logger = get_logger(__name__)
+
+#: Seconds that the listening thread has in any case to end: mostly it has only to be woken.
+LINK_TIMEOUT = 0.1
 
 _TOKEN_LETTERS = string.ascii_letters + string.digits
 
@@ -85,12 +89,13 @@ class Runtime:
         self.cache = EntryCache(cache_size, settings.cache_max_age, lambda: self.link.is_stale())
         make_store = ClusterStore if is_cluster(url) else Store
         self.store: Store = make_store(
-            connect(url, settings.backend_options, keys.about), keys, worker_id, token, settings.default_ttl)
+            connect(url, settings.backend_options, keys.about, settings.timeout), keys, worker_id, token,
+            settings.default_ttl, settings.timeout)
         resolvers = Resolvers(settings.conflict_resolver, settings.namespace)
         self.writer = BatchWriter(
             self.store, events, ConflictSettler(self.store.clock, worker_id, resolvers, settings.max_value_size),
             interval=settings.batch_interval, batch_size=settings.batch_size, max_pending=settings.max_pending,
-            on_put=self.cache.drop_for,
+            on_put=self.cache.drop_for, timeout=settings.timeout,
         )
         self.link = ChangeListener(
             self.store, on_invalid=self._on_invalid, on_message=self._on_message, on_taken=self._on_taken,
@@ -102,20 +107,28 @@ class Runtime:
         self.locks = LockService(self.store, events, settings.lock_replicas)
         self.progress: dict[str, Progress] = {}
 
-    def close(self, timeout: float) -> None:
-        """Write what waits, stop the threads, close the connections; what can't be written is told in the log."""
+    def close(self, timeout: float | None = None) -> None:
+        """Write what is pending, stop the threads, close the connections; log what can't be written.
+
+        Args:
+            timeout: Most seconds that all of it takes together.  None: ``memsync_timeout``.
+        """
+        # Not within that of a call which a signal has interrupted.
+        Deadline(self.settings.timeout if timeout is None else timeout).run(self._close)
+
+    def _close(self) -> None:
         # From the last line to the first, each whatever the others raise.
         with contextlib.ExitStack() as steps:
             steps.callback(self.store.close)
-            steps.callback(self.link.stop, timeout)
+            steps.callback(lambda: self.link.stop(max(LINK_TIMEOUT, remaining())))
             # Whoever gets a lock next finds what was written under it.
-            steps.callback(lambda: self.locks.close(free=self.writer.connected, timeout=timeout))
-            steps.callback(self._close_writer, timeout)
-            steps.callback(self.subscriptions.close, timeout)
+            steps.callback(lambda: self.locks.close(free=self.writer.connected, timeout=remaining()))
+            steps.callback(self._close_writer)
+            steps.callback(lambda: self.subscriptions.close(remaining()))
 
-    def _close_writer(self, timeout: float) -> None:
+    def _close_writer(self) -> None:
         try:
-            self.writer.close(timeout)
+            self.writer.close(remaining())
         except Exception as exc:
             logger.warning("At shutdown %d writes could not be written: %s", self.writer.pending, message_of(exc))
 

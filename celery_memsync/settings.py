@@ -9,6 +9,7 @@ from celery.exceptions import ImproperlyConfigured
 from redis.connection import parse_url
 
 from .conflicts import Resolvers
+from .deadline import DEFAULT_TIMEOUT
 from .exceptions import InvalidKey
 from .keys import Keys, check_id
 from .urls import CLUSTER_SCHEMES, is_cluster, lower_scheme, scheme_of, servers_of, with_login_in_front
@@ -33,6 +34,8 @@ class Settings:
     backend: str | None = field(default=None, repr=False)
     #: Passed on to redis-py.
     backend_options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    #: Most seconds that a call takes, whatever Redis does, beside those that it is given to wait.
+    timeout: float = DEFAULT_TIMEOUT
     #: Root of every key.
     namespace: str = "task-sentinel"
     #: Name of this process.  ``None``: the node name in workers, else host:pid.
@@ -258,6 +261,7 @@ def _worker_id(value: object) -> str | None:
 _CHECKS: dict[str, Callable[[object], str | None]] = {
     "backend": _url,
     "backend_options": _options,
+    "timeout": _seconds,
     "namespace": _namespace,
     "worker_id": _worker_id,
     "default_ttl": _seconds,

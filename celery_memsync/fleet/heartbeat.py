@@ -7,6 +7,7 @@ from typing import Callable
 
 from .. import encoding
 from ..background_loop import BackgroundLoop
+from ..deadline import remaining, within
 from ..exceptions import StoreUnavailable
 from ..models.worker import WorkerRecord
 from ..store import HeartbeatReply, Store
@@ -72,11 +73,17 @@ class Heartbeat:
     def stop(self, timeout: float | None = None) -> None:
         """Beat no more and say goodbye.
 
+        Args:
+            timeout: Most seconds that this takes.  None: as long as a beat that is under way and another one.
+
         Raises:
             StoreError: If Redis is away: then the silence tells.
         """
-        self._thread.stop(timeout)
-        if not self._beating.acquire(timeout=-1 if timeout is None else timeout):
+        within(2 * self.store.timeout if timeout is None else timeout, self._stop)
+
+    def _stop(self) -> None:
+        self._thread.stop(remaining())
+        if not self._beating.acquire(timeout=remaining()):
             raise StoreUnavailable("Redis does not answer the last beat; the silence will tell")
         try:
             self._write(self.describe().evolve(status="offline", running=()), leaving=True)

@@ -11,7 +11,8 @@ from kombu.transport.virtual.exchange import TopicExchange
 
 from .. import encoding
 from ..background_loop import BackgroundLoop
-from ..exceptions import InvalidKey
+from ..deadline import remaining, within
+from ..exceptions import InvalidKey, StoreError
 from ..keys import check_id
 from ..models.order import is_run_key
 from ..signing import SIGNATURE_SIZE, Signer
@@ -163,13 +164,24 @@ class KeptMessages:
     def close(self, timeout: float) -> None:
         """Drop all messages, because this worker leaves and no task of it is lost.
 
+        Args:
+            timeout: Most seconds that this takes.
+
         Raises:
             StoreError: If Redis cannot be reached.
         """
         self._kept.clear()
         if self._thread is not None:
-            self._thread.stop(timeout)
-            self.sync()
+            within(timeout, self._close, self._thread)
+
+    def _close(self, thread: BackgroundLoop) -> None:
+        thread.stop(remaining())
+        if not self._syncing.acquire(timeout=remaining()):
+            raise StoreError("Redis does not answer the last change of kept messages")
+        try:
+            self._sync()
+        finally:
+            self._syncing.release()
 
     def sync(self) -> None:
         """Make Redis keep the messages of this process's runs, and no others.
@@ -178,16 +190,19 @@ class KeptMessages:
             StoreError: If Redis cannot be reached; the next call does the rest.
         """
         with self._syncing:
-            kept = {run: message for run, (request, message) in self._kept.copy().items() if request() is not None}
-            for run in set(self._kept) - set(kept):
-                self._kept.pop(run, None)
-            stored = self._stored
-            changed = [*(kept.keys() - stored), *(stored - kept.keys())]
-            for start in range(0, len(changed), MESSAGES_PER_CALL):
-                runs = changed[start:start + MESSAGES_PER_CALL]
-                self._write(runs, kept)
-                stored ^= set(runs)
-            self._stored = stored
+            self._sync()
+
+    def _sync(self) -> None:
+        kept = {run: message for run, (request, message) in self._kept.copy().items() if request() is not None}
+        for run in set(self._kept) - set(kept):
+            self._kept.pop(run, None)
+        stored = self._stored
+        changed = [*(kept.keys() - stored), *(stored - kept.keys())]
+        for start in range(0, len(changed), MESSAGES_PER_CALL):
+            runs = changed[start:start + MESSAGES_PER_CALL]
+            self._write(runs, kept)
+            stored ^= set(runs)
+        self._stored = stored
 
     def _write(self, runs: Iterable[str], kept: Mapping[str, KeptMessage]) -> None:
         store, settings = self.memsync.store, self.memsync.settings

@@ -7,6 +7,9 @@ from ..keys import Keys
 from ..manager import MemorySyncManager
 from ..runtime import Runtime
 
+#: Seconds that a process of a worker takes to end while Redis is away: what it could not write is lost anyway.
+AWAY_TIMEOUT = 0.5
+
 
 class AppManager(MemorySyncManager):
     """A manager that has an app; :class:`~celery_memsync.MemSync` is one.
@@ -40,6 +43,12 @@ class AppManager(MemorySyncManager):
     def runtime(self) -> Runtime:
         """What is open now; it stays what it is when this is closed, or forked."""
         return self._open()
+
+    @property
+    def time_to_leave(self) -> float:
+        """Seconds that the end of this process may take, if it is a worker's: hardly any while Redis is away."""
+        timeout = self.settings.timeout
+        return min(timeout, AWAY_TIMEOUT) if self._is_away() else timeout
 
     @property
     def token(self) -> str:

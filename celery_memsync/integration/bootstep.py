@@ -11,6 +11,7 @@ from celery import bootsteps, signals
 from celery.utils.log import get_logger
 from celery.utils.nodenames import node_format
 
+from ..deadline import remaining, within
 from ..exceptions import StoreError
 from ..fleet.heartbeat import Heartbeat
 from ..fleet.lost_workers import LostWorkerMonitor
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from celery.worker import WorkController
 
 logger = get_logger(__name__)
+
+#: Seconds that a leaving worker waits for what it tells of others that are lost; another one goes on with it.
+LOSSES_TIMEOUT = 0.5
 
 
 class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -109,6 +113,16 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _on_shutdown(self, **_: Any) -> None:
         self._leave()
 
+    def _say_goodbye(self) -> None:
+        self._losses.stop(min(LOSSES_TIMEOUT, remaining()))
+        self._describer.depths.stop()
+        try:
+            self._heartbeat.stop(remaining())
+            self._kept.close(remaining())
+        except StoreError as exc:
+            logger.warning("This worker could not say goodbye: %s", exc)
+        self.memsync.shutdown(remaining())
+
     def _leave(self) -> None:
         """Say goodbye, and write what waits; return when that is done, whoever does it."""
         if os.getpid() != self._pid:
@@ -117,22 +131,13 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             if not self._left:
                 self._left = True
                 try:
-                    self._say_goodbye()
+                    self._end()
                 finally:
                     # Not earlier: the exit of the process waits here for a thread that is saying it.
                     atexit.unregister(self._leave)
 
-    def _say_goodbye(self) -> None:
+    def _end(self) -> None:
         self.memsync.signals.report_lost_outcomes()
-        self._losses.stop(timeout=0.5)
-        self._describer.depths.stop()
-        try:
-            self._heartbeat.stop(timeout=1.0)
-            self._kept.close(timeout=0.5)
-        except StoreError as exc:
-            logger.warning("This worker could not say goodbye: %s", exc)
-            self.memsync.shutdown(timeout=0)
-        else:
-            self.memsync.shutdown()
+        within(self.memsync.time_to_leave, self._say_goodbye)
         if self._probe_file is not None:
             self._probe_file.remove()

@@ -378,7 +378,7 @@ class TaskSignals:
 
     def on_child_exit(self, **_: Any) -> None:
         """Write what waits before a pool child exits; it runs no exit handlers."""
-        self.memsync.shutdown()
+        self.memsync.shutdown(self.memsync.time_to_leave)
 
     # -- helpers
 

@@ -11,6 +11,7 @@ from celery.utils.log import get_logger
 
 from .. import encoding
 from ..background_loop import BackgroundLoop
+from ..deadline import within
 from ..events import Events
 from ..exceptions import LockLost, LockNotAcquired, StoreError, StoreRefused
 from ..models.lock import LockRecord
@@ -142,6 +143,9 @@ class LockService:
             LockNotAcquired: If somebody else holds it all the time.
             StoreError: If Redis is away, or too few replicas have it.
         """
+        return within(self.store.timeout + wait, self._acquire, name, ttl, wait, owner)
+
+    def _acquire(self, name: str, ttl: float, wait: float, owner: Owner) -> LockLease:
         holder = f"{self.store.token}.{next(self._numbers)}"
         request = LockRequest(self.store.keys.lock_location(name), holder, ttl, owner.run, self._about(owner))
         grant = LockLease(name, request, owner)

@@ -10,6 +10,7 @@ from typing import Any, Callable, Sequence
 from celery.utils.log import get_logger
 
 from ..background_loop import BackgroundLoop, Wakeup
+from ..deadline import remaining
 from ..exceptions import StoreError, StoreUnavailable
 from ..store import Store
 from ..store.push import INVALIDATIONS, PushConnection, TrackedConnection
@@ -144,7 +145,7 @@ class ChangeListener:
         bell = Wakeup()
         self._waiting.append(bell)
         self.start()
-        bell.wait(CONNECT_PATIENCE)
+        bell.wait(min(CONNECT_PATIENCE, remaining() / 2))
         self._gave_up = time.monotonic() > self.confirmed_at + TRUST
 
     # -- hearing

@@ -10,6 +10,7 @@ from typing import Callable, Iterator, Sequence
 
 from ..background_loop import BackgroundLoop, Wakeup
 from ..closing import closer
+from ..deadline import remaining, within
 from ..events import Events
 from ..exceptions import InvalidKey, StoreError
 from ..keys import STAGE, STATE, Location
@@ -147,11 +148,11 @@ class Subscriptions:
             self._subscriptions[subscription.id] = subscription
         if self.link.subscribe_to(subscription.pattern):
             self.on_up([subscription.pattern])
-        subscription.answered.wait(CONFIRM_TIMEOUT)
+        subscription.answered.wait(min(CONFIRM_TIMEOUT, remaining()))
         if self.link.subscription_line(subscription.pattern) is None:
             self._restart_snapshot(subscription)
         else:
-            subscription.found.wait(FIND_TIMEOUT)
+            subscription.found.wait(min(FIND_TIMEOUT, remaining()))
         self.events.emit("subscribed", id=subscription.id, pattern=subscription.pattern)
 
     # -- what the link tells
@@ -369,7 +370,8 @@ class Watch:
         while change is None and not self._subscription.closed:
             pause = float("inf")
             try:
-                change = self._subscriptions.next_change(self._subscription)
+                change = within(
+                    self._subscriptions.reader.store.timeout, self._subscriptions.next_change, self._subscription)
             except StoreError:
                 # Redis went away before what has changed could be read; it is tried again.
                 pause = READ_PAUSE

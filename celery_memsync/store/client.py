@@ -4,6 +4,7 @@ from __future__ import annotations
 # By the first connection otherwise, in any thread: a child that is forked meanwhile would wait for ever to import it.
 import encodings.idna  # noqa: F401
 import socket
+import time
 from typing import Any, Mapping
 from urllib.parse import unquote
 
@@ -12,19 +13,19 @@ from celery.exceptions import ImproperlyConfigured
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from ..deadline import DEFAULT_TIMEOUT, current
 from ..exceptions import StoreRefused
 from ..urls import is_cluster, lower_scheme, scheme_of, servers_of
 from . import embedded
+from .bounded import bounded
 from .cluster_client import Address, Cluster
 from .embedded_supervisor import UnsafePathError, check_peer
 from .pool import Pool
 from .push import execute_on_new_connection
 from .sentinel import SENTINEL_TIMEOUT, SentinelConnection, Sentinels, SentinelTLSConnection
 
-#: Longest that connecting, or one call, may take, in seconds.
+#: Longest that connecting may take, in seconds.
 CONNECT_TIMEOUT = 2.0
-
-CALL_TIMEOUT = 2.0
 
 #: Connections a process may open: as many as it has threads or greenlets at once.
 MAX_CONNECTIONS = 2 ** 16
@@ -33,17 +34,19 @@ MAX_CONNECTIONS = 2 ** 16
 SLOT_MAP_TIMEOUT = 0.5
 
 
-def connect(url: str, options: Mapping[str, Any], home: str = "") -> Any:
+def connect(url: str, options: Mapping[str, Any], home: str = "", timeout: float = DEFAULT_TIMEOUT) -> Any:
     """Return a client; nothing is connected or started yet.
 
     Everything that differs between versions of redis-py is set here.  A call
-    is sent again once when its connection turns out to be broken; what is
-    sent is made so that sending it twice is harmless.
+    is sent again once when its connection turns out to be broken, and not when
+    Redis is silent; what is sent is made so that sending it twice is harmless.
+    Its connections keep the deadline of the call that uses them.
 
     Args:
         url: As ``memsync_backend``.
         options: For redis-py; they go before the defaults of this function.
         home: A key.  The node of a cluster that has it answers what is about no key.
+        timeout: Most seconds that Redis may be silent.
 
     Raises:
         ImproperlyConfigured: If redis-py can't take the URL or an option.
@@ -51,8 +54,8 @@ def connect(url: str, options: Mapping[str, Any], home: str = "") -> Any:
     settings: dict[str, Any] = {
         "protocol": 2,
         "decode_responses": False,
-        "socket_timeout": CALL_TIMEOUT,
-        "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": min(CONNECT_TIMEOUT, timeout),
         "max_connections": MAX_CONNECTIONS,
         "retry": Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         **_DRIVER,
@@ -85,7 +88,9 @@ class EmbeddedConnection(redis.UnixDomainSocketConnection):
     def connect(self, *args: Any, **kwargs: Any) -> None:
         """Connect; start a server first unless one runs."""
         if self._sock is None:
-            embedded.start(self.folder)
+            began, deadline = time.monotonic(), current()
+            if embedded.start(self.folder) and deadline is not None:
+                deadline.postpone(time.monotonic() - began)
         super().connect(*args, **kwargs)  # type: ignore[no-untyped-call,unused-ignore]
 
     def _connect(self) -> socket.socket:
@@ -123,7 +128,7 @@ def _by_sentinels(url: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     tls = _pop_tls(options)
     about = {key: value for key, value in options.items() if key.startswith("ssl_") or key in _DRIVER or key == "protocol"}
     about.update(retry=Retry(NoBackoff(), 0), socket_timeout=SENTINEL_TIMEOUT, socket_connect_timeout=SENTINEL_TIMEOUT)
-    kind = redis.SSLConnection if tls else redis.Connection
+    kind = bounded(redis.SSLConnection if tls else redis.Connection)
     sentinels = Sentinels(addresses, str(name), {**about, **own}, kind)
     return {**options, "connection_class": SentinelTLSConnection if tls else SentinelConnection, "sentinels": sentinels}
 
@@ -159,6 +164,7 @@ def _pop_tls(options: dict[str, Any]) -> bool:
 def _client(make_pool: Any, settings: dict[str, Any]) -> redis.Redis:
     try:
         pool = make_pool(**settings)
+        pool.connection_class = bounded(pool.connection_class)
         pool.connection_class(**pool.connection_kwargs)
     except (TypeError, ValueError) as exc:
         # The text of the error may hold the URL; its kind and the options do not.

@@ -10,6 +10,7 @@ import redis
 from redis.commands import CoreCommands
 from redis.crc import key_slot
 
+from ..deadline import remaining
 from .errors import is_lost, note_lost
 from .pool import packed_command
 
@@ -127,6 +128,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
 
         Raises:
             redis.ConnectionError: If none answers.
+            redis.TimeoutError: If the time of the call is over by then.
             redis.exceptions.NoPermissionError: If those that answer do not let this user ask.
         """
         refusal: redis.RedisError | None = None
@@ -140,6 +142,8 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
                 refusal = exc
             except (redis.RedisError, OSError, TypeError, ValueError, LookupError, AttributeError):
                 continue  # it does not answer, or without sense
+        if not remaining():
+            raise redis.TimeoutError("no node of the cluster has answered in time")
         raise refusal or redis.ConnectionError("no node of the cluster answers")
 
     def _take(self, rows: Sequence[Any], asked: Address) -> None:
@@ -174,6 +178,8 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         sent_on: dict[int, Address] = {}
         for turn in range(ROUNDS):
             if turn:
+                if not remaining():
+                    break
                 self._refresh_slots(answers, waiting)
             by_node: dict[Address, list[int]] = {}
             for at in waiting:
@@ -223,7 +229,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         """Find out who has what, as soon as there may be something new."""
         errors = [answers[at] for at in waiting]
         if any(isinstance(error, PASSING) for error in errors):
-            time.sleep(PAUSE)
+            time.sleep(min(PAUSE, remaining()))
         if not all(map(_is_sent_on, errors)):
             with contextlib.suppress(redis.RedisError):
                 self.read_slots()

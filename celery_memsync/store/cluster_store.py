@@ -141,7 +141,7 @@ class ClusterStore(Store):
     @redis_call
     def checkout_waiter(self, location: Location) -> LockWaiter:
         """Return a connection to the node of a lock, on which to hear that it is one's turn."""
-        return ClusterLockWaiter(self._client, self._turn(), location.key)
+        return ClusterLockWaiter(self._client, self._turn(), location.key, self.timeout)
 
     def checkin_waiter(self, waiter: LockWaiter) -> None:
         """Close a connection: the next lock may be on another node."""
@@ -152,7 +152,7 @@ class ClusterStore(Store):
     @redis_call
     def listen(self) -> ClusterPushConnection:
         """Return a connection on which Redis speaks unasked; it is not open yet."""
-        return ClusterPushConnection(self._client)
+        return ClusterPushConnection(self._client, self.timeout)
 
     # -- how scripts are called
 

@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Iterator
 
+from ..deadline import remaining
 from ..exceptions import StoreRefused, StoreUnavailable
 from .embedded_supervisor import ADVICE, UnsafePathError, check_own, check_peer, open_file
 
@@ -56,7 +57,7 @@ def socket_path(path: str) -> str:
         return str(_socket_path(_folder(path)))
 
 
-def start(path: str) -> None:
+def start(path: str) -> bool:
     """Start the server of a folder unless it runs; stay one of its users.
 
     Args:
@@ -65,8 +66,11 @@ def start(path: str) -> None:
             Empty: a folder of this user that keeps nothing, in ``$XDG_RUNTIME_DIR`` if that is
             private, else in the folder for temporary files.
 
+    Returns:
+        Whether it was started.
+
     Raises:
-        StoreError: If there is no redis-server, if it does not start, or if another user could
+        StoreError: If there is no redis-server, if it does not start, if it does not answer, or if another user could
             write to the folder, replace it, or runs the server there.
     """
     with _store_errors(path), _mutex:
@@ -74,8 +78,10 @@ def start(path: str) -> None:
         server_socket = _socket_path(folder)
         _join(folder)
         with _exclusive(folder / "start.lock"):
-            if not _answers(server_socket):
-                _launch(folder, server_socket, keep=bool(path))
+            if _answers(server_socket, min(START_TIMEOUT, remaining())):
+                return False
+            _launch(folder, server_socket, keep=bool(path))
+            return True
 
 
 def find_server() -> str:
@@ -208,14 +214,24 @@ def _exclusive(path: Path) -> Iterator[None]:
         os.close(file)
 
 
-def _answers(server_socket: Path) -> bool:
+def _answers(server_socket: Path, timeout: float) -> bool:
+    """Whether a server is there.
+
+    Args:
+        timeout: Seconds that it may take to say so.
+
+    Raises:
+        StoreError: If it takes longer.
+    """
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(START_TIMEOUT)
+        connection.settimeout(max(timeout, 0.001))
         try:
             connection.connect(str(server_socket))
             check_peer(connection)
             connection.sendall(b"PING\r\n")
             return connection.recv(5) == b"+PONG"
+        except TimeoutError as exc:
+            raise StoreUnavailable("the embedded Redis did not answer in time; is it overloaded or paused?") from exc
         except OSError:
             return False
 
@@ -239,7 +255,7 @@ def _launch(folder: Path, server_socket: Path, keep: bool) -> None:
     finally:
         os.close(log)
     deadline = time.monotonic() + START_TIMEOUT
-    while not _answers(server_socket):
+    while not _answers(server_socket, START_TIMEOUT):
         if time.monotonic() > deadline:
             raise StoreUnavailable(
                 f"the embedded Redis did not start within {START_TIMEOUT:g} s; "

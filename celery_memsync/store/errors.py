@@ -7,6 +7,7 @@ from typing import Any, Callable, Mapping, TypeVar
 
 import redis
 
+from ..deadline import DEFAULT_TIMEOUT, current, within
 from ..exceptions import MemSyncError, StoreError, StoreRefused, StoreUnavailable
 
 #: What is raised by taking apart an answer that is not what was asked for.
@@ -58,29 +59,33 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def redis_call(method: F) -> F:
-    """Turn redis-py's errors, and answers without sense, into a :exc:`StoreError` that says what was tried, and where."""
+    """Turn redis-py's errors, and answers without sense, into a :exc:`StoreError` that says what was tried, and where.
+
+    It ends by the deadline of the public call under way, and within ``timeout`` of its object in any case.
+    """
 
     @functools.wraps(method)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return method(*args, **kwargs)
+            return within(self.timeout, method, self, *args, **kwargs)
         except MemSyncError:
             raise
         except (redis.RedisError, OSError, *SENSELESS) as exc:
-            raise store_error(method.__name__.replace("_", " "), exc, _address(args[0])) from exc
+            raise store_error(method.__name__.replace("_", " "), exc, _address(self), self.timeout) from exc
 
     return call  # type: ignore[return-value]
 
 
-def store_error(what: str, exc: BaseException, address: str = "") -> StoreError:
+def store_error(what: str, exc: BaseException, address: str = "", timeout: float = DEFAULT_TIMEOUT) -> StoreError:
     """Return the error that a user gets instead of one of redis-py.
 
     Args:
         what: What was tried.
         address: Where that was.
+        timeout: Most seconds that Redis had.
     """
     where = f"Redis at {address}" if address else "Redis"
-    message, code = f"{where} could not do this: {what} ({explain(exc)})", code_of(exc)
+    message, code = f"{where} could not do this: {what} ({explain(exc, timeout)})", code_of(exc)
     # What came before an answer without sense can't be known.
     lost = is_lost(exc) or isinstance(exc, SENSELESS)
     if code and code not in PASSING and not lost:
@@ -124,13 +129,19 @@ def is_lost(exc: Any) -> bool:
     return isinstance(exc, BaseException) and "lost_answer" in exc.__dict__
 
 
-def explain(exc: BaseException) -> str:
-    """Return what is wrong with Redis, and what to do, in words without an address, a password or a value."""
+def explain(exc: BaseException, timeout: float = DEFAULT_TIMEOUT) -> str:
+    """Return what is wrong with Redis, and what to do, in words without an address, a password or a value.
+
+    Args:
+        timeout: Most seconds that Redis had.
+    """
     code = code_of(exc)
     if code:
         return explain_code(code, str(exc))
     if isinstance(exc, (redis.TimeoutError, TimeoutError)):
-        return "it does not answer in time; is it overloaded or paused?"
+        deadline = current()
+        seconds = timeout if deadline is None else min(timeout, deadline.elapsed)
+        return f"it did not answer within {seconds:.1f} s; is it overloaded or paused?"
     if isinstance(exc, redis.exceptions.MaxConnectionsError):
         return "all connections are in use; raise max_connections in memsync_backend_options"
     if isinstance(exc, (redis.ConnectionError, OSError)):

@@ -184,7 +184,7 @@ class LockStore(ScriptCaller):
         try:
             return self._ears.pop()
         except IndexError:
-            return LockWaiter(self._client, self._turn())
+            return LockWaiter(self._client, self._turn(), self.timeout)
 
     def _turn(self) -> str:
         return f"{self._turns}{self.token}/{next(self._ear_numbers)}"

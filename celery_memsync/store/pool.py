@@ -64,6 +64,8 @@ class Pool(redis.ConnectionPool):
             return
         if lent_amid is _CLOSED or not answered:
             connection.disconnect()
+        if not answered and isinstance(raised, redis.TimeoutError):
+            self._disconnect_idle()
         super().release(connection)
 
     def execute_packed(self, commands: Iterable[bytes]) -> list[Any]:
@@ -148,6 +150,16 @@ class Pool(redis.ConnectionPool):
         while self._ready:
             with contextlib.suppress(IndexError):
                 super().release(self._ready.pop())
+
+    def _disconnect_idle(self) -> None:
+        """Connect anew from now on: if one connection is silent so are the others, and nothing on them shows it."""
+        self._retire()
+        idle = []
+        with contextlib.suppress(IndexError):
+            while True:
+                idle.append(self._available_connections.pop())
+                idle[-1].disconnect()
+        self._available_connections.extend(idle)
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Close connections; those that are lent when they come back, for other threads read from them."""

@@ -10,6 +10,7 @@ from typing import Any, Iterable, Iterator
 
 import redis
 
+from ..deadline import DEFAULT_TIMEOUT
 from .cluster_client import Cluster
 from .errors import redis_call
 from .pool import Reads, packed_command, read_answer
@@ -39,6 +40,7 @@ class PushConnection:
 
     Args:
         client: Its address and options are used.
+        timeout: Seconds that Redis may take for a step, or a message.
 
     Attributes:
         tracks: Whether it can tell of keys that were read by other connections.
@@ -46,8 +48,9 @@ class PushConnection:
 
     tracks = True
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, timeout: float = DEFAULT_TIMEOUT) -> None:
         pool = client.connection_pool
+        self.timeout = timeout
         self._connection: Any = pool.connection_class(**pool.connection_kwargs)
         self._waker, self._woken = socket.socketpair()
         for end in (self._waker, self._woken):
@@ -137,8 +140,8 @@ class ClusterPushConnection(PushConnection):
 
     tracks = False
 
-    def __init__(self, cluster: Cluster) -> None:
-        super().__init__(cluster.client_of())
+    def __init__(self, cluster: Cluster, timeout: float = DEFAULT_TIMEOUT) -> None:
+        super().__init__(cluster.client_of(), timeout)
         self._cluster = cluster
         self._masters = cluster.masters()
 
@@ -163,6 +166,7 @@ class TrackedConnection:
     Args:
         client: Its address and options are used.
         redirect: Redis's id of the other connection.
+        timeout: Seconds that Redis may take for a sign of life.
 
     Attributes:
         until: Monotonic time until which all that was read with it may be believed, unless told otherwise.
@@ -170,7 +174,8 @@ class TrackedConnection:
         refused: Whether Redis does not allow it.
     """
 
-    def __init__(self, client: redis.Redis, redirect: int) -> None:
+    def __init__(self, client: redis.Redis, redirect: int, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self.timeout = timeout
         self.until = float("-inf")
         self.checked_at = float("-inf")
         self.refused = False
@@ -178,8 +183,9 @@ class TrackedConnection:
         self._connected = False
         pool = client.connection_pool
         self._on_connected = pool.connection_kwargs.get("redis_connect_func")
+        # If this one is silent there has to be time to ask over another.
         self._connection: Any = pool.connection_class(
-            **{**pool.connection_kwargs, "redis_connect_func": self._on_connect})
+            **{**pool.connection_kwargs, "redis_connect_func": self._on_connect, "socket_timeout": timeout / 2})
 
     def pipeline(self) -> Reads:
         """Return what gathers commands, to send them together."""
@@ -221,10 +227,12 @@ class LockWaiter:
 
     Args:
         client: Its address and options are used.
+        timeout: Seconds that Redis may take for a step, or a message that has begun.
     """
 
-    def __init__(self, client: redis.Redis, channel: str) -> None:
+    def __init__(self, client: redis.Redis, channel: str, timeout: float = DEFAULT_TIMEOUT) -> None:
         pool = client.connection_pool
+        self.timeout = timeout
         self.channel = channel
         self._connection: Any = pool.connection_class(**pool.connection_kwargs)
         self._subscribed = False
@@ -246,11 +254,16 @@ class LockWaiter:
         self._connection.send_command("SUBSCRIBE", self.channel)
         self._connection.read_response()
 
-    @redis_call
     def receive(self, timeout: float) -> bytes | None:
-        """Return what is told next, None if that takes longer than ``timeout`` seconds."""
-        if not self._connection.can_read(timeout):
-            return None
+        """Return what is told next, None if that takes longer than ``timeout`` seconds, or than Redis may take."""
+        return self._read_message() if self._has_message(min(timeout, self.timeout)) else None
+
+    @redis_call
+    def _has_message(self, timeout: float) -> bool:
+        return bool(self._connection.can_read(timeout))
+
+    @redis_call
+    def _read_message(self) -> bytes:
         message: bytes = self._connection.read_response()[2]
         return message
 
@@ -267,10 +280,10 @@ class ClusterLockWaiter(LockWaiter):
         key: A lock's: whoever gives it on asks its own node who listens.
     """
 
-    def __init__(self, cluster: Cluster, channel: str, key: str) -> None:
+    def __init__(self, cluster: Cluster, channel: str, key: str, timeout: float = DEFAULT_TIMEOUT) -> None:
         self._cluster, self._key = cluster, key
         self._address = cluster.address_of(key)
-        super().__init__(cluster.client_of(key), channel)
+        super().__init__(cluster.client_of(key), channel, timeout)
 
     @redis_call
     def listen(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Iterable, Iterator, Mapping, Sequence, TypeVar
 
 import redis
 
+from ..deadline import DEFAULT_TIMEOUT
 from ..exceptions import StoreUnavailable
 from ..keys import COORDINATION, Keys
 from ..models.entry import StoredEntry
@@ -59,9 +60,13 @@ class ScriptCaller:
         token: Eight letters and digits that no other process has; with a
             write's serial they make the id of the write.
         default_ttl: Seconds that index entries live.
+        timeout: Most seconds that one method takes.
     """
 
-    def __init__(self, client: Any, keys: Keys, worker_id: str, token: str, default_ttl: float) -> None:
+    def __init__(
+        self, client: Any, keys: Keys, worker_id: str, token: str, default_ttl: float, timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        self.timeout = timeout
         self.keys = keys
         self.clock = Clock()
         self.worker_id = worker_id
@@ -96,7 +101,7 @@ class ScriptCaller:
 
     def with_token(self: C, token: str) -> C:
         """Return a store that writes under a token of its own, for a second writer in this process."""
-        other = type(self)(self._client, self.keys, self.worker_id, token, self._index_ttl / 1000)
+        other = type(self)(self._client, self.keys, self.worker_id, token, self._index_ttl / 1000, self.timeout)
         other.clock = self.clock
         return other
 
@@ -134,7 +139,7 @@ class ScriptCaller:
     @redis_call
     def listen(self) -> PushConnection:
         """Return a connection on which Redis speaks unasked; it is not open yet."""
-        return PushConnection(self._client)
+        return PushConnection(self._client, self.timeout)
 
     def source(self, redirect: int) -> TrackedConnection:
         """Return a connection whose reads Redis remembers, to tell another one when they are old.
@@ -142,7 +147,7 @@ class ScriptCaller:
         Args:
             redirect: Redis's id of that other one.
         """
-        return TrackedConnection(self._client, redirect)
+        return TrackedConnection(self._client, redirect, self.timeout)
 
     def _pipeline(self, source: TrackedConnection | None) -> Any:
         client = self.redis

@@ -6,6 +6,8 @@ from typing import Any, Iterator, Mapping
 
 import redis
 
+from ..deadline import raise_if_expired
+
 #: Longest that a Sentinel may take, in seconds: there are others.
 SENTINEL_TIMEOUT = 0.5
 
@@ -79,9 +81,18 @@ class SentinelConnection(redis.Connection):
 
     def _connect(self) -> Any:
         """Return a socket; redis-py connects by itself, too, when it sends."""
-        for self.host, self.port in self._sentinels.masters():
-            with contextlib.suppress(OSError):
-                return super()._connect()  # type: ignore[no-untyped-call,unused-ignore]
+        failures: dict[tuple[str, int], OSError] = {}
+        for master in self._sentinels.masters():
+            if master not in failures:
+                self.host, self.port = master
+                try:
+                    return super()._connect()  # type: ignore[no-untyped-call,unused-ignore]
+                except OSError as exc:
+                    failures[master] = exc
+        raise_if_expired()
+        for failure in failures.values():
+            if isinstance(failure, TimeoutError):
+                raise failure  # which is not tried again
         raise redis.ConnectionError("no Sentinel names a master that can be reached")
 
     def on_connect(self) -> None:

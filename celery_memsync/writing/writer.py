@@ -14,11 +14,12 @@ from redis.backoff import EqualJitterBackoff
 
 from ..background_loop import LONGEST_PAUSE, BackgroundLoop
 from ..conflicts import MAX_ROUNDS
+from ..deadline import remaining
 from ..events import Events
 from ..exceptions import ConflictError, LockLost, MemSyncError, StoreError, StoreRefused, StoreUnavailable
 from ..keys import ASSIGNMENTS, STATE, Location
 from ..models.entry import UNWRITTEN, EntryVersion, Header, StoredEntry
-from ..store import (CoordinationResult, EntryWrite, Store, WriteResult, explain_code, in_chunks, may_be_done, ms)
+from ..store import CoordinationResult, EntryWrite, Store, WriteResult, explain_code, in_chunks, may_be_done, ms
 from .changes import Change, Coordinated, DeferredChange, MergeFields, SetValue, SyncMetrics
 from .conflict_settler import ConflictSettler, Dispute
 from .pending import PendingChanges
@@ -59,7 +60,7 @@ class BatchWriter:
         batch_size: Most changes in one round trip.
         max_pending: Most entries with pending changes.
         on_put: Called with each deferred change, and with the location of each other change.
-        timeout: Seconds that a caller waits.
+        timeout: Seconds that a caller waits at most; see :mod:`celery_memsync.deadline`.
     """
 
     def __init__(
@@ -227,6 +228,7 @@ class BatchWriter:
         self._thread.call_now()
         if not self._thread.running:
             self._write_alone()
+        timeout = min(timeout, remaining())
         if not request.wait(timeout):
             request.given_up = True
             raise StoreUnavailable(

@@ -7,7 +7,6 @@ import threading
 import pytest
 
 from celery_memsync import Entry, MemSyncError
-from celery_memsync.store import client
 from tests.support.lying_proxy import ANSWERS, Liar
 from tests.support.waiting import eventually
 
@@ -40,8 +39,7 @@ CALLS = {
 
 
 @pytest.fixture
-def liar(server, monkeypatch):
-    monkeypatch.setattr(client, "CALL_TIMEOUT", 0.1)
+def liar(server):
     with Liar(server.port) as liar:
         yield liar
 
@@ -65,7 +63,7 @@ def outcome(memsync, call):
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_wrong_answer_is_an_error_of_ours_or_nothing(redis, make_memsync, liar, call):
-    memsync = make_memsync(url=liar.url, batch_interval=60.0)
+    memsync = make_memsync(url=liar.url, batch_interval=60.0, timeout=0.3)
     wrong = {}
     for answer in ANSWERS:
         outcome(memsync, call)
@@ -85,7 +83,7 @@ def test_a_wrong_answer_is_an_error_of_ours_or_nothing(redis, make_memsync, liar
 @pytest.mark.parametrize("seed", range(4))
 def test_answers_at_random_lead_nobody_astray_for_long(redis, make_memsync, liar, seed):
     chance = random.Random(seed)
-    memsync = make_memsync(url=liar.url)
+    memsync = make_memsync(url=liar.url, timeout=0.3)
 
     def lie():
         if chance.random() < 0.7:

@@ -32,6 +32,8 @@ class Proxy:
         self._changed = threading.Condition()
         #: Seconds by which every answer is late.
         self.delay = 0.0
+        #: Seconds between two bytes of an answer.
+        self.dribble = 0.0
         self._ends = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
@@ -48,6 +50,15 @@ class Proxy:
         """Hold back answers on connections over which one of some words was sent, or will be unless ``new`` is false."""
         known = list(map(id, self._asked))
         self._hold_if(lambda asked: (new or id(asked) in known) and any(is_known_by(word, asked) for word in words))
+
+    def hold_all(self):
+        """Hold back all answers from now on."""
+        self._hold_if(lambda asked: True)
+
+    def hold_asked(self):
+        """Hold back all answers on the connections that there are by now."""
+        known = list(map(id, self._asked))
+        self._hold_if(lambda asked: id(asked) in known)
 
     def hold_questions(self, word):
         """Hold back what is asked from now on over connections on which a word was sent."""
@@ -100,7 +111,7 @@ class Proxy:
                     with self._changed:
                         self._changed.wait_for(lambda: self._questions is None or self._questions not in asked)
                     asked += data
-                target.sendall(data)
+                self._send(target, data, answers)
         except OSError:
             pass
         finally:
@@ -108,6 +119,13 @@ class Proxy:
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
                 end.close()
+
+    def _send(self, target, data, answers):
+        for at in range(len(data)):
+            if not answers or not self.dribble:
+                return target.sendall(data[at:])
+            target.sendall(data[at:at + 1])
+            time.sleep(self.dribble)
 
     def _answer(self, data):
         """Return what to say instead of what Redis says."""

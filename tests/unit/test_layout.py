@@ -21,8 +21,8 @@ REFERENCE = ROOT / "docs" / "reference"
 #: What imports what: a module or package imports from the lines above its own, and packages of one line do not know
 #: each other.  Imports for a type checker and inside of functions count, too.  `docs/design.md` shows the same.
 LAYERS = (
-    ("exceptions", "events", "urls", "signing", "background_loop", "closing", "probe", "globs", "keys", "encoding",
-     "user_code"),
+    ("exceptions", "events", "urls", "signing", "deadline", "background_loop", "closing", "probe", "globs", "keys",
+     "encoding", "user_code"),
     ("models",),
     ("conflicts",),
     ("settings",),
