@@ -23,18 +23,35 @@ class Row:
 
     Attributes:
         changes: A list that is replaced, never changed: other threads read it without a lock.
+        sending: The last of them that is in the batch under way.
         resolving: The first of them, if a resolver is at work on it.
         retry_at: Monotonic time before which it is not sent, because Redis refuses it.
         refusals: How often Redis has refused it in a row.
     """
 
-    __slots__ = ("changes", "resolving", "retry_at", "refusals")
+    __slots__ = ("changes", "sending", "resolving", "retry_at", "refusals")
 
     def __init__(self, change: Change) -> None:
         self.changes = [change]
+        self.sending: Change | None = None
         self.resolving: Change | None = None
         self.retry_at = 0.0
         self.refusals = 0
+
+    def append(self, change: Change) -> bool:
+        """Add a change; return whether it was joined with the last one.  What is under way stays as it is."""
+        last = self.changes[-1]
+        joined = None if last is self.sending or last is self.resolving else last.coalesce(change)
+        # No exception of a signal's handler strikes between these two lines, for nothing is called.
+        self.changes = [*self.changes, change] if joined is None else [*self.changes[:-1], joined]
+        change.in_row = True
+        return joined is not None
+
+    def join(self) -> int:
+        """Join changes that came while others were under way; return how many."""
+        first, *others = self.changes
+        self.changes = [first]
+        return sum(self.append(change) for change in others)
 
 
 class PendingChanges:
@@ -73,8 +90,6 @@ class PendingChanges:
         self._deferred: dict[DeferredChange, None] = {}
         self._ordinary: OrderedDict[Location, Row] = OrderedDict()
         self._expendable: OrderedDict[Location, Row] = OrderedDict()
-        #: The change that was moved from the inbox to its row last.
-        self._moved: object = None
         self._mutex = threading.RLock()
 
     # -- called by any thread
@@ -103,8 +118,8 @@ class PendingChanges:
 
     def unsent(self, location: Location) -> list[Change]:
         """Return the pending changes of an entry, in their order."""
-        row = self._row(location)
-        found = [] if row is None else list(row.changes)
+        rows = [self._ordinary.get(location), self._expendable.get(location)]
+        found = [change for row in rows if row is not None for change in row.changes]
         fresh = [change for change in list(self._inbox) if isinstance(change, Change) and change.location == location]
         return found + [change for change in fresh if change not in found]
 
@@ -157,26 +172,30 @@ class PendingChanges:
             found: list[Change] = []
             for row in self._rows():
                 if row.resolving is None and (everything or row.retry_at <= now):
+                    if len(row.changes) > 1:
+                        self.coalesced += row.join()
                     row.changes = [change.snapshot() for change in row.changes]
+                    row.sending = row.changes[-1]
                     found += row.changes
             return found
 
     def settle(self, change: Change, instead: Change | None = None) -> None:
         """Remove a change whose outcome is known, or put another one in its place."""
         with self._mutex:
-            row = self._row(change.location)
+            row = self._row_of(change)
             if row is None or not any(one is change for one in row.changes):
                 return  # it was dropped, or joined with a newer one
             changes = [instead if one is change else one for one in row.changes]
             row.changes = [one for one in changes if one is not None]
+            row.sending = instead if row.sending is change else row.sending
             row.resolving, row.retry_at, row.refusals = None, 0.0, 0
             if not row.changes:
-                self._ordinary.pop(change.location, None) or self._expendable.pop(change.location, None)
+                del self._queue(change)[change.location]
 
     def refuse(self, change: Change) -> None:
         """Try a change again later, because Redis refuses it."""
         with self._mutex:
-            row = self._row(change.location)
+            row = self._row_of(change)
             if row is not None:
                 if not isinstance(change, Coordinated):
                     change.serial = None  # it was not stored, so what is sent next is another write
@@ -186,7 +205,7 @@ class PendingChanges:
     def hold(self, change: Change) -> None:
         """Keep a change, and those that follow it, until a resolver has settled it."""
         with self._mutex:
-            row = self._row(change.location)
+            row = self._row_of(change)
             if row is not None:
                 row.resolving = change
 
@@ -209,12 +228,14 @@ class PendingChanges:
 
     def later(self, location: Location) -> Iterable[Change]:
         """Return the changes of an entry that are in its row."""
-        row = self._row(location)
+        row = self._ordinary.get(location)
         return () if row is None else row.changes
 
     def note_keys(self) -> None:
         """Note what is still pending, after a batch."""
         with self._mutex:
+            for row in self._rows():
+                row.sending = None
             self._stuck = {row.changes[0].location.key for row in self._rows() if row.refusals or row.resolving is not None}
             self._held = {location.key for location in chain(self._ordinary, self._expendable)}
             self._held.update(deferred.key for deferred in self._deferred)
@@ -225,11 +246,8 @@ class PendingChanges:
         self._taken, self._fresh = self._fresh, set()
         for _ in range(len(self._inbox)):
             # It leaves the inbox when it is in its row, so that an interruption in between does not lose it.
-            change = self._inbox[0]
-            if change is not self._moved:
-                self._move(change)
+            self._move(self._inbox[0])
             self._inbox.popleft()
-            self._moved = None
         self._taken = set()
         while len(self._ordinary) + len(self._expendable) > self.limit:
             self._drop_oldest()
@@ -238,25 +256,19 @@ class PendingChanges:
         if isinstance(change, DeferredChange):
             self._held.add(change.key)
             self._deferred[change] = None
-        elif not change.withdrawn:
+        elif change.expendable or not (change.in_row or change.withdrawn):
             self._append(change)
-        self._moved = change
 
     def _append(self, change: Change) -> None:
-        location = change.location
-        queue = self._expendable if change.expendable else self._ordinary
+        location, queue = change.location, self._queue(change)
         self._held.add(location.key)
         row = queue.get(location)
         if row is None:
-            queue[location] = Row(change)
+            row = Row(change)
+            queue[location] = row
+            change.in_row = True
             return
-        last = row.changes[-1]
-        joined = None if last is row.resolving else last.coalesce(change)
-        if joined is None:
-            row.changes = [*row.changes, change]
-        else:
-            row.changes = [*row.changes[:-1], joined]
-            self.coalesced += 1
+        self.coalesced += row.append(change)
 
     def _append_deferred(self, deferred: DeferredChange) -> None:
         try:
@@ -272,8 +284,11 @@ class PendingChanges:
             change.snapshot()  # a progress that is dropped may be queued again
         self.dropped += 1
 
-    def _row(self, location: Location) -> Row | None:
-        return self._ordinary.get(location) or self._expendable.get(location)
+    def _queue(self, change: Change) -> OrderedDict[Location, Row]:
+        return self._expendable if change.expendable else self._ordinary
+
+    def _row_of(self, change: Change) -> Row | None:
+        return self._queue(change).get(change.location)
 
     def _rows(self) -> Iterator[Row]:
         for queue in (self._ordinary, self._expendable):
