@@ -736,7 +736,6 @@ class MemorySyncManager:
         name = f"tasks/{check_id(task_id, 'task')}"
         return locks.acquire_task(name, self._lease(ttl), _check_wait(wait), owner)
 
-    @_bounded
     def release_task_lock(self, task_id: str) -> bool:
         """Give back the lock of a task that this process has taken; tell whether it was still ours.
 
@@ -795,7 +794,6 @@ class MemorySyncManager:
         self._handlers[subscription] = handlers
         return subscription
 
-    @_bounded
     def unsubscribe(self, subscription: str) -> bool:
         """End a subscription; tell whether there was one of that id."""
         self._handlers.pop(subscription, None)

@@ -45,7 +45,9 @@ class Run(DeferredChange):
         at: Monotonic time when it was received, or began.
     """
 
-    __slots__ = ("services", "task_id", "facts", "sent")
+    __slots__ = ("services", "task_id", "facts", "sent", "_key")
+
+    _key: str
 
     def __init__(
         self, services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], at: float,
@@ -59,7 +61,11 @@ class Run(DeferredChange):
     @property
     def key(self) -> str:
         """The Redis key of its task."""
-        return self.services.keys.task(self.task_id)
+        try:
+            return self._key
+        except AttributeError:
+            self._key = self.services.keys.task(self.task_id)
+            return self._key
 
     @property
     def run_id(self) -> str:

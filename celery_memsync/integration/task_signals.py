@@ -192,7 +192,8 @@ class TaskSignals:
         """Keep what a body came to: its child tells that itself, but should it be killed before it could, we do."""
         try:  # and not _HARMLESS: that takes twice the time, in the one process that all tasks go through
             services = run.services
-            services.writer.withdraw(run.change)
+            if run.change is not None:
+                run.change.withdrawn = True
             self.kept.end(run.run_id)
             self._outcomes.remember(request, run, outcome, services.settings.batch_interval, services.writer.connected)
         except Exception as exc:

@@ -80,7 +80,7 @@ class PendingChanges:
         self.inbox_size = inbox_size
         self.coalesced = 0
         self.dropped = 0
-        self._inbox: deque[Change | DeferredChange] = deque()
+        self._inbox: deque[tuple[str, Change | DeferredChange]] = deque()
         #: Redis keys of what is in the inbox, of what is being taken out of it, and of the rest.
         self._fresh: set[str] = set()
         self._taken: set[str] = set()
@@ -98,7 +98,7 @@ class PendingChanges:
         """Take a change of what is under a Redis key; return how many entries have changes, if that may be many."""
         fresh = self._fresh
         fresh.add(key)
-        self._inbox.append(change)
+        self._inbox.append((key, change))
         while fresh is not self._fresh:  # the inbox was emptied meanwhile, perhaps before the change was in it
             fresh = self._fresh
             fresh.add(key)
@@ -120,7 +120,7 @@ class PendingChanges:
         """Return the pending changes of an entry, in their order."""
         rows = [self._ordinary.get(location), self._expendable.get(location)]
         found = [change for row in rows if row is not None for change in row.changes]
-        fresh = [change for change in list(self._inbox) if isinstance(change, Change) and change.location == location]
+        fresh = [change for _, change in list(self._inbox) if isinstance(change, Change) and change.location == location]
         return found + [change for change in fresh if change not in found]
 
     def try_drain(self) -> None:
@@ -174,7 +174,8 @@ class PendingChanges:
                 if row.resolving is None and (everything or row.retry_at <= now):
                     if len(row.changes) > 1:
                         self.coalesced += row.join()
-                    row.changes = [change.snapshot() for change in row.changes]
+                    if row.changes[0].expendable:
+                        row.changes = [change.snapshot() for change in row.changes]
                     row.sending = row.changes[-1]
                     found += row.changes
             return found
@@ -182,15 +183,19 @@ class PendingChanges:
     def settle(self, change: Change, instead: Change | None = None) -> None:
         """Remove a change whose outcome is known, or put another one in its place."""
         with self._mutex:
-            row = self._row_of(change)
-            if row is None or not any(one is change for one in row.changes):
+            location = change.location
+            queue = self._expendable if change.expendable else self._ordinary
+            row = queue.get(location)
+            if row is None or change not in row.changes:
                 return  # it was dropped, or joined with a newer one
-            changes = [instead if one is change else one for one in row.changes]
-            row.changes = [one for one in changes if one is not None]
+            changes: list[Change] = row.changes.copy()
+            at = changes.index(change)
+            changes[at:at + 1] = () if instead is None else (instead,)
+            row.changes = changes
             row.sending = instead if row.sending is change else row.sending
             row.resolving, row.retry_at, row.refusals = None, 0.0, 0
-            if not row.changes:
-                del self._queue(change)[change.location]
+            if not changes:
+                del queue[location]
 
     def refuse(self, change: Change) -> None:
         """Try a change again later, because Redis refuses it."""
@@ -246,22 +251,20 @@ class PendingChanges:
         self._taken, self._fresh = self._fresh, set()
         for _ in range(len(self._inbox)):
             # It leaves the inbox when it is in its row, so that an interruption in between does not lose it.
-            self._move(self._inbox[0])
+            key, change = self._inbox[0]
+            self._held.add(key)
+            if isinstance(change, DeferredChange):
+                self._deferred[change] = None
+            elif change.expendable or not (change.in_row or change.withdrawn):
+                self._append(change)
             self._inbox.popleft()
         self._taken = set()
         while len(self._ordinary) + len(self._expendable) > self.limit:
             self._drop_oldest()
 
-    def _move(self, change: Change | DeferredChange) -> None:
-        if isinstance(change, DeferredChange):
-            self._held.add(change.key)
-            self._deferred[change] = None
-        elif change.expendable or not (change.in_row or change.withdrawn):
-            self._append(change)
-
     def _append(self, change: Change) -> None:
-        location, queue = change.location, self._queue(change)
-        self._held.add(location.key)
+        location = change.location
+        queue = self._expendable if change.expendable else self._ordinary
         row = queue.get(location)
         if row is None:
             row = Row(change)
@@ -284,11 +287,8 @@ class PendingChanges:
             change.snapshot()  # a progress that is dropped may be queued again
         self.dropped += 1
 
-    def _queue(self, change: Change) -> OrderedDict[Location, Row]:
-        return self._expendable if change.expendable else self._ordinary
-
     def _row_of(self, change: Change) -> Row | None:
-        return self._queue(change).get(change.location)
+        return (self._expendable if change.expendable else self._ordinary).get(change.location)
 
     def _rows(self) -> Iterator[Row]:
         for queue in (self._ordinary, self._expendable):

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import threading
 
-from ..exceptions import MemSyncError
+from ..exceptions import MemSyncError, StoreUnavailable
 from ..models.entry import StoredEntry
 from .changes import SetValue
 from .unanswered import Attempt
@@ -41,6 +41,10 @@ class FlushRequest:
             self._answered, self.written, self.error = True, written, error
             self._closed.release()
 
+    def own(self, error: MemSyncError | None) -> MemSyncError | None:
+        """Return an error of what was sent before as one of this, which was not."""
+        return error
+
     def wait(self, timeout: float) -> bool:
         """Return whether there is an answer, as soon as there is one or after ``timeout`` seconds."""
         return self._closed.acquire(timeout=min(max(0.0, timeout), threading.TIMEOUT_MAX))
@@ -63,3 +67,9 @@ class CompareAndSet(FlushRequest):
         self.expected = expected
         self.attempt = attempt
         self.stored: StoredEntry | None = None
+
+    def own(self, error: MemSyncError | None) -> MemSyncError | None:
+        """Return an error of what was sent before as one of this, which was not."""
+        if isinstance(error, StoreUnavailable) and error.maybe_done:
+            return StoreUnavailable(str(error), False, error.code)
+        return error

@@ -113,7 +113,9 @@ class BatchWriter:
         """Take a deferred change; what it comes to is written within ``interval``, and a tenth of that."""
         size = self._pending.put(deferred.key, deferred)
         self.on_put(deferred)
-        self._wake(size)
+        self._thread.wake()
+        if size >= self.batch_size:
+            self._thread.run_now()
 
     def put(self, change: Change) -> None:
         """Take a change; it is written within ``interval``."""
@@ -122,17 +124,9 @@ class BatchWriter:
         size = self._pending.put(change.location.key, change)
         # It is not seen before the copies of what it changes are dropped.
         self.on_put(change.location)
-        self._wake(size)
-
-    def _wake(self, size: int) -> None:
         self._thread.wake()
         if size >= self.batch_size:
             self._thread.run_now()
-
-    def withdraw(self, change: Change | None) -> None:
-        """Note that a change need not be written any more.  What is under way stays."""
-        if change is not None:
-            change.withdrawn = True
 
     def note_read(self, location: Location, stored: StoredEntry | None) -> None:
         """Note what a reader of this process was shown: what it writes next follows that."""
@@ -342,7 +336,7 @@ class BatchWriter:
         waiting = self._pending.resolving and not failed
         for request in self._begun:
             if failed or not request.strict:
-                request.answer(written, error if failed else None)
+                request.answer(written, request.own(error) if failed else None)
             elif not waiting:
                 request.answer(written, error or self._fence_error())
         self._begun = [request for request in self._begun if waiting and request.strict]

@@ -193,4 +193,5 @@ def test_a_redis_that_is_away_is_lost(own_server, make_memsync):
     with pytest.raises(StoreUnavailable):
         memsync.force_sync()
 
-    assert told == [StoreUnavailable] and not memsync.get_metrics()["connected"]
+    assert not memsync.get_metrics()["connected"]
+    assert memsync.events.wait_idle(5) and told == [StoreUnavailable]
