@@ -39,6 +39,10 @@ class Wakeup:
             with contextlib.suppress(RuntimeError):  # somebody else has rung meanwhile
                 self._closed.release()
 
+    def clear(self) -> None:
+        """Forget that it was set: what it was set for is done now."""
+        self._closed.acquire(blocking=False)
+
     def wait(self, timeout: float | None = None) -> None:
         """Return when it rings, or after ``timeout`` seconds."""
         self._closed.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
@@ -186,6 +190,9 @@ class BackgroundLoop:
 
     def _call(self) -> None:
         self._urgent = False
+        if self._on_demand:
+            self._wanted.clear()
+            self._hurried.clear()
         try:
             self._again = self._action()
         except BaseException as exc:  # a SystemExit, too, that a user's class has raised

@@ -302,7 +302,6 @@ class MemorySyncManager:
 
     # ------------------------------------------------------------------- ask
 
-    @_bounded
     def get_task_state(self, task_id: str) -> dict[str, Any] | None:
         """Return the state of a task, or None if nobody ever told of it.
 
@@ -316,7 +315,6 @@ class MemorySyncManager:
             "state", check_id(task_id, "task"), lambda task: state_of(task_id, task.slots))
         return state
 
-    @_bounded
     def get_task_progress(self, task_id: str) -> dict[str, Any] | None:
         """Return how far a task is, or None if nobody told.
 
@@ -390,7 +388,6 @@ class MemorySyncManager:
         """
         return self.read(self._open().keys.agent_location(task_id, agent_id).path)
 
-    @_bounded
     def get_task_agents(self, task_id: str) -> list[str]:
         """Return the ids of the agents of a task, sorted.
 

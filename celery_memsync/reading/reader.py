@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Callable, Hashable, Iterable, Mapping, Sequence, TypeVar
 
 from .. import encoding
+from ..deadline import within
 from ..exceptions import InvalidKey, StoreError
 from ..keys import QUEUE, STAGE, STATE, Keys, Location
 from ..models.entry import Entry, StoredEntry
@@ -257,6 +258,9 @@ class Reader:
         copy = self.cache.get(name)
         if copy is not None:
             return copy.take()
+        return within(self.store.timeout, self._read_of_task, name, task_id, make, agents)
+
+    def _read_of_task(self, name: str, task_id: str, make: Callable[[Task], Any], agents: bool) -> Any:
         keys = self._keys_of(task_id, agents)
         with CacheableRead(self, keys) as cacheable:
             task = self._read_task(cacheable, task_id, agents)

@@ -215,12 +215,6 @@ class PendingChanges:
                 row.resolving = change
 
     @property
-    def refused(self) -> list[Location]:
-        """The entries that Redis refuses to write."""
-        with self._mutex:
-            return [row.changes[0].location for row in self._rows() if row.refusals]
-
-    @property
     def resolving(self) -> bool:
         """Whether a resolver is at work on a change."""
         with self._mutex:
@@ -236,14 +230,22 @@ class PendingChanges:
         row = self._ordinary.get(location)
         return () if row is None else row.changes
 
-    def note_keys(self) -> None:
-        """Note what is still pending, after a batch."""
+    def note_keys(self) -> list[Location]:
+        """Note what is still pending, after a batch; return the entries that Redis refuses to write."""
         with self._mutex:
+            refused: list[Location] = []
+            stuck: set[str] = set()
             for row in self._rows():
                 row.sending = None
-            self._stuck = {row.changes[0].location.key for row in self._rows() if row.refusals or row.resolving is not None}
+                location = row.changes[0].location
+                if row.refusals:
+                    refused.append(location)
+                if row.refusals or row.resolving is not None:
+                    stuck.add(location.key)
+            self._stuck = stuck
             self._held = {location.key for location in chain(self._ordinary, self._expendable)}
             self._held.update(deferred.key for deferred in self._deferred)
+            return refused
 
     # -- helpers; with the mutex
 

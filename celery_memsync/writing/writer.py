@@ -264,6 +264,9 @@ class BatchWriter:
             self._begun.append(self._requests.popleft())
         self._begun = [request for request in self._begun if not request.given_up]
         strict = any(request.strict for request in self._begun)
+        written = 0
+        lost: list[ConflictError] = []
+        failure: BaseException | None = None
         try:
             self._note_reads()
             self._take_settled()
@@ -271,18 +274,19 @@ class BatchWriter:
             written, lost = self._write_due(strict)
             self._compare_and_set_all()
         except BaseException as exc:
-            error = exc if isinstance(exc, MemSyncError) else StoreUnavailable(f"Writing failed: {exc!r}")
-            self._answer(error, failed=True)
-            raise
-        else:
-            self._answer(self._strict_error(lost), written)
-        finally:
-            self._pending.note_keys()
-            self._refusals = {location: self._refusals[location] for location in self._pending.refused}
-            self._report_drops()
+            failure = exc
+        refused = self._pending.note_keys()
+        self._refusals = {location: self._refusals[location] for location in refused if location in self._refusals}
+        self._report_drops()
         if self._pending.deferring:
             self._thread.wake()
-        return REFUSED_PAUSE if lost or self._pending.refused or self.store.unpublished else None
+        # At last, for the callers are waiting for this thread, too.
+        if failure is not None:
+            known = failure if isinstance(failure, MemSyncError) else StoreUnavailable(f"Writing failed: {failure!r}")
+            self._answer(known, failed=True)
+            raise failure
+        self._answer(lost[0] if lost and not refused else self._refused_error(refused), written)
+        return REFUSED_PAUSE if lost or refused or self.store.unpublished else None
 
     def _note_reads(self) -> None:
         while self._reads:
@@ -319,12 +323,10 @@ class BatchWriter:
             self._succeeded(len(changes), time.monotonic() - started)
         return len(changes), lost
 
-    def _strict_error(self, lost: list[ConflictError]) -> MemSyncError | None:
+    def _refused_error(self, refused: list[Location]) -> StoreError | None:
         """Return what a caller that wants everything to be in Redis has to know."""
-        refused = self._pending.refused
-        if refused:
-            return _refusal(refused[0].path, [self._refusals[location] for location in refused])
-        return lost[0] if lost else None
+        outcomes = [self._refusals[location] for location in refused if location in self._refusals]
+        return _refusal(refused[0].path, outcomes) if outcomes else None
 
     def _answer(self, error: MemSyncError | None, written: int = 0, failed: bool = False) -> None:
         """Answer the callers that wait; those that want everything go on waiting while a resolver is at work.
