@@ -82,12 +82,17 @@ class Run(DeferredChange):
         """Where its stage is kept."""
         return self.services.keys.task_location(self.task_id, STAGE)
 
-    def stage_change(self, fence: int = 0, **more: Any) -> StageChange:
-        """Return the change that tells a stage of it: what is known of it, and more."""
+    def stage_change(self, fence: int = 0, until: float | None = None, **more: Any) -> StageChange:
+        """Return the change that records a stage of it: what is known of it, and more.
+
+        Args:
+            until: When the next run begins, in seconds of Redis's clock, if there is one: the record lives past it.
+        """
         services = self.services
         known = known_of(services, self.task_id, self.facts, self.sent)
         known.update(more)
-        return StageChange(self.location, TaskRun.of(known), self.run_key, lifetime(services, known["eta"]), fence)
+        ttl = lifetime(services, known["eta"] if until is None else until)
+        return StageChange(self.location, TaskRun.of(known), self.run_key, ttl, fence)
 
 
 class Watcher(Protocol):
@@ -168,12 +173,14 @@ class Ending(NamedTuple):
         at: Monotonic time.
         exception: ``{"type": ..., "message": ...}``.
         lock: Which lock held it back, and who had it.
+        retry_at: When it is to be tried again, in seconds of Redis's clock.
     """
 
     status: str
     at: float
     exception: dict[str, str] | None = None
     lock: dict[str, Any] | None = None
+    retry_at: float | None = None
 
 
 class ActiveRun(Run):
@@ -233,6 +240,7 @@ class ActiveRun(Run):
             finished_at=latest(self.services.store.clock.at(ending.at), self.started_at),
             runtime=ending.at - self.at,
             exception=ending.exception,
+            until=ending.retry_at,
         ),)
 
     def _final_change(self, status: str, **more: Any) -> StageChange:
@@ -249,7 +257,12 @@ class ActiveRun(Run):
         """
         if isinstance(retval, BaseException):
             exception = None if status == "SUCCESS" else exception_of(retval)
-            self.ending = Ending("SKIPPED" if isinstance(retval, Skipped) else status, at, exception, _lock_of(retval))
+            retry_at = _retry_at(retval, self.services.store.clock.at(at))
+            status = "SKIPPED" if isinstance(retval, Skipped) else status
+            self.ending = Ending(status, at, exception, _lock_of(retval), retry_at)
+            if self.reported and retry_at is not None:
+                # How far it came is shown beside the next run.
+                self.progress.ttl = lifetime(self.services, retry_at)
         else:
             self.ending = Ending(status, at)
 
@@ -366,6 +379,18 @@ def timestamp(moment: Any) -> float | None:
         return float(maybe_iso8601(moment).timestamp())
     except (TypeError, ValueError, AttributeError, OverflowError):
         return None
+
+
+def _retry_at(error: BaseException, now: float) -> float | None:
+    """Return when a run that asks to be retried is tried again, None for any other.
+
+    Args:
+        now: Redis's time, in seconds.
+    """
+    when = error.when if isinstance(error, Retry) else None
+    if isinstance(when, (int, float)) and not isinstance(when, bool):
+        return now + max(0.0, when)
+    return timestamp(when)
 
 
 def _lock_of(error: BaseException) -> dict[str, Any] | None:

@@ -313,16 +313,16 @@ class TaskSignals:
             return
         active_run.set(active.outer)
         memsync = self.memsync
+        if state is not None:
+            active.end(state, retval, time.monotonic())
         if active.reported:
             # A soft time limit may have struck between a report and its queue.
             memsync.writer.put(active.progress)
         owners, active.lock_owners = active.lock_owners, frozenset()
         for owner in owners:
             owner.end_run(active.run_id)
-        if state is None:
-            return
-        active.end(state, retval, time.monotonic())
-        memsync.writer.defer(active)
+        if state is not None:
+            memsync.writer.defer(active)
 
     # -- what the main process, or nobody else, knows
 

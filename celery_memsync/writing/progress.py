@@ -69,6 +69,8 @@ class ProgressChange(Change):
         change = cls(location, (percent, current, total, message, status, run, fields), run_key, rank,
                      clock.monotonic(started_at), ttl)
         change.at = clock.monotonic(updated_at)
+        # The run may have waited for longer than the ttl, which counts from that time.
+        change.ttl += max(0.0, time.monotonic() - change.at)
         return change
 
     def coalesce(self, newer: Change) -> Change | None:
