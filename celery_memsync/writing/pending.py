@@ -23,15 +23,18 @@ class Row:
 
     Attributes:
         changes: A list that is replaced, never changed: other threads read it without a lock.
+        newest: The last of them, unless it is under way: a newer one may be joined with it.  What is under way may be
+            stored by then, and must not be stored again with the newer one, over what others have made of it.
         resolving: The first of them, if a resolver is at work on it.
         retry_at: Monotonic time before which it is not sent, because Redis refuses it.
         refusals: How often Redis has refused it in a row.
     """
 
-    __slots__ = ("changes", "resolving", "retry_at", "refusals")
+    __slots__ = ("changes", "newest", "resolving", "retry_at", "refusals")
 
     def __init__(self, change: Change) -> None:
         self.changes = [change]
+        self.newest: Change | None = change
         self.resolving: Change | None = None
         self.retry_at = 0.0
         self.refusals = 0
@@ -158,6 +161,7 @@ class PendingChanges:
             for row in self._rows():
                 if row.resolving is None and (everything or row.retry_at <= now):
                     row.changes = [change.snapshot() for change in row.changes]
+                    row.newest = None
                     found += row.changes
             return found
 
@@ -214,6 +218,8 @@ class PendingChanges:
     def note_keys(self) -> None:
         """Note what is still pending, after a batch."""
         with self._mutex:
+            for row in self._rows():
+                row.newest = None if row.changes[-1] is row.resolving else row.changes[-1]
             self._stuck = {row.changes[0].location.key for row in self._rows() if row.refusals or row.resolving is not None}
             self._held = {location.key for location in chain(self._ordinary, self._expendable)}
             self._held.update(deferred.key for deferred in self._deferred)
@@ -249,12 +255,11 @@ class PendingChanges:
         if row is None:
             queue[location] = Row(change)
             return
-        last = row.changes[-1]
-        joined = None if last is row.resolving else last.coalesce(change)
+        joined = None if row.newest is None else row.newest.coalesce(change)
         if joined is None:
-            row.changes = [*row.changes, change]
+            row.changes, row.newest = [*row.changes, change], change
         else:
-            row.changes = [*row.changes[:-1], joined]
+            row.changes, row.newest = [*row.changes[:-1], joined], joined
             self.coalesced += 1
 
     def _append_deferred(self, deferred: DeferredChange) -> None:
