@@ -88,8 +88,9 @@ class BatchWriter:
         self._seen = VersionTracker()
         self._serials = count(1)
         self._write_events = WriteEvents(events)
-        #: Drops that were reported.
+        #: Drops that were reported, and those of them because there were too many.
         self._reported_drops = 0
+        self._reported_as_too_many = 0
         self._warned_of_drops = False
         #: Locations of which a refusal was logged.
         self._warned: set[Location] = set()
@@ -584,9 +585,11 @@ class BatchWriter:
         if not dropped:
             return
         self._reported_drops += dropped
-        if not self._warned_of_drops:
+        too_many = self._pending.dropped - self._pending.spoiled - self._reported_as_too_many
+        self._reported_as_too_many += too_many
+        if too_many and not self._warned_of_drops:
             self._warned_of_drops = True
-            logger.warning("Dropped %d changes: more than %d entries were pending", dropped, self.max_pending)
+            logger.warning("Dropped %d changes: more than %d entries were pending", too_many, self.max_pending)
         self.events.emit("writes-dropped", count=dropped)
 
     def _failed(self, error: MemSyncError, count: int) -> None:
