@@ -196,6 +196,16 @@ class PendingChanges:
             if row is not None:
                 row.resolving = change
 
+    def is_later(self, change: Change) -> bool:
+        """Return whether another change of its entry comes before it."""
+        row = self._row(change.location)
+        return row is not None and change in row.changes[1:]
+
+    def is_waiting(self, change: Change) -> bool:
+        """Return whether the row of a change is not sent for now."""
+        row = self._row(change.location)
+        return row is not None and (row.resolving is not None or row.refusals > 0)
+
     @property
     def refused(self) -> list[Location]:
         """The entries that Redis refuses to write."""
@@ -222,7 +232,7 @@ class PendingChanges:
         """Note what is still pending, after a batch."""
         with self._mutex:
             for row in self._rows():
-                row.newest = None if row.changes[-1] is row.resolving else row.changes[-1]
+                self._join(row)
             self._stuck = {row.changes[0].location.key for row in self._rows() if row.refusals or row.resolving is not None}
             self._held = {location.key for location in chain(self._ordinary, self._expendable)}
             self._held.update(deferred.key for deferred in self._deferred)
@@ -267,6 +277,18 @@ class PendingChanges:
         else:
             row.changes, row.newest = [*row.changes[:-1], joined], joined
             self.coalesced += 1
+
+    def _join(self, row: Row) -> None:
+        """Join what can be: nothing of it is under way."""
+        changes = row.changes[:1]
+        for change in row.changes[1:]:
+            joined = None if changes[-1] is row.resolving else changes[-1].coalesce(change)
+            if joined is None:
+                changes.append(change)
+            else:
+                changes[-1] = joined
+                self.coalesced += 1
+        row.changes, row.newest = changes, None if changes[-1] is row.resolving else changes[-1]
 
     def _append_deferred(self, deferred: DeferredChange) -> None:
         try:

@@ -467,6 +467,9 @@ class BatchWriter:
         """Note an outcome; return what is to be written instead at once, if anything."""
         status = outcome.status
         if status == "conflict":
+            if self._pending.is_later(change):
+                # What comes before it is settled first.  This was made by who knew of that, so it follows plainly.
+                return None if self._pending.is_waiting(change) else change
             return self._resolve(change, outcome)
         if status == "error":
             self._refuse(change, outcome.error)
