@@ -105,6 +105,7 @@ class BatchWriter:
 
     def defer(self, deferred: DeferredChange) -> None:
         """Take a deferred change; what it comes to is written within ``interval``, and a tenth of that."""
+        self.on_put(deferred)
         size = self._pending.put(deferred.key, deferred)
         self.on_put(deferred)
         self._wake(size)
@@ -113,8 +114,9 @@ class BatchWriter:
         """Take a change; it is written within ``interval``."""
         if isinstance(change, SetValue):
             change.seen = self._seen.stamp(change.location)
+        # It is not seen before the copies of what it changes are dropped; nor are those believed that are made meanwhile.
+        self.on_put(change.location)
         size = self._pending.put(change.location.key, change)
-        # It is not seen before the copies of what it changes are dropped.
         self.on_put(change.location)
         self._wake(size)
 

@@ -133,25 +133,6 @@ def test_refused_writes_are_bounded(make_memsync, limited):
     assert memsync.get_metrics()["dropped"] == 2
 
 
-def test_refused_writes_are_tried_less_and_less_often_but_by_force_at_once(memsync, limited, redis):
-    limited.refuse("get")
-    memsync.write("a", 1)
-    tries = []
-    for _ in range(3):
-        with pytest.raises(StoreError):
-            memsync.force_sync()
-        redis.config_resetstat()
-        memsync.write("other", len(tries))
-        memsync.writer.flush()
-        tries.append(redis.info("commandstats").get("cmdstat_get", {}).get("rejected_calls", 0))
-
-    limited.allow("get")
-    memsync.force_sync()
-
-    assert tries == [0, 0, 0]
-    assert memsync.read("a") == 1
-
-
 def test_refusal_is_logged_once(memsync, limited, caplog):
     limited.refuse("get")
 
