@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from celery_memsync import ConflictError, MemorySyncManager, StoreError
+from celery_memsync import ConflictError, LockLost, MemorySyncManager, StoreError
 from celery_memsync.keys import Keys
 from celery_memsync.store.acl import rules
 from celery_memsync.store.scripts import ENTRY_WRITE
@@ -203,7 +203,8 @@ def test_versions_and_fences_decide_as_with_one_server(make):
         memsync.write("b", 1, fence=lock.fence + 1)
         memsync.force_sync()
         memsync.write("b", 2, fence=lock)
-        memsync.force_sync()
+        with pytest.raises(LockLost):
+            memsync.force_sync()
 
     with pytest.raises(ConflictError):
         other.write("a", 2, expected_version=0)

@@ -129,11 +129,15 @@ def test_what_is_on_its_way_to_redis_is_waited_for_and_read(redis_url, make_mems
     assert (flush(), ask(memsync)) == ("done", now)
 
 
+@pytest.mark.parametrize("held", [WRITER, b""], ids=["writes", "everything"])
 @pytest.mark.parametrize("ask", [
     lambda one: one.get_task_state("t"), lambda one: one.get_task_progress("t"),
     lambda one: one.get_queue(), lambda one: one.get_tasks(), lambda one: one.read_many(["a", "tasks/t/state"]),
-], ids=["state", "progress", "queue", "tasks", "read_many"])
-def test_while_redis_takes_nothing_a_whole_value_is_read_and_the_rest_is_an_error(redis_url, make_memsync, proxy, ask):
+    lambda one: one.get_task_agents("t"), lambda one: one.get_task("t"),
+], ids=["state", "progress", "queue", "tasks", "read_many", "agents", "task"])
+def test_while_redis_takes_nothing_a_whole_value_is_read_and_the_rest_is_an_error(
+    redis_url, make_memsync, proxy, ask, held,
+):
     memsync = make_memsync(url=proxy.url, batch_interval=60.0, backend_options={"socket_timeout": 1})
     publish(memsync, {"a": 1})
     memsync.writer.timeout = 0.2
@@ -141,7 +145,8 @@ def test_while_redis_takes_nothing_a_whole_value_is_read_and_the_rest_is_an_erro
     memsync.write("a", 2)
     memsync.sync_task_state("t", {"y": 2})
     memsync.sync_task_progress("t", 20)
-    proxy.hold(b"")
+    memsync.sync_agent_coordination("t", "n", 2)
+    proxy.hold(held)
     memsync.writer._thread.run_now()
     eventually(lambda: proxy.held)
     entry = memsync.read_entry("a")
