@@ -12,6 +12,7 @@ from tests.support.stress import stressed
 from tests.support.waiting import eventually
 from tests.support.ways import ways, write_now
 
+
 @ways
 def test_one_reads_what_one_has_told(memsync, write, ask):
     answers = []

@@ -12,6 +12,7 @@ from celery_memsync.conflicts import Resolvers
 from celery_memsync.events import EVENTS
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
+from tests.support.publishing import publish
 from tests.support.waiting import eventually
 
 #: What is told holds this, so that it can be looked for in Redis.
@@ -172,19 +173,12 @@ def test_what_was_not_stored_is_not_told(memsync, other):
 
 
 def test_of_a_field_what_was_stored_last_is_told_last(memsync, other):
-    told = []
-    for manager in (memsync, other):
-        manager.on("task-state-synced", lambda state, **_: told.append(state))
+    told = listen(other, "task-state-synced")
     other.sync_task_state("t2", {"x": "older"})
-    time.sleep(0.02)
-    memsync.sync_task_state("t2", {"x": "newer"})
-
-    for manager in (memsync, other):
-        manager.force_sync()
-        assert manager.events.wait_idle(5)
-
-    assert told == [{"x": "newer"}, {"x": "older"}]
-    assert memsync.get_task_state("t2") == {"x": "older"}
+    publish(memsync, {"tasks/t2/state": {"x": "newer"}})
+    other.force_sync()
+    assert other.events.wait_idle(5)
+    assert [details["state"] for _, details in told] == [memsync.get_task_state("t2")] == [{"x": "older"}]
 
 
 # -- how often
