@@ -79,7 +79,7 @@ class HeldLocks:
         """Return what a user gives to the package, which looks whether a mutex is held when it is called."""
         @functools.wraps(function)
         def checked(*args, **kwargs):
-            self.check("user code", held())
+            self.check("user code", set(held()))
             return function(*args, **kwargs)
 
         return checked
