@@ -129,8 +129,8 @@ class BackgroundLoop:
     def call_now(self) -> None:
         """Call the action at once, even if it has just failed."""
         self._urgent = True
-        self.wake()
         self._hurried.set()
+        self.wake()
 
     def stop(self, timeout: float | None = None) -> None:
         """Return when the action is not called any more, or the timeout (seconds) is over."""
@@ -180,8 +180,9 @@ class BackgroundLoop:
         # After a failure the growing pause counts alone, unless a caller waits: hurrying would defeat it.
         if self._failures:
             self._wait_stopped(self._backoff.compute(self._failures))
-        elif self.interval and not self._urgent:
-            self._hurried.wait(self.interval)
+        elif self.interval:
+            # The hurry is over with this call: the next wake waits for its interval again.
+            self._hurried.wait(0 if self._urgent else self.interval)
 
     def _wait_stopped(self, seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -40,6 +40,10 @@ class CacheableRead:
     What this process has written there is sent first.  If that fails, the answer
     lacks it; it is not kept then.
 
+    Attributes:
+        lacks_writes: Whether something that this process has written there could not be sent.
+        error: Why, if Redis did not answer; None if it is stuck.
+
     Args:
         keys: Redis keys that are read.
         to_keep: Whether anything of the answer is to be kept.
@@ -58,16 +62,16 @@ class CacheableRead:
         self._source: TrackedConnection | None = None
         self._reading: PendingRead | None = None
         self._asked_at = 0.0
-        #: Whether something that this process has written there could not be sent.
         self.lacks_writes = False
+        self.error: StoreError | None = None
 
     def __enter__(self) -> CacheableRead:
         reader = self._reader
         try:
             reader.writer.flush_for(*self._keys)
             self.lacks_writes = reader.writer.is_stuck(*self._keys)
-        except StoreError:
-            self.lacks_writes = True
+        except StoreError as exc:
+            self.lacks_writes, self.error = True, exc
         self._source = reader.link.checkout() if self._to_keep else None
         self._asked_at = time.monotonic()
         if self._source is not None:
@@ -199,18 +203,27 @@ class Reader:
         While Redis is away, a whole value that is pending is an answer, too.
         """
         locations = list(wanted)
+        unsent = {}
+        if cacheable.lacks_writes:
+            # Before Redis is asked: what leaves them later, is stored later.
+            unsent = {one: changes for one in locations if (changes := self.writer.unsent(one))}
+            self._check_whole(cacheable, [one for one in locations if self.writer.is_pending(one.key)], unsent)
         answer: list[StoredEntry | None] = [None] * len(locations)
         try:
             answer = cacheable.read(lambda source: self.store.read_entries(locations, source))
         except StoreError:
-            if not all(any(isinstance(change, SetValue) for change in self.writer.unsent(one)) for one in locations):
+            if not all(_is_whole(unsent.get(one, ())) for one in locations):
                 raise
         found = dict(zip(locations, answer))
-        unsent = {}
-        if cacheable.lacks_writes:
-            unsent = {one: changes for one in locations if (changes := self.writer.unsent(one))}
         found.update({one: self._preview(found[one], changes) for one, changes in unsent.items()})
         return found, set(unsent)
+
+    def _check_whole(
+        self, cacheable: CacheableRead, pending: Sequence[Location], unsent: Mapping[Location, Sequence[Change]],
+    ) -> None:
+        """Raise why what is pending could not be sent, unless all of it is whole values."""
+        if cacheable.error is not None and not all(_is_whole(unsent.get(one, ())) for one in pending):
+            raise cacheable.error
 
     def _preview(self, stored: StoredEntry | None, changes: Sequence[Change]) -> StoredEntry | None:
         """Return an entry with changes of this process over it that could not be written yet."""
@@ -273,6 +286,8 @@ class Reader:
         return (self.keys.task(task_id), self.keys.agents(task_id)) if agents else (self.keys.task(task_id),)
 
     def _read_task(self, cacheable: CacheableRead, task_id: str, agents: bool) -> Task:
+        if cacheable.error is not None:
+            raise cacheable.error
         (task,) = cacheable.read(lambda source: self.store.read_tasks([task_id], agents, source))
         return self._with_unsent(task_id, task) if cacheable.lacks_writes else self._noted(task_id, task)
 
@@ -343,6 +358,11 @@ def parts_of(location: Location) -> list[Location]:
     if location.task_id and location.slot == STATE:
         return [location._replace(slot=STAGE), location]
     return [location]
+
+
+def _is_whole(changes: Sequence[Change]) -> bool:
+    """Whether changes make up a value, whatever is stored."""
+    return any(isinstance(change, SetValue) for change in changes)
 
 
 def _number(body: bytes) -> Any:

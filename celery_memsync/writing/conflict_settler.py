@@ -15,6 +15,9 @@ from .changes import Change, MergeFields, SetValue
 
 logger = get_logger(__name__)
 
+#: Seconds between two times that are told apart.
+MOMENT = 0.001
+
 #: The details of the event ``conflict-resolved``: key, strategy, entries, and the values that are not in the result.
 Conflict = dict[str, Any]
 
@@ -116,9 +119,10 @@ class ConflictSettler:
         disputed: set[str],
     ) -> Change | Conflict:
         # The time of the entry is that of its last write, which may have been of another field.  So it does not decide:
-        # to the resolver these fields come later, and where the last write wins, they do.
+        # to the resolver these fields come later, and where the last write wins, they do.  Of one moment the worker's id
+        # would decide.
         stored_at = self.clock.monotonic(stored.header.time / 1000)
-        recorded_at = max(stored_at, *(change.recorded_at[name] for name in disputed))
+        recorded_at = max(stored_at + MOMENT, *(change.recorded_at[name] for name in disputed))
         value = encoding.decode(encoding.join_fields(mine))
         body, conflict = self._resolve(change, stored, value, recorded_at)
         fields = change.fields

@@ -66,13 +66,15 @@ class PendingChanges:
     lock closed for the writer.  The rest is called by the writer's thread.
 
     Args:
-        limit: Most rows.  Beyond it the oldest progress is dropped first, then the oldest others.
+        limit: Most rows.  Beyond it the oldest progress is dropped first, then the oldest others.  Of deferred changes
+            there are as many at most, and the oldest are dropped.
         inbox_size: Changes in the inbox from which on the caller of :meth:`put` coalesces them, as the writer's thread
             does otherwise.
 
     Attributes:
         coalesced: How many changes were joined with another one.
         dropped: How many were dropped.
+        spoiled: How many of those because they could not be described.
     """
 
     def __init__(self, limit: int, inbox_size: int = 500) -> None:
@@ -80,6 +82,7 @@ class PendingChanges:
         self.inbox_size = inbox_size
         self.coalesced = 0
         self.dropped = 0
+        self.spoiled = 0
         self._inbox: deque[tuple[str, Change | DeferredChange]] = deque()
         #: Redis keys of what is in the inbox, of what is being taken out of it, and of the rest.
         self._fresh: set[str] = set()
@@ -214,6 +217,16 @@ class PendingChanges:
             if row is not None:
                 row.resolving = change
 
+    def is_later(self, change: Change) -> bool:
+        """Return whether another change of its entry comes before it."""
+        row = self._row_of(change)
+        return row is not None and change in row.changes[1:]
+
+    def is_waiting(self, change: Change) -> bool:
+        """Return whether the row of a change is not sent for now."""
+        row = self._row_of(change)
+        return row is not None and (row.resolving is not None or row.refusals > 0)
+
     @property
     def resolving(self) -> bool:
         """Whether a resolver is at work on a change."""
@@ -263,6 +276,9 @@ class PendingChanges:
         self._taken = set()
         while len(self._ordinary) + len(self._expendable) > self.limit:
             self._drop_oldest()
+        while len(self._deferred) > self.limit:  # the writer's thread is waiting for Redis
+            del self._deferred[next(iter(self._deferred))]
+            self.dropped += 1
 
     def _append(self, change: Change) -> None:
         location = change.location
@@ -282,6 +298,7 @@ class PendingChanges:
         except Exception:
             logger.exception("Dropped a stage of a task that could not be described")
             self.dropped += 1
+            self.spoiled += 1
 
     def _drop_oldest(self) -> None:
         _, row = (self._expendable or self._ordinary).popitem(last=False)

@@ -93,8 +93,9 @@ class BatchWriter:
         self.unanswered = Unanswered(lambda: next(self._serials))
         self._coordination_serials = count(1)
         self._write_events = WriteEvents(events)
-        #: Drops that were reported.
+        #: Drops that were reported, and those of them because there were too many.
         self._reported_drops = 0
+        self._reported_as_too_many = 0
         self._warned_of_drops = False
         #: What Redis answered to the writes that it refuses.
         self._refusals: dict[Location, WriteResult] = {}
@@ -121,8 +122,9 @@ class BatchWriter:
         """Take a change; it is written within ``interval``."""
         if isinstance(change, SetValue):
             change.seen = self._seen.stamp(change.location)
+        # It is not seen before the copies of what it changes are dropped; nor are those believed that are made meanwhile.
+        self.on_put(change.location)
         size = self._pending.put(change.location.key, change)
-        # It is not seen before the copies of what it changes are dropped.
         self.on_put(change.location)
         self._thread.wake()
         if size >= self.batch_size:
@@ -542,6 +544,9 @@ class BatchWriter:
         """Note an outcome; return what is to be written instead at once, if anything."""
         status = outcome.status
         if status == "conflict":
+            if self._pending.is_later(change):
+                # What comes before it is settled first.  This was made by who knew of that, so it follows plainly.
+                return None if self._pending.is_waiting(change) else change
             return self._resolve(change, outcome)
         if status == "error":
             if not outcome.is_of_all:
@@ -662,9 +667,11 @@ class BatchWriter:
         if not dropped:
             return
         self._reported_drops += dropped
-        if not self._warned_of_drops:
+        too_many = self._pending.dropped - self._pending.spoiled - self._reported_as_too_many
+        self._reported_as_too_many += too_many
+        if too_many and not self._warned_of_drops:
             self._warned_of_drops = True
-            logger.warning("Dropped %d changes: more than %d entries were pending", dropped, self.max_pending)
+            logger.warning("Dropped %d changes: more than %d entries were pending", too_many, self.max_pending)
         self.events.emit("writes-dropped", count=dropped)
 
     def _failed(self, error: MemSyncError, count: int) -> None:

@@ -6,7 +6,7 @@ import random
 import pytest
 import redis as redis_py
 
-from celery_memsync import ConflictError, MemorySyncManager, StoreError, StoreUnavailable
+from celery_memsync import ConflictError, LockLost, MemorySyncManager, StoreError, StoreUnavailable
 from celery_memsync.keys import Keys
 from celery_memsync.store.acl import rules
 from celery_memsync.store.scripts import ENTRY_WRITE
@@ -238,7 +238,8 @@ def test_versions_and_fences_decide_as_with_one_server(make):
         memsync.write("b", 1, fence=lock.fence + 1)
         memsync.force_sync()
         memsync.write("b", 2, fence=lock)
-        memsync.force_sync()
+        with pytest.raises(LockLost):
+            memsync.force_sync()
 
     with pytest.raises(ConflictError):
         other.write("a", 2, expected_version=0)

@@ -1,14 +1,22 @@
 """A soft time limit raises at any bytecode of a task: nothing of ours may be left locked or lost by it."""
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
-from celery_memsync import Resolution
+from celery_memsync import Resolution, background_loop, manager
+from celery_memsync.reading import cache, reader
+from celery_memsync.writing import pending, requests, writer
 from tests.support.stress import stressed
+from tests.support.strikes import strike
+
+#: What a barrier runs through in the thread of its caller.
+MODULES = (background_loop, cache, manager, pending, reader, requests, writer)
 
 SECONDS = str(stressed(10.0))
 
@@ -120,21 +128,92 @@ def test_a_limit_that_a_handler_of_an_event_raises_is_no_matter_of_the_task(mems
     (lambda memsync, value: memsync.write("a", value), lambda memsync: memsync.read("a", consistent=True)),
     (lambda memsync, value: memsync.sync_task_state("t", value), lambda memsync: memsync.get_task_state("t")),
 ])
-def test_a_limit_in_a_resolver_reaches_the_task_and_the_conflict_is_settled_later(make_memsync, other, tell, ask):
-    strikes = [SoftTimeLimitExceeded]
+def test_a_limit_that_a_resolver_raises_is_a_failure_of_the_resolver(make_memsync, other, tell, ask):
+    asked_in = []
 
     def resolve(entries):
-        if strikes:
-            raise strikes.pop()
-        return Resolution({"x": sum(entry.value["x"] for entry in entries)}, "sum", [])
+        asked_in.append(threading.current_thread().name)
+        raise SoftTimeLimitExceeded
 
     memsync = make_memsync(batch_interval=60.0, conflict_resolver=resolve)
+    told = []
+    memsync.on("conflict-resolved", lambda strategy, **_: told.append(strategy))
     tell(other, {"x": 1})
     other.force_sync()
     tell(memsync, {"x": 2})
 
-    with pytest.raises(SoftTimeLimitExceeded):
-        memsync.force_sync()
+    memsync.force_sync()
+    assert memsync.events.wait_idle(5)
+
+    assert (ask(other), memsync.get_metrics()["conflicts"]) == ({"x": 2}, 1)
+    assert told == ["failed: SoftTimeLimitExceeded"]
+    assert asked_in == ["memsync-resolver"]
+
+
+@pytest.mark.parametrize("tell, ask", [
+    (lambda memsync, value: memsync.write("a", value), lambda memsync: memsync.read("a", consistent=True)),
+    (lambda memsync, value: memsync.sync_task_state("t", value), lambda memsync: memsync.get_task_state("t")),
+])
+def test_a_limit_while_a_resolver_is_at_work_reaches_the_task_and_the_conflict_is_settled(
+    make_memsync, other, tell, ask,
+):
+    def resolve(entries):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
+        struck.wait(10)
+        return Resolution({"x": sum(entry.value["x"] for entry in entries)}, "sum", [])
+
+    def strike_task(*_):
+        raise SoftTimeLimitExceeded
+
+    struck = threading.Event()
+    memsync = make_memsync(batch_interval=60.0, conflict_resolver=resolve)
+    tell(other, {"x": 1})
+    other.force_sync()
+    tell(memsync, {"x": 2})
+    before = signal.signal(signal.SIGUSR1, strike_task)
+
+    try:
+        with pytest.raises(SoftTimeLimitExceeded):
+            memsync.force_sync()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    struck.set()
     memsync.force_sync()
 
     assert (ask(other), memsync.get_metrics()["conflicts"]) == ({"x": 3}, 1)
+
+
+#: Bytecodes between two at which a barrier is struck.
+STRIDE = 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="where signals are handled differs")
+@pytest.mark.parametrize("act", [
+    lambda memsync: memsync.force_sync(), lambda memsync: memsync.read_many(["a", "tasks/t/state"]),
+], ids=["force_sync", "read_many"])
+def test_an_exception_at_any_bytecode_of_a_barrier_loses_nothing(memsync, other, act):
+    def tell(number):
+        memsync.write("a", number)
+        memsync.sync_task_state("t", {f"x{number % 3}": number})
+        memsync.increment_metrics(n=1)
+
+    tell(0)
+    number = strike(lambda: act(memsync), None, *MODULES)
+    memsync.force_sync()
+    counted, fields, wrong = 1, {"x0": 0}, []
+
+    for at in range(1, number + 1, STRIDE):
+        tell(at)
+        counted, fields[f"x{at % 3}"] = counted + 1, at
+        strike(lambda: act(memsync), at, *MODULES)
+        memsync.force_sync()
+        stored = (other.read("a", consistent=True), other.read("tasks/t/state", consistent=True),
+                  other.get_coordination_metrics())
+        if stored != (at, fields, {"n": counted}):
+            wrong.append((at, stored))
+
+    assert number > 20
+    assert wrong == []
+    assert memsync.writer.pending == 0
+    assert memsync.get_metrics()["conflicts"] == 0

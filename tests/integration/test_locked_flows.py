@@ -154,7 +154,7 @@ def test_what_a_run_tells_that_was_paused_beyond_its_lease_is_refused(make_fleet
     wait_begun(fleet, second, times=2)
     time.sleep(0.3)
     os.kill(row["pid"], signal.SIGCONT)
-    eventually(lambda: "a later holder of its lock has written" in paused.output())
+    eventually(lambda: "a newer fence has already written it" in paused.output())
     eventually(lambda: len(fleet.notes("end", task_id)) == 2)
 
     assert fleet.wait(second, "SUCCESS")["worker"] == other.name

@@ -13,14 +13,17 @@ def calls_of(redis):
 
 
 def round_trips(memsync, act):
-    """Return how often this thread, while ``act`` runs, sends something to Redis after it has read what came before."""
+    """Return how often ``act`` sends something to Redis after it has read what came before.
+
+    What it has the writer's thread do counts, too.
+    """
     steps = []
     caller = threading.get_ident()
     kind = memsync.store.redis.connection_pool.connection_class
 
     def noting(step, original):
         def note(*args, **kwargs):
-            if threading.get_ident() == caller:
+            if threading.get_ident() == caller or threading.current_thread().name == "memsync-writer":
                 steps.append(step)
             return original(*args, **kwargs)
         return note

@@ -5,7 +5,7 @@ import threading
 
 
 def in_background(act):
-    """Call something in a thread; return a function that waits for what it returned."""
+    """Call something in a thread; return a function that waits for what it returned; its ``answers`` are those by now."""
     answers = []
     thread = threading.Thread(target=lambda: answers.append(act()), daemon=True)
     thread.start()
@@ -15,4 +15,5 @@ def in_background(act):
         assert answers, "it has not returned"
         return answers[0]
 
+    answer.answers = answers
     return answer

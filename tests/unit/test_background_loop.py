@@ -80,6 +80,19 @@ def test_hurrying_does_not_wait_for_the_interval(make_thread):
     assert eventually(lambda: calls)
 
 
+def test_what_is_woken_after_a_hurried_call_waits_for_its_interval_again(make_thread):
+    calls = []
+    thread = make_thread(lambda: calls.append(1), interval=60.0, on_demand=True)
+
+    for number in (1, 2, 3):
+        thread.call_now()
+        eventually(lambda: len(calls) == number)
+        thread.wake()
+        time.sleep(0.05)
+
+    assert len(calls) == 3
+
+
 @pytest.mark.slow
 def test_a_failing_action_is_logged_once_and_once_more_when_it_works(make_thread, caplog):
     caplog.set_level("INFO")

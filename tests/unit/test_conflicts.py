@@ -255,8 +255,8 @@ def test_a_newer_write_wins_over_one_that_lost_every_round(memsync, make_memsync
         if meddling:  # or it would open what is shut down at the end of the test, and meddle with other tests
             memsync.write("a", entries[0].value + "x")
             memsync.force_sync()
-            unlucky.write("a", "newer")
-        return Resolution("mine", "meddle")
+            unlucky.write("a", "newer")  # while the older one is under way
+        return Resolution(entries[1].value, "meddle")
 
     unlucky = make_memsync(batch_interval=60.0, conflict_resolver=meddle)
     memsync.write("a", "x")
@@ -269,6 +269,7 @@ def test_a_newer_write_wins_over_one_that_lost_every_round(memsync, make_memsync
 
     assert unlucky.writer.pending == 1
     assert unlucky.read("a") == "newer"
+    assert unlucky.writer.pending == 0
 
 
 # -- fields

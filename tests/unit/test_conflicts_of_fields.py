@@ -122,15 +122,10 @@ def test_a_field_that_moves_on_while_another_is_settled_is_not_put_back(memsync,
 # -- one field of two
 
 @pytest.mark.parametrize("resolver, first, second, resolved", [
-    ("last_write_wins", {"x": "first"}, {"x": "second"}, {"x": "second"}),
-    ("last_write_wins", {"x": "a", "mine": 1}, {"x": "b", "theirs": 2}, {"x": "b", "mine": 1, "theirs": 2}),
     ("merge_objects", {"x": {"a": {"b": 1}}}, {"x": {"a": {"c": 2}}}, {"x": {"a": {"b": 1, "c": 2}}}),
-    ("merge_objects", {"x": {"a": 1}, "y": 1}, {"x": {"a": 2}, "z": 3}, {"x": {"a": 2}, "y": 1, "z": 3}),
     (longest, {"x": "longest", "y": 1}, {"x": "long", "z": 3}, {"x": "longest", "y": 1, "z": 3}),
     (longest, {"x": "long"}, {"x": "longest"}, {"x": "longest"}),
     ({STATES: longest}, {"x": "longest"}, {"x": "long"}, {"x": "longest"}),
-    ({"tasks/*/progress": longest}, {"x": "longest"}, {"x": "long"}, {"x": "long"}),
-    ("max_value", {"x": 9}, {"x": 1}, {"x": 1}),
 ])
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_one_field_of_two_ends_the_same_whoever_is_flushed_first(
@@ -146,19 +141,44 @@ def test_one_field_of_two_ends_the_same_whoever_is_flushed_first(
     assert conflicts(*managers) == 1
 
 
-@pytest.mark.parametrize("told, order", [
-    ([(0, {"x": "old"}), (1, {"x": "new"}), (0, {"y": 1})], (1, 0)),
-    ([(0, {"y": 1}), (1, {"x": "old"}), (2, {"x": "new"})], (2, 0, 1)),
-    ([(0, {"y": 1}), (1, {"x": "old"}), (2, {"x": "new"})], (0, 2, 1)),
+@pytest.mark.parametrize("resolver, told, resolved", [
+    ("last_write_wins", [{"x": "a"}, {"x": "b"}], [{"x": "a"}, {"x": "b"}]),
+    ("last_write_wins", [{"x": "a", "mine": 1}, {"x": "b", "theirs": 2}],
+     [{"x": "a", "mine": 1, "theirs": 2}, {"x": "b", "mine": 1, "theirs": 2}]),
+    ("merge_objects", [{"x": {"a": 1}, "y": 1}, {"x": {"a": 2}, "z": 3}],
+     [{"x": {"a": 1}, "y": 1, "z": 3}, {"x": {"a": 2}, "y": 1, "z": 3}]),
+    ({"tasks/*/progress": longest}, [{"x": "longest"}, {"x": "long"}], [{"x": "longest"}, {"x": "long"}]),
+    ("max_value", [{"x": 9}, {"x": 1}], [{"x": 9}, {"x": 1}]),
 ])
-def test_an_old_word_that_is_flushed_later_does_not_win(make_memsync, told, order):
-    managers = [make_memsync(batch_interval=60.0) for _ in order]
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("ids", ["ab", "ba"])
+def test_of_one_field_the_last_write_to_arrive_wins_whoever_it_is(make_memsync, resolver, told, resolved, order, ids):
+    managers = [make_memsync(worker_id, batch_interval=60.0, conflict_resolver=resolver) for worker_id in ids]
+    told_in_turn(*zip(managers, told))
+
+    for number in order:
+        managers[number].force_sync()
+
+    assert [state(memsync) for memsync in managers] == [resolved[order[1]]] * 2
+    assert conflicts(*managers) == 1
+
+
+@pytest.mark.parametrize("told, order, x", [
+    ([(0, {"x": "old"}), (1, {"x": "new"}), (0, {"y": 1})], (1, 0), "old"),
+    ([(0, {"y": 1}), (1, {"x": "old"}), (2, {"x": "new"})], (2, 0, 1), "old"),
+    ([(0, {"y": 1}), (1, {"x": "old"}), (2, {"x": "new"})], (0, 2, 1), "old"),
+    ([(1, {"x": "old"}), (2, {"x": "new"}), (0, {"y": 1})], (1, 0, 2), "new"),
+])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_field_is_not_lost_because_another_one_was_written_later(make_memsync, told, order, x, reverse):
+    ids = [f"w{number}" for number in order]
+    managers = [make_memsync(ids[-1 - n if reverse else n], batch_interval=60.0) for n in range(len(order))]
     told_in_turn(*((managers[number], fields) for number, fields in told))
 
     for number in order:
         managers[number].force_sync()
 
-    assert state(managers[0]) == {"x": "new", "y": 1}
+    assert state(managers[0]) == {"x": x, "y": 1}
     assert conflicts(*managers) == 1
 
 

@@ -7,20 +7,20 @@ import pytest
 
 from celery_memsync import MemorySyncManager, Resolution
 from celery_memsync.events import EVENTS
+from celery_memsync.keys import PROGRESS, Keys
 from celery_memsync.reading.cache import EntryCache
-from celery_memsync.writing import progress
+from celery_memsync.writing.pending import PendingChanges
+from celery_memsync.writing.progress import Progress
 from tests.support.held_locks import HeldLocks, held
 from tests.support.waiting import eventually
 
-#: Put exchanges with Redis in order: batches, and what is asked of the shared queue.
-TURNS = ("writing.writer.BatchWriter._flushing", "writing.shared_queue.SharedQueue._mutex")
+#: Puts what is asked of the shared queue in order.
+TURNS = ("writing.shared_queue.SharedQueue._mutex",)
 
 
 @pytest.fixture
 def locks(monkeypatch):
-    locks = HeldLocks(monkeypatch, allowed=TURNS)
-    locks.watch(monkeypatch, progress, "_reporting")
-    return locks
+    return HeldLocks(monkeypatch, allowed=TURNS)
 
 
 def tell_and_ask(memsync, other):
@@ -57,7 +57,7 @@ def test_no_mutex_is_held_where_a_handler_runs_or_redis_is_waited_for(locks, red
     def resolve(entries):
         return Resolution(entries[-1].value, "mine")
 
-    resolver = locks.user_code(resolve, allowed=TURNS)
+    resolver = locks.user_code(resolve)
     memsync, other = (
         MemorySyncManager(name, redis_url, batch_interval=interval, conflict_resolver=resolver) for name in "mo")
     heard = []
@@ -91,6 +91,16 @@ def test_a_mutex_that_is_held_is_noticed(locks):
 
     assert held() == []
     assert locks.violations == {("user code", "reading.cache.EntryCache._mutex")}
+
+
+def test_the_mutexes_of_pending_changes_are_watched(locks):
+    pending = PendingChanges(10)
+    cell = Progress(Keys("ns").task_location("t1", PROGRESS), 60.0)
+    handler = locks.user_code(lambda: None)
+
+    for mutex, name in ((pending._mutex, "pending.PendingChanges"), (cell._mutex, "progress.Progress")):
+        with mutex, pytest.raises(AssertionError, match=f"writing.{name}._mutex"):
+            handler()
 
 
 def test_a_socket_that_is_used_under_a_mutex_is_noticed(locks, redis_url):

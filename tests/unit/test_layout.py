@@ -3,20 +3,15 @@ from __future__ import annotations
 
 import ast
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from celery_memsync import exceptions
-from celery_memsync.events import EVENTS
-from celery_memsync.settings import Settings
 from celery_memsync.store import scripts
 from tests.support.paths import ROOT
 
 PACKAGE = ROOT / "celery_memsync"
 LUA = PACKAGE / "store" / "lua"
-REFERENCE = ROOT / "docs" / "reference"
 
 #: What imports what: a module or package imports from the lines above its own, and packages of one line do not know
 #: each other.  Imports for a type checker and inside of functions count, too.  `docs/design.md` shows the same.
@@ -98,12 +93,6 @@ def header_of(name: str) -> str:
 
 def body_of(name: str) -> str:
     return (LUA / f"{name}.lua").read_text()[len(header_of(name)):]
-
-
-def reference(name: str) -> str:
-    page = REFERENCE / f"{name}.md"
-    assert page.exists(), f"{page.relative_to(ROOT)} is not there"
-    return page.read_text()
 
 
 # -- layers
@@ -328,24 +317,3 @@ def test_no_script_or_store_method_goes_through_all_keys():
     texts = [body_of(name) for name in SCRIPTS] + [path.read_text() for path in STORE]
 
     assert not re.search(r'"(KEYS|SCAN)"|\.keys\("|\.scan\(|scan_iter', "".join(texts))
-
-
-# -- the reference
-
-@pytest.mark.parametrize("name", [f"memsync_{one.name}" for one in fields(Settings)])
-def test_a_setting_has_its_row_in_the_reference(name):
-    assert f"`{name}`" in reference("settings")
-
-
-@pytest.mark.parametrize("name", exceptions.__all__)
-def test_an_error_has_its_row_in_the_reference(name):
-    assert f"`{name}`" in reference("errors")
-    assert re.search(rf"^\s*\* {name}\b", exceptions.__doc__, re.M)
-
-
-@pytest.mark.parametrize("name", sorted(EVENTS))
-def test_an_event_has_its_row_in_the_reference(name):
-    rows = [line for line in reference("events").splitlines() if f"`{name}`" in line]
-
-    assert rows
-    assert all(any(detail in row for row in rows) for detail in EVENTS[name])

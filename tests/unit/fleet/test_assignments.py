@@ -46,14 +46,16 @@ def test_many_that_tell_at_the_same_time_lose_nothing(make_memsync, other):
     assert other.get_assignments() == {f"w{worker}": [f"{worker}-19"] for worker in range(8)}
 
 
-def test_a_process_reads_its_own_assignments_before_they_are_written(memsync, other):
+def test_a_process_reads_its_own_assignments_at_once_and_then_all_do(memsync, other):
     other.sync_assignments({"w1": ["a"], "w2": ["b"]})
     other.force_sync()
 
     memsync.sync_assignments({"w2": ["c"], "w3": ["d"]})
+    before = other.get_assignments()
 
     assert memsync.get_assignments() == memsync.read(ASSIGNMENTS) == {"w1": ["a"], "w2": ["c"], "w3": ["d"]}
-    assert other.get_assignments() == {"w1": ["a"], "w2": ["b"]}
+    assert before == {"w1": ["a"], "w2": ["b"]}
+    assert other.get_assignments() == {"w1": ["a"], "w2": ["c"], "w3": ["d"]}
 
 
 def test_the_beats_of_workers_tell_what_they_have_and_a_word_by_hand_wins(memsync, other):

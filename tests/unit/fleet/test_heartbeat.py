@@ -202,9 +202,11 @@ def test_a_process_without_celery_tells_by_hand_that_it_is_alive(memsync, other)
 def test_what_is_told_by_hand_and_not_written_yet_is_seen_by_its_process(memsync, other):
     memsync.update_heartbeat()
     memsync.sync_worker_status("w9", "up")
+    before = other.get_active_workers()
 
     assert memsync.get_active_workers() == ["w9", "worker-1"]
-    assert other.get_active_workers() == []
+    assert before == []
+    assert other.get_active_workers() == ["w9", "worker-1"]
 
 
 def test_what_is_told_by_hand_is_shown(memsync, other):

@@ -24,10 +24,30 @@ def test_a_write_under_a_lost_lock_is_refused_when_a_later_holder_has_written(me
     other.force_sync()
 
     memsync.write("balance", 1, fence=mine.fence if as_number else mine)
-    memsync.force_sync()
+    with pytest.raises(LockLost, match="task-sentinel/balance was written"):
+        memsync.force_sync()
+    memsync.force_sync()  # it is told once
 
     assert other.read("balance", consistent=True) == 2
     assert memsync.read("balance") == 2
+
+
+def test_a_write_that_the_thread_had_refused_is_told_by_the_next_barrier(make_memsync, other, stale, redis):
+    mine, theirs = stale
+    other.write("balance", 2, fence=theirs)
+    other.force_sync()
+    memsync = make_memsync(batch_interval=0.01)
+
+    memsync.write("balance", 1, fence=mine.fence)
+    eventually(lambda: memsync.get_metrics()["dropped"])
+    memsync.write("fine", 1)
+    memsync.writer.flush()
+
+    assert memsync.read("balance") == 2
+    with pytest.raises(LockLost):
+        memsync.force_sync()
+    memsync.force_sync()
+    assert other.read("fine") == 1
 
 
 def test_a_refused_write_is_counted_and_told(memsync, other, stale):
@@ -38,7 +58,8 @@ def test_a_refused_write_is_counted_and_told(memsync, other, stale):
     other.force_sync()
 
     memsync.write("balance", 1, fence=mine)
-    memsync.force_sync()
+    with pytest.raises(LockLost):
+        memsync.force_sync()
     assert memsync.events.wait_idle(5)
 
     assert dropped == [1] and memsync.get_metrics()["dropped"] == 1
@@ -87,7 +108,8 @@ def test_the_fence_of_a_later_write_without_one_is_kept(memsync, other, stale):
     other.force_sync()
 
     memsync.write("balance", 1, fence=mine)
-    memsync.force_sync()
+    with pytest.raises(LockLost):
+        memsync.force_sync()
 
     assert other.read("balance", consistent=True) == 3
 
@@ -111,7 +133,8 @@ def test_many_stale_writes_in_one_batch_are_refused_and_the_others_are_written(m
 
     for number in range(100):
         memsync.write(f"row-{number}", "mine", fence=mine)
-    memsync.force_sync()
+    with pytest.raises(LockLost, match="task-sentinel/row-0 and 49 others"):
+        memsync.force_sync()
 
     rows = [other.read(f"row-{number}", consistent=True) for number in range(100)]
     assert rows == ["theirs", "mine"] * 50

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
+from celery_memsync import StoreError
 from celery_memsync.reading import listener
-from celery_memsync.writing.changes import SetValue
 from tests.support.cache_hits import is_hit
 from tests.support.proxy import LISTENER, READERS, WRITER, Proxy
 from tests.support.publishing import publish
@@ -103,7 +103,7 @@ def test_copies_of_a_connection_that_does_not_answer_are_believed_for_a_bounded_
     (lambda one: one.get_task_agents("t"), ["m", "n"]),
     (lambda one: one.get_agent_coordination("t", "n"), 2),
 ], ids=["read", "read_many", "state", "progress", "agents", "agent"])
-def test_what_is_on_its_way_to_redis_is_read(redis_url, make_memsync, proxy, ask, now):
+def test_what_is_on_its_way_to_redis_is_waited_for_and_read(redis_url, make_memsync, proxy, ask, now):
     memsync = make_memsync(url=proxy.url, batch_interval=60.0)
     publish(memsync, {"a": 1, "b": 1})
     memsync.sync_task_state("t", {"x": 1})
@@ -116,15 +116,48 @@ def test_what_is_on_its_way_to_redis_is_read(redis_url, make_memsync, proxy, ask
     memsync.sync_task_state("t", {"y": 2})
     memsync.sync_task_progress("t", 20)
     memsync.sync_agent_coordination("t", "n", 2)
-    queued = ask(memsync)
     proxy.hold(WRITER)
     flush = in_background(lambda: memsync.force_sync(timeout=5) or "done")
     eventually(lambda: proxy.held)
-    on_its_way = [ask(memsync) for _ in range(5)]
+    on_its_way = [in_background(lambda: ask(memsync)) for _ in range(5)]
+    time.sleep(0.1)
+    early = [answer.answers for answer in on_its_way]
     proxy.release()
 
-    assert (queued, on_its_way) == (now, [now] * 5)
+    assert early == [[]] * 5
+    assert [answer() for answer in on_its_way] == [now] * 5
     assert (flush(), ask(memsync)) == ("done", now)
+
+
+@pytest.mark.parametrize("held", [WRITER, b""], ids=["writes", "everything"])
+@pytest.mark.parametrize("ask", [
+    lambda one: one.get_task_state("t"), lambda one: one.get_task_progress("t"),
+    lambda one: one.get_queue(), lambda one: one.get_tasks(), lambda one: one.read_many(["a", "tasks/t/state"]),
+    lambda one: one.get_task_agents("t"), lambda one: one.get_task("t"),
+], ids=["state", "progress", "queue", "tasks", "read_many", "agents", "task"])
+def test_while_redis_takes_nothing_a_whole_value_is_read_and_the_rest_is_an_error(
+    redis_url, make_memsync, proxy, ask, held,
+):
+    memsync = make_memsync(url=proxy.url, batch_interval=60.0, backend_options={"socket_timeout": 1})
+    publish(memsync, {"a": 1})
+    memsync.writer.timeout = 0.2
+
+    memsync.write("a", 2)
+    memsync.sync_task_state("t", {"y": 2})
+    memsync.sync_task_progress("t", 20)
+    memsync.sync_agent_coordination("t", "n", 2)
+    proxy.hold(held)
+    memsync.writer._thread.run_now()
+    eventually(lambda: proxy.held)
+    entry = memsync.read_entry("a")
+
+    with pytest.raises(StoreError):
+        ask(memsync)
+    assert (entry.value, entry.version) == (2, 0)
+    proxy.release()
+    memsync.writer.timeout = 10
+    memsync.force_sync(timeout=10)
+    assert (memsync.read("a"), memsync.get_task_state("t")) == (2, {"y": 2})
 
 
 def test_an_older_answer_that_comes_late_does_not_replace_a_newer_copy(redis_url, make_memsync, proxy):
@@ -194,24 +227,22 @@ def test_what_another_wrote_over_one_s_own_is_read_while_the_rest_is_on_its_way(
     assert memsync.read_entry("a") == meanwhile
 
 
-def test_nobody_sees_a_change_before_the_copies_of_what_it_changes_are_gone(memsync):
-    services, seen = memsync._open(), []
-    location = services.keys.location("a")
-    answers = []
+def test_nobody_finds_an_old_copy_after_he_has_seen_a_change(memsync):
+    memsync.sync_task_state("t", {"x": 1})
+    memsync.force_sync()
+    assert eventually(lambda: is_hit(memsync, "tasks/t/state"))
+    writer, seen = memsync.writer, []
+    drop = writer.on_put
 
-    def on_put(one):
-        answers.append(threading.Thread(target=lambda: seen.append((services.writer.waiting_for(one.key), bool(dropped)))))
-        answers[0].start()
-        answers[0].join(0.3)
-        dropped.append(one.key)
+    def drop_late(one):
+        if writer.is_pending(one.key):
+            seen.extend([memsync.get_task("t")["state"], memsync.get_task_state("t")])
+        drop(one)
 
-    dropped = []
-    services.writer.on_put = on_put
-    services.writer.put(SetValue(location, b"1", 60.0))
-    answers[0].join(10)
+    writer.on_put = drop_late
+    memsync.sync_task_state("t", {"x": 2})
 
-    assert dropped == [location.key]
-    assert seen == [(services.writer.waiting(), True)]
+    assert seen == [{"x": 2}, {"x": 2}]
 
 
 # -- quick readers

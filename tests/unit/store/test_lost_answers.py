@@ -12,6 +12,7 @@ from celery_memsync import StoreError
 from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store import scripts
+from tests.support.threads import in_background
 
 
 def persist(call, raised=None):
@@ -203,19 +204,35 @@ def test_a_handler_of_a_signal_may_use_the_queue_in_the_middle_of_its_use(proxie
     assert other.get_queue()["pending"] == ["first", "outer", "inner"]
 
 
-def test_own_counts_are_read_once_while_they_are_under_way(proxied, other, proxy):
+def test_own_counts_that_are_under_way_are_waited_for_and_read_once(proxied, other, proxy):
     proxied.increment_metrics(n=1)
     proxy.hold(scripts.METRICS_UPDATE.sha.encode())
-    writing = threading.Thread(target=proxied.force_sync)
-
-    writing.start()
+    flush = in_background(lambda: proxied.force_sync() or "done")
     assert proxy.held.wait(10)
-    shown = proxied.get_coordination_metrics(), proxied.read("coordination/metrics")
-    proxy.released.set()
-    writing.join(10)
 
+    asked = [in_background(proxied.get_coordination_metrics), in_background(lambda: proxied.read("coordination/metrics"))]
+    time.sleep(0.2)
+    proxy.released.set()
+
+    assert [answer() for answer in asked] == [{"n": 1}] * 2
+    assert flush() == "done"
     assert other.get_coordination_metrics() == {"n": 1}
-    assert shown == ({"n": 1}, {"n": 1})
+
+
+def test_own_counts_that_do_not_arrive_in_time_are_an_error_and_are_counted_once(proxied, other, proxy):
+    proxied.increment_metrics(n=1)
+    proxied.writer.timeout = 0.1
+    proxy.hold(scripts.METRICS_UPDATE.sha.encode())
+    with pytest.raises(StoreError, match="within 0.1 s"):
+        proxied.force_sync()
+
+    with pytest.raises(StoreError, match="within 0.1 s"):
+        proxied.get_coordination_metrics()
+    proxy.released.set()
+    proxied.writer.timeout = 10
+
+    assert proxied.get_coordination_metrics() == {"n": 1}
+    assert other.get_coordination_metrics() == {"n": 1}
 
 
 @pytest.mark.parametrize("word, ask, answer", [

@@ -6,10 +6,9 @@ import pytest
 from celery_memsync import keys as names
 from celery_memsync.encoding import decode, encode_fields
 from celery_memsync.keys import Keys
-from celery_memsync.models.entry import Header
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store.clock import Clock
-from celery_memsync.writing.changes import MergeFields, SetValue, StageChange, follows
+from celery_memsync.writing.changes import MergeFields, SetValue, StageChange
 from celery_memsync.writing.progress import Progress
 
 keys = Keys("task-sentinel")
@@ -81,15 +80,18 @@ def test_the_later_ttl_counts():
     assert value().coalesce(newer).ttl == 5.0
 
 
-@pytest.mark.parametrize("rank, run, stored, expected", [
-    ("2", RUN_1, ("2", RUN_1), False), ("4", RUN_1, ("2", RUN_1), True), ("2", RUN_2, ("5", RUN_1), True),
-    ("9", RUN_1, ("2", RUN_2), True), ("2", RUN_2, ("9", RUN_1), False), ("9", RUN_2, ("9", RUN_1), False),
-    ("5", RUN_1, ("2", RUN_2), False),
+@pytest.mark.parametrize("stored, told, status", [
+    (("RETRY", RUN_1), ("SUCCESS", RUN_1), "SUCCESS"), (("SUCCESS", RUN_1), ("STARTED", RUN_1), "SUCCESS"),
+    (("STARTED", RUN_1), ("STARTED", RUN_1), "STARTED"), (("RETRY", RUN_1), ("STARTED", RUN_2), "STARTED"),
+    (("STARTED", RUN_2), ("SUCCESS", RUN_1), "SUCCESS"), (("STARTED", RUN_2), ("FAILURE", RUN_1), "STARTED"),
+    (("SUCCESS", RUN_1), ("STARTED", RUN_2), "SUCCESS"), (("SUCCESS", RUN_1), ("SUCCESS", RUN_2), "SUCCESS"),
 ])
-def test_a_later_run_or_stage_follows_and_success_absorbs(rank, run, stored, expected):
-    header = Header(1, stored[1], stored[0], 0, 0, 0, 0, "-", "w1")
+def test_a_later_run_or_stage_follows_and_success_absorbs(memsync, other, stored, told, status):
+    for manager, (name, run_key) in ((memsync, stored), (other, told)):
+        manager.sync_task_run("t1", TaskRun(name, run=run_key), run_key)
+        manager.force_sync()
 
-    assert follows(run, rank, header) is expected
+    assert [manager.get_task_state("t1")["status"] for manager in (memsync, other)] == [status] * 2
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (2, 0, 1)])

@@ -1,6 +1,8 @@
 """What becomes of a change that somebody else was quicker than; in processes together: test_conflicts*.py."""
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from celery_memsync import encoding
@@ -10,7 +12,7 @@ from celery_memsync.models.entry import Header, StoredEntry
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store.clock import Clock
 from celery_memsync.writing.changes import MergeFields, SetValue, StageChange
-from celery_memsync.writing.conflict_settler import ConflictSettler
+from celery_memsync.writing.conflict_settler import ConflictSettler, Dispute
 from celery_memsync.writing.version_tracker import MergeBase
 
 KEYS = Keys("ns")
@@ -19,7 +21,7 @@ OLD_RUN, RUN, NEW_RUN = "0000000000000001", "0000000000000002", "000000000000000
 
 @pytest.fixture
 def settle():
-    """Settles a change; the resolver of all keys joins texts, lists and dicts."""
+    """Settles a change, and the dispute about it; the resolver of all keys joins texts, lists and dicts."""
     clock = Clock()
 
     def both(entries):
@@ -31,17 +33,22 @@ def settle():
     def act(change, stored, before=None, resolver=both):
         if isinstance(change, MergeFields):
             change.base = MergeBase.of(stored, clock)
-        return ConflictSettler(clock, "me", Resolvers(resolver, "ns"), 1000).settle(change, stored, before or {})
+        settled = ConflictSettler(clock, "me", Resolvers(resolver, "ns"), 1000).settle(change, stored, before or {})
+        if isinstance(settled, Dispute):
+            act.disputes.append(settled)
+            return settled.resolve()
+        return settled
 
     act.clock = clock
+    act.disputes = []
     return act
 
 
-def stored(settle, value, run="-", ago=1.0):
+def stored(settle, value, run="-", ago=1.0, worker_id="other"):
     """Return what another wrote a while ago; None: it deleted it."""
     time = round((settle.clock.now() - ago) * 1000)
     body = b"" if value is None else encoding.dumps(value)
-    return StoredEntry(Header(3, run, "-", 0, time, 60_000, 0, "other.1", "other"), body)
+    return StoredEntry(Header(3, run, "-", 0, time, 60_000, 0, "other.1", worker_id), body)
 
 
 def value(text, **more):
@@ -62,6 +69,27 @@ def test_a_value_is_settled_by_the_resolver_and_follows_what_is_stored(settle):
     assert [entry.worker_id for entry in settled.conflict["entries"]] == ["other", "me"]
 
 
+@pytest.mark.parametrize("resolver, is_quick", [
+    ("last_write_wins", True), ("max_value", True), ("merge_objects", True), (lambda entries: None, False),
+    ({"a": "merge_arrays", "*": lambda entries: None}, True), ({"a": lambda entries: None}, False),
+])
+def test_a_dispute_says_whether_a_user_settles_it(settle, resolver, is_quick):
+    settle(value("mine"), stored(settle, "theirs"), resolver=resolver)
+
+    assert [dispute.is_quick for dispute in settle.disputes] == [is_quick]
+
+
+def test_nobody_is_asked_before_the_dispute_is_to_be_resolved(settle):
+    asked = []
+    settler = ConflictSettler(settle.clock, "me", Resolvers(asked.append, "ns"), 1000)
+
+    dispute = settler.settle(value("mine"), stored(settle, "theirs"), {})
+    before = list(asked)
+    dispute.resolve()
+
+    assert (before, len(asked)) == ([], 1)
+
+
 def test_what_comes_to_the_same_is_not_written(settle):
     conflict = settle(value("mine"), stored(settle, "theirs"), resolver=lambda entries: Resolution("theirs", "keep"))
 
@@ -70,6 +98,7 @@ def test_what_comes_to_the_same_is_not_written(settle):
 
 @pytest.mark.parametrize("resolver", [
     lambda entries: 1 / 0, lambda: None, lambda entries: Resolution(object()), lambda entries: Resolution("x" * 2000),
+    lambda entries: sys.exit(1), lambda entries: None,
 ])
 def test_with_a_resolver_that_fails_the_incoming_value_is_kept(settle, resolver):
     settled = settle(value("mine"), stored(settle, "theirs"), resolver=resolver)
@@ -102,6 +131,16 @@ def test_fields_that_both_have_changed_are_settled_by_the_resolver(settle):
 
     assert {name: encoding.decode(body) for name, body in settled.fields.items()} == {"x": "theirsmine", "y": "only"}
     assert settled.late
+
+
+@pytest.mark.parametrize("worker_id", ["a", "z"])
+def test_where_the_last_write_wins_a_field_that_arrives_later_does(settle, worker_id):
+    theirs = stored(settle, {"x": "theirs"}, ago=-1.0, worker_id=worker_id)
+
+    settled = settle(fields({"x": "mine"}), theirs, resolver="last_write_wins")
+
+    assert settled.fields == {"x": b'"mine"'}
+    assert settled.conflict["discarded"] == [{"x": "theirs"}]
 
 
 def test_what_the_writer_had_seen_is_no_conflict(settle):

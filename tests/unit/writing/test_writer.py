@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 
 import pytest
 
 from celery_memsync import StoreError
 from tests.support.publishing import published
+from tests.support.threads import in_background
 from tests.support.waiting import eventually
 
 
@@ -127,27 +129,55 @@ def test_force_sync_with_nothing_to_write_asks_nothing(memsync, redis):
     assert evalshas(redis) == 0
 
 
-def test_force_sync_waits_for_a_batch_in_flight_in_another_thread(make_memsync, own_server, other):
+def test_force_sync_waits_for_a_batch_in_flight_in_another_thread(make_memsync, own_server):
     memsync = make_memsync(url=own_server.url, batch_interval=60.0)
-    memsync.read("a")
+    memsync.force_sync()
     memsync.write("a", 1)
     own_server.pause()
-    flushing = threading.Thread(target=memsync.writer.flush)
-    flushing.start()
-    eventually(lambda: memsync.writer._in_flight)
-    forced = threading.Event()
-    forcing = threading.Thread(target=lambda: (memsync.force_sync(), forced.set()))
+    flush = in_background(lambda: memsync.writer.flush() or "done")
+    time.sleep(0.1)
+    forced = in_background(lambda: memsync.force_sync() or "done")
+    ask = in_background(lambda: memsync.read("a"))
 
-    forcing.start()
-    returned_early = forced.wait(0.3)
+    time.sleep(0.3)
+    early = [call for call in (flush, forced, ask) if call.answers]
     own_server.resume()
-    forcing.join(10)
-    flushing.join(10)
 
-    assert not returned_early
-    assert forced.is_set()
+    assert early == []
+    assert (flush(), forced(), ask()) == ("done", "done", 1)
     with own_server.client() as client:
         assert client.exists("task-sentinel/a")
+
+
+def test_a_flush_waits_for_redis_no_longer_than_it_may_and_nothing_is_lost(make_memsync, own_server):
+    memsync = make_memsync(url=own_server.url, batch_interval=60.0, backend_options={"socket_timeout": 10})
+    memsync.force_sync()
+    memsync.writer.timeout = 0.2
+    memsync.write("a", 1)
+    own_server.pause()
+    started = time.monotonic()
+
+    for act in (memsync.force_sync, memsync.writer.flush, memsync.get_queue):
+        with pytest.raises(StoreError, match=r"did not take what is pending within 0\.2 s; it stays pending"):
+            act()
+    took, pending = time.monotonic() - started, memsync.writer.pending
+    own_server.resume()
+    memsync.force_sync(timeout=10)
+
+    assert pending == 1
+    assert took < 5
+    with own_server.client() as client:
+        assert client.exists("task-sentinel/a")
+
+
+def test_after_a_barrier_a_write_waits_for_its_interval(memsync, other):
+    for number in range(3):
+        memsync.write("a", number)
+        memsync.force_sync()
+        memsync.write("b", number)
+        time.sleep(0.05)
+
+        assert memsync.writer.pending == 1
 
 
 def test_force_sync_does_not_hang_in_a_handler_of_an_event(memsync):
@@ -178,6 +208,7 @@ def test_a_process_reads_its_own_pending_writes(memsync, other):
     memsync.sync_agent_coordination("t1", "coder", {"files": 2})
     memsync.sync_worker_status("w9", "up")
     memsync.sync_worker_capacity("w9", 4)
+    before = other.read_many(["a", "tasks/t1/state"])
 
     assert memsync.read("a") == [1]
     assert memsync.read_many(["a", "task-sentinel/a", "b"]) == {"a": [1], "task-sentinel/a": [1], "b": None}
@@ -187,7 +218,8 @@ def test_a_process_reads_its_own_pending_writes(memsync, other):
     assert memsync.get_agent_coordination("t1", "coder") == {"files": 2}
     assert memsync.get_worker_status("w9") == "up"
     assert memsync.get_worker_capacity("w9") == 4
-    assert other.read("a") is None
+    assert before == {"a": None, "tasks/t1/state": None}
+    assert eventually(lambda: other.read("a")) == [1]
 
 
 def test_pending_writes_lie_over_what_is_stored(memsync, other):

@@ -8,7 +8,6 @@ import pytest
 from celery_memsync import StoreError
 from celery_memsync.keys import Keys
 from celery_memsync.models.task import TaskRun
-from celery_memsync.writing.changes import DeferredChange
 from tests.support.publishing import published
 from tests.support.waiting import eventually
 
@@ -229,9 +228,9 @@ def test_a_redis_that_is_back_is_known_although_nothing_waits_any_more(make_mems
     own_server.stop()
     with pytest.raises(StoreError):
         memsync.writer.flush()
-    memsync.writer.withdraw(DeferredChange(0.0), change)
+    memsync.writer.withdraw(change)
 
     own_server.start()
-    memsync.writer.flush()
 
-    assert memsync.get_metrics()["connected"]
+    assert eventually(lambda: memsync.get_metrics()["connected"])
+    assert memsync.writer.pending == 0

@@ -28,10 +28,9 @@ def memsync(make_memsync, limited):
     return make_memsync(url=limited.url, batch_interval=60.0)
 
 
-@pytest.fixture
-def away(make_memsync, own_server):
-    """A manager whose Redis has just gone away."""
-    memsync = make_memsync(url=own_server.url, batch_interval=60.0)
+def away(make_memsync, own_server, max_pending):
+    """Return a manager whose Redis has just gone away."""
+    memsync = make_memsync(url=own_server.url, batch_interval=60.0, max_pending=max_pending)
     memsync.read("a")
     own_server.stop()
     return memsync
@@ -68,11 +67,12 @@ def test_refused_write_is_named_and_written_when_allowed(memsync, other, limited
 
 
 def test_refused_write_is_retried_by_the_thread(make_memsync, other, limited, monkeypatch):
-    monkeypatch.setattr("celery_memsync.writing.writer.REFUSED_PAUSE", 0.05)
+    for module in ("writer", "pending"):
+        monkeypatch.setattr(f"celery_memsync.writing.{module}.REFUSED_PAUSE", 0.05)
     memsync = make_memsync(url=limited.url, batch_interval=0.01)
     limited.refuse("get")
     memsync.sync_task_state("t1", {"x": 1})
-    eventually(lambda: memsync.writer._refused)
+    eventually(lambda: memsync.writer.is_stuck(TASK))
 
     limited.allow("get")
 
@@ -116,13 +116,17 @@ def test_refused_write_does_not_stop_atomic_operations_of_others(memsync, limite
     assert entry.version == 1
 
 
-def test_refused_writes_are_bounded(memsync, limited):
+def test_refused_writes_are_bounded(make_memsync, limited):
+    memsync = make_memsync(url=limited.url, batch_interval=60.0, max_pending=3)
     limited.refuse("get")
-    for number in range(5):
+    for number in range(3):
         memsync.write(f"key-{number}", number)
-    memsync.writer.max_pending = 3
+    with pytest.raises(StoreError, match="key-0 and 2 others"):
+        memsync.force_sync()
 
-    with pytest.raises(StoreError, match="2 others"):
+    for number in range(3, 5):
+        memsync.write(f"key-{number}", number)
+    with pytest.raises(StoreError, match="key-2 and 2 others"):
         memsync.force_sync()
 
     assert memsync.writer.pending == 3
@@ -179,52 +183,58 @@ def test_above_max_pending_the_oldest_progress_goes_first(make_memsync, own_serv
         "w1": None, **{f"w{number}": number for number in range(2, 8)}}
 
 
-def test_what_is_put_back_counts_too(away):
-    away.writer.max_pending = 3
+def test_what_could_not_be_written_counts_too(make_memsync, own_server):
+    memsync = away(make_memsync, own_server, 3)
     for number in range(3):
-        away.write(f"old-{number}", number)
+        memsync.write(f"old-{number}", number)
     with pytest.raises(StoreError):
-        away.force_sync()
+        memsync.force_sync()
 
     for number in range(3):
-        away.write(f"new-{number}", number)
+        memsync.write(f"new-{number}", number)
 
-    assert away.writer.pending == 3
-    assert away.get_metrics()["dropped"] == 3
-    assert {slot[0] for slot in away.writer._ordinary} == {f"task-sentinel/new-{number}" for number in range(3)}
+    assert memsync.writer.pending == 3
+    assert memsync.get_metrics()["dropped"] == 3
+    own_server.start()
+    memsync.force_sync(timeout=5)
+    assert memsync.read_many([f"{age}-{number}" for age in ("old", "new") for number in range(3)]) == {
+        **{f"old-{number}": None for number in range(3)}, **{f"new-{number}": number for number in range(3)}}
 
 
-def test_many_changes_of_one_key_are_not_too_many(away):
-    away.writer.max_pending = 2
+def test_many_changes_of_one_key_are_not_too_many(make_memsync, own_server):
+    memsync = away(make_memsync, own_server, 2)
 
     for number in range(100):
-        away.write("a", number)
-        away.sync_task_progress("t1", number)
+        memsync.write("a", number)
+        memsync.sync_task_progress("t1", number)
 
-    assert away.get_metrics()["dropped"] == 0
+    assert memsync.get_metrics()["dropped"] == 0
 
 
 def test_a_progress_that_was_dropped_can_be_told_again(make_memsync, own_server):
-    memsync = make_memsync(url=own_server.url, batch_interval=60.0, max_pending=1)
+    memsync = away(make_memsync, own_server, 2)
     memsync.sync_task_progress("t1", 50)
     memsync.write("a", 1)
+    memsync.write("b", 1)
+    dropped = memsync.get_metrics()["dropped"]
 
-    memsync.sync_task_progress("t1", 60)
-    memsync.delete("a")
-    memsync.writer.max_pending = 2
+    own_server.start()
+    memsync.force_sync(timeout=5)
     memsync.sync_task_progress("t1", 70)
     memsync.force_sync()
 
+    assert dropped == 1
     assert memsync.get_task_progress("t1")["progress"] == 70
 
 
-def test_a_flood_is_told_with_one_warning(away, caplog):
-    away.writer.max_pending = 2
+def test_a_flood_is_told_with_one_warning(make_memsync, own_server, caplog):
+    memsync = away(make_memsync, own_server, 2)
 
     for number in range(50):
-        away.write(f"key-{number}", number)
+        memsync.write(f"key-{number}", number)
         if number % 10 == 0:
             with pytest.raises(StoreError):
-                away.force_sync()
+                memsync.force_sync()
 
-    assert len([line for line in caplog.messages if "are dropped" in line]) == 1
+    assert len([line for line in caplog.messages if "more than 2 entries were pending" in line]) == 1
+    assert memsync.get_metrics()["dropped"] == 48
