@@ -9,7 +9,7 @@ from typing import Any, Callable, Hashable, Iterable, Mapping, Sequence, TypeVar
 from .. import encoding
 from ..deadline import within
 from ..exceptions import InvalidKey, StoreError
-from ..keys import QUEUE, STAGE, STATE, Keys, Location
+from ..keys import PROGRESS, QUEUE, STAGE, STATE, Keys, Location
 from ..models.entry import Entry, StoredEntry
 from ..store import Store, Task
 from ..store.push import TrackedConnection
@@ -71,7 +71,8 @@ class CacheableRead:
             reader.writer.flush_for(*self._keys)
             self.lacks_writes = reader.writer.is_stuck(*self._keys)
         except StoreError as exc:
-            self.lacks_writes, self.error = True, exc
+            # What Redis refuses to write does not keep it from answering a read.
+            self.lacks_writes, self.error = True, None if exc.code else exc
         self._source = reader.link.checkout() if self._to_keep else None
         self._asked_at = time.monotonic()
         if self._source is not None:
@@ -258,7 +259,7 @@ class Reader:
     def tasks(self, task_ids: Sequence[str]) -> list[Task]:
         """Return all that is recorded of tasks, but for their agents."""
         self.uncached += len(task_ids)
-        self.writer.flush()
+        self.send_pending()
         return [self._noted(task_id, task) for task_id, task in zip(task_ids, self.store.read_tasks(task_ids))]
 
     def of_task(self, name: str, task_id: str, make: Callable[[Task], Any], agents: bool = False) -> Any:
@@ -301,23 +302,35 @@ class Reader:
 
     def _with_unsent(self, task_id: str, task: Task) -> Task:
         """Return a task with what this process could not write yet."""
-        location = self.keys.task_location(task_id, STATE)
-        state = self._preview(task.slots.get(STATE), self.writer.unsent(location))
-        return task if state is None else task._replace(slots={**task.slots, STATE: state})
+        slots = dict(task.slots)
+        for slot in (STAGE, STATE, PROGRESS):
+            changes = self.writer.unsent(self.keys.task_location(task_id, slot))
+            shown = self._preview(slots.get(slot), changes) if changes else None
+            if shown is not None and not shown.deleted:
+                slots[slot] = shown
+        return task._replace(slots=slots)
 
     # -- what all do together
+
+    def send_pending(self) -> None:
+        """Send what this process has written; what Redis refuses to write does not keep it from answering a read."""
+        try:
+            self.writer.flush()
+        except StoreError as exc:
+            if not exc.code:
+                raise
 
     def queue(self, limit: int = LONGEST_LIST) -> dict[str, list[str]]:
         """Return the ids of pending and running tasks, first come first, at most ``limit`` each."""
         self.uncached += 1
-        self.writer.flush()
+        self.send_pending()
         queue, _ = self.store.read_queue(limit, with_done=False)
         return queue
 
     def metrics(self) -> dict[str, Any]:
         """Return all counters."""
         self.uncached += 1
-        self.writer.flush()
+        self.send_pending()
         return {name: _number(body) for name, body in self.store.read_metrics(with_done=False)[0].items()}
 
     def stored_whole(self, location: Location) -> Entry | None:
@@ -337,7 +350,7 @@ class Reader:
         """Return the records of workers by ``<worker_id>/<thing>``; of one, or of all."""
         self.uncached += 1
         if worker_id is None:
-            self.writer.flush()
+            self.send_pending()
             return self.store.read_workers()
         locations = [self.keys.worker_location(worker_id, thing) for thing in ("status", "heartbeat", "capacity")]
         with CacheableRead(self, [self.keys.workers], to_keep=False) as cacheable:

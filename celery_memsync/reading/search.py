@@ -23,7 +23,7 @@ class Search:
 
     def search(self, pattern: str, limit: int) -> list[str]:
         """Return paths that match a pattern, sorted; what this process has written is sent first."""
-        self.writer.flush()
+        self.reader.send_pending()
         now = self.store.clock.now()
         found: set[str] = set()
         for location, parts in self.survey(pattern):

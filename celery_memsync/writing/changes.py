@@ -324,6 +324,10 @@ class StageChange(Change):
         status = newer.task_run.status
         return newer if later_status(self.task_run.status, status) == status else self
 
+    def preview(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:
+        """What is known of the run, unless a later one is stored."""
+        return preview_of_run(self, self.run_key, stored, clock, worker_id)
+
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
         """What is known of the run."""
         run = self.task_run
@@ -338,6 +342,15 @@ class StageChange(Change):
             is_sound = isinstance(took, (int, float)) and 0 <= took < TOO_LATE
             figure = round(took * 1e6) if took is not None and is_sound else 0
         return Content("run", self.run_key, rank, run.encode(self.location.task_id), figure)
+
+
+def preview_of_run(
+    change: Change, run_key: str, stored: StoredEntry | None, clock: Clock, worker_id: str,
+) -> StoredEntry | None:
+    """Return what a change of a run comes to, or what is stored if that is of a later run."""
+    if stored is not None and run_key and stored.header.run > run_key:
+        return stored
+    return _preview(change, change.content(clock, {}).body, clock, worker_id)
 
 
 def _preview(change: Change, body: bytes, clock: Clock, worker_id: str) -> StoredEntry:

@@ -4,7 +4,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict, deque
-from itertools import chain
 from typing import Iterable, Iterator
 
 from celery.utils.log import get_logger
@@ -84,10 +83,10 @@ class PendingChanges:
         self.dropped = 0
         self.spoiled = 0
         self._inbox: deque[tuple[str, Change | DeferredChange]] = deque()
-        #: Redis keys of what is in the inbox, of what is being taken out of it, and of the rest.
+        #: Redis keys of what is in the inbox, and of what is being taken out of it; of the rest, with their number.
         self._fresh: set[str] = set()
         self._taken: set[str] = set()
-        self._held: set[str] = set()
+        self._held: dict[str, int] = {}
         #: Redis keys of what could not be sent with the last batch.
         self._stuck: set[str] = set()
         self._deferred: dict[DeferredChange, None] = {}
@@ -161,8 +160,9 @@ class PendingChanges:
             self._empty_inbox()
             for deferred in list(self._deferred):
                 if deferred.at <= born or deferred.done:
-                    del self._deferred[deferred]
                     self._append_deferred(deferred)
+                    del self._deferred[deferred]
+                    self._release(deferred.key)
 
     def due(self, now: float, everything: bool = False) -> list[Change]:
         """Return the changes that are to be sent now, those of an entry in their order.
@@ -175,8 +175,6 @@ class PendingChanges:
             found: list[Change] = []
             for row in self._rows():
                 if row.resolving is None and (everything or row.retry_at <= now):
-                    if len(row.changes) > 1:
-                        self.coalesced += row.join()
                     if row.changes[0].expendable:
                         row.changes = [change.snapshot() for change in row.changes]
                     row.sending = row.changes[-1]
@@ -199,6 +197,7 @@ class PendingChanges:
             row.resolving, row.retry_at, row.refusals = None, 0.0, 0
             if not changes:
                 del queue[location]
+                self._release(location.key)
 
     def refuse(self, change: Change) -> None:
         """Try a change again later, because Redis refuses it."""
@@ -243,21 +242,21 @@ class PendingChanges:
         row = self._ordinary.get(location)
         return () if row is None else row.changes
 
-    def note_keys(self) -> list[Location]:
-        """Note what is still pending, after a batch; return the entries that Redis refuses to write."""
+    def end_batch(self) -> list[Location]:
+        """Join what may be joined now; return the entries that Redis refuses to write."""
         with self._mutex:
             refused: list[Location] = []
             stuck: set[str] = set()
             for row in self._rows():
                 row.sending = None
+                if len(row.changes) > 1:
+                    self.coalesced += row.join()
                 location = row.changes[0].location
                 if row.refusals:
                     refused.append(location)
                 if row.refusals or row.resolving is not None:
                     stuck.add(location.key)
             self._stuck = stuck
-            self._held = {location.key for location in chain(self._ordinary, self._expendable)}
-            self._held.update(deferred.key for deferred in self._deferred)
             return refused
 
     # -- helpers; with the mutex
@@ -267,9 +266,11 @@ class PendingChanges:
         for _ in range(len(self._inbox)):
             # It leaves the inbox when it is in its row, so that an interruption in between does not lose it.
             key, change = self._inbox[0]
-            self._held.add(key)
             if isinstance(change, DeferredChange):
+                number = self._held.get(key, 0) + (change not in self._deferred)
+                # No exception of a signal's handler strikes between these two lines, for nothing is called.
                 self._deferred[change] = None
+                self._held[key] = number
             elif change.expendable or not (change.in_row or change.withdrawn):
                 self._append(change)
             self._inbox.popleft()
@@ -277,7 +278,9 @@ class PendingChanges:
         while len(self._ordinary) + len(self._expendable) > self.limit:
             self._drop_oldest()
         while len(self._deferred) > self.limit:  # the writer's thread is waiting for Redis
-            del self._deferred[next(iter(self._deferred))]
+            oldest = next(iter(self._deferred))
+            del self._deferred[oldest]
+            self._release(oldest.key)
             self.dropped += 1
 
     def _append(self, change: Change) -> None:
@@ -285,8 +288,10 @@ class PendingChanges:
         queue = self._expendable if change.expendable else self._ordinary
         row = queue.get(location)
         if row is None:
-            row = Row(change)
+            row, number = Row(change), self._held.get(location.key, 0) + 1
+            # As above.
             queue[location] = row
+            self._held[location.key] = number
             change.in_row = True
             return
         self.coalesced += row.append(change)
@@ -301,10 +306,18 @@ class PendingChanges:
             self.spoiled += 1
 
     def _drop_oldest(self) -> None:
-        _, row = (self._expendable or self._ordinary).popitem(last=False)
+        location, row = (self._expendable or self._ordinary).popitem(last=False)
+        self._release(location.key)
         for change in row.changes:
             change.snapshot()  # a progress that is dropped may be queued again
         self.dropped += 1
+
+    def _release(self, key: str) -> None:
+        number = self._held.get(key, 0) - 1
+        if number > 0:
+            self._held[key] = number
+        else:
+            self._held.pop(key, None)
 
     def _row_of(self, change: Change) -> Row | None:
         return (self._expendable if change.expendable else self._ordinary).get(change.location)
@@ -318,3 +331,4 @@ class PendingChanges:
                     yield row
                 else:
                     del queue[location]
+                    self._release(location.key)

@@ -8,10 +8,11 @@ from typing import Any, Mapping
 
 from ..exceptions import InvalidValue, ValueTooLarge
 from ..keys import Location
+from ..models.entry import StoredEntry
 from ..models.progress import PROGRESS_FIELDS, encode_progress
 from ..models.task import TOO_LATE
 from ..store.clock import Clock
-from .changes import Change, Content
+from .changes import Change, Content, preview_of_run
 
 #: Figures of progress stay below: a rank holds sixteen digits.
 TOO_LARGE = 10 ** 16
@@ -76,6 +77,10 @@ class ProgressChange(Change):
     def coalesce(self, newer: Change) -> Change | None:
         """The newer progress of the same run: its writer saw to it that it does not go back."""
         return newer if isinstance(newer, (ProgressChange, Progress)) and newer.run_key == self.run_key else None
+
+    def preview(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:
+        """The figures, unless those of a later run are stored."""
+        return preview_of_run(self, self.run_key, stored, clock, worker_id)
 
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
         """The figures, with times on Redis's clock."""
@@ -215,6 +220,10 @@ class Progress(Change):
         """Return the figures of this moment, and be ready to be queued again."""
         self._queued_in = None
         return self._as_change()
+
+    def preview(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:
+        """The figures of this moment, unless those of a later run are stored."""
+        return preview_of_run(self, self.run_key, stored, clock, worker_id)
 
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
         """The figures of this moment."""

@@ -277,7 +277,7 @@ class BatchWriter:
             self._compare_and_set_all()
         except BaseException as exc:
             failure = exc
-        refused = self._pending.note_keys()
+        refused = self._pending.end_batch()
         self._refusals = {location: self._refusals[location] for location in refused if location in self._refusals}
         self._report_drops()
         if self._pending.deferring:

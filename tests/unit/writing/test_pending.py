@@ -99,7 +99,7 @@ def test_no_order_of_steps_loses_or_swaps_anything(steps, inbox_size):
     assert {key: {field: row[-1] for field, row in history.items()} for key, history in stored.items()} == told
     assert all(row == sorted(row) for history in stored.values() for row in history.values())
     assert len(pending) == 0
-    pending.note_keys()
+    pending.end_batch()
     assert not pending.has(*told)
 
 
@@ -123,7 +123,7 @@ def send(pending, stored, held, step, entry):
         elif step == "hold" and all(one.location != stuck for one in held):
             pending.hold(change)
             held.append(change)
-    pending.note_keys()
+    pending.end_batch()
 
 
 def test_a_change_that_is_under_way_is_not_joined_with_a_newer_one():
@@ -150,7 +150,7 @@ def test_what_did_not_get_through_is_joined_with_what_came_meanwhile():
         pending.put("k", value("a", number + 0.5))
         pending.try_drain()
         assert len(pending) == 2
-        pending.note_keys()
+        pending.end_batch()
 
     assert len(pending) == 1
     assert [change.body for change in pending.due(FAR)] == [b"9.5"]
@@ -168,7 +168,7 @@ def test_what_is_refused_is_tried_after_a_pause_that_grows_but_by_force_at_once(
         pending.refuse(refused)
         assert [change.location.path for change in pending.due(now + REFUSED_PAUSE / 2)] == ["ns/b"]
         assert len(pending.due(now, everything=True)) == 2
-        pauses.append(round(pending._row(refused.location).retry_at - now))
+        pauses.append(round(pending._row_of(refused).retry_at - now))
 
     assert pauses == [1, 2, 4, 8, 16, 30, 30]
     assert [location.path for location in pending.refused] == ["ns/a"]
