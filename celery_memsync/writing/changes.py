@@ -49,7 +49,7 @@ class Change:
         fence: Of the lock under which it is made; 0 for none.
     """
 
-    __slots__ = ("location", "ttl", "at", "fence", "serial", "conflict", "rounds", "withdrawn", "in_row")
+    __slots__ = ("location", "ttl", "at", "fence", "serial", "conflict", "rounds", "withdrawn")
 
     #: Whether it is the first to go when memory gets short.
     expendable = False
@@ -67,8 +67,6 @@ class Change:
         self.rounds = 0
         #: Whether there is no need to write it any more.
         self.withdrawn = False
-        #: Whether it has been moved from the inbox to the row of its entry.
-        self.in_row = False
 
     def coalesce(self, newer: Change) -> Change | None:
         """Return one change that does what both do, or None if there is none."""

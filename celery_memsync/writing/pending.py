@@ -1,6 +1,7 @@
 """The changes of this process that are not in Redis yet."""
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import OrderedDict, deque
@@ -12,6 +13,9 @@ from ..keys import Location
 from .changes import Change, Coordinated, DeferredChange
 
 logger = get_logger(__name__)
+
+#: Most changes in the inbox, unless more are allowed to be pending.
+LARGEST_INBOX = 10_000
 
 #: Seconds until a change that Redis refuses is tried again; they double with each try, up to the longest pause.
 REFUSED_PAUSE, LONGEST_REFUSED_PAUSE = 1.0, 30.0
@@ -41,10 +45,12 @@ class Row:
         """Add a change; return whether it was joined with the last one.  What is under way stays as it is."""
         last = self.changes[-1]
         joined = None if last is self.sending or last is self.resolving else last.coalesce(change)
-        # No exception of a signal's handler strikes between these two lines, for nothing is called.
-        self.changes = [*self.changes, change] if joined is None else [*self.changes[:-1], joined]
-        change.in_row = True
-        return joined is not None
+        if joined is None:
+            self.changes = [*self.changes, change]
+            return False
+        joined.rounds = max(last.rounds, joined.rounds)
+        self.changes = [*self.changes[:-1], joined]
+        return True
 
     def join(self) -> int:
         """Join changes that came while others were under way; return how many."""
@@ -60,15 +66,15 @@ class PendingChanges:
     is known, so an interruption loses nothing: at worst a change is sent twice,
     under one number, which is writing it once.
 
-    :meth:`put`, :meth:`has` and :meth:`unsent` take no lock.  They are called by
-    tasks, where a soft time limit may raise at any bytecode and must not leave a
-    lock closed for the writer.  The rest is called by the writer's thread.
+    What callers use takes no lock.  They are tasks, where a soft time limit may
+    raise at any bytecode, and a signal's handler may shut all this down in the
+    middle of it: they must not leave a lock closed for the threads of this
+    package, which use the rest.
 
     Args:
         limit: Most rows.  Beyond it the oldest progress is dropped first, then the oldest others.  Of deferred changes
             there are as many at most, and the oldest are dropped.
-        inbox_size: Changes in the inbox from which on the caller of :meth:`put` coalesces them, as the writer's thread
-            does otherwise.
+        inbox_size: Changes from which on the inbox is to be emptied.
 
     Attributes:
         coalesced: How many changes were joined with another one.
@@ -89,25 +95,24 @@ class PendingChanges:
         self._held: dict[str, int] = {}
         #: Redis keys of what could not be sent with the last batch.
         self._stuck: set[str] = set()
-        self._deferred: dict[DeferredChange, None] = {}
+        self._deferred: dict[DeferredChange, str] = {}
         self._ordinary: OrderedDict[Location, Row] = OrderedDict()
         self._expendable: OrderedDict[Location, Row] = OrderedDict()
         self._mutex = threading.RLock()
 
     # -- called by any thread
 
-    def put(self, key: str, change: Change | DeferredChange) -> int:
-        """Take a change of what is under a Redis key; return how many entries have changes, if that may be many."""
+    def put(self, key: str, change: Change | DeferredChange) -> bool:
+        """Take a change of what is under a Redis key; return whether :meth:`empty_inbox` is to be called."""
         fresh = self._fresh
         fresh.add(key)
         self._inbox.append((key, change))
         while fresh is not self._fresh:  # the inbox was emptied meanwhile, perhaps before the change was in it
             fresh = self._fresh
             fresh.add(key)
-        if len(self._inbox) < self.inbox_size:
-            return 0
-        self.try_drain()
-        return len(self._ordinary) + len(self._expendable) + len(self._deferred)
+        if len(self._inbox) > max(self.limit, LARGEST_INBOX):  # a loop that lets no other thread, or greenlet, run
+            self._drop_from_inbox()
+        return len(self._inbox) >= self.inbox_size
 
     def has(self, *keys: str) -> bool:
         """Return whether a change of what is under one of some Redis keys is pending, perhaps True just after it was."""
@@ -125,29 +130,54 @@ class PendingChanges:
         fresh = [change for _, change in list(self._inbox) if isinstance(change, Change) and change.location == location]
         return found + [change for change in fresh if change not in found]
 
-    def try_drain(self) -> None:
-        """Move what is in the inbox to the rows, unless another thread does so."""
-        mutex = self._mutex
-        if mutex._is_owned():  # type: ignore[attr-defined]  # by what this thread was doing when a signal came
-            return
-        # An exception of a signal handler may strike after any call.  There is none between the end of the block and
-        # the release, and of a lock that this thread does not have the release fails.
-        try:
-            if mutex.acquire(False):
-                self._empty_inbox()
-        finally:
-            try:
-                mutex.release()
-            except RuntimeError:
-                pass
+    def __bool__(self) -> bool:
+        """Return whether anything is pending."""
+        return bool(self._inbox or self._ordinary or self._expendable or self._deferred)
 
     def __len__(self) -> int:
         """Return how many changes are pending."""
-        self.try_drain()
         rows = [*list(self._ordinary.values()), *list(self._expendable.values())]
-        return len(self._inbox) + len(self._deferred) + sum(len(row.changes) for row in rows)
+        entries, deferred = self._new()
+        number = sum(len(row.changes) for row in rows) + len(entries) + len(deferred) + len(self._deferred)
+        return number - self._overflow(entries, deferred)
 
-    # -- called by the writer's thread
+    @property
+    def all_coalesced(self) -> int:
+        """How many changes were joined with another one, or will be when the inbox is emptied."""
+        entries, _ = self._new()
+        return self.coalesced + sum(isinstance(change, Change) for _, change in list(self._inbox)) - len(entries)
+
+    @property
+    def all_dropped(self) -> int:
+        """How many were dropped, or will be when the inbox is emptied."""
+        return self.dropped + self._overflow(*self._new())
+
+    def _new(self) -> tuple[set[Location], set[DeferredChange]]:
+        """Return what the inbox will add: entries, and deferred changes."""
+        inbox = [change for _, change in list(self._inbox)]
+        entries = {change.location for change in inbox if isinstance(change, Change) and not change.withdrawn}
+        deferred = {change for change in inbox if isinstance(change, DeferredChange)}
+        return entries - self._ordinary.keys() - self._expendable.keys(), deferred - self._deferred.keys()
+
+    def _overflow(self, entries: set[Location], deferred: set[DeferredChange]) -> int:
+        """Return how many of the oldest have to go for new ones."""
+        rows = len(self._ordinary) + len(self._expendable) + len(entries)
+        return max(0, rows - self.limit) + max(0, len(self._deferred) + len(deferred) - self.limit)
+
+    def _drop_from_inbox(self) -> None:
+        with contextlib.suppress(IndexError):  # another thread has just emptied it
+            _, change = self._inbox.popleft()
+            if isinstance(change, Change):
+                change.snapshot()  # a progress that is dropped may be queued again
+            self.dropped += 1
+
+    # -- called by threads of this package
+
+    def empty_inbox(self) -> int:
+        """Move what is in the inbox to the rows; return how many rows there are."""
+        with self._mutex:
+            self._empty_inbox()
+            return len(self._ordinary) + len(self._expendable) + len(self._deferred)
 
     def drain(self, born: float) -> None:
         """Move what is in the inbox to the rows.
@@ -158,11 +188,15 @@ class PendingChanges:
         """
         with self._mutex:
             self._empty_inbox()
-            for deferred in list(self._deferred):
+            held = self._held
+            for deferred, key in list(self._deferred.items()):
                 if deferred.at <= born or deferred.done:
                     self._append_deferred(deferred)
                     del self._deferred[deferred]
-                    self._release(deferred.key)
+                    if held[key] > 1:
+                        held[key] -= 1
+                    else:
+                        del held[key]
 
     def due(self, now: float, everything: bool = False) -> list[Change]:
         """Return the changes that are to be sent now, those of an entry in their order.
@@ -264,23 +298,21 @@ class PendingChanges:
     def _empty_inbox(self) -> None:
         self._taken, self._fresh = self._fresh, set()
         for _ in range(len(self._inbox)):
-            # It leaves the inbox when it is in its row, so that an interruption in between does not lose it.
-            key, change = self._inbox[0]
-            if isinstance(change, DeferredChange):
-                number = self._held.get(key, 0) + (change not in self._deferred)
-                # No exception of a signal's handler strikes between these two lines, for nothing is called.
-                self._deferred[change] = None
-                self._held[key] = number
-            elif change.expendable or not (change.in_row or change.withdrawn):
-                self._append(change)
-            self._inbox.popleft()
+            try:
+                key, change = self._inbox.popleft()
+            except IndexError:  # it was dropped
+                break
+            if isinstance(change, Change):
+                if not change.withdrawn:
+                    self._append(change)
+            elif change not in self._deferred:
+                self._deferred[change] = key
+                self._held[key] = self._held.get(key, 0) + 1
         self._taken = set()
         while len(self._ordinary) + len(self._expendable) > self.limit:
             self._drop_oldest()
         while len(self._deferred) > self.limit:  # the writer's thread is waiting for Redis
-            oldest = next(iter(self._deferred))
-            del self._deferred[oldest]
-            self._release(oldest.key)
+            self._release(self._deferred.pop(next(iter(self._deferred))))
             self.dropped += 1
 
     def _append(self, change: Change) -> None:
@@ -288,11 +320,8 @@ class PendingChanges:
         queue = self._expendable if change.expendable else self._ordinary
         row = queue.get(location)
         if row is None:
-            row, number = Row(change), self._held.get(location.key, 0) + 1
-            # As above.
-            queue[location] = row
-            self._held[location.key] = number
-            change.in_row = True
+            queue[location] = Row(change)
+            self._held[location.key] = self._held.get(location.key, 0) + 1
             return
         self.coalesced += row.append(change)
 

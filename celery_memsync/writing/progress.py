@@ -21,6 +21,9 @@ TOO_LARGE = 10 ** 16
 #: time limit may have struck just before it was in the queue.
 QUEUED_FOR = 1.0
 
+#: Seconds that a run may wait for its next try, and its progress is still shown.
+LONGEST_WAIT = 366 * 86400.0
+
 #: This process: a forked child has a queue, and threads, of its own.
 _process = object()
 
@@ -70,8 +73,10 @@ class ProgressChange(Change):
         change = cls(location, (percent, current, total, message, status, run, fields), run_key, rank,
                      clock.monotonic(started_at), ttl)
         change.at = clock.monotonic(updated_at)
-        # The run may have waited for longer than the ttl, which counts from that time.
-        change.ttl += max(0.0, time.monotonic() - change.at)
+        age = time.monotonic() - change.at
+        if 0 < age < LONGEST_WAIT:
+            # The next run may have waited for longer than the ttl, which counts from that time.
+            change.ttl += age
         return change
 
     def coalesce(self, newer: Change) -> Change | None:
@@ -135,7 +140,8 @@ class Progress(Change):
     def count(self, current: float, total: float | None, message: str | None) -> bool:
         """Take a new count, as :meth:`report` does, but fast in the plain case: one more of the same."""
         mutex = self._mutex if self._mutex_of is _process else self._renew_mutex()
-        # As in PendingChanges.try_drain: an exception of a signal handler leaves the lock open.
+        # An exception of a signal's handler may strike after any call.  There is none between the end of the block and the
+        # release, and of a lock that this thread does not have the release fails.
         try:
             mutex.acquire()
             percent, old, old_total = self.figures

@@ -104,6 +104,8 @@ class BatchWriter:
         #: Paths whose writes a newer fence has refused since the last :meth:`force`.
         self._fenced: dict[str, None] = {}
         self._thread = BackgroundLoop("memsync-writer", self._write_pending, interval, on_demand=True)
+        #: Empties the inbox while the writer's thread waits for Redis.
+        self._gatherer = BackgroundLoop("memsync-gatherer", self._gather, 0, on_demand=True)
         self._resolver = BackgroundLoop("memsync-resolver", self._resolve_disputes, 0, on_demand=True)
         #: Held by a caller that writes by itself, because no thread can be started any more.
         self._alone = threading.Lock()
@@ -112,11 +114,11 @@ class BatchWriter:
 
     def defer(self, deferred: DeferredChange) -> None:
         """Take a deferred change; what it comes to is written within ``interval``, and a tenth of that."""
-        size = self._pending.put(deferred.key, deferred)
+        is_full = self._pending.put(deferred.key, deferred)
         self.on_put(deferred)
         self._thread.wake()
-        if size >= self.batch_size:
-            self._thread.run_now()
+        if is_full:
+            self._gatherer.wake()
 
     def put(self, change: Change) -> None:
         """Take a change; it is written within ``interval``."""
@@ -124,10 +126,14 @@ class BatchWriter:
             change.seen = self._seen.stamp(change.location)
         # It is not seen before the copies of what it changes are dropped; nor are those believed that are made meanwhile.
         self.on_put(change.location)
-        size = self._pending.put(change.location.key, change)
+        is_full = self._pending.put(change.location.key, change)
         self.on_put(change.location)
         self._thread.wake()
-        if size >= self.batch_size:
+        if is_full:
+            self._gatherer.wake()
+
+    def _gather(self) -> None:
+        if self._pending.empty_inbox() >= self.batch_size:
             self._thread.run_now()
 
     def note_read(self, location: Location, stored: StoredEntry | None) -> None:
@@ -147,8 +153,7 @@ class BatchWriter:
     def counts(self) -> dict[str, int]:
         """Counters since the start of this process."""
         pending = self._pending
-        pending.try_drain()
-        return {**self._counts, "dropped": self._counts["dropped"] + pending.dropped, "coalesced": pending.coalesced}
+        return {**self._counts, "dropped": self._counts["dropped"] + pending.all_dropped, "coalesced": pending.all_coalesced}
 
     def is_pending(self, *keys: str) -> bool:
         """Return whether a change of what is under one of some Redis keys is pending."""
@@ -170,7 +175,7 @@ class BatchWriter:
         Raises:
             StoreError: If Redis is away; what was not written stays pending.
         """
-        if len(self._pending):
+        if self._pending:
             self._wait_for(FlushRequest(), self.timeout)
 
     def flush_for(self, *keys: str) -> None:
@@ -252,9 +257,10 @@ class BatchWriter:
         """
         deadline = time.monotonic() + timeout
         try:
-            if len(self._pending):
+            if self._pending:
                 self._wait_for(FlushRequest(strict=True), timeout)
         finally:
+            self._gatherer.stop(0)
             self._thread.stop(max(0.0, deadline - time.monotonic()))
             self._resolver.stop(0)
 
@@ -363,7 +369,7 @@ class BatchWriter:
             outcomes = self.store.write_entries(self._writes_of(changes, written))
             again = [self._settle(change, write, outcome) for (change, write), outcome in zip(written, outcomes)]
             for (change, _), outcome in zip(written, outcomes):
-                if outcome.is_of_all:  # what was not stored stays pending
+                if outcome.status == "error" and outcome.is_of_all:  # what was not stored stays pending
                     raise _refusal(change.location.path, [outcome])
             changes = [change for change in again if change is not None]
             late = [change for change in changes if _is_late(change, number)]

