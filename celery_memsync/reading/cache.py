@@ -4,9 +4,9 @@ from __future__ import annotations
 import marshal
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from functools import partial
-from typing import Any, Callable, Hashable, Iterable, Protocol
+from typing import Any, Callable, Hashable, Iterable, Protocol, Sequence
 
 #: Seconds between two looks, by those who recall, whether something was told that was not heard yet: a look takes a
 #: microsecond or two, a recall less than one.
@@ -32,20 +32,22 @@ class CacheEntry:
         take: Returns it; what the caller does to it does not change the copy.
         at: Monotonic time when it was asked for.
         until: Monotonic time when it is too old, whatever happens.
+        reading: How it was read.
         source: What it was read with.
         keys: Redis keys from which it was read.
         about: Anything else to remember of it.
     """
 
-    __slots__ = ("take", "at", "until", "source", "keys", "about")
+    __slots__ = ("take", "at", "until", "reading", "source", "keys", "about")
 
     def __init__(
-        self, value: Any, at: float, until: float, source: Vouching, keys: tuple[str, ...], about: Any,
+        self, value: Any, at: float, until: float, reading: PendingRead, keys: tuple[str, ...], about: Any,
     ) -> None:
         self.take = copier(value)
         self.at = at
         self.until = until
-        self.source = source
+        self.reading = reading
+        self.source = reading.source
         self.keys = keys
         self.about = about
 
@@ -64,14 +66,6 @@ class PendingRead:
         self.source = source
         self.at = time.monotonic()
         self.stale = False
-
-
-class Keyed(Protocol):
-    """What is kept under a Redis key."""
-
-    @property
-    def key(self) -> str:
-        """The Redis key."""
 
 
 class EntryCache:
@@ -99,6 +93,8 @@ class EntryCache:
         #: Names of the copies that were read from a Redis key.
         self._names: dict[str, set[Hashable]] = {}
         self._readings: dict[str, set[PendingRead]] = {}
+        #: What was dropped without the mutex.
+        self._dropped: deque[tuple[Hashable, CacheEntry]] = deque()
         self._mutex = threading.RLock()
         self._looked_at = 0.0
 
@@ -130,7 +126,8 @@ class EntryCache:
             # What was heard meanwhile has dropped it.
             copy = self._copies.get(name)
         if copy is not None:
-            if now < copy.until and now < copy.source.until and (max_age is None or now - copy.at < max_age):
+            sound = not copy.reading.stale and now < copy.until and now < copy.source.until
+            if sound and (max_age is None or now - copy.at < max_age):
                 try:
                     self._copies.move_to_end(name)
                 except KeyError:  # dropped just now by another thread, and good until then
@@ -144,6 +141,7 @@ class EntryCache:
         """Take note that Redis keys are about to be read; :meth:`finish` has to follow."""
         reading = PendingRead(keys, source)
         with self._mutex:
+            self._unlink_dropped()
             for key in reading.keys:
                 self._readings.setdefault(key, set()).add(reading)
         return reading
@@ -175,8 +173,9 @@ class EntryCache:
                 for other in self._readings.get(key, ()):
                     # Who asked at the same time may have an older answer.
                     other.stale = other.stale or other is not reading
+            self._unlink_dropped()
             self._copies[name] = CacheEntry(
-                value, reading.at, min(until, reading.at + self.max_age), reading.source, keys, about)
+                value, reading.at, min(until, reading.at + self.max_age), reading, keys, about)
             for key in keys:
                 self._names.setdefault(key, set()).add(name)
             if len(self._copies) > self.size:
@@ -190,10 +189,18 @@ class EntryCache:
             if copy is not None and copy.take() != value:
                 self._forget(name)
 
-    def drop_for(self, one: Keyed) -> None:
-        """Drop what was read from the Redis key of something, and what is being read."""
-        if self._names or self._readings:
-            self.drop(one.key)
+    def drop_for(self, key: str) -> None:
+        """Drop what was read from a Redis key, and what is being read, for this process is changing it.
+
+        No lock: a task calls this, where a soft time limit may strike.  A copy that is being kept at the same time is not
+        believed, because its reading is stale.
+        """
+        for reading in tuple(self._readings.get(key, ())):
+            reading.stale = True
+        for name in tuple(self._names.get(key, ())):
+            copy = self._copies.pop(name, None)
+            if copy is not None:
+                self._dropped.append((name, copy))
 
     def drop(self, key: str) -> int:
         """Drop what was read from a Redis key, and what is being read; tell how many copies."""
@@ -221,15 +228,22 @@ class EntryCache:
             self._names.clear()
             return list(copies)
 
+    def _unlink_dropped(self) -> None:
+        """Forget the keys of what was dropped without the mutex, but for those of what was kept under its name since."""
+        while self._dropped:
+            name, copy = self._dropped.popleft()
+            kept = self._copies.get(name)
+            self._unlink(name, copy, () if kept is None else kept.keys)
+
     def _forget(self, name: Hashable) -> None:
         copy = self._copies.pop(name, None)
         if copy is not None:
             self._unlink(name, copy)
 
-    def _unlink(self, name: Hashable, copy: CacheEntry) -> None:
+    def _unlink(self, name: Hashable, copy: CacheEntry, but: Sequence[str] = ()) -> None:
         for key in copy.keys:
             names = self._names.get(key)
-            if names is not None:
+            if names is not None and key not in but:
                 names.discard(name)
                 if not names:
                     del self._names[key]

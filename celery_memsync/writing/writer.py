@@ -59,13 +59,13 @@ class BatchWriter:
         interval: Seconds that changes are gathered; 0 sends every one at once.
         batch_size: Most changes in one round trip.
         max_pending: Most entries with pending changes.
-        on_put: Called with each deferred change, and with the location of each other change.
+        on_put: Called with the Redis key of what each change is of.
         timeout: Seconds that a caller waits at most; see :mod:`celery_memsync.deadline`.
     """
 
     def __init__(
         self, store: Store, events: Events, settler: ConflictSettler, *, interval: float, batch_size: int,
-        max_pending: int, on_put: Callable[[Location | DeferredChange], object], timeout: float = 3.0,
+        max_pending: int, on_put: Callable[[str], object], timeout: float = 3.0,
     ) -> None:
         self.store = store
         self.events = events
@@ -114,20 +114,22 @@ class BatchWriter:
 
     def defer(self, deferred: DeferredChange) -> None:
         """Take a deferred change; what it comes to is written within ``interval``, and a tenth of that."""
-        is_full = self._pending.put(deferred.key, deferred)
-        self.on_put(deferred)
+        key = deferred.key
+        is_full = self._pending.put(key, deferred)
+        self.on_put(key)
         self._thread.wake()
         if is_full:
             self._gatherer.wake()
 
     def put(self, change: Change) -> None:
         """Take a change; it is written within ``interval``."""
+        key = change.location.key
         if isinstance(change, SetValue):
             change.seen = self._seen.stamp(change.location)
         # It is not seen before the copies of what it changes are dropped; nor are those believed that are made meanwhile.
-        self.on_put(change.location)
-        is_full = self._pending.put(change.location.key, change)
-        self.on_put(change.location)
+        self.on_put(key)
+        is_full = self._pending.put(key, change)
+        self.on_put(key)
         self._thread.wake()
         if is_full:
             self._gatherer.wake()
@@ -220,7 +222,7 @@ class BatchWriter:
         """
         request = CompareAndSet(change, expected, attempt)
         self._wait_for(request, self.timeout)
-        self.on_put(change.location)
+        self.on_put(change.location.key)
         assert request.stored is not None
         return request.stored
 

@@ -1,4 +1,7 @@
-"""What a task costs in calls of Python functions: a figure without noise, against a committed budget."""
+"""What a task costs in calls of Python functions, against a committed budget.
+
+On a quiet machine it is 39 in the main process and 77 in a child.  A busy one makes more batches for as many tasks.
+"""
 from __future__ import annotations
 
 import json

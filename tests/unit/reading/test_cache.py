@@ -142,7 +142,7 @@ def test_what_has_gone_leaves_no_memory_behind(cache):
     tracemalloc.stop()
 
     assert sizes[-1] - sizes[0] < 50_000
-    assert not [thing for thing in gc.get_objects() if isinstance(thing, PendingRead)]
+    assert len([thing for thing in gc.get_objects() if isinstance(thing, PendingRead)]) == len(cache)
 
 
 # -- how long
@@ -295,3 +295,33 @@ def test_in_any_order_of_steps_only_what_is_true_is_recalled(steps):
 
         assert len(cache) <= 2
         assert value_of(cache, key) in (None, truth[key])
+
+
+def test_drop_without_the_mutex_wins_over_a_copy_that_is_kept_meanwhile(cache):
+    source = Source()
+    reading = cache.begin(["k1"], source)
+    kept = cache_module.CacheEntry
+
+    def drop_first(*args):
+        cache.drop_for("k1")
+        return kept(*args)
+
+    cache_module.CacheEntry = drop_first
+    try:
+        cache.keep(reading, "a", 1, ("k1",), NEVER)
+    finally:
+        cache_module.CacheEntry = kept
+    cache.finish(reading)
+
+    assert cache.get("a") is None
+
+
+def test_copy_that_is_kept_after_a_drop_without_the_mutex_goes_with_its_key(cache):
+    keep(cache, "a", 1, keys=("k1", "k2"))
+    cache.drop_for("k1")
+    keep(cache, "a", 2, keys=("k1",))
+
+    assert value_of(cache, "a") == 2
+    assert cache.drop("k2") == 0
+    assert cache.drop("k1") == 1
+    assert not cache._names and not cache._dropped

@@ -234,10 +234,10 @@ def test_nobody_finds_an_old_copy_after_he_has_seen_a_change(memsync):
     writer, seen = memsync.writer, []
     drop = writer.on_put
 
-    def drop_late(one):
-        if writer.is_pending(one.key):
+    def drop_late(key):
+        if writer.is_pending(key):
             seen.extend([memsync.get_task("t")["state"], memsync.get_task_state("t")])
-        drop(one)
+        drop(key)
 
     writer.on_put = drop_late
     memsync.sync_task_state("t", {"x": 2})
