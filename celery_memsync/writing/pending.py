@@ -14,8 +14,8 @@ from .changes import Change, Coordinated, DeferredChange
 
 logger = get_logger(__name__)
 
-#: Most changes in the inbox, unless more are allowed to be pending.
-LARGEST_INBOX = 10_000
+#: Changes in the inbox from which on threads that change things help to empty it; and most of them.
+LONG_INBOX, LARGEST_INBOX = 5000, 100_000
 
 #: Seconds until a change that Redis refuses is tried again; they double with each try, up to the longest pause.
 REFUSED_PAUSE, LONGEST_REFUSED_PAUSE = 1.0, 30.0
@@ -110,9 +110,10 @@ class PendingChanges:
         while fresh is not self._fresh:  # the inbox was emptied meanwhile, perhaps before the change was in it
             fresh = self._fresh
             fresh.add(key)
-        if len(self._inbox) > max(self.limit, LARGEST_INBOX):  # a loop that lets no other thread, or greenlet, run
-            self._drop_from_inbox()
-        return len(self._inbox) >= self.inbox_size
+        size = len(self._inbox)
+        if size > LONG_INBOX:
+            self._help(size)
+        return size >= self.inbox_size
 
     def has(self, *keys: str) -> bool:
         """Return whether a change of what is under one of some Redis keys is pending, perhaps True just after it was."""
@@ -163,6 +164,13 @@ class PendingChanges:
         """Return how many of the oldest have to go for new ones."""
         rows = len(self._ordinary) + len(self._expendable) + len(entries)
         return max(0, rows - self.limit) + max(0, len(self._deferred) + len(deferred) - self.limit)
+
+    def _help(self, size: int) -> None:
+        """Empty the inbox in a thread that no signal's handler interrupts; many of them are faster than the gatherer."""
+        if threading.current_thread() is not threading.main_thread():
+            self.empty_inbox()
+        elif size > max(self.limit, LARGEST_INBOX):  # a loop that lets no other thread run
+            self._drop_from_inbox()
 
     def _drop_from_inbox(self) -> None:
         with contextlib.suppress(IndexError):  # another thread has just emptied it

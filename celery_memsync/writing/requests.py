@@ -31,6 +31,8 @@ class FlushRequest:
         self.error: MemSyncError | None = None
         self.given_up = False
         self.may_be_done = False
+        #: Paths whose writes a newer fence has refused.
+        self.fenced: tuple[str, ...] = ()
         self._answered = False
         self._closed = threading.Lock()
         self._closed.acquire()

@@ -1,6 +1,7 @@
 """Write changes in the background, in batches."""
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -107,6 +108,7 @@ class BatchWriter:
         #: Empties the inbox while the writer's thread waits for Redis.
         self._gatherer = BackgroundLoop("memsync-gatherer", self._gather, 0, on_demand=True)
         self._resolver = BackgroundLoop("memsync-resolver", self._resolve_disputes, 0, on_demand=True)
+        self._closed = False
         #: Held by a caller that writes by itself, because no thread can be started any more.
         self._alone = threading.Lock()
 
@@ -120,6 +122,8 @@ class BatchWriter:
         self._thread.wake()
         if is_full:
             self._gatherer.wake()
+        if self._closed:
+            self._write_late()
 
     def put(self, change: Change) -> None:
         """Take a change; it is written within ``interval``."""
@@ -133,6 +137,13 @@ class BatchWriter:
         self._thread.wake()
         if is_full:
             self._gatherer.wake()
+        if self._closed:
+            self._write_late()
+
+    def _write_late(self) -> None:
+        """Write what came while the writer was being closed, as by the handler of a signal in the middle of a write."""
+        with contextlib.suppress(RuntimeError):  # no threads any more: the process is at its end
+            threading.Thread(target=self._write_alone, name="memsync-late", daemon=True).start()
 
     def _gather(self) -> None:
         if self._pending.empty_inbox() >= self.batch_size:
@@ -232,7 +243,12 @@ class BatchWriter:
         if not self._thread.running:
             self._write_alone()
         timeout = min(timeout, remaining())
-        if not request.wait(timeout):
+        try:
+            is_answered = request.wait(timeout)
+        except BaseException:  # of a signal's handler
+            self._give_up(request)
+            raise
+        if not is_answered:
             request.given_up = True
             raise StoreUnavailable(
                 f"Redis did not take what is pending within {timeout:.3g} s; it stays pending", request.may_be_done)
@@ -240,6 +256,12 @@ class BatchWriter:
             # Several callers may get the same one.
             raise copy(request.error) from request.error
         return request.written
+
+    def _give_up(self, request: FlushRequest) -> None:
+        """Keep the answer that a caller does not wait for any more for the next one."""
+        request.given_up = True
+        if isinstance(request.error, LockLost):
+            self._fenced.update(dict.fromkeys(request.fenced))
 
     def _write_alone(self) -> None:
         """Write in this thread: the interpreter is shutting down and starts no other one."""
@@ -262,6 +284,7 @@ class BatchWriter:
             if self._pending:
                 self._wait_for(FlushRequest(strict=True), timeout)
         finally:
+            self._closed = True
             self._gatherer.stop(0)
             self._thread.stop(max(0.0, deadline - time.monotonic()))
             self._resolver.stop(0)
@@ -350,11 +373,14 @@ class BatchWriter:
             if failed or not request.strict:
                 request.answer(written, request.own(error) if failed else None)
             elif not waiting:
-                request.answer(written, error or self._fence_error())
+                request.answer(written, error or self._fence_error(request))
         self._begun = [request for request in self._begun if waiting and request.strict]
 
-    def _fence_error(self) -> LockLost | None:
-        fenced, self._fenced = list(self._fenced), {}
+    def _fence_error(self, request: FlushRequest) -> LockLost | None:
+        if request.given_up:
+            return None
+        request.fenced, self._fenced = tuple(self._fenced), {}
+        fenced = request.fenced
         more = f" and {len(fenced) - 1} others" if len(fenced) > 1 else ""
         return LockLost(f"under which {fenced[0]}{more} was written") if fenced else None
 
@@ -492,8 +518,11 @@ class BatchWriter:
 
     def _compare_and_set_all(self) -> None:
         for request in self._begun:
-            if isinstance(request, CompareAndSet) and not request.given_up:
-                request.may_be_done = True
+            if not isinstance(request, CompareAndSet):
+                continue
+            request.may_be_done = True
+            # In this order: a caller that gives up looks at the other after it has set this.
+            if not request.given_up:
                 try:
                     request.stored = self._compare_and_set(request.change, request.expected, request.attempt)
                 except MemSyncError as exc:

@@ -1,0 +1,87 @@
+"""Many threads, handlers of signals, and callers that give up: nothing is lost, and no answer is."""
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import pytest
+
+from celery_memsync import LockLost
+from tests.support.stress import stressed
+
+
+class Limit(Exception):
+    """What the handler of a signal raises."""
+
+
+@pytest.fixture
+def strike():
+    """Makes a handler of SIGALRM, and the signal come again and again."""
+    before = signal.getsignal(signal.SIGALRM)
+
+    def begin(handler, first, interval=0.0):
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, first, interval)
+
+    yield begin
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_increments_of_many_threads_without_a_pause_are_exact(make_memsync):
+    memsync, number = make_memsync(), 4000
+
+    def add():
+        for _ in range(number):
+            memsync.increment_metrics(n=1)
+
+    threads = [threading.Thread(target=add) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    memsync.force_sync(timeout=20)
+
+    assert memsync.get_coordination_metrics() == {"n": 20 * number}
+    assert memsync.get_metrics()["dropped"] == 0
+
+
+def test_a_write_that_is_interrupted_by_a_shutdown_is_written(make_memsync, strike):
+    memsync, written, keys = make_memsync(), 0, 5000
+    strike(lambda *_: memsync.shutdown(), 0.02, 0.0203)
+
+    end = time.monotonic() + stressed(1.0)
+    while time.monotonic() < end:
+        memsync.write(f"k/{written % keys}", written)
+        written += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    memsync.force_sync(timeout=10)
+    time.sleep(0.3)  # one that was interrupted at the very end is written by a thread of its own
+
+    found = memsync.read_many([f"k/{number % keys}" for number in range(max(0, written - keys), written)], consistent=True)
+    lost = [number for number in range(max(0, written - keys), written) if found[f"k/{number % keys}"] != number]
+    assert lost == []
+
+
+def test_a_refused_write_is_told_to_the_next_who_asks_if_the_first_was_interrupted(make_memsync, strike):
+    memsync = make_memsync(batch_interval=60.0)
+    memsync.write("a", 1, fence=10)
+    memsync.force_sync()
+    memsync.write("a", 2, fence=9)
+
+    def limit(*_):
+        raise Limit
+
+    strike(limit, 0.0005)
+    try:
+        for _ in range(10_000):
+            try:
+                memsync.force_sync()
+            except LockLost:
+                return  # it was told before the limit struck
+    except Limit:
+        pass
+
+    with pytest.raises(LockLost):
+        memsync.force_sync()
