@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from typing import Callable
@@ -59,6 +60,7 @@ class _Run:
     def __init__(self, target: Callable[[_Run], None], name: str) -> None:
         self.begun = Wakeup()
         self.ended = Wakeup()
+        self.pid = os.getpid()
         self.thread = threading.Thread(target=target, args=(self,), name=name, daemon=True)
 
 
@@ -89,6 +91,8 @@ class BackgroundLoop:
         self._wanted = Wakeup()
         self._hurried = Wakeup()
         self._stopped = False
+        #: Whether the interpreter starts no threads any more.
+        self.cannot_start = False
         #: The thread that is at work, if any; a thread enters itself by one step that nothing can interrupt.
         self._at_work: dict[str, _Run] = {}
         #: Whether a caller waits for the next call.
@@ -100,8 +104,9 @@ class BackgroundLoop:
     @property
     def running(self) -> bool:
         """Whether the thread is there."""
+        # Not by is_alive(): a signal's exception in there makes Python 3.11 take the thread for ended (bpo-45274).
         run = self._at_work.get(self.name)
-        return run is not None and run.thread.is_alive()
+        return run is not None and run.pid == os.getpid()
 
     @property
     def is_current(self) -> bool:
@@ -138,7 +143,7 @@ class BackgroundLoop:
         run = self._at_work.get(self.name)
         self._wanted.set()
         self._hurried.set()
-        if run is not None and not self.is_current and run.thread.is_alive():
+        if run is not None and not self.is_current and run.pid == os.getpid():
             # Not by its join(): on Python 3.13 eventlet's raises when the timeout is over.
             run.ended.wait(timeout)
             run.ended.set()
@@ -149,6 +154,7 @@ class BackgroundLoop:
         except RuntimeError:
             # No threads any more, the interpreter is shutting down: what is
             # waiting goes with the last flush, which needs none.
+            self.cannot_start = True
             logger.debug("%s: no thread can be started", self.name)
 
     def _run(self, run: _Run) -> None:

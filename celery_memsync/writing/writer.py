@@ -240,7 +240,7 @@ class BatchWriter:
     def _wait_for(self, request: FlushRequest, timeout: float) -> int:
         self._requests.append(request)
         self._thread.call_now()
-        if not self._thread.running:
+        if self._thread.cannot_start or self._closed:
             self._write_alone()
         timeout = min(timeout, remaining())
         try:
