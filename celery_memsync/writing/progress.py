@@ -17,10 +17,6 @@ from .changes import Change, Content, preview_of_run
 #: Figures of progress stay below: a rank holds sixteen digits.
 TOO_LARGE = 10 ** 16
 
-#: Seconds after which a progress that was queued is queued again.  It is written every ``memsync_batch_interval``; a soft
-#: time limit may have struck just before it was in the queue.
-QUEUED_FOR = 1.0
-
 #: Seconds that a run may wait for its next try, and its progress is still shown.
 LONGEST_WAIT = 366 * 86400.0
 
@@ -112,7 +108,7 @@ class Progress(Change):
     """
 
     __slots__ = ("run", "run_key", "started", "figures", "message", "status", "fields", "limit",
-                 "_mutex", "_mutex_of", "_queued_in", "_queued_at")
+                 "reports", "_mutex", "_mutex_of", "_put", "_taken")
 
     expendable = True
 
@@ -133,9 +129,10 @@ class Progress(Change):
         #: Held while it takes figures: several threads may report one task.
         self._mutex = threading.RLock()
         self._mutex_of = _process
-        #: The process in whose queue it is, and since when (monotonic time).
-        self._queued_in: object = None
-        self._queued_at = 0.0
+        #: How many reports there were; how many when it was put into the queue of a process, and taken out of it, last.
+        self.reports = 0
+        self._put: tuple[object, int] = (None, 0)
+        self._taken = 0
 
     def count(self, current: float, total: float | None, message: str | None) -> bool:
         """Take a new count, as :meth:`report` does, but fast in the plain case: one more of the same."""
@@ -212,11 +209,14 @@ class Progress(Change):
             raise ValueTooLarge(f"{self.location.path} ({what})", len(text), self.limit)
 
     def _reported(self) -> bool:
-        self.at = now = time.monotonic()
-        if self._queued_in is _process and now < self._queued_at + QUEUED_FOR:
-            return False
-        self._queued_in, self._queued_at = _process, now
-        return True
+        self.at = time.monotonic()
+        self.reports += 1
+        process, number = self._put
+        return process is not _process or number <= self._taken
+
+    def note_put(self, reports: int) -> None:
+        """Note that it was put into the queue after so many reports: not earlier, for an exception may strike before."""
+        self._put = _process, reports
 
     def coalesce(self, newer: Change) -> Change | None:
         """The newer progress of the same run."""
@@ -224,7 +224,7 @@ class Progress(Change):
 
     def snapshot(self) -> Change:
         """Return the figures of this moment, and be ready to be queued again."""
-        self._queued_in = None
+        self._taken = self.reports
         return self._as_change()
 
     def preview(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:

@@ -24,6 +24,7 @@ from ..store import CoordinationResult, EntryWrite, Store, WriteResult, explain_
 from .changes import Change, Coordinated, DeferredChange, MergeFields, SetValue, SyncMetrics
 from .conflict_settler import ConflictSettler, Dispute
 from .pending import PendingChanges
+from .progress import Progress
 from .requests import CompareAndSet, FlushRequest
 from .unanswered import Attempt, Unanswered, number_of, was_never_written
 from .version_tracker import EMPTY_BASE, MergeBase, VersionTracker
@@ -128,12 +129,15 @@ class BatchWriter:
     def put(self, change: Change) -> None:
         """Take a change; it is written within ``interval``."""
         key = change.location.key
+        reports = change.reports if isinstance(change, Progress) else 0
         if isinstance(change, SetValue):
             change.seen = self._seen.stamp(change.location)
         # It is not seen before the copies of what it changes are dropped; nor are those believed that are made meanwhile.
         self.on_put(key)
         is_full = self._pending.put(key, change)
         self.on_put(key)
+        if isinstance(change, Progress):
+            change.note_put(reports)
         self._thread.wake()
         if is_full:
             self._gatherer.wake()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 import time
 
@@ -273,3 +274,21 @@ def test_of_threads_that_are_started_at_once_one_is_at_work(make_thread):
 
     eventually(lambda: most and len([one for one in threading.enumerate() if one.name == "a-test"]) == 1)
     assert set(most) == {1}
+
+
+@pytest.mark.skipif(sys.version_info[:2] > (3, 12), reason="threads are asked in another way")
+def test_loop_whose_thread_an_exception_made_look_dead_is_still_running():
+    called = threading.Event()
+    loop = BackgroundLoop("test-loop", called.set, 0, on_demand=True)
+    loop.wake()
+    assert called.wait(5)
+    run = next(iter(loop._at_work.values()))
+    run.thread._is_stopped = True  # as bpo-45274 leaves it
+
+    assert loop.running
+
+    called.clear()
+    loop.wake()
+    assert called.wait(5)
+    run.thread._is_stopped = False
+    loop.stop(5)

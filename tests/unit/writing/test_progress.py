@@ -12,8 +12,7 @@ from celery_memsync import keys as names
 from celery_memsync.keys import Keys
 from celery_memsync.models.progress import progress_from
 from celery_memsync.store.clock import Clock
-from celery_memsync.writing import progress as progress_module
-from celery_memsync.writing.progress import QUEUED_FOR, Progress, percent_of, progress_rank
+from celery_memsync.writing.progress import Progress, percent_of, progress_rank
 
 PROGRESS = Keys("task-sentinel").task_location("t1", names.PROGRESS)
 RUN_1, RUN_2 = "0000001700000000000", "0010001700000000000"
@@ -144,6 +143,7 @@ def test_words_are_taken_with_a_lower_figure():
 def test_ten_thousand_reports_are_queued_once():
     cell = progress()
     first = cell.count(0, 10_000, None)
+    cell.note_put(cell.reports)
     later = {cell.count(number, 10_000, None) for number in range(1, 10_000)}
 
     assert (first, later) == (True, {False})
@@ -153,31 +153,42 @@ def test_ten_thousand_reports_are_queued_once():
 def test_a_report_after_the_snapshot_is_queued_again():
     cell = progress()
     cell.report(1, 10, None)
+    cell.note_put(cell.reports)
     meanwhile = cell.report(1, 10, None)
 
     cell.snapshot()
 
-    assert (meanwhile, cell.report(2, 10, None), cell.report(3, 10, None)) == (False, True, False)
+    assert (meanwhile, cell.report(2, 10, None)) == (False, True)
+    cell.note_put(cell.reports)
+    assert not cell.report(3, 10, None)
 
 
 @pytest.mark.parametrize("tell", [
     lambda cell, number: cell.report(number, 10, None), lambda cell, number: cell.count(number, None, None),
 ])
-def test_what_was_perhaps_not_queued_is_queued_again_after_a_while(monkeypatch, tell):
-    cell, now = progress(), time.monotonic()
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now)
-    assert cell.report(1, 10, None)
-    queued = []
+def test_what_was_perhaps_not_queued_is_queued_by_the_next_report(tell):
+    cell = progress()
 
-    for now in (now + QUEUED_FOR * 0.9, now + QUEUED_FOR * 1.1, now + QUEUED_FOR * 1.2):
-        queued.append(tell(cell, 2))
+    assert [tell(cell, 1), tell(cell, 2)] == [True, True]  # an exception has struck before it was put
 
-    assert queued == [False, True, False]
+
+@pytest.mark.parametrize("tell", [
+    lambda cell, number: cell.report(number, 10, None), lambda cell, number: cell.count(number, None, None),
+])
+def test_what_was_taken_before_it_was_noted_as_put_is_queued_by_the_next_report(tell):
+    cell = progress()
+    assert tell(cell, 1)
+    reports = cell.reports
+    cell.snapshot()
+    cell.note_put(reports)
+
+    assert tell(cell, 2)
 
 
 def test_a_forked_process_has_it_to_queue():
     cell = progress()
     assert cell.report(1, 10, None)
+    cell.note_put(cell.reports)
 
     child = os.fork()
     if child == 0:

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from celery_memsync import LockLost
+from celery_memsync.writing.requests import FlushRequest
 from tests.support.stress import stressed
 
 
@@ -64,24 +65,21 @@ def test_a_write_that_is_interrupted_by_a_shutdown_is_written(make_memsync, stri
     assert lost == []
 
 
-def test_a_refused_write_is_told_to_the_next_who_asks_if_the_first_was_interrupted(make_memsync, strike):
+def test_a_refused_write_is_told_to_the_next_who_asks_if_the_first_was_interrupted(make_memsync, monkeypatch):
     memsync = make_memsync(batch_interval=60.0)
     memsync.write("a", 1, fence=10)
     memsync.force_sync()
     memsync.write("a", 2, fence=9)
+    wait = FlushRequest.wait
 
-    def limit(*_):
+    def interrupted(request, timeout):
+        assert wait(request, timeout)
         raise Limit
 
-    strike(limit, 0.0005)
-    try:
-        for _ in range(10_000):
-            try:
-                memsync.force_sync()
-            except LockLost:
-                return  # it was told before the limit struck
-    except Limit:
-        pass
+    with monkeypatch.context() as patch:
+        patch.setattr(FlushRequest, "wait", interrupted)
+        with pytest.raises(Limit):
+            memsync.force_sync()
 
     with pytest.raises(LockLost):
         memsync.force_sync()
