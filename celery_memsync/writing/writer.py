@@ -147,7 +147,18 @@ class BatchWriter:
     def _write_late(self) -> None:
         """Write what came while the writer was being closed, as by the handler of a signal in the middle of a write."""
         with contextlib.suppress(RuntimeError):  # no threads any more: the process is at its end
-            threading.Thread(target=self._write_alone, name="memsync-late", daemon=True).start()
+            threading.Thread(target=self._write_what_is_left, name="memsync-late", daemon=True).start()
+
+    def _write_what_is_left(self) -> None:
+        # Of many threads one goes on.  It looks again when it has released the lock, so what the others came for is written.
+        while self._pending and self._alone.acquire(blocking=False):
+            try:
+                self._write_pending()
+            except StoreError as exc:
+                logger.warning("After a shutdown %d writes could not be written: %s", self.pending, exc)
+                return
+            finally:
+                self._alone.release()
 
     def _gather(self) -> None:
         if self._pending.empty_inbox() >= self.batch_size:

@@ -8,8 +8,10 @@ import time
 import pytest
 
 from celery_memsync import LockLost
+from celery_memsync.writing.changes import SetValue
 from celery_memsync.writing.requests import FlushRequest
 from tests.support.stress import stressed
+from tests.support.waiting import eventually
 
 
 class Limit(Exception):
@@ -83,3 +85,18 @@ def test_a_refused_write_is_told_to_the_next_who_asks_if_the_first_was_interrupt
 
     with pytest.raises(LockLost):
         memsync.force_sync()
+
+
+def test_a_loop_that_writes_to_a_closed_writer_leaves_no_crowd_of_threads(make_memsync, memsync):
+    closed = make_memsync()
+    closed.write("a", 0)
+    writer, location = closed.writer, closed._open().keys.location("a")
+    closed.shutdown()
+
+    for number in range(300):
+        writer.put(SetValue(location, b"%d" % number, 60.0))
+    crowd = [thread for thread in threading.enumerate() if thread.name == "memsync-late"]
+
+    assert len(crowd) < 50
+    assert eventually(lambda: memsync.read("a", consistent=True) == 299)
+    eventually(lambda: not [thread for thread in threading.enumerate() if thread.name == "memsync-late"])
