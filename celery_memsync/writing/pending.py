@@ -337,7 +337,7 @@ class PendingChanges:
         try:
             for change in deferred.changes():
                 self._append(change)
-        except Exception:
+        except BaseException:  # a thread of this package: whatever is raised, the next batch would meet it again
             logger.exception("Dropped a stage of a task that could not be described")
             self.dropped += 1
             self.spoiled += 1

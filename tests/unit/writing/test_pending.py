@@ -311,3 +311,19 @@ def test_a_report_that_is_interrupted_leaves_its_mutex_open_and_takes_back_nothi
 
     assert number > 10
     assert wrong == []
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
+def test_what_can_not_be_described_is_dropped_and_holds_up_nothing(error):
+    class Spoiled(Told):
+        def changes(self):
+            raise error
+
+    pending = PendingChanges(100)
+    pending.put("k", Spoiled(fields("s", x=1)))
+    pending.put("l", Told(fields("t", x=1)))
+
+    pending.drain(FAR)
+
+    assert [change.location.path for change in pending.due(FAR)] == [fields("t", x=1).location.path]
+    assert (pending.dropped, pending.spoiled, pending.has("k")) == (1, 1, False)
