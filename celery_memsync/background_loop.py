@@ -37,7 +37,7 @@ class Wakeup:
     def set(self) -> None:
         """Wake the waiting thread, or the next that waits."""
         if self._closed.locked():
-            with contextlib.suppress(RuntimeError):  # somebody else has rung meanwhile
+            with contextlib.suppress(RuntimeError):  # another thread has set it meanwhile
                 self._closed.release()
 
     def clear(self) -> None:
@@ -164,7 +164,7 @@ class BackgroundLoop:
             if self._at_work.setdefault(self.name, run) is run:
                 run.begun.set()
                 self._call_again_and_again()
-        except BaseException as exc:  # somebody else has raised it in this thread
+        except BaseException as exc:  # another thread has raised it in this one
             self._log(
                 logger.error, "%s: its thread was ended by %s; the next use starts another", self.name, message_of(exc))
         finally:

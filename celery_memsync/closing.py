@@ -37,7 +37,7 @@ class Closer:
         #: Owners, and how to close what is theirs, by number.
         self._open: dict[int, tuple[weakref.ref[object], Close]] = {}
         self._forgotten: deque[Close] = deque()
-        #: Held by whoever closes what was forgotten.
+        #: Held by the thread that closes what was forgotten.
         self._at_work = threading.Lock()
         self._pid: int | None = None
 
@@ -75,7 +75,7 @@ class Closer:
                 self._at_work.release()
 
     def _start_thread(self) -> None:
-        # A thread that `threading` does not know would be listed for ever once it has asked for its name.
+        # A thread that `threading` does not know stays on its list once it has asked for its name.
         try:
             threading.Thread(target=self._run, name="memsync-closing", daemon=True).start()
         except RuntimeError:

@@ -65,7 +65,7 @@ class _Event(NamedTuple):
 
 
 class _Mark:
-    """Stands in the queue of events for somebody who waits until those before it are done."""
+    """Stands in the queue of events for a caller that waits until those before it are done."""
 
     def __init__(self) -> None:
         self.passed = False

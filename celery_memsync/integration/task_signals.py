@@ -108,7 +108,7 @@ class TaskSignals:
         self.kept = KeptMessages(memsync, HEADER, self.requeuer.wanted)
 
     def connect(self) -> None:
-        """Listen from now on, for as long as somebody keeps this."""
+        """Listen from now on, for as long as this object is referred to."""
         _listening[id(self)] = weakref.ref(self)
         for number, find in list(_listening.items()):
             if find() is None:

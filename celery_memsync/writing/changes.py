@@ -126,7 +126,7 @@ class SetValue(Change):
     """Replace the value of an entry; an empty body deletes it.
 
     Args:
-        owned: Whether nobody else has a say in it, so that there are no conflicts.
+        owned: Whether no other process writes it, so that there are no conflicts.
         run_key: The run of a task that says so; "" for none.
 
     Attributes:
@@ -163,7 +163,7 @@ class SetValue(Change):
 
 
 class MergeFields(Change):
-    """Merge top-level fields into an entry; other fields stay, whoever wrote them.
+    """Merge top-level fields into an entry; other fields stay, also those of other writers.
 
     Args:
         run_key: The run of a task that says so; "" for none.
@@ -185,7 +185,7 @@ class MergeFields(Change):
         self.recorded_at = dict.fromkeys(fields, self.at)
         self.sent: dict[str, tuple[bytes, ...]] = {}
         self.base: MergeBase | None = None
-        #: Whether somebody else has written meanwhile: then an earlier stage does not undo a later one.
+        #: Whether another process has written meanwhile: then an earlier stage does not undo a later one.
         self.late = False
 
     def coalesce(self, newer: Change) -> Change | None:

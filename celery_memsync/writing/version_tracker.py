@@ -10,7 +10,8 @@ from ..keys import STAGE, Location
 from ..models.entry import UNWRITTEN, EntryVersion, StoredEntry
 from ..store.clock import Clock
 
-#: Most entries of which the state is remembered.  Of what was forgotten a write asks once more: a conflict with nobody.
+#: Most entries of which the state is remembered.  A write of one that was forgotten costs a round more: a conflict with
+#: no other writer.
 MAX_SEEN = 10_000
 
 #: Most entries of which the fields are, and their bytes of JSON.
@@ -58,7 +59,7 @@ class MergeBase(NamedTuple):
         return sum(map(len, self.body.values())) if isinstance(self.body, dict) else len(self.body)
 
 
-#: What fields of an entry that nobody has written are merged into.
+#: What fields of an entry that was never written are merged into.
 EMPTY_BASE = MergeBase(UNWRITTEN, {}, 0.0, float("-inf"))
 
 

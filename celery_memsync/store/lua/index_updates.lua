@@ -2,7 +2,7 @@
 -- before entry_write.lua and index_apply.lua.
 --
 -- On a cluster it is in another slot than the entries.  Then it travels as index updates: the time (us) and the tables
--- here, packed and unpacked by these functions, and read by nobody else.
+-- here, packed and unpacked by these functions, and read by no other program.
 
 -- Set by the script, from its keys and arguments; channels is what stands before "queue" and "metrics" in their channels.
 local worker, index_ttl, channels

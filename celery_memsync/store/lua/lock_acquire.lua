@@ -1,4 +1,4 @@
--- Take a lock if it is free and nobody waits for it.
+-- Take a lock if it is free and has no waiters.
 --
 -- KEYS[1] lock    string: an entry, see lock_entry.lua
 -- KEYS[2] queue   list of waiters, in the order in which they came
@@ -12,7 +12,7 @@
 -- ARGV[7] body    not looked into
 --
 -- Returns    "ok fence ms"          the caller has it for so long
---            "busy fence ms\ntext"  somebody else has it for so long, if it is not renewed; then the entry
+--            "busy fence ms\ntext"  another holder has it for so long, if it is not renewed; then the entry
 -- Publishes  slot, header and body on the path of the lock; waiter, fence and lease (ms) on the channel of a waiter that
 --            is given the lock
 lock, queue, index = KEYS[1], KEYS[2], KEYS[3]

@@ -9,7 +9,7 @@
 -- A waiter is subscribed to a channel.  One whose connection is gone is passed
 -- over.  One that is given the lock has it for a moment, until it renews.
 
--- Milliseconds: that a waiter has a lock before it renews; that a lock that nobody has or asks for is remembered; that
+-- Milliseconds: that a waiter has a lock before it renews; that a lock without holder and waiters is remembered; that
 -- the index is kept.
 local CLAIM, MEMORY, INDEX = 3000, 60000, 7 * 86400000
 
@@ -78,7 +78,7 @@ local function trim_index(locks)
 end
 
 -- Take the lock if it is free; what is free goes to the waiter that came first.  Return whether the caller has it.
--- A caller that is a waiter gets it in its turn, any other one only if nobody waits.
+-- A caller that is a waiter gets it in its turn, any other one only if there are no waiters.
 local function take_if_free(caller, is_waiter, run, ttl_ms, body)
   if left > 0 then return holder == caller end
   local waiter = give_to_waiter("", is_waiter and caller or nil)
@@ -101,7 +101,7 @@ local function is_busy()
   return "busy " .. fence .. " " .. left .. "\n" .. text
 end
 
--- Give the lock back: to the waiter that came first, or to nobody.
+-- Give the lock back: to the waiter that came first, or to none.
 local function give_back(by)
   if give_to_waiter("," .. by) then return end
   store_lock("-", by, 0, worker, "")

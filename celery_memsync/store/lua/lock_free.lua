@@ -1,4 +1,4 @@
--- Give a lock back for whoever holds it with a fence.
+-- Give a lock back for the holder that has it with a fence.
 --
 -- KEYS[1] lock    string: an entry, see lock_entry.lua
 -- KEYS[2] queue   list of waiters, in the order in which they came
@@ -9,7 +9,7 @@
 -- ARGV[4] fence   of the acquisition that is to end
 --
 -- Returns    "ok 0 0"  it was held with that fence until now
---            "lost"    nobody holds it with that fence
+--            "lost"    it is not held with that fence
 -- Publishes  slot, header and body on the path of the lock; waiter, fence and lease (ms) on the channel of a waiter that
 --            is given the lock
 lock, queue, index = KEYS[1], KEYS[2], KEYS[3]

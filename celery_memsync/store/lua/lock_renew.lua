@@ -9,7 +9,7 @@
 --   ttl_ms   lease from now on
 --
 -- Returns     for each lock 1, or 0: it is not the holder's any more
--- Publishes   nothing: Redis itself tells whoever has a copy of the entry that it is old
+-- Publishes   nothing: Redis itself invalidates copies of the entry
 local n = tonumber(ARGV[1])
 local answers, leases = {}, {}
 index = KEYS[n + 1]

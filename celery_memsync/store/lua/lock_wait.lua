@@ -10,10 +10,10 @@
 -- ARGV[5] ttl_ms   lease
 -- ARGV[6] run      of the task that asks; "-" for none
 -- ARGV[7] body     not looked into
--- ARGV[8] channel  where the caller hears that it has been given the lock
+-- ARGV[8] channel  where it is published that the caller has been given the lock
 --
 -- Returns    "ok fence ms"          the caller has it for so long
---            "busy fence ms\ntext"  the caller is in the queue; somebody else has it for so long, if it is not renewed;
+--            "busy fence ms\ntext"  the caller is in the queue; another has it for so long, if it is not renewed;
 --                                   then the entry
 -- Publishes  slot, header and body on the path of the lock; waiter, fence and lease (ms) on the channel of a waiter that
 --            is given the lock

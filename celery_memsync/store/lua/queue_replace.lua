@@ -26,7 +26,7 @@ local worker, serial, ttl_ms, channels, last = ARGV[1], ARGV[2], ARGV[3], ARGV[4
 local earlier = earlier_answer(done, serial)
 if earlier then return earlier end
 
--- A new list of which no more is heard goes after so many ms.
+-- A new list that is not completed expires after so many ms.
 local MAKING = 60000
 
 -- Add ids behind those that a new list has; those that it has already stay where they are.
