@@ -194,7 +194,7 @@ class ActiveRun(Run):
         outer: The run whose body called this one eagerly, if any.
         find_memsync: Returns ``memsync``; where every call counts.
         fence: Of the lock around its body; 0 for none.
-        lenders: The memories whose locks it has taken.
+        lock_owners: The memories whose locks it has taken.
         ending: How it has ended; None: it has not.
     """
 

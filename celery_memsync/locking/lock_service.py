@@ -332,7 +332,7 @@ class LockService:
         """Free what a run of another process holds, as soon as that process is gone; the thread does it.
 
         Args:
-            absent: Tells whether the process is gone.
+            is_ended: Returns whether the process has ended.
         """
         self._ending_runs[run] = (is_ended, time.monotonic() + MAX_ENDED_RUN_WAIT)
         self._thread.wake()

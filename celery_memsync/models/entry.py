@@ -27,9 +27,10 @@ UNWRITTEN = EntryVersion(0, 0)
 #: Largest number that is taken for a figure, such as a progress.
 MAX_FIGURE = 2 ** 62
 
-#: Above any number of a header, and above any fence: scripts count exactly up to there (``store/lua/entry_header.lua``).
+#: Above any number of a header but the fence.
 MAX_HEADER_FIGURE = 10 ** 15
 
+#: Above any fence: scripts count exactly up to there (``store/lua/entry_header.lua``).
 MAX_FENCE = 2 ** 53
 
 
@@ -102,7 +103,7 @@ class StoredEntry:
 
     @classmethod
     def parse(cls, text: bytes) -> StoredEntry:
-        """Read what a hash field holds.
+        """Read an entry as Redis keeps it.
 
         Raises:
             ValueError: If something else than an entry is kept there.

@@ -8,8 +8,8 @@ from collections import OrderedDict, deque
 from functools import partial
 from typing import Any, Callable, Hashable, Iterable, Protocol, Sequence
 
-#: Seconds between two looks, by those who recall, whether something was told that was not heard yet: a look takes a
-#: microsecond or two, a recall less than one.
+#: Seconds between two looks, by those who read, whether something has arrived that was not received yet: a look takes a
+#: microsecond or two, a copy less than one.
 CHECK_PAUSE = 0.00005
 
 _CHANGEABLE = frozenset({dict, list})

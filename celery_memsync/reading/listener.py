@@ -35,7 +35,7 @@ CONNECT_PATIENCE = 0.5
 #: Messages that are taken before all else is looked at.
 TAKEN_AT_ONCE = 1000
 
-#: Seconds after which a borrowed connection that was not given back is lost: who had it was interrupted.
+#: Seconds after which a connection that was checked out and not checked in is lost: its reader was interrupted.
 LOST_AFTER = 10.0
 
 #: Connections whose reads may be kept; threads beyond them read without keeping.
@@ -117,7 +117,7 @@ class ChangeListener:
             return source
 
     def checkin(self, source: TrackedConnection, asked_at: float) -> None:
-        """Take a borrowed connection back, which has answered.
+        """Take a connection back that was checked out, and has answered.
 
         Args:
             asked_at: Monotonic time when it was asked.
@@ -130,7 +130,7 @@ class ChangeListener:
         source.close()
 
     def discard(self, source: TrackedConnection) -> None:
-        """Part with a borrowed connection that is broken."""
+        """Part with a connection that was checked out and is broken."""
         with self._mutex:
             self._sources.discard(source)
             if source.refused:
@@ -317,7 +317,7 @@ class ChangeListener:
             for source in self._sources:
                 source.until = float("-inf")
             idle = list(self._idle)
-            # Those that are borrowed are closed by who gives them back.
+            # Those that are checked out are closed by the reader that checks them in.
             self._sources.clear()
             self._idle.clear()
             self._subscribed, self._unconfirmed = set(), Counter()

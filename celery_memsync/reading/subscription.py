@@ -52,7 +52,7 @@ class PendingChange(NamedTuple):
 
     Attributes:
         parts: Its parts by slot; None: only that it can't be trusted any more.
-        reborn: Whether it was gone in between, so that its versions begin anew.
+        recreated: Whether it was gone in between, so that its versions begin anew.
         unread: Whether it has to be read, when its turn comes, what is to be told.
     """
 

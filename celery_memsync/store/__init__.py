@@ -1,4 +1,4 @@
-"""The only package that talks to Redis: each method is one round trip.
+"""The only package that talks to Redis: one method per operation, mostly one round trip.
 
 `Store` is put together of one class for each kind of data; `cluster_store.py` is the same for a cluster.  What
 has to be atomic is a script in `store/lua/`; its header says what it takes and returns.  redis-py's errors become

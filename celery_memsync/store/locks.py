@@ -26,7 +26,7 @@ LOCK_WORDS = 7
 
 
 class LockRequest(NamedTuple):
-    """Who requests for a lock; see ``store/lua/lock_wait.lua``.
+    """A request for a lock; see ``store/lua/lock_wait.lua``.
 
     Attributes:
         location: Where the lock is kept.

@@ -125,7 +125,7 @@ class ScriptCaller:
 
     @redis_call
     def missing_rights(self) -> list[str]:
-        """Return what this user may not do of what is needed: commands, ``keys``, ``channels``; see :mod:`.rights`."""
+        """Return what this user may not do of what is needed: commands, ``keys``, ``channels``; see :mod:`.acl`."""
         asked = probes(self.keys.scratch, self.prefix + self.keys.scratch)
         answers = execute_on_new_connection(self._node(), [probe.command for probe in asked])
         return sorted({

@@ -49,7 +49,7 @@ class HeartbeatReply(NamedTuple):
     """What Redis says to a beat.
 
     Attributes:
-        word: ``ok``, ``online`` (this worker was not there) or ``back`` (it was called lost, or had said goodbye).
+        status: ``ok``, ``online`` (this worker was not there) or ``back`` (it was called lost, or had said goodbye).
         at: When Redis heard it, in seconds of Redis's clock.
         since: Since when this worker has beaten without a gap.
         workers: How many there are.
