@@ -23,7 +23,7 @@ from ..models.entry import UNWRITTEN, EntryVersion, Header, StoredEntry
 from ..store import CoordinationResult, EntryWrite, Store, WriteResult, explain_code, in_chunks, may_be_done, ms
 from .changes import Change, Coordinated, DeferredChange, MergeFields, SetValue, SyncMetrics
 from .conflict_settler import ConflictSettler, Dispute
-from .pending import PendingChanges
+from .pending import REFUSED_PAUSE, PendingChanges
 from .progress import Progress
 from .requests import CompareAndSet, FlushRequest
 from .unanswered import Attempt, Unanswered, number_of, was_never_written
@@ -37,9 +37,6 @@ MAX_MERGES = 50
 
 #: Longest pause before the second of these rounds, in seconds; it grows with each.
 CONTENTION_PAUSE = 0.001
-
-#: Seconds between two looks whether a refused write is to be tried again.
-REFUSED_PAUSE = 1.0
 
 #: Part of ``interval`` for which a deferred change is left for the next batch, because more may follow: what a busy worker
 #: has just received will have ended.
