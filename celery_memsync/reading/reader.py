@@ -324,7 +324,7 @@ class Reader:
         """Return the ids of pending and running tasks, first come first, at most ``limit`` each."""
         self.uncached += 1
         self.send_pending()
-        return self._stored_queue(limit)
+        return self.store.read_queue(limit)
 
     def metrics(self) -> dict[str, Any]:
         """Return all counters."""
@@ -336,16 +336,11 @@ class Reader:
         """Return the queue or the metrics as Redis has them now, without what waits here."""
         (parts,) = self.stored_parts([location]).values()
         entry = entry_of(location, parts, self.store.clock.now())
-        value: Any = self._stored_queue(LONGEST_LIST) if location.field == QUEUE else self._stored_metrics()
+        value: Any = self.store.read_queue(LONGEST_LIST) if location.field == QUEUE else self._stored_metrics()
         return None if entry is None else entry.evolve(value)
 
-    def _stored_queue(self, limit: int) -> dict[str, list[str]]:
-        queue, _ = self.store.read_queue(limit, with_done=False)
-        return queue
-
     def _stored_metrics(self) -> dict[str, Any]:
-        counters, _ = self.store.read_metrics(with_done=False)
-        return {name: _number(body) for name, body in counters.items()}
+        return {name: _number(body) for name, body in self.store.read_metrics().items()}
 
     # -- workers
 

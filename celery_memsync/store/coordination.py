@@ -11,7 +11,7 @@ from ..exceptions import StoreError, StoreUnavailable
 from ..keys import is_id
 from .errors import code_of, forgotten, redis_call, store_error
 from .queue_reading import LISTS, PIECE_OF_LIST, QueueReading
-from .script_caller import Call, ScriptCaller, answers_of, in_chunks, ms, raise_first, serial_of
+from .script_caller import Call, ScriptCaller, answers_of, in_chunks, ms, raise_first
 from .scripts import METRICS_UPDATE, QUEUE_COMPLETE, QUEUE_DEQUEUE, QUEUE_ENQUEUE, QUEUE_REPLACE, Script
 
 #: How often a list is read again because it was replaced while it was read in pieces.
@@ -155,22 +155,20 @@ class CoordinationStore(ScriptCaller):
         return self.worker_id, serial, ms(ttl), self.prefix, self._together
 
     @redis_call
-    def read_queue(self, limit: int, with_done: bool = True) -> tuple[dict[str, list[str]], set[int]]:
-        """Return the ids of tasks that wait and that are at work, those that came first first.
+    def read_queue(self, limit: int) -> dict[str, list[str]]:
+        """Return the ids of pending and of running tasks, in the order in which they came.
 
-        Also the numbers of the last replacements by this process, which are in it.  A queue that is replaced meanwhile is
-        read anew, so that it is the old or the new one.
+        A queue that is replaced meanwhile is read anew, so that it is the old or the new one.
 
         Args:
             limit: Most ids of each list.
-            with_done: Whether these numbers are asked for.
         """
         for _ in range(READ_TRIES):
-            reading = QueueReading(limit, None if with_done else {})
+            reading = QueueReading(limit)
             while reading.parts and reading.is_whole:
                 self._read_pieces(reading)
             if reading.is_whole:
-                return reading.lists(), _serials_of(reading.done)
+                return reading.lists()
         raise StoreUnavailable("The queue could not be read as a whole: it was replaced again and again while it was read")
 
     def _read_pieces(self, reading: QueueReading) -> None:
@@ -179,12 +177,8 @@ class CoordinationStore(ScriptCaller):
             key = self.keys.pending if name == "pending" else self.keys.processing
             pipeline.zrangebyscore(key, part.score, "+inf", part.seen, reading.size, withscores=True)
         pipeline.hget(self.keys.about, "replaced")
-        if reading.done is None:
-            pipeline.hgetall(self.keys.done(self.token, "queue"))
-        answers = answers_of(pipeline)
-        if reading.done is None:
-            reading.done = answers.pop() or {}
-        reading.take(answers, answers.pop(), self.clock.now() * 1000)
+        *pieces, replaced = answers_of(pipeline)
+        reading.take(pieces, replaced, self.clock.now() * 1000)
 
     @redis_call
     def queue_position(self, task_id: str) -> int | None:
@@ -208,18 +202,12 @@ class CoordinationStore(ScriptCaller):
         return after, list(filter(is_id, names))
 
     @redis_call
-    def read_metrics(self, with_done: bool = True) -> tuple[dict[str, bytes], set[int]]:
-        """Return all counters, each as JSON, and the numbers of the last updates by this process.
-
-        Args:
-            with_done: Whether these numbers are asked for.
-        """
+    def read_metrics(self) -> dict[str, bytes]:
+        """Return all counters, each as JSON."""
         pipeline = self._pipeline(None)
         pipeline.hgetall(self.keys.metrics)
-        if with_done:
-            pipeline.hgetall(self.keys.done(self.token, "metrics"))
-        counters, done = (*answers_of(pipeline), None)[:2]
-        return {name.decode(errors="replace"): body for name, body in (counters or {}).items()}, _serials_of(done)
+        (counters,) = answers_of(pipeline)
+        return {name.decode(errors="replace"): body for name, body in (counters or {}).items()}
 
 
 def _result(answers: Sequence[Any]) -> CoordinationResult:
@@ -231,11 +219,6 @@ def _result(answers: Sequence[Any]) -> CoordinationResult:
     if status == "forgotten":
         return CoordinationResult(status, [], "", forgotten("a change of queue or metrics"))
     return CoordinationResult(status, _texts(answers[-1]))
-
-
-def _serials_of(done: Mapping[bytes, bytes] | None) -> set[int]:
-    """Return the numbers of changes that are remembered."""
-    return {serial_of(text) for text in (done or {}).values()}
 
 
 def _texts(answer: Sequence[Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """The lists of the queue while they are read, a piece at a time."""
 from __future__ import annotations
 
-from typing import Any, Mapping, Sequence
+from typing import Any, Sequence
 
 from ..keys import is_id
 
@@ -49,18 +49,15 @@ class QueueReading:
 
     Args:
         limit: Most ids of each list.
-        done: None if Redis is to be asked for what it remembers of replacements by this process.
 
     Attributes:
         parts: Lists that are not read to their end, or to the limit.
-        done: What Redis remembered when the first pieces were read.
     """
 
-    def __init__(self, limit: int, done: Mapping[bytes, bytes] | None = None) -> None:
+    def __init__(self, limit: int) -> None:
         self.limit = limit
         self.size = max(1, min(limit, PIECE_OF_LIST))
         self.parts = {name: ListReading() for name in LISTS}
-        self.done = done
         self._all = dict(self.parts)
         self._replaced: set[bytes | None] = set()
 

@@ -306,12 +306,6 @@ def answers_of(pipeline: Any) -> list[Any]:
     return list(answers)
 
 
-def serial_of(done: bytes | None) -> int:
-    """Return the number that was noted of what is done, 0 if none was."""
-    serial = (done or b"").partition(b" ")[0]
-    return int(serial) if serial.isdigit() and len(serial) < 16 else 0
-
-
 def ms(seconds: float) -> int:
     """Return seconds as the whole milliseconds that Redis takes, at least one and at most what scripts take."""
     return max(1, min(round(seconds * 1000), MAX_MS))

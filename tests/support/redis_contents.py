@@ -1,4 +1,4 @@
-"""All that a Redis holds."""
+"""What a Redis holds."""
 from __future__ import annotations
 
 
@@ -24,3 +24,14 @@ def contents(server):
             else:
                 raise AssertionError(f"a key of type {kind} is not looked into")
         return b"\n".join(texts)
+
+
+def remembered(redis, store, kind):
+    """Return the numbers of changes by a process that Redis remembers.
+
+    Args:
+        redis: A client.
+        store: The process's.
+        kind: Of the changes: ``queue``, ``metrics``, ...
+    """
+    return {int(text.split(b" ")[0]) for text in redis.hgetall(store.keys.done(store.token, kind)).values()}

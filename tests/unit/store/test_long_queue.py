@@ -37,7 +37,7 @@ def test_a_list_is_read_as_it_was_replaced(store, redis, size):
     (result,) = store.change_coordination([QueueReplacement(2, 60.0, {"pending": ids_of("a", size)})])
 
     assert result.status == "ok"
-    assert store.read_queue(20_000)[0] == {"pending": ids_of("a", size), "processing": ["p"]}
+    assert store.read_queue(20_000) == {"pending": ids_of("a", size), "processing": ["p"]}
     assert new_lists(redis, store) == []
     assert 0 < redis.pttl(store.keys.processing) <= 60_000
 
@@ -57,7 +57,7 @@ def test_an_id_that_is_given_twice_keeps_its_first_place(store):
 
     store.change_coordination([QueueReplacement(1, 60.0, {"pending": [*ids, *ids[:700], "z", ids[0]]})])
 
-    assert store.read_queue(5000)[0]["pending"] == [*ids, "z"]
+    assert store.read_queue(5000)["pending"] == [*ids, "z"]
 
 
 def test_what_is_put_after_a_long_list_comes_behind_it(memsync, store):
@@ -75,7 +75,7 @@ def test_a_replacement_that_was_interrupted_changes_nothing_and_leaves_nothing_f
 
     store._run(calls(store, 2, LISTS)[:sent])
 
-    assert store.read_queue(10)[0] == {"pending": ["old"], "processing": []}
+    assert store.read_queue(10) == {"pending": ["old"], "processing": []}
     assert new_lists(redis, store)
     assert all(0 < redis.pttl(key) <= 60_000 for key in new_lists(redis, store))
 
@@ -89,7 +89,7 @@ def test_a_second_try_does_no_harm_and_neither_does_a_first_one_that_is_late(sto
     store._run(late)
 
     assert result.status == ("ok" if sent < 6 else "again")
-    assert store.read_queue(5000)[0] == LISTS
+    assert store.read_queue(5000) == LISTS
     assert new_lists(redis, store) == []
 
 
@@ -100,7 +100,7 @@ def test_two_tries_at_the_same_time_make_one_list(store):
         store._run([call])
     store._run([rows[0][-1]])
 
-    assert store.read_queue(5000)[0] == LISTS
+    assert store.read_queue(5000) == LISTS
 
 
 def test_a_new_list_that_is_gone_before_it_is_whole_replaces_nothing(store, redis):
@@ -110,12 +110,12 @@ def test_a_new_list_that_is_gone_before_it_is_whole_replaces_nothing(store, redi
     redis.delete(*new_lists(redis, store))
 
     (answer,) = store._try(row[-1:])
-    before = store.read_queue(10)[0]
+    before = store.read_queue(10)
     (result,) = store.change_coordination([QueueReplacement(2, 60.0, LISTS)])
 
     assert "has gone" in str(answer)
     assert before == {"pending": ["old"], "processing": []}
-    assert result.status == "ok" and store.read_queue(5000)[0] == LISTS
+    assert result.status == "ok" and store.read_queue(5000) == LISTS
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_tasks_that_came_at_the_same_moment_are_all_read(store, redis):
 
     redis.zadd(store.keys.pending, dict.fromkeys(ids_of("b", 2500), score))
 
-    assert sorted(store.read_queue(5000)[0]["pending"]) == sorted(["a", *ids_of("b", 2500)])
+    assert sorted(store.read_queue(5000)["pending"]) == sorted(["a", *ids_of("b", 2500)])
 
 
 @pytest.mark.parametrize("limit, trips", [(10, 1), (1000, 1), (1001, 2), (2500, 3), (10_000, 3)])
@@ -171,4 +171,4 @@ def test_expired_tasks_are_passed_over(store, redis):
 
     redis.zadd(store.keys.pending, {f"old-{number}": (number + 1) * 256 for number in range(2500)})
 
-    assert store.read_queue(10)[0]["pending"] == ["fresh"]
+    assert store.read_queue(10)["pending"] == ["fresh"]
