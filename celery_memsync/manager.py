@@ -373,12 +373,11 @@ class MemorySyncManager:
         known: set[str] = set()
         before: str | None = "+"
         while before:
-            recent, before = services.store.recent_tasks(at_once, before, since)
-            task_ids = [task_id for task_id in dict.fromkeys(recent) if task_id not in known]
-            known.update(task_ids)
-            for task_id, task in zip(task_ids, services.reader.tasks(task_ids)):
-                if task.slots:
+            page, before = self._within(services.reader.recent_tasks, at_once, before, since)
+            for task_id, task in page.items():
+                if task_id not in known and task.slots:
                     yield {"id": task_id, "state": state_of(task_id, task.slots), "progress": progress_of(task)}
+            known.update(page)
 
     def get_agent_coordination(self, task_id: str, agent_id: str) -> Any:
         """Return what an agent of a task shared, or None.
