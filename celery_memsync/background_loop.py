@@ -17,7 +17,7 @@ logger = get_logger(__name__)
 #: Longest pause between two tries of an action that fails, in seconds.
 LONGEST_PAUSE = 2.0
 
-#: Longest that a start waits until its thread is at work, in seconds.
+#: Longest that a start waits until its thread runs, in seconds.
 START_TIMEOUT = 1.0
 
 
@@ -53,7 +53,7 @@ class _Run:
     """One thread of a loop.
 
     Attributes:
-        begun: Rings when it is at work, or has found that another one is.
+        begun: Set when it runs, or has found that another one does.
         ended: Rings when it calls the action no more.
     """
 
@@ -93,7 +93,7 @@ class BackgroundLoop:
         self._stopped = False
         #: Whether the interpreter starts no threads any more.
         self.cannot_start = False
-        #: The thread that is at work, if any; a thread enters itself by one step that nothing can interrupt.
+        #: The running thread, if any; a thread enters itself by one step that nothing can interrupt.
         self._at_work: dict[str, _Run] = {}
         #: Whether a caller waits for the next call.
         self._urgent = False
@@ -110,7 +110,7 @@ class BackgroundLoop:
 
     @property
     def is_current(self) -> bool:
-        """Whether this is asked in the loop's own thread, so by its action."""
+        """Whether this is called in the loop's own thread, so by its action."""
         run = self._at_work.get(self.name)
         return run is not None and run.thread is threading.current_thread()
 
@@ -187,7 +187,7 @@ class BackgroundLoop:
         if self._failures:
             self._wait_stopped(self._backoff.compute(self._failures))
         elif self.interval:
-            # The hurry is over with this call: the next wake waits for its interval again.
+            # The hurry ends with this call: the next wake waits for its interval again.
             self._hurried.wait(0 if self._urgent else self.interval)
 
     def _wait_stopped(self, seconds: float) -> None:

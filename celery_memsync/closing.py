@@ -75,7 +75,7 @@ class Closer:
                 self._at_work.release()
 
     def _start_thread(self) -> None:
-        # A thread that `threading` does not know stays on its list once it has asked for its name.
+        # A thread that `threading` does not know stays on its list once it has read its name.
         try:
             threading.Thread(target=self._run, name="memsync-closing", daemon=True).start()
         except RuntimeError:
@@ -122,5 +122,5 @@ closer = Closer()
 
 os.register_at_fork(after_in_child=closer.forget)
 
-# Not atexit itself: weakref's handler is there before most others, so it runs after them and writes what they tell.
+# Not atexit itself: weakref's handler is there before most others, so it runs after them and writes what they have recorded.
 weakref.finalize(closer, closer.close_all)

@@ -80,7 +80,7 @@ def raise_if_expired() -> None:
         TimeoutError: If there is none.
     """
     if not remaining():
-        raise TimeoutError("the deadline is over")
+        raise TimeoutError("the deadline has passed")
 
 
 def within(seconds: float, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -53,7 +53,7 @@ EVENTS: dict[str, tuple[str, ...]] = {
 
 
 class _Event(NamedTuple):
-    """What waits for its handlers.
+    """The events that are pending for their handlers.
 
     Attributes:
         number: Handlers with a lower one were there when it happened.
@@ -92,7 +92,7 @@ class _Dispatcher:
         self._queue: deque[_Event | _Mark] = deque()
         self._closing = False
         self._warned = False
-        #: What the log calls the handler that is at work.
+        #: What the log calls the running handler.
         self._busy_with: tuple[str, Handler] | None = None
         self._loop = BackgroundLoop("memsync-events", self._deliver, 0, on_demand=True)
         loop = self._loop
@@ -191,13 +191,13 @@ class _Dispatcher:
 
     def _why(self) -> str:
         busy = self._busy_with
-        return "" if busy is None else f": a handler of the event {busy[0]!r} is still at work ({name_of(busy[1])})"
+        return "" if busy is None else f": a handler of the event {busy[0]!r} is still running ({name_of(busy[1])})"
 
 
 class Events:
     """Calls handlers by the name of an event, in one thread of its own, in the order in which the events happen.
 
-    Whoever emits an event waits for no handler and takes no lock.  A handler that raises is logged; the others go on.
+    Emitting an event waits for no handler and takes no lock.  A handler that raises is logged; the others go on.
     """
 
     def __init__(self) -> None:
@@ -233,7 +233,7 @@ class Events:
         return self._handlers.get(name, {})
 
     def copy(self) -> Events:
-        """Return the same handlers with nothing that waits for them, for a forked child."""
+        """Return the same handlers with nothing pending, for a forked child."""
         copied = Events()
         copied._handlers.update((name, dict(handlers)) for name, handlers in self._handlers.items())
         copied._numbers = self._numbers
@@ -273,7 +273,7 @@ class Events:
         A handler may call this: then it returns at once, and the rest is delivered after that handler.
 
         Args:
-            timeout: Most seconds to wait.  What waits on then is dropped, and a handler that is still at work is
+            timeout: Most seconds to wait.  What is still pending then is dropped, and a handler that is still running is
                 left to itself: what is emitted later does not wait for it.
         """
         old = self._dispatcher

@@ -1,4 +1,4 @@
-"""The shared memory as one process sees it: tell, ask, decide, hear."""
+"""The shared state as one process sees it: buffered writes, reads, atomic operations, subscriptions."""
 from __future__ import annotations
 
 import contextlib
@@ -364,7 +364,7 @@ class MemorySyncManager:
         Args:
             since: When the first of them was told of, in seconds since the epoch on Redis's clock.  None: however
                 long ago.
-            at_once: How many are read in one round trip.
+            at_once: How many are read at a time, within ``memsync_timeout``.
 
         Raises:
             StoreError: If Redis is away.
@@ -818,7 +818,7 @@ class MemorySyncManager:
     def on(self, event: str, handler: Handler) -> None:
         """Call ``handler(**details)`` when an event happens in this process.
 
-        Handlers run one after the other in a thread of their own; nothing else waits for them.
+        Handlers run one after the other in a thread of their own, and delay nothing else.
 
         Raises:
             ValueError: If there is no event of that name.

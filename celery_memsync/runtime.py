@@ -121,7 +121,7 @@ class Runtime:
         with contextlib.ExitStack() as steps:
             steps.callback(self.store.close)
             steps.callback(lambda: self.link.stop(max(LINK_TIMEOUT, remaining())))
-            # Whoever gets a lock next finds what was written under it.
+            # The next holder of a lock finds what was written under it.
             steps.callback(lambda: self.locks.close(free=self.writer.connected, timeout=remaining()))
             steps.callback(self._close_writer)
             steps.callback(lambda: self.subscriptions.close(remaining()))

@@ -29,9 +29,9 @@ class Heartbeat:
     Args:
         describe: Returns the worker's present record.
         interval: Seconds between two beats.
-        ttl: Seconds that the record of a silent worker is kept.
-        timeout: Seconds without a beat after which the worker is lost.  None: three intervals.
-        on_reply: Called in the heartbeat's thread with what Redis says to each beat; it must not wait.
+        ttl: Seconds that a worker's record is kept after its last heartbeat.
+        timeout: Seconds without a heartbeat after which the worker is lost.  None: three intervals.
+        on_reply: Called in the heartbeat's thread with Redis's reply to each heartbeat; it must not wait.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Heartbeat:
         """Beat no more and say goodbye.
 
         Args:
-            timeout: Most seconds that this takes.  None: as long as a beat that is under way and another one.
+            timeout: Most seconds that this takes.  None: as long as a heartbeat that is under way and another one.
 
         Raises:
             StoreError: If Redis is away: then the silence tells.
@@ -84,7 +84,7 @@ class Heartbeat:
     def _stop(self) -> None:
         self._thread.stop(remaining())
         if not self._beating.acquire(timeout=remaining()):
-            raise StoreUnavailable("Redis does not answer the last beat; the silence will tell")
+            raise StoreUnavailable("Redis does not answer the last heartbeat; the worker is lost when it is overdue")
         try:
             self._write(self.describe().evolve(status="offline", running=()), leaving=True)
         finally:

@@ -244,7 +244,7 @@ class TaskRequeuer:
         except BaseException as exc:
             if not ends_here(exc):
                 raise
-            logger.warning("Could not ask the result backend (%s) whether task %s[%s] of a lost worker has succeeded; "
+            logger.warning("Could not read from the result backend (%s) whether task %s[%s] of a lost worker has succeeded; "
                            "it is taken for lost", type(exc).__name__, message.task_name, message.task_id)
             return False
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-#: Seconds that a leaving worker waits for what it tells of others that are lost; another one goes on with it.
+#: Seconds that a leaving worker waits for its reports of others that are lost; another one goes on with it.
 LOSSES_TIMEOUT = 0.5
 
 
@@ -34,8 +34,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """Beat from the start to the very end of a worker.
 
     Celery stops this step before the pool has finished its last tasks, and a
-    cold shutdown tells no signal, so the heart stops at ``worker_shutdown``,
-    when a cold shutdown is over, or at the exit of the process, whichever comes
+    cold shutdown sends no signal, so the heart stops at ``worker_shutdown``,
+    when a cold shutdown has ended, or at the exit of the process, whichever comes
     first, and not in ``stop``.
     """
 
@@ -124,7 +124,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.memsync.shutdown(remaining())
 
     def _leave(self) -> None:
-        """Say goodbye, and write what waits; return when that is done, whoever does it."""
+        """Mark the worker as offline and write what is pending; return when that is done, in whichever thread."""
         if os.getpid() != self._pid:
             return
         with self._leaving:

@@ -39,7 +39,7 @@ class Run(DeferredChange):
     """A run of a task.
 
     Args:
-        services: What was open when it came: it may be asked while that is being closed.
+        services: What was open when it came: it may be built while that is being closed.
         facts: What travels with its request.
         sent: The part of that which this package put there.
         at: Monotonic time when it was received, or began.
@@ -382,7 +382,7 @@ def timestamp(moment: Any) -> float | None:
 
 
 def _retry_at(error: BaseException, now: float) -> float | None:
-    """Return when a run that asks to be retried is tried again, None for any other.
+    """Return when a run that is to be retried is tried again, None for any other.
 
     Args:
         now: Redis's time, in seconds.

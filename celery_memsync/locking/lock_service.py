@@ -47,7 +47,7 @@ ENDED_RUN_INTERVAL = 0.05
 
 MAX_ENDED_RUN_WAIT = 60.0
 
-#: Most seconds that a shutdown waits for the thread, which may be asking Redis.
+#: Most seconds that a shutdown waits for the thread, which may be in a call to Redis.
 STOP_TIMEOUT = 0.5
 
 #: Holder, fence and lease (ms) of the message that gives a lock to a waiter; other programs may publish there, too.
@@ -346,7 +346,7 @@ class LockService:
         """
         for grant in list(self._grants.values()):
             grant.state = "leaving"
-        # Before the rest: what the thread borrows after the store was closed, nobody closes.
+        # Before the rest: a connection that the thread takes after the store was closed stays open.
         self._thread.stop(min(timeout, STOP_TIMEOUT) if free else 0)
         try:
             if free:

@@ -78,7 +78,7 @@ class EntryCache:
     Args:
         size: Most copies; 0 keeps none.
         max_age: Seconds after which no copy is believed.
-        is_stale: Whether something has arrived that nobody has looked at yet: perhaps that a copy is old.
+        is_stale: Whether something has arrived that was not processed yet: perhaps that a copy is old.
     """
 
     def __init__(self, size: int, max_age: float, is_stale: Callable[[], bool]) -> None:
@@ -193,7 +193,7 @@ class EntryCache:
         """Drop what was read from a Redis key, and what is being read, for this process is changing it.
 
         No lock: a task calls this, where a soft time limit may strike.  A copy that is being kept at the same time is not
-        believed, because its reading is stale.
+        valid, because its reading is stale.
         """
         for reading in tuple(self._readings.get(key, ())):
             reading.stale = True

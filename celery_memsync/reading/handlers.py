@@ -8,7 +8,7 @@ from .subscriptions import OnChange, OnInvalidate, takes_entry
 
 
 class Handlers:
-    """What whoever has subscribed keeps.
+    """What a subscriber keeps.
 
     Handlers often refer to the manager.  If the thread that calls them kept them, the manager would be there for as long
     as the thread, and the thread for as long as the manager.

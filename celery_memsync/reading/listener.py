@@ -231,7 +231,7 @@ class ChangeListener:
             finally:
                 self.on_taken()
         elif self._asked_at is not None and now > self._asked_at + ANSWER_TIMEOUT:
-            raise StoreUnavailable("Redis does not answer on the connection on which it tells what has changed")
+            raise StoreUnavailable("Redis does not answer on the connection on which it reports changes")
 
     def _wanted(self, now: float) -> bool:
         return bool(self._patterns) or now < self._read_at + REST_AFTER
@@ -257,7 +257,7 @@ class ChangeListener:
 
     def _take(self, message: Any) -> bool:
         if isinstance(message, Exception):
-            raise StoreUnavailable("Redis does not allow to hear of changes; see the rights of its user") from message
+            raise StoreUnavailable("Redis does not allow to subscribe to changes; see the rights of its user") from message
         # An answer to PING is a list only on a connection that is subscribed to something.
         kind = message[0] if isinstance(message, list) and len(message) > 1 else bytes(message or b"").lower()
         if kind == b"message" and message[1] == INVALIDATIONS:

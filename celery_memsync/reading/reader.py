@@ -148,7 +148,7 @@ class Reader:
         """Return the entry of a key, or None.
 
         Args:
-            cache_checked: Whether the cache was asked already, in vain.
+            cache_checked: Whether the cache was read already, in vain.
         """
         if cache_checked:
             return self._read({key: self.keys.location(key)})[key]
@@ -206,7 +206,7 @@ class Reader:
         locations = list(wanted)
         unsent = {}
         if cacheable.lacks_writes:
-            # Before Redis is asked: what leaves them later, is stored later.
+            # Before Redis is read: what leaves them later, is stored later.
             unsent = {one: changes for one in locations if (changes := self.writer.unsent(one))}
             self._check_whole(cacheable, [one for one in locations if self.writer.is_pending(one.key)], unsent)
         answer: list[StoredEntry | None] = [None] * len(locations)

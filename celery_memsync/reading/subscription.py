@@ -36,8 +36,8 @@ class KnownVersion(NamedTuple):
 
     Attributes:
         stamp: Which state of it.
-        expires_at: When its ttl is over, in milliseconds.
-        delivered: Whether that state was heard of, and not merely found.
+        expires_at: When it expires, in milliseconds.
+        delivered: Whether that state was received, and not merely found.
         alive: Whether there is anything, and it was not deleted.
     """
 
@@ -118,7 +118,7 @@ class Subscription:
 
         Args:
             before: What was known of it when the read began.
-            deliver: Whether to tell it if it is not known.
+            deliver: Whether to deliver it if it is not known.
         """
         stamp = stamp_of(parts)
         with self._mutex:
@@ -190,7 +190,7 @@ class Subscription:
         """Take note that changes are not heard any more; all is looked at again when they are.
 
         Args:
-            confirmed_at: Monotonic time up to which all was heard.
+            confirmed_at: Monotonic time up to which all was received.
         """
         with self._mutex:
             self.look = "tell"

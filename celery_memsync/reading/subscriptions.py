@@ -342,7 +342,7 @@ class Watch:
     closed soon, by a thread.
     """
 
-    #: Given by what closes this if nobody else does.
+    #: Given by what closes this if nothing else does.
     closer_number = 0
 
     def __init__(

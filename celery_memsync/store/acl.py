@@ -57,7 +57,7 @@ def probes(key: str, channel: str) -> list[Probe]:
         "zremrangebyscore": (key, "0", "1"), "zscan": (key, "0"), "zscore": (key, "a"),
         "psubscribe": (channel,), "punsubscribe": (channel,), "subscribe": (channel,),
     }
-    last = ("pexpire", "unlink", "del", "subscribe", "psubscribe", "punsubscribe")  # after that nothing else can be asked
+    last = ("pexpire", "unlink", "del", "subscribe", "psubscribe", "punsubscribe")  # after that no other command is allowed
     order = ["set", *(one for one in COMMANDS if one not in ("set", *last)), *last]
     return [Probe(one, (*one.upper().split("|"), *arguments.get(one, (key,)))) for one in order]
 

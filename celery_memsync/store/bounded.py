@@ -66,7 +66,7 @@ class BoundedSocket:
         if left > self._limit or not self._limit:
             left = self._limit
         elif not left:
-            raise socket.timeout("the deadline is over")
+            raise socket.timeout("the deadline has passed")
         if not -TOLERANCE < left - self._set < TOLERANCE:
             self._sock.settimeout(None if left == float("inf") else left)
             self._set = left

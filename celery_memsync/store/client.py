@@ -46,7 +46,7 @@ def connect(url: str, options: Mapping[str, Any], home: str = "", timeout: float
         url: As ``memsync_backend``.
         options: For redis-py; they go before the defaults of this function.
         home: A key.  The node of a cluster that has it answers what is about no key.
-        timeout: Most seconds that Redis may be silent.
+        timeout: Most seconds that Redis may take to answer.
 
     Raises:
         ImproperlyConfigured: If redis-py can't take the URL or an option.

@@ -67,7 +67,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
     Args:
         seeds: Nodes that are asked first.
         make_client: Makes the client of one node.
-        query: Asks a node a question over a connection of its own.
+        query: Runs a command on a node over a connection of its own.
         home: Key of which the node answers what is about no key.
     """
 
@@ -128,7 +128,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
 
         Raises:
             redis.ConnectionError: If none answers.
-            redis.TimeoutError: If the time of the call is over by then.
+            redis.TimeoutError: If the deadline of the call has passed by then.
             redis.exceptions.NoPermissionError: If those that answer do not let this user ask.
         """
         refusal: redis.RedisError | None = None
@@ -214,7 +214,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         return [(next(answers), next(answers))[1] if is_asking else next(answers) for is_asking in is_asking_at]
 
     def _run_on(self, address: Address, commands: Sequence[Command], is_asking_at: Sequence[bool]) -> list[Any]:
-        """Run scripts, in a way that tells whether they may have run although no answer came."""
+        """Run scripts, in a way that shows whether they may have run although no answer came."""
         words: list[tuple[Any, ...]] = []
         for command, is_asking in zip(commands, is_asking_at):
             words += [("ASKING",)] * is_asking + [command.args]

@@ -103,7 +103,7 @@ class ClusterStore(Store):
 
     @redis_call
     def take_lock(self, request: LockRequest) -> LockAnswer:
-        """Note that a lock may be held from now on, and take it if it is free and nobody waits for it."""
+        """Note that a lock may be held from now on, and take it if it is free and has no waiters."""
         self._note_locks([request])
         return super().take_lock(request)
 

@@ -66,7 +66,7 @@ class CoordinationResult(NamedTuple):
             ``forgotten``: an earlier try may have done it, which can't be known any more.
         answer: Counters that hold something to which nothing can be added; of an earlier try the first of them.
         code: The word by which Redis's error begins, such as ``OOM``; "" without an error.
-        error: What to raise, or to say.
+        error: What to raise, or to log.
     """
 
     status: str
@@ -85,7 +85,7 @@ class CoordinationStore(ScriptCaller):
 
     @redis_call
     def enqueue_task(self, serial: int, ttl: float, task_id: str) -> bool:
-        """Put a task at the end of pending, unless it is in a list already; tell whether it was put there."""
+        """Put a task at the end of pending, unless it is in a list already; return whether it was put there."""
         return self._change(self._queue_call(QUEUE_ENQUEUE, "enqueue", serial, ttl, task_id)) == ["1"]
 
     @redis_call
@@ -96,7 +96,7 @@ class CoordinationStore(ScriptCaller):
 
     @redis_call
     def complete_task(self, serial: int, ttl: float, task_id: str) -> bool:
-        """Take a task out of both lists; tell whether it was there."""
+        """Take a task out of both lists; return whether it was there."""
         return self._change(self._queue_call(QUEUE_COMPLETE, "complete", serial, ttl, task_id)) == ["1"]
 
     def _change(self, call: Call) -> list[str]:

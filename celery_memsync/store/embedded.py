@@ -218,7 +218,7 @@ def _answers(server_socket: Path, timeout: float) -> bool:
     """Whether a server is there.
 
     Args:
-        timeout: Seconds that it may take to say so.
+        timeout: Seconds that it may take to answer.
 
     Raises:
         StoreError: If it takes longer.

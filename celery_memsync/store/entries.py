@@ -58,7 +58,7 @@ class WriteResult(NamedTuple):
         stored: With ``conflict``: what is stored.
         error: With ``error``: what Redis said.
         stored_at: With ``ok``: when Redis took it, in milliseconds.
-        code: With ``error``: the first word of what Redis said, such as ``OOM``; "" if something else is stored there.
+        code: With ``error``: the first word of Redis's error, such as ``OOM``; "" if something else is stored there.
         writes: With ``again``: ids of the last writes, as in :class:`~celery_memsync.models.entry.Header`.
     """
 
@@ -144,7 +144,7 @@ class EntryStore(ScriptCaller):
 
     @redis_call
     def publish_again(self) -> None:
-        """Publish some of them, as they are stored by now; those that may not be published yet are kept."""
+        """Publish some of them, as they are stored by now; keep the others for later."""
         locations = list(self._unpublished)[:SCRIPT_SIZE]
         # If the first one may not be published, no other may.
         if locations and self._publish(locations[:1]):

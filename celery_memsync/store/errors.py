@@ -52,14 +52,14 @@ FORGOTTEN = "FORGOTTEN"
 #: A code at the beginning of an error, or of that which ended a script.
 _CODE = re.compile(r"(?:^|: -?)([A-Z]{2,}) ")
 
-#: What Redis 7 says in a script instead of NOPERM.
+#: Redis 7's error in a script instead of NOPERM.
 _NOT_ALLOWED = re.compile(r"The user executing the script|ACL failure in script")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def redis_call(method: F) -> F:
-    """Turn redis-py's errors, and answers without sense, into a :exc:`StoreError` that says what was tried, and where.
+    """Turn redis-py's errors, and answers without sense, into a :exc:`StoreError` that names what was tried, and where.
 
     It ends by the deadline of the public call under way, and within ``timeout`` of its object in any case.
     """

@@ -152,7 +152,7 @@ class Pool(redis.ConnectionPool):
                 super().release(self._ready.pop())
 
     def _disconnect_idle(self) -> None:
-        """Connect anew from now on: if one connection is silent so are the others, and nothing on them shows it."""
+        """Connect anew from now on: if one connection does not answer, nor do the others, though nothing shows it."""
         self._retire()
         idle = []
         with contextlib.suppress(IndexError):

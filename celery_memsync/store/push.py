@@ -183,7 +183,7 @@ class TrackedConnection:
         self._connected = False
         pool = client.connection_pool
         self._on_connected = pool.connection_kwargs.get("redis_connect_func")
-        # If this one is silent there has to be time to ask over another.
+        # If this one does not answer there has to be time to read over another.
         self._connection: Any = pool.connection_class(
             **{**pool.connection_kwargs, "redis_connect_func": self._on_connect, "socket_timeout": timeout / 2})
 
@@ -255,7 +255,7 @@ class LockWaiter:
         self._connection.read_response()
 
     def receive(self, timeout: float) -> bytes | None:
-        """Return what is told next, None if that takes longer than ``timeout`` seconds, or than Redis may take."""
+        """Return the next message, None if that takes longer than ``timeout`` seconds, or than Redis may take."""
         return self._read_message() if self._has_message(min(timeout, self.timeout)) else None
 
     @redis_call

@@ -19,7 +19,7 @@ class ListReading:
     """How far a list of the queue is read.
 
     Attributes:
-        ids: Those that were read, without those that have expired.
+        ids: Of the tasks that were read and have not expired.
         score: Of the last one that was read.
         seen: How many of that score were read.
     """

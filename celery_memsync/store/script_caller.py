@@ -174,13 +174,13 @@ class ScriptCaller:
             answers_of(pipeline)
 
     def _run(self, calls: Iterable[Call], publishes: bool = False, replicas: int = 0) -> list[list[Any]]:
-        """Run scripts in one round trip; teach Redis those that it has forgotten.
+        """Run scripts in one round trip; load those that Redis has forgotten.
 
         Then calls of other scripts may come first, but those of one script come in their order.
 
         Args:
             calls: Each is sent when it is made.
-            publishes: Whether others are to be told of what they do before they are answered.
+            publishes: Whether what they do is to be published before they are answered.
             replicas: How many replicas must have what they do before they are answered.
         """
         answers = self._try(calls, publishes, replicas)

@@ -49,7 +49,7 @@ class HeartbeatReply(NamedTuple):
     """What Redis says to a beat.
 
     Attributes:
-        status: ``ok``, ``online`` (this worker was not there) or ``back`` (it was called lost, or had said goodbye).
+        status: ``ok``, ``online`` (this worker was not there) or ``back`` (it was lost or offline).
         at: When Redis heard it, in seconds of Redis's clock.
         since: Since when this worker has beaten without a gap.
         workers: How many there are.
@@ -75,7 +75,7 @@ class WorkerStore(ScriptCaller):
 
         Args:
             ttl: Seconds that anything of a silent worker is kept.
-            timeout: Seconds without a beat after which this one is lost, and another goes on with what it was to
+            timeout: Seconds without a heartbeat after which this one is lost, and another goes on with what it was to
                 tell.  None: half of ``ttl``.
             since: From the answer before: since when it has beaten without a gap.
             until: When it would be a gap, in seconds of Redis's clock.

@@ -169,7 +169,7 @@ class MergeFields(Change):
         run_key: The run of a task that says so; "" for none.
 
     Attributes:
-        recorded_at: Monotonic time when each field was told.
+        recorded_at: Monotonic time when each field was recorded.
         sent: What was sent of each field without an answer: it may have arrived.
         base: What is stored, if Redis has answered with it; None: whatever this process has seen last.
     """
@@ -216,7 +216,7 @@ class MergeFields(Change):
         return fields
 
     def preview(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:
-        """The fields over those that are stored."""
+        """The fields over the stored ones."""
         base = encoding.split_fields(stored.body) if stored is not None and stored.body else {}
         return _preview(self, encoding.join_fields(self.merged(base)), clock, worker_id)
 

@@ -15,7 +15,7 @@ from .changes import Change, MergeFields, SetValue
 
 logger = get_logger(__name__)
 
-#: Seconds between two times that are told apart.
+#: Seconds between two times that are distinguished.
 MOMENT = 0.001
 
 #: The details of the event ``conflict-resolved``: key, strategy, entries, and the values that are not in the result.

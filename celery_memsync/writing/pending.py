@@ -27,7 +27,7 @@ class Row:
     Attributes:
         changes: A list that is replaced, never changed: other threads read it without a lock.
         sending: The last of them that is in the batch under way.
-        resolving: The first of them, if a resolver is at work on it.
+        resolving: The first of them, if a resolver runs for it.
         retry_at: Monotonic time before which it is not sent, because Redis refuses it.
         refusals: How often Redis has refused it in a row.
     """
@@ -60,7 +60,7 @@ class Row:
 
 
 class PendingChanges:
-    """Gathers changes, coalesces them by entry, and keeps them until the writer says what became of each.
+    """Gathers changes, coalesces them by entry, and keeps them until the writer reports the outcome of each.
 
     A change is in the inbox, then in a row.  It leaves its row when its outcome
     is known, so an interruption loses nothing: at worst a change is sent twice,
@@ -211,7 +211,7 @@ class PendingChanges:
 
         Args:
             now: Monotonic time.
-            everything: Whether to return those that Redis has refused a moment ago, too.
+            everything: Whether to return entries that Redis has refused a moment ago, too.
         """
         with self._mutex:
             found: list[Change] = []
@@ -252,7 +252,7 @@ class PendingChanges:
                 row.refusals += 1
 
     def hold(self, change: Change) -> None:
-        """Keep a change, and those that follow it, until a resolver has settled it."""
+        """Keep a change, and its successors, until a resolver has settled it."""
         with self._mutex:
             row = self._row_of(change)
             if row is not None:
@@ -270,7 +270,7 @@ class PendingChanges:
 
     @property
     def resolving(self) -> bool:
-        """Whether a resolver is at work on a change."""
+        """Whether a resolver runs for a change."""
         with self._mutex:
             return any(row.resolving is not None for row in self._rows())
 

@@ -1,4 +1,4 @@
-"""What callers ask of the writer's thread, and wait for."""
+"""What callers request of the writer's thread, and wait for."""
 from __future__ import annotations
 
 import threading

@@ -33,7 +33,7 @@ class Attempt:
     Attributes:
         since: Monotonic time of the first try, or of the last one that Redis refused: it had done nothing until then.
         refused: Whether Redis refused the last try, so that nothing was done by it or those before.
-        busy: Whether a call waits for its answer now.
+        busy: Whether a call is under way for it now.
         outdated_for: Threads that have been given the task since: what they do with it now is something new.
     """
 
@@ -55,7 +55,7 @@ class Attempt:
 
     @property
     def is_own(self) -> bool:
-        """Whether it was made by the thread that asks."""
+        """Whether it was made by the calling thread."""
         return self.thread_id == threading.get_ident()
 
     @property
@@ -86,7 +86,7 @@ class SharedQueue:
         self._mutex = threading.RLock()
 
     def enqueue(self, task_id: str) -> bool:
-        """Put a task at the end of the queue, unless it is in a list already; tell whether it was put there.
+        """Put a task at the end of the queue, unless it is in a list already; return whether it was put there.
 
         Raises:
             StoreError: If Redis is away.
@@ -106,7 +106,7 @@ class SharedQueue:
         return task_id
 
     def complete(self, task_id: str) -> bool:
-        """Take a task out of the queue; tell whether it was there.
+        """Take a task out of the queue; return whether it was there.
 
         Raises:
             StoreError: If Redis is away.

@@ -14,8 +14,8 @@ from ..models.entry import StoredEntry
 #: Most calls that are remembered.
 MAX_CALLS = 1000
 
-#: Seconds that a call is remembered; and from when it can't be known any more whether it is done: then who asks again
-#: and again with the same arguments means a new call at some time.
+#: Seconds that a call is remembered; and from when it can't be known any more whether it is done: then another call
+#: with the same arguments is a new one.
 MEMORY = 3600.0
 
 UNKNOWN_MEMORY = 60.0
@@ -120,7 +120,7 @@ class Unanswered:
 
 @contextlib.contextmanager
 def maybe_done_is(maybe_done: bool) -> Iterator[None]:
-    """Let errors of what comes before or after a call say of that call whether it may be done."""
+    """Let errors of what comes before or after a call carry whether that call may be done."""
     try:
         yield
     except StoreUnavailable as exc:

@@ -27,7 +27,7 @@ class MergeBase(NamedTuple):
         stamp: Which state of the entry it is.
         body: Its fields, as one JSON object or each by itself.
         until: Monotonic time when it is over.
-        recorded_at: Monotonic time when it was told.
+        recorded_at: Monotonic time when it was recorded.
     """
 
     stamp: EntryVersion

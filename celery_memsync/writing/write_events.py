@@ -1,4 +1,4 @@
-"""The events that say what was written."""
+"""The events of what was written."""
 from __future__ import annotations
 
 from typing import Any

@@ -47,11 +47,11 @@ MAX_READS, MAX_WARNED = 1000, 1000
 
 
 class BatchWriter:
-    """Writes changes in the background; the caller that makes one never waits for Redis.
+    """Writes changes in the background; making one never waits for Redis.
 
     All writing is done by one thread.  No signal handler's exception strikes
     there, batches follow each other without a lock, and callers that need what
-    is pending to be written ask the thread and wait, each until its own deadline.
+    is pending to be written send the thread a request and wait, each until its own deadline.
 
     Args:
         settler: Settles conflicts.
@@ -129,7 +129,7 @@ class BatchWriter:
         reports = change.reports if isinstance(change, Progress) else 0
         if isinstance(change, SetValue):
             change.seen = self._seen.stamp(change.location)
-        # It is not seen before the copies of what it changes are dropped; nor are those believed that are made meanwhile.
+        # It is not seen before the copies of what it changes are dropped; and copies that are made meanwhile are not valid.
         self.on_put(key)
         is_full = self._pending.put(key, change)
         self.on_put(key)
@@ -185,7 +185,7 @@ class BatchWriter:
         return self._pending.has(*keys)
 
     def is_stuck(self, *keys: str) -> bool:
-        """Return whether one of them is refused by Redis, or a resolver is at work on it."""
+        """Return whether one of them is refused by Redis, or a resolver runs for it."""
         return self._pending.is_stuck(*keys)
 
     def unsent(self, location: Location) -> list[Change]:
@@ -374,7 +374,7 @@ class BatchWriter:
         return _refusal(refused[0].path, outcomes) if outcomes else None
 
     def _answer(self, error: MemSyncError | None, written: int = 0, failed: bool = False) -> None:
-        """Answer the callers that wait; those that want everything go on waiting while a resolver is at work.
+        """Answer the callers that wait; requests for everything go on waiting while a resolver runs.
 
         Args:
             error: What was not written, or why nothing was.

@@ -22,7 +22,7 @@ def events():
 
 @pytest.fixture
 def blocked(events):
-    """Releases a handler of "write" that is at work."""
+    """Releases a running handler of "write"."""
     begun, release = threading.Event(), threading.Event()
     events.on("write", lambda **_: begun.set() or release.wait(20))
     events.emit("write")
@@ -166,7 +166,7 @@ def test_of_too_many_events_the_oldest_are_dropped_counted_and_said_once(events,
     eventually(lambda: told == list(range(20, 30)))
     assert (events.dropped, events.dropped) == (20, 20)
     (line,) = [line for line in caplog.messages if "dropped" in line]
-    assert "More than 10 events wait" in line and "'write' is still at work" in line
+    assert "More than 10 events wait" in line and "'write' is still running" in line
 
 
 def test_what_many_threads_emit_is_delivered_or_counted_as_dropped(events, monkeypatch):
@@ -213,7 +213,7 @@ def test_the_end_does_not_wait_longer_for_a_handler_that_blocks_and_what_comes_l
     blocked.set()
     eventually(lambda: len(threads()) == 1)
     assert 0.1 < took < 1 and told == ["later"]
-    assert "1 events have not reached their handlers: a handler of the event 'write' is still at work" in caplog.text
+    assert "1 events have not reached their handlers: a handler of the event 'write' is still running" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["batch-flushed", "write", "lock-released", "subscribed", "shutdown"])

@@ -3,7 +3,7 @@
 --
 -- An answer may be lost on its way.  So numbers and answers of changes are kept, and a second try, which has the same
 -- number, gets that answer, whatever was changed meanwhile.  A number has one of the fields in which they are kept; of
--- those that share a field only the highest is remembered, and nothing is done for the lower ones any more.
+-- numbers that share a field only the highest is remembered, and nothing is done for the lower ones any more.
 
 -- Numbers that are remembered of a process, and of one kind of change.
 local SLOTS = 128

@@ -5,10 +5,10 @@
 -- KEYS[3] index   sorted set: path of each lock that is held, by the end of its lease (ms); not given on a cluster
 -- ARGV[1] path    the lock's; its changes are published there
 -- ARGV[2] turns   the channels of waiters begin with that; up to its first colon it is put before a path to make a channel
--- ARGV[3] worker  who asks
+-- ARGV[3] worker  the caller's
 -- ARGV[4] caller  names one acquisition; a second try has the same
 -- ARGV[5] ttl_ms  lease
--- ARGV[6] run     of the task that asks; "-" for none
+-- ARGV[6] run     of the caller's task; "-" for none
 -- ARGV[7] body    not looked into
 --
 -- Returns    "ok fence ms"          the caller has it for so long
