@@ -167,6 +167,11 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
             raise answer
         return answer
 
+    def ping_all(self) -> None:
+        """Ask every master for a sign of life."""
+        for address in self.masters():
+            self._client(address).ping()
+
     def pipeline(self, transaction: bool = False) -> Pipeline:
         """Return what gathers commands, to send them to each node together."""
         return Pipeline(self)  # type: ignore[abstract,unused-ignore]

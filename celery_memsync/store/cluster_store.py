@@ -52,6 +52,12 @@ class ClusterStore(Store):
     def _node(self) -> Any:
         return self._client.client_of()
 
+    @redis_call
+    def ping(self) -> None:
+        """Ask every master for a sign of life."""
+        self._client.ping_all()
+        self._measure_clock()
+
     # -- entries
 
     @redis_call

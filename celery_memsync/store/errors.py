@@ -30,8 +30,11 @@ EVERYWHERE = frozenset({
     "MOVED", "ASK",
 })
 
+#: Our own code: whenever this was sent the answer was lost, though Redis is there.
+UNANSWERED = "UNANSWERED"
+
 #: Codes that may go by; one right may be enough for one key and not for another.
-PASSING = EVERYWHERE | {"NOPERM"}
+PASSING = EVERYWHERE | {"NOPERM", UNANSWERED}
 
 #: What Redis refuses, by code, and what to do about it.
 REFUSALS = {
@@ -43,8 +46,14 @@ REFUSALS = {
     "LOADING": "it is loading its data; it answers when that is done",
     "BUSY": "a script keeps it busy; it answers when that is done, or after SCRIPT KILL",
     "NOSCRIPT": "it forgets scripts at once; does something call SCRIPT FLUSH?",
+    "WRONGTYPE": "something else may be stored there: look at it with redis-cli TYPE and remove it",
+    UNANSWERED: "it is there, but whenever this is sent no answer comes: is it larger than Redis's proto-max-bulk-len, or "
+    "more than can be sent within memsync_timeout?",
     "WRONGPASS": "it refuses the user or password of memsync_backend",
 }
+
+#: In what Redis answers, if it does so before it closes the connection, to more than its ``proto-max-bulk-len``.
+TOO_LARGE = "invalid bulk length"
 
 #: Our own code: Redis does not remember an earlier try any more.
 FORGOTTEN = "FORGOTTEN"
@@ -179,6 +188,8 @@ def explain_code(code: str, text: str) -> str:
     Args:
         text: What it has answered.
     """
+    if TOO_LARGE in text:
+        return "it takes no value of this size; raise its proto-max-bulk-len, or lower memsync_max_value_size"
     return REFUSALS.get(code) or "it answers: " + text.partition(" script: ")[0][:120]
 
 

@@ -215,7 +215,8 @@ class PendingChanges:
         """
         with self._mutex:
             found: list[Change] = []
-            for row in self._rows():
+            # What may be refused again comes last, behind what can be written.
+            for row in sorted(self._rows(), key=lambda row: row.refusals > 0):
                 if row.resolving is None and (everything or row.retry_at <= now):
                     if row.changes[0].expendable:
                         row.changes = [change.snapshot() for change in row.changes]
@@ -241,12 +242,16 @@ class PendingChanges:
                 del queue[location]
                 self._release(location.key)
 
-    def refuse(self, change: Change) -> None:
-        """Try a change again later, because Redis refuses it."""
+    def refuse(self, change: Change, maybe_done: bool = False) -> None:
+        """Try a change again later, because Redis refuses it.
+
+        Args:
+            maybe_done: Whether it may be stored all the same.
+        """
         with self._mutex:
             row = self._row_of(change)
             if row is not None:
-                if not isinstance(change, Coordinated):
+                if not maybe_done and not isinstance(change, Coordinated):
                     change.serial = None  # it was not stored, so what is sent next is another write
                 row.retry_at = time.monotonic() + min(REFUSED_PAUSE * 2 ** row.refusals, LONGEST_REFUSED_PAUSE)
                 row.refusals += 1

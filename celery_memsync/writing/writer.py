@@ -15,12 +15,12 @@ from redis.backoff import EqualJitterBackoff
 
 from ..background_loop import LONGEST_PAUSE, BackgroundLoop
 from ..conflicts import MAX_ROUNDS
-from ..deadline import remaining
+from ..deadline import remaining, within
 from ..events import Events
 from ..exceptions import ConflictError, LockLost, MemSyncError, StoreError, StoreRefused, StoreUnavailable
 from ..keys import ASSIGNMENTS, STATE, Location
 from ..models.entry import UNWRITTEN, EntryVersion, Header, StoredEntry
-from ..store import CoordinationResult, EntryWrite, Store, WriteResult, explain_code, in_chunks, may_be_done, ms
+from ..store import UNANSWERED, CoordinationResult, EntryWrite, Store, WriteResult, explain_code, may_be_done, ms
 from .changes import Change, Coordinated, DeferredChange, MergeFields, SetValue, SyncMetrics
 from .conflict_settler import ConflictSettler, Dispute
 from .pending import REFUSED_PAUSE, PendingChanges
@@ -41,6 +41,12 @@ CONTENTION_PAUSE = 0.001
 #: Part of ``interval`` for which a deferred change is left for the next batch, because more may follow: what a busy worker
 #: has just received will have ended.
 YOUNG = 0.1
+
+#: Seconds that Redis has to show that it is there, when it has not answered a batch.
+PING_TIMEOUT = 0.5
+
+#: Part of a full batch by which batches grow again after each that was answered.
+GROWTH = 16
 
 #: Most entries that are read and not noted yet, most paths of refused writes that are remembered.
 MAX_READS, MAX_WARNED = 1000, 1000
@@ -70,6 +76,8 @@ class BatchWriter:
         self.events = events
         self.settler = settler
         self.batch_size = batch_size
+        #: Most changes of the next batch: fewer after one that was too much.
+        self._batch_limit = batch_size
         self.max_pending = max_pending
         self.on_put = on_put
         self.timeout = timeout
@@ -348,7 +356,6 @@ class BatchWriter:
         """Write what is due; return how many changes that were, and an error for each that lost every round."""
         started = time.monotonic()
         changes = self._pending.due(started, everything=strict)
-        lost: list[ConflictError] = []
         try:
             if changes:
                 self.store.connect()
@@ -357,16 +364,52 @@ class BatchWriter:
                 self._restored()
             if self.store.unpublished:
                 self.store.publish_again()
-            for batch in in_chunks(changes, self.batch_size):
-                lost += self._send(batch)
+            written, lost = self._write_batches(changes, strict)
             if strict:
                 self.store.wait_invalidated()
         except MemSyncError as exc:
             self._failed(exc, len(changes))
             raise
-        if changes:
-            self._succeeded(len(changes), time.monotonic() - started)
-        return len(changes), lost
+        if written:
+            self._succeeded(written, time.monotonic() - started)
+        return written, lost
+
+    def _write_batches(self, changes: list[Change], strict: bool) -> tuple[int, list[ConflictError]]:
+        """Write changes in batches; return how many changes that were, and an error for each that lost every round.
+
+        A batch without an answer, from a Redis that is there, may be too much for the link within the time, or hold an
+        argument at which Redis closes the connection.  So it is halved, until one change is alone, which is set aside.
+        """
+        written = 0
+        lost: list[ConflictError] = []
+        while changes:
+            batch = changes[:self._batch_limit]
+            try:
+                lost += self._send(batch)
+            except StoreUnavailable as exc:
+                if exc.code not in ("", "ERR") or not self._is_redis_there():
+                    raise
+                if self._batch_limit == 1:
+                    self._refuse(batch[0], WriteResult("error", error=str(exc), code=UNANSWERED))
+                    self._thread.wake()
+                    self._thread.run_now()
+                    break
+                self._batch_limit = max(1, len(batch) // 2)
+                lost, changes = [], self._pending.due(time.monotonic(), everything=strict)
+            else:
+                written += len(batch)
+                changes = changes[len(batch):]
+                self._batch_limit = min(self.batch_size, self._batch_limit + 1 + self.batch_size // GROWTH)
+        return written, lost
+
+    def _is_redis_there(self) -> bool:
+        if self._closed:
+            return False
+        try:
+            within(PING_TIMEOUT, self.store.ping)
+        except StoreError:
+            return False
+        return True
 
     def _refused_error(self, refused: list[Location]) -> StoreError | None:
         """Return what a caller that wants everything to be in Redis has to know."""
@@ -695,7 +738,7 @@ class BatchWriter:
 
     def _refuse(self, change: Change, outcome: WriteResult) -> None:
         """Set a change aside that Redis refuses, so that it does not hold up the others."""
-        self._pending.refuse(change)
+        self._pending.refuse(change, maybe_done=outcome.code == UNANSWERED)
         self._refusals[change.location] = outcome
         if self._is_first_warning(change.location):
             logger.warning("Redis refuses to write %s: %s", change.location.path, outcome.error[:120])
@@ -751,8 +794,6 @@ def _is_late(change: Change, number: int) -> bool:
 def _refusal(key: str, outcomes: list[WriteResult]) -> StoreError:
     """Return what to raise where Redis refuses to write entries, of which there may be more than this one."""
     others = f" and {len(outcomes) - 1} others" if len(outcomes) > 1 else ""
-    code, error = outcomes[0].code, outcomes[0].error
-    why = explain_code(code, error) if outcomes[0].passes else \
-        "something else may be stored there: look at it with redis-cli TYPE and remove it"
-    message = f"Redis refuses to write {key}{others} ({why})"
-    return StoreUnavailable(message, code=code) if outcomes[0].passes else StoreRefused(message, code or "ERR")
+    code, error = outcomes[0].code or "WRONGTYPE", outcomes[0].error
+    message = f"Redis refuses to write {key}{others} ({explain_code(code, error)})"
+    return StoreUnavailable(message, code == UNANSWERED, code) if outcomes[0].passes else StoreRefused(message, code)

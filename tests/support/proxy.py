@@ -34,6 +34,8 @@ class Proxy:
         self.delay = 0.0
         #: Seconds between two bytes of an answer.
         self.dribble = 0.0
+        #: Bytes a second that questions may have, any number of them if it is 0.
+        self.rate = 0
         self._ends = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
@@ -111,6 +113,7 @@ class Proxy:
                     with self._changed:
                         self._changed.wait_for(lambda: self._questions is None or self._questions not in asked)
                     asked += data
+                    time.sleep(len(data) / self.rate if self.rate else 0)
                 self._send(target, data, answers)
         except OSError:
             pass

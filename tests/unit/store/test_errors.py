@@ -114,7 +114,8 @@ ATOMIC = {
 
 @pytest.mark.parametrize("name", ATOMIC)
 def test_what_was_sent_and_not_answered_may_be_done(proxied, proxy, name):
-    proxy.cut(b"EVALSHA", 2)
+    # Beside the second try of each call, the writer has one for a change that is alone.
+    proxy.cut(b"EVALSHA", 4 if name == "force_sync" else 2)
 
     with pytest.raises(StoreUnavailable) as caught:
         ATOMIC[name](proxied)
@@ -147,7 +148,7 @@ def test_what_redis_has_no_room_for_is_not_done(tmp_path, make_memsync, name):
 
 def test_what_others_sent_says_nothing_of_who_decides(proxied, proxy):
     proxied.write("told", 1)
-    proxy.cut(b"EVALSHA", 2)
+    proxy.cut(b"PING", 4)
 
     with pytest.raises(StoreUnavailable) as caught:
         proxied.write("a", 1, expected_version=0)

@@ -78,7 +78,7 @@ def test_what_is_told_is_done_once_although_its_answer_was_lost(proxied, other, 
     persist(proxied.force_sync, raised)
 
     assert proxy.cuts == 0
-    assert bool(raised) == (times > 1)
+    assert bool(raised) == (times > 3)
     assert other.get_queue()["pending"] == pending
     assert other.get_coordination_metrics() == metrics
     assert version(other, thing) == 1
@@ -88,8 +88,7 @@ def test_what_was_told_before_an_answer_was_lost_is_not_told_again_with_what_com
     proxied.increment_metrics(n=1)
     proxied.sync_queue({"processing": ["x"]})
     proxy.cut(b"EVALSHA", 2)
-    with pytest.raises(StoreError):
-        proxied.force_sync()
+    proxied.force_sync()
     other.complete("x")
 
     proxied.increment_metrics(n=10)
@@ -108,7 +107,7 @@ def test_stages_are_counted_once_although_the_answer_was_lost(proxied, other, pr
         proxied.sync_task_run(f"s{number}", TaskRun("SUCCESS", runtime=0.5), run_key(0, 1))
         proxied.sync_task_run(f"w{number}", TaskRun("RECEIVED"), run_key(0, 1))
         proxied.sync_task_run("again", TaskRun("RETRY"), run_key(number % 4, 1))
-    proxy.cut(b"EVALSHA", 3)
+    proxy.cut(b"EVALSHA", 30)
 
     persist(proxied.force_sync, raised)
 
