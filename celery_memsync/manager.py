@@ -751,6 +751,7 @@ class MemorySyncManager:
         Raises:
             StoreError: If Redis is away, or refuses a write; nothing is lost.
             ConflictError: If a write lost every round of conflict resolution.
+            LockLost: Once, if a later holder's fence has refused a write; and once in the thread that made it.
         """
         if timeout is not None:
             _check_seconds(timeout, "timeout")

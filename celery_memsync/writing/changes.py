@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
+import weakref
 from typing import Any, Iterable, Mapping, NamedTuple
 
 from .. import encoding
@@ -49,7 +51,7 @@ class Change:
         fence: Of the lock under which it is made; 0 for none.
     """
 
-    __slots__ = ("location", "ttl", "at", "fence", "serial", "conflict", "rounds", "withdrawn")
+    __slots__ = ("location", "ttl", "at", "fence", "serial", "conflict", "rounds", "withdrawn", "author")
 
     #: Whether it is the first to go when memory gets short.
     expendable = False
@@ -67,6 +69,8 @@ class Change:
         self.rounds = 0
         #: Whether there is no need to write it any more.
         self.withdrawn = False
+        #: The thread that made it, if it has a fence: it is told if a newer one refuses it.
+        self.author: weakref.ref[threading.Thread] | None = None
 
     def coalesce(self, newer: Change) -> Change | None:
         """Return one change that does what both do, or None if there is none."""

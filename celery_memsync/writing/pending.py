@@ -48,7 +48,7 @@ class Row:
         if joined is None:
             self.changes = [*self.changes, change]
             return False
-        joined.rounds = max(last.rounds, joined.rounds)
+        joined.rounds, joined.author = max(last.rounds, joined.rounds), change.author or last.author
         self.changes = [*self.changes[:-1], joined]
         return True
 

@@ -2,11 +2,37 @@
 from __future__ import annotations
 
 import threading
+import weakref
+from typing import NamedTuple
 
 from ..exceptions import MemSyncError, StoreUnavailable
 from ..models.entry import StoredEntry
 from .changes import SetValue
 from .unanswered import Attempt
+
+
+class FencedWrite(NamedTuple):
+    """A write that was refused, for a newer fence had written.
+
+    Attributes:
+        path: Of the entry.
+        author: The thread that made it.
+        is_told: Whether another thread was told of it.
+    """
+
+    path: str
+    author: weakref.ref[threading.Thread] | None
+    is_told: bool = False
+
+    def is_by(self, thread: threading.Thread) -> bool:
+        """Return whether a thread made it."""
+        return self.author is not None and self.author() is thread
+
+    @property
+    def has_author(self) -> bool:
+        """Whether the thread that made it still runs."""
+        thread = None if self.author is None else self.author()
+        return thread is not None and thread.is_alive()
 
 
 class FlushRequest:
@@ -23,6 +49,8 @@ class FlushRequest:
         error: Why they were not.
         given_up: Whether the caller does not wait any more.
         may_be_done: Whether it may have been sent already.
+        caller: The thread that waits.
+        fenced: What newer fences have refused, of which it tells the caller.
     """
 
     def __init__(self, strict: bool = False) -> None:
@@ -31,8 +59,8 @@ class FlushRequest:
         self.error: MemSyncError | None = None
         self.given_up = False
         self.may_be_done = False
-        #: Paths whose writes a newer fence has refused.
-        self.fenced: tuple[str, ...] = ()
+        self.caller = threading.current_thread()
+        self.fenced: tuple[FencedWrite, ...] = ()
         self._answered = False
         self._closed = threading.Lock()
         self._closed.acquire()

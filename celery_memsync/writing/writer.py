@@ -5,6 +5,7 @@ import contextlib
 import random
 import threading
 import time
+import weakref
 from collections import deque
 from copy import copy
 from itertools import count
@@ -25,7 +26,7 @@ from .changes import Change, Coordinated, DeferredChange, MergeFields, SetValue,
 from .conflict_settler import ConflictSettler, Dispute
 from .pending import REFUSED_PAUSE, PendingChanges
 from .progress import Progress
-from .requests import CompareAndSet, FlushRequest
+from .requests import CompareAndSet, FencedWrite, FlushRequest
 from .unanswered import Attempt, Unanswered, number_of, was_never_written
 from .version_tracker import EMPTY_BASE, MergeBase, VersionTracker
 from .write_events import WriteEvents
@@ -108,8 +109,8 @@ class BatchWriter:
         self._refusals: dict[Location, WriteResult] = {}
         #: Locations of which a refusal was logged.
         self._warned: set[Location] = set()
-        #: Paths whose writes a newer fence has refused since the last :meth:`force`.
-        self._fenced: dict[str, None] = {}
+        #: What newer fences have refused and :meth:`force` has not told the threads that it concerns.
+        self._fenced: deque[FencedWrite] = deque(maxlen=MAX_WARNED)
         self._thread = BackgroundLoop("memsync-writer", self._write_pending, interval, on_demand=True)
         #: Empties the inbox while the writer's thread waits for Redis.
         self._gatherer = BackgroundLoop("memsync-gatherer", self._gather, 0, on_demand=True)
@@ -135,6 +136,8 @@ class BatchWriter:
         """Take a change; it is written within ``interval``."""
         key = change.location.key
         reports = change.reports if isinstance(change, Progress) else 0
+        if change.fence:
+            change.author = weakref.ref(threading.current_thread())
         if isinstance(change, SetValue):
             change.seen = self._seen.stamp(change.location)
         # It is not seen before the copies of what it changes are dropped; and copies that are made meanwhile are not valid.
@@ -229,7 +232,7 @@ class BatchWriter:
         Raises:
             StoreError: If Redis is away, or refuses a change; nothing is lost.
             ConflictError: If a change lost every round of resolving.
-            LockLost: If a newer fence has refused a change since the last call.
+            LockLost: Once, if a newer fence has refused a change; and once in the thread that made it, if that is another.
         """
         deadline = time.monotonic() + (timeout or 0)
         backoff = EqualJitterBackoff(cap=LONGEST_PAUSE, base=0.05)
@@ -281,7 +284,7 @@ class BatchWriter:
         """Keep the answer that a caller does not wait for any more for the next one."""
         request.given_up = True
         if isinstance(request.error, LockLost):
-            self._fenced.update(dict.fromkeys(request.fenced))
+            self._fenced.extend(request.fenced)
 
     def _write_alone(self) -> None:
         """Write in this thread: the interpreter is shutting down and starts no other one."""
@@ -432,12 +435,21 @@ class BatchWriter:
         self._begun = [request for request in self._begun if waiting and request.strict]
 
     def _fence_error(self, request: FlushRequest) -> LockLost | None:
+        """Return what to tell a caller: the first of what newer fences refused, and each thread of what it wrote itself."""
         if request.given_up:
             return None
-        request.fenced, self._fenced = tuple(self._fenced), {}
-        fenced = request.fenced
-        more = f" and {len(fenced) - 1} others" if len(fenced) > 1 else ""
-        return LockLost(f"under which {fenced[0]}{more} was written") if fenced else None
+        told: list[FencedWrite] = []
+        for _ in range(len(self._fenced)):
+            fenced = self._fenced.popleft()
+            is_own = fenced.is_by(request.caller)
+            if is_own or not fenced.is_told:
+                told.append(fenced)
+            if not is_own and fenced.has_author:
+                self._fenced.append(fenced._replace(is_told=True))
+        request.fenced = tuple(told)
+        paths = list(dict.fromkeys(fenced.path for fenced in told))
+        more = f" and {len(paths) - 1} others" if len(paths) > 1 else ""
+        return LockLost(f"under which {paths[0]}{more} was written") if paths else None
 
     def _send(self, changes: list[Change]) -> list[ConflictError]:
         """Write changes in one round trip; settle conflicts by more of them.
@@ -664,8 +676,7 @@ class BatchWriter:
         path = change.location.path
         if self._is_first_warning(change.location):
             logger.warning("Rejected a write of %s: a newer fence has already written it", path)
-        if len(self._fenced) < MAX_WARNED:
-            self._fenced[path] = None
+        self._fenced.append(FencedWrite(path, change.author))
         self._seen.forget(change.location)
         self._counts["dropped"] += 1
         self.events.emit("writes-dropped", count=1)
@@ -717,7 +728,7 @@ class BatchWriter:
     def _take_resolution(self, change: Change, settled: Change | dict[str, Any]) -> Change | None:
         """Put what a conflict was settled to in the place of a change; return it."""
         if isinstance(settled, Change):
-            settled.rounds = change.rounds
+            settled.rounds, settled.author = change.rounds, change.author
             self._pending.settle(change, settled)
             return settled
         self._note_conflict(settled)

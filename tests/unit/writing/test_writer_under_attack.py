@@ -4,6 +4,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -85,6 +86,49 @@ def test_a_refused_write_is_told_to_the_next_who_asks_if_the_first_was_interrupt
 
     with pytest.raises(LockLost):
         memsync.force_sync()
+
+
+@pytest.mark.parametrize("first", ["author", "other"])
+def test_a_refused_write_is_told_once_and_once_to_the_thread_that_made_it(make_memsync, first):
+    memsync = make_memsync(batch_interval=60.0)
+    memsync.write("a", 1, fence=10)
+    memsync.force_sync()
+    author, other = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+    author.submit(memsync.write, "a", 2, fence=9).result()
+    threads = [author, other, author, other] if first == "author" else [other, other, author, author]
+
+    told = [isinstance(thread.submit(memsync.force_sync).exception(), LockLost) for thread in threads]
+
+    assert told == ([True, False, False, False] if first == "author" else [True, False, True, False])
+
+
+def test_a_write_that_was_refused_after_others_of_its_key_is_told_to_the_thread_that_made_it(make_memsync):
+    memsync = make_memsync(batch_interval=60.0)
+    memsync.write("a", 1, fence=10)
+    memsync.force_sync()
+    author = ThreadPoolExecutor(1)
+    for number in range(3):
+        author.submit(memsync.write, "a", number, fence=9).result()
+    author.submit(memsync.sync_task_state, "t", {"x": 1}).result()
+    with pytest.raises(LockLost):
+        memsync.force_sync()
+
+    with pytest.raises(LockLost):
+        author.submit(memsync.force_sync).result()
+
+
+def test_a_thread_that_has_ended_is_not_told(make_memsync):
+    memsync = make_memsync(batch_interval=60.0)
+    memsync.write("a", 1, fence=10)
+    memsync.force_sync()
+    with ThreadPoolExecutor(1) as author:
+        author.submit(memsync.write, "a", 2, fence=9).result()
+    with pytest.raises(LockLost):
+        memsync.force_sync()
+
+    memsync.force_sync()
+
+    assert not memsync.writer._fenced
 
 
 def test_a_loop_that_writes_to_a_closed_writer_leaves_no_crowd_of_threads(make_memsync, memsync):
