@@ -133,6 +133,8 @@ class Keys:
         self.namespace = namespace
         self._together = together
         self._root = namespace + "/"
+        #: High-water mark of the clock of fences and lives of keys (us), see ``store/lua/hybrid_clock.lua``; kept for ever.
+        self.clock = f"{namespace}//{{clock}}"
         #: Stream of task ids in the order of their first write.
         self.task_index = self._shared("tasks")
         #: Hash of what is told of workers, a field per worker and thing.

@@ -217,7 +217,7 @@ class LostWorkerMonitor:
 
     def _entry(self, task_id: str, seen: str, key: str, run: TaskRun, ttl_ms: int) -> EntryWrite:
         location = self.store.keys.task_location(task_id, STAGE)
-        return EntryWrite(location, seen, key, rank_of(run.status), 0, ms(self.store.clock.now()), ttl_ms,
+        return EntryWrite(location, seen, key, rank_of(run.status), 0, ms(self.store.clock.now()), 0, ttl_ms,
                           next(self._serials), run.encode(task_id))
 
 

@@ -23,6 +23,7 @@ class Clock:
         #: Most seconds by which the mapping was wrong when it was made.
         self.error = float("inf")
         self._measured = 0.0
+        self._heard = float("-inf")
 
     def now(self) -> float:
         """Return Redis's time, in seconds since the epoch."""
@@ -35,6 +36,11 @@ class Clock:
     def monotonic(self, redis_time: float) -> float:
         """Return the moment of this process's monotonic clock at which Redis's time was that."""
         return redis_time - self._offset
+
+    @property
+    def age(self) -> float:
+        """Seconds since Redis has told its time."""
+        return time.monotonic() - self._heard
 
     @property
     def measured(self) -> bool:
@@ -56,3 +62,4 @@ class Clock:
             self._offset = offset
             self.error = error
             self._measured = answered
+        self._heard = answered

@@ -2,12 +2,16 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
+import string
 import time
 from bisect import bisect_left
 from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 import redis
 from redis.commands import CoreCommands
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.crc import key_slot
 
 from ..deadline import remaining
@@ -270,6 +274,17 @@ class Pipeline(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
 def slot_of(key: str | bytes) -> int:
     """Return the slot of a key."""
     return int(key_slot(key if isinstance(key, bytes) else key.encode()))
+
+
+@functools.cache
+def slot_tags() -> list[str]:
+    """Return for each slot a hash tag that chooses it."""
+    tags: dict[int, str] = {}
+    for letters in itertools.product(string.ascii_lowercase + string.digits, repeat=4):
+        tags.setdefault(slot_of("".join(letters)), "".join(letters))
+        if len(tags) == SLOTS:
+            break
+    return [tags[slot] for slot in range(SLOTS)]
 
 
 def _address(node: Sequence[Any], asked: Address) -> Address:

@@ -11,7 +11,7 @@ import redis
 from ..keys import Location
 from . import (SCRIPT_SIZE, Call, EntryWrite, LockAnswer, LockRequest, Store, WriteResult, in_chunks, ms, raise_first,
                renewal)
-from .cluster_client import slot_of
+from .cluster_client import slot_of, slot_tags
 from .errors import redis_call
 from .push import ClusterLockWaiter, ClusterPushConnection, LockWaiter
 from .scripts import INDEX_APPLY, Script
@@ -122,8 +122,13 @@ class ClusterStore(Store):
     def _run_for_lock(self, script: Script, location: Location, *args: Any) -> bytes:
         """Run a script on the node of a lock."""
         words = [location.path, self._turns, self.worker_id, *args]
-        answer: Any = self._run([(script, [location.key, location.key + "/queue/"], words)])[0]
+        keys = [location.key, location.key + "/queue/", self._clock_beside(location.key)]
+        answer: Any = self._run([(script, keys, words)])[0]
         return bytes(answer)
+
+    def _clock_beside(self, key: str) -> str:
+        """Return the key of the high-water mark for fences in the slot of a key; there is one in each slot with locks."""
+        return f"{self.keys.namespace}//{{{slot_tags()[slot_of(key)]}}}/clock"
 
     def _note_locks(self, requests: Sequence[LockRequest]) -> None:
         now = self.clock.now()

@@ -9,7 +9,7 @@ from ..models.entry import StoredEntry
 from .errors import PASSING, code_in, code_of, is_lost, is_of_all, redis_call
 from .pool import noted
 from .push import TrackedConnection
-from .script_caller import SCRIPT_SIZE, Call, ScriptCaller, answers_of, in_chunks, stored_of
+from .script_caller import SCRIPT_SIZE, Call, ScriptCaller, in_chunks, stored_of
 from .scripts import ENTRY_PUBLISH, ENTRY_WRITE
 
 #: Entries of earlier runs that are kept of a task.
@@ -32,6 +32,8 @@ class EntryWrite(NamedTuple):
         location: Where it goes.
         seen: What the writer saw: ``"<version>@<ms>"`` or ``"<version>"``;
             ``"*"``: whatever is there; ``"run"``: run and rank decide.
+        time: Redis's time when it was made, in milliseconds, as far as it is known here.
+        age_ms: Milliseconds since then.
         serial: Its number in this process; a second try has the same.
         figure: Of a stage: when its task was published, or how long its run took; see there.
     """
@@ -42,6 +44,7 @@ class EntryWrite(NamedTuple):
     rank: str
     fence: int
     time: int
+    age_ms: int
     ttl_ms: int
     serial: int
     body: bytes
@@ -57,7 +60,7 @@ class WriteResult(NamedTuple):
         version: The version that is stored now.
         stored: With ``conflict``: what is stored.
         error: With ``error``: what Redis said.
-        stored_at: With ``ok``: when Redis took it, in milliseconds.
+        stored_at: With ``ok``: the time as which it is stored, in milliseconds, see ``store/lua/hybrid_clock.lua``.
         code: With ``error``: the first word of Redis's error, such as ``OOM``; "" if something else is stored there.
         writes: With ``again``: ids of the last writes, as in :class:`~celery_memsync.models.entry.Header`.
     """
@@ -172,10 +175,12 @@ class EntryStore(ScriptCaller):
         args += [
             b"%b\n%b" % (
                 f"{slot or ':' + field}\n{path}\n{task_id}\n"
-                f"{seen} {run} {rank} {fence} {time_ms} {ttl_ms} {serial} {figure}".encode(), body)
-            for (_, slot, field, path, task_id), seen, run, rank, fence, time_ms, ttl_ms, serial, body, figure in writes
+                f"{seen} {run} {rank} {fence} {time_ms} {age_ms} {ttl_ms} {serial} {figure}".encode(), body)
+            for (_, slot, field, path, task_id), seen, run, rank, fence, time_ms, age_ms, ttl_ms, serial, body, figure
+            in writes
         ]
-        return ENTRY_WRITE, [*keys, *self._shared_keys()], args
+        shared = self._shared_keys()
+        return ENTRY_WRITE, [*keys, *shared, *[self.keys.clock] * bool(shared)], args
 
     def _shared_keys(self) -> tuple[str, ...]:
         """Return the keys of what follows from entries."""
@@ -198,7 +203,7 @@ class EntryStore(ScriptCaller):
             pipeline.get(key)
         for location in fields:
             pipeline.hget(location.key, location.field)
-        answers = answers_of(pipeline) if locations else []
+        answers = self._answers(pipeline) if locations else []
         by_page = {key: split_page(page) for key, page in zip(pages, answers)}
         by_field = dict(zip(fields, answers[len(pages):]))
         now = self.clock.now()
@@ -236,18 +241,23 @@ def outcomes_of(answer: Sequence[Any]) -> list[WriteResult]:
     taken_at = int(answer[0]) * 1000 + int(answer[1]) // 1000
     others = iter(answer[3:])
     return [
-        WriteResult("ok", int(version), None, "", taken_at) if version else _outcome(next(others), taken_at)
+        _stored(version, taken_at) if version else _outcome(next(others))
         for version in answer[2].split(b",")
     ]
 
 
-def _outcome(answer: Any, taken_at: int) -> WriteResult:
+def _stored(text: bytes, taken_at: int) -> WriteResult:
+    version, _, stored_at = text.partition(b"@")
+    return WriteResult("ok", int(version), None, "", int(stored_at or taken_at))
+
+
+def _outcome(answer: Any) -> WriteResult:
     status = answer[0].decode()
     if status == "error":
         text = answer[1].decode(errors="replace")
         return WriteResult("error", error=text, code=code_in(text))
     if status == "unpublished":
-        return WriteResult("ok", answer[1], stored_at=taken_at, code=UNPUBLISHED)
+        return WriteResult("ok", answer[1], stored_at=int(answer[2]), code=UNPUBLISHED)
     if status == "again":
         return WriteResult("again", answer[1], writes=answer[2].decode(errors="replace"))
     if status == "conflict":

@@ -21,8 +21,8 @@ MAX_WAITERS = 100
 #: Locks of which is remembered how they are spelled.
 MAX_LOCK_WORDS = 1000
 
-#: Words that every script on one lock takes first: the number of its keys, three keys, three arguments.
-LOCK_WORDS = 7
+#: Words that every script on one lock takes first: the number of its keys, four keys, three arguments.
+LOCK_WORDS = 8
 
 
 class LockRequest(NamedTuple):
@@ -125,7 +125,7 @@ class LockStore(ScriptCaller):
             if len(self._lock_words) >= MAX_LOCK_WORDS:
                 self._lock_words.clear()
             begin = self._lock_words[key] = packed(
-                3, key, key + "/queue/", self.keys.locks, location.path, self._turns, self.worker_id)
+                4, key, key + "/queue/", self.keys.clock, self.keys.locks, location.path, self._turns, self.worker_id)
         answer: bytes = self._run_quickly(script, LOCK_WORDS + len(args), begin + packed(*args))
         return answer
 
@@ -170,7 +170,7 @@ class LockStore(ScriptCaller):
             key = self.keys.lock_location(name).key
             pipeline.get(key)
             pipeline.llen(key + "/queue/")
-        answers = answers_of(pipeline) if names else []
+        answers = self._answers(pipeline) if names else []
         now = self.clock.now()
         return [(stored_of(text, now), waiters or 0) for text, waiters in zip(answers[::2], answers[1::2])]
 

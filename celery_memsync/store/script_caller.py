@@ -23,6 +23,9 @@ CLOCK_TRIES = 3
 
 CLOCK_ERROR = 0.001
 
+#: Seconds that Redis's time is believed by who reads without asking for it again.
+CLOCK_AGE = 1.0
+
 #: Seconds that replicas may take to get what the master has.
 REPLICA_TIMEOUT = 1.0
 
@@ -152,6 +155,18 @@ class ScriptCaller:
     def _pipeline(self, source: TrackedConnection | None) -> Any:
         client = self.redis
         return client.pipeline(transaction=False) if source is None else source.pipeline()
+
+    def _answers(self, pipeline: Any) -> list[Any]:
+        """Return what reads in one round trip gave; a process that only reads learns so that Redis's clock was set."""
+        is_old = self.clock.age > CLOCK_AGE
+        if is_old:
+            pipeline.time()
+        asked = time.monotonic()
+        answers = answers_of(pipeline)
+        if is_old:
+            seconds, micros = answers.pop()
+            self._sync_clock(seconds, micros, asked)
+        return answers
 
     def _present(self, entries: Mapping[K, StoredEntry | None]) -> dict[K, StoredEntry]:
         now = self.clock.now()

@@ -25,7 +25,8 @@ def load(*names: str) -> Script:
     return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-ENTRY_WRITE = load("counters", "queue_score", "coordination_version", "entry_format", "index_updates", "entry_write")
+ENTRY_WRITE = load(
+    "counters", "queue_score", "coordination_version", "entry_format", "hybrid_clock", "index_updates", "entry_write")
 
 ENTRY_PUBLISH = load("entry_format", "entry_publish")
 
@@ -41,15 +42,15 @@ QUEUE_REPLACE = load("queue_score", "coordination_version", "coordination_change
 
 METRICS_UPDATE = load("counters", "coordination_version", "coordination_change", "metrics_update")
 
-LOCK_ACQUIRE = load("lock_entry", "lock_acquire")
+LOCK_ACQUIRE = load("hybrid_clock", "lock_entry", "lock_acquire")
 
-LOCK_WAIT = load("lock_entry", "lock_wait")
+LOCK_WAIT = load("hybrid_clock", "lock_entry", "lock_wait")
 
-LOCK_RELEASE = load("lock_entry", "lock_release")
+LOCK_RELEASE = load("hybrid_clock", "lock_entry", "lock_release")
 
-LOCK_FREE = load("lock_entry", "lock_free")
+LOCK_FREE = load("hybrid_clock", "lock_entry", "lock_free")
 
-LOCK_RENEW = load("lock_entry", "lock_renew")
+LOCK_RENEW = load("hybrid_clock", "lock_entry", "lock_renew")
 
 HEARTBEAT_WRITE = load("heartbeat_write")
 

@@ -50,7 +50,7 @@ class TaskStore(ScriptCaller):
             pipeline.get(self.keys.task(task_id))
             if agents:
                 pipeline.hgetall(self.keys.agents(task_id))
-        answers = answers_of(pipeline) if task_ids else []
+        answers = self._answers(pipeline) if task_ids else []
         pages = answers[::2] if agents else answers
         shared: Sequence[dict[bytes, bytes] | None] = answers[1::2] if agents else [{}] * len(pages)
         return [self._task(split_page(page), fields) for page, fields in zip(pages, shared)]

@@ -84,8 +84,8 @@ class WorkerStore(ScriptCaller):
         asked = time.monotonic()
         timeout = ttl / 2 if timeout is None else timeout
         location = self.keys.worker_location(worker_id, "heartbeat")
-        args = [worker_id, self.token, self.prefix + location.path, int(leaving), ms(self.clock.now()), ms(ttl),
-                ms(timeout), round(since * 1000), round(until * 1000), pulse, body]
+        args = [worker_id, self.token, self.prefix + location.path, int(leaving), ms(ttl), ms(timeout),
+                round(since * 1000), round(until * 1000), pulse, body]
         answer = self._run([(HEARTBEAT_WRITE, [self.keys.workers, self.keys.heartbeats, self.keys.lost], args)])[0]
         status, _, seconds, micros, steady, workers, *claims = answer
         self._sync_clock(seconds, micros, asked)
@@ -158,7 +158,7 @@ class WorkerStore(ScriptCaller):
         """Return all that is told of workers, by ``<worker_id>/<thing>``, be it readable or not."""
         pipeline = self._pipeline(None)
         pipeline.hgetall(self.keys.workers)
-        (rows,), now = answers_of(pipeline), self.clock.now()
+        (rows,), now = self._answers(pipeline), self.clock.now()
         claims = ((name.decode(errors="replace"), stored_of(text, now)) for name, text in (rows or {}).items())
         return {name: stored for name, stored in claims
                 if stored is not None and not stored.ended(now) and is_id(name.rpartition("/")[0])}

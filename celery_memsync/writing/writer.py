@@ -572,8 +572,10 @@ class BatchWriter:
         if seen == "version":
             stored_at, version = change.seen if isinstance(change, SetValue) else base.stamp
             seen = f"{version}@{stored_at}"
+        age_ms = max(0, round((time.monotonic() - at) * 1000))
         return EntryWrite(
-            change.location, seen, run, rank, change.fence, ms(clock.at(at)), ms(change.ttl), change.serial, body, figure)
+            change.location, seen, run, rank, change.fence, ms(clock.at(at)), age_ms, ms(change.ttl), change.serial, body,
+            figure)
 
     def _base_of(self, change: Change) -> MergeBase:
         """Return what the fields of a change are to be merged into."""

@@ -57,6 +57,8 @@ class RedisServer:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process = None
+        #: Of the server; None: that of this process.
+        self.environment = None
 
     def start(self, *first):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,7 @@ class RedisServer:
         self.process = subprocess.Popen(
             [self.binary or find_server(), *first, "--port", str(self.port), "--bind", "127.0.0.1",
              "--dir", str(self.folder), *save, *self.options],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.environment,
         )
         eventually(self.answers, message="redis-server does not answer")
         return self

@@ -27,7 +27,7 @@ local function join(key, entries, slots, known, ttl_ms)
       local mark, rest = string.match(entry, "^(%d@)(.*)$")
       local _, time, ttl
       if (mark ~= nil) == (i > slots) then _, _, _, _, time, ttl = parse(rest or entry) end
-      if time then ttl_ms = math.max(ttl_ms, time + ttl - now_ms) end
+      if time then ttl_ms = math.max(ttl_ms, math.min(time + ttl - now_ms, ttl)) end
       if time or i <= slots then kept[#kept + 1] = time and entry or "\n" end
     end
   end

@@ -13,6 +13,7 @@
 -- KEYS[n+4]   processing  the same
 -- KEYS[n+5]   metrics     hash of counters
 -- KEYS[n+6]   about       hash: an entry for each of "queue" and "metrics", which counts their versions
+-- KEYS[n+7]   clock       string: high-water mark, see hybrid_clock.lua
 -- ARGV[1]     n        number of writes
 -- ARGV[2]     worker   who writes
 -- ARGV[3]     writer   token of the writing process
@@ -32,7 +33,8 @@
 --   run      the run that writes, sortable; "": the one that is there; "-": none
 --   rank     how far along in its run, sortable; "9..." absorbs what comes after
 --   fence    of the lock under which it is written; "0" for none
---   time     Redis's time of the write, ms
+--   time     Redis's time when the write was made, ms, as the writer knows it
+--   age      ms since then
 --   ttl_ms
 --   serial   number of the write in its process
 --   figure   of a stage with rank "0" or "1": when the task was published, in tenths of a millisecond; of any other:
@@ -42,8 +44,9 @@
 -- returned as index updates, for index_apply.lua.
 --
 -- Returns     {seconds, microseconds, versions, answer..., updates}, the updates on a cluster only; versions has a comma
---             between two: of each write that was stored its version, of each other "", and one answer
---             {"unpublished", version}  was stored, but this user may not publish it
+--             between two: of each write that was stored its version, with "@" and the time as which it is stored (ms) if
+--             that is another one, and of each other "", and one answer
+--             {"unpublished", version, ms}  was stored at that time, but this user may not publish it
 --             {"again", version, writes}  was stored before under this serial, or a later one; the last writes now
 --             {"kept", version}  what is there is further along
 --             {"conflict", version, text}  seen is not what is there
@@ -59,8 +62,9 @@ local prefix = ARGV[7]
 worker, index_ttl, channels = ARGV[2], tonumber(ARGV[4]), prefix .. ARGV[8]
 index, names, pending, processing, metrics, about =
   KEYS[n + 1], KEYS[n + 2], KEYS[n + 3], KEYS[n + 4], KEYS[n + 5], KEYS[n + 6]
+local clock = KEYS[n + 7]
 
-local KNOWN = "^([^\n]*)\n([^\n]*)\n([^\n]*)\n(%S+) (%S*) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)\n(.*)$"
+local KNOWN = "^([^\n]*)\n([^\n]*)\n([^\n]*)\n(%S+) (%S*) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)\n(.*)$"
 
 local tally = {}
 for counter in string.gmatch(counters, "([^,]*),") do
@@ -184,8 +188,23 @@ local function store(key, entries, slot, field, text, time, ttl_ms)
   return left == -2
 end
 
+-- Most ms by which what a writer takes for Redis's time may be wrong, unless the clock was set.
+local UNNOTICED = 1000
+
+-- When an entry is taken to be stored (ms): never earlier than any before in this namespace, or on a cluster than the one
+-- before of its key, whatever Redis's clock says.  What is much further ahead counts as foreign.
+local clock_ms
+local function stored_ms_after(before)
+  if not clock_ms then
+    clock_ms = clock and math.min(math.floor(tick(clock, 0) / 1000), now_ms + AHEAD / 2) or now_ms
+  end
+  return math.max(clock_ms, before)
+end
+
 local function write(key, known)
-  local where, path, task, seen, run, rank, fence, time, ttl_ms, serial, figure, body = string.match(known, KNOWN)
+  local where, path, task, seen, run, rank, fence, time, age, ttl_ms, serial, figure, body = string.match(known, KNOWN)
+  -- A writer that does not know yet that the clock was set knows how long ago it was.
+  if math.abs(now_ms - age - time) > UNNOTICED then time = whole(now_ms - age) end
   local slot, field = tonumber(where), nil
   local entries, text, record
   if slot then
@@ -260,7 +279,8 @@ local function write(key, known)
     end
   end
 
-  local stored = header(version + 1, run, rank, fence, time, ttl_ms, now_ms - time, writes, worker) .. "\n" .. body
+  local stored_ms = stored_ms_after(text and stime + slag or 0)
+  local stored = header(version + 1, run, rank, fence, time, ttl_ms, stored_ms - time, writes, worker) .. "\n" .. body
   local is_new = store(key, entries, slot, field, stored, time, ttl_ms) or slot and not record
   local other = entries and slot < 3 and entries[3 - slot] or ""
   local published = publish(prefix .. path,
@@ -276,7 +296,8 @@ local function write(key, known)
   if task ~= "" and (is_new or stime and math.floor(2 * stime / index_ttl) ~= math.floor(2 * time / index_ttl)) then
     added[#added + 1] = task
   end
-  return published and version + 1 or { "unpublished", version + 1 }
+  if not published then return { "unpublished", version + 1, whole(stored_ms) } end
+  return stored_ms == now_ms and whole(version + 1) or whole(version + 1) .. "@" .. whole(stored_ms)
 end
 
 -- Errors by place of the entry, for later writes must not overtake one that was refused.
@@ -297,11 +318,11 @@ end
 local answers, versions = { tonumber(now[1]), tonumber(now[2]), "" }, {}
 for i = 1, n do
   local answer = write_alone(KEYS[i], ARGV[i + 9])
-  local stored = type(answer) == "number"
+  local stored = type(answer) == "string"
   if not stored and answer[1] == "error" and string.find(answer[2], "READONLY", 1, true) then
     return redis.error_reply(answer[2])
   end
-  versions[i] = stored and whole(answer) or ""
+  versions[i] = stored and answer or ""
   if not stored then answers[#answers + 1] = answer end
 end
 answers[3] = table.concat(versions, ",")

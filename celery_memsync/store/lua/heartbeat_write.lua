@@ -10,20 +10,19 @@
 -- ARGV[2]   token     of the process
 -- ARGV[3]   channel   on which it is published
 -- ARGV[4]   leaving   "1": a goodbye, not a heartbeat
--- ARGV[5]   time      Redis's time when the heartbeat was made, ms
--- ARGV[6]   ttl_ms    how long anything of a worker without heartbeats is kept
--- ARGV[7]   timeout   ms without a heartbeat after which this worker is lost, and its claims on others end
--- ARGV[8]   since     Redis's time since when its heartbeats have come without a gap, ms, from the answer before
--- ARGV[9]   until     when there would be a gap, ms
--- ARGV[10]  pulse     the rank of its entry: by which readers know whether it is alive, without the body
--- ARGV[11]  body      JSON, not looked into
+-- ARGV[5]   ttl_ms    how long anything of a worker without heartbeats is kept
+-- ARGV[6]   timeout   ms without a heartbeat after which this worker is lost, and its claims on others end
+-- ARGV[7]   since     Redis's time since when its heartbeats have come without a gap, ms, from the answer before
+-- ARGV[8]   until     when there would be a gap, ms
+-- ARGV[9]   pulse     the rank of its entry: by which readers know whether it is alive, without the body
+-- ARGV[10]  body      JSON, not looked into
 --
 -- Returns    {word, version, seconds, microseconds, since, number of workers, member of lost, its score, member, score...}:
 --            those that it has claimed; word: "ok", "online" (it was not there), or "back" (it was lost)
 -- Publishes  field, header and body on the channel
 local workers, heartbeats, lost = KEYS[1], KEYS[2], KEYS[3]
-local id, token, channel, leaving, time, ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local timeout, since, until_ms, pulse, body = ARGV[7], ARGV[8], ARGV[9], ARGV[10], ARGV[11]
+local id, token, channel, leaving, ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local timeout, since, until_ms, pulse, body = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 local name, field = token .. " " .. id, id .. "/heartbeat"
 -- No worker is lost later than that, whatever its settings are, and of none lost so long ago is anything kept.
 local limit = whole(now_ms + math.max(AHEAD, 2 * ttl_ms, 2 * timeout))
@@ -64,8 +63,11 @@ for _, other in ipairs(call("HRANDFIELD", workers, 4)) do
   if not written or written + ttl <= now_ms then redis.call("HDEL", workers, other) end
 end
 
-local version = tonumber(parse(redis.call("HGET", workers, field) or "") or 0) + 1
-local text = header(version, "-", pulse, "0", time, ttl_ms, now_ms - time, token, id) .. "\n" .. body
+local known, _, _, _, its_time, _, its_lag = parse(redis.call("HGET", workers, field) or "")
+local version = tonumber(known or 0) + 1
+-- Where the clock was set back it is taken to be stored when the one before was, so that readers see which is later.
+local lag = math.max(0, (its_time or 0) + (its_lag or 0) - now_ms)
+local text = header(version, "-", pulse, "0", now_ms, ttl_ms, lag, token, id) .. "\n" .. body
 redis.call("HSET", workers, field, text)
 publish(channel, ":" .. field .. "\n" .. text)
 
@@ -78,8 +80,39 @@ redis.call("ZADD", heartbeats, whole(leaving == "1" and -now_ms or now_ms + time
 trim_scores(heartbeats)
 trim_scores(lost)
 
+-- Times that are further ahead than they can be were noted before the clock was set back: they begin anew now.
+local function begin_anew(key, sign, length, rows)
+  for i = 1, #rows, 2 do
+    local until_then = now_ms + length
+    if math.abs(tonumber(rows[i + 1])) > until_then then redis.call("ZADD", key, sign .. whole(until_then), rows[i]) end
+  end
+end
+
+-- The heartbeat of a worker, too: it is lost so long after it as was said then.
+local function begin_heartbeats_anew()
+  local rows = redis.call("ZRANGEBYSCORE", heartbeats, "(" .. whole(now_ms + timeout), "+inf", "WITHSCORES", "LIMIT", 0, 100)
+  for i = 1, #rows, 2 do
+    local _, its_id = worker_of(rows[i])
+    local its_field = (its_id or "") .. "/heartbeat"
+    local known = redis.call("HGET", workers, its_field) or ""
+    local number, run, rank, fence, beaten, ttl, its_lag, writer = parse(known)
+    local ahead = number and beaten - now_ms or 0
+    begin_anew(heartbeats, "", number and math.max(0, rows[i + 1] - beaten) or timeout, { rows[i], rows[i + 1] })
+    if ahead > 0 then
+      local rest = string.match(known, "^%S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ (.*)$")
+      redis.call("HSET", workers, its_field, header(number, run, rank, fence, now_ms, ttl, its_lag + ahead, writer, rest))
+    end
+  end
+end
+
+begin_heartbeats_anew()
+local ahead = "(" .. whole(now_ms + 2 * timeout)
+begin_anew(lost, "", 2 * timeout, redis.call("ZRANGEBYSCORE", lost, ahead, "+inf", "WITHSCORES", "LIMIT", 0, 100))
+ahead = "(-" .. whole(now_ms + 2 * timeout)
+begin_anew(lost, "-", 2 * timeout, redis.call("ZRANGEBYSCORE", lost, "-inf", ahead, "WITHSCORES", "LIMIT", 0, 100))
+
 -- A worker whose own heartbeats did not come for a while, because Redis was away, can not know whose are missing.
-if now_ms > tonumber(until_ms) then since = whole(now_ms) end
+if now_ms > tonumber(until_ms) or tonumber(since) > now_ms then since = whole(now_ms) end
 local claimed = {}
 local function claim(one, sign)
   if not is_lost_worker(one) then return redis.call("ZREM", lost, one) end

@@ -2,9 +2,9 @@
 -- lock_free.lua and lock_renew.lua.
 --
 -- A lock is an entry.  Its run is that of the holder, its last write names the
--- holder, its time is since when it is held, and its ttl ends with the lease.
--- Of a free one there is no body: it is kept for a while, so that fences grow
--- whatever the clock does.
+-- holder, its time is since when it is held, its ttl ends with the lease, and its
+-- rank is the length of that (ms).  Of a free one there is no body: it is kept for
+-- a while, so that who gave it back may do so twice.
 --
 -- A waiter is subscribed to a channel.  One whose connection is gone is passed
 -- over.  One that is given the lock has it for a moment, until it renews.
@@ -14,19 +14,41 @@
 local CLAIM, MEMORY, INDEX = 3000, 60000, 7 * 86400000
 
 -- Set by the script, from its keys and arguments.
-local lock, queue, index, path, turns, worker
+local lock, queue, clock, index, path, turns, worker
 -- The lock as it is stored: its text, version and fence; ms that are left of its lease; who holds it, and who gave it
 -- back before.
 local text, version, fence, left, holder, giver
+-- When its entry is taken to be stored (ms): later than the entry before, also in a new life of the lock.
+local stored_ms
+
+-- Return the text of a lock with a lease that ends so many ms from now.
+local function with_lease(known, lease_ms)
+  local number, run, _, its_fence, since, _, lag, writes = parse(known)
+  local by, body = string.match(known, "^%S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ ([^\n]*)(.*)$")
+  local began = math.min(since, now_ms)
+  return header(
+    number, run, whole(lease_ms), its_fence, began, now_ms + lease_ms - began, since + lag - began, writes, by) .. body
+end
+
+-- Return how many ms are left of a lease.  One that ends further away than it is long was given before the clock was
+-- set back, and ends when its length is over from now on.
+local function left_of(since, lease, length)
+  return math.min(since + lease - now_ms, tonumber(length) or tonumber(lease))
+end
 
 local function read_lock()
-  local _, since, lease, writes
-  text, left, giver = call("GET", lock), 0, ""
-  version, _, _, fence, since, lease, _, writes = parse(text or "")
+  local _, length, since, lease, lag, writes
+  text, left, giver, stored_ms = call("GET", lock), 0, "", now_ms
+  version, _, length, fence, since, lease, lag, writes = parse(text or "")
   if version and (lease == "0" or string.find(text, "\n.")) then
-    -- Where the clock was set back, a lease is not longer than it was at first.
-    if lease ~= "0" then left = math.min(since + lease - now_ms, tonumber(lease)) end
+    if lease ~= "0" then left = left_of(since, lease, length) end
+    stored_ms = math.max(now_ms, since + lag)
     holder, giver = string.match(writes, "^([^,]*),?(.*)$")
+    if left > 0 and left < since + lease - now_ms then
+      text = with_lease(text, left)
+      redis.call("SET", lock, text, "PX", whole(left + MEMORY))
+      if index then call("ZADD", index, whole(now_ms + left), path) end
+    end
   else
     version, fence = 0, "0"
   end
@@ -34,17 +56,17 @@ end
 
 -- Store the lock as it is from now on, and publish that.
 local function store_lock(run, writes, lease_ms, by, body)
-  text = header(version + 1, run, "-", fence, now_ms, lease_ms, 0, writes, by) .. "\n" .. body
+  text = header(version + 1, run, lease_ms, fence, now_ms, lease_ms, stored_ms - now_ms, writes, by) .. "\n" .. body
   redis.call("SET", lock, text, "PX", lease_ms + MEMORY)
   publish(string.match(turns, "^%d+:") .. path, "1\n" .. text)
 end
 
 -- Store a holder, with a new fence.
 local function give_lock(run, writes, lease_ms, by, body)
-  local now_us = now[1] .. string.format("%06d", now[2])
-  -- Of two numbers as texts, the longer is the greater.
-  local clock_is_behind = #fence > #now_us or #fence == #now_us and fence >= now_us
-  fence = clock_is_behind and whole(fence + 1) or now_us
+  local moment = tick(clock, tonumber(fence))
+  fence = whole(moment)
+  -- What is much further ahead counts as foreign.
+  stored_ms = math.max(stored_ms, math.min(math.floor(moment / 1000), now_ms + AHEAD / 2))
   left = tonumber(lease_ms)
   store_lock(run, writes, lease_ms, by, body)
   if index then call("ZADD", index, whole(now_ms + left), path) end

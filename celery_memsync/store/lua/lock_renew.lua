@@ -17,15 +17,14 @@ index = KEYS[n + 1]
 for i = 1, n do
   local caller, name, ttl_ms = ARGV[3 * i - 1], ARGV[3 * i], tonumber(ARGV[3 * i + 1])
   local stored = call("GET", KEYS[i]) or ""
-  local number, run, rank, its_fence, since, lease, lag, writes = parse(stored)
-  local held = number and since + lease > now_ms and string.match(writes, "^[^,]*") == caller
+  local number, _, length, _, since, lease, _, writes = parse(stored)
+  local lasts = number and lease ~= "0" and left_of(since, lease, length) or 0
+  local held = lasts > 0 and string.match(writes, "^[^,]*") == caller
   answers[i] = held and 1 or 0
   if held then
-    local ends = math.max(now_ms + ttl_ms, since + lease)
-    local by, body = string.match(stored, "^%S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ ([^\n]*)(.*)$")
-    local renewed = header(number, run, rank, its_fence, since, ends - since, lag, writes, by) .. body
-    redis.call("SET", KEYS[i], renewed, "PX", whole(ends - now_ms + MEMORY))
-    leases[#leases + 1] = whole(ends)
+    lasts = math.max(ttl_ms, lasts)
+    redis.call("SET", KEYS[i], with_lease(stored, lasts), "PX", whole(lasts + MEMORY))
+    leases[#leases + 1] = whole(now_ms + lasts)
     leases[#leases + 1] = name
   end
 end

@@ -17,7 +17,7 @@ KEYS = Keys("task-sentinel")
 
 
 def write(name, serial, body=b"1", seen="*"):
-    return EntryWrite(KEYS.location(name), seen, "", "-", 0, ms(time.time()), 60_000, serial, body)
+    return EntryWrite(KEYS.location(name), seen, "", "-", 0, ms(time.time()), 0, 60_000, serial, body)
 
 
 def statuses(outcomes):
@@ -33,7 +33,7 @@ def guarded(make_memsync, limited):
 @pytest.mark.parametrize("bad", [0, 1, 57, 99, 100, 149])
 def test_a_key_that_is_not_allowed_is_found_among_many(guarded, other, redis, bad):
     names = [f"k{number}" for number in range(150)]
-    own = guarded.store._shared_keys()
+    own = [*guarded.store._shared_keys(), KEYS.clock]
     allowed = [f"~{KEYS.location(name).key}" for at, name in enumerate(names) if at != bad]
     redis.execute_command("ACL", "SETUSER", "limited", "resetkeys", *allowed, *(f"~{key}" for key in own))
 

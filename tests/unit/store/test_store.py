@@ -42,8 +42,7 @@ def store(make_store):
 
 
 def write(location=A, body=b"1", *, seen="*", run="", rank="-", serial=1, ttl_ms=60_000, fence=0):
-    now = round(time.time() * 1000)
-    return EntryWrite(location, seen, run, rank, fence, now, ttl_ms, serial, body)
+    return EntryWrite(location, seen, run, rank, fence, ms(time.time()), 0, ttl_ms, serial, body)
 
 
 def outcomes(store, *writes):

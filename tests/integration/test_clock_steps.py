@@ -1,0 +1,199 @@
+"""Redis's clock is set back, or ahead: nothing is missed, hidden or refused, and a lease ends one lease late at most."""
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+
+from celery_memsync import LockLost
+from tests.support.simulated_worker import SimulatedWorker
+from tests.support.stepped_clock import SteppedServer
+from tests.support.stress import stressed
+from tests.support.waiting import eventually
+
+#: Seconds by which the clock is set back: what a virtual machine loses that was paused, and what a wrong time zone is.
+STEPS = [1.5, 30, 3600]
+
+
+@pytest.fixture
+def stepped(tmp_path):
+    server = SteppedServer(tmp_path / "redis").start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def memsync(stepped, make_memsync):
+    return make_memsync(url=stepped.url, batch_interval=0.01)
+
+
+@pytest.fixture
+def other(stepped, make_memsync):
+    return make_memsync(url=stepped.url, batch_interval=0.01)
+
+
+def lost(worker):
+    """Return which workers one has reported as lost."""
+    return [details["worker_id"] for name, details in worker.told if name == "worker-lost"]
+
+
+# -- entries
+
+@pytest.mark.parametrize("step", STEPS)
+def test_subscriber_gets_the_final_value_after_the_clock_was_set_back(stepped, memsync, other, step):
+    received = []
+    other.subscribe("k", lambda key, value: received.append(value))
+    memsync.write("k", "first")
+    eventually(lambda: received == ["first"])
+
+    stepped.set_clock(-step)
+    for value in ("second", "final"):
+        memsync.write("k", value)
+        memsync.force_sync()
+
+    assert eventually(lambda: received[-1] == "final")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_new_life_of_a_key_is_later_than_the_one_before_whatever_the_clock_says(stepped, memsync, other, step):
+    received = []
+    other.subscribe("k", lambda key, value: received.append(value))
+    memsync.write("k", "old", ttl=0.2)
+    eventually(lambda: received == ["old"])
+    eventually(lambda: memsync.read("k", consistent=True) is None)
+
+    stepped.set_clock(-step)
+    with stepped.client() as client:
+        client.delete("task-sentinel/k")
+    memsync.write("k", "new")
+    memsync.force_sync()
+
+    assert eventually(lambda: received[-1] == "new")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_compare_and_set_goes_on_after_the_clock_was_set_back(stepped, memsync, other, step):
+    for number in range(3):
+        memsync.write("k", number, expected_version=number)
+
+    stepped.set_clock(-step)
+    versions = [writer.write("k", number, expected_version=number).version
+                for number, writer in ((3, other), (4, memsync), (5, other))]
+
+    assert versions == [4, 5, 6]
+    assert memsync.read("k", consistent=True) == 5
+
+
+@pytest.mark.parametrize("step", [-3600, -30, 30, 3600])
+def test_times_of_entries_are_redis_s_at_once_after_a_step(stepped, memsync, step):
+    memsync.write("a", 1)
+    memsync.force_sync()
+
+    stepped.set_clock(step)
+    memsync.write("b", 1, ttl=20)
+    memsync.force_sync()
+
+    with stepped.client() as client:
+        assert abs(memsync.read_entry("b", consistent=True).timestamp - client.time()[0]) < 5
+        assert 10_000 < client.pttl("task-sentinel/b") <= 20_000
+
+
+# -- fences
+
+@pytest.mark.parametrize("step", STEPS)
+def test_fences_grow_although_the_clock_was_set_back_and_nothing_is_left_of_the_lock(stepped, memsync, step):
+    with memsync.lock("a") as lock:
+        first = lock.fence
+        memsync.write("balance", 1, fence=lock)
+    memsync.force_sync()
+
+    stepped.set_clock(-step)
+    with stepped.client() as client:
+        client.delete("task-sentinel/locks/{a}")
+    with memsync.lock("a") as lock:
+        memsync.write("balance", 2, fence=lock)
+        memsync.force_sync()
+
+        assert lock.fence > first
+    assert memsync.read("balance", consistent=True) == 2
+
+
+def test_the_mark_of_another_program_is_replaced(memsync, stepped):
+    for foreign in ("garbage", "9" * 30, "-1", ""):
+        with stepped.client() as client:
+            client.set("task-sentinel//{clock}", foreign)
+
+        with memsync.lock("a") as lock:
+            assert 10 ** 15 < lock.fence < 2 ** 53
+
+
+# -- leases
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_lease_whose_holder_is_gone_ends_one_lease_after_the_clock_was_set_back(stepped, memsync, other, step):
+    other.lock("a", ttl=1.0).acquire()
+    other._open().locks.close(free=False)
+
+    stepped.set_clock(-step)
+    began = time.monotonic()
+    acquired = memsync.lock("a", wait=20).acquire()
+
+    assert acquired
+    assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize("step", [-3600, -30, 30, 3600])
+def test_a_living_holder_learns_at_its_next_renewal_whether_it_holds_the_lock(stepped, memsync, other, step):
+    lock = memsync.lock("a", ttl=1.5)
+    lock.acquire()
+
+    stepped.set_clock(step)
+    time.sleep(1.2)
+
+    if step < 0:
+        lock.check()
+        assert not other.lock("a").acquire()
+    else:
+        with pytest.raises(LockLost):
+            lock.check()
+        assert other.lock("a", wait=2).acquire()
+
+
+# -- workers
+
+@pytest.mark.parametrize("step", [-3600, -30, 30])
+def test_a_worker_that_is_gone_is_found_lost_and_a_living_one_is_not(stepped, make_memsync, step):
+    gone, living = (SimulatedWorker(make_memsync(url=stepped.url), name) for name in ("gone", "living"))
+    for _ in range(3):
+        gone.beat()
+        living.beat()
+
+    stepped.set_clock(step)
+
+    assert eventually(lambda: living.beat() or lost(living), timeout=15) == ["gone"]
+    assert lost(gone) == []
+
+
+# -- histories
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_is_missed_or_refused_while_the_clock_goes_back_and_forth(stepped, memsync, other, seed):
+    randomly, received, fences = random.Random(seed), {}, []
+    other.subscribe("k/*", lambda key, value, entry: received.__setitem__(key, value))
+    end, written, ahead = time.monotonic() + stressed(4.0), {}, 0
+    while time.monotonic() < end:
+        key = f"k/{randomly.randrange(5)}"
+        written[f"task-sentinel/{key}"] = value = randomly.random()
+        with randomly.choice((memsync, other)).lock(f"l{randomly.randrange(3)}", wait=5) as lock:
+            fences.append(lock.fence)
+            memsync.write(key, value, fence=lock)
+        if randomly.random() < 0.2:
+            memsync.force_sync()
+            ahead -= randomly.choice((0.3, 5, 600))
+            stepped.set_clock(ahead)
+    memsync.force_sync()
+
+    assert fences == sorted(set(fences))
+    assert eventually(lambda: received == written, message=f"seed {seed}")
