@@ -6,6 +6,7 @@ import socket
 from typing import Any
 
 from ..deadline import raise_if_expired, remaining
+from .errors import note_lost
 
 #: Seconds by which a socket may wait longer or shorter than it should: each change of its timeout is a call of the system.
 TOLERANCE = 0.02
@@ -56,9 +57,13 @@ class BoundedSocket:
             self._prepared = True
             return
         rest = memoryview(data)[sent:]
-        while rest:
-            self._prepare()
-            rest = rest[self._send(rest):]
+        try:
+            while rest:
+                self._prepare()
+                rest = rest[self._send(rest):]
+        except OSError as exc:
+            note_lost(exc)  # Redis may do what was sent before
+            raise
 
     def _prepare(self) -> None:
         """Let the next step take no longer than it may."""

@@ -89,7 +89,7 @@ class Pool(redis.ConnectionPool):
                     under_way = True
                 return [read_answer(connection) for _ in sent]
             except (redis.RedisError, OSError) as exc:
-                if under_way and not code_of(exc):
+                if (under_way or is_lost(exc.__context__)) and not code_of(exc):
                     note_lost(exc)
                 raise
 

@@ -51,7 +51,7 @@ class Change:
         fence: Of the lock under which it is made; 0 for none.
     """
 
-    __slots__ = ("location", "ttl", "at", "fence", "serial", "conflict", "rounds", "withdrawn", "author")
+    __slots__ = ("location", "ttl", "at", "fence", "serial", "conflict", "rounds", "withdrawn", "authors")
 
     #: Whether it is the first to go when memory gets short.
     expendable = False
@@ -69,8 +69,8 @@ class Change:
         self.rounds = 0
         #: Whether there is no need to write it any more.
         self.withdrawn = False
-        #: The thread that made it, if it has a fence: it is told if a newer one refuses it.
-        self.author: weakref.ref[threading.Thread] | None = None
+        #: The threads that made it, if it has a fence: they are told if a newer one refuses it.
+        self.authors: frozenset[weakref.ref[threading.Thread]] = frozenset()
 
     def coalesce(self, newer: Change) -> Change | None:
         """Return one change that does what both do, or None if there is none."""

@@ -48,7 +48,8 @@ class Row:
         if joined is None:
             self.changes = [*self.changes, change]
             return False
-        joined.rounds, joined.author = max(last.rounds, joined.rounds), change.author or last.author
+        joined.rounds = max(last.rounds, joined.rounds)
+        joined.authors = last.authors | change.authors
         self.changes = [*self.changes[:-1], joined]
         return True
 
@@ -253,7 +254,7 @@ class PendingChanges:
             if row is not None:
                 if not maybe_done and not isinstance(change, Coordinated):
                     change.serial = None  # it was not stored, so what is sent next is another write
-                row.retry_at = time.monotonic() + min(REFUSED_PAUSE * 2 ** row.refusals, LONGEST_REFUSED_PAUSE)
+                row.retry_at = time.monotonic() + min(REFUSED_PAUSE * 2 ** min(row.refusals, 10), LONGEST_REFUSED_PAUSE)
                 row.refusals += 1
 
     def hold(self, change: Change) -> None:
@@ -262,6 +263,11 @@ class PendingChanges:
             row = self._row_of(change)
             if row is not None:
                 row.resolving = change
+
+    def is_refused(self, location: Location) -> bool:
+        """Return whether Redis refuses a change of an entry, which waits for another try."""
+        row = self._ordinary.get(location)
+        return row is not None and row.refusals > 0
 
     def is_later(self, change: Change) -> bool:
         """Return whether another change of its entry comes before it."""

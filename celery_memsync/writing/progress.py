@@ -241,7 +241,7 @@ class Progress(Change):
         shown = None if percent is None else round(percent, 3)
         row = (shown, current, total, self.message, self.status, self.run, self.fields)
         change = ProgressChange(self.location, row, self.run_key, progress_rank(percent, current), self.started, self.ttl)
-        change.at, change.fence, change.author = self.at, self.fence, self.author
+        change.at, change.fence, change.authors = self.at, self.fence, self.authors
         return change
 
 

@@ -8,7 +8,7 @@ import time
 import weakref
 from collections import deque
 from copy import copy
-from itertools import count
+from itertools import count, takewhile
 from typing import Any, Callable, Iterable, Iterator, Mapping
 
 from celery.utils.log import get_logger
@@ -43,11 +43,8 @@ CONTENTION_PAUSE = 0.001
 #: has just received will have ended.
 YOUNG = 0.1
 
-#: Seconds that Redis has to show that it is there, when it has not answered a batch.
-PING_TIMEOUT = 0.5
-
-#: Part of a full batch by which batches grow again after each that was answered.
-GROWTH = 16
+#: Part of the time for an answer that Redis has to show that it is there, when it has not answered a batch.
+PING_TIME = 0.5
 
 #: Most entries that are read and not noted yet, most paths of refused writes that are remembered.
 MAX_READS, MAX_WARNED = 1000, 1000
@@ -77,8 +74,14 @@ class BatchWriter:
         self.events = events
         self.settler = settler
         self.batch_size = batch_size
-        #: Most changes of the next batch: fewer after one that was too much.
+        #: Most changes of the next batch: one after a batch without an answer, then twice as many as were answered.
         self._batch_limit = batch_size
+        #: Entry of the last batch without an answer, if that was a single change.
+        self._failed_alone: Location | None = None
+        #: Entries of which a change was refused since the round began: what comes after it must not overtake it.
+        self._refused_now: set[Location] = set()
+        #: Whether Redis was there in this round although a batch got no answer.
+        self._answers_pings = False
         self.max_pending = max_pending
         self.on_put = on_put
         self.timeout = timeout
@@ -137,7 +140,7 @@ class BatchWriter:
         key = change.location.key
         reports = change.reports if isinstance(change, Progress) else 0
         if change.fence:
-            change.author = weakref.ref(threading.current_thread())
+            change.authors = frozenset((weakref.ref(threading.current_thread()),))
         if isinstance(change, SetValue):
             change.seen = self._seen.stamp(change.location)
         # It is not seen before the copies of what it changes are dropped; and copies that are made meanwhile are not valid.
@@ -304,13 +307,23 @@ class BatchWriter:
         """
         deadline = time.monotonic() + timeout
         try:
-            if self._pending:
-                self._wait_for(FlushRequest(strict=True), timeout)
+            while self._pending and self._write_before(deadline):
+                pass
         finally:
             self._closed = True
             self._gatherer.stop(0)
             self._thread.stop(max(0.0, deadline - time.monotonic()))
             self._resolver.stop(0)
+
+    def _write_before(self, deadline: float) -> bool:
+        """Write what is pending; return whether to go on, because some got no answer from a Redis that is there."""
+        try:
+            self._wait_for(FlushRequest(strict=True), deadline - time.monotonic())
+        except StoreUnavailable as exc:
+            if exc.code or not self.connected or time.monotonic() >= deadline:
+                raise
+            return True
+        return False
 
     # -- write; in the writer's thread
 
@@ -381,37 +394,51 @@ class BatchWriter:
         """Write changes in batches; return how many changes that were, and an error for each that lost every round.
 
         A batch without an answer, from a Redis that is there, may be too much for the link within the time, or hold an
-        argument at which Redis closes the connection.  So it is halved, until one change is alone, which is set aside.
+        argument at which Redis closes the connection.  So the next one is a single change, and they grow while they are
+        answered.  A change that gets no answer alone, twice, is set aside.
+
+        Raises:
+            StoreUnavailable: If Redis is not there, or that took as long as a caller waits.
         """
-        written = 0
+        written, started = 0, time.monotonic()
         lost: list[ConflictError] = []
-        while changes:
-            batch = changes[:self._batch_limit]
+        self._refused_now.clear()
+        self._answers_pings = False
+        while changes := [change for change in changes if change.location not in self._refused_now]:
+            batch = self._first_batch(changes)
             try:
                 lost += self._send(batch)
             except StoreUnavailable as exc:
                 if exc.code not in ("", "ERR") or not self._is_redis_there():
                     raise
-                if self._batch_limit == 1:
+                self._batch_limit = 1
+                if len(batch) == 1 and batch[0].location == self._failed_alone:
                     self._refuse(batch[0], WriteResult("error", error=str(exc), code=UNANSWERED))
-                    self._thread.wake()
-                    self._thread.run_now()
-                    break
-                self._batch_limit = max(1, len(batch) // 2)
+                self._failed_alone = batch[0].location if len(batch) == 1 else None
+                if time.monotonic() - started > self.timeout:
+                    self._thread.call_now()
+                    raise
                 lost, changes = [], self._pending.due(time.monotonic(), everything=strict)
             else:
                 written += len(batch)
                 changes = changes[len(batch):]
-                self._batch_limit = min(self.batch_size, self._batch_limit + 1 + self.batch_size // GROWTH)
+                self._batch_limit = min(self.batch_size, 2 * self._batch_limit)
         return written, lost
 
+    def _first_batch(self, changes: list[Change]) -> list[Change]:
+        """Return what is to be sent first; what was refused before does not come together with what was not."""
+        batch = changes[:self._batch_limit]
+        if not self._refusals:
+            return batch
+        was_refused = batch[0].location in self._refusals
+        return list(takewhile(lambda change: (change.location in self._refusals) == was_refused, batch))
+
     def _is_redis_there(self) -> bool:
-        if self._closed:
-            return False
         try:
-            within(PING_TIMEOUT, self.store.ping)
+            within(PING_TIME * self.timeout, self.store.ping)
         except StoreError:
             return False
+        self._answers_pings = True
         return True
 
     def _refused_error(self, refused: list[Location]) -> StoreError | None:
@@ -601,6 +628,8 @@ class BatchWriter:
 
     def _compare_and_set(self, change: SetValue, expected: int, attempt: Attempt) -> StoredEntry:
         location, key = change.location, change.location.path
+        if self._pending.is_refused(location):
+            raise self._refused_error([location]) or StoreUnavailable(f"an earlier write of {key} waits for another try")
         change.serial = attempt.number
         self.store.connect()
         write = self._as_write(change)
@@ -678,7 +707,7 @@ class BatchWriter:
         path = change.location.path
         if self._is_first_warning(change.location):
             logger.warning("Rejected a write of %s: a newer fence has already written it", path)
-        self._fenced.append(FencedWrite(path, change.author))
+        self._fenced.extend(FencedWrite(path, author) for author in change.authors or (None,))
         self._seen.forget(change.location)
         self._counts["dropped"] += 1
         self.events.emit("writes-dropped", count=1)
@@ -730,7 +759,7 @@ class BatchWriter:
     def _take_resolution(self, change: Change, settled: Change | dict[str, Any]) -> Change | None:
         """Put what a conflict was settled to in the place of a change; return it."""
         if isinstance(settled, Change):
-            settled.rounds, settled.author = change.rounds, change.author
+            settled.rounds, settled.authors = change.rounds, change.authors
             self._pending.settle(change, settled)
             return settled
         self._note_conflict(settled)
@@ -752,6 +781,7 @@ class BatchWriter:
     def _refuse(self, change: Change, outcome: WriteResult) -> None:
         """Set a change aside that Redis refuses, so that it does not hold up the others."""
         self._pending.refuse(change, maybe_done=outcome.code == UNANSWERED)
+        self._refused_now.add(change.location)
         self._refusals[change.location] = outcome
         if self._is_first_warning(change.location):
             logger.warning("Redis refuses to write %s: %s", change.location.path, outcome.error[:120])
@@ -782,7 +812,7 @@ class BatchWriter:
     def _failed(self, error: MemSyncError, count: int) -> None:
         self._counts["flush_failures"] += 1
         self.events.emit("batch-failed", count=count, error=error)
-        if self.connected and isinstance(error, StoreError) and not error.code:
+        if self.connected and isinstance(error, StoreError) and not error.code and not self._answers_pings:
             self.connected = False
             self.events.emit("connection-lost", error=error)
 
