@@ -769,7 +769,8 @@ class MemorySyncManager:
 
         Of each key the newest value is told, never an older one after it; what
         came in between may be left out.  After a lost connection every key that
-        has moved on is told.  Handlers run in at most ``memsync_handler_threads``
+        may have changed is delivered, with its present value or as invalid: so
+        a copy kept by both handlers ends equal to Redis.  Handlers run in at most ``memsync_handler_threads``
         threads, beside slow ones; those of one subscription never at the same
         time.  One that raises is logged.
 
@@ -778,8 +779,8 @@ class MemorySyncManager:
             on_change: Called with key and value; with the :class:`Entry` too if
                 it takes three arguments.
             on_invalidate: Called with the key when it was deleted, when its ttl
-                is over, and when what was told of it can't be trusted any more,
-                for the connection is lost.
+                is over, and when what was delivered of it may be outdated,
+                because the connection is lost.
 
         Returns:
             An id for :meth:`unsubscribe`.
