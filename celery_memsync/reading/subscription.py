@@ -47,14 +47,12 @@ class KnownVersion(NamedTuple):
         expires_at: When it expires, in milliseconds.
         delivered: Whether that state was received, and not merely found.
         alive: Whether there is anything, and it was not deleted.
-        line: Number of the connection on which that state was received; 0 if it was read.
     """
 
     stamp: EntryVersion
     expires_at: int
     delivered: bool
     alive: bool
-    line: int = 0
 
 
 class PendingChange(NamedTuple):
@@ -109,9 +107,9 @@ class PendingBytes:
 class Subscription:
     """The state of the keys that match a pattern, as far as it was received, and the changes that are pending.
 
-    Whatever the listener's thread puts in follows what it has put in before, for Redis publishes in the order in which it
-    writes.  What was read replaces what was known when the read began, unless something was received since.  So nothing
-    depends on a clock; a message that may be older than what was read is settled by reading once more.
+    A message is newer than what is known if its version is higher and its time not lower.  Any other may be older than what
+    was read before, or the key was lost, or Redis's clock was set back: then the key is read.  What was read replaces what
+    was known when the read began, unless something was received since.  So no clock decides what is newer.
 
     Args:
         on_news: Called when something is pending.
@@ -143,12 +141,10 @@ class Subscription:
         #: When to look whether a key is over: a heap, and the time in it by path.
         self._expiry_queue: list[tuple[int, str]] = []
         self._expires_by_path: dict[str, int] = {}
-        #: Keys that have to be read: their ttl may be over, or a message may be older than what was read before.
+        #: Keys that have to be read: their ttl may be over, or a message may be older than what is known.
         self._unsure: dict[str, KnownVersion] = {}
         #: Keys that are delivered after a doubt even if they have not changed.
         self._doubted: set[str] = set()
-        #: Number of the present connection.
-        self._line = 1
         self._news: OrderedDict[str, PendingChange] = OrderedDict()
         self._held = 0
         self._pending_bytes = pending_bytes
@@ -164,17 +160,14 @@ class Subscription:
             known = self._known.get(path)
             if known is not None and not self._is_newer(path, stamp, known):
                 return
-            self._know(path, stamp, parts, delivered=True, line=self._line)
+            self._know(path, stamp, parts, delivered=True)
             self._put(path, PendingChange.of(parts, known is not None and stamp.version < known.stamp.version))
 
     def _is_newer(self, path: str, stamp: EntryVersion, known: KnownVersion) -> bool:
         if stamp == known.stamp:
-            if known.delivered:
-                self._known[path] = known._replace(line=self._line)
             return not known.delivered
-        if known.line == self._line or stamp.stored_at >= known.stamp.stored_at and stamp.version > known.stamp.version:
+        if stamp.version > known.stamp.version and stamp.stored_at >= known.stamp.stored_at:
             return True
-        # It may have been published before that was read; or the key was lost, or Redis's clock set back.
         self._unsure[path] = known
         return False
 
@@ -254,7 +247,7 @@ class Subscription:
         with self._mutex:
             known = self._known.get(path)
             if known is not None and known.stamp == stamp_of(parts):
-                self._know(path, known.stamp, parts, known.delivered, known.line)
+                self._know(path, known.stamp, parts, known.delivered)
 
     def link_lost(self, confirmed_at: float) -> None:
         """Take note that changes are not heard any more; all is looked at again when they are.
@@ -264,7 +257,6 @@ class Subscription:
         """
         with self._mutex:
             self.look = "tell"
-            self._line += 1
             if self.found_at > confirmed_at:
                 # The message of what was found may have been lost on the way.
                 self._doubted |= {path for path, known in self._known.items() if known.alive and not known.delivered}
@@ -282,11 +274,11 @@ class Subscription:
         with self._mutex:
             return set(self._doubted)
 
-    def _know(self, path: str, stamp: EntryVersion, parts: Parts, delivered: bool, line: int = 0) -> None:
+    def _know(self, path: str, stamp: EntryVersion, parts: Parts, delivered: bool) -> None:
         expires_at = max((stored.header.expires_at for stored in parts.values() if stored is not None), default=0)
         if expires_at < self._expires_by_path.get(path, expires_at + 1):
             self._schedule(path, expires_at)
-        self._known[path] = KnownVersion(stamp, expires_at, delivered, is_alive(parts), line)
+        self._known[path] = KnownVersion(stamp, expires_at, delivered, is_alive(parts))
 
     def _know_gone(self, path: str, parts: Parts) -> None:
         if is_alive(parts) or all(stored is None for stored in parts.values()):

@@ -118,7 +118,10 @@ class Subscriptions:
             if subscription is None:
                 return False
             self._skipped += subscription.skipped
-            self._index()
+            same = tuple(one for one in self._by_pattern[subscription.pattern] if one is not subscription)
+            self._by_pattern[subscription.pattern] = same
+            if not same:
+                del self._by_pattern[subscription.pattern]
         subscription.close()
         subscription.wake()
         self.link.ignore(subscription.pattern)
@@ -134,7 +137,7 @@ class Subscriptions:
     def _begin(self, subscription: Subscription) -> None:
         with self._mutex:
             self._subscriptions[subscription.id] = subscription
-            self._index()
+            self._by_pattern[subscription.pattern] = (*self._by_pattern.get(subscription.pattern, ()), subscription)
         if self.link.subscribe_to(subscription.pattern):
             self.on_up([subscription.pattern])
         subscription.answered.wait(min(CONFIRM_TIMEOUT, remaining()))
@@ -143,12 +146,6 @@ class Subscriptions:
         else:
             subscription.found.wait(min(FIND_TIMEOUT, remaining()))
         self.events.emit("subscribed", id=subscription.id, pattern=subscription.pattern)
-
-    def _index(self) -> None:
-        by_pattern: dict[str, tuple[Subscription, ...]] = {}
-        for subscription in self._subscriptions.values():
-            by_pattern[subscription.pattern] = (*by_pattern.get(subscription.pattern, ()), subscription)
-        self._by_pattern = by_pattern
 
     def _read_soon(self) -> None:
         """Have what has to be read be read by a thread of the pool, which the listener's thread starts."""
@@ -202,7 +199,8 @@ class Subscriptions:
         while self._to_wake:
             subscription = self._to_wake.popitem()[1]
             subscription.wake()
-            self._to_read = self._to_read or subscription.has_unsure
+            if subscription.has_unsure:
+                self._to_read = True
 
     def on_look(self) -> None:
         """Look for keys that have expired, and go on with what waits for a thread."""
