@@ -258,7 +258,7 @@ class HandlerPool:
             return
         with self._mutex:
             slow = self._slow()
-            delayed = bool(self._ready) and len(slow) > MAX_SLOW
+            delayed = bool(self._ready) and len(slow) >= MAX_SLOW + self.limit
             over = self._warned and not self._ready and len(slow) <= MAX_SLOW
             first = delayed and not self._warned
             self._warned = (self._warned or delayed) and not over
