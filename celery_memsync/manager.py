@@ -27,10 +27,10 @@ from .models.entry import MAX_FENCE, Entry, StoredEntry
 from .models.lock import LockRecord
 from .models.task import TaskRun
 from .models.worker import WorkerRecord
-from .reading.handlers import Handlers
+from .reading.handlers import Handlers, OnChange, OnInvalidate
 from .reading.projections import active_workers, progress_of, runs_of, state_of, worker_record, worker_records
 from .reading.reader import LONGEST_LIST, parts_of
-from .reading.subscriptions import OnChange, OnInvalidate, Watch
+from .reading.subscriptions import Watch
 from .runtime import Runtime
 from .settings import MAX_SECONDS, Settings, short
 from .store import Store
@@ -769,16 +769,18 @@ class MemorySyncManager:
 
         Of each key the newest value is told, never an older one after it; what
         came in between may be left out.  After a lost connection every key that
-        has moved on is told.  The handlers of a subscription run in a thread of
-        its own; one that raises is logged.
+        may have changed is delivered, with its present value or as invalid: so
+        a copy kept by both handlers ends equal to Redis.  Handlers run in at most ``memsync_handler_threads``
+        threads, beside slow ones; those of one subscription never at the same
+        time.  One that raises is logged.
 
         Args:
             pattern: As in :meth:`search`, such as ``"tasks/*/state"``.
             on_change: Called with key and value; with the :class:`Entry` too if
                 it takes three arguments.
             on_invalidate: Called with the key when it was deleted, when its ttl
-                is over, and when what was told of it can't be trusted any more,
-                for the connection is lost.
+                is over, and when what was delivered of it may be outdated,
+                because the connection is lost.
 
         Returns:
             An id for :meth:`unsubscribe`.
@@ -787,7 +789,7 @@ class MemorySyncManager:
             InvalidKey: If the pattern is not fit.
         """
         handlers = Handlers(on_change, on_invalidate)
-        subscription = self._open().subscriptions.subscribe(pattern, *handlers.weak())
+        subscription = self._open().subscriptions.subscribe(pattern, handlers)
         self._handlers[subscription] = handlers
         return subscription
 

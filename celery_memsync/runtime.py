@@ -102,7 +102,7 @@ class Runtime:
             on_up=self._on_up, on_down=self._on_down, on_look=self._on_look)
         self.reader = Reader(self.store, self.writer, self.cache, self.link)
         self.search = Search(self.reader)
-        self.subscriptions = Subscriptions(self.reader, self.search, self.link, events)
+        self.subscriptions = Subscriptions(self.reader, self.search, self.link, events, settings.handler_threads)
         self.coordination = SharedQueue(self.store, settings.default_ttl)
         self.locks = LockService(self.store, events, settings.lock_replicas)
         self.progress: dict[str, Progress] = {}
@@ -156,4 +156,4 @@ class Runtime:
             self.keys.full(name) for name in self.cache.clear() if isinstance(name, str) and not name.startswith(VIEW)])
 
     def _on_look(self) -> None:
-        self.subscriptions.check_expired()
+        self.subscriptions.on_look()

@@ -52,6 +52,8 @@ class Settings:
     batch_size: int = 500
     #: Most keys waiting in memory while Redis is away.
     max_pending: int = 100_000
+    #: Most threads in which handlers of subscriptions run, beside those of slow ones.
+    handler_threads: int = 8
     #: Largest value, in bytes of JSON.
     max_value_size: int = 1024 * 1024
     #: Seconds between two beats of a worker.
@@ -270,6 +272,7 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "batch_interval": _seconds_or_0,
     "batch_size": _count,
     "max_pending": _count,
+    "handler_threads": _count,
     "max_value_size": _count,
     "heartbeat_interval": _seconds,
     "worker_ttl": _seconds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 import heapq
 import threading
 from collections import OrderedDict
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, Callable, Iterable, NamedTuple
 
 from ..background_loop import Wakeup
@@ -13,8 +13,16 @@ from ..models.entry import Entry, EntryVersion
 from .projections import stamp_of
 from .reader import Parts
 
-#: Most keys that wait for a slow handler with what they hold; of more only the names wait, and are read in their turn.
-MAX_WAITING = 100_000
+#: Most bytes of values that are pending for the handlers of a process.  Beyond, only the names of keys are kept, and each
+#: value is read when it is its key's turn.
+MAX_PENDING_BYTES = 32 * 1024 * 1024
+
+#: Bytes that each subscription may have pending whatever the others have, so that one that blocks takes nothing from them;
+#: and the most that one reads in advance.
+MIN_PENDING_BYTES = 64 * 1024
+
+#: Bytes of memory that a pending change takes beside its value (measured: 951 with a key of 64 letters), and without one.
+CHANGE_SIZE, NAME_SIZE = 1000, 250
 
 
 class KeyChange(NamedTuple):
@@ -53,30 +61,68 @@ class PendingChange(NamedTuple):
     Attributes:
         parts: Its parts by slot; None: only that it can't be trusted any more.
         recreated: Whether it was gone in between, so that its versions begin anew.
-        unread: Whether it has to be read, when its turn comes, what is to be told.
+        unread: Whether its value has to be read when its turn comes.
+        size: About how many bytes of memory it takes, or would take with its value.
     """
 
     parts: Parts | None
     recreated: bool = False
     unread: bool = False
+    size: int = NAME_SIZE
 
     @property
     def alive(self) -> bool:
         """Whether there is anything to tell but that it is gone."""
-        return self.unread or self.parts is not None and _alive(self.parts)
+        return self.unread or self.parts is not None and is_alive(self.parts)
+
+    @property
+    def held(self) -> int:
+        """Bytes of memory that it takes."""
+        return NAME_SIZE if self.unread else self.size
+
+    @classmethod
+    def of(cls, parts: Parts, recreated: bool) -> PendingChange:
+        """Return the change to what a key holds now."""
+        bodies = sum(len(stored.body) for stored in parts.values() if stored is not None)
+        return cls(parts, recreated, size=CHANGE_SIZE + bodies)
+
+    def without_value(self) -> PendingChange:
+        """Return what is kept of it when there is no room for its value."""
+        return self if self.parts is None else self._replace(parts=None, unread=True)
+
+
+class PendingBytes:
+    """Bytes that are pending for all subscriptions of a process together."""
+
+    def __init__(self) -> None:
+        self.used = 0
+        self._mutex = threading.Lock()
+
+    def add(self, size: int) -> None:
+        """Count bytes that are pending from now on, or no longer if there are fewer than 0."""
+        with self._mutex:
+            self.used += size
 
 
 class Subscription:
-    """One who wants to hear of the keys that match a pattern.
+    """The state of the keys that match a pattern, as far as it was received, and the changes that are pending.
 
-    The link's thread puts in what it hears, in the order in which Redis took
-    it; what is found by reading is sorted in by its stamp.
+    A message is newer than what is known if its version is higher and its time not lower.  Any other may be older than what
+    was read before, or the key was lost, or Redis's clock was set back: then the key is read.  What was read replaces what
+    was known when the read began, unless something was received since.  So no clock decides what is newer.
+
+    Args:
+        on_news: Called when something is pending.
+        with_invalidations: Whether it wants to know that what it was told may be outdated.
+        pending_bytes: Of all subscriptions together.
     """
 
-    def __init__(self, number: str, pattern: str, on_news: Callable[[], None], with_invalidations: bool) -> None:
+    def __init__(
+        self, number: str, pattern: str, on_news: Callable[[], None], with_invalidations: bool,
+        pending_bytes: PendingBytes,
+    ) -> None:
         self.id = number
         self.pattern = pattern
-        #: Whether it wants to hear that copies can't be trusted any more.
         self.with_invalidations = with_invalidations
         self.matches = matcher(pattern)
         self.answered = Wakeup()
@@ -95,8 +141,13 @@ class Subscription:
         #: When to look whether a key is over: a heap, and the time in it by path.
         self._expiry_queue: list[tuple[int, str]] = []
         self._expires_by_path: dict[str, int] = {}
-        self._perhaps_over: dict[str, KnownVersion] = {}
+        #: Keys that have to be read: their ttl may be over, or a message may be older than what is known.
+        self._unsure: dict[str, KnownVersion] = {}
+        #: Keys that are delivered after a doubt even if they have not changed.
+        self._doubted: set[str] = set()
         self._news: OrderedDict[str, PendingChange] = OrderedDict()
+        self._held = 0
+        self._pending_bytes = pending_bytes
         #: Keys that are there as far as it was told, or could have read when it began.
         self._believed: set[str] = set()
         self._mutex = threading.RLock()
@@ -104,17 +155,24 @@ class Subscription:
     # -- put in
 
     def note_change(self, path: str, parts: Parts, stamp: EntryVersion) -> None:
-        """Take what Redis told of a key; :meth:`wake` has to follow."""
+        """Take what Redis has published of a key; :meth:`wake` has to follow."""
         with self._mutex:
             known = self._known.get(path)
-            if known is not None and (stamp < known.stamp or stamp == known.stamp and known.delivered):
+            if known is not None and not self._is_newer(path, stamp, known):
                 return
-            recreated = known is not None and stamp.version < known.stamp.version
             self._know(path, stamp, parts, delivered=True)
-            self._put(path, PendingChange(parts, recreated))
+            self._put(path, PendingChange.of(parts, known is not None and stamp.version < known.stamp.version))
+
+    def _is_newer(self, path: str, stamp: EntryVersion, known: KnownVersion) -> bool:
+        if stamp == known.stamp:
+            return not known.delivered
+        if stamp.version > known.stamp.version and stamp.stored_at >= known.stamp.stored_at:
+            return True
+        self._unsure[path] = known
+        return False
 
     def find(self, path: str, parts: Parts, before: KnownVersion | None, deliver: bool) -> None:
-        """Take what was read of a key.
+        """Take what was read of a key, unless something was received since.
 
         Args:
             before: What was known of it when the read began.
@@ -123,35 +181,35 @@ class Subscription:
         stamp = stamp_of(parts)
         with self._mutex:
             known = self._known.get(path)
-            # Redis may have lost what it had; but what was heard since the read began is newer.
-            older = before is not None and stamp < before.stamp and known == before
-            if known is not None and not older and stamp <= known.stamp:
+            if known != before or known is not None and stamp == known.stamp and path not in self._doubted:
                 return
             if known is None and not deliver:
-                if self.look:  # the connection is lost: what is found now may have changed without a word
-                    return
-                self._know(path, stamp, parts, delivered=False)
-                self._believed.add(path)
+                if not self.look:  # else the connection was lost, and a later change with it
+                    self._know(path, stamp, parts, delivered=False)
+                    self._believed.add(path)
                 return
             self._know(path, stamp, parts, delivered=True)
-            self._put(path, PendingChange(parts, known is not None and stamp.version < known.stamp.version))
+            self._put(path, PendingChange.of(parts, known is not None and stamp.version < known.stamp.version))
         self.wake()
 
-    def lose(self, path: str, parts: Parts, before: KnownVersion) -> None:
+    def lose(self, path: str, parts: Parts, before: KnownVersion | None) -> None:
         """Take note that a key is not there any more."""
         with self._mutex:
-            if self._known.get(path) == before:
-                self._know_gone(path, parts)
-                if before.alive:
-                    self._put(path, PendingChange(None))
+            if self._known.get(path) != before:
+                return
+            self._know_gone(path, parts)
+            if path not in self._doubted and (before is None or not before.alive):
+                return
+            self._put(path, PendingChange(None))
         self.wake()
 
     def invalidate(self, paths: Iterable[str]) -> None:
-        """Take note that copies of keys can't be trusted any more, nor what was told of others."""
+        """Take note that copies of keys, and what was delivered of others, may be outdated."""
         with self._mutex:
             delivered = [path for path, known in self._known.items() if known.delivered and known.alive]
             for path in {*delivered, *filter(self.matches, paths)} - set(self._news):
                 self._put(path, PendingChange(None))
+                self._doubted.add(path)
         self.wake()
 
     def find_expired(self, now_ms: float) -> bool:
@@ -168,22 +226,27 @@ class Subscription:
                 if known.expires_at > now_ms:
                     self._schedule(path, known.expires_at)
                 elif known.alive:
-                    self._perhaps_over[path] = known
+                    self._unsure[path] = known
                 else:
                     del self._known[path]
-            return bool(self._perhaps_over)
+            return self.has_unsure
 
-    def take_maybe_expired(self) -> dict[str, KnownVersion]:
-        """Return what was known of keys whose ttl is over, unless somebody has made it longer without a word."""
+    @property
+    def has_unsure(self) -> bool:
+        """Whether there are keys that have to be read."""
+        return bool(self._unsure)
+
+    def take_unsure(self) -> dict[str, KnownVersion | None]:
+        """Return the keys that have to be read, and what is known of them."""
         with self._mutex:
-            paths, self._perhaps_over = self._perhaps_over, {}
-            return paths
+            paths, self._unsure = self._unsure, {}
+            return {path: self._known.get(path) for path in paths}
 
     def is_alive_in(self, path: str, parts: Parts) -> None:
         """Take note that the ttl of a key is longer than it was."""
         with self._mutex:
             known = self._known.get(path)
-            if known is not None:
+            if known is not None and known.stamp == stamp_of(parts):
                 self._know(path, known.stamp, parts, known.delivered)
 
     def link_lost(self, confirmed_at: float) -> None:
@@ -195,8 +258,8 @@ class Subscription:
         with self._mutex:
             self.look = "tell"
             if self.found_at > confirmed_at:
-                # A change after what was found may have been lost on the way.
-                self._known = {path: known for path, known in self._known.items() if known.delivered}
+                # The message of what was found may have been lost on the way.
+                self._doubted |= {path for path, known in self._known.items() if known.alive and not known.delivered}
                 self.found_at = float("-inf")
 
     @property
@@ -205,14 +268,20 @@ class Subscription:
         with self._mutex:
             return dict(self._known)
 
+    @property
+    def doubted(self) -> set[str]:
+        """Keys that are delivered after a doubt even if they have not changed."""
+        with self._mutex:
+            return set(self._doubted)
+
     def _know(self, path: str, stamp: EntryVersion, parts: Parts, delivered: bool) -> None:
         expires_at = max((stored.header.expires_at for stored in parts.values() if stored is not None), default=0)
         if expires_at < self._expires_by_path.get(path, expires_at + 1):
             self._schedule(path, expires_at)
-        self._known[path] = KnownVersion(stamp, expires_at, delivered, _alive(parts))
+        self._known[path] = KnownVersion(stamp, expires_at, delivered, is_alive(parts))
 
     def _know_gone(self, path: str, parts: Parts) -> None:
-        if _alive(parts) or all(stored is None for stored in parts.values()):
+        if is_alive(parts) or all(stored is None for stored in parts.values()):
             self._known.pop(path, None)
         else:  # it was deleted, and the message that says so may be on its way
             self._know(path, stamp_of(parts), parts, delivered=True)
@@ -222,20 +291,38 @@ class Subscription:
         heapq.heappush(self._expiry_queue, (expires_at, path))
 
     def _put(self, path: str, news: PendingChange) -> None:
+        self._doubted.discard(path)
+        if self.closed:
+            return
         waiting = self._news.get(path)
         if waiting is not None:
             self.skipped += 1
+            self._count(-waiting.held)
             recreated = news.recreated or waiting.recreated or waiting.parts is None and not waiting.unread
             news = news._replace(recreated=recreated)
-        if waiting.unread if waiting is not None else len(self._news) >= MAX_WAITING:
+        if waiting is not None and waiting.unread or not self._has_room(news.size):
             if not news.alive and path not in self._believed:
-                # It came and went while all this waits.
+                # It came and went while all this is pending.
                 self.skipped += waiting is None
                 self._news.pop(path, None)
                 return
-            if news.parts is not None:
-                news = PendingChange(None, news.recreated, unread=True)
+            news = news.without_value()
         self._news[path] = news
+        self._count(news.held)
+
+    def _has_room(self, size: int) -> bool:
+        return self._held + size <= MIN_PENDING_BYTES or self._pending_bytes.used + size <= MAX_PENDING_BYTES
+
+    def _count(self, size: int) -> None:
+        self._held += size
+        self._pending_bytes.add(size)
+
+    def close(self) -> None:
+        """Deliver nothing any more."""
+        with self._mutex:
+            self.closed = True
+            self._news.clear()
+            self._count(-self._held)
 
     # -- take out
 
@@ -248,8 +335,9 @@ class Subscription:
             if news.unread:
                 return path, news
             del self._news[path]
+            self._count(-news.held)
             if news.recreated and news.parts is not None:
-                self.put_back(path, PendingChange(news.parts))
+                self.put_back(path, news._replace(recreated=False))
                 news = PendingChange(None)
             (self._believed.add if news.alive else self._believed.discard)(path)
             return path, news
@@ -257,14 +345,20 @@ class Subscription:
     def put_back(self, path: str, news: PendingChange) -> None:
         """Take back news that could not be told, unless there are newer ones."""
         with self._mutex:
-            if path not in self._news:
+            if path not in self._news and not self.closed:
                 self._news[path] = news
                 self._news.move_to_end(path, last=False)
+                self._count(news.held)
 
     def unread(self, limit: int) -> dict[str, KnownVersion | None]:
-        """Return the oldest keys that have to be read, at most ``limit``, and what is known of them."""
+        """Return the oldest keys that have to be read, and what is known of them.
+
+        They are at most ``limit``, and not more than may be pending in any case.
+        """
         with self._mutex:
-            paths = islice((path for path, news in self._news.items() if news.unread), limit)
+            unread = islice(((path, news.size) for path, news in self._news.items() if news.unread), limit)
+            sizes = accumulate(unread, lambda total, item: (item[0], total[1] + item[1]))
+            paths = [path for at, (path, size) in enumerate(sizes) if not at or size <= MIN_PENDING_BYTES]
             return {path: self._known.get(path) for path in paths}
 
     def fill(self, path: str, parts: Parts, before: KnownVersion | None, there: bool) -> None:
@@ -278,14 +372,16 @@ class Subscription:
             news = self._news.get(path)
             if news is None or not news.unread or self._known.get(path) != before:
                 return
-            if not there:
-                self._know_gone(path, parts)
-                self._news[path] = PendingChange(None)
-                return
             stamp = stamp_of(parts)
-            recreated = before is not None and stamp.version < before.stamp.version
-            self._know(path, stamp, parts, delivered=True)
-            self._news[path] = PendingChange(parts, news.recreated or recreated)
+            if there:
+                recreated = before is not None and stamp.version < before.stamp.version
+                self._know(path, stamp, parts, delivered=True)
+                filled = PendingChange.of(parts, news.recreated or recreated)
+            else:
+                self._know_gone(path, parts)
+                filled = PendingChange(None)
+            self._news[path] = filled
+            self._count(filled.held - news.held)
 
     @property
     def waiting(self) -> int:
@@ -293,5 +389,6 @@ class Subscription:
         return len(self._news)
 
 
-def _alive(parts: Parts) -> bool:
+def is_alive(parts: Parts) -> bool:
+    """Whether any part of an entry is there and was not deleted."""
     return any(stored is not None and not stored.deleted for stored in parts.values())

@@ -2,26 +2,27 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import threading
 import time
+import weakref
 from itertools import count
-from typing import Callable, Iterator, Sequence
+from typing import Iterator, Mapping, Sequence
 
-from ..background_loop import BackgroundLoop, Wakeup
+from ..background_loop import Wakeup
 from ..closing import closer
 from ..deadline import remaining, within
 from ..events import Events
 from ..exceptions import InvalidKey, StoreError
 from ..keys import STAGE, STATE, Location
 from ..models.entry import Entry, StoredEntry
-from ..user_code import call_user_code
 from .cache import deep_copy
+from .handler_pool import HandlerPool, Job
+from .handlers import Handlers
 from .listener import ChangeListener
 from .projections import entry_of, stamp_of
 from .reader import READ_AT_ONCE, Parts, Reader
 from .search import Search
-from .subscription import KeyChange, KnownVersion, Subscription
+from .subscription import KeyChange, KnownVersion, PendingBytes, Subscription, is_alive
 
 #: Longest that `subscribe` waits for Redis to confirm, in seconds.
 CONFIRM_TIMEOUT = 2.0
@@ -35,27 +36,23 @@ READ_PAUSE = 0.2
 #: Paths of which it is remembered where they are kept: what one hears of, one hears of again.
 MAX_LOCATIONS = 1000
 
-#: Seconds by which a message may be ahead of Redis's clock as this process knows it; none of ours is.
-FUTURE = 60.0
-
 #: Seconds between two looks for keys whose time is over.
 EXPIRY_INTERVAL = 1.0
 
-OnChange = Callable[..., object]
-
-OnInvalidate = Callable[[str], object]
-
 
 class Subscriptions:
-    """Those in this process who want to hear of changes.
+    """The subscriptions of a process.
 
-    The link's thread listens.  Each subscription has a thread of its own for
-    its handlers, so that a slow one delays only itself.  One more thread reads
-    what has to be read: at the start what is there, after a lost connection
-    what has changed meanwhile.
+    The listener's thread takes what Redis publishes.  The threads of a pool call the handlers, and read what has to be
+    read: at the start what is there, after a lost connection what has changed meanwhile.
+
+    Args:
+        handler_threads: Most threads for handlers that are not slow.
     """
 
-    def __init__(self, reader: Reader, search: Search, link: ChangeListener, events: Events) -> None:
+    def __init__(
+        self, reader: Reader, search: Search, link: ChangeListener, events: Events, handler_threads: int,
+    ) -> None:
         self.reader = reader
         self.search = search
         self.link = link
@@ -63,47 +60,40 @@ class Subscriptions:
         self.keys = reader.keys
         self._numbers = count(1)
         self._subscriptions: dict[str, Subscription] = {}
-        self._threads: dict[str, BackgroundLoop] = {}
-        #: Those who have heard of something and were not woken yet: not before the link's thread rests, or they would get
-        #: into each other's way.
+        self._by_pattern: dict[str, tuple[Subscription, ...]] = {}
+        #: Those for which something was received and that were not woken yet: not before the listener's thread rests,
+        #: because they would compete with it for the interpreter.
         self._to_wake: dict[str, Subscription] = {}
         self._location = functools.lru_cache(MAX_LOCATIONS)(self.keys.location)
         self._expired_at = 0.0
-        #: News that those who have ended were never told.
+        #: Changes of subscriptions that have ended that were never delivered.
         self._skipped = 0
+        self._pending_bytes = PendingBytes()
         self._mutex = threading.RLock()
-        self._reading = BackgroundLoop("memsync-catch-up", self._catch_up, 0, on_demand=True)
+        self._pool = HandlerPool(handler_threads)
+        self._reading = Job(self._catch_up, lambda: "Reading what subscriptions may have missed", urgent=True)
+        #: Whether something has to be read; the listener's thread sees to it.
+        self._to_read = False
+        #: Whether Redis's clock was read since the present reading began.
+        self._knows_time = False
 
     def __len__(self) -> int:
         return len(self._subscriptions)
 
     @property
     def skipped(self) -> int:
-        """Number of news that were never told, for newer ones came before a handler was ready."""
+        """Number of changes that were never delivered, because newer ones came before a handler was ready."""
         with self._mutex:
             return self._skipped + sum(subscription.skipped for subscription in self._subscriptions.values())
 
-    def subscribe(self, pattern: str, on_change: OnChange | None, on_invalidate: OnInvalidate | None) -> str:
-        """Call handlers from now on; return an id for :meth:`unsubscribe`."""
-        for handler, what in ((on_change, "on_change"), (on_invalidate, "on_invalidate")):
-            if handler is not None and not callable(handler):
-                raise TypeError(f"{what} must be callable, not {type(handler).__name__}")
-        with_entry = on_change is not None and takes_entry(on_change)
-        subscription: Subscription
-
-        def deliver() -> None:
-            while (change := self.next_change(subscription)) is not None:
-                if change.entry is None and on_invalidate is not None:
-                    call_user_code("A handler of changes", on_invalidate, change.key)
-                elif change.entry is not None and on_change is not None:
-                    call_user_code("A handler of changes", on_change, *(change if with_entry else change[:2]))
-
-        number = self._new_id()
-        thread = BackgroundLoop(f"memsync-subscription-{number}", deliver, 0, on_demand=True)
-        subscription = Subscription(number, self.keys.pattern(pattern), thread.wake, on_invalidate is not None)
-        self._threads[number] = thread
+    def subscribe(self, pattern: str, handlers: Handlers) -> str:
+        """Call handlers from now on, as long as the caller keeps them; return an id for :meth:`unsubscribe`."""
+        delivery = _Delivery(self, self._pool, handlers)
+        subscription = delivery.subscription = Subscription(
+            self._new_id(), self.keys.pattern(pattern), delivery.wake, handlers.on_invalidate is not None,
+            self._pending_bytes)
         self._begin(subscription)
-        return number
+        return subscription.id
 
     def watch(self, pattern: str, timeout: float | None, owner: object = None) -> Watch:
         """Return an iterator over changes from now on.
@@ -112,7 +102,7 @@ class Subscriptions:
             owner: Who ends all this with its own life; it lives as long as the iterator.
         """
         bell = Wakeup()
-        subscription = Subscription(self._new_id(), self.keys.pattern(pattern), bell.set, False)
+        subscription = Subscription(self._new_id(), self.keys.pattern(pattern), bell.set, False, self._pending_bytes)
         self._begin(subscription)
         watch = Watch(self, subscription, bell, timeout, owner)
         watch.closer_number = closer.add(watch, functools.partial(self.unsubscribe, subscription.id))
@@ -125,27 +115,29 @@ class Subscriptions:
         """End a subscription; tell whether there was one of that id."""
         with self._mutex:
             subscription = self._subscriptions.pop(number, None)
-            thread = self._threads.pop(number, None)
             if subscription is None:
                 return False
             self._skipped += subscription.skipped
-        subscription.closed = True
+            same = tuple(one for one in self._by_pattern[subscription.pattern] if one is not subscription)
+            self._by_pattern[subscription.pattern] = same
+            if not same:
+                del self._by_pattern[subscription.pattern]
+        subscription.close()
         subscription.wake()
         self.link.ignore(subscription.pattern)
-        if thread is not None:
-            thread.stop(0)
         self.events.emit("unsubscribed", id=number, pattern=subscription.pattern)
         return True
 
     def close(self, timeout: float) -> None:
-        """End all subscriptions."""
+        """End all subscriptions; handlers that are running are left to themselves."""
         for number in list(self._subscriptions):
             self.unsubscribe(number)
-        self._reading.stop(timeout)
+        self._pool.close(timeout)
 
     def _begin(self, subscription: Subscription) -> None:
         with self._mutex:
             self._subscriptions[subscription.id] = subscription
+            self._by_pattern[subscription.pattern] = (*self._by_pattern.get(subscription.pattern, ()), subscription)
         if self.link.subscribe_to(subscription.pattern):
             self.on_up([subscription.pattern])
         subscription.answered.wait(min(CONFIRM_TIMEOUT, remaining()))
@@ -155,6 +147,11 @@ class Subscriptions:
             subscription.found.wait(min(FIND_TIMEOUT, remaining()))
         self.events.emit("subscribed", id=subscription.id, pattern=subscription.pattern)
 
+    def _read_soon(self) -> None:
+        """Have what has to be read be read by a thread of the pool, which the listener's thread starts."""
+        self._to_read = True
+        self.link.start()
+
     # -- what the link tells
 
     def on_up(self, patterns: Sequence[str]) -> None:
@@ -163,7 +160,7 @@ class Subscriptions:
             if subscription.pattern in patterns:
                 subscription.answered.set()
                 if subscription.look:
-                    self._reading.wake()
+                    self._read_soon()
 
     def on_down(self, confirmed_at: float, copies: Sequence[str]) -> None:
         """Nothing is heard any more.
@@ -178,12 +175,13 @@ class Subscriptions:
             if subscription.with_invalidations and confirmed_at > float("-inf"):
                 subscription.invalidate(copies)
             subscription.answered.set()
+        self._pool.check()
 
     def on_emptied(self) -> None:
         """Redis has lost all that it had."""
         for subscription in self._all():
             subscription.look = "tell"
-        self._reading.wake()
+        self._read_soon()
 
     def on_message(self, pattern: str, path: str, data: bytes) -> None:
         """Something was told of a path that matches a pattern; what is no entry is passed over."""
@@ -192,27 +190,34 @@ class Subscriptions:
         except (InvalidKey, ValueError):
             return
         stamp = stamp_of(parts)
-        if stamp.stored_at > (self.reader.store.clock.now() + FUTURE) * 1000:
-            return
-        for subscription in self._all():
-            if subscription.pattern == pattern:
-                subscription.note_change(path, parts, stamp)
-                self._to_wake[subscription.id] = subscription
+        for subscription in self._by_pattern.get(pattern, ()):
+            subscription.note_change(path, parts, stamp)
+            self._to_wake[subscription.id] = subscription
 
     def on_taken(self) -> None:
-        """All that had been told is known now."""
+        """All that had arrived was taken."""
         while self._to_wake:
-            self._to_wake.popitem()[1].wake()
+            subscription = self._to_wake.popitem()[1]
+            subscription.wake()
+            if subscription.has_unsure:
+                self._to_read = True
 
-    def check_expired(self) -> None:
-        """Tell of keys whose time is over, now and then."""
+    def on_look(self) -> None:
+        """Look for keys that have expired, and go on with what waits for a thread."""
+        self._check_expired()
+        self._pool.check()
+        if self._to_read:
+            self._to_read = False
+            self._pool.submit(self._reading)
+
+    def _check_expired(self) -> None:
         if time.monotonic() - self._expired_at < EXPIRY_INTERVAL:
             return
         self._expired_at = time.monotonic()
         now_ms = self.reader.store.clock.now() * 1000
         for subscription in self._all():
             if subscription.find_expired(now_ms):
-                self._reading.wake()
+                self._to_read = True
 
     def _all(self) -> list[Subscription]:
         with self._mutex:
@@ -220,21 +225,23 @@ class Subscriptions:
 
     # -- reading
 
-    def _catch_up(self) -> None:
+    def _catch_up(self) -> bool:
+        self._knows_time = False
         for subscription in self._all():
             line = self.link.subscription_line(subscription.pattern)
             if subscription.look and line is not None:
                 self._take_snapshot(subscription, deliver=subscription.look == "tell")
                 if self.link.subscription_line(subscription.pattern) is not line:
                     self._restart_snapshot(subscription)
-            self._check_expired(subscription)
+            self._read_unsure(subscription)
+        return False
 
     def _restart_snapshot(self, subscription: Subscription) -> None:
         subscription.link_lost(float("-inf"))
-        self._reading.wake()
+        self._read_soon()
 
     def _take_snapshot(self, subscription: Subscription, deliver: bool) -> None:
-        """Read all that matches a pattern; what has moved on is told."""
+        """Read all that matches a pattern; what has moved on is delivered."""
         look, subscription.look = subscription.look, ""
         try:
             before = subscription.known
@@ -242,12 +249,12 @@ class Subscriptions:
             for location, parts in self.search.survey(subscription.pattern):
                 found.add(location.path)
                 self._found(subscription, location, parts, before, deliver)
-                if subscription.look:  # it has to begin anew
+                if subscription.look or subscription.closed:  # it has to begin anew, or has ended
                     return
             # An index may lag behind, or have lost what lives on.
-            locations = [self.keys.location(path) for path in before if path not in found]
-            for at in range(0, len(locations), READ_AT_ONCE):
-                for location, parts in self.reader.stored_parts(locations[at:at + READ_AT_ONCE]).items():
+            missing = [self.keys.location(path) for path in {*before, *subscription.doubted} - found]
+            for at in range(0, len(missing), READ_AT_ONCE):
+                for location, parts in self.reader.stored_parts(missing[at:at + READ_AT_ONCE]).items():
                     self._found(subscription, location, parts, before, deliver)
             subscription.found_at = time.monotonic()
             subscription.found.set()
@@ -255,10 +262,9 @@ class Subscriptions:
             subscription.look = subscription.look or look
             raise
 
-    def _check_expired(self, subscription: Subscription) -> None:
-        known = subscription.take_maybe_expired()
+    def _read_unsure(self, subscription: Subscription) -> None:
+        known = subscription.take_unsure()
         paths = list(known)
-        now = self.reader.store.clock.now()
         for at in range(0, len(paths), READ_AT_ONCE):
             locations = [self.keys.location(path) for path in paths[at:at + READ_AT_ONCE]]
             try:
@@ -267,20 +273,28 @@ class Subscriptions:
                 subscription.look = "tell"  # all is looked at again
                 raise
             for location, parts in stored.items():
-                if entry_of(location, parts, now) is None:
-                    subscription.lose(location.path, parts, known[location.path])
-                else:
-                    subscription.is_alive_in(location.path, parts)
-                    subscription.find(location.path, parts, known[location.path], deliver=True)
+                self._found(subscription, location, parts, known, deliver=True)
+                subscription.is_alive_in(location.path, parts)
 
     def _found(
-        self, subscription: Subscription, location: Location, parts: Parts, before: dict[str, KnownVersion], deliver: bool,
+        self, subscription: Subscription, location: Location, parts: Parts, before: Mapping[str, KnownVersion | None],
+        deliver: bool,
     ) -> None:
         known = before.get(location.path)
-        if entry_of(location, parts, self.reader.store.clock.now()) is not None:
+        if self._is_there(location, parts):
             subscription.find(location.path, parts, known, deliver)
-        elif known is not None:
+        else:
             subscription.lose(location.path, parts, known)
+
+    def _is_there(self, location: Location, parts: Parts) -> bool:
+        store = self.reader.store
+        there = entry_of(location, parts, store.clock.now()) is not None
+        if not there and not self._knows_time and is_alive(parts):
+            # Its ttl is over by Redis's clock as it was when it was read last; it may have been set back.
+            self._knows_time = True
+            store.measure_clock()
+            there = entry_of(location, parts, store.clock.now()) is not None
+        return there
 
     # -- telling
 
@@ -306,27 +320,57 @@ class Subscriptions:
         if entry is None:
             return KeyChange(path, None, None)
         if self.events.wanted("change"):
-            self.events.emit("change", key=path, value=deep_copy(entry.value), entry=entry)
-        # Others are told of the same message; what one does to the value is not for them.
-        if isinstance(entry.value, (dict, list)):
-            entry = entry.evolve(deep_copy(entry.value))
+            self.events.emit("change", key=path, value=deep_copy(entry.value), entry=entry.evolve(deep_copy(entry.value)))
         self.reader.shown(location, news.parts)
         return KeyChange(path, entry.value, entry)
 
     def _read_unread(self, subscription: Subscription) -> None:
         known = subscription.unread(READ_AT_ONCE)
         stored = self.reader.stored_parts([self.keys.location(path) for path in known])
-        now = self.reader.store.clock.now()
         for location, parts in stored.items():
-            there = entry_of(location, parts, now) is not None
+            there = entry_of(location, parts, _written_at(parts)) is not None
             subscription.fill(location.path, parts, known[location.path], there)
 
     def _entry(self, location: Location, parts: Parts) -> Entry | None:
         if location.key == self.keys.about:
             # What has no value in one piece is told without it.
             return self.reader.stored_whole(location)
-        # What was over before it could be told is told as it was.
-        return entry_of(location, parts, stamp_of(parts).stored_at / 1000)
+        # What has expired before it could be delivered is delivered as it was.  Each delivery decodes for itself: a handler
+        # may change the value, and what is decoded would be pending beside its text.
+        own = {slot: stored and StoredEntry(stored.header, stored.body) for slot, stored in parts.items()}
+        return entry_of(location, own, _written_at(parts))
+
+
+class _Delivery:
+    """Delivers the changes of one subscription, one a call."""
+
+    subscription: Subscription
+
+    def __init__(self, subscriptions: Subscriptions, pool: HandlerPool, handlers: Handlers) -> None:
+        self._subscriptions = subscriptions
+        self._pool = pool
+        self._handlers = weakref.ref(handlers)
+        self._job = Job(self.deliver, self.name)
+
+    def wake(self) -> None:
+        """Have changes delivered that are pending."""
+        # One that has ended needs no thread, and its caller may be in the middle of a task.
+        if not self.subscription.closed:
+            self._pool.submit(self._job)
+
+    def deliver(self) -> bool:
+        """Deliver the next change; return whether more are pending."""
+        change = self._subscriptions.next_change(self.subscription)
+        handlers = self._handlers()
+        if change is None or handlers is None:
+            return False
+        handlers.call(change)
+        return bool(self.subscription.waiting)
+
+    def name(self) -> str:
+        """Return what the log calls the handlers."""
+        handlers = self._handlers()
+        return "a handler" if handlers is None else handlers.name
 
 
 class Watch:
@@ -424,11 +468,7 @@ def _parts_of(location: Location, data: bytes) -> Parts:
     return {location.slot: stored[0]}
 
 
-def takes_entry(handler: OnChange) -> bool:
-    """Whether a handler takes the entry too, as a third argument that is not merely a default."""
-    try:
-        parameters = list(inspect.signature(handler).parameters.values())
-    except (TypeError, ValueError):
-        return False
-    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    return len(positional) > 2 and (positional[2].default is inspect.Parameter.empty or positional[2].name == "entry")
+def _written_at(parts: Parts) -> float:
+    """Return Redis's time of the last write of an entry, in seconds."""
+    headers = [stored.header for stored in parts.values() if stored is not None]
+    return max(headers, key=lambda header: header.stored_at).time / 1000 if headers else 0.0

@@ -119,6 +119,11 @@ class ScriptCaller:
         self._measure_clock()
 
     @redis_call
+    def measure_clock(self) -> None:
+        """Read Redis's time."""
+        self._measure_clock()
+
+    @redis_call
     def server_info(self) -> dict[str, Any]:
         """Return what Redis tells of itself (INFO), {} if its user may not ask."""
         try:

@@ -17,6 +17,8 @@ class Ear:
     def __init__(self, memsync, pattern="*", invalidate=True):
         self.heard = []
         self.versions = []
+        #: Keys and versions in the order in which they came, None for one that was invalidated.
+        self.history = []
         self.free = threading.Event()
         self.free.set()
         self.id = memsync.subscribe(pattern, self.on_change, self.on_invalidate if invalidate else None)
@@ -24,10 +26,12 @@ class Ear:
     def on_change(self, key, value, entry):
         assert key == entry.key and value == entry.value
         self.versions.append((short(key), entry.version))
+        self.history.append((short(key), entry.version))
         self.heard.append((short(key), value))
         self.free.wait(60)
 
     def on_invalidate(self, key):
+        self.history.append((short(key), None))
         self.heard.append((short(key), GONE))
 
     def of(self, key):
@@ -44,12 +48,15 @@ class Ear:
         self.hears("busy", True)
 
     def never_goes_back(self):
-        """Whether the versions of each key only grow."""
-        latest = {}
-        for key, version in self.versions:
-            if version <= latest.get(key, 0):
+        """Whether the versions of each key only grow; one that was invalidated may come again."""
+        latest, lowest = {}, {}
+        for key, version in self.history:
+            if version is None:
+                lowest[key] = latest.get(key, 0)
+            elif version < lowest.get(key, 1):
                 return False
-            latest[key] = version
+            else:
+                latest[key], lowest[key] = version, version + 1
         return True
 
 

@@ -124,7 +124,7 @@ def test_what_was_told_is_invalidated_once_when_the_connection_is_lost(pair, own
     assert sorted(ear.heard[2:]) == [("a", GONE), ("b", GONE)]
 
 
-def test_a_copy_that_cannot_be_trusted_any_more_is_invalidated(memsync, other, redis):
+def test_a_copy_that_may_be_outdated_is_invalidated_and_its_key_is_delivered_again(memsync, other, redis):
     publish(other, {"a": 1, "b": 1})
     ear, beside = Ear(memsync, "a"), Ear(memsync, "b", invalidate=False)
     memsync.read("a")
@@ -132,7 +132,8 @@ def test_a_copy_that_cannot_be_trusted_any_more_is_invalidated(memsync, other, r
 
     cut_off(memsync, redis)
 
-    ear.hears("a", GONE)
+    ear.hears("a", 1)
+    assert ear.of("a") == [GONE, 1]
     assert beside.heard == []
 
 

@@ -89,7 +89,8 @@ def test_a_deletion_that_is_found_before_it_is_heard_of_is_told_once(slow, other
 @pytest.fixture
 def busy(memsync, other, monkeypatch):
     """An ear that has heard of some keys, and is at work now; little may wait for it."""
-    monkeypatch.setattr(subscription, "MAX_WAITING", 3)
+    monkeypatch.setattr(subscription, "MAX_PENDING_BYTES", 0)
+    monkeypatch.setattr(subscription, "MIN_PENDING_BYTES", 3 * subscription.CHANGE_SIZE + 500)
     publish(other, {"found": 1, "found-too": 1})
     ear = Ear(memsync)
     for value in (0, 1):
