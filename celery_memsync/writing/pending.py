@@ -301,13 +301,14 @@ class PendingChanges:
             refused: list[Location] = []
             stuck: set[str] = set()
             for row in self._rows():
+                is_unsettled = row.sending in row.changes  # others were quicker in every round
                 row.sending = None
                 if len(row.changes) > 1:
                     self.coalesced += row.join()
                 location = row.changes[0].location
                 if row.refusals:
                     refused.append(location)
-                if row.refusals or row.resolving is not None:
+                if is_unsettled or row.refusals or row.resolving is not None:
                     stuck.add(location.key)
             self._stuck = stuck
             return refused

@@ -174,21 +174,6 @@ def test_what_is_refused_is_tried_after_a_pause_that_grows_but_by_force_at_once(
     assert [location.path for location in pending.end_batch()] == ["ns/a"]
 
 
-def test_what_was_refused_comes_behind_what_was_not_and_keeps_its_number_if_it_may_be_stored():
-    pending = PendingChanges(100)
-    for name in "abc":
-        pending.put(name, value(name, 1))
-    pending.drain(FAR)
-    first, second, _ = pending.due(FAR)
-    first.serial, second.serial = 7, 8
-
-    pending.refuse(first)
-    pending.refuse(second, maybe_done=True)
-
-    assert [change.location.path for change in pending.due(FAR)] == ["ns/c", "ns/a", "ns/b"]
-    assert (first.serial, second.serial) == (None, 8)
-
-
 def test_young_deferred_changes_are_left_unless_they_are_done():
     pending = PendingChanges(100)
     for name, at, done in (("old", 1.0, False), ("young", 3.0, False), ("done", 3.0, True)):
