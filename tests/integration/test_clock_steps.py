@@ -13,7 +13,7 @@ from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 #: Seconds by which the clock is set back: what a virtual machine loses that was paused, and what a wrong time zone is.
-STEPS = [1.5, 30, 3600]
+STEPS = [1.5, 30, 3600, 80_000]
 
 
 @pytest.fixture
