@@ -136,8 +136,8 @@ class MemorySyncManager:
 
         Args:
             run: All that is known of the run.
-            run_key: Sorts the run among those of the task, see
-                :func:`~celery_memsync.models.order.run_key`; "" for the one that is stored.
+            run_key: Names the run and its place among those of the task, see :mod:`celery_memsync.models.order`; "" for
+                the one that is stored.
 
         Returns:
             The change that waits to be written.

@@ -30,6 +30,7 @@ class EntryWrite(NamedTuple):
 
     Attributes:
         location: Where it goes.
+        run: Its run key, see :mod:`celery_memsync.models.order`; "": the run that is stored; "-": none.
         seen: What the writer saw: ``"<version>@<ms>"`` or ``"<version>"``;
             ``"*"``: whatever is there; ``"run"``: run and rank decide.
         serial: Its number in this process; a second try has the same.
@@ -60,6 +61,7 @@ class WriteResult(NamedTuple):
         stored_at: With ``ok``: when Redis took it, in milliseconds.
         code: With ``error``: the first word of Redis's error, such as ``OOM``; "" if something else is stored there.
         writes: With ``again``: ids of the last writes, as in :class:`~celery_memsync.models.entry.Header`.
+        is_later_run: With ``conflict``: whether the write is of a later run of the task than what is stored.
     """
 
     status: str
@@ -69,6 +71,7 @@ class WriteResult(NamedTuple):
     stored_at: int = 0
     code: str = ""
     writes: str = ""
+    is_later_run: bool = False
 
     @property
     def passes(self) -> bool:
@@ -253,7 +256,7 @@ def _outcome(answer: Any, taken_at: int) -> WriteResult:
     if status == "conflict":
         try:
             stored = StoredEntry.parse(answer[2]) if len(answer) > 2 and answer[2] else None
-            return WriteResult("conflict", answer[1], stored)
+            return WriteResult("conflict", answer[1], stored, is_later_run=len(answer) > 3)
         except ValueError:
             return WriteResult("error", error="what is stored is no entry")
     return WriteResult(status, answer[1])

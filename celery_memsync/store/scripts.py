@@ -25,7 +25,8 @@ def load(*names: str) -> Script:
     return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-ENTRY_WRITE = load("counters", "queue_score", "coordination_version", "entry_format", "index_updates", "entry_write")
+ENTRY_WRITE = load(
+    "counters", "queue_score", "coordination_version", "entry_format", "run_order", "index_updates", "entry_write")
 
 ENTRY_PUBLISH = load("entry_format", "entry_publish")
 

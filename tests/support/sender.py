@@ -7,9 +7,9 @@ from celery import Celery
 from celery.worker.request import Request
 
 from celery_memsync import MemSync
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store import LostWorkerClaim
+from tests.support.runs import run_key
 from tests.support.waiting import eventually
 
 LOSS = LostWorkerClaim(b"a 1 w", "a", "w", 0.0, b"5", float("inf"))
@@ -50,7 +50,7 @@ class Sender:
     def receive(self, request, number=1, recoveries=0):
         """Receive a request, record that it runs, and return the id of its run."""
         store = self.memsync.store
-        run, key = f"{store.token}-{number}", run_key(0, store.clock.now())
+        run, key = f"{store.token}-{number}", run_key(0, number)
         self.messages.add(request, run, key, recoveries)
         self.memsync.sync_task_run(request.id, TaskRun("STARTED", name=request.name, run=run), key)
         self.memsync.force_sync()

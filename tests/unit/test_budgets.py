@@ -7,11 +7,11 @@ import uuid
 import pytest
 
 from celery_memsync.keys import PROGRESS, Keys
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store import scripts
 from celery_memsync.writing.progress import Progress
 from tests.support.redis_calls import calls_of, round_trips
+from tests.support.runs import run_key
 
 #: Bytes of Redis memory for one finished task.
 MOST_BYTES = 800

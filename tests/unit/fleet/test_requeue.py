@@ -6,8 +6,8 @@ import gc
 import pytest
 from kombu import Exchange, Queue
 
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
+from tests.support.runs import run_key
 from tests.support.sender import LOSS
 from tests.support.waiting import eventually
 

@@ -7,14 +7,15 @@ from celery.app.task import Context
 
 from celery_memsync import MemSync
 from celery_memsync.integration.task_signals import HEADER
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
+from tests.support.runs import run_key
 
 HOSTILE = [
     "text", 5, [], {"key": 5}, {"key": "a b"}, {"key": "x" * 16}, {"published_at": "yesterday", "received_at": []},
-    {"previous": 5}, {"previous": []}, {"previous": ["0" * 16, 5]}, {"previous": ["a b", [50]]},
-    {"previous": ["0" * 16, [float("nan"), None, None, None, None, 1.0, 2.0]]},
-    {"previous": ["0" * 16, [50, {}, [], 7, 8, 1.0, 2.0, [], "fields"]]},
+    {"previous": 5}, {"previous": []}, {"key": "chain.1", "previous": ["chain.0.a", 5]}, {"previous": ["a b", [50]]},
+    {"key": "c.1.b", "previous": ["c.0.a", [float("nan"), None, None, None, None, 1.0, 2.0]]},
+    {"key": "c.1.b", "previous": ["c.0.a", [50, {}, [], 7, 8, 1.0, 2.0, [], "fields"]]},
+    *({"key": "c.1.b", "received_at": moment, "monotonic": moment} for moment in (1e300, -1.0, float("nan"), "now", True)),
     *({name: figure} for name in ("published_at", "received_at", "recoveries")
       for figure in (float("inf"), float("nan"), -1e300, 10 ** 400, True)),
     {"run": {}}, {"run": ["r"]}, {"run": 5, "published_at": {}},
