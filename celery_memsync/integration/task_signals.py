@@ -20,6 +20,7 @@ from ..keys import PROGRESS, STAGE, is_id
 from ..models.order import delivered_key, is_delivered, is_earlier_step, is_run_key, published_key
 from ..models.task import TaskRun, describe_exception
 from ..runtime import Runtime
+from ..store.clock import UNKNOWN
 from ..writing.changes import StageChange
 from ..writing.progress import ProgressChange
 from .app_manager import AppManager
@@ -278,9 +279,11 @@ class TaskSignals:
         sent = _sent(facts)
         services = memsync.runtime
         started = time.monotonic()
-        if not services.store.clock.measured:
-            services.store.clock.assume(sent.get("received_at"), sent.get("monotonic"))
-        now = latest(services.store.clock.at(started), sent.get("received_at"))
+        clock, received_at = services.store.clock, sent.get("received_at")
+        if clock.error == UNKNOWN:
+            # Its worker's main process, on the same host, knows Redis's time.
+            clock.assume(received_at, sent.get("monotonic"))
+        now = latest(clock.at(started), received_at)
         if not is_delivered(sent.get("key")):
             # No worker received it: it runs eagerly, perhaps as a retry of the run that calls it.
             run, outer = self._new_run(services), self._active(task_id)

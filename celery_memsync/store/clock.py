@@ -9,6 +9,9 @@ DRIFT = 5e-4
 #: Above any time of Redis, and any age of a host, in seconds.
 LATEST = 1e11
 
+#: Error of a mapping that Redis has not confirmed.
+UNKNOWN = float("inf")
+
 
 class Clock:
     """Maps this process's monotonic clock onto Redis's ``TIME``.
@@ -24,7 +27,7 @@ class Clock:
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
         #: Most seconds by which the mapping was wrong when it was made.
-        self.error = float("inf")
+        self.error = UNKNOWN
         self._measured = 0.0
 
     def now(self) -> float:
@@ -42,7 +45,7 @@ class Clock:
     @property
     def measured(self) -> bool:
         """Whether Redis has been heard at least once."""
-        return self.error != float("inf")
+        return self.error != UNKNOWN
 
     def assume(self, redis_time: object, monotonic: object) -> None:
         """Take what another process of this host knows, until Redis answers; anything else is passed over.
