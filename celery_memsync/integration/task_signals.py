@@ -17,7 +17,7 @@ from .. import encoding
 from ..fleet.kept_messages import KeptMessages
 from ..fleet.requeue import TaskRequeuer
 from ..keys import PROGRESS, STAGE, is_id
-from ..models.order import delivered_key, is_delivered, is_earlier_step, is_run_key, published_key
+from ..models.order import comes_from_run, delivered_key, is_delivered, is_earlier_step, is_run_key, published_key
 from ..models.task import TaskRun, describe_exception
 from ..runtime import Runtime
 from ..store.clock import UNKNOWN
@@ -25,7 +25,7 @@ from ..writing.changes import StageChange
 from ..writing.progress import ProgressChange
 from .app_manager import AppManager
 from .child_outcomes import ChildOutcomes, TaskOutcome, is_gone, unwrapped
-from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, queue_of, retries_of
+from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, queue_of
 
 logger = get_logger(__name__)
 
@@ -135,7 +135,10 @@ class TaskSignals:
         """Let travel with the message when it was published, and which run it comes from."""
         if isinstance(headers, dict) and "id" in headers and publishing.get() is self.memsync.app:
             active = self._active(headers["id"])
-            key = published_key(self._new_run(self.memsync.runtime), active and active.run_key)
+            # Of a run whose child was lost, the worker's main process publishes the retry.
+            request = None if active else self._requests.get(headers["id"])
+            before = active.run_key if active else request and request.request_dict[HEADER]["key"]
+            key = published_key(self._new_run(self.memsync.runtime), before)
             headers[HEADER] = {"published_at": self._next_moment(), "key": key, **self._previous(active)}
 
     def _next_moment(self) -> float:
@@ -293,7 +296,7 @@ class TaskSignals:
         active = ActiveRun(memsync, task_id, facts, sent, task.name, started, now)
         active_run.set(active)
         services.writer.defer(active)
-        if retries_of(facts) or sent.get("recoveries") or (facts.get("delivery_info") or {}).get("redelivered"):
+        if facts.get("retries") or comes_from_run(sent["key"]) or (facts.get("delivery_info") or {}).get("redelivered"):
             # A new run starts over; what the one before reached is kept as ``previous``.
             self._record_previous(task_id, sent.get("previous"), active.run_key)
             memsync.writer.put(active.progress)

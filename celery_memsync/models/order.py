@@ -65,6 +65,11 @@ def is_delivered(text: object) -> TypeGuard[str]:
     return isinstance(text, str) and (named := _RUN_KEY(text)) is not None and named[3] is not None
 
 
+def comes_from_run(run_key: str) -> bool:
+    """Whether a run that was received comes from another: it is a retry, a replacement or requeued."""
+    return run_key.split(".")[1] != "0"
+
+
 def published_key(chain: str, before: object = None) -> str:
     """Return what names the publishing of a task.
 

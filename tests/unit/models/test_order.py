@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 
-from celery_memsync.models.order import (MAX_STEPS, delivered_key, is_delivered, is_earlier_step, is_run_key,
-                                         published_key, run_key_of, run_order)
+from celery_memsync.models.order import (MAX_STEPS, comes_from_run, delivered_key, is_delivered, is_earlier_step,
+                                         is_run_key, published_key, run_key_of, run_order)
 
 HOSTILE = [
     None, True, 0, 1.5, b"chain.0", [], {}, "", "chain", "chain.", ".0", "chain.-1", "chain.01", "chain.1e3", "chain.0.",
@@ -31,6 +31,7 @@ def test_what_comes_from_a_run_is_the_next_step_of_its_chain():
     published = published_key("another", before)
 
     assert published == "chain.1"
+    assert comes_from_run(delivered_key(published, "token-2")) and not comes_from_run(before)
     assert is_earlier_step(before, published)
     assert not is_earlier_step(published, before)
 
