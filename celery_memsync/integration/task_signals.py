@@ -288,9 +288,9 @@ class TaskSignals:
             clock.assume(received_at, sent.get("monotonic"))
         now = latest(clock.at(started), received_at)
         if not is_delivered(sent.get("key")):
-            # No worker received it: it runs eagerly, perhaps as a retry of the run that calls it.
-            run, outer = self._new_run(services), self._active(task_id)
-            sent = {"run": run, "key": delivered_key(published_key(run, outer and outer.run_key), run)}
+            # No worker received it: it runs eagerly.
+            run = self._new_run(services)
+            sent = {"run": run, "key": delivered_key(sent.get("key"), run)}
         if not is_id(task_id):
             return
         active = ActiveRun(memsync, task_id, facts, sent, task.name, started, now)

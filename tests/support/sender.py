@@ -7,6 +7,7 @@ from celery import Celery
 from celery.worker.request import Request
 
 from celery_memsync import MemSync
+from celery_memsync.models.order import run_key_of
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store import LostWorkerClaim
 from tests.support.runs import run_key
@@ -70,7 +71,7 @@ class Sender:
 
     def run_key(self, task_id):
         """Return which run the stored stage of a task is of."""
-        return self.memsync.store.read_tasks([task_id])[0].slots[1].header.run
+        return run_key_of(self.memsync.store.read_tasks([task_id])[0].slots[1].header.run)
 
     def lose(self, *task_ids, token=None):
         """Mark tasks of a process as LOST and requeue them as another worker does."""
