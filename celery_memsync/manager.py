@@ -25,6 +25,7 @@ from .locking.lock import Lock
 from .locking.lock_service import LockService, Owner
 from .models.entry import MAX_FENCE, Entry, StoredEntry
 from .models.lock import LockRecord
+from .models.order import is_run_key
 from .models.task import TaskRun
 from .models.worker import WorkerRecord
 from .reading.handlers import Handlers, OnChange, OnInvalidate
@@ -136,12 +137,18 @@ class MemorySyncManager:
 
         Args:
             run: All that is known of the run.
-            run_key: Sorts the run among those of the task, see
-                :func:`~celery_memsync.models.order.run_key`; "" for the one that is stored.
+            run_key: Names the run and its place among those of the task, see :mod:`celery_memsync.models.order`; "" for
+                the one that is stored.
 
         Returns:
             The change that waits to be written.
+
+        Raises:
+            InvalidKey: If the id is not fit for a key.
+            InvalidValue: If the run key is none.
         """
+        if run_key and not is_run_key(run_key):
+            raise InvalidValue(f"{short(run_key)} is no run key")
         services = self._open()
         location = services.keys.task_location(check_id(task_id, "task"), STAGE)
         change = StageChange(location, run, run_key, self._ttl(ttl))

@@ -14,7 +14,7 @@ from ..background_loop import BackgroundLoop
 from ..deadline import remaining, within
 from ..exceptions import InvalidKey, StoreError
 from ..keys import check_id
-from ..models.order import is_run_key
+from ..models.order import is_delivered
 from ..signing import SIGNATURE_SIZE, Signer
 
 logger = get_logger(__name__)
@@ -32,7 +32,7 @@ class KeptMessage(NamedTuple):
     Attributes:
         task_id: Id of the task, the same as in the headers.
         run: Id of the run that consumed the message.
-        run_key: Sorts that run among those of its task.
+        run_key: Names that run and its place among those of its task.
         recoveries: How often the task was requeued before.
         signed_at: Seconds since the epoch on Redis's clock.
         queue: Name of the queue from which it came; it goes back to that one.
@@ -83,7 +83,7 @@ class KeptMessage(NamedTuple):
         except (*encoding.UNREADABLE, InvalidKey):
             return None
         sound = (
-            isinstance(message.run, str) and is_run_key(message.run_key)
+            isinstance(message.run, str) and is_delivered(message.run_key)
             and type(message.recoveries) is int and type(message.signed_at) in (int, float)
             and isinstance(message.queue, str) and isinstance(message.body, (str, bytes))
             and isinstance(message.headers, dict) and message.headers.get("id") == message.task_id
@@ -131,7 +131,7 @@ class KeptMessages:
 
         Args:
             run: Id of its run.
-            run_key: Sorts that run among those of its task.
+            run_key: Names that run and its place among those of its task.
             recoveries: How often the task was requeued before.
             consumer: Celery's consumer that received it.
         """

@@ -12,7 +12,7 @@ from ..background_loop import BackgroundLoop
 from ..events import Events
 from ..keys import STAGE, is_id
 from ..models.entry import StoredEntry
-from ..models.order import AT_WORK, rank_of
+from ..models.order import AT_WORK, rank_of, run_key_of
 from ..models.task import TaskRun
 from ..models.worker import WorkerRecord
 from ..store import EntryWrite, HeartbeatReply, LostWorkerClaim, Store, ms
@@ -135,7 +135,7 @@ class LostWorkerMonitor:
             self.store.write_entries([
                 self._entry(task_id, str(stage.header.version), key, _found(run), stage.header.ttl_ms)
                 for (task_id, key), task in zip(chunk, tasks)
-                if (stage := task.slots.get(STAGE)) is not None and stage.header.run == key
+                if (stage := task.slots.get(STAGE)) is not None and run_key_of(stage.header.run) == key
                 and stage.header.rank == rank_of("LOST") and (run := TaskRun.from_row(stage.value, task_id)) is not None
             ])
 
@@ -199,7 +199,8 @@ class LostWorkerMonitor:
             one = by_token.get(str(run.run).partition("-")[0]) or by_name.get(stage.header.worker_id)
             if one is not None:
                 found.append((task_id, one, run))
-                writes.append(self._entry(task_id, "run", stage.header.run, self._as_lost(run, one), stage.header.ttl_ms))
+                key = run_key_of(stage.header.run)
+                writes.append(self._entry(task_id, "run", key, self._as_lost(run, one), stage.header.ttl_ms))
         self._reporting = found, writes
         self._finish()
 

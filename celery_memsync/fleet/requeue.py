@@ -14,7 +14,7 @@ from kombu.serialization import prepare_accept_content
 
 from ..exceptions import StoreError
 from ..keys import STAGE
-from ..models.order import rank_of, run_key
+from ..models.order import published_key, rank_of, run_key_of
 from ..models.task import TaskRun
 from ..settings import short
 from ..store import LostWorkerClaim
@@ -183,7 +183,7 @@ class TaskRequeuer:
         """Return the stage of a run if it is LOST, or None if it ended, came back, or is another one."""
         (task,) = self.memsync.store.read_tasks([message.task_id])
         stored = task.slots.get(STAGE)
-        if stored is None or stored.header.run != message.run_key or stored.header.rank != rank_of("LOST"):
+        if stored is None or stored.header.rank != rank_of("LOST") or run_key_of(stored.header.run) != message.run_key:
             return None
         return TaskRun.from_row(stored.value, message.task_id)
 
@@ -216,12 +216,13 @@ class TaskRequeuer:
 
     def _send(self, producer: Any, message: KeptMessage, stage: TaskRun) -> None:
         recoveries, now = message.recoveries + 1, round(self.memsync.store.clock.now(), 3)
+        key = published_key("", before=message.run_key)
         # By the default exchange, which delivers to the queue of that name and to no other.
         producer.publish(
             message.body, exchange="", routing_key=message.queue, priority=message.priority,
             delivery_mode=message.delivery_mode, content_type=message.content_type,
             content_encoding=message.content_encoding,
-            headers={**message.headers, self.header: {"published_at": now, "recoveries": recoveries}},
+            headers={**message.headers, self.header: {"published_at": now, "key": key, "recoveries": recoveries}},
             declare=[self._queue(message.queue)], **message.properties)
         # It is accepted for one ttl before and after the time in it.
         valid_until = time.monotonic() + 2 * self.memsync.settings.default_ttl
@@ -230,7 +231,7 @@ class TaskRequeuer:
         pending = stage.evolve(
             status="PENDING", name=message.task_name, queue=message.queue, published_at=now, recoveries=recoveries,
             **dict.fromkeys(("worker", "pid", "run", "received_at", "started_at", "finished_at", "runtime", "exception")))
-        self.memsync.sync_task_run(message.task_id, pending, run_key(stage.retries, now))
+        self.memsync.sync_task_run(message.task_id, pending, key)
 
     def _has_succeeded(self, message: KeptMessage) -> bool:
         """Return whether the result backend has a success that the lost worker could not record."""

@@ -17,8 +17,8 @@ from ..writing.changes import Change, DeferredChange, StageChange
 from ..writing.progress import Progress
 from .app_manager import AppManager
 
-#: Seconds that another process's notion of Redis's time may be ahead; what is further ahead is none of ours.
-AHEAD = 60.0
+#: Seconds that another process's notion of Redis's time may be ahead; what is further ahead comes from a wrong clock.
+AHEAD = 1.0
 
 #: What is told of a request; whoever keeps the rest of it keeps a task's arguments.
 _FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "argsrepr", "kwargsrepr")
@@ -74,7 +74,7 @@ class Run(DeferredChange):
 
     @property
     def run_key(self) -> str:
-        """Sorts it among the runs of its task."""
+        """Names it, and its place among the runs of its task."""
         return str(self.sent["key"])
 
     @property

@@ -17,14 +17,15 @@ from .. import encoding
 from ..fleet.kept_messages import KeptMessages
 from ..fleet.requeue import TaskRequeuer
 from ..keys import PROGRESS, STAGE, is_id
-from ..models.order import is_run_key, run_key
+from ..models.order import comes_from_run, delivered_key, is_delivered, is_earlier_step, is_run_key, published_key
 from ..models.task import TaskRun, describe_exception
 from ..runtime import Runtime
+from ..store.clock import UNKNOWN
 from ..writing.changes import StageChange
 from ..writing.progress import ProgressChange
 from .app_manager import AppManager
 from .child_outcomes import ChildOutcomes, TaskOutcome, is_gone, unwrapped
-from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, queue_of, retries_of
+from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, queue_of
 
 logger = get_logger(__name__)
 
@@ -131,9 +132,14 @@ class TaskSignals:
     # -- where a task is sent
 
     def on_publish(self, headers: Any = None, **_: Any) -> None:
-        """Let the moment of publishing travel with the message."""
+        """Let travel with the message when it was published, and which run it comes from."""
         if isinstance(headers, dict) and "id" in headers and publishing.get() is self.memsync.app:
-            headers[HEADER] = {"published_at": self._next_moment(), **self._previous(headers["id"])}
+            active = self._active(headers["id"])
+            # Of a run whose child was lost, the worker's main process publishes the retry.
+            request = None if active else self._requests.get(headers["id"])
+            before = active.run_key if active else request and request.request_dict[HEADER]["key"]
+            key = published_key(self._new_run(self.memsync.runtime), before)
+            headers[HEADER] = {"published_at": self._next_moment(), "key": key, **self._previous(active)}
 
     def _next_moment(self) -> float:
         """Return Redis's time, later than the last: it is the order in which tasks wait."""
@@ -143,12 +149,11 @@ class TaskSignals:
         self._published_at = now
         return now
 
-    def _previous(self, task_id: str) -> dict[str, Any]:
+    def _previous(self, active: ActiveRun | None) -> dict[str, Any]:
         """Return what travels from a run that asks to be retried to the next one.
 
         Its progress: the next one may start before that is in Redis.  How often it was sent again.
         """
-        active = self._active(task_id)
         if active is None:
             return {}
         recoveries = count_of(active.sent.get("recoveries"))
@@ -163,7 +168,7 @@ class TaskSignals:
             return
         known = known_of(self.memsync.runtime, headers["id"], headers, headers[HEADER])
         known.update(status="PENDING", queue=queue_of(exchange, routing_key), worker=None)
-        self._record(headers["id"], run_key(0, headers[HEADER]["published_at"]), TaskRun.of(known))
+        self._record(headers["id"], headers[HEADER]["key"], TaskRun.of(known))
 
     # -- where it is received: a worker's main process
 
@@ -177,13 +182,14 @@ class TaskSignals:
         services = self.memsync.runtime
         moment = time.monotonic()
         now = latest(services.store.clock.at(moment), sent.get("published_at"))
-        key = run_key(retries_of(facts), now)
-        facts[HEADER] = sent = {**sent, "run": self._new_run(services), "key": key, "received_at": now}
+        run = self._new_run(services)
+        key = delivered_key(sent.get("key"), run)
+        facts[HEADER] = sent = {**sent, "run": run, "key": key, "received_at": now, "monotonic": moment}
         if not is_id(request.id):
             return
         self._requests[request.id] = request
         try:
-            self.kept.add(request, sent["run"], key, count_of(sent.get("recoveries")) or 0, sender)
+            self.kept.add(request, run, key, count_of(sent.get("recoveries")) or 0, sender)
         except Exception as exc:
             _log_unrecorded(exc)
         services.writer.defer(ReceivedRun(services, request, sent, moment, self))
@@ -276,17 +282,21 @@ class TaskSignals:
         sent = _sent(facts)
         services = memsync.runtime
         started = time.monotonic()
-        now = latest(services.store.clock.at(started), sent.get("received_at"))
-        retries = retries_of(facts)
-        if not is_run_key(sent.get("key")):
-            # Nobody received it: it runs eagerly.
-            sent = {"run": self._new_run(services), "key": run_key(retries, now)}
+        clock, received_at = services.store.clock, sent.get("received_at")
+        if clock.error == UNKNOWN:
+            # Its worker's main process, on the same host, knows Redis's time.
+            clock.assume(received_at, sent.get("monotonic"))
+        now = latest(clock.at(started), received_at)
+        if not is_delivered(sent.get("key")):
+            # No worker received it: it runs eagerly.
+            run = self._new_run(services)
+            sent = {"run": run, "key": delivered_key(sent.get("key"), run)}
         if not is_id(task_id):
             return
         active = ActiveRun(memsync, task_id, facts, sent, task.name, started, now)
         active_run.set(active)
         services.writer.defer(active)
-        if retries or sent.get("recoveries") or (facts.get("delivery_info") or {}).get("redelivered"):
+        if facts.get("retries") or comes_from_run(sent["key"]) or (facts.get("delivery_info") or {}).get("redelivered"):
             # A new run starts over; what the one before reached is kept as ``previous``.
             self._record_previous(task_id, sent.get("previous"), active.run_key)
             memsync.writer.put(active.progress)
@@ -294,7 +304,7 @@ class TaskSignals:
     def _record_previous(self, task_id: str, previous: Any, present: str) -> None:
         """Record the progress of an earlier run, as it came with the message of this one."""
         key, row = previous if isinstance(previous, list) and len(previous) == 2 else (None, None)
-        if not is_run_key(key) or key >= present:
+        if not is_run_key(key) or not is_earlier_step(key, present):
             return
         try:
             encoding.encode(row, "an earlier progress", MAX_PREVIOUS)
@@ -343,10 +353,12 @@ class TaskSignals:
         if sender.app is self.memsync.app:
             self._end(request.id, request.__dict__, "REVOKED", None)
 
-    def on_unknown(self, sender: Any, exc: BaseException, id: str, name: str, **_: Any) -> None:
+    def on_unknown(self, sender: Any, exc: BaseException, id: str, name: str, message: Any = None, **_: Any) -> None:
         """Tell that a worker got a task that it does not know."""
         if getattr(sender, "app", None) is self.memsync.app and id:
-            self._end(id, {"task": name}, "FAILURE", NotRegistered(name))
+            headers = getattr(message, "headers", None)
+            sent = headers.get(HEADER) if isinstance(headers, dict) else None
+            self._end(id, {"task": name, HEADER: sent}, "FAILURE", NotRegistered(name))
 
     def _end(self, task_id: str, facts: Mapping[str, Any], status: str, exception: BaseException | None) -> None:
         request = self._requests.get(task_id)
@@ -356,10 +368,10 @@ class TaskSignals:
         sent = _sent(facts)
         self.kept.end(str(sent.get("run")))
         now = self.memsync.store.clock.now()
-        if not is_run_key(sent.get("key")):
+        if not is_delivered(sent.get("key")):
             # It was never received, or by a worker that does not take part.
-            key = run_key(retries_of(facts), now)
-            sent = {**sent, "run": self._new_run(self.memsync.runtime), "key": key, "received_at": now}
+            run = self._new_run(self.memsync.runtime)
+            sent = {**sent, "run": run, "key": delivered_key(sent.get("key"), run), "received_at": now}
         known = known_of(self.memsync.runtime, task_id, facts, sent)
         known.update(
             status=status, finished_at=None if status == "RETRY" else now,

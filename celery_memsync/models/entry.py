@@ -39,7 +39,7 @@ class Header(NamedTuple):
 
     Attributes:
         version: Number of accepted writes.
-        run: Which run of a task wrote it, sortable by time; "-" for none.
+        run: Which run of a task wrote it, see :func:`~celery_memsync.models.order.run_order`; "-" for none.
         rank: How far along within the run, sortable; "-" for none.
         fence: The highest fence that has written.
         time: Redis's time of the write, in milliseconds.

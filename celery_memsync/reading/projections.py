@@ -5,6 +5,7 @@ from typing import Any, Iterable, Mapping
 
 from ..keys import PROGRESS, STAGE, STATE, Location
 from ..models.entry import Entry, EntryVersion, StoredEntry
+from ..models.order import run_order
 from ..models.progress import progress_from
 from ..models.task import TaskRun, merge_state
 from ..models.worker import WorkerRecord
@@ -32,7 +33,7 @@ def progress_of(task: Task) -> dict[str, Any] | None:
 def runs_of(task_id: str, task: Task) -> list[dict[str, Any]]:
     """Return all runs of a task that are known, oldest first."""
     stored_records = [*task.former.get(STAGE, []), *([task.slots[STAGE]] if STAGE in task.slots else [])]
-    stored_records.sort(key=lambda stored: stored.header.run)
+    stored_records.sort(key=lambda stored: run_order(stored.header.run))
     return [run.as_dict() for one in stored_records if (run := TaskRun.from_row(one.value, task_id)) is not None]
 
 

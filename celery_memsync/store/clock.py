@@ -6,6 +6,12 @@ import time
 #: Seconds by which two clocks may part in a second: NTP's bound for a clock that nobody sets is 500 ppm (RFC 5905).
 DRIFT = 5e-4
 
+#: Above any time of Redis, and any age of a host, in seconds.
+LATEST = 1e11
+
+#: Error of a mapping that Redis has not confirmed.
+UNKNOWN = float("inf")
+
 
 class Clock:
     """Maps this process's monotonic clock onto Redis's ``TIME``.
@@ -21,7 +27,7 @@ class Clock:
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
         #: Most seconds by which the mapping was wrong when it was made.
-        self.error = float("inf")
+        self.error = UNKNOWN
         self._measured = 0.0
         self._heard = float("-inf")
 
@@ -45,7 +51,18 @@ class Clock:
     @property
     def measured(self) -> bool:
         """Whether Redis has been heard at least once."""
-        return self.error != float("inf")
+        return self.error != UNKNOWN
+
+    def assume(self, redis_time: object, monotonic: object) -> None:
+        """Take what another process of this host knows, until Redis answers; anything else is passed over.
+
+        Args:
+            redis_time: Redis's time, in seconds, at a moment.
+            monotonic: The same moment on the monotonic clock, which all processes of a host share.
+        """
+        if isinstance(redis_time, float) and isinstance(monotonic, float) and 0 < redis_time < LATEST and \
+                abs(monotonic - time.monotonic()) < LATEST:
+            self._offset = redis_time - monotonic
 
     def learn(self, redis_time: float, asked: float, answered: float) -> None:
         """Correct the mapping by one answer.

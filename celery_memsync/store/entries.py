@@ -30,6 +30,7 @@ class EntryWrite(NamedTuple):
 
     Attributes:
         location: Where it goes.
+        run: Its run key, see :mod:`celery_memsync.models.order`; "": the run that is stored; "-": none.
         seen: What the writer saw: ``"<version>@<ms>"`` or ``"<version>"``;
             ``"*"``: whatever is there; ``"run"``: run and rank decide.
         time: Redis's time when it was made, in milliseconds, as far as it is known here.
@@ -63,6 +64,7 @@ class WriteResult(NamedTuple):
         stored_at: With ``ok``: the time as which it is stored, in milliseconds, see ``store/lua/hybrid_clock.lua``.
         code: With ``error``: the first word of Redis's error, such as ``OOM``; "" if something else is stored there.
         writes: With ``again``: ids of the last writes, as in :class:`~celery_memsync.models.entry.Header`.
+        is_later_run: With ``conflict``: whether the write is of a later run of the task than what is stored.
     """
 
     status: str
@@ -72,6 +74,7 @@ class WriteResult(NamedTuple):
     stored_at: int = 0
     code: str = ""
     writes: str = ""
+    is_later_run: bool = False
 
     @property
     def passes(self) -> bool:
@@ -263,7 +266,7 @@ def _outcome(answer: Any) -> WriteResult:
     if status == "conflict":
         try:
             stored = StoredEntry.parse(answer[2]) if len(answer) > 2 and answer[2] else None
-            return WriteResult("conflict", answer[1], stored)
+            return WriteResult("conflict", answer[1], stored, is_later_run=len(answer) > 3)
         except ValueError:
             return WriteResult("error", error="what is stored is no entry")
     return WriteResult(status, answer[1])

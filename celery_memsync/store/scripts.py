@@ -26,7 +26,8 @@ def load(*names: str) -> Script:
 
 
 ENTRY_WRITE = load(
-    "counters", "queue_score", "coordination_version", "entry_format", "hybrid_clock", "index_updates", "entry_write")
+    "counters", "queue_score", "coordination_version", "entry_format", "hybrid_clock", "run_order", "index_updates",
+    "entry_write")
 
 ENTRY_PUBLISH = load("entry_format", "entry_publish")
 

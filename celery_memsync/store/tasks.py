@@ -5,6 +5,7 @@ from typing import NamedTuple, Sequence
 
 from ..keys import FORMER, SLOTS, is_id
 from ..models.entry import StoredEntry
+from ..models.order import run_order
 from .entries import slot_of, split_page
 from .errors import redis_call
 from .push import TrackedConnection
@@ -65,7 +66,7 @@ class TaskStore(ScriptCaller):
             if stored is not None and mark.isdigit() and not stored.absent(now):
                 former.setdefault(int(mark), []).append(stored)
         for row in former.values():
-            row.sort(key=lambda stored: stored.header.run)
+            row.sort(key=lambda stored: run_order(stored.header.run))
         agents = {agent_id: stored_of(text, now) for name, text in (fields or {}).items()
                   if is_id(agent_id := name.decode(errors="replace"))}
         return Task(self._present(slots), former, self._present(agents))

@@ -10,7 +10,7 @@ from typing import Any, Iterable, Mapping, NamedTuple
 from .. import encoding
 from ..keys import Location
 from ..models.entry import UNWRITTEN, Header, StoredEntry
-from ..models.order import WAITING, later_status, rank_of
+from ..models.order import WAITING, is_earlier_step, later_status, rank_of, run_key_of
 from ..models.task import TOO_LATE, TaskRun
 from ..store import CoordinationChange, MetricsUpdate, QueueReplacement
 from ..store.clock import Clock
@@ -349,8 +349,8 @@ class StageChange(Change):
 def preview_of_run(
     change: Change, run_key: str, stored: StoredEntry | None, clock: Clock, worker_id: str,
 ) -> StoredEntry | None:
-    """Return what a change of a run comes to, or what is stored if that is of a later run."""
-    if stored is not None and run_key and stored.header.run > run_key:
+    """Return what a change of a run comes to, or what is stored if that is known to be of a later run."""
+    if stored is not None and run_key and is_earlier_step(run_key, run_key_of(stored.header.run)):
         return stored
     return _preview(change, change.content(clock, {}).body, clock, worker_id)
 

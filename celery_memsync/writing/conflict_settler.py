@@ -59,8 +59,6 @@ class ConflictSettler:
         Returns:
             A change; a conflict, if nothing is to be written; or what is left to a resolver.
         """
-        if _later_run(change, stored):
-            return change
         if isinstance(change, MergeFields):
             return self._settle_fields(change, stored, before, change.base.fields if change.base else {})
         if not isinstance(change, SetValue):
@@ -159,12 +157,6 @@ class ConflictSettler:
             logger.warning("The resolver of %s raised %s; the incoming write is kept", key, type(exc).__name__)
             resolution = Resolution(value, f"failed: {type(exc).__name__}", [entries[0].value])
         return body, {"key": key, "strategy": resolution.strategy, "entries": entries, "discarded": resolution.discarded}
-
-
-def _later_run(change: Change, stored: StoredEntry) -> bool:
-    """Whether a later run of a task tells: what it says plainly follows."""
-    run_key = getattr(change, "run_key", "")
-    return bool(run_key) and run_key > stored.header.run
 
 
 def _differ_in_rank(one: bytes, other: bytes) -> bool:

@@ -741,7 +741,8 @@ class BatchWriter:
         elif isinstance(change, SetValue):
             change.seen = UNWRITTEN if stored is None else stored.header.stamp
         own = stored is not None and stored.header.writes.startswith(self.store.token)
-        if stored is None or own or gone and not (stored.deleted and isinstance(change, SetValue)):
+        # What a later run of a task writes plainly follows.
+        if stored is None or own or outcome.is_later_run or gone and not (stored.deleted and isinstance(change, SetValue)):
             return change
         settled = self.settler.settle(change, stored, before.fields)
         if isinstance(settled, Dispute):

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 #: Files of a task's page, a worker, a lock as they are, for a start.
 SEEDS = (
-    b'4 0001795366095325 9 0 1795366098347 3600000 61 hmKJTHAO.19,PtGcmlu6.1 celery@vm\n["SUCCESS","proj.convert","celery"]',
+    b'4 1.1:KcWd02xs-3.0.PtGcmlu6-1 9 0 1795366098347 3600000 61 hmKJTHAO.19,PtGcmlu6.1 celery@vm\n'
+    b'["SUCCESS","proj.convert","celery"]',
     b'1 - - 1795366095325000 1795366098347 3600000 0 a.1 w\n{"task_id":"t1"}',
     b'["SUCCESS","n","q","w",1,"r",0,true,null,null,1.5,1.5,1.5,1.5,0.1,{"type":"E","message":"m"}]',
     b'[50.0,1,2,"m","s",1.5,2.5,"r",{"x":1}]',

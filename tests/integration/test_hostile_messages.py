@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from celery_memsync.models.order import is_run_key
+from celery_memsync.models.order import is_delivered, run_key_of, run_order
 from tests.support.waiting import eventually
 
 HUGE = 10 ** 400
@@ -14,16 +14,21 @@ HUGE = 10 ** 400
 ODD = [None, True, -1, 0, 5, HUGE, 1e300, -1e300, "", "x", "\x1b[31m\u202e", "a/b", "y" * 5000, [], [[]], {},
        {"a": {"b": 1}}]
 
+ODD_KEYS = [
+    "chain", "chain.", ".0", "chain.01", "chain.-1", "chain.1e3", "chain.9999999", "chain.0.", "chain.0.a.b", "chain.0\n",
+    "1.1:chain.0.a", "a b.0", "\u0661.\u0661", "c" * 25 + ".0", "chain.0." + "a" * 25, "-.0", "chain.999999.a",
+]
+
 PREVIOUS = [
-    ["0000000000000001", [1e300, 1, 2, "m", None, 1.0, 2.0]],
-    ["0000000000000001", [50, 1e300, 1e300, "m", None, 1e300, 1e300]],
-    ["0000000000000001", [50, 1, 2, {"a": 1}, [], 1.0, 2.0, 7, 5]],
-    ["0000000000000001", [HUGE, HUGE, HUGE, "m", None, HUGE, HUGE]],
-    ["0000000000000001", [-1, -1, -1, "m", None, -1, -1]],
-    ["0000000000000001", "text"], ["0000000000000001", {"a": 1}], ["0000000000000001", None],
-    ["0000000000000001", [50, 1, 2, "m" * 5000, None, 1.0, 2.0]],
-    ["0000000000000001", [50, 1, 2, json.loads("[" * 90 + "]" * 90), None, 1.0, 2.0]],
-    ["latest", [50, 1, 2]], ["9999999999999999", [50, 1, 2, "m", None, 1.0, 2.0]], ["0000000000000001"], [],
+    ["chain.1.a", [1e300, 1, 2, "m", None, 1.0, 2.0]],
+    ["chain.1.a", [50, 1e300, 1e300, "m", None, 1e300, 1e300]],
+    ["chain.1.a", [50, 1, 2, {"a": 1}, [], 1.0, 2.0, 7, 5]],
+    ["chain.1.a", [HUGE, HUGE, HUGE, "m", None, HUGE, HUGE]],
+    ["chain.1.a", [-1, -1, -1, "m", None, -1, -1]],
+    ["chain.1.a", "text"], ["chain.1.a", {"a": 1}], ["chain.1.a", None],
+    ["chain.1.a", [50, 1, 2, "m" * 5000, None, 1.0, 2.0]],
+    ["chain.1.a", [50, 1, 2, json.loads("[" * 90 + "]" * 90), None, 1.0, 2.0]],
+    ["latest", [50, 1, 2]], ["chain.9.a", [50, 1, 2, "m", None, 1.0, 2.0]], ["chain.1.a"], [],
 ]
 
 
@@ -33,8 +38,10 @@ def headers():
         yield {"memsync": odd}
         yield {"memsync": dict.fromkeys(("published_at", "recoveries", "previous", "run", "key", "received_at"), odd)}
         yield {"root_id": odd, "parent_id": odd, "argsrepr": odd, "kwargsrepr": odd, "origin": odd}
+    for key in ODD_KEYS:
+        yield {"memsync": {"key": key}}
     for previous in PREVIOUS:
-        yield {"memsync": {"published_at": 1.0, "recoveries": 1, "previous": previous}}
+        yield {"memsync": {"published_at": 1.0, "recoveries": 1, "key": "chain.2", "previous": previous}}
 
 
 @pytest.fixture(scope="module", params=["prefork", "threads"])
@@ -66,7 +73,7 @@ def test_tasks_with_hostile_headers_run_and_are_recorded(fleet):
     for task_id in messages:
         stored = fleet.reader.store.read_tasks([task_id])[0].slots[1]
         state = fleet.state(task_id)
-        assert is_run_key(stored.header.run)
+        assert is_delivered(run_key_of(stored.header.run)) and run_order(stored.header.run)[0] == 1
         assert len(stored.body) < 12_000
         assert isinstance(state["root_id"], str) and isinstance(state["retries"], int)
         assert state.get("recoveries", 0) in (0, 1, 5)

@@ -7,9 +7,10 @@ from celery import Celery
 from celery.worker.request import Request
 
 from celery_memsync import MemSync
-from celery_memsync.models.order import run_key
+from celery_memsync.models.order import run_key_of
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store import LostWorkerClaim
+from tests.support.runs import run_key
 from tests.support.waiting import eventually
 
 LOSS = LostWorkerClaim(b"a 1 w", "a", "w", 0.0, b"5", float("inf"))
@@ -50,7 +51,7 @@ class Sender:
     def receive(self, request, number=1, recoveries=0):
         """Receive a request, record that it runs, and return the id of its run."""
         store = self.memsync.store
-        run, key = f"{store.token}-{number}", run_key(0, store.clock.now())
+        run, key = f"{store.token}-{number}", run_key(0, number)
         self.messages.add(request, run, key, recoveries)
         self.memsync.sync_task_run(request.id, TaskRun("STARTED", name=request.name, run=run), key)
         self.memsync.force_sync()
@@ -70,7 +71,7 @@ class Sender:
 
     def run_key(self, task_id):
         """Return which run the stored stage of a task is of."""
-        return self.memsync.store.read_tasks([task_id])[0].slots[1].header.run
+        return run_key_of(self.memsync.store.read_tasks([task_id])[0].slots[1].header.run)
 
     def lose(self, *task_ids, token=None):
         """Mark tasks of a process as LOST and requeue them as another worker does."""

@@ -5,9 +5,9 @@ import itertools
 
 from celery_memsync.fleet.heartbeat import Heartbeat
 from celery_memsync.fleet.lost_workers import LostWorkerMonitor
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.models.worker import WorkerRecord
+from tests.support.runs import run_key
 
 #: Of workers in tests: seconds between beats, and of timeout after which they are lost.
 INTERVAL, SILENCE = 0.1, 0.4

@@ -57,6 +57,18 @@ def retry_once(self, countdown=0.0):
     return memsync.get_task_progress(self.request.id)
 
 
+@shared_task(bind=True, max_retries=3)
+def retry_then(self, what):
+    memsync = self.app.memsync
+    if not self.request.retries:
+        memsync.progress(40, 100)
+        raise self.retry(countdown=0)
+    if what == "replace":
+        memsync.progress(70, 100)
+        raise self.replace(fail.s("the replacement failed"))
+    raise ValueError(what)
+
+
 @shared_task(bind=True, max_retries=0)
 def retry_too_often(self):
     raise self.retry(exc=OSError("the line is busy"))

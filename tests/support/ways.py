@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import pytest
 
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
+from tests.support.runs import run_key
 
 
 def entry_value(memsync, key):

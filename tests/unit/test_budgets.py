@@ -7,11 +7,12 @@ import uuid
 import pytest
 
 from celery_memsync.keys import PROGRESS, Keys
-from celery_memsync.models.order import run_key
+from celery_memsync.models.order import delivered_key, published_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store import scripts
 from celery_memsync.writing.progress import Progress
 from tests.support.redis_calls import calls_of, round_trips
+from tests.support.runs import run_key
 
 #: Bytes of Redis memory for one finished task.
 MOST_BYTES = 800
@@ -176,7 +177,8 @@ def test_a_finished_task_costs_less_than_800_bytes(make_memsync, redis, message)
     before = redis.info("memory")["used_memory"]
 
     for serial in range(number):
-        task_id, run, key = str(uuid.uuid4()), f"aBcD1234-{serial:x}", run_key(0, 1722500000.123)
+        task_id, run = str(uuid.uuid4()), f"aBcD1234-{serial:x}"
+        key = delivered_key(published_key(f"eFgH5678-{serial:x}"), run)
         progress = Progress(keys.task_location(task_id, PROGRESS), 3600.0, run, key)
         progress.report(1200, 1200, message)
         memsync.sync_task_run(task_id, finished(task_id, run), key)

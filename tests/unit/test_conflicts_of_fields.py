@@ -10,10 +10,10 @@ from celery_memsync import Resolution
 from celery_memsync.conflicts import last_write_wins
 from celery_memsync.encoding import dumps
 from celery_memsync.keys import STATE
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.writing.changes import MergeFields
 from tests.support.publishing import flush_until_stored
+from tests.support.runs import run_key
 from tests.support.waiting import eventually
 
 STATES = "tasks/t1/state"

@@ -9,9 +9,9 @@ import pytest
 
 from celery_memsync import Resolution
 from celery_memsync.encoding import dumps
-from celery_memsync.models.order import run_key
 from celery_memsync.writing.changes import SetValue
 from tests.support.publishing import flush_until_stored
+from tests.support.runs import run_key
 from tests.support.waiting import eventually
 
 TEAM = 5

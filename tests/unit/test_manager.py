@@ -13,7 +13,7 @@ from celery_memsync.keys import Keys
 from celery_memsync.models.task import TaskRun
 from tests.support.redis_server import free_port
 
-RUN = "0000001700000000000"
+RUN = "chain.0.a"
 
 
 def test_making_a_manager_connects_and_starts_nothing():

@@ -12,10 +12,10 @@ import pytest
 from celery_memsync import LockLost
 from celery_memsync.globs import glob_regex
 from celery_memsync.keys import Keys
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun, describe_exception
 from celery_memsync.signing import SIGNATURE_SIZE
 from tests.support.paths import ROOT
+from tests.support.runs import run_key
 from tests.support.waiting import eventually
 
 KEYS = Keys("task-sentinel")

@@ -30,7 +30,7 @@
 --   task     id of the task to which it belongs; "" for a user's own key
 --   seen     "<version>@<ms>": which one the writer saw, and when Redis took it; "<version>": that one, whenever;
 --            "*": whatever is there; "run": run and rank decide
---   run      the run that writes, sortable; "": the one that is there; "-": none
+--   run      run key of the run that writes, see run_order.lua; "": the one that is there; "-": none
 --   rank     how far along in its run, sortable; "9..." absorbs what comes after
 --   fence    of the lock under which it is written; "0" for none
 --   time     Redis's time when the write was made, ms, as the writer knows it
@@ -49,7 +49,7 @@
 --             {"unpublished", version, ms}  was stored at that time, but this user may not publish it
 --             {"again", version, writes}  was stored before under this serial, or a later one; the last writes now
 --             {"kept", version}  what is there is further along
---             {"conflict", version, text}  seen is not what is there
+--             {"conflict", version, text}  seen is not what is there; and 1 behind it: that is of an earlier run
 --             {"fenced", version}  a newer fence has written
 --             {"error", message}  Redis refused; others of the call go on, but for later ones of the same entry
 --             Of a replica, which takes nothing, that message is an error of the whole call.
@@ -124,6 +124,17 @@ local function drop_former(entries, slot, run)
     end
   end
   return dropped
+end
+
+-- Return a run key as it is stored, from the runs in the other entries of its record if need be.
+local function run_in(entries, own, run_key)
+  if own and string.sub(own, -#run_key - 1) == ":" .. run_key then return own end
+  local known = { own }
+  for _, entry in ipairs(entries or {}) do
+    local _, run = parse(string.gsub(entry, "^%d@", "", 1))
+    known[#known + 1] = run
+  end
+  return numbered(run_key, known)
 end
 
 -- Update the name of a user's key: once when it is made, and whenever it expires later by a ttl.
@@ -240,7 +251,7 @@ local function write(key, known)
   end
   if fence ~= "0" and tonumber(fence) < tonumber(sfence) then return { "fenced", version } end
   if tonumber(fence) < tonumber(sfence) then fence = sfence end
-  if run == "" then run = srun end
+  run = run == "" and srun or run_in(entries, r, run)
 
   writes = writer .. "." .. serial .. others
 
@@ -249,7 +260,7 @@ local function write(key, known)
   if seen == "run" and text and not expired then
     local absorbed = string.sub(srank, 1, 1) == "9"
     local follows = not absorbed
-      and (string.sub(rank, 1, 1) == "9" or run > srun or run == srun and rank > srank)
+      and (string.sub(rank, 1, 1) == "9" or is_later(run, srun) or run == srun and rank > srank)
     if not follows then
       if run == srun and rank == srank and not absorbed then -- written again: it lives on
         local stored = header(version, run, rank, fence, time, ttl_ms, stime + slag - time, writes, worker) .. "\n" .. body
@@ -275,7 +286,7 @@ local function write(key, known)
   elseif seen ~= "run" and seen ~= "*" then
     local wanted, at = string.match(seen, "^(%d+)@?(%d*)$")
     if tonumber(wanted) ~= version or at ~= "" and version > 0 and tonumber(at) ~= stime + slag then
-      return { "conflict", version, text }
+      return { "conflict", version, text, text and is_later(run, srun) and 1 or nil }
     end
   end
 

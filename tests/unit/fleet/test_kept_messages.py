@@ -12,7 +12,7 @@ from celery_memsync import encoding
 from celery_memsync.fleet.kept_messages import KeptMessage, queue_name_of
 
 MESSAGE = KeptMessage(
-    "t1", "token123-1", "0000000000000001", 0, 1.5, "q", "[[], {}, {}]", {"id": "t1", "task": "proj.add"},
+    "t1", "token123-1", "chain.0.token123-1", 0, 1.5, "q", "[[], {}, {}]", {"id": "t1", "task": "proj.add"},
     "application/json", "utf-8", None, 2, {"correlation_id": "t1"})
 
 JUNK = (None, True, -1, 10 ** 400, 1.5, "", "text/..", "a\nb", [], [[]], {}, {"id": "t1"})

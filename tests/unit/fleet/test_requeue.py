@@ -6,8 +6,10 @@ import gc
 import pytest
 from kombu import Exchange, Queue
 
-from celery_memsync.models.order import run_key
+from celery_memsync.integration.task_signals import HEADER
+from celery_memsync.models.order import delivered_key, is_earlier_step
 from celery_memsync.models.task import TaskRun
+from tests.support.runs import run_key
 from tests.support.sender import LOSS
 from tests.support.waiting import eventually
 
@@ -61,6 +63,26 @@ def test_message_is_requeued_unchanged(make_sender, how):
     assert sender.kept() == {}
     assert sender.memsync.get_task_state(first.id)["status"] == "PENDING"
     assert [run["status"] for run in sender.memsync.get_task(first.id)["runs"]] == ["LOST", "PENDING"]
+
+
+@pytest.mark.parametrize("skew", [0.0, 90.0, -90.0])
+def test_a_requeued_run_follows_the_lost_one_whatever_the_clock_says(make_sender, monkeypatch, skew):
+    sender = make_sender()
+    task, clock = sender.task(), sender.memsync.store.clock
+    first = sender.run_one(task)
+    lost = sender.run_key(first.id)
+    monkeypatch.setattr(clock, "learn", lambda *answer: None)
+    monkeypatch.setattr(clock, "_offset", clock._offset + skew)
+
+    sender.lose(first.id)
+    published = sender.take(task).request_dict[HEADER]["key"]
+    for status, key in (("STARTED", delivered_key(published, "run-2")), ("FAILURE", lost), ("PENDING", published)):
+        sender.memsync.sync_task_run(first.id, TaskRun(status), key)
+        sender.memsync.force_sync()
+
+    assert is_earlier_step(lost, published)
+    assert sender.memsync.get_task_state(first.id)["status"] == "STARTED"
+    assert [run["status"] for run in sender.memsync.get_task(first.id)["runs"]] == ["FAILURE", "STARTED"]
 
 
 def test_message_of_a_topic_goes_back_to_its_queue_only(make_sender):

@@ -10,7 +10,7 @@ from celery.exceptions import Retry
 
 from celery_memsync import MemSync
 from celery_memsync.integration.runs import ActiveRun
-from celery_memsync.models.order import run_key
+from tests.support.runs import run_key
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from celery_memsync.writing.changes import DeferredChange
 from celery_memsync.writing.writer import YOUNG
 from tests.support.waiting import eventually
 
-KEY = "0001795366095325"
+KEY = "chain.0.run"
 
 
 @pytest.fixture

@@ -1,20 +1,25 @@
 """Anybody may send anything in the headers of a message: what a task is told to be never comes to harm by it."""
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 from celery import Celery
 from celery.app.task import Context
 
-from celery_memsync import MemSync
+from celery_memsync import InvalidValue, MemSync
 from celery_memsync.integration.task_signals import HEADER
-from celery_memsync.models.order import run_key
+from celery_memsync.keys import STAGE
+from celery_memsync.models.order import run_key_of
 from celery_memsync.models.task import TaskRun
+from tests.support.runs import run_key
 
 HOSTILE = [
     "text", 5, [], {"key": 5}, {"key": "a b"}, {"key": "x" * 16}, {"published_at": "yesterday", "received_at": []},
-    {"previous": 5}, {"previous": []}, {"previous": ["0" * 16, 5]}, {"previous": ["a b", [50]]},
-    {"previous": ["0" * 16, [float("nan"), None, None, None, None, 1.0, 2.0]]},
-    {"previous": ["0" * 16, [50, {}, [], 7, 8, 1.0, 2.0, [], "fields"]]},
+    {"previous": 5}, {"previous": []}, {"key": "chain.1", "previous": ["chain.0.a", 5]}, {"previous": ["a b", [50]]},
+    {"key": "c.1.b", "previous": ["c.0.a", [float("nan"), None, None, None, None, 1.0, 2.0]]},
+    {"key": "c.1.b", "previous": ["c.0.a", [50, {}, [], 7, 8, 1.0, 2.0, [], "fields"]]},
+    *({"key": "c.1.b", "received_at": moment, "monotonic": moment} for moment in (1e300, -1.0, float("nan"), "now", True)),
     *({name: figure} for name in ("published_at", "received_at", "recoveries")
       for figure in (float("inf"), float("nan"), -1e300, 10 ** 400, True)),
     {"run": {}}, {"run": ["r"]}, {"run": 5, "published_at": {}},
@@ -96,3 +101,54 @@ def test_a_write_that_can_not_be_made_is_dropped_and_takes_nothing_with_it(app):
 
     assert memsync.get_task_state("good") == {"x": 1}
     assert memsync.get_metrics()["dropped"] == 1
+
+
+def run_keys(app, task_id):
+    """Return the run keys of the stages of a task, oldest first."""
+    (task,) = app.memsync.store.read_tasks([task_id])
+    return [run_key_of(one.header.run) for one in (*task.former.get(STAGE, ()), task.slots[STAGE])]
+
+
+def test_an_eager_retry_comes_after_the_run_that_called_it(app):
+    @app.task(name="again", bind=True, max_retries=1, shared=False)
+    def again(self):
+        if not self.request.retries:
+            raise self.retry(countdown=0)
+        raise ValueError("no")
+
+    again.apply(task_id="t1")
+    app.memsync.force_sync()
+
+    assert len(set(run_keys(app, "t1"))) == 2
+    assert [run["status"] for run in app.memsync.get_task("t1")["runs"]] == ["RETRY", "FAILURE"]
+
+
+def test_a_task_that_no_worker_knows_follows_its_publishing(app):
+    message = SimpleNamespace(headers={"id": "t1", HEADER: {"key": "chain.0"}})
+    consumer = SimpleNamespace(app=app)
+
+    app.memsync.signals.on_unknown(consumer, ValueError("unknown"), "t1", "nobody's", message=message)
+    app.memsync.force_sync()
+    app.memsync.sync_task_run("t1", TaskRun("PENDING"), "chain.0")
+    app.memsync.force_sync()
+
+    (key,) = run_keys(app, "t1")
+    assert key.startswith("chain.0.")
+    assert app.memsync.get_task_state("t1")["status"] == "FAILURE"
+
+
+@pytest.mark.parametrize("message", [
+    None, 5, SimpleNamespace(), SimpleNamespace(headers=[]), SimpleNamespace(headers={HEADER: 5}),
+])
+def test_a_task_that_no_worker_knows_may_have_any_headers(app, message):
+    app.memsync.signals.on_unknown(SimpleNamespace(app=app), ValueError("unknown"), "t1", "nobody's", message=message)
+
+    assert app.memsync.get_task_state("t1")["status"] == "FAILURE"
+
+
+@pytest.mark.parametrize("junk", ["1.1:chain.0", "chain", "chain.0 x", "chain.0\n", 5])
+def test_a_stage_of_what_is_no_run_is_refused(app, junk):
+    with pytest.raises(InvalidValue):
+        app.memsync.sync_task_run("t1", TaskRun("STARTED"), junk)
+
+    assert app.memsync.get_metrics()["pending_writes"] == 0

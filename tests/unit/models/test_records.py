@@ -7,12 +7,12 @@ import pytest
 
 from celery_memsync import encoding
 from celery_memsync.models.entry import Header, StoredEntry
-from celery_memsync.models.order import FINAL, RANKS, later_status, rank_of, run_key
+from celery_memsync.models.order import FINAL, RANKS, later_status, rank_of
 from celery_memsync.models.progress import encode_progress, progress_from
 from celery_memsync.models.task import TaskRun, describe_exception, merge_state
 from celery_memsync.models.worker import WorkerRecord
 
-HEADER = b"7 0000001700000000000 4 0 1700000000000 60000 -25 abcdefgh.12,ijklmnop.3 worker 1@host"
+HEADER = b"7 1.2:chain.0.run 4 0 1700000000000 60000 -25 abcdefgh.12,ijklmnop.3 worker 1@host"
 
 
 class Silent(Exception):
@@ -29,7 +29,7 @@ def test_a_header_is_read_with_spaces_in_the_worker_id():
     header = Header.parse(HEADER)
 
     assert header.version == 7
-    assert (header.run, header.rank, header.fence) == ("0000001700000000000", "4", 0)
+    assert (header.run, header.rank, header.fence) == ("1.2:chain.0.run", "4", 0)
     assert (header.time, header.ttl_ms) == (1700000000000, 60000)
     assert (header.stored_at, header.expires_at) == (1699999999975, 1700000060000)
     assert header.writes == "abcdefgh.12,ijklmnop.3"
@@ -97,17 +97,6 @@ def test_a_status_of_the_users_own_is_at_work(status):
 
 def test_every_final_status_comes_after_the_work():
     assert all(rank_of(status) > rank_of("STARTED") for status in FINAL)
-
-
-def test_run_keys_sort_by_retries_and_then_by_time():
-    ordered = [run_key(0, 1.0), run_key(0, 1700000000.0), run_key(0, 1700000000.001), run_key(1, 5.0), run_key(10, 1.0)]
-
-    assert sorted(ordered) == ordered
-    assert len({len(key) for key in ordered}) == 1
-
-
-def test_a_run_key_of_countless_retries_is_still_a_key():
-    assert len(run_key(10 ** 6, 1700000000.0)) == len(run_key(0, 1700000000.0))
 
 
 # -- runs

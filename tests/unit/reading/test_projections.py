@@ -45,8 +45,8 @@ def test_nobody_told_is_none():
     assert entry_of(keys.location("a"), {1: None}, 1.0) is None
 
 
-def test_runs_are_in_the_order_of_their_time_whoever_told_last():
-    task = Task({STAGE: life("SUCCESS", "0001", run="a")}, {STAGE: [life("FAILURE", "0002", run="b")]}, {})
+def test_runs_are_in_the_order_that_redis_gave_them_whichever_was_written_last():
+    task = Task({STAGE: life("SUCCESS", "1.1:c.0.a", run="a")}, {STAGE: [life("FAILURE", "1.1:c.1.b", run="b")]}, {})
 
     assert [(run["run"], run["status"]) for run in runs_of("t1", task)] == [("a", "SUCCESS"), ("b", "FAILURE")]
 

@@ -8,8 +8,8 @@ import pytest
 
 from celery_memsync import InvalidKey
 from celery_memsync.keys import STAGE
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
+from tests.support.runs import run_key
 from tests.support.waiting import eventually
 from tests.support.ways import entry_value, ways, write_now
 

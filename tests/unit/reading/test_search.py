@@ -273,7 +273,7 @@ TELL = {
     "progress": lambda memsync, number: memsync.sync_task_progress("t1", number),
     "agent": lambda memsync, number: memsync.sync_agent_coordination("t1", "coder", number),
     "long agent": lambda memsync, number: number or memsync.write("tasks/t1/agents/coder", number, ttl=60.0),
-    "stage": lambda memsync, number: memsync.sync_task_run("t1", TaskRun(status="STARTED"), "0000000000000001"),
+    "stage": lambda memsync, number: memsync.sync_task_run("t1", TaskRun(status="STARTED"), "chain.0.a"),
 }
 
 

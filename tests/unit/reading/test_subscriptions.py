@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from tests.support.ear import Ear, short
 from tests.support.publishing import publish
+from tests.support.runs import run_key
 from tests.support.waiting import eventually
 
 RUN = run_key(0, 1_700_000_000.0)

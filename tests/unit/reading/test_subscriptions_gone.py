@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import pytest
 
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from tests.support.ear import GONE, Ear
 from tests.support.publishing import publish
+from tests.support.runs import run_key
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("fast_polling")

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.reading import subscriptions
 from tests.support.ear import GONE, Ear, caught_up, cut_off
 from tests.support.publishing import publish
 from tests.support.redis_server import RedisServer
+from tests.support.runs import run_key
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("fast_polling")

@@ -127,3 +127,24 @@ def test_progress_is_told_on_redis_clock(memsync, other, redis):
     progress = other.get_task_progress("t1")
     assert abs(progress["started_at"] - before) < 1
     assert abs(progress["updated_at"] - before) < 1
+
+
+def test_a_clock_takes_what_another_process_of_its_host_knows_until_redis_answers():
+    clock = Clock()
+    clock.assume(5_000.0, time.monotonic())
+    assumed, was_measured = clock.now(), clock.measured
+
+    clock.learn(9_000.0, time.monotonic(), time.monotonic())
+
+    assert (assumed, was_measured) == (pytest.approx(5_000.0, abs=1), False)
+    assert (clock.now(), clock.measured) == (pytest.approx(9_000.0, abs=1), True)
+
+
+@pytest.mark.parametrize("moment", [None, True, 5, "now", [], float("nan"), float("inf"), -1e300, 1e300], ids=repr)
+def test_a_clock_takes_no_time_that_is_none(moment):
+    clock = Clock()
+
+    clock.assume(moment, time.monotonic())
+    clock.assume(5_000.0, moment)
+
+    assert clock.now() == pytest.approx(time.time(), abs=1)

@@ -7,10 +7,10 @@ import pytest
 
 from celery_memsync import StoreUnavailable
 from celery_memsync.keys import STAGE, Keys
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store import EntryWrite, ms
 from celery_memsync.writing.changes import StageChange
+from tests.support.runs import run_key
 from tests.support.waiting import eventually
 
 KEYS = Keys("task-sentinel")

@@ -9,9 +9,9 @@ import redis as redis_py
 
 from celery_memsync import LockLost, encoding
 from celery_memsync.keys import Keys, is_id
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from tests.support.junk import JUNK, NOW, SCORES, add_members, scatter_scores
+from tests.support.runs import run_key
 
 KEYS = Keys("task-sentinel")
 

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from celery_memsync import StoreError
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store import scripts
+from tests.support.runs import run_key
 from tests.support.threads import in_background
 
 

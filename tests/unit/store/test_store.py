@@ -20,7 +20,7 @@ keys = Keys("task-sentinel")
 A = keys.location("a")
 LIFE = keys.task_location("t1", names.STAGE)
 STATE = keys.task_location("t1", names.STATE)
-RUN_1, RUN_2 = "0000001700000000000", "0010001700000000000"
+RUN_1, RUN_2 = "chain.0.a", "chain.1.b"
 
 
 @pytest.fixture

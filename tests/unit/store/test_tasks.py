@@ -6,13 +6,14 @@ import threading
 import pytest
 
 from celery_memsync.keys import STAGE, Keys
-from celery_memsync.models.order import rank_of, run_key
+from celery_memsync.models.order import rank_of
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store import EntryWrite
+from tests.support.runs import run_key
 from tests.support.waiting import eventually
 
 #: What is published, two deliveries of it, and a retry of the first.
-RUNS = {"p": run_key(0, 1), "a": run_key(0, 2), "b": run_key(0, 3), "c": run_key(1, 2.5)}
+RUNS = {"p": "chain.0", "a": "chain.0.a", "b": "chain.0.b", "c": "chain.1.c"}
 
 
 def record_stage(memsync, words, task_id="t"):

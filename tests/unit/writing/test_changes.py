@@ -14,7 +14,7 @@ from celery_memsync.writing.progress import Progress
 keys = Keys("task-sentinel")
 STATE = keys.task_location("t1", names.STATE)
 PROGRESS = keys.task_location("t1", names.PROGRESS)
-RUN_1, RUN_2 = "0000001700000000000", "0010001700000000000"
+RUN_1, RUN_2 = "chain.0.a", "chain.1.b"
 
 
 def progress(run_key="", run=None):

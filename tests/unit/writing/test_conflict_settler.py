@@ -16,7 +16,7 @@ from celery_memsync.writing.conflict_settler import ConflictSettler, Dispute
 from celery_memsync.writing.version_tracker import MergeBase
 
 KEYS = Keys("ns")
-OLD_RUN, RUN, NEW_RUN = "0000000000000001", "0000000000000002", "0000000000000003"
+RUN = "chain.0.a"
 
 
 @pytest.fixture
@@ -160,13 +160,6 @@ def test_a_status_of_another_rank_is_no_conflict(settle):
     change = fields({"status": "SUCCESS"})
 
     assert settle(change, stored(settle, {"status": "STARTED"})) is change
-
-
-@pytest.mark.parametrize("told_by, follows", [(NEW_RUN, True), (RUN, False), (OLD_RUN, False), ("", False)])
-def test_what_a_later_run_tells_follows_plainly(settle, told_by, follows):
-    change = value("mine", run_key=told_by)
-
-    assert (settle(change, stored(settle, "theirs", run=RUN)) is change) is follows
 
 
 def test_the_stage_of_a_run_is_settled_by_no_resolver(settle):

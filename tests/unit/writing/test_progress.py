@@ -15,7 +15,7 @@ from celery_memsync.store.clock import Clock
 from celery_memsync.writing.progress import Progress, percent_of, progress_rank
 
 PROGRESS = Keys("task-sentinel").task_location("t1", names.PROGRESS)
-RUN_1, RUN_2 = "0000001700000000000", "0010001700000000000"
+RUN_1, RUN_2 = "chain.0.a", "chain.1.b"
 
 
 def progress(run_key="", run=None):

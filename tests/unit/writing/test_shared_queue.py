@@ -11,9 +11,9 @@ import time
 import pytest
 
 from celery_memsync import InvalidKey
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from tests.support.paths import ROOT
+from tests.support.runs import run_key
 from tests.support.waiting import eventually
 
 QUEUE = "coordination/queue"

@@ -8,8 +8,8 @@ import pytest
 
 from celery_memsync import InvalidKey, InvalidValue, StoreError, ValueTooLarge
 from celery_memsync.keys import Keys
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
+from tests.support.runs import run_key
 
 keys = Keys("task-sentinel")
 WHERE = {"pending": keys.pending, "processing": keys.processing, "metrics": keys.metrics, "about": keys.about}

@@ -10,9 +10,9 @@ import pytest
 from celery_memsync import Resolution, StoreError
 from celery_memsync.conflicts import Resolvers
 from celery_memsync.events import EVENTS
-from celery_memsync.models.order import run_key
 from celery_memsync.models.task import TaskRun
 from tests.support.publishing import publish
+from tests.support.runs import run_key
 from tests.support.waiting import eventually
 
 #: What is told holds this, so that it can be looked for in Redis.
