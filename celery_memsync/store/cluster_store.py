@@ -122,7 +122,8 @@ class ClusterStore(Store):
     def _run_for_lock(self, script: Script, location: Location, *args: Any) -> bytes:
         """Run a script on the node of a lock."""
         words = [location.path, self._turns, self.worker_id, *args]
-        keys = [location.key, location.key + "/queue/", self._clock_beside(location.key)]
+        key = location.key
+        keys = [key, key + "/queue/", key + "/asked/", self._clock_beside(key)]
         answer: Any = self._run([(script, keys, words)])[0]
         return bytes(answer)
 

@@ -21,8 +21,8 @@ MAX_WAITERS = 100
 #: Locks of which is remembered how they are spelled.
 MAX_LOCK_WORDS = 1000
 
-#: Words that every script on one lock takes first: the number of its keys, four keys, three arguments.
-LOCK_WORDS = 8
+#: Words that every script on one lock takes first: the number of its keys, five keys, three arguments.
+LOCK_WORDS = 9
 
 
 class LockRequest(NamedTuple):
@@ -125,7 +125,8 @@ class LockStore(ScriptCaller):
             if len(self._lock_words) >= MAX_LOCK_WORDS:
                 self._lock_words.clear()
             begin = self._lock_words[key] = packed(
-                4, key, key + "/queue/", self.keys.clock, self.keys.locks, location.path, self._turns, self.worker_id)
+                5, key, key + "/queue/", key + "/asked/", self.keys.clock, self.keys.locks, location.path, self._turns,
+                self.worker_id)
         answer: bytes = self._run_quickly(script, LOCK_WORDS + len(args), begin + packed(*args))
         return answer
 

@@ -6,15 +6,17 @@
 -- rank is the length of that (ms).  Of a free one there is no body: it is kept for
 -- a while, so that who gave it back may do so twice.
 --
--- A waiter is subscribed to a channel.  One whose connection is gone is passed
--- over.  One that is given the lock has it for a moment, until it renews.
+-- A waiter is subscribed to a channel, and asks again every two seconds at least.  One whose connection is gone, or that
+-- has not asked for twice as long, is passed over.  One that is given the lock has it for a moment, until it renews.
 
--- Milliseconds: that a waiter has a lock before it renews; that a lock without holder and waiters is remembered; that
--- the index is kept.
-local CLAIM, MEMORY, INDEX = 3000, 60000, 7 * 86400000
+-- Milliseconds: that a waiter has a lock before it renews; that it may be silent; that a lock without holder and waiters is
+-- remembered; that the index is kept.
+local CLAIM, SILENCE, MEMORY, INDEX = 3000, 4000, 60000, 7 * 86400000
+-- Most waiters that one call passes over.
+local PASSED = 100
 
 -- Set by the script, from its keys and arguments.
-local lock, queue, clock, index, path, turns, worker
+local lock, queue, asked, clock, index, path, turns, worker
 -- The lock as it is stored: its text, version and fence; ms that are left of its lease; who holds it, and who gave it
 -- back before.
 local text, version, fence, left, holder, giver
@@ -77,20 +79,32 @@ local function waiter_row(waiter, lease_ms, channel, run, body)
   return waiter .. " " .. lease_ms .. " " .. channel .. " " .. run .. " " .. worker .. "\n" .. body
 end
 
--- Give the lock to the first waiter that is subscribed; return it, or nil if there is none.
+-- Take a waiter out of those that have asked, and return whether it is there still.
+local function is_there(waiter, channel)
+  local last = tonumber(call("HGET", asked, waiter) or now_ms)
+  redis.call("HDEL", asked, waiter)
+  return last and now_ms - last <= SILENCE and string.sub(channel, 1, #turns) == turns
+    and redis.call("PUBSUB", "NUMSUB", channel)[2] > 0
+end
+
+-- Give the lock to the first waiter that is there; return it, or nil if there is none, or "" if this was not found out yet.
 -- The script's caller may be a waiter, too: it is taken to be there, and is returned without having been given the lock.
 local function give_to_waiter(gave_back, caller)
-  while true do
+  for _ = 1, PASSED do
     local row = call("LPOP", queue)
     if not row then return nil end
     local waiter, lease_ms, channel, run, by, body = string.match(row, "^(%S+) (%d+) (%S+) (%S+) ([^\n]*)\n(.*)$")
-    if waiter and waiter == caller then return waiter end
-    if waiter and string.sub(channel, 1, #turns) == turns and redis.call("PUBSUB", "NUMSUB", channel)[2] > 0 then
+    if waiter and waiter == caller then
+      redis.call("HDEL", asked, waiter)
+      return waiter
+    end
+    if waiter and is_there(waiter, channel) then
       give_lock(run, waiter .. gave_back, math.min(lease_ms, CLAIM), by, body)
       publish(channel, waiter .. " " .. fence .. " " .. left)
       return waiter
     end
   end
+  return redis.call("LLEN", queue) > 0 and "" or nil
 end
 
 -- Remove locks from the index whose leases have ended, and what no script of ours has put there.
@@ -125,7 +139,7 @@ end
 
 -- Give the lock back: to the waiter that came first, or to none.
 local function give_back(by)
-  if give_to_waiter("," .. by) then return end
+  if (give_to_waiter("," .. by) or "") ~= "" then return end
   store_lock("-", by, 0, worker, "")
   if index then call("ZREM", index, path) end
 end

@@ -2,8 +2,9 @@
 --
 -- KEYS[1] lock     string: an entry, see lock_entry.lua
 -- KEYS[2] queue    list of waiters, in the order in which they came
--- KEYS[3] clock    string: high-water mark, see hybrid_clock.lua
--- KEYS[4] index    sorted set: path of each lock that is held, by the end of its lease (ms); not given on a cluster
+-- KEYS[3] asked    hash: when each waiter has asked last (ms)
+-- KEYS[4] clock    string: high-water mark, see hybrid_clock.lua
+-- KEYS[5] index    sorted set: path of each lock that is held, by the end of its lease (ms); not given on a cluster
 -- ARGV[1] path     the lock's; its changes are published there
 -- ARGV[2] turns    the channels of waiters begin with that; up to its first colon it is put before a path to make a channel
 -- ARGV[3] worker   the caller's
@@ -18,7 +19,7 @@
 --                                   then the entry
 -- Publishes  slot, header and body on the path of the lock; waiter, fence and lease (ms) on the channel of a waiter that
 --            is given the lock
-lock, queue, clock, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+lock, queue, asked, clock, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 path, turns, worker = ARGV[1], ARGV[2], ARGV[3]
 local caller, ttl_ms, run, body, channel = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 
@@ -27,4 +28,6 @@ if take_if_free(caller, true, run, ttl_ms, body) then return has_it() end
 local row = waiter_row(caller, ttl_ms, channel, run, body)
 if not call("LPOS", queue, row) then redis.call("RPUSH", queue, row) end
 redis.call("PEXPIRE", queue, MEMORY)
+call("HSET", asked, caller, whole(now_ms))
+redis.call("PEXPIRE", asked, MEMORY)
 return is_busy()
