@@ -1,0 +1,116 @@
+"""Waiters that have gone without a word, or stand still: they cost who is alive no time, and one call little."""
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.support.waiting import eventually
+
+WAITERS = """
+import sys, threading, time
+from celery_memsync import MemorySyncManager
+memsync = MemorySyncManager(url=sys.argv[1])
+for _ in range(int(sys.argv[2])):
+    threading.Thread(target=lambda: memsync.lock("a", wait=300).acquire(), daemon=True).start()
+time.sleep(600)
+"""
+
+QUEUE, ASKED = "task-sentinel/locks/{a}/queue/", "task-sentinel/locks/{a}/asked/"
+
+
+@pytest.fixture
+def start_waiters(redis_url, memsync):
+    """Starts a process in which threads wait for a lock that is held."""
+    processes = []
+
+    def start(number):
+        process = subprocess.Popen([sys.executable, "-c", WAITERS, redis_url, str(number)], stderr=subprocess.DEVNULL)
+        processes.append(process)
+        eventually(lambda: memsync.get_lock("a").waiters == number, timeout=30)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def stand_in_queue(redis, number, asked_ms):
+    """Let waiters that are subscribed to a channel of ours stand in the queue, who have asked last at a time."""
+    listening = redis.pubsub()
+    channel = "0:task-sentinel//{locks}/turns/gone/1"
+    listening.subscribe(channel)
+    listening.get_message(timeout=5)
+    for at in range(number):
+        redis.rpush(QUEUE, f"gone.{at} 30000 {channel} - w\n{{}}")
+        redis.hset(ASKED, f"gone.{at}", asked_ms)
+    return listening
+
+
+@pytest.mark.slow
+def test_waiters_that_stand_still_cost_the_one_that_is_alive_no_time(memsync, other, start_waiters):
+    lock = memsync.lock("a")
+    lock.acquire()
+    process = start_waiters(20)
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(5)
+
+    began = time.monotonic()
+    lock.release()
+    acquired = other.lock("a", wait=30).acquire()
+
+    assert acquired
+    assert time.monotonic() - began < 3
+
+
+def test_a_call_passes_over_a_hundred_waiters_and_the_next_ones_the_others(memsync, other, redis):
+    lock = memsync.lock("a")
+    lock.acquire()
+    listening = stand_in_queue(redis, 1000, 1)
+
+    lock.release()
+    left = redis.llen(QUEUE)
+    acquired = other.lock("a", wait=10).acquire()
+
+    assert left == 900
+    assert acquired
+    assert redis.llen(QUEUE) == redis.hlen(ASKED) == 0
+    listening.close()
+
+
+def test_who_does_not_wait_does_not_overtake_who_may_be_there(memsync, other, redis):
+    lock = memsync.lock("a")
+    lock.acquire()
+    listening = stand_in_queue(redis, 300, 1)
+    lock.release()
+
+    acquired = [other.lock("a").acquire() for _ in range(3)]
+
+    assert acquired == [False, True, False]
+    listening.close()
+
+
+@pytest.mark.parametrize("asked", ["garbage", "-5", "9" * 20])
+def test_what_others_have_put_among_the_times_stops_nobody(memsync, other, redis, asked):
+    lock = memsync.lock("a")
+    lock.acquire()
+    listening = stand_in_queue(redis, 1, asked)
+
+    lock.release()
+
+    assert other.lock("a", wait=10).acquire()
+    listening.close()
+
+
+def test_nothing_is_left_of_waiters_who_gave_up(memsync, other, redis):
+    memsync.lock("a").acquire()
+
+    acquired = other.lock("a", wait=0.2).acquire()
+
+    assert not acquired
+    assert redis.hlen(ASKED) == redis.llen(QUEUE) == 0
