@@ -116,8 +116,8 @@ class TaskLock:
 
 
 def locked(
-    memsync: AppManager, name: str, ttl: float | None, wait: float | None, on_locked: str, retry_delay: float,
-    count_retries: bool,
+    memsync: AppManager, name: str, ttl: float | None, wait: float | None, on_locked: str, max_hold: float | None,
+    retry_delay: float, count_retries: bool,
 ) -> Callable[[F], F]:
     """Return a decorator that puts a named lock around the body of a task; see :meth:`MemSync.locked`."""
     if not isinstance(name, str):
@@ -125,7 +125,7 @@ def locked(
     fields = _fields_of(name)
 
     def make(memsync: AppManager, bound: inspect.BoundArguments) -> Lock:
-        return memsync.lock(_FORMATTER.vformat(name, (), bound.arguments), ttl, wait)
+        return memsync.lock(_FORMATTER.vformat(name, (), bound.arguments), ttl, wait, max_hold)
 
     guard = TaskLock(memsync, make, on_locked, retry_delay, count_retries)
 
@@ -141,14 +141,15 @@ def locked(
 
 
 def exclusive(
-    memsync: AppManager, ttl: float | None, wait: float | None, on_locked: str, retry_delay: float, count_retries: bool,
+    memsync: AppManager, ttl: float | None, wait: float | None, on_locked: str, max_hold: float | None,
+    retry_delay: float, count_retries: bool,
 ) -> Callable[[F], F]:
     """Return a decorator that puts the lock of the running task around its body; see :meth:`MemSync.exclusive`."""
 
     def make(memsync: AppManager, bound: inspect.BoundArguments) -> Lock | None:
         task = get_current_task()
         task_id = None if task is None else task.request.id
-        return None if task_id is None else memsync.task_lock(task_id, ttl, wait)
+        return None if task_id is None else memsync.task_lock(task_id, ttl, wait, max_hold)
 
     return TaskLock(memsync, make, on_locked, retry_delay, count_retries).around
 
