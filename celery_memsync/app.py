@@ -153,14 +153,14 @@ class MemSync(AppManager):
 
         Args:
             name: Of the lock, with arguments of the task in braces, as in
-                :meth:`str.format`; ``{url!h}`` for what is not fit for a key.
+                :meth:`str.format`; ``{url!h}`` for what is not fit for a key, the same for equal values.
             ttl: As in :meth:`lock`.
             wait: As in :meth:`lock`; the pool's slot is taken meanwhile.
             on_locked: If somebody else holds it: ``"raise"``
                 :exc:`LockNotAcquired`; ``"retry"`` the task later; or
                 ``"skip"`` it: its status is ``SKIPPED`` then.
             max_hold: As in :meth:`lock`: the lock of a task that hangs is free then; the task itself is not ended.
-            retry_delay: Seconds until the next try, half as much more or less by chance.
+            retry_delay: Seconds until the next try, half as much more or less by chance, and at least 1.
             count_retries: Whether such tries count as retries, of which there are ``max_retries``.
 
         Raises:
