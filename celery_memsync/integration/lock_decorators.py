@@ -85,21 +85,22 @@ class TaskLock:
         return locked  # type: ignore[return-value]
 
     def _enter(self, lock: Lock, active: ActiveRun | None, function: Any) -> None:
+        lock.own_wait = self._own_wait(active)
         try:
-            self._take(lock, active)
+            lock.__enter__()
         except LockNotAcquired as exc:
             self._on_not_acquired(exc, function)
         if active is not None:
             active.set_fence(lock.fence)
 
-    def _take(self, lock: Lock, active: ActiveRun | None) -> None:
-        try:
-            lock.__enter__()
-        except LockNotAcquired as exc:
-            if lock.wait >= RETRY_WAIT or not _is_retry_of(active, exc):
-                raise
-            lock.wait = RETRY_WAIT
-            lock.__enter__()
+    def _own_wait(self, active: ActiveRun | None) -> float:
+        """Return how long a run waits at least for an earlier run of its task that has the lock."""
+        if active is None:
+            return 0.0
+        # The lock of a run that is dead must not turn away the one that does its work; what is tried again needs no help.
+        if self.on_locked != "retry" and active.is_redelivered:
+            return float("inf")
+        return RETRY_WAIT if active.facts.get("retries") else 0.0
 
     def _on_not_acquired(self, exc: LockNotAcquired, function: Any) -> None:
         """Raise what ends a run that did not get the lock."""
@@ -255,9 +256,3 @@ def _enclosed(function: FunctionType) -> list[Any]:
         if not (is_near and own_name == name):
             found.append(one)
     return found
-
-
-def _is_retry_of(active: ActiveRun | None, exc: LockNotAcquired) -> bool:
-    """Whether the lock is held by an earlier run of the same task, which has asked for this one."""
-    return active is not None and bool(active.facts.get("retries")) and exc.holder is not None and \
-        exc.holder.task_id == active.task_id

@@ -67,6 +67,9 @@ class Lock:
         self.ttl = ttl
         self.wait = wait
         self.max_hold = max_hold
+        #: Seconds to wait at least if an earlier run of the same task holds it; infinity: until that renews its lease, or
+        #: is dead.
+        self.own_wait = 0.0
         self._find = find
         #: Of the calling thread: ``taken`` by acquire() and not released, and those of its ``with`` ``blocks``.
         self._mine: Any = threading.local()
@@ -87,7 +90,7 @@ class Lock:
 
     def _acquire(self) -> Acquisition:
         service, owner = self._find()
-        lease = service.acquire(self.name, self.ttl, self.wait, owner, self.max_hold)
+        lease = service.acquire(self.name, self.ttl, self.wait, owner, self.max_hold, self.own_wait)
         taken = Acquisition(service, lease)
         # What this thread has had before is lost, or it would have been refused.
         self._mine.taken = None

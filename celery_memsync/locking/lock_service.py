@@ -12,13 +12,14 @@ from celery.utils.log import get_logger
 
 from .. import encoding
 from ..background_loop import BackgroundLoop
-from ..deadline import within
+from ..deadline import current, within
 from ..events import Events
 from ..exceptions import LockLost, LockNotAcquired, StoreError, StoreRefused, StoreUnavailable
 from ..models.lock import LockRecord
 from ..store import LockAnswer, LockRequest, Store
 from ..store.push import LockWaiter
 from ..user_code import call_user_code
+from .former_run import FormerRun, former_run
 
 logger = get_logger(__name__)
 
@@ -156,21 +157,26 @@ class LockService:
 
     # -- take, extend, give back
 
-    def acquire(self, name: str, ttl: float, wait: float, owner: Owner, max_hold: float = float("inf")) -> LockLease:
+    def acquire(
+        self, name: str, ttl: float, wait: float, owner: Owner, max_hold: float = float("inf"), own_wait: float = 0.0,
+    ) -> LockLease:
         """Return a lock that is held.
 
         Args:
             name: Taken as checked.
             wait: Most seconds to wait.
             max_hold: Most seconds to hold it.
+            own_wait: Seconds to wait at least if an earlier run of the same task holds it, see :class:`FormerRun`.
 
         Raises:
             LockNotAcquired: If another holder has it all the time.
             StoreError: If Redis is away, or too few replicas have it.
         """
-        return within(self.store.timeout + wait, self._acquire, name, min(ttl, max_hold), wait, owner, max_hold)
+        return within(self.store.timeout + wait, self._acquire, name, min(ttl, max_hold), wait, owner, max_hold, own_wait)
 
-    def _acquire(self, name: str, ttl: float, wait: float, owner: Owner, max_hold: float) -> LockLease:
+    def _acquire(
+        self, name: str, ttl: float, wait: float, owner: Owner, max_hold: float, own_wait: float,
+    ) -> LockLease:
         holder = f"{self.store.token}.{next(self._numbers)}"
         request = LockRequest(self.store.keys.lock_location(name), holder, ttl, owner.run, self._about(owner))
         grant = LockLease(name, request, owner, max_hold)
@@ -178,8 +184,9 @@ class LockService:
         try:
             self._grants[holder] = grant
             answer = self._ask(grant)
-            if answer.status != "ok" and wait > 0:
-                answer = self._wait(grant, began + wait)
+            former = former_run(self.store, answer, owner.task_id, owner.run, ttl, own_wait)
+            if answer.status != "ok" and (wait > 0 or former is not None):
+                answer = self._wait(grant, began + wait, former)
             if self.replicas and grant.state == "held":
                 self._confirm(grant)
         except BaseException:
@@ -189,7 +196,7 @@ class LockService:
             self.events.emit("lock-acquired", name=name, fence=grant.fence)
             return grant
         self._end(grant)
-        waited = time.monotonic() - began if wait > 0 else 0.0
+        waited = time.monotonic() - began if wait > 0 or former is not None else 0.0
         raise LockNotAcquired(name, self._record(name, answer), waited)
 
     def _ask(self, grant: LockLease) -> LockAnswer:
@@ -211,8 +218,10 @@ class LockService:
     def _record(self, name: str, answer: LockAnswer) -> LockRecord | None:
         return None if answer.stored is None else LockRecord.of(name, answer.stored, self.store.clock.now())
 
-    def _wait(self, grant: LockLease, deadline: float) -> LockAnswer:
-        """Stand in the queue until the lock is given to us, or the deadline."""
+    def _wait(self, grant: LockLease, deadline: float, former: FormerRun | None) -> LockAnswer:
+        """Stand in the queue until the lock is given to us, or the deadline, or that of an earlier run."""
+        if former is not None and (call := current()) is not None:
+            call.postpone(max(0.0, former.deadline - max(deadline, time.monotonic())))
         waiter = self.store.checkout_waiter(grant.request.location)
         try:
             grant.request = grant.request._replace(channel=waiter.channel)
@@ -224,7 +233,11 @@ class LockService:
                     if self._hold(grant, answer.fence, asked_at, answer.lease):
                         break
                     continue
-                left = deadline - time.monotonic()
+                if former is not None and former.is_dead(answer):
+                    self.store.free_lock(grant.request.location, answer.fence)
+                    continue
+                until = deadline if former is None else max(deadline, former.wait_until(answer))
+                left = until - time.monotonic()
                 if left <= 0 or grant.state != "asking":
                     self.store.leave_lock(grant.request)
                     break

@@ -169,7 +169,7 @@ def test_the_lock_of_an_object_that_was_collected_is_released_at_the_next_renewa
     gc.collect()
 
     assert eventually(lambda: other.lock("a").acquire(), timeout=5)
-    assert events == ["a"]
+    assert eventually(lambda: events) == ["a"]
     assert "Releasing the lock a" in caplog.text
 
 
