@@ -71,10 +71,10 @@ class Lock:
         #: is dead.
         self.own_wait = 0.0
         self._find = find
-        #: Of the calling thread: ``taken`` by acquire() and not released, and those of its ``with`` ``blocks``.
+        #: Of the calling thread: ``taken`` by acquire() and not released, those of its ``blocks``, the last ``fence``.
         self._mine: Any = threading.local()
-        #: The ``latest`` acquisition that was not released, and the ``fence`` of the latest at all.
-        self._latest: Any = self._mine if thread_local else SimpleNamespace()
+        #: Of all threads: the ``latest`` acquisition, unless it was released, and the last ``fence``.
+        self._shared: Any = None if thread_local else SimpleNamespace(latest=None, fence=0)
 
     def acquire(self) -> bool:
         """Acquire it; return whether that was possible within the time to wait.
@@ -94,7 +94,10 @@ class Lock:
         taken = Acquisition(service, lease)
         # What this thread has had before is lost, or it would have been refused.
         self._mine.taken = None
-        self._latest.latest, self._latest.fence = taken, lease.fence
+        if self._shared is None:
+            self._mine.fence = lease.fence
+        else:
+            self._shared.latest, self._shared.fence = taken, lease.fence
         return taken
 
     def release(self) -> bool:
@@ -110,8 +113,8 @@ class Lock:
         return taken is not None and self._release(taken)
 
     def _release(self, taken: Acquisition) -> bool:
-        if getattr(self._latest, "latest", None) is taken:
-            self._latest.latest = None
+        if self._shared is not None and self._shared.latest is taken:
+            self._shared.latest = None
         return taken.release()
 
     def extend(self, ttl: float) -> None:
@@ -141,7 +144,9 @@ class Lock:
         0: it was never held.
         """
         taken = self._current()
-        return getattr(self._latest, "fence", 0) if taken is None else taken.lease.fence
+        if taken is not None:
+            return taken.lease.fence
+        return getattr(self._mine if self._shared is None else self._shared, "fence", 0)
 
     def check(self) -> None:
         """Go on only if it is held; no round trip.
@@ -158,7 +163,7 @@ class Lock:
         taken: Acquisition | None = getattr(mine, "taken", None)
         if taken is None and (blocks := getattr(mine, "blocks", None)):
             taken = blocks[-1]
-        return getattr(self._latest, "latest", None) if taken is None else taken
+        return self._shared.latest if taken is None and self._shared is not None else taken
 
     def __enter__(self) -> Lock:
         taken = self._acquire()

@@ -8,6 +8,7 @@ import weakref
 import pytest
 
 from celery_memsync import LockLost, MemorySyncManager
+from celery_memsync.locking.lock import Lock
 from tests.support.waiting import eventually
 
 
@@ -180,6 +181,22 @@ def test_the_lock_of_a_thread_that_has_ended_is_released_at_the_next_renewal(mem
 
     assert acquired
     assert eventually(lambda: other.lock("a").acquire(), timeout=5)
+
+
+def test_a_lock_whose_block_was_interrupted_before_it_began_is_released_at_the_next_renewal(memsync, other, monkeypatch):
+    lock = memsync.lock("a", ttl=1.5)
+    acquire = Lock._acquire
+    monkeypatch.setattr(Lock, "_acquire", lambda self: acquire(self) and interrupted())
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lock.__enter__()
+    gc.collect()
+
+    assert not lock.owned
+    assert eventually(lambda: not other.locks(), timeout=5)
 
 
 def test_the_lock_of_an_object_that_is_not_thread_local_outlives_the_thread(memsync, other):
