@@ -142,3 +142,22 @@ def test_an_extension_whose_answer_comes_after_the_lock_was_seen_to_be_lost_is_r
         lock.extend(30)
 
     assert seen == [False] and not lock.owned
+
+
+def test_a_lock_that_redis_has_renewed_when_it_was_lost_already_is_given_back(memsync, other, monkeypatch):
+    lock = memsync.lock("a", ttl=60).__enter__()
+    locks, renew, seen = memsync._open().locks, memsync.store.renew_locks, []
+    (lease,) = locks._grants.values()
+
+    def renew_late(*args):
+        answer = renew(*args)
+        lease.until = time.monotonic()
+        seen.append(lock.owned)
+        return answer
+
+    monkeypatch.setattr(memsync.store, "renew_locks", renew_late)
+    lease.renew_at = time.monotonic()
+    locks.renew()
+
+    assert seen[0] is False and not lock.owned
+    assert eventually(lambda: other.lock("a").acquire(), timeout=5)
