@@ -107,8 +107,9 @@ def renewals(url: str) -> dict[str, Any]:
     """Renew a thousand locks of one process at once."""
     with MemorySyncManager(url=url, lock_ttl=600.0) as memsync:
         locks = memsync._open().locks
-        for number in range(HELD):
-            memsync.lock(f"held-{number}").acquire()
+        held = [memsync.lock(f"held-{number}") for number in range(HELD)]
+        for lock in held:
+            lock.acquire()
         seconds = []
         for _ in range(ROUNDS):
             for grant in locks._grants.values():

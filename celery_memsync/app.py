@@ -136,7 +136,7 @@ class MemSync(AppManager):
 
     def locked(
         self, name: str, ttl: float | None = None, wait: float | None = 0.0, on_locked: str = "raise", *,
-        retry_delay: float = RETRY_DELAY, count_retries: bool = False,
+        max_hold: float | None = None, retry_delay: float = RETRY_DELAY, count_retries: bool = False,
     ) -> Callable[[F], F]:
         """Put a lock around the body of a task; below ``@app.task``.
 
@@ -153,20 +153,21 @@ class MemSync(AppManager):
 
         Args:
             name: Of the lock, with arguments of the task in braces, as in
-                :meth:`str.format`; ``{url!h}`` for what is not fit for a key.
+                :meth:`str.format`; ``{url!h}`` for what is not fit for a key, the same for equal values.
             ttl: As in :meth:`lock`.
             wait: As in :meth:`lock`; the pool's slot is taken meanwhile.
             on_locked: If somebody else holds it: ``"raise"``
                 :exc:`LockNotAcquired`; ``"retry"`` the task later; or
                 ``"skip"`` it: its status is ``SKIPPED`` then.
-            retry_delay: Seconds until the next try, half as much more or less by chance.
+            max_hold: As in :meth:`lock`: the lock of a task that hangs is free then; the task itself is not ended.
+            retry_delay: Seconds until the next try, half as much more or less by chance, and at least 1.
             count_retries: Whether such tries count as retries, of which there are ``max_retries``.
 
         Raises:
             TypeError: If the function has no argument of a name, or is a task already.
             ValueError: For a name that is not fit, or another ``on_locked``.
         """
-        return lock_decorators.locked(self, name, ttl, wait, on_locked, retry_delay, count_retries)
+        return lock_decorators.locked(self, name, ttl, wait, on_locked, max_hold, retry_delay, count_retries)
 
     @overload
     def exclusive(self, function: F) -> F: ...
@@ -174,12 +175,12 @@ class MemSync(AppManager):
     @overload
     def exclusive(
         self, *, ttl: float | None = None, wait: float | None = 0.0, on_locked: str = "retry",
-        retry_delay: float = RETRY_DELAY, count_retries: bool = False,
+        max_hold: float | None = None, retry_delay: float = RETRY_DELAY, count_retries: bool = False,
     ) -> Callable[[F], F]: ...
 
     def exclusive(
         self, function: F | None = None, *, ttl: float | None = None, wait: float | None = 0.0, on_locked: str = "retry",
-        retry_delay: float = RETRY_DELAY, count_retries: bool = False,
+        max_hold: float | None = None, retry_delay: float = RETRY_DELAY, count_retries: bool = False,
     ) -> F | Callable[[F], F]:
         """Let a task not run twice at once under one id; below ``@app.task``, with arguments or without.
 
@@ -197,7 +198,7 @@ class MemSync(AppManager):
         Args:
             ttl: This and the others: as in :meth:`locked`.
         """
-        decorate = lock_decorators.exclusive(self, ttl, wait, on_locked, retry_delay, count_retries)
+        decorate = lock_decorators.exclusive(self, ttl, wait, on_locked, max_hold, retry_delay, count_retries)
         return decorate if function is None else decorate(function)
 
     def _active(self, call: str) -> ActiveRun:

@@ -6,6 +6,7 @@ something that :func:`encode` could have made, or it raises one of :data:`UNREAD
 from __future__ import annotations
 
 import math
+from datetime import datetime, timezone
 from decimal import Decimal
 from json import JSONDecoder
 from typing import Any, Iterable, Mapping
@@ -20,8 +21,13 @@ _MARKS = {"__type__", "__value__"}
 #: Most dicts and lists inside of each other: to copy or encode many more takes Python's whole stack.
 MAX_DEPTH = 100
 
+#: Most digits of a decimal that is written as a whole number; a float has fewer.
+MAX_DIGITS = 400
+
 #: Kombu's encoder, made once: that is a third of the cost of a small value.
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+_SORTING_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True)
 
 #: What :func:`decode` may raise for somebody else's data: kombu makes its own types of them.
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
@@ -99,6 +105,47 @@ def encode(value: object, what: str, limit: int) -> bytes:
 def dumps(value: object) -> bytes:
     """Return a value as compact JSON, without a check whether it comes back as it was."""
     return _ENCODER.encode(value).encode()
+
+
+def canonical(value: object) -> bytes:
+    """Return JSON that is the same for values that Python calls equal, however they are written.
+
+    Names of a dict are sorted, at every depth, and a list is like a tuple.  Numbers that are equal are one, and so are
+    moments in different time zones; only a bool is no number: ``True`` is neither ``1`` nor ``1.0``.
+
+    Raises:
+        ValueError: For NaN and infinities; RecursionError for a value that contains itself.
+        TypeError: For a type that JSON can't hold.
+    """
+    return _SORTING_ENCODER.encode(_plain(value)).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        # Names become texts, as in the message of a task.
+        return {one if isinstance(one, str) else canonical(one).decode(): _plain(item) for one, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if isinstance(value, Decimal) and value.is_finite():
+        return _plain_decimal(value)
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return value.astimezone(timezone.utc)
+    return value
+
+
+def _plain_decimal(value: Decimal) -> Any:
+    if not value:
+        return 0
+    sign, digits, exponent = value.as_tuple()
+    text = "".join(map(str, digits))
+    kept = text.rstrip("0")
+    exponent = int(exponent) + len(text) - len(kept)
+    if exponent >= 0 and len(kept) + exponent < MAX_DIGITS:
+        return int(value)
+    # Not by normalize(), which rounds.
+    return float(value) if float(value) == value else Decimal((sign, tuple(map(int, kept)), exponent))
 
 
 def decode(body: bytes) -> Any:

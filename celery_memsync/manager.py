@@ -684,17 +684,24 @@ class MemorySyncManager:
             services.writer.flush_for(services.keys.about)
         return services.coordination.complete(check_id(task_id, "task"))
 
-    def lock(self, name: str, ttl: float | None = None, wait: float | None = 0.0) -> Lock:
-        """Return a lock that all processes of the namespace share; it is not taken yet.
+    def lock(
+        self, name: str, ttl: float | None = None, wait: float | None = 0.0, max_hold: float | None = None,
+        thread_local: bool = True,
+    ) -> Lock:
+        """Return a lock that all processes of the namespace share; it is not acquired yet.
 
         Args:
             ttl: Its lease in seconds, which is renewed while it is held.  None: ``memsync_lock_ttl``.
             wait: Most seconds to wait for it.  None: as long as it takes.
+            max_hold: Most seconds to hold it, for a holder that hangs: then it is lost.  None: as long as it takes.
+            thread_local: Whether each thread (or greenlet) that uses the object has an acquisition of its own.  False: a
+                thread that has none checks and releases the latest one, whichever thread has made it.
 
         Raises:
             InvalidKey: If the name is not fit for a key.
+            InvalidValue: If a number of seconds is none.
         """
-        return Lock(check_id(name, "lock"), self._lease(ttl), _check_wait(wait), self._locks_and_owner)
+        return self._lock(check_id(name, "lock"), ttl, wait, max_hold, thread_local)
 
     @_bounded
     def free_lock(self, name: str, fence: int) -> bool:
@@ -716,10 +723,12 @@ class MemorySyncManager:
         services = self._open()
         return services.store.free_lock(services.keys.lock_location(_check_lock(name)), _check_count(fence, "fence"))
 
-    def task_lock(self, task_id: str, ttl: float | None = None, wait: float | None = 0.0) -> Lock:
+    def task_lock(
+        self, task_id: str, ttl: float | None = None, wait: float | None = 0.0, max_hold: float | None = None,
+        thread_local: bool = True,
+    ) -> Lock:
         """Return the lock of a task as an object, as :meth:`lock` does; it is the one of :meth:`acquire_task_lock`."""
-        name = f"tasks/{check_id(task_id, 'task')}"
-        return Lock(name, self._lease(ttl), _check_wait(wait), self._locks_and_owner)
+        return self._lock(f"tasks/{check_id(task_id, 'task')}", ttl, wait, max_hold, thread_local)
 
     def acquire_task_lock(self, task_id: str, ttl: float | None = None, wait: float | None = 0.0) -> bool:
         """Take the lock of a task; tell whether it was to be had.
@@ -963,6 +972,12 @@ class MemorySyncManager:
     def _owner(self) -> Owner:
         """Return for what a lock is taken just now."""
         return Owner()
+
+    def _lock(
+        self, name: str, ttl: float | None, wait: float | None, max_hold: float | None, thread_local: bool,
+    ) -> Lock:
+        most = float("inf") if max_hold is None else _check_seconds(max_hold, "max_hold", positive=True)
+        return Lock(name, self._lease(ttl), _check_wait(wait), self._locks_and_owner, most, thread_local)
 
     def _locks_and_owner(self) -> tuple[LockService, Owner]:
         return self._open().locks, self._owner()

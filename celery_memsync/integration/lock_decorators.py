@@ -6,6 +6,7 @@ import inspect
 import random
 import string
 from hashlib import sha256
+from types import FunctionType, MethodType
 from typing import Any, Callable, TypeVar
 
 from celery import Task
@@ -25,8 +26,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: What to do when somebody else holds the lock.
 CHOICES = ("raise", "retry", "skip")
 
+#: Most callables that are looked at to find a function in the body of a task.
+MAX_LAYERS = 100
+
 #: Seconds, about, after which a task that was held back is tried again.
 RETRY_DELAY = 5.0
+
+#: Fewest seconds of that: with a quorum queue Celery refuses a countdown below one, and the task would be lost.
+MIN_RETRY_DELAY = 1.0
 
 #: Seconds that a retry waits for the run that has asked for it, which may not have ended yet.
 RETRY_WAIT = 2.0
@@ -78,21 +85,22 @@ class TaskLock:
         return locked  # type: ignore[return-value]
 
     def _enter(self, lock: Lock, active: ActiveRun | None, function: Any) -> None:
+        lock.own_wait = self._own_wait(active)
         try:
-            self._take(lock, active)
+            lock.__enter__()
         except LockNotAcquired as exc:
             self._on_not_acquired(exc, function)
         if active is not None:
             active.set_fence(lock.fence)
 
-    def _take(self, lock: Lock, active: ActiveRun | None) -> None:
-        try:
-            lock.__enter__()
-        except LockNotAcquired as exc:
-            if lock.wait >= RETRY_WAIT or not _is_retry_of(active, exc):
-                raise
-            lock.wait = RETRY_WAIT
-            lock.__enter__()
+    def _own_wait(self, active: ActiveRun | None) -> float:
+        """Return how long a run waits at least for an earlier run of its task that has the lock."""
+        if active is None:
+            return 0.0
+        # The lock of a run that is dead must not turn away the one that does its work; what is tried again needs no help.
+        if self.on_locked != "retry" and active.is_redelivered:
+            return float("inf")
+        return RETRY_WAIT if active.facts.get("retries") else 0.0
 
     def _on_not_acquired(self, exc: LockNotAcquired, function: Any) -> None:
         """Raise what ends a run that did not get the lock."""
@@ -103,7 +111,7 @@ class TaskLock:
             raise Skipped(exc.facts) from exc
         if task.request.is_eager:
             raise exc  # it would be tried again at once, and in vain
-        countdown = self.retry_delay * random.uniform(0.5, 1.5)  # nosec B311 # spreads retries, no secret
+        countdown = self._countdown()
         if self.count_retries:
             raise task.retry(exc=exc, countdown=countdown)
         # As Task.retry does, but without counting.
@@ -114,10 +122,14 @@ class TaskLock:
             raise Reject(error, requeue=False) from error
         raise Retry(exc=exc, when=countdown, is_eager=False, sig=signature)
 
+    def _countdown(self) -> float:
+        shortest = max(MIN_RETRY_DELAY, self.retry_delay * 0.5)
+        return random.uniform(shortest, max(shortest * 1.5, self.retry_delay * 1.5))  # nosec B311 # spreads, no secret
+
 
 def locked(
-    memsync: AppManager, name: str, ttl: float | None, wait: float | None, on_locked: str, retry_delay: float,
-    count_retries: bool,
+    memsync: AppManager, name: str, ttl: float | None, wait: float | None, on_locked: str, max_hold: float | None,
+    retry_delay: float, count_retries: bool,
 ) -> Callable[[F], F]:
     """Return a decorator that puts a named lock around the body of a task; see :meth:`MemSync.locked`."""
     if not isinstance(name, str):
@@ -125,7 +137,7 @@ def locked(
     fields = _fields_of(name)
 
     def make(memsync: AppManager, bound: inspect.BoundArguments) -> Lock:
-        return memsync.lock(_FORMATTER.vformat(name, (), bound.arguments), ttl, wait)
+        return memsync.lock(_FORMATTER.vformat(name, (), bound.arguments), ttl, wait, max_hold)
 
     guard = TaskLock(memsync, make, on_locked, retry_delay, count_retries)
 
@@ -141,14 +153,15 @@ def locked(
 
 
 def exclusive(
-    memsync: AppManager, ttl: float | None, wait: float | None, on_locked: str, retry_delay: float, count_retries: bool,
+    memsync: AppManager, ttl: float | None, wait: float | None, on_locked: str, max_hold: float | None,
+    retry_delay: float, count_retries: bool,
 ) -> Callable[[F], F]:
     """Return a decorator that puts the lock of the running task around its body; see :meth:`MemSync.exclusive`."""
 
     def make(memsync: AppManager, bound: inspect.BoundArguments) -> Lock | None:
         task = get_current_task()
         task_id = None if task is None else task.request.id
-        return None if task_id is None else memsync.task_lock(task_id, ttl, wait)
+        return None if task_id is None else memsync.task_lock(task_id, ttl, wait, max_hold)
 
     return TaskLock(memsync, make, on_locked, retry_delay, count_retries).around
 
@@ -172,7 +185,7 @@ class _Formatter(string.Formatter):
 
     def convert_field(self, value: Any, conversion: Any) -> Any:
         if conversion == "h":
-            return sha256(encoding.dumps(value)).hexdigest()
+            return sha256(encoding.canonical(value)).hexdigest()
         return super().convert_field(value, conversion)
 
 
@@ -197,14 +210,49 @@ def _name_of(function: Any) -> str:
 
 
 def _task_of(function: Any) -> Any:
-    """Return the task that is running if this is its body; None if it was called like any function."""
+    """Return the task that is running if this is its body, or a part of it; None if it was called like any function."""
     task = get_current_task()
-    if task is None or task.request.called_directly or inspect.unwrap(task.run) is not inspect.unwrap(function):
-        return None
-    return task
+    return None if task is None or task.request.called_directly or not _is_in_body(task, function) else task
 
 
-def _is_retry_of(active: ActiveRun | None, exc: LockNotAcquired) -> bool:
-    """Whether the lock is held by an earlier run of the same task, which has asked for this one."""
-    return active is not None and bool(active.facts.get("retries")) and exc.holder is not None and \
-        exc.holder.task_id == active.task_id
+def _is_in_body(task: Any, function: Any) -> bool:
+    """Whether a function is inside of the decorators of a task's ``run``, or of one that ``super().run`` means."""
+    bodies = [task.run, *(vars(one)["run"] for one in type(task).__mro__ if "run" in vars(one))]
+    function, seen = getattr(function, "__func__", function), set[int]()
+    while bodies and len(seen) < MAX_LAYERS:
+        body = bodies.pop()
+        if id(body) not in seen:
+            seen.add(id(body))
+            bodies += _inside(body)
+        if getattr(body, "__func__", body) is function:
+            return True
+    return False
+
+
+def _inside(body: Any) -> list[Any]:
+    """Return what a decorator may have put into a function or another callable."""
+    found = [vars(body).get("__wrapped__")] if hasattr(body, "__dict__") else []
+    if isinstance(body, (MethodType, staticmethod, classmethod)):
+        found.append(body.__func__)
+    elif isinstance(body, functools.partial):
+        found.append(body.func)
+    elif isinstance(body, FunctionType):
+        found += _enclosed(body)
+    elif not isinstance(body, (type, Task)) and callable(body):
+        found += vars(body).values() if hasattr(body, "__dict__") else []
+    return [one for one in found if callable(one) or isinstance(one, (staticmethod, classmethod))]
+
+
+def _enclosed(function: FunctionType) -> list[Any]:
+    """Return what a function refers to that was handed to who has made it, and not what it only calls by its name."""
+    found = []
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+        try:
+            one = cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+        scope, _, own_name = getattr(one, "__qualname__", "").rpartition(".")
+        is_near = scope.endswith("<locals>") and function.__qualname__.startswith(f"{scope}.")
+        if not (is_near and own_name == name):
+            found.append(one)
+    return found

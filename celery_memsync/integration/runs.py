@@ -225,6 +225,12 @@ class ActiveRun(Run):
         return self.find_memsync()
 
     @property
+    def is_redelivered(self) -> bool:
+        """Whether its message was delivered before, or sent again because its worker was lost."""
+        delivery = self.facts.get("delivery_info")
+        return bool(self.sent.get("recoveries") or isinstance(delivery, dict) and delivery.get("redelivered"))
+
+    @property
     def done(self) -> bool:
         """Whether it has ended."""
         return self.ending is not None

@@ -32,6 +32,9 @@ logger = get_logger(__name__)
 #: The app that is sending a task; the signals of publishing do not tell.
 publishing: ContextVar[Any] = ContextVar("publishing", default=None)
 
+#: The request that could not end and whose failure Celery handles; its signals name the task only.
+_failing: ContextVar[Any] = ContextVar("failing", default=None)
+
 #: Attribute of a request whose end was told.
 RECORDED = "memsync_told"
 
@@ -97,7 +100,7 @@ class TaskSignals:
         self._runs = count(1)
         #: When the last task was published.
         self._published_at = 0.0
-        #: Requests that this process received and has not done with, by task id.
+        #: Requests that this process received and has not done with, by run: one task may be delivered twice.
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         #: How many messages this process has received.
         self.received = 0
@@ -187,7 +190,7 @@ class TaskSignals:
         facts[HEADER] = sent = {**sent, "run": run, "key": key, "received_at": now, "monotonic": moment}
         if not is_id(request.id):
             return
-        self._requests[request.id] = request
+        self._requests[sent["run"]] = request
         try:
             self.kept.add(request, run, key, count_of(sent.get("recoveries")) or 0, sender)
         except Exception as exc:
@@ -210,13 +213,16 @@ class TaskSignals:
         cause = unwrapped(error.exception)
         with _HARMLESS:
             self.kept.end(run.run_id)
+        token = _failing.set(request)
         try:
             answer = fail()
         except Exception:
-            # Before 5.7 Celery can't store some errors in its result backend, and then tells nobody.
+            # Before 5.7 Celery can't store some errors in its result backend, and then sends no signal.
             with _HARMLESS:
-                self._end(request.id, {}, "FAILURE", cause)
+                self._end(request.id, request.request_dict, "FAILURE", cause)
             raise
+        finally:
+            _failing.reset(token)
         with _HARMLESS:
             if isinstance(cause, WorkerLostError) and not hasattr(request, RECORDED):
                 self._report_lost(request, cause)
@@ -225,7 +231,7 @@ class TaskSignals:
     def _report_lost(self, request: Any, error: BaseException) -> None:
         """Tell of a run whose child was killed, if Celery says nothing: it had stored a success, or runs again."""
         stored = not request.ignore_result and _stored_state(request) == "SUCCESS"
-        self._end(request.id, {}, "SUCCESS" if stored else "LOST", None if stored else error)
+        self._end(request.id, request.request_dict, "SUCCESS" if stored else "LOST", None if stored else error)
 
     def report_lost_outcomes(self, alive: Iterable[int] = ()) -> None:
         """Tell the last outcomes of children that are gone.
@@ -361,7 +367,7 @@ class TaskSignals:
             self._end(id, {"task": name, HEADER: sent}, "FAILURE", NotRegistered(name))
 
     def _end(self, task_id: str, facts: Mapping[str, Any], status: str, exception: BaseException | None) -> None:
-        request = self._requests.get(task_id)
+        request = self._find_request(task_id, facts)
         if request is not None:
             facts = request.request_dict
             setattr(request, RECORDED, True)
@@ -382,6 +388,15 @@ class TaskSignals:
         self._record(task_id, sent["key"], TaskRun.of(known))
         if known["pid"] not in (None, os.getpid()) and known["run"]:
             self.memsync.release_if_ended(known["run"], partial(is_gone, known["pid"]))
+
+    def _find_request(self, task_id: str, facts: Mapping[str, Any]) -> Any:
+        """Return the request of the run of a task that has ended, None if this process has none."""
+        request = self._requests.get(str(_sent(facts).get("run"))) or _failing.get()
+        if request is not None and request.id == task_id:
+            return request
+        found = [one for one in live(self._requests.values) if one.id == task_id]
+        # Of several it is the one that Celery does not count as received any more.  The hard time limit is signalled twice.
+        return min(found, key=lambda one: (one in reserved_requests(), hasattr(one, RECORDED)), default=None)
 
     # -- the ends of children
 
@@ -440,6 +455,13 @@ _HARMLESS = _Harmless()
 
 def _log_unrecorded(error: Exception) -> None:
     logger.error("What a task came to could not be told", exc_info=error)
+
+
+def reserved_requests() -> Any:
+    """Return the requests that Celery's worker has and that have not ended; an import that a producer does without."""
+    from celery.worker import state
+
+    return state.reserved_requests
 
 
 def _stored_state(request: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections import deque
 from itertools import count
 from typing import Callable, NamedTuple
 
@@ -11,13 +12,14 @@ from celery.utils.log import get_logger
 
 from .. import encoding
 from ..background_loop import BackgroundLoop
-from ..deadline import within
+from ..deadline import current, within
 from ..events import Events
-from ..exceptions import LockLost, LockNotAcquired, StoreError, StoreRefused
+from ..exceptions import LockLost, LockNotAcquired, StoreError, StoreRefused, StoreUnavailable
 from ..models.lock import LockRecord
 from ..store import LockAnswer, LockRequest, Store
 from ..store.push import LockWaiter
 from ..user_code import call_user_code
+from .former_run import FormerRun, former_run
 
 logger = get_logger(__name__)
 
@@ -35,6 +37,10 @@ LONGEST_SLEEP = 2.0
 
 #: Seconds of a lease that are left when it is handed over, at least; with less it is asked for again.
 MARGIN = 0.1
+
+#: Seconds by which the end of a lease may be before that of ``max_hold`` and is not renewed any more: Redis takes whole
+#: milliseconds.
+LAST_MOMENT = 0.002
 
 #: Seconds after the end of a lease when it makes no sense any more to give the lock back.
 SLACK = 5.0
@@ -71,29 +77,43 @@ class LockLease:
 
     Attributes:
         until: Monotonic time until which it may be trusted.
+        max_hold: Most seconds that it is held, however often it is renewed.
+        hold_until: Monotonic time when these are over.
         renew_at: Monotonic time when it is to be renewed.
         asked_until: Monotonic time until which a question of which the answer was not heard may still arrive.
         state: ``asking``, ``held``, ``releasing``, ``leaving`` (the thread is to give it back), ``left`` (it has, and
             will once more when the question has arrived) or ``over``.
     """
 
-    __slots__ = ("name", "request", "owner", "fence", "until", "renew_at", "asked_until", "state", "pid")
+    __slots__ = (
+        "name", "request", "owner", "fence", "until", "max_hold", "hold_until", "renew_at", "asked_until", "state", "pid",
+        "_expired")
 
-    def __init__(self, name: str, request: LockRequest, owner: Owner) -> None:
+    def __init__(self, name: str, request: LockRequest, owner: Owner, max_hold: float) -> None:
         self.name = name
         self.request = request
         self.owner = owner
         self.fence = 0
         self.until = time.monotonic() + request.ttl
+        self.max_hold = max_hold
+        self.hold_until = float("inf")
         self.renew_at = float("inf")
         self.asked_until = float("-inf")
         self.state = "asking"
         self.pid = os.getpid()
+        self._expired = False
 
     @property
     def owned(self) -> bool:
-        """Whether the lock is held, as far as that can be known without asking Redis."""
-        return self.state == "held" and time.monotonic() < self.until and self.pid == os.getpid()
+        """Whether the lock is held, as far as that can be known without asking Redis; once False, never True again."""
+        return self.state == "held" and not self.expired and self.pid == os.getpid()
+
+    @property
+    def expired(self) -> bool:
+        """Whether the lease has run out; once True, never False again, whatever answer to a renewal comes later."""
+        if time.monotonic() >= self.until:
+            self._expired = True
+        return self._expired
 
     def trust(self, since: float, lease: float) -> None:
         """Believe in the lease that was answered to a question.
@@ -101,8 +121,9 @@ class LockLease:
         Args:
             since: Monotonic time when it was asked: the lease began no earlier.
         """
-        self.until = since + lease
-        self.renew_at = since + self.request.ttl * RENEW_AFTER
+        self.until = min(since + lease, self.hold_until)
+        is_last = self.until > self.hold_until - LAST_MOMENT
+        self.renew_at = self.until if is_last else since + self.request.ttl * RENEW_AFTER
 
 
 class LockService:
@@ -122,7 +143,11 @@ class LockService:
         self.replicas = replicas
         self._numbers = count(1)
         self._grants: dict[str, LockLease] = {}
+        #: By name: the last one that was granted, and the last one that :meth:`acquire_task` has taken.
+        self._last: dict[str, LockLease] = {}
         self._of_tasks: dict[str, LockLease] = {}
+        #: Leases of acquisitions that were collected while they were held.
+        self.forgotten: deque[LockLease] = deque()
         self._told_of: tuple[Owner | None, bytes] = None, b""
         #: Runs whose child is going: what is held for them is to be freed; with the time when that is given up.
         self._ending_runs: dict[str, tuple[Callable[[], bool], float]] = {}
@@ -132,31 +157,36 @@ class LockService:
 
     # -- take, extend, give back
 
-    def acquire(self, name: str, ttl: float, wait: float, owner: Owner) -> LockLease:
+    def acquire(
+        self, name: str, ttl: float, wait: float, owner: Owner, max_hold: float = float("inf"), own_wait: float = 0.0,
+    ) -> LockLease:
         """Return a lock that is held.
 
         Args:
             name: Taken as checked.
             wait: Most seconds to wait.
+            max_hold: Most seconds to hold it.
+            own_wait: Seconds to wait at least if an earlier run of the same task holds it, see :class:`FormerRun`.
 
         Raises:
-            LockNotAcquired: If somebody else holds it all the time.
+            LockNotAcquired: If another holder has it all the time.
             StoreError: If Redis is away, or too few replicas have it.
         """
-        return within(self.store.timeout + wait, self._acquire, name, ttl, wait, owner)
+        return within(self.store.timeout + wait, self._acquire, name, min(ttl, max_hold), wait, owner, max_hold, own_wait)
 
-    def _acquire(self, name: str, ttl: float, wait: float, owner: Owner) -> LockLease:
+    def _acquire(
+        self, name: str, ttl: float, wait: float, owner: Owner, max_hold: float, own_wait: float,
+    ) -> LockLease:
         holder = f"{self.store.token}.{next(self._numbers)}"
         request = LockRequest(self.store.keys.lock_location(name), holder, ttl, owner.run, self._about(owner))
-        grant = LockLease(name, request, owner)
+        grant = LockLease(name, request, owner, max_hold)
         began = time.monotonic()
         try:
             self._grants[holder] = grant
-            answer = self.store.take_lock(grant.request)
-            if answer.status == "ok":
-                self._hold(grant, answer.fence, began, answer.lease)
-            elif wait > 0:
-                answer = self._wait(grant, began + wait)
+            answer = self._ask(grant)
+            former = former_run(self.store, answer, owner.task_id, owner.run, ttl, own_wait)
+            if answer.status != "ok" and (wait > 0 or former is not None):
+                answer = self._wait(grant, began + wait, former)
             if self.replicas and grant.state == "held":
                 self._confirm(grant)
         except BaseException:
@@ -166,8 +196,16 @@ class LockService:
             self.events.emit("lock-acquired", name=name, fence=grant.fence)
             return grant
         self._end(grant)
-        waited = time.monotonic() - began if wait > 0 else 0.0
+        waited = time.monotonic() - began if wait > 0 or former is not None else 0.0
         raise LockNotAcquired(name, self._record(name, answer), waited)
+
+    def _ask(self, grant: LockLease) -> LockAnswer:
+        """Take a lock if it is free; ask again if the answer came when the lease was over already."""
+        while True:
+            asked_at = time.monotonic()
+            answer = self.store.take_lock(grant.request)
+            if answer.status != "ok" or self._hold(grant, answer.fence, asked_at, answer.lease):
+                return answer
 
     def _about(self, owner: Owner) -> bytes:
         """Return what readers are to know of who holds a lock; a task that takes many says the same each time."""
@@ -180,8 +218,10 @@ class LockService:
     def _record(self, name: str, answer: LockAnswer) -> LockRecord | None:
         return None if answer.stored is None else LockRecord.of(name, answer.stored, self.store.clock.now())
 
-    def _wait(self, grant: LockLease, deadline: float) -> LockAnswer:
-        """Stand in the queue until the lock is given to us, or the deadline."""
+    def _wait(self, grant: LockLease, deadline: float, former: FormerRun | None) -> LockAnswer:
+        """Stand in the queue until the lock is given to us, or the deadline, or that of an earlier run."""
+        if former is not None and (call := current()) is not None:
+            call.postpone(max(0.0, former.deadline - max(deadline, time.monotonic())))
         waiter = self.store.checkout_waiter(grant.request.location)
         try:
             grant.request = grant.request._replace(channel=waiter.channel)
@@ -190,9 +230,14 @@ class LockService:
                 asked_at = time.monotonic()
                 answer = self.store.wait_for_lock(grant.request)
                 if answer.status == "ok":
-                    self._hold(grant, answer.fence, asked_at, answer.lease)
-                    break
-                left = deadline - time.monotonic()
+                    if self._hold(grant, answer.fence, asked_at, answer.lease):
+                        break
+                    continue
+                if former is not None and former.is_dead(answer):
+                    self.store.free_lock(grant.request.location, answer.fence)
+                    continue
+                until = deadline if former is None else max(deadline, former.wait_until(answer))
+                left = until - time.monotonic()
                 if left <= 0 or grant.state != "asking":
                     self.store.leave_lock(grant.request)
                     break
@@ -228,24 +273,39 @@ class LockService:
         now = time.monotonic()
         if until < now + MARGIN and until < now + grant.request.ttl / 2:
             return  # too much time has passed: it is asked for again
+        grant.hold_until = now + grant.max_hold
         grant.fence, grant.until = fence, until
         grant.renew_at = now + min(CONFIRM_AFTER, (until - now) / 4)
-        grant.state = "held"
-        self._schedule_by(grant.renew_at)
+        self._note_held(grant)
 
-    def _hold(self, grant: LockLease, fence: int, asked_at: float, lease: float) -> None:
+    def _hold(self, grant: LockLease, fence: int, asked_at: float, lease: float) -> bool:
+        """Take note that a lock was granted; return False if its lease was over when the answer came."""
         grant.fence = fence
+        grant.hold_until = asked_at + grant.max_hold
         grant.trust(asked_at, lease)
+        if time.monotonic() >= grant.until:
+            return False
+        self._note_held(grant)
+        return True
+
+    def _note_held(self, grant: LockLease) -> None:
         grant.state = "held"
         self._schedule_by(grant.renew_at)
+        before, self._last[grant.name] = self._last.get(grant.name), grant
+        if before is not None and before.fence < grant.fence:
+            self._lose(before)  # else it would learn that from its next renewal only
 
     def _confirm(self, grant: LockLease) -> None:
-        """See that replicas have a lock that nobody knows of yet; it may have been lost meanwhile."""
+        """See that replicas have a lock that no caller knows of yet; it may have been lost meanwhile."""
         asked_at = time.monotonic()
-        if self.store.renew_locks([grant.request], self.replicas) == [True]:
-            grant.trust(asked_at, grant.request.ttl)
-        else:
+        if self.store.renew_locks([grant.request], self.replicas) != [True]:
             self._end(grant)
+            return
+        grant.trust(asked_at, grant.request.ttl)
+        if grant.state == "held" and grant.expired:
+            raise StoreUnavailable(
+                f"The lock {grant.name} was acquired, and its lease was over before its replicas had it; "
+                f"a lease of more than {grant.request.ttl:g} s leaves them more time")
 
     def extend(self, grant: LockLease, ttl: float) -> None:
         """Let the lease end ``ttl`` seconds from now, or later; it is renewed for as long from then on.
@@ -256,11 +316,14 @@ class LockService:
         """
         request = grant.request._replace(ttl=ttl)
         asked_at = time.monotonic()
-        if not grant.owned or self.store.renew_locks([request], self.replicas) != [True]:
+        if not grant.owned or self.store.renew_locks([_bounded(grant, request, asked_at)], self.replicas) != [True]:
             self._lose(grant)
             raise LockLost(grant.name)
         grant.request = request
         grant.trust(asked_at, ttl)
+        if not grant.owned:
+            self._lose_late(grant)
+            raise LockLost(grant.name)
         self._schedule_by(grant.renew_at)
 
     def release(self, grant: LockLease) -> bool:
@@ -355,7 +418,8 @@ class LockService:
         except StoreError as exc:
             logger.warning("At shutdown locks could not be given back, their leases will end: %s", exc)
         finally:
-            self._grants.clear()
+            for leases in (self._grants, self._last, self._of_tasks):
+                leases.clear()
 
     # -- the thread
 
@@ -367,6 +431,7 @@ class LockService:
         """
         promised, self._next_look = self._next_look, float("inf")  # who comes from now on has to ring
         try:
+            self._give_up_forgotten()
             self._renew(time.monotonic())
             self._leave()
             self._free_ended_runs()
@@ -386,11 +451,14 @@ class LockService:
         held = [grant for grant in list(self._grants.values()) if grant.state == "held"]
         if not any(grant.renew_at <= now for grant in held):
             return
-        due = [grant for grant in held if grant.renew_at <= now + grant.request.ttl * RENEW_AFTER * TOGETHER]
+        due = [grant for grant in held if grant.renew_at < grant.until
+               and grant.renew_at <= now + grant.request.ttl * RENEW_AFTER * TOGETHER]
         requests = [grant.request for grant in due]
-        for grant, request, still in zip(due, requests, self.store.renew_locks(requests, self.replicas)):
+        bounded = [_bounded(grant, request, now) for grant, request in zip(due, requests)]
+        for grant, request, still in zip(due, requests, self.store.renew_locks(bounded, self.replicas)):
             if still and grant.request is request:
                 grant.trust(now, request.ttl)
+                self._lose_late(grant)
             elif not still:
                 self._lose(grant)
 
@@ -408,7 +476,7 @@ class LockService:
     def _lose_expired(self) -> None:
         now = time.monotonic()
         for grant in list(self._grants.values()):
-            if grant.state == "held" and now >= grant.until:
+            if grant.state == "held" and grant.expired:
                 self._lose(grant)
             elif grant.state in ("leaving", "left", "releasing") and now >= grant.until + SLACK:
                 self._end(grant)
@@ -418,9 +486,25 @@ class LockService:
             self._end(grant)
             self._report_lost(grant)
 
+    def _lose_late(self, grant: LockLease) -> None:
+        """Lose a lock whose lease had run out when the answer to its renewal came; give back what Redis has renewed."""
+        if grant.state == "held" and grant.expired:
+            self._report_lost(grant)
+            self._give_up(grant)
+
     def _report_lost(self, grant: LockLease) -> None:
-        logger.warning("The lock %s is lost: its lease has run out, somebody else may have it", grant.name)
+        why = "its lease has run out"
+        if grant.until > grant.hold_until - LAST_MOMENT:
+            why = f"it was held for longer than its max_hold of {grant.max_hold:g} s"
+        logger.warning("The lock %s is lost: %s, another holder may have it", grant.name, why)
         self.events.emit("lock-lost", name=grant.name)
+
+    def _give_up_forgotten(self) -> None:
+        while self.forgotten:
+            grant = self.forgotten.popleft()
+            if grant.owned:
+                logger.warning("Releasing the lock %s: its object was collected, or its thread ended", grant.name)
+                grant.state = "leaving"
 
     def _free_ended_runs(self) -> None:
         now = time.monotonic()
@@ -463,5 +547,12 @@ class LockService:
     def _end(self, grant: LockLease) -> None:
         grant.state = "over"
         self._grants.pop(grant.request.holder, None)
-        if self._of_tasks.get(grant.name) is grant:
-            self._of_tasks.pop(grant.name, None)
+        for leases in (self._last, self._of_tasks):
+            if leases.get(grant.name) is grant:
+                leases.pop(grant.name, None)
+
+
+def _bounded(grant: LockLease, request: LockRequest, now: float) -> LockRequest:
+    """Return a request whose lease ends no later than ``max_hold``, so that the lock is free then."""
+    left = grant.hold_until - now
+    return request if request.ttl <= left else request._replace(ttl=left)

@@ -93,6 +93,14 @@ class WorkerStore(ScriptCaller):
         return HeartbeatReply(status.decode(), seconds + micros / 1e6, int(steady) / 1000, workers, losses)
 
     @redis_call
+    def is_worker_lost(self, token: str, worker_id: str) -> bool:
+        """Return whether a process that was a worker is lost, or went offline; see ``store/lua/heartbeat_write.lua``."""
+        pipeline = self._pipeline(None)
+        pipeline.zscore(self.keys.heartbeats, f"{token} {worker_id}")
+        (score,) = answers_of(pipeline)
+        return score is not None and score < 0
+
+    @redis_call
     def renew_losses(self, losses: Sequence[LostWorkerClaim], lease: float) -> list[LostWorkerClaim]:
         """Note that losses were told of, and go on with them for ``lease`` seconds; return those that are ours still."""
         asked = time.monotonic()

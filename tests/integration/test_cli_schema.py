@@ -67,7 +67,8 @@ def test_export_prints_and_writes_what_the_schema_says(fleet, tmp_path):
 
 
 def test_what_unlock_prints_is_what_the_schema_says(fleet):
-    fleet.reader.lock("plotter", ttl=60).acquire()
+    lock = fleet.reader.lock("plotter", ttl=60)
+    lock.acquire()
 
     done = Shell(fleet.env()).run("unlock", "plotter", "--yes", "--json")
 

@@ -40,7 +40,7 @@ def test_a_lock_is_freed_for_its_holder_who_loses_it(shell, fleet, lock):
 
 
 def test_who_waits_gets_the_lock_that_is_freed(shell, fleet, lock):
-    waiter = fleet.manager().lock("invoice:7", wait=60)
+    waiter = fleet.manager().lock("invoice:7", wait=60, thread_local=False)
     thread = threading.Thread(target=waiter.acquire)
     thread.start()
     eventually(lambda: [one.waiters for one in fleet.reader.locks()] == [1])
@@ -105,7 +105,7 @@ def test_why_says_that_a_task_waits_for_a_lock_and_who_has_it(shell, fleet, lock
     fleet.reader.force_sync()
     manager = fleet.manager()
     manager._owner = lambda: Owner("t-waits", "run-1")
-    waiter = manager.lock("invoice:7", wait=60)
+    waiter = manager.lock("invoice:7", wait=60, thread_local=False)
     thread = threading.Thread(target=waiter.acquire)
     thread.start()
     eventually(lambda: fleet.reader.get_awaited_lock("t-waits"))

@@ -98,7 +98,7 @@ def test_a_worker_that_nobody_told_of_is_exit_code_1(shell):
 def test_locks_shows_holder_fence_and_who_waits(shell, fleet):
     lock = fleet.reader.lock("invoice:7")
     lock.acquire()
-    waiter = fleet.manager().lock("invoice:7", wait=30)
+    waiter = fleet.manager().lock("invoice:7", wait=30, thread_local=False)
     thread = threading.Thread(target=waiter.acquire)
     thread.start()
     eventually(lambda: [one.waiters for one in fleet.reader.locks()] == [1])

@@ -157,10 +157,11 @@ def test_a_single_key_can_be_read_and_written_while_its_slot_is_half_moved(stead
 
 def test_who_waits_for_a_lock_gets_it_though_its_slot_has_moved(steady, make):
     memsync, other = make(steady, "w1"), make(steady, "w2")
+    theirs = other.lock("l", wait=20.0, thread_local=False)
     slot = steady.slot_of(memsync.store.keys.lock_location("l").key)
     target = next(one for one in steady.servers[:3] if one is not steady.owner(slot))
     with memsync.lock("l") as lock:
-        waiting = in_background(lambda: other.lock("l", wait=20.0).acquire())
+        waiting = in_background(theirs.acquire)
         eventually(lambda: [one.waiters for one in memsync.locks()] == [1])
         steady.move(slot, target)
         lock.check()

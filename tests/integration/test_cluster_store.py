@@ -237,9 +237,9 @@ def test_changes_on_all_nodes_are_heard_with_one_subscription(make_on_cluster):
 def test_waiters_have_the_lock_in_their_turn(make_on_cluster):
     memsync, others = make_on_cluster(), [make_on_cluster() for _ in range(3)]
     with memsync.lock("l"):
-        waits = []
-        for number, other in enumerate(others):
-            waits.append(in_background(lambda one=other: one.lock("l", wait=20.0).acquire()))
+        waits, locks = [], [other.lock("l", wait=20.0, thread_local=False) for other in others]
+        for number, lock in enumerate(locks):
+            waits.append(in_background(lock.acquire))
             eventually(lambda n=number: next(one.waiters for one in memsync.locks()) == n + 1)
     fences = []
     for other, wait in zip(others, waits):

@@ -113,7 +113,8 @@ def proxy(server, redis):
 def warm(proxy, make_memsync, other):
     """A manager behind the proxy that has been used, with a lock, a watch and a write that waits."""
     memsync = make_memsync(url=proxy.url, batch_interval=60.0, timeout=TIMEOUT)
-    other.lock("taken").acquire()
+    memsync.taken = other.lock("taken")
+    memsync.taken.acquire()
     memsync.held = memsync.lock("held")
     memsync.write("known", 1)
     for prepare in (memsync.force_sync, memsync.held.acquire, lambda: memsync.acquire_task_lock("held"),

@@ -56,6 +56,17 @@ def test_a_task_is_tried_again_until_its_lock_is_free_and_its_retries_are_not_us
     assert begun == []
 
 
+def test_a_task_that_is_held_back_waits_for_a_second_at_least(fleet, taken):
+    results = [send(fleet, "try_again", taken.name) for _ in range(4)]
+    for result in results:
+        eventually(lambda one=result: fleet.runs(one.id).count("RETRY") >= 2)
+    runs = [fleet.reader.get_task(result.id)["runs"] for result in results]
+
+    delays = [later["started_at"] - earlier["finished_at"] for earlier, later, *_ in runs]
+
+    assert min(delays) > 0.9
+
+
 def test_tries_that_count_are_at_an_end_some_day(fleet, taken):
     result = send(fleet, "try_again_once", taken.name)
 

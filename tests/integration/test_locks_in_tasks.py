@@ -1,6 +1,7 @@
 """However a task ends, in a real worker: its lock is free after it."""
 from __future__ import annotations
 
+import os
 import signal
 import time
 import uuid
@@ -98,6 +99,23 @@ def test_a_message_that_is_delivered_again_after_a_killed_child_gets_the_lock_at
 
     first, second = fleet.notes("begin", result.id)
     assert second["at"] - first["at"] < 8
+
+
+@pytest.mark.parametrize("options", [{}, {"time_limit": 4}])
+def test_of_two_deliveries_in_one_worker_only_the_one_whose_child_was_killed_ends(fleet, name, options):
+    task_id = uuid.uuid4().hex
+    result = send(fleet, "end", f"{name}-1", "return", 30, task_id=task_id, **options)
+    (first,) = wait_begun(fleet, result)
+    send(fleet, "end", f"{name}-2", "return", 10, task_id=task_id)
+    wait_begun(fleet, result, times=2)
+
+    if not options:
+        os.kill(first["pid"], signal.SIGKILL)
+
+    fleet.wait_runs(result, ["FAILURE", "STARTED"])
+    assert seconds_until_free(fleet, f"{name}-1") < 1
+    assert holder(fleet, f"{name}-2").task_id == task_id
+    fleet.wait_runs(result, ["FAILURE", "SUCCESS"])
 
 
 @pytest.mark.parametrize("options, status", [({"soft_time_limit": 0.5}, "FAILURE"), ({"time_limit": 0.5}, "FAILURE")])

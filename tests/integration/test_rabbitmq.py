@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from tests.support.locked_tasks import TASKS, send
 from tests.support.rabbitmq_server import RabbitServer
 from tests.support.waiting import eventually
 
@@ -77,6 +78,19 @@ def test_the_queue_of_a_worker_is_counted(make_fleet):
 
     assert record.depths == {fleet.name: record.depths[fleet.name]}
     assert record.running and record.status == "busy"
+
+
+def test_a_task_that_is_held_back_by_a_lock_is_not_refused_for_its_short_delay(make_fleet):
+    fleet = make_fleet(include=["tests.support.tasks", TASKS], task_default_exchange_type="topic")
+    fleet.start_worker("-c", "2")
+    with fleet.reader.lock("short"):
+        results = [send(fleet, "try_again", "short") for _ in range(6)]
+        for result in results:
+            eventually(lambda one=result: fleet.runs(one.id).count("RETRY") >= 1)
+
+    ends = [fleet.wait(result, "SUCCESS", "REJECTED", "FAILURE", timeout=30)["status"] for result in results]
+
+    assert ends == ["SUCCESS"] * 6
 
 
 def test_a_broker_that_was_restarted_finds_the_worker_again(make_fleet, tmp_path):

@@ -49,6 +49,24 @@ def kill_once(self, name):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@shared_task(bind=True, acks_late=True, reject_on_worker_lost=True)
+@memsync.locked("{name}", on_locked="skip")
+def skip_again(self, name, seconds):
+    """Take so long the first time only."""
+    note("begin", self.request.id)
+    if not self.request.delivery_info["redelivered"]:
+        time.sleep(seconds)
+
+
+@shared_task(bind=True, acks_late=True, reject_on_worker_lost=True)
+@memsync.locked("{name}")
+def fail_again(self, name, seconds):
+    """Take so long the first time only."""
+    note("begin", self.request.id)
+    if not self.request.delivery_info["redelivered"]:
+        time.sleep(seconds)
+
+
 @shared_task(bind=True)
 def forget(self, name, how="return"):
     """Take locks by hand and never give them back."""

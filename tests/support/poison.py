@@ -101,7 +101,8 @@ def fill(manager, redis):
     manager.sync_queue({"pending": ["t3"], "processing": ["t0", "t1"]})
     manager.sync_assignments({"w1": ["t0", "t1"]})
     manager.force_sync()
-    manager.lock("printer").acquire()
+    manager.printer = manager.lock("printer")
+    manager.printer.acquire()
     row = json.dumps({"task_id": "t3", "worker_id": "w1"})
     queue = f"{manager.settings.namespace}/locks/{{printer}}/queue/"
     redis.rpush(queue, f"tok.2 30000 chan 1 w1\n{row}")

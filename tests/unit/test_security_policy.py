@@ -142,7 +142,7 @@ def test_value_that_looks_like_code_is_only_data(memsync, redis):
     b"HOLDER 99999999999999999999 99999999999999999999"])
 def test_forged_turn_does_not_end_a_waiter(make_memsync, redis, message):
     holder, waiter = make_memsync(), make_memsync()
-    lock, wanted = holder.lock("a"), waiter.lock("a", wait=10.0)
+    lock, wanted = holder.lock("a"), waiter.lock("a", wait=10.0, thread_local=False)
     lock.acquire()
     with ThreadPoolExecutor(1) as pool:
         waits = pool.submit(wanted.acquire)

@@ -33,7 +33,13 @@ def seen(memsync, make_memsync):
 def hold(make_memsync):
     """A function that lets another process hold a lock, or that of a task."""
     other = make_memsync("holder")
-    return lambda name: other.acquire_task_lock(name[6:]) if name.startswith("tasks/") else other.lock(name).acquire()
+    locks = []
+
+    def hold(name):
+        locks.append(other.task_lock(name[6:]) if name.startswith("tasks/") else other.lock(name))
+        assert locks[-1].acquire()
+
+    return hold
 
 
 def test_the_lock_is_named_by_arguments_however_they_are_given(memsync, seen):
@@ -245,6 +251,23 @@ def test_an_exclusive_task_has_the_lock_of_its_id(memsync, seen, hold):
     assert work() == []
     hold("tasks/t2")
     assert isinstance(work.apply(task_id="t2").result, LockNotAcquired)
+
+
+def test_the_lock_of_a_task_that_hangs_is_free_when_its_max_hold_is_over(memsync, make_memsync):
+    other = make_memsync()
+
+    @memsync.app.task(shared=False)
+    @memsync.locked("a", max_hold=0.3)
+    def hang():
+        return other.lock("a", wait=10).acquire()
+
+    @memsync.app.task(shared=False)
+    @memsync.exclusive(max_hold=0.3)
+    def alone():
+        return other.task_lock("t1", wait=10).acquire()
+
+    assert hang.apply().get() is True
+    assert alone.apply(task_id="t1").get() is True
 
 
 def test_an_error_of_the_body_is_the_error_of_the_task_and_frees_the_lock(memsync, seen):

@@ -43,13 +43,13 @@ def test_locks_of_other_names_and_other_namespaces_are_others(make_memsync, mems
 
 
 def test_a_lock_that_is_held_is_refused_with_the_name_of_its_holder(memsync, other):
-    memsync.lock("a").acquire()
+    lock = memsync.lock("a").__enter__()
 
     with pytest.raises(LockNotAcquired) as caught:
         other.lock("a").__enter__()
 
     assert (caught.value.name, caught.value.holder.worker_id, caught.value.holder.task_id) == ("a", "worker-1", None)
-    assert "held by worker-1" in str(caught.value)
+    assert "held by worker-1" in str(caught.value) and lock.owned
 
 
 def test_a_lock_is_given_back_when_its_block_raises(memsync, other):
@@ -157,8 +157,7 @@ def renew_all(locks):
 
 
 def test_all_locks_of_a_process_are_renewed_in_one_round_trip(memsync, redis):
-    for number in range(250):
-        memsync.lock(f"a{number}", ttl=60).acquire()
+    held = [memsync.lock(f"a{number}", ttl=60).__enter__() for number in range(250)]
     locks = memsync._open().locks
     renew_all(locks)
     redis.config_resetstat()
@@ -167,6 +166,7 @@ def test_all_locks_of_a_process_are_renewed_in_one_round_trip(memsync, redis):
 
     assert trips == 1
     assert calls_of(redis)["evalsha"] == 3
+    assert all(lock.owned for lock in held)
     assert all(grant.renew_at > time.monotonic() + 15 for grant in locks._grants.values())
 
 
@@ -280,10 +280,10 @@ def test_what_is_free_or_has_run_out_is_not_listed(memsync, other, redis):
     with memsync.lock("a"):
         pass
     text = redis.get("task-sentinel/locks/{a}")
-    memsync.lock("b").acquire()
+    lock = memsync.lock("b").__enter__()
     steal_locks(redis)
 
-    assert text.endswith(b"\n") and other.locks() == []
+    assert text.endswith(b"\n") and lock.fence and other.locks() == []
 
 
 def test_who_holds_a_lock_can_be_read_and_heard_but_not_written(memsync, other):
@@ -315,12 +315,13 @@ def test_what_happens_to_locks_is_told(memsync):
 
 
 def test_shutdown_frees_what_is_held(memsync, other):
-    memsync.lock("a").acquire()
+    lock = memsync.lock("a").__enter__()
     memsync.acquire_task_lock("t1")
 
     memsync.shutdown()
 
-    assert other.locks() == [] and other.lock("a").acquire() and other.acquire_task_lock("t1")
+    assert not lock.owned and other.locks() == []
+    assert other.lock("a").acquire() and other.acquire_task_lock("t1")
 
 
 def test_a_forked_child_holds_no_lock_of_its_parent(memsync, other):

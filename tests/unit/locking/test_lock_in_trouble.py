@@ -107,7 +107,7 @@ def test_a_lock_is_given_back_once_though_the_answer_was_lost(memsync, other, mo
 
 
 def test_a_lock_is_handed_over_once_though_the_answer_was_lost(memsync, other, monkeypatch):
-    lock, theirs = memsync.lock("a"), other.lock("a", wait=10)
+    lock, theirs = memsync.lock("a"), other.lock("a", wait=10, thread_local=False)
     lock.acquire()
     thread = threading.Thread(target=theirs.acquire)
     thread.start()
@@ -274,7 +274,7 @@ def test_a_program_with_a_lock_ends_at_once_and_frees_it(memsync, redis_url):
 import sys
 from celery_memsync import MemorySyncManager
 memsync = MemorySyncManager(url=sys.argv[1])
-assert memsync.lock("a", ttl=60).acquire()
+assert (lock := memsync.lock("a", ttl=60)).acquire()
 """
     subprocess.run([sys.executable, "-c", script, redis_url], check=True, timeout=10)
 
@@ -283,7 +283,7 @@ assert memsync.lock("a", ttl=60).acquire()
 
 def test_shutdown_does_not_wait_for_a_redis_that_is_away(make_memsync, own_server):
     memsync = make_memsync(url=own_server.url)
-    memsync.lock("a").acquire()
+    memsync.acquire_task_lock("t1")
     own_server.kill()
 
     began = time.monotonic()

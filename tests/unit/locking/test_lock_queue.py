@@ -217,7 +217,7 @@ def test_waiting_does_not_poll(memsync, other, redis):
 
 
 def test_a_lock_that_is_handed_over_is_confirmed_and_then_has_its_whole_lease(memsync, other):
-    lock, theirs = memsync.lock("a", ttl=60), other.lock("a", ttl=50, wait=30)
+    lock, theirs = memsync.lock("a", ttl=60), other.lock("a", ttl=50, wait=30, thread_local=False)
     lock.acquire()
     thread = threading.Thread(target=theirs.acquire)
     thread.start()

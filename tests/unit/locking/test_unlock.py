@@ -14,7 +14,7 @@ def test_a_lock_that_was_taken_away_goes_to_who_waits_and_its_holder_is_told(mak
     told, lock = [], memsync.lock("a", ttl=1.0)
     memsync.on("lock-lost", lambda **details: told.append(details))
     lock.acquire()
-    waiter, got = other.lock("a", wait=20), []
+    waiter, got = other.lock("a", wait=20, thread_local=False), []
     thread = threading.Thread(target=lambda: got.append(waiter.acquire()))
     thread.start()
     eventually(lambda: memsync.locks()[0].waiters == 1)

@@ -154,6 +154,7 @@ def test_others_go_on_with_junk_under_any_key(make_memsync, redis, clean, kind):
 def test_junk_members_of_a_sorted_set_are_removed(make_memsync, redis, key, change):
     memsync, other = make_memsync(batch_interval=60.0), make_memsync(batch_interval=60.0)
     held, _ = fill(memsync)
+    locks = [memsync.lock(f"n{number}") for number in range(60)]
     change(redis, key.encode())
 
     for number in range(60):
@@ -161,7 +162,7 @@ def test_junk_members_of_a_sorted_set_are_removed(make_memsync, redis, key, chan
         memsync.sync_task_run(f"p{number}", TaskRun("PENDING"), run_key(0, NOW / 1000))
         memsync.write(f"own/n{number}", 1)
         memsync.force_sync()
-        memsync.lock(f"n{number}").acquire()
+        locks[number].acquire()
         beat(memsync.store, "w1")
     memsync.dequeue()
     other.search("own/*")
