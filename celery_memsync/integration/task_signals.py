@@ -139,7 +139,7 @@ class TaskSignals:
         if isinstance(headers, dict) and "id" in headers and publishing.get() is self.memsync.app:
             active = self._active(headers["id"])
             # Of a run whose child was lost, the worker's main process publishes the retry.
-            request = None if active else self._requests.get(headers["id"])
+            request = self._find_request(headers["id"], {}) if headers.get("retries") and not active else None
             before = active.run_key if active else request and request.request_dict[HEADER]["key"]
             key = published_key(self._new_run(self.memsync.runtime), before)
             headers[HEADER] = {"published_at": self._next_moment(), "key": key, **self._previous(active)}

@@ -34,7 +34,7 @@ def published(redis, act, quiet=0.2):
 
 def sync_stage(memsync, task_id, status, at=0.0):
     """Record a stage of a task, as the signal handlers do."""
-    memsync.sync_task_run(task_id, TaskRun(status=status, name="proj.add", published_at=at), "000-0000000000001")
+    memsync.sync_task_run(task_id, TaskRun(status=status, name="proj.add", published_at=at), "sender-1.0.worker-1")
 
 
 def publish_state(fleet, task_id, status, **fields):

@@ -34,7 +34,8 @@ def test_lock_is_acquired_in_place_of_foreign_data(memsync, redis):
     redis.rpush("task-sentinel/locks/{b}", "a list")
     listed = memsync.locks()
 
-    taken = [memsync.lock(name).acquire() for name in "ab"]
+    locks = [memsync.lock(name) for name in "ab"]
+    taken = [lock.acquire() for lock in locks]
 
     assert listed == []
     assert taken == [True, True]

@@ -89,7 +89,8 @@ def test_who_does_not_wait_does_not_overtake_who_may_be_there(memsync, other, re
     listening = stand_in_queue(redis, 300, 1)
     lock.release()
 
-    acquired = [other.lock("a").acquire() for _ in range(3)]
+    locks = [other.lock("a") for _ in range(3)]
+    acquired = [lock.acquire() for lock in locks]
 
     assert acquired == [False, True, False]
     listening.close()
@@ -108,7 +109,8 @@ def test_what_others_have_put_among_the_times_stops_nobody(memsync, other, redis
 
 
 def test_nothing_is_left_of_waiters_who_gave_up(memsync, other, redis):
-    memsync.lock("a").acquire()
+    lock = memsync.lock("a")
+    lock.acquire()
 
     acquired = other.lock("a", wait=0.2).acquire()
 
