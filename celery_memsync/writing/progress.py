@@ -88,8 +88,7 @@ class ProgressChange(Change):
         percent, current, total, message, status, run, fields = self.row
         times = round(clock.at(self.started), 3), round(clock.at(self.at), 3)
         body = encode_progress((percent, current, total, message, status, *times, run, fields))
-        # Of two words at the same figure the later one counts.
-        return Content("run", self.run_key, f"{self.rank}:{round(clock.at(self.at) * 1000)}", body)
+        return Content("run", self.run_key, self.rank, body)
 
 
 class Progress(Change):

@@ -99,6 +99,21 @@ def test_times_of_entries_are_redis_s_at_once_after_a_step(stepped, memsync, ste
         assert 10_000 < client.pttl("task-sentinel/b") <= 20_000
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_progress_and_its_words_go_on_after_the_clock_was_set_back(stepped, memsync, other, step):
+    memsync.sync_task_progress("t", 10, "loading")
+    memsync.force_sync()
+
+    stepped.set_clock(-step)
+    shown = []
+    for status in ("parsing", "indexing"):
+        memsync.sync_task_progress("t", 10, status)
+        memsync.force_sync()
+        shown.append(other.get_task_progress("t")["status"])
+
+    assert shown == ["parsing", "indexing"]
+
+
 # -- fences
 
 @pytest.mark.parametrize("step", STEPS)

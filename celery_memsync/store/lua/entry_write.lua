@@ -31,7 +31,7 @@
 --   seen     "<version>@<ms>": which one the writer saw, and when Redis took it; "<version>": that one, whenever;
 --            "*": whatever is there; "run": run and rank decide
 --   run      run key of the run that writes, see run_order.lua; "": the one that is there; "-": none
---   rank     how far along in its run, sortable; "9..." absorbs what comes after
+--   rank     how far along in its run, sortable; "9..." absorbs what comes after; an equal one follows in the third slot
 --   fence    of the lock under which it is written; "0" for none
 --   time     Redis's time when the write was made, ms, as the writer knows it
 --   age      ms since then
@@ -199,6 +199,9 @@ local function store(key, entries, slot, field, text, time, ttl_ms)
   return left == -2
 end
 
+-- The slot of a task's progress.
+local PROGRESS = 3
+
 -- Most ms by which what a writer takes for Redis's time may be wrong, unless the clock was set.
 local UNNOTICED = 1000
 
@@ -259,8 +262,9 @@ local function write(key, known)
   local stage_before = staged and not expired and run == srun and srank or nil
   if seen == "run" and text and not expired then
     local absorbed = string.sub(srank, 1, 1) == "9"
-    local follows = not absorbed
-      and (string.sub(rank, 1, 1) == "9" or is_later(run, srun) or run == srun and rank > srank)
+    -- Of two texts at the same progress the one that comes later counts.
+    local follows = not absorbed and (string.sub(rank, 1, 1) == "9" or is_later(run, srun)
+      or run == srun and (rank > srank or slot == PROGRESS and rank == srank))
     if not follows then
       if run == srun and rank == srank and not absorbed then -- written again: it lives on
         local stored = header(version, run, rank, fence, time, ttl_ms, stime + slag - time, writes, worker) .. "\n" .. body
