@@ -14,6 +14,7 @@ from . import (SCRIPT_SIZE, Call, EntryWrite, LockAnswer, LockRequest, Store, Wr
 from .cluster_client import slot_of, slot_tags
 from .errors import redis_call
 from .push import ClusterLockWaiter, ClusterPushConnection, LockWaiter
+from .script_caller import answers_of
 from .scripts import INDEX_APPLY, Script
 
 #: Writes of which the index updates go in one script call.
@@ -166,7 +167,11 @@ class ClusterStore(Store):
         """Return a connection on which Redis speaks unasked; it is not open yet."""
         return ClusterPushConnection(self._client, self.timeout)
 
-    # -- how scripts are called
+    # -- how reads are sent, and scripts called
+
+    def _answers(self, pipeline: Any) -> list[Any]:
+        """Return what reads gave; the node that tells the time may be away while those that have the entries are there."""
+        return answers_of(pipeline)
 
     def _send(self, calls: Iterable[Call], publishes: bool, replicas: int = 0) -> list[Any]:
         # Nobody has copies of what is in a cluster, so nobody is to be told before others are answered.

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 
 import pytest
 
@@ -204,3 +205,18 @@ def test_what_was_told_while_nobody_had_a_slot_waits(cluster, make):
     eventually(lambda: succeeds(memsync.force_sync), timeout=30)
 
     assert memsync.get_task_state("t1") == {"x": 1}
+
+
+def test_entries_of_other_nodes_are_read_while_the_one_of_the_indexes_is_silent(steady, make):
+    memsync = make(steady, "w1", batch_interval=0.01, timeout=2.0)
+    home = steady.owner_of(memsync.store.keys.about)
+    key = next(f"k{number}" for number in range(100) if steady.owner_of(f"task-sentinel/k{number}") is not home)
+    memsync.write(key, 1)
+    memsync.force_sync()
+    time.sleep(1.2)
+    home.pause()
+
+    value = memsync.read(key)
+
+    home.resume()
+    assert value == 1
