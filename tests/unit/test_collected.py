@@ -70,7 +70,7 @@ def test_the_collector_does_not_wait_for_redis(make_memsync, own_server):
     took = time.monotonic() - began
     own_server.resume()
 
-    assert took < 1.0
+    assert took < 2.5
     assert eventually(lambda: make_memsync(url=own_server.url).read("a", consistent=True)) == 1
 
 
