@@ -404,7 +404,7 @@ class BatchWriter:
         lost: list[ConflictError] = []
         self._refused_now.clear()
         self._answers_pings = False
-        while changes := [change for change in changes if change.location not in self._refused_now]:
+        while changes:
             batch = self._first_batch(changes)
             try:
                 lost += self._send(batch)
@@ -423,6 +423,8 @@ class BatchWriter:
                 written += len(batch)
                 changes = changes[len(batch):]
                 self._batch_limit = min(self.batch_size, 2 * self._batch_limit)
+            if self._refused_now:
+                changes = [change for change in changes if change.location not in self._refused_now]
         return written, lost
 
     def _first_batch(self, changes: list[Change]) -> list[Change]:
