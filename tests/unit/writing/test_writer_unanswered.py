@@ -199,7 +199,7 @@ def test_shutdown_writes_all_but_the_poisons(memsync, other, poisons):
     for key in keys:
         memsync.write(key, 1)
 
-    memsync.shutdown(10)
+    memsync.shutdown(5)
 
     assert sum(value == 1 for value in other.read_many(keys).values()) == len(keys)
 
