@@ -18,6 +18,7 @@ from ..models.order import published_key, rank_of, run_key_of
 from ..models.task import TaskRun
 from ..settings import short
 from ..store import LostWorkerClaim
+from ..store.script_caller import AHEAD
 from ..user_code import ends_here
 from .broker_connection import bounded_connection
 from .kept_messages import KeptMessage, signed_size, signer_of
@@ -162,7 +163,8 @@ class TaskRequeuer:
         """Return why a signed message is not sent, or "" if it may be."""
         app, settings = self.memsync.app, self.memsync.settings
         task = app.tasks.get(message.task_name)
-        if abs(self.memsync.store.clock.now() - message.signed_at) > settings.default_ttl:
+        # One of the future was signed before Redis's clock was set back.
+        if not -AHEAD < self.memsync.store.clock.now() - message.signed_at <= settings.default_ttl:
             return "it was signed more than memsync_default_ttl ago"
         if task is None:
             return "its task is not registered here"

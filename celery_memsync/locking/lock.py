@@ -22,6 +22,7 @@ class Acquisition:
     def __init__(self, service: LockService, lease: LockLease) -> None:
         self.service = service
         self.lease = lease
+        lease.is_claimed = True
 
     def __del__(self) -> None:
         # Runs in any thread at any bytecode: one step, which takes no lock and sends nothing.

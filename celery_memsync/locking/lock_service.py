@@ -81,13 +81,15 @@ class LockLease:
         hold_until: Monotonic time when these are over.
         renew_at: Monotonic time when it is to be renewed.
         asked_until: Monotonic time until which a question of which the answer was not heard may still arrive.
+        is_claimed: Whether the call that has asked for it has got it; an exception may have struck before: then it is not
+            renewed.
         state: ``asking``, ``held``, ``releasing``, ``leaving`` (the thread is to give it back), ``left`` (it has, and
             will once more when the question has arrived) or ``over``.
     """
 
     __slots__ = (
         "name", "request", "owner", "fence", "until", "max_hold", "hold_until", "renew_at", "asked_until", "state", "pid",
-        "_expired")
+        "is_claimed", "_expired")
 
     def __init__(self, name: str, request: LockRequest, owner: Owner, max_hold: float) -> None:
         self.name = name
@@ -101,6 +103,7 @@ class LockLease:
         self.asked_until = float("-inf")
         self.state = "asking"
         self.pid = os.getpid()
+        self.is_claimed = False
         self._expired = False
 
     @property
@@ -350,7 +353,8 @@ class LockService:
     def acquire_task(self, name: str, ttl: float, wait: float, owner: Owner) -> bool:
         """Take the lock of a task and remember it by its name; tell whether it was to be had."""
         try:
-            self._of_tasks[name] = self.acquire(name, ttl, wait, owner)
+            grant = self._of_tasks[name] = self.acquire(name, ttl, wait, owner)
+            grant.is_claimed = True
         except LockNotAcquired:
             return False
         return True
@@ -449,9 +453,12 @@ class LockService:
 
     def _renew(self, now: float) -> None:
         held = [grant for grant in list(self._grants.values()) if grant.state == "held"]
+        for grant in held:
+            if grant.renew_at <= now and not grant.is_claimed:
+                grant.renew_at = now + CONFIRM_AFTER
         if not any(grant.renew_at <= now for grant in held):
             return
-        due = [grant for grant in held if grant.renew_at < grant.until
+        due = [grant for grant in held if grant.is_claimed and grant.renew_at < grant.until
                and grant.renew_at <= now + grant.request.ttl * RENEW_AFTER * TOGETHER]
         requests = [grant.request for grant in due]
         bounded = [_bounded(grant, request, now) for grant, request in zip(due, requests)]

@@ -177,7 +177,7 @@ class CoordinationStore(ScriptCaller):
             key = self.keys.pending if name == "pending" else self.keys.processing
             pipeline.zrangebyscore(key, part.score, "+inf", part.seen, reading.size, withscores=True)
         pipeline.hget(self.keys.about, "replaced")
-        *pieces, replaced = answers_of(pipeline)
+        *pieces, replaced = self._answers(pipeline)
         reading.take(pieces, replaced, self.clock.now() * 1000)
 
     @redis_call

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import deque
 from itertools import count
 from typing import Any, NamedTuple, Sequence
@@ -12,7 +13,7 @@ from ..models.entry import StoredEntry
 from .errors import redis_call
 from .pool import MAX_IDLE, packed
 from .push import LockWaiter
-from .script_caller import SCRIPT_SIZE, Call, ScriptCaller, answers_of, ms, stored_of
+from .script_caller import CLOCK_AGE, SCRIPT_SIZE, Call, ScriptCaller, answers_of, ms, stored_of
 from .scripts import LOCK_ACQUIRE, LOCK_FREE, LOCK_RELEASE, LOCK_RENEW, LOCK_WAIT, Script
 
 #: Most of those who wait for one lock that are looked at.
@@ -23,6 +24,10 @@ MAX_LOCK_WORDS = 1000
 
 #: Words that every script on one lock takes first: the number of its keys, five keys, three arguments.
 LOCK_WORDS = 9
+
+
+#: A row of the queue, as ``WAITER_ROW`` in ``store/lua/lock_entry.lua``.
+_WAITER_ROW = re.compile(rb"(\S+) (\d+) [^\n]*?/\w+/\d+ (\S+) ([^\n]*)\n(.*)", re.DOTALL).fullmatch
 
 
 class LockRequest(NamedTuple):
@@ -150,6 +155,8 @@ class LockStore(ScriptCaller):
     @redis_call
     def held_locks(self) -> list[str]:
         """Return the names of all locks whose lease is not over."""
+        if self.clock.age > CLOCK_AGE:
+            self._measure_clock()
         pipeline = self._pipeline(None)
         pipeline.zrangebyscore(self.keys.locks, f"({self.clock.now() * 1000:.0f}", "+inf")
         (paths,) = answers_of(pipeline)
@@ -220,10 +227,9 @@ def _waiters(rows: Sequence[bytes]) -> list[StoredEntry]:
     """Read the queue of a lock, see ``store/lua/lock_entry.lua``; what is something else is left out."""
     found = []
     for row in rows:
-        words, _, body = row.partition(b"\n")
-        parts = words.split(b" ", 4)
-        if len(parts) == 5:
-            holder, lease_ms, _, run, worker_id = parts
+        waiter = _WAITER_ROW(row)
+        if waiter is not None:
+            holder, lease_ms, run, worker_id, body = waiter.groups()
             header = b" ".join((b"0", run, b"- 0 0", lease_ms, b"0", holder, worker_id))
             found.append(stored_of(header + b"\n" + body))
     return [stored for stored in found if stored is not None]

@@ -18,6 +18,9 @@ logger = get_logger(__name__)
 #: Seconds between two times that are distinguished.
 MOMENT = 0.001
 
+#: Seconds by which what this process takes for Redis's time may be wrong.
+UNNOTICED = 1.0
+
 #: The details of the event ``conflict-resolved``: key, strategy, entries, and the values that are not in the result.
 Conflict = dict[str, Any]
 
@@ -59,6 +62,7 @@ class ConflictSettler:
         Returns:
             A change; a conflict, if nothing is to be written; or what is left to a resolver.
         """
+        stored = self._not_ahead(stored, change)
         if isinstance(change, MergeFields):
             return self._settle_fields(change, stored, before, change.base.fields if change.base else {})
         if not isinstance(change, SetValue):
@@ -66,6 +70,14 @@ class ConflictSettler:
         if change.body and not stored.deleted:
             return self._dispute(change, partial(self._resolve_value, change, stored))
         return self._keep_later(change, stored)
+
+    def _not_ahead(self, stored: StoredEntry, change: Change) -> StoredEntry:
+        """Return an entry; as earlier than a change, if its time is still to come: Redis's clock was set back since."""
+        header = stored.header
+        if header.time <= (self.clock.now() + UNNOTICED) * 1000:
+            return stored
+        earlier = max(0, round(self.clock.at(change.at) * 1000) - 1)
+        return StoredEntry(header._replace(time=earlier, lag=header.lag + header.time - earlier), stored.body)
 
     def _dispute(self, change: Change, resolve: Callable[[], Change | Conflict]) -> Dispute:
         return Dispute(resolve, self.resolvers.is_ours(change.location.path))

@@ -114,6 +114,37 @@ def test_progress_and_its_words_go_on_after_the_clock_was_set_back(stepped, mems
     assert shown == ["parsing", "indexing"]
 
 
+@pytest.mark.parametrize("step", [5, 3600])
+def test_what_is_written_after_the_clock_was_set_back_wins_over_what_was_there(stepped, memsync, other, step):
+    for key in ("value", "deleted"):
+        other.write(key, "old")
+    other.force_sync()
+
+    stepped.set_clock(-step)
+    time.sleep(1.2)
+    memsync.write("value", "new")
+    memsync.delete("deleted")
+    memsync.force_sync()
+
+    assert other.read("value", consistent=True) == "new"
+    assert other.read("deleted", consistent=True) is None
+
+
+def test_locks_and_queue_are_listed_after_the_clock_was_set_back(stepped, memsync, other):
+    memsync.enqueue("old")
+    lists = other.get_queue(), other.locks()
+
+    stepped.set_clock(-3600)
+    lock = memsync.lock("a")
+    lock.acquire()
+    memsync.enqueue("new")
+    time.sleep(1.2)
+
+    assert lists == ({"pending": ["old"], "processing": []}, [])
+    assert sorted(other.get_queue()["pending"]) == ["new", "old"]
+    assert [record.name for record in other.locks()] == ["a"]
+
+
 # -- fences
 
 @pytest.mark.parametrize("step", STEPS)

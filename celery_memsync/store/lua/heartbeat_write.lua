@@ -76,10 +76,6 @@ local word = due > 0 and "ok" or due < 0 and "back" or "online"
 if due < 0 then redis.call("ZREM", lost, token .. " " .. whole(-due) .. " " .. id) end
 redis.call("ZADD", heartbeats, whole(leaving == "1" and -now_ms or now_ms + timeout), name)
 
--- Only now: a script whose first write removes something may write on although Redis is full.
-trim_scores(heartbeats)
-trim_scores(lost)
-
 -- Times that are further ahead than they can be were noted before the clock was set back: they begin anew now.
 local function begin_anew(key, sign, length, rows)
   for i = 1, #rows, 2 do
@@ -90,7 +86,7 @@ end
 
 -- The heartbeat of a worker, too: it is lost so long after it as was said then.
 local function begin_heartbeats_anew()
-  local rows = redis.call("ZRANGEBYSCORE", heartbeats, "(" .. whole(now_ms + timeout), "+inf", "WITHSCORES", "LIMIT", 0, 100)
+  local rows = call("ZRANGEBYSCORE", heartbeats, "(" .. whole(now_ms + timeout), "+inf", "WITHSCORES", "LIMIT", 0, 100)
   for i = 1, #rows, 2 do
     local _, its_id = worker_of(rows[i])
     local its_field = (its_id or "") .. "/heartbeat"
@@ -107,9 +103,13 @@ end
 
 begin_heartbeats_anew()
 local ahead = "(" .. whole(now_ms + 2 * timeout)
-begin_anew(lost, "", 2 * timeout, redis.call("ZRANGEBYSCORE", lost, ahead, "+inf", "WITHSCORES", "LIMIT", 0, 100))
+begin_anew(lost, "", 2 * timeout, call("ZRANGEBYSCORE", lost, ahead, "+inf", "WITHSCORES", "LIMIT", 0, 100))
 ahead = "(-" .. whole(now_ms + 2 * timeout)
-begin_anew(lost, "-", 2 * timeout, redis.call("ZRANGEBYSCORE", lost, "-inf", ahead, "WITHSCORES", "LIMIT", 0, 100))
+begin_anew(lost, "-", 2 * timeout, call("ZRANGEBYSCORE", lost, "-inf", ahead, "WITHSCORES", "LIMIT", 0, 100))
+
+-- Only now: a script whose first write removes something may write on although Redis is full.
+trim_scores(heartbeats)
+trim_scores(lost)
 
 -- A worker whose own heartbeats did not come for a while, because Redis was away, can not know whose are missing.
 if now_ms > tonumber(until_ms) or tonumber(since) > now_ms then since = whole(now_ms) end

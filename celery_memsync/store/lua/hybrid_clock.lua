@@ -4,14 +4,14 @@
 -- It is Redis's own, unless that was set back: then it goes on by a millisecond with each call, from a high-water mark,
 -- which is kept for ever.  See hybrid logical clocks (Kulkarni and others, 2014).
 
--- Above any high-water mark of ours, so that what follows it is still a whole number.
-local HIGHEST = 2 ^ 53 - 2 ^ 32
+-- Most that a high-water mark of ours is ahead (us): ten years.
+local LEAD = 10 * 365 * 86400 * 1000000
 
 -- Return a moment (us) that is later than those of all calls before, and than another one.
 local function tick(mark, other)
   local now_us = now[1] * 1000000 + now[2]
   local last = tonumber(string.match(call("SET", mark, whole(now_us), "GET") or "", "^%d+$") or 0)
-  local moment = math.max(now_us, last >= now_us and last < HIGHEST and last + 1000 or 0, other + 1)
+  local moment = math.max(now_us, last >= now_us and last < now_us + LEAD and last + 1000 or 0, other + 1)
   if moment > now_us then redis.call("SET", mark, whole(moment)) end
   return moment
 end

@@ -20,6 +20,8 @@ local lock, queue, asked, clock, index, path, turns, worker
 -- The lock as it is stored: its text, version and fence; ms that are left of its lease; who holds it, and who gave it
 -- back before.
 local text, version, fence, left, holder, giver
+-- Whether its last holder has given it back.
+local given_back
 -- When its entry is taken to be stored (ms): later than the entry before, also in a new life of the lock.
 local stored_ms
 
@@ -43,7 +45,8 @@ local function read_lock()
   text, left, giver, stored_ms = call("GET", lock), 0, "", now_ms
   version, _, length, fence, since, lease, lag, writes = parse(text or "")
   if version and (lease == "0" or string.find(text, "\n.")) then
-    if lease ~= "0" then left = left_of(since, lease, length) end
+    given_back = lease == "0"
+    if not given_back then left = left_of(since, lease, length) end
     stored_ms = math.max(now_ms, since + lag)
     holder, giver = string.match(writes, "^([^,]*),?(.*)$")
     if left > 0 and left < since + lease - now_ms then
@@ -74,6 +77,9 @@ local function give_lock(run, writes, lease_ms, by, body)
   if index then call("ZADD", index, whole(now_ms + left), path) end
 end
 
+-- A waiter as it stands in the queue; a namespace, with which the channel begins, may hold blanks.
+local WAITER_ROW = "^(%S+) (%d+) ([^\n]-/%w+/%d+) (%S+) ([^\n]*)\n(.*)$"
+
 -- Return a waiter as it stands in the queue.
 local function waiter_row(waiter, lease_ms, channel, run, body)
   return waiter .. " " .. lease_ms .. " " .. channel .. " " .. run .. " " .. worker .. "\n" .. body
@@ -93,7 +99,7 @@ local function give_to_waiter(gave_back, caller)
   for _ = 1, PASSED do
     local row = call("LPOP", queue)
     if not row then return nil end
-    local waiter, lease_ms, channel, run, by, body = string.match(row, "^(%S+) (%d+) (%S+) (%S+) ([^\n]*)\n(.*)$")
+    local waiter, lease_ms, channel, run, by, body = string.match(row, WAITER_ROW)
     if waiter and waiter == caller then
       redis.call("HDEL", asked, waiter)
       return waiter
@@ -117,6 +123,8 @@ end
 -- A caller that is a waiter gets it in its turn, any other one only if there are no waiters.
 local function take_if_free(caller, is_waiter, run, ttl_ms, body)
   if left > 0 then return holder == caller end
+  -- The first try of a question that was sent twice comes late: what it was asked for is over.
+  if given_back and holder == caller then return false end
   local waiter = give_to_waiter("", is_waiter and caller or nil)
   if waiter and waiter ~= caller then return false end
   give_lock(run, caller, ttl_ms, worker, body)

@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from celery_memsync.locking.lock_service import Owner
+from tests.support.threads import in_background
 from tests.support.waiting import eventually
 
 WAITERS = """
@@ -106,6 +108,41 @@ def test_what_others_have_put_among_the_times_stops_nobody(memsync, other, redis
 
     assert other.lock("a", wait=10).acquire()
     listening.close()
+
+
+def test_waiters_in_a_namespace_with_a_blank_are_served_in_their_turn(make_memsync):
+    memsync, other = (make_memsync(namespace="my app") for _ in range(2))
+    lock = memsync.lock("a")
+    lock.acquire()
+    taken = in_background(lambda: other.lock("a", wait=20).acquire())
+    eventually(lambda: memsync.get_lock("a").waiters == 1)
+
+    began = time.monotonic()
+    lock.release()
+
+    assert taken()
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_question_that_comes_again_when_the_lock_was_given_back_does_not_take_it(memsync, other):
+    lock = memsync.lock("a")
+    lock.acquire()
+    (lease,) = memsync._open().locks._grants.values()
+    lock.release()
+
+    answer = memsync.store.take_lock(lease.request)
+
+    assert answer.status == "busy"
+    assert other.lock("a").acquire()
+
+
+def test_a_lease_that_no_caller_has_got_ends(memsync, other):
+    services = memsync._open()
+    services.locks.acquire("a", 0.5, 0.0, Owner())
+
+    acquired = other.lock("a", wait=5).acquire()
+
+    assert acquired
 
 
 def test_nothing_is_left_of_waiters_who_gave_up(memsync, other, redis):
