@@ -50,7 +50,7 @@ def test_a_worker_that_is_killed_is_lost_and_its_locks_are_free_after_their_leas
     first = fleet.start_worker("-c", "1", memsync_lock_ttl=2.0)
     held = fleet.app.send_task("tests.support.lock_tasks.end", ("printer", "return", 60.0))
     fleet.wait(held, "STARTED")
-    assert [lock.name for lock in fleet.reader.locks()] == ["printer"]
+    eventually(lambda: [lock.name for lock in fleet.reader.locks()] == ["printer"])
     other = fleet.start_worker("-c", "1")
 
     first.signal(signal.SIGKILL)

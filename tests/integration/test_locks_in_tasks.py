@@ -106,6 +106,7 @@ def test_of_two_deliveries_in_one_worker_only_the_one_whose_child_was_killed_end
     task_id = uuid.uuid4().hex
     result = send(fleet, "end", f"{name}-1", "return", 30, task_id=task_id, **options)
     (first,) = wait_begun(fleet, result)
+    fleet.wait(result, "STARTED")
     send(fleet, "end", f"{name}-2", "return", 10, task_id=task_id)
     wait_begun(fleet, result, times=2)
 
