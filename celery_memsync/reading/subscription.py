@@ -75,6 +75,14 @@ class PendingChange(NamedTuple):
         """Whether there is anything to tell but that it is gone."""
         return self.unread or self.parts is not None and is_alive(self.parts)
 
+    def is_new_life_after(self, before: PendingChange) -> bool:
+        """Return whether the key was gone between another change and this one."""
+        if before.alive:
+            return False
+        if before.parts is None or self.parts is None:
+            return before.parts is None
+        return stamp_of(self.parts).version <= stamp_of(before.parts).version
+
     @property
     def held(self) -> int:
         """Bytes of memory that it takes."""
@@ -298,8 +306,7 @@ class Subscription:
         if waiting is not None:
             self.skipped += 1
             self._count(-waiting.held)
-            recreated = news.recreated or waiting.recreated or waiting.parts is None and not waiting.unread
-            news = news._replace(recreated=recreated)
+            news = news._replace(recreated=news.recreated or waiting.recreated or news.is_new_life_after(waiting))
         if waiting is not None and waiting.unread or not self._has_room(news.size):
             if not news.alive and path not in self._believed:
                 # It came and went while all this is pending.

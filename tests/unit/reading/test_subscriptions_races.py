@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 
+from celery_memsync.models.entry import Header, StoredEntry
 from celery_memsync.reading import listener, subscription, subscriptions
 from tests.support.ear import GONE, Ear
 from tests.support.proxy import LISTENER, Proxy
@@ -135,6 +136,24 @@ def test_what_is_over_or_was_lost_while_more_waits_than_may_is_told_as_gone(busy
     for key in ("told/0", "told/1", "told/2"):
         busy.hears(key, GONE)
     busy.hears("new/9", 1)
+
+
+def change(version, body):
+    header = Header(version, "-", "-", 0, 1_000, 60_000, 0, "writer.1", "w1")
+    return subscription.PendingChange.of({1: StoredEntry(header, body)}, recreated=False)
+
+
+@pytest.mark.parametrize("before, after, is_new", [
+    (change(3, b""), change(1, b"1"), True),
+    (change(3, b""), change(3, b"1"), True),
+    (change(3, b""), change(4, b"1"), False),
+    (change(3, b"1"), change(1, b"1"), False),
+    (subscription.PendingChange(None), change(4, b"1"), True),
+    (change(3, b""), subscription.PendingChange(None), False),
+    (subscription.PendingChange(None, unread=True), change(1, b"1"), False),
+])
+def test_a_change_after_a_deletion_is_of_a_new_life_if_versions_begin_anew(before, after, is_new):
+    assert after.is_new_life_after(before) == is_new
 
 
 def test_what_waits_for_a_handler_that_hangs_is_bounded(busy, memsync, other):
