@@ -45,7 +45,7 @@ class Clock:
 
     @property
     def age(self) -> float:
-        """Seconds since Redis has told its time."""
+        """Seconds since Redis's time was read last."""
         return time.monotonic() - self._heard
 
     @property

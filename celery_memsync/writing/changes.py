@@ -69,7 +69,7 @@ class Change:
         self.rounds = 0
         #: Whether there is no need to write it any more.
         self.withdrawn = False
-        #: The threads that made it, if it has a fence: they are told if a newer one refuses it.
+        #: The threads that made it, if it has a fence: it is reported to them if a newer one refuses it.
         self.authors: frozenset[weakref.ref[threading.Thread]] = frozenset()
 
     def coalesce(self, newer: Change) -> Change | None:

@@ -17,12 +17,12 @@ class FencedWrite(NamedTuple):
     Attributes:
         path: Of the entry.
         author: The thread that made it.
-        is_told: Whether another thread was told of it.
+        is_reported: Whether it was reported to another thread.
     """
 
     path: str
     author: weakref.ref[threading.Thread] | None
-    is_told: bool = False
+    is_reported: bool = False
 
     def is_by(self, thread: threading.Thread) -> bool:
         """Return whether a thread made it."""
@@ -50,7 +50,7 @@ class FlushRequest:
         given_up: Whether the caller does not wait any more.
         may_be_done: Whether it may have been sent already.
         caller: The thread that waits.
-        fenced: What newer fences have refused, of which it tells the caller.
+        fenced: What newer fences have refused, as it is reported to the caller.
     """
 
     def __init__(self, strict: bool = False) -> None:

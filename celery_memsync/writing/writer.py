@@ -112,7 +112,7 @@ class BatchWriter:
         self._refusals: dict[Location, WriteResult] = {}
         #: Locations of which a refusal was logged.
         self._warned: set[Location] = set()
-        #: What newer fences have refused and :meth:`force` has not told the threads that it concerns.
+        #: What newer fences have refused and :meth:`force` has not reported to the threads that it concerns.
         self._fenced: deque[FencedWrite] = deque(maxlen=MAX_WARNED)
         self._thread = BackgroundLoop("memsync-writer", self._write_pending, interval, on_demand=True)
         #: Empties the inbox while the writer's thread waits for Redis.
@@ -464,19 +464,19 @@ class BatchWriter:
         self._begun = [request for request in self._begun if waiting and request.strict]
 
     def _fence_error(self, request: FlushRequest) -> LockLost | None:
-        """Return what to tell a caller: the first of what newer fences refused, and each thread of what it wrote itself."""
+        """Return what a caller has to know: the first of what newer fences refused, and each thread what it wrote itself."""
         if request.given_up:
             return None
-        told: list[FencedWrite] = []
+        reported: list[FencedWrite] = []
         for _ in range(len(self._fenced)):
             fenced = self._fenced.popleft()
             is_own = fenced.is_by(request.caller)
-            if is_own or not fenced.is_told:
-                told.append(fenced)
+            if is_own or not fenced.is_reported:
+                reported.append(fenced)
             if not is_own and fenced.has_author:
-                self._fenced.append(fenced._replace(is_told=True))
-        request.fenced = tuple(told)
-        paths = list(dict.fromkeys(fenced.path for fenced in told))
+                self._fenced.append(fenced._replace(is_reported=True))
+        request.fenced = tuple(reported)
+        paths = list(dict.fromkeys(fenced.path for fenced in reported))
         more = f" and {len(paths) - 1} others" if len(paths) > 1 else ""
         return LockLost(f"under which {paths[0]}{more} was written") if paths else None
 
