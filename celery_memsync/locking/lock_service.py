@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections import deque
 from itertools import count
@@ -17,9 +16,9 @@ from ..events import Events
 from ..exceptions import LockLost, LockNotAcquired, StoreError, StoreRefused, StoreUnavailable
 from ..models.lock import LockRecord
 from ..store import LockAnswer, LockRequest, Store
-from ..store.push import LockWaiter
 from ..user_code import call_user_code
 from .former_run import FormerRun, former_run
+from .turns import Turns
 
 logger = get_logger(__name__)
 
@@ -55,9 +54,6 @@ MAX_ENDED_RUN_WAIT = 60.0
 
 #: Most seconds that a shutdown waits for the thread, which may be in a call to Redis.
 STOP_TIMEOUT = 0.5
-
-#: Holder, fence and lease (ms) of the message that gives a lock to a waiter; other programs may publish there, too.
-_TURN = re.compile(rb"(\S+) (\d{1,16}) (\d{1,14})").fullmatch
 
 
 class Owner(NamedTuple):
@@ -157,6 +153,7 @@ class LockService:
         #: Monotonic time when the thread will look again unasked.
         self._next_look = float("inf")
         self._thread = BackgroundLoop("memsync-locks", self.renew, 0, on_demand=True)
+        self._turns = Turns(store)
 
     # -- take, extend, give back
 
@@ -189,7 +186,7 @@ class LockService:
             answer = self._ask(grant)
             former = former_run(self.store, answer, owner.task_id, owner.run, ttl, own_wait)
             if answer.status != "ok" and (wait > 0 or former is not None):
-                answer = self._wait(grant, began + wait, former)
+                answer = self._wait(grant, answer, began + wait, former)
             if self.replicas and grant.state == "held":
                 self._confirm(grant)
         except BaseException:
@@ -221,65 +218,48 @@ class LockService:
     def _record(self, name: str, answer: LockAnswer) -> LockRecord | None:
         return None if answer.stored is None else LockRecord.of(name, answer.stored, self.store.clock.now())
 
-    def _wait(self, grant: LockLease, deadline: float, former: FormerRun | None) -> LockAnswer:
+    def _wait(self, grant: LockLease, answer: LockAnswer, deadline: float, former: FormerRun | None) -> LockAnswer:
         """Stand in the queue until the lock is given to us, or the deadline, or that of an earlier run."""
         if former is not None and (call := current()) is not None:
             call.postpone(max(0.0, former.deadline - max(deadline, time.monotonic())))
-        waiter = self.store.checkout_waiter(grant.request.location)
-        try:
-            grant.request = grant.request._replace(channel=waiter.channel)
-            while True:
-                waiter.listen()
-                asked_at = time.monotonic()
-                answer = self.store.wait_for_lock(grant.request)
-                if answer.status == "ok":
-                    if self._hold(grant, answer.fence, asked_at, answer.lease):
-                        break
-                    continue
-                if former is not None and former.is_dead(answer):
-                    self.store.free_lock(grant.request.location, answer.fence)
-                    continue
-                until = deadline if former is None else max(deadline, former.wait_until(answer))
-                left = until - time.monotonic()
-                if left <= 0 or grant.state != "asking":
-                    self.store.leave_lock(grant.request)
-                    break
-                self._sleep(grant, waiter, asked_at, answer, min(left, answer.lease + 0.001, LONGEST_SLEEP))
-                if grant.state == "held":
-                    break
-        except BaseException:
-            waiter.close()
-            raise
-        self.store.checkin_waiter(waiter)
+        request = grant.request = grant.request._replace(channel=self._turns.channel)
+        while grant.state == "asking":
+            turn = self._turns.turn_of(request)
+            turn.listen(self.store.timeout)
+            asked_at = time.monotonic()
+            answer = self.store.wait_for_lock(request)
+            if answer.status == "ok":
+                if self._hold(grant, answer.fence, asked_at, answer.lease):
+                    return answer
+                continue
+            if former is not None and former.is_dead(answer):
+                self.store.free_lock(request.location, answer.fence)
+                continue
+            until = deadline if former is None else max(deadline, former.wait_until(answer))
+            left = until - time.monotonic()
+            if left <= 0:
+                break
+            told = turn.wait(answer.fence, min(left, answer.lease + 0.001, LONGEST_SLEEP))
+            if told is not None and self._take_turn(grant, told, asked_at):
+                return answer
+        self.store.leave_lock(request)
         return answer
 
-    def _sleep(self, grant: LockLease, waiter: LockWaiter, asked_at: float, answer: LockAnswer, seconds: float) -> None:
-        """Sleep until it is our turn, or there is reason to ask again."""
-        end = time.monotonic() + seconds
-        try:
-            while (left := end - time.monotonic()) > 0:
-                message = waiter.receive(left)
-                if message is None:
-                    break
-                turn = _TURN(message)
-                # What is heard late was meant for the one before, or was over when we asked: others had it since.
-                if turn is not None and turn[1] == grant.request.holder.encode() and int(turn[2]) > answer.fence:
-                    lease = min(int(turn[3]) / 1000, grant.request.ttl)
-                    self._take_turn(grant, int(turn[2]), asked_at + lease)
-                    break
-        except StoreError:
-            # The connection is broken.  Whether Redis is there the next question will tell.
-            waiter.close()
+    def _take_turn(self, grant: LockLease, told: tuple[int, float], asked_at: float) -> bool:
+        """Take a lock that was handed over; return False if so much time has passed that it is asked for again.
 
-    def _take_turn(self, grant: LockLease, fence: int, until: float) -> None:
-        """Take a lock that was handed over; until it is renewed it is trusted as if given when we asked last."""
+        Until it is renewed it is trusted as if it had been given when we asked last.
+        """
+        fence, lease = told
         now = time.monotonic()
+        until = asked_at + min(lease, grant.request.ttl)
         if until < now + MARGIN and until < now + grant.request.ttl / 2:
-            return  # too much time has passed: it is asked for again
+            return False
         grant.hold_until = now + grant.max_hold
         grant.fence, grant.until = fence, until
         grant.renew_at = now + min(CONFIRM_AFTER, (until - now) / 4)
         self._note_held(grant)
+        return True
 
     def _hold(self, grant: LockLease, fence: int, asked_at: float, lease: float) -> bool:
         """Take note that a lock was granted; return False if its lease was over when the answer came."""
@@ -413,8 +393,10 @@ class LockService:
         """
         for grant in list(self._grants.values()):
             grant.state = "leaving"
-        # Before the rest: a connection that the thread takes after the store was closed stays open.
-        self._thread.stop(min(timeout, STOP_TIMEOUT) if free else 0)
+        end = time.monotonic() + (min(timeout, STOP_TIMEOUT) if free else 0)
+        # Before the rest: a connection that a thread takes after the store was closed stays open.
+        self._turns.close(max(0.0, end - time.monotonic()))
+        self._thread.stop(max(0.0, end - time.monotonic()))
         try:
             if free:
                 self._free_ended_runs()

@@ -118,7 +118,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
 
     def client_of(self, key: str | bytes | None = None) -> Any:
         """Return the client of the master that has a key; None: of the one that answers what is about no key."""
-        return self._client(self.address_of(key))
+        return self.client_at(self.address_of(key))
 
     def masters(self) -> frozenset[Address]:
         """Return all masters, looked up again if that was some time ago."""
@@ -156,7 +156,8 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         self._others = tuple(one for row in nodes for one in row[1:])
         self._answered, self._read_at = asked, time.monotonic()
 
-    def _client(self, address: Address) -> Any:
+    def client_at(self, address: Address) -> Any:
+        """Return the client of a node."""
         client = self._clients.get(address)
         return self._clients.setdefault(address, self._make_client(address)) if client is None else client
 
@@ -165,7 +166,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send a command to the node that has its key, and return the answer; a script is taught to all."""
         if str(args[0]).upper() == "SCRIPT LOAD":
-            return [self._client(address).execute_command(*args) for address in self.masters()]
+            return [self.client_at(address).execute_command(*args) for address in self.masters()]
         (answer,) = self.execute_all([Command(args, options)])
         if isinstance(answer, Exception):
             raise answer
@@ -174,7 +175,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
     def ping_all(self) -> None:
         """Ask every master for a sign of life."""
         for address in self.masters():
-            self._client(address).ping()
+            self.client_at(address).ping()
 
     def pipeline(self, transaction: bool = False) -> Pipeline:
         """Return what gathers commands, to send them to each node together."""
@@ -211,7 +212,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
     def _execute_on(self, address: Address, commands: Sequence[Command], is_asking_at: Sequence[bool]) -> list[Any]:
         if all(command.args[0] == "EVALSHA" for command in commands):
             return self._run_on(address, commands, is_asking_at)
-        pipeline = self._client(address).pipeline(transaction=False)
+        pipeline = self.client_at(address).pipeline(transaction=False)
         for command, is_asking in zip(commands, is_asking_at):
             if is_asking:
                 pipeline.execute_command("ASKING")
@@ -228,7 +229,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         for command, is_asking in zip(commands, is_asking_at):
             words += [("ASKING",)] * is_asking + [command.args]
         try:
-            answers = map(_as_error, self._client(address).connection_pool.execute_packed(
+            answers = map(_as_error, self.client_at(address).connection_pool.execute_packed(
                 [packed_command(*command) for command in words]))
         except (redis.ConnectionError, redis.TimeoutError) as exc:
             return [exc] * len(commands)

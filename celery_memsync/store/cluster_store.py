@@ -11,9 +11,9 @@ import redis
 from ..keys import Location
 from . import (SCRIPT_SIZE, Call, EntryWrite, LockAnswer, LockRequest, Store, WriteResult, in_chunks, ms, raise_first,
                renewal)
-from .cluster_client import slot_of, slot_tags
+from .cluster_client import Address, slot_of, slot_tags
 from .errors import redis_call
-from .push import ClusterLockWaiter, ClusterPushConnection, LockWaiter
+from .push import ClusterPushConnection, PushConnection
 from .script_caller import answers_of
 from .scripts import INDEX_APPLY, Script
 
@@ -152,13 +152,15 @@ class ClusterStore(Store):
         return [held[at] for at in range(len(requests))]
 
     @redis_call
-    def checkout_waiter(self, location: Location) -> LockWaiter:
-        """Return a connection to the node of a lock, on which to hear that it is one's turn."""
-        return ClusterLockWaiter(self._client, self._turn(), location.key, self.timeout)
+    def node_of(self, location: Location) -> Address:
+        """Return the address of the node that has a lock."""
+        address: Address = self._client.address_of(location.key)
+        return address
 
-    def checkin_waiter(self, waiter: LockWaiter) -> None:
-        """Close a connection: the next lock may be on another node."""
-        waiter.close()
+    @redis_call
+    def listen_at(self, node: Address) -> PushConnection:
+        """Return a connection to a node on which it speaks unasked; it is not open yet."""
+        return PushConnection(self._client.client_at(node), self.timeout)
 
     # -- hearing
 

@@ -3,16 +3,14 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections import deque
-from itertools import count
 from typing import Any, NamedTuple, Sequence
 
 from ..exceptions import InvalidKey
 from ..keys import Location
 from ..models.entry import StoredEntry
 from .errors import redis_call
-from .pool import MAX_IDLE, packed
-from .push import LockWaiter
+from .pool import packed
+from .push import PushConnection
 from .script_caller import CLOCK_AGE, SCRIPT_SIZE, Call, ScriptCaller, answers_of, ms, stored_of
 from .scripts import LOCK_ACQUIRE, LOCK_FREE, LOCK_RELEASE, LOCK_RENEW, LOCK_WAIT, Script
 
@@ -73,16 +71,10 @@ class LockStore(ScriptCaller):
         super().__init__(*args)
         #: What is the same in all that is sent of a lock, by its key.
         self._lock_words: dict[str, bytes] = {}
-        self._ears: deque[LockWaiter] = deque()
-        self._ear_numbers = count(1)
         #: The channels of this namespace's waiters begin with that.
         self._turns = self.prefix + self.keys.turns
-
-    def close(self) -> None:
-        """Close the connections; the next call opens new ones."""
-        while self._ears:
-            self._ears.pop().close()
-        super().close()
+        #: That of this process's.
+        self.turn_channel = f"{self._turns}{self.token}/1"
 
     @redis_call
     def take_lock(self, request: LockRequest) -> LockAnswer:
@@ -183,26 +175,18 @@ class LockStore(ScriptCaller):
         return [(stored_of(text, now), waiters or 0) for text, waiters in zip(answers[::2], answers[1::2])]
 
     @redis_call
-    def checkout_waiter(self, location: Location) -> LockWaiter:
-        """Return a connection on which to hear that it is one's turn; it is to be given back, or closed.
+    def node_of(self, location: Location) -> object:
+        """Return what stands for the Redis that has a lock."""
+        return None
+
+    @redis_call
+    def listen_at(self, node: Any) -> PushConnection:
+        """Return a connection to a Redis on which it speaks unasked; it is not open yet.
 
         Args:
-            location: Where the lock is kept.
+            node: As returned by :meth:`node_of`.
         """
-        try:
-            return self._ears.pop()
-        except IndexError:
-            return LockWaiter(self._client, self._turn(), self.timeout)
-
-    def _turn(self) -> str:
-        return f"{self._turns}{self.token}/{next(self._ear_numbers)}"
-
-    def checkin_waiter(self, waiter: LockWaiter) -> None:
-        """Take a connection back that is not broken."""
-        if len(self._ears) < MAX_IDLE:
-            self._ears.append(waiter)
-        else:
-            waiter.close()
+        return PushConnection(self._client, self.timeout)
 
 
 def renewal(requests: Sequence[LockRequest], *index: str) -> Call:

@@ -61,13 +61,24 @@ class PushConnection:
     @redis_call
     def listen(self) -> int | None:
         """Connect; return Redis's id of this connection, None if sources can't be told by it."""
-        self._connection.connect()
-        self._selector.register(self._connection._sock, selectors.EVENT_READ)
+        self._connect()
         number = self._execute("CLIENT", "ID")
         # Nothing is read over this one, but who is told of anything is told when Redis is emptied.
         tracking = self._execute("CLIENT", "TRACKING", "ON", "REDIRECT", str(number))
         refused = [isinstance(answer, Exception) for answer in (number, tracking, self._execute("SUBSCRIBE", INVALIDATIONS))]
         return None if any(refused) else int(number)
+
+    @redis_call
+    def subscribe(self, channel: str) -> None:
+        """Connect, and hear what is published on one channel."""
+        self._connect()
+        answer = self._execute("SUBSCRIBE", channel)
+        if isinstance(answer, Exception):
+            raise answer
+
+    def _connect(self) -> None:
+        self._connection.connect()
+        self._selector.register(self._connection._sock, selectors.EVENT_READ)
 
     def _execute(self, *command: str | bytes) -> Any:
         self._connection.send_command(*command)
@@ -220,78 +231,3 @@ class TrackedConnection:
             self.refused = True
             raise
         self.checked_at = time.monotonic()
-
-
-class LockWaiter:
-    """A connection on which one thread hears what is told on one channel.
-
-    Args:
-        client: Its address and options are used.
-        timeout: Seconds that Redis may take for a step, or a message that has begun.
-    """
-
-    def __init__(self, client: redis.Redis, channel: str, timeout: float = DEFAULT_TIMEOUT) -> None:
-        pool = client.connection_pool
-        self.timeout = timeout
-        self.channel = channel
-        self._connection: Any = pool.connection_class(**pool.connection_kwargs)
-        self._subscribed = False
-
-    @redis_call
-    def listen(self) -> None:
-        """Subscribe, unless that is done; a connection that breaks meanwhile is made anew once."""
-        if self._subscribed:
-            return
-        try:
-            self._subscribe()
-        except redis.ConnectionError:
-            self._connection.disconnect()
-            self._subscribe()
-        self._subscribed = True
-
-    def _subscribe(self) -> None:
-        self._connection.connect()
-        self._connection.send_command("SUBSCRIBE", self.channel)
-        self._connection.read_response()
-
-    def receive(self, timeout: float) -> bytes | None:
-        """Return the next message, None if that takes longer than ``timeout`` seconds, or than Redis may take."""
-        return self._read_message() if self._has_message(min(timeout, self.timeout)) else None
-
-    @redis_call
-    def _has_message(self, timeout: float) -> bool:
-        return bool(self._connection.can_read(timeout))
-
-    @redis_call
-    def _read_message(self) -> bytes:
-        message: bytes = self._connection.read_response()[2]
-        return message
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._subscribed = False
-        self._connection.disconnect()
-
-
-class ClusterLockWaiter(LockWaiter):
-    """The same on the node of a cluster that has a key, wherever that is.
-
-    Args:
-        key: A lock's: whoever gives it on asks its own node who listens.
-    """
-
-    def __init__(self, cluster: Cluster, channel: str, key: str, timeout: float = DEFAULT_TIMEOUT) -> None:
-        self._cluster, self._key = cluster, key
-        self._address = cluster.address_of(key)
-        super().__init__(cluster.client_of(key), channel, timeout)
-
-    @redis_call
-    def listen(self) -> None:
-        """Subscribe, unless that is done and the key still has that node."""
-        address = self._cluster.address_of(self._key)
-        if address != self._address:
-            self.close()
-            self._address = address
-            pool = self._cluster.client_of(self._key).connection_pool
-            self._connection = pool.connection_class(**pool.connection_kwargs)
-        super().listen()

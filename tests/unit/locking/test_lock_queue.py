@@ -231,21 +231,6 @@ def test_a_lock_that_is_handed_over_is_confirmed_and_then_has_its_whole_lease(me
     assert theirs.owned
 
 
-def test_more_waiters_than_connections_may_be_idle_leave_none_open(memsync, other, redis):
-    lock = memsync.lock("a")
-    lock.acquire()
-    order = []
-    threads = [wait_in_thread(other, "a", order, number) for number in range(12)]
-
-    lock.release()
-    for thread in threads:
-        thread.join(10)
-
-    eventually(lambda: len(redis.client_list(_type="pubsub")) <= 8)
-    other.shutdown()
-    eventually(lambda: len(redis.client_list(_type="pubsub")) == 0)
-
-
 def test_who_subscribes_to_everything_is_not_taken_for_a_waiter(make_memsync, memsync, start_waiter):
     seen = []
     make_memsync().subscribe("*", lambda key, value: seen.append(key))
