@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from tests.support.paths import ROOT
@@ -24,7 +25,9 @@ class Worker:
     def __init__(self, app, log, *args, env=None, cwd=None, ready="ready."):
         self.log = Path(log)
         self.command = [sys.executable, "-m", "celery", "-A", app, "worker", "-l", "INFO", *args]
-        self.env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(cwd or ROOT)]), **(env or {})}
+        self.env = {
+            **os.environ, "PYTHONFAULTHANDLER": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(cwd or ROOT)]),
+            **(env or {})}
         self.cwd = str(cwd or ROOT)
         self.ready = ready
         self.process = None
@@ -59,11 +62,17 @@ class Worker:
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(10)
-            raise AssertionError(f"the worker did not end within {timeout} s:\n{self.output()[-3000:]}") from None
+            raise AssertionError(f"the worker did not end within {timeout} s:\n{self._kill()[-12000:]}") from None
         finally:
             self.process = None
+
+    def _kill(self):
+        """Kill all its processes; return its output, with where each of their threads was."""
+        os.killpg(self.process.pid, signal.SIGABRT)
+        time.sleep(1)
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
+        return self.output()
 
     def signal(self, number):
         self.process.send_signal(number)
