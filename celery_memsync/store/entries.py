@@ -211,7 +211,7 @@ class EntryStore(ScriptCaller):
         by_field = dict(zip(fields, answers[len(pages):]))
         now = self.clock.now()
         return [
-            stored_of(slot_of(by_page[location.key], location.slot) if location.slot else by_field[location], now)
+            stored_of(slot_of(by_page[location.key], location.slot) if location.slot else by_field[location])
             for location in locations
         ]
 

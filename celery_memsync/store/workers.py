@@ -167,6 +167,6 @@ class WorkerStore(ScriptCaller):
         pipeline = self._pipeline(None)
         pipeline.hgetall(self.keys.workers)
         (rows,), now = self._answers(pipeline), self.clock.now()
-        claims = ((name.decode(errors="replace"), stored_of(text, now)) for name, text in (rows or {}).items())
+        claims = ((name.decode(errors="replace"), stored_of(text)) for name, text in (rows or {}).items())
         return {name: stored for name, stored in claims
                 if stored is not None and not stored.ended(now) and is_id(name.rpartition("/")[0])}

@@ -206,12 +206,10 @@ local PROGRESS = 3
 local UNNOTICED = 1000
 
 -- When an entry is taken to be stored (ms): never earlier than any before in this namespace, or on a cluster than the one
--- before of its key, whatever Redis's clock says.  What is much further ahead counts as foreign.
+-- before of its key, whatever Redis's clock says.
 local clock_ms
 local function stored_ms_after(before)
-  if not clock_ms then
-    clock_ms = clock and math.min(math.floor(tick(clock, 0) / 1000), now_ms + AHEAD / 2) or now_ms
-  end
+  if not clock_ms then clock_ms = clock and math.floor(tick(clock, 0) / 1000) or now_ms end
   return math.max(clock_ms, before)
 end
 

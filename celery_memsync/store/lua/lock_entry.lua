@@ -70,8 +70,7 @@ end
 local function give_lock(run, writes, lease_ms, by, body)
   local moment = tick(clock, tonumber(fence))
   fence = whole(moment)
-  -- What is much further ahead counts as foreign.
-  stored_ms = math.max(stored_ms, math.min(math.floor(moment / 1000), now_ms + AHEAD / 2))
+  stored_ms = math.max(stored_ms, math.floor(moment / 1000))
   left = tonumber(lease_ms)
   store_lock(run, writes, lease_ms, by, body)
   if index then call("ZADD", index, whole(now_ms + left), path) end
