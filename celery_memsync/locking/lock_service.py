@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections import deque
+import weakref
 from itertools import count
 from typing import Callable, NamedTuple
 
@@ -81,15 +81,15 @@ class LockLease:
         hold_until: Monotonic time when these are over.
         renew_at: Monotonic time when it is to be renewed.
         asked_until: Monotonic time until which a question of which the answer was not heard may still arrive.
-        is_claimed: Whether the call that has asked for it has got it; an exception may have struck before: then it is not
-            renewed.
+        claim: Returns what it is held for, or None if that is gone; None while the call that has asked for it has not
+            got it, for an exception may strike before.
         state: ``asking``, ``held``, ``releasing``, ``leaving`` (the thread is to give it back), ``left`` (it has, and
             will once more when the question has arrived) or ``over``.
     """
 
     __slots__ = (
         "name", "request", "owner", "fence", "until", "max_hold", "hold_until", "renew_at", "asked_until", "state", "pid",
-        "is_claimed", "_expired")
+        "claim", "_expired")
 
     def __init__(self, name: str, request: LockRequest, owner: Owner, max_hold: float) -> None:
         self.name = name
@@ -103,7 +103,7 @@ class LockLease:
         self.asked_until = float("-inf")
         self.state = "asking"
         self.pid = os.getpid()
-        self.is_claimed = False
+        self.claim: Callable[[], object] | None = None
         self._expired = False
 
     @property
@@ -118,6 +118,11 @@ class LockLease:
             self._expired = True
         return self._expired
 
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether no call can release it any more: what it was held for is gone."""
+        return self.claim is not None and self.claim() is None
+
     def trust(self, since: float, lease: float) -> None:
         """Believe in the lease that was answered to a question.
 
@@ -126,7 +131,8 @@ class LockLease:
         """
         self.until = min(since + lease, self.hold_until)
         is_last = self.until > self.hold_until - LAST_MOMENT
-        self.renew_at = self.until if is_last else since + self.request.ttl * RENEW_AFTER
+        # What is left of a lease that was handed over is shorter than the one that was asked for.
+        self.renew_at = self.until if is_last else since + min(lease, self.request.ttl) * RENEW_AFTER
 
 
 class LockService:
@@ -149,8 +155,6 @@ class LockService:
         #: By name: the last one that was granted, and the last one that :meth:`acquire_task` has taken.
         self._last: dict[str, LockLease] = {}
         self._of_tasks: dict[str, LockLease] = {}
-        #: Leases of acquisitions that were collected while they were held.
-        self.forgotten: deque[LockLease] = deque()
         self._told_of: tuple[Owner | None, bytes] = None, b""
         #: Runs whose child is going: what is held for them is to be freed; with the time when that is given up.
         self._ending_runs: dict[str, tuple[Callable[[], bool], float]] = {}
@@ -354,7 +358,7 @@ class LockService:
         """Take the lock of a task and remember it by its name; tell whether it was to be had."""
         try:
             grant = self._of_tasks[name] = self.acquire(name, ttl, wait, owner)
-            grant.is_claimed = True
+            grant.claim = weakref.ref(self)
         except LockNotAcquired:
             return False
         return True
@@ -435,7 +439,7 @@ class LockService:
         """
         promised, self._next_look = self._next_look, float("inf")  # who comes from now on has to ring
         try:
-            self._give_up_forgotten()
+            self._give_up_abandoned()
             self._renew(time.monotonic())
             self._leave()
             self._free_ended_runs()
@@ -454,11 +458,11 @@ class LockService:
     def _renew(self, now: float) -> None:
         held = [grant for grant in list(self._grants.values()) if grant.state == "held"]
         for grant in held:
-            if grant.renew_at <= now and not grant.is_claimed:
+            if grant.renew_at <= now and grant.claim is None:
                 grant.renew_at = now + CONFIRM_AFTER
         if not any(grant.renew_at <= now for grant in held):
             return
-        due = [grant for grant in held if grant.is_claimed and grant.renew_at < grant.until
+        due = [grant for grant in held if grant.claim is not None and grant.renew_at < grant.until
                and grant.renew_at <= now + grant.request.ttl * RENEW_AFTER * TOGETHER]
         requests = [grant.request for grant in due]
         bounded = [_bounded(grant, request, now) for grant, request in zip(due, requests)]
@@ -506,11 +510,11 @@ class LockService:
         logger.warning("The lock %s is lost: %s, another holder may have it", grant.name, why)
         self.events.emit("lock-lost", name=grant.name)
 
-    def _give_up_forgotten(self) -> None:
-        while self.forgotten:
-            grant = self.forgotten.popleft()
-            if grant.owned:
-                logger.warning("Releasing the lock %s: its object was collected, or its thread ended", grant.name)
+    def _give_up_abandoned(self) -> None:
+        for grant in list(self._grants.values()):
+            if grant.is_abandoned and grant.owned:
+                logger.warning("Releasing the lock %s: its object was collected, its thread ended, or its block "
+                               "was left by an exception at its very end", grant.name)
                 grant.state = "leaving"
 
     def _free_ended_runs(self) -> None:

@@ -10,6 +10,7 @@ from celery_memsync import LockLost
 from tests.support.simulated_worker import SimulatedWorker
 from tests.support.stepped_clock import SteppedServer
 from tests.support.stress import stressed
+from tests.support.threads import in_background
 from tests.support.waiting import eventually
 
 #: Seconds by which the clock is set back: what a virtual machine loses that was paused, a wrong time zone, a wrong year.
@@ -204,6 +205,22 @@ def test_a_living_holder_learns_at_its_next_renewal_whether_it_holds_the_lock(st
         with pytest.raises(LockLost):
             lock.check()
         assert other.lock("a", wait=2).acquire()
+
+
+@pytest.mark.parametrize("step", [5, 25])
+def test_no_passer_by_overtakes_waiters_after_the_clock_was_set_ahead(stepped, memsync, other, make_memsync, step):
+    lock, passer_by = memsync.lock("a", ttl=60), make_memsync(url=stepped.url).lock("a")
+    lock.acquire()
+    taken = [in_background(lambda: other.lock("a", wait=20).acquire()) for _ in range(2)]
+    eventually(lambda: memsync.get_lock("a").waiters == 2)
+
+    stepped.set_clock(step)
+    lock.release()
+    overtook = passer_by.acquire()
+
+    assert not overtook and taken[0]()
+    # Its thread has ended, so the next one has it soon.
+    assert taken[1]()
 
 
 # -- workers

@@ -95,10 +95,31 @@ local function enlist(task, rank, time, ttl_ms, figure)
   if expiries[task] <= now_ms then lists[task] = "" end
 end
 
--- Keep an entry of an earlier run, also one that comes late; not one of a run that never began (rank below "2").
--- Return whether it was kept, and the rank that it replaced.
-local function keep_former(entries, slot, run, rank, text)
-  if rank < "2" or not entries then return false end
+-- Remove the oldest entry of an earlier run, but rather one of a chain that others know, too: a write of a chain that is
+-- forgotten would begin a new one.
+local function drop_oldest(entries)
+  local chains, count = {}, {}
+  for i, entry in ipairs(entries) do
+    local _, run = parse(string.gsub(entry, "^%d@", "", 1))
+    local _, _, chain = numbers_of(run or "")
+    chains[i] = chain
+    if chain then count[chain] = (count[chain] or 0) + 1 end
+  end
+  local oldest = slots + 1
+  for i = #entries, slots + 1, -1 do
+    if (count[chains[i]] or 2) > 1 then oldest = i end
+  end
+  table.remove(entries, oldest)
+end
+
+-- Keep an entry of another run than the present one, also one that comes late.  Of a run that never began (rank below "2") only
+-- the header is kept, if its number is not known without.  Return whether it was kept, and the rank that it replaced.
+local function keep_former(entries, slot, run, rank, text, present)
+  if not entries then return false end
+  if rank < "2" then
+    if not has_own_number(run, present) then return false end
+    text = string.match(text, "^[^\n]*\n")
+  end
   local mark = slot .. "@"
   for i = slots + 1, #entries do
     local _, srun, srank = parse(string.sub(entries[i], #mark + 1))
@@ -109,7 +130,7 @@ local function keep_former(entries, slot, run, rank, text)
   end
   for i = #entries + 1, slots do entries[i] = "" end
   entries[#entries + 1] = mark .. text
-  while #entries > slots + max_runs do table.remove(entries, slots + 1) end
+  while #entries > slots + max_runs do drop_oldest(entries) end
   return true
 end
 
@@ -274,7 +295,7 @@ local function write(key, known)
       end
       if run ~= srun and run ~= "-" then
         local former = header(1, run, rank, fence, time, ttl_ms, now_ms - time, writes, worker) .. "\n" .. body
-        local kept, replaced = keep_former(entries, where, run, rank, former)
+        local kept, replaced = keep_former(entries, where, run, rank, former, srun)
         if kept then join(key, entries, slots, 0, 0) end
         if kept and staged then count_stage(replaced, rank, figure) end
       end
@@ -283,7 +304,7 @@ local function write(key, known)
     stage_before = srank
     if run ~= srun and srun ~= "-" then
       stage_before = drop_former(entries, where, run)
-      keep_former(entries, where, srun, srank, text)
+      keep_former(entries, where, srun, srank, text, run)
     end
   elseif seen ~= "run" and seen ~= "*" then
     local wanted, at = string.match(seen, "^(%d+)@?(%d*)$")
