@@ -268,7 +268,8 @@ class ScriptCaller:
                     break
 
     def _measure_clock(self) -> None:
-        self._client.ping()  # to connect is no part of the round trip that is measured
+        if not self.clock.measured:
+            self._client.ping()  # to connect is no part of the round trip that is measured
         asked = time.monotonic()
         seconds, micros = self._client.time()
         self._sync_clock(seconds, micros, asked)
