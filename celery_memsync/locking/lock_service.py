@@ -1,12 +1,13 @@
 """Locks that are shared by all processes of a namespace."""
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
 import weakref
 from itertools import count
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Sequence
 
 from celery.utils.log import get_logger
 
@@ -15,7 +16,8 @@ from ..background_loop import BackgroundLoop
 from ..deadline import current, within
 from ..events import Events
 from ..exceptions import LockLost, LockNotAcquired, StoreError, StoreRefused, StoreUnavailable
-from ..models.lock import LockRecord
+from ..models.entry import StoredEntry
+from ..models.lock import LockRecord, lease_length
 from ..store import LockAnswer, LockRequest, Store
 from ..store.push import LockWaiter
 from ..user_code import call_user_code
@@ -52,6 +54,9 @@ ON_ITS_WAY = 2.0
 ENDED_RUN_INTERVAL = 0.05
 
 MAX_ENDED_RUN_WAIT = 60.0
+
+#: Most seconds by which what this process takes for Redis's time may be wrong, unless the clock was set.
+UNNOTICED = 1.0
 
 #: Most seconds that a shutdown waits for the thread, which may be in a call to Redis.
 STOP_TIMEOUT = 0.5
@@ -373,15 +378,26 @@ class LockService:
     def held(self) -> list[LockRecord]:
         """Return all locks that are held, sorted by name."""
         names = sorted(self.store.held_locks())
-        rows, now = self.store.read_locks(names), self.store.clock.now()
+        rows, now = self._read(names), self.store.clock.now()
         records = (LockRecord.of(name, stored, now, waiters)
                    for name, (stored, waiters) in zip(names, rows) if stored is not None)
         return [record for record in records if record is not None]
 
     def record(self, name: str) -> LockRecord | None:
         """Return who holds a lock; None: nobody does."""
-        ((stored, waiters),) = self.store.read_locks([name])
+        ((stored, waiters),) = self._read([name])
         return None if stored is None else LockRecord.of(name, stored, self.store.clock.now(), waiters)
+
+    def _read(self, names: Sequence[str]) -> list[tuple[StoredEntry | None, int]]:
+        """Return locks as they are stored; have leases cut that end too late, because Redis's clock was set back."""
+        rows, now = self.store.read_locks(names), self.store.clock.now()
+        cut = [LockRequest(self.store.keys.lock_location(name), "-", lease_length(stored), "-", b"")
+               for name, (stored, _) in zip(names, rows)
+               if stored is not None and not stored.deleted
+               and stored.header.expires_at / 1000 - now > lease_length(stored) + UNNOTICED]
+        with contextlib.suppress(StoreRefused):  # who may not write sees them as they are
+            self.store.renew_locks(cut)
+        return rows
 
     def awaited(self, task_id: str) -> LockRecord | None:
         """Return the lock for which a task stands in the queue; None: for none."""

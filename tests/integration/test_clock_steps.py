@@ -235,7 +235,36 @@ def test_no_passer_by_overtakes_waiters_after_the_clock_was_set_ahead(stepped, m
     assert not overtook
 
 
+@pytest.mark.parametrize("step", [3600, 200_000])
+def test_a_dead_holder_is_listed_for_one_lease_after_the_clock_was_set_back(stepped, memsync, other, step):
+    lock = memsync.lock("a", ttl=1.0)
+    lock.acquire()
+    memsync._open().locks.close(free=False)
+
+    stepped.set_clock(-step)
+    other.store.measure_clock()  # else what is known of it is believed for a second
+    listed = [(record.name, record.ttl) for record in other.locks()]
+
+    assert listed == [("a", 1.0)]
+    assert eventually(lambda: not other.locks() and other.get_lock("a") is None, timeout=5)
+
+
 # -- workers
+
+@pytest.mark.parametrize("step", [3600, 200_000])
+def test_the_last_worker_is_not_alive_for_longer_after_the_clock_was_set_back(stepped, make_memsync, step):
+    viewer = make_memsync(url=stepped.url, worker_ttl=1.0, heartbeat_interval=0.3)
+    SimulatedWorker(make_memsync(url=stepped.url), "gone").beat()
+    viewer.sync_worker_status("by-hand", "up")
+    alive = viewer.get_active_workers()
+
+    stepped.set_clock(-step)
+    viewer.store.measure_clock()
+    viewer.get_active_workers()
+
+    assert alive == ["by-hand", "gone"]
+    assert eventually(lambda: viewer.get_active_workers() == [], timeout=5)
+
 
 @pytest.mark.parametrize("step", [-200_000, -3600, -30, 30])
 def test_a_worker_that_is_gone_is_found_lost_and_a_living_one_is_not(stepped, make_memsync, step):

@@ -90,15 +90,10 @@ local function begin_heartbeats_anew()
   for i = 1, #rows, 2 do
     local _, its_id = worker_of(rows[i])
     local its_field = (its_id or "") .. "/heartbeat"
-    local known = redis.call("HGET", workers, its_field) or ""
-    local number, run, rank, fence, beaten, ttl, its_lag, writer = parse(known)
-    local ahead = number and beaten - now_ms or 0
-    local length = number and math.max(0, math.min(longest, rows[i + 1] - beaten)) or timeout
+    local _, _, _, _, beaten = parse(redis.call("HGET", workers, its_field) or "")
+    local length = beaten and math.max(0, math.min(longest, rows[i + 1] - beaten)) or timeout
     begin_anew(heartbeats, "", length, { rows[i], rows[i + 1] })
-    if ahead > 0 then
-      local rest = string.match(known, "^%S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ (.*)$")
-      redis.call("HSET", workers, its_field, header(number, run, rank, fence, now_ms, ttl, its_lag + ahead, writer, rest))
-    end
+    cut_time(workers, its_field)
   end
 end
 
