@@ -279,6 +279,20 @@ def test_a_worker_that_is_gone_is_found_lost_and_a_living_one_is_not(stepped, ma
     assert lost(gone) == []
 
 
+def test_running_tasks_are_back_with_the_next_heartbeat_after_the_clock_was_set_ahead(stepped, make_fleet):
+    fleet = make_fleet(memory=stepped)
+    fleet.start_worker("-P", "threads", "-c", "1")
+    result = fleet.send("sleep", 60)
+    fleet.wait(result, "STARTED")
+
+    stepped.set_clock(7200)
+    with stepped.client() as client:
+        gone = client.get(fleet.reader.store.keys.task(result.id)) is None
+
+    assert gone
+    assert fleet.wait(result, "STARTED", timeout=3)["worker"] == fleet.workers[0].name
+
+
 # -- histories
 
 @pytest.mark.slow
