@@ -293,6 +293,20 @@ def test_running_tasks_are_back_with_the_next_heartbeat_after_the_clock_was_set_
     assert fleet.wait(result, "STARTED", timeout=3)["worker"] == fleet.workers[0].name
 
 
+@pytest.mark.parametrize("step", [3600, 80_000])
+def test_a_lost_task_is_requeued_after_the_clock_was_set_back(stepped, make_sender, step):
+    sender = make_sender(broker_url=stepped.url, memsync_backend=stepped.url)
+    task = sender.task()
+    request = sender.run_one(task)
+
+    stepped.set_clock(-step)
+    sender.memsync.store.measure_clock()
+    sender.lose(request.id)
+
+    assert sender.take(task).id == request.id
+    assert sender.memsync.get_task_state(request.id)["status"] == "PENDING"
+
+
 # -- histories
 
 @pytest.mark.slow
