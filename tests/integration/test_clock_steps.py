@@ -7,6 +7,7 @@ import time
 import pytest
 
 from celery_memsync import LockLost
+from celery_memsync.models.task import TaskRun
 from tests.support.simulated_worker import SimulatedWorker
 from tests.support.stepped_clock import SteppedServer
 from tests.support.stress import stressed
@@ -156,6 +157,23 @@ def test_a_subscriber_learns_that_a_key_is_gone_when_the_clock_was_set_ahead(ste
     stepped.set_clock(3600)
 
     assert eventually(lambda: gone, timeout=5) == ["task-sentinel/k"]
+
+
+@pytest.mark.parametrize("step", [3600, 200_000])
+def test_tasks_are_listed_after_the_clock_was_set_back(stepped, memsync, other, step):
+    def record(task_id):
+        memsync.sync_task_run(task_id, TaskRun("PENDING"), f"c{task_id}.0")
+        memsync.force_sync()
+
+    record("old")
+    record("older")
+
+    stepped.set_clock(-step)
+    record("new")
+    record("newest")
+
+    assert {row["id"] for row in other.get_tasks()} == {"old", "older", "new", "newest"}
+    assert set(other.get_queue()["pending"]) == {"old", "older", "new", "newest"}
 
 
 # -- fences

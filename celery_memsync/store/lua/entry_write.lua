@@ -85,8 +85,14 @@ local function count_stage(before, rank, runtime)
   if new and new ~= "" then count("runtime", tonumber(runtime) / 1e6) end
 end
 
+-- Note when something was written, for index updates: by Redis's clock, unless that was set back since the entry before.
+local function note_moment(thing, stored_ms)
+  if not index then moments[thing] = stored_ms > now_ms and stored_ms * 1000 + 999 or now[1] * 1000000 + now[2] end
+end
+
 -- Update the list in which a task is, from its stage.
-local function enlist(task, rank, time, ttl_ms, figure)
+local function enlist(task, rank, time, ttl_ms, figure, stored_ms)
+  note_moment(task, stored_ms)
   local digit = string.sub(rank, 1, 1)
   local new = digit == "0" or digit == "1"
   lists[task] = (new or digit == "4") and "pending" or digit == "2" and "processing" or ""
@@ -159,7 +165,8 @@ local function run_in(entries, own, run_key)
 end
 
 -- Update the name of a user's key: once when it is made, and whenever it expires later by a ttl.
-local function update_name(path, before, stime, sttl, time, ttl_ms, deleted)
+local function update_name(path, before, stime, sttl, time, ttl_ms, deleted, stored_ms)
+  note_moment(path, stored_ms)
   local expires = math.floor((time + ttl_ms) / ttl_ms) + 1
   if deleted then
     named[path] = false
@@ -184,12 +191,12 @@ local function writes_of(writes)
 end
 
 -- Update once more what follows from a write whose answer, and index updates, were lost; but for what it counts.
-local function update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body)
+local function update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body, stored_ms)
   if task ~= "" then
     added[#added + 1] = task
-    if slot == 1 and rank == srank then enlist(task, rank, time, ttl_ms, figure) end
+    if slot == 1 and rank == srank then enlist(task, rank, time, ttl_ms, figure, stored_ms) end
   elseif slot then
-    update_name(path, nil, nil, nil, time, ttl_ms, body == "")
+    update_name(path, nil, nil, nil, time, ttl_ms, body == "", stored_ms)
   end
 end
 
@@ -268,7 +275,7 @@ local function write(key, known)
   end
   local last, others = writes_of(writes)
   if last and last >= tonumber(serial) then
-    if not index then update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body) end
+    if not index then update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body, stime + slag) end
     return { "again", version, writes }
   end
   if fence ~= "0" and tonumber(fence) < tonumber(sfence) then return { "fenced", version } end
@@ -289,7 +296,7 @@ local function write(key, known)
         local stored = header(version, run, rank, fence, time, ttl_ms, stime + slag - time, writes, worker) .. "\n" .. body
         store(key, entries, slot, field, stored, time, ttl_ms)
         if staged and rank < "3" then
-          enlist(task, rank, time, ttl_ms, figure)
+          enlist(task, rank, time, ttl_ms, figure, stime + slag)
           added[#added + 1] = task
         end
       end
@@ -322,10 +329,10 @@ local function write(key, known)
   if staged then
     if not text or expired then count("total", 1) end
     count_stage(stage_before, rank, figure)
-    enlist(task, rank, time, ttl_ms, figure)
+    enlist(task, rank, time, ttl_ms, figure, stored_ms)
   end
   if task == "" and entries or task ~= "" and tonumber(ttl_ms) > index_ttl then
-    update_name(path, text, stime, sttl, time, ttl_ms, body == "")
+    update_name(path, text, stime, sttl, time, ttl_ms, body == "", stored_ms)
   end
   if task ~= "" and (is_new or stime and math.floor(2 * stime / index_ttl) ~= math.floor(2 * time / index_ttl)) then
     added[#added + 1] = task
