@@ -116,6 +116,7 @@ class ScriptCaller:
     @redis_call
     def ping(self) -> None:
         """Ask Redis for a sign of life."""
+        self._client.ping()
         self._measure_clock()
 
     @redis_call
