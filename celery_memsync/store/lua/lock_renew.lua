@@ -1,5 +1,6 @@
--- Let the leases of locks begin anew, as far as they are still held; none gets shorter, but what ends further away than it is
--- long: that was given before the clock was set back.
+-- Let the leases of locks begin anew, as far as they are still held; none gets shorter.
+--
+-- But one that ends further away than it is long was given before the clock was set back, and is cut to its length.
 --
 -- KEYS[1..n]  lock    string: an entry, see lock_entry.lua
 -- KEYS[n+1]   index   sorted set: path of each lock that is held, by the end of its lease (ms); not given on a cluster
