@@ -206,9 +206,12 @@ class KeptMessages:
 
     def _write(self, runs: Iterable[str], kept: Mapping[str, KeptMessage]) -> None:
         store, settings = self.memsync.store, self.memsync.settings
-        signer, now = signer_of(settings), round(store.clock.now(), 3)
+        signer = signer_of(settings)
         if signer is None:
             return
+        # Redis's time is in the signature: a host's that is ahead would make the message valid for longer.
+        store.connect()
+        now = round(store.clock.now(), 3)
         # The time is a part of what is signed, and may take a few bytes more than when it was measured.
         rows = {run: kept[run]._replace(signed_at=now).encode(settings.max_value_size + 32) if run in kept else None
                 for run in runs}

@@ -1,7 +1,6 @@
 """Requeue the tasks that a lost worker was running."""
 from __future__ import annotations
 
-import time
 from itertools import chain
 from typing import Any, Iterator, Sequence
 
@@ -54,7 +53,7 @@ class TaskRequeuer:
 
     def forget(self) -> None:
         """Start empty in a forked child."""
-        #: Task id and run of each message that was requeued, and the monotonic time until it counts as signed.
+        #: Task id and run of each message that was requeued, and until when it is valid, in seconds of Redis's clock.
         self._requeued: dict[tuple[str, str], float] = {}
 
     def check(self) -> None:
@@ -163,7 +162,8 @@ class TaskRequeuer:
         """Return why a signed message is not sent, or "" if it may be."""
         app, settings = self.memsync.app, self.memsync.settings
         task = app.tasks.get(message.task_name)
-        # One of the future was signed before Redis's clock was set back.
+        # Its time is signed, so one of the future proves that Redis's clock was set back since.  The bound is for how long
+        # a copy could be sent again after that clock was wrong for a moment.
         if not -AHEAD < self.memsync.store.clock.now() - message.signed_at <= settings.default_ttl:
             return "it was signed more than memsync_default_ttl ago"
         if task is None:
@@ -211,7 +211,7 @@ class TaskRequeuer:
 
     def _may_send(self, message: KeptMessage) -> bool:
         """Return whether this process has not sent a message yet: a stored copy of it may come again."""
-        now = time.monotonic()
+        now = self.memsync.store.clock.now()
         if len(self._requeued) >= MAX_REMEMBERED:
             self._requeued = {sent: until for sent, until in self._requeued.items() if until > now}
         return (message.task_id, message.run) not in self._requeued and len(self._requeued) < MAX_REMEMBERED
@@ -226,9 +226,7 @@ class TaskRequeuer:
             content_encoding=message.content_encoding,
             headers={**message.headers, self.header: {"published_at": now, "key": key, "recoveries": recoveries}},
             declare=[self._queue(message.queue)], **message.properties)
-        # It is accepted for one ttl before and after the time in it.
-        valid_until = time.monotonic() + 2 * self.memsync.settings.default_ttl
-        self._requeued[message.task_id, message.run] = valid_until
+        self._requeued[message.task_id, message.run] = message.signed_at + self.memsync.settings.default_ttl
         logger.info("Requeued task %s[%s] of a lost worker", message.task_name, message.task_id)
         pending = stage.evolve(
             status="PENDING", name=message.task_name, queue=message.queue, published_at=now, recoveries=recoveries,

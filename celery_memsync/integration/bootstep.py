@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+#: Seconds by which Redis's time may be ahead of what was expected, unless its clock was set.
+UNNOTICED = 1.0
+
 #: Seconds that a leaving worker waits for its reports of others that are lost; another one goes on with it.
 LOSSES_TIMEOUT = 0.5
 
@@ -61,6 +64,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._left = False
         self._leaving = threading.RLock()
         self._refreshed = time.monotonic()
+        #: Seconds that Redis's time was ahead of this host's monotonic time at the last heartbeat.
+        self._offset = float("inf")
 
     def start(self, parent: WorkController) -> None:
         """Beat from now on."""
@@ -88,15 +93,26 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._leave()
 
     def _before_beat(self) -> WorkerRecord:
-        """Return what to tell; now and then tell the tasks again too, so that long ones do not expire."""
+        """Return the record to write; write the running tasks again in time, so that long ones do not expire."""
         if time.monotonic() - self._refreshed > self.memsync.settings.default_ttl / 3:
-            self._refreshed = time.monotonic()
-            self.memsync.signals.refresh()
-            self._losses.schedule_recheck()
-            self._kept.refresh()
+            self._refresh()
         record = self._describer.describe()
         self._write_probe_file(record)
         return record
+
+    def _refresh(self) -> None:
+        """Write again what Redis may have lost, or will soon: the records and messages of running tasks."""
+        self._refreshed = time.monotonic()
+        self.memsync.signals.refresh()
+        self._losses.schedule_recheck()
+        self._kept.refresh()
+
+    def _has_lost(self, reply: HeartbeatReply) -> bool:
+        """Return whether Redis may have lost what it had: this worker, or by a clock that was set ahead what expires."""
+        offset = reply.at - time.monotonic()
+        is_ahead = offset > self._offset + UNNOTICED
+        self._offset = offset
+        return reply.status != "ok" or is_ahead
 
     def _write_probe_file(self, record: WorkerRecord) -> None:
         if self._probe_file is not None and not self._left:
@@ -106,8 +122,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _on_reply(self, reply: HeartbeatReply) -> None:
         if self._probe_file is not None:
             self._probe_file.note_reply()
-        if reply.status != "ok":
-            self._kept.refresh()
+        if self._has_lost(reply):
+            self._refresh()
         self._losses.note_reply(reply)
 
     def _on_shutdown(self, **_: Any) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from types import SimpleNamespace
 from typing import Any, Callable
 
@@ -13,26 +14,60 @@ from .lock_service import LockLease, LockService, Owner
 class Acquisition:
     """One acquisition through a :class:`Lock`, from its grant to its release.
 
-    Only the Lock object refers to it.  So it is collected with that, or with the thread that has acquired the lock and
-    ended: then the lock can't be released by any call any more, and the service's thread releases it.
+    Its lease is renewed as long as this object exists.  After ``acquire`` the thread keeps it, or
+    the Lock object; that of a block is kept by the ``with`` statement and by nothing else.  So a
+    lock that no call can release any more is released by the service's thread, however its owner
+    has ended.
     """
 
-    __slots__ = ("service", "lease")
+    __slots__ = ("service", "lease", "released", "__weakref__")
 
     def __init__(self, service: LockService, lease: LockLease) -> None:
         self.service = service
         self.lease = lease
-        lease.is_claimed = True
+        self.released = False
 
-    def __del__(self) -> None:
-        # Runs in any thread at any bytecode: one step, which takes no lock and sends nothing.
-        if self.lease.state == "held":
-            self.service.forgotten.append(self.lease)
+    def claim(self) -> None:
+        """Have the lease renewed from now on; the last step, because an exception may end any before."""
+        self.lease.claim = weakref.ref(self)
 
     def release(self) -> bool:
         """Release the lock; return whether it was held until now."""
+        self.released = True
         # By the service that has acquired it: the one that is open now may be another, which knows nothing of it.
         return self.lease.pid == os.getpid() and self.service.release(self.lease)
+
+
+class Block:
+    """What a ``with`` statement calls at its end, and keeps until then.
+
+    Attributes:
+        taken: What it has acquired, or None before that.
+    """
+
+    __slots__ = ("lock", "taken", "__weakref__")
+
+    def __init__(self, lock: Lock) -> None:
+        self.lock = lock
+        self.taken: Acquisition | None = None
+
+    def __call__(self, *exc_info: object) -> None:
+        self.lock._leave(self.taken)
+
+
+class BlockMaker:
+    """The ``__exit__`` of a lock: a new :class:`Block` each time.
+
+    Python looks it up before it calls ``__enter__``, and keeps what it finds as long as the block
+    runs.  A method would not do: an exception may strike before its first bytecode.
+    """
+
+    def __get__(self, lock: Lock | None, owner: type[Lock]) -> Callable[..., None]:
+        if lock is None:
+            return lambda lock, *exc_info: lock._leave(None)  # contextlib.ExitStack calls it with the lock
+        block = Block(lock)
+        lock._mine.entering = weakref.ref(block)
+        return block
 
 
 class Lock:
@@ -45,11 +80,17 @@ class Lock:
     than ``max_hold``, the lock is lost: ``owned`` is False, :meth:`check` raises,
     and the event ``lock-lost`` is emitted.
 
-    All methods are about one acquisition: that of the ``with`` block, or else the
-    last one of the calling thread (or greenlet).  A thread that has none speaks of
-    the last acquisition of any thread if ``thread_local`` is False, and of none
-    otherwise.  A lock whose object is collected, or whose thread ends, while it is
-    held is released at its next renewal.
+    All methods are about one acquisition: the last ``acquire`` of the calling thread
+    (or greenlet), or else that of its ``with`` block.  A thread that has none speaks
+    of the last acquisition of any thread if ``thread_local`` is False, and of none
+    otherwise.  A lock whose object is collected, whose thread ends, or whose block
+    is left without its end, is released at its next renewal.
+
+    A thread has one block of a Lock object at a time.  While it is in one whose lock
+    was lost it acquires it not again, but raises :exc:`LockLost`, for all in that
+    block would take the new acquisition for its own.  Generators and coroutines of one
+    thread share what the thread has acquired, as with redis-py: give each its own
+    Lock object.
 
     A lock that is acquired in the body of a task is released at the end of the
     task at the latest.  A forked child has none of its parent's.
@@ -72,34 +113,53 @@ class Lock:
         #: is dead.
         self.own_wait = 0.0
         self._find = find
-        #: Of the calling thread: ``taken`` by acquire() and not released, those of its ``blocks``, the last ``fence``.
+        #: Of the calling thread: ``taken`` by acquire() and not released; ``block``, a weak reference
+        #: to the one it is in; ``entering``, one to the next; the last ``fence``.
         self._mine: Any = threading.local()
-        #: Of all threads: the ``latest`` acquisition, unless it was released, and the last ``fence``.
-        self._shared: Any = None if thread_local else SimpleNamespace(latest=None, fence=0)
+        #: Of all threads: ``latest``, a weak reference to the last acquisition, unless it was released;
+        #: ``taken`` by acquire(), which outlives its thread; the last ``fence``.
+        self._shared: Any = None if thread_local else SimpleNamespace(latest=None, taken=None, fence=0)
 
     def acquire(self) -> bool:
         """Acquire it; return whether that was possible within the time to wait.
 
         Raises:
+            LockLost: In a block of this thread that has lost it.
             StoreError: If Redis is away.
         """
         try:
-            self._mine.taken = self._acquire()
+            self._keep(self._acquire())
         except LockNotAcquired:
             return False
         return True
 
     def _acquire(self) -> Acquisition:
         service, owner = self._find()
-        lease = service.acquire(self.name, self.ttl, self.wait, owner, self.max_hold, self.own_wait)
-        taken = Acquisition(service, lease)
+        taken = Acquisition(
+            service, service.acquire(self.name, self.ttl, self.wait, owner, self.max_hold, self.own_wait))
+        block = self._block()
+        if block is not None and block.taken is not None and not block.taken.released:
+            taken.release()
+            raise LockLost(self.name)
         # What this thread has had before is lost, or it would have been refused.
         self._mine.taken = None
         if self._shared is None:
-            self._mine.fence = lease.fence
+            self._mine.fence = taken.lease.fence
         else:
-            self._shared.latest, self._shared.fence = taken, lease.fence
+            self._shared.latest, self._shared.fence = weakref.ref(taken), taken.lease.fence
         return taken
+
+    def _keep(self, taken: Acquisition) -> None:
+        """Keep an acquisition until it is released, or the thread ends if that alone may release it."""
+        self._mine.taken = taken
+        if self._shared is not None:
+            self._shared.taken = taken
+        taken.claim()
+
+    def _block(self) -> Block | None:
+        """Return the block in which the calling thread is, or None if it is in none."""
+        find = getattr(self._mine, "block", None)
+        return None if find is None else find()
 
     def release(self) -> bool:
         """Release it; return whether it was still held.
@@ -114,8 +174,9 @@ class Lock:
         return taken is not None and self._release(taken)
 
     def _release(self, taken: Acquisition) -> bool:
-        if self._shared is not None and self._shared.latest is taken:
-            self._shared.latest = None
+        shared = self._shared
+        if shared is not None and shared.latest is not None and shared.latest() is taken:
+            shared.latest = shared.taken = None
         return taken.release()
 
     def extend(self, ttl: float) -> None:
@@ -160,24 +221,32 @@ class Lock:
 
     def _current(self) -> Acquisition | None:
         """Return the acquisition that a call of this thread is about."""
-        mine = self._mine
-        taken: Acquisition | None = getattr(mine, "taken", None)
-        if taken is None and (blocks := getattr(mine, "blocks", None)):
-            taken = blocks[-1]
-        return self._shared.latest if taken is None and self._shared is not None else taken
+        taken: Acquisition | None = getattr(self._mine, "taken", None)
+        if taken is None and (block := self._block()) is not None:
+            taken = block.taken
+        if taken is None and self._shared is not None and self._shared.latest is not None:
+            taken = self._shared.latest()
+        return taken
 
     def __enter__(self) -> Lock:
+        mine = self._mine
+        find, mine.entering = getattr(mine, "entering", None), None
+        block: Block | None = None if find is None else find()
         taken = self._acquire()
-        if not hasattr(self._mine, "blocks"):
-            self._mine.blocks = []
-        self._mine.blocks.append(taken)
+        if block is None:
+            self._keep(taken)  # called by hand, and not by a ``with`` statement
+        else:
+            block.taken = taken
+            mine.block = weakref.ref(block)
+            taken.claim()
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        blocks = getattr(self._mine, "blocks", None)
+    __exit__ = BlockMaker()
+
+    def _leave(self, taken: Acquisition | None) -> None:
+        """Release what a block has acquired, or what this thread has if that is None."""
         try:
-            # Without a block it was entered in another thread.
-            self._release(blocks.pop()) if blocks else self.release()
+            self.release() if taken is None else self._release(taken)
         except StoreError:
             # What was done under it is done.  The thread tries again until the lease has ended, and logs that.
             pass

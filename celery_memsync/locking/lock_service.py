@@ -1,11 +1,12 @@
 """Locks that are shared by all processes of a namespace."""
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections import deque
+import weakref
 from itertools import count
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Sequence
 
 from celery.utils.log import get_logger
 
@@ -14,7 +15,8 @@ from ..background_loop import BackgroundLoop
 from ..deadline import current, within
 from ..events import Events
 from ..exceptions import LockLost, LockNotAcquired, StoreError, StoreRefused, StoreUnavailable
-from ..models.lock import LockRecord
+from ..models.entry import StoredEntry
+from ..models.lock import LockRecord, lease_length
 from ..store import LockAnswer, LockRequest, Store
 from ..user_code import call_user_code
 from .former_run import FormerRun, former_run
@@ -52,6 +54,9 @@ ENDED_RUN_INTERVAL = 0.05
 
 MAX_ENDED_RUN_WAIT = 60.0
 
+#: Most seconds by which what this process takes for Redis's time may be wrong, unless the clock was set.
+UNNOTICED = 1.0
+
 #: Most seconds that a shutdown waits for the thread, which may be in a call to Redis.
 STOP_TIMEOUT = 0.5
 
@@ -77,15 +82,15 @@ class LockLease:
         hold_until: Monotonic time when these are over.
         renew_at: Monotonic time when it is to be renewed.
         asked_until: Monotonic time until which a question of which the answer was not heard may still arrive.
-        is_claimed: Whether the call that has asked for it has got it; an exception may have struck before: then it is not
-            renewed.
+        claim: Returns what it is held for, or None if that is gone; None while the call that has asked for it has not
+            got it, for an exception may strike before.
         state: ``asking``, ``held``, ``releasing``, ``leaving`` (the thread is to give it back), ``left`` (it has, and
             will once more when the question has arrived) or ``over``.
     """
 
     __slots__ = (
         "name", "request", "owner", "fence", "until", "max_hold", "hold_until", "renew_at", "asked_until", "state", "pid",
-        "is_claimed", "_expired")
+        "claim", "_expired")
 
     def __init__(self, name: str, request: LockRequest, owner: Owner, max_hold: float) -> None:
         self.name = name
@@ -99,7 +104,7 @@ class LockLease:
         self.asked_until = float("-inf")
         self.state = "asking"
         self.pid = os.getpid()
-        self.is_claimed = False
+        self.claim: Callable[[], object] | None = None
         self._expired = False
 
     @property
@@ -114,6 +119,11 @@ class LockLease:
             self._expired = True
         return self._expired
 
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether no call can release it any more: what it was held for is gone."""
+        return self.claim is not None and self.claim() is None
+
     def trust(self, since: float, lease: float) -> None:
         """Believe in the lease that was answered to a question.
 
@@ -122,7 +132,8 @@ class LockLease:
         """
         self.until = min(since + lease, self.hold_until)
         is_last = self.until > self.hold_until - LAST_MOMENT
-        self.renew_at = self.until if is_last else since + self.request.ttl * RENEW_AFTER
+        # What is left of a lease that was handed over is shorter than the one that was asked for.
+        self.renew_at = self.until if is_last else since + min(lease, self.request.ttl) * RENEW_AFTER
 
 
 class LockService:
@@ -145,8 +156,6 @@ class LockService:
         #: By name: the last one that was granted, and the last one that :meth:`acquire_task` has taken.
         self._last: dict[str, LockLease] = {}
         self._of_tasks: dict[str, LockLease] = {}
-        #: Leases of acquisitions that were collected while they were held.
-        self.forgotten: deque[LockLease] = deque()
         self._told_of: tuple[Owner | None, bytes] = None, b""
         #: Runs whose child is going: what is held for them is to be freed; with the time when that is given up.
         self._ending_runs: dict[str, tuple[Callable[[], bool], float]] = {}
@@ -334,7 +343,7 @@ class LockService:
         """Take the lock of a task and remember it by its name; tell whether it was to be had."""
         try:
             grant = self._of_tasks[name] = self.acquire(name, ttl, wait, owner)
-            grant.is_claimed = True
+            grant.claim = weakref.ref(self)
         except LockNotAcquired:
             return False
         return True
@@ -349,15 +358,26 @@ class LockService:
     def held(self) -> list[LockRecord]:
         """Return all locks that are held, sorted by name."""
         names = sorted(self.store.held_locks())
-        rows, now = self.store.read_locks(names), self.store.clock.now()
+        rows, now = self._read(names), self.store.clock.now()
         records = (LockRecord.of(name, stored, now, waiters)
                    for name, (stored, waiters) in zip(names, rows) if stored is not None)
         return [record for record in records if record is not None]
 
     def record(self, name: str) -> LockRecord | None:
         """Return who holds a lock; None: nobody does."""
-        ((stored, waiters),) = self.store.read_locks([name])
+        ((stored, waiters),) = self._read([name])
         return None if stored is None else LockRecord.of(name, stored, self.store.clock.now(), waiters)
+
+    def _read(self, names: Sequence[str]) -> list[tuple[StoredEntry | None, int]]:
+        """Return locks as they are stored; have leases cut that end too late, because Redis's clock was set back."""
+        rows, now = self.store.read_locks(names), self.store.clock.now()
+        cut = [LockRequest(self.store.keys.lock_location(name), "-", lease_length(stored), "-", b"")
+               for name, (stored, _) in zip(names, rows)
+               if stored is not None and not stored.deleted
+               and stored.header.expires_at / 1000 - now > lease_length(stored) + UNNOTICED]
+        with contextlib.suppress(StoreRefused):  # who may not write sees them as they are
+            self.store.renew_locks(cut)
+        return rows
 
     def awaited(self, task_id: str) -> LockRecord | None:
         """Return the lock for which a task stands in the queue; None: for none."""
@@ -417,7 +437,7 @@ class LockService:
         """
         promised, self._next_look = self._next_look, float("inf")  # who comes from now on has to ring
         try:
-            self._give_up_forgotten()
+            self._give_up_abandoned()
             self._renew(time.monotonic())
             self._leave()
             self._free_ended_runs()
@@ -436,11 +456,11 @@ class LockService:
     def _renew(self, now: float) -> None:
         held = [grant for grant in list(self._grants.values()) if grant.state == "held"]
         for grant in held:
-            if grant.renew_at <= now and not grant.is_claimed:
+            if grant.renew_at <= now and grant.claim is None:
                 grant.renew_at = now + CONFIRM_AFTER
         if not any(grant.renew_at <= now for grant in held):
             return
-        due = [grant for grant in held if grant.is_claimed and grant.renew_at < grant.until
+        due = [grant for grant in held if grant.claim is not None and grant.renew_at < grant.until
                and grant.renew_at <= now + grant.request.ttl * RENEW_AFTER * TOGETHER]
         requests = [grant.request for grant in due]
         bounded = [_bounded(grant, request, now) for grant, request in zip(due, requests)]
@@ -488,11 +508,11 @@ class LockService:
         logger.warning("The lock %s is lost: %s, another holder may have it", grant.name, why)
         self.events.emit("lock-lost", name=grant.name)
 
-    def _give_up_forgotten(self) -> None:
-        while self.forgotten:
-            grant = self.forgotten.popleft()
-            if grant.owned:
-                logger.warning("Releasing the lock %s: its object was collected, or its thread ended", grant.name)
+    def _give_up_abandoned(self) -> None:
+        for grant in list(self._grants.values()):
+            if grant.is_abandoned and grant.owned:
+                logger.warning("Releasing the lock %s: its object was collected, its thread ended, or its block "
+                               "was left by an exception at its very end", grant.name)
                 grant.state = "leaving"
 
     def _free_ended_runs(self) -> None:

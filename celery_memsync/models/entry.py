@@ -70,7 +70,7 @@ class Header(NamedTuple):
         header = cls(int(version), run, rank, int(fence), int(time), int(ttl_ms), int(lag), writes, worker_id)
         if not (0 <= header.version < MAX_HEADER_FIGURE and 0 <= header.time < MAX_HEADER_FIGURE
                 and 0 <= header.ttl_ms < MAX_HEADER_FIGURE and 0 <= header.fence < MAX_FENCE
-                and abs(header.lag) < MAX_HEADER_FIGURE):
+                and abs(header.lag) < MAX_HEADER_FIGURE and 0 <= header.stored_at < MAX_HEADER_FIGURE):
             raise ValueError("a figure is too large for a header")
         return header
 

@@ -7,6 +7,15 @@ from typing import Any
 from ..keys import is_id
 from .entry import StoredEntry
 
+#: More digits than the longest lease has in ms.
+MAX_DIGITS = 15
+
+
+def lease_length(stored: StoredEntry) -> float:
+    """Return how long the lease of a lock is from its last renewal, in seconds."""
+    rank, header = stored.header.rank, stored.header
+    return (int(rank) if rank.isdecimal() and len(rank) < MAX_DIGITS else header.ttl_ms) / 1000
+
 
 @dataclass(frozen=True)
 class LockRecord:
@@ -40,7 +49,7 @@ class LockRecord:
         header, about = stored.header, stored.value
         if stored.ended(now):
             return None
-        ttl = round(header.expires_at / 1000 - now, 3)
+        ttl = round(min(header.expires_at / 1000 - now, lease_length(stored)), 3)
         task_id = about.get("task_id") if isinstance(about, dict) else None
         task_id = task_id if is_id(task_id) else None
         return cls(name, header.fence, header.worker_id, task_id, header.time / 1000, ttl, waiters)

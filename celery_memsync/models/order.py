@@ -6,7 +6,8 @@ what a worker has received of it.  Clocks and Celery's count of retries do not m
 
 Of two runs of one chain that of the later step is later.  Of two chains, and of two deliveries of one message, that is later
 whose first write Redis has accepted later: the script (``store/lua/run_order.lua``) numbers both, and keeps
-``<number of the chain>.<number of the delivery>:<run key>``.
+``<number of the chain>.<number of the delivery>:<run key>``.  A record keeps the numbers of twelve entries of earlier
+runs, of as many chains as possible; a run of a chain that is forgotten would begin a new one.
 """
 from __future__ import annotations
 

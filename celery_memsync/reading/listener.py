@@ -299,10 +299,11 @@ class ChangeListener:
     def _check_source(self, source: TrackedConnection) -> None:
         asked_at = time.monotonic()
         try:
-            source.check()
+            redis_time = source.check()
         except StoreError:
             self.discard(source)
         else:
+            self.store.clock.learn(redis_time, asked_at, time.monotonic())
             self.checkin(source, asked_at)
 
     def _let_go(self) -> None:

@@ -1,6 +1,7 @@
 """Hear of changes by pattern: of each key the newest, and nothing for ever missed."""
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import time
@@ -38,6 +39,9 @@ MAX_LOCATIONS = 1000
 
 #: Seconds between two looks for keys whose time is over.
 EXPIRY_INTERVAL = 1.0
+
+#: Most seconds that the listener's thread waits for Redis's time.
+CLOCK_TIMEOUT = 0.5
 
 
 class Subscriptions:
@@ -214,10 +218,19 @@ class Subscriptions:
         if time.monotonic() - self._expired_at < EXPIRY_INTERVAL:
             return
         self._expired_at = time.monotonic()
+        self._follow_clock()
         now_ms = self.reader.store.clock.now() * 1000
         for subscription in self._all():
             if subscription.find_expired(now_ms):
                 self._to_read = True
+
+    def _follow_clock(self) -> None:
+        """Read Redis's time unless that was done a moment ago: what has expired is gone by a clock that was set ahead."""
+        store = self.reader.store
+        if self._subscriptions and store.clock.age > EXPIRY_INTERVAL:
+            # Redis does not tell it on the connection of the messages.  Whether it is there, that one notices.
+            with contextlib.suppress(StoreError):
+                within(CLOCK_TIMEOUT, store.measure_clock)
 
     def _all(self) -> list[Subscription]:
         with self._mutex:

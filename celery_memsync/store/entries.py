@@ -209,9 +209,8 @@ class EntryStore(ScriptCaller):
         answers = self._answers(pipeline) if locations else []
         by_page = {key: split_page(page) for key, page in zip(pages, answers)}
         by_field = dict(zip(fields, answers[len(pages):]))
-        now = self.clock.now()
         return [
-            stored_of(slot_of(by_page[location.key], location.slot) if location.slot else by_field[location], now)
+            stored_of(slot_of(by_page[location.key], location.slot) if location.slot else by_field[location])
             for location in locations
         ]
 

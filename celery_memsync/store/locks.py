@@ -171,8 +171,7 @@ class LockStore(ScriptCaller):
             pipeline.get(key)
             pipeline.llen(key + "/queue/")
         answers = self._answers(pipeline) if names else []
-        now = self.clock.now()
-        return [(stored_of(text, now), waiters or 0) for text, waiters in zip(answers[::2], answers[1::2])]
+        return [(stored_of(text), waiters or 0) for text, waiters in zip(answers[::2], answers[1::2])]
 
     @redis_call
     def node_of(self, location: Location) -> object:

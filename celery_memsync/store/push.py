@@ -203,9 +203,10 @@ class TrackedConnection:
         return Reads(self._execute)
 
     @redis_call
-    def check(self) -> None:
-        """Ask Redis for a sign of life."""
-        self._execute([("PING",)])
+    def check(self) -> float:
+        """Return Redis's time, in seconds, as a sign of life."""
+        ((seconds, micros),) = self._execute([("TIME",)])
+        return int(seconds) + int(micros) / 1e6
 
     def close(self) -> None:
         """Close it; nothing that was read with it may be believed any more."""

@@ -11,8 +11,8 @@ LISTS = ("pending", "processing")
 #: Ids that are written to, or read from, a list of the queue at once: that holds Redis for about a millisecond.
 PIECE_OF_LIST = 1000
 
-#: Above any score in a list: no number of that size is exact in a sorted set.
-MAX_SCORE = 2 ** 53
+#: Above any score in a list, as in ``store/lua/queue_score.lua``.
+MAX_SCORE = 8e15
 
 
 class ListReading:

@@ -116,6 +116,7 @@ class ScriptCaller:
     @redis_call
     def ping(self) -> None:
         """Ask Redis for a sign of life."""
+        self._client.ping()
         self._measure_clock()
 
     @redis_call
@@ -268,7 +269,8 @@ class ScriptCaller:
                     break
 
     def _measure_clock(self) -> None:
-        self._client.ping()  # to connect is no part of the round trip that is measured
+        if not self.clock.measured:
+            self._client.ping()  # to connect is no part of the round trip that is measured
         asked = time.monotonic()
         seconds, micros = self._client.time()
         self._sync_clock(seconds, micros, asked)
@@ -300,19 +302,14 @@ def _check_replicas(answer: Any, wanted: int) -> None:
             f"{wanted}; see whether they are there, and keep up", maybe_done=True)
 
 
-def stored_of(text: bytes | None, now: float = float("inf")) -> StoredEntry | None:
-    """Return an entry, or None for foreign data; the scripts see it the same way (``store/lua/entry_header.lua``).
-
-    Args:
-        now: Redis's time, in seconds, if it is not known already that it is an entry.
-    """
+def stored_of(text: bytes | None) -> StoredEntry | None:
+    """Return an entry, or None for foreign data; the scripts see it the same way (``store/lua/entry_header.lua``)."""
     if not text:
         return None
     try:
-        stored = StoredEntry.parse(text)
+        return StoredEntry.parse(text)
     except ValueError:
         return None
-    return stored if stored.header.stored_at <= (now + AHEAD) * 1000 else None
 
 
 def answers_of(pipeline: Any) -> list[Any]:

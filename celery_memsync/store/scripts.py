@@ -53,6 +53,8 @@ LOCK_FREE = load("hybrid_clock", "lock_entry", "lock_free")
 
 LOCK_RENEW = load("hybrid_clock", "lock_entry", "lock_renew")
 
-HEARTBEAT_WRITE = load("heartbeat_write")
+HEARTBEAT_WRITE = load("heartbeat_times", "heartbeat_write")
+
+HEARTBEAT_CUT = load("heartbeat_times", "heartbeat_cut")
 
 LOST_WORKER_CLAIM = load("lost_worker_claim")

@@ -58,16 +58,16 @@ class TaskStore(ScriptCaller):
 
     def _task(self, texts: list[bytes], fields: dict[bytes, bytes] | None) -> Task:
         now = self.clock.now()
-        slots = {slot: stored_of(slot_of(texts, slot), now) for slot in range(1, SLOTS + 1)}
+        slots = {slot: stored_of(slot_of(texts, slot)) for slot in range(1, SLOTS + 1)}
         former: dict[int, list[StoredEntry]] = {}
         for text in texts[SLOTS:]:
             mark, _, rest = text.partition(FORMER)
-            stored = stored_of(rest, now)
+            stored = stored_of(rest)
             if stored is not None and mark.isdigit() and not stored.absent(now):
                 former.setdefault(int(mark), []).append(stored)
         for row in former.values():
             row.sort(key=lambda stored: run_order(stored.header.run))
-        agents = {agent_id: stored_of(text, now) for name, text in (fields or {}).items()
+        agents = {agent_id: stored_of(text) for name, text in (fields or {}).items()
                   if is_id(agent_id := name.decode(errors="replace"))}
         return Task(self._present(slots), former, self._present(agents))
 

@@ -1,17 +1,23 @@
 """Workers: their beats, those that are lost, and the messages that they keep."""
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any, Mapping, NamedTuple, Sequence
+
+import redis
 
 from ..keys import is_id
 from ..models.entry import StoredEntry
 from .errors import redis_call
-from .script_caller import ScriptCaller, answers_of, ms, stored_of
-from .scripts import HEARTBEAT_WRITE, LOST_WORKER_CLAIM
+from .script_caller import SCRIPT_SIZE, ScriptCaller, answers_of, in_chunks, ms, stored_of
+from .scripts import HEARTBEAT_CUT, HEARTBEAT_WRITE, LOST_WORKER_CLAIM
 
 #: Messages that Redis returns in one round trip, about; each may have ``memsync_max_value_size`` bytes.
 MESSAGES_PER_SCAN = 50
+
+#: Most seconds by which what this process takes for Redis's time may be wrong, unless the clock was set.
+UNNOTICED = 1.0
 
 
 class LostWorkerClaim(NamedTuple):
@@ -163,10 +169,21 @@ class WorkerStore(ScriptCaller):
 
     @redis_call
     def read_workers(self) -> dict[str, StoredEntry]:
-        """Return all that is told of workers, by ``<worker_id>/<thing>``, be it readable or not."""
+        """Return all that is told of workers, by ``<worker_id>/<thing>``, be it readable or not.
+
+        What is of a time still to come, because Redis's clock was set back, counts from now on: if no worker is left
+        to see to it, the last ones would seem to be alive until the clock has caught up.
+        """
         pipeline = self._pipeline(None)
         pipeline.hgetall(self.keys.workers)
         (rows,), now = self._answers(pipeline), self.clock.now()
-        claims = ((name.decode(errors="replace"), stored_of(text, now)) for name, text in (rows or {}).items())
-        return {name: stored for name, stored in claims
+        claims = {name: stored_of(text) for name, text in (rows or {}).items()}
+        self._cut_times([name for name, stored in claims.items()
+                         if stored is not None and stored.header.time > (now + UNNOTICED) * 1000])
+        named = ((name.decode(errors="replace"), stored) for name, stored in claims.items())
+        return {name: stored for name, stored in named
                 if stored is not None and not stored.ended(now) and is_id(name.rpartition("/")[0])}
+
+    def _cut_times(self, names: Sequence[bytes]) -> None:
+        with contextlib.suppress(redis.ResponseError):  # who may not write sees them as they are
+            self._run([(HEARTBEAT_CUT, [self.keys.workers], chunk) for chunk in in_chunks(names, SCRIPT_SIZE)])

@@ -7,13 +7,15 @@ import time
 import pytest
 
 from celery_memsync import LockLost
+from celery_memsync.models.task import TaskRun
 from tests.support.simulated_worker import SimulatedWorker
 from tests.support.stepped_clock import SteppedServer
 from tests.support.stress import stressed
+from tests.support.threads import in_background
 from tests.support.waiting import eventually
 
-#: Seconds by which the clock is set back: what a virtual machine loses that was paused, and what a wrong time zone is.
-STEPS = [1.5, 30, 3600, 80_000]
+#: Seconds by which the clock is set back: what a virtual machine loses that was paused, a wrong time zone, a wrong year.
+STEPS = [1.5, 30, 3600, 40_000_000]
 
 
 @pytest.fixture
@@ -145,6 +147,35 @@ def test_locks_and_queue_are_listed_after_the_clock_was_set_back(stepped, memsyn
     assert [record.name for record in other.locks()] == ["a"]
 
 
+def test_a_subscriber_learns_that_a_key_is_gone_when_the_clock_was_set_ahead(stepped, memsync, other, fast_polling):
+    received, gone = [], []
+    other.subscribe("k", lambda key, value: received.append(value), gone.append)
+    memsync.write("k", 1, ttl=600)
+    memsync.force_sync()
+    eventually(lambda: received == [1])
+
+    stepped.set_clock(3600)
+
+    assert eventually(lambda: gone, timeout=5) == ["task-sentinel/k"]
+
+
+@pytest.mark.parametrize("step", [3600, 200_000])
+def test_tasks_are_listed_after_the_clock_was_set_back(stepped, memsync, other, step):
+    def record(task_id):
+        memsync.sync_task_run(task_id, TaskRun("PENDING"), f"c{task_id}.0")
+        memsync.force_sync()
+
+    record("old")
+    record("older")
+
+    stepped.set_clock(-step)
+    record("new")
+    record("newest")
+
+    assert {row["id"] for row in other.get_tasks()} == {"old", "older", "new", "newest"}
+    assert set(other.get_queue()["pending"]) == {"old", "older", "new", "newest"}
+
+
 # -- fences
 
 @pytest.mark.parametrize("step", STEPS)
@@ -206,9 +237,54 @@ def test_a_living_holder_learns_at_its_next_renewal_whether_it_holds_the_lock(st
         assert other.lock("a", wait=2).acquire()
 
 
+@pytest.mark.parametrize("step", [5, 25])
+def test_no_passer_by_overtakes_waiters_after_the_clock_was_set_ahead(stepped, memsync, other, make_memsync, step):
+    lock, passer_by = memsync.lock("a", ttl=60), make_memsync(url=stepped.url).lock("a")
+    lock.acquire()
+    waiter = other.lock("a", wait=20, thread_local=False)
+    acquired = in_background(waiter.acquire)
+    eventually(lambda: memsync.get_lock("a").waiters == 1)
+
+    stepped.set_clock(step)
+    lock.release()
+    overtook = passer_by.acquire()
+
+    assert acquired() and waiter.owned
+    assert not overtook
+
+
+@pytest.mark.parametrize("step", [3600, 200_000])
+def test_a_dead_holder_is_listed_for_one_lease_after_the_clock_was_set_back(stepped, memsync, other, step):
+    lock = memsync.lock("a", ttl=1.0)
+    lock.acquire()
+    memsync._open().locks.close(free=False)
+
+    stepped.set_clock(-step)
+    other.store.measure_clock()  # else what is known of it is believed for a second
+    listed = [(record.name, record.ttl) for record in other.locks()]
+
+    assert listed == [("a", 1.0)]
+    assert eventually(lambda: not other.locks() and other.get_lock("a") is None, timeout=5)
+
+
 # -- workers
 
-@pytest.mark.parametrize("step", [-3600, -30, 30])
+@pytest.mark.parametrize("step", [3600, 200_000])
+def test_the_last_worker_is_not_alive_for_longer_after_the_clock_was_set_back(stepped, make_memsync, step):
+    viewer = make_memsync(url=stepped.url, worker_ttl=1.0, heartbeat_interval=0.3)
+    SimulatedWorker(make_memsync(url=stepped.url), "gone").beat()
+    viewer.sync_worker_status("by-hand", "up")
+    alive = viewer.get_active_workers()
+
+    stepped.set_clock(-step)
+    viewer.store.measure_clock()
+    viewer.get_active_workers()
+
+    assert alive == ["by-hand", "gone"]
+    assert eventually(lambda: viewer.get_active_workers() == [], timeout=5)
+
+
+@pytest.mark.parametrize("step", [-200_000, -3600, -30, 30])
 def test_a_worker_that_is_gone_is_found_lost_and_a_living_one_is_not(stepped, make_memsync, step):
     gone, living = (SimulatedWorker(make_memsync(url=stepped.url), name) for name in ("gone", "living"))
     for _ in range(3):
@@ -219,6 +295,34 @@ def test_a_worker_that_is_gone_is_found_lost_and_a_living_one_is_not(stepped, ma
 
     assert eventually(lambda: living.beat() or lost(living), timeout=15) == ["gone"]
     assert lost(gone) == []
+
+
+def test_running_tasks_are_back_with_the_next_heartbeat_after_the_clock_was_set_ahead(stepped, make_fleet):
+    fleet = make_fleet(memory=stepped)
+    fleet.start_worker("-P", "threads", "-c", "1")
+    result = fleet.send("sleep", 60)
+    fleet.wait(result, "STARTED")
+
+    stepped.set_clock(7200)
+    with stepped.client() as client:
+        gone = client.get(fleet.reader.store.keys.task(result.id)) is None
+
+    assert gone
+    assert fleet.wait(result, "STARTED", timeout=3)["worker"] == fleet.workers[0].name
+
+
+@pytest.mark.parametrize("step", [3600, 80_000])
+def test_a_lost_task_is_requeued_after_the_clock_was_set_back(stepped, make_sender, step):
+    sender = make_sender(broker_url=stepped.url, memsync_backend=stepped.url)
+    task = sender.task()
+    request = sender.run_one(task)
+
+    stepped.set_clock(-step)
+    sender.memsync.store.measure_clock()
+    sender.lose(request.id)
+
+    assert sender.take(task).id == request.id
+    assert sender.memsync.get_task_state(request.id)["status"] == "PENDING"
 
 
 # -- histories

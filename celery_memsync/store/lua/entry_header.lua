@@ -5,12 +5,13 @@
 -- last writes, worker.
 
 -- Return the eight words of a header before the worker, as texts, or nil if that is no entry.
--- Numbers have at most as many digits as a Lua number can hold exactly; no script has stored an entry later than now.
+-- Numbers have at most as many digits as a Lua number can hold exactly.  How far a time is ahead of Redis's clock says
+-- nothing: the clock may have been set back, as often as you like.  A later write takes over the order of such an entry.
 local function parse(text)
   local version, run, rank, fence, time, ttl, lag, writes =
     string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%-?%d+) (%S+) ")
   if not version or #version > 14 or #time > 15 or #ttl > 14 or #lag > 15 or #fence > 16
-      or #fence == 16 and fence > "9007199254740991" or time + lag > now_ms + AHEAD then return nil end
+      or #fence == 16 and fence > "9007199254740991" or time + lag < 0 or time + lag >= 1e15 then return nil end
   return version, run, rank, fence, time, ttl, lag, writes
 end
 

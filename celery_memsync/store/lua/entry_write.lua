@@ -85,8 +85,14 @@ local function count_stage(before, rank, runtime)
   if new and new ~= "" then count("runtime", tonumber(runtime) / 1e6) end
 end
 
+-- Note when something was written, for index updates: by Redis's clock, unless that was set back since the entry before.
+local function note_moment(thing, stored_ms)
+  if not index then moments[thing] = stored_ms > now_ms and stored_ms * 1000 + 999 or now[1] * 1000000 + now[2] end
+end
+
 -- Update the list in which a task is, from its stage.
-local function enlist(task, rank, time, ttl_ms, figure)
+local function enlist(task, rank, time, ttl_ms, figure, stored_ms)
+  note_moment(task, stored_ms)
   local digit = string.sub(rank, 1, 1)
   local new = digit == "0" or digit == "1"
   lists[task] = (new or digit == "4") and "pending" or digit == "2" and "processing" or ""
@@ -95,10 +101,31 @@ local function enlist(task, rank, time, ttl_ms, figure)
   if expiries[task] <= now_ms then lists[task] = "" end
 end
 
--- Keep an entry of an earlier run, also one that comes late; not one of a run that never began (rank below "2").
--- Return whether it was kept, and the rank that it replaced.
-local function keep_former(entries, slot, run, rank, text)
-  if rank < "2" or not entries then return false end
+-- Remove the oldest entry of an earlier run, but rather one of a chain that others know, too: a write of a chain that is
+-- forgotten would begin a new one.
+local function drop_oldest(entries)
+  local chains, count = {}, {}
+  for i, entry in ipairs(entries) do
+    local _, run = parse(string.gsub(entry, "^%d@", "", 1))
+    local _, _, chain = numbers_of(run or "")
+    chains[i] = chain
+    if chain then count[chain] = (count[chain] or 0) + 1 end
+  end
+  local oldest = slots + 1
+  for i = #entries, slots + 1, -1 do
+    if (count[chains[i]] or 2) > 1 then oldest = i end
+  end
+  table.remove(entries, oldest)
+end
+
+-- Keep an entry of another run than the present one, also one that comes late.  Of a run that never began (rank below "2") only
+-- the header is kept, if its number is not known without.  Return whether it was kept, and the rank that it replaced.
+local function keep_former(entries, slot, run, rank, text, present)
+  if not entries then return false end
+  if rank < "2" then
+    if not has_own_number(run, present) then return false end
+    text = string.match(text, "^[^\n]*\n")
+  end
   local mark = slot .. "@"
   for i = slots + 1, #entries do
     local _, srun, srank = parse(string.sub(entries[i], #mark + 1))
@@ -109,7 +136,7 @@ local function keep_former(entries, slot, run, rank, text)
   end
   for i = #entries + 1, slots do entries[i] = "" end
   entries[#entries + 1] = mark .. text
-  while #entries > slots + max_runs do table.remove(entries, slots + 1) end
+  while #entries > slots + max_runs do drop_oldest(entries) end
   return true
 end
 
@@ -138,7 +165,8 @@ local function run_in(entries, own, run_key)
 end
 
 -- Update the name of a user's key: once when it is made, and whenever it expires later by a ttl.
-local function update_name(path, before, stime, sttl, time, ttl_ms, deleted)
+local function update_name(path, before, stime, sttl, time, ttl_ms, deleted, stored_ms)
+  note_moment(path, stored_ms)
   local expires = math.floor((time + ttl_ms) / ttl_ms) + 1
   if deleted then
     named[path] = false
@@ -163,12 +191,12 @@ local function writes_of(writes)
 end
 
 -- Update once more what follows from a write whose answer, and index updates, were lost; but for what it counts.
-local function update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body)
+local function update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body, stored_ms)
   if task ~= "" then
     added[#added + 1] = task
-    if slot == 1 and rank == srank then enlist(task, rank, time, ttl_ms, figure) end
+    if slot == 1 and rank == srank then enlist(task, rank, time, ttl_ms, figure, stored_ms) end
   elseif slot then
-    update_name(path, nil, nil, nil, time, ttl_ms, body == "")
+    update_name(path, nil, nil, nil, time, ttl_ms, body == "", stored_ms)
   end
 end
 
@@ -206,12 +234,10 @@ local PROGRESS = 3
 local UNNOTICED = 1000
 
 -- When an entry is taken to be stored (ms): never earlier than any before in this namespace, or on a cluster than the one
--- before of its key, whatever Redis's clock says.  What is much further ahead counts as foreign.
+-- before of its key, whatever Redis's clock says.
 local clock_ms
 local function stored_ms_after(before)
-  if not clock_ms then
-    clock_ms = clock and math.min(math.floor(tick(clock, 0) / 1000), now_ms + AHEAD / 2) or now_ms
-  end
+  if not clock_ms then clock_ms = clock and math.floor(tick(clock, 0) / 1000) or now_ms end
   return math.max(clock_ms, before)
 end
 
@@ -249,7 +275,7 @@ local function write(key, known)
   end
   local last, others = writes_of(writes)
   if last and last >= tonumber(serial) then
-    if not index then update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body) end
+    if not index then update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body, stime + slag) end
     return { "again", version, writes }
   end
   if fence ~= "0" and tonumber(fence) < tonumber(sfence) then return { "fenced", version } end
@@ -270,13 +296,13 @@ local function write(key, known)
         local stored = header(version, run, rank, fence, time, ttl_ms, stime + slag - time, writes, worker) .. "\n" .. body
         store(key, entries, slot, field, stored, time, ttl_ms)
         if staged and rank < "3" then
-          enlist(task, rank, time, ttl_ms, figure)
+          enlist(task, rank, time, ttl_ms, figure, stime + slag)
           added[#added + 1] = task
         end
       end
       if run ~= srun and run ~= "-" then
         local former = header(1, run, rank, fence, time, ttl_ms, now_ms - time, writes, worker) .. "\n" .. body
-        local kept, replaced = keep_former(entries, where, run, rank, former)
+        local kept, replaced = keep_former(entries, where, run, rank, former, srun)
         if kept then join(key, entries, slots, 0, 0) end
         if kept and staged then count_stage(replaced, rank, figure) end
       end
@@ -285,7 +311,7 @@ local function write(key, known)
     stage_before = srank
     if run ~= srun and srun ~= "-" then
       stage_before = drop_former(entries, where, run)
-      keep_former(entries, where, srun, srank, text)
+      keep_former(entries, where, srun, srank, text, run)
     end
   elseif seen ~= "run" and seen ~= "*" then
     local wanted, at = string.match(seen, "^(%d+)@?(%d*)$")
@@ -303,10 +329,10 @@ local function write(key, known)
   if staged then
     if not text or expired then count("total", 1) end
     count_stage(stage_before, rank, figure)
-    enlist(task, rank, time, ttl_ms, figure)
+    enlist(task, rank, time, ttl_ms, figure, stored_ms)
   end
   if task == "" and entries or task ~= "" and tonumber(ttl_ms) > index_ttl then
-    update_name(path, text, stime, sttl, time, ttl_ms, body == "")
+    update_name(path, text, stime, sttl, time, ttl_ms, body == "", stored_ms)
   end
   if task ~= "" and (is_new or stime and math.floor(2 * stime / index_ttl) ~= math.floor(2 * time / index_ttl)) then
     added[#added + 1] = task

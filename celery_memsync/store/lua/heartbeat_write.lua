@@ -24,8 +24,8 @@ local workers, heartbeats, lost = KEYS[1], KEYS[2], KEYS[3]
 local id, token, channel, leaving, ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local timeout, since, until_ms, pulse, body = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 local name, field = token .. " " .. id, id .. "/heartbeat"
--- No worker is lost later than that, whatever its settings are, and of none lost so long ago is anything kept.
-local limit = whole(now_ms + math.max(AHEAD, 2 * ttl_ms, 2 * timeout))
+-- ms: above any time; the longest that a worker may be without heartbeats, whatever its settings are.
+local LIMIT, longest = "1000000000000000", math.max(AHEAD, 2 * ttl_ms, 2 * timeout)
 
 -- Return token and worker id of a member of heartbeats, or nil if no script of ours has made it.
 local function worker_of(member)
@@ -42,8 +42,8 @@ end
 -- Remove members whose scores are no times.
 local function trim_scores(key)
   call("ZREMRANGEBYSCORE", key, 0, 0)
-  redis.call("ZREMRANGEBYSCORE", key, "(" .. limit, "+inf")
-  redis.call("ZREMRANGEBYSCORE", key, "-inf", "(-" .. limit)
+  redis.call("ZREMRANGEBYSCORE", key, LIMIT, "+inf")
+  redis.call("ZREMRANGEBYSCORE", key, "-inf", "-" .. LIMIT)
 end
 
 for _, gone in ipairs(call("ZRANGEBYSCORE", heartbeats, whole(ttl_ms - now_ms), "(0", "LIMIT", 0, 100)) do
@@ -90,14 +90,10 @@ local function begin_heartbeats_anew()
   for i = 1, #rows, 2 do
     local _, its_id = worker_of(rows[i])
     local its_field = (its_id or "") .. "/heartbeat"
-    local known = redis.call("HGET", workers, its_field) or ""
-    local number, run, rank, fence, beaten, ttl, its_lag, writer = parse(known)
-    local ahead = number and beaten - now_ms or 0
-    begin_anew(heartbeats, "", number and math.max(0, rows[i + 1] - beaten) or timeout, { rows[i], rows[i + 1] })
-    if ahead > 0 then
-      local rest = string.match(known, "^%S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ (.*)$")
-      redis.call("HSET", workers, its_field, header(number, run, rank, fence, now_ms, ttl, its_lag + ahead, writer, rest))
-    end
+    local _, _, _, _, beaten = parse(redis.call("HGET", workers, its_field) or "")
+    local length = beaten and math.max(0, math.min(longest, rows[i + 1] - beaten)) or timeout
+    begin_anew(heartbeats, "", length, { rows[i], rows[i + 1] })
+    cut_time(workers, its_field)
   end
 end
 

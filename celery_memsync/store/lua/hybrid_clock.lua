@@ -4,14 +4,17 @@
 -- It is Redis's own, unless that was set back: then it goes on by a millisecond with each call, from a high-water mark,
 -- which is kept for ever.  See hybrid logical clocks (Kulkarni and others, 2014).
 
--- Most that a high-water mark of ours is ahead (us): ten years.
-local LEAD = 10 * 365 * 86400 * 1000000
+-- Above any moment of ours (us): the year 2112.  A mark or fence beyond is none of ours, and soon no exact number would
+-- follow it.
+local LIMIT = 2 ^ 52
 
 -- Return a moment (us) that is later than those of all calls before, and than another one.
 local function tick(mark, other)
   local now_us = now[1] * 1000000 + now[2]
   local last = tonumber(string.match(call("SET", mark, whole(now_us), "GET") or "", "^%d+$") or 0)
-  local moment = math.max(now_us, last >= now_us and last < now_us + LEAD and last + 1000 or 0, other + 1)
+  local moment = now_us
+  if last >= moment and last < LIMIT then moment = last + 1000 end
+  if other >= moment and other < LIMIT then moment = other + 1 end
   if moment > now_us then redis.call("SET", mark, whole(moment)) end
   return moment
 end

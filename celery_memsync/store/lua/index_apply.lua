@@ -24,37 +24,37 @@ local MEMORY = 50000 -- tasks and paths of which it is known when the last of th
 local answer = { tonumber(now[1]), tonumber(now[2]) }
 
 -- Of two processes that write the same, the updates of the one that wrote first may come last: they are old, and not taken.
-local stamps = {}
-local function is_new(thing, stamp)
-  local known = stamps[thing] or try("ZSCORE", applied, thing)
-  -- A score further ahead than clocks differ is none of ours.
-  if type(known) ~= "table" and known and tonumber(known) > stamp and tonumber(known) < stamp + AHEAD * 1000 then
+local written = {}
+local function is_new(thing, moment)
+  local known = written[thing] or try("ZSCORE", applied, thing)
+  -- A score further ahead than clocks differ is none of ours, or of a key that was lost since.
+  if type(known) ~= "table" and known and tonumber(known) > moment and tonumber(known) < moment + AHEAD * 1000 then
     return false
   end
-  stamps[thing] = stamp
+  written[thing] = moment
   return true
 end
 
 -- Add updates to those that are to be applied.
 local function add_updates(text)
-  local stamp, its_added, its_lists, its_orders, its_expiries, its_counted, its_named = unpack_updates(text)
+  local its_added, its_lists, its_orders, its_expiries, its_counted, its_named, its_moments = unpack_updates(text)
   for _, task in ipairs(its_added) do added[#added + 1] = task end
   for task, list in pairs(its_lists) do
-    if is_new(task, stamp) then
+    if is_new(task, its_moments[task]) then
       lists[task], orders[task], expiries[task] = list, its_orders[task], its_expiries[task]
     end
   end
   for path, expires in pairs(its_named) do
-    if is_new(path, stamp) then named[path] = expires end
+    if is_new(path, its_moments[path]) then named[path] = expires end
   end
   for counter, by in pairs(its_counted) do counted[counter] = (counted[counter] or 0) + by end
 end
 
-local function keep_stamps()
-  if not next(stamps) then return end
+local function keep_moments()
+  if not next(written) then return end
   local row = {}
-  for thing, stamp in pairs(stamps) do
-    row[#row + 1] = whole(stamp)
+  for thing, moment in pairs(written) do
+    row[#row + 1] = whole(moment)
     row[#row + 1] = thing
   end
   try("ZADD", applied, unpack(row))
@@ -70,5 +70,5 @@ if last >= tonumber(serial) then return answer end
 redis.call("SET", done, serial, "PX", 3600000)
 for i = 6, #ARGV do add_updates(ARGV[i]) end
 apply_updates()
-pcall(keep_stamps)
+pcall(keep_moments)
 return answer

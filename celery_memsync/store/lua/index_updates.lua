@@ -1,8 +1,8 @@
 -- What follows from entries: the index of tasks, the names of users' keys, the lists of the queue, what is counted; put
 -- before entry_write.lua and index_apply.lua.
 --
--- On a cluster it is in another slot than the entries.  Then it travels as index updates: the time (us) and the tables
--- here, packed and unpacked by these functions, and read by no other program.
+-- On a cluster it is in another slot than the entries.  Then it travels as index updates: the tables here, packed and
+-- unpacked by these functions, and read by no other program.
 
 -- Set by the script, from its keys and arguments; channels is what stands before "queue" and "metrics" in their channels.
 local worker, index_ttl, channels
@@ -13,6 +13,11 @@ local added = {}
 local lists, orders, expiries, counted = {}, {}, {}, {}
 -- Users' keys that were made, moved on by a ttl, or deleted: when they expire (ms), or false, by path.
 local named = {}
+-- When what is listed or named was written (us), by task id or path: never earlier than what was written there before.
+local moments = {}
+
+-- Tasks that stay in the index when it begins anew.
+local KEPT = 500
 
 local function update_lists()
   local changed, longest = false, 1
@@ -77,14 +82,24 @@ local function update_counters()
   end
 end
 
--- Add a task to the index.  An id of the future, which no script of ours has made, would be the last one for ever: no item
--- after it could be trimmed, or added at all.
+-- Let the index begin anew, with the last tasks that are in it; return how many there were.
+local function renew_index()
+  local rows = try("XREVRANGE", index, "+", "-", "COUNT", KEPT)
+  redis.call("DEL", index)
+  for i = #rows, 1, -1 do
+    local fields = rows[i][2]
+    if #fields == 2 and fields[1] == "id" then try("XADD", index, "*", "id", fields[2]) end
+  end
+  return #rows
+end
+
+-- Add a task to the index.  After an id of the future, of another program or from before the clock was set back, no item
+-- could be trimmed, or added at all.
 local function index_task(...)
   local at = try("XADD", index, ...)
-  if type(at) == "table" and (string.find(at.err, "XADD", 1, true) or string.find(at.err, "stream", 1, true))
-      or type(at) == "string" and tonumber(string.match(at, "^%d+")) > now_ms + AHEAD then
-    redis.call("DEL", index)
-    try("XADD", index, ...)
+  local is_last = type(at) == "table" and (string.find(at.err, "XADD", 1, true) or string.find(at.err, "stream", 1, true))
+  if is_last or type(at) == "string" and tonumber(string.match(at, "^%d+")) > now_ms + AHEAD then
+    if renew_index() == 0 or is_last then try("XADD", index, ...) end
   end
 end
 
@@ -108,7 +123,7 @@ end
 -- Return all of it as index updates, "" if there is nothing.
 local function pack_updates()
   if not (next(added) or next(named) or next(lists) or next(counted)) then return "" end
-  return cmsgpack.pack({ now[1] * 1000000 + now[2], added, lists, orders, expiries, counted, named })
+  return cmsgpack.pack({ added, lists, orders, expiries, counted, named, moments })
 end
 
 -- Return what index updates hold, in that order.

@@ -7,11 +7,11 @@
 -- a while, so that who gave it back may do so twice.
 --
 -- A waiter is subscribed to a channel, and asks again every two seconds at least.  One whose connection is gone, or that
--- has not asked for twice as long, is passed over.  One that is given the lock has it for a moment, until it renews.
+-- has not asked for longer than that, is passed over.  One that is given the lock has it for a moment, until it renews.
 
--- Milliseconds: that a waiter has a lock before it renews; that it may be silent; that a lock without holder and waiters is
--- remembered; that the index is kept.
-local CLAIM, SILENCE, MEMORY, INDEX = 3000, 4000, 60000, 7 * 86400000
+-- Milliseconds: that a waiter has a lock before it renews; between two of its questions; that it may be silent; that a lock
+-- without holder and waiters is remembered; that the index is kept.
+local CLAIM, PACE, SILENCE, MEMORY, INDEX = 3000, 2000, 5000, 60000, 7 * 86400000
 -- Most waiters that one call passes over.
 local PASSED = 100
 
@@ -70,8 +70,7 @@ end
 local function give_lock(run, writes, lease_ms, by, body)
   local moment = tick(clock, tonumber(fence))
   fence = whole(moment)
-  -- What is much further ahead counts as foreign.
-  stored_ms = math.max(stored_ms, math.min(math.floor(moment / 1000), now_ms + AHEAD / 2))
+  stored_ms = math.max(stored_ms, math.floor(moment / 1000))
   left = tonumber(lease_ms)
   store_lock(run, writes, lease_ms, by, body)
   if index then call("ZADD", index, whole(now_ms + left), path) end
@@ -85,11 +84,25 @@ local function waiter_row(waiter, lease_ms, channel, run, body)
   return waiter .. " " .. lease_ms .. " " .. channel .. " " .. run .. " " .. worker .. "\n" .. body
 end
 
+-- Return for how many ms there were waiters, which is no clock's time: of that between two calls at most PACE counts, for
+-- what is more may be a clock that was set ahead, and that makes no waiter silent.
+local waited_ms
+local function waiting_time()
+  if not waited_ms then
+    local before, at = string.match(call("HGET", asked, ":") or "", "^(%d+) (%d+)$")
+    if not before or #before > 14 or #at > 14 then before, at = 0, now_ms end
+    waited_ms = before + math.max(0, math.min(PACE, now_ms - at))
+    redis.call("HSET", asked, ":", whole(waited_ms) .. " " .. whole(now_ms))
+    redis.call("PEXPIRE", asked, MEMORY)
+  end
+  return waited_ms
+end
+
 -- Take a waiter out of those that have asked, and return whether it is there still.
 local function is_there(waiter, channel)
-  local last = tonumber(call("HGET", asked, waiter) or now_ms)
+  local last = tonumber(call("HGET", asked, waiter) or waiting_time())
   redis.call("HDEL", asked, waiter)
-  return last and now_ms - last <= SILENCE and string.sub(channel, 1, #turns) == turns
+  return last and waiting_time() - last <= SILENCE and string.sub(channel, 1, #turns) == turns
     and redis.call("PUBSUB", "NUMSUB", channel)[2] > 0
 end
 

@@ -2,7 +2,7 @@
 --
 -- KEYS[1] lock    string: an entry, see lock_entry.lua
 -- KEYS[2] queue   list of waiters, in the order in which they came
--- KEYS[3] asked   hash: when each waiter has asked last (ms)
+-- KEYS[3] asked   hash: when each waiter has asked last, and how long there were waiters (ms), see lock_entry.lua
 -- KEYS[4] clock   string: high-water mark, see hybrid_clock.lua
 -- KEYS[5] index   sorted set: path of each lock that is held, by the end of its lease (ms); not given on a cluster
 -- ARGV[1] path    the lock's; its changes are published there

@@ -2,7 +2,7 @@
 --
 -- KEYS[1] lock     string: an entry, see lock_entry.lua
 -- KEYS[2] queue    list of waiters, in the order in which they came
--- KEYS[3] asked    hash: when each waiter has asked last (ms)
+-- KEYS[3] asked    hash: when each waiter has asked last, and how long there were waiters (ms), see lock_entry.lua
 -- KEYS[4] clock    string: high-water mark, see hybrid_clock.lua
 -- KEYS[5] index    sorted set: path of each lock that is held, by the end of its lease (ms); not given on a cluster
 -- ARGV[1] path     the lock's; its changes are published there
@@ -28,6 +28,5 @@ if take_if_free(caller, true, run, ttl_ms, body) then return has_it() end
 local row = waiter_row(caller, ttl_ms, channel, run, body)
 if not call("LPOS", queue, row) then redis.call("RPUSH", queue, row) end
 redis.call("PEXPIRE", queue, MEMORY)
-call("HSET", asked, caller, whole(now_ms))
-redis.call("PEXPIRE", asked, MEMORY)
+redis.call("HSET", asked, caller, whole(waiting_time()))
 return is_busy()

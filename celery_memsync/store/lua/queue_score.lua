@@ -6,6 +6,9 @@
 -- power of 1.07 of half a second, rounded up.  So a task can stay longer
 -- without moving back.
 
+-- Above any score: the year 2069.  Numbers beyond are soon not exact in a sorted set.
+local MAX_SCORE = 8e15
+
 local function score_of(order, expires_ms)
   local halves = math.max(1, (expires_ms - order / 10) / 500)
   return whole(order * 256 + math.min(255, math.ceil(math.log(halves) / math.log(1.07))))
@@ -18,14 +21,14 @@ end
 -- Return when a task with that score expires, in ms; a score that no script of ours has made expired long ago.
 local function expires_at(score)
   local order = order_of(score)
-  if not (order > 0 and order <= (now_ms + AHEAD) * 10) then return 0 end
+  if not (order > 0 and tonumber(score) < MAX_SCORE) then return 0 end
   return order / 10 + 500 * 1.07 ^ (score % 256)
 end
 
--- Remove scores that no script of ours has made: those that are too far ahead, or no time at all.
+-- Remove scores that no script of ours has made.
 local function trim_foreign(list)
   call("ZREMRANGEBYSCORE", list, "-inf", 0)
-  redis.call("ZREMRANGEBYSCORE", list, "(" .. whole((now_ms + AHEAD) * 2560 + 255), "+inf")
+  redis.call("ZREMRANGEBYSCORE", list, whole(MAX_SCORE), "+inf")
 end
 
 -- Remove expired tasks: of those that have been there for ttl_ms some, for many may stay longer still.

@@ -5,6 +5,9 @@
 -- the task, and that of the delivery among those of the step, 0 of what was published.  A run is given its numbers when it
 -- is written first, above all those that are known: no clock has a part in it.
 
+-- The largest number, which all have that come after it.  No task comes to it, but another program may write it.
+local LAST = 99999999
+
 -- Return the numbers of chain and delivery, chain and step of a stored run, or nil if that is none.  Numbers that no script
 -- has given would be above all that follow.
 local function numbers_of(stored)
@@ -27,18 +30,27 @@ local function numbered(run_key, known)
       if its_step == tonumber(step) then deliveries = math.max(deliveries, delivery_at) end
     end
   end
-  return string.format("%.0f.%.0f:%s", own or chains + 1, received == "" and 0 or deliveries + 1, run_key)
+  local chain_at, delivery_at = own or math.min(LAST, chains + 1), received == "" and 0 or math.min(LAST, deliveries + 1)
+  return string.format("%.0f.%.0f:%s", chain_at, delivery_at, run_key)
 end
 
--- Return whether a run is later than one that is stored: by chain, step, delivery.
+-- Return whether a run is later than one that is stored: by chain, step, delivery.  Only those with the largest number may
+-- have the same; of these the one that is written is later.
 local function is_later(run, stored)
   if run == stored or run == "-" then return false end
-  local chain_at, delivery_at, _, step = numbers_of(run)
-  local its_chain_at, its_delivery_at, _, its_step = numbers_of(stored)
+  local chain_at, delivery_at, chain, step = numbers_of(run)
+  local its_chain_at, its_delivery_at, its_chain, its_step = numbers_of(stored)
   if not its_chain_at then return true end
   if not chain_at then return false end
-  if chain_at ~= its_chain_at then return chain_at > its_chain_at end
+  if chain ~= its_chain then return chain_at >= its_chain_at end
   if step ~= its_step then return step > its_step end
-  return delivery_at > its_delivery_at
+  return delivery_at >= its_delivery_at
+end
+
+-- Return whether the numbers of a run are not known from the present one.
+local function has_own_number(run, present)
+  local chain_at, delivery_at, chain = numbers_of(run)
+  local _, _, its_chain = numbers_of(present)
+  return chain_at and (chain ~= its_chain or delivery_at > 0)
 end
 

@@ -4,7 +4,8 @@
 -- absent and is removed, so that it stops no script.
 local now = redis.call("TIME")
 local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
--- In ms: the longest ttl, lease or timeout that settings allow; how far ahead of Redis's clock a stored time may be.
+-- In ms: the longest ttl, lease or timeout that settings allow; how far ahead of Redis's clock a time is that is none of ours,
+-- where that does harm.
 local LONGEST, AHEAD = 1e13, 86400000
 
 local function whole(number)

@@ -220,6 +220,21 @@ def test_process_that_remembers_too_many_messages_sends_no_more(make_sender, mon
     assert sender.take(task).id == second.id
 
 
+def test_a_message_from_before_the_clock_was_set_back_is_remembered_as_long_as_it_is_valid(make_sender, redis, monkeypatch):
+    monkeypatch.setattr(requeue, "MAX_REMEMBERED", 1)
+    sender = make_sender(memsync_default_ttl=60.0)
+    task, clock = sender.task(), sender.memsync.store.clock
+    request, _, _ = kept_message(sender, task)
+    monkeypatch.setattr(clock, "learn", lambda *answer: None)
+    monkeypatch.setattr(clock, "_offset", clock._offset - 3600)
+
+    sender.lose(request.id)
+
+    assert sender.take(task).id == request.id
+    (until,) = sender.requeuer._requeued.values()
+    assert 3000 < until - clock.now() < 3700
+
+
 def test_large_number_of_forged_messages_is_skipped_in_pieces(make_sender, redis):
     sender = make_sender()
     task = sender.task()

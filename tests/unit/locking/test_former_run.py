@@ -15,7 +15,7 @@ def hold(manager, ttl, dead=True, task_id="t1"):
     """Let a run hold the lock "a"; a dead one does not renew it."""
     locks = manager._open().locks
     lease = locks.acquire("a", ttl, 0.0, Owner(task_id, f"{manager.store.token}-1"))
-    lease.is_claimed = True
+    lease.claim = lambda: lease
     if dead:
         locks._thread.stop(5)
     return lease

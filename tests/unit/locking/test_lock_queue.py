@@ -11,6 +11,8 @@ import time
 import pytest
 
 from celery_memsync import LockNotAcquired
+from celery_memsync.locking.lock_service import LockLease, Owner
+from celery_memsync.store import LockRequest
 from tests.support.redis_calls import calls_of
 from tests.support.waiting import eventually
 
@@ -214,6 +216,15 @@ def test_waiting_does_not_poll(memsync, other, redis):
 
     assert asked <= 1
     assert order
+
+
+def test_what_is_left_of_the_lease_of_a_turn_that_was_missed_is_renewed_before_it_ends(memsync):
+    request = LockRequest(memsync.store.keys.lock_location("a"), "holder.1", 30.0, "-", b"{}")
+    lease, now = LockLease("a", request, Owner(), float("inf")), time.monotonic()
+
+    lease.trust(now, 1.2)
+
+    assert now < lease.renew_at < lease.until == now + 1.2
 
 
 def test_a_lock_that_is_handed_over_is_confirmed_and_then_has_its_whole_lease(memsync, other):

@@ -101,25 +101,11 @@ def writes_of(chains, statuses):
 def order_of(writes):
     """Return the runs of a history in their order: by chain, step and delivery, in the order of their first writes."""
     first = {}
-    for at, (key, what) in enumerate(writes):
-        if what not in ("PENDING", "RECEIVED"):
-            first.setdefault(key, at)
-            first.setdefault(key.partition(".")[0], at)
-    runs = [key for key in first if "." in key]
+    for at, (key, _) in enumerate(writes):
+        first.setdefault(key, at)
+        first.setdefault(key.partition(".")[0], at)
+    runs = [key for key in first if key.count(".") == 2]
     return sorted(runs, key=lambda key: (first[key.partition(".")[0]], int(key.split(".")[1]), first[key]))
-
-
-def after_their_stage(writes):
-    """Return writes with the progress of each run behind a stage of it that is kept."""
-    begun = set()
-    early, row = [], []
-    for key, what in writes:
-        if isinstance(what, str):
-            row.append((key, what))
-            begun |= {key} if what not in ("PENDING", "RECEIVED") else set()
-        else:
-            (row if key in begun else early).append((key, what))
-    return row + early
 
 
 def furthest(writes, run):
@@ -130,7 +116,7 @@ def furthest(writes, run):
 @given(chains=histories, data=st.data(), seed=st.integers(0, 10_000))
 def test_runs_are_in_the_order_of_the_model_however_their_writes_arrive(store, chains, data, seed):
     ends = data.draw(st.lists(st.sampled_from(ENDS), min_size=5, max_size=5))
-    writes = after_their_stage(data.draw(st.permutations(writes_of(chains, iter(ends)))))
+    writes = data.draw(st.permutations(writes_of(chains, iter(ends))))
     task = Task(store, seed)
 
     for key, what in [*writes, *writes[::-1]]:
@@ -207,6 +193,7 @@ def test_a_run_keeps_its_place_when_more_runs_came_than_are_kept(store):
 
 @pytest.mark.parametrize("stored", [
     "-", "0001795366095325", "999999999.1:a.0.x", "1.999999999:a.0.x", "1.1:a.9999999.x", "1.1:a.x.x", ":", "1.1:",
+    "99999999.1:a.0.x", "99999998.1:a.0.x", "99999999.99999999:b.0.x", "99999999.1:a.999999.x",
 ])
 def test_a_stored_run_that_no_script_has_numbered_hides_nothing_that_follows(store, redis, stored):
     task = Task(store)
@@ -218,3 +205,51 @@ def test_a_stored_run_that_no_script_has_numbered_hides_nothing_that_follows(sto
     assert answers == ["ok", "ok", "kept"]
     assert task.status == "STARTED"
     assert run_key_of(task.read().slots[STAGE].header.run) == "b.1.z"
+
+
+def test_chains_and_deliveries_after_a_forged_number_are_later_in_the_order_in_which_they_come(store, redis):
+    task = Task(store)
+    header = f"1 99999998.1:a.0.x 5 0 {round(time.time() * 1000)} 7200000 0 other.1 w\n".encode()
+    redis.set(KEYS.task(task.task_id), header + TaskRun("FAILURE", run="x").encode(task.task_id), px=60_000)
+
+    for chain in "bcdef":
+        for delivery in "yz":
+            answers = [task.write(f"{chain}.0.{chain}{delivery}", what) for what in ("RECEIVED", "STARTED", "RETRY")]
+
+            present = run_key_of(task.read().slots[STAGE].header.run)
+            assert (answers, present) == (["ok"] * 3, f"{chain}.0.{chain}{delivery}")
+
+
+def test_a_delivery_that_had_only_been_received_begins_behind_the_next_one(store):
+    task = Task(store)
+    for key, what in (("c.0.x", "RECEIVED"), ("c.0.y", "RECEIVED"), ("c.0.y", "STARTED")):
+        task.write(key, what)
+
+    late = [task.write("c.0.x", what) for what in ("RECEIVED", "STARTED", "FAILURE")]
+
+    assert late == ["kept"] * 3
+    assert task.runs == [("x", "FAILURE"), ("y", "STARTED")]
+
+
+def test_a_chain_of_which_nothing_ran_keeps_its_place(store):
+    task = Task(store)
+    for key in ("a.0", "b.0"):
+        task.write(key, "PENDING")
+
+    late = [task.write("a.0.x", what) for what in ("RECEIVED", "STARTED")]
+
+    assert late == ["kept"] * 2
+    assert task.status == "PENDING" and task.runs == [("x", "STARTED"), ("0", "PENDING")]
+
+
+def test_a_chain_keeps_its_place_when_another_has_had_more_runs_than_are_kept(store):
+    task = Task(store)
+    task.write("a.0.zombie", "STARTED")
+    for step in range(30):
+        task.write(f"b.{step}.r{step}", "RETRY")
+        task.write(f"b.{step}.r{step}", step)
+
+    late = task.write("a.0.zombie", "FAILURE")
+
+    assert late == "kept"
+    assert (task.runs[0], task.runs[-1]) == (("zombie", "FAILURE"), ("r29", "RETRY"))
