@@ -65,6 +65,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, parent: WorkController) -> None:
         """Beat from now on."""
         self._pid = os.getpid()
+        # Only the pool of processes counts them by a semaphore.
+        self.memsync.signals.has_children = bool(getattr(parent.pool, "uses_semaphore", False))
         signals.worker_shutdown.connect(self._on_shutdown, sender=parent)
         atexit.register(self._leave)
         self._heartbeat.start()
@@ -117,7 +119,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._losses.stop(min(LOSSES_TIMEOUT, remaining()))
         self._describer.depths.stop()
         try:
-            self._heartbeat.stop(remaining())
+            self._heartbeat.stop(remaining(), goodbye=not self._kept.has_orphans)
             self._kept.close(remaining())
         except StoreError as exc:
             logger.warning("This worker could not say goodbye: %s", exc)
@@ -138,6 +140,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _end(self) -> None:
         self.memsync.signals.report_lost_outcomes()
+        self.memsync.signals.give_up_running()
         within(self.memsync.time_to_leave, self._say_goodbye)
         if self._probe_file is not None:
             self._probe_file.remove()

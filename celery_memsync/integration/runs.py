@@ -317,10 +317,10 @@ def known_of(services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Ma
         facts: What travels with the request.
         sent: The part of it that this package put there.
     """
-    delivery, root_id, parent_id = facts.get("delivery_info"), facts.get("root_id"), facts.get("parent_id")
+    root_id, parent_id = facts.get("root_id"), facts.get("parent_id")
     known = {
         "name": facts.get("task"),
-        "queue": None if delivery is None else queue_of(delivery.get("exchange"), delivery.get("routing_key")),
+        "queue": sent.get("queue"),
         "worker": facts.get("hostname") or services.worker_id,
         "run": sent.get("run"),
         "retries": retries_of(facts),
@@ -369,12 +369,6 @@ def _cut(text: Any) -> str | None:
 def count_of(value: Any) -> int | None:
     """Return a count, None for anything else and for 0."""
     return value if type(value) is int and 0 < value <= MAX_RETRIES else None
-
-
-def queue_of(exchange: Any, routing_key: Any) -> str | None:
-    """Return the name of a queue."""
-    name = routing_key or exchange
-    return name if isinstance(name, str) else None
 
 
 def timestamp(moment: Any) -> float | None:
