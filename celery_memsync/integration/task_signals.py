@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any, Callable, Iterable, Mapping
 
 from celery import signals
-from celery.exceptions import NotRegistered, WorkerLostError, WorkerShutdown, WorkerTerminate
+from celery.exceptions import Ignore, NotRegistered, WorkerLostError, WorkerShutdown, WorkerTerminate
 from celery.utils.log import get_logger
 
 from .. import encoding
@@ -27,7 +27,7 @@ from ..writing.changes import StageChange
 from ..writing.progress import ProgressChange
 from .app_manager import AppManager
 from .child_outcomes import ChildOutcomes, TaskOutcome, is_gone, unwrapped
-from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime
+from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, received
 
 logger = get_logger(__name__)
 
@@ -36,6 +36,9 @@ publishing: ContextVar[Any] = ContextVar("publishing", default=None)
 
 #: The request that could not end and whose failure Celery handles; its signals name the task only.
 _failing: ContextVar[Any] = ContextVar("failing", default=None)
+
+#: Arguments of the Ignore by which ``Task.replace`` ends a run.
+REPLACED = ("Replaced by new task",)
 
 #: Attribute of a request whose end was told.
 RECORDED = "memsync_told"
@@ -148,6 +151,9 @@ class TaskSignals:
             before = active.run_key if active else request and request.request_dict[HEADER]["key"]
             key = published_key(self._new_run(self.memsync.runtime), before)
             headers[HEADER] = {"published_at": self._next_moment(), "key": key, **self._previous(active)}
+            origin = active.facts if active else request and request.request_dict
+            if origin and _nesting(headers) == _nesting(origin):
+                headers[HEADER]["retry"] = True  # and not a replacement, of which Celery counts how deep it is
 
     def _next_moment(self) -> float:
         """Return Redis's time, later than the last: it is the order in which tasks wait."""
@@ -271,8 +277,8 @@ class TaskSignals:
             begun = request.time_start
             known = known_of(self.memsync.runtime, request.id, facts, facts[HEADER])
             known.update(
-                status="RECEIVED" if begun is None else "STARTED", pid=self._pid_of(request),
-                started_at=self._moment(begun, facts[HEADER]["received_at"]))
+                {"status": "STARTED"} if begun else received(facts[HEADER], facts, request.task.max_retries),
+                pid=self._pid_of(request), started_at=self._moment(begun, facts[HEADER]["received_at"]))
             self._record(request.id, facts[HEADER]["key"], TaskRun.of(known))
 
     @property
@@ -332,7 +338,7 @@ class TaskSignals:
         if change is not None:
             memsync.writer.put(change)
 
-    def on_ended(self, task_id: str, retval: Any = None, state: str | None = None, **_: Any) -> None:
+    def on_ended(self, task_id: str, retval: Any = None, state: str | None = None, task: Any = None, **_: Any) -> None:
         """Tell how a run has ended; what ends a process or a greenlet has no state."""
         active = self._active(task_id)
         if active is None:
@@ -342,15 +348,24 @@ class TaskSignals:
         if state is None:
             state, retval = _end_of_unwound(active)
         if state is not None:
-            active.end(state, retval, time.monotonic())
+            active.end(state, retval, time.monotonic(), getattr(task, "max_retries", None))
         if active.reported:
             # A soft time limit may have struck between a report and its queue.
             memsync.writer.put(active.progress)
         owners, active.lock_owners = active.lock_owners, frozenset()
         for owner in owners:
             owner.end_run(active.run_id)
+        if isinstance(retval, Ignore) and retval.args == REPLACED:
+            self._record_replaced(active)
         if state is not None:
             memsync.writer.defer(active)
+
+    def _record_replaced(self, active: ActiveRun) -> None:
+        """Record that a task goes on under its id as what has replaced it, which may be sent by another task later."""
+        known = known_of(self.memsync.runtime, active.task_id, active.facts, {"published_at": self._next_moment()})
+        known.update(status="PENDING", worker=None, eta=None)
+        key = published_key(self._new_run(self.memsync.runtime), active.run_key)
+        self._record(active.task_id, key, TaskRun.of(known))
 
     # -- what the main process, or nobody else, knows
 
@@ -485,6 +500,11 @@ def _end_of_unwound(active: ActiveRun) -> tuple[str | None, BaseException | None
         return None, None
     # The worker itself ends, as in the solo pool by a signal: nobody knows how far the body came.
     return "LOST" if isinstance(error, (WorkerShutdown, WorkerTerminate)) else "FAILURE", error
+
+
+def _nesting(facts: Mapping[str, Any]) -> Any:
+    """Return how often a task was replaced, as its request or its headers have it."""
+    return facts.get("replaced_task_nesting") or 0
 
 
 class _Harmless:
