@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps, signals
 from celery.utils.log import get_logger
 from celery.utils.nodenames import node_format
+from celery.worker.control import Panel
 
 from ..deadline import remaining, within
 from ..exceptions import StoreError
@@ -19,6 +20,7 @@ from ..fleet.probe_file import ProbeFile
 from ..models.worker import WorkerRecord
 from ..store import HeartbeatReply
 from .app_manager import AppManager
+from .revokes import record_received_revokes
 from .worker_report import WorkerInspector
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._pid = os.getpid()
         # Only the pool of processes counts them by a semaphore.
         self.memsync.signals.has_children = bool(getattr(parent.pool, "uses_semaphore", False))
+        record_received_revokes(Panel)
         signals.worker_shutdown.connect(self._on_shutdown, sender=parent)
         atexit.register(self._leave)
         self._heartbeat.start()
@@ -118,6 +121,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _say_goodbye(self) -> None:
         self._losses.stop(min(LOSSES_TIMEOUT, remaining()))
         self._describer.depths.stop()
+        self.memsync.signals.revoked.stop(min(LOSSES_TIMEOUT, remaining()))
         try:
             self._heartbeat.stop(remaining(), goodbye=not self._kept.has_orphans)
             self._kept.close(remaining())

@@ -27,6 +27,7 @@ from ..writing.changes import StageChange
 from ..writing.progress import ProgressChange
 from .app_manager import AppManager
 from .child_outcomes import ChildOutcomes, TaskOutcome, is_gone, unwrapped
+from .revokes import RevokedTasks
 from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, received
 
 logger = get_logger(__name__)
@@ -118,6 +119,8 @@ class TaskSignals:
         self.requeuer = TaskRequeuer(memsync, HEADER)
         #: The messages of this worker that are requeued if it is lost.
         self.kept = KeptMessages(memsync, HEADER, self.requeuer.wanted)
+        #: Records the revokes that this worker receives.
+        self.revoked = RevokedTasks(memsync)
 
     def connect(self) -> None:
         """Listen from now on, for as long as this object is referred to."""
@@ -139,6 +142,7 @@ class TaskSignals:
         self._outcomes = ChildOutcomes()
         self.requeuer.forget()
         self.kept.forget()
+        self.revoked.forget()
 
     # -- where a task is sent
 
@@ -379,7 +383,8 @@ class TaskSignals:
     def on_retried(self, sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
         """Tell that a worker gave a task up, at its shutdown or when its child was lost."""
         if sender.app is self.memsync.app and not self._active(request.id):
-            given_up = self._find_request(request.id, request.__dict__)
+            # Without a reason nobody has sent it again.
+            given_up = self._find_request(request.id, request.__dict__) if reason is None else None
             if given_up is None or not self._give_up(given_up):
                 self._end(request.id, request.__dict__, "RETRY", getattr(reason, "exc", None))
 

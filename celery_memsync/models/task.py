@@ -96,7 +96,7 @@ class TaskRun:
     @property
     def is_waiting_retry(self) -> bool:
         """Whether it is the next try of a task, which a worker has received and not begun."""
-        return self.status == "RETRY" and self.started_at is None
+        return self.status == "RETRY" and self.started_at is None and self.received_at is not None
 
     @classmethod
     def of(cls, known: dict[str, Any]) -> TaskRun:
