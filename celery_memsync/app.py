@@ -14,6 +14,7 @@ from .integration.app_settings import app_settings, backend_of, mask_reports
 from .integration.bootstep import HeartbeatStep
 from .integration.lock_decorators import RETRY_DELAY, F
 from .integration.publishing import mark_publishing
+from .integration.revokes import record_sent_revokes
 from .integration.runs import ActiveRun, active_run
 from .integration.task_signals import TaskSignals
 from .locking.lock_service import Owner
@@ -68,6 +69,7 @@ class MemSync(AppManager):
         self.signals.connect()
         app.steps["worker"].add(HeartbeatStep)
         mark_publishing(app)
+        record_sent_revokes()
         return self
 
     # -- in the body of a task

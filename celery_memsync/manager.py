@@ -319,7 +319,7 @@ class MemorySyncManager:
         """
         reader = self._open().reader
         state: dict[str, Any] | None = reader.of_task(
-            "state", check_id(task_id, "task"), lambda task: state_of(task_id, task.slots))
+            "state", check_id(task_id, "task"), lambda task: state_of(task_id, task.slots, task.former))
         return state
 
     def get_task_progress(self, task_id: str) -> dict[str, Any] | None:
@@ -342,7 +342,7 @@ class MemorySyncManager:
     def get_task(self, task_id: str) -> dict[str, Any] | None:
         """Return all that is known of a task, or None: state, progress, runs, agents."""
         task = self._open().reader.task(check_id(task_id, "task"), agents=True)
-        state = state_of(task_id, task.slots)
+        state = state_of(task_id, task.slots, task.former)
         progress = progress_of(task)
         agents = {agent: stored.value for agent, stored in task.agents.items()}
         if state is None and progress is None and not agents:
@@ -383,7 +383,7 @@ class MemorySyncManager:
             page, before = self._within(services.reader.recent_tasks, at_once, before, since)
             for task_id, task in page.items():
                 if task_id not in known and task.slots:
-                    yield {"id": task_id, "state": state_of(task_id, task.slots), "progress": progress_of(task)}
+                    yield {"id": task_id, "state": state_of(task_id, task.slots, task.former), "progress": progress_of(task)}
             known.update(page)
 
     def get_agent_coordination(self, task_id: str, agent_id: str) -> Any:

@@ -82,7 +82,7 @@ def read_scene(app: Any, memsync: MemSync, workers: Sequence[WorkerRecord]) -> S
     processing = memsync.get_queue(limit=LOOKED_AT)["processing"]
     holders = [str(one.task_id) for one in held if one.task_id]
     ids = list(dict.fromkeys([*newest, *processing, *holders]))
-    states = {task_id: state_of(task_id, task.slots) for task_id, task in zip(ids, store.read_tasks(ids))}
+    states = {task_id: state_of(task_id, task.slots, task.former) for task_id, task in zip(ids, store.read_tasks(ids))}
 
     def of(some: Sequence[str]) -> dict[str, dict[str, Any] | None]:
         return {task_id: states[task_id] for task_id in some}

@@ -92,8 +92,29 @@ def _ended(known: KnownTask, status: str) -> Reason:
 
 
 def _retried(known: KnownTask) -> Reason:
-    return _held_back(known, known.state) or Reason(
-        f"It is tried again{_when(known)}{_error(known.state)}.", "retrying", _facts(known, "retries", "eta", "exception"))
+    return _revoke_sent(known) or _held_back(known, known.state) or Reason(
+        f"It is tried again{_when(known)}{_attempt(known)}{_error(known.state)}.", "retrying",
+        _facts(known, "retries", "max_retries", "retry_at", "eta", "exception"))
+
+
+def _attempt(known: KnownTask) -> str:
+    """Return which attempt comes next, and of how many."""
+    retries, most = known.state.get("retries"), known.state.get("max_retries")
+    # Of the run that has asked to be retried, or of the next one.
+    begun = known.state.get("started_at") is not None
+    if type(retries) is not int or type(most) is not int:
+        return ""
+    return f", attempt {retries + 1 + begun} of {most + 1}"
+
+
+def _revoke_sent(known: KnownTask) -> Reason | None:
+    """Return that a task that waits is to be revoked, if a revoke was sent that no worker has confirmed."""
+    sent = figure(known.state.get("revoke_requested_at"))
+    published = figure(known.state.get("published_at"))
+    if sent is None or published is not None and sent < published:
+        return None
+    return Reason(f"A revoke was sent at {moment(sent)}, and no worker has confirmed it.", "revoke-sent",
+                  _facts(known, "revoke_requested_at"))
 
 
 def _held_back(known: KnownTask, run: dict[str, Any]) -> Reason | None:
@@ -127,7 +148,7 @@ def _at_work(known: KnownTask) -> Reason:
 def _waits(known: KnownTask) -> Reason:
     state = known.state
     eta = figure(state.get("eta"))
-    lost = _gone(known)
+    lost = _revoke_sent(known) or _gone(known)
     if lost is not None:
         return lost
     before = (known.task or {}).get("runs", [])[-2:-1]
@@ -151,10 +172,20 @@ def _waits(known: KnownTask) -> Reason:
         return Reason(f"It waits, and no worker consumes {where}.", "no-consumer", facts)
     if not any(one.consuming is not False and one.status != "draining" for one in there):
         return Reason(f"It waits, and none of the workers of {where} takes messages.", "not-consuming", facts)
+    if _has_left(known, there):
+        return Reason(f"It is not in {where} any more, which was empty at the last two looks: its message was purged or "
+                      "refused, or taken by a worker without celery-memsync.", "message-gone", facts)
     location = "" if known.position is None else f" at position {known.position + 1} of all that wait"
     free = sum(int(figure(one.capacity.get("free")) or 0) for one in there)
     return Reason(f"It waits in {where}{location}; {len(there)} worker{'s' * (len(there) > 1)} of it, {free} slots free.",
                   "waiting", {**facts, "free": free})
+
+
+def _has_left(known: KnownTask, there: Sequence[WorkerRecord]) -> bool:
+    """Return whether workers have looked into its queue twice since it was sent, and have found nothing."""
+    published = figure(known.state.get("published_at"))
+    looks = [figure(one.empty_since.get(str(known.state.get("queue")))) for one in there]
+    return published is not None and any(look is not None and look > published for look in looks)
 
 
 def _reserved(known: KnownTask) -> Reason:
@@ -176,6 +207,9 @@ def _gone(known: KnownTask) -> Reason | None:
     silent = ago(one.last_beat, known.now)
     if one.status == "lost":
         return Reason(f"Its worker {_worker(known)} is lost: it has not beaten for {silent}.", "worker-lost", facts)
+    if rank_of(known.state.get("status")) < AT_WORK:
+        return Reason(f"Its message is back in the broker: {_worker(known)}, which had received it, left {silent} ago.",
+                      "worker-gone", facts)
     return Reason(f"Its worker {_worker(known)} said goodbye {silent} ago.", "worker-gone", facts)
 
 
@@ -201,7 +235,7 @@ def _error(state: dict[str, Any]) -> str:
 
 
 def _when(known: KnownTask) -> str:
-    eta = figure(known.state.get("eta"))
+    eta = figure(known.state.get("retry_at") or known.state.get("eta"))
     return f" in {duration(eta - known.now)}" if eta is not None and eta > known.now else ""
 
 

@@ -70,19 +70,22 @@ class Heartbeat:
         """Beat now rather than later."""
         self._thread.run_now()
 
-    def stop(self, timeout: float | None = None) -> None:
+    def stop(self, timeout: float | None = None, goodbye: bool = True) -> None:
         """Beat no more and say goodbye.
 
         Args:
             timeout: Most seconds that this takes.  None: as long as a heartbeat that is under way and another one.
+            goodbye: False: the worker is to be found lost, because another one has to requeue its tasks.
 
         Raises:
             StoreError: If Redis is away: then the silence tells.
         """
-        within(2 * self.store.timeout if timeout is None else timeout, self._stop)
+        within(2 * self.store.timeout if timeout is None else timeout, self._stop, goodbye)
 
-    def _stop(self) -> None:
+    def _stop(self, goodbye: bool) -> None:
         self._thread.stop(remaining())
+        if not goodbye:
+            return
         if not self._beating.acquire(timeout=remaining()):
             raise StoreUnavailable("Redis does not answer the last heartbeat; the worker is lost when it is overdue")
         try:

@@ -1,13 +1,11 @@
 """Messages of running tasks, kept in Redis so that another worker can requeue them."""
 from __future__ import annotations
 
-import re
 import threading
 import weakref
 from typing import Any, Callable, Iterable, Mapping, NamedTuple
 
 from celery.utils.log import get_logger
-from kombu.transport.virtual.exchange import TopicExchange
 
 from .. import encoding
 from ..background_loop import BackgroundLoop
@@ -16,6 +14,7 @@ from ..exceptions import InvalidKey, StoreError
 from ..keys import check_id
 from ..models.order import is_delivered
 from ..signing import SIGNATURE_SIZE, Signer
+from .queue_names import queue_name_of
 
 logger = get_logger(__name__)
 
@@ -121,6 +120,8 @@ class KeptMessages:
     def forget(self) -> None:
         """Start empty in a forked child: the parent keeps what the parent received."""
         self._kept: dict[str, tuple[Callable[[], Any], KeptMessage]] = {}
+        #: Runs that this worker has given up and that another one is to requeue.
+        self._orphans: set[str] = set()
         self._stored: set[str] = set()
         self._syncing = threading.Lock()
         self._thread: BackgroundLoop | None = None
@@ -151,9 +152,21 @@ class KeptMessages:
         self._wake()
 
     def end(self, run: str) -> None:
-        """Drop the message of a run that has ended."""
-        if self._kept.pop(run, None) is not None:
+        """Drop the message of a run that has ended, unless it was left to another worker."""
+        if run not in self._orphans and self._kept.pop(run, None) is not None:
             self._wake()
+
+    def orphan(self, run: str) -> None:
+        """Leave the message of a run to another worker, which is to requeue it."""
+        _, message = self._kept.get(run, (None, None))
+        if message is not None:
+            self._orphans.add(run)
+            self._kept[run] = _there, message
+
+    @property
+    def has_orphans(self) -> bool:
+        """Whether another worker is to requeue tasks of this one."""
+        return bool(self._orphans)
 
     def refresh(self) -> None:
         """Store all messages again: Redis may have lost them, or their time is nearly over."""
@@ -162,7 +175,7 @@ class KeptMessages:
             self._wake()
 
     def close(self, timeout: float) -> None:
-        """Drop all messages, because this worker leaves and no task of it is lost.
+        """Drop all messages but those that are left to another worker, because this one leaves.
 
         Args:
             timeout: Most seconds that this takes.
@@ -170,7 +183,7 @@ class KeptMessages:
         Raises:
             StoreError: If Redis cannot be reached.
         """
-        self._kept.clear()
+        self._kept = {run: self._kept[run] for run in self._orphans & self._kept.keys()}
         if self._thread is not None:
             within(timeout, self._close, self._thread)
 
@@ -231,6 +244,10 @@ class KeptMessages:
                            request.name, why)
 
 
+def _there() -> bool:
+    return True
+
+
 def signer_of(settings: Any) -> Signer | None:
     """Return what signs the messages of a namespace, or None without ``memsync_signing_key``."""
     keys = settings.signing_keys
@@ -240,34 +257,3 @@ def signer_of(settings: Any) -> Signer | None:
 def signed_size(settings: Any) -> int:
     """Return the most bytes of a signed message."""
     return int(settings.max_value_size) + 32 + SIGNATURE_SIZE
-
-
-def queue_name_of(queues: Mapping[str, Any], delivery: Mapping[str, Any], consumer: Any = None) -> str | None:
-    """Return the name of the queue from which a message came, or None if it is not certain.
-
-    Args:
-        queues: Those of the app, by name.
-        delivery: ``delivery_info`` of the message.
-        consumer: Celery's consumer; kombu's consumer in it knows the queue by the consumer tag.
-    """
-    tags = getattr(getattr(consumer, "task_consumer", None), "_active_tags", None) or {}
-    exchange, routing_key, tag = (delivery.get(name) for name in ("exchange", "routing_key", "consumer_tag"))
-    found = [name for name, its_tag in tags.items() if tag is not None and its_tag == tag]
-    if not found:
-        consumed = getattr(queues, "consume_from", queues)
-        found = [queue.name for queue in list(consumed.values()) if _is_bound(queue, exchange, routing_key)]
-    name = found[0] if len(found) == 1 else None
-    queue = queues.get(name) if name is not None else None
-    return name if queue is not None and queue.exchange.type != "fanout" else None
-
-
-def _is_bound(queue: Any, exchange: Any, routing_key: Any) -> bool:
-    """Return whether an exchange delivers messages with a routing key to a queue."""
-    if not exchange:
-        return bool(queue.name == routing_key)
-    if queue.exchange.name != exchange or not isinstance(routing_key, str):
-        return False
-    if queue.exchange.type == "topic":
-        pattern = TopicExchange(None).key_to_pattern(queue.routing_key or "")  # type: ignore[no-untyped-call]
-        return re.match(pattern, routing_key) is not None
-    return bool(queue.routing_key == routing_key)

@@ -37,6 +37,8 @@ class QueueDepths:
         self._connection: Any = None
         self._channel: Any = None
         self._known: tuple[float, dict[str, int]] = float("-inf"), {}
+        #: The look before the last one.
+        self._before: tuple[float, dict[str, int]] = float("-inf"), {}
         self._asked_at = float("-inf")
         self._thread = BackgroundLoop("memsync-depths", self.read, 0, on_demand=True)
 
@@ -45,6 +47,13 @@ class QueueDepths:
         """When the broker answered last (monotonic), and how many messages wait by queue; none if that is long ago."""
         looked_at, depths = self._known
         return looked_at, depths if time.monotonic() - looked_at < TOO_OLD * self.interval else {}
+
+    @property
+    def empty_since(self) -> dict[str, float]:
+        """Queues that were empty at the last two looks, and when (monotonic) the first of these was."""
+        _, depths = self.known
+        looked_at, before = self._before
+        return {queue: looked_at for queue, depth in depths.items() if depth == 0 and before.get(queue) == 0}
 
     def request(self) -> None:
         """Look again soon, if it is time."""
@@ -55,6 +64,7 @@ class QueueDepths:
 
     def read(self) -> None:
         """Ask the broker; if it is away nothing is known."""
+        began = time.monotonic()
         try:
             depths = self._read_depths()
         except BaseException as exc:  # transports and credentials may be a user's
@@ -64,7 +74,8 @@ class QueueDepths:
             logger.debug("The broker does not tell how many messages wait: %s", type(exc).__name__)
             self.close()
         else:
-            self._known = time.monotonic(), depths
+            # By when it began: what is sent meanwhile may not be seen.
+            self._before, self._known = self._known, (began, depths)
 
     def close(self) -> None:
         """Close the connection; the next look opens another."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from celery import bootsteps, signals
 from celery.utils.log import get_logger
 from celery.utils.nodenames import node_format
+from celery.worker.control import Panel
 
 from ..deadline import remaining, within
 from ..exceptions import StoreError
@@ -19,6 +20,7 @@ from ..fleet.probe_file import ProbeFile
 from ..models.worker import WorkerRecord
 from ..store import HeartbeatReply
 from .app_manager import AppManager
+from .revokes import record_received_revokes
 from .worker_report import WorkerInspector
 
 if TYPE_CHECKING:
@@ -70,6 +72,9 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def start(self, parent: WorkController) -> None:
         """Beat from now on."""
         self._pid = os.getpid()
+        # Only the pool of processes counts them by a semaphore.
+        self.memsync.signals.has_children = bool(getattr(parent.pool, "uses_semaphore", False))
+        record_received_revokes(Panel)
         signals.worker_shutdown.connect(self._on_shutdown, sender=parent)
         atexit.register(self._leave)
         self._heartbeat.start()
@@ -132,8 +137,9 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _say_goodbye(self) -> None:
         self._losses.stop(min(LOSSES_TIMEOUT, remaining()))
         self._describer.depths.stop()
+        self.memsync.signals.revoked.stop(min(LOSSES_TIMEOUT, remaining()))
         try:
-            self._heartbeat.stop(remaining())
+            self._heartbeat.stop(remaining(), goodbye=not self._kept.has_orphans)
             self._kept.close(remaining())
         except StoreError as exc:
             logger.warning("This worker could not say goodbye: %s", exc)
@@ -154,6 +160,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def _end(self) -> None:
         self.memsync.signals.report_lost_outcomes()
+        self.memsync.signals.give_up_running()
         within(self.memsync.time_to_leave, self._say_goodbye)
         if self._probe_file is not None:
             self._probe_file.remove()

@@ -21,7 +21,8 @@ from .app_manager import AppManager
 AHEAD = 1.0
 
 #: What is told of a request; whoever keeps the rest of it keeps a task's arguments.
-_FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "argsrepr", "kwargsrepr")
+_FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "argsrepr", "kwargsrepr",
+          "replaced_task_nesting")
 
 #: Most retries that are taken for a count.
 MAX_RETRIES = 10 ** 9
@@ -122,12 +123,13 @@ class ReceivedRun(Run):
         ended: Whether it came back.
     """
 
-    __slots__ = ("change", "ended", "_watcher", "_wrapped")
+    __slots__ = ("change", "ended", "max_retries", "_watcher", "_wrapped")
 
     def __init__(self, services: Runtime, request: Any, sent: Mapping[str, Any], at: float, watcher: Watcher) -> None:
         super().__init__(services, request.id, request.request_dict, sent, at)
         self.change: Change | None = None
         self.ended = False
+        self.max_retries = request.task.max_retries
         self._watcher = watcher
         self._wrapped: tuple[Any, ...] = request, request.on_success, request.on_failure
         request.on_success, request.on_failure = self.succeeded, self.failed
@@ -141,7 +143,7 @@ class ReceivedRun(Run):
         """Return that it was received, unless it has ended."""
         if self.ended:
             return ()
-        self.change = self.stage_change(status="RECEIVED")
+        self.change = self.stage_change(**received(self.sent, self.facts, self.max_retries))
         return (self.change,)
 
     def succeeded(self, outcome: Any, **kwargs: Any) -> Any:
@@ -166,6 +168,13 @@ class ReceivedRun(Run):
         return wrapped
 
 
+def received(sent: Mapping[str, Any], facts: Mapping[str, Any], max_retries: Any) -> dict[str, Any]:
+    """Return what is known of a run that a worker has received: a retry is RETRY until it begins, as in Celery."""
+    if sent.get("retry") is not True:
+        return {"status": "RECEIVED"}
+    return {"status": "RETRY", "retry_at": timestamp(facts.get("eta")), "max_retries": max_retries}
+
+
 class Ending(NamedTuple):
     """How a run has ended.
 
@@ -174,6 +183,7 @@ class Ending(NamedTuple):
         exception: ``{"type": ..., "message": ...}``.
         lock: Which lock held it back, and who had it.
         retry_at: When it is to be tried again, in seconds of Redis's clock.
+        max_retries: Most retries, if it is to be tried again; None: any number.
     """
 
     status: str
@@ -181,6 +191,7 @@ class Ending(NamedTuple):
     exception: dict[str, str] | None = None
     lock: dict[str, Any] | None = None
     retry_at: float | None = None
+    max_retries: int | None = None
 
 
 class ActiveRun(Run):
@@ -246,6 +257,8 @@ class ActiveRun(Run):
             finished_at=latest(self.services.store.clock.at(ending.at), self.started_at),
             runtime=ending.at - self.at,
             exception=ending.exception,
+            retry_at=ending.retry_at,
+            max_retries=ending.max_retries,
             until=ending.retry_at,
         ),)
 
@@ -253,19 +266,21 @@ class ActiveRun(Run):
         return self.stage_change(
             self.fence, status=status, name=self.name, pid=os.getpid(), started_at=self.started_at, **more)
 
-    def end(self, status: str, retval: Any, at: float) -> None:
+    def end(self, status: str, retval: Any, at: float, max_retries: int | None = None) -> None:
         """Take note of its end.
 
         Args:
             status: As Celery says.
             retval: What the body returned or raised.
             at: Monotonic time.
+            max_retries: As its task has it.
         """
         if isinstance(retval, BaseException):
             exception = None if status == "SUCCESS" else exception_of(retval)
             retry_at = _retry_at(retval, self.services.store.clock.at(at))
             status = "SKIPPED" if isinstance(retval, Skipped) else status
-            self.ending = Ending(status, at, exception, _lock_of(retval), retry_at)
+            self.ending = Ending(
+                status, at, exception, _lock_of(retval), retry_at, max_retries if status == "RETRY" else None)
             if self.reported and retry_at is not None:
                 # How far it came is shown beside the next run.
                 self.progress.ttl = lifetime(self.services, retry_at)
@@ -317,10 +332,10 @@ def known_of(services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Ma
         facts: What travels with the request.
         sent: The part of it that this package put there.
     """
-    delivery, root_id, parent_id = facts.get("delivery_info"), facts.get("root_id"), facts.get("parent_id")
+    root_id, parent_id = facts.get("root_id"), facts.get("parent_id")
     known = {
         "name": facts.get("task"),
-        "queue": None if delivery is None else queue_of(delivery.get("exchange"), delivery.get("routing_key")),
+        "queue": sent.get("queue"),
         "worker": facts.get("hostname") or services.worker_id,
         "run": sent.get("run"),
         "retries": retries_of(facts),
@@ -369,12 +384,6 @@ def _cut(text: Any) -> str | None:
 def count_of(value: Any) -> int | None:
     """Return a count, None for anything else and for 0."""
     return value if type(value) is int and 0 < value <= MAX_RETRIES else None
-
-
-def queue_of(exchange: Any, routing_key: Any) -> str | None:
-    """Return the name of a queue."""
-    name = routing_key or exchange
-    return name if isinstance(name, str) else None
 
 
 def timestamp(moment: Any) -> float | None:

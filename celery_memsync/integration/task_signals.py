@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import weakref
 from contextvars import ContextVar
@@ -10,11 +11,12 @@ from itertools import count
 from typing import Any, Callable, Iterable, Mapping
 
 from celery import signals
-from celery.exceptions import NotRegistered, WorkerLostError
+from celery.exceptions import Ignore, NotRegistered, WorkerLostError, WorkerShutdown, WorkerTerminate
 from celery.utils.log import get_logger
 
 from .. import encoding
 from ..fleet.kept_messages import KeptMessages
+from ..fleet.queue_names import QueueNames
 from ..fleet.requeue import TaskRequeuer
 from ..keys import PROGRESS, STAGE, is_id
 from ..models.order import comes_from_run, delivered_key, is_delivered, is_earlier_step, is_run_key, published_key
@@ -25,7 +27,8 @@ from ..writing.changes import StageChange
 from ..writing.progress import ProgressChange
 from .app_manager import AppManager
 from .child_outcomes import ChildOutcomes, TaskOutcome, is_gone, unwrapped
-from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, queue_of
+from .revokes import RevokedTasks
+from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, received
 
 logger = get_logger(__name__)
 
@@ -34,6 +37,9 @@ publishing: ContextVar[Any] = ContextVar("publishing", default=None)
 
 #: The request that could not end and whose failure Celery handles; its signals name the task only.
 _failing: ContextVar[Any] = ContextVar("failing", default=None)
+
+#: Arguments of the Ignore by which ``Task.replace`` ends a run.
+REPLACED = ("Replaced by new task",)
 
 #: Attribute of a request whose end was told.
 RECORDED = "memsync_told"
@@ -104,12 +110,17 @@ class TaskSignals:
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         #: How many messages this process has received.
         self.received = 0
+        #: Whether the pool of the worker in this process has processes of its own; only there a pid is one.
+        self.has_children = False
         #: What the tasks of the pool's children came to lately.
         self._outcomes = ChildOutcomes()
+        self._queue_names = QueueNames(lambda: self.memsync.app.amqp.queues)
         #: Requeues the tasks of lost workers.
         self.requeuer = TaskRequeuer(memsync, HEADER)
         #: The messages of this worker that are requeued if it is lost.
         self.kept = KeptMessages(memsync, HEADER, self.requeuer.wanted)
+        #: Records the revokes that this worker receives.
+        self.revoked = RevokedTasks(memsync)
 
     def connect(self) -> None:
         """Listen from now on, for as long as this object is referred to."""
@@ -131,6 +142,7 @@ class TaskSignals:
         self._outcomes = ChildOutcomes()
         self.requeuer.forget()
         self.kept.forget()
+        self.revoked.forget()
 
     # -- where a task is sent
 
@@ -143,6 +155,9 @@ class TaskSignals:
             before = active.run_key if active else request and request.request_dict[HEADER]["key"]
             key = published_key(self._new_run(self.memsync.runtime), before)
             headers[HEADER] = {"published_at": self._next_moment(), "key": key, **self._previous(active)}
+            origin = active.facts if active else request and request.request_dict
+            if origin and _nesting(headers) == _nesting(origin):
+                headers[HEADER]["retry"] = True  # and not a replacement, of which Celery counts how deep it is
 
     def _next_moment(self) -> float:
         """Return Redis's time, later than the last: it is the order in which tasks wait."""
@@ -170,7 +185,8 @@ class TaskSignals:
                 publishing.get() is not self.memsync.app or self._active(headers["id"]):
             return
         known = known_of(self.memsync.runtime, headers["id"], headers, headers[HEADER])
-        known.update(status="PENDING", queue=queue_of(exchange, routing_key), worker=None)
+        delivery = {"exchange": getattr(exchange, "name", exchange), "routing_key": routing_key}
+        known.update(status="PENDING", worker=None, queue=self._queue_names.of(delivery))
         self._record(headers["id"], headers[HEADER]["key"], TaskRun.of(known))
 
     # -- where it is received: a worker's main process
@@ -187,7 +203,9 @@ class TaskSignals:
         now = latest(services.store.clock.at(moment), sent.get("published_at"))
         run = self._new_run(services)
         key = delivered_key(sent.get("key"), run)
-        facts[HEADER] = sent = {**sent, "run": run, "key": key, "received_at": now, "monotonic": moment}
+        facts[HEADER] = sent = {
+            **sent, "run": run, "key": key, "received_at": now, "monotonic": moment, "pid": os.getpid(),
+            "queue": self._queue_names.of(request.message.delivery_info, sender)}
         if not is_id(request.id):
             return
         self._requests[sent["run"]] = request
@@ -204,7 +222,8 @@ class TaskSignals:
             if run.change is not None:
                 run.change.withdrawn = True
             self.kept.end(run.run_id)
-            self._outcomes.remember(request, run, outcome, services.settings.batch_interval, services.writer.connected)
+            if self.has_children:
+                self._outcomes.remember(request, run, outcome, services.settings.batch_interval, services.writer.connected)
         except Exception as exc:
             _log_unrecorded(exc)
 
@@ -262,8 +281,8 @@ class TaskSignals:
             begun = request.time_start
             known = known_of(self.memsync.runtime, request.id, facts, facts[HEADER])
             known.update(
-                status="RECEIVED" if begun is None else "STARTED", pid=request.worker_pid,
-                started_at=self._moment(begun, facts[HEADER]["received_at"]))
+                {"status": "STARTED"} if begun else received(facts[HEADER], facts, request.task.max_retries),
+                pid=self._pid_of(request), started_at=self._moment(begun, facts[HEADER]["received_at"]))
             self._record(request.id, facts[HEADER]["key"], TaskRun.of(known))
 
     @property
@@ -296,7 +315,8 @@ class TaskSignals:
         if not is_delivered(sent.get("key")):
             # No worker received it: it runs eagerly.
             run = self._new_run(services)
-            sent = {"run": run, "key": delivered_key(sent.get("key"), run)}
+            queue = self._queue_names.of(facts.get("delivery_info"))
+            sent = {"run": run, "key": delivered_key(sent.get("key"), run), "queue": queue}
         if not is_id(task_id):
             return
         active = ActiveRun(memsync, task_id, facts, sent, task.name, started, now)
@@ -322,23 +342,34 @@ class TaskSignals:
         if change is not None:
             memsync.writer.put(change)
 
-    def on_ended(self, task_id: str, retval: Any = None, state: str | None = None, **_: Any) -> None:
-        """Tell how a run has ended; killed ones have no state, and the main process tells of them."""
+    def on_ended(self, task_id: str, retval: Any = None, state: str | None = None, task: Any = None, **_: Any) -> None:
+        """Tell how a run has ended; what ends a process or a greenlet has no state."""
         active = self._active(task_id)
         if active is None:
             return
         active_run.set(active.outer)
         memsync = self.memsync
+        if state is None:
+            state, retval = _end_of_unwound(active)
         if state is not None:
-            active.end(state, retval, time.monotonic())
+            active.end(state, retval, time.monotonic(), getattr(task, "max_retries", None))
         if active.reported:
             # A soft time limit may have struck between a report and its queue.
             memsync.writer.put(active.progress)
         owners, active.lock_owners = active.lock_owners, frozenset()
         for owner in owners:
             owner.end_run(active.run_id)
+        if isinstance(retval, Ignore) and retval.args == REPLACED:
+            self._record_replaced(active)
         if state is not None:
             memsync.writer.defer(active)
+
+    def _record_replaced(self, active: ActiveRun) -> None:
+        """Record that a task goes on under its id as what has replaced it, which may be sent by another task later."""
+        known = known_of(self.memsync.runtime, active.task_id, active.facts, {"published_at": self._next_moment()})
+        known.update(status="PENDING", worker=None, eta=None)
+        key = published_key(self._new_run(self.memsync.runtime), active.run_key)
+        self._record(active.task_id, key, TaskRun.of(known))
 
     # -- what the main process, or nobody else, knows
 
@@ -350,9 +381,29 @@ class TaskSignals:
         self._end(task_id, sender.request.__dict__, "FAILURE", exception)
 
     def on_retried(self, sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
-        """Tell that a worker gave a task up to run it again, at its shutdown or when its child was lost."""
+        """Tell that a worker gave a task up, at its shutdown or when its child was lost."""
         if sender.app is self.memsync.app and not self._active(request.id):
-            self._end(request.id, request.__dict__, "RETRY", getattr(reason, "exc", None))
+            # Without a reason nobody has sent it again.
+            given_up = self._find_request(request.id, request.__dict__) if reason is None else None
+            if given_up is None or not self._give_up(given_up):
+                self._end(request.id, request.__dict__, "RETRY", getattr(reason, "exc", None))
+
+    def give_up_running(self) -> None:
+        """Tell of the tasks that are still at work while this worker leaves, and for which it does not wait."""
+        for request in live(self._requests.values):
+            if request.time_start is not None and not hasattr(request, RECORDED) and not self._give_up(request):
+                self._end(request.id, request.request_dict, "RETRY", None)
+
+    def _give_up(self, request: Any) -> bool:
+        """Record as lost what nobody runs again because its message is acknowledged; tell whether that is so.
+
+        If it is to be requeued, another worker does that.
+        """
+        if request.task.acks_late or not request.acknowledged:
+            return False
+        self.kept.orphan(str(_sent(request.request_dict).get("run")))
+        self._end(request.id, request.request_dict, "LOST", WorkerLostError("its worker was shut down while it ran"))
+        return True
 
     def on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
         """Tell that a task was revoked or has expired."""
@@ -372,17 +423,19 @@ class TaskSignals:
             facts = request.request_dict
             setattr(request, RECORDED, True)
         sent = _sent(facts)
-        self.kept.end(str(sent.get("run")))
+        if status != "LOST":
+            self.kept.end(str(sent.get("run")))
         now = self.memsync.store.clock.now()
         if not is_delivered(sent.get("key")):
             # It was never received, or by a worker that does not take part.
             run = self._new_run(self.memsync.runtime)
-            sent = {**sent, "run": run, "key": delivered_key(sent.get("key"), run), "received_at": now}
+            sent = {**sent, "run": run, "key": delivered_key(sent.get("key"), run), "received_at": now,
+                    "queue": self._queue_names.of(facts.get("delivery_info"))}
         known = known_of(self.memsync.runtime, task_id, facts, sent)
         known.update(
             status=status, finished_at=None if status == "RETRY" else now,
             exception=None if exception is None else describe_exception(exception),
-            pid=getattr(request, "worker_pid", None),
+            pid=self._pid_of(request),
             started_at=self._moment(getattr(request, "time_start", None), sent.get("received_at")),
         )
         self._record(task_id, sent["key"], TaskRun.of(known))
@@ -410,6 +463,11 @@ class TaskSignals:
 
     # -- helpers
 
+    def _pid_of(self, request: Any) -> int | None:
+        """Return the process in which a request is at work; gevent and eventlet call the id of a greenlet a pid."""
+        pid: int | None = getattr(request, "worker_pid", None)
+        return pid if pid is None or self.has_children else os.getpid()
+
     def _active(self, task_id: str) -> ActiveRun | None:
         """Return the run of a task that is at work right here: it tells its end itself."""
         active = active_run.get()
@@ -435,6 +493,23 @@ def _sent(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return what this package sent along with a message; anybody may send anything under its name."""
     sent = facts.get(HEADER)
     return sent if isinstance(sent, dict) else {}
+
+
+def _end_of_unwound(active: ActiveRun) -> tuple[str | None, BaseException | None]:
+    """Return the status and the exception of a run whose body was left by what is no Exception.
+
+    No status: the worker's main process tells, which has lost a child, or has killed a greenlet.
+    """
+    error = sys.exc_info()[1]
+    if active.sent.get("pid", os.getpid()) != os.getpid() or type(error).__name__ == "GreenletExit" or error is None:
+        return None, None
+    # The worker itself ends, as in the solo pool by a signal: nobody knows how far the body came.
+    return "LOST" if isinstance(error, (WorkerShutdown, WorkerTerminate)) else "FAILURE", error
+
+
+def _nesting(facts: Mapping[str, Any]) -> Any:
+    """Return how often a task was replaced, as its request or its headers have it."""
+    return facts.get("replaced_task_nesting") or 0
 
 
 class _Harmless:

@@ -43,7 +43,7 @@ class WorkerInspector:
 
     def describe(self) -> WorkerRecord:
         """Return the worker's present record."""
-        worker = self.worker
+        worker, clock = self.worker, self.memsync.store.clock
         capacity = self._capacity()
         self.depths.request()
         looked_at, depths = self.depths.known
@@ -61,10 +61,11 @@ class WorkerInspector:
             rss=_rss(),
             cpu=self._cpu(),
             load=tuple(round(average, 2) for average in os.getloadavg()),
-            started_at=round(self.memsync.store.clock.at(self._started_at), 3),
+            started_at=round(clock.at(self._started_at), 3),
             versions=_versions(),
             depths=depths,
-            skew=round(time.time() - self.memsync.store.clock.now(), 3),
+            empty_since={queue: round(clock.at(since), 3) for queue, since in self.depths.empty_since.items()},
+            skew=round(time.time() - clock.now(), 3),
             writer=self._writer(),
             consuming=self._consuming(looked_at, sum(depths.values()), capacity["free"]),
         )

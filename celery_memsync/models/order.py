@@ -44,6 +44,9 @@ RANKS = {
 #: Ranks of tasks that have never run.
 WAITING = frozenset({"0", "1"})
 
+#: Rank of a retry that a worker has received and not begun.
+RETRY_WAITS = "1"
+
 #: Rank of a task that is at work: started, or with a status of the user's own.
 AT_WORK = "2"
 

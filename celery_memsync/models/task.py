@@ -7,20 +7,20 @@ from typing import Any
 
 from .. import encoding
 from ..user_code import plain_text
-from .order import later_status
+from .order import RETRY_WAITS, later_status, rank_of
 
 #: Fields of a run's body, in this order for ever: new ones go to the end.
 RUN_FIELDS = (
     "status", "name", "queue", "worker", "pid", "run", "retries", "root_id", "parent_id", "eta", "published_at",
     "received_at", "started_at", "finished_at", "runtime", "exception", "args", "kwargs", "lock",
-    "recoveries",
+    "recoveries", "retry_at", "max_retries",
 )
 
 #: Those that are times, or last: position, name, and how many times a second their unit is.  Whole numbers take half the
 #: room of floats, and a fifth of the time to write.
 _FIGURES = tuple(
     (RUN_FIELDS.index(name), name, 1e6 if name == "runtime" else 1e4)
-    for name in ("eta", "published_at", "received_at", "started_at", "finished_at", "runtime"))
+    for name in ("eta", "published_at", "received_at", "started_at", "finished_at", "runtime", "retry_at"))
 
 _NUMBERS = frozenset({int, float})
 
@@ -30,7 +30,8 @@ TOO_LATE = 1e11
 #: Types in JSON of the fields of a run that are no times.
 _RUN_KINDS = (
     ("name", str), ("queue", str), ("worker", str), ("pid", int), ("run", str), ("retries", int), ("root_id", str),
-    ("parent_id", str), ("exception", dict), ("args", str), ("kwargs", str), ("lock", dict), ("recoveries", int))
+    ("parent_id", str), ("exception", dict), ("args", str), ("kwargs", str), ("lock", dict), ("recoveries", int),
+    ("max_retries", int))
 
 _ROW = itemgetter(*RUN_FIELDS)
 
@@ -55,6 +56,8 @@ class TaskRun:
         runtime: Seconds that the body took.
         exception: ``{"type": ..., "message": ...}``.
         recoveries: How often it was sent again because its worker was lost.
+        retry_at: When a run that was to be retried is tried again; like the other times.
+        max_retries: Most retries of a task that is retried; None: any number.
         args: Arguments as Celery shows them in its log; kept only with ``memsync_task_args``.
         lock: Of a run that was held back: which lock, and who had it (``worker_id``, ``task_id``, ``since``).
     """
@@ -79,6 +82,21 @@ class TaskRun:
     kwargs: str | None = None
     lock: dict[str, Any] | None = None
     recoveries: int | None = None
+    retry_at: float | None = None
+    max_retries: int | None = None
+
+    @property
+    def rank(self) -> str:
+        """How far along its life it is, see :data:`~celery_memsync.models.order.RANKS`.
+
+        A retry that a worker has received waits, as what it has received otherwise does.
+        """
+        return RETRY_WAITS if self.is_waiting_retry else rank_of(self.status)
+
+    @property
+    def is_waiting_retry(self) -> bool:
+        """Whether it is the next try of a task, which a worker has received and not begun."""
+        return self.status == "RETRY" and self.started_at is None and self.received_at is not None
 
     @classmethod
     def of(cls, known: dict[str, Any]) -> TaskRun:
@@ -140,6 +158,13 @@ def describe_exception(exc: BaseException) -> dict[str, str]:
     if len(message) > MAX_MESSAGE:
         message = message[:MAX_MESSAGE] + "..."
     return {"type": plain_text(lambda: type(exc).__qualname__, "Exception"), "message": message}
+
+
+def with_cause(run: TaskRun, former: TaskRun | None) -> TaskRun:
+    """Return a retry that waits with why the run before it, if that is known, is retried: the exception, the lock."""
+    if former is None or former.status != "RETRY":
+        return run
+    return run.evolve(exception=former.exception, lock=former.lock, retry_at=run.retry_at or former.retry_at)
 
 
 def merge_state(run: TaskRun | None, state_fields: Any) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ class WorkerRecord:
             messages waited.
         last_beat: When Redis heard of it last.
         depths: How many messages wait in the broker, by queue that it consumes; empty if that is not known.
+        empty_since: When the first of the last two looks was, by queue that was empty at both; on Redis's clock.
         stretch: How many times longer than ``memsync_heartbeat_interval`` it pauses between beats, for the
             workers are many; so many times longer it may be silent.
         skew: Seconds that the clock of its host is ahead of Redis's.
@@ -58,6 +59,7 @@ class WorkerRecord:
     consuming: bool | None = None
     last_beat: float | None = None
     depths: dict[str, int] = field(default_factory=dict)
+    empty_since: dict[str, float] = field(default_factory=dict)
     stretch: float = 1.0
     skew: float | None = None
     writer: dict[str, int] = field(default_factory=dict)

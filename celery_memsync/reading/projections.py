@@ -1,21 +1,30 @@
 """What readers see: entries put together to states, progress, tasks and workers."""
 from __future__ import annotations
 
-from typing import Any, Iterable, Mapping
+from typing import Any, Iterable, Mapping, Sequence
 
 from ..keys import PROGRESS, STAGE, STATE, Location
 from ..models.entry import Entry, EntryVersion, StoredEntry
 from ..models.order import run_order
 from ..models.progress import progress_from
-from ..models.task import TaskRun, merge_state
+from ..models.task import TaskRun, merge_state, with_cause
 from ..models.worker import WorkerRecord
 from ..store import Task
 
 
-def state_of(task_id: str, slots: Mapping[int, StoredEntry | None]) -> dict[str, Any] | None:
-    """Return the state of a task from its slots, or None if nobody told of it."""
+def state_of(
+    task_id: str, slots: Mapping[int, StoredEntry | None], former: Mapping[int, Sequence[StoredEntry]] | None = None,
+) -> dict[str, Any] | None:
+    """Return the state of a task from its slots, or None if nobody told of it.
+
+    Args:
+        former: Entries of earlier runs by slot: why a task is retried.
+    """
     stage, state = slots.get(STAGE), slots.get(STATE)
     run = None if stage is None or stage.deleted else TaskRun.from_row(stage.value, task_id)
+    before = (former or {}).get(STAGE)
+    if run is not None and run.is_waiting_retry and before:
+        run = with_cause(run, TaskRun.from_row(before[-1].value, task_id))
     return merge_state(run, None if state is None or state.deleted else state.value)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Iterable, Mapping, NamedTuple
 from .. import encoding
 from ..keys import Location
 from ..models.entry import UNWRITTEN, Header, StoredEntry
-from ..models.order import WAITING, is_earlier_step, later_status, rank_of, run_key_of
+from ..models.order import WAITING, is_earlier_step, rank_of, run_key_of
 from ..models.task import TOO_LATE, TaskRun
 from ..store import CoordinationChange, MetricsUpdate, QueueReplacement
 from ..store.clock import Clock
@@ -323,8 +323,7 @@ class StageChange(Change):
         """The later stage, if both are of one run."""
         if not isinstance(newer, StageChange) or newer.run_key != self.run_key:
             return None
-        status = newer.task_run.status
-        return newer if later_status(self.task_run.status, status) == status else self
+        return newer if newer.task_run.rank >= self.task_run.rank else self
 
     def preview(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:
         """What is known of the run, unless a later one is stored."""
@@ -333,7 +332,7 @@ class StageChange(Change):
     def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
         """What is known of the run."""
         run = self.task_run
-        rank = rank_of(run.status)
+        rank = run.rank
         if rank in WAITING:
             published = run.published_at
             if not isinstance(published, (int, float)) or not 0 < published < TOO_LATE:  # it has come with the message

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from kombu import Exchange, Queue
 
 from celery_memsync import encoding
-from celery_memsync.fleet.kept_messages import KeptMessage, queue_name_of
+from celery_memsync.fleet.kept_messages import KeptMessage
+from celery_memsync.fleet.queue_names import queue_name_of
 
 MESSAGE = KeptMessage(
     "t1", "token123-1", "chain.0.token123-1", 0, 1.5, "q", "[[], {}, {}]", {"id": "t1", "task": "proj.add"},

@@ -1,0 +1,148 @@
+"""Revokes: recorded where one is sent, and where a worker receives one."""
+from __future__ import annotations
+
+import functools
+import random
+import string
+from collections import deque
+from itertools import count
+from typing import Any, Iterable
+
+from celery.app.control import Control
+from celery.utils.log import get_logger
+
+from ..background_loop import BackgroundLoop
+from ..keys import STAGE, is_id
+from ..models.entry import StoredEntry
+from ..models.order import WAITING, rank_of, run_key_of
+from ..models.task import TaskRun
+from ..store import EntryWrite, ms
+from .app_manager import AppManager
+
+logger = get_logger(__name__)
+
+#: Most revoked tasks that wait to be looked at; a worker remembers as many.
+MAX_REVOKED = 50_000
+
+#: Tasks that are read and written in one round trip.
+TASKS_PER_CALL = 100
+
+#: Name of the field of a task's state that tells when a revoke was sent, in seconds of Redis's clock.
+REQUESTED_AT = "revoke_requested_at"
+
+
+class RevokedTasks:
+    """Records as revoked what a worker is not to run: tasks that wait, here or elsewhere, and not those at work.
+
+    It works in a thread of its own: the worker's consumer must not wait for Redis.
+    """
+
+    def __init__(self, memsync: AppManager) -> None:
+        self.memsync = memsync
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew in a forked child: what the parent has received it records itself."""
+        self._task_ids: deque[str] = deque(maxlen=MAX_REVOKED)
+        self._serials = count(1)
+        self._token = "".join(random.SystemRandom().choices(string.ascii_letters, k=8))
+        self._thread = BackgroundLoop("memsync-revokes", self.record, 0, on_demand=True)
+
+    def add(self, task_ids: Any) -> None:
+        """Take the ids that a revoke names, which may be anything."""
+        named = task_ids if isinstance(task_ids, (list, tuple, set, frozenset)) else [task_ids]
+        self._task_ids.extend(filter(is_id, named))
+        if self._task_ids:
+            self._thread.wake()
+
+    def stop(self, timeout: float) -> None:
+        """Record no more; return after ``timeout`` seconds at the latest."""
+        self._thread.stop(timeout)
+
+    def record(self) -> None:
+        """Record all that have been named.
+
+        Raises:
+            StoreError: If Redis is away; the next call does the rest.
+        """
+        while self._task_ids:
+            chunk = [self._task_ids.popleft() for _ in range(min(TASKS_PER_CALL, len(self._task_ids)))]
+            try:
+                self._record(chunk)
+            except BaseException:
+                self._task_ids.extendleft(chunk)
+                raise
+
+    def _record(self, task_ids: Iterable[str]) -> None:
+        store = self.memsync.store.with_token(self._token)
+        waiting = list(task_ids)
+        # Each at the version that was read, for a run may begin meanwhile; then it is looked at again.
+        while waiting:
+            stages = [task.slots.get(STAGE) for task in store.read_tasks(waiting)]
+            rows = [(task_id, write) for task_id, stage in zip(waiting, stages)
+                    if stage is not None and (write := self._write(task_id, stage)) is not None]
+            results = store.write_entries([write for _, write in rows])
+            waiting = [task_id for (task_id, _), result in zip(rows, results) if result.status == "conflict"]
+
+    def _write(self, task_id: str, stage: StoredEntry) -> EntryWrite | None:
+        """Return the write that records a revoke; None if the task is at work, or has ended."""
+        header, run = stage.header, TaskRun.from_row(stage.value, task_id)
+        if run is None or header.rank not in WAITING and run.status != "RETRY":
+            return None
+        now = self.memsync.store.clock.now()
+        body = run.evolve(status="REVOKED", finished_at=now).encode(task_id)
+        return EntryWrite(
+            self.memsync.keys.task_location(task_id, STAGE), str(header.version), run_key_of(header.run),
+            rank_of("REVOKED"), 0, ms(now), 0, header.ttl_ms, next(self._serials), body)
+
+
+def record_received_revokes(panel: Any) -> None:
+    """Let the workers of this process record the revokes that they receive.
+
+    Args:
+        panel: Celery's remote control commands; there is no signal.
+    """
+    for name in ("revoke", "terminate"):
+        command = panel.data[name]
+        if not hasattr(command, "records_revokes"):
+            panel.data[name] = _recording(command)
+
+
+def _recording(command: Any) -> Any:
+    @functools.wraps(command)
+    def record(state: Any, *args: Any, **kwargs: Any) -> Any:
+        answer = command(state, *args, **kwargs)
+        memsync = getattr(state.app, "memsync", None)
+        if isinstance(memsync, AppManager):
+            memsync.signals.revoked.add(kwargs.get("task_id"))
+        return answer
+
+    record.records_revokes = True  # type: ignore[attr-defined]
+    return record
+
+
+def record_sent_revokes() -> None:
+    """Let ``app.control.revoke`` of every app with a memory record when it was called; there is no signal."""
+    if hasattr(Control.revoke, "records_revokes"):
+        return
+    revoke = Control.revoke
+
+    @functools.wraps(revoke)
+    def record(self: Any, task_id: Any, *args: Any, **kwargs: Any) -> Any:
+        memsync = getattr(self.app, "memsync", None)
+        if isinstance(memsync, AppManager):
+            _record_request(memsync, task_id)
+        return revoke(self, task_id, *args, **kwargs)
+
+    record.records_revokes = True  # type: ignore[attr-defined]
+    Control.revoke = record
+
+
+def _record_request(memsync: AppManager, task_ids: Any) -> None:
+    try:
+        now = round(memsync.store.clock.now(), 3)
+        for task_id in task_ids if isinstance(task_ids, (list, tuple, set, frozenset)) else [task_ids]:
+            if is_id(task_id):
+                memsync.sync_task_state(task_id, {REQUESTED_AT: now})
+    except Exception:
+        logger.warning("When a revoke was sent could not be recorded", exc_info=True)
