@@ -114,7 +114,7 @@ def test_who_may_not_listen_is_told_at_once(held, memsync, redis, make_memsync, 
     redis.execute_command("ACL", "SETUSER", "deaf", "on", ">pw", "~*", "+@all", "resetchannels")
     try:
         deaf = make_memsync(url=f"redis://deaf:pw@127.0.0.1:{server.port}/0")
-    
+
         began = time.monotonic()
         with pytest.raises(StoreError, match="NOPERM|may not do that"):
             deaf.lock("a", wait=30).acquire()
