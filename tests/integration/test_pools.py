@@ -52,6 +52,19 @@ def test_a_task_that_raises_is_a_failure(fleet):
     assert state["exception"] == {"type": "ValueError", "message": "the cup is empty"}
 
 
+@pytest.mark.parametrize("how, kind", [
+    ("exit", "SystemExit"), ("generator", "GeneratorExit"), ("cancelled", "CancelledError")])
+def test_a_body_that_raises_no_exception_is_a_failure(fleet, pool, how, kind):
+    if pool == "solo":
+        pytest.skip("it ends the worker")
+    result = fleet.send("end_by", how)
+
+    state = fleet.wait(result, "FAILURE")
+
+    assert state["exception"] == {"type": kind, "message": "as asked"}
+    assert result.id not in fleet.reader.get_queue()["processing"]
+
+
 def test_a_retry_resumes_where_the_attempt_before_was(fleet):
     result = fleet.send("retry_once", 0.3)
 

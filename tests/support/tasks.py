@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from asyncio import CancelledError
 
 from celery import Task, shared_task
 from celery.exceptions import Ignore, Reject
@@ -211,3 +212,22 @@ def kill_own_worker(self):
     time.sleep(0.5)
     os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(60)
+
+
+ENDINGS = {"exit": SystemExit, "generator": GeneratorExit, "keyboard": KeyboardInterrupt, "cancelled": CancelledError}
+
+
+@shared_task
+def end_by(how):
+    """End as no Exception does."""
+    raise ENDINGS[how]("as asked")
+
+
+@shared_task(bind=True)
+def be_replaced(self, pause):
+    raise self.replace(sleep.s(pause) | add.si(2, 3))
+
+
+@shared_task(bind=True, max_retries=3)
+def retry_in(self, countdown):
+    raise self.retry(countdown=countdown, exc=OSError("the line is busy"))

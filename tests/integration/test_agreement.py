@@ -1,0 +1,166 @@
+"""What a task's state says where Celery's result backend has an answer, too."""
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+
+from tests.support.fleet import Fleet
+from tests.support.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory, broker, memory):
+    """A fleet with a worker of two processes."""
+    fleet = Fleet(tmp_path_factory.mktemp("agreement"), broker, memory)
+    fleet.start_worker("-c", "2")
+    yield fleet
+    fleet.close()
+
+
+def test_a_retry_that_waits_is_retry_with_its_cause_its_time_and_its_count(fleet):
+    result = fleet.send("retry_in", 60)
+    # Its worker has received the next try, and the run before has said why.
+    state = eventually(lambda: (state := fleet.state(result.id)).get("retries") == 1 and state.get("exception") and state)
+
+    assert state["status"] == result.state == "RETRY"
+    assert state["exception"] == {"type": "OSError", "message": "the line is busy"}
+    assert 50 < state["retry_at"] - time.time() < 61
+    assert (state["retries"], state["max_retries"]) == (1, 3)
+    assert result.id in fleet.reader.get_queue()["pending"]
+    assert fleet.runs(result.id) == ["RETRY", "RETRY"]
+
+
+def test_a_retry_that_begins_is_at_work(fleet):
+    result = fleet.send("retry_once", 0.1)
+
+    result.get(timeout=15)
+
+    assert fleet.wait(result, "SUCCESS")["retries"] == 1
+    fleet.wait_runs(result, ["RETRY", "SUCCESS"])
+
+
+def test_a_task_that_was_replaced_waits_until_what_replaced_it_ends(fleet):
+    result = fleet.send("be_replaced", 1.0)
+    fleet.wait_runs(result, ["IGNORED", "PENDING"])
+
+    states = [fleet.status(result.id), result.state]
+    waits = result.id in fleet.reader.get_queue()["pending"]
+    result.get(timeout=15)
+
+    assert states == ["PENDING", "PENDING"]
+    assert waits
+    assert fleet.wait(result, "SUCCESS")["name"].endswith(".add")
+
+
+@pytest.mark.parametrize("name, args, options, status", [
+    ("add", (1, 1), {"countdown": 60}, "RECEIVED"),
+    ("retry_in", (60,), {}, "RETRY"),
+])
+def test_what_waits_in_a_worker_is_revoked_when_that_hears_it(fleet, name, args, options, status):
+    result = fleet.send(name, *args, **options)
+    eventually(lambda: fleet.state(result.id).get("received_at") and fleet.status(result.id) == status)
+    time.sleep(0.2)
+
+    result.revoke()
+
+    fleet.wait(result, "REVOKED")
+    state = eventually(lambda: (state := fleet.state(result.id)).get("revoke_requested_at") and state)
+    assert state["status"] == "REVOKED"
+    assert abs(state["revoke_requested_at"] - time.time()) < 5
+    assert result.id not in fleet.reader.get_queue()["pending"]
+    assert result.state == "REVOKED"
+
+
+def test_a_revoke_does_not_touch_what_is_at_work_or_has_ended(fleet):
+    running, ended = fleet.send("sleep", 1.5), fleet.send("add", 1, 1)
+    fleet.wait(running, "STARTED")
+    fleet.wait(ended, "SUCCESS")
+
+    fleet.app.control.revoke([running.id, ended.id])
+    time.sleep(0.5)
+    states = fleet.status(running.id), fleet.status(ended.id)
+
+    assert states == ("STARTED", "SUCCESS")
+    fleet.wait(running, "SUCCESS")
+
+
+def test_what_is_revoked_in_a_queue_that_no_worker_consumes_yet_is_revoked(fleet):
+    result = fleet.send("add", 1, 1, queue=f"{fleet.name}-later")
+    fleet.wait(result, "PENDING")
+
+    result.revoke()
+
+    assert fleet.wait(result, "REVOKED")
+
+
+def test_a_revoke_that_no_worker_has_received_is_no_status(make_fleet):
+    fleet = make_fleet()
+    result = fleet.send("add", 1, 1)
+    fleet.wait(result, "PENDING")
+
+    result.revoke()
+
+    eventually(lambda: fleet.state(result.id).get("revoke_requested_at"))
+    assert fleet.status(result.id) == "PENDING"
+
+
+def test_what_is_sent_again_by_hand_under_its_id_is_a_new_run(fleet):
+    result = fleet.send("retry_in", 60)
+    eventually(lambda: fleet.status(result.id) == "RETRY")
+    result.revoke()
+    fleet.wait(result, "REVOKED")
+
+    again = fleet.send("fail", "the cup is empty", task_id=f"again-{result.id}")
+    fleet.wait(again, "FAILURE")
+    fleet.send("add", 1, 1, task_id=again.id)
+
+    assert fleet.wait(again, "SUCCESS")["name"].endswith(".add")
+    fleet.wait_runs(again, ["FAILURE", "SUCCESS"])
+
+
+def test_a_cold_shutdown_loses_what_was_acknowledged_early_and_says_so(make_fleet):
+    fleet = make_fleet(memsync_worker_ttl=2.0)
+    worker = fleet.start_worker("-c", "2")
+    plain, requeued = fleet.send("sleep", 30), fleet.send("hold_again", "key", 1.0)
+    for result in (plain, requeued):
+        fleet.wait(result, "STARTED")
+    eventually(lambda: fleet.reader.get_workers()[0].running)
+    time.sleep(0.3)  # until the message is kept
+
+    worker.stop(signal.SIGQUIT)
+    left = fleet.state(plain.id)
+    fleet.start_worker("-c", "2")
+
+    assert left["status"] == "LOST"
+    assert left["exception"] == {"type": "WorkerLostError", "message": "its worker was shut down while it ran"}
+    assert fleet.wait(requeued, "SUCCESS", timeout=20)["recoveries"] == 1
+    assert fleet.status(plain.id) == "LOST"
+
+
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_greenlets_that_a_cold_shutdown_kills_are_lost(make_fleet, pool):
+    fleet = make_fleet()
+    worker = fleet.start_worker("-P", pool, "-c", "5")
+    result = fleet.send("sleep", 60)
+    fleet.wait(result, "STARTED")
+
+    worker.stop(signal.SIGQUIT)
+
+    assert fleet.status(result.id) == "LOST"
+    assert fleet.reader.get_coordination_metrics().get("succeeded", 0) == 0
+
+
+def test_a_topic_is_no_queue(make_fleet):
+    fleet = make_fleet()
+    conf = {
+        "task_default_exchange": f"{fleet.name}-topics", "task_default_exchange_type": "topic",
+        "task_default_routing_key": "task.default"}
+    producer = fleet.producer(**conf)
+    fleet.start_worker("-c", "1", **conf)
+
+    result = producer.tasks["tests.support.tasks.add"].delay(1, 1)
+    state = fleet.wait(result, "SUCCESS")
+
+    assert state["queue"] == fleet.name
