@@ -7,9 +7,10 @@
 -- Most that a high-water mark of ours is ahead (us): ten years.
 local LEAD = 10 * 365 * 86400 * 1000000
 
--- Return a moment (us) that is later than those of all calls before, and than another one.
+-- Return a moment (us) that is later than those of all calls before, and than another one; without a mark than that one.
 local function tick(mark, other)
   local now_us = now[1] * 1000000 + now[2]
+  if not mark then return math.max(now_us, other + 1) end
   local last = tonumber(string.match(call("SET", mark, whole(now_us), "GET") or "", "^%d+$") or 0)
   local moment = math.max(now_us, last >= now_us and last < now_us + LEAD and last + 1000 or 0, other + 1)
   if moment > now_us then redis.call("SET", mark, whole(moment)) end

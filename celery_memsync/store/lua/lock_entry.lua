@@ -96,6 +96,7 @@ end
 -- Give the lock to the first waiter that is there; return it, or nil if there is none, or "" if this was not found out yet.
 -- The script's caller may be a waiter, too: it is taken to be there, and is returned without having been given the lock.
 local function give_to_waiter(gave_back, caller)
+  if not queue then return nil end
   for _ = 1, PASSED do
     local row = call("LPOP", queue)
     if not row then return nil end
