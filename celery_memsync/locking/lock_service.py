@@ -5,8 +5,9 @@ import os
 import re
 import time
 from collections import deque
+from functools import partial
 from itertools import count
-from typing import Callable, NamedTuple
+from typing import Callable, Iterable, NamedTuple
 
 from celery.utils.log import get_logger
 
@@ -41,6 +42,9 @@ MARGIN = 0.1
 #: Seconds by which the end of a lease may be before that of ``max_hold`` and is not renewed any more: Redis takes whole
 #: milliseconds.
 LAST_MOMENT = 0.002
+
+#: Seconds until a lease is renewed again whose node of a cluster gave no answer.
+AWAY_PAUSE = 0.2
 
 #: Seconds after the end of a lease when it makes no sense any more to give the lock back.
 SLACK = 5.0
@@ -433,12 +437,12 @@ class LockService:
         Raises:
             StoreError: If Redis is away.
         """
-        promised, self._next_look = self._next_look, float("inf")  # who comes from now on has to ring
+        promised, self._next_look = self._next_look, float("inf")  # a lock that is taken from now on wakes this thread
         try:
             self._give_up_forgotten()
-            self._renew(time.monotonic())
-            self._leave()
-            self._free_ended_runs()
+            # Each step, whatever the others met: of a cluster only one node may be away.
+            within(self.store.timeout, _run_all, (
+                partial(self._renew, time.monotonic()), self._leave, self._free_ended_runs))
         finally:
             self._lose_expired()
         now = time.monotonic()
@@ -462,23 +466,29 @@ class LockService:
                and grant.renew_at <= now + grant.request.ttl * RENEW_AFTER * TOGETHER]
         requests = [grant.request for grant in due]
         bounded = [_bounded(grant, request, now) for grant, request in zip(due, requests)]
-        for grant, request, still in zip(due, requests, self.store.renew_locks(bounded, self.replicas)):
+        answers = self.store.renew_locks(bounded, self.replicas) if bounded else []
+        for grant, request, still in zip(due, requests, answers):
             if still and grant.request is request:
                 grant.trust(now, request.ttl)
                 self._lose_late(grant)
-            elif not still:
+            elif still is False:
                 self._lose(grant)
+            elif still is None:
+                grant.renew_at = time.monotonic() + AWAY_PAUSE
 
     def _leave(self) -> None:
-        for grant in list(self._grants.values()):
-            late = time.monotonic() >= grant.asked_until
-            if grant.state == "leaving" or grant.state == "left" and late:
-                held = self._released(grant.request)
-                grant.state = "left"
-                if held or late:
-                    self._end(grant)
-                if held:
-                    self.events.emit("lock-released", name=grant.name)
+        _run_all([partial(self._leave_one, grant) for grant in list(self._grants.values())])
+
+    def _leave_one(self, grant: LockLease) -> None:
+        """Give a lock back that is to be given back, perhaps for the second time."""
+        late = time.monotonic() >= grant.asked_until
+        if grant.state == "leaving" or grant.state == "left" and late:
+            held = self._released(grant.request)
+            grant.state = "left"
+            if held or late:
+                self._end(grant)
+            if held:
+                self.events.emit("lock-released", name=grant.name)
 
     def _lose_expired(self) -> None:
         now = time.monotonic()
@@ -557,6 +567,22 @@ class LockService:
         for leases in (self._last, self._of_tasks):
             if leases.get(grant.name) is grant:
                 leases.pop(grant.name, None)
+
+
+def _run_all(actions: Iterable[Callable[[], None]]) -> None:
+    """Call actions, each whatever the others raise.
+
+    Raises:
+        StoreError: The first that one of them has raised.
+    """
+    failures: list[StoreError] = []
+    for action in actions:
+        try:
+            action()
+        except StoreError as exc:
+            failures.append(exc)
+    if failures:
+        raise failures[0]
 
 
 def _bounded(grant: LockLease, request: LockRequest, now: float) -> LockRequest:

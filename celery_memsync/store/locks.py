@@ -136,8 +136,8 @@ class LockStore(ScriptCaller):
         return answer
 
     @redis_call
-    def renew_locks(self, requests: Sequence[LockRequest], replicas: int = 0) -> list[bool]:
-        """Let leases begin anew; tell of each lock whether it was still held.
+    def renew_locks(self, requests: Sequence[LockRequest], replicas: int = 0) -> list[bool | None]:
+        """Renew leases; return of each lock whether it was still held, None if its node of a cluster gave no answer.
 
         Args:
             replicas: How many replicas of Redis must have taken note.

@@ -260,6 +260,10 @@ class ScriptCaller:
             self._client.ping()
             self._invalidation_pending = False
 
+    @redis_call
+    def wait_indexed(self) -> None:
+        """Return when lists and counters have what this process has written: in one Redis they have it at once."""
+
     def _ensure_clock(self) -> None:
         if not self.clock.measured:
             for _ in range(CLOCK_TRIES):

@@ -175,15 +175,31 @@ class Cluster:
 
     def move(self, slot, target, pause=lambda: None):
         """Move a slot with all its keys while it is in use."""
+        with self.moving(slot, target) as move_keys:
+            while move_keys(10):
+                pause()
+            pause()
+
+    @contextlib.contextmanager
+    def moving(self, slot, target):
+        """Begin to move a slot; yield what moves some of its keys and returns how many; move the rest at the end."""
         source = self.owner(slot)
         ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
         ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
-        while keys := ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 10):
-            pause()
-            ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 2000, "KEYS", *keys)
-        pause()
-        for server in (target, source):
-            ask(server, "CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
+
+        def move_keys(number):
+            keys = ask(source, "CLUSTER", "GETKEYSINSLOT", slot, number)
+            if keys:
+                ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 2000, "KEYS", *keys)
+            return len(keys)
+
+        try:
+            yield move_keys
+        finally:
+            while move_keys(10):
+                pass
+            for server in (target, source):
+                ask(server, "CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
 
     def fail_over(self, server):
         """Kill a master; return what takes its place, once that has happened."""
