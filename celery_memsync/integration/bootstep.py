@@ -88,15 +88,19 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._leave()
 
     def _before_beat(self) -> WorkerRecord:
-        """Return what to tell; now and then tell the tasks again too, so that long ones do not expire."""
+        """Return the worker's record; record its tasks anew before their ttl is over, so that long ones do not expire."""
         if time.monotonic() - self._refreshed > self.memsync.settings.default_ttl / 3:
-            self._refreshed = time.monotonic()
-            self.memsync.signals.refresh()
-            self._losses.schedule_recheck()
-            self._kept.refresh()
+            self._refresh()
         record = self._describer.describe()
         self._write_probe_file(record)
         return record
+
+    def _refresh(self) -> None:
+        """Record anew the tasks that this worker has, and their messages."""
+        self._refreshed = time.monotonic()
+        self.memsync.signals.refresh()
+        self._losses.schedule_recheck()
+        self._kept.refresh()
 
     def _write_probe_file(self, record: WorkerRecord) -> None:
         if self._probe_file is not None and not self._left:
@@ -106,7 +110,11 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _on_reply(self, reply: HeartbeatReply) -> None:
         if self._probe_file is not None:
             self._probe_file.note_reply()
-        if reply.status != "ok":
+        if reply.went_back:
+            logger.info("Redis was restarted or may have lost data: recording the running tasks of this worker anew")
+            self._refresh()
+            self.memsync.runtime.locks.renew_now()
+        elif reply.status != "ok":
             self._kept.refresh()
         self._losses.note_reply(reply)
 

@@ -408,6 +408,13 @@ class LockService:
         self._ending_runs[run] = (is_ended, time.monotonic() + MAX_ENDED_RUN_WAIT)
         self._thread.wake()
 
+    def renew_now(self) -> None:
+        """Renew all leases soon, because Redis may have lost locks; the thread does it."""
+        now = time.monotonic()
+        for grant in list(self._grants.values()):
+            grant.renew_at = min(grant.renew_at, now)
+        self._schedule_by(now)
+
     def close(self, free: bool = True, timeout: float = STOP_TIMEOUT) -> None:
         """Stop the thread and give back all that is held.
 
@@ -472,9 +479,22 @@ class LockService:
                 grant.trust(now, request.ttl)
                 self._lose_late(grant)
             elif still is False:
-                self._lose(grant)
+                self._restore(grant, request, now)
             elif still is None:
                 grant.renew_at = time.monotonic() + AWAY_PAUSE
+
+    def _restore(self, grant: LockLease, request: LockRequest, asked_at: float) -> None:
+        """Take a lock again under its fence if Redis has lost it, and no other process has taken it; else lose it.
+
+        Replicas that must acknowledge a lock have not lost it.
+        """
+        can_be = not self.replicas and grant.owned and grant.request is request
+        if can_be and self.store.restore_lock(_bounded(grant, request, asked_at), grant.fence):
+            logger.warning("Redis had lost the lock %s; its holder has it again", grant.name)
+            grant.trust(asked_at, request.ttl)
+            self._lose_late(grant)
+        else:
+            self._lose(grant)
 
     def _leave(self) -> None:
         _run_all([partial(self._leave_one, grant) for grant in list(self._grants.values())])

@@ -14,7 +14,7 @@ from .errors import redis_call
 from .pool import MAX_IDLE, packed
 from .push import LockWaiter
 from .script_caller import CLOCK_AGE, SCRIPT_SIZE, Call, ScriptCaller, answers_of, ms, stored_of
-from .scripts import LOCK_ACQUIRE, LOCK_FREE, LOCK_RELEASE, LOCK_RENEW, LOCK_WAIT, Script
+from .scripts import LOCK_ACQUIRE, LOCK_FREE, LOCK_RELEASE, LOCK_RENEW, LOCK_RESTORE, LOCK_WAIT, Script
 
 #: Most of those who wait for one lock that are looked at.
 MAX_WAITERS = 100
@@ -106,6 +106,16 @@ class LockStore(ScriptCaller):
     def free_lock(self, location: Location, fence: int) -> bool:
         """Give a lock back for whoever holds it; False if nobody holds it with that fence."""
         return self._run_for_lock(LOCK_FREE, location, fence).startswith(b"ok")
+
+    @redis_call
+    def restore_lock(self, request: LockRequest, fence: int) -> bool:
+        """Give a lock back its holder if Redis lacks the data of that acquisition; return whether that has it now.
+
+        Args:
+            fence: Of the acquisition; it stays the same.
+        """
+        location, holder, ttl, run, body, _ = request
+        return self._run_for_lock(LOCK_RESTORE, location, holder, ms(ttl), run, body, fence).startswith(b"ok")
 
     @redis_call
     def read_waiters(self, names: Sequence[str]) -> list[list[StoredEntry]]:

@@ -1,5 +1,5 @@
 -- How a lock is stored and given to its next holder; put before lock_acquire.lua, lock_wait.lua, lock_release.lua,
--- lock_free.lua and lock_renew.lua.
+-- lock_free.lua, lock_restore.lua and lock_renew.lua.
 --
 -- A lock is an entry.  Its run is that of the holder, its last write names the
 -- holder, its time is since when it is held, its ttl ends with the lease, and its
@@ -66,15 +66,19 @@ local function store_lock(run, writes, lease_ms, by, body)
   publish(string.match(turns, "^%d+:") .. path, "1\n" .. text)
 end
 
--- Store a holder, with a new fence.
-local function give_lock(run, writes, lease_ms, by, body)
-  local moment = tick(clock, tonumber(fence))
-  fence = whole(moment)
+-- Store a holder, with a fence.
+local function hold(its_fence, run, writes, lease_ms, by, body)
+  fence = its_fence
   -- What is much further ahead counts as foreign.
-  stored_ms = math.max(stored_ms, math.min(math.floor(moment / 1000), now_ms + AHEAD / 2))
+  stored_ms = math.max(stored_ms, math.min(math.floor(tonumber(fence) / 1000), now_ms + AHEAD / 2))
   left = tonumber(lease_ms)
   store_lock(run, writes, lease_ms, by, body)
   if index then call("ZADD", index, whole(now_ms + left), path) end
+end
+
+-- Store a holder, with a new fence.
+local function give_lock(run, writes, lease_ms, by, body)
+  hold(whole(tick(clock, tonumber(fence))), run, writes, lease_ms, by, body)
 end
 
 -- A waiter as it stands in the queue; a namespace, with which the channel begins, may hold blanks.
