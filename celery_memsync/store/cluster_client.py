@@ -8,7 +8,7 @@ import string
 import threading
 import time
 from bisect import bisect_left
-from typing import Any, Callable, Mapping, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 import redis
 from redis.commands import CoreCommands
@@ -16,11 +16,9 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.crc import key_slot
 
 from ..deadline import remaining, within
-from .errors import code_of, is_lost, note_lost
+from .clock import Clock
+from .cluster_commands import ASKING, DISAGREEMENT, TIME, Address, Command, Sending, as_error, is_unanswered
 from .pool import packed_command
-
-#: Host and port of a node.
-Address = tuple[str, int]
 
 #: Rounds in which a command looks for the node that takes it, and the pause between two of them in seconds while the nodes
 #: do not agree.
@@ -31,6 +29,9 @@ PAUSE = 0.1
 #: Seconds after which a process that only listens reads the slot map again.
 SLOT_MAP_INTERVAL = 3.0
 
+#: Seconds after which a node's time is read again, with other commands.
+CLOCK_AGE = 1.0
+
 #: Part of the time of a call that one node may take; the rest is for its successor.
 NODE_SHARE = 0.5
 
@@ -39,77 +40,6 @@ PING_TIMEOUT = 0.3
 
 #: Seconds for which no write is sent to a node that has just given no answer: its writes must not delay those of others.
 AWAY_PAUSE = 0.5
-
-#: Errors that end when the nodes agree which of them has the slot.
-DISAGREEMENT = (redis.exceptions.MovedError, redis.exceptions.TryAgainError, redis.exceptions.ClusterDownError,
-                redis.exceptions.MasterDownError, redis.ReadOnlyError)
-
-#: Errors by their first word; before version 6 redis-py knew them in its own clusters only.
-ERRORS = {
-    "ASK": redis.exceptions.AskError, "MOVED": redis.exceptions.MovedError, "TRYAGAIN": redis.exceptions.TryAgainError,
-    "CLUSTERDOWN": redis.exceptions.ClusterDownError, "MASTERDOWN": redis.exceptions.MasterDownError,
-}
-
-
-class Command(NamedTuple):
-    """What is sent to a node.
-
-    Attributes:
-        args: Its words.
-        options: For redis-py, which reads the answer.
-        script: Text of the script that EVALSHA runs, to be loaded on a node that does not know it.
-        divides: Whether the caller sends it again in parts, or with fewer keys, while its keys are on two nodes.
-    """
-
-    args: tuple[Any, ...]
-    options: Mapping[str, Any] = {}
-    script: str = ""
-    divides: bool = False
-
-    @property
-    def key(self) -> str | bytes | None:
-        """The key that chooses the node; None for any."""
-        name = str(self.args[0]).upper()
-        if name == "EVALSHA":
-            return self.args[3] if int(self.args[2]) else None
-        return self.args[1] if len(self.args) > 1 and name != "INFO" else None
-
-
-class Sending:
-    """A command on its way to the node that takes it.
-
-    Attributes:
-        command: What is sent.
-        answer: The last answer; an error is one.
-        asking: The node to which the key is being moved, if the command goes there.
-        failed: Nodes that gave no answer: none of them is tried twice.
-    """
-
-    __slots__ = ("command", "answer", "asking", "failed")
-
-    def __init__(self, command: Command) -> None:
-        self.command = command
-        self.answer: Any = None
-        self.asking: Address | None = None
-        self.failed: set[Address] = set()
-
-    def take(self, address: Address, answer: Any) -> bool:
-        """Take an answer; return whether the one before was lost."""
-        was_lost = is_lost(self.answer)
-        if was_lost and isinstance(answer, Exception):
-            note_lost(answer)
-        self.answer = answer
-        self.asking = (answer.host, answer.port) if is_asking(answer) else None
-        if is_unanswered(answer):
-            self.failed.add(address)
-        return was_lost
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether another node may take the command, or this one a moment later."""
-        if self.command.divides and isinstance(self.answer, redis.exceptions.TryAgainError):
-            return False
-        return self.asking is not None or isinstance(self.answer, DISAGREEMENT) or is_unanswered(self.answer)
 
 
 class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
@@ -149,6 +79,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         self._away: dict[Address, float] = {}
         #: Whether a node was not where the slot map says.
         self._is_stale = True
+        self._clocks: dict[Address, Clock] = {}
         self._listeners = itertools.count()
         self._resent = 0
 
@@ -209,6 +140,16 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
             return self.address_of(key) in self._away
         except redis.RedisError:
             return True
+
+    def clock_of(self, key: str) -> Clock:
+        """Return the clock of the master that has a key, as it was read last."""
+        return self._clocks.setdefault(self.address_of(key), Clock())
+
+    def measure_clocks(self) -> dict[Address, Clock]:
+        """Return the clocks of all masters that answer."""
+        groups = {address: [Sending(TIME)] for address in self.masters()}
+        self._execute_on_nodes(groups, False)
+        return {address: clock for address, clock in self._clocks.items() if clock.measured and address in groups}
 
     def read_slots(self) -> None:
         """Read from the nodes which of them has which slots.
@@ -370,22 +311,28 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         return answers
 
     def _send_to(self, address: Address, group: Sequence[Sending]) -> list[Any]:
-        pool = self._client(address)
-        are_asking = [one.asking is not None for one in group]
-        if all(one.command.script for one in group):
+        """Send commands to one node, which also tells its time now and then."""
+        clock = self._clocks.setdefault(address, Clock())
+        commands = [command for one in group for command in ([ASKING] if one.asking else []) + [one.command]]
+        is_old = clock.age > CLOCK_AGE
+        sent_at = time.monotonic()
+        answers = self._send_packed(address, commands + [TIME] * is_old)
+        if is_old and not isinstance(moment := answers.pop(), Exception):
+            clock.learn(int(moment[0]) + int(moment[1]) / 1e6, sent_at, time.monotonic())
+        rest = map(as_error, answers)
+        return [(next(rest), next(rest))[1] if one.asking else next(rest) for one in group]
+
+    def _send_packed(self, address: Address, commands: Sequence[Command]) -> list[Any]:
+        client = self._client(address)
+        if any(command.script for command in commands):
             # In a way that shows whether they may have run although no answer came.
-            answers = pool.connection_pool.execute_packed([
-                packed_command(*words) for one in group
-                for words in ([("ASKING",)] if one.asking else []) + [one.command.args]])
-        else:
-            pipeline = pool.pipeline(transaction=False)
-            for one in group:
-                if one.asking:
-                    pipeline.execute_command("ASKING")
-                pipeline.execute_command(*one.command.args, **one.command.options)
-            answers = pipeline.execute(raise_on_error=False)
-        rest = map(_as_error, answers)
-        return [(next(rest), next(rest))[1] if is_asking_here else next(rest) for is_asking_here in are_asking]
+            answers: list[Any] = client.connection_pool.execute_packed(
+                [packed_command(*command.args) for command in commands])
+            return answers
+        pipeline = client.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command.args, **command.options)
+        return list(pipeline.execute(raise_on_error=False))
 
     def close(self) -> None:
         """Close all connections."""
@@ -435,22 +382,3 @@ def _address(node: Sequence[Any], asked: Address) -> Address:
     """Return where a node is; one that does not know its own host is where its answer came from."""
     host = node[0].decode() if node[0] else ""
     return (host if host not in ("", "?") else asked[0]), int(node[1])
-
-
-def _as_error(answer: Any) -> Any:
-    """Return an answer; a plain error as the error of its kind."""
-    if type(answer) is not redis.ResponseError:
-        return answer
-    word, _, rest = str(answer).partition(" ")
-    return ERRORS[word](rest) if word in ERRORS else answer
-
-
-def is_asking(answer: Any) -> bool:
-    """Whether this command, and no other, is to be sent to another node, to which its slot is being moved."""
-    return isinstance(answer, redis.exceptions.AskError) and not isinstance(answer, redis.exceptions.MovedError)
-
-
-def is_unanswered(answer: Any) -> bool:
-    """Whether a node has given no answer, so that another one may have taken its place."""
-    return isinstance(answer, (redis.ConnectionError, redis.TimeoutError, OSError)) and not code_of(answer) \
-        and not isinstance(answer, redis.exceptions.MaxConnectionsError)

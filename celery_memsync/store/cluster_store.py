@@ -9,9 +9,11 @@ import redis
 
 from ..exceptions import StoreUnavailable
 from ..keys import Location
-from . import (SCRIPT_SIZE, UNANSWERED, UNREACHABLE, Call, CoordinationChange, CoordinationResult, EntryWrite,
-               LockAnswer, LockRequest, Store, WriteResult, in_chunks, ms, raise_first, renewal)
-from .cluster_client import Command, slot_of, slot_tags
+from ..models.entry import StoredEntry
+from . import (SCRIPT_SIZE, TOLERATED_SKEW, UNANSWERED, UNREACHABLE, Call, CoordinationChange, CoordinationResult,
+               EntryWrite, LockAnswer, LockRequest, Store, WriteResult, in_chunks, ms, raise_first, renewal)
+from .cluster_client import slot_of, slot_tags
+from .cluster_commands import Command
 from .errors import SENSELESS, explain, is_lost, is_of_all, redis_call
 from .index_queue import IndexQueue, IndexUpdate
 from .push import ClusterLockWaiter, ClusterPushConnection, LockWaiter
@@ -110,7 +112,29 @@ class ClusterStore(Store):
         outcomes = super()._read_answer(writes, answer[:-1])
         if answer[-1]:
             self._index.add(answer[-1])
-        return outcomes
+        return [outcome if outcome.stored is None else
+                outcome._replace(stored=self.in_our_time(write.location.key, outcome.stored))
+                for write, outcome in zip(writes, outcomes)]
+
+    @redis_call
+    def node_skews(self) -> dict[str, float]:
+        """Return by how many seconds the clock of each node is ahead of that of the indexes."""
+        clocks = self._client.measure_clocks()
+        self._measure_clock()
+        return {f"{host}:{port}": clock.now() - self.clock.now() for (host, port), clock in clocks.items()}
+
+    def in_our_time(self, key: str, stored: StoredEntry) -> StoredEntry:
+        """Return an entry with its time by the clock of the node of the indexes, whichever node it was read from.
+
+        The time as which it is stored, by which its states are told apart, is left as it is.
+        """
+        clock = self._client.clock_of(key)
+        ahead = round((clock.now() - self.clock.now()) * 1000)
+        # With less than that a script takes the time of the writer, which is already by this clock.
+        if not clock.measured or abs(ahead) <= TOLERATED_SKEW * 1000:
+            return stored
+        header = stored.header
+        return StoredEntry(header._replace(time=header.time - ahead, lag=header.lag + ahead), stored.body)
 
     @redis_call
     def change_coordination(self, changes: Sequence[CoordinationChange]) -> list[CoordinationResult]:

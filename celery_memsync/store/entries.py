@@ -10,7 +10,7 @@ from ..models.entry import StoredEntry
 from .errors import PASSING, UNANSWERED, UNREACHABLE, code_in, code_of, is_lost, is_of_all, redis_call
 from .pool import noted
 from .push import TrackedConnection
-from .script_caller import SCRIPT_SIZE, Call, ScriptCaller, in_chunks, stored_of
+from .script_caller import SCRIPT_SIZE, Call, ScriptCaller, in_chunks
 from .scripts import ENTRY_PUBLISH, ENTRY_WRITE
 
 #: Entries of earlier runs that are kept of a task.
@@ -216,7 +216,9 @@ class EntryStore(ScriptCaller):
         by_field = dict(zip(fields, answers[len(pages):]))
         now = self.clock.now()
         return [
-            stored_of(slot_of(by_page[location.key], location.slot) if location.slot else by_field[location], now)
+            self._stored(
+                location.key,
+                slot_of(by_page[location.key], location.slot) if location.slot else by_field[location], now)
             for location in locations
         ]
 

@@ -88,13 +88,13 @@ class LockStore(ScriptCaller):
     def take_lock(self, request: LockRequest) -> LockAnswer:
         """Take a lock if it is free and nobody waits for it."""
         location, holder, ttl, run, body, _ = request
-        return _lock_answer(self._run_for_lock(LOCK_ACQUIRE, location, holder, ms(ttl), run, body))
+        return self._lock_answer(location, self._run_for_lock(LOCK_ACQUIRE, location, holder, ms(ttl), run, body))
 
     @redis_call
     def wait_for_lock(self, request: LockRequest) -> LockAnswer:
         """Take a lock, or stand in the queue, where one's place is kept, and hear on the channel when it is one's turn."""
         location, holder, ttl, run, body, channel = request
-        return _lock_answer(self._run_for_lock(LOCK_WAIT, location, holder, ms(ttl), run, body, channel))
+        return self._lock_answer(location, self._run_for_lock(LOCK_WAIT, location, holder, ms(ttl), run, body, channel))
 
     @redis_call
     def leave_lock(self, request: LockRequest) -> bool:
@@ -127,6 +127,11 @@ class LockStore(ScriptCaller):
         for name in names:
             pipeline.lrange(self.keys.lock_location(name).key + "/queue/", 0, MAX_WAITERS - 1)
         return [_waiters(rows or ()) for rows in (answers_of(pipeline) if names else ())]
+
+    def _lock_answer(self, location: Location, answer: bytes) -> LockAnswer:
+        words, _, text = answer.partition(b"\n")
+        status, fence, left = words.split()
+        return LockAnswer(status.decode(), int(fence), int(left) / 1000, self._stored(location.key, text))
 
     def _run_for_lock(self, script: Script, location: Location, *args: Any) -> bytes:
         """Run a script on one lock.
@@ -184,13 +189,14 @@ class LockStore(ScriptCaller):
     def read_locks(self, names: Sequence[str]) -> list[tuple[StoredEntry | None, int]]:
         """Return locks as they are stored, and how many wait for each."""
         pipeline = self._pipeline(None)
-        for name in names:
-            key = self.keys.lock_location(name).key
+        keys = [self.keys.lock_location(name).key for name in names]
+        for key in keys:
             pipeline.get(key)
             pipeline.llen(key + "/queue/")
         answers = self._answers(pipeline) if names else []
         now = self.clock.now()
-        return [(stored_of(text, now), waiters or 0) for text, waiters in zip(answers[::2], answers[1::2])]
+        return [(self._stored(key, text, now), waiters or 0)
+                for key, text, waiters in zip(keys, answers[::2], answers[1::2])]
 
     @redis_call
     def checkout_waiter(self, location: Location) -> LockWaiter:
@@ -225,12 +231,6 @@ def renewal(requests: Sequence[LockRequest], *index: str) -> Call:
     for request in requests:
         args += (request.holder, request.location.path, ms(request.ttl))
     return LOCK_RENEW, [*(request.location.key for request in requests), *index], args
-
-
-def _lock_answer(answer: bytes) -> LockAnswer:
-    words, _, text = answer.partition(b"\n")
-    status, fence, left = words.split()
-    return LockAnswer(status.decode(), int(fence), int(left) / 1000, stored_of(text))
 
 
 def _waiters(rows: Sequence[bytes]) -> list[StoredEntry]:

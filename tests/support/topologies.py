@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import signal
 import socket
 import subprocess
 
 import redis
+import redis.crc
 
 from celery_memsync.store.embedded import find_server
 from tests.support.redis_server import RedisServer, free_port
@@ -109,14 +111,15 @@ class Cluster:
 
     Args:
         patience: Milliseconds after which a node that does not answer is replaced.
+        make_server: Makes a node.
     """
 
-    def __init__(self, folder, replicas=1, patience=2000, binary=None):
+    def __init__(self, folder, replicas=1, patience=2000, binary=None, make_server=RedisServer):
         options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(patience),
                    "--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0")
         self.servers = []
         while len(self.servers) < 3 * (1 + replicas):
-            server = RedisServer(folder / f"node-{len(self.servers)}", *options, binary=binary)
+            server = make_server(folder / f"node-{len(self.servers)}", *options, binary=binary)
             server.port = free_pair()
             server.url = f"redis://127.0.0.1:{server.port}/0"
             self.servers.append(server)
@@ -168,6 +171,17 @@ class Cluster:
     def owner_of(self, key):
         """Return the server that has a key."""
         return self.owner(self.slot_of(key))
+
+    def names_on(self, server, template, number):
+        """Return names whose keys a server has.
+
+        Args:
+            template: Makes a key of a name, by "%".
+        """
+        rows = [(start, end) for start, end, master, *_ in self._slots() if master[1] == server.port]
+        names = (f"n{at}" for at in itertools.count())
+        slots = ((name, redis.crc.key_slot((template % name).encode())) for name in names)
+        return list(itertools.islice((name for name, slot in slots if any(a <= slot <= b for a, b in rows)), number))
 
     def slot_of(self, key):
         living = next(server for server in self.servers if server.process is not None)
