@@ -134,6 +134,14 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         """Whether no master answers."""
         return all(owner in self._away for owner in self._map[1])
 
+    def node_name(self, key: str) -> str:
+        """Return host and port of the master that has a key, as users read it."""
+        try:
+            host, port = self.address_of(key)
+        except redis.RedisError:
+            return "(unknown)"
+        return f"{host}:{port}"
+
     def is_node_away(self, key: str) -> bool:
         """Return whether the master that has a key does not answer, or is not known."""
         try:

@@ -102,8 +102,8 @@ class ClusterStore(Store):
             outcomes = super()._outcomes(writes, answer)
         except (redis.RedisError, OSError, *SENSELESS) as exc:
             code = UNREACHABLE if self._client.is_node_away(writes[0].location.key) else UNANSWERED
-            failure = WriteResult("error", error=explain(exc, self.timeout), code=code, maybe_done=is_lost(exc))
-            outcomes = [failure] * len(writes)
+            why = f"its node {self._client.node_name(writes[0].location.key)} gave no answer: {explain(exc, self.timeout)}"
+            outcomes = [WriteResult("error", error=why, code=code, maybe_done=is_lost(exc))] * len(writes)
         return [outcome._replace(is_of_node=True) if is_of_all(outcome.code, outcome.error) else outcome
                 for outcome in outcomes]
 
@@ -115,6 +115,18 @@ class ClusterStore(Store):
         return [outcome if outcome.stored is None else
                 outcome._replace(stored=self.in_our_time(write.location.key, outcome.stored))
                 for write, outcome in zip(writes, outcomes)]
+
+    @redis_call
+    def change_coordination(self, changes: Sequence[CoordinationChange]) -> list[CoordinationResult]:
+        """Change queue and metrics; that their node gives no answer is an outcome, unless no node of the cluster does."""
+        try:
+            return super().change_coordination(changes)
+        except StoreUnavailable as exc:
+            if self._client.is_away:
+                raise
+            return [CoordinationResult("error", [], UNREACHABLE, exc) for _ in changes]
+
+    # -- clocks
 
     @redis_call
     def node_skews(self) -> dict[str, float]:
@@ -135,16 +147,6 @@ class ClusterStore(Store):
             return stored
         header = stored.header
         return StoredEntry(header._replace(time=header.time - ahead, lag=header.lag + ahead), stored.body)
-
-    @redis_call
-    def change_coordination(self, changes: Sequence[CoordinationChange]) -> list[CoordinationResult]:
-        """Change queue and metrics; that their node gives no answer is an outcome, unless no node of the cluster does."""
-        try:
-            return super().change_coordination(changes)
-        except StoreUnavailable as exc:
-            if self._client.is_away:
-                raise
-            return [CoordinationResult("error", [], UNREACHABLE, exc) for _ in changes]
 
     # -- indexes
 
@@ -207,6 +209,7 @@ class ClusterStore(Store):
         return super().wait_for_lock(request)
 
     def _index_lock(self, request: LockRequest) -> None:
+        self._ensure_clock()
         self._index.add((request.location.path, ms(self.clock.now() + request.ttl)))
 
     def _run_for_lock(self, script: Script, location: Location, *args: Any) -> bytes:

@@ -52,7 +52,6 @@ REFUSALS = {
     "WRONGTYPE": "something else may be stored there: look at it with redis-cli TYPE and remove it",
     UNANSWERED: "it is there, but whenever this is sent no answer comes: is it larger than Redis's proto-max-bulk-len, or "
     "more than can be sent within memsync_timeout?",
-    UNREACHABLE: "the node of the cluster that has it gave no answer; is it running?",
     "CLUSTERDOWN": "the cluster is down, for a node that has slots is away; see cluster-require-full-coverage",
     "TRYAGAIN": "the slot is being moved; it answers when that is done",
     "MOVED": "the nodes of the cluster do not agree on which of them has this key",
@@ -194,8 +193,10 @@ def explain_code(code: str, text: str) -> str:
     """Return what Redis refuses.
 
     Args:
-        text: What it has answered.
+        text: What it has answered; of a node that has not, why.
     """
+    if code == UNREACHABLE:
+        return text
     if TOO_LARGE in text:
         return "it takes no value of this size; raise its proto-max-bulk-len, or lower memsync_max_value_size"
     return REFUSALS.get(code) or "it answers: " + text.partition(" script: ")[0][:120]

@@ -803,7 +803,7 @@ class BatchWriter:
         self._refusals[change.location] = outcome
         if outcome.is_of_node:
             if not self._warned_of_node:
-                logger.warning("A node of the cluster takes no writes (%s); they stay pending", outcome.error[:120])
+                logger.warning("Part of the cluster takes no writes, which stay pending: %s", outcome.error[:200])
             self._warned_of_node = True
         elif self._is_first_warning(change.location):
             logger.warning("Redis refuses to write %s: %s", change.location.path, outcome.error[:120])
