@@ -76,8 +76,7 @@ class IndexQueue:
         self._updates.append(update)
         self._size += _size_of(update)
         while len(self._updates) > MAX_UPDATES or self._size > MAX_BYTES:
-            self._size -= _size_of(self._updates.popleft())
-            self._dropped += 1
+            self._dropped += self._remove_first()
         self._thread.wake()
 
     def wait(self) -> None:
@@ -125,10 +124,19 @@ class IndexQueue:
             self._under_way = list(islice(self._updates, UPDATES_PER_CALL))
             self._serial = next(self._serials)
             for _ in self._under_way:
-                self._size -= _size_of(self._updates.popleft())
+                self._remove_first()
         if self._under_way:
             self._send(self._serial, self._under_way)
             self._under_way = []
+
+    def _remove_first(self) -> bool:
+        """Remove the oldest update; return whether there was one, for other threads remove some, too."""
+        try:
+            self._size -= _size_of(self._updates.popleft())
+        except IndexError:
+            self._size = 0
+            return False
+        return True
 
     def _report_dropped(self) -> None:
         dropped, self._dropped = self._dropped, 0
