@@ -102,6 +102,7 @@ def test_nothing_but_lists_waits_for_the_node_of_the_indexes(cluster, home, othe
 
     with home.paused():
         assert lock.acquire()
+        memsync.increment_metrics(mine=1)
         memsync.write(name, 1)
         sync_stage(memsync, task, "STARTED")
         memsync.writer.flush()
@@ -117,7 +118,9 @@ def test_nothing_but_lists_waits_for_the_node_of_the_indexes(cluster, home, othe
 
     assert found == (1, "STARTED")
     assert memsync.get_queue()["processing"] == other.get_queue()["processing"] == [task]
-    assert other.get_coordination_metrics()["total"] == 1
+    memsync.force_sync(timeout=10.0)
+    counters = other.get_coordination_metrics()
+    assert (counters["total"], counters["mine"]) == (1, 1)
 
 
 def test_a_process_starts_without_the_node_of_the_indexes(
