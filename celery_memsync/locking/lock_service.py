@@ -323,7 +323,9 @@ class LockService:
         """
         request = grant.request._replace(ttl=ttl)
         asked_at = time.monotonic()
-        if not grant.owned or self.store.renew_locks([_bounded(grant, request, asked_at)], self.replicas) != [True]:
+        bounded = _bounded(grant, request, asked_at)
+        is_held = grant.owned and self.store.renew_locks([bounded], self.replicas) == [True]
+        if not is_held and not self._restore(grant, bounded):
             self._lose(grant)
             raise LockLost(grant.name)
         grant.request = request
@@ -474,27 +476,24 @@ class LockService:
         requests = [grant.request for grant in due]
         bounded = [_bounded(grant, request, now) for grant, request in zip(due, requests)]
         answers = self.store.renew_locks(bounded, self.replicas) if bounded else []
-        for grant, request, still in zip(due, requests, answers):
-            if still and grant.request is request:
+        for grant, request, lease, still in zip(due, requests, bounded, answers):
+            if still is None:
+                grant.renew_at = time.monotonic() + AWAY_PAUSE
+            elif not still and not self._restore(grant, lease):
+                self._lose(grant)
+            elif grant.request is request:
                 grant.trust(now, request.ttl)
                 self._lose_late(grant)
-            elif still is False:
-                self._restore(grant, request, now)
-            elif still is None:
-                grant.renew_at = time.monotonic() + AWAY_PAUSE
 
-    def _restore(self, grant: LockLease, request: LockRequest, asked_at: float) -> None:
-        """Take a lock again under its fence if Redis has lost it, and no other process has taken it; else lose it.
+    def _restore(self, grant: LockLease, request: LockRequest) -> bool:
+        """Take a lock again under its fence if Redis has lost it and no other process has taken it; return whether it has.
 
         Replicas that must acknowledge a lock have not lost it.
         """
-        can_be = not self.replicas and grant.owned and grant.request is request
-        if can_be and self.store.restore_lock(_bounded(grant, request, asked_at), grant.fence):
-            logger.warning("Redis had lost the lock %s; its holder has it again", grant.name)
-            grant.trust(asked_at, request.ttl)
-            self._lose_late(grant)
-        else:
-            self._lose(grant)
+        if self.replicas or not grant.owned or not self.store.restore_lock(request, grant.fence):
+            return False
+        logger.warning("Redis had lost the lock %s; its holder has it again", grant.name)
+        return True
 
     def _leave(self) -> None:
         _run_all([partial(self._leave_one, grant) for grant in list(self._grants.values())])

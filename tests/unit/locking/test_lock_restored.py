@@ -80,3 +80,12 @@ def test_a_lock_that_was_freed_by_hand_is_not_restored(memsync, other, lost):
 
     eventually(lambda: lost == ["a"])
     assert other.locks() == []
+
+
+def test_a_lock_that_redis_has_lost_can_be_extended(memsync, other, redis, lost):
+    with memsync.lock("a") as lock:
+        redis.flushall()
+        lock.extend(60)
+
+        (held,) = other.locks()
+        assert (held.fence, round(held.ttl), lost) == (lock.fence, 60, [])
