@@ -77,7 +77,7 @@ def examine_rights(lacking: Sequence[str]) -> Iterator[Finding]:
 def examine_redis(info: dict[str, Any]) -> Iterator[Finding]:
     """Yield what INFO tells; {} if that is not allowed."""
     if not info:
-        yield Finding(True, "Redis itself is not looked at", "that takes the right +info, which nothing else needs")
+        yield Finding(True, "Redis itself is not looked at", "that takes the right +info")
         return
     version = str(info.get("redis_version"))
     if _version(version) >= OLDEST:
