@@ -9,6 +9,7 @@ from ..models.order import FINAL
 from ..models.worker import WorkerRecord
 from ..reading.projections import state_of
 from ..settings import Settings
+from ..store import TOLERATED_SKEW
 from .output import duration, figure, shorten
 
 #: Most names that a finding lists.
@@ -124,6 +125,23 @@ def examine_clocks(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
     if wrong:
         yield Finding(False, f"clocks differ from Redis's by more than {SKEW:.0f}s: {named(wrong)}",
                       "let NTP set them; Celery starts tasks with an eta by these clocks")
+
+
+def examine_nodes(skews: Mapping[str, float]) -> Iterator[Finding]:
+    """Yield whether the clocks of a cluster's nodes are the same.
+
+    Args:
+        skews: By how many seconds the clock of each node is ahead of one of them; {} without a cluster.
+    """
+    if not skews:
+        return
+    spread = max(skews.values()) - min(skews.values())
+    if spread > TOLERATED_SKEW:
+        wrong = [f"{node} ({skew:+.1f}s)" for node, skew in skews.items() if abs(skew) > TOLERATED_SKEW]
+        yield Finding(False, f"the clocks of the cluster's nodes differ by {duration(spread)}: {named(wrong)}",
+                      f"let NTP set them; up to {TOLERATED_SKEW:.0f}s is tolerated")
+    else:
+        yield Finding(True, f"the clocks of the cluster's nodes differ by {spread * 1000:.0f}ms")
 
 
 def examine_settings(scene: Scene) -> Iterator[Finding]:

@@ -12,8 +12,8 @@ from ..app import MemSync
 from ..exceptions import StoreError
 from ..models.worker import WorkerRecord
 from ..store.acl import CHANNELS, KEYS
-from .checks import (Finding, examine_clocks, examine_indexes, examine_latency, examine_locks, examine_persistence,
-                     examine_settings, examine_visibility, named, read_scene)
+from .checks import (Finding, examine_clocks, examine_indexes, examine_latency, examine_locks, examine_nodes,
+                     examine_persistence, examine_settings, examine_visibility, named, read_scene)
 from .output import figure, json_option, latency_of, mebibytes, memory_of, print_json, print_line, shorten
 
 #: The oldest server whose commands are all that is needed.
@@ -58,6 +58,7 @@ def _examined(ctx: click.Context, memsync: MemSync) -> Iterator[Finding]:
     yield from examine_latency(latency)
     yield from examine_workers(workers)
     yield from examine_clocks(workers)
+    yield from examine_nodes(memsync.store.node_skews())
     yield from examine_settings(scene)
     yield from examine_visibility(scene)
     yield from examine_indexes(scene)
@@ -76,7 +77,7 @@ def examine_rights(lacking: Sequence[str]) -> Iterator[Finding]:
 def examine_redis(info: dict[str, Any]) -> Iterator[Finding]:
     """Yield what INFO tells; {} if that is not allowed."""
     if not info:
-        yield Finding(True, "Redis itself is not looked at", "that takes the right +info, which nothing else needs")
+        yield Finding(True, "Redis itself is not looked at", "that takes the right +info")
         return
     version = str(info.get("redis_version"))
     if _version(version) >= OLDEST:

@@ -10,7 +10,7 @@ from ..background_loop import BackgroundLoop
 from ..deadline import remaining, within
 from ..exceptions import StoreUnavailable
 from ..models.worker import WorkerRecord
-from ..store import HeartbeatReply, Store
+from ..store import FIRST_HEARTBEAT, HeartbeatReply, Store
 
 #: Most beats that all workers of a memory together make in a second: many workers beat less often.
 MAX_RATE = 200.0
@@ -48,7 +48,7 @@ class Heartbeat:
         self._round_trip: float | None = None
         #: How many times longer the intervals are, and the silence, for the workers are many.
         self.stretch = 1.0
-        self._last = HeartbeatReply("", 0.0, 0.0, 0)
+        self._last = FIRST_HEARTBEAT
         self._beating = threading.Lock()
         self._thread = BackgroundLoop("memsync-heartbeat", self.send, interval)
 
@@ -101,7 +101,7 @@ class Heartbeat:
         asked = time.monotonic()
         self._last = reply = self.store.write_heartbeat(
             record.worker_id, body, self.ttl * self.stretch, leaving,
-            timeout=self.timeout * self.stretch, since=last.since, until=last.at + GAP * pause, pulse=record.pulse())
+            timeout=self.timeout * self.stretch, last=last, until=last.at + GAP * pause, pulse=record.pulse())
         self._round_trip = round(time.monotonic() - asked, 6)
         # What this beat has promised holds for the pause before the next one.
         self._thread.interval = pause

@@ -15,7 +15,7 @@ from ..models.entry import StoredEntry
 from ..models.order import AT_WORK, rank_of, run_key_of
 from ..models.task import TaskRun
 from ..models.worker import WorkerRecord
-from ..store import EntryWrite, HeartbeatReply, LostWorkerClaim, Store, ms
+from ..store import EntryWrite, HeartbeatReply, LostWorkerClaim, Store, ms, raise_unanswered
 
 #: Tasks that are read, and written, in one round trip.
 TASKS_PER_BATCH = 200
@@ -132,12 +132,12 @@ class LostWorkerMonitor:
         for chunk in _chunks(self.running_tasks()):
             tasks = self.store.read_tasks([task_id for task_id, _ in chunk])
             # Each at the version that was read: the run may have ended since.
-            self.store.write_entries([
+            raise_unanswered(self.store.write_entries([
                 self._entry(task_id, str(stage.header.version), key, _found(run), stage.header.ttl_ms)
                 for (task_id, key), task in zip(chunk, tasks)
                 if (stage := task.slots.get(STAGE)) is not None and run_key_of(stage.header.run) == key
                 and stage.header.rank == rank_of("LOST") and (run := TaskRun.from_row(stage.value, task_id)) is not None
-            ])
+            ]))
 
     # -- the loss of others
 
@@ -207,6 +207,7 @@ class LostWorkerMonitor:
     def _finish(self) -> None:
         found, writes = self._reporting
         outcomes = self.store.write_entries(writes)
+        raise_unanswered(outcomes)
         self._reporting = [], []
         for (task_id, one, run), outcome in zip(found, outcomes):
             if outcome.status in ("ok", "again"):

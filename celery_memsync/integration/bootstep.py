@@ -127,7 +127,10 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _on_reply(self, reply: HeartbeatReply) -> None:
         if self._probe_file is not None:
             self._probe_file.note_reply()
-        if self._has_lost(reply):
+        if reply.went_back:
+            logger.info("Redis was restarted or may have lost data: recording the running tasks of this worker anew")
+            self.memsync.runtime.locks.renew_now()
+        if self._has_lost(reply) or reply.went_back:
             self._refresh()
         self._losses.note_reply(reply)
 

@@ -5,8 +5,9 @@ import contextlib
 import os
 import time
 import weakref
+from functools import partial
 from itertools import count
-from typing import Callable, NamedTuple, Sequence
+from typing import Callable, Iterable, NamedTuple, Sequence
 
 from celery.utils.log import get_logger
 
@@ -42,6 +43,9 @@ MARGIN = 0.1
 #: Seconds by which the end of a lease may be before that of ``max_hold`` and is not renewed any more: Redis takes whole
 #: milliseconds.
 LAST_MOMENT = 0.002
+
+#: Seconds until a lease is renewed again whose node of a cluster gave no answer.
+AWAY_PAUSE = 0.2
 
 #: Seconds after the end of a lease when it makes no sense any more to give the lock back.
 SLACK = 5.0
@@ -308,7 +312,9 @@ class LockService:
         """
         request = grant.request._replace(ttl=ttl)
         asked_at = time.monotonic()
-        if not grant.owned or self.store.renew_locks([_bounded(grant, request, asked_at)], self.replicas) != [True]:
+        bounded = _bounded(grant, request, asked_at)
+        is_held = grant.owned and self.store.renew_locks([bounded], self.replicas) == [True]
+        if not is_held and not self._restore(grant, bounded):
             self._lose(grant)
             raise LockLost(grant.name)
         grant.request = request
@@ -404,6 +410,13 @@ class LockService:
         self._ending_runs[run] = (is_ended, time.monotonic() + MAX_ENDED_RUN_WAIT)
         self._thread.wake()
 
+    def renew_now(self) -> None:
+        """Renew all leases soon, because Redis may have lost locks; the thread does it."""
+        now = time.monotonic()
+        for grant in list(self._grants.values()):
+            grant.renew_at = min(grant.renew_at, now)
+        self._schedule_by(now)
+
     def close(self, free: bool = True, timeout: float = STOP_TIMEOUT) -> None:
         """Stop the thread and give back all that is held.
 
@@ -435,12 +448,12 @@ class LockService:
         Raises:
             StoreError: If Redis is away.
         """
-        promised, self._next_look = self._next_look, float("inf")  # who comes from now on has to ring
+        promised, self._next_look = self._next_look, float("inf")  # a lock that is taken from now on wakes this thread
         try:
             self._give_up_abandoned()
-            self._renew(time.monotonic())
-            self._leave()
-            self._free_ended_runs()
+            # Each step, whatever the others met: of a cluster only one node may be away.
+            within(self.store.timeout, _run_all, (
+                partial(self._renew, time.monotonic()), self._leave, self._free_ended_runs))
         finally:
             self._lose_expired()
         now = time.monotonic()
@@ -464,23 +477,39 @@ class LockService:
                and grant.renew_at <= now + grant.request.ttl * RENEW_AFTER * TOGETHER]
         requests = [grant.request for grant in due]
         bounded = [_bounded(grant, request, now) for grant, request in zip(due, requests)]
-        for grant, request, still in zip(due, requests, self.store.renew_locks(bounded, self.replicas)):
-            if still and grant.request is request:
+        answers = self.store.renew_locks(bounded, self.replicas) if bounded else []
+        for grant, request, lease, still in zip(due, requests, bounded, answers):
+            if still is None:
+                grant.renew_at = time.monotonic() + AWAY_PAUSE
+            elif not still and not self._restore(grant, lease):
+                self._lose(grant)
+            elif grant.request is request:
                 grant.trust(now, request.ttl)
                 self._lose_late(grant)
-            elif not still:
-                self._lose(grant)
+
+    def _restore(self, grant: LockLease, request: LockRequest) -> bool:
+        """Take a lock again under its fence if Redis has lost it and no other process has taken it; return whether it has.
+
+        Replicas that must acknowledge a lock have not lost it.
+        """
+        if self.replicas or not grant.owned or not self.store.restore_lock(request, grant.fence):
+            return False
+        logger.warning("Redis had lost the lock %s; its holder has it again", grant.name)
+        return True
 
     def _leave(self) -> None:
-        for grant in list(self._grants.values()):
-            late = time.monotonic() >= grant.asked_until
-            if grant.state == "leaving" or grant.state == "left" and late:
-                held = self._released(grant.request)
-                grant.state = "left"
-                if held or late:
-                    self._end(grant)
-                if held:
-                    self.events.emit("lock-released", name=grant.name)
+        _run_all([partial(self._leave_one, grant) for grant in list(self._grants.values())])
+
+    def _leave_one(self, grant: LockLease) -> None:
+        """Give a lock back that is to be given back, perhaps for the second time."""
+        late = time.monotonic() >= grant.asked_until
+        if grant.state == "leaving" or grant.state == "left" and late:
+            held = self._released(grant.request)
+            grant.state = "left"
+            if held or late:
+                self._end(grant)
+            if held:
+                self.events.emit("lock-released", name=grant.name)
 
     def _lose_expired(self) -> None:
         now = time.monotonic()
@@ -559,6 +588,22 @@ class LockService:
         for leases in (self._last, self._of_tasks):
             if leases.get(grant.name) is grant:
                 leases.pop(grant.name, None)
+
+
+def _run_all(actions: Iterable[Callable[[], None]]) -> None:
+    """Call actions, each whatever the others raise.
+
+    Raises:
+        StoreError: The first that one of them has raised.
+    """
+    failures: list[StoreError] = []
+    for action in actions:
+        try:
+            action()
+        except StoreError as exc:
+            failures.append(exc)
+    if failures:
+        raise failures[0]
 
 
 def _bounded(grant: LockLease, request: LockRequest, now: float) -> LockRequest:

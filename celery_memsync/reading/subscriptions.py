@@ -190,9 +190,12 @@ class Subscriptions:
     def on_message(self, pattern: str, path: str, data: bytes) -> None:
         """Something was told of a path that matches a pattern; what is no entry is passed over."""
         try:
-            parts = _parts_of(self._location(path), data)
+            location = self._location(path)
+            parts = _parts_of(location, data)
         except (InvalidKey, ValueError):
             return
+        in_our_time = self.reader.store.in_our_time
+        parts = {slot: stored and in_our_time(location.key, stored) for slot, stored in parts.items()}
         stamp = stamp_of(parts)
         for subscription in self._by_pattern.get(pattern, ()):
             subscription.note_change(path, parts, stamp)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from .coordination import (MEMORY, CoordinationChange, CoordinationResult, CoordinationStore, MetricsUpdate,
                            QueueReplacement)
-from .entries import EntryStore, EntryWrite, WriteResult, outcomes_of
-from .errors import UNANSWERED, explain_code, forgotten, may_be_done, was_forgotten, was_refused
+from .entries import EntryStore, EntryWrite, WriteResult, outcomes_of, raise_unanswered
+from .errors import UNANSWERED, UNREACHABLE, explain_code, forgotten, may_be_done, was_forgotten, was_refused
 from .locks import LockAnswer, LockRequest, LockStore, renewal
 from .queue_reading import LISTS
-from .script_caller import SCRIPT_SIZE, Call, in_chunks, ms, raise_first
+from .script_caller import SCRIPT_SIZE, TOLERATED_SKEW, Call, in_chunks, ms, raise_first
 from .tasks import Task, TaskStore
-from .workers import HeartbeatReply, LostWorkerClaim, WorkerStore
+from .workers import FIRST_HEARTBEAT, HeartbeatReply, LostWorkerClaim, WorkerStore
 
 
 class Store(EntryStore, TaskStore, WorkerStore, CoordinationStore, LockStore):
@@ -22,8 +22,8 @@ class Store(EntryStore, TaskStore, WorkerStore, CoordinationStore, LockStore):
 
 
 __all__ = [
-    "LISTS", "MEMORY", "SCRIPT_SIZE", "UNANSWERED", "HeartbeatReply", "Call", "CoordinationChange", "CoordinationResult",
-    "EntryWrite", "LockAnswer", "LockRequest", "LostWorkerClaim", "MetricsUpdate", "QueueReplacement", "WriteResult",
-    "Store", "Task", "explain_code", "forgotten", "in_chunks", "may_be_done", "ms", "outcomes_of", "raise_first",
-    "renewal", "was_forgotten", "was_refused",
+    "FIRST_HEARTBEAT", "LISTS", "MEMORY", "SCRIPT_SIZE", "TOLERATED_SKEW", "UNANSWERED", "UNREACHABLE", "HeartbeatReply",
+    "Call", "CoordinationChange", "CoordinationResult", "EntryWrite", "LockAnswer", "LockRequest", "LostWorkerClaim",
+    "MetricsUpdate", "QueueReplacement", "WriteResult", "Store", "Task", "explain_code", "forgotten", "in_chunks",
+    "may_be_done", "ms", "outcomes_of", "raise_first", "raise_unanswered", "renewal", "was_forgotten", "was_refused",
 ]

@@ -6,7 +6,7 @@ from typing import NamedTuple
 #: What the store and its scripts run: command, and the part of it that is needed, if not all.
 COMMANDS = (
     "client|id", "client|tracking", "del", "evalsha", "get", "hdel", "hget", "hgetall", "hincrby", "hincrbyfloat",
-    "hrandfield", "hscan", "hset", "llen", "lpop", "lpos", "lrange", "lrem", "pexpire", "ping", "psubscribe", "pttl",
+    "hrandfield", "hscan", "hset", "info", "llen", "lpop", "lpos", "lrange", "lrem", "pexpire", "ping", "psubscribe", "pttl",
     "publish", "pubsub|numsub", "punsubscribe", "rename", "rpush", "script|load", "set", "subscribe", "time", "unlink",
     "xadd", "xrevrange", "zadd", "zcount", "zpopmin", "zrange", "zrangebyscore", "zrank", "zrem", "zremrangebyscore",
     "zscan", "zscore",
@@ -47,7 +47,7 @@ def probes(key: str, channel: str) -> list[Probe]:
     arguments = {
         "client|id": (), "client|tracking": ("OFF",), "evalsha": ("0" * 40, "1", key), "hdel": (key, "a"),
         "hget": (key, "a"), "hincrby": (key, "a", "1"), "hincrbyfloat": (key, "a", "1"), "hscan": (key, "0"),
-        "hset": (key, "a", "1"),
+        "hset": (key, "a", "1"), "info": ("server",),
         "lpos": (key, "a"), "lrange": (key, "0", "1"), "lrem": (key, "1", "a"), "pexpire": (key, "1000"), "ping": (),
         "publish": (channel, ""),
         "pubsub|numsub": (channel,), "rename": (key, key), "rpush": (key, "a"), "script|load": ("return 1",),

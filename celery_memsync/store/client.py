@@ -18,7 +18,8 @@ from ..exceptions import StoreRefused
 from ..urls import is_cluster, lower_scheme, scheme_of, servers_of
 from . import embedded
 from .bounded import bounded
-from .cluster_client import Address, Cluster
+from .cluster_client import Cluster
+from .cluster_commands import Address
 from .embedded_supervisor import UnsafePathError, check_peer
 from .pool import Pool
 from .push import execute_on_new_connection

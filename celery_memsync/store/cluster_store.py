@@ -1,44 +1,58 @@
-"""What a cluster does for us: as one Redis, but for what several slots would have to do at once."""
+"""The store in a cluster: as one Redis, but for what is in several slots."""
 from __future__ import annotations
 
-import threading
+import functools
 import time
-from itertools import count
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Callable, Iterable, Sequence, TypeVar
 
 import redis
 
+from ..exceptions import StoreUnavailable
 from ..keys import Location
-from . import (SCRIPT_SIZE, Call, EntryWrite, LockAnswer, LockRequest, Store, WriteResult, in_chunks, ms, raise_first,
-               renewal)
-from .cluster_client import Address, slot_of, slot_tags
-from .errors import redis_call
+from ..models.entry import StoredEntry
+from . import (SCRIPT_SIZE, TOLERATED_SKEW, UNANSWERED, UNREACHABLE, Call, CoordinationChange, CoordinationResult,
+               EntryWrite, LockAnswer, LockRequest, Store, WriteResult, in_chunks, ms, raise_first, renewal)
+from .cluster_client import slot_of, slot_tags
+from .cluster_commands import Address, Command
+from .errors import SENSELESS, explain, is_lost, is_of_all, redis_call
+from .index_queue import IndexQueue, IndexUpdate
 from .push import ClusterPushConnection, PushConnection
 from .script_caller import answers_of
 from .scripts import INDEX_APPLY, Script
 
-#: Writes of which the index updates go in one script call.
-UPDATES_SIZE = 500
+#: Writes in one round trip to the nodes.
+WRITES_PER_CALL = 500
 
 #: Seconds that it is remembered of a lock that it was held.
 LOCK_MEMORY = 7 * 86400.0
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def after_updates(method: F) -> F:
+    """Let a method on the indexes wait until the updates of this process are applied."""
+
+    @functools.wraps(method)
+    def call(self: ClusterStore, *args: Any, **kwargs: Any) -> Any:
+        self.wait_indexed()
+        return method(self, *args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
 
 class ClusterStore(Store):
-    """The shared memory in a cluster.
+    """The shared state in a cluster.
 
     An entry is in the slot of its task or key, and what follows from entries -
-    indexes, the lists of the queue, counters - in one slot of its own: these
-    index updates are applied after the entries were written, before that is
-    told as done.
+    indexes, the lists of the queue, counters - in one slot of its own.  These
+    index updates are queued when the entries are written, and follow: no write,
+    lock or read of an entry waits for them.  What reads or changes a list does.
     """
 
+    _index: IndexQueue
+
     def _prepare(self, client: Any) -> int:
-        #: Index updates that may not be applied yet, and the number of the call that does so.
-        self._updates: list[bytes] = []
-        self._update_serials = count(1)
-        self._update_serial = 0
-        self._updating = threading.RLock()
+        self._index = IndexQueue(self._apply_updates)
         return 0
 
     @property
@@ -46,62 +60,136 @@ class ClusterStore(Store):
         """How often something was sent again that may have been done, for its answer was lost."""
         return int(self._client.resent)
 
+    def with_token(self, token: str) -> ClusterStore:
+        """Return a store that writes under a token of its own, for a second writer in this process."""
+        other = super().with_token(token)
+        other._index = self._index
+        return other
+
     def close(self) -> None:
         """Close the connections; the next call opens new ones."""
+        self._index.close()
         self._client.close()
 
     def _node(self) -> Any:
         return self._client.client_of()
 
-    @redis_call
-    def ping(self) -> None:
-        """Ask every master for a sign of life."""
-        self._client.ping_all()
-        self._measure_clock()
-
     # -- entries
 
     @redis_call
     def write_entries(self, writes: Iterable[EntryWrite]) -> list[WriteResult]:
-        """Store, version and tell entries; what each came to, in the same order."""
-        return [outcome for part in in_chunks(writes, UPDATES_SIZE) for outcome in self._write(part)]
+        """Store, version and publish entries; what each came to, in the same order.
+
+        A node that gives no answer is an outcome of its writes only, unless no node of the cluster answers.
+        """
+        return [outcome for part in in_chunks(writes, WRITES_PER_CALL) for outcome in self._write(part)]
 
     def _write(self, writes: Sequence[EntryWrite]) -> list[WriteResult]:
-        """Write entries to the nodes that have them, and then apply their index updates."""
-        with self._updating:
-            self._apply_updates()
-            groups = _by_slot(writes, lambda write: write.location.key)
-            answers = self._try([self._entry_call([writes[at] for at in ats]) for ats in groups])
-            outcomes: dict[int, WriteResult] = {}
-            failures: list[Any] = []
-            for ats, answer in zip(groups, answers):
-                try:
-                    outcomes.update(zip(ats, self._outcomes([writes[at] for at in ats], answer)))
-                except redis.RedisError as exc:
-                    failures.append(exc)
-            # What is written has its updates applied, whatever became of the rest.
-            self._update_serial = next(self._update_serials)
-            self._apply_updates()
-        raise_first(failures)
+        """Write entries to the nodes that have them, and queue their index updates."""
+        groups = _by_slot(writes, lambda write: write.location.key)
+        # What is written in the background must not wait for a node that is away each time.
+        answers = self._call_nodes([self._entry_call([writes[at] for at in ats]) for ats in groups], True, divides=True)
+        outcomes: dict[int, WriteResult] = {}
+        for ats, answer in zip(groups, answers):
+            outcomes.update(zip(ats, self._outcomes([writes[at] for at in ats], answer)))
+        if self._client.is_away:
+            raise_first(answers)
         return [outcomes[at] for at in range(len(writes))]
 
+    def _outcomes(self, writes: Sequence[EntryWrite], answer: Any) -> list[WriteResult]:
+        """Return what writes of one slot came to; what is wrong with their node is so of no other."""
+        try:
+            outcomes = super()._outcomes(writes, answer)
+        except (redis.RedisError, OSError, *SENSELESS) as exc:
+            code = UNREACHABLE if self._client.is_node_away(writes[0].location.key) else UNANSWERED
+            why = f"its node {self._client.node_name(writes[0].location.key)} gave no answer: {explain(exc, self.timeout)}"
+            outcomes = [WriteResult("error", error=why, code=code, maybe_done=is_lost(exc))] * len(writes)
+        return [outcome._replace(is_of_node=True) if is_of_all(outcome.code, outcome.error) else outcome
+                for outcome in outcomes]
+
     def _read_answer(self, writes: Sequence[EntryWrite], answer: Sequence[Any]) -> list[WriteResult]:
-        """Return what one call answers, and keep its index updates."""
+        """Return what one call answers, and queue its index updates."""
         outcomes = super()._read_answer(writes, answer[:-1])
         if answer[-1]:
-            self._updates.append(answer[-1])
-        return outcomes
+            self._index.add(answer[-1])
+        return [outcome if outcome.stored is None else
+                outcome._replace(stored=self.in_our_time(write.location.key, outcome.stored))
+                for write, outcome in zip(writes, outcomes)]
 
-    def _apply_updates(self) -> None:
+    @redis_call
+    def change_coordination(self, changes: Sequence[CoordinationChange]) -> list[CoordinationResult]:
+        """Change queue and metrics; that their node gives no answer is an outcome, unless no node of the cluster does."""
+        try:
+            return super().change_coordination(changes)
+        except StoreUnavailable as exc:
+            if self._client.is_away:
+                raise
+            return [CoordinationResult("error", [], UNREACHABLE, exc) for _ in changes]
+
+    # -- clocks
+
+    @redis_call
+    def node_skews(self) -> dict[str, float]:
+        """Return by how many seconds the clock of each node is ahead of that of the indexes."""
+        clocks = self._client.measure_clocks()
+        self._measure_clock()
+        return {f"{host}:{port}": clock.now() - self.clock.now() for (host, port), clock in clocks.items()}
+
+    def in_our_time(self, key: str, stored: StoredEntry) -> StoredEntry:
+        """Return an entry with its time by the clock of the node of the indexes, whichever node it was read from.
+
+        The time as which it is stored, by which its states are told apart, is left as it is.
+        """
+        clock = self._client.clock_of(key)
+        ahead = round((clock.now() - self.clock.now()) * 1000)
+        # With less than that a script takes the time of the writer, which is already by this clock.
+        if not clock.measured or abs(ahead) <= TOLERATED_SKEW * 1000:
+            return stored
+        header = stored.header
+        return StoredEntry(header._replace(time=header.time - ahead, lag=header.lag + ahead), stored.body)
+
+    # -- indexes
+
+    @redis_call
+    def wait_indexed(self) -> None:
+        """Return when the index updates of all that this process has written are applied.
+
+        Raises:
+            StoreUnavailable: If the node of the indexes is away; they stay pending.
+        """
+        self._index.wait()
+
+    @redis_call
+    def _apply_updates(self, serial: int, updates: Sequence[IndexUpdate]) -> None:
         """Send index updates to the node of the indexes; a second try has the number of the first."""
-        if not self._updates:
+        self._note_locks([update for update in updates if not isinstance(update, bytes)])
+        packed = [update for update in updates if isinstance(update, bytes)]
+        if not packed:
             return
         keys = [*super()._shared_keys(), self.keys.done(self.token, "notes"), self.keys.noted]
-        args = [self.worker_id, self._index_ttl, self.prefix, self._together, self._update_serial, *self._updates]
+        args = [self.worker_id, self._index_ttl, self.prefix, self._together, serial, *packed]
         asked = time.monotonic()
         seconds, micros = self._run([(INDEX_APPLY, keys, args)])[0]
-        self._updates = []
         self._sync_clock(seconds, micros, asked)
+
+    def _note_locks(self, leases: Sequence[tuple[str, int]]) -> None:
+        if leases:
+            pipeline = self._pipeline(None)
+            pipeline.zadd(self.keys.locks, dict(leases))
+            pipeline.zremrangebyscore(self.keys.locks, "-inf", ms(self.clock.now()))
+            pipeline.pexpire(self.keys.locks, ms(LOCK_MEMORY))
+            pipeline.execute()
+
+    enqueue_task = after_updates(Store.enqueue_task)
+    dequeue_task = after_updates(Store.dequeue_task)
+    complete_task = after_updates(Store.complete_task)
+    read_queue = after_updates(Store.read_queue)
+    queue_position = after_updates(Store.queue_position)
+    scan_processing = after_updates(Store.scan_processing)
+    read_metrics = after_updates(Store.read_metrics)
+    recent_tasks = after_updates(Store.recent_tasks)
+    find_names = after_updates(Store.find_names)
+    held_locks = after_updates(Store.held_locks)
 
     def _shared_keys(self) -> tuple[str, ...]:
         return ()
@@ -110,46 +198,66 @@ class ClusterStore(Store):
 
     @redis_call
     def take_lock(self, request: LockRequest) -> LockAnswer:
-        """Note that a lock may be held from now on, and take it if it is free and has no waiters."""
-        self._note_locks([request])
+        """Take a lock if it is free and has no waiters; its name is on its way to the index meanwhile."""
+        self._index_lock(request)
         return super().take_lock(request)
 
     @redis_call
     def wait_for_lock(self, request: LockRequest) -> LockAnswer:
-        """Note that a lock may be held from now on, and take it or stand in its queue."""
-        self._note_locks([request])
+        """Take a lock or stand in its queue; its name is on its way to the index meanwhile."""
+        self._index_lock(request)
         return super().wait_for_lock(request)
+
+    def _index_lock(self, request: LockRequest) -> None:
+        self._ensure_clock()
+        self._index.add((request.location.path, ms(self.clock.now() + request.ttl)))
 
     def _run_for_lock(self, script: Script, location: Location, *args: Any) -> bytes:
         """Run a script on the node of a lock."""
         words = [location.path, self._turns, self.worker_id, *args]
         key = location.key
-        keys = [key, key + "/queue/", key + "/asked/", self._clock_beside(key)]
-        answer: Any = self._run([(script, keys, words)])[0]
+        beside = [key + "/queue/", key + "/asked/", self._clock_beside(key)]
+        # Of a slot that is being moved only one key can be named: the lock then does without its queue.
+        (answer,) = self._call_nodes([(script, [key, *beside], words)], divides=True)
+        if isinstance(answer, redis.exceptions.TryAgainError):
+            (answer,) = self._call_nodes([(script, [key], words)])
+        raise_first([answer])
         return bytes(answer)
 
     def _clock_beside(self, key: str) -> str:
         """Return the key of the high-water mark for fences in the slot of a key; there is one in each slot with locks."""
         return f"{self.keys.namespace}//{{{slot_tags()[slot_of(key)]}}}/clock"
 
-    def _note_locks(self, requests: Sequence[LockRequest]) -> None:
-        now = self.clock.now()
-        pipeline = self._pipeline(None)
-        pipeline.zadd(self.keys.locks, {request.location.path: ms(now + request.ttl) for request in requests})
-        pipeline.zremrangebyscore(self.keys.locks, "-inf", ms(now))
-        pipeline.pexpire(self.keys.locks, ms(LOCK_MEMORY))
-        pipeline.execute()
-
     @redis_call
-    def renew_locks(self, requests: Sequence[LockRequest], replicas: int = 0) -> list[bool]:
-        """Let leases begin anew; tell of each lock whether it was still held.  There is no waiting for replicas."""
-        if not requests:
-            return []
-        self._note_locks(requests)
+    def renew_locks(self, requests: Sequence[LockRequest], replicas: int = 0) -> list[bool | None]:
+        """Renew leases; return of each lock whether it was still held, None if its node gave no answer.
+
+        There is no waiting for replicas.
+
+        Raises:
+            StoreError: If no node has answered.
+        """
         groups = _by_slot(requests, lambda request: request.location.key)
-        answers = self._run([renewal([requests[at] for at in ats]) for ats in groups])
-        held = {at: bool(one) for ats, answer in zip(groups, answers) for at, one in zip(ats, answer)}
+        answers = self._renew_slots(groups, requests)
+        held: dict[int, bool | None] = {}
+        for ats, answer in zip(groups, answers):
+            row = [None] * len(ats) if isinstance(answer, Exception) else map(bool, answer)
+            held.update(zip(ats, row))
+        if all(isinstance(answer, Exception) for answer in answers):
+            raise_first(answers)
+        for at, is_held in held.items():
+            if is_held:
+                self._index_lock(requests[at])
         return [held[at] for at in range(len(requests))]
+
+    def _renew_slots(self, groups: Sequence[list[int]], requests: Sequence[LockRequest]) -> list[Any]:
+        """Return the answers to renewals of one slot each; while that is being moved each lock has one of its own."""
+        answers = self._call_nodes([renewal([requests[at] for at in ats]) for ats in groups], divides=True)
+        for n, (ats, answer) in enumerate(zip(groups, answers)):
+            if isinstance(answer, redis.exceptions.TryAgainError):
+                rows = self._call_nodes([renewal([requests[at]]) for at in ats])
+                answers[n] = next((row for row in rows if isinstance(row, Exception)), None) or [row[0] for row in rows]
+        return answers
 
     @redis_call
     def node_of(self, location: Location) -> Address:
@@ -162,25 +270,28 @@ class ClusterStore(Store):
         """Return a connection to a node on which it speaks unasked; it is not open yet."""
         return PushConnection(self._client.client_at(node), self.timeout)
 
-    # -- hearing
+    # -- subscriptions
 
     @redis_call
     def listen(self) -> ClusterPushConnection:
-        """Return a connection on which Redis speaks unasked; it is not open yet."""
+        """Return a connection on which Redis pushes; it is not open yet."""
         return ClusterPushConnection(self._client, self.timeout)
 
     # -- how reads are sent, and scripts called
 
     def _answers(self, pipeline: Any) -> list[Any]:
-        """Return what reads gave; the node that tells the time may be away while those that have the entries are there."""
+        """Return what reads gave; Redis's time is read with writes, by the node of the indexes."""
         return answers_of(pipeline)
 
-    def _send(self, calls: Iterable[Call], publishes: bool, replicas: int = 0) -> list[Any]:
-        # Nobody has copies of what is in a cluster, so nobody is to be told before others are answered.
-        pipeline = self.redis.pipeline()
-        for script, keys, args in calls:
-            pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
-        answers: list[Any] = pipeline.execute(raise_on_error=False)
+    def _try(self, calls: Iterable[Call], publishes: bool = False, replicas: int = 0) -> list[Any]:
+        """Return the answers of scripts; an error is one."""
+        return self._call_nodes(calls)
+
+    def _call_nodes(self, calls: Iterable[Call], skip_away: bool = False, divides: bool = False) -> list[Any]:
+        commands = [Command(("EVALSHA", script.sha, len(keys), *keys, *args), {}, script.text, divides)
+                    for script, keys, args in calls]
+        self._ensure_clock()
+        answers: list[Any] = self._client.execute_all(commands, skip_away) if commands else []
         return answers
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 import time
 from typing import Any, Iterable, NamedTuple, Sequence
 
+from ..exceptions import StoreUnavailable
 from ..keys import SLOTS, Location
 from ..models.entry import StoredEntry
-from .errors import PASSING, code_in, code_of, is_lost, is_of_all, redis_call
+from .errors import PASSING, UNANSWERED, UNREACHABLE, code_in, code_of, is_lost, is_of_all, redis_call
 from .pool import noted
 from .push import TrackedConnection
-from .script_caller import SCRIPT_SIZE, Call, ScriptCaller, in_chunks, stored_of
+from .script_caller import SCRIPT_SIZE, Call, ScriptCaller, in_chunks
 from .scripts import ENTRY_PUBLISH, ENTRY_WRITE
 
 #: Entries of earlier runs that are kept of a task.
@@ -65,6 +66,8 @@ class WriteResult(NamedTuple):
         code: With ``error``: the first word of Redis's error, such as ``OOM``; "" if something else is stored there.
         writes: With ``again``: ids of the last writes, as in :class:`~celery_memsync.models.entry.Header`.
         is_later_run: With ``conflict``: whether the write is of a later run of the task than what is stored.
+        maybe_done: With ``error``: whether it may be stored all the same.
+        is_of_node: With ``error``: whether one node of a cluster takes no write at all, while others do.
     """
 
     status: str
@@ -75,6 +78,8 @@ class WriteResult(NamedTuple):
     code: str = ""
     writes: str = ""
     is_later_run: bool = False
+    maybe_done: bool = False
+    is_of_node: bool = False
 
     @property
     def passes(self) -> bool:
@@ -84,7 +89,7 @@ class WriteResult(NamedTuple):
     @property
     def is_of_all(self) -> bool:
         """Whether Redis takes no write at all just now."""
-        return is_of_all(self.code, self.error)
+        return not self.is_of_node and is_of_all(self.code, self.error)
 
 
 class EntryStore(ScriptCaller):
@@ -124,7 +129,7 @@ class EntryStore(ScriptCaller):
         if not code_of(answer) or is_lost(answer):
             raise answer
         refusal = WriteResult("error", error=str(answer), code=code_of(answer))
-        if len(writes) == 1 or refusal.is_of_all:
+        if len(writes) == 1 or refusal.is_of_all and refusal.code != "TRYAGAIN":
             return [refusal] * len(writes)
         answers = self._try([self._entry_call([write]) for write in writes], publishes=True)
         return [outcome for write, one in zip(writes, answers) for outcome in self._outcomes([write], one)]
@@ -210,7 +215,8 @@ class EntryStore(ScriptCaller):
         by_page = {key: split_page(page) for key, page in zip(pages, answers)}
         by_field = dict(zip(fields, answers[len(pages):]))
         return [
-            stored_of(slot_of(by_page[location.key], location.slot) if location.slot else by_field[location])
+            self._stored(
+                location.key, slot_of(by_page[location.key], location.slot) if location.slot else by_field[location])
             for location in locations
         ]
 
@@ -236,6 +242,13 @@ def split_page(page: bytes | None) -> list[bytes]:
 def slot_of(texts: list[bytes], slot: int) -> bytes | None:
     """Return the entry of a slot of a page that was split, None if the page is shorter."""
     return texts[slot - 1] if slot <= len(texts) else None
+
+
+def raise_unanswered(outcomes: Iterable[WriteResult]) -> None:
+    """Raise if a node of a cluster has given no answer to one of several writes."""
+    for outcome in outcomes:
+        if outcome.code in (UNANSWERED, UNREACHABLE):
+            raise StoreUnavailable(f"A node of the cluster gave no answer ({outcome.error})", outcome.maybe_done)
 
 
 def outcomes_of(answer: Sequence[Any]) -> list[WriteResult]:

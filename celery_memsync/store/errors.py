@@ -33,8 +33,11 @@ EVERYWHERE = frozenset({
 #: Our own code: whenever this was sent the answer was lost, though Redis is there.
 UNANSWERED = "UNANSWERED"
 
+#: Our own code: the node of a cluster that has an entry gave no answer, though others are there.
+UNREACHABLE = "UNREACHABLE"
+
 #: Codes that may go by; one right may be enough for one key and not for another.
-PASSING = EVERYWHERE | {"NOPERM", UNANSWERED}
+PASSING = EVERYWHERE | {"NOPERM", UNANSWERED, UNREACHABLE}
 
 #: What Redis refuses, by code, and what to do about it.
 REFUSALS = {
@@ -49,6 +52,10 @@ REFUSALS = {
     "WRONGTYPE": "something else may be stored there: look at it with redis-cli TYPE and remove it",
     UNANSWERED: "it is there, but whenever this is sent no answer comes: is it larger than Redis's proto-max-bulk-len, or "
     "more than can be sent within memsync_timeout?",
+    "CLUSTERDOWN": "the cluster is down, for a node that has slots is away; see cluster-require-full-coverage",
+    "TRYAGAIN": "the slot is being moved; it answers when that is done",
+    "MOVED": "the nodes of the cluster do not agree on which of them has this key",
+    "ASK": "the nodes of the cluster do not agree on which of them has this key",
     "WRONGPASS": "it refuses the user or password of memsync_backend",
 }
 
@@ -125,7 +132,7 @@ def is_of_all(code: str, text: str) -> bool:
     Args:
         text: What it has answered.
     """
-    return code in EVERYWHERE or code == "NOPERM" and "'evalsha'" in text.lower()
+    return code in EVERYWHERE or code == UNREACHABLE or code == "NOPERM" and "'evalsha'" in text.lower()
 
 
 def note_lost(exc: BaseException) -> None:
@@ -186,8 +193,10 @@ def explain_code(code: str, text: str) -> str:
     """Return what Redis refuses.
 
     Args:
-        text: What it has answered.
+        text: What it has answered; of a node that has not, why.
     """
+    if code == UNREACHABLE:
+        return text
     if TOO_LARGE in text:
         return "it takes no value of this size; raise its proto-max-bulk-len, or lower memsync_max_value_size"
     return REFUSALS.get(code) or "it answers: " + text.partition(" script: ")[0][:120]

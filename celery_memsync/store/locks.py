@@ -12,7 +12,7 @@ from .errors import redis_call
 from .pool import packed
 from .push import PushConnection
 from .script_caller import CLOCK_AGE, SCRIPT_SIZE, Call, ScriptCaller, answers_of, ms, stored_of
-from .scripts import LOCK_ACQUIRE, LOCK_FREE, LOCK_RELEASE, LOCK_RENEW, LOCK_WAIT, Script
+from .scripts import LOCK_ACQUIRE, LOCK_FREE, LOCK_RELEASE, LOCK_RENEW, LOCK_RESTORE, LOCK_WAIT, Script
 
 #: Most of those who wait for one lock that are looked at.
 MAX_WAITERS = 100
@@ -80,13 +80,13 @@ class LockStore(ScriptCaller):
     def take_lock(self, request: LockRequest) -> LockAnswer:
         """Take a lock if it is free and nobody waits for it."""
         location, holder, ttl, run, body, _ = request
-        return _lock_answer(self._run_for_lock(LOCK_ACQUIRE, location, holder, ms(ttl), run, body))
+        return self._lock_answer(location, self._run_for_lock(LOCK_ACQUIRE, location, holder, ms(ttl), run, body))
 
     @redis_call
     def wait_for_lock(self, request: LockRequest) -> LockAnswer:
         """Take a lock, or stand in the queue, where one's place is kept, and hear on the channel when it is one's turn."""
         location, holder, ttl, run, body, channel = request
-        return _lock_answer(self._run_for_lock(LOCK_WAIT, location, holder, ms(ttl), run, body, channel))
+        return self._lock_answer(location, self._run_for_lock(LOCK_WAIT, location, holder, ms(ttl), run, body, channel))
 
     @redis_call
     def leave_lock(self, request: LockRequest) -> bool:
@@ -100,6 +100,16 @@ class LockStore(ScriptCaller):
         return self._run_for_lock(LOCK_FREE, location, fence).startswith(b"ok")
 
     @redis_call
+    def restore_lock(self, request: LockRequest, fence: int) -> bool:
+        """Give a lock back its holder if Redis lacks the data of that acquisition; return whether that has it now.
+
+        Args:
+            fence: Of the acquisition; it stays the same.
+        """
+        location, holder, ttl, run, body, _ = request
+        return self._run_for_lock(LOCK_RESTORE, location, holder, ms(ttl), run, body, fence).startswith(b"ok")
+
+    @redis_call
     def read_waiters(self, names: Sequence[str]) -> list[list[StoredEntry]]:
         """Return of locks what is told of those who wait, each as the lock would be told if it were theirs.
 
@@ -109,6 +119,11 @@ class LockStore(ScriptCaller):
         for name in names:
             pipeline.lrange(self.keys.lock_location(name).key + "/queue/", 0, MAX_WAITERS - 1)
         return [_waiters(rows or ()) for rows in (answers_of(pipeline) if names else ())]
+
+    def _lock_answer(self, location: Location, answer: bytes) -> LockAnswer:
+        words, _, text = answer.partition(b"\n")
+        status, fence, left = words.split()
+        return LockAnswer(status.decode(), int(fence), int(left) / 1000, self._stored(location.key, text))
 
     def _run_for_lock(self, script: Script, location: Location, *args: Any) -> bytes:
         """Run a script on one lock.
@@ -128,8 +143,8 @@ class LockStore(ScriptCaller):
         return answer
 
     @redis_call
-    def renew_locks(self, requests: Sequence[LockRequest], replicas: int = 0) -> list[bool]:
-        """Let leases begin anew; tell of each lock whether it was still held.
+    def renew_locks(self, requests: Sequence[LockRequest], replicas: int = 0) -> list[bool | None]:
+        """Renew leases; return of each lock whether it was still held, None if its node of a cluster gave no answer.
 
         Args:
             replicas: How many replicas of Redis must have taken note.
@@ -166,12 +181,13 @@ class LockStore(ScriptCaller):
     def read_locks(self, names: Sequence[str]) -> list[tuple[StoredEntry | None, int]]:
         """Return locks as they are stored, and how many wait for each."""
         pipeline = self._pipeline(None)
-        for name in names:
-            key = self.keys.lock_location(name).key
+        keys = [self.keys.lock_location(name).key for name in names]
+        for key in keys:
             pipeline.get(key)
             pipeline.llen(key + "/queue/")
         answers = self._answers(pipeline) if names else []
-        return [(stored_of(text), waiters or 0) for text, waiters in zip(answers[::2], answers[1::2])]
+        return [(self._stored(key, text), waiters or 0)
+                for key, text, waiters in zip(keys, answers[::2], answers[1::2])]
 
     @redis_call
     def node_of(self, location: Location) -> object:
@@ -198,12 +214,6 @@ def renewal(requests: Sequence[LockRequest], *index: str) -> Call:
     for request in requests:
         args += (request.holder, request.location.path, ms(request.ttl))
     return LOCK_RENEW, [*(request.location.key for request in requests), *index], args
-
-
-def _lock_answer(answer: bytes) -> LockAnswer:
-    words, _, text = answer.partition(b"\n")
-    status, fence, left = words.split()
-    return LockAnswer(status.decode(), int(fence), int(left) / 1000, stored_of(text))
 
 
 def _waiters(rows: Sequence[bytes]) -> list[StoredEntry]:

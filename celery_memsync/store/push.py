@@ -142,17 +142,17 @@ class PushConnection:
 
 
 class ClusterPushConnection(PushConnection):
-    """The same for a cluster: one node passes on what all of them tell.
+    """The same for a cluster: one node passes on what all of them publish, another one with each new connection.
 
-    It tells of no keys that are read from others, so nothing that is read can
-    be kept.  What a node told when it went may be lost: so the connection is
-    broken when the masters are others than before, and its users look again.
+    It does not invalidate keys that are read from others, so nothing that is
+    read can be kept.  What a node published when it went away may be lost: so the
+    connection is broken when the masters change, and its users read again.
     """
 
     tracks = False
 
     def __init__(self, cluster: Cluster, timeout: float = DEFAULT_TIMEOUT) -> None:
-        super().__init__(cluster.client_of(), timeout)
+        super().__init__(cluster.listening_client(), timeout)
         self._cluster = cluster
         self._masters = cluster.masters()
 

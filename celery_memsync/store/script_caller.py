@@ -41,6 +41,10 @@ MAX_MS = 10 ** 13
 #: Seconds by which a stored time may be ahead of Redis's clock.
 AHEAD = 86400.0
 
+#: Seconds by which the clocks of two nodes of a cluster may differ without being told apart, as ``UNNOTICED`` in
+#: ``store/lua/entry_write.lua``.
+TOLERATED_SKEW = 1.0
+
 PING = packed_command("PING")
 
 #: A script, and keys and arguments of one call of it.
@@ -174,6 +178,23 @@ class ScriptCaller:
             self._sync_clock(seconds, micros, asked)
         return answers
 
+    def in_our_time(self, key: str, stored: StoredEntry) -> StoredEntry:
+        """Return an entry with its time by the clock of this store; the nodes of a cluster have clocks of their own.
+
+        Args:
+            key: The Redis key under which it was read.
+        """
+        return stored
+
+    @redis_call
+    def node_skews(self) -> dict[str, float]:
+        """Return by how many seconds the clocks of a cluster's nodes are ahead of that of the indexes; {} of one Redis."""
+        return {}
+
+    def _stored(self, key: str, text: bytes | None) -> StoredEntry | None:
+        stored = stored_of(text)
+        return None if stored is None else self.in_our_time(key, stored)
+
     def _present(self, entries: Mapping[K, StoredEntry | None]) -> dict[K, StoredEntry]:
         now = self.clock.now()
         return {name: stored for name, stored in entries.items() if stored is not None and not stored.absent(now)}
@@ -260,6 +281,10 @@ class ScriptCaller:
         if self._invalidation_pending:
             self._client.ping()
             self._invalidation_pending = False
+
+    @redis_call
+    def wait_indexed(self) -> None:
+        """Return when lists and counters have what this process has written: in one Redis they have it at once."""
 
     def _ensure_clock(self) -> None:
         if not self.clock.measured:

@@ -51,6 +51,8 @@ LOCK_RELEASE = load("hybrid_clock", "lock_entry", "lock_release")
 
 LOCK_FREE = load("hybrid_clock", "lock_entry", "lock_free")
 
+LOCK_RESTORE = load("hybrid_clock", "lock_entry", "lock_restore")
+
 LOCK_RENEW = load("hybrid_clock", "lock_entry", "lock_renew")
 
 HEARTBEAT_WRITE = load("heartbeat_times", "heartbeat_write")

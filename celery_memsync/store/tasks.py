@@ -9,7 +9,7 @@ from ..models.order import run_order
 from .entries import slot_of, split_page
 from .errors import redis_call
 from .push import TrackedConnection
-from .script_caller import ScriptCaller, answers_of, stored_of
+from .script_caller import ScriptCaller, answers_of
 
 
 class Task(NamedTuple):
@@ -54,20 +54,21 @@ class TaskStore(ScriptCaller):
         answers = self._answers(pipeline) if task_ids else []
         pages = answers[::2] if agents else answers
         shared: Sequence[dict[bytes, bytes] | None] = answers[1::2] if agents else [{}] * len(pages)
-        return [self._task(split_page(page), fields) for page, fields in zip(pages, shared)]
+        return [self._task(self.keys.task(task_id), split_page(page), fields)
+                for task_id, page, fields in zip(task_ids, pages, shared)]
 
-    def _task(self, texts: list[bytes], fields: dict[bytes, bytes] | None) -> Task:
+    def _task(self, key: str, texts: list[bytes], fields: dict[bytes, bytes] | None) -> Task:
         now = self.clock.now()
-        slots = {slot: stored_of(slot_of(texts, slot)) for slot in range(1, SLOTS + 1)}
+        slots = {slot: self._stored(key, slot_of(texts, slot)) for slot in range(1, SLOTS + 1)}
         former: dict[int, list[StoredEntry]] = {}
         for text in texts[SLOTS:]:
             mark, _, rest = text.partition(FORMER)
-            stored = stored_of(rest)
+            stored = self._stored(key, rest)
             if stored is not None and mark.isdigit() and not stored.absent(now):
                 former.setdefault(int(mark), []).append(stored)
         for row in former.values():
             row.sort(key=lambda stored: run_order(stored.header.run))
-        agents = {agent_id: stored_of(text) for name, text in (fields or {}).items()
+        agents = {agent_id: self._stored(key, text) for name, text in (fields or {}).items()
                   if is_id(agent_id := name.decode(errors="replace"))}
         return Task(self._present(slots), former, self._present(agents))
 

@@ -59,6 +59,9 @@ class HeartbeatReply(NamedTuple):
         at: When Redis heard it, in seconds of Redis's clock.
         since: Since when this worker has beaten without a gap.
         workers: How many there are.
+        score: What Redis keeps of this heartbeat, in milliseconds.
+        run_id: Redis's run id; "" if this user may not read it.
+        went_back: Whether Redis may lack what it had at the heartbeat before.
         losses: What this worker is to tell of.
     """
 
@@ -66,7 +69,14 @@ class HeartbeatReply(NamedTuple):
     at: float
     since: float
     workers: int
+    score: int = 0
+    run_id: str = ""
+    went_back: bool = False
     losses: tuple[LostWorkerClaim, ...] = ()
+
+
+#: Stands for the answer before the first heartbeat.
+FIRST_HEARTBEAT = HeartbeatReply("", 0.0, 0.0, 0)
 
 
 class WorkerStore(ScriptCaller):
@@ -75,7 +85,7 @@ class WorkerStore(ScriptCaller):
     @redis_call
     def write_heartbeat(
         self, worker_id: str, body: bytes, ttl: float, leaving: bool = False, *,
-        timeout: float | None = None, since: float = 0.0, until: float = 0.0, pulse: str = "-",
+        timeout: float | None = None, last: HeartbeatReply = FIRST_HEARTBEAT, until: float = 0.0, pulse: str = "-",
     ) -> HeartbeatReply:
         """Store what a worker tells of itself, or its goodbye; take on what is to be told of those that are lost.
 
@@ -83,7 +93,7 @@ class WorkerStore(ScriptCaller):
             ttl: Seconds that anything of a silent worker is kept.
             timeout: Seconds without a heartbeat after which this one is lost, and another goes on with what it was to
                 tell.  None: half of ``ttl``.
-            since: From the answer before: since when it has beaten without a gap.
+            last: The answer before.
             until: When it would be a gap, in seconds of Redis's clock.
             pulse: Tells readers whether it is alive, as :meth:`~celery_memsync.models.worker.WorkerRecord.pulse` does.
         """
@@ -91,12 +101,13 @@ class WorkerStore(ScriptCaller):
         timeout = ttl / 2 if timeout is None else timeout
         location = self.keys.worker_location(worker_id, "heartbeat")
         args = [worker_id, self.token, self.prefix + location.path, int(leaving), ms(ttl), ms(timeout),
-                round(since * 1000), round(until * 1000), pulse, body]
+                round(last.since * 1000), round(until * 1000), pulse, body, last.score, last.run_id]
         answer = self._run([(HEARTBEAT_WRITE, [self.keys.workers, self.keys.heartbeats, self.keys.lost], args)])[0]
-        status, _, seconds, micros, steady, workers, *claims = answer
+        status, _, seconds, micros, steady, workers, score, run_id, went_back, *claims = answer
         self._sync_clock(seconds, micros, asked)
         losses = tuple(LostWorkerClaim.parse(name, score, asked + timeout) for name, score in zip(claims[::2], claims[1::2]))
-        return HeartbeatReply(status.decode(), seconds + micros / 1e6, int(steady) / 1000, workers, losses)
+        return HeartbeatReply(status.decode(), seconds + micros / 1e6, int(steady) / 1000, workers, int(score),
+                              run_id.decode(), bool(went_back), losses)
 
     @redis_call
     def is_worker_lost(self, token: str, worker_id: str) -> bool:

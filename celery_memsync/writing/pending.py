@@ -20,6 +20,9 @@ LONG_INBOX, LARGEST_INBOX = 5000, 100_000
 #: Seconds until a change that Redis refuses is tried again; they double with each try, up to the longest pause.
 REFUSED_PAUSE, LONGEST_REFUSED_PAUSE = 1.0, 30.0
 
+#: The longest one if it is a node of a cluster that takes no writes, whose successor may be there soon.
+LONGEST_NODE_PAUSE = 5.0
+
 
 class Row:
     """The pending changes of one entry, in their order.
@@ -243,18 +246,19 @@ class PendingChanges:
                 del queue[location]
                 self._release(location.key)
 
-    def refuse(self, change: Change, maybe_done: bool = False) -> None:
+    def refuse(self, change: Change, maybe_done: bool = False, longest: float = LONGEST_REFUSED_PAUSE) -> None:
         """Try a change again later, because Redis refuses it.
 
         Args:
             maybe_done: Whether it may be stored all the same.
+            longest: Longest pause before it is tried again, in seconds.
         """
         with self._mutex:
             row = self._row_of(change)
             if row is not None:
                 if not maybe_done and not isinstance(change, Coordinated):
                     change.serial = None  # it was not stored, so what is sent next is another write
-                row.retry_at = time.monotonic() + min(REFUSED_PAUSE * 2 ** min(row.refusals, 10), LONGEST_REFUSED_PAUSE)
+                row.retry_at = time.monotonic() + min(REFUSED_PAUSE * 2 ** min(row.refusals, 10), longest)
                 row.refusals += 1
 
     def hold(self, change: Change) -> None:

@@ -21,10 +21,11 @@ from ..events import Events
 from ..exceptions import ConflictError, LockLost, MemSyncError, StoreError, StoreRefused, StoreUnavailable
 from ..keys import ASSIGNMENTS, STATE, Location
 from ..models.entry import UNWRITTEN, EntryVersion, Header, StoredEntry
-from ..store import UNANSWERED, CoordinationResult, EntryWrite, Store, WriteResult, explain_code, may_be_done, ms
+from ..store import (UNANSWERED, UNREACHABLE, CoordinationResult, EntryWrite, Store, WriteResult, explain_code,
+                     may_be_done, ms)
 from .changes import Change, Coordinated, DeferredChange, MergeFields, SetValue, SyncMetrics
 from .conflict_settler import ConflictSettler, Dispute
-from .pending import REFUSED_PAUSE, PendingChanges
+from .pending import LONGEST_NODE_PAUSE, LONGEST_REFUSED_PAUSE, REFUSED_PAUSE, PendingChanges
 from .progress import Progress
 from .requests import CompareAndSet, FencedWrite, FlushRequest
 from .unanswered import Attempt, Unanswered, number_of, was_never_written
@@ -108,6 +109,8 @@ class BatchWriter:
         self._reported_drops = 0
         self._reported_as_too_many = 0
         self._warned_of_drops = False
+        #: Whether it was logged that a node of a cluster takes no writes.
+        self._warned_of_node = False
         #: What Redis answered to the writes that it refuses.
         self._refusals: dict[Location, WriteResult] = {}
         #: Locations of which a refusal was logged.
@@ -241,7 +244,9 @@ class BatchWriter:
         backoff = EqualJitterBackoff(cap=LONGEST_PAUSE, base=0.05)
         for failures in count(1):
             try:
-                return self._wait_for(FlushRequest(strict=True), max(self.timeout, deadline - time.monotonic()))
+                written = self._wait_for(FlushRequest(strict=True), max(self.timeout, deadline - time.monotonic()))
+                self.store.wait_indexed()
+                return written
             except StoreError as exc:
                 pause = backoff.compute(failures)
                 if isinstance(exc, StoreRefused) or time.monotonic() + pause > deadline:
@@ -309,6 +314,7 @@ class BatchWriter:
         try:
             while self._pending and self._write_before(deadline):
                 pass
+            within(max(0.0, deadline - time.monotonic()), self.store.wait_indexed)
         finally:
             self._closed = True
             self._gatherer.stop(0)
@@ -346,6 +352,7 @@ class BatchWriter:
             failure = exc
         refused = self._pending.end_batch()
         self._refusals = {location: self._refusals[location] for location in refused if location in self._refusals}
+        self._report_nodes()
         self._report_drops()
         if self._pending.deferring:
             self._thread.wake()
@@ -413,7 +420,7 @@ class BatchWriter:
                     raise
                 self._batch_limit = 1
                 if len(batch) == 1 and batch[0].location == self._failed_alone:
-                    self._refuse(batch[0], WriteResult("error", error=str(exc), code=UNANSWERED))
+                    self._refuse(batch[0], WriteResult("error", error=str(exc), code=UNANSWERED, maybe_done=True))
                 self._failed_alone = batch[0].location if len(batch) == 1 else None
                 if time.monotonic() - started > self.timeout:
                     self._thread.call_now()
@@ -495,6 +502,8 @@ class BatchWriter:
             for (change, _), outcome in zip(written, outcomes):
                 if outcome.status == "error" and outcome.is_of_all:  # what was not stored stays pending
                     raise _refusal(change.location.path, [outcome])
+                if outcome.code == UNANSWERED:
+                    raise StoreUnavailable(f"No answer came to a write of {change.location.path}", outcome.maybe_done)
             changes = [change for change in again if change is not None]
             late = [change for change in changes if _is_late(change, number)]
             lost += late
@@ -528,8 +537,10 @@ class BatchWriter:
         for change, result in zip(first, self._change_coordination(first)):
             if result.error is not None and result.status == "error":
                 del rows[change.location]
-                if isinstance(result.error, StoreRefused) or result.code == "NOPERM":
-                    self._refuse(change, WriteResult("error", error=str(result.error), code=result.code))
+                if isinstance(result.error, StoreRefused) or result.code in ("NOPERM", UNREACHABLE):
+                    self._refuse(change, WriteResult(
+                        "error", error=str(result.error), code=result.code, maybe_done=may_be_done(result.error),
+                        is_of_node=result.code == UNREACHABLE))
                 else:
                     errors.append(result.error)
                 continue
@@ -554,7 +565,7 @@ class BatchWriter:
                     change.serial = None
             raise
         for change, result in zip(changes, results):
-            if result.status == "error":
+            if result.error is not None and result.status == "error" and not may_be_done(result.error):
                 change.since = started  # nothing was done until then
         return results
 
@@ -686,7 +697,7 @@ class BatchWriter:
                 return None if self._pending.is_waiting(change) else change
             return self._resolve(change, outcome)
         if status == "error":
-            if not outcome.is_of_all:
+            if not outcome.is_of_all and outcome.code != UNANSWERED:
                 self._refuse(change, outcome)
             return None
         if status == "fenced":
@@ -783,10 +794,18 @@ class BatchWriter:
 
     def _refuse(self, change: Change, outcome: WriteResult) -> None:
         """Set a change aside that Redis refuses, so that it does not hold up the others."""
-        self._pending.refuse(change, maybe_done=outcome.code == UNANSWERED)
+        earlier = self._refusals.get(change.location)
+        if outcome.code == UNREACHABLE and earlier is not None and earlier.maybe_done:
+            outcome = outcome._replace(maybe_done=True)
+        longest = LONGEST_NODE_PAUSE if outcome.is_of_node else LONGEST_REFUSED_PAUSE
+        self._pending.refuse(change, outcome.maybe_done, longest)
         self._refused_now.add(change.location)
         self._refusals[change.location] = outcome
-        if self._is_first_warning(change.location):
+        if outcome.is_of_node:
+            if not self._warned_of_node:
+                logger.warning("Part of the cluster takes no writes, which stay pending: %s", outcome.error[:200])
+            self._warned_of_node = True
+        elif self._is_first_warning(change.location):
             logger.warning("Redis refuses to write %s: %s", change.location.path, outcome.error[:120])
 
     def _is_first_warning(self, location: Location) -> bool:
@@ -799,6 +818,12 @@ class BatchWriter:
         return True
 
     # -- what is reported of it all
+
+    def _report_nodes(self) -> None:
+        """Log that every node takes writes again."""
+        if self._warned_of_node and not any(outcome.is_of_node for outcome in self._refusals.values()):
+            self._warned_of_node = False
+            logger.info("All nodes of the cluster take writes again")
 
     def _report_drops(self) -> None:
         dropped = self._pending.dropped - self._reported_drops
@@ -842,4 +867,4 @@ def _refusal(key: str, outcomes: list[WriteResult]) -> StoreError:
     others = f" and {len(outcomes) - 1} others" if len(outcomes) > 1 else ""
     code, error = outcomes[0].code or "WRONGTYPE", outcomes[0].error
     message = f"Redis refuses to write {key}{others} ({explain_code(code, error)})"
-    return StoreUnavailable(message, code == UNANSWERED, code) if outcomes[0].passes else StoreRefused(message, code)
+    return StoreUnavailable(message, outcomes[0].maybe_done, code) if outcomes[0].passes else StoreRefused(message, code)

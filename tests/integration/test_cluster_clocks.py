@@ -1,61 +1,85 @@
-"""What a cluster's nodes write after a clock was set back: index updates of a task are taken in the order of its writes."""
+"""A cluster whose nodes have different clocks."""
 from __future__ import annotations
 
 import pytest
 
-from celery_memsync.keys import STAGE, Keys
-from celery_memsync.models.order import rank_of
-from celery_memsync.models.task import TaskRun
-from celery_memsync.store import EntryWrite, Store
-from celery_memsync.store.client import connect
-from celery_memsync.store.scripts import INDEX_APPLY
+from celery_memsync.cli.checks import examine_nodes
+from tests.support.publishing import sync_stage
 from tests.support.stepped_clock import SteppedServer
+from tests.support.topologies import Cluster
+from tests.support.waiting import eventually
 
-KEYS = Keys("task-sentinel")
 
-
-class SplitStore(Store):
-    """A store that writes as if what follows from entries were on another node."""
-
-    def _shared_keys(self):
-        return ()
-
-    def write(self, task_id, status, serial, ms):
-        """Write a stage, and return its index updates."""
-        location = KEYS.task_location(task_id, STAGE)
-        body = TaskRun(status).encode(task_id)
-        write = EntryWrite(location, "run", "c.0.r", rank_of(status), 0, ms, 0, 7_200_000, serial, body)
-        (answer,) = self._run([self._entry_call([write])])
-        return answer[-1]
-
-    def apply(self, serial, *updates):
-        keys = [*super()._shared_keys(), KEYS.done(self.token, "notes"), KEYS.noted]
-        self._run([(INDEX_APPLY, keys, ["w", 7_200_000, "0:", "task-sentinel/coordination/", serial, *updates])])
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Three masters whose clocks can be set."""
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"), replicas=0, patience=15000, make_server=SteppedServer)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()
 
 
 @pytest.fixture
-def stepped(tmp_path):
-    server = SteppedServer(tmp_path / "redis").start()
-    yield server
-    server.stop()
+def off_node(request, cluster):
+    """A node without the indexes, whose clock is 90 seconds ahead, unless told otherwise."""
+    home = cluster.owner_of("{task-sentinel}")
+    node = next(server for server in cluster.servers if server is not home)
+    node.set_clock(getattr(request, "param", 90))
+    yield node
+    node.set_clock(0)
 
 
-@pytest.mark.parametrize("step", [0, 3600, 200_000])
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=str)
-def test_a_task_is_in_the_list_of_its_last_stage(stepped, step, order):
-    store, other = (SplitStore(connect(stepped.url, {}), KEYS, "w", token, 7200.0) for token in ("tokenone", "tokentwo"))
-    with stepped.client() as client:
-        store.apply(1, store.write("t", "PENDING", 1, round(client.time()[0] * 1000)))
-        stepped.set_clock(-step)
-        ms = client.time()[0] * 1000
-        updates = [store.write("t", "STARTED", 2, ms), store.write("t", "SUCCESS", 3, ms)]
+@pytest.mark.parametrize("off_node", [-4000, -5, 90], indirect=True)
+def test_everything_on_a_node_with_another_clock_is_as_on_the_others(cluster, off_node, make_on_cluster):
+    memsync, other, heard = make_on_cluster(batch_interval=0.01), make_on_cluster(), {}
+    names = cluster.names_on(off_node, "task-sentinel/%s", 3)
+    (task,) = cluster.names_on(off_node, "task-sentinel/tasks/{%s}/", 1)
+    (lock,) = cluster.names_on(off_node, "task-sentinel/locks/{%s}", 1)
+    other.subscribe("n*", lambda key, value: heard.__setitem__(key, value))
+    paths = [f"task-sentinel/{name}" for name in names]
 
-        before = store.read_queue(10)
-        for serial, at in enumerate(order, 1):
-            other.apply(serial, updates[at])
+    for value in (1, 2):
+        for name in names:
+            memsync.write(name, value)
+        memsync.force_sync()
+        eventually(lambda v=value: heard == dict.fromkeys(paths, v))
+    sync_stage(memsync, task, "STARTED")
+    memsync.force_sync()
+    with memsync.lock(lock, ttl=20.0):
+        (held,) = eventually(other.locks)
+    entry = other.read_entry(names[0])
 
-    assert before == {"pending": ["t"], "processing": []}
-    after = {"pending": [], "processing": []}
-    assert store.read_queue(10) in ([after] if order == (0, 1) or not step else [after, {**after, "processing": ["t"]}])
-    store.close()
-    other.close()
+    assert [other.read(name) for name in names] == [2, 2, 2]
+    assert other.search("n*") == paths
+    assert other.get_task_state(task)["status"] == "STARTED"
+    assert other.get_queue()["processing"] == [task]
+    assert (held.name, round(held.ttl)) == (lock, 20)
+    assert abs(entry.timestamp - other.store.clock.now()) < 5
+    assert other.write(names[0], 3, expected_version=entry.version).version == entry.version + 1
+
+
+def test_a_deleted_key_written_again_by_an_earlier_clock_is_found(cluster, off_node, make_on_cluster):
+    memsync, other = make_on_cluster(batch_interval=60.0), make_on_cluster()
+    (name,) = cluster.names_on(off_node, "task-sentinel/%s", 1)
+    memsync.write(name, 1)
+    memsync.force_sync()
+    memsync.delete(name)
+    memsync.force_sync()
+    assert other.search("n*") == []
+
+    off_node.set_clock(-8000)
+    memsync.write(name, 2)
+    memsync.force_sync()
+
+    assert other.search("n*") == [f"task-sentinel/{name}"]
+    assert other.read(name, consistent=True) == 2
+
+
+def test_doctor_names_a_node_with_another_clock(cluster, off_node, make_on_cluster):
+    memsync = make_on_cluster()
+
+    (finding,) = examine_nodes(memsync.store.node_skews())
+
+    assert not finding.fine
+    assert f"127.0.0.1:{off_node.port}" in finding.what

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from celery_memsync import StoreUnavailable
+from celery_memsync import StoreRefused, StoreUnavailable
 from tests.support.junk import JUNK
 from tests.support.publishing import sync_stage
 from tests.support.topologies import ask
@@ -79,3 +79,25 @@ def test_writes_go_on_with_junk_in_the_bookkeeping_of_a_cluster(cluster, make_on
 
     known = [task["id"] for task in other.get_tasks()]
     assert {f"{key[-5:]}-{number}" for key in (keys.noted, "notes") for number in range(3)} <= set(known)
+
+
+def test_a_value_that_is_too_large_for_a_node_keeps_nothing_from_others(cluster, make_on_cluster):
+    memsync, other = make_on_cluster(batch_interval=60.0, max_value_size=4 * 2 ** 20), make_on_cluster()
+    names = cluster.names_on(cluster.servers[0], "task-sentinel/%s", 10)
+    for server in cluster.servers:
+        ask(server, "CONFIG", "SET", "proto-max-bulk-len", 2 ** 20)
+    memsync.write(names[0], "x" * 2 ** 21)
+    for name in names[1:]:
+        memsync.write(name, 1)
+
+    try:
+        with pytest.raises(StoreRefused, match=names[0]):
+            memsync.force_sync(timeout=1.0)
+        found = other.read_many(names)
+    finally:
+        for server in cluster.servers:
+            ask(server, "CONFIG", "SET", "proto-max-bulk-len", 512 * 2 ** 20)
+    memsync.force_sync(timeout=5.0)
+
+    assert found == {names[0]: None, **dict.fromkeys(names[1:], 1)}
+    assert len(other.read(names[0])) == 2 ** 21

@@ -75,3 +75,19 @@ def test_a_restart_of_redis_loses_nobody(make_fleet, own_memory):
         fleet.wait(result, "SUCCESS", timeout=20)
     assert [fleet.notes("worker-lost", worker.name) for worker in workers] == [[], []]
     assert [fleet.notes("task-lost", result.id) for result in results] == [[], []]
+
+
+def test_running_tasks_are_recorded_anew_after_an_older_snapshot(make_fleet, own_memory):
+    fleet = make_fleet(memory=own_memory, memsync_worker_ttl=TTL)
+    worker = fleet.start_worker("-P", "threads", "-c", "1")
+    own_memory.client().save()
+    result = fleet.send("sleep", 30)
+    fleet.wait(result, "STARTED")
+    heartbeat = fleet.wait_record(worker, lambda record: record.running)
+
+    own_memory.kill()
+    own_memory.start()
+
+    fleet.wait_record(worker, lambda record: record.sequence > heartbeat.sequence)
+    eventually(lambda: fleet.status(result.id) == "STARTED", timeout=3)
+    assert fleet.notes("worker-lost", worker.name) == []

@@ -94,5 +94,14 @@ class RedisServer:
     def pause(self):
         self.process.send_signal(signal.SIGSTOP)
 
+    @contextlib.contextmanager
+    def paused(self):
+        """Keep it from answering for the length of a block."""
+        self.pause()
+        try:
+            yield
+        finally:
+            self.resume()
+
     def resume(self):
         self.process.send_signal(signal.SIGCONT)

@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import signal
 import socket
 import subprocess
 
 import redis
+import redis.crc
 
 from celery_memsync.store.embedded import find_server
 from tests.support.redis_server import RedisServer, free_port
@@ -109,14 +111,15 @@ class Cluster:
 
     Args:
         patience: Milliseconds after which a node that does not answer is replaced.
+        make_server: Makes a node.
     """
 
-    def __init__(self, folder, replicas=1, patience=2000, binary=None):
+    def __init__(self, folder, replicas=1, patience=2000, binary=None, make_server=RedisServer):
         options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(patience),
                    "--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0")
         self.servers = []
         while len(self.servers) < 3 * (1 + replicas):
-            server = RedisServer(folder / f"node-{len(self.servers)}", *options, binary=binary)
+            server = make_server(folder / f"node-{len(self.servers)}", *options, binary=binary)
             server.port = free_pair()
             server.url = f"redis://127.0.0.1:{server.port}/0"
             self.servers.append(server)
@@ -169,21 +172,48 @@ class Cluster:
         """Return the server that has a key."""
         return self.owner(self.slot_of(key))
 
+    def names_on(self, server, template, number):
+        """Return names whose keys a server has.
+
+        Args:
+            template: Makes a key of a name, by "%".
+        """
+        rows = [(start, end) for start, end, master, *_ in self._slots() if master[1] == server.port]
+        names = (f"n{at}" for at in itertools.count())
+        slots = ((name, redis.crc.key_slot((template % name).encode())) for name in names)
+        return list(itertools.islice((name for name, slot in slots if any(a <= slot <= b for a, b in rows)), number))
+
     def slot_of(self, key):
         living = next(server for server in self.servers if server.process is not None)
         return ask(living, "CLUSTER", "KEYSLOT", key)
 
     def move(self, slot, target, pause=lambda: None):
         """Move a slot with all its keys while it is in use."""
+        with self.moving(slot, target) as move_keys:
+            while move_keys(10):
+                pause()
+            pause()
+
+    @contextlib.contextmanager
+    def moving(self, slot, target):
+        """Begin to move a slot; yield what moves some of its keys and returns how many; move the rest at the end."""
         source = self.owner(slot)
         ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
         ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
-        while keys := ask(source, "CLUSTER", "GETKEYSINSLOT", slot, 10):
-            pause()
-            ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 2000, "KEYS", *keys)
-        pause()
-        for server in (target, source):
-            ask(server, "CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
+
+        def move_keys(number):
+            keys = ask(source, "CLUSTER", "GETKEYSINSLOT", slot, number)
+            if keys:
+                ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 2000, "KEYS", *keys)
+            return len(keys)
+
+        try:
+            yield move_keys
+        finally:
+            while move_keys(10):
+                pass
+            for server in (target, source):
+                ask(server, "CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
 
     def fail_over(self, server):
         """Kill a master; return what takes its place, once that has happened."""

@@ -85,20 +85,14 @@ local function count_stage(before, rank, runtime)
   if new and new ~= "" then count("runtime", tonumber(runtime) / 1e6) end
 end
 
--- Note when something was written, for index updates: by Redis's clock, unless that was set back since the entry before.
-local function note_moment(thing, stored_ms)
-  if not index then moments[thing] = stored_ms > now_ms and stored_ms * 1000 + 999 or now[1] * 1000000 + now[2] end
-end
-
 -- Update the list in which a task is, from its stage.
-local function enlist(task, rank, time, ttl_ms, figure, stored_ms)
-  note_moment(task, stored_ms)
+local function enlist(task, rank, time, ttl_ms, figure)
   local digit = string.sub(rank, 1, 1)
   local new = digit == "0" or digit == "1"
   lists[task] = (new or digit == "4") and "pending" or digit == "2" and "processing" or ""
-  orders[task] = new and figure ~= "0" and tonumber(figure) or time * 10
-  expiries[task] = time + ttl_ms
-  if expiries[task] <= now_ms then lists[task] = "" end
+  orders[task] = new and figure ~= "0" and tonumber(figure) or (time - now_ms) * 10
+  expiries[task] = time + ttl_ms - now_ms
+  if expiries[task] <= 0 then lists[task] = "" end
 end
 
 -- Remove the oldest entry of an earlier run, but rather one of a chain that others know, too: a write of a chain that is
@@ -165,14 +159,13 @@ local function run_in(entries, own, run_key)
 end
 
 -- Update the name of a user's key: once when it is made, and whenever it expires later by a ttl.
-local function update_name(path, before, stime, sttl, time, ttl_ms, deleted, stored_ms)
-  note_moment(path, stored_ms)
+local function update_name(path, before, stime, sttl, time, ttl_ms, deleted)
   local expires = math.floor((time + ttl_ms) / ttl_ms) + 1
   if deleted then
     named[path] = false
   elseif not before or sttl ~= ttl_ms or string.sub(before, -1) == "\n"
       or math.floor((stime + sttl) / sttl) + 1 ~= expires then
-    named[path] = expires * ttl_ms
+    named[path] = expires * ttl_ms - now_ms
   end
 end
 
@@ -191,12 +184,13 @@ local function writes_of(writes)
 end
 
 -- Update once more what follows from a write whose answer, and index updates, were lost; but for what it counts.
-local function update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body, stored_ms)
+local function update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body, stored_ms, version)
+  note_state(task ~= "" and task or path, stored_ms, version)
   if task ~= "" then
     added[#added + 1] = task
-    if slot == 1 and rank == srank then enlist(task, rank, time, ttl_ms, figure, stored_ms) end
+    if slot == 1 and rank == srank then enlist(task, rank, time, ttl_ms, figure) end
   elseif slot then
-    update_name(path, nil, nil, nil, time, ttl_ms, body == "", stored_ms)
+    update_name(path, nil, nil, nil, time, ttl_ms, body == "")
   end
 end
 
@@ -275,7 +269,7 @@ local function write(key, known)
   end
   local last, others = writes_of(writes)
   if last and last >= tonumber(serial) then
-    if not index then update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body, stime + slag) end
+    if not index then update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body, stime + slag, version) end
     return { "again", version, writes }
   end
   if fence ~= "0" and tonumber(fence) < tonumber(sfence) then return { "fenced", version } end
@@ -296,7 +290,8 @@ local function write(key, known)
         local stored = header(version, run, rank, fence, time, ttl_ms, stime + slag - time, writes, worker) .. "\n" .. body
         store(key, entries, slot, field, stored, time, ttl_ms)
         if staged and rank < "3" then
-          enlist(task, rank, time, ttl_ms, figure, stime + slag)
+          note_state(task, stime + slag, version)
+          enlist(task, rank, time, ttl_ms, figure)
           added[#added + 1] = task
         end
       end
@@ -327,12 +322,14 @@ local function write(key, known)
   local published = publish(prefix .. path,
     where .. "\n" .. stored .. ((other == "" or other == "\n") and "" or "\n" .. other))
   if staged then
+    note_state(task, stored_ms, version + 1)
     if not text or expired then count("total", 1) end
     count_stage(stage_before, rank, figure)
-    enlist(task, rank, time, ttl_ms, figure, stored_ms)
+    enlist(task, rank, time, ttl_ms, figure)
   end
   if task == "" and entries or task ~= "" and tonumber(ttl_ms) > index_ttl then
-    update_name(path, text, stime, sttl, time, ttl_ms, body == "", stored_ms)
+    note_state(path, stored_ms, version + 1)
+    update_name(path, text, stime, sttl, time, ttl_ms, body == "")
   end
   if task ~= "" and (is_new or stime and math.floor(2 * stime / index_ttl) ~= math.floor(2 * time / index_ttl)) then
     added[#added + 1] = task

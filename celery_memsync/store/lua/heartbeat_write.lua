@@ -16,13 +16,18 @@
 -- ARGV[8]   until     when there would be a gap, ms
 -- ARGV[9]   pulse     the rank of its entry: by which readers know whether it is alive, without the body
 -- ARGV[10]  body      JSON, not looked into
+-- ARGV[11]  left      its score in heartbeats, from the answer before; "0": this is its first heartbeat
+-- ARGV[12]  run_id    Redis's run id, from the answer before; "": not known
 --
--- Returns    {word, version, seconds, microseconds, since, number of workers, member of lost, its score, member, score...}:
---            those that it has claimed; word: "ok", "online" (it was not there), or "back" (it was lost)
+-- Returns    {word, version, seconds, microseconds, since, number of workers, score, run id, whether it went back in time,
+--            member of lost, its score, member, score...}: those that it has claimed; word: "ok", "online" (it was not
+--            there), or "back" (it was lost); run id: "" if this user may not read it; 1 if Redis may lack what it had
+--            at the heartbeat before, which leaves since at now
 -- Publishes  field, header and body on the channel
 local workers, heartbeats, lost = KEYS[1], KEYS[2], KEYS[3]
 local id, token, channel, leaving, ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local timeout, since, until_ms, pulse, body = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
+local left, known_run_id = tonumber(ARGV[11]), ARGV[12]
 local name, field = token .. " " .. id, id .. "/heartbeat"
 -- ms: above any time; the longest that a worker may be without heartbeats, whatever its settings are.
 local LIMIT, longest = "1000000000000000", math.max(AHEAD, 2 * ttl_ms, 2 * timeout)
@@ -74,7 +79,14 @@ publish(channel, ":" .. field .. "\n" .. text)
 local due = tonumber(call("ZSCORE", heartbeats, name) or 0)
 local word = due > 0 and "ok" or due < 0 and "back" or "online"
 if due < 0 then redis.call("ZREM", lost, token .. " " .. whole(-due) .. " " .. id) end
-redis.call("ZADD", heartbeats, whole(leaving == "1" and -now_ms or now_ms + timeout), name)
+local score = whole(leaving == "1" and -now_ms or now_ms + timeout)
+redis.call("ZADD", heartbeats, score, name)
+
+-- Redis was started from an older snapshot, is a replica that lagged, or was emptied: then it lacks the heartbeat before.
+-- Another run of Redis may lack less than that.
+local info = redis.pcall("INFO", "server")
+local run_id = type(info) == "string" and string.match(info, "run_id:(%w+)") or ""
+local went_back = left > 0 and (math.abs(due) < left or run_id ~= known_run_id and run_id ~= "" and known_run_id ~= "")
 
 -- Times that are further ahead than they can be were noted before the clock was set back: they begin anew now.
 local function begin_anew(key, sign, length, rows)
@@ -108,7 +120,7 @@ trim_scores(heartbeats)
 trim_scores(lost)
 
 -- A worker whose own heartbeats did not come for a while, because Redis was away, can not know whose are missing.
-if now_ms > tonumber(until_ms) or tonumber(since) > now_ms then since = whole(now_ms) end
+if now_ms > tonumber(until_ms) or tonumber(since) > now_ms or went_back then since = whole(now_ms) end
 local claimed = {}
 local function claim(one, sign)
   if not is_lost_worker(one) then return redis.call("ZREM", lost, one) end
@@ -133,4 +145,5 @@ if leaving ~= "1" and now_ms - since >= tonumber(timeout) then
 end
 for _, key in ipairs(KEYS) do redis.call("PEXPIRE", key, ttl_ms) end
 return {
-  word, version, tonumber(now[1]), tonumber(now[2]), since, redis.call("ZCOUNT", heartbeats, "(0", "+inf"), unpack(claimed) }
+  word, version, tonumber(now[1]), tonumber(now[2]), since, redis.call("ZCOUNT", heartbeats, "(0", "+inf"), score, run_id,
+  went_back and 1 or 0, unpack(claimed) }

@@ -1,5 +1,5 @@
 -- A clock that never goes back, for fences and for lives of keys; put before entry_write.lua, lock_acquire.lua,
--- lock_wait.lua, lock_release.lua, lock_free.lua and lock_renew.lua.
+-- lock_wait.lua, lock_release.lua, lock_free.lua, lock_restore.lua and lock_renew.lua.
 --
 -- It is Redis's own, unless that was set back: then it goes on by a millisecond with each call, from a high-water mark,
 -- which is kept for ever.  See hybrid logical clocks (Kulkarni and others, 2014).
@@ -8,9 +8,10 @@
 -- follow it.
 local LIMIT = 2 ^ 52
 
--- Return a moment (us) that is later than those of all calls before, and than another one.
+-- Return a moment (us) that is later than those of all calls before, and than another one; without a mark than that one.
 local function tick(mark, other)
   local now_us = now[1] * 1000000 + now[2]
+  if not mark then return math.max(now_us, other + 1) end
   local last = tonumber(string.match(call("SET", mark, whole(now_us), "GET") or "", "^%d+$") or 0)
   local moment = now_us
   if last >= moment and last < LIMIT then moment = last + 1000 end

@@ -1,23 +1,30 @@
 -- What follows from entries: the index of tasks, the names of users' keys, the lists of the queue, what is counted; put
 -- before entry_write.lua and index_apply.lua.
 --
--- On a cluster it is in another slot than the entries.  Then it travels as index updates: the tables here, packed and
--- unpacked by these functions, and read by no other program.
+-- On a cluster it is in another slot than the entries, and on a node with another clock.  So times are counted from now.
+-- It travels as index updates: the tables here, packed and unpacked by these functions, and read by no other program.
 
 -- Set by the script, from its keys and arguments; channels is what stands before "queue" and "metrics" in their channels.
 local worker, index_ttl, channels
 local index, names, pending, processing, metrics, about
 -- Tasks that go into the index.
 local added = {}
--- What the stages of tasks come to: list, order in it, and when they expire in it (ms), by task id; counters by name.
+-- What the stages of tasks come to: list, order in it (tenths of ms: since the epoch, or from now if it is below EPOCH),
+-- and ms until they expire in it, by task id; counters by name.
 local lists, orders, expiries, counted = {}, {}, {}, {}
--- Users' keys that were made, moved on by a ttl, or deleted: when they expire (ms), or false, by path.
+local EPOCH = 1e12
+-- Users' keys that were made, moved on by a ttl, or deleted: ms until they expire, or false, by path.
 local named = {}
--- When what is listed or named was written (us), by task id or path: never earlier than what was written there before.
-local moments = {}
+-- Which state of its entry each list and name follows from, by task id or path; a later state has a greater number.
+local states = {}
 
 -- Tasks that stay in the index when it begins anew.
 local KEPT = 500
+
+-- Note which state of an entry what follows from it: when that is taken to be stored (ms), and its version.
+local function note_state(thing, stored_ms, version)
+  states[thing] = stored_ms * 1024 + version % 1024
+end
 
 local function update_lists()
   local changed, longest = false, 1
@@ -30,9 +37,10 @@ local function update_lists()
         -- A task that is there keeps its order; it only expires later.
         local score = try("ZSCORE", key, task)
         local order = type(score) == "string" and expires_at(score) > 0 and order_of(score) or orders[task]
-        into[#into + 1] = score_of(order, expiries[task])
+        if order < EPOCH then order = order + now_ms * 10 end
+        into[#into + 1] = score_of(order, now_ms + expiries[task])
         into[#into + 1] = task
-        left = math.max(left, expiries[task] - now_ms)
+        left = math.max(left, expiries[task])
       end
     end
     if #out > 0 then changed = try("ZREM", key, unpack(out)) ~= 0 or changed end
@@ -50,9 +58,9 @@ local function update_names()
   local into, out, left = {}, {}, 0
   for path, expires in pairs(named) do
     if expires then
-      into[#into + 1] = whole(expires)
+      into[#into + 1] = whole(now_ms + expires)
       into[#into + 1] = path
-      left = math.max(left, expires - now_ms)
+      left = math.max(left, expires)
     else
       out[#out + 1] = path
     end
@@ -123,7 +131,7 @@ end
 -- Return all of it as index updates, "" if there is nothing.
 local function pack_updates()
   if not (next(added) or next(named) or next(lists) or next(counted)) then return "" end
-  return cmsgpack.pack({ added, lists, orders, expiries, counted, named, moments })
+  return cmsgpack.pack({ states, added, lists, orders, expiries, counted, named })
 end
 
 -- Return what index updates hold, in that order.

@@ -5,6 +5,7 @@
 -- KEYS[3] asked   hash: when each waiter has asked last, and how long there were waiters (ms), see lock_entry.lua
 -- KEYS[4] clock   string: high-water mark, see hybrid_clock.lua
 -- KEYS[5] index   sorted set: path of each lock that is held, by the end of its lease (ms); not given on a cluster
+-- On a cluster only the first one is given while the slot is being moved: the others may be on another node.
 -- ARGV[1] path    the lock's; its changes are published there
 -- ARGV[2] turns   the channels of waiters begin with that; up to its first colon it is put before a path to make a channel
 -- ARGV[3] worker  the caller's

@@ -1,5 +1,5 @@
 -- How a lock is stored and given to its next holder; put before lock_acquire.lua, lock_wait.lua, lock_release.lua,
--- lock_free.lua and lock_renew.lua.
+-- lock_free.lua, lock_restore.lua and lock_renew.lua.
 --
 -- A lock is an entry.  Its run is that of the holder, its last write names the
 -- holder, its time is since when it is held, its ttl ends with the lease, and its
@@ -66,14 +66,18 @@ local function store_lock(run, writes, lease_ms, by, body)
   publish(string.match(turns, "^%d+:") .. path, "1\n" .. text)
 end
 
--- Store a holder, with a new fence.
-local function give_lock(run, writes, lease_ms, by, body)
-  local moment = tick(clock, tonumber(fence))
-  fence = whole(moment)
-  stored_ms = math.max(stored_ms, math.floor(moment / 1000))
+-- Store a holder, with a fence.
+local function hold(its_fence, run, writes, lease_ms, by, body)
+  fence = its_fence
+  stored_ms = math.max(stored_ms, math.floor(tonumber(fence) / 1000))
   left = tonumber(lease_ms)
   store_lock(run, writes, lease_ms, by, body)
   if index then call("ZADD", index, whole(now_ms + left), path) end
+end
+
+-- Store a holder, with a new fence.
+local function give_lock(run, writes, lease_ms, by, body)
+  hold(whole(tick(clock, tonumber(fence))), run, writes, lease_ms, by, body)
 end
 
 -- A waiter as it stands in the queue; a namespace, with which the channel begins, may hold blanks.
@@ -109,6 +113,7 @@ end
 -- Give the lock to the first waiter that is there; return it, or nil if there is none, or "" if this was not found out yet.
 -- The script's caller may be a waiter, too: it is taken to be there, and is returned without having been given the lock.
 local function give_to_waiter(gave_back, caller)
+  if not queue then return nil end
   for _ = 1, PASSED do
     local row = call("LPOP", queue)
     if not row then return nil end

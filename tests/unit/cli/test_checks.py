@@ -57,6 +57,12 @@ def test_a_clock_that_is_wrong_is_found(skew, found):
     assert bool(list(checks.examine_clocks([WorkerRecord("w1", skew=skew)]))) is found
 
 
+@pytest.mark.parametrize("skews, fine", [
+    ({}, []), ({"a:1": 0.0, "b:1": -0.4, "c:1": 0.4}, [True]), ({"a:1": 0.0, "b:1": -90.0}, [False])])
+def test_clocks_of_nodes_that_differ_by_too_much_are_found(skews, fine):
+    assert [one.fine for one in checks.examine_nodes(skews)] == fine
+
+
 @pytest.mark.parametrize("info, fine", [
     ({}, True), ({"rdb_last_bgsave_status": "err"}, False), ({"aof_last_write_status": "err"}, False)])
 def test_a_redis_that_can_not_save_is_found(info, fine):

@@ -49,7 +49,8 @@ def test_a_lock_excludes_others_after_a_fence_near_the_limit(memsync, other, red
     assert other.lock("a").acquire()
 
 
-@pytest.mark.parametrize("time_ms, lag", [(now_ms() + YEARS, 0), (now_ms(), YEARS), (10 ** 15 - 1, 0), (0, 10 ** 15 - 1)])
+@pytest.mark.parametrize("time_ms, lag", [
+    (now_ms() + YEARS, 0), (now_ms(), YEARS), (10 ** 15 - 1, 0), (0, 10 ** 15 - 1)], ids=["time", "lag", "last", "last lag"])
 def test_an_entry_from_far_ahead_is_replaced_like_any_other(memsync, other, redis, time_ms, lag):
     received = []
     other.subscribe("k", lambda key, value, entry: received.append((value, entry.version)))

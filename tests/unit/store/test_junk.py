@@ -10,6 +10,7 @@ import redis as redis_py
 from celery_memsync import LockLost, encoding
 from celery_memsync.keys import Keys, is_id
 from celery_memsync.models.task import TaskRun
+from celery_memsync.store import FIRST_HEARTBEAT
 from tests.support.junk import JUNK, NOW, SCORES, add_members, scatter_scores
 from tests.support.runs import run_key
 
@@ -49,8 +50,8 @@ def fill(memsync):
 
 def beat(store, worker_id, timeout=5.0, since=0.0):
     return store.write_heartbeat(
-        worker_id, encoding.dumps({"worker_id": worker_id, "status": "active"}), 60.0, timeout=timeout, since=since,
-        until=1e10, pulse="active:1")
+        worker_id, encoding.dumps({"worker_id": worker_id, "status": "active"}), 60.0, timeout=timeout,
+        last=FIRST_HEARTBEAT._replace(since=since), until=1e10, pulse="active:1")
 
 
 def assert_others_go_on(memsync, other, number, held):
