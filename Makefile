@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo unit test acceptance counts lint bench soak fuzz clean
+# Else every process that a test starts compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo unit test acceptance counts lint flake8 isort mypy bandit bench soak fuzz clean
 help:
 	@echo "make demo        install, start a Redis and a worker, run the example with live progress, clean up"
 	@echo "make unit        the quick unit tests, in under a minute; the inner loop of a change"
@@ -40,10 +43,22 @@ acceptance: .venv/installed lint
 counts: .venv/installed
 	$(BIN)/python -m pytest -q -s tests/integration/test_counts.py tests/unit/test_budgets.py
 
+LINTERS := flake8 isort mypy bandit
+
+# All at the same time: mypy and bandit use one core each.
 lint: .venv/installed
+	+$(MAKE) --no-print-directory --jobs=4 $(LINTERS)
+
+flake8:
 	$(BIN)/python -m flake8 celery_memsync tests example_project benchmarks
+
+isort:
 	$(BIN)/python -m isort --check-only --quiet celery_memsync tests example_project benchmarks
+
+mypy:
 	$(BIN)/python -m mypy
+
+bandit:
 	$(BIN)/python -m bandit --quiet --recursive --ini setup.cfg celery_memsync
 
 bench: .venv/installed
