@@ -135,7 +135,7 @@ def test_a_worker_that_comes_back_takes_its_name_again(make_fleet):
 def test_a_solo_heartbeat_writes_while_it_is_busy(make_fleet):
     fleet = make_fleet(memsync_worker_ttl=1.5)
     worker = fleet.start_worker("-P", "solo")
-    result = fleet.send("sleep", 4)
+    result = fleet.send("sleep", 3)
     busy = fleet.wait_record(worker, lambda record: record.status == "busy")
 
     while not fleet.notes("end", result.id):
@@ -152,7 +152,7 @@ def test_a_solo_heartbeat_writes_while_it_is_busy(make_fleet):
 def test_a_task_that_takes_longer_than_the_ttl_is_told_of_to_its_end(make_fleet, pool):
     fleet = make_fleet(memsync_default_ttl=1.5)
     fleet.start_worker("-P", pool, "-c", "1")
-    result = fleet.send("sleep", 5)
+    result = fleet.send("sleep", 3)
     fleet.wait(result, "STARTED")
 
     while not fleet.notes("end", result.id):
@@ -181,8 +181,7 @@ def test_two_workers_are_two_records(make_fleet):
     fleet = make_fleet()
     workers = [fleet.worker("-c", "1"), fleet.worker("-c", "2")]
 
-    for worker in workers:
-        worker.start()
+    fleet.start_all(*workers)
 
     records = [fleet.wait_record(worker, is_active) for worker in workers]
     assert [record.concurrency for record in records] == [1, 2]
