@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Else every process that a test starts compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo unit test acceptance counts lint flake8 isort mypy bandit bench soak fuzz clean
+.PHONY: help demo unit test acceptance counts lint bench soak fuzz clean
 help:
 	@echo "make demo        install, start a Redis and a worker, run the example with live progress, clean up"
 	@echo "make unit        the quick unit tests, in under a minute; the inner loop of a change"
@@ -43,22 +43,22 @@ acceptance: .venv/installed lint
 counts: .venv/installed
 	$(BIN)/python -m pytest -q -s tests/integration/test_counts.py tests/unit/test_budgets.py
 
-LINTERS := flake8 isort mypy bandit
-
-# All at the same time: mypy and bandit use one core each.
+# All at the same time, because isort, mypy and bandit use one core each.
+LINTERS := lint-flake8 lint-isort lint-mypy lint-bandit
+.PHONY: $(LINTERS)
 lint: .venv/installed
-	+$(MAKE) --no-print-directory --jobs=4 $(LINTERS)
+	+$(MAKE) --no-print-directory --jobs=4 --output-sync $(LINTERS)
 
-flake8:
+lint-flake8:
 	$(BIN)/python -m flake8 celery_memsync tests example_project benchmarks
 
-isort:
+lint-isort:
 	$(BIN)/python -m isort --check-only --quiet celery_memsync tests example_project benchmarks
 
-mypy:
+lint-mypy:
 	$(BIN)/python -m mypy
 
-bandit:
+lint-bandit:
 	$(BIN)/python -m bandit --quiet --recursive --ini setup.cfg celery_memsync
 
 bench: .venv/installed

@@ -243,7 +243,7 @@ def test_a_worker_ends_within_seconds_although_redis_is_away(make_fleet, own_mem
     assert own_memory.url not in worker.output()
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGQUIT"])
+@pytest.mark.parametrize("how", stressed(["SIGTERM", "SIGINT", "SIGQUIT"], ["SIGTERM", "SIGQUIT"]))
 def test_a_worker_ends_with_the_exit_code_that_it_has_without_this_package(make_fleet, how):
     fleet = make_fleet()
     plain, ours = fleet.worker(app="tests.support.bare", memsync_backend=None), fleet.worker()

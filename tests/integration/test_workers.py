@@ -21,10 +21,15 @@ def is_active(record):
     return record.status == "active"
 
 
-def test_a_worker_tells_what_it_is(make_fleet):
-    fleet = make_fleet()
+@pytest.fixture(scope="module")
+def idle(module_fleet):
+    """A worker to which no test gives a task, and when its start began."""
     before = time.time()
-    worker = fleet.start_worker("-c", "3")
+    return module_fleet.start_worker("-c", "3"), before
+
+
+def test_a_worker_tells_what_it_is(module_fleet, idle):
+    fleet, (worker, before) = module_fleet, idle
 
     record = fleet.wait_record(worker, lambda record: record.status == "active" and record.consuming)
 
@@ -65,9 +70,8 @@ def test_a_worker_without_a_free_slot_is_busy_and_tells_what_it_does(make_fleet)
     assert record.counters["total"] >= 2
 
 
-def test_a_heartbeat_writes_again_and_again(make_fleet):
-    fleet = make_fleet()
-    worker = fleet.start_worker("-c", "1")
+def test_a_heartbeat_writes_again_and_again(module_fleet, idle):
+    fleet, (worker, _) = module_fleet, idle
     first = fleet.wait_record(worker, is_active)
 
     later = fleet.wait_record(worker, lambda record: record.sequence >= first.sequence + 4)
