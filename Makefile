@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Else every process that a test starts compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo unit test acceptance counts lint bench soak fuzz clean
 help:
 	@echo "make demo        install, start a Redis and a worker, run the example with live progress, clean up"
@@ -40,10 +43,22 @@ acceptance: .venv/installed lint
 counts: .venv/installed
 	$(BIN)/python -m pytest -q -s tests/integration/test_counts.py tests/unit/test_budgets.py
 
+# All at the same time, because isort, mypy and bandit use one core each.
+LINTERS := lint-flake8 lint-isort lint-mypy lint-bandit
+.PHONY: $(LINTERS)
 lint: .venv/installed
+	+$(MAKE) --no-print-directory --jobs=4 --output-sync $(LINTERS)
+
+lint-flake8:
 	$(BIN)/python -m flake8 celery_memsync tests example_project benchmarks
+
+lint-isort:
 	$(BIN)/python -m isort --check-only --quiet celery_memsync tests example_project benchmarks
+
+lint-mypy:
 	$(BIN)/python -m mypy
+
+lint-bandit:
 	$(BIN)/python -m bandit --quiet --recursive --ini setup.cfg celery_memsync
 
 bench: .venv/installed

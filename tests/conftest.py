@@ -1,6 +1,7 @@
 """Fixtures: a real Redis, and memories in it."""
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -12,6 +13,12 @@ from tests.support.limited import Limited
 from tests.support.lossy_proxy import LossyProxy
 from tests.support.redis_server import RedisServer
 from tests.support.sender import Sender
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector the thousands of tests, which stay to the end: some tests collect many times."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

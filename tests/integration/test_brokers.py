@@ -114,6 +114,8 @@ def test_an_expired_task_is_revoked(fleet):
 
 def test_a_task_revoked_before_it_was_sent_is_revoked(fleet):
     fleet.app.control.revoke("revoked-in-advance")
+    eventually(lambda: "Tasks flagged as revoked: revoked-in-advance" in fleet.workers[0].output())
+
     result = fleet.send("add", 1, 2, task_id="revoked-in-advance")
 
     state = fleet.wait(result, "REVOKED")

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 
 import pytest
@@ -24,8 +23,8 @@ def test_every_example_of_a_page_runs(path, tmp_path, own_server):
     try:
         for code in page.scripts:
             page.run_script(code)
-        for command, _ in page.commands:
-            page.run_celery(*shlex.split(command)[1:])
+        if page.commands:
+            page.run_commands([command for command, _ in page.commands])
         if (tmp_path / "bar.py").exists():
             assert page.run(sys.executable, "bar.py").endswith("SUCCESS\n")
         if (tmp_path / "test_proj.py").exists():

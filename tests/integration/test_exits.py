@@ -101,7 +101,7 @@ def test_a_task_that_outlasts_a_soft_shutdown_is_given_up(make_fleet):
 
 def test_children_that_end_after_one_task_lose_no_word(make_fleet):
     fleet = make_fleet(worker_max_tasks_per_child=1, memsync_batch_interval=NEVER, worker_prefetch_multiplier=8)
-    count = stressed(200, 60)
+    count = stressed(200, 24)
     fleet.start_worker("-c", str(count // 4))
 
     results = [fleet.send("add", number, 1) for number in range(count)]
@@ -243,12 +243,11 @@ def test_a_worker_ends_within_seconds_although_redis_is_away(make_fleet, own_mem
     assert own_memory.url not in worker.output()
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGQUIT"])
+@pytest.mark.parametrize("how", stressed(["SIGTERM", "SIGINT", "SIGQUIT"], ["SIGTERM", "SIGQUIT"]))
 def test_a_worker_ends_with_the_exit_code_that_it_has_without_this_package(make_fleet, how):
     fleet = make_fleet()
     plain, ours = fleet.worker(app="tests.support.bare", memsync_backend=None), fleet.worker()
-    plain.start()
-    ours.start()
+    fleet.start_all(plain, ours)
 
     plain.signal(getattr(signal, how))
     code = ours.stop(getattr(signal, how))

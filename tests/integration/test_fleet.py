@@ -22,8 +22,7 @@ def test_a_fleet_of_all_pools_is_seen_as_it_is(make_fleet):
         fleet.worker("-P", "gevent", "-c", "5", "-Q", "drained"),
         fleet.worker("-P", "solo", "-Q", "left"),
     ]
-    for worker in workers:
-        worker.start()
+    fleet.start_all(*workers)
     results = {queue: fleet.send("sleep", 6, queue=queue) for queue in ("killed", "paused", "drained")}
     for result in results.values():
         fleet.wait(result, "STARTED")
@@ -60,7 +59,7 @@ def test_a_fleet_of_all_pools_is_seen_as_it_is(make_fleet):
 
 def test_a_restart_of_redis_loses_nobody(make_fleet, own_memory):
     fleet = make_fleet(memory=own_memory, memsync_worker_ttl=TTL)
-    workers = [fleet.start_worker("-c", "1"), fleet.start_worker("-P", "threads", "-c", "1")]
+    workers = fleet.start_all(fleet.worker("-c", "1"), fleet.worker("-P", "threads", "-c", "1"))
     results = [fleet.send("sleep", 4), fleet.send("sleep", 4)]
     for result in results:
         fleet.wait(result, "STARTED")

@@ -82,8 +82,8 @@ memsync.sync_task_state("t", {"told": 0})
 memsync.force_sync()
 signal.signal(signal.SIGALRM, strike)
 struck = 0
-end = time.monotonic() + float(sys.argv[3])
-while time.monotonic() < end:
+end, least = time.monotonic() + float(sys.argv[3]), int(sys.argv[4])
+while struck < least or time.monotonic() < end:
     for number in range(100):
         memsync.write(f"key-{number}", struck)
         memsync.sync_task_state(f"t{number}", {"told": struck})
@@ -103,7 +103,7 @@ memsync.shutdown()
 
 def test_a_limit_in_the_middle_of_a_barrier_drops_nothing(redis_url):
     run = subprocess.run(
-        [sys.executable, "-c", BARRIERS, redis_url, "20261128", SECONDS], capture_output=True, text=True, timeout=60)
+        [sys.executable, "-c", BARRIERS, redis_url, "20261128", SECONDS, "21"], capture_output=True, text=True, timeout=60)
 
     struck, *others = map(int, run.stdout.split() or [0])
     assert run.returncode == 0, run.stderr

@@ -8,6 +8,7 @@ import uuid
 import pytest
 
 from tests.support.locked_tasks import TASKS, send, wait_begun
+from tests.support.stress import stressed
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def deliver_again(fleet):
         connection.default_channel.qos.restore_visible(interval=1)
 
 
-@pytest.mark.parametrize("task", ["skip_again", "fail_again"])
+@pytest.mark.parametrize("task", stressed(["skip_again", "fail_again"], ["skip_again"]))
 def test_a_task_whose_worker_was_killed_runs_when_the_lease_of_its_dead_run_is_over(fleet, task):
     first = fleet.start_worker("-c", "1")
     result = send(fleet, task, uuid.uuid4().hex, 60)
@@ -40,8 +41,7 @@ def test_a_task_whose_worker_was_killed_runs_when_the_lease_of_its_dead_run_is_o
 
 @pytest.mark.parametrize("task, status", [("skip_again", "SKIPPED"), ("fail_again", "FAILURE")])
 def test_what_is_to_be_done_about_a_taken_lock_counts_while_the_earlier_run_lives(fleet, task, status):
-    for _ in range(2):
-        fleet.start_worker("-c", "1")
+    fleet.start_all(*(fleet.worker("-c", "1") for _ in range(2)))
     result = send(fleet, task, uuid.uuid4().hex, 12)
     wait_begun(fleet, result)
 

@@ -101,13 +101,13 @@ def test_a_message_that_is_delivered_again_after_a_killed_child_gets_the_lock_at
     assert second["at"] - first["at"] < 8
 
 
-@pytest.mark.parametrize("options", [{}, {"time_limit": 4}])
+@pytest.mark.parametrize("options", [{}, {"time_limit": 2}])
 def test_of_two_deliveries_in_one_worker_only_the_one_whose_child_was_killed_ends(fleet, name, options):
     task_id = uuid.uuid4().hex
     result = send(fleet, "end", f"{name}-1", "return", 30, task_id=task_id, **options)
     (first,) = wait_begun(fleet, result)
     fleet.wait(result, "STARTED")
-    send(fleet, "end", f"{name}-2", "return", 10, task_id=task_id)
+    send(fleet, "end", f"{name}-2", "return", 7, task_id=task_id)
     wait_begun(fleet, result, times=2)
 
     if not options:

@@ -3,7 +3,11 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
+
+#: Seconds by which a producer's clock is wrong.
+CLOCKS = {"right": 0.0, "ahead": 90.0, "behind": -3600.0}
 
 
 @pytest.fixture(scope="module")
@@ -12,11 +16,11 @@ def fleet(module_fleet):
     return module_fleet
 
 
-@pytest.fixture(params=[0.0, 90.0, -3600.0], ids=["right", "ahead", "behind"])
+@pytest.fixture(params=stressed([*CLOCKS], ["ahead", "behind"]))
 def send(fleet, request):
     """Sends a task from a process whose clock is wrong and that has not heard of Redis's yet."""
     app = fleet.producer()
-    app.memsync.store.clock._offset += request.param
+    app.memsync.store.clock._offset += CLOCKS[request.param]
     return lambda name, *args, **options: app.tasks[fleet.task(name).name].apply_async(args, **options)
 
 
@@ -70,6 +74,7 @@ def test_progress_begins_anew_in_a_replacement_and_keeps_the_one_before(fleet, s
     assert (progress["current"], progress["previous"]["current"]) == (None, 70)
 
 
+@pytest.mark.parametrize("send", stressed([*CLOCKS], ["behind"]), indirect=True)
 def test_retries_by_the_worker_of_a_child_that_is_killed_are_one_chain(fleet, send):
     result = send("kill_own_process_until_the_second_retry")
 

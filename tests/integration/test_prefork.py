@@ -197,8 +197,8 @@ def test_a_task_that_ends_its_own_process_is_a_failure(fleet, how):
     assert fleet.runs(result.id) == ["FAILURE"]
 
 
-def test_both_runs_are_seen_when_the_broker_gives_a_task_out_twice(fleet):
-    result = fleet.send("sleep_acks_late", 3)
+def test_both_runs_are_seen_when_the_broker_gives_a_task_out_twice(fleet, tmp_path):
+    result = fleet.send("wait_acks_late", str(tmp_path / "go on"))
     fleet.wait(result, "STARTED")
     time.sleep(1.2)
 
@@ -206,7 +206,9 @@ def test_both_runs_are_seen_when_the_broker_gives_a_task_out_twice(fleet):
         connection.default_channel.qos.restore_visible(interval=1)
 
     eventually(lambda: len(fleet.notes("begin", result.id)) == 2)
+    fleet.wait_runs(result, ["STARTED", "STARTED"])
     assert fleet.status(result.id) == "STARTED"
+    (tmp_path / "go on").touch()
     first, second = fleet.wait_runs(result, ["SUCCESS", "SUCCESS"])
     assert first["pid"] != second["pid"]
     assert first["retries"] == second["retries"] == 0

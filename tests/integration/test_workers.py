@@ -21,10 +21,15 @@ def is_active(record):
     return record.status == "active"
 
 
-def test_a_worker_tells_what_it_is(make_fleet):
-    fleet = make_fleet()
+@pytest.fixture(scope="module")
+def idle(module_fleet):
+    """A worker to which no test gives a task, and when its start began."""
     before = time.time()
-    worker = fleet.start_worker("-c", "3")
+    return module_fleet.start_worker("-c", "3"), before
+
+
+def test_a_worker_tells_what_it_is(module_fleet, idle):
+    fleet, (worker, before) = module_fleet, idle
 
     record = fleet.wait_record(worker, lambda record: record.status == "active" and record.consuming)
 
@@ -65,9 +70,8 @@ def test_a_worker_without_a_free_slot_is_busy_and_tells_what_it_does(make_fleet)
     assert record.counters["total"] >= 2
 
 
-def test_a_heartbeat_writes_again_and_again(make_fleet):
-    fleet = make_fleet()
-    worker = fleet.start_worker("-c", "1")
+def test_a_heartbeat_writes_again_and_again(module_fleet, idle):
+    fleet, (worker, _) = module_fleet, idle
     first = fleet.wait_record(worker, is_active)
 
     later = fleet.wait_record(worker, lambda record: record.sequence >= first.sequence + 4)
@@ -135,7 +139,7 @@ def test_a_worker_that_comes_back_takes_its_name_again(make_fleet):
 def test_a_solo_heartbeat_writes_while_it_is_busy(make_fleet):
     fleet = make_fleet(memsync_worker_ttl=1.5)
     worker = fleet.start_worker("-P", "solo")
-    result = fleet.send("sleep", 4)
+    result = fleet.send("sleep", 3)
     busy = fleet.wait_record(worker, lambda record: record.status == "busy")
 
     while not fleet.notes("end", result.id):
@@ -152,7 +156,7 @@ def test_a_solo_heartbeat_writes_while_it_is_busy(make_fleet):
 def test_a_task_that_takes_longer_than_the_ttl_is_told_of_to_its_end(make_fleet, pool):
     fleet = make_fleet(memsync_default_ttl=1.5)
     fleet.start_worker("-P", pool, "-c", "1")
-    result = fleet.send("sleep", 5)
+    result = fleet.send("sleep", 3)
     fleet.wait(result, "STARTED")
 
     while not fleet.notes("end", result.id):
@@ -181,8 +185,7 @@ def test_two_workers_are_two_records(make_fleet):
     fleet = make_fleet()
     workers = [fleet.worker("-c", "1"), fleet.worker("-c", "2")]
 
-    for worker in workers:
-        worker.start()
+    fleet.start_all(*workers)
 
     records = [fleet.wait_record(worker, is_active) for worker in workers]
     assert [record.concurrency for record in records] == [1, 2]

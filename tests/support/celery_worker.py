@@ -33,10 +33,17 @@ class Worker:
         self.process = None
 
     def start(self):
+        return self.launch().wait_ready()
+
+    def launch(self):
+        """Start it without waiting until it is ready, so that several start at the same time."""
         output = open(self.log, "ab")
         self.process = subprocess.Popen(
             self.command, env=self.env, cwd=self.cwd, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         output.close()
+        return self
+
+    def wait_ready(self):
         eventually(self._is_ready, timeout=30, message="the worker does not start")
         return self
 

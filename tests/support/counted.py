@@ -12,8 +12,8 @@ from celery_memsync import MemSync
 
 app = Celery("counted")
 app.conf.update(json.loads(os.environ["MEMSYNC_TEST_CONF"]))
-# A batch costs calls of its own, and a slow machine would make more of them for as many tasks.
-app.conf.memsync_batch_interval = 1.0
+# Batches and heartbeats cost calls of their own, and a slow machine would make more of them for as many tasks.
+app.conf.update(memsync_batch_interval=60.0, memsync_heartbeat_interval=60.0, memsync_worker_ttl=600.0)
 memsync = MemSync(app)
 
 calls = {"all": 0, "ours": 0}

@@ -98,6 +98,12 @@ class Fleet:
         """Return a worker that is ready."""
         return self.worker(*args, **conf).start()
 
+    def start_all(self, *workers):
+        """Start workers at the same time; return them when all are ready."""
+        for worker in workers:
+            worker.launch()
+        return [worker.wait_ready() for worker in workers]
+
     def close(self):
         """Kill the workers that still run."""
         for worker in self.workers:

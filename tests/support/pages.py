@@ -19,6 +19,15 @@ FILE = re.compile(r"# (\w+\.py)\b")
 #: What the examples read from the environment.
 SECRETS = {"SIGNING_KEY": "0123456789abcdef-docs"}
 
+COMMANDS = """
+import shlex, sys
+from celery.bin.celery import celery
+
+for command in sys.argv[1:]:
+    code = celery.main(shlex.split(command)[1:], prog_name="celery", standalone_mode=False)
+    assert not code, (command, code)
+"""
+
 
 class Page:
     """The examples of one page, put where they can be run.
@@ -64,6 +73,10 @@ class Page:
     def run_script(self, code):
         """Run a block as a program of its own."""
         return self.run(sys.executable, "-c", code)
+
+    def run_commands(self, commands):
+        """Run several ``celery ...`` one after the other in one process, which takes a second to start."""
+        return self.run(sys.executable, "-c", COMMANDS, *commands)
 
     def run_celery(self, *args):
         """Run ``celery ...``."""

@@ -103,6 +103,14 @@ def sleep_acks_late(self, seconds):
     time.sleep(seconds)
 
 
+@shared_task(bind=True, acks_late=True)
+def wait_acks_late(self, path):
+    """Go on for as long as a file is not there."""
+    note("begin", self.request.id)
+    while not os.path.exists(path):
+        time.sleep(0.05)
+
+
 @shared_task(acks_late=True)
 def add_acks_late(x, y):
     return x + y

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from celery_memsync import InvalidKey
 from celery_memsync.globs import matcher
 from tests.support.paths import ROOT
+from tests.support.stress import stressed
 
 LETTERS = "ab-^]/é\U0001f40d"
 SPECIAL = "*?[]^-\\"
@@ -61,7 +62,7 @@ def matches_in_redis(redis):
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=stressed(1500, 500), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pattern=patterns, texts=st.lists(texts, min_size=1, max_size=8, unique=True))
 @example(pattern="?", texts=["a", "é"])
 @example(pattern="?[[-é]", texts=["??", "aa", "a[", "aé", "a-", "ab"])

@@ -264,7 +264,7 @@ def test_who_is_told_by_other_means_that_something_was_written_finds_no_old_copy
     memsync, other = make_memsync(batch_interval=60.0), make_memsync(batch_interval=60.0)
     stale = 0
 
-    for number in range(1000):
+    for number in range(stressed(1000, 300)):
         publish(memsync, {"a": [number, "x" * size]})
         stale += other.read("a")[0] != number
         other.read("a")

@@ -10,6 +10,7 @@ import pytest
 from tests.support.cache_hits import is_hit
 from tests.support.proxy import Proxy
 from tests.support.publishing import publish
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 
@@ -63,7 +64,7 @@ def test_a_read_that_was_cut_short_spoils_no_other(own_server, make_memsync, siz
     with SlowProxy(own_server.port) as proxy:
         memsync = make_memsync(url=proxy.url, batch_interval=60.0, cache_size=size)
         memsync.read("warm")
-        for number in range(first, 3000, 3):
+        for number in range(first, 3000, stressed(3, 7)):
             if not raise_at(number, lambda: memsync.read(f"key-{number}", consistent=True)):
                 break
             struck += 1
@@ -72,6 +73,6 @@ def test_a_read_that_was_cut_short_spoils_no_other(own_server, make_memsync, siz
                 wrong.append((number, found))
 
         assert wrong == []
-        assert struck > 50
+        assert struck > stressed(50, 25)
         assert len(own_server.client().client_list()) < 60
         assert size == 0 or eventually(lambda: is_hit(memsync, "key-0"), timeout=15)

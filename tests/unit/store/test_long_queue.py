@@ -7,6 +7,7 @@ import pytest
 
 from celery_memsync.store import QueueReplacement
 from tests.support.redis_calls import calls_of, round_trips
+from tests.support.stress import stressed
 
 
 def ids_of(name, number):
@@ -137,7 +138,7 @@ def test_who_reads_sees_the_old_or_the_new_lists(memsync, make_memsync):
     replacing = threading.Thread(target=replace)
     replacing.start()
     try:
-        for _ in range(60):
+        for _ in range(stressed(60, 20)):
             queue = memsync.get_queue(limit=5000)
             seen.add(known.get((tuple(queue["pending"]), tuple(queue["processing"])), "half"))
     finally:

@@ -14,6 +14,7 @@ from celery_memsync import InvalidKey
 from celery_memsync.models.task import TaskRun
 from tests.support.paths import ROOT
 from tests.support.runs import run_key
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 QUEUE = "coordination/queue"
@@ -27,7 +28,7 @@ memsync = MemorySyncManager(url=sys.argv[1])
 
 def work(number):
     taken = []
-    for serial in range(1000):
+    for serial in range(int(sys.argv[2])):
         assert memsync.enqueue(f"{number}-{serial}")
         taken.append(memsync.dequeue())
         assert memsync.complete(taken[-1])
@@ -165,17 +166,18 @@ def test_what_is_decided_after_something_was_told_comes_after_it(memsync, other,
 
 @pytest.mark.slow
 def test_eight_processes_take_every_task_once_and_lose_no_count(redis_url, memsync):
+    each = stressed(1000, 200)
     done = subprocess.run(
-        [sys.executable, "-c", MANY, redis_url], cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True,
+        [sys.executable, "-c", MANY, redis_url, str(each)], cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True,
         text=True, timeout=100)
 
     assert done.returncode == 0, done.stderr
     taken = [task_id for row in json.loads(done.stdout) for task_id in row]
-    assert sorted(taken) == sorted(f"{number}-{serial}" for number in range(8) for serial in range(1000))
+    assert sorted(taken) == sorted(f"{number}-{serial}" for number in range(8) for serial in range(each))
     assert memsync.get_queue() == {"pending": [], "processing": []}
     assert memsync.get_coordination_metrics() == {
-        "count": 80_000, "half": 40_000, "large": 80_000 * (10 ** 13 + 1), "down": -80_000}
-    assert version(memsync) == 3 * 8000
+        "count": 80 * each, "half": 40 * each, "large": 80 * each * (10 ** 13 + 1), "down": -80 * each}
+    assert version(memsync) == 3 * 8 * each
 
 
 def test_threads_of_one_process_take_every_task_once(memsync):

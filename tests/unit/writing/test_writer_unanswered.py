@@ -12,6 +12,7 @@ from celery_memsync.writing.pending import LONGEST_REFUSED_PAUSE, PendingChanges
 from tests.support.poisoned_proxy import PoisonedProxy
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 
@@ -118,14 +119,15 @@ def test_batches_grow_again(make_memsync, narrow_server):
     memsync.delete("large")
     memsync.force_sync()
 
-    for number in range(40_000):
+    count = stressed(40_000, 15_000)
+    for number in range(count):
         memsync.write(f"k{number}", number)
     with narrow_server.client() as client:
         before = client.info("commandstats")["cmdstat_evalsha"]["calls"]
         memsync.force_sync(timeout=20)
         flushed = client.info("commandstats")["cmdstat_evalsha"]["calls"] - before
 
-    assert flushed < 2 * 40_000 / 100
+    assert flushed < 2 * count / 100
 
 
 # -- what is behind it, and beside it
@@ -191,7 +193,7 @@ def test_changes_of_an_entry_keep_their_order_behind_a_poison(memsync, other, po
     assert other.get_coordination_metrics() == {"v": 2}
 
 
-@pytest.mark.parametrize("poisons", [1, 2, 5])
+@pytest.mark.parametrize("poisons", stressed([1, 2, 5], [5]))
 def test_shutdown_writes_all_but_the_poisons(memsync, other, poisons):
     keys = [f"k{number}" for number in range(2000)]
     for number in range(poisons):
