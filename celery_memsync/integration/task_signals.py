@@ -222,7 +222,9 @@ class TaskSignals:
             if run.change is not None:
                 run.change.withdrawn = True
             self.kept.end(run.run_id)
-            if self.has_children:
+            if not isinstance(outcome, tuple):
+                setattr(request, RECORDED, True)  # it raised no Exception, which Celery's own callback can't take
+            elif self.has_children:
                 self._outcomes.remember(request, run, outcome, services.settings.batch_interval, services.writer.connected)
         except Exception as exc:
             _log_unrecorded(exc)

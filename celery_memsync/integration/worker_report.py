@@ -15,7 +15,7 @@ from ..fleet.queue_depths import Idleness, QueueDepths
 from ..models.worker import WorkerRecord
 from ..user_code import ends_here
 from .app_manager import AppManager
-from .task_signals import live
+from .task_signals import RECORDED, live
 
 if TYPE_CHECKING:
     from celery.worker import WorkController
@@ -74,7 +74,7 @@ class WorkerInspector:
         return list(self.worker.app.amqp.queues.consume_from)
 
     def _capacity(self) -> dict[str, int]:
-        active = len(state.active_requests)
+        active = len(_at_work())
         pool = self.worker.pool
         # Before 5.7 a pool of greenlets counts those at work.
         total = (pool.limit if pool.is_green else getattr(pool, "num_processes", None)) or self.worker.concurrency
@@ -90,7 +90,7 @@ class WorkerInspector:
         return tuple(
             {"id": request.id, "name": request.name,
              "started_at": None if request.time_start is None else round(request.time_start + local_to_redis, 3)}
-            for request in live(state.active_requests.copy)
+            for request in _at_work()
         )
 
     def _writer(self) -> dict[str, int]:
@@ -120,6 +120,11 @@ class WorkerInspector:
                 raise
             # Looked at while the consumer's thread is closing it.
             return False
+
+
+def _at_work() -> list[Any]:
+    """Return the requests at work; Celery keeps those that have ended by what is no Exception, in threads and greenlets."""
+    return [request for request in live(state.active_requests.copy) if not hasattr(request, RECORDED)]
 
 
 def _rss() -> int | None:
