@@ -4,21 +4,31 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any, Mapping
+from decimal import Decimal
+from numbers import Integral, Real
+from typing import Any, Mapping, Optional, Tuple
 
 from ..exceptions import InvalidValue, ValueTooLarge
 from ..keys import Location
 from ..models.entry import StoredEntry
 from ..models.progress import PROGRESS_FIELDS, encode_progress
 from ..models.task import TOO_LATE
+from ..settings import short
 from ..store.clock import Clock
+from ..user_code import ends_here
 from .changes import Change, Content, preview_of_run
 
 #: Figures of progress stay below: a rank holds sixteen digits.
 TOO_LARGE = 10 ** 16
 
+#: Classes of numbers; a Decimal is no Real.
+NUMBERS: tuple[type, ...] = (Real, Decimal)
+
 #: Seconds that a run may wait for its next try, and its progress is still shown.
 LONGEST_WAIT = 366 * 86400.0
+
+#: Percent if it was reported and not to be computed, current, total.
+Figures = Tuple[Optional[float], Optional[float], Optional[float]]
 
 #: This process: a forked child has a queue, and threads, of its own.
 _process = object()
@@ -121,7 +131,7 @@ class Progress(Change):
         self.run_key = run_key
         self.started = self.at if started is None else started
         #: Percent if it was reported and not to be computed, current, total.
-        self.figures: tuple[float | None, float | None, float | None] = (None, None, None)
+        self.figures: Figures = (None, None, None)
         self.message: str | None = None
         self.status: str | None = None
         self.fields: dict[str, Any] | None = None
@@ -143,7 +153,7 @@ class Progress(Change):
             percent, old, old_total = self.figures
             if (
                 type(current) is int and old is not None and percent is None and old <= current < TOO_LARGE
-                and (total is None or total == old_total)
+                and (total is None or total is old_total or type(total) is int and total == old_total)
                 and (message is None or type(message) is str and len(message) <= self.limit)
             ):
                 self.figures = (None, current, old_total)
@@ -171,20 +181,13 @@ class Progress(Change):
         """
         for text, what in ((message, "message"), (status, "status")):
             self._check_text(text, what)
-        if percent is not None:
-            _check(percent, "progress")
-            if percent > 100:
-                raise InvalidValue(f"progress is {percent}; it goes from 0 to 100")
-        for figure, what in ((current, "current"), (total, "total")):
-            if figure is not None:
-                _check(figure, what)
+        percent = None if percent is None else percentage(percent, "progress")
+        current = None if current is None else figure(current, "current")
+        total = None if total is None else figure(total, "total")
         mutex = self._mutex if self._mutex_of is _process else self._renew_mutex()
         try:
             mutex.acquire()
-            _, old_current, old_total = self.figures
-            new = percent, old_current if current is None else current, old_total if total is None else total
-            if _further(new, self.figures):
-                self.figures = new
+            self.figures = self._after(self.figures, current, total, percent)
             self.message = self.message if message is None else message
             self.status = self.status if status is None else status
             self.fields = {**(self.fields or {}), **fields} if fields else self.fields
@@ -194,6 +197,12 @@ class Progress(Change):
                 mutex.release()
             except RuntimeError:
                 pass
+
+    def _after(self, figures: Figures, current: float | None, total: float | None, percent: float | None) -> Figures:
+        """Return the figures after a report: the same if that is behind them."""
+        _, old_current, old_total = figures
+        new = percent, old_current if current is None else current, old_total if total is None else total
+        return new if _further(new, figures) else figures
 
     def _renew_mutex(self) -> threading.RLock:
         """Another thread of the parent process may have held it when this one was forked."""
@@ -277,8 +286,45 @@ def _is_between(figure: Any, least: float, most: float) -> bool:
     return type(figure) in (int, float) and least <= figure <= most
 
 
-def _check(figure: Any, what: str) -> None:
-    if isinstance(figure, bool) or not isinstance(figure, (int, float)):
-        raise InvalidValue(f"{what} is a number, not {type(figure).__name__}")
-    if not 0 <= figure < TOO_LARGE:
-        raise InvalidValue(f"{what} must be 0 or more, and below {TOO_LARGE:.0e}")
+def percentage(value: Any, what: str) -> float:
+    """Return a percentage as JSON holds it, see :func:`figure`.
+
+    Raises:
+        InvalidValue: If it is no number from 0 to 100.
+    """
+    number = figure(value, what)
+    if number > 100:
+        raise InvalidValue(f"{what} is {short(number)}; it goes from 0 to 100")
+    return number
+
+
+def figure(value: Any, what: str) -> float:
+    """Return a number of any kind as an int or a float, which JSON holds.
+
+    Args:
+        value: An int, float, Decimal or Fraction, or a number of a library that registers with :mod:`numbers`, as numpy does.
+        what: What it is, for the error.
+
+    Raises:
+        InvalidValue: If it is no number, NaN, infinite, negative, or 1e16 or more.
+    """
+    number = value if type(value) in (int, float) else _plain_number(value)
+    if number is None or not 0 <= number < TOO_LARGE:
+        raise InvalidValue(
+            f"{what} is {short(value if number is None else number)}; it must be a number, 0 or more, below {TOO_LARGE:.0e}")
+    return number
+
+
+def _plain_number(value: Any) -> float | None:
+    try:
+        if isinstance(value, bool) or not isinstance(value, NUMBERS):
+            return None
+        if isinstance(value, Integral):
+            return int(value)
+        number = float(value)
+        # Not of a float: 3.0 stays what it is.  Not first: the int of a Decimal may have a million digits.
+        return int(value) if number.is_integer() and number < TOO_LARGE and not isinstance(value, float) else number
+    except Exception as exc:  # it may be of a class of the user's
+        if not ends_here(exc):
+            raise
+        return None

@@ -1,13 +1,16 @@
 """Progress: it does not go back, whoever tells of it."""
 from __future__ import annotations
 
+import numbers
 import os
 import threading
 import time
+from decimal import Decimal
+from fractions import Fraction
 
 import pytest
 
-from celery_memsync import encoding
+from celery_memsync import InvalidValue, encoding
 from celery_memsync import keys as names
 from celery_memsync.keys import Keys
 from celery_memsync.models.progress import progress_from
@@ -72,32 +75,33 @@ def test_counting_fast_and_reporting_come_to_the_same():
         **told(plain), "updated_at": 0, "started_at": 0, "eta": 0}
 
 
-class Slow(float):
-    """A figure that is compared as slowly as a test wants."""
+class Slow(Progress):
+    """A progress that compares figures as slowly as a test wants."""
 
-    def __init__(self, _):
-        self.compared, self.go_on = threading.Event(), threading.Event()
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.compares, self.go_on = threading.Event(), threading.Event()
 
-    def __ge__(self, other):
-        if other:
-            self.compared.set()
+    def _after(self, figures, current, *args):
+        if current == 20:
+            self.compares.set()
             self.go_on.wait(10)
-        return float(self) >= other
+        return super()._after(figures, current, *args)
 
 
 @pytest.fixture
 def slow():
-    """A cell at 10 of 100, and what lets go on a thread that just compares whether 20 is further."""
-    cell, figure = progress(), Slow(20)
+    """A cell at 10 of 100, and what lets a thread go on that compares whether 20 is further."""
+    cell = Slow(PROGRESS, 60.0)
     cell.report(10, 100, None)
-    thread = threading.Thread(target=cell.report, args=(figure, None, None))
+    thread = threading.Thread(target=cell.report, args=(20, None, None))
 
     def go_on():
-        figure.go_on.set()
+        cell.go_on.set()
         thread.join(10)
 
     thread.start()
-    assert figure.compared.wait(10)
+    assert cell.compares.wait(10)
     yield cell, go_on
     go_on()
 
@@ -205,6 +209,63 @@ def test_a_snapshot_does_not_change_any_more():
     cell.report(5, 10, None)
 
     assert told(snapshot)["current"] == 1
+
+
+# -- numbers of any kind
+
+class Count(int):
+    """An int of a user's class."""
+
+
+class Scalar:
+    """A number of a library that registers its classes, as numpy does."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __int__(self):
+        return int(self.value)
+
+    def __float__(self):
+        return float(self.value)
+
+
+class Whole(Scalar):
+    """Like numpy.int64."""
+
+
+class Broken(Scalar):
+    """A number whose class fails."""
+
+    def __float__(self):
+        raise RuntimeError("no number after all")
+
+
+numbers.Integral.register(Whole)
+numbers.Real.register(Scalar)
+
+
+@pytest.mark.parametrize("given, taken", [
+    (Decimal(3), 3), (Decimal("3.5"), 3.5), (Fraction(3), 3), (Fraction(7, 2), 3.5), (Count(3), 3), (Whole(3), 3),
+    (Scalar(2.5), 2.5), (3.0, 3.0), (Decimal("0E-9"), 0),
+])
+def test_a_number_of_any_kind_is_taken_as_int_or_float(given, taken):
+    cell = progress()
+
+    cell.count(given, Decimal(10), None)
+
+    shown = told(cell)
+    assert (shown["current"], type(shown["current"]), shown["total"]) == (taken, type(taken), 10)
+
+
+@pytest.mark.parametrize("bad", [
+    True, "3", b"3", 3j, None.__class__, Decimal("NaN"), Decimal("sNaN"), Decimal("-1"), Decimal("Infinity"),
+    Decimal("1e999999"), Fraction(-1, 2), Fraction(10 ** 400), Count(-1), float("nan"), Whole(-1), Broken(1), 10 ** 5000,
+    [1], {}, object(),
+], ids=lambda bad: type(bad).__name__)
+def test_what_is_no_number_is_refused_by_name(bad):
+    with pytest.raises(InvalidValue, match="^total is .* must be a number"):
+        progress().count(1, bad, None)
 
 
 # -- through Redis
