@@ -19,8 +19,13 @@ from .integration.task_signals import TaskSignals
 from .locking.lock_service import Owner
 from .manager import MemorySyncManager
 from .settings import Settings
+from .user_code import ends_here
 
 T = TypeVar("T")
+
+#: Names that a task's own fields of its progress can't have.
+RESERVED = frozenset({
+    "progress", "status", "eta", "previous", "started_at", "updated_at", "run", "phase_number", "phase_started_at"})
 
 
 class MemSync(AppManager):
@@ -72,13 +77,17 @@ class MemSync(AppManager):
 
     # -- in the body of a task
 
-    def progress(self, current: float, total: float | None = None, message: str | None = None, **fields: Any) -> None:
-        """Tell how far the running task is; nothing waits for Redis.
+    def progress(
+        self, current: float, total: float | None = None, message: str | None = None, *, phase: str | None = None,
+        **fields: Any,
+    ) -> None:
+        """Record how far the running task is; nothing waits for Redis.
 
         Args:
-            current: How many are done.
-            total: How many there are; once told it need not be repeated.
-            message: A word for people.
+            current: How many are done, a number of any kind.
+            total: How many there are; it is remembered until the phase ends, and may be corrected.
+            message: A text for people.
+            phase: Name of a part of the task that begins at 0 and has a total of its own.  None: the phase goes on.
             fields: Anything else to show beside it.
 
         Raises:
@@ -89,36 +98,47 @@ class MemSync(AppManager):
         active = active_run.get()
         if active is None:
             raise NotInTask("progress()")
-        if fields:
+        if fields or phase is not None:
             self._check_fields(active, fields)
-            to_queue = active.progress.report(current, total, message, fields=fields)
+            to_queue = active.progress.report(current, total, message, fields=fields, phase=phase)
         else:
             to_queue = active.progress.count(current, total, message)
         if to_queue and (memsync := active.find_memsync()) is not None:
             memsync.writer.put(active.progress)
 
-    def track(self, iterable: Iterable[T], total: float | None = None, message: str | None = None) -> Iterator[T]:
-        """Go through an iterable and tell the progress of the running task on the way.
+    def track(
+        self, iterable: Iterable[T], total: float | None = None, message: str | None = None, *, phase: str | None = None,
+    ) -> Iterator[T]:
+        """Iterate and record the progress of the running task; outside of a task only iterate.
+
+        Each call but the first of a task begins a new phase.
 
         Args:
             total: How many items there are.  None: ``len(iterable)`` if it has one.
-
-        Raises:
-            NotInTask: If no task is running here.
+            phase: Name of the phase.
         """
-        self._active("track()")
-        if total is None:
-            total = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
-        return self._tracked(iterable, total, message)
+        active = active_run.get()
+        if active is None:
+            return iter(iterable)
+        return self._tracked(active, iterable, _length_of(iterable) if total is None else total, message, phase)
 
-    def _tracked(self, iterable: Iterable[T], total: float | None, message: str | None) -> Iterator[T]:
-        done = 0
-        self.progress(0, total, message)
+    def _tracked(
+        self, active: ActiveRun, iterable: Iterable[T], total: float | None, message: str | None, phase: str | None,
+    ) -> Iterator[T]:
+        progress, done = active.progress, 0
+        self._queue(active, progress.report(0, total, message, phase=phase, begin=True))
+        number = progress.phase_number
         for done, item in enumerate(iterable, 1):
             yield item
-            self.progress(done, total)
-        if total is None:
-            self.progress(done, done)
+            # Of loops inside of each other the one that began last is shown.
+            if progress.phase_number == number:
+                self._queue(active, progress.count(done, None, None))
+        if total is None and progress.phase_number == number:
+            self._queue(active, progress.count(done, done, None))
+
+    def _queue(self, active: ActiveRun, to_queue: bool) -> None:
+        if to_queue and (memsync := active.find_memsync()) is not None:
+            memsync.writer.put(active.progress)
 
     def agent(self, agent_id: str) -> Agent:
         """Return an agent, or a sub-step, of the running task.
@@ -209,7 +229,7 @@ class MemSync(AppManager):
 
     def _check_fields(self, active: ActiveRun, fields: dict[str, Any]) -> None:
         location = active.progress.location
-        taken = {"progress", "status", "eta", "previous", "started_at", "updated_at", "run"} & set(fields)
+        taken = RESERVED & set(fields)
         if taken:
             raise InvalidValue(f"progress() has a field {min(taken)!r} of its own; choose another name")
         encoded = encoding.encode(fields, location.path, self.settings.max_value_size)
@@ -260,6 +280,15 @@ class MemSync(AppManager):
     def _forget(self) -> None:
         super()._forget()
         self.signals.forget()
+
+
+def _length_of(iterable: Iterable[Any]) -> float | None:
+    try:
+        return len(iterable)  # type: ignore[arg-type]
+    except Exception as exc:  # a class of the user's may have it and fail there
+        if not ends_here(exc):
+            raise
+        return None
 
 
 class Agent:

@@ -4,31 +4,20 @@ from __future__ import annotations
 import os
 import threading
 import time
-from decimal import Decimal
-from numbers import Integral, Real
-from typing import Any, Mapping, Optional, Tuple
+from typing import Any, Mapping
 
 from ..exceptions import InvalidValue, ValueTooLarge
 from ..keys import Location
 from ..models.entry import StoredEntry
 from ..models.progress import PROGRESS_FIELDS, encode_progress
 from ..models.task import TOO_LATE
-from ..settings import short
 from ..store.clock import Clock
-from ..user_code import ends_here
 from .changes import Change, Content, preview_of_run
-
-#: Figures of progress stay below: a rank holds sixteen digits.
-TOO_LARGE = 10 ** 16
-
-#: Classes of numbers; a Decimal is no Real.
-NUMBERS: tuple[type, ...] = (Real, Decimal)
+from .figures import (MAX_PHASES, NO_FIGURES, TOO_LARGE, Phase, figure, figures_after, percentage, progress_rank,
+                      shown_percent)
 
 #: Seconds that a run may wait for its next try, and its progress is still shown.
 LONGEST_WAIT = 366 * 86400.0
-
-#: Percent if it was reported and not to be computed, current, total.
-Figures = Tuple[Optional[float], Optional[float], Optional[float]]
 
 #: This process: a forked child has a queue, and threads, of its own.
 _process = object()
@@ -43,20 +32,31 @@ os.register_at_fork(after_in_child=_renew_process)
 
 
 class ProgressChange(Change):
-    """How far a task is, at one moment."""
+    """How far a task is, at one moment.
 
-    __slots__ = ("row", "run_key", "rank", "started")
+    Args:
+        row: Percent, current, total, message, status, run, fields.
+        started: Monotonic time when the run began, in seconds.
+    """
+
+    __slots__ = ("row", "run_key", "started", "phase")
 
     expendable = True
 
     def __init__(
-        self, location: Location, row: tuple[Any, ...], run_key: str, rank: str, started: float, ttl: float,
+        self, location: Location, row: tuple[Any, ...], run_key: str, started: float, ttl: float, phase: Phase,
     ) -> None:
         super().__init__(location, ttl)
         self.row = row
         self.run_key = run_key
-        self.rank = rank
         self.started = started
+        self.phase = phase
+
+    @property
+    def rank(self) -> str:
+        """Sorts it among those of its run."""
+        percent, current, *_ = self.row
+        return progress_rank(percent, current, self.phase.number)
 
     @classmethod
     def from_row(cls, location: Location, row: Any, run_key: str, ttl: float, clock: Clock) -> ProgressChange | None:
@@ -67,17 +67,19 @@ class ProgressChange(Change):
         if not isinstance(row, list) or len(row) > len(PROGRESS_FIELDS):
             return None
         padded = [*row, *[None] * (len(PROGRESS_FIELDS) - len(row))]
-        percent, current, total, message, status, started_at, updated_at, run, fields = padded
-        figures = ((percent, 100), (current, TOO_LARGE), (total, TOO_LARGE))
+        percent, current, total, message, status, started_at, updated_at, run, fields, name, number, begun_at = padded
+        figures = ((percent, 100), (current, TOO_LARGE), (total, TOO_LARGE), (number, MAX_PHASES))
+        moments = (started_at, updated_at, started_at if begun_at is None else begun_at)
         sound = (
-            all(figure is None or _is_between(figure, 0, most) for figure, most in figures)
-            and all(_is_between(moment, 1, TOO_LATE) for moment in (started_at, updated_at))
+            all(one is None or _is_between(one, 0, most) for one, most in figures)
+            and all(_is_between(moment, 1, TOO_LATE) for moment in moments)
+            and (name is None or isinstance(name, str)) and (number is None or type(number) is int)
             and (fields is None or isinstance(fields, dict)))
         if not sound:
             return None
-        rank = progress_rank(percent, current)
-        change = cls(location, (percent, current, total, message, status, run, fields), run_key, rank,
-                     clock.monotonic(started_at), ttl)
+        phase = Phase((number or 1) - 1, name, None if begun_at is None else clock.monotonic(begun_at))
+        change = cls(location, (percent, current, total, message, status, run, fields), run_key, clock.monotonic(started_at),
+                     ttl, phase)
         change.at = clock.monotonic(updated_at)
         age = time.monotonic() - change.at
         if 0 < age < LONGEST_WAIT:
@@ -97,7 +99,11 @@ class ProgressChange(Change):
         """The figures, with times on Redis's clock."""
         percent, current, total, message, status, run, fields = self.row
         times = round(clock.at(self.started), 3), round(clock.at(self.at), 3)
-        body = encode_progress((percent, current, total, message, status, *times, run, fields))
+        row = [percent, current, total, message, status, *times, run, fields]
+        number, name, begun, _ = self.phase
+        if begun is not None:
+            row += [name, number + 1, round(clock.at(begun), 3)]
+        body = encode_progress(row)
         return Content("run", self.run_key, self.rank, body)
 
 
@@ -130,8 +136,7 @@ class Progress(Change):
         self.run = run
         self.run_key = run_key
         self.started = self.at if started is None else started
-        #: Percent if it was reported and not to be computed, current, total.
-        self.figures: Figures = (None, None, None)
+        self.figures = NO_FIGURES
         self.message: str | None = None
         self.status: str | None = None
         self.fields: dict[str, Any] | None = None
@@ -143,6 +148,11 @@ class Progress(Change):
         self._put: tuple[object, int] = (None, 0)
         self._taken = 0
 
+    @property
+    def phase_number(self) -> int:
+        """The number of the present phase; 0 of the first one."""
+        return self.figures[3].number
+
     def count(self, current: float, total: float | None, message: str | None) -> bool:
         """Take a new count, as :meth:`report` does, but fast in the plain case: one more of the same."""
         mutex = self._mutex if self._mutex_of is _process else self._renew_mutex()
@@ -150,13 +160,13 @@ class Progress(Change):
         # release, and of a lock that this thread does not have the release fails.
         try:
             mutex.acquire()
-            percent, old, old_total = self.figures
+            percent, old, old_total, phase = self.figures
             if (
                 type(current) is int and old is not None and percent is None and old <= current < TOO_LARGE
                 and (total is None or total is old_total or type(total) is int and total == old_total)
                 and (message is None or type(message) is str and len(message) <= self.limit)
             ):
-                self.figures = (None, current, old_total)
+                self.figures = (None, current, old_total, phase)
                 if message is not None:
                     self.message = message
                 return self._reported()
@@ -170,8 +180,13 @@ class Progress(Change):
     def report(
         self, current: float | None, total: float | None, message: str | None,
         status: str | None = None, percent: float | None = None, fields: dict[str, Any] | None = None,
+        phase: str | None = None, begin: bool = False,
     ) -> bool:
         """Take new figures, unless they are behind the old ones; texts are taken anyway.
+
+        Args:
+            phase: Name of the phase; another one than before begins a new phase.
+            begin: Whether a new phase begins in any case.
 
         Returns:
             Whether it has to be queued.
@@ -179,7 +194,7 @@ class Progress(Change):
         Raises:
             InvalidValue: For a figure that is none, or out of its range.
         """
-        for text, what in ((message, "message"), (status, "status")):
+        for text, what in ((message, "message"), (status, "status"), (phase, "phase")):
             self._check_text(text, what)
         percent = None if percent is None else percentage(percent, "progress")
         current = None if current is None else figure(current, "current")
@@ -187,8 +202,10 @@ class Progress(Change):
         mutex = self._mutex if self._mutex_of is _process else self._renew_mutex()
         try:
             mutex.acquire()
-            self.figures = self._after(self.figures, current, total, percent)
-            self.message = self.message if message is None else message
+            before = self.phase_number
+            self.figures = figures_after(self.figures, current, total, percent, phase, begin)
+            if message is not None or self.phase_number != before:
+                self.message = message
             self.status = self.status if status is None else status
             self.fields = {**(self.fields or {}), **fields} if fields else self.fields
             return self._reported()
@@ -197,12 +214,6 @@ class Progress(Change):
                 mutex.release()
             except RuntimeError:
                 pass
-
-    def _after(self, figures: Figures, current: float | None, total: float | None, percent: float | None) -> Figures:
-        """Return the figures after a report: the same if that is behind them."""
-        _, old_current, old_total = figures
-        new = percent, old_current if current is None else current, old_total if total is None else total
-        return new if _further(new, figures) else figures
 
     def _renew_mutex(self) -> threading.RLock:
         """Another thread of the parent process may have held it when this one was forked."""
@@ -244,87 +255,14 @@ class Progress(Change):
         return self._as_change().content(clock, base)
 
     def _as_change(self) -> ProgressChange:
-        _, current, total = figures = self.figures
-        percent = _percent(figures)
+        _, current, total, phase = figures = self.figures
+        percent = shown_percent(figures)
         shown = None if percent is None else round(percent, 3)
         row = (shown, current, total, self.message, self.status, self.run, self.fields)
-        change = ProgressChange(self.location, row, self.run_key, progress_rank(percent, current), self.started, self.ttl)
+        change = ProgressChange(self.location, row, self.run_key, self.started, self.ttl, phase)
         change.at, change.fence, change.authors = self.at, self.fence, self.authors
         return change
 
 
-def _further(new: tuple[float | None, ...], old: tuple[float | None, ...]) -> bool:
-    """Whether figures are not behind others; a known percentage is further than a mere count."""
-    new_percent, old_percent = _percent(new), _percent(old)
-    if new_percent is not None and old_percent is not None:
-        return new_percent >= old_percent
-    if new_percent is not None or old_percent is not None:
-        return new_percent is not None
-    return new[1] is None or old[1] is None or new[1] >= old[1]
-
-
-def _percent(figures: tuple[float | None, ...]) -> float | None:
-    percent, current, total = figures
-    return percent_of(current, total) if percent is None else percent
-
-
-def percent_of(current: float | None, total: float | None) -> float | None:
-    """Return how many percent are done, None when the total is unknown."""
-    if total is None or current is None:
-        return None
-    return 100.0 if current >= total else 100 * current / total
-
-
-def progress_rank(percent: float | None, current: float | None) -> str:
-    """Return a text that sorts progress; known percents come after mere counts, and 100 absorbs nothing."""
-    if percent is None:
-        return f"2:{current or 0:024.6f}"
-    return f"3:{percent:010.6f}"
-
-
-def _is_between(figure: Any, least: float, most: float) -> bool:
-    return type(figure) in (int, float) and least <= figure <= most
-
-
-def percentage(value: Any, what: str) -> float:
-    """Return a percentage as JSON holds it, see :func:`figure`.
-
-    Raises:
-        InvalidValue: If it is no number from 0 to 100.
-    """
-    number = figure(value, what)
-    if number > 100:
-        raise InvalidValue(f"{what} is {short(number)}; it goes from 0 to 100")
-    return number
-
-
-def figure(value: Any, what: str) -> float:
-    """Return a number of any kind as an int or a float, which JSON holds.
-
-    Args:
-        value: An int, float, Decimal or Fraction, or a number of a library that registers with :mod:`numbers`, as numpy does.
-        what: What it is, for the error.
-
-    Raises:
-        InvalidValue: If it is no number, NaN, infinite, negative, or 1e16 or more.
-    """
-    number = value if type(value) in (int, float) else _plain_number(value)
-    if number is None or not 0 <= number < TOO_LARGE:
-        raise InvalidValue(
-            f"{what} is {short(value if number is None else number)}; it must be a number, 0 or more, below {TOO_LARGE:.0e}")
-    return number
-
-
-def _plain_number(value: Any) -> float | None:
-    try:
-        if isinstance(value, bool) or not isinstance(value, NUMBERS):
-            return None
-        if isinstance(value, Integral):
-            return int(value)
-        number = float(value)
-        # Not of a float: 3.0 stays what it is.  Not first: the int of a Decimal may have a million digits.
-        return int(value) if number.is_integer() and number < TOO_LARGE and not isinstance(value, float) else number
-    except Exception as exc:  # it may be of a class of the user's
-        if not ends_here(exc):
-            raise
-        return None
+def _is_between(value: Any, least: float, most: float) -> bool:
+    return type(value) in (int, float) and least <= value <= most
