@@ -6,8 +6,7 @@ from typing import Any, Callable, Iterable, Iterator, Mapping, TypeVar, overload
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
-from . import encoding
-from .exceptions import InvalidValue, NotInTask
+from .exceptions import InvalidKey, InvalidValue, NotInTask
 from .integration import lock_decorators
 from .integration.app_manager import AppManager
 from .integration.app_settings import app_settings, backend_of, mask_reports
@@ -20,12 +19,9 @@ from .locking.lock_service import Owner
 from .manager import MemorySyncManager
 from .settings import Settings
 from .user_code import ends_here
+from .writing.bad_values import refuse
 
 T = TypeVar("T")
-
-#: Names that a task's own fields of its progress can't have.
-RESERVED = frozenset({
-    "progress", "status", "eta", "previous", "started_at", "updated_at", "run", "phase_number", "phase_started_at"})
 
 
 class MemSync(AppManager):
@@ -49,6 +45,7 @@ class MemSync(AppManager):
     def __init__(self, app: Celery | None = None, **overrides: Any) -> None:
         self.app = None
         self.node_name = None
+        self.in_worker = False
         self.signals = TaskSignals(self)
         super().__init__(**overrides)
         if app is not None:
@@ -94,12 +91,13 @@ class MemSync(AppManager):
             NotInTask: If no task is running here.
             InvalidValue: For a figure that is no number of 0 or more, or a
                 field that can't be stored as JSON.
+            Neither in a worker, unless ``memsync_strict`` is True: it is logged once per task name there.
         """
         active = active_run.get()
         if active is None:
-            raise NotInTask("progress()")
+            self._refuse_outside("progress()")
+            return
         if fields or phase is not None:
-            self._check_fields(active, fields)
             to_queue = active.progress.report(current, total, message, fields=fields, phase=phase)
         else:
             to_queue = active.progress.count(current, total, message)
@@ -146,11 +144,19 @@ class MemSync(AppManager):
         Raises:
             NotInTask: If no task is running here.
             InvalidKey: If the id is not fit for a key.
+            Neither in a worker, unless ``memsync_strict`` is True: the agent shares nothing there.
         """
-        active = self._active("agent()")
-        memsync = active.memsync or self
-        memsync.keys.agent_location(active.task_id, agent_id)
-        return Agent(memsync, active.task_id, agent_id)
+        active = active_run.get()
+        if active is None:
+            self._refuse_outside("agent()")
+            return Agent(None, "", agent_id)
+        memsync: AppManager = active.memsync or self
+        try:
+            memsync.keys.agent_location(active.task_id, agent_id)
+        except InvalidKey as exc:
+            refuse(exc, active.spared)
+            return Agent(None, active.task_id, agent_id)
+        return Agent(memsync, active.task_id, agent_id, active.spared)
 
     # -- around the body of a task
 
@@ -221,20 +227,8 @@ class MemSync(AppManager):
         decorate = lock_decorators.exclusive(self, ttl, wait, on_locked, max_hold, retry_delay, count_retries)
         return decorate if function is None else decorate(function)
 
-    def _active(self, call: str) -> ActiveRun:
-        active = active_run.get()
-        if active is None:
-            raise NotInTask(call)
-        return active
-
-    def _check_fields(self, active: ActiveRun, fields: dict[str, Any]) -> None:
-        location = active.progress.location
-        taken = RESERVED & set(fields)
-        if taken:
-            raise InvalidValue(f"progress() has a field {min(taken)!r} of its own; choose another name")
-        encoded = encoding.encode(fields, location.path, self.settings.max_value_size)
-        # A copy: the task may go on to change what it gave.
-        fields.update(encoding.decode(encoded))
+    def _refuse_outside(self, call: str) -> None:
+        refuse(NotInTask(call), None if self.strict else "-")
 
     # -- what the entrances need
 
@@ -295,11 +289,15 @@ class Agent:
     """An agent, or a sub-step, of a task: shares what it finds with the others.
 
     Args:
-        manager: The memory to share in.
+        manager: Where it shares.  None: it shares and finds nothing.
+        spared: Name of the task that a bad value must not fail.  None: it is raised.
     """
 
-    def __init__(self, manager: MemorySyncManager, task_id: str, agent_id: str) -> None:
+    def __init__(
+        self, manager: MemorySyncManager | None, task_id: str, agent_id: str, spared: str | None = None,
+    ) -> None:
         self._manager = manager
+        self._spared = spared
         self.task_id = task_id
         self.agent_id = agent_id
 
@@ -309,9 +307,14 @@ class Agent:
         Raises:
             InvalidValue: If it can't be stored as JSON.
         """
-        if fields and data is not None and not isinstance(data, Mapping):
-            raise InvalidValue(f"agent {self.agent_id} shares either fields or data, not both")
-        self._manager.sync_agent_coordination(self.task_id, self.agent_id, {**(data or {}), **fields} if fields else data)
+        try:
+            self._sync({**_mapping_of(self.agent_id, data), **fields} if fields else data)
+        except (InvalidKey, InvalidValue) as exc:
+            refuse(exc, self._spared)
+
+    def _sync(self, data: Any) -> None:
+        if self._manager is not None:
+            self._manager.sync_agent_coordination(self.task_id, self.agent_id, data)
 
     def get(self, agent_id: str | None = None) -> Any:
         """Return what an agent of this task shared; None: this one.
@@ -319,4 +322,12 @@ class Agent:
         Raises:
             StoreError: If Redis is away.
         """
+        if self._manager is None:
+            return None
         return self._manager.get_agent_coordination(self.task_id, agent_id or self.agent_id)
+
+
+def _mapping_of(agent_id: str, data: Any) -> Mapping[str, Any]:
+    if data is not None and not isinstance(data, Mapping):
+        raise InvalidValue(f"agent {agent_id} shares either fields or data, not both")
+    return data or {}

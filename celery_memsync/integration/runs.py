@@ -284,10 +284,16 @@ class ActiveRun(Run):
             location = self.services.keys.task_location(self.task_id, PROGRESS)
             settings = self.services.settings
             progress = Progress(
-                location, settings.default_ttl, self.run_id, self.run_key, self.at, settings.max_value_size)
+                location, settings.default_ttl, self.run_id, self.run_key, self.at, settings.max_value_size, self.spared)
             progress.fence = self.fence
             self._progress = progress
         return progress
+
+    @property
+    def spared(self) -> str | None:
+        """The name of its task if a bad value that it reports must not fail it; None: it is raised."""
+        memsync = self.memsync
+        return None if memsync is None or memsync.strict else self.name
 
     @property
     def reported(self) -> bool:

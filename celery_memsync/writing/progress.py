@@ -4,17 +4,23 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
+from .. import encoding
 from ..exceptions import InvalidValue, ValueTooLarge
 from ..keys import Location
 from ..models.entry import StoredEntry
 from ..models.progress import PROGRESS_FIELDS, encode_progress
 from ..models.task import TOO_LATE
 from ..store.clock import Clock
+from ..user_code import ends_here, message_of
+from .bad_values import refuse
 from .changes import Change, Content, preview_of_run
 from .figures import (MAX_PHASES, NO_FIGURES, TOO_LARGE, Phase, figure, figures_after, percentage, progress_rank,
                       shown_percent)
+
+#: Names that a task's own fields can't have.
+RESERVED = frozenset(PROGRESS_FIELDS) - {"fields"} | {"eta", "previous"}
 
 #: Seconds that a run may wait for its next try, and its progress is still shown.
 LONGEST_WAIT = 366 * 86400.0
@@ -119,20 +125,22 @@ class Progress(Change):
         run: Id of the run, as shown.
         run_key: Which run; "" for the one that is stored.
         started: Monotonic time when the run began.
-        limit: Longest message, in characters.
+        limit: Longest message, in characters, and most bytes of fields.
+        spared: Name of the task that a bad value must not fail.  None: it is raised.
     """
 
-    __slots__ = ("run", "run_key", "started", "figures", "message", "status", "fields", "limit",
+    __slots__ = ("run", "run_key", "started", "figures", "message", "status", "fields", "limit", "spared",
                  "reports", "_mutex", "_mutex_of", "_put", "_taken")
 
     expendable = True
 
     def __init__(
         self, location: Location, ttl: float, run: str | None = None, run_key: str = "", started: float | None = None,
-        limit: int = 1024 * 1024,
+        limit: int = 1024 * 1024, spared: str | None = None,
     ) -> None:
         super().__init__(location, ttl)
         self.limit = limit
+        self.spared = spared
         self.run = run
         self.run_key = run_key
         self.started = self.at if started is None else started
@@ -192,13 +200,14 @@ class Progress(Change):
             Whether it has to be queued.
 
         Raises:
-            InvalidValue: For a figure that is none, or out of its range.
+            InvalidValue: For a figure that is none, or out of its range, a text or a field that can't be stored, unless the
+                task is spared: then what is good is taken.
         """
-        for text, what in ((message, "message"), (status, "status"), (phase, "phase")):
-            self._check_text(text, what)
-        percent = None if percent is None else percentage(percent, "progress")
-        current = None if current is None else figure(current, "current")
-        total = None if total is None else figure(total, "total")
+        message, status, phase = (self._good(self._text, text, what)
+                                  for text, what in ((message, "message"), (status, "status"), (phase, "phase")))
+        percent = self._good(percentage, percent, "progress")
+        current, total = self._good(figure, current, "current"), self._good(figure, total, "total")
+        fields = self._good_fields(fields) if fields else None
         mutex = self._mutex if self._mutex_of is _process else self._renew_mutex()
         try:
             mutex.acquire()
@@ -221,11 +230,46 @@ class Progress(Change):
         self._mutex_of = _process
         return self._mutex
 
-    def _check_text(self, text: Any, what: str) -> None:
-        if text is not None and not isinstance(text, str):
+    def _good(self, check: Callable[[Any, str], Any], value: Any, what: str) -> Any:
+        """Return a value as a check returns it; None if it is bad and the task is spared."""
+        if value is None:
+            return None
+        try:
+            return check(value, what)
+        except InvalidValue as exc:
+            refuse(exc, self.spared)
+            return None
+
+    def _text(self, text: Any, what: str) -> str:
+        if not isinstance(text, str):
             raise InvalidValue(f"the {what} of a progress is a text, not {type(text).__name__}")
-        if text is not None and len(text) > self.limit:
+        if len(text) > self.limit:
             raise ValueTooLarge(f"{self.location.path} ({what})", len(text), self.limit)
+        return text
+
+    def _good_fields(self, fields: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the fields that can be stored."""
+        good = self._good(self._copied, fields, "fields")
+        if good is None:
+            good = {}
+            for name, value in fields.items():
+                good.update(self._good(self._copied, {name: value}, "fields") or {})
+            good = self._good(self._copied, good, "fields")
+        return good  # type: ignore[no-any-return]
+
+    def _copied(self, fields: dict[str, Any], what: str) -> Any:
+        """Return fields as they come back from JSON: the task may go on to change what it gave."""
+        taken = RESERVED.intersection(fields)
+        if taken:
+            raise InvalidValue(f"progress() has a field {min(taken)!r} of its own; choose another name")
+        try:
+            return encoding.decode(encoding.encode(fields, self.location.path, self.limit))
+        except InvalidValue:
+            raise
+        except Exception as exc:  # of a class of the user's
+            if not ends_here(exc):
+                raise
+            raise InvalidValue(f"the {what} of a progress can't be stored as JSON: {message_of(exc)}") from exc
 
     def _reported(self) -> bool:
         self.at = time.monotonic()
