@@ -5,6 +5,7 @@ from typing import Any, Sequence
 
 from .. import encoding
 from .entry import MAX_FIGURE
+from .order import AT_WORK, rank_of
 
 #: Fields of a progress body, in this order for ever: new ones go to the end.  ``fields`` is a dict of the user's own.
 PROGRESS_FIELDS = ("progress", "current", "total", "message", "status", "started_at", "updated_at", "run", "fields",
@@ -45,6 +46,20 @@ def progress_from(row: Any) -> dict[str, Any] | None:
     known["phase_started_at"] = known["phase_started_at"] or known["started_at"]
     known["eta"] = _eta(known)
     return {**extra, **known} if isinstance(extra, dict) else known
+
+
+def at_status(progress: dict[str, Any], status: object) -> dict[str, Any]:
+    """Return progress as it is shown of a task with a status: a success is 100 %, and only a running task has an ETA.
+
+    Args:
+        status: None if it is unknown.
+    """
+    if status is None or rank_of(status) == AT_WORK:
+        return progress
+    if status != "SUCCESS":
+        return {**progress, "eta": None}
+    current = progress["current"] if progress["total"] is None else progress["total"]
+    return {**progress, "eta": None, "progress": 100.0, "current": current}
 
 
 def percent_of(current: float | None, total: float | None) -> float | None:

@@ -6,7 +6,7 @@ from typing import Any, Iterable, Mapping
 from ..keys import PROGRESS, STAGE, STATE, Location
 from ..models.entry import Entry, EntryVersion, StoredEntry
 from ..models.order import run_order
-from ..models.progress import progress_from
+from ..models.progress import at_status, progress_from
 from ..models.task import TaskRun, merge_state
 from ..models.worker import WorkerRecord
 from ..store import Task
@@ -19,15 +19,22 @@ def state_of(task_id: str, slots: Mapping[int, StoredEntry | None]) -> dict[str,
     return merge_state(run, None if state is None or state.deleted else state.value)
 
 
-def progress_of(task: Task) -> dict[str, Any] | None:
-    """Return how far a task is, with ``previous`` if an earlier run told too, or None."""
+def progress_of(task: Task, state: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return how far a task is, with ``previous`` if an earlier run reported too, or None.
+
+    Args:
+        state: Of the task, from :func:`state_of`.
+    """
     if PROGRESS not in task.slots:
         return None
     progress = progress_from(task.slots[PROGRESS].value)
+    if progress is None:
+        return None
     former = task.former.get(PROGRESS)
-    if former and progress is not None:
-        progress["previous"] = progress_from(former[-1].value)
-    return progress
+    if former:
+        before = progress_from(former[-1].value)
+        progress["previous"] = None if before is None else at_status(before, "RETRY")
+    return at_status(progress, (state or {}).get("status"))
 
 
 def runs_of(task_id: str, task: Task) -> list[dict[str, Any]]:

@@ -154,3 +154,33 @@ def test_track_only_iterates_outside_of_a_task(memsync):
 def test_progress_outside_of_a_task_is_an_error(memsync):
     with pytest.raises(NotInTask):
         memsync.progress(1, 2)
+
+
+# -- at the end
+
+@pytest.mark.parametrize("ending, expected", [(None, (100, 10, 10)), (ValueError("no"), (30, 3, 10))])
+def test_progress_of_an_ended_task_is_100_percent_of_a_success_and_has_no_eta(memsync, ending, expected):
+    @memsync.app.task(name="ending", shared=False)
+    def body():
+        memsync.progress(1, 10)
+        memsync.progress(3)
+        if ending is not None:
+            raise ending
+
+    body.apply(task_id="t1", throw=False)
+    progress = memsync.get_task_progress("t1")
+    (listed,) = memsync.get_tasks()
+
+    assert (progress["progress"], progress["current"], progress["total"], progress["eta"]) == (*expected, None)
+    assert memsync.get_task("t1")["progress"] == listed["progress"] == progress
+
+
+def test_a_success_shows_the_last_phase(memsync):
+    @memsync.app.task(name="phases", shared=False)
+    def body():
+        memsync.progress(4, 4, phase="downloading")
+        memsync.progress(1, 8, phase="converting")
+
+    body.apply(task_id="t1")
+
+    assert shown(memsync.get_task_progress("t1")) == (100, 8, 8, "converting", 2)

@@ -81,7 +81,7 @@ class Task:
     @property
     def progress(self):
         """Run and percents of the present progress, and of the one before."""
-        shown = progress_of(self.read())
+        shown = progress_of(self.read(), None)
         before = shown.get("previous") or {}
         return (shown["run"], shown["progress"]), (before.get("run"), before.get("progress"))
 
