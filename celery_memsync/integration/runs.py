@@ -29,6 +29,8 @@ MAX_RETRIES = 10 ** 9
 #: Most characters of shown arguments; a publisher of Celery's shortens them to fewer.
 MAX_SHOWN = 4096
 
+_NO_STATUS: tuple[str | None, float] = None, 0.0
+
 _NOBODY: frozenset[AppManager] = frozenset()
 
 #: The run that is at work in this thread or greenlet.
@@ -196,9 +198,11 @@ class ActiveRun(Run):
         fence: Of the lock around its body; 0 for none.
         lock_owners: The memories whose locks it has taken.
         ending: How it has ended; None: it has not.
+        shown_status: The status that it has reported itself, and until when that is valid, as monotonic time.
     """
 
-    __slots__ = ("find_memsync", "name", "started_at", "outer", "fence", "lock_owners", "ending", "_progress")
+    __slots__ = ("find_memsync", "name", "started_at", "outer", "fence", "lock_owners", "ending", "shown_status",
+                 "_progress")
 
     def __init__(
         self, memsync: AppManager, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], name: str, at: float,
@@ -217,6 +221,7 @@ class ActiveRun(Run):
         self.fence = 0
         self.lock_owners: frozenset[AppManager] = _NOBODY
         self.ending: Ending | None = None
+        self.shown_status = _NO_STATUS
         self._progress: Progress | None = None
 
     @property

@@ -26,6 +26,7 @@ from ..writing.progress import ProgressChange
 from .app_manager import AppManager
 from .child_outcomes import ChildOutcomes, TaskOutcome, is_gone, unwrapped
 from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, queue_of
+from .update_state import take_over
 
 logger = get_logger(__name__)
 
@@ -306,6 +307,8 @@ class TaskSignals:
             # A new run starts over; what the one before reached is kept as ``previous``.
             self._record_previous(task_id, sent.get("previous"), active.run_key)
             memsync.writer.put(active.progress)
+        if "update_state" not in task.__dict__:
+            take_over(task)
 
     def _record_previous(self, task_id: str, previous: Any, present: str) -> None:
         """Record the progress of an earlier run, as it came with the message of this one."""

@@ -16,7 +16,15 @@ def state_of(task_id: str, slots: Mapping[int, StoredEntry | None]) -> dict[str,
     """Return the state of a task from its slots, or None if nobody told of it."""
     stage, state = slots.get(STAGE), slots.get(STATE)
     run = None if stage is None or stage.deleted else TaskRun.from_row(stage.value, task_id)
-    return merge_state(run, None if state is None or state.deleted else state.value)
+    fields = None if state is None or state.deleted else state.value
+    if isinstance(fields, dict) and stage is not None and state is not None and _is_of_earlier_run(state, stage):
+        fields = {name: value for name, value in fields.items() if name != "status"}
+    return merge_state(run, fields)
+
+
+def _is_of_earlier_run(state: StoredEntry, stage: StoredEntry) -> bool:
+    """Whether what users reported is of an earlier run than the stage; its status is not that of the later one."""
+    return (0, 0, 0) < run_order(state.header.run) < run_order(stage.header.run)
 
 
 def progress_of(task: Task, state: Mapping[str, Any] | None) -> dict[str, Any] | None:

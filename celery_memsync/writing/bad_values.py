@@ -15,18 +15,22 @@ MAX_NAMES = 1000
 _logged: set[str] = set()
 
 
+#: For a task whose bad values are not even logged.
+SILENT = ""
+
+
 def refuse(error: MemSyncError, task_name: str | None) -> None:
     """Raise the error, or log it if it must not fail a task.
 
     Args:
-        task_name: Name of the task that goes on, under which one error is logged.  None: the error is raised.
+        task_name: Name of the task that goes on, under which one error is logged; or `SILENT`.  None: the error is raised.
 
     Raises:
         MemSyncError: The error, without a name.
     """
     if task_name is None:
         raise error
-    if task_name not in _logged and len(_logged) < MAX_NAMES:
+    if task_name != SILENT and task_name not in _logged and len(_logged) < MAX_NAMES:
         _logged.add(task_name)
         logger.warning(
             "Ignored a report of the task %s: %s. Further ones are not logged; memsync_strict = True raises them.",

@@ -14,7 +14,7 @@ from ..models.progress import PROGRESS_FIELDS, encode_progress
 from ..models.task import TOO_LATE
 from ..store.clock import Clock
 from ..user_code import ends_here, message_of
-from .bad_values import refuse
+from .bad_values import SILENT, refuse
 from .changes import Change, Content, preview_of_run
 from .figures import (MAX_PHASES, NO_FIGURES, TOO_LARGE, Phase, figure, figures_after, percentage, progress_rank,
                       shown_percent)
@@ -188,13 +188,14 @@ class Progress(Change):
     def report(
         self, current: float | None, total: float | None, message: str | None,
         status: str | None = None, percent: float | None = None, fields: dict[str, Any] | None = None,
-        phase: str | None = None, begin: bool = False,
+        phase: str | None = None, begin: bool = False, silent: bool = False,
     ) -> bool:
         """Take new figures, unless they are behind the old ones; texts are taken anyway.
 
         Args:
             phase: Name of the phase; another one than before begins a new phase.
             begin: Whether a new phase begins in any case.
+            silent: Whether bad values are left out in any case.
 
         Returns:
             Whether it has to be queued.
@@ -203,11 +204,12 @@ class Progress(Change):
             InvalidValue: For a figure that is none, or out of its range, a text or a field that can't be stored, unless the
                 task is spared: then what is good is taken.
         """
-        message, status, phase = (self._good(self._text, text, what)
+        spared = SILENT if silent else self.spared
+        message, status, phase = (_good(spared, self._text, text, what)
                                   for text, what in ((message, "message"), (status, "status"), (phase, "phase")))
-        percent = self._good(percentage, percent, "progress")
-        current, total = self._good(figure, current, "current"), self._good(figure, total, "total")
-        fields = self._good_fields(fields) if fields else None
+        percent = _good(spared, percentage, percent, "progress")
+        current, total = _good(spared, figure, current, "current"), _good(spared, figure, total, "total")
+        fields = self._good_fields(spared, fields) if fields else None
         mutex = self._mutex if self._mutex_of is _process else self._renew_mutex()
         try:
             mutex.acquire()
@@ -230,16 +232,6 @@ class Progress(Change):
         self._mutex_of = _process
         return self._mutex
 
-    def _good(self, check: Callable[[Any, str], Any], value: Any, what: str) -> Any:
-        """Return a value as a check returns it; None if it is bad and the task is spared."""
-        if value is None:
-            return None
-        try:
-            return check(value, what)
-        except InvalidValue as exc:
-            refuse(exc, self.spared)
-            return None
-
     def _text(self, text: Any, what: str) -> str:
         if not isinstance(text, str):
             raise InvalidValue(f"the {what} of a progress is a text, not {type(text).__name__}")
@@ -247,15 +239,15 @@ class Progress(Change):
             raise ValueTooLarge(f"{self.location.path} ({what})", len(text), self.limit)
         return text
 
-    def _good_fields(self, fields: dict[str, Any]) -> dict[str, Any] | None:
+    def _good_fields(self, spared: str | None, fields: dict[str, Any]) -> Any:
         """Return the fields that can be stored."""
-        good = self._good(self._copied, fields, "fields")
-        if good is None:
-            good = {}
-            for name, value in fields.items():
-                good.update(self._good(self._copied, {name: value}, "fields") or {})
-            good = self._good(self._copied, good, "fields")
-        return good  # type: ignore[no-any-return]
+        good = _good(spared, self._copied, fields, "fields")
+        if good is not None:
+            return good
+        good = {}
+        for name, value in fields.items():
+            good.update(_good(spared, self._copied, {name: value}, "fields") or {})
+        return _good(spared, self._copied, good, "fields")
 
     def _copied(self, fields: dict[str, Any], what: str) -> Any:
         """Return fields as they come back from JSON: the task may go on to change what it gave."""
@@ -306,6 +298,17 @@ class Progress(Change):
         change = ProgressChange(self.location, row, self.run_key, self.started, self.ttl, phase)
         change.at, change.fence, change.authors = self.at, self.fence, self.authors
         return change
+
+
+def _good(spared: str | None, check: Callable[[Any, str], Any], value: Any, what: str) -> Any:
+    """Return a value as a check returns it; None if it is bad and must not fail a task."""
+    if value is None:
+        return None
+    try:
+        return check(value, what)
+    except InvalidValue as exc:
+        refuse(exc, spared)
+        return None
 
 
 def _is_between(value: Any, least: float, most: float) -> bool:

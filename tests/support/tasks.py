@@ -211,3 +211,21 @@ def kill_own_worker(self):
     time.sleep(0.5)
     os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(60)
+
+
+@shared_task(bind=True)
+def count_by_update_state(self, number, seconds):
+    """Report by Celery's own means only."""
+    for current in range(1, number + 1):
+        self.update_state(state="COUNTING", meta={"current": current, "total": number, "description": "counting"})
+    time.sleep(seconds)
+
+
+@shared_task(bind=True)
+def report_badly(self):
+    """Report what is no progress; return what was taken of it."""
+    memsync = self.app.memsync
+    memsync.progress("many", 10, 5, rows=7, bad=object())
+    memsync.progress(3, float("nan"))
+    memsync.agent("a/b").sync(object())
+    return memsync.get_task_progress(self.request.id)
