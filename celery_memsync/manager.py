@@ -159,9 +159,10 @@ class MemorySyncManager:
         self, task_id: str, progress: float | None, status: str | None = None, *,
         current: float | None = None, total: float | None = None, message: str | None = None,
     ) -> None:
-        """Tell how far a task is.
+        """Record how far a task is.
 
-        A figure below the one before is ignored, within one run of the task.
+        A figure below the one before is ignored, within one phase of the run.
+        Of a task that runs in this process it goes on with what that reports.
 
         Args:
             progress: Percent, 0 to 100.  None: reckoned from current and total.

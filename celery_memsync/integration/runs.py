@@ -291,6 +291,8 @@ class ActiveRun(Run):
             progress = Progress(
                 location, settings.default_ttl, self.run_id, self.run_key, self.at, settings.max_value_size, self.spared)
             progress.fence = self.fence
+            # Threads of the task, which do not know the run, report by its id.
+            self.services.progress[self.task_id] = progress
             self._progress = progress
         return progress
 

@@ -337,6 +337,7 @@ class TaskSignals:
         if active.reported:
             # A soft time limit may have struck between a report and its queue.
             memsync.writer.put(active.progress)
+            active.services.progress.pop(task_id, None)
         owners, active.lock_owners = active.lock_owners, frozenset()
         for owner in owners:
             owner.end_run(active.run_id)

@@ -1,6 +1,8 @@
 """`progress` and `track` in the body of a task."""
 from __future__ import annotations
 
+import threading
+
 import pytest
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
@@ -127,6 +129,19 @@ def test_eta_is_that_of_the_phase(memsync):
     assert progress["started_at"] <= progress["phase_started_at"] <= progress["updated_at"]
     assert progress["eta"] is None or progress["eta"] == pytest.approx(
         progress["updated_at"] - progress["phase_started_at"], abs=0.002)
+
+
+def test_a_thread_that_reports_by_id_goes_on_with_the_phase_of_the_task(memsync):
+    def body():
+        memsync.progress(4, 4, phase="downloading")
+        memsync.progress(1, 10, phase="converting")
+        memsync.force_sync()
+        thread = threading.Thread(target=memsync.sync_task_progress, args=("t1", None), kwargs={"current": 5})
+        thread.start()
+        thread.join()
+
+    assert shown(run(memsync, body)) == (50, 5, 10, "converting", 2)
+    assert memsync.runtime.progress == {}
 
 
 # -- iterables
