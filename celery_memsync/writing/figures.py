@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Optional, Tuple
 from ..exceptions import InvalidValue
 from ..models.progress import percent_of
 from ..settings import short
-from ..user_code import ends_here
 
 #: Figures of progress stay below: a rank holds sixteen digits.
 TOO_LARGE = 10 ** 16
@@ -147,7 +146,5 @@ def _plain_number(value: Any) -> float | None:
         number = float(value)
         # Not of a float: 3.0 stays what it is.  Not first: the int of a Decimal may have a million digits.
         return int(value) if number.is_integer() and number < TOO_LARGE and not isinstance(value, float) else number
-    except Exception as exc:  # it may be of a class of the user's
-        if not ends_here(exc):
-            raise
+    except (TypeError, ValueError, ArithmeticError):
         return None

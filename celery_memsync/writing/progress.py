@@ -13,7 +13,6 @@ from ..models.entry import StoredEntry
 from ..models.progress import PROGRESS_FIELDS, encode_progress
 from ..models.task import TOO_LATE
 from ..store.clock import Clock
-from ..user_code import ends_here, message_of
 from .bad_values import SILENT, refuse
 from .changes import Change, Content, preview_of_run
 from .figures import (MAX_PHASES, NO_FIGURES, TOO_LARGE, Phase, figure, figures_after, percentage, progress_rank,
@@ -254,14 +253,7 @@ class Progress(Change):
         taken = RESERVED.intersection(fields)
         if taken:
             raise InvalidValue(f"progress() has a field {min(taken)!r} of its own; choose another name")
-        try:
-            return encoding.decode(encoding.encode(fields, self.location.path, self.limit))
-        except InvalidValue:
-            raise
-        except Exception as exc:  # of a class of the user's
-            if not ends_here(exc):
-                raise
-            raise InvalidValue(f"the {what} of a progress can't be stored as JSON: {message_of(exc)}") from exc
+        return encoding.decode(encoding.encode(fields, self.location.path, self.limit))
 
     def _reported(self) -> bool:
         self.at = time.monotonic()

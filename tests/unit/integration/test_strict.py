@@ -65,7 +65,7 @@ BAD = [
     lambda memsync: memsync.progress(1, 10, "x" * 2_000_000),
     lambda memsync: memsync.progress(1, 10, phase=5),
     lambda memsync: memsync.progress(1, 10, rows=object()),
-    lambda memsync: memsync.progress(1, 10, rows=Broken(RuntimeError())),
+    lambda memsync: memsync.progress(1, 10, rows=Broken(ValueError("no rows"))),
     lambda memsync: memsync.progress(1, 10, eta=5),
     lambda memsync: list(memsync.track("abc", total="many")),
     lambda memsync: memsync.agent("a/b").sync(1),

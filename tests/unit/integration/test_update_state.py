@@ -126,8 +126,8 @@ DEEP.append(DEEP)
     {"state": 5, "meta": [1]}, {"state": "PROGRESS", "meta": Hostile()}, {"state": "PROGRESS", "meta": {"deep": DEEP}},
     {"state": "PROGRESS", "meta": {"__type__": "Decimal", "__value__": 5}}, {"task_id": "a/b", "state": "PROGRESS"},
     {"task_id": object(), "state": "PROGRESS"}, {},
-], ids=lambda report: repr(report)[:40])
-def test_an_odd_report_fails_no_task_and_no_state_of_celerys_is_shown(memsync, report):
+])
+def test_an_odd_report_fails_no_task_and_shows_no_state_of_celery(memsync, report):
     state, _ = run(memsync, lambda self: self.update_state(**report), base=Quiet)
 
     assert state["status"] == ("PROGRESS" if report.get("state") == "PROGRESS" and "task_id" not in report else "STARTED")

@@ -139,7 +139,7 @@ class Broken(Scalar):
     """A number whose class fails."""
 
     def __float__(self):
-        raise RuntimeError("no number after all")
+        raise ValueError("no number after all")
 
 
 numbers.Integral.register(Whole)
