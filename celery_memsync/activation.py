@@ -29,6 +29,7 @@ def on_worker_init(sender: "WorkController", **_: Any) -> None:
         return
     memsync = activate(app)
     memsync.node_name = sender.hostname
+    memsync.in_worker = True
     memsync.check()
     app.conf.update(memsync.spawned_settings())
     if CHILD_MODULE not in app.conf.include:

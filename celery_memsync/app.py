@@ -6,8 +6,7 @@ from typing import Any, Callable, Iterable, Iterator, Mapping, TypeVar, overload
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
-from . import encoding
-from .exceptions import InvalidValue, NotInTask
+from .exceptions import InvalidKey, InvalidValue, NotInTask
 from .integration import lock_decorators
 from .integration.app_manager import AppManager
 from .integration.app_settings import app_settings, backend_of, mask_reports
@@ -20,6 +19,8 @@ from .integration.task_signals import TaskSignals
 from .locking.lock_service import Owner
 from .manager import MemorySyncManager
 from .settings import Settings
+from .user_code import ends_here
+from .writing.bad_values import refuse
 
 T = TypeVar("T")
 
@@ -45,6 +46,7 @@ class MemSync(AppManager):
     def __init__(self, app: Celery | None = None, **overrides: Any) -> None:
         self.app = None
         self.node_name = None
+        self.in_worker = False
         self.signals = TaskSignals(self)
         super().__init__(**overrides)
         if app is not None:
@@ -74,53 +76,69 @@ class MemSync(AppManager):
 
     # -- in the body of a task
 
-    def progress(self, current: float, total: float | None = None, message: str | None = None, **fields: Any) -> None:
-        """Tell how far the running task is; nothing waits for Redis.
+    def progress(
+        self, current: float, total: float | None = None, message: str | None = None, *, phase: str | None = None,
+        **fields: Any,
+    ) -> None:
+        """Record how far the running task is; nothing waits for Redis.
 
         Args:
-            current: How many are done.
-            total: How many there are; once told it need not be repeated.
-            message: A word for people.
+            current: How many are done, a number of any kind.
+            total: How many there are; it is remembered until the phase ends, and may be corrected.
+            message: A text for people.
+            phase: Name of a part of the task that begins at 0 and has a total of its own.  None: the phase goes on.
             fields: Anything else to show beside it.
 
         Raises:
             NotInTask: If no task is running here.
             InvalidValue: For a figure that is no number of 0 or more, or a
                 field that can't be stored as JSON.
+            Neither in a worker, unless ``memsync_strict`` is True: it is logged once per task name there.
         """
         active = active_run.get()
         if active is None:
-            raise NotInTask("progress()")
-        if fields:
-            self._check_fields(active, fields)
-            to_queue = active.progress.report(current, total, message, fields=fields)
+            self._refuse_outside("progress()")
+            return
+        if fields or phase is not None:
+            to_queue = active.progress.report(current, total, message, fields=fields, phase=phase)
         else:
             to_queue = active.progress.count(current, total, message)
         if to_queue and (memsync := active.find_memsync()) is not None:
             memsync.writer.put(active.progress)
 
-    def track(self, iterable: Iterable[T], total: float | None = None, message: str | None = None) -> Iterator[T]:
-        """Go through an iterable and tell the progress of the running task on the way.
+    def track(
+        self, iterable: Iterable[T], total: float | None = None, message: str | None = None, *, phase: str | None = None,
+    ) -> Iterator[T]:
+        """Iterate and record the progress of the running task; outside of a task only iterate.
+
+        Each call but the first of a task begins a new phase.
 
         Args:
             total: How many items there are.  None: ``len(iterable)`` if it has one.
-
-        Raises:
-            NotInTask: If no task is running here.
+            phase: Name of the phase.
         """
-        self._active("track()")
-        if total is None:
-            total = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
-        return self._tracked(iterable, total, message)
+        active = active_run.get()
+        if active is None:
+            return iter(iterable)
+        return self._tracked(active, iterable, _length_of(iterable) if total is None else total, message, phase)
 
-    def _tracked(self, iterable: Iterable[T], total: float | None, message: str | None) -> Iterator[T]:
-        done = 0
-        self.progress(0, total, message)
+    def _tracked(
+        self, active: ActiveRun, iterable: Iterable[T], total: float | None, message: str | None, phase: str | None,
+    ) -> Iterator[T]:
+        progress, done = active.progress, 0
+        self._queue(active, progress.report(0, total, message, phase=phase, begin=True))
+        number = progress.phase_number
         for done, item in enumerate(iterable, 1):
             yield item
-            self.progress(done, total)
-        if total is None:
-            self.progress(done, done)
+            # Of loops inside of each other the one that began last is shown.
+            if progress.phase_number == number:
+                self._queue(active, progress.count(done, None, None))
+        if total is None and progress.phase_number == number:
+            self._queue(active, progress.count(done, done, None))
+
+    def _queue(self, active: ActiveRun, to_queue: bool) -> None:
+        if to_queue and (memsync := active.find_memsync()) is not None:
+            memsync.writer.put(active.progress)
 
     def agent(self, agent_id: str) -> Agent:
         """Return an agent, or a sub-step, of the running task.
@@ -128,11 +146,19 @@ class MemSync(AppManager):
         Raises:
             NotInTask: If no task is running here.
             InvalidKey: If the id is not fit for a key.
+            Neither in a worker, unless ``memsync_strict`` is True: the agent shares nothing there.
         """
-        active = self._active("agent()")
-        memsync = active.memsync or self
-        memsync.keys.agent_location(active.task_id, agent_id)
-        return Agent(memsync, active.task_id, agent_id)
+        active = active_run.get()
+        if active is None:
+            self._refuse_outside("agent()")
+            return Agent(None, "", agent_id)
+        memsync: AppManager = active.memsync or self
+        try:
+            memsync.keys.agent_location(active.task_id, agent_id)
+        except InvalidKey as exc:
+            refuse(exc, active.spared)
+            return Agent(None, active.task_id, agent_id)
+        return Agent(memsync, active.task_id, agent_id, active.spared)
 
     # -- around the body of a task
 
@@ -203,20 +229,8 @@ class MemSync(AppManager):
         decorate = lock_decorators.exclusive(self, ttl, wait, on_locked, max_hold, retry_delay, count_retries)
         return decorate if function is None else decorate(function)
 
-    def _active(self, call: str) -> ActiveRun:
-        active = active_run.get()
-        if active is None:
-            raise NotInTask(call)
-        return active
-
-    def _check_fields(self, active: ActiveRun, fields: dict[str, Any]) -> None:
-        location = active.progress.location
-        taken = {"progress", "status", "eta", "previous", "started_at", "updated_at", "run"} & set(fields)
-        if taken:
-            raise InvalidValue(f"progress() has a field {min(taken)!r} of its own; choose another name")
-        encoded = encoding.encode(fields, location.path, self.settings.max_value_size)
-        # A copy: the task may go on to change what it gave.
-        fields.update(encoding.decode(encoded))
+    def _refuse_outside(self, call: str) -> None:
+        refuse(NotInTask(call), None if self.strict else "-")
 
     # -- what the entrances need
 
@@ -264,15 +278,28 @@ class MemSync(AppManager):
         self.signals.forget()
 
 
+def _length_of(iterable: Iterable[Any]) -> float | None:
+    try:
+        return len(iterable)  # type: ignore[arg-type]
+    except Exception as exc:  # a class of the user's may have it and fail there
+        if not ends_here(exc):
+            raise
+        return None
+
+
 class Agent:
     """An agent, or a sub-step, of a task: shares what it finds with the others.
 
     Args:
-        manager: The memory to share in.
+        manager: Where it shares.  None: it shares and finds nothing.
+        spared: Name of the task that a bad value must not fail.  None: it is raised.
     """
 
-    def __init__(self, manager: MemorySyncManager, task_id: str, agent_id: str) -> None:
+    def __init__(
+        self, manager: MemorySyncManager | None, task_id: str, agent_id: str, spared: str | None = None,
+    ) -> None:
         self._manager = manager
+        self._spared = spared
         self.task_id = task_id
         self.agent_id = agent_id
 
@@ -282,9 +309,14 @@ class Agent:
         Raises:
             InvalidValue: If it can't be stored as JSON.
         """
-        if fields and data is not None and not isinstance(data, Mapping):
-            raise InvalidValue(f"agent {self.agent_id} shares either fields or data, not both")
-        self._manager.sync_agent_coordination(self.task_id, self.agent_id, {**(data or {}), **fields} if fields else data)
+        try:
+            self._sync({**_mapping_of(self.agent_id, data), **fields} if fields else data)
+        except (InvalidKey, InvalidValue) as exc:
+            refuse(exc, self._spared)
+
+    def _sync(self, data: Any) -> None:
+        if self._manager is not None:
+            self._manager.sync_agent_coordination(self.task_id, self.agent_id, data)
 
     def get(self, agent_id: str | None = None) -> Any:
         """Return what an agent of this task shared; None: this one.
@@ -292,4 +324,12 @@ class Agent:
         Raises:
             StoreError: If Redis is away.
         """
+        if self._manager is None:
+            return None
         return self._manager.get_agent_coordination(self.task_id, agent_id or self.agent_id)
+
+
+def _mapping_of(agent_id: str, data: Any) -> Mapping[str, Any]:
+    if data is not None and not isinstance(data, Mapping):
+        raise InvalidValue(f"agent {agent_id} shares either fields or data, not both")
+    return data or {}

@@ -159,9 +159,10 @@ class MemorySyncManager:
         self, task_id: str, progress: float | None, status: str | None = None, *,
         current: float | None = None, total: float | None = None, message: str | None = None,
     ) -> None:
-        """Tell how far a task is.
+        """Record how far a task is.
 
-        A figure below the one before is ignored, within one run of the task.
+        A figure below the one before is ignored, within one phase of the run.
+        Of a task that runs in this process it goes on with what that reports.
 
         Args:
             progress: Percent, 0 to 100.  None: reckoned from current and total.
@@ -323,19 +324,24 @@ class MemorySyncManager:
         return state
 
     def get_task_progress(self, task_id: str) -> dict[str, Any] | None:
-        """Return how far a task is, or None if nobody told.
+        """Return how far a task is, or None if it has reported no progress.
+
+        A task that has succeeded is at 100 %, whatever it reported last.
 
         Returns:
             ``progress`` (percent), ``status``, ``current``, ``total``,
-            ``message``, ``started_at`` and ``updated_at`` (seconds since the
-            epoch on Redis's clock), ``run``, ``eta`` (seconds left, None when
-            unknown), the task's own fields, and ``previous``: the last progress
-            of the run before, if there was one.
+            ``message``, ``phase`` (its name), ``phase_number`` (1 of the first),
+            ``started_at``, ``phase_started_at`` and ``updated_at`` (seconds since
+            the epoch on Redis's clock), ``run``, ``eta`` (seconds left of the
+            phase, None when unknown and unless the task runs), the task's own
+            fields, and ``previous``: the last progress of the run before, if
+            there was one.
 
         Raises:
             StoreError: If Redis is away.
         """
-        progress: dict[str, Any] | None = self._open().reader.of_task("progress", check_id(task_id, "task"), progress_of)
+        progress: dict[str, Any] | None = self._open().reader.of_task(
+            "progress", check_id(task_id, "task"), lambda task: progress_of(task, state_of(task_id, task.slots)))
         return progress
 
     @_bounded
@@ -343,7 +349,7 @@ class MemorySyncManager:
         """Return all that is known of a task, or None: state, progress, runs, agents."""
         task = self._open().reader.task(check_id(task_id, "task"), agents=True)
         state = state_of(task_id, task.slots, task.former)
-        progress = progress_of(task)
+        progress = progress_of(task, state)
         agents = {agent: stored.value for agent, stored in task.agents.items()}
         if state is None and progress is None and not agents:
             return None
@@ -383,7 +389,8 @@ class MemorySyncManager:
             page, before = self._within(services.reader.recent_tasks, at_once, before, since)
             for task_id, task in page.items():
                 if task_id not in known and task.slots:
-                    yield {"id": task_id, "state": state_of(task_id, task.slots, task.former), "progress": progress_of(task)}
+                    state = state_of(task_id, task.slots, task.former)
+                    yield {"id": task_id, "state": state, "progress": progress_of(task, state)}
             known.update(page)
 
     def get_agent_coordination(self, task_id: str, agent_id: str) -> Any:

@@ -75,6 +75,8 @@ class Settings:
     lock_replicas: int = 0
     #: Resolver of conflicts: name, dotted path, callable, or {glob: one of these}.
     conflict_resolver: Any = "last_write_wins"
+    #: Whether a bad value in what a task reports raises.  ``None``: outside of workers only; there it is logged.
+    strict: bool | None = None
     #: Whether the state of a task shows its arguments, as Celery's log does.
     task_args: bool = False
 
@@ -188,6 +190,10 @@ def _flag(value: object) -> str | None:
     return None if isinstance(value, bool) else "True or False"
 
 
+def _flag_or_none(value: object) -> str | None:
+    return None if value is None or isinstance(value, bool) else "True, False or None"
+
+
 def _file(value: object) -> str | None:
     return None if value is None or isinstance(value, str) and value and "\0" not in value else "the path of a file"
 
@@ -282,5 +288,6 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "signing_key": _signing_key,
     "lock_ttl": _seconds,
     "lock_replicas": _count_or_0,
+    "strict": _flag_or_none,
     "task_args": _flag,
 }

@@ -12,8 +12,10 @@ from .app import MemSync
 def on_process_init(sender: Any = None, **_: Any) -> None:
     """Take part in the memory; a forked child has done so all along."""
     app = current_app._get_current_object()
-    if not isinstance(getattr(app, "memsync", None), MemSync):
-        memsync = activate(app)
+    is_tied = isinstance(getattr(app, "memsync", None), MemSync)
+    memsync = activate(app)
+    memsync.in_worker = True
+    if not is_tied:
         memsync.node_name = sender if isinstance(sender, str) else None
 
 

@@ -183,7 +183,7 @@ class Lines:
 def _line(found: dict[str, Any]) -> str:
     parts = [shorten(status_of(found)).ljust(8)]
     if found["progress"] is not None:
-        parts.append(progress_words(found["progress"], status_of(found) in FINAL))
+        parts.append(progress_words(found["progress"]))
     exception = (found["state"] or {}).get("exception")
     if isinstance(exception, dict):
         parts.append(shorten(f"{exception.get('type')}: {exception.get('message')}"))

@@ -266,14 +266,13 @@ def percent(progress: dict[str, Any] | None) -> str:
     return "-" if progress["current"] is None else f"{progress['current']:g}"
 
 
-def progress_words(progress: dict[str, Any], ended: bool = False) -> str:
+def progress_words(progress: dict[str, Any]) -> str:
     """Return all that is to be said of how far a task is, or came."""
     parts = [percent(progress)]
     if progress["current"] is not None and progress["total"] is not None:
         parts.append(f"{progress['current']:g} of {progress['total']:g}")
-    if progress["message"]:
-        parts.append(shorten(progress["message"]))
-    if progress["eta"] and not ended:
+    parts += [shorten(progress[name]) for name in ("phase", "message") if progress.get(name)]
+    if progress["eta"]:
         parts.append(f"{duration(progress['eta'])} left")
     return ", ".join(parts)
 

@@ -29,7 +29,7 @@ class Bars:
 
     def report(self, found: dict[str, Any], ended: bool) -> None:
         """Show what is known of a task, as `follow` has it."""
-        row = row_of(found, ended)
+        row = row_of(found)
         if ended:
             self._rows.pop(row[0], None)
             self._console.print(self._drawn([row]))
@@ -59,12 +59,10 @@ def shown(task_ids: Sequence[str], no_color: bool) -> Iterator[Bars]:
         page.leave()
 
 
-def row_of(found: dict[str, Any], ended: bool) -> Row:
+def row_of(found: dict[str, Any]) -> Row:
     """Return what a bar shows of a task; of one that has failed, why in the place of its message."""
     state, progress = found["state"] or {}, found["progress"]
     exception = state.get("exception")
-    if ended and progress is not None:
-        progress = {**progress, "eta": None}
     if isinstance(exception, dict):
         progress = {**(progress or {}), "message": f"{exception.get('type')}: {exception.get('message')}"}
     return str(found["id"]), str(state.get("status", "-")), progress
@@ -203,7 +201,7 @@ def bars(
 def _words(progress: Mapping[str, Any]) -> str:
     current, total, left = (figure(progress.get(name)) for name in ("current", "total", "eta"))
     parts = [f"{current:g} of {total:g}" if current is not None and total is not None else "",
-             f"{duration(left)} left" if left else "", shorten(progress.get("message") or "")]
+             f"{duration(left)} left" if left else "", *(shorten(progress.get(name) or "") for name in ("phase", "message"))]
     return ", ".join(filter(None, parts))
 
 

@@ -10,7 +10,6 @@ from celery.bin.base import CeleryCommand, CeleryOption
 
 from ..app import MemSync
 from ..globs import matcher
-from ..models.order import FINAL
 from .ids import task_id_of
 from .output import (ago, duration, fail, figure, json_option, limit_option, memory_of, moment, percent, print_facts,
                      print_json, print_line, print_table, progress_words, shorten, shown)
@@ -122,7 +121,7 @@ def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
     state, progress = found["state"] or {}, found["progress"]
     rows = [("id", task_id), *((name, _shown(name, value)) for name, value in state.items())]
     if progress is not None:
-        rows.append(("progress", progress_words(progress, str(state.get("status")) in FINAL)))
+        rows.append(("progress", progress_words(progress)))
     if len(found["runs"]) > 1:
         rows += [(f"run {run.get('run', '-')}", _since(run)) for run in found["runs"]]
     rows += [(f"agent {agent}", shown(data)) for agent, data in sorted(found["agents"].items())]

@@ -17,17 +17,25 @@ class AppManager(MemorySyncManager):
     Attributes:
         app: The Celery app, or None before `init_app`.
         node_name: Name of the worker that runs in this process, or None.
+        in_worker: Whether this process is a worker's.
         signals: What records the app's tasks.
     """
 
     app: Any
     node_name: str | None
+    in_worker: bool
     signals: Any
 
     @property
     def keys(self) -> Keys:
         """The keys of this namespace."""
         return self._open().keys
+
+    @property
+    def strict(self) -> bool:
+        """Whether a bad value in what a task reports raises."""
+        strict = self.settings.strict
+        return not self.in_worker if strict is None else strict
 
     def end_run(self, run: str) -> None:
         """Give back the locks that the run of a task still holds at its end."""

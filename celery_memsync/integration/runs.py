@@ -30,6 +30,8 @@ MAX_RETRIES = 10 ** 9
 #: Most characters of shown arguments; a publisher of Celery's shortens them to fewer.
 MAX_SHOWN = 4096
 
+_NO_STATUS: tuple[str | None, float] = None, 0.0
+
 _NOBODY: frozenset[AppManager] = frozenset()
 
 #: The run that is at work in this thread or greenlet.
@@ -207,9 +209,11 @@ class ActiveRun(Run):
         fence: Of the lock around its body; 0 for none.
         lock_owners: The memories whose locks it has taken.
         ending: How it has ended; None: it has not.
+        shown_status: The status that it has reported itself, and until when that is valid, as monotonic time.
     """
 
-    __slots__ = ("find_memsync", "name", "started_at", "outer", "fence", "lock_owners", "ending", "_progress")
+    __slots__ = ("find_memsync", "name", "started_at", "outer", "fence", "lock_owners", "ending", "shown_status",
+                 "_progress")
 
     def __init__(
         self, memsync: AppManager, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], name: str, at: float,
@@ -228,6 +232,7 @@ class ActiveRun(Run):
         self.fence = 0
         self.lock_owners: frozenset[AppManager] = _NOBODY
         self.ending: Ending | None = None
+        self.shown_status = _NO_STATUS
         self._progress: Progress | None = None
 
     @property
@@ -299,10 +304,18 @@ class ActiveRun(Run):
             location = self.services.keys.task_location(self.task_id, PROGRESS)
             settings = self.services.settings
             progress = Progress(
-                location, settings.default_ttl, self.run_id, self.run_key, self.at, settings.max_value_size)
+                location, settings.default_ttl, self.run_id, self.run_key, self.at, settings.max_value_size, self.spared)
             progress.fence = self.fence
+            # Threads of the task, which do not know the run, report by its id.
+            self.services.progress[self.task_id] = progress
             self._progress = progress
         return progress
+
+    @property
+    def spared(self) -> str | None:
+        """The name of its task if a bad value that it reports must not fail it; None: it is raised."""
+        memsync = self.memsync
+        return None if memsync is None or memsync.strict else self.name
 
     @property
     def reported(self) -> bool:

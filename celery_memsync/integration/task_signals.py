@@ -29,6 +29,7 @@ from .app_manager import AppManager
 from .child_outcomes import ChildOutcomes, TaskOutcome, is_gone, unwrapped
 from .revokes import RevokedTasks
 from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, received
+from .update_state import take_over
 
 logger = get_logger(__name__)
 
@@ -328,6 +329,8 @@ class TaskSignals:
             # A new run starts over; what the one before reached is kept as ``previous``.
             self._record_previous(task_id, sent.get("previous"), active.run_key)
             memsync.writer.put(active.progress)
+        if "update_state" not in task.__dict__:
+            take_over(task)
 
     def _record_previous(self, task_id: str, previous: Any, present: str) -> None:
         """Record the progress of an earlier run, as it came with the message of this one."""
@@ -358,6 +361,7 @@ class TaskSignals:
         if active.reported:
             # A soft time limit may have struck between a report and its queue.
             memsync.writer.put(active.progress)
+            active.services.progress.pop(task_id, None)
         owners, active.lock_owners = active.lock_owners, frozenset()
         for owner in owners:
             owner.end_run(active.run_id)

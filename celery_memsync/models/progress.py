@@ -5,9 +5,17 @@ from typing import Any, Sequence
 
 from .. import encoding
 from .entry import MAX_FIGURE
+from .order import AT_WORK, rank_of
 
-#: Fields of a progress body, in this order for ever; a dict of the user's own fields comes last.
-PROGRESS_FIELDS = ("progress", "current", "total", "message", "status", "started_at", "updated_at", "run", "fields")
+#: Fields of a progress body, in this order for ever: new ones go to the end.  ``fields`` is a dict of the user's own.
+PROGRESS_FIELDS = ("progress", "current", "total", "message", "status", "started_at", "updated_at", "run", "fields",
+                   "phase", "phase_number", "phase_started_at")
+
+#: Those that are numbers.
+_FIGURES = ("progress", "current", "total", "started_at", "updated_at", "phase_number", "phase_started_at")
+
+#: The first phase of a run, which has no name unless it is given one.
+FIRST_PHASE = 1
 
 
 def encode_progress(row: Sequence[Any]) -> bytes:
@@ -32,20 +40,47 @@ def progress_from(row: Any) -> dict[str, Any] | None:
     else:
         return None
     extra = known.pop("fields")
-    for name in ("progress", "current", "total", "started_at", "updated_at"):
+    for name in _FIGURES:
         known[name] = known[name] if _is_number(known[name]) else None
-    known["eta"] = _eta(known["progress"], known["started_at"], known["updated_at"])
+    known["phase_number"] = known["phase_number"] or FIRST_PHASE
+    known["phase_started_at"] = known["phase_started_at"] or known["started_at"]
+    known["eta"] = _eta(known)
     return {**extra, **known} if isinstance(extra, dict) else known
+
+
+def at_status(progress: dict[str, Any], status: object) -> dict[str, Any]:
+    """Return progress as it is shown of a task with a status: a success is 100 %, and only a running task has an ETA.
+
+    Args:
+        status: None if it is unknown.
+    """
+    if status is None or rank_of(status) == AT_WORK:
+        return progress
+    if status != "SUCCESS":
+        return {**progress, "eta": None}
+    current = progress["current"] if progress["total"] is None else progress["total"]
+    return {**progress, "eta": None, "progress": 100.0, "current": current}
+
+
+def percent_of(current: float | None, total: float | None) -> float | None:
+    """Return how many percent are done, or None while the total is unknown."""
+    if total is None or current is None:
+        return None
+    return 100.0 if current >= total else 100 * current / total
 
 
 def _is_number(figure: Any) -> bool:
     return isinstance(figure, (int, float)) and not isinstance(figure, bool) and abs(figure) < MAX_FIGURE
 
 
-def _eta(percent: float | None, started_at: float | None, updated_at: float | None) -> float | None:
-    if percent is None or started_at is None or updated_at is None:
+def _eta(known: dict[str, Any]) -> float | None:
+    """Return how many seconds are left of the phase, or None if that is unknown."""
+    counted = percent_of(known["current"], known["total"])
+    percent = known["progress"] if counted is None else counted
+    since, until = known["phase_started_at"], known["updated_at"]
+    if percent is None or since is None or until is None:
         return None
     if percent >= 100:
         return 0.0
-    elapsed = updated_at - started_at
+    elapsed = until - since
     return round(elapsed * (100 - percent) / percent, 3) if percent > 0 and elapsed > 0 else None

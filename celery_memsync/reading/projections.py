@@ -6,7 +6,7 @@ from typing import Any, Iterable, Mapping, Sequence
 from ..keys import PROGRESS, STAGE, STATE, Location
 from ..models.entry import Entry, EntryVersion, StoredEntry
 from ..models.order import run_order
-from ..models.progress import progress_from
+from ..models.progress import at_status, progress_from
 from ..models.task import TaskRun, merge_state, with_cause
 from ..models.worker import WorkerRecord
 from ..store import Task
@@ -25,18 +25,33 @@ def state_of(
     before = (former or {}).get(STAGE)
     if run is not None and run.is_waiting_retry and before:
         run = with_cause(run, TaskRun.from_row(before[-1].value, task_id))
-    return merge_state(run, None if state is None or state.deleted else state.value)
+    fields = None if state is None or state.deleted else state.value
+    if isinstance(fields, dict) and stage is not None and state is not None and _is_of_earlier_run(state, stage):
+        fields = {name: value for name, value in fields.items() if name != "status"}
+    return merge_state(run, fields)
 
 
-def progress_of(task: Task) -> dict[str, Any] | None:
-    """Return how far a task is, with ``previous`` if an earlier run told too, or None."""
+def _is_of_earlier_run(state: StoredEntry, stage: StoredEntry) -> bool:
+    """Whether what users reported is of an earlier run than the stage; its status is not that of the later one."""
+    return (0, 0, 0) < run_order(state.header.run) < run_order(stage.header.run)
+
+
+def progress_of(task: Task, state: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return how far a task is, with ``previous`` if an earlier run reported too, or None.
+
+    Args:
+        state: Of the task, from :func:`state_of`.
+    """
     if PROGRESS not in task.slots:
         return None
     progress = progress_from(task.slots[PROGRESS].value)
+    if progress is None:
+        return None
     former = task.former.get(PROGRESS)
-    if former and progress is not None:
-        progress["previous"] = progress_from(former[-1].value)
-    return progress
+    if former:
+        before = progress_from(former[-1].value)
+        progress["previous"] = None if before is None else at_status(before, "RETRY")
+    return at_status(progress, (state or {}).get("status"))
 
 
 def runs_of(task_id: str, task: Task) -> list[dict[str, Any]]:

@@ -4,18 +4,22 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
+from .. import encoding
 from ..exceptions import InvalidValue, ValueTooLarge
 from ..keys import Location
 from ..models.entry import StoredEntry
 from ..models.progress import PROGRESS_FIELDS, encode_progress
 from ..models.task import TOO_LATE
 from ..store.clock import Clock
+from .bad_values import SILENT, refuse
 from .changes import Change, Content, preview_of_run
+from .figures import (MAX_PHASES, NO_FIGURES, TOO_LARGE, Phase, figure, figures_after, percentage, progress_rank,
+                      shown_percent)
 
-#: Figures of progress stay below: a rank holds sixteen digits.
-TOO_LARGE = 10 ** 16
+#: Names that a task's own fields can't have.
+RESERVED = frozenset(PROGRESS_FIELDS) - {"fields"} | {"eta", "previous"}
 
 #: Seconds that a run may wait for its next try, and its progress is still shown.
 LONGEST_WAIT = 366 * 86400.0
@@ -33,20 +37,31 @@ os.register_at_fork(after_in_child=_renew_process)
 
 
 class ProgressChange(Change):
-    """How far a task is, at one moment."""
+    """How far a task is, at one moment.
 
-    __slots__ = ("row", "run_key", "rank", "started")
+    Args:
+        row: Percent, current, total, message, status, run, fields.
+        started: Monotonic time when the run began, in seconds.
+    """
+
+    __slots__ = ("row", "run_key", "started", "phase")
 
     expendable = True
 
     def __init__(
-        self, location: Location, row: tuple[Any, ...], run_key: str, rank: str, started: float, ttl: float,
+        self, location: Location, row: tuple[Any, ...], run_key: str, started: float, ttl: float, phase: Phase,
     ) -> None:
         super().__init__(location, ttl)
         self.row = row
         self.run_key = run_key
-        self.rank = rank
         self.started = started
+        self.phase = phase
+
+    @property
+    def rank(self) -> str:
+        """Sorts it among those of its run."""
+        percent, current, *_ = self.row
+        return progress_rank(percent, current, self.phase.number)
 
     @classmethod
     def from_row(cls, location: Location, row: Any, run_key: str, ttl: float, clock: Clock) -> ProgressChange | None:
@@ -57,17 +72,19 @@ class ProgressChange(Change):
         if not isinstance(row, list) or len(row) > len(PROGRESS_FIELDS):
             return None
         padded = [*row, *[None] * (len(PROGRESS_FIELDS) - len(row))]
-        percent, current, total, message, status, started_at, updated_at, run, fields = padded
-        figures = ((percent, 100), (current, TOO_LARGE), (total, TOO_LARGE))
+        percent, current, total, message, status, started_at, updated_at, run, fields, name, number, begun_at = padded
+        figures = ((percent, 100), (current, TOO_LARGE), (total, TOO_LARGE), (number, MAX_PHASES))
+        moments = (started_at, updated_at, started_at if begun_at is None else begun_at)
         sound = (
-            all(figure is None or _is_between(figure, 0, most) for figure, most in figures)
-            and all(_is_between(moment, 1, TOO_LATE) for moment in (started_at, updated_at))
+            all(one is None or _is_between(one, 0, most) for one, most in figures)
+            and all(_is_between(moment, 1, TOO_LATE) for moment in moments)
+            and (name is None or isinstance(name, str)) and (number is None or type(number) is int)
             and (fields is None or isinstance(fields, dict)))
         if not sound:
             return None
-        rank = progress_rank(percent, current)
-        change = cls(location, (percent, current, total, message, status, run, fields), run_key, rank,
-                     clock.monotonic(started_at), ttl)
+        phase = Phase((number or 1) - 1, name, None if begun_at is None else clock.monotonic(begun_at))
+        change = cls(location, (percent, current, total, message, status, run, fields), run_key, clock.monotonic(started_at),
+                     ttl, phase)
         change.at = clock.monotonic(updated_at)
         age = time.monotonic() - change.at
         if 0 < age < LONGEST_WAIT:
@@ -87,7 +104,11 @@ class ProgressChange(Change):
         """The figures, with times on Redis's clock."""
         percent, current, total, message, status, run, fields = self.row
         times = round(clock.at(self.started), 3), round(clock.at(self.at), 3)
-        body = encode_progress((percent, current, total, message, status, *times, run, fields))
+        row = [percent, current, total, message, status, *times, run, fields]
+        number, name, begun, _ = self.phase
+        if begun is not None:
+            row += [name, number + 1, round(clock.at(begun), 3)]
+        body = encode_progress(row)
         return Content("run", self.run_key, self.rank, body)
 
 
@@ -103,25 +124,26 @@ class Progress(Change):
         run: Id of the run, as shown.
         run_key: Which run; "" for the one that is stored.
         started: Monotonic time when the run began.
-        limit: Longest message, in characters.
+        limit: Longest message, in characters, and most bytes of fields.
+        spared: Name of the task that a bad value must not fail.  None: it is raised.
     """
 
-    __slots__ = ("run", "run_key", "started", "figures", "message", "status", "fields", "limit",
+    __slots__ = ("run", "run_key", "started", "figures", "message", "status", "fields", "limit", "spared",
                  "reports", "_mutex", "_mutex_of", "_put", "_taken")
 
     expendable = True
 
     def __init__(
         self, location: Location, ttl: float, run: str | None = None, run_key: str = "", started: float | None = None,
-        limit: int = 1024 * 1024,
+        limit: int = 1024 * 1024, spared: str | None = None,
     ) -> None:
         super().__init__(location, ttl)
         self.limit = limit
+        self.spared = spared
         self.run = run
         self.run_key = run_key
         self.started = self.at if started is None else started
-        #: Percent if it was reported and not to be computed, current, total.
-        self.figures: tuple[float | None, float | None, float | None] = (None, None, None)
+        self.figures = NO_FIGURES
         self.message: str | None = None
         self.status: str | None = None
         self.fields: dict[str, Any] | None = None
@@ -133,6 +155,11 @@ class Progress(Change):
         self._put: tuple[object, int] = (None, 0)
         self._taken = 0
 
+    @property
+    def phase_number(self) -> int:
+        """The number of the present phase; 0 of the first one."""
+        return self.figures[3].number
+
     def count(self, current: float, total: float | None, message: str | None) -> bool:
         """Take a new count, as :meth:`report` does, but fast in the plain case: one more of the same."""
         mutex = self._mutex if self._mutex_of is _process else self._renew_mutex()
@@ -140,13 +167,13 @@ class Progress(Change):
         # release, and of a lock that this thread does not have the release fails.
         try:
             mutex.acquire()
-            percent, old, old_total = self.figures
+            percent, old, old_total, phase = self.figures
             if (
                 type(current) is int and old is not None and percent is None and old <= current < TOO_LARGE
-                and (total is None or total == old_total)
+                and (total is None or total is old_total or type(total) is int and total == old_total)
                 and (message is None or type(message) is str and len(message) <= self.limit)
             ):
-                self.figures = (None, current, old_total)
+                self.figures = (None, current, old_total, phase)
                 if message is not None:
                     self.message = message
                 return self._reported()
@@ -160,32 +187,35 @@ class Progress(Change):
     def report(
         self, current: float | None, total: float | None, message: str | None,
         status: str | None = None, percent: float | None = None, fields: dict[str, Any] | None = None,
+        phase: str | None = None, begin: bool = False, silent: bool = False,
     ) -> bool:
         """Take new figures, unless they are behind the old ones; texts are taken anyway.
+
+        Args:
+            phase: Name of the phase; another one than before begins a new phase.
+            begin: Whether a new phase begins in any case.
+            silent: Whether bad values are left out in any case.
 
         Returns:
             Whether it has to be queued.
 
         Raises:
-            InvalidValue: For a figure that is none, or out of its range.
+            InvalidValue: For a figure that is none, or out of its range, a text or a field that can't be stored, unless the
+                task is spared: then what is good is taken.
         """
-        for text, what in ((message, "message"), (status, "status")):
-            self._check_text(text, what)
-        if percent is not None:
-            _check(percent, "progress")
-            if percent > 100:
-                raise InvalidValue(f"progress is {percent}; it goes from 0 to 100")
-        for figure, what in ((current, "current"), (total, "total")):
-            if figure is not None:
-                _check(figure, what)
+        spared = SILENT if silent else self.spared
+        message, status, phase = (_good(spared, self._text, text, what)
+                                  for text, what in ((message, "message"), (status, "status"), (phase, "phase")))
+        percent = _good(spared, percentage, percent, "progress")
+        current, total = _good(spared, figure, current, "current"), _good(spared, figure, total, "total")
+        fields = self._good_fields(spared, fields) if fields else None
         mutex = self._mutex if self._mutex_of is _process else self._renew_mutex()
         try:
             mutex.acquire()
-            _, old_current, old_total = self.figures
-            new = percent, old_current if current is None else current, old_total if total is None else total
-            if _further(new, self.figures):
-                self.figures = new
-            self.message = self.message if message is None else message
+            before = self.phase_number
+            self.figures = figures_after(self.figures, current, total, percent, phase, begin)
+            if message is not None or self.phase_number != before:
+                self.message = message
             self.status = self.status if status is None else status
             self.fields = {**(self.fields or {}), **fields} if fields else self.fields
             return self._reported()
@@ -201,11 +231,29 @@ class Progress(Change):
         self._mutex_of = _process
         return self._mutex
 
-    def _check_text(self, text: Any, what: str) -> None:
-        if text is not None and not isinstance(text, str):
+    def _text(self, text: Any, what: str) -> str:
+        if not isinstance(text, str):
             raise InvalidValue(f"the {what} of a progress is a text, not {type(text).__name__}")
-        if text is not None and len(text) > self.limit:
+        if len(text) > self.limit:
             raise ValueTooLarge(f"{self.location.path} ({what})", len(text), self.limit)
+        return text
+
+    def _good_fields(self, spared: str | None, fields: dict[str, Any]) -> Any:
+        """Return the fields that can be stored."""
+        good = _good(spared, self._copied, fields, "fields")
+        if good is not None:
+            return good
+        good = {}
+        for name, value in fields.items():
+            good.update(_good(spared, self._copied, {name: value}, "fields") or {})
+        return _good(spared, self._copied, good, "fields")
+
+    def _copied(self, fields: dict[str, Any], what: str) -> Any:
+        """Return fields as they come back from JSON: the task may go on to change what it gave."""
+        taken = RESERVED.intersection(fields)
+        if taken:
+            raise InvalidValue(f"progress() has a field {min(taken)!r} of its own; choose another name")
+        return encoding.decode(encoding.encode(fields, self.location.path, self.limit))
 
     def _reported(self) -> bool:
         self.at = time.monotonic()
@@ -235,50 +283,25 @@ class Progress(Change):
         return self._as_change().content(clock, base)
 
     def _as_change(self) -> ProgressChange:
-        _, current, total = figures = self.figures
-        percent = _percent(figures)
+        _, current, total, phase = figures = self.figures
+        percent = shown_percent(figures)
         shown = None if percent is None else round(percent, 3)
         row = (shown, current, total, self.message, self.status, self.run, self.fields)
-        change = ProgressChange(self.location, row, self.run_key, progress_rank(percent, current), self.started, self.ttl)
+        change = ProgressChange(self.location, row, self.run_key, self.started, self.ttl, phase)
         change.at, change.fence, change.authors = self.at, self.fence, self.authors
         return change
 
 
-def _further(new: tuple[float | None, ...], old: tuple[float | None, ...]) -> bool:
-    """Whether figures are not behind others; a known percentage is further than a mere count."""
-    new_percent, old_percent = _percent(new), _percent(old)
-    if new_percent is not None and old_percent is not None:
-        return new_percent >= old_percent
-    if new_percent is not None or old_percent is not None:
-        return new_percent is not None
-    return new[1] is None or old[1] is None or new[1] >= old[1]
-
-
-def _percent(figures: tuple[float | None, ...]) -> float | None:
-    percent, current, total = figures
-    return percent_of(current, total) if percent is None else percent
-
-
-def percent_of(current: float | None, total: float | None) -> float | None:
-    """Return how many percent are done, None when the total is unknown."""
-    if total is None or current is None:
+def _good(spared: str | None, check: Callable[[Any, str], Any], value: Any, what: str) -> Any:
+    """Return a value as a check returns it; None if it is bad and must not fail a task."""
+    if value is None:
         return None
-    return 100.0 if current >= total else 100 * current / total
+    try:
+        return check(value, what)
+    except InvalidValue as exc:
+        refuse(exc, spared)
+        return None
 
 
-def progress_rank(percent: float | None, current: float | None) -> str:
-    """Return a text that sorts progress; known percents come after mere counts, and 100 absorbs nothing."""
-    if percent is None:
-        return f"2:{current or 0:024.6f}"
-    return f"3:{percent:010.6f}"
-
-
-def _is_between(figure: Any, least: float, most: float) -> bool:
-    return type(figure) in (int, float) and least <= figure <= most
-
-
-def _check(figure: Any, what: str) -> None:
-    if isinstance(figure, bool) or not isinstance(figure, (int, float)):
-        raise InvalidValue(f"{what} is a number, not {type(figure).__name__}")
-    if not 0 <= figure < TOO_LARGE:
-        raise InvalidValue(f"{what} must be 0 or more, and below {TOO_LARGE:.0e}")
+def _is_between(value: Any, least: float, most: float) -> bool:
+    return type(value) in (int, float) and least <= value <= most

@@ -57,7 +57,7 @@ def test_several_tasks_are_followed_at_once_and_the_worst_end_counts(shell, flee
     # How much is left depends on how much time has passed.
     assert [re.sub(r", \d+m?s left", "", line) for line in lines] == [
         "t1      STARTED\n", "task-2  STARTED\n", "task-2  FAILURE   ValueError: no cup\n",
-        "t1      STARTED   50%, 5 of 10\n", "t1      SUCCESS   50%, 5 of 10\n"]
+        "t1      STARTED   50%, 5 of 10\n", "t1      SUCCESS   100%, 10 of 10\n"]
 
 
 def test_all_that_succeed_are_exit_code_0_in_whatever_order(shell, fleet):

@@ -215,6 +215,10 @@ def test_spawned_children_tell_progress(spawned):
     assert spawned.reader.get_task_progress(result.id)["progress"] == 100
 
 
+def test_a_bad_report_fails_no_task_in_a_spawned_child(spawned):
+    assert spawned.send("report_badly").get(timeout=10)["current"] == 3
+
+
 def test_spawned_children_write_what_waits_before_they_exit(make_fleet):
     fleet = make_fleet(worker_pool_start_method="spawn", memsync_batch_interval=NEVER)
     worker = fleet.start_worker("-c", "2")

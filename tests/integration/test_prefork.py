@@ -268,7 +268,7 @@ def test_the_progress_of_a_task_is_seen_from_outside_while_it_runs(fleet):
     after = fleet.reader.get_task_progress(result.id)
     # It was told again, and what the child knows of Redis's clock may have become better meanwhile.
     moments = {name: pytest.approx(progress[name], abs=0.1) for name in ("started_at", "updated_at")}
-    assert after == {**progress, **moments}
+    assert after == {**progress, **moments, "eta": None}
 
 
 def test_an_eager_task_is_kept_too(make_fleet):
@@ -333,3 +333,19 @@ def test_the_worker_has_told_no_error_of_this_package(fleet, worker):
     assert "celery_memsync" not in log
     assert "memsync-writer" not in log
     assert "Signal handler" not in log
+
+
+def test_what_a_task_reports_by_update_state_is_seen_while_it_runs(fleet):
+    result = fleet.send("count_by_update_state", 8, 1.0)
+
+    progress = eventually(lambda: fleet.reader.get_task_progress(result.id))
+
+    assert (progress["current"], progress["total"], progress["message"]) == (8, 8, "counting")
+    assert fleet.state(result.id)["status"] == result.state == "COUNTING"
+
+
+def test_a_bad_report_fails_no_task_and_is_logged(fleet):
+    progress = fleet.send("report_badly").get(timeout=10)
+
+    assert (progress["current"], progress["total"], progress["rows"]) == (3, 10, 7)
+    assert "Ignored a report of the task tests.support.tasks.report_badly" in fleet.workers[0].output()

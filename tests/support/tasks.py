@@ -239,3 +239,21 @@ def be_replaced(self, pause):
 @shared_task(bind=True, max_retries=3)
 def retry_in(self, countdown):
     raise self.retry(countdown=countdown, exc=OSError("the line is busy"))
+
+
+@shared_task(bind=True)
+def count_by_update_state(self, number, seconds):
+    """Report by Celery's own means only."""
+    for current in range(1, number + 1):
+        self.update_state(state="COUNTING", meta={"current": current, "total": number, "description": "counting"})
+    time.sleep(seconds)
+
+
+@shared_task(bind=True)
+def report_badly(self):
+    """Report what is no progress; return what was taken of it."""
+    memsync = self.app.memsync
+    memsync.progress("many", 10, 5, rows=7, bad=object())
+    memsync.progress(3, float("nan"))
+    memsync.agent("a/b").sync(object())
+    return memsync.get_task_progress(self.request.id)

@@ -64,7 +64,7 @@ def test_a_run_that_waits_to_be_written_keeps_no_app(redis_url, memsync):
 
     assert forget(find)
     assert eventually(lambda: (memsync.get_task_state(task_id) or {}).get("status")) == "SUCCESS"
-    assert memsync.get_task_progress(task_id)["current"] == 1
+    assert memsync.get_task_progress(task_id)["progress"] == 100
 
 
 def test_apps_have_one_receiver_of_each_signal(redis_url):

@@ -55,7 +55,7 @@ def test_what_travels_under_our_name_may_be_anything(app, sent):
     app.memsync.force_sync()
 
     assert app.memsync.get_task_state("t1")["status"] == "SUCCESS"
-    assert app.memsync.get_task_progress("t1")["current"] == 3
+    assert app.memsync.get_task_progress("t1")["total"] == 10
     assert app.memsync.get_task_state("t2")["status"] == "FAILURE"
     assert app.memsync.get_metrics()["pending_writes"] == 0
 
@@ -88,8 +88,8 @@ def test_a_task_called_eagerly_by_another_has_a_progress_of_its_own(app):
     outer.apply(task_id="outer")
     app.memsync.force_sync()
 
-    assert app.memsync.get_task_progress("inner")["progress"] == 30
-    assert app.memsync.get_task_progress("outer")["progress"] == 100
+    assert app.memsync.get_task_progress("inner")["total"] == 10
+    assert app.memsync.get_task_progress("outer")["total"] == 2
 
 
 def test_a_write_that_can_not_be_made_is_dropped_and_takes_nothing_with_it(app):

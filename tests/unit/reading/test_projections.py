@@ -7,6 +7,7 @@ import pytest
 from celery_memsync import WorkerRecord, encoding
 from celery_memsync.keys import PROGRESS, STAGE, STATE, Keys
 from celery_memsync.models.entry import Header, StoredEntry
+from celery_memsync.models.order import RANKS
 from celery_memsync.models.progress import encode_progress
 from celery_memsync.models.task import TaskRun
 from celery_memsync.reading.projections import (active_workers, entry_of, progress_of, runs_of, state_of,
@@ -41,7 +42,7 @@ def test_a_status_of_the_users_shows_until_celery_told_a_later_one():
 
 def test_nobody_told_is_none():
     assert state_of("t1", {}) is None
-    assert progress_of(Task({}, {}, {})) is None
+    assert progress_of(Task({}, {}, {}), None) is None
     assert entry_of(keys.location("a"), {1: None}, 1.0) is None
 
 
@@ -54,9 +55,30 @@ def test_runs_are_in_the_order_that_redis_gave_them_whichever_was_written_last()
 def test_progress_shows_the_last_of_the_run_before():
     now, before = (stored(encode_progress((percent, None, None, None))) for percent in (5, 80))
 
-    progress = progress_of(Task({PROGRESS: now}, {PROGRESS: [before]}, {}))
+    progress = progress_of(Task({PROGRESS: now}, {PROGRESS: [before]}, {}), None)
 
     assert (progress["progress"], progress["previous"]["progress"]) == (5, 80)
+
+
+@pytest.mark.parametrize("status, expected", [
+    (None, (40, 4, 15.0)), ("STARTED", (40, 4, 15.0)), ("CRUNCHING", (40, 4, 15.0)), (5, (40, 4, 15.0)),
+    ("SUCCESS", (100, 10, None)), *((status, (40, 4, None)) for status in sorted(RANKS.keys() - {"STARTED", "SUCCESS"})),
+])
+def test_progress_is_100_percent_of_a_success_and_has_an_eta_while_the_task_runs(status, expected):
+    body = encode_progress((40, 4, 10, None, None, 10.0, 20.0))
+    task = Task({PROGRESS: stored(body)}, {PROGRESS: [stored(body)]}, {})
+
+    progress = progress_of(task, {"status": status})
+
+    assert (progress["progress"], progress["current"], progress["eta"]) == expected
+    assert (progress["previous"]["progress"], progress["previous"]["eta"]) == (40, None)
+
+
+@pytest.mark.parametrize("row, current, total", [((None, 7), 7, None), ((None,), None, None), ((100.0, 0, 0), 0, 0)])
+def test_progress_of_a_success_has_the_total_as_current_where_it_is_known(row, current, total):
+    progress = progress_of(Task({PROGRESS: stored(encode_progress(row))}, {}, {}), {"status": "SUCCESS"})
+
+    assert (progress["progress"], progress["current"], progress["total"]) == (100, current, total)
 
 
 def test_the_version_of_a_state_counts_what_both_told():

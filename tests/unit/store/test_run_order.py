@@ -17,7 +17,7 @@ from celery_memsync.models.task import TaskRun
 from celery_memsync.reading.projections import progress_of, runs_of, state_of
 from celery_memsync.store import EntryWrite, Store
 from celery_memsync.store.client import connect
-from celery_memsync.writing.progress import progress_rank
+from celery_memsync.writing.figures import progress_rank
 
 KEYS = Keys("task-sentinel")
 
@@ -81,7 +81,7 @@ class Task:
     @property
     def progress(self):
         """Run and percents of the present progress, and of the one before."""
-        shown = progress_of(self.read())
+        shown = progress_of(self.read(), None)
         before = shown.get("previous") or {}
         return (shown["run"], shown["progress"]), (before.get("run"), before.get("progress"))
 

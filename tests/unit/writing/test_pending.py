@@ -303,10 +303,10 @@ def test_a_report_that_is_interrupted_leaves_its_mutex_open_and_takes_back_nothi
     for at in range(1, number + 1):
         one = cell()
         strike(lambda: tell(one), at, progress_module)
-        if not is_free(one._mutex) or one.figures not in ((None, 1, 10), (None, 5, 10)):
+        if not is_free(one._mutex) or one.figures[:3] not in ((None, 1, 10), (None, 5, 10)):
             wrong.append((at, one.figures))
         one.snapshot()
-        if not one.report(6, 10, None) or one.figures != (None, 6, 10):
+        if not one.report(6, 10, None) or one.figures[:3] != (None, 6, 10):
             wrong.append((at, "told again"))
 
     assert number > 10

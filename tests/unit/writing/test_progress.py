@@ -12,7 +12,9 @@ from celery_memsync import keys as names
 from celery_memsync.keys import Keys
 from celery_memsync.models.progress import progress_from
 from celery_memsync.store.clock import Clock
-from celery_memsync.writing.progress import Progress, percent_of, progress_rank
+from celery_memsync.writing import progress as progress_module
+from celery_memsync.writing.figures import figures_after
+from celery_memsync.writing.progress import Progress, ProgressChange
 
 PROGRESS = Keys("task-sentinel").task_location("t1", names.PROGRESS)
 RUN_1, RUN_2 = "chain.0.a", "chain.1.b"
@@ -27,21 +29,6 @@ def told(cell):
 
 
 # -- by itself
-
-@pytest.mark.parametrize("current, total, percent", [
-    (0, 10, 0), (5, 10, 50), (10, 10, 100), (11, 10, 100), (0, 0, 100), (5, None, None), (None, 10, None), (0.5, 2, 25),
-])
-def test_percent_is_reckoned_from_current_and_total(current, total, percent):
-    assert percent_of(current, total) == percent
-
-
-@pytest.mark.parametrize("lower, higher", [
-    ((None, 1), (None, 2)), ((None, 9), (None, 10)), ((None, 10 ** 15), (0, 1)), ((9, 1), (10, 1)), ((99.9, 1), (100, 1)),
-    ((0.001, 1), (0.002, 1)),
-])
-def test_ranks_of_progress_sort_as_text(lower, higher):
-    assert progress_rank(*lower) < progress_rank(*higher)
-
 
 @pytest.mark.parametrize("reports, percent", [
     ([(30, None, None), (20, None, None)], 30),
@@ -72,32 +59,28 @@ def test_counting_fast_and_reporting_come_to_the_same():
         **told(plain), "updated_at": 0, "started_at": 0, "eta": 0}
 
 
-class Slow(float):
-    """A figure that is compared as slowly as a test wants."""
-
-    def __init__(self, _):
-        self.compared, self.go_on = threading.Event(), threading.Event()
-
-    def __ge__(self, other):
-        if other:
-            self.compared.set()
-            self.go_on.wait(10)
-        return float(self) >= other
-
-
 @pytest.fixture
-def slow():
-    """A cell at 10 of 100, and what lets go on a thread that just compares whether 20 is further."""
-    cell, figure = progress(), Slow(20)
+def slow(monkeypatch):
+    """A cell at 10 of 100, and what lets a thread go on that compares whether 20 is further."""
+    cell = progress()
+    compares, may_go_on = threading.Event(), threading.Event()
+
+    def compare_slowly(figures, current, *args):
+        if current == 20:
+            compares.set()
+            may_go_on.wait(10)
+        return figures_after(figures, current, *args)
+
+    monkeypatch.setattr(progress_module, "figures_after", compare_slowly)
     cell.report(10, 100, None)
-    thread = threading.Thread(target=cell.report, args=(figure, None, None))
+    thread = threading.Thread(target=cell.report, args=(20, None, None))
 
     def go_on():
-        figure.go_on.set()
+        may_go_on.set()
         thread.join(10)
 
     thread.start()
-    assert figure.compared.wait(10)
+    assert compares.wait(10)
     yield cell, go_on
     go_on()
 
@@ -207,7 +190,48 @@ def test_a_snapshot_does_not_change_any_more():
     assert told(snapshot)["current"] == 1
 
 
+def test_progress_that_travels_with_a_retry_keeps_its_phase():
+    cell, clock = progress(RUN_1, "first"), Clock()
+    cell.report(4, 4, None, phase="downloading")
+    cell.report(1, 10, None, phase="converting")
+    change = cell.snapshot()
+    body = change.content(clock, {}).body
+
+    travelled = ProgressChange.from_row(PROGRESS, encoding.decode(body), RUN_1, 60.0, clock)
+
+    assert travelled.content(clock, {})[:4] == change.content(clock, {})[:4]
+    assert told(travelled)["phase_number"] == 2
+
+
+@pytest.mark.parametrize("phase", [
+    (5, 2, 3.0), ("x", 2.0, 3.0), ("x", True, 3.0), ("x", 10 ** 9, 3.0), ("x", -1, 3.0), ("x", 2, "now"), ("x", 2, -1.0),
+])
+def test_a_phase_of_a_message_that_is_none_is_refused(phase):
+    row = [50, 5, 10, None, None, 1.0, 2.0, None, None, *phase]
+
+    assert ProgressChange.from_row(PROGRESS, row, RUN_1, 60.0, Clock()) is None
+
+
 # -- through Redis
+
+def test_a_new_phase_is_shown_after_a_later_run_has_begun_and_before(memsync, other):
+    first, second = progress(RUN_1, "first"), progress(RUN_2, "second")
+    first.report(4, 4, None, phase="downloading")
+    memsync.writer.put(first)
+    memsync.force_sync()
+    second.report(1, 10, None)
+    other.writer.put(second)
+    other.force_sync()
+
+    first.report(1, 10, None, phase="converting")
+    memsync.writer.put(first)
+    memsync.force_sync()
+
+    shown = other.get_task_progress("t1")
+    assert (shown["run"], shown["phase"], shown["progress"]) == ("second", None, 10)
+    before = shown["previous"]
+    assert (before["run"], before["phase"], before["progress"]) == ("first", "converting", 10)
+
 
 def test_progress_shows_figures_times_and_what_is_left(memsync, other):
     memsync.sync_task_progress("t1", None, current=1, total=4, message="one")
