@@ -4,6 +4,7 @@ from __future__ import annotations
 from typing import Any, Callable, Iterable, Iterator, Mapping, TypeVar, overload
 
 from celery import Celery
+from celery._state import get_current_task
 from celery.exceptions import ImproperlyConfigured
 
 from .exceptions import InvalidKey, InvalidValue, NotInTask
@@ -16,6 +17,7 @@ from .integration.publishing import mark_publishing
 from .integration.revokes import record_sent_revokes
 from .integration.runs import ActiveRun, active_run
 from .integration.task_signals import TaskSignals
+from .keys import is_id
 from .locking.lock_service import Owner
 from .manager import MemorySyncManager
 from .settings import Settings
@@ -230,7 +232,9 @@ class MemSync(AppManager):
         return decorate if function is None else decorate(function)
 
     def _refuse_outside(self, call: str) -> None:
-        refuse(NotInTask(call), None if self.strict else "-")
+        task = get_current_task()
+        if task is None or task.request.called_directly or is_id(task.request.id):
+            refuse(NotInTask(call), None if self.strict else "-")
 
     # -- what the entrances need
 

@@ -16,7 +16,7 @@ from celery.local import Proxy
 
 from .. import encoding
 from ..exceptions import LockNotAcquired, Skipped
-from ..keys import check_id
+from ..keys import check_id, is_id
 from ..locking.lock import Lock
 from .app_manager import AppManager
 from .runs import ActiveRun, active_run
@@ -161,7 +161,11 @@ def exclusive(
     def make(memsync: AppManager, bound: inspect.BoundArguments) -> Lock | None:
         task = get_current_task()
         task_id = None if task is None else task.request.id
-        return None if task_id is None else memsync.task_lock(task_id, ttl, wait, max_hold)
+        if task_id is None:
+            return None
+        # Celery takes any text for an id.
+        name = task_id if is_id(task_id) else f"sha256-{sha256(str(task_id).encode(errors='surrogatepass')).hexdigest()}"
+        return memsync.task_lock(name, ttl, wait, max_hold)
 
     return TaskLock(memsync, make, on_locked, retry_delay, count_retries).around
 

@@ -22,6 +22,7 @@ from ..keys import PROGRESS, STAGE, is_id
 from ..models.order import comes_from_run, delivered_key, is_delivered, is_earlier_step, is_run_key, published_key
 from ..models.task import TaskRun, describe_exception
 from ..runtime import Runtime
+from ..settings import short
 from ..store.clock import UNKNOWN
 from ..writing.changes import StageChange
 from ..writing.progress import ProgressChange
@@ -111,6 +112,8 @@ class TaskSignals:
         self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
         #: How many messages this process has received.
         self.received = 0
+        #: Names of tasks of which an id can't be a key.
+        self._unrecorded: set[str] = set()
         #: Whether the pool of the worker in this process has processes of its own; only there a pid is one.
         self.has_children = False
         #: What the tasks of the pool's children came to lately.
@@ -321,6 +324,7 @@ class TaskSignals:
             queue = self._queue_names.of(facts.get("delivery_info"))
             sent = {"run": run, "key": delivered_key(sent.get("key"), run), "queue": queue}
         if not is_id(task_id):
+            self._warn_of_id(task.name, task_id)
             return
         active = ActiveRun(memsync, task_id, facts, sent, task.name, started, now)
         active_run.set(active)
@@ -478,6 +482,13 @@ class TaskSignals:
         """Return the run of a task that is at work right here: it tells its end itself."""
         active = active_run.get()
         return active if active is not None and active.task_id == task_id and active.find_memsync() is self.memsync else None
+
+    def _warn_of_id(self, name: str, task_id: Any) -> None:
+        """Say once of a task that it has ids of which nothing is recorded."""
+        if name not in self._unrecorded:
+            self._unrecorded.add(name)
+            logger.warning("Nothing is recorded of the task %s with the id %s, which can't be part of a key in Redis (no "
+                           "slash, star or bracket, at most 512 bytes); it runs as any other", name, short(task_id))
 
     def _new_run(self, services: Runtime) -> str:
         return f"{services.token}-{next(self._runs):x}"
