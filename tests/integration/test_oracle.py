@@ -1,0 +1,130 @@
+"""Celery's result backend as an oracle: of every task, in every pool, the memory says the same, or what a rule allows."""
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import pytest
+
+from tests.support.fleet import Fleet
+from tests.support.stress import stressed
+from tests.support.waiting import eventually
+
+#: Seconds by which the memory may be behind: the batch interval, and half a second.
+LAG = 0.1 + 0.5
+
+#: How many tasks there are.
+NUMBER = stressed(2000, 160)
+
+#: What the backend may say beside the same, by what the memory says; `docs/reference/task-states.md` has the rules.
+RULES = {
+    "RECEIVED": {"PENDING"},
+    "IGNORED": {"PENDING", "STARTED"},
+    "REJECTED": {"PENDING", "STARTED", "FAILURE"},
+    "LOST": {"PENDING", "STARTED", "RETRY"},
+    # Of a replaced task, whose last run the backend still has.
+    "PENDING": {"STARTED"},
+}
+
+#: Stages through which a task may go between two looks.
+ORDER = ("PENDING", "RECEIVED", "STARTED", "RETRY", "SUCCESS")
+
+POOLS = (["-c", "2"], ["-P", "threads", "-c", "4"], ["-P", "gevent", "-c", "10"])
+
+#: How tasks of each kind are sent: name, arguments, options, whether they are revoked.
+KINDS = {
+    "success": ("add", (1, 2), {}, False),
+    "slow": ("sleep", (0.3,), {}, False),
+    "failure": ("fail", ("the cup is empty",), {}, False),
+    "retried": ("retry_once", (0.2,), {}, False),
+    "retried by Celery": ("fail_twice", (), {}, False),
+    "retried too often": ("retry_too_often", (), {}, False),
+    "ignored": ("ignore", (), {}, False),
+    "rejected": ("reject", (), {}, False),
+    "replaced": ("be_replaced", (0.2,), {}, False),
+    "counting": ("count_to", (20,), {}, False),
+    "countdown": ("add", (1, 2), {"countdown": 0.5}, False),
+    "revoked with an ETA": ("add", (1, 2), {"countdown": 30}, True),
+    "revoked in a retry": ("retry_in", (30,), {}, True),
+    "expired": ("add", (1, 2), {"expires": -1}, False),
+}
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory, broker, memory):
+    """A fleet with a worker of each kind, on one queue."""
+    fleet = Fleet(
+        tmp_path_factory.mktemp("oracle"), broker, memory, memsync_batch_interval=0.1, task_track_started=True)
+    fleet.start_all(*(fleet.worker(*pool) for pool in POOLS))
+    yield fleet
+    fleet.close()
+
+
+def agrees(ours, theirs):
+    return ours == theirs or theirs in RULES.get(ours, ())
+
+
+def is_between(ours, before, after):
+    """Whether a stage lies between two that the backend has had before and after."""
+    if not {ours, before, after} <= set(ORDER):
+        return False
+    return ORDER.index(before) <= ORDER.index(ours) <= ORDER.index(after)
+
+
+class Observer:
+    """Looks at tasks at random moments: the backend, the memory, the backend."""
+
+    def __init__(self, fleet, results, seed):
+        self.fleet = fleet
+        self.results = results
+        self.chance = random.Random(seed)
+        self.wrong = []
+        self.looks = 0
+        self.ended = False
+        self.thread = threading.Thread(target=self.run, daemon=True)
+
+    def run(self):
+        while not self.ended:
+            self.look(self.chance.choice(self.results))
+
+    def look(self, result):
+        end, seen = time.monotonic() + LAG, []
+        while True:
+            before, ours, after = result.state, self.fleet.status(result.id), result.state
+            self.looks += 1
+            if agrees(ours, before) or agrees(ours, after) or is_between(ours, before, after):
+                return
+            seen.append((before, ours, after))
+            if time.monotonic() > end:
+                # A machine that stood still is no fault of ours.
+                if len(seen) > 5:
+                    self.wrong.append((result.id, seen[-1]))
+                return
+            time.sleep(0.01)
+
+
+def test_every_task_ends_as_the_result_backend_says_and_says_the_same_on_its_way(fleet):
+    kinds = [list(KINDS)[number % len(KINDS)] for number in range(NUMBER)]
+    random.Random(20261130).shuffle(kinds)
+    sent = []
+    observer = Observer(fleet, sent, 20261130)
+    for kind in kinds:
+        name, args, options, is_revoked = KINDS[kind]
+        sent.append(fleet.send(name, *args, **options))
+        if is_revoked:
+            fleet.app.control.revoke(sent[-1].id)
+        if len(sent) == 1:
+            observer.thread.start()
+
+    ended = {"SUCCESS", "FAILURE", "REVOKED", "IGNORED", "REJECTED"}
+    eventually(lambda: all(fleet.status(result.id) in ended for result in sent), timeout=stressed(240, 60))
+    observer.ended = True
+    observer.thread.join(10)
+    time.sleep(LAG)
+
+    wrong = [(kind, result.id, fleet.status(result.id), result.state)
+             for kind, result in zip(kinds, sent) if not agrees(fleet.status(result.id), result.state)]
+    assert wrong == []
+    assert observer.wrong == []
+    assert observer.looks > NUMBER / 4
