@@ -333,19 +333,3 @@ def test_the_worker_has_told_no_error_of_this_package(fleet, worker):
     assert "celery_memsync" not in log
     assert "memsync-writer" not in log
     assert "Signal handler" not in log
-
-
-def test_what_a_task_reports_by_update_state_is_seen_while_it_runs(fleet):
-    result = fleet.send("count_by_update_state", 8, 1.0)
-
-    progress = eventually(lambda: fleet.reader.get_task_progress(result.id))
-
-    assert (progress["current"], progress["total"], progress["message"]) == (8, 8, "counting")
-    assert fleet.state(result.id)["status"] == result.state == "COUNTING"
-
-
-def test_a_bad_report_fails_no_task_and_is_logged(fleet):
-    progress = fleet.send("report_badly").get(timeout=10)
-
-    assert (progress["current"], progress["total"], progress["rows"]) == (3, 10, 7)
-    assert "Ignored a report of the task tests.support.tasks.report_badly" in fleet.workers[0].output()
