@@ -36,15 +36,22 @@ class QueueNames:
         if not isinstance(delivery, dict):
             return None
         words = delivery.get("exchange"), delivery.get("routing_key"), delivery.get("consumer_tag")
+        try:
+            return self._known[words]
+        except KeyError:
+            return self._find(words, delivery, consumer)
+        except TypeError:  # one of them can't be a key
+            return None
+
+    def _find(self, words: tuple[Any, ...], delivery: Mapping[str, Any], consumer: Any) -> str | None:
+        exchange, routing_key, _ = words
         if not all(isinstance(word, (str, type(None))) for word in words):
             return None
-        if words not in self._known:
-            if len(self._known) >= self.MOST:
-                self._known.clear()
-            exchange, routing_key, _ = words
-            queues = self._find_queues()
-            names = queue_names(getattr(queues, "consume_from", queues), delivery, consumer) or queue_names(queues, delivery)
-            self._known[words] = names[0] if names else _without_delay(routing_key) or exchange
+        if len(self._known) >= self.MOST:
+            self._known.clear()
+        queues = self._find_queues()
+        names = queue_names(getattr(queues, "consume_from", queues), delivery, consumer) or queue_names(queues, delivery)
+        self._known[words] = names[0] if names else _without_delay(routing_key) or exchange
         return self._known[words]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import encoding
 from ..user_code import plain_text
-from .order import RETRY_WAITS, later_status, rank_of
+from .order import AT_WORK, RANKS, RETRY_WAITS, later_status
 
 #: Fields of a run's body, in this order for ever: new ones go to the end.
 RUN_FIELDS = (
@@ -91,7 +91,8 @@ class TaskRun:
 
         A retry that a worker has received waits, as what it has received otherwise does.
         """
-        return RETRY_WAITS if self.is_waiting_retry else rank_of(self.status)
+        status = self.status
+        return RETRY_WAITS if status == "RETRY" and self.is_waiting_retry else RANKS.get(status, AT_WORK)
 
     @property
     def is_waiting_retry(self) -> bool:

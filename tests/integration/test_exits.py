@@ -45,7 +45,7 @@ def test_what_a_stopped_worker_gave_back_is_done_by_the_next(make_fleet):
 
 
 @pytest.mark.parametrize("signals", [["SIGQUIT"], ["SIGINT", "SIGINT"]])
-def test_a_cold_shutdown_tells_that_the_task_is_given_up(make_fleet, signals):
+def test_a_cold_shutdown_loses_the_task(make_fleet, signals):
     fleet = make_fleet()
     worker = fleet.start_worker("-c", "1")
     result = fleet.send("sleep", 30)
@@ -57,8 +57,7 @@ def test_a_cold_shutdown_tells_that_the_task_is_given_up(make_fleet, signals):
     worker.stop(getattr(signal, signals[-1]))
 
     state = fleet.state(result.id)
-    assert state["status"] == "RETRY"
-    assert "finished_at" not in state
+    assert state["status"] == "LOST"  # it was acknowledged: nobody runs it again
 
 
 def test_a_task_given_up_by_a_cold_shutdown_is_done_by_the_next_worker(make_fleet):
@@ -88,7 +87,7 @@ def test_a_task_that_ends_during_a_soft_shutdown_is_a_success(make_fleet):
     assert fleet.status(result.id) == "SUCCESS"
 
 
-def test_a_task_that_outlasts_a_soft_shutdown_is_given_up(make_fleet):
+def test_a_task_that_outlasts_a_soft_shutdown_is_lost(make_fleet):
     fleet = make_fleet(worker_soft_shutdown_timeout=1)
     worker = fleet.start_worker("-c", "1")
     result = fleet.send("sleep", 30)
@@ -96,7 +95,7 @@ def test_a_task_that_outlasts_a_soft_shutdown_is_given_up(make_fleet):
 
     worker.stop(signal.SIGQUIT)
 
-    assert fleet.status(result.id) == "RETRY"
+    assert fleet.status(result.id) == "LOST"
 
 
 def test_children_that_end_after_one_task_lose_no_word(make_fleet):

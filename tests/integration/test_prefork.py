@@ -108,7 +108,7 @@ def test_a_task_revoked_while_it_waits_for_a_slot_is_revoked(make_fleet):
     fleet.app.control.revoke(second.id)
 
     assert "started_at" not in fleet.wait(second, "REVOKED")
-    assert fleet.status(first.id) == "SUCCESS"
+    fleet.wait(first, "SUCCESS")
 
 
 def test_the_soft_time_limit_is_a_failure(fleet):
