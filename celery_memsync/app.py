@@ -3,14 +3,14 @@ from __future__ import annotations
 
 from typing import Any, Callable, Iterable, Iterator, Mapping, TypeVar, overload
 
-from celery import Celery
+from celery import Celery, current_task
 from celery.exceptions import ImproperlyConfigured
 
 from . import encoding
 from .exceptions import InvalidValue, NotInTask
 from .integration import lock_decorators
 from .integration.app_manager import AppManager
-from .integration.app_settings import app_settings, backend_of, mask_reports
+from .integration.app_settings import app_settings, borrowed_backend, mask_reports
 from .integration.bootstep import HeartbeatStep
 from .integration.lock_decorators import RETRY_DELAY, F
 from .integration.publishing import mark_publishing
@@ -18,6 +18,7 @@ from .integration.runs import ActiveRun, active_run
 from .integration.task_signals import TaskSignals
 from .locking.lock_service import Owner
 from .manager import MemorySyncManager
+from .runtime import Runtime
 from .settings import Settings
 
 T = TypeVar("T")
@@ -88,7 +89,9 @@ class MemSync(AppManager):
         """
         active = active_run.get()
         if active is None:
-            raise NotInTask("progress()")
+            if self.enabled:
+                raise NotInTask("progress()")
+            return
         if fields:
             self._check_fields(active, fields)
             to_queue = active.progress.report(current, total, message, fields=fields)
@@ -106,6 +109,8 @@ class MemSync(AppManager):
         Raises:
             NotInTask: If no task is running here.
         """
+        if not self.enabled:
+            return iter(iterable)
         self._active("track()")
         if total is None:
             total = len(iterable) if hasattr(iterable, "__len__") else None  # type: ignore[arg-type]
@@ -127,6 +132,8 @@ class MemSync(AppManager):
             NotInTask: If no task is running here.
             InvalidKey: If the id is not fit for a key.
         """
+        if not self.enabled:
+            return Agent(self, getattr(getattr(current_task, "request", None), "id", None) or "-", agent_id)
         active = self._active("agent()")
         memsync = active.memsync or self
         memsync.keys.agent_location(active.task_id, agent_id)
@@ -218,6 +225,12 @@ class MemSync(AppManager):
 
     # -- what the entrances need
 
+    def _build(self) -> Runtime:
+        runtime = super()._build()
+        if not runtime.settings.enabled:
+            self.signals.disconnect()
+        return runtime
+
     def check(self) -> None:
         """Read and check the settings now.
 
@@ -229,15 +242,25 @@ class MemSync(AppManager):
     def spawned_settings(self) -> dict[str, Any]:
         """Return what the configuration needs so that a spawned child makes the same memory."""
         given = {f"memsync_{name.removeprefix('memsync_')}": value for name, value in self._given.items()}
-        return {**given, "memsync_backend": self.settings.backend}
+        settings = self.settings
+        return {**given, "memsync_backend": settings.backend, "memsync_backend_options": dict(settings.backend_options)}
 
     def _settings(self) -> Settings:
         if self.app is None:
             raise ImproperlyConfigured("this MemSync has no app yet; call init_app(app), or use MemorySyncManager")
-        settings = Settings.build({**app_settings(self.app.conf), **self._given})
-        if settings.backend is None:
-            settings = Settings.build({**settings.__dict__, "backend": backend_of(self.app.conf)})
+        settings = Settings.build({**app_settings(self.app), **self._given})
+        self.backend_source = "memsync_backend"
+        if settings.backend is None and settings.enabled:
+            settings = self._with_borrowed_backend(settings)
         return settings
+
+    def _with_borrowed_backend(self, settings: Settings) -> Settings:
+        url, self.backend_source, options = borrowed_backend(self.app.conf)
+        options = {**options, **settings.backend_options}
+        try:
+            return Settings.build({**settings.__dict__, "backend": url, "backend_options": options})
+        except ImproperlyConfigured as exc:
+            raise ImproperlyConfigured(f"{exc} (it is not set, so {self.backend_source} is taken)") from None
 
     def _default_worker_id(self) -> str:
         return self.node_name or super()._default_worker_id()

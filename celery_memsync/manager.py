@@ -928,9 +928,8 @@ class MemorySyncManager:
 
     def _build(self) -> Runtime:
         settings = self._settings()
-        assert settings.backend is not None
         worker_id = settings.worker_id or self._default_worker_id()
-        services = Runtime(settings, worker_id, settings.backend, self._events)
+        services = Runtime(settings, worker_id, settings.backend or "", self._events)
         # The last flush, at the end of the process or of this object.
         self._number = closer.add(self, services.close)
         return services

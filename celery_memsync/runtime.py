@@ -21,11 +21,12 @@ from .reading.search import Search
 from .reading.subscriptions import Subscriptions
 from .settings import Settings
 from .store import Store
-from .store.client import connect
+from .store.client import connect, connect_to_nothing
 from .store.cluster_store import ClusterStore
 from .urls import is_cluster
 from .user_code import message_of
 from .writing.conflict_settler import ConflictSettler
+from .writing.discarding import DiscardingWriter
 from .writing.progress import Progress
 from .writing.shared_queue import SharedQueue
 from .writing.writer import BatchWriter
@@ -88,11 +89,12 @@ class Runtime:
         cache_size = 0 if is_cluster(url) else settings.cache_size
         self.cache = EntryCache(cache_size, settings.cache_max_age, lambda: self.link.is_stale())
         make_store = ClusterStore if is_cluster(url) else Store
-        self.store: Store = make_store(
-            connect(url, settings.backend_options, keys.about, settings.timeout), keys, worker_id, token,
-            settings.default_ttl, settings.timeout)
+        client = connect_to_nothing() if not settings.enabled else connect(
+            url, settings.backend_options, keys.about, settings.timeout)
+        self.store: Store = make_store(client, keys, worker_id, token, settings.default_ttl, settings.timeout)
         resolvers = Resolvers(settings.conflict_resolver, settings.namespace)
-        self.writer = BatchWriter(
+        make_writer = BatchWriter if settings.enabled else DiscardingWriter
+        self.writer = make_writer(
             self.store, events, ConflictSettler(self.store.clock, worker_id, resolvers, settings.max_value_size),
             interval=settings.batch_interval, batch_size=settings.batch_size, max_pending=settings.max_pending,
             on_put=self.cache.drop_for, timeout=settings.timeout,

@@ -16,7 +16,6 @@ from ..exceptions import StoreError
 from ..keys import STAGE
 from ..models.order import published_key, rank_of, run_key_of
 from ..models.task import TaskRun
-from ..settings import short
 from ..store import LostWorkerClaim
 from ..store.script_caller import AHEAD
 from ..user_code import ends_here
@@ -25,8 +24,8 @@ from .kept_messages import KeptMessage, signed_size, signer_of
 
 logger = get_logger(__name__)
 
-#: What is done with the running tasks of a lost worker: marked as LOST only, or requeued as well.
-MARK, REQUEUE = "mark", "requeue"
+#: The choice that requeues the running tasks of a lost worker; they are marked as LOST in any case.
+REQUEUE = "requeue"
 
 #: Why a message is skipped that no key of this worker has signed.
 UNSIGNED = "it has no valid signature (is memsync_signing_key the same in all workers?)"
@@ -61,15 +60,9 @@ class TaskRequeuer:
         """Check what a worker needs before it starts.
 
         Raises:
-            ImproperlyConfigured: If a task asks for something else than ``mark`` or ``requeue``, or if requeueing is
-                asked for and no key signs the messages.
+            ImproperlyConfigured: If requeueing is asked for and no key signs the messages.
         """
         app, settings = self.memsync.app, self.memsync.settings
-        for name, task in sorted(app.tasks.items()):
-            choice = getattr(task, "memsync_recover", None)
-            if choice not in (None, MARK, REQUEUE):
-                raise ImproperlyConfigured(
-                    f"memsync_recover of the task {name} is {short(choice)}; it must be {MARK!r} or {REQUEUE!r}")
         asks = ["memsync_recover"] if settings.recover == REQUEUE else [
             f"memsync_recover of the task {name}" for name, task in sorted(app.tasks.items())
             if getattr(task, "memsync_recover", None) == REQUEUE]

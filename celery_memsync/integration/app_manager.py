@@ -18,16 +18,23 @@ class AppManager(MemorySyncManager):
         app: The Celery app, or None before `init_app`.
         node_name: Name of the worker that runs in this process, or None.
         signals: What records the app's tasks.
+        backend_source: The setting that names its Redis, of this package or of Celery; "" until settings were read.
     """
 
     app: Any
     node_name: str | None
     signals: Any
+    backend_source = ""
 
     @property
     def keys(self) -> Keys:
         """The keys of this namespace."""
         return self._open().keys
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is recorded, locked or stored: ``memsync_enabled``."""
+        return (self._opened or self._open()).settings.enabled
 
     def end_run(self, run: str) -> None:
         """Give back the locks that the run of a task still holds at its end."""

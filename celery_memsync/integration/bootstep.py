@@ -19,6 +19,7 @@ from ..fleet.probe_file import ProbeFile
 from ..models.worker import WorkerRecord
 from ..store import HeartbeatReply
 from .app_manager import AppManager
+from .task_attributes import check_tasks
 from .worker_report import WorkerInspector
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.memsync: AppManager = parent.app.memsync
         self._describer = WorkerInspector(parent, self.memsync)
         settings = self.memsync.settings
-        self.memsync.signals.requeuer.check()
+        if settings.enabled:
+            check_tasks(parent.app.tasks)
+            self.memsync.signals.requeuer.check()
         self._kept = self.memsync.signals.kept
         self._losses = LostWorkerMonitor(
             self.memsync.store, self.memsync.events, settings.worker_ttl,
@@ -61,6 +64,10 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._left = False
         self._leaving = threading.RLock()
         self._refreshed = time.monotonic()
+
+    def include_if(self, parent: WorkController) -> bool:
+        """Whether this takes part: not if ``memsync_enabled`` is False."""
+        return self.memsync.enabled
 
     def start(self, parent: WorkController) -> None:
         """Beat from now on."""

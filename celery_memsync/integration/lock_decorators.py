@@ -68,6 +68,8 @@ class TaskLock:
 
         @functools.wraps(function)
         def locked(*args: Any, **kwargs: Any) -> Any:
+            if not self.memsync.enabled:
+                return function(*args, **kwargs)
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             active = active_run.get()
