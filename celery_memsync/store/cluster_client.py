@@ -136,6 +136,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
             redis.exceptions.NoPermissionError: If those that answer do not let this user ask.
         """
         refusal: redis.RedisError | None = None
+        failure: Exception | None = None
         nodes = list(dict.fromkeys((*self._map[1], *self._others, *self._seeds)))
         # Who answered last comes last: it may be cut off from the others, and not know better.
         next_one = nodes.index(self._answered) + 1 if self._answered in nodes else 0
@@ -144,11 +145,11 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
                 return self._take(sorted(self._query(address, ("CLUSTER", "SLOTS"))), address)
             except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as exc:
                 refusal = exc
-            except (redis.RedisError, OSError, TypeError, ValueError, LookupError, AttributeError):
-                continue  # it does not answer, or without sense
+            except (redis.RedisError, OSError, TypeError, ValueError, LookupError, AttributeError) as exc:
+                failure = exc  # it does not answer, or without sense
         if not remaining():
             raise redis.TimeoutError("no node of the cluster has answered in time")
-        raise refusal or redis.ConnectionError("no node of the cluster answers")
+        raise refusal or redis.ConnectionError("no node of the cluster answers") from failure
 
     def _take(self, rows: Sequence[Any], asked: Address) -> None:
         nodes = [[_address(node, asked) for node in row[2:]] for row in rows]

@@ -13,7 +13,7 @@ from ..keys import COORDINATION, Keys
 from ..models.entry import StoredEntry
 from .acl import missing, probes
 from .clock import Clock
-from .errors import redis_call
+from .errors import address_of_owner, redis_call
 from .pool import PIECE, noted, packed_command
 from .push import PushConnection, TrackedConnection, execute_on_new_connection
 from .scripts import Script
@@ -85,6 +85,11 @@ class ScriptCaller:
     def _prepare(self, client: Any) -> int:
         """Make what this kind of store keeps beside the client; return the number of its database."""
         return client.connection_pool.connection_kwargs.get("db") or 0
+
+    @property
+    def address(self) -> str:
+        """Where Redis is, for people: ``host:port/database``, without credentials."""
+        return address_of_owner(self)
 
     @property
     def redis(self) -> Any:
