@@ -485,7 +485,7 @@ class MemorySyncManager:
             InvalidKey: If the id is not fit for a key.
             StoreError: If Redis is away.
         """
-        return self._open().store.queue_position(check_id(task_id, "task"))
+        return self._open().store.read_queue_position(check_id(task_id, "task"))
 
     @_bounded
     def get_worker_status(self, worker_id: str) -> Any:

@@ -93,7 +93,7 @@ def take(memsync: MemSync) -> Snapshot:
         StoreError: If Redis is away.
     """
     asked = time.monotonic()
-    info = memsync.store.server_info()
+    info = memsync.store.read_server_info()
     latency = time.monotonic() - asked
     workers = memsync.get_workers()
     queue = memsync.get_queue(limit=MOST)

@@ -8,7 +8,7 @@ import click
 from celery.bin.base import CeleryCommand
 
 from ..models.order import AT_WORK, rank_of
-from .output import (ago, duration, figure, json_option, latency_of, memory_of, percent, print_json, print_line,
+from .output import (ago, duration, figure, json_option, latency_of, mebibytes, memory_of, percent, print_json, print_line,
                      print_table, shorten)
 
 #: Newest tasks that are counted by status.
@@ -22,16 +22,16 @@ def status(ctx: click.Context, as_json: bool) -> None:
     """Show Redis, workers, and the newest tasks by status."""
     with memory_of(ctx) as memsync:
         latency = latency_of(memsync)
-        info = memsync.store.server_info()
+        info = memsync.store.read_server_info()
         workers = [record.as_dict() for record in memsync.get_workers()]
         tasks = memsync.get_tasks(limit=COUNTED)
         held = memsync.locks()
         now = memsync.store.clock.now()
-        namespace = memsync.settings.namespace
+        namespace, address = memsync.settings.namespace, memsync.store.address
     counts = dict(Counter(str((task["state"] or {}).get("status", "-")) for task in tasks).most_common())
     running = [task for task in tasks if task["state"] is not None and rank_of(task["state"].get("status")) == AT_WORK]
     server = {
-        "version": info.get("redis_version"), "used_memory": info.get("used_memory"),
+        "address": address, "version": info.get("redis_version"), "used_memory": info.get("used_memory"),
         "maxmemory_policy": info.get("maxmemory_policy"), "uptime": info.get("uptime_in_seconds"), "latency": latency,
     }
     queues, writers = _queues(workers), _writers(workers)
@@ -41,10 +41,8 @@ def status(ctx: click.Context, as_json: bool) -> None:
             "namespace": namespace, "redis": server, "workers": workers, "queues": queues,
             "tasks": counts, "locks": locks, "writers": writers, "running": running})
         return
-    used = (figure(server["used_memory"]) or 0) / 2**20
-    print_line(ctx, f"Redis {server['version']}, {used:.1f} MiB used, "
-               f"up {duration(server['uptime'])}, answers in {latency * 1000:.1f}ms, "
-               f"{shorten(server['maxmemory_policy'])}; namespace {namespace}")
+    print_line(ctx, f"Redis at {address}, namespace {namespace}")
+    print_line(ctx, _server_words(server))
     print_line(ctx)
     _say_workers(ctx, workers, now)
     print_line(ctx)
@@ -60,6 +58,15 @@ def status(ctx: click.Context, as_json: bool) -> None:
     _say_running(ctx, running, now)
 
 
+def _server_words(server: dict[str, Any]) -> str:
+    """Return what is known of the server, of which INFO may not be there."""
+    answers = f"answers in {server['latency'] * 1000:.1f}ms"
+    if server["version"] is None:
+        return f"Redis {answers}; INFO is not available"
+    return (f"Redis {shorten(server['version'])}, {mebibytes(server['used_memory'])} used, up {duration(server['uptime'])}, "
+            f"{answers}, {shorten(server['maxmemory_policy'])}")
+
+
 def _queues(workers: list[dict[str, Any]]) -> dict[str, int | None]:
     """Return how many messages wait by queue, as who looked last says; None: nobody knows."""
     depths: dict[str, int | None] = {}
@@ -73,7 +80,8 @@ def _queues(workers: list[dict[str, Any]]) -> dict[str, int | None]:
 
 def _writers(workers: list[dict[str, Any]]) -> dict[str, int]:
     """Return what the writers of the workers' main processes tell of themselves, added up."""
-    return {name: sum(int(figure(one["writer"].get(name)) or 0) for one in workers if one["status"] != "lost")
+    alive = [one for one in workers if one["status"] not in ("lost", "offline")]
+    return {name: sum(int(figure(one["writer"].get(name)) or 0) for one in alive)
             for name in ("pending", "dropped", "conflicts")}
 
 

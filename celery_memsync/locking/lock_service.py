@@ -348,7 +348,7 @@ class LockService:
 
     def held(self) -> list[LockRecord]:
         """Return all locks that are held, sorted by name."""
-        names = sorted(self.store.held_locks())
+        names = sorted(self.store.read_held_locks())
         rows, now = self.store.read_locks(names), self.store.clock.now()
         records = (LockRecord.of(name, stored, now, waiters)
                    for name, (stored, waiters) in zip(names, rows) if stored is not None)
@@ -506,7 +506,7 @@ class LockService:
                 self._ending_runs.pop(run, None)
 
     def _free_of(self, runs: set[str]) -> None:
-        names = self.store.held_locks()
+        names = self.store.read_held_locks()
         for name, (stored, _) in zip(names, self.store.read_locks(names)):
             if stored is not None and stored.header.run in runs:
                 holder = stored.header.writes.partition(",")[0]

@@ -34,6 +34,7 @@ TEXTS = (
     ("cluster support disabled", "it is not a cluster; let memsync_backend begin with redis://"),
     ("command `SENTINEL`", "it is no Sentinel; name the Sentinels in memsync_backend, mostly at port 26379"),
     ("command 'SENTINEL'", "it is no Sentinel; name the Sentinels in memsync_backend, mostly at port 26379"),
+    ("unknown command", "it does not know a command that is needed; celery memsync doctor says which"),
     ("max number of clients", "all its connections are in use; raise its maxclients"),
     ("protected mode", "it takes connections from its own host only; see protected-mode and requirepass in its configuration"),
     ("invalid bulk length", "it takes no value of this size; raise its proto-max-bulk-len, or lower memsync_max_value_size"),

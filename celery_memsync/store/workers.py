@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any, Mapping, NamedTuple, Sequence
 
 from ..keys import is_id
@@ -99,6 +100,16 @@ class WorkerStore(ScriptCaller):
         pipeline.zscore(self.keys.heartbeats, f"{token} {worker_id}")
         (score,) = answers_of(pipeline)
         return score is not None and score < 0
+
+    @redis_call
+    def read_worker_processes(self) -> dict[str, int]:
+        """Return how many live processes each worker id has; more than one: they have the same name."""
+        now = round(self.clock.now() * 1000)
+        pipeline = self._pipeline(None)
+        pipeline.zrangebyscore(self.keys.heartbeats, now, "+inf")
+        (members,) = answers_of(pipeline)
+        names = (member.decode(errors="replace").partition(" ")[2] for member in members or ())
+        return dict(Counter(filter(is_id, names)))
 
     @redis_call
     def renew_losses(self, losses: Sequence[LostWorkerClaim], lease: float) -> list[LostWorkerClaim]:
