@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import socket
 import threading
@@ -13,7 +14,6 @@ from itertools import islice
 from typing import Any, Callable, Iterable, Iterator, Mapping, ParamSpec, TypeVar
 
 from celery.exceptions import ImproperlyConfigured
-from celery.utils.log import get_logger
 
 from . import encoding
 from .closing import closer
@@ -41,7 +41,7 @@ from .writing.shared_queue import check_assignments, check_queue, check_steps
 from .writing.unanswered import digest_of, maybe_done_is
 from .writing.writer import BatchWriter
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Tasks that are read in one round trip: no command of it holds Redis for more than a millisecond or two.
 TASKS_AT_ONCE = 500

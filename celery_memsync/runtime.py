@@ -2,12 +2,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import string
 import weakref
 from typing import Any, Sequence
-
-from celery.utils.log import get_logger
 
 from .conflicts import Resolvers
 from .deadline import Deadline, remaining
@@ -31,7 +30,7 @@ from .writing.progress import Progress
 from .writing.shared_queue import SharedQueue
 from .writing.writer import BatchWriter
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Seconds that the listening thread has in any case to end: mostly it has only to be woken.
 LINK_TIMEOUT = 0.1

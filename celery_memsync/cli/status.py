@@ -8,8 +8,8 @@ import click
 from celery.bin.base import CeleryCommand
 
 from ..models.order import AT_WORK, rank_of
-from .output import (ago, duration, figure, json_option, latency_of, mebibytes, memory_of, percent, print_json, print_line,
-                     print_table, shorten)
+from .output import (ago, duration, figure, json_option, latency_of, mebibytes, memory_of, percent, print_json,
+                     print_line, print_table, shorten)
 
 #: Newest tasks that are counted by status.
 COUNTED = 1000

@@ -1,12 +1,12 @@
 """Messages of running tasks, kept in Redis so that another worker can requeue them."""
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import weakref
 from typing import Any, Callable, Iterable, Mapping, NamedTuple
 
-from celery.utils.log import get_logger
 from kombu.transport.virtual.exchange import TopicExchange
 
 from .. import encoding
@@ -17,7 +17,7 @@ from ..keys import check_id
 from ..models.order import is_delivered
 from ..signing import SIGNATURE_SIZE, Signer
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Properties of a message that are sent again; the broker sets the others anew.
 PROPERTIES = ("correlation_id", "reply_to", "message_id", "type", "app_id")

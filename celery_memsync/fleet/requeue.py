@@ -1,13 +1,13 @@
 """Requeue the tasks that a lost worker was running."""
 from __future__ import annotations
 
+import logging
 import time
 from itertools import chain
 from typing import Any, Iterator, Sequence
 
 from celery.exceptions import ImproperlyConfigured
 from celery.states import SUCCESS
-from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError, SerializerNotInstalled
 from kombu.messaging import Producer
 from kombu.serialization import prepare_accept_content
@@ -22,7 +22,7 @@ from ..user_code import ends_here
 from .broker_connection import bounded_connection
 from .kept_messages import KeptMessage, signed_size, signer_of
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: The choice that requeues the running tasks of a lost worker; they are marked as LOST in any case.
 REQUEUE = "requeue"

@@ -1,6 +1,7 @@
 """Celery's signals, told to the manager: every task's life is kept without changing a task."""
 from __future__ import annotations
 
+import logging
 import os
 import time
 import weakref
@@ -11,7 +12,6 @@ from typing import Any, Callable, Iterable, Mapping
 
 from celery import signals
 from celery.exceptions import NotRegistered, WorkerLostError
-from celery.utils.log import get_logger
 
 from .. import encoding
 from ..fleet.kept_messages import KeptMessages
@@ -27,7 +27,7 @@ from .app_manager import AppManager
 from .child_outcomes import ChildOutcomes, TaskOutcome, is_gone, unwrapped
 from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, queue_of
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: The app that is sending a task; the signals of publishing do not tell.
 publishing: ContextVar[Any] = ContextVar("publishing", default=None)
@@ -454,7 +454,7 @@ _HARMLESS = _Harmless()
 
 
 def _log_unrecorded(error: Exception) -> None:
-    logger.error("What a task came to could not be told", exc_info=error)
+    logger.error("Could not record the outcome of a task", exc_info=error)
 
 
 def reserved_requests() -> Any:

@@ -1,13 +1,12 @@
 """Locks that are shared by all processes of a namespace."""
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
 from itertools import count
 from typing import Callable, NamedTuple
-
-from celery.utils.log import get_logger
 
 from .. import encoding
 from ..background_loop import BackgroundLoop
@@ -20,7 +19,7 @@ from ..user_code import call_user_code
 from .former_run import FormerRun, former_run
 from .turns import Turns
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: A lease is renewed when this part of it is over.
 RENEW_AFTER = 1 / 3

@@ -18,7 +18,8 @@ CHECK = "is it running, and is memsync_backend right?"
 #: What the error of an attempt to connect says, by its kind; the first that fits counts.
 UNREACHABLE: tuple[tuple[type[BaseException], str], ...] = (
     (ConnectionRefusedError, f"it refused the connection; {CHECK}"),
-    (socket.gaierror, "the name of its host is unknown; correct it in memsync_backend, or see whether DNS works on this host"),
+    (socket.gaierror, "the name of its host is unknown; correct it in memsync_backend, "
+     "or see whether DNS works on this host"),
     (FileNotFoundError, f"its socket is not there; {CHECK}"),
     (PermissionError, "this user may not use its socket; see unixsocketperm in its configuration"),
     (ConnectionError, "it closed the connection; was it stopped, or does it want TLS (rediss:// in memsync_backend)?"),
@@ -36,7 +37,8 @@ TEXTS = (
     ("command 'SENTINEL'", "it is no Sentinel; name the Sentinels in memsync_backend, mostly at port 26379"),
     ("unknown command", "it does not know a command that is needed; celery memsync doctor says which"),
     ("max number of clients", "all its connections are in use; raise its maxclients"),
-    ("protected mode", "it takes connections from its own host only; see protected-mode and requirepass in its configuration"),
+    ("protected mode", "it takes connections from its own host only; "
+     "see protected-mode and requirepass in its configuration"),
     ("invalid bulk length", "it takes no value of this size; raise its proto-max-bulk-len, or lower memsync_max_value_size"),
 )
 
@@ -65,7 +67,8 @@ def _late(exc: BaseException, timeout: float) -> str:
     deadline = current()
     seconds = timeout if deadline is None else min(timeout, deadline.elapsed)
     if any("handshake" in str(one) for one in _chain(exc)):
-        return f"no TLS was agreed on within {seconds:.1f} s; does it speak TLS? else let memsync_backend begin with redis://"
+        return (f"no TLS was agreed on within {seconds:.1f} s; does it speak TLS? "
+                "else let memsync_backend begin with redis://")
     return f"it did not answer within {seconds:.1f} s; is it overloaded or paused?"
 
 

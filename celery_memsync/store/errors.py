@@ -75,7 +75,7 @@ def redis_call(method: F) -> F:
     It ends by the deadline of the public call under way, and within ``timeout`` of its object in any case.
     """
 
-    what, named = method.__name__.replace("_", " "), [*inspect.signature(method).parameters][1:2]
+    what, named = method.__name__.strip("_").replace("_", " "), [*inspect.signature(method).parameters][1:2]
     is_named = not _SUBJECTS.isdisjoint(named)
 
     @functools.wraps(method)
@@ -103,9 +103,10 @@ def store_error(what: str, exc: BaseException, address: str = "", timeout: float
     message, code = f"Could not {what} ({where}): {explain(exc, timeout)}", code_of(exc)
     # What came before an answer without sense can't be known.
     lost = is_lost(exc) or isinstance(exc, SENSELESS)
-    if code and code not in PASSING and not lost:
-        return StoreRefused(message, code)
-    return StoreUnavailable(message, lost, code)
+    is_refused = code and code not in PASSING and not lost
+    error = StoreRefused(message, code) if is_refused else StoreUnavailable(message, lost, code)
+    error.address = address
+    return error
 
 
 def code_of(exc: BaseException) -> str:
@@ -222,7 +223,8 @@ def address_of_owner(owner: Any) -> str:
 
 def _subject(argument: Any) -> str:
     """Return on what a method of the store acts, in words with a blank in front: the first of several, and how many more."""
-    several = isinstance(argument, (list, tuple)) and not isinstance(argument, Location) and not hasattr(argument, "location")
+    is_one = isinstance(argument, Location) or hasattr(argument, "location")
+    several = isinstance(argument, (list, tuple)) and not is_one
     first = next(iter(argument), None) if several else argument
     location = getattr(first, "location", first)
     name = location.path if isinstance(location, Location) else location if isinstance(location, str) else ""

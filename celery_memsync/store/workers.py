@@ -55,6 +55,7 @@ class HeartbeatReply(NamedTuple):
         since: Since when this worker has beaten without a gap.
         workers: How many there are.
         losses: What this worker is to tell of.
+        version: How often the record under its name was written, by whatever process.
     """
 
     status: str
@@ -62,6 +63,7 @@ class HeartbeatReply(NamedTuple):
     since: float
     workers: int
     losses: tuple[LostWorkerClaim, ...] = ()
+    version: int = 0
 
 
 class WorkerStore(ScriptCaller):
@@ -88,10 +90,10 @@ class WorkerStore(ScriptCaller):
         args = [worker_id, self.token, self.prefix + location.path, int(leaving), ms(ttl), ms(timeout),
                 round(since * 1000), round(until * 1000), pulse, body]
         answer = self._run([(HEARTBEAT_WRITE, [self.keys.workers, self.keys.heartbeats, self.keys.lost], args)])[0]
-        status, _, seconds, micros, steady, workers, *claims = answer
+        status, version, seconds, micros, steady, workers, *claims = answer
         self._sync_clock(seconds, micros, asked)
         losses = tuple(LostWorkerClaim.parse(name, score, asked + timeout) for name, score in zip(claims[::2], claims[1::2]))
-        return HeartbeatReply(status.decode(), seconds + micros / 1e6, int(steady) / 1000, workers, losses)
+        return HeartbeatReply(status.decode(), seconds + micros / 1e6, int(steady) / 1000, workers, losses, version)
 
     @redis_call
     def is_worker_lost(self, token: str, worker_id: str) -> bool:

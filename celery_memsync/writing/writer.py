@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import threading
 import time
@@ -11,7 +12,6 @@ from copy import copy
 from itertools import count, takewhile
 from typing import Any, Callable, Iterable, Iterator, Mapping
 
-from celery.utils.log import get_logger
 from redis.backoff import EqualJitterBackoff
 
 from ..background_loop import LONGEST_PAUSE, BackgroundLoop
@@ -31,7 +31,7 @@ from .unanswered import Attempt, Unanswered, number_of, was_never_written
 from .version_tracker import EMPTY_BASE, MergeBase, VersionTracker
 from .write_events import WriteEvents
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Most rounds of merging fields into a state that others write at the same moment.
 MAX_MERGES = 50

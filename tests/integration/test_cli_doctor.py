@@ -244,7 +244,8 @@ class Uninformed(RedisServer):
 @pytest.fixture(scope="module")
 def without(tmp_path_factory):
     """Servers that do not know a command, by the command; none when Redis is not that of the system."""
-    servers = {name: RedisServer(tmp_path_factory.mktemp(name), "--rename-command", name, "") for name in ("SCRIPT", "HSCAN")}
+    servers = {
+        name: RedisServer(tmp_path_factory.mktemp(name), "--rename-command", name, "") for name in ("SCRIPT", "HSCAN")}
     for server in servers.values():
         server.start()
     servers["INFO"] = Uninformed(tmp_path_factory.mktemp("info"), "--rename-command", "INFO", "").start()

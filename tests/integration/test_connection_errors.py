@@ -73,14 +73,17 @@ def message_of(url, timeout=5.0, **options):
 
 
 FAILURES = {
-    "refused": ("redis://someone:{secret}@127.0.0.1:{free}/3", "127.0.0.1:{free}/3", f"it refused the connection; {RUNNING}"),
+    "refused": ("redis://someone:{secret}@127.0.0.1:{free}/3", "127.0.0.1:{free}/3",
+                f"it refused the connection; {RUNNING}"),
     "refused by a cluster": ("redis+cluster://127.0.0.1:{free}", "cluster 127.0.0.1:{free}",
                              f"it refused the connection; {RUNNING}"),
     "refused by the sentinels": ("sentinel://127.0.0.1:{free}/0?master_name=m", "m of Sentinels 127.0.0.1:{free}",
                                  f"it can't be reached; {RUNNING}"),
     "unknown host": ("redis://:{secret}@no-such-host.invalid/1", "no-such-host.invalid:6379/1",
-                     "the name of its host is unknown; correct it in memsync_backend, or see whether DNS works on this host"),
-    "no socket": ("unix://:{secret}@/nowhere/r.sock?db=4", "/nowhere/r.sock, database 4", f"its socket is not there; {RUNNING}"),
+                     "the name of its host is unknown; correct it in memsync_backend, "
+                     "or see whether DNS works on this host"),
+    "no socket": ("unix://:{secret}@/nowhere/r.sock?db=4", "/nowhere/r.sock, database 4",
+                  f"its socket is not there; {RUNNING}"),
     "silent": ("redis://127.0.0.1:{silent}", "127.0.0.1:{silent}/0",
                "it did not answer within 0.5 s; is it overloaded or paused?"),
     "silent to TLS": ("rediss://127.0.0.1:{silent}", "127.0.0.1:{silent}/0",
@@ -111,7 +114,9 @@ FAILURES = {
 def test_failure_to_connect_names_where_what_why_and_the_next_step(ports, name):
     url, where, why = (text.format(secret=SECRET, **ports) for text in FAILURES[name])
 
-    assert message_of(url, 0.5 if "silent" in name else 5.0) == f"Could not read entries task-sentinel/a (Redis at {where}): {why}"
+    message = message_of(url, 0.5 if "silent" in name else 5.0)
+
+    assert message == f"Could not read entries task-sentinel/a (Redis at {where}): {why}"
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +126,10 @@ def tls_port(tmp_path_factory):
         pytest.skip("the system has no redis-server, and that of the wheel speaks no TLS")
     certs = certificates(tmp_path_factory.mktemp("certs"))
     port = free_port()
-    server = RedisServer(tmp_path_factory.mktemp("tls"), "--tls-port", str(port), "--tls-cert-file", str(certs / "server.crt"),
-                         "--tls-key-file", str(certs / "server.key"), "--tls-ca-cert-file", str(certs / "ca.crt"),
-                         binary=system_server()).start()
+    server = RedisServer(
+        tmp_path_factory.mktemp("tls"), "--tls-port", str(port), "--tls-cert-file", str(certs / "server.crt"),
+        "--tls-key-file", str(certs / "server.key"), "--tls-ca-cert-file", str(certs / "ca.crt"),
+        binary=system_server()).start()
     yield port, certs
     server.stop()
 
@@ -141,7 +147,7 @@ def test_failure_of_tls_says_which_side_does_not_accept_the_other(tls_port, sche
 
 def test_error_of_several_entries_names_the_first_and_how_many_more(ports):
     with MemorySyncManager(url=f"redis://127.0.0.1:{ports['free']}") as memsync:
-        with pytest.raises(StoreError, match=r"Could not read entries task-sentinel/[ab] and 1 more \(Redis at"):
+        with pytest.raises(StoreError, match=r"read entries task-sentinel/[ab] and 1 more \(Redis at"):
             memsync.read_many(["a", "b"], consistent=True)
 
 

@@ -82,7 +82,8 @@ def test_an_error_says_what_was_tried_where_and_what_to_do_without_credentials(m
     with pytest.raises(StoreUnavailable) as caught:
         memsync.enqueue("a")
 
-    assert f"Could not enqueue task (Redis at 127.0.0.1:{port}/3): it refused the connection; is it running" in str(caught.value)
+    what, where = "Could not enqueue task", f"Redis at 127.0.0.1:{port}/3"
+    assert f"{what} ({where}): it refused the connection; is it running" in str(caught.value)
     assert SECRET not in str(caught.value) and "user" not in str(caught.value)
 
 
