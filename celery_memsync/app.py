@@ -89,9 +89,9 @@ class MemSync(AppManager):
         """
         active = active_run.get()
         if active is None:
-            if self.enabled:
-                raise NotInTask("progress()")
-            return
+            if self.is_switched_off:
+                return
+            raise NotInTask("progress()")
         if fields:
             self._check_fields(active, fields)
             to_queue = active.progress.report(current, total, message, fields=fields)
@@ -109,7 +109,7 @@ class MemSync(AppManager):
         Raises:
             NotInTask: If no task is running here.
         """
-        if not self.enabled:
+        if active_run.get() is None and self.is_switched_off:
             return iter(iterable)
         self._active("track()")
         if total is None:
@@ -132,7 +132,7 @@ class MemSync(AppManager):
             NotInTask: If no task is running here.
             InvalidKey: If the id is not fit for a key.
         """
-        if not self.enabled:
+        if active_run.get() is None and self.is_switched_off:
             return Agent(self, getattr(getattr(current_task, "request", None), "id", None) or "-", agent_id)
         active = self._active("agent()")
         memsync = active.memsync or self

@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any, Iterator, Sequence
 
 import click
-from celery.bin.base import CeleryCommand
 
 from ..app import MemSync
 from ..exceptions import StoreError
@@ -14,6 +13,7 @@ from ..models.worker import WorkerRecord
 from ..store.acl import CHANNELS, KEYS, MissingRights
 from .checks import (Finding, examine_clocks, examine_indexes, examine_latency, examine_locks, examine_names,
                      examine_persistence, examine_queues, examine_settings, examine_visibility, named, read_scene)
+from .command import command
 from .output import figure, json_option, latency_of, mebibytes, memory_of, print_json, print_line, shorten
 
 #: The oldest server whose commands are all that is needed.
@@ -26,7 +26,7 @@ FULL = 0.9
 STARTING = 10.0
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["doctor", "doctor --json"], exit_codes={0: "nothing is wrong", 1: "something is wrong"})
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
+from celery._state import get_current_task
+
 from ..keys import Keys
 from ..manager import MemorySyncManager
 from ..runtime import Runtime
@@ -35,6 +37,13 @@ class AppManager(MemorySyncManager):
     def enabled(self) -> bool:
         """Whether anything is recorded, locked or stored: ``memsync_enabled``."""
         return (self._opened or self._open()).settings.enabled
+
+    @property
+    def is_switched_off(self) -> bool:
+        """Whether ``memsync_enabled`` is False for the app of the running task, if one runs, else for this app."""
+        task = get_current_task()
+        own = getattr(getattr(task, "app", None), "memsync", None) or self
+        return own.app is not None and not own.enabled
 
     def end_run(self, run: str) -> None:
         """Give back the locks that the run of a task still holds at its end."""

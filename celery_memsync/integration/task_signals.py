@@ -287,6 +287,8 @@ class TaskSignals:
         facts = request.__dict__
         sent = _sent(facts)
         services = memsync.runtime
+        if not services.settings.enabled:
+            return  # this was its first use, and has disconnected this
         started = time.monotonic()
         clock, received_at = services.store.clock, sent.get("received_at")
         if clock.error == UNKNOWN:

@@ -50,6 +50,18 @@ def test_a_worker_runs_tasks_as_if_this_package_were_not_there(app, work):
         assert [one.name for one in threading.enumerate() if one.name.startswith("memsync-")] == []
 
 
+def test_decorators_of_a_memsync_without_an_app_follow_that_of_the_task(app):
+    loose = MemSync()
+
+    @app.task(name="proj.loose", shared=False)
+    @loose.locked("l")
+    def work():
+        loose.progress(1)
+        return list(loose.track([1, 2]))
+
+    assert work.apply().get() == [1, 2]
+
+
 def test_a_body_that_is_called_by_itself_takes_no_lock(app, work):
     assert app.memsync.locked("l")(lambda: 5)() == 5
 
