@@ -124,7 +124,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self.memsync.signals.refresh()
             self._losses.schedule_recheck()
             self._kept.refresh()
-        self.memsync.store.connect()  # times in the first record are Redis's, too
+        if not self.memsync.store.clock.measured:
+            self.memsync.store.connect()  # times in the first record are Redis's, too
         record = self._describer.describe()
         self._write_probe_file(record)
         return record
