@@ -10,7 +10,7 @@ from ..models.order import FINAL
 from ..models.worker import WorkerRecord
 from ..reading.projections import state_of
 from ..settings import Settings
-from .output import duration, figure, shorten
+from .output import GONE, duration, figure, shorten
 
 #: Most names that a finding lists.
 NAMED = 5
@@ -128,10 +128,11 @@ def examine_names(processes: Mapping[str, int]) -> Iterator[Finding]:
 
 def examine_queues(scene: Scene) -> Iterator[Finding]:
     """Yield in which queues tasks wait that no worker consumes."""
-    consumed = {queue for one in scene.workers if one.status not in ("lost", "offline") for queue in one.queues}
+    alive = [one for one in scene.workers if one.status not in GONE]
+    consumed = {str(queue) for one in alive for queue in one.queues}
     waiting = Counter(
-        str(state.get("queue")) for state in scene.newest.values()
-        if state is not None and state.get("status") == "PENDING" and state.get("queue") not in (None, *consumed))
+        queue for state in scene.newest.values() if state is not None and state.get("status") == "PENDING"
+        and isinstance(queue := state.get("queue"), str) and queue not in consumed)
     if waiting:
         listed = named([f"{queue} ({count})" for queue, count in waiting.most_common()])
         yield Finding(False, f"no worker consumes queues in which tasks wait: {listed}",
