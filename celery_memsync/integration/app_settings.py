@@ -106,11 +106,11 @@ def borrowed_backend(conf: Any) -> BorrowedBackend:
 def _options_of(conf: Any, source: str) -> dict[str, Any]:
     """Return what other settings of Celery say of the connections to its result backend, or to its broker."""
     if source == "broker_url":
-        tls, names = conf.get("broker_use_ssl"), {"credential_provider": "broker_credential_provider"}
+        tls, names = conf.get("broker_use_ssl"), [("credential_provider", "broker_credential_provider")]
     else:
         tls = conf.get("redis_backend_use_ssl")
-        names = {"username": "redis_username", "password": "redis_password",
-                 "credential_provider": "redis_backend_credential_provider"}
-    options = {option: conf.get(name) for option, name in names.items() if conf.get(name)}
+        names = [(option, f"redis_{option}") for option in ("username", "password")]
+        names.append(("credential_provider", "redis_backend_credential_provider"))
+    options = {option: conf.get(name) for option, name in names if conf.get(name)}
     # As in Celery, a mere True does not switch TLS on.
     return {**options, **tls, "ssl": True} if isinstance(tls, Mapping) and tls else options
