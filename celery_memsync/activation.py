@@ -31,6 +31,8 @@ def on_worker_init(sender: "WorkController", **_: Any) -> None:
     memsync.node_name = sender.hostname
     memsync.in_worker = True
     memsync.check()
+    if not memsync.enabled:
+        return
     app.conf.update(memsync.spawned_settings())
     if CHILD_MODULE not in app.conf.include:
         app.conf.include = (*app.conf.include, CHILD_MODULE)

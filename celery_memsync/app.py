@@ -10,7 +10,7 @@ from celery.exceptions import ImproperlyConfigured
 from .exceptions import InvalidKey, InvalidValue, NotInTask
 from .integration import lock_decorators
 from .integration.app_manager import AppManager
-from .integration.app_settings import app_settings, backend_of, mask_reports
+from .integration.app_settings import app_settings, borrowed_backend, mask_reports
 from .integration.bootstep import HeartbeatStep
 from .integration.lock_decorators import RETRY_DELAY, F
 from .integration.publishing import mark_publishing
@@ -20,6 +20,7 @@ from .integration.task_signals import TaskSignals
 from .keys import is_id
 from .locking.lock_service import Owner
 from .manager import MemorySyncManager
+from .runtime import Runtime
 from .settings import Settings
 from .user_code import ends_here
 from .writing.bad_values import refuse
@@ -233,10 +234,18 @@ class MemSync(AppManager):
 
     def _refuse_outside(self, call: str) -> None:
         task = get_current_task()
+        if self.is_switched_off:
+            return
         if task is None or task.request.called_directly or is_id(task.request.id):
             refuse(NotInTask(call), None if self.strict else "-")
 
     # -- what the entrances need
+
+    def _build(self) -> Runtime:
+        runtime = super()._build()
+        if not runtime.settings.enabled:
+            self.signals.disconnect()
+        return runtime
 
     def check(self) -> None:
         """Read and check the settings now.
@@ -249,15 +258,25 @@ class MemSync(AppManager):
     def spawned_settings(self) -> dict[str, Any]:
         """Return what the configuration needs so that a spawned child makes the same memory."""
         given = {f"memsync_{name.removeprefix('memsync_')}": value for name, value in self._given.items()}
-        return {**given, "memsync_backend": self.settings.backend}
+        settings = self.settings
+        return {**given, "memsync_backend": settings.backend, "memsync_backend_options": dict(settings.backend_options)}
 
     def _settings(self) -> Settings:
         if self.app is None:
             raise ImproperlyConfigured("this MemSync has no app yet; call init_app(app), or use MemorySyncManager")
-        settings = Settings.build({**app_settings(self.app.conf), **self._given})
-        if settings.backend is None:
-            settings = Settings.build({**settings.__dict__, "backend": backend_of(self.app.conf)})
+        settings = Settings.build({**app_settings(self.app), **self._given})
+        self.backend_source = "memsync_backend"
+        if settings.backend is None and settings.enabled:
+            settings = self._with_borrowed_backend(settings)
         return settings
+
+    def _with_borrowed_backend(self, settings: Settings) -> Settings:
+        url, self.backend_source, options = borrowed_backend(self.app.conf)
+        options = {**options, **settings.backend_options}
+        try:
+            return Settings.build({**settings.__dict__, "backend": url, "backend_options": options})
+        except ImproperlyConfigured as exc:
+            raise ImproperlyConfigured(f"{exc} (it is not set, so {self.backend_source} is taken)") from None
 
     def _default_worker_id(self) -> str:
         return self.node_name or super()._default_worker_id()

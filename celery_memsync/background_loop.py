@@ -2,23 +2,30 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import time
 from typing import Callable
 
-from celery.utils.log import get_logger
 from redis.backoff import EqualJitterBackoff
 
+from .exceptions import StoreUnavailable
 from .user_code import call_user_code, mark_library_thread, message_of
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Longest pause between two tries of an action that fails, in seconds.
 LONGEST_PAUSE = 2.0
 
 #: Longest that a start waits until its thread runs, in seconds.
 START_TIMEOUT = 1.0
+
+
+#: Which loop reports that a Redis is away, by the address of that: the others that fail because of it log nothing.
+_outages: dict[str, BackgroundLoop] = {}
+
+os.register_at_fork(after_in_child=_outages.clear)
 
 
 class Wakeup:
@@ -68,7 +75,8 @@ class BackgroundLoop:
     """Calls one action again and again, in a daemon thread of its own.
 
     An action that raises, whatever it is, is logged once, called again after a growing pause
-    with jitter, and logged once more when it works.
+    with jitter, and logged once more when it works.  If Redis is away, the first loop of the
+    process that finds out logs that, and the others nothing.
 
     No method takes a lock: an exception that a signal raises in the middle of one leaves nothing locked.
 
@@ -98,6 +106,9 @@ class BackgroundLoop:
         #: Whether a caller waits for the next call.
         self._urgent = False
         self._failures = 0
+        #: When the first of them was, and where the Redis is that did not answer; "": it was something else.
+        self._failed_at = 0.0
+        self._away = ""
         self._again: float | None = None
         self._backoff = EqualJitterBackoff(cap=LONGEST_PAUSE, base=0.1)
 
@@ -170,6 +181,7 @@ class BackgroundLoop:
         finally:
             if self._at_work.get(self.name) is run:
                 del self._at_work[self.name]
+            self._end_outage()
             run.begun.set()
             run.ended.set()
 
@@ -207,13 +219,29 @@ class BackgroundLoop:
         else:
             failures, self._failures = self._failures, 0
             if failures:
-                self._log(logger.info, "%s: works again after %d failures", self.name, failures)
+                self._log_end(failures)
 
     def _failed(self, error: BaseException) -> None:
         self._failures += 1
         self._wanted.set()
         if self._failures == 1:
-            self._log(logger.warning, "%s: %s; trying again until it works", self.name, message_of(error))
+            self._failed_at = time.monotonic()
+            self._away = error.address if isinstance(error, StoreUnavailable) and not error.code else ""
+            if not self._away:
+                self._log(logger.warning, "%s: %s; trying again until it works", self.name, message_of(error))
+            elif _outages.setdefault(self._away, self) is self:
+                self._log(logger.warning, "%s Trying again until it answers", message_of(error))
+
+    def _log_end(self, failures: int) -> None:
+        if not self._away:
+            self._log(logger.info, "%s: works again after %d failures", self.name, failures)
+        elif self._end_outage():
+            seconds = time.monotonic() - self._failed_at
+            self._log(logger.info, "Redis at %s answers again after %.1f s", self._away, seconds)
+
+    def _end_outage(self) -> bool:
+        """Return whether this loop has reported an outage; it does so no longer."""
+        return _outages.get(self._away) is self and _outages.pop(self._away, None) is self
 
     def _log(self, log: Callable[..., None], *args: object) -> None:
         # Handlers of the log are user code, too.

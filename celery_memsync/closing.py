@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import _thread
+import logging
 import os
 import threading
 import weakref
@@ -11,9 +12,7 @@ from itertools import count
 from multiprocessing import util as multiprocessing_util
 from typing import Callable
 
-from celery.utils.log import get_logger
-
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Seconds that the end of a process waits for what is just being closed.
 EXIT_TIMEOUT = 4.0

@@ -2,18 +2,17 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import weakref
 from collections import deque
 from itertools import count
 from typing import Any, Callable, NamedTuple
 
-from celery.utils.log import get_logger
-
 from .background_loop import BackgroundLoop, Wakeup
 from .user_code import call_user_code, name_of
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 Handler = Callable[..., object]
 

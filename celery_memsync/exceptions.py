@@ -43,9 +43,11 @@ class StoreError(MemSyncError):
 
     Attributes:
         code: First word of the error that Redis answered, such as ``OOM``; "" if it answered none.
+        address: Where Redis is, such as ``localhost:6379/0``, without credentials; "" if that is not known.
     """
 
     code = ""
+    address = ""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""

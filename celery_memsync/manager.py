@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import socket
 import threading
@@ -13,7 +14,6 @@ from itertools import islice
 from typing import Any, Callable, Iterable, Iterator, Mapping, ParamSpec, TypeVar
 
 from celery.exceptions import ImproperlyConfigured
-from celery.utils.log import get_logger
 
 from . import encoding
 from .closing import closer
@@ -41,7 +41,7 @@ from .writing.shared_queue import check_assignments, check_queue, check_steps
 from .writing.unanswered import digest_of, maybe_done_is
 from .writing.writer import BatchWriter
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Tasks that are read in one round trip: no command of it holds Redis for more than a millisecond or two.
 TASKS_AT_ONCE = 500
@@ -492,7 +492,7 @@ class MemorySyncManager:
             InvalidKey: If the id is not fit for a key.
             StoreError: If Redis is away.
         """
-        return self._open().store.queue_position(check_id(task_id, "task"))
+        return self._open().store.read_queue_position(check_id(task_id, "task"))
 
     @_bounded
     def get_worker_status(self, worker_id: str) -> Any:
@@ -935,9 +935,8 @@ class MemorySyncManager:
 
     def _build(self) -> Runtime:
         settings = self._settings()
-        assert settings.backend is not None
         worker_id = settings.worker_id or self._default_worker_id()
-        services = Runtime(settings, worker_id, settings.backend, self._events)
+        services = Runtime(settings, worker_id, settings.backend or "", self._events)
         # The last flush, at the end of the process or of this object.
         self._number = closer.add(self, services.close)
         return services

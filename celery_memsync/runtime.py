@@ -2,12 +2,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import string
 import weakref
 from typing import Any, Sequence
-
-from celery.utils.log import get_logger
 
 from .conflicts import Resolvers
 from .deadline import Deadline, remaining
@@ -21,16 +20,17 @@ from .reading.search import Search
 from .reading.subscriptions import Subscriptions
 from .settings import Settings
 from .store import Store
-from .store.client import connect
+from .store.client import connect, connect_to_nothing
 from .store.cluster_store import ClusterStore
 from .urls import is_cluster
 from .user_code import message_of
 from .writing.conflict_settler import ConflictSettler
+from .writing.discarding import DiscardingWriter
 from .writing.progress import Progress
 from .writing.shared_queue import SharedQueue
 from .writing.writer import BatchWriter
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Seconds that the listening thread has in any case to end: mostly it has only to be woken.
 LINK_TIMEOUT = 0.1
@@ -88,11 +88,12 @@ class Runtime:
         cache_size = 0 if is_cluster(url) else settings.cache_size
         self.cache = EntryCache(cache_size, settings.cache_max_age, lambda: self.link.is_stale())
         make_store = ClusterStore if is_cluster(url) else Store
-        self.store: Store = make_store(
-            connect(url, settings.backend_options, keys.about, settings.timeout), keys, worker_id, token,
-            settings.default_ttl, settings.timeout)
+        client = connect_to_nothing() if not settings.enabled else connect(
+            url, settings.backend_options, keys.about, settings.timeout)
+        self.store: Store = make_store(client, keys, worker_id, token, settings.default_ttl, settings.timeout)
         resolvers = Resolvers(settings.conflict_resolver, settings.namespace)
-        self.writer = BatchWriter(
+        make_writer = BatchWriter if settings.enabled else DiscardingWriter
+        self.writer = make_writer(
             self.store, events, ConflictSettler(self.store.clock, worker_id, resolvers, settings.max_value_size),
             interval=settings.batch_interval, batch_size=settings.batch_size, max_pending=settings.max_pending,
             on_put=self.cache.drop_for, timeout=settings.timeout,

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Iterable, Mapping
 
 from celery.exceptions import ImproperlyConfigured
 from redis.connection import parse_url
@@ -12,10 +12,17 @@ from .conflicts import Resolvers
 from .deadline import DEFAULT_TIMEOUT
 from .exceptions import InvalidKey
 from .keys import Keys, check_id
-from .urls import CLUSTER_SCHEMES, is_cluster, lower_scheme, scheme_of, servers_of, with_login_in_front
+from .urls import (CLUSTER_SCHEMES, as_redis_py, check_database, is_cluster, lower_scheme, scheme_of, servers_of,
+                   with_login_in_front)
 
 #: What a Redis URL may begin with.
 SCHEMES = ("redis", "rediss", "unix", "sentinel", *CLUSTER_SCHEMES, "embedded")
+
+#: Options of redis-py that can't be chosen: the answers would be none that this package can read.
+FIXED_OPTIONS = ("decode_responses", "protocol")
+
+#: Settings that a task may have of its own, as attributes.
+TASK_SETTINGS = ("recover", "max_recoveries")
 
 #: No time that somebody gives is as long, in seconds: Redis and the C library can't wait so long.
 MAX_SECONDS = 1e10
@@ -30,6 +37,8 @@ _PREFIX = "memsync_"
 class Settings:
     """The settings of one shared memory; in Celery each name begins with ``memsync_``."""
 
+    #: Whether anything is recorded, locked or stored at all.
+    enabled: bool = True
     #: Redis URL.  ``None``: the result backend or broker of the app, if that is Redis.
     backend: str | None = field(default=None, repr=False)
     #: Passed on to redis-py.
@@ -115,16 +124,18 @@ class Settings:
         for name, value in given.items():
             short = str(name).removeprefix(_PREFIX)
             if short not in known:
-                raise ImproperlyConfigured(_unknown(short, known))
+                raise ImproperlyConfigured(unknown(short, known))
             plain[short] = value
         if isinstance(plain.get("backend"), str):
-            plain["backend"] = with_login_in_front(plain["backend"])
+            plain["backend"] = with_login_in_front(as_redis_py(plain["backend"]))
         return cls(**plain)
 
 
 def wrong(name: str, value: object, allowed: str) -> ImproperlyConfigured:
     """Return the error for a setting that is not what is allowed, without a URL or a key in it."""
-    shown = "a URL" if name == "backend" and isinstance(value, str) else short(value)
+    if name == "backend" and isinstance(value, str):
+        return ImproperlyConfigured(f"memsync_backend must be {allowed}")
+    shown = short(value)
     if name == "signing_key":
         shown = " and ".join(
             f"a text of {len(key)} characters" if isinstance(key, (str, bytes)) else f"of type {type(key).__name__}"
@@ -139,7 +150,7 @@ def check_together(url: str, options: Mapping[str, Any], namespace: str, lock_re
         ImproperlyConfigured: If that is missing, or does not fit.
     """
     if scheme_of(url) == "sentinel" and not {**servers_of(url).options, **options}.get("master_name"):
-        raise wrong("backend", url, "with the name of the master: ...?master_name=name, or in memsync_backend_options")
+        raise wrong("backend", url, "a URL with the name of the master: ...?master_name=name, or in memsync_backend_options")
     if is_cluster(url) and not _spreads(namespace):
         raise wrong("namespace", namespace, "a text without braces, or with a whole {tag}: it chooses a cluster's node")
     if is_cluster(url) and lock_replicas:
@@ -160,10 +171,16 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _unknown(name: str, known: set[str]) -> str:
+def unknown(name: str, known: Iterable[str], what: str = "setting") -> str:
+    """Return what to say of a name that there is not, with the one that may be meant."""
     close = get_close_matches(name, known, n=1)
     hint = f"did you mean memsync_{close[0]}?" if close else "known are: " + ", ".join(f"memsync_{n}" for n in sorted(known))
-    return f"there is no setting memsync_{name}; {hint}"
+    return f"there is no {what} memsync_{name}; {hint}"
+
+
+def allowed_for(name: str, value: object) -> str | None:
+    """Return what a setting must be, or None if a value is allowed."""
+    return _CHECKS[name](value)
 
 
 def _is_number(value: object) -> bool:
@@ -223,21 +240,30 @@ def _url(value: object) -> str | None:
 
 
 def _unreadable(url: str) -> str | None:
+    scheme = scheme_of(url)
+    if scheme == "embedded":
+        return None
     # The text of an error may hold a part of the URL.
     try:
-        if scheme_of(url) == "sentinel":
-            servers_of(url)
-        elif is_cluster(url):
-            return _wrong_cluster(servers_of(url).options)
-        elif scheme_of(url) != "embedded":
-            parse_url(lower_scheme(url))  # type: ignore[no-untyped-call,unused-ignore]
+        if scheme == "sentinel" or is_cluster(url):
+            options = servers_of(url).options
+        else:
+            options = parse_url(lower_scheme(url))  # type: ignore[no-untyped-call,unused-ignore]
     except (ValueError, TypeError):
-        return _READABLE.get(scheme_of(url), "a URL that redis-py can read: redis://[user:password@]host[:port][/database]")
-    return None
+        return _READABLE.get(scheme, "a URL that redis-py can read: redis://[user:password@]host[:port][/database]")
+    try:
+        if scheme != "unix":
+            check_database(url)
+    except ValueError:
+        return "a URL whose path is the number of a database, such as redis://localhost:6379/0"
+    if is_cluster(url) and options.get("db"):
+        return "a URL without a database: a cluster has number 0 only"
+    return _fixed(options, "a URL")
 
 
-def _wrong_cluster(options: Mapping[str, Any]) -> str | None:
-    return "without a database: a cluster has number 0 only" if options.get("db") else None
+def _fixed(options: Mapping[str, Any], what: str) -> str | None:
+    named = " and ".join(name for name in FIXED_OPTIONS if name in options)
+    return f"{what} without {named}: celery-memsync needs RESP2 and bytes, and chooses them itself" if named else None
 
 
 _READABLE = {
@@ -247,8 +273,9 @@ _READABLE = {
 
 
 def _options(value: object) -> str | None:
-    return None if isinstance(value, Mapping) and all(isinstance(name, str) for name in value) else \
-        "a dict of options for redis-py, by name"
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        return "a dict of options for redis-py, by name"
+    return _fixed(value, "a dict")
 
 
 def _namespace(value: object) -> str | None:
@@ -267,6 +294,7 @@ def _worker_id(value: object) -> str | None:
 
 
 _CHECKS: dict[str, Callable[[object], str | None]] = {
+    "enabled": _flag,
     "backend": _url,
     "backend_options": _options,
     "timeout": _seconds,

@@ -10,6 +10,9 @@ from redis.connection import parse_url
 #: Schemes of a cluster; the second is with TLS.
 CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
 
+#: What Celery calls a socket of this host.
+SOCKET_SCHEMES = ("redis+socket", "socket")
+
 #: Ports that are meant if none is named.
 SENTINEL_PORT = 26379
 
@@ -42,6 +45,25 @@ def scheme_of(url: str) -> str:
 def lower_scheme(url: str) -> str:
     """Return a URL as redis-py reads it."""
     return scheme_of(url) + url[len(scheme_of(url)):]
+
+
+def as_redis_py(url: str) -> str:
+    """Return an equivalent of one of Celery's URLs that redis-py can read: of a socket, or with a ``virtual_host``."""
+    if scheme_of(url) in SOCKET_SCHEMES:
+        url = "unix://" + url.partition("://")[2]
+    return re.sub(r"([?&])virtual_host=/?", r"\1db=", url)
+
+
+def check_database(url: str) -> None:
+    """Check that the path of a URL is the number of a database, which redis-py does not.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    for part in _parts(url):
+        found = _REST.match(part)
+        if found and not re.fullmatch(r"/?\d*/?", found[2]):
+            raise ValueError("the path is no number of a database")
 
 
 def is_cluster(url: str) -> bool:

@@ -1,14 +1,14 @@
 """Calls what users have given: it may raise anything, and harms only itself."""
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from typing import Any, Callable
 
 from celery.exceptions import SoftTimeLimitExceeded
-from celery.utils.log import get_logger
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 _here = threading.local()
 

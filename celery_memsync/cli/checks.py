@@ -1,6 +1,7 @@
 """What `celery memsync doctor` finds in clocks, times, indexes and locks."""
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
 from ..app import MemSync
@@ -10,7 +11,7 @@ from ..models.worker import WorkerRecord
 from ..reading.projections import state_of
 from ..settings import Settings
 from ..store import TOLERATED_SKEW
-from .output import duration, figure, shorten
+from .output import GONE, duration, figure, shorten
 
 #: Most names that a finding lists.
 NAMED = 5
@@ -79,7 +80,7 @@ def read_scene(app: Any, memsync: MemSync, workers: Sequence[WorkerRecord]) -> S
     """
     store = memsync.store
     held = memsync.locks()[:LOOKED_AT]
-    newest = store.recent_tasks(LOOKED_AT).task_ids
+    newest = store.read_recent_tasks(LOOKED_AT).task_ids
     processing = memsync.get_queue(limit=LOOKED_AT)["processing"]
     holders = [str(one.task_id) for one in held if one.task_id]
     ids = list(dict.fromkeys([*newest, *processing, *holders]))
@@ -116,6 +117,27 @@ def examine_latency(latency: float) -> Iterator[Finding]:
                       "see its SLOWLOG and the network; locks and reads wait that long")
     else:
         yield Finding(True, f"Redis answers in {latency * 1000:.1f}ms")
+
+
+def examine_names(processes: Mapping[str, int]) -> Iterator[Finding]:
+    """Yield which workers have a name that is another's, too."""
+    shared = sorted(worker_id for worker_id, count in processes.items() if count > 1)
+    if shared:
+        yield Finding(False, f"several live workers have the name: {named(shared)}",
+                      "give each its own by -n; right after a restart it goes by itself, within memsync_worker_ttl")
+
+
+def examine_queues(scene: Scene) -> Iterator[Finding]:
+    """Yield in which queues tasks wait that no worker consumes."""
+    alive = [one for one in scene.workers if one.status not in GONE]
+    consumed = {str(queue) for one in alive for queue in one.queues}
+    waiting = Counter(
+        queue for state in scene.newest.values() if state is not None and state.get("status") == "PENDING"
+        and isinstance(queue := state.get("queue"), str) and queue not in consumed)
+    if waiting:
+        listed = named([f"{queue} ({count})" for queue, count in waiting.most_common()])
+        yield Finding(False, f"no worker consumes queues in which tasks wait: {listed}",
+                      "start a worker with -Q and the queue, or correct the route of the tasks")
 
 
 def examine_clocks(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
@@ -167,6 +189,12 @@ def examine_visibility(scene: Scene) -> Iterator[Finding]:
     runs += [scene.now - since for one in scene.workers if one.status not in ("lost", "offline")
              for task in one.running if isinstance(task, dict) and (since := figure(task.get("started_at")))]
     longest = max(runs, default=0.0)
+    skews = [figure(one.skew) or 0.0 for one in scene.workers if one.status not in ("lost", "offline")]
+    apart = max(skews, default=0.0) - min(skews, default=0.0)
+    if apart > most / 10:
+        yield Finding(False, f"the clocks of workers are {duration(apart)} apart, and the broker delivers again after "
+                             f"{duration(most)} by these clocks",
+                      "let NTP set them, or raise visibility_timeout in broker_transport_options")
     if scene.late and longest > most:
         yield Finding(False, f"a task ran for {duration(longest)}, and the broker delivers again after {duration(most)}",
                       "raise visibility_timeout in broker_transport_options, or guard tasks by exclusive")

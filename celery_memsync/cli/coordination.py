@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import click
-from celery.bin.base import CeleryCommand
 
+from .command import command
 from .output import json_option, limit_option, memory_of, print_facts, print_json, print_line, print_table, shown
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["queue", "queue --limit 500 --json"])
 @limit_option(50, 100_000, "Most tasks to show of each list.")
 @json_option
 @click.pass_context
@@ -27,7 +27,7 @@ def queue(ctx: click.Context, limit: int, as_json: bool) -> None:
         ])
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["assignments"])
 @json_option
 @click.pass_context
 def assignments(ctx: click.Context, as_json: bool) -> None:
@@ -43,7 +43,7 @@ def assignments(ctx: click.Context, as_json: bool) -> None:
             [worker_id, task_id] for worker_id, ids in sorted(found.items()) for task_id in ids])
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["metrics --json"])
 @json_option
 @click.pass_context
 def metrics(ctx: click.Context, as_json: bool) -> None:

@@ -6,14 +6,15 @@ from collections import Counter
 from typing import Any, Iterator, Sequence
 
 import click
-from celery.bin.base import CeleryCommand
 
 from ..app import MemSync
 from ..exceptions import StoreError
 from ..models.worker import WorkerRecord
-from ..store.acl import CHANNELS, KEYS
-from .checks import (Finding, examine_clocks, examine_indexes, examine_latency, examine_locks, examine_nodes,
-                     examine_persistence, examine_settings, examine_visibility, named, read_scene)
+from ..store.acl import CHANNELS, KEYS, MissingRights
+from .checks import (Finding, examine_clocks, examine_indexes, examine_latency, examine_locks, examine_names,
+                     examine_nodes, examine_persistence, examine_queues, examine_settings, examine_visibility, named,
+                     read_scene)
+from .command import command
 from .output import figure, json_option, latency_of, mebibytes, memory_of, print_json, print_line, shorten
 
 #: The oldest server whose commands are all that is needed.
@@ -26,7 +27,7 @@ FULL = 0.9
 STARTING = 10.0
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["doctor", "doctor --json"], exit_codes={0: "nothing is wrong", 1: "something is wrong"})
 @json_option
 @click.pass_context
 def doctor(ctx: click.Context, as_json: bool) -> None:
@@ -35,10 +36,11 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     The exit code is 1 if anything is.
     """
     with memory_of(ctx) as memsync:
-        lacking = memsync.store.missing_rights()
-        findings = list(examine_rights(lacking))
+        lacking = memsync.store.check_rights()
+        findings = [Finding(True, f"Redis at {memsync.store.address}, namespace {memsync.settings.namespace}"),
+                    *examine_rights(lacking)]
         # What else can't be looked at without them is passed over.
-        with contextlib.suppress(*[StoreError] if lacking else []):
+        with contextlib.suppress(*[StoreError] if any(lacking) else []):
             findings += _examined(ctx, memsync)
     if as_json:
         print_json(ctx, [one._asdict() for one in findings])
@@ -51,12 +53,14 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
 
 def _examined(ctx: click.Context, memsync: MemSync) -> Iterator[Finding]:
-    latency, info, workers = latency_of(memsync), memsync.store.server_info(), memsync.get_workers()
+    latency, info, workers = latency_of(memsync), memsync.store.read_server_info(), memsync.get_workers()
     scene = read_scene(ctx.obj.app, memsync, workers)
     yield from examine_redis(info)
     yield from examine_persistence(info)
     yield from examine_latency(latency)
     yield from examine_workers(workers)
+    yield from examine_names(memsync.store.read_worker_processes())
+    yield from examine_queues(scene)
     yield from examine_clocks(workers)
     yield from examine_nodes(memsync.store.node_skews())
     yield from examine_settings(scene)
@@ -65,19 +69,22 @@ def _examined(ctx: click.Context, memsync: MemSync) -> Iterator[Finding]:
     yield from examine_locks(scene)
 
 
-def examine_rights(lacking: Sequence[str]) -> Iterator[Finding]:
-    """Yield which rights the user of memsync_backend lacks, if any."""
-    if lacking:
+def examine_rights(lacking: MissingRights) -> Iterator[Finding]:
+    """Yield which rights the user of memsync_backend lacks, and which commands Redis does not know."""
+    if lacking.unknown:
+        yield Finding(False, f"Redis does not know: {' '.join(lacking.unknown).replace('|', ' ')}",
+                      "6.2 or newer is needed, without rename-command for these, and without a proxy that hides them")
+    if lacking.forbidden:
         names = {KEYS: "~<memsync_namespace>/*", CHANNELS: "&*"}
-        listed = " ".join(names.get(right, f"+{right}") for right in lacking)
+        listed = " ".join(names.get(right, f"+{right}") for right in lacking.forbidden)
         yield Finding(False, f"Redis does not allow its user: {listed}",
                       "ACL SETUSER gives rights; docs/howto/security.md has all that are needed")
 
 
 def examine_redis(info: dict[str, Any]) -> Iterator[Finding]:
-    """Yield what INFO tells; {} if that is not allowed."""
+    """Yield what INFO tells; {} if that is not allowed, or not known."""
     if not info:
-        yield Finding(True, "Redis itself is not looked at", "that takes the right +info")
+        yield Finding(True, "Redis itself is not looked at", "that takes the right +info, and the command INFO")
         return
     version = str(info.get("redis_version"))
     if _version(version) >= OLDEST:

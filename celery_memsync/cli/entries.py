@@ -5,14 +5,15 @@ import json
 from dataclasses import asdict
 
 import click
-from celery.bin.base import CeleryCommand, CeleryOption
+from celery.bin.base import CeleryOption
 
 from ..exceptions import ConflictError, InvalidValue
-from .output import (Seconds, duration, fail, indented, json_option, limit_option, memory_of, moment, print_error,
-                     print_facts, print_json, print_line)
+from .command import command
+from .output import (Seconds, confirm, confirmable, duration, fail, indented, json_option, limit_option, memory_of,
+                     moment, print_error, print_facts, print_json, print_line, shown, yes_option)
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["search 'tasks/*/state'", "search --limit 10"])
 @click.argument("pattern", default="*")
 @limit_option(1000, 100_000, "Most keys to show.")
 @json_option
@@ -33,7 +34,8 @@ def search(ctx: click.Context, pattern: str, limit: int, as_json: bool) -> None:
         print_error(ctx, f"There may be more than these {limit}; --limit shows them.")
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["get tasks/<id>/state", "get coordination/metrics --json"],
+         exit_codes={1: "nothing is stored under the key"})
 @click.argument("name", metavar="KEY")
 @json_option
 @click.pass_context
@@ -43,7 +45,7 @@ def get(ctx: click.Context, name: str, as_json: bool) -> None:
         entry = memsync.read_entry(name, consistent=True)
         now = memsync.store.clock.now()
     if entry is None:
-        fail(f"Nothing is stored under {name}, or its time is over; "
+        fail(f"Nothing is stored under {name}, or it has expired; "
              "`memsync search` lists what there is.")
     if as_json:
         print_json(ctx, asdict(entry))
@@ -56,7 +58,8 @@ def get(ctx: click.Context, name: str, as_json: bool) -> None:
         print_line(ctx, line)
 
 
-@click.command("set", cls=CeleryCommand)
+@command("set", examples=["set flags/maintenance true --ttl 600", "set limits '{\"api\": 5}' --expected-version 3"],
+         exit_codes={1: "the key is at another version, or the value is too large"})
 @click.argument("name", metavar="KEY")
 @click.argument("value", metavar="JSON")
 @click.option("--ttl", cls=CeleryOption, type=Seconds(0, min_open=True), help_group="Writing",
@@ -88,14 +91,21 @@ def set_(
         print_line(ctx, f"{entry.key} is at version {entry.version}.")
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["delete flags/maintenance", "delete flags/maintenance --yes"],
+         exit_codes={1: "nothing is stored under the key, or the answer was no"})
 @click.argument("name", metavar="KEY")
+@yes_option
 @click.pass_context
-def delete(ctx: click.Context, name: str) -> None:
-    """Delete what is stored under a key."""
+def delete(ctx: click.Context, name: str, yes: bool) -> None:
+    """Delete what is stored under a key, once that was confirmed."""
+    confirmable(yes, "deletes the entry")
     with memory_of(ctx) as memsync:
-        before = memsync.read(name, consistent=True)
+        entry = memsync.read_entry(name, consistent=True)
+        if entry is None:
+            fail(f"Nothing is stored under {name}.")
+        if not yes:
+            confirm(ctx, f"{entry.key}, version {entry.version}, written {moment(entry.timestamp)} by {entry.worker_id}: "
+                         f"{shown(entry.value)}", "Delete it?")
         memsync.delete(name)
         memsync.force_sync()
-    if before is None:
-        fail(f"Nothing is stored under {name}.")
+    print_line(ctx, f"Deleted: {entry.key}")

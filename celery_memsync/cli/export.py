@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO, Callable, Iterator
 
 import click
-from celery.bin.base import CeleryCommand
 
+from .command import command
 from .output import fail, json_option, json_text, memory_of, print_json, print_line, rewrite_line
 from .terminal import orderly_end
 
@@ -22,7 +22,8 @@ PIPE = "-"
 PAUSE = 0.1
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["export shared-state.jsonl", "export - | gzip > shared-state.jsonl.gz"],
+         exit_codes={os.EX_CANTCREAT: "the file can't be written"})
 @click.argument("path", metavar="FILE")
 @json_option
 @click.pass_context

@@ -6,11 +6,11 @@ import time
 from typing import Any, Callable, Iterable, Iterator, Protocol
 
 import click
-from celery.bin.base import CeleryCommand
 
 from ..app import MemSync
 from ..background_loop import Wakeup
 from ..models.order import FINAL
+from .command import command
 from .ids import task_id_of
 from .output import (EX_TIMEOUT, json_option, memory_of, padded, print_error, print_json, print_line, progress_words,
                      safe, shorten, timeout_option, width_of)
@@ -24,7 +24,8 @@ MAX_SUBSCRIPTIONS = 50
 NAMED = 5
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["follow <id>", "follow <id> <id> --timeout 60"],
+         exit_codes={0: "all tasks succeeded", 1: "a task ended in another way", EX_TIMEOUT: "the time was over"})
 @click.argument("task_ids", metavar="TASK...", nargs=-1, required=True)
 @timeout_option
 @json_option
@@ -66,7 +67,7 @@ def follow_tasks(ctx: click.Context, memsync: MemSync, task_ids: Iterable[str], 
     for task_id, found in _news(ctx, memsync, remaining, deadline):
         status = None if found is None else status_of(found)
         if found is None:
-            print_error(ctx, f"Nobody knows of the task {task_id} any more.")
+            print_error(ctx, f"The record of task {task_id} has expired.")
         else:
             page.report(found, status in FINAL)
         if found is None or status in FINAL:

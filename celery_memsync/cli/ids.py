@@ -59,7 +59,7 @@ def _beginning_with(memsync: MemSync, given: str) -> list[str]:
     for _ in range(MOST // PAGE_SIZE):
         if before is None or len(found) > PAGE_SIZE:
             break
-        recent, before = memsync.store.recent_tasks(PAGE_SIZE, before)
+        recent, before = memsync.store.read_recent_tasks(PAGE_SIZE, before)
         found.update((task_id, None) for task_id in recent if task_id.startswith(given))
     return list(found)
 

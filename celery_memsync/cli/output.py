@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import os
 import sys
@@ -67,6 +68,12 @@ timeout_option = click.option(
     "-t", "--timeout", cls=CeleryOption, type=Seconds(0), help_group="Selection",
     help="End after so many seconds.")
 
+yes_option = click.option(
+    "-y", "--yes", cls=CeleryOption, is_flag=True, help_group="Writing", help="Do not ask.")
+
+#: Statuses of workers that are not there any more: figures of theirs are old.
+GONE = ("lost", "offline")
+
 #: Colour of a status on a terminal.
 COLOURS = {
     "SUCCESS": "green", "active": "green", "STARTED": "cyan", "busy": "cyan", "RECEIVED": "blue", "RETRY": "yellow",
@@ -87,18 +94,55 @@ def memory_of(ctx: click.Context) -> Iterator[MemSync]:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Texts of users are shown on every terminal, whatever letters it has.
         sys.stdout.reconfigure(errors="backslashreplace")
+    # The command itself says what is wrong, in one line.
+    logging.getLogger("celery_memsync").addHandler(logging.NullHandler())
     try:
         memsync = activate(ctx.obj.app)
         memsync.check()
         yield memsync
     except ImproperlyConfigured as exc:
-        fail(str(exc), os.EX_CONFIG)
+        _fail_unconfigured(ctx, exc)
     except InvalidKey as exc:
         fail(str(exc), EX_USAGE)
     except StoreError as exc:
         fail(str(exc), EX_UNAVAILABLE)
     except KeyboardInterrupt:
         ctx.exit(EX_INTERRUPTED)
+
+
+def _fail_unconfigured(ctx: click.Context, error: ImproperlyConfigured) -> NoReturn:
+    """End a command whose app has no valid settings, which mostly is because it names none."""
+    if ctx.obj.app.main == "default" and not ctx.obj.app.conf.get("memsync_backend"):
+        fail("no app is named, and the default one has no Redis; name yours: celery -A proj memsync ...", EX_USAGE)
+    fail(str(error), os.EX_CONFIG)
+
+
+def confirmable(yes: bool, what: str) -> None:
+    """See that there is a terminal to ask on, or nothing to be asked.
+
+    Args:
+        what: What the command does, such as ``"frees the lock"``.
+
+    Raises:
+        UsageError: If there is none.
+    """
+    if not yes and not sys.stdin.isatty():
+        raise click.UsageError(f"there is no terminal to ask on; --yes {what} without a question")
+
+
+def confirm(ctx: click.Context, description: str, question: str) -> None:
+    """Describe what is about to change, and ask whether to go on.
+
+    Raises:
+        Abort: If the answer is no.
+    """
+    print_error(ctx, description)
+    click.confirm(question, err=True, abort=True)
+
+
+def unknown_task(task_id: str) -> str:
+    """Return what to say of a task that has no record."""
+    return f"Unknown task {task_id}: never sent, or its record has expired (see memsync_default_ttl)."
 
 
 def safe(text: object) -> str:

@@ -76,6 +76,9 @@ PLAIN_LINES = ("#", "-")
 #: Columns of a bar.
 BAR = 10
 
+#: Columns of a task's id beside its name and message, and on a wide terminal.
+ID, ID_WIDE = 14, 36
+
 #: Columns of a status.
 STATUS = 8
 
@@ -118,7 +121,7 @@ def _head(snapshot: Snapshot) -> list[Text]:
         for status in dict.fromkeys(one.status for one in snapshot.workers)) or "none"
     first = _line(
         ("celery memsync", "bold"),
-        f"  {shorten(snapshot.namespace, limit=40)}  Redis {snapshot.version}, "
+        f"  {shorten(snapshot.namespace, limit=40)}  Redis {snapshot.version} at {snapshot.address}, "
         f"{mebibytes(snapshot.used_memory)}, {duration(snapshot.latency)}  {moment(snapshot.at)[11:19]} UTC")
     if snapshot.away:
         return [first, _line((f"Trying again: {shorten(snapshot.away)}", "bold red"))]
@@ -132,7 +135,7 @@ def _many(count: int) -> str:
 
 def _workers(workers: Sequence[WorkerRecord], room: int, now: float, plain: bool) -> Table:
     table = _table((_title("WORKER", len(workers) - room), 3), ("STATUS", 0), ("LOAD", 0), ("FREE", 0),
-                   ("WAITING", 0), ("CPU", 0), ("MEMORY", 0), ("BEAT", 0))
+                   ("WAITING", 0), ("CPU", 0), ("MEMORY", 0), ("HEARTBEAT", 0))
     for one in workers[:room]:
         cpu = figure(one.cpu)
         waiting = sum(figure(depth) or 0 for depth in one.depths.values())
@@ -146,8 +149,10 @@ def _workers(workers: Sequence[WorkerRecord], room: int, now: float, plain: bool
 
 def _tasks(tasks: Sequence[Running], room: int, now: float, plain: bool, wide: bool) -> Table:
     where = (("WORKER", 2),) if wide else ()
-    table = _table((_title("TASK", len(tasks) - room), 3), ("NAME", 3), *where, ("DONE", 0), ("", 0),
-                   ("SINCE", 0), ("LEFT", 0), ("MESSAGE", 2))
+    table = _table((_title("TASK", len(tasks) - room), 0), ("NAME", 3), *where, ("PROGRESS", 0), ("", 0),
+                   ("RUNTIME", 0), ("LEFT", 0), ("MESSAGE", 3))
+    # The begin of an id is enough for all commands; names and messages are what is read.
+    table.columns[0].max_width = ID_WIDE if wide else ID
     for one in tasks[:room]:
         progress = one.progress or {}
         table.add_row(

@@ -23,9 +23,9 @@ NEWEST = 100
 LONGEST_FILTER = 60
 
 #: Orders, by name, of workers and of tasks.
-WORKER_ORDERS = ("name", "load", "status", "beat")
+WORKER_ORDERS = ("name", "load", "status", "heartbeat")
 
-TASK_ORDERS = ("since", "done", "name", "worker")
+TASK_ORDERS = ("runtime", "progress", "name", "worker")
 
 #: What a terminal sends for keys.
 ENTER, ESCAPE, BACKSPACE = "\r\n", "\x1b", "\x7f\b"
@@ -72,6 +72,7 @@ class Snapshot:
         latency: Seconds that Redis took for an answer.
         pending: How many tasks wait, up to :data:`MOST`.
         away: Why Redis could not be asked again since; "" if it could.
+        address: Where Redis is.
     """
 
     at: float
@@ -84,6 +85,7 @@ class Snapshot:
     pending: int = 0
     events: tuple[Event, ...] = ()
     away: str = ""
+    address: str = ""
 
 
 def take(memsync: MemSync) -> Snapshot:
@@ -93,14 +95,14 @@ def take(memsync: MemSync) -> Snapshot:
         StoreError: If Redis is away.
     """
     asked = time.monotonic()
-    info = memsync.store.server_info()
+    info = memsync.store.read_server_info()
     latency = time.monotonic() - asked
     workers = memsync.get_workers()
     queue = memsync.get_queue(limit=MOST)
     newest = memsync.get_tasks(limit=NEWEST)
     running = _running(memsync, queue["processing"])
     return Snapshot(
-        at=memsync.store.clock.now(), namespace=memsync.settings.namespace,
+        at=memsync.store.clock.now(), address=memsync.store.address, namespace=memsync.settings.namespace,
         version=shorten(info.get("redis_version")),
         used_memory=figure(info.get("used_memory")), latency=latency, workers=tuple(workers), running=tuple(running),
         pending=len(queue["pending"]), events=tuple(events_of(newest, workers)))
@@ -191,14 +193,14 @@ class View:
         """Return the workers that are to be shown, in order."""
         order: dict[str, Callable[[WorkerRecord], Any]] = {
             "name": lambda one: one.worker_id, "load": lambda one: -load_of(one), "status": lambda one: one.status,
-            "beat": lambda one: -(one.last_beat or 0.0)}
+            "heartbeat": lambda one: -(one.last_beat or 0.0)}
         chosen = [one for one in snapshot.workers if self._fits(one.worker_id, one.status, *map(str, one.queues))]
         return sorted(chosen, key=order[self.worker_order])
 
     def tasks(self, snapshot: Snapshot) -> list[Running]:
         """Return the running tasks that are to be shown, in order."""
         order: dict[str, Callable[[Running], Any]] = {
-            "since": lambda one: one.started_at or 0.0, "done": lambda one: -one.done, "name": lambda one: one.name,
+            "runtime": lambda one: one.started_at or 0.0, "progress": lambda one: -one.done, "name": lambda one: one.name,
             "worker": lambda one: one.worker}
         chosen = [one for one in snapshot.running if self._fits(one.task_id, one.name, one.worker, one.status)]
         return sorted(chosen, key=order[self.task_order], reverse=self.reverse)

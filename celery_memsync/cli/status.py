@@ -5,33 +5,36 @@ from collections import Counter
 from typing import Any
 
 import click
-from celery.bin.base import CeleryCommand
 
 from ..models.order import AT_WORK, rank_of
-from .output import (ago, duration, figure, json_option, latency_of, memory_of, percent, print_json, print_line,
-                     print_table, shorten)
+from .command import command
+from .output import (GONE, ago, duration, figure, json_option, latency_of, mebibytes, memory_of, percent, print_json,
+                     print_line, print_table, shorten)
+
+#: What is counted for tasks of which something else than a status was recorded.
+NO_STATUS = "-"
 
 #: Newest tasks that are counted by status.
 COUNTED = 1000
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["status", "status --json"])
 @json_option
 @click.pass_context
 def status(ctx: click.Context, as_json: bool) -> None:
     """Show Redis, workers, and the newest tasks by status."""
     with memory_of(ctx) as memsync:
         latency = latency_of(memsync)
-        info = memsync.store.server_info()
+        info = memsync.store.read_server_info()
         workers = [record.as_dict() for record in memsync.get_workers()]
         tasks = memsync.get_tasks(limit=COUNTED)
         held = memsync.locks()
         now = memsync.store.clock.now()
-        namespace = memsync.settings.namespace
-    counts = dict(Counter(str((task["state"] or {}).get("status", "-")) for task in tasks).most_common())
+        namespace, address = memsync.settings.namespace, memsync.store.address
+    counts = dict(Counter(str((task["state"] or {}).get("status", NO_STATUS)) for task in tasks).most_common())
     running = [task for task in tasks if task["state"] is not None and rank_of(task["state"].get("status")) == AT_WORK]
     server = {
-        "version": info.get("redis_version"), "used_memory": info.get("used_memory"),
+        "address": address, "version": info.get("redis_version"), "used_memory": info.get("used_memory"),
         "maxmemory_policy": info.get("maxmemory_policy"), "uptime": info.get("uptime_in_seconds"), "latency": latency,
     }
     queues, writers = _queues(workers), _writers(workers)
@@ -41,10 +44,8 @@ def status(ctx: click.Context, as_json: bool) -> None:
             "namespace": namespace, "redis": server, "workers": workers, "queues": queues,
             "tasks": counts, "locks": locks, "writers": writers, "running": running})
         return
-    used = (figure(server["used_memory"]) or 0) / 2**20
-    print_line(ctx, f"Redis {server['version']}, {used:.1f} MiB used, "
-               f"up {duration(server['uptime'])}, answers in {latency * 1000:.1f}ms, "
-               f"{shorten(server['maxmemory_policy'])}; namespace {namespace}")
+    print_line(ctx, f"Redis at {address}, namespace {namespace}")
+    print_line(ctx, _server_words(server))
     print_line(ctx)
     _say_workers(ctx, workers, now)
     print_line(ctx)
@@ -60,10 +61,19 @@ def status(ctx: click.Context, as_json: bool) -> None:
     _say_running(ctx, running, now)
 
 
+def _server_words(server: dict[str, Any]) -> str:
+    """Return what is known of the server, of which INFO may not be there."""
+    answers = f"answers in {server['latency'] * 1000:.1f}ms"
+    if server["version"] is None:
+        return f"Redis {answers}; INFO is not available"
+    return (f"Redis {shorten(server['version'])}, {mebibytes(server['used_memory'])} used, up {duration(server['uptime'])}, "
+            f"{answers}, {shorten(server['maxmemory_policy'])}")
+
+
 def _queues(workers: list[dict[str, Any]]) -> dict[str, int | None]:
     """Return how many messages wait by queue, as who looked last says; None: nobody knows."""
     depths: dict[str, int | None] = {}
-    alive = [one for one in workers if one["status"] not in ("lost", "offline")]
+    alive = [one for one in workers if one["status"] not in GONE]
     for one in sorted(alive, key=lambda one: figure(one["last_beat"]) or 0):
         for name in map(str, one["queues"]):
             depth = figure(one["depths"].get(name))
@@ -73,30 +83,32 @@ def _queues(workers: list[dict[str, Any]]) -> dict[str, int | None]:
 
 def _writers(workers: list[dict[str, Any]]) -> dict[str, int]:
     """Return what the writers of the workers' main processes tell of themselves, added up."""
-    return {name: sum(int(figure(one["writer"].get(name)) or 0) for one in workers if one["status"] != "lost")
+    alive = [one for one in workers if one["status"] not in GONE]
+    return {name: sum(int(figure(one["writer"].get(name)) or 0) for one in alive)
             for name in ("pending", "dropped", "conflicts")}
 
 
 def _say_workers(ctx: click.Context, workers: list[dict[str, Any]], now: float) -> None:
     if not workers:
-        print_line(ctx, "No worker has told of itself yet.")
+        print_line(ctx, "No workers found.")
         return
     rows = [
         [one["worker_id"], one["status"], one["pool"] or "-",
-         f"{one['capacity'].get('free', '-')}/{one['capacity'].get('total', '-')}",
+         "-" if one["status"] in GONE else f"{one['capacity'].get('free', '-')}/{one['capacity'].get('total', '-')}",
          one["counters"].get("total", "-"),
          ago(one["last_beat"], now), ",".join(map(str, one["queues"])) or "-"]
         for one in workers
     ]
-    titles = ["WORKER", "STATUS", "POOL", "FREE", "TAKEN", "BEAT", "QUEUES"]
+    titles = ["WORKER", "STATUS", "POOL", "FREE", "RECEIVED", "HEARTBEAT", "QUEUES"]
     print_table(ctx, titles, rows, colour=1)
 
 
 def _say_tasks(ctx: click.Context, counts: dict[str, int], total: int) -> None:
     if not counts:
-        print_line(ctx, "No task has been told of yet.")
+        print_line(ctx, "No tasks found.")
         return
-    numbers = ", ".join(f"{number} {shorten(name)}" for name, number in counts.items())
+    numbers = ", ".join(
+        f"{number} {'without a status' if name == NO_STATUS else shorten(name)}" for name, number in counts.items())
     print_line(ctx, f"Tasks: {numbers}" + (f" (of the newest {COUNTED})" if total >= COUNTED else ""))
 
 
@@ -110,4 +122,4 @@ def _say_running(ctx: click.Context, running: list[dict[str, Any]], now: float) 
          shorten((task["progress"] or {}).get("message") or "-", 60)]
         for task in running[:20]
     ]
-    print_table(ctx, ["RUNNING", "NAME", "DONE", "SINCE", "MESSAGE"], rows)
+    print_table(ctx, ["RUNNING", "NAME", "PROGRESS", "RUNTIME", "MESSAGE"], rows)

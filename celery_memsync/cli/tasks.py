@@ -2,17 +2,21 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from itertools import islice
 from typing import Any, Callable, NamedTuple
 
 import click
-from celery.bin.base import CeleryCommand, CeleryOption
+from celery.bin.base import CeleryOption
+from celery.platforms import EX_USAGE
 
 from ..app import MemSync
 from ..globs import matcher
+from ..models.order import RANKS
+from .command import command
 from .ids import task_id_of
 from .output import (ago, duration, fail, figure, json_option, limit_option, memory_of, moment, percent, print_facts,
-                     print_json, print_line, print_table, progress_words, shorten, shown)
+                     print_json, print_line, print_table, progress_words, shorten, shown, unknown_task)
 
 #: Most tasks that are looked at for those that are asked for.
 LOOKED_AT = 100_000
@@ -73,7 +77,7 @@ class Wanted(NamedTuple):
         return picked
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["tasks --status failure --since 1h", "tasks --name 'shop.*' --sort runtime"])
 @limit_option(50, 100_000, "Most tasks to show.")
 @click.option("-s", "--status", cls=CeleryOption, help_group="Selection", help="Only tasks with this status.")
 @click.option("--name", cls=CeleryOption, metavar="GLOB", help_group="Selection", help="Only tasks with such names.")
@@ -93,18 +97,20 @@ def tasks(
         memsync.store.connect()
         found = _select(memsync, Wanted(status, name, worker), since, sort, limit)
         now = memsync.store.clock.now()
+    if not found and status is not None:
+        status = _known_status(status)
     if as_json:
         print_json(ctx, found)
     elif not found:
         print_line(
             ctx, f"No task has the status {status}." if status is not None else
-            "No task is like that." if name or worker or since else "No task has been told of yet.")
+            "No task is like that." if name or worker or since else "No tasks found.")
     else:
-        print_table(ctx, ["ID", "STATUS", "NAME", "DONE", "RUNTIME", "SINCE", "WORKER"],
+        print_table(ctx, ["ID", "STATUS", "NAME", "PROGRESS", "RUNTIME", "AGE", "WORKER"],
                     [_row(one, now) for one in found], colour=1)
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["task <id>", "task 4f1c"], exit_codes={1: "there is no such task"})
 @click.argument("task_id")
 @json_option
 @click.pass_context
@@ -114,7 +120,7 @@ def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
         task_id = task_id_of(memsync, task_id)
         found = memsync.get_task(task_id)
     if found is None:
-        fail(f"Nobody has told of a task {task_id}, or it was long ago.")
+        fail(unknown_task(task_id))
     if as_json:
         print_json(ctx, found)
         return
@@ -128,7 +134,7 @@ def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
     print_facts(ctx, rows)
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["agents <id>"])
 @click.argument("task_id", metavar="TASK")
 @json_option
 @click.pass_context
@@ -140,10 +146,23 @@ def agents(ctx: click.Context, task_id: str, as_json: bool) -> None:
     if as_json:
         print_json(ctx, agents)
     elif not agents:
-        print_line(ctx, "No agent of that task has told anything.")
+        print_line(ctx, "No agent of that task has shared anything.")
     else:
         rows = [[name, shown(data)] for name, data in sorted(agents.items())]
         print_table(ctx, ["AGENT", "DATA"], rows)
+
+
+def _known_status(status: str) -> str:
+    """Return a status in capitals that no task has; end the command if there is none like that.
+
+    Statuses of a user's own are found by their tasks only.
+    """
+    known = sorted(RANKS)
+    if status.upper() not in known:
+        close = get_close_matches(status.upper(), known, n=1)
+        hint = f"did you mean {close[0]}?" if close else "there are: " + ", ".join(known)
+        fail(f"No task has the status {status}, and it is none of Celery's; {hint}", EX_USAGE)
+    return status.upper()
 
 
 def _select(memsync: MemSync, wanted: Wanted, since: float | None, sort: str, limit: int) -> list[dict[str, Any]]:

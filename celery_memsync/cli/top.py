@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, Iterator
 
 import click
-from celery.bin.base import CeleryCommand, CeleryOption
+from celery.bin.base import CeleryOption
 from celery.platforms import EX_UNAVAILABLE, EX_USAGE
 
 from ..app import MemSync
 from ..background_loop import BackgroundLoop
 from ..exceptions import StoreError
+from .command import command
 from .output import Seconds, fail, memory_of
 from .snapshot import Snapshot, View, take
 from .terminal import is_terminal, keys, orderly_end
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 LOOK = 0.1
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["top", "top --interval 5"],
+         exit_codes={EX_USAGE: "an option is wrong, or there is no terminal",
+                     EX_UNAVAILABLE: "Redis is away, or rich is missing"})
 @click.option("-i", "--interval", cls=CeleryOption, type=Seconds(0.1), default=1.0, show_default=True,
               help_group="Output", help="Seconds between two looks.")
 @click.pass_context

@@ -7,12 +7,13 @@ from dataclasses import asdict
 from typing import Callable, Iterator, TypeVar
 
 import click
-from celery.bin.base import CeleryCommand, CeleryOption
+from celery.bin.base import CeleryOption
 
 from ..app import MemSync
 from ..exceptions import StoreError, StoreRefused
 from ..reading.subscription import KeyChange
 from ..reading.subscriptions import Watch
+from .command import command
 from .output import (EX_TIMEOUT, json_option, memory_of, moment, print_error, print_json, print_line, shown,
                      timeout_option)
 
@@ -22,7 +23,8 @@ T = TypeVar("T")
 POLL_INTERVAL = 2.0
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["watch", "watch 'tasks/*/state' --limit 10 --timeout 60"],
+         exit_codes={EX_TIMEOUT: "the time was over before as many changes came"})
 @click.argument("pattern", default="*")
 @click.option("-n", "--limit", cls=CeleryOption, type=click.IntRange(1), help_group="Selection",
               help="End after so many changes.")

@@ -4,14 +4,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Sequence
 
 import click
-from celery.bin.base import CeleryCommand
 
 from ..models.lock import LockRecord
 from ..models.order import AT_WORK, FINAL, rank_of
 from ..models.worker import WorkerRecord
+from .command import command
 from .ids import task_id_of
 from .output import (ago, duration, figure, json_option, memory_of, moment, print_json, print_line, progress_words,
-                     shorten)
+                     shorten, unknown_task)
 
 #: Seconds without a word of progress after which a task at work is said to stand still.
 STALLED = 600.0
@@ -62,8 +62,7 @@ class Reason(NamedTuple):
 def reason_of(known: KnownTask) -> Reason:
     """Return why a task is where it is."""
     if known.task is None:
-        return Reason("Nobody has told of it: it was never sent, or that is longer ago than memsync_default_ttl.",
-                      "unknown", {})
+        return Reason(unknown_task(known.task_id), "unknown", {})
     status = str(known.state.get("status", "-"))
     if status in FINAL:
         return _ended(known, status)
@@ -246,7 +245,7 @@ def _lock_told(lock: dict[str, Any], now: float) -> str:
     return f"{name}{task} on {shorten(lock.get('worker_id', '-'))}{since}"
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["why <id>", "why <id> --json"], exit_codes={1: "there is no such task"})
 @click.argument("task_id", metavar="ID")
 @json_option
 @click.pass_context

@@ -4,17 +4,23 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from celery.bin.base import CeleryCommand, CeleryOption
+from celery.bin.base import CeleryOption
 
 from ..models.worker import WorkerRecord
+from .command import command
 from .ids import worker_of
-from .output import (ago, duration, fail, figure, json_option, mebibytes, memory_of, moment, print_facts, print_json,
-                     print_line, print_table)
+from .output import (GONE, ago, duration, fail, figure, json_option, mebibytes, memory_of, moment, print_facts,
+                     print_json, print_line, print_table)
+
+#: Statuses of workers.
+STATUSES = ("active", "busy", "draining", "offline", "lost")
 
 
-@click.command(cls=CeleryCommand)
+@command(examples=["workers", "workers w1@host", "workers --status lost"],
+         exit_codes={1: "there is no such worker"})
 @click.argument("worker_id", metavar="[ID]", required=False)
-@click.option("-s", "--status", cls=CeleryOption, help_group="Selection", help="Only workers with this status.")
+@click.option("-s", "--status", cls=CeleryOption, type=click.Choice(STATUSES, case_sensitive=False),
+              help_group="Selection", help="Only workers with this status.")
 @json_option
 @click.pass_context
 def workers(ctx: click.Context, worker_id: str | None, status: str | None, as_json: bool) -> None:
@@ -30,10 +36,10 @@ def workers(ctx: click.Context, worker_id: str | None, status: str | None, as_js
     if as_json:
         print_json(ctx, [one.as_dict() for one in found])
     elif not found:
-        print_line(ctx, "No worker has told of itself yet." if status is None else
+        print_line(ctx, "No workers found." if status is None else
                    f"No worker has the status {status}.")
     else:
-        titles = ["WORKER", "STATUS", "POOL", "FREE", "WAITING", "CONSUMING", "CPU", "MEMORY", "UP", "BEAT"]
+        titles = ["WORKER", "STATUS", "POOL", "FREE", "WAITING", "CONSUMING", "CPU", "MEMORY", "UP", "HEARTBEAT"]
         print_table(ctx, titles, [_row(one, now) for one in found], colour=1)
 
 
@@ -42,8 +48,8 @@ def _say_one(ctx: click.Context, worker_id: str, as_json: bool) -> None:
         found = worker_of(memsync.get_workers(), worker_id)
         now = memsync.store.clock.now()
     if found is None:
-        fail(f"No worker {worker_id} has told of itself, or it was long ago; "
-             "`memsync workers` lists them.")
+        fail(f"Unknown worker {worker_id}: it never sent a heartbeat, or its record has expired; "
+             "`memsync workers` lists those that there are.")
     if as_json:
         print_json(ctx, found.as_dict())
     else:
@@ -51,6 +57,8 @@ def _say_one(ctx: click.Context, worker_id: str, as_json: bool) -> None:
 
 
 def _row(one: WorkerRecord, now: float) -> list[str]:
+    if one.status in GONE:  # what it reported last is true no longer
+        return [one.worker_id, one.status, one.pool or "-", *["-"] * 6, ago(one.last_beat, now)]
     return [
         one.worker_id, one.status, one.pool or "-", _free(one),
         str(sum(figure(depth) or 0 for depth in one.depths.values())) if one.depths else "-",
@@ -66,10 +74,10 @@ def _facts(one: WorkerRecord, now: float) -> list[tuple[str, str]]:
         ("host", f"{one.hostname or '-'}, pid {one.pid or '-'}"),
         ("pool", f"{one.pool or '-'}, {one.concurrency} at once"),
         ("free", f"{_free(one)} slots, {one.capacity.get('reserved', '-')} reserved"),
-        ("taken", f"{one.counters.get('total', '-')} since {moment(one.started_at)}"),
+        ("received", f"{one.counters.get('total', '-')} since {moment(one.started_at)}"),
         ("consuming", _yes_or_no(one.consuming)),
-        ("last beat", f"{ago(one.last_beat, now)} ago, number {one.sequence}, "
-                      f"{duration(one.round_trip)} to Redis and back"),
+        ("last heartbeat", f"{ago(one.last_beat, now)} ago, number {one.sequence}, "
+                           f"{duration(one.round_trip)} to Redis and back"),
         ("cpu", f"{_percent(one.cpu)} of a core; load of the host {' '.join(map(str, one.load)) or '-'}"),
         ("memory", mebibytes(one.rss)),
         ("versions", ", ".join(f"{name} {version}" for name, version in one.versions.items()) or "-"),

@@ -1,6 +1,7 @@
 """Tell that a worker is alive."""
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from typing import Callable
@@ -12,8 +13,13 @@ from ..exceptions import StoreUnavailable
 from ..models.worker import WorkerRecord
 from ..store import FIRST_HEARTBEAT, HeartbeatReply, Store
 
+logger = logging.getLogger(__name__)
+
 #: Most beats that all workers of a memory together make in a second: many workers beat less often.
 MAX_RATE = 200.0
+
+#: Heartbeats in a row, with a write of another process before each, after which it is looked who else has the name.
+MAX_STRANGE_WRITES = 2
 
 #: Intervals after which a worker that beats again was away, and can't tell which others were silent meanwhile.
 GAP = 1.5
@@ -49,6 +55,9 @@ class Heartbeat:
         #: How many times longer the intervals are, and the silence, for the workers are many.
         self.stretch = 1.0
         self._last = FIRST_HEARTBEAT
+        #: Heartbeats in a row before which another process had written the record.
+        self._strange_writes = 0
+        self._is_alone = True
         self._beating = threading.Lock()
         self._thread = BackgroundLoop("memsync-heartbeat", self.send, interval)
 
@@ -89,7 +98,7 @@ class Heartbeat:
         if not self._beating.acquire(timeout=remaining()):
             raise StoreUnavailable("Redis does not answer the last heartbeat; the worker is lost when it is overdue")
         try:
-            self._write(self.describe().evolve(status="offline", running=()), leaving=True)
+            self._write(self.describe().evolve(status="offline", running=(), consuming=False), leaving=True)
         finally:
             self._beating.release()
 
@@ -108,3 +117,19 @@ class Heartbeat:
         self.stretch = max(1.0, reply.workers / MAX_RATE / self.interval)
         if self.on_reply is not None and not leaving:
             self.on_reply(reply)
+        if not leaving:
+            self._look_for_namesakes(record.worker_id, last, reply)
+
+    def _look_for_namesakes(self, worker_id: str, last: HeartbeatReply, reply: HeartbeatReply) -> None:
+        """Log that another live worker has this one's name, and when that is over."""
+        is_strange = 0 < last.version < reply.version - 1
+        self._strange_writes = self._strange_writes + 1 if is_strange else 0
+        # One strange write is the goodbye of an earlier process, or an answer that was lost.
+        if self._is_alone == (self._strange_writes >= MAX_STRANGE_WRITES):
+            is_alone = self.store.read_worker_processes().get(worker_id, 0) < 2
+            if self._is_alone and not is_alone:
+                logger.warning("Several live workers have the name %s and overwrite each other's record; "
+                               "start each with a name of its own (-n)", worker_id)
+            elif is_alone and not self._is_alone:
+                logger.info("Worker %s is alone under its name again", worker_id)
+            self._is_alone = is_alone

@@ -1,11 +1,10 @@
 """Messages of running tasks, kept in Redis so that another worker can requeue them."""
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
 from typing import Any, Callable, Iterable, Mapping, NamedTuple
-
-from celery.utils.log import get_logger
 
 from .. import encoding
 from ..background_loop import BackgroundLoop
@@ -16,7 +15,7 @@ from ..models.order import is_delivered
 from ..signing import SIGNATURE_SIZE, Signer
 from .queue_names import queue_name_of
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Properties of a message that are sent again; the broker sets the others anew.
 PROPERTIES = ("correlation_id", "reply_to", "message_id", "type", "app_id")

@@ -1,6 +1,7 @@
 """What a worker does about others that were silent for too long, and about its own return."""
 from __future__ import annotations
 
+import logging
 import random
 import string
 import time
@@ -16,6 +17,11 @@ from ..models.order import AT_WORK, rank_of, run_key_of
 from ..models.task import TaskRun
 from ..models.worker import WorkerRecord
 from ..store import EntryWrite, HeartbeatReply, LostWorkerClaim, Store, ms, raise_unanswered
+
+logger = logging.getLogger(__name__)
+
+#: Most tasks of a lost worker that the log names.
+NAMED = 10
 
 #: Tasks that are read, and written, in one round trip.
 TASKS_PER_BATCH = 200
@@ -69,6 +75,8 @@ class LostWorkerMonitor:
         self._claimed: dict[bytes, LostWorkerClaim] = {}
         self._losses: dict[bytes, LostWorkerClaim] = {}
         self._told: set[bytes] = set()
+        #: Tasks of each loss that were marked as lost, in order, until the log has them.
+        self._marked: dict[bytes, dict[str, None]] = {}
         #: What is being written, and whose tasks these are; after a lost answer it is sent again under the same numbers.
         self._reporting: tuple[list[tuple[str, LostWorker, TaskRun]], list[EntryWrite]] = [], []
         #: Monotonic time until when others may call tasks of this worker lost although it is back.
@@ -106,7 +114,8 @@ class LostWorkerMonitor:
             StoreError: If Redis is away; what was not done is done by the next call.
         """
         while self._statuses:
-            self._statuses.popleft()
+            if self._statuses.popleft() == "back":
+                logger.info("Worker %s is back; other workers had declared it lost", self.store.worker_id)
             self.events.emit("worker-online", worker_id=self.store.worker_id)
         if self._looked_at < self._doubtful_until:
             looked_at = time.monotonic()
@@ -156,6 +165,7 @@ class LostWorkerMonitor:
                 losses = self._renewed(losses)
                 lost = [one for one in lost if one.loss.name in self._losses]
             self._report_lost(task_ids, lost)
+        self._log(losses, lost)
         self.store.close_losses(losses if self.settled is None else self.settled(losses))
         for loss in losses:
             self._losses.pop(loss.name, None)
@@ -211,7 +221,17 @@ class LostWorkerMonitor:
         self._reporting = [], []
         for (task_id, one, run), outcome in zip(found, outcomes):
             if outcome.status in ("ok", "again"):
+                self._marked.setdefault(one.loss.name, {})[task_id] = None
                 self.events.emit("task-lost", task_id=task_id, name=run.name, worker_id=one.loss.worker_id, since=one.since)
+
+    def _log(self, losses: Sequence[LostWorkerClaim], lost: Sequence[LostWorker]) -> None:
+        """Log each lost worker once, with the tasks that were marked."""
+        since = {one.loss.name: one.since for one in lost}
+        for loss in losses:
+            marked = list(self._marked.pop(loss.name, ()))
+            if marked or loss.name in self._told:
+                logger.warning("Worker %s lost (no heartbeat for %.3g s); %s", loss.worker_id,
+                               loss.at - since.get(loss.name, loss.at), _tasks_in_words(marked))
 
     def _as_lost(self, run: TaskRun, one: LostWorker) -> TaskRun:
         why = {"type": "WorkerLostError", "message": f"the worker {one.loss.worker_id} was silent for too long"}
@@ -229,6 +249,14 @@ def _lost(loss: LostWorkerClaim, stored: StoredEntry | None) -> LostWorker:
     record = WorkerRecord.from_dict(loss.worker_id, stored.value)
     running = tuple(task["id"] for task in record.running if isinstance(task, dict) and is_id(task.get("id")))
     return LostWorker(loss, stored.header.stored_at / 1000, running, False)
+
+
+def _tasks_in_words(task_ids: Sequence[str]) -> str:
+    if not task_ids:
+        return "it had no running tasks"
+    more = f" and {len(task_ids) - NAMED} more" if len(task_ids) > NAMED else ""
+    named = ", ".join(task_ids[:NAMED])
+    return f"{len(task_ids)} running task{'s' * (len(task_ids) > 1)} marked LOST: {named}{more}"
 
 
 def _found(run: TaskRun) -> TaskRun:

@@ -1,16 +1,15 @@
 """How many messages wait in the queues of a worker."""
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any, Callable, Iterable
-
-from celery.utils.log import get_logger
 
 from ..background_loop import BackgroundLoop
 from ..user_code import ends_here
 from .broker_connection import bounded_connection
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Looks after which the last answer is too old to be shown.
 TOO_OLD = 3
@@ -101,11 +100,13 @@ class QueueDepths:
         # RabbitMQ closes a channel on which something was asked that is not there.
         if self._channel is None or not getattr(self._channel, "is_open", True):
             self._channel = connection.channel()
+        if connection.transport.driver_type == "redis":
+            # Not by queue_declare, which looks for the list without the global_keyprefix of the broker.
+            return int(self._channel._size(queue))
         try:
             return int(self._channel.queue_declare(queue=queue, passive=True).message_count)
         except connection.channel_errors:
-            # There is no such queue: with Redis an empty one is none.
-            return 0
+            return 0  # there is no such queue
 
 
 class Idleness:

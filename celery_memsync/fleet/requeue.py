@@ -1,12 +1,12 @@
 """Requeue the tasks that a lost worker was running."""
 from __future__ import annotations
 
+import logging
 from itertools import chain
 from typing import Any, Iterator, Sequence
 
 from celery.exceptions import ImproperlyConfigured
 from celery.states import SUCCESS
-from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError, SerializerNotInstalled
 from kombu.messaging import Producer
 from kombu.serialization import prepare_accept_content
@@ -15,17 +15,16 @@ from ..exceptions import StoreError
 from ..keys import STAGE
 from ..models.order import published_key, rank_of, run_key_of
 from ..models.task import TaskRun
-from ..settings import short
 from ..store import LostWorkerClaim
 from ..store.script_caller import AHEAD
 from ..user_code import ends_here
 from .broker_connection import bounded_connection
 from .kept_messages import KeptMessage, signed_size, signer_of
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
-#: What is done with the running tasks of a lost worker: marked as LOST only, or requeued as well.
-MARK, REQUEUE = "mark", "requeue"
+#: The choice that requeues the running tasks of a lost worker; they are marked as LOST in any case.
+REQUEUE = "requeue"
 
 #: Why a message is skipped that no key of this worker has signed.
 UNSIGNED = "it has no valid signature (is memsync_signing_key the same in all workers?)"
@@ -60,15 +59,9 @@ class TaskRequeuer:
         """Check what a worker needs before it starts.
 
         Raises:
-            ImproperlyConfigured: If a task asks for something else than ``mark`` or ``requeue``, or if requeueing is
-                asked for and no key signs the messages.
+            ImproperlyConfigured: If requeueing is asked for and no key signs the messages.
         """
         app, settings = self.memsync.app, self.memsync.settings
-        for name, task in sorted(app.tasks.items()):
-            choice = getattr(task, "memsync_recover", None)
-            if choice not in (None, MARK, REQUEUE):
-                raise ImproperlyConfigured(
-                    f"memsync_recover of the task {name} is {short(choice)}; it must be {MARK!r} or {REQUEUE!r}")
         asks = ["memsync_recover"] if settings.recover == REQUEUE else [
             f"memsync_recover of the task {name}" for name, task in sorted(app.tasks.items())
             if getattr(task, "memsync_recover", None) == REQUEUE]

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
+from celery._state import get_current_task
+
 from ..keys import Keys
 from ..manager import MemorySyncManager
 from ..runtime import Runtime
@@ -19,12 +21,14 @@ class AppManager(MemorySyncManager):
         node_name: Name of the worker that runs in this process, or None.
         in_worker: Whether this process is a worker's.
         signals: What records the app's tasks.
+        backend_source: The setting that names its Redis, of this package or of Celery; "" until settings were read.
     """
 
     app: Any
     node_name: str | None
     in_worker: bool
     signals: Any
+    backend_source = ""
 
     @property
     def keys(self) -> Keys:
@@ -36,6 +40,18 @@ class AppManager(MemorySyncManager):
         """Whether a bad value in what a task reports raises."""
         strict = self.settings.strict
         return not self.in_worker if strict is None else strict
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is recorded, locked or stored: ``memsync_enabled``."""
+        return (self._opened or self._open()).settings.enabled
+
+    @property
+    def is_switched_off(self) -> bool:
+        """Whether ``memsync_enabled`` is False for the app of the running task, if one runs, else for this app."""
+        task = get_current_task()
+        own = getattr(getattr(task, "app", None), "memsync", None) or self
+        return own.app is not None and not own.enabled
 
     def end_run(self, run: str) -> None:
         """Give back the locks that the run of a task still holds at its end."""

@@ -2,31 +2,33 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
-from celery.utils.log import get_logger
 from celery.utils.nodenames import node_format
 from celery.worker.control import Panel
 
 from ..deadline import remaining, within
-from ..exceptions import StoreError
+from ..exceptions import InvalidKey, StoreError
 from ..fleet.heartbeat import Heartbeat
 from ..fleet.lost_workers import LostWorkerMonitor
 from ..fleet.probe_file import ProbeFile
+from ..keys import check_id
 from ..models.worker import WorkerRecord
 from ..store import HeartbeatReply
 from .app_manager import AppManager
 from .revokes import record_received_revokes
-from .worker_report import WorkerInspector
+from .task_attributes import check_tasks
+from .worker_report import VERSIONS, WorkerInspector
 
 if TYPE_CHECKING:
     from celery.worker import WorkController
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Seconds by which Redis's time may be ahead of what was expected, unless its clock was set.
 UNNOTICED = 1.0
@@ -52,7 +54,9 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.memsync: AppManager = parent.app.memsync
         self._describer = WorkerInspector(parent, self.memsync)
         settings = self.memsync.settings
-        self.memsync.signals.requeuer.check()
+        if settings.enabled:
+            check_tasks(parent.app.tasks)
+            self.memsync.signals.requeuer.check()
         self._kept = self.memsync.signals.kept
         self._losses = LostWorkerMonitor(
             self.memsync.store, self.memsync.events, settings.worker_ttl,
@@ -69,6 +73,18 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         #: Seconds that Redis's time was ahead of this host's monotonic time at the last heartbeat.
         self._offset = float("inf")
 
+    def include_if(self, parent: WorkController) -> bool:
+        """Whether this takes part: not if ``memsync_enabled`` is False, or if the worker's name can't be a key."""
+        if not self.memsync.enabled:
+            return False
+        try:
+            check_id(self.memsync.worker_id, "worker")
+        except InvalidKey as exc:
+            logger.warning("celery-memsync sends no heartbeats of this worker, so it is not among the workers, and its "
+                           "tasks are not found if it is lost: %s. Choose another name with -n", exc)
+            return False
+        return True
+
     def start(self, parent: WorkController) -> None:
         """Beat from now on."""
         self._pid = os.getpid()
@@ -76,8 +92,22 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.memsync.signals.has_children = bool(getattr(parent.pool, "uses_semaphore", False))
         record_received_revokes(Panel)
         signals.worker_shutdown.connect(self._on_shutdown, sender=parent)
+        signals.worker_ready.connect(self._on_ready)
         atexit.register(self._leave)
+        self._log_start()
         self._heartbeat.start()
+
+    def _log_start(self) -> None:
+        memsync = self.memsync
+        logger.info(
+            "celery-memsync %s records worker %s in Redis at %s (from %s), namespace %s; celery %s, redis-py %s",
+            VERSIONS["celery-memsync"], memsync.worker_id, memsync.store.address, memsync.backend_source,
+            memsync.settings.namespace, VERSIONS["celery"], VERSIONS["redis-py"])
+
+    def _on_ready(self, sender: Any, **_: Any) -> None:
+        """Report at once that messages are taken from now on."""
+        if getattr(sender, "controller", None) is self._describer.worker:
+            self._heartbeat.run_now()
 
     def close(self, parent: WorkController) -> None:
         """Tell that the worker takes no more tasks; the heart goes on."""
@@ -101,6 +131,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Return the record to write; write the running tasks again in time, so that long ones do not expire."""
         if time.monotonic() - self._refreshed > self.memsync.settings.default_ttl / 3:
             self._refresh()
+        if not self.memsync.store.clock.measured:
+            self.memsync.store.connect()  # times in the first record are Redis's, too
         record = self._describer.describe()
         self._write_probe_file(record)
         return record
@@ -145,7 +177,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._heartbeat.stop(remaining(), goodbye=not self._kept.has_orphans)
             self._kept.close(remaining())
         except StoreError as exc:
-            logger.warning("This worker could not say goodbye: %s", exc)
+            logger.warning("Could not record that this worker has left; it is shown as lost when its heartbeat is "
+                           "overdue: %s", exc)
         self.memsync.shutdown(remaining())
 
     def _leave(self) -> None:

@@ -68,9 +68,11 @@ class TaskLock:
 
         @functools.wraps(function)
         def locked(*args: Any, **kwargs: Any) -> Any:
+            active = active_run.get()
+            if active is None and self.memsync.is_switched_off:
+                return function(*args, **kwargs)
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            active = active_run.get()
             lock = self.make(self.memsync if active is None else active.memsync or self.memsync, bound)
             if lock is None:
                 return function(*args, **kwargs)

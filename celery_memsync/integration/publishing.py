@@ -1,25 +1,36 @@
 """The app that is sending a task: Celery's signals of publishing do not name it."""
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import Any, Callable
 
 from .task_signals import publishing
 
 
 def mark_publishing(app: Any) -> None:
-    """Let the signals of publishing know which app sends; they do not tell."""
-    send_task = app.send_task
-    if hasattr(send_task, "marks_publishing"):
+    """Let the signals of publishing know which app sends, and let wrong settings reach the sender.
+
+    What puts messages together is wrapped, and not `send_task`, because other libraries and tests replace that on the
+    class or on the app, before or after this.
+    """
+    amqp = app.amqp
+    if hasattr(amqp, "marks_publishing"):
         return
+    make_sender = amqp._create_task_sender
 
-    @functools.wraps(send_task)
-    def send(*args: Any, **kwargs: Any) -> Any:
-        token = publishing.set(app)
-        try:
-            return send_task(*args, **kwargs)
-        finally:
-            publishing.reset(token)
+    def make_marking_sender() -> Callable[..., Any]:
+        send_message = make_sender()
 
-    send.marks_publishing = True  # type: ignore[attr-defined]
-    app.send_task = send
+        def send(*args: Any, **kwargs: Any) -> Any:
+            app.memsync.check()
+            token = publishing.set(app)
+            try:
+                return send_message(*args, **kwargs)
+            finally:
+                publishing.reset(token)
+
+        return send
+
+    amqp.marks_publishing = True
+    # Celery makes the sender at the first message, because it keeps settings in it; one that is there is made anew.
+    amqp._create_task_sender = make_marking_sender
+    vars(amqp).pop("send_task_message", None)

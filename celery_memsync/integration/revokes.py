@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import random
 import string
 from collections import deque
@@ -9,7 +10,6 @@ from itertools import count
 from typing import Any, Iterable
 
 from celery.app.control import Control
-from celery.utils.log import get_logger
 
 from ..background_loop import BackgroundLoop
 from ..keys import STAGE, is_id
@@ -19,7 +19,7 @@ from ..models.task import TaskRun
 from ..store import EntryWrite, ms
 from .app_manager import AppManager
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Most revoked tasks that wait to be looked at; a worker remembers as many.
 MAX_REVOKED = 50_000

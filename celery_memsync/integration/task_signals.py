@@ -1,6 +1,7 @@
 """Celery's signals, told to the manager: every task's life is kept without changing a task."""
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
@@ -12,7 +13,6 @@ from typing import Any, Callable, Iterable, Mapping
 
 from celery import signals
 from celery.exceptions import Ignore, NotRegistered, WorkerLostError, WorkerShutdown, WorkerTerminate
-from celery.utils.log import get_logger
 
 from .. import encoding
 from ..fleet.kept_messages import KeptMessages
@@ -32,7 +32,7 @@ from .revokes import RevokedTasks
 from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, received
 from .update_state import take_over
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: The app that is sending a task; the signals of publishing do not tell.
 publishing: ContextVar[Any] = ContextVar("publishing", default=None)
@@ -312,6 +312,8 @@ class TaskSignals:
         facts = request.__dict__
         sent = _sent(facts)
         services = memsync.runtime
+        if not services.settings.enabled:
+            return  # this was its first use, and has disconnected this
         started = time.monotonic()
         clock, received_at = services.store.clock, sent.get("received_at")
         if clock.error == UNKNOWN:
@@ -546,7 +548,7 @@ _HARMLESS = _Harmless()
 
 
 def _log_unrecorded(error: Exception) -> None:
-    logger.error("What a task came to could not be told", exc_info=error)
+    logger.error("Could not record the outcome of a task", exc_info=error)
 
 
 def reserved_requests() -> Any:

@@ -11,6 +11,7 @@ import celery
 import redis
 from celery.worker import state
 
+from .. import __version__
 from ..fleet.queue_depths import Idleness, QueueDepths
 from ..models.worker import WorkerRecord
 from ..user_code import ends_here
@@ -19,6 +20,12 @@ from .task_signals import RECORDED, live
 
 if TYPE_CHECKING:
     from celery.worker import WorkController
+
+#: Of what matters to a worker.
+VERSIONS = {
+    "python": platform.python_version(), "celery": celery.__version__, "redis-py": redis.__version__,
+    "celery-memsync": __version__,
+}
 
 #: Beats from one look at the depths of the queues to the next.
 BROKER_CHECK_INTERVAL = 6
@@ -62,7 +69,7 @@ class WorkerInspector:
             cpu=self._cpu(),
             load=tuple(round(average, 2) for average in os.getloadavg()),
             started_at=round(clock.at(self._started_at), 3),
-            versions=_versions(),
+            versions=VERSIONS,
             depths=depths,
             empty_since={queue: round(clock.at(since), 3) for queue, since in self.depths.empty_since.items()},
             skew=round(time.time() - clock.now(), 3),
@@ -133,12 +140,3 @@ def _rss() -> int | None:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return None
-
-
-def _versions() -> dict[str, str]:
-    from .. import __version__
-
-    return {
-        "python": platform.python_version(), "celery": celery.__version__, "redis-py": redis.__version__,
-        "celery-memsync": __version__,
-    }

@@ -2,14 +2,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import time
 import weakref
 from functools import partial
 from itertools import count
 from typing import Callable, Iterable, NamedTuple, Sequence
-
-from celery.utils.log import get_logger
 
 from .. import encoding
 from ..background_loop import BackgroundLoop
@@ -23,7 +22,7 @@ from ..user_code import call_user_code
 from .former_run import FormerRun, former_run
 from .turns import Turns
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: A lease is renewed when this part of it is over.
 RENEW_AFTER = 1 / 3
@@ -363,7 +362,7 @@ class LockService:
 
     def held(self) -> list[LockRecord]:
         """Return all locks that are held, sorted by name."""
-        names = sorted(self.store.held_locks())
+        names = sorted(self.store.read_held_locks())
         rows, now = self._read(names), self.store.clock.now()
         records = (LockRecord.of(name, stored, now, waiters)
                    for name, (stored, waiters) in zip(names, rows) if stored is not None)
@@ -555,7 +554,7 @@ class LockService:
                 self._ending_runs.pop(run, None)
 
     def _free_of(self, runs: set[str]) -> None:
-        names = self.store.held_locks()
+        names = self.store.read_held_locks()
         for name, (stored, _) in zip(names, self.store.read_locks(names)):
             if stored is not None and stored.header.run in runs:
                 holder = stored.header.writes.partition(",")[0]

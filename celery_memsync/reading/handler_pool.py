@@ -1,18 +1,17 @@
 """The threads in which handlers of subscriptions run: few, however many subscriptions there are."""
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
 from collections import Counter, deque
 from typing import Callable
 
-from celery.utils.log import get_logger
-
 from ..background_loop import Wakeup
 from ..user_code import call_user_code, mark_library_thread, message_of
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Seconds after which a running job no longer counts against the limit of threads.
 SLOW_AFTER = 1.0

@@ -1,13 +1,12 @@
 """What Redis tells this process: which copies are old, and what has changed."""
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter, deque
 from itertools import islice
 from typing import Any, Callable, Sequence
-
-from celery.utils.log import get_logger
 
 from ..background_loop import BackgroundLoop, Wakeup
 from ..deadline import remaining
@@ -15,7 +14,7 @@ from ..exceptions import StoreError, StoreUnavailable
 from ..store import Store
 from ..store.push import INVALIDATIONS, PushConnection, TrackedConnection
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Seconds between two looks whether all connections are there.
 CHECK_INTERVAL = 1.0

@@ -149,4 +149,4 @@ def worker_record(worker_id: str, stored: StoredEntry, since: float, ttl: float 
     """
     record = WorkerRecord.from_dict(worker_id, stored.value, stored.header.time / 1000)
     silent = _is_late(stored, record.stretch, since, ttl) and record.status != "offline"
-    return record.evolve(status="lost") if silent else record
+    return record.evolve(status="lost", consuming=False) if silent else record

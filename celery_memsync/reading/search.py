@@ -84,7 +84,7 @@ class Search:
     def _task_ids(self, known: set[str]) -> Iterator[str]:
         before: str | None = "+"
         while before:
-            recent, before = self.store.recent_tasks(READ_AT_ONCE * 5, before)
+            recent, before = self.store.read_recent_tasks(READ_AT_ONCE * 5, before)
             for task_id in recent:
                 if task_id not in known:
                     known.add(task_id)

@@ -16,6 +16,18 @@ COMMANDS = (
 KEYS, CHANNELS = "keys", "channels"
 
 
+class MissingRights(NamedTuple):
+    """What is needed and can't be done.
+
+    Attributes:
+        forbidden: Commands that the user may not call, :data:`KEYS` and :data:`CHANNELS`.
+        unknown: Commands that Redis does not know: it is too old, or they were renamed.
+    """
+
+    forbidden: list[str]
+    unknown: list[str]
+
+
 class Probe(NamedTuple):
     """Something harmless that takes a right.
 
@@ -60,6 +72,15 @@ def probes(key: str, channel: str) -> list[Probe]:
     last = ("pexpire", "unlink", "del", "subscribe", "psubscribe", "punsubscribe")  # after that no other command is allowed
     order = ["set", *(one for one in COMMANDS if one not in ("set", *last)), *last]
     return [Probe(one, (*one.upper().split("|"), *arguments.get(one, (key,)))) for one in order]
+
+
+def is_unknown(refusal: str) -> bool:
+    """Whether Redis does not know a command, or a part of it.
+
+    Args:
+        refusal: What Redis said.
+    """
+    return "unknown command" in refusal.lower() or "unknown subcommand" in refusal.lower()
 
 
 def missing(right: str, refusal: str) -> str:

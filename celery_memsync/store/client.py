@@ -10,11 +10,13 @@ from urllib.parse import unquote
 
 import redis
 from celery.exceptions import ImproperlyConfigured
+from kombu.utils.imports import symbol_by_name
 from redis.backoff import NoBackoff
+from redis.connection import parse_url
 from redis.retry import Retry
 
 from ..deadline import DEFAULT_TIMEOUT, current
-from ..exceptions import StoreRefused
+from ..exceptions import StoreRefused, StoreUnavailable
 from ..urls import is_cluster, lower_scheme, scheme_of, servers_of
 from . import embedded
 from .bounded import bounded
@@ -69,7 +71,20 @@ def connect(url: str, options: Mapping[str, Any], home: str = "", timeout: float
     if scheme_of(url) == "embedded":
         folder = unquote(url.partition("://")[2].partition("?")[0])
         return _client(Pool, {"connection_class": EmbeddedConnection, "folder": folder, **settings})
-    return _client(Pool.from_url, {"url": lower_scheme(url), **settings})
+    return _client(Pool, settings, url)
+
+
+def connect_to_nothing() -> Any:
+    """Return a client of which each use raises :exc:`StoreUnavailable`, because this package is switched off."""
+    return _client(Pool, {"connection_class": NoConnection})
+
+
+class NoConnection(redis.Connection):
+    """A connection that is never made."""
+
+    def connect(self, *args: Any, **kwargs: Any) -> None:
+        """Refuse to connect."""
+        raise StoreUnavailable("memsync_enabled is False, so nothing is read or stored; set it to True and start again")
 
 
 class EmbeddedConnection(redis.UnixDomainSocketConnection):
@@ -121,6 +136,14 @@ def _driver() -> dict[str, Any]:
 _DRIVER = _driver()
 
 
+def _of_one_server(url: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of connections to the server of a URL, whose own options go before the others."""
+    options = {**settings, **parse_url(lower_scheme(url))}  # type: ignore[no-untyped-call,unused-ignore]
+    if _pop_tls(options) and "connection_class" not in options:
+        options["connection_class"] = redis.SSLConnection
+    return {**options, **{name: settings[name] for name in ("connection_class",) if name in settings}}
+
+
 def _by_sentinels(url: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of connections that ask Sentinels first; TLS is for the Sentinels, too."""
     addresses, said = servers_of(url)
@@ -162,15 +185,36 @@ def _pop_tls(options: dict[str, Any]) -> bool:
     return str(wanted).lower() not in ("false", "0", "no", "")
 
 
-def _client(make_pool: Any, settings: dict[str, Any]) -> redis.Redis:
+def _client(make_pool: Any, settings: dict[str, Any], url: str = "") -> redis.Redis:
+    options: Mapping[str, Any] = settings
     try:
-        pool = make_pool(**settings)
+        options = _of_one_server(url, settings) if url else settings
+        pool = make_pool(**_as_redis_py(options))
         pool.connection_class = bounded(pool.connection_class)
         pool.connection_class(**pool.connection_kwargs)
-    except (TypeError, ValueError) as exc:
-        # The text of the error may hold the URL; its kind and the options do not.
-        names = ", ".join(sorted(set(settings) - {"url"}))
-        raise ImproperlyConfigured(
-            f"redis-py can't use memsync_backend with these options ({names}): {type(exc).__name__}"
-        ) from None
+    except (TypeError, ValueError, ImportError, AttributeError, redis.RedisError) as exc:
+        raise ImproperlyConfigured(_unusable(options, exc)) from None
     return redis.Redis(connection_pool=pool)
+
+
+def _as_redis_py(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options whose values may be written as Celery documents them, as redis-py takes them."""
+    changed = dict(options)
+    verify, provider = changed.get("ssl_cert_reqs"), changed.get("credential_provider")
+    if isinstance(verify, str):
+        changed["ssl_cert_reqs"] = verify.lower().removeprefix("cert_")
+    if isinstance(provider, str):
+        changed["credential_provider"] = symbol_by_name(provider)()  # type: ignore[no-untyped-call]
+    if provider:
+        changed.update(username=None, password=None)
+    return changed
+
+
+def _unusable(options: Mapping[str, Any], error: Exception) -> str:
+    """Return why redis-py can't use options: which one it is, if its error says so; the text may hold a password."""
+    unknown = [name for name in options if f"'{name}'" in str(error)]
+    if isinstance(error, TypeError) and unknown:
+        return f"redis-py does not know the option {unknown[0]} of memsync_backend or memsync_backend_options"
+    named = [name for name in options if name.startswith("ssl_") or name == "credential_provider"] or sorted(options)
+    return (f"redis-py can't use one of these options of memsync_backend or memsync_backend_options: {', '.join(named)} "
+            f"({type(error).__name__})")

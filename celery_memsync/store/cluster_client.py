@@ -169,19 +169,21 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
             redis.exceptions.NoPermissionError: If those that answer do not let this user read it.
         """
         refusal: redis.RedisError | None = None
+        failure: Exception | None = None
         for address in self._nodes():
             try:
                 return self._take(sorted(self._query(address, ("CLUSTER", "SLOTS"))), address)
             except (redis.AuthenticationError, redis.exceptions.NoPermissionError) as exc:
                 refusal = exc
             except (redis.RedisError, OSError) as exc:
+                failure = exc
                 if is_unanswered(exc):
                     self._away[address] = time.monotonic()
-            except (TypeError, ValueError, LookupError, AttributeError):
-                continue  # its answer makes no sense
+            except (TypeError, ValueError, LookupError, AttributeError) as exc:
+                failure = exc  # its answer makes no sense
         if not remaining():
             raise redis.TimeoutError("no node of the cluster has answered in time")
-        raise refusal or redis.ConnectionError("no node of the cluster answers")
+        raise refusal or redis.ConnectionError("no node of the cluster answers") from failure
 
     def _nodes(self) -> list[Address]:
         """Return all nodes in the order in which they are read."""

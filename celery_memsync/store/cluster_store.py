@@ -12,9 +12,10 @@ from ..keys import Location
 from ..models.entry import StoredEntry
 from . import (SCRIPT_SIZE, TOLERATED_SKEW, UNANSWERED, UNREACHABLE, Call, CoordinationChange, CoordinationResult,
                EntryWrite, LockAnswer, LockRequest, Store, WriteResult, in_chunks, ms, raise_first, renewal)
+from .causes import SENSELESS
 from .cluster_client import slot_of, slot_tags
 from .cluster_commands import Address, Command
-from .errors import SENSELESS, explain, is_lost, is_of_all, redis_call
+from .errors import explain, is_lost, is_of_all, redis_call
 from .index_queue import IndexQueue, IndexUpdate
 from .push import ClusterPushConnection, PushConnection
 from .script_caller import answers_of
@@ -184,12 +185,12 @@ class ClusterStore(Store):
     dequeue_task = after_updates(Store.dequeue_task)
     complete_task = after_updates(Store.complete_task)
     read_queue = after_updates(Store.read_queue)
-    queue_position = after_updates(Store.queue_position)
+    read_queue_position = after_updates(Store.read_queue_position)
     scan_processing = after_updates(Store.scan_processing)
     read_metrics = after_updates(Store.read_metrics)
-    recent_tasks = after_updates(Store.recent_tasks)
+    read_recent_tasks = after_updates(Store.read_recent_tasks)
     find_names = after_updates(Store.find_names)
-    held_locks = after_updates(Store.held_locks)
+    read_held_locks = after_updates(Store.read_held_locks)
 
     def _shared_keys(self) -> tuple[str, ...]:
         return ()

@@ -181,7 +181,7 @@ class CoordinationStore(ScriptCaller):
         reading.take(pieces, replaced, self.clock.now() * 1000)
 
     @redis_call
-    def queue_position(self, task_id: str) -> int | None:
+    def read_queue_position(self, task_id: str) -> int | None:
         """Return before how many others a task waits, counted from 0, in all queues together; None if it does not."""
         pipeline = self._pipeline(None)
         pipeline.zrank(self.keys.pending, task_id)

@@ -2,16 +2,16 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from typing import Any, Callable, Mapping, TypeVar
 
 import redis
 
-from ..deadline import DEFAULT_TIMEOUT, current, within
+from ..deadline import DEFAULT_TIMEOUT, within
 from ..exceptions import MemSyncError, StoreError, StoreRefused, StoreUnavailable
-
-#: What is raised by taking apart an answer that is not what was asked for.
-SENSELESS = (TypeError, ValueError, AttributeError, LookupError)
+from ..keys import Location
+from .causes import SENSELESS, TEXTS, cause_of_connection
 
 #: Codes that redis-py takes away from the text of an error, by the kind of error that it makes of them.
 KINDS: tuple[tuple[type[BaseException], str], ...] = (
@@ -52,15 +52,13 @@ REFUSALS = {
     "WRONGTYPE": "something else may be stored there: look at it with redis-cli TYPE and remove it",
     UNANSWERED: "it is there, but whenever this is sent no answer comes: is it larger than Redis's proto-max-bulk-len, or "
     "more than can be sent within memsync_timeout?",
-    "CLUSTERDOWN": "the cluster is down, for a node that has slots is away; see cluster-require-full-coverage",
+    "CLUSTERDOWN": "its cluster has no node for this key; see redis-cli --cluster check and cluster-require-full-coverage",
     "TRYAGAIN": "the slot is being moved; it answers when that is done",
-    "MOVED": "the nodes of the cluster do not agree on which of them has this key",
+    "MOVED": "it is a node of a cluster; let memsync_backend begin with redis+cluster://, or wait, if it does, until "
+    "the nodes agree on which of them has this key",
     "ASK": "the nodes of the cluster do not agree on which of them has this key",
     "WRONGPASS": "it refuses the user or password of memsync_backend",
 }
-
-#: In what Redis answers, if it does so before it closes the connection, to more than its ``proto-max-bulk-len``.
-TOO_LARGE = "invalid bulk length"
 
 #: Our own code: Redis does not remember an earlier try any more.
 FORGOTTEN = "FORGOTTEN"
@@ -71,6 +69,9 @@ _CODE = re.compile(r"(?:^|: -?)([A-Z]{2,}) ")
 #: Redis 7's error in a script instead of NOPERM.
 _NOT_ALLOWED = re.compile(r"The user executing the script|ACL failure in script")
 
+#: Names of arguments that say on what a method of the store acts; the values of others are not shown.
+_SUBJECTS = frozenset({"locations", "writes", "task_ids", "task_id", "worker_id", "location", "names", "pattern", "request"})
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -80,6 +81,9 @@ def redis_call(method: F) -> F:
     It ends by the deadline of the public call under way, and within ``timeout`` of its object in any case.
     """
 
+    what, named = method.__name__.strip("_").replace("_", " "), [*inspect.signature(method).parameters][1:2]
+    is_named = not _SUBJECTS.isdisjoint(named)
+
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -87,7 +91,8 @@ def redis_call(method: F) -> F:
         except MemSyncError:
             raise
         except (redis.RedisError, OSError, *SENSELESS) as exc:
-            raise store_error(method.__name__.replace("_", " "), exc, _address(self), self.timeout) from exc
+            on = _subject(args[0]) if args and is_named else ""
+            raise store_error(what + on, exc, address_of_owner(self), self.timeout) from exc
 
     return call  # type: ignore[return-value]
 
@@ -101,12 +106,13 @@ def store_error(what: str, exc: BaseException, address: str = "", timeout: float
         timeout: Most seconds that Redis had.
     """
     where = f"Redis at {address}" if address else "Redis"
-    message, code = f"{where} could not do this: {what} ({explain(exc, timeout)})", code_of(exc)
+    message, code = f"Could not {what} ({where}): {explain(exc, timeout)}", code_of(exc)
     # What came before an answer without sense can't be known.
     lost = is_lost(exc) or isinstance(exc, SENSELESS)
-    if code and code not in PASSING and not lost:
-        return StoreRefused(message, code)
-    return StoreUnavailable(message, lost, code)
+    is_refused = code and code not in PASSING and not lost
+    error = StoreRefused(message, code) if is_refused else StoreUnavailable(message, lost, code)
+    error.address = address
+    return error
 
 
 def code_of(exc: BaseException) -> str:
@@ -152,19 +158,12 @@ def explain(exc: BaseException, timeout: float = DEFAULT_TIMEOUT) -> str:
         timeout: Most seconds that Redis had.
     """
     code = code_of(exc)
-    if code:
-        return explain_code(code, str(exc))
-    if isinstance(exc, (redis.TimeoutError, TimeoutError)):
-        deadline = current()
-        seconds = timeout if deadline is None else min(timeout, deadline.elapsed)
-        return f"it did not answer within {seconds:.1f} s; is it overloaded or paused?"
-    if isinstance(exc, redis.exceptions.MaxConnectionsError):
-        return "all connections are in use; raise max_connections in memsync_backend_options"
-    if isinstance(exc, (redis.ConnectionError, OSError)):
-        return "it can't be reached; is it running, and is memsync_backend right?"
-    if isinstance(exc, SENSELESS):
-        return "its answer makes no sense; is that a Redis?"
-    return type(exc).__name__
+    return explain_code(code, _answer_in(exc)) if code else cause_of_connection(exc, timeout)
+
+
+def _answer_in(exc: BaseException) -> str:
+    """Return the text of an error that Redis has answered, of which a lost connection may be what came of it."""
+    return _answer_in(exc.__cause__) if isinstance(exc, redis.ConnectionError) and exc.__cause__ is not None else str(exc)
 
 
 def forgotten(what: str) -> StoreUnavailable:
@@ -197,8 +196,9 @@ def explain_code(code: str, text: str) -> str:
     """
     if code == UNREACHABLE:
         return text
-    if TOO_LARGE in text:
-        return "it takes no value of this size; raise its proto-max-bulk-len, or lower memsync_max_value_size"
+    for part, meaning in TEXTS:
+        if part in text:
+            return meaning
     return REFUSALS.get(code) or "it answers: " + text.partition(" script: ")[0][:120]
 
 
@@ -220,10 +220,21 @@ def address_of(facts: Mapping[str, Any]) -> str:
     return f"{f'[{host}]' if ':' in host else host}:{facts.get('port') or 6379}/{database}"
 
 
-def _address(owner: Any) -> str:
+def address_of_owner(owner: Any) -> str:
     """Return where the Redis of an object of this package is, "" if that is not known."""
     client, connection = getattr(owner, "_client", None), getattr(owner, "_connection", None)
     if client is not None:
         pool = getattr(client, "connection_pool", None)
         return str(client) if pool is None else address_of(pool.connection_kwargs)
     return "" if connection is None else address_of(vars(connection))
+
+
+def _subject(argument: Any) -> str:
+    """Return on what a method of the store acts, in words with a blank in front: the first of several, and how many more."""
+    is_one = isinstance(argument, Location) or hasattr(argument, "location")
+    several = isinstance(argument, (list, tuple)) and not is_one
+    first = next(iter(argument), None) if several else argument
+    location = getattr(first, "location", first)
+    name = location.path if isinstance(location, Location) else location if isinstance(location, str) else ""
+    more = f" and {len(argument) - 1} more" if several and len(argument) > 1 else ""
+    return f" {name[:200]}{more}" if name else ""

@@ -1,18 +1,17 @@
 """The index updates of a cluster that are not applied yet."""
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from itertools import count, islice
 from typing import Callable, Sequence, Union
 
-from celery.utils.log import get_logger
-
 from ..background_loop import BackgroundLoop, Wakeup
 from ..deadline import remaining
 from ..exceptions import StoreError, StoreUnavailable
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Most updates in one call.
 UPDATES_PER_CALL = 500

@@ -160,7 +160,7 @@ class LockStore(ScriptCaller):
         return [bool(held) for answer in answers for held in answer]
 
     @redis_call
-    def held_locks(self) -> list[str]:
+    def read_held_locks(self) -> list[str]:
         """Return the names of all locks whose lease is not over."""
         if self.clock.age > CLOCK_AGE:
             self._measure_clock()

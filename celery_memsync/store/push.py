@@ -122,11 +122,11 @@ class PushConnection:
 
     def messages(self) -> Iterator[Any]:
         """Yield what has arrived, as Redis's lists; what is an error of Redis's, as that."""
-        while self._has_message():
+        while self._await_message():
             yield self._read_message()
 
     @redis_call
-    def _has_message(self) -> bool:
+    def _await_message(self) -> bool:
         return bool(self._connection.can_read(0))
 
     @redis_call

@@ -11,9 +11,9 @@ from ..deadline import DEFAULT_TIMEOUT
 from ..exceptions import StoreUnavailable
 from ..keys import COORDINATION, Keys
 from ..models.entry import StoredEntry
-from .acl import missing, probes
+from .acl import MissingRights, is_unknown, missing, probes
 from .clock import Clock
-from .errors import redis_call
+from .errors import address_of_owner, redis_call
 from .pool import PIECE, noted, packed_command
 from .push import PushConnection, TrackedConnection, execute_on_new_connection
 from .scripts import Script
@@ -91,6 +91,11 @@ class ScriptCaller:
         return client.connection_pool.connection_kwargs.get("db") or 0
 
     @property
+    def address(self) -> str:
+        """Where Redis is, for people: ``host:port/database``, without credentials."""
+        return address_of_owner(self)
+
+    @property
     def redis(self) -> Any:
         """The client of redis-py; Redis's time is known once it is used."""
         self._ensure_clock()
@@ -129,21 +134,25 @@ class ScriptCaller:
         self._measure_clock()
 
     @redis_call
-    def server_info(self) -> dict[str, Any]:
-        """Return what Redis tells of itself (INFO), {} if its user may not ask."""
+    def read_server_info(self) -> dict[str, Any]:
+        """Return what Redis reports of itself (INFO), or {} if its user may not call that, or it does not know it."""
         try:
             return dict(self.redis.info())
-        except redis.exceptions.NoPermissionError:
-            return {}
+        except redis.exceptions.ResponseError as exc:
+            if isinstance(exc, redis.exceptions.NoPermissionError) or is_unknown(str(exc)):
+                return {}
+            raise
 
     @redis_call
-    def missing_rights(self) -> list[str]:
-        """Return what this user may not do of what is needed: commands, ``keys``, ``channels``; see :mod:`.acl`."""
+    def check_rights(self) -> MissingRights:
+        """Return what is needed and this user may not do, or Redis does not know; see :mod:`.acl`."""
         asked = probes(self.keys.scratch, self.prefix + self.keys.scratch)
         answers = execute_on_new_connection(self._node(), [probe.command for probe in asked])
-        return sorted({
-            missing(probe.right, str(answer)) for probe, answer in zip(asked, answers)
-            if isinstance(answer, redis.exceptions.NoPermissionError)})
+        refused = [(probe.right, answer) for probe, answer in zip(asked, answers) if isinstance(answer, redis.ResponseError)]
+        return MissingRights(
+            sorted({missing(right, str(answer)) for right, answer in refused
+                    if isinstance(answer, redis.exceptions.NoPermissionError)}),
+            sorted({right for right, answer in refused if is_unknown(str(answer))}))
 
     def _node(self) -> Any:
         """Return the client of one server."""

@@ -73,7 +73,9 @@ class TaskStore(ScriptCaller):
         return Task(self._present(slots), former, self._present(agents))
 
     @redis_call
-    def recent_tasks(self, limit: int, before: str = "+", since: float | None = None) -> RecentTasks:
+    def read_recent_tasks(
+        self, limit: int, before: str = "+", since: float | None = None,
+    ) -> RecentTasks:
         """Return ids of tasks, newest first.
 
         Args:

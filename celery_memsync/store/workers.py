@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from typing import Any, Mapping, NamedTuple, Sequence
 
 import redis
@@ -63,6 +64,7 @@ class HeartbeatReply(NamedTuple):
         run_id: Redis's run id; "" if this user may not read it.
         went_back: Whether Redis may lack what it had at the heartbeat before.
         losses: What this worker is to tell of.
+        version: How often the record under its name was written, by whatever process.
     """
 
     status: str
@@ -73,6 +75,7 @@ class HeartbeatReply(NamedTuple):
     run_id: str = ""
     went_back: bool = False
     losses: tuple[LostWorkerClaim, ...] = ()
+    version: int = 0
 
 
 #: Stands for the answer before the first heartbeat.
@@ -103,11 +106,12 @@ class WorkerStore(ScriptCaller):
         args = [worker_id, self.token, self.prefix + location.path, int(leaving), ms(ttl), ms(timeout),
                 round(last.since * 1000), round(until * 1000), pulse, body, last.score, last.run_id]
         answer = self._run([(HEARTBEAT_WRITE, [self.keys.workers, self.keys.heartbeats, self.keys.lost], args)])[0]
-        status, _, seconds, micros, steady, workers, score, run_id, went_back, *claims = answer
+        status, version, seconds, micros, steady, workers, score, run_id, went_back, *claims = answer
         self._sync_clock(seconds, micros, asked)
-        losses = tuple(LostWorkerClaim.parse(name, score, asked + timeout) for name, score in zip(claims[::2], claims[1::2]))
+        losses = tuple(LostWorkerClaim.parse(name, its_score, asked + timeout)
+                       for name, its_score in zip(claims[::2], claims[1::2]))
         return HeartbeatReply(status.decode(), seconds + micros / 1e6, int(steady) / 1000, workers, int(score),
-                              run_id.decode(), bool(went_back), losses)
+                              run_id.decode(), bool(went_back), losses, version)
 
     @redis_call
     def is_worker_lost(self, token: str, worker_id: str) -> bool:
@@ -116,6 +120,16 @@ class WorkerStore(ScriptCaller):
         pipeline.zscore(self.keys.heartbeats, f"{token} {worker_id}")
         (score,) = answers_of(pipeline)
         return score is not None and score < 0
+
+    @redis_call
+    def read_worker_processes(self) -> dict[str, int]:
+        """Return how many live processes each worker id has; more than one: they have the same name."""
+        now = round(self.clock.now() * 1000)
+        pipeline = self._pipeline(None)
+        pipeline.zrangebyscore(self.keys.heartbeats, now, "+inf")
+        (members,) = answers_of(pipeline)
+        names = (member.decode(errors="replace").partition(" ")[2] for member in members or ())
+        return dict(Counter(filter(is_id, names)))
 
     @redis_call
     def renew_losses(self, losses: Sequence[LostWorkerClaim], lease: float) -> list[LostWorkerClaim]:

@@ -1,12 +1,12 @@
 """What becomes of a bad value that a task reports: it is raised, or logged once."""
 from __future__ import annotations
 
-from celery.utils.log import get_logger
+import logging
 
 from ..exceptions import MemSyncError
 from ..user_code import message_of
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Most names of tasks that are remembered; what others report is not logged.
 MAX_NAMES = 1000

@@ -1,10 +1,9 @@
 """What becomes of a change of an entry that another process has changed meanwhile."""
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import Any, Callable, Mapping, NamedTuple, Union
-
-from celery.utils.log import get_logger
 
 from .. import encoding
 from ..conflicts import Resolution, Resolvers
@@ -13,7 +12,7 @@ from ..models.order import rank_of
 from ..store.clock import Clock
 from .changes import Change, MergeFields, SetValue
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Seconds between two times that are distinguished.
 MOMENT = 0.001

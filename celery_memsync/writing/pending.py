@@ -2,17 +2,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections import OrderedDict, deque
 from typing import Iterable, Iterator
 
-from celery.utils.log import get_logger
-
 from ..keys import Location
 from .changes import Change, Coordinated, DeferredChange
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Changes in the inbox from which on threads that change things help to empty it; and most of them.
 LONG_INBOX, LARGEST_INBOX = 5000, 100_000

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import threading
 import time
@@ -11,7 +12,6 @@ from copy import copy
 from itertools import count, takewhile
 from typing import Any, Callable, Iterable, Iterator, Mapping
 
-from celery.utils.log import get_logger
 from redis.backoff import EqualJitterBackoff
 
 from ..background_loop import LONGEST_PAUSE, BackgroundLoop
@@ -32,7 +32,7 @@ from .unanswered import Attempt, Unanswered, number_of, was_never_written
 from .version_tracker import EMPTY_BASE, MergeBase, VersionTracker
 from .write_events import WriteEvents
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 #: Most rounds of merging fields into a state that others write at the same moment.
 MAX_MERGES = 50
@@ -282,7 +282,8 @@ class BatchWriter:
         if not is_answered:
             request.given_up = True
             raise StoreUnavailable(
-                f"Redis did not take what is pending within {timeout:.3g} s; it stays pending", request.may_be_done)
+                f"Redis at {self.store.address} did not take what is pending within {timeout:.3g} s; it stays pending",
+                request.may_be_done)
         if request.error is not None:
             # Several callers may get the same one.
             raise copy(request.error) from request.error
@@ -453,7 +454,7 @@ class BatchWriter:
     def _refused_error(self, refused: list[Location]) -> StoreError | None:
         """Return what a caller that wants everything to be in Redis has to know."""
         outcomes = [self._refusals[location] for location in refused if location in self._refusals]
-        return _refusal(refused[0].path, outcomes) if outcomes else None
+        return _refusal(refused[0].path, outcomes, self.store.address) if outcomes else None
 
     def _answer(self, error: MemSyncError | None, written: int = 0, failed: bool = False) -> None:
         """Answer the callers that wait; requests for everything go on waiting while a resolver runs.
@@ -501,7 +502,7 @@ class BatchWriter:
             again = [self._settle(change, write, outcome) for (change, write), outcome in zip(written, outcomes)]
             for (change, _), outcome in zip(written, outcomes):
                 if outcome.status == "error" and outcome.is_of_all:  # what was not stored stays pending
-                    raise _refusal(change.location.path, [outcome])
+                    raise _refusal(change.location.path, [outcome], self.store.address)
                 if outcome.code == UNANSWERED:
                     raise StoreUnavailable(f"No answer came to a write of {change.location.path}", outcome.maybe_done)
             changes = [change for change in again if change is not None]
@@ -662,7 +663,7 @@ class BatchWriter:
         if outcome.status == "conflict":
             return self._compare_with_deleted(change, expected, attempt, outcome)
         if outcome.status == "error":
-            raise _refusal(key, [outcome])
+            raise _refusal(key, [outcome], self.store.address)
         attempt.maybe_done = outcome.status != "fenced"
         if outcome.status == "fenced":
             raise LockLost(f"under which {key} was written")
@@ -862,9 +863,9 @@ def _is_late(change: Change, number: int) -> bool:
     return change.rounds >= MAX_ROUNDS or number >= MAX_ROUNDS and not isinstance(change, MergeFields)
 
 
-def _refusal(key: str, outcomes: list[WriteResult]) -> StoreError:
+def _refusal(key: str, outcomes: list[WriteResult], address: str) -> StoreError:
     """Return what to raise where Redis refuses to write entries, of which there may be more than this one."""
-    others = f" and {len(outcomes) - 1} others" if len(outcomes) > 1 else ""
+    others = f" and {len(outcomes) - 1} more" if len(outcomes) > 1 else ""
     code, error = outcomes[0].code or "WRONGTYPE", outcomes[0].error
-    message = f"Redis refuses to write {key}{others} ({explain_code(code, error)})"
+    message = f"Could not write {key}{others} (Redis at {address}): {explain_code(code, error)}"
     return StoreUnavailable(message, outcomes[0].maybe_done, code) if outcomes[0].passes else StoreRefused(message, code)

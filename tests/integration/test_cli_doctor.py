@@ -1,15 +1,17 @@
 """`celery memsync doctor` as a user types it."""
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
+import redis as redis_py
 
 from celery_memsync import encoding
 from celery_memsync.cli.doctor import examine_redis
 from celery_memsync.models.worker import WorkerRecord
 from celery_memsync.store.acl import rules
-from tests.support.redis_server import free_port
+from tests.support.redis_server import RedisServer, free_port
 from tests.support.shell import Shell, plain
 from tests.support.waiting import eventually
 
@@ -50,7 +52,7 @@ def test_what_is_found_is_a_line_each_with_advice(fleet):
     done = Shell(fleet.env()).run_process("doctor")
 
     assert (done.returncode, done.stderr) == (1, "")
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok", "ok", "ok", "WARN"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["ok", "ok", "ok", "ok", "WARN"]
     assert "memsync_backend" in done.stdout.splitlines()[-1]
 
 
@@ -206,4 +208,73 @@ def test_a_user_with_the_documented_rights_sees_server_and_workers(fleet, own_me
 
     assert (code, warnings(findings)) == (0, [])
     told = [one["what"] for one in findings]
-    assert told[0].startswith("Redis ") and "workers: 1 active" in told
+    assert "Redis itself is not looked at" not in told and "workers: 1 active" in told
+
+
+def test_two_live_workers_under_one_name_are_found(fleet):
+    beat(fleet, "w1")
+    other = fleet.manager()
+    record = WorkerRecord("w1", consuming=True)
+    other.store.write_heartbeat("w1", encoding.dumps(record.as_dict()), 60.0)
+
+    code, findings = examine(fleet)
+
+    assert code == 1
+    assert [what for what in warnings(findings) if "name: w1" in what]
+
+
+def test_a_queue_that_no_worker_consumes_is_found(fleet):
+    beat(fleet, "w1", queues=("other",))
+    fleet.send("add", 1, 2)
+    fleet.app.memsync.force_sync()
+
+    code, findings = examine(fleet)
+
+    assert [what for what in warnings(findings) if f"wait: {fleet.name} (1)" in what]
+
+
+class Uninformed(RedisServer):
+    """A redis-server without INFO, by which the others are known to be the right ones."""
+
+    def answers(self):
+        with contextlib.suppress(redis_py.RedisError):
+            return self.client().ping()
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory):
+    """Servers that do not know a command, by the command; none when Redis is not that of the system."""
+    servers = {
+        name: RedisServer(tmp_path_factory.mktemp(name), "--rename-command", name, "") for name in ("SCRIPT", "HSCAN")}
+    for server in servers.values():
+        server.start()
+    servers["INFO"] = Uninformed(tmp_path_factory.mktemp("info"), "--rename-command", "INFO", "").start()
+    yield servers
+    for server in servers.values():
+        server.stop()
+
+
+@pytest.mark.parametrize("name, shown", [("SCRIPT", "script load"), ("HSCAN", "hscan")])
+def test_a_command_that_redis_does_not_know_is_named(fleet, without, name, shown):
+    code, findings = examine(fleet, memsync_backend=without[name].url)
+
+    assert code == 1
+    assert f"Redis does not know: {shown}" in warnings(findings)
+
+
+@pytest.mark.parametrize("command", ["status", "doctor"])
+def test_a_redis_without_info_can_be_looked_at(fleet, without, command):
+    done = Shell(fleet.env(memsync_backend=without["INFO"].url)).run(command)
+
+    assert done.stderr == "" and "INFO" in done.stdout
+    assert done.stdout.splitlines()[0].endswith(f"Redis at 127.0.0.1:{without['INFO'].port}/0, namespace {fleet.name}")
+
+
+def test_a_redis_that_is_away_is_named_with_the_cause(fleet):
+    port = free_port()
+
+    done = Shell(fleet.env(memsync_backend=f"redis://:geheim@127.0.0.1:{port}/3")).run("doctor")
+
+    assert (done.returncode, done.stdout) == (69, "")
+    assert f"Could not check rights (Redis at 127.0.0.1:{port}/3): it refused the connection; is it running" in done.stderr
+    assert "geheim" not in done.stderr

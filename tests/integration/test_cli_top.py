@@ -77,7 +77,7 @@ def test_keys_sort_and_filter_and_q_ends_with_the_terminal_as_it_was(top):
     terminal = top().shows("task-alpha", "task-gamma")
 
     terminal.type("s")
-    terminal.shows("tasks by done")
+    terminal.shows("tasks by progress")
     by_done = order_of(terminal, "task-alpha", "task-beta", "task-gamma")
     terminal.type("r")
     terminal.shows("reversed")
@@ -110,7 +110,7 @@ def test_ctrl_c_ends_it_and_ctrl_z_does_not_stop_it(top):
 
     terminal.type("\x1a")
     terminal.type("s")
-    terminal.shows("tasks by done")
+    terminal.shows("tasks by progress")
     terminal.type("\x03")
 
     assert terminal.end() == 130
@@ -134,7 +134,7 @@ def test_a_redis_that_does_not_answer_does_not_hold_up_keys(top, own_memory):
     began = time.monotonic()
 
     own_memory.pause()
-    for order in ("done", "name", "worker", "since"):
+    for order in ("progress", "name", "worker", "runtime"):
         terminal.type("s")
         terminal.shows(f"tasks by {order}")
     terminal.type("q")

@@ -100,6 +100,22 @@ def test_on_a_terminal_it_is_asked(shell, fleet, lock, answer, code, held):
     assert lock.release() is held
 
 
+@pytest.mark.parametrize("answer, code, left", [(b"n\n", 1, 5), (b"y\n", 0, None)])
+def test_on_a_terminal_it_is_asked_before_an_entry_is_deleted(shell, fleet, answer, code, left):
+    fleet.reader.write("notes/1", 5)
+    fleet.reader.force_sync()
+    master, slave = pty.openpty()
+    os.write(master, answer)
+
+    done = shell.start("delete", "notes/1", stdin=slave).end(timeout=60)
+    os.close(slave)
+    os.close(master)
+
+    assert done.returncode == code
+    assert "notes/1, version 1, written " in done.stderr and "the-test: 5" in done.stderr
+    assert fleet.reader.read("notes/1", consistent=True) == left
+
+
 def test_why_says_that_a_task_waits_for_a_lock_and_who_has_it(shell, fleet, lock):
     fleet.reader.sync_task_state("t-waits", {"status": "STARTED", "worker": "w1"})
     fleet.reader.force_sync()

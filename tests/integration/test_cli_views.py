@@ -260,11 +260,11 @@ def test_no_command_changes_anything(make_fleet, own_memory):
 def test_a_value_is_set_read_and_deleted(shell, fleet):
     first = plain(shell.run("set", "notes/1", '{"a": [1, "b"]}', "--ttl", "60"))
     second = json.loads(plain(shell.run("set", "notes/1", '"text"', "--expected-version", "1", "--json")))
-    deleted = plain(shell.run("delete", "notes/1"))
+    deleted = plain(shell.run("delete", "notes/1", "--yes"))
 
     assert first == f"{fleet.name}/notes/1 is at version 1.\n"
     assert (second["value"], second["version"]) == ("text", 2)
-    assert deleted == ""
+    assert deleted == f"Deleted: {fleet.name}/notes/1\n"
     assert fleet.reader.read("notes/1", consistent=True) is None
 
 
@@ -273,7 +273,11 @@ def test_a_value_is_set_read_and_deleted(shell, fleet):
     (["set", "notes/2", "1", "--ttl", "0"], 64, "ttl"),
     (["set", "notes/2", "1", "--expected-version", "7"], 1, "notes/2"),
     (["set", "coordination/queue", "1"], 64, "sync_queue"),
-    (["delete", "notes/2"], 1, "notes/2"),
+    (["delete", "notes/2", "--yes"], 1, "notes/2"),
+    (["delete", "notes/2"], 64, "there is no terminal to ask on; --yes deletes the entry"),
+    (["tasks", "--status", "failur"], 64, "did you mean FAILURE?"),
+    (["tasks", "--status", "qqq", "--json"], 64, "there are: FAILURE, IGNORED"),
+    (["workers", "--status", "gone"], 64, "'active', 'busy'"),
     (["no-such-command"], 64, "no-such-command"),
     (["tasks", "--limit", "0"], 64, "limit"),
     (["follow"], 64, "TASK"),

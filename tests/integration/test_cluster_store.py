@@ -268,7 +268,7 @@ def test_the_rights_that_are_told_are_enough(cluster, make_on_cluster):
 
     use_everything(memsync, make_on_cluster(url=url))
 
-    assert memsync.store.missing_rights() == []
+    assert memsync.store.check_rights() == ([], [])
 
 
 @pytest.mark.parametrize("words, told", [

@@ -1,9 +1,12 @@
 """TLS, with certificates of both sides."""
 from __future__ import annotations
 
-import pytest
+import ssl
 
-from celery_memsync import MemorySyncManager, StoreError
+import pytest
+from celery import Celery
+
+from celery_memsync import MemorySyncManager, MemSync, StoreError
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.topologies import ask, certificates, free_pair, system_server
 from tests.support.waiting import eventually
@@ -65,6 +68,36 @@ def test_certificates_may_stand_in_the_url(port, certs):
     with MemorySyncManager("w1", f"rediss://localhost:{port}/0?{query}") as memsync:
 
         assert memsync.read("nothing") is None
+
+
+@pytest.mark.parametrize("spelling", ["none", "NONE", "CERT_NONE", ssl.CERT_NONE])
+def test_every_spelling_that_switches_the_check_of_certificates_off_is_taken(port, certs, spelling):
+    options = {**options_of(certs), "ssl_ca_certs": None, "ssl_cert_reqs": spelling}
+
+    with MemorySyncManager("w1", f"rediss://localhost:{port}/0", backend_options=options) as memsync:
+
+        assert memsync.read("nothing") is None
+
+
+@pytest.mark.parametrize("spelling", ["required", "CERT_REQUIRED", "CERT_OPTIONAL"])
+def test_every_spelling_that_asks_for_certificates_is_taken_from_a_url(port, certs, spelling):
+    query = "&".join(f"{name}={value}" for name, value in options_of(certs).items())
+
+    with MemorySyncManager("w1", f"rediss://localhost:{port}/0?{query}&ssl_cert_reqs={spelling}") as memsync:
+
+        assert memsync.read("nothing") is None
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_redis_backend_use_ssl_counts_where_the_result_backend_is_taken(port, certs, scheme):
+    app = Celery("proj", broker="memory://", backend=f"{scheme}://localhost:{port}/0", set_as_current=False)
+    app.conf.redis_backend_use_ssl = {**options_of(certs), "ssl_cert_reqs": ssl.CERT_REQUIRED}
+
+    with MemSync(app) as memsync:
+
+        assert memsync.read("nothing") is None
+        assert memsync.backend_source == "result_backend"
+    memsync.signals.disconnect()
 
 
 @pytest.mark.parametrize("without", ["ssl_ca_certs", "ssl_certfile"])

@@ -158,3 +158,53 @@ def read(url):
         return parse_url(lower_scheme(url))
     except ValueError:
         return None
+
+
+@pytest.mark.parametrize("url, taken", [
+    ("redis+socket:///tmp/r.sock?virtual_host=3", "unix:///tmp/r.sock?db=3"),
+    ("redis+socket:///tmp/r.sock?virtual_host=/3&socket_timeout=1", "unix:///tmp/r.sock?db=3&socket_timeout=1"),
+    ("socket://:pass@/tmp/r.sock", "unix://:pass@/tmp/r.sock"),
+    ("redis://localhost/3", "redis://localhost/3"),
+    ("redis://localhost?virtual_host=3", "redis://localhost?db=3"),
+])
+def test_celerys_url_of_a_socket_is_taken(url, taken):
+    assert Settings.build({"backend": url}).backend == taken
+
+
+@pytest.mark.parametrize("url", [
+    "redis://host/abc", "redis://host/1/2", "redis://host/-1", "rediss://host/0x1", "sentinel://h1/a?master_name=m",
+    "redis+cluster://h1,h2/a", "redis://host/abc?db=1",
+])
+def test_a_path_that_is_no_number_of_a_database_is_refused(url):
+    with pytest.raises(ImproperlyConfigured, match="memsync_backend must be a URL whose path is the number of a database"):
+        Settings.build({"backend": url})
+
+
+@pytest.mark.parametrize("url", ["redis://host", "redis://host/", "redis://host/15", "redis://host/0/", "unix:///a/b.sock"])
+def test_a_path_that_is_a_number_of_a_database_or_missing_is_taken(url):
+    assert Settings.build({"backend": url}).backend == url
+
+
+@pytest.mark.parametrize("url", [
+    "redis://h?decode_responses=True", "redis://h?socket_timeout=1&protocol=3", "sentinel://h?master_name=m&protocol=3",
+    "rediss+cluster://h1,h2?protocol=3", "unix:///r.sock?protocol=2",
+])
+def test_options_of_a_url_that_can_not_be_chosen_are_refused_by_name(url):
+    name = "decode_responses" if "decode" in url else "protocol"
+
+    with pytest.raises(ImproperlyConfigured, match=f"memsync_backend must be a URL without {name}: "):
+        Settings.build({"backend": url})
+
+
+@pytest.mark.parametrize("options", [{"decode_responses": True}, {"protocol": 3, "socket_timeout": 1}])
+def test_options_that_can_not_be_chosen_are_refused_by_name(options):
+    with pytest.raises(ImproperlyConfigured, match=f"memsync_backend_options .* a dict without {next(iter(options))}: "):
+        Settings.build({"backend_options": options})
+
+
+@pytest.mark.parametrize("url, options", [("redis://h?foo=bar", {}), ("redis://h", {"foo": "bar"}), ("unix:///r?foo=1", {})])
+def test_an_option_that_redis_py_does_not_know_is_named_alone(url, options):
+    memsync = MemorySyncManager(url=url, backend_options=options)
+
+    with pytest.raises(ImproperlyConfigured, match="does not know the option foo of memsync_backend or"):
+        memsync.get_metrics()

@@ -23,7 +23,7 @@
 --            member of lost, its score, member, score...}: those that it has claimed; word: "ok", "online" (it was not
 --            there), or "back" (it was lost); run id: "" if this user may not read it; 1 if Redis may lack what it had
 --            at the heartbeat before, which leaves since at now
--- Publishes  field, header and body on the channel
+-- Publishes  field, header and body on the channel, unless it is a goodbye and another live process has the name
 local workers, heartbeats, lost = KEYS[1], KEYS[2], KEYS[3]
 local id, token, channel, leaving, ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local timeout, since, until_ms, pulse, body = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
@@ -51,6 +51,14 @@ local function trim_scores(key)
   redis.call("ZREMRANGEBYSCORE", key, "-inf", "-" .. LIMIT)
 end
 
+-- Return whether another live process has the same name: the goodbye of this one does not hide it.
+local function has_namesake()
+  for _, other in ipairs(call("ZRANGEBYSCORE", heartbeats, "(" .. whole(now_ms), "+inf")) do
+    local its_token, its_id = worker_of(other)
+    if its_id == id and its_token ~= token then return true end
+  end
+end
+
 for _, gone in ipairs(call("ZRANGEBYSCORE", heartbeats, whole(ttl_ms - now_ms), "(0", "LIMIT", 0, 100)) do
   local its_token, its_id = worker_of(gone)
   if its_id then
@@ -73,8 +81,10 @@ local version = tonumber(known or 0) + 1
 -- Where the clock was set back it is taken to be stored when the one before was, so that readers see which is later.
 local lag = math.max(0, (its_time or 0) + (its_lag or 0) - now_ms)
 local text = header(version, "-", pulse, "0", now_ms, ttl_ms, lag, token, id) .. "\n" .. body
-redis.call("HSET", workers, field, text)
-publish(channel, ":" .. field .. "\n" .. text)
+if leaving ~= "1" or not has_namesake() then
+  redis.call("HSET", workers, field, text)
+  publish(channel, ":" .. field .. "\n" .. text)
+end
 
 local due = tonumber(call("ZSCORE", heartbeats, name) or 0)
 local word = due > 0 and "ok" or due < 0 and "back" or "online"

@@ -24,6 +24,12 @@ def scene(**given):
     (checks.examine_visibility, "1h06m", {"workers": [WorkerRecord("w", running=({"started_at": NOW - 4000},))]}),
     (checks.examine_visibility, "eta", {"late": False, "newest": {
         "t": {"status": "PENDING", "published_at": NOW, "eta": NOW + 4000}}}),
+    (checks.examine_visibility, "6m40s apart", {"workers": [WorkerRecord("w", skew=-100.0), WorkerRecord("v", skew=300.0)]}),
+    (checks.examine_queues, "mail (2), b (1)", {"workers": [WorkerRecord("w", queues=("a",))], "newest": {
+        "t": {"status": "PENDING", "queue": "b"}, "u": {"status": "PENDING", "queue": "mail"},
+        "v": {"status": "PENDING", "queue": "mail"}, "x": {"status": "PENDING", "queue": "a"}}}),
+    (checks.examine_queues, "a (1)", {"workers": [WorkerRecord("w", "offline", queues=("a",))], "newest": {
+        "t": {"status": "PENDING", "queue": "a"}}}),
     (checks.examine_settings, "worker_ttl", {"settings": Settings(worker_ttl=8.0)}),
     (checks.examine_settings, "default_ttl", {"settings": Settings(default_ttl=10.0)}),
     (checks.examine_indexes, "ended: t1", {"processing": {"t1": DONE}}),
@@ -43,6 +49,9 @@ def test_what_is_wrong_is_found(look, word, given):
     (checks.examine_visibility, {"visibility": None, "newest": {"t": {"status": "SUCCESS", "runtime": 4000.0}}}),
     (checks.examine_visibility, {"late": False, "newest": {"t": {"status": "SUCCESS", "runtime": 4000.0}}}),
     (checks.examine_visibility, {"newest": {"t": {"status": "SUCCESS", "runtime": "x"}, "u": None}}),
+    (checks.examine_visibility, {"workers": [WorkerRecord("w", skew=-100.0), WorkerRecord("v", "lost", skew=300.0)]}),
+    (checks.examine_queues, {"workers": [WorkerRecord("w", queues=("a",))], "newest": {
+        "t": {"status": "PENDING", "queue": "a"}, "u": {"status": "STARTED", "queue": "b"}, "v": None, "x": {}}}),
     (checks.examine_settings, {}),
     (checks.examine_indexes, {"processing": {"t1": {**DONE, "finished_at": NOW - 1}, "t2": None}}),
     (checks.examine_locks, {"locks": [LOCK], "holders": {"t1": {"status": "STARTED", "worker": "w1"}},
@@ -61,6 +70,12 @@ def test_a_clock_that_is_wrong_is_found(skew, found):
     ({}, []), ({"a:1": 0.0, "b:1": -0.4, "c:1": 0.4}, [True]), ({"a:1": 0.0, "b:1": -90.0}, [False])])
 def test_clocks_of_nodes_that_differ_by_too_much_are_found(skews, fine):
     assert [one.fine for one in checks.examine_nodes(skews)] == fine
+
+
+def test_a_name_that_two_live_workers_have_is_found():
+    (finding,) = checks.examine_names({"w1": 2, "w2": 1})
+
+    assert not finding.fine and "name: w1" in finding.what
 
 
 @pytest.mark.parametrize("info, fine", [

@@ -100,13 +100,13 @@ def test_a_text_chooses_workers_tasks_and_events():
 
 
 @pytest.mark.parametrize("order, first", [
-    ("since", "task-199"), ("done", "task-099"), ("name", "task-000"), ("worker", "task-000")])
+    ("runtime", "task-199"), ("progress", "task-099"), ("name", "task-000"), ("worker", "task-000")])
 def test_tasks_are_shown_in_an_order(order, first):
     assert View(task_order=order).tasks(FULL)[0].task_id == first
 
 
 @pytest.mark.parametrize("order, first", [
-    ("name", "w00@host"), ("load", "w04@host"), ("status", "w00@host"), ("beat", "w39@host")])
+    ("name", "w00@host"), ("load", "w04@host"), ("status", "w00@host"), ("heartbeat", "w39@host")])
 def test_workers_are_shown_in_an_order(order, first):
     assert View(worker_order=order).workers(FULL)[0].worker_id == first
 

@@ -21,7 +21,7 @@ def worker(worker_id="w1", status="active", queues=("q",), free=1, **facts):
 
 
 @pytest.mark.parametrize("reason, words, given", [
-    ("unknown", "Nobody has told", KnownTask("t1", None)),
+    ("unknown", "Unknown task t1: never sent", KnownTask("t1", None)),
     ("succeeded", "2.0s", known("SUCCESS", runtime=2.0, finished_at=NOW - 5, worker="w1")),
     ("failed", "ValueError: no cup", known("FAILURE", exception={"type": "ValueError", "message": "no cup"})),
     ("revoked", "revoked", known("REVOKED")),

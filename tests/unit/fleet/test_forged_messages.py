@@ -274,15 +274,6 @@ def test_worker_without_a_signing_key_is_refused(make_sender, conf, options, nam
     assert "memsync_signing_key" in str(refused.value)
 
 
-@pytest.mark.parametrize("choice", ["requeu", True, 5, ["requeue"], "x" * 500])
-def test_worker_refuses_a_task_with_another_choice(make_sender, choice):
-    sender = make_sender(**MARK_ONLY)
-    sender.task(memsync_recover=choice)
-
-    with pytest.raises(ImproperlyConfigured, match="memsync_recover of the task proj.add is .*'mark' or 'requeue'"):
-        sender.requeuer.check()
-
-
 @pytest.mark.parametrize(
     "key", ["", "short", b"short", 5, ("long-enough-0123456789", "short"), (), [], {"a": 1}], ids=repr)
 def test_signing_key_that_is_too_weak_is_refused_and_not_shown(make_sender, key):

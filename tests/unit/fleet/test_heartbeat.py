@@ -234,3 +234,69 @@ def test_a_worker_deleted_by_hand_is_gone(memsync, other):
 
     assert other.get_worker_status("w9") is None
     assert other.get_active_workers() == []
+
+
+# -- several processes under one name
+
+def test_goodbye_of_a_process_does_not_hide_its_successor(make_heartbeat, memsync, other):
+    old, new = make_heartbeat(pid=1), make_heartbeat(pid=2, manager=other)
+    old.send()
+    new.send()
+    old.send()  # the record is that of the old one again
+
+    old.stop()
+
+    assert memsync.get_active_workers() == ["w1"]
+    new.send()
+    (record,) = memsync.get_workers()
+    assert (record.status, record.pid) == ("active", 2)
+
+
+def test_goodbye_of_the_last_process_of_a_name_counts(make_heartbeat, memsync, other):
+    old, new = make_heartbeat(pid=1), make_heartbeat(pid=2, manager=other)
+    for heartbeat in (old, new):
+        heartbeat.send()
+    for heartbeat in (old, new):
+        heartbeat.stop()
+
+    (record,) = memsync.get_workers()
+    assert (record.status, record.pid, record.consuming) == ("offline", 2, False)
+
+
+def test_worker_that_shares_its_name_with_a_live_one_logs_it_once(make_heartbeat, other, caplog):
+    caplog.set_level("INFO")
+    first, second = make_heartbeat(), make_heartbeat(manager=other)
+    for _ in range(5):
+        first.send()
+        second.send()
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+    second.stop()
+    for _ in range(3):
+        first.send()
+
+    assert len(warnings) == 2  # each for itself
+    assert all("live workers have the name w1" in line and "-n" in line for line in warnings)
+    assert [line for line in caplog.messages if "alone under its name again" in line] == [
+        "Worker w1 is alone under its name again"]
+
+
+def test_successor_of_a_worker_that_has_left_logs_nothing(make_heartbeat, other, caplog):
+    old, new = make_heartbeat(), make_heartbeat(manager=other)
+    old.send()
+    new.send()
+    old.stop()
+    for _ in range(4):
+        new.send()
+
+    assert caplog.messages == []
+
+
+def test_lost_worker_consumes_nothing(make_heartbeat, make_memsync):
+    watcher = make_memsync(batch_interval=60.0, heartbeat_interval=0.05, worker_ttl=0.2)
+    make_heartbeat(consuming=True).send()
+    time.sleep(0.3)
+
+    (record,) = watcher.get_workers()
+
+    assert (record.status, record.consuming) == ("lost", False)

@@ -230,3 +230,29 @@ def test_a_later_run_is_not_undone_by_the_loss_of_an_earlier_one(make_worker, ot
 
     assert other.get_task_state("t1")["status"] == "STARTED"
     assert other.get_task_state("t1")["worker"] == "w2"
+
+
+def test_loss_is_logged_with_the_tasks_that_were_marked(make_worker, caplog):
+    silent, watcher = make_worker("w1"), make_worker("w2")
+    for number in range(12):
+        silent.has(f"t{number:02}")
+    silent.beat()
+
+    silence_until_lost(silent, to=[watcher])
+
+    (line,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert line.message.startswith("Worker w1 lost (no heartbeat for 0.4")
+    assert "; 12 running tasks marked LOST: t" in line.message and line.message.endswith(" and 2 more")
+
+
+def test_loss_without_tasks_and_the_return_are_logged(make_worker, caplog):
+    caplog.set_level("INFO")
+    silent, watcher = make_worker("w1"), make_worker("w2")
+    silent.beat()
+
+    silence_until_lost(silent, to=[watcher])
+    silent.beat()
+
+    first, second = caplog.messages
+    assert first.startswith("Worker w1 lost (") and first.endswith("; it had no running tasks")
+    assert second == "Worker w1 is back; other workers had declared it lost"

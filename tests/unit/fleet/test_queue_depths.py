@@ -46,6 +46,17 @@ def test_the_messages_that_wait_in_each_queue_are_counted(depths_of, make_app, r
     assert depths.known[1] == {"q1": 4, "q2": 1, "q3": 0}
 
 
+def test_messages_under_a_prefix_of_the_broker_are_counted(make_app, redis_url):
+    with make_app(redis_url, broker_transport_options={"global_keyprefix": "shop:"}) as app:
+        for _ in range(3):
+            app.send_task("proj.add", queue="q1")
+        depths = QueueDepths(app, lambda: ["q1", "q2"], 60.0)
+
+        depths.read()
+
+    assert depths.known[1] == {"q1": 3, "q2": 0}
+
+
 def test_nothing_is_known_before_the_first_look_and_after_a_long_time(depths_of):
     depths = depths_of("q1", interval=0.05)
     before = depths.known

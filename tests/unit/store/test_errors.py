@@ -82,7 +82,8 @@ def test_an_error_says_what_was_tried_where_and_what_to_do_without_credentials(m
     with pytest.raises(StoreUnavailable) as caught:
         memsync.enqueue("a")
 
-    assert f"Redis at 127.0.0.1:{port}/3 could not do this: enqueue task (it can't be reached" in str(caught.value)
+    what, where = "Could not enqueue task", f"Redis at 127.0.0.1:{port}/3"
+    assert f"{what} ({where}): it refused the connection; is it running" in str(caught.value)
     assert SECRET not in str(caught.value) and "user" not in str(caught.value)
 
 
@@ -97,7 +98,7 @@ def test_an_error_says_where_whatever_the_url(make_memsync, url, where):
     with pytest.raises(StoreUnavailable) as caught:
         memsync.enqueue("a")
 
-    assert f"Redis at {where} could not" in str(caught.value)
+    assert f" (Redis at {where}): it" in str(caught.value)
 
 
 # -- whether it may be done

@@ -172,22 +172,22 @@ def test_a_task_comes_into_the_index_once(store, redis):
     store.write_entries([write(LIFE, serial=1), write(STATE, serial=2)])
     store.write_entries([write(LIFE, serial=3)])
 
-    assert store.recent_tasks(10).task_ids == ["t1"]
+    assert store.read_recent_tasks(10).task_ids == ["t1"]
     assert 0 < redis.pttl(keys.task_index) <= 60_000
 
 
 def test_what_is_no_task_is_not_in_the_index(store):
     store.write_entries([write(A, serial=1), write(keys.worker_location("w1", "status"), serial=2)])
 
-    assert store.recent_tasks(10) == ([], None)
+    assert store.read_recent_tasks(10) == ([], None)
 
 
 def test_index_pages_go_back_in_time(store):
     for number in range(5):
         store.write_entries([write(keys.task_location(f"t{number}", names.STAGE), serial=number + 1)])
 
-    first = store.recent_tasks(2)
-    second = store.recent_tasks(9, before=first.before)
+    first = store.read_recent_tasks(2)
+    second = store.read_recent_tasks(9, before=first.before)
 
     assert [*first.task_ids, *second.task_ids] == ["t4", "t3", "t2", "t1", "t0"]
     assert second.before is None
@@ -232,10 +232,10 @@ def test_redis_calls_a_script_by_the_name_that_we_do(redis, name):
 def test_redis_away_is_a_store_error_that_says_what_was_tried(make_store):
     store = make_store(url="unix:///nowhere/redis.sock")
 
-    with pytest.raises(StoreError, match="read entries .*can't be reached") as caught:
+    with pytest.raises(StoreError, match="Could not read entries .*its socket is not there") as caught:
         store.read_entries([A])[0]
 
-    assert "Redis at /nowhere/redis.sock, database 0 " in str(caught.value)
+    assert "Redis at /nowhere/redis.sock, database 0)" in str(caught.value)
     assert caught.value.__cause__ is not None
 
 

@@ -121,12 +121,12 @@ def test_refused_writes_are_bounded(make_memsync, limited):
     limited.refuse("get")
     for number in range(3):
         memsync.write(f"key-{number}", number)
-    with pytest.raises(StoreError, match="key-0 and 2 others"):
+    with pytest.raises(StoreError, match="key-0 and 2 more"):
         memsync.force_sync()
 
     for number in range(3, 5):
         memsync.write(f"key-{number}", number)
-    with pytest.raises(StoreError, match="key-2 and 2 others"):
+    with pytest.raises(StoreError, match="key-2 and 2 more"):
         memsync.force_sync()
 
     assert memsync.writer.pending == 3

@@ -1,0 +1,44 @@
+"""What a worker says and reports when it starts."""
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.support.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def fleet(module_fleet):
+    return module_fleet
+
+
+def test_worker_is_right_before_its_second_interval_begins(fleet):
+    worker = fleet.start_worker("-P", "solo", memsync_heartbeat_interval=60.0, memsync_worker_ttl=180.0)
+
+    record = fleet.wait_record(worker, lambda record: record.consuming, timeout=5)
+
+    assert record.sequence == 2  # at the start, and when it took messages
+    assert abs(record.started_at - time.time()) < 30 and abs(record.skew) < 1
+    assert (f"celery-memsync {record.versions['celery-memsync']} records worker {worker.name} in Redis at "
+            f"127.0.0.1:{fleet.memory.port}/0 (from memsync_backend), namespace {fleet.name}; ") in worker.output()
+    worker.stop()
+
+
+def test_worker_whose_name_can_not_be_a_key_says_so_and_works(fleet):
+    worker = fleet.start_worker("-P", "solo", "-n", "web/1@h")
+    result = fleet.send("add", 1, 2)
+
+    assert fleet.wait(result, "SUCCESS")["worker"] == "web/1@h"
+    assert "WARNING/MainProcess] celery-memsync sends no heartbeats of this worker" in worker.output()
+    assert "web/1@h" not in fleet.reader.get_active_workers()
+    worker.stop()
+
+
+def test_worker_does_not_start_with_a_wrong_attribute_of_a_task(fleet):
+    worker = fleet.worker("-P", "solo", task_annotations={"tests.support.tasks.add": {"memsync_recovr": "requeue"}})
+    with pytest.raises(AssertionError, match="tests.support.tasks.add: there is no attribute memsync_recovr"):
+        worker.start()
+
+    assert eventually(lambda: worker.process.poll()) not in (None, 0)
+    worker.process = None
