@@ -14,6 +14,7 @@ def memsync(redis_url):
     """The memory of an app whose tasks run eagerly."""
     app = Celery("update-state", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.update(memsync_backend=redis_url, memsync_batch_interval=60.0)
+    app.backend.client.cache.clear()  # all apps of a process have the same one
     memsync = MemSync(app)
     yield memsync
     memsync.signals.disconnect()
