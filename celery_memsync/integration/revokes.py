@@ -113,7 +113,7 @@ def _recording(command: Any) -> Any:
     def record(state: Any, *args: Any, **kwargs: Any) -> Any:
         answer = command(state, *args, **kwargs)
         memsync = getattr(state.app, "memsync", None)
-        if isinstance(memsync, AppManager):
+        if isinstance(memsync, AppManager) and memsync.enabled:
             memsync.signals.revoked.add(kwargs.get("task_id"))
         return answer
 
@@ -140,6 +140,8 @@ def record_sent_revokes() -> None:
 
 def _record_request(memsync: AppManager, task_ids: Any) -> None:
     try:
+        if not memsync.enabled:
+            return
         now = round(memsync.store.clock.now(), 3)
         for task_id in task_ids if isinstance(task_ids, (list, tuple, set, frozenset)) else [task_ids]:
             if is_id(task_id):
