@@ -33,7 +33,7 @@ unit: .venv/installed
 # A process runs the tests of a file in their order, because they share workers, which take seconds to start; without
 # reordering the slow folders come first, so that no process ends long after the others.
 test: .venv/installed lint
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 acceptance: .venv/installed lint
 	MEMSYNC_STRESS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --timeout 300

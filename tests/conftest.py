@@ -13,6 +13,15 @@ from tests.support.limited import Limited
 from tests.support.lossy_proxy import LossyProxy
 from tests.support.redis_server import RedisServer
 from tests.support.sender import Sender
+from tests.support.stress import stressed
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave the tests for `make acceptance` to that."""
+    if not stressed(True, False):
+        kept = [item for item in items if not item.get_closest_marker("acceptance")]
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("acceptance")])
+        items[:] = kept
 
 
 def pytest_collection_finish():

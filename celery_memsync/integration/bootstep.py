@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
 from celery.utils.nodenames import node_format
+from celery.worker import state
 from celery.worker.control import Panel
 
 from ..deadline import remaining, within
@@ -91,6 +92,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         # Only the pool of processes counts them by a semaphore.
         self.memsync.signals.has_children = bool(getattr(parent.pool, "uses_semaphore", False))
         record_received_revokes(Panel)
+        self.memsync.signals.revoked.known = state.revoked
         signals.worker_shutdown.connect(self._on_shutdown, sender=parent)
         signals.worker_ready.connect(self._on_ready)
         atexit.register(self._leave)

@@ -5,9 +5,9 @@ import functools
 import logging
 import random
 import string
-from collections import deque
+import time
 from itertools import count
-from typing import Any, Iterable
+from typing import Any, Container, Iterable
 
 from celery.app.control import Control
 
@@ -16,13 +16,16 @@ from ..keys import STAGE, is_id
 from ..models.entry import StoredEntry
 from ..models.order import WAITING, rank_of, run_key_of
 from ..models.task import TaskRun
-from ..store import EntryWrite, ms
+from ..store import EntryWrite, in_chunks, ms
 from .app_manager import AppManager
 
 logger = logging.getLogger(__name__)
 
 #: Most revoked tasks that wait to be looked at; a worker remembers as many.
 MAX_REVOKED = 50_000
+
+#: Seconds after a revoke when its task is looked at: who has sent it may record that only now, and a worker may receive it.
+LOOKS = (0.0, 0.4, 1.2, 4.0)
 
 #: Tasks that are read and written in one round trip.
 TASKS_PER_CALL = 100
@@ -43,35 +46,45 @@ class RevokedTasks:
 
     def forget(self) -> None:
         """Begin anew in a forked child: what the parent has received it records itself."""
-        self._task_ids: deque[str] = deque(maxlen=MAX_REVOKED)
+        #: When each task was revoked (monotonic), and how often it was looked at since.
+        self._looks: dict[str, tuple[float, int]] = {}
+        #: Ids of the tasks that this worker is not to run; Celery's.
+        self.known: Container[str] = ()
         self._serials = count(1)
         self._token = "".join(random.SystemRandom().choices(string.ascii_letters, k=8))
         self._thread = BackgroundLoop("memsync-revokes", self.record, 0, on_demand=True)
 
     def add(self, task_ids: Any) -> None:
         """Take the ids that a revoke names, which may be anything."""
-        named = task_ids if isinstance(task_ids, (list, tuple, set, frozenset)) else [task_ids]
-        self._task_ids.extend(filter(is_id, named))
-        if self._task_ids:
+        now = time.monotonic()
+        for task_id in task_ids if isinstance(task_ids, (list, tuple, set, frozenset)) else [task_ids]:
+            if is_id(task_id) and len(self._looks) < MAX_REVOKED:
+                self._looks[task_id] = now, 0
+        if self._looks:
             self._thread.wake()
 
     def stop(self, timeout: float) -> None:
         """Record no more; return after ``timeout`` seconds at the latest."""
         self._thread.stop(timeout)
 
-    def record(self) -> None:
-        """Record all that have been named.
+    def record(self) -> float | None:
+        """Look at those for which it is time; return in how many seconds to look again.
 
         Raises:
             StoreError: If Redis is away; the next call does the rest.
         """
-        while self._task_ids:
-            chunk = [self._task_ids.popleft() for _ in range(min(TASKS_PER_CALL, len(self._task_ids)))]
-            try:
-                self._record(chunk)
-            except BaseException:
-                self._task_ids.extendleft(chunk)
-                raise
+        now = time.monotonic()
+        due = {task_id: look for task_id, look in self._looks.copy().items() if now >= look[0] + LOOKS[look[1]]}
+        for chunk in in_chunks(due, TASKS_PER_CALL):
+            self._record(chunk)
+            for task_id in chunk:
+                since, number = due[task_id]
+                if self._looks.get(task_id) == due[task_id]:  # unless it was revoked once more meanwhile
+                    self._looks[task_id] = since, number + 1
+                    if number + 1 == len(LOOKS):
+                        self._looks.pop(task_id, None)
+        times = [since + LOOKS[number] for since, number in self._looks.copy().values()]
+        return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _record(self, task_ids: Iterable[str]) -> None:
         store = self.memsync.store.with_token(self._token)

@@ -218,6 +218,8 @@ class TaskSignals:
         except Exception as exc:
             _log_unrecorded(exc)
         services.writer.defer(ReceivedRun(services, request, sent, moment, self))
+        if request.id in self.revoked.known:
+            self.revoked.add(request.id)
 
     def on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
         """Keep what a body came to: its child tells that itself, but should it be killed before it could, we do."""

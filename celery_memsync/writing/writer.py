@@ -273,7 +273,7 @@ class BatchWriter:
         self._thread.call_now()
         if self._thread.cannot_start or self._closed:
             self._write_alone()
-        timeout = min(timeout, remaining())
+        timeout = max(0.0, min(timeout, remaining()))
         try:
             is_answered = request.wait(timeout)
         except BaseException:  # of a signal's handler

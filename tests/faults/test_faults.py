@@ -18,6 +18,7 @@ def test_after_a_fault_tasks_are_done_and_told_as_before(soak, kind):
     assert soak.inject(kind) < 60
 
 
+@pytest.mark.acceptance
 def test_after_all_faults_everything_is_told_as_it_was(soak):
     wrong = soak.settle()
 

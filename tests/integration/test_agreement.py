@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from celery_memsync.cli.why import KnownTask, reason_of
 from tests.support.fleet import Fleet
 from tests.support.waiting import eventually
 
@@ -139,7 +140,7 @@ def test_a_cold_shutdown_loses_what_was_acknowledged_early_and_says_so(make_flee
     assert fleet.status(plain.id) == "LOST"
 
 
-@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+@pytest.mark.parametrize("pool", ["gevent", pytest.param("eventlet", marks=pytest.mark.acceptance)])
 def test_greenlets_that_a_cold_shutdown_kills_are_lost(make_fleet, pool):
     fleet = make_fleet()
     worker = fleet.start_worker("-P", pool, "-c", "5")
@@ -180,3 +181,19 @@ def test_a_bad_report_fails_no_task_and_is_logged(fleet):
 
     assert (progress["current"], progress["total"], progress["rows"]) == (3, 10, 7)
     assert "Ignored a report of the task tests.support.tasks.report_badly" in fleet.workers[0].output()
+
+
+def test_a_message_that_was_purged_is_said_to_be_gone(make_fleet):
+    fleet = make_fleet(memsync_heartbeat_interval=0.2)
+    result = fleet.send("add", 1, 1)
+    fleet.wait(result, "PENDING")
+    fleet.app.control.purge()
+    fleet.start_worker("-c", "1")
+
+    def reason():
+        reader = fleet.reader
+        known = KnownTask(result.id, reader.get_task(result.id), reader.get_workers(), now=reader.store.clock.now())
+        return reason_of(known).reason
+
+    assert reason() == "waiting"
+    assert eventually(lambda: reason() == "message-gone", timeout=20)

@@ -8,6 +8,7 @@ import celery
 import pytest
 
 from tests.support.fleet import TASKS
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 
@@ -132,7 +133,7 @@ def test_a_task_revoked_while_it_waits_for_its_time_is_revoked(fleet):
     assert "started_at" not in fleet.wait(result, "REVOKED")
 
 
-@pytest.mark.parametrize("after", [0, 0.5])
+@pytest.mark.parametrize("after", stressed([0, 0.5], [0.5]))
 def test_both_runs_are_seen_when_a_killed_task_is_run_again(fleet, after):
     result = fleet.send("kill_own_process_once", after)
 

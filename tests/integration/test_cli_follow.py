@@ -136,6 +136,7 @@ def test_a_signal_leaves_the_terminal_as_it_was(terminal, fleet, how, code):
     assert screen.restored and b"Traceback" not in screen.raw
 
 
+@pytest.mark.acceptance
 def test_bars_go_on_when_redis_was_away(terminal, fleet, own_memory):
     publish_state(fleet, "t1", "STARTED")
     screen = terminal("t1").shows("STARTED")

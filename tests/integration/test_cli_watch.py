@@ -77,6 +77,7 @@ def test_fewer_changes_than_asked_for_are_exit_code_75(shell, fleet, client):
     assert len(done.stdout.splitlines()) == 1
 
 
+@pytest.mark.acceptance
 def test_watch_goes_on_when_redis_is_back_and_says_so(shell, fleet, client, own_memory):
     command = shell.start("watch", "prices/*", "--limit", "1").hears(client)
     said = command.process.stderr

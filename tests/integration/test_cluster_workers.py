@@ -46,6 +46,7 @@ def test_every_end_of_a_task_is_kept_and_the_queue_and_counters_follow(fleet):
     assert len({row["id"] for row in fleet.reader.get_tasks(limit=100)}) == 24
 
 
+@pytest.mark.acceptance
 def test_a_worker_that_is_killed_is_lost_and_its_locks_are_free_after_their_lease(fleet):
     first = fleet.start_worker("-c", "1", memsync_lock_ttl=2.0)
     held = fleet.app.send_task("tests.support.lock_tasks.end", ("printer", "return", 60.0))

@@ -106,7 +106,8 @@ FAILURES = {
     "not a sentinel": ("sentinel://127.0.0.1:{plain}/0?master_name=m", "m of Sentinels 127.0.0.1:{plain}",
                        "it is no Sentinel; name the Sentinels in memsync_backend, mostly at port 26379"),
     "node without slots": ("redis://127.0.0.1:{node}", "127.0.0.1:{node}/0",
-                           "its cluster has no node for this key; see redis-cli --cluster check"),
+                           "its cluster has no node for this key; see redis-cli --cluster check and "
+                           "cluster-require-full-coverage"),
 }
 
 

@@ -93,6 +93,7 @@ def test_every_task_is_counted_once_and_the_queue_is_empty_at_the_end(make_fleet
     assert 0.4 <= fleet.reader.get_coordination_metrics()["runtime"] < 60
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize("concurrency", stressed([1, 4], [4]))
 def test_many_tasks_at_once_are_counted_exactly(make_fleet, concurrency):
     fleet, count = make_fleet(), stressed(500, 200)

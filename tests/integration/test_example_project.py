@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 EXAMPLE = ROOT / "example_project"
@@ -186,7 +187,7 @@ def test_without_any_redis_server_one_line_says_what_to_install(demo):
     assert "apt install redis-server" in done.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", stressed([signal.SIGINT, signal.SIGTERM], [signal.SIGINT]))
 def test_an_interrupted_demo_leaves_nothing_behind(demo, number):
     process = demo.start()
     first = process.stdout.readline().decode()

@@ -18,7 +18,7 @@ CELERYS_OWN = 4.0
 NEVER = 60.0
 
 
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("how", stressed(["SIGTERM", "SIGINT"], ["SIGTERM"]))
 def test_a_warm_shutdown_lets_tasks_end_and_tells_their_end(make_fleet, how):
     fleet = make_fleet(memsync_batch_interval=NEVER)
     worker = fleet.start_worker("-c", "2")
@@ -32,6 +32,7 @@ def test_a_warm_shutdown_lets_tasks_end_and_tells_their_end(make_fleet, how):
     assert all(state["runtime"] >= 1 for state in states)
 
 
+@pytest.mark.acceptance
 def test_what_a_stopped_worker_gave_back_is_done_by_the_next(make_fleet):
     fleet = make_fleet()
     worker = fleet.start_worker("-c", "1")

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.fleet import Fleet
 from tests.support.locked_tasks import TASKS, send, wait_begun
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 
@@ -101,7 +102,7 @@ def test_a_message_that_is_delivered_again_after_a_killed_child_gets_the_lock_at
     assert second["at"] - first["at"] < 8
 
 
-@pytest.mark.parametrize("options", [{}, {"time_limit": 2}])
+@pytest.mark.parametrize("options", stressed([{}, {"time_limit": 2}], [{"time_limit": 2}]))
 def test_of_two_deliveries_in_one_worker_only_the_one_whose_child_was_killed_ends(fleet, name, options):
     task_id = uuid.uuid4().hex
     result = send(fleet, "end", f"{name}-1", "return", 30, task_id=task_id, **options)
@@ -185,6 +186,7 @@ def test_a_worker_that_stops_leaves_no_lock(make_fleet, name, how):
     assert seconds_until_free(fleet, name) < 2
 
 
+@pytest.mark.acceptance
 def test_locks_hold_in_children_that_are_spawned(make_fleet, name):
     fleet = make_fleet(include=["tests.support.tasks", TASKS])
     fleet.start_worker("-c", "2", worker_pool_start_method="spawn")

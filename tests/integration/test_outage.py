@@ -68,7 +68,7 @@ def test_progress_takes_no_time_while_redis_goes_away(fleet, own_memory, tmp_pat
     eventually(lambda: fleet.reader.get_task_progress(result.id)["current"] == CALLS)
 
 
-@pytest.mark.parametrize("how, seconds", [("stopped", stressed(10, 3)), ("paused", 3)])
+@pytest.mark.parametrize("how, seconds", stressed([("stopped", 10), ("paused", 3)], [("stopped", 3)]))
 def test_no_task_of_thousands_is_missing_after_an_outage(fleet, own_memory, how, seconds):
     worker = fleet.start_worker("-c", "2")
     nothing = fleet.task("nothing")

@@ -17,7 +17,8 @@ POOLS = {
 }
 
 
-@pytest.fixture(scope="module", params=POOLS)
+@pytest.fixture(scope="module", params=[
+    pytest.param(pool, marks=pytest.mark.acceptance) if pool == "eventlet" else pool for pool in POOLS])
 def pool(request):
     """Name of the pool under test."""
     return request.param

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from tests.support.paths import ROOT
 from tests.support.waiting import eventually
 
@@ -54,6 +56,7 @@ def test_a_worker_that_is_killed_is_dead_at_once(make_fleet, tmp_path):
     eventually(lambda: probe(path) == FINE)
 
 
+@pytest.mark.acceptance
 def test_redis_and_the_broker_being_away_are_told_apart_from_death(make_fleet, tmp_path, own_broker, own_memory):
     path = tmp_path / "probe"
     fleet = make_fleet(

@@ -6,6 +6,7 @@ import pytest
 from tests.support.rabbitmq_server import SERVER, RabbitServer
 
 
+@pytest.mark.acceptance
 @pytest.mark.skipif(SERVER is None, reason="no rabbitmq-server here; install it to run this")
 def test_a_broker_that_was_restarted_finds_the_worker_again(make_fleet, tmp_path):
     broker = RabbitServer(tmp_path / "rabbit").start()

@@ -108,6 +108,7 @@ def test_a_worker_that_is_back_after_its_task_was_sent_again_leaves_two_runs(fle
     assert len(fleet.notes("begin", result.id)) == 2
 
 
+@pytest.mark.acceptance
 def test_a_broker_that_is_away_when_a_worker_is_lost_gets_its_tasks_later(make_fleet, own_broker):
     fleet = make_fleet(
         broker=own_broker, memsync_worker_ttl=TTL, memsync_heartbeat_interval=INTERVAL, result_backend=None)

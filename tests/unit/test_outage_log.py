@@ -35,6 +35,7 @@ def test_an_outage_is_logged_by_one_loop_of_a_process(caplog):
 
 
 def test_each_outage_of_a_redis_is_logged(caplog):
+    caplog.set_level("INFO")
     outcomes = [unavailable(), None, unavailable(), unavailable(), None]
 
     def act():
@@ -51,6 +52,8 @@ def test_each_outage_of_a_redis_is_logged(caplog):
 
 
 def test_a_loop_that_ends_during_an_outage_leaves_the_next_one_to_others(caplog):
+    caplog.set_level("INFO")
+
     def fail():
         raise unavailable("h:3/0")
 

@@ -7,11 +7,12 @@ import pytest
 
 from celery_memsync import StoreError
 from tests.support.proxy import Proxy
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wait", [0, 60])
+@pytest.mark.parametrize("wait", stressed([0, 60], [60]))
 def test_a_lock_whose_question_arrives_after_it_was_given_back_is_free_soon(server, make_memsync, wait):
     with Proxy(server.port) as proxy:
         slow, other = make_memsync(url=proxy.url), make_memsync()

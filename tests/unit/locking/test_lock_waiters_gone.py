@@ -71,6 +71,7 @@ def test_waiters_that_stand_still_cost_the_one_that_is_alive_no_time(memsync, ot
     assert time.monotonic() - began < 1.5
 
 
+@pytest.mark.acceptance
 @pytest.mark.slow
 def test_waiters_that_stand_still_when_no_other_waits_cost_two_claims_at_most(memsync, other, start_waiters):
     lock = memsync.lock("a")

@@ -129,6 +129,7 @@ def warnings_in(caplog):
     return [record.message for record in caplog.records if "are delayed" in record.message]
 
 
+@pytest.mark.acceptance
 def test_64_slow_handlers_do_not_count_and_beyond_that_one_warning_names_them(
     none_before, make_memsync, other, blocking, caplog, monkeypatch,
 ):

@@ -213,7 +213,8 @@ def test_a_process_with_subscriptions_ends_by_itself(redis_url, handler, away):
         [sys.executable, "-c", code, url, "0.5" if away else "20"], env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=60)
 
-    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    # What a handler raises is logged, and nothing else goes wrong.
+    assert done.returncode == 0 and "Exception" not in done.stderr, done.stderr
 
 
 def in_child(act):

@@ -254,6 +254,7 @@ def test_own_words_are_read_although_they_arrive_after_redis_has_answered(proxie
     assert told == [answer]
 
 
+@pytest.mark.acceptance
 def test_own_counts_are_exact_whenever_they_are_read(make_memsync):
     memsync = make_memsync(batch_interval=0.001)
     shown = []

@@ -81,6 +81,7 @@ def test_compare_and_set_at_which_redis_closes_the_connection_raises(make_memsyn
     assert memsync.write("small", 1, expected_version=0).version == 1
 
 
+@pytest.mark.acceptance
 def test_batches_are_as_small_as_a_slow_link_needs(server, redis, make_memsync, other):
     with Proxy(server.port) as proxy:
         memsync = make_memsync(url=proxy.url, batch_interval=60.0, timeout=0.6)
