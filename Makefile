@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo        install, start a Redis and a worker, run the example with live progress, clean up"
 	@echo "make unit        the quick unit tests, in under a minute; the inner loop of a change"
-	@echo "make test        install, run the linters and the whole test suite, in about 8 minutes"
+	@echo "make test        install, run the linters and the whole test suite, in about 11 minutes"
 	@echo "make acceptance  the same with long histories and stress, and a soak, in about 40 minutes"
 	@echo "make counts      calls, commands and round trips of an operation, against their budgets"
 	@echo "make lint        only the linters and mypy"

@@ -61,7 +61,8 @@ def test_a_lock_that_the_replica_does_not_get_is_not_had_and_given_back(make, re
 def test_who_has_waited_has_it_when_the_replica_knows(make, replica):
     memsync, other = make(), make()
     with memsync.lock("printer"):
-        waiting = in_background(lambda: (other.lock("printer", wait=20.0).acquire(), holder(replica)))
+        theirs = other.lock("printer", wait=20.0)
+        waiting = in_background(lambda: (theirs.acquire(), holder(replica)))
         eventually(lambda: [one.waiters for one in memsync.locks()] == [1])
 
     taken, known = waiting()
