@@ -156,7 +156,7 @@ class Custom(celery.Task):
 
 from django.conf import settings
 settings.configure(INSTALLED_APPS=["django_celery_results"], DATABASES={{"default": {{
-    "ENGINE": "django.db.backends.sqlite3", "NAME": "file:memory?mode=memory&cache=shared"}}}})
+    "ENGINE": "django.db.backends.sqlite3", "NAME": {database!r}, "OPTIONS": {{"timeout": 20}}}}}})
 import celery.schedules
 import django
 django.setup()
@@ -200,11 +200,12 @@ with start_worker(app, perform_ping_check=False, shutdown_timeout=30):
 
 
 @pytest.mark.parametrize("order", ["first", "late"])
-def test_sentry_opentelemetry_redbeat_django_and_a_task_class_go_together(redis_url, order):
+def test_sentry_opentelemetry_redbeat_django_and_a_task_class_go_together(redis_url, tmp_path, order):
     for module in LIBRARIES:
         pytest.importorskip(module)
     setups, checks = ("".join(texts) for texts in zip(*LIBRARIES.values()))
+    begin = BEGIN.format(database=str(tmp_path / "results"))
     text = PROGRAM.format(**{
-        "url": redis_url, "begin": BEGIN.format(), "first": "", "late": "", "checks": checks.strip(), order: setups})
+        "url": redis_url, "begin": begin, "first": "", "late": "", "checks": checks.strip(), order: setups})
     done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr[-4000:]
