@@ -11,8 +11,8 @@ from tests.support.fleet import Fleet
 from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
-#: Seconds by which the memory may be behind: the batch interval, and half a second.
-LAG = 0.1 + 0.5
+#: Seconds by which the memory may be behind: the batch interval and half a second, and a margin for a busy machine.
+LAG = 0.1 + 0.5 + 1.5
 
 #: How many tasks there are.
 NUMBER = stressed(2000, 160)
@@ -26,6 +26,9 @@ RULES = {
     # Of a replaced task, whose last run the backend still has.
     "PENDING": {"STARTED"},
 }
+
+#: Of a retry without a delay: it may end before the run that has asked for it has stored that, and Celery keeps the latter.
+RULES_WITHOUT_DELAY = {**RULES, "SUCCESS": {"RETRY"}, "STARTED": {"RETRY"}}
 
 #: Stages through which a task may go between two looks.
 ORDER = ("PENDING", "RECEIVED", "STARTED", "RETRY", "SUCCESS")
@@ -61,8 +64,9 @@ def fleet(tmp_path_factory, broker, memory):
     fleet.close()
 
 
-def agrees(ours, theirs):
-    return ours == theirs or theirs in RULES.get(ours, ())
+def agrees(kind, ours, theirs):
+    rules = RULES_WITHOUT_DELAY if kind == "retried by Celery" else RULES
+    return ours == theirs or theirs in rules.get(ours, ())
 
 
 def is_between(ours, before, after):
@@ -75,8 +79,9 @@ def is_between(ours, before, after):
 class Observer:
     """Looks at tasks at random moments: the backend, the memory, the backend."""
 
-    def __init__(self, fleet, results, seed):
+    def __init__(self, fleet, kinds, results, seed):
         self.fleet = fleet
+        self.kinds = kinds
         self.results = results
         self.chance = random.Random(seed)
         self.wrong = []
@@ -86,14 +91,15 @@ class Observer:
 
     def run(self):
         while not self.ended:
-            self.look(self.chance.choice(self.results))
+            at = self.chance.randrange(len(self.results))
+            self.look(self.kinds[at], self.results[at])
 
-    def look(self, result):
+    def look(self, kind, result):
         end, seen = time.monotonic() + LAG, []
         while True:
             before, ours, after = result.state, self.fleet.status(result.id), result.state
             self.looks += 1
-            if agrees(ours, before) or agrees(ours, after) or is_between(ours, before, after):
+            if agrees(kind, ours, before) or agrees(kind, ours, after) or is_between(ours, before, after):
                 return
             seen.append((before, ours, after))
             if time.monotonic() > end:
@@ -108,7 +114,7 @@ def test_every_task_ends_as_the_result_backend_says_and_says_the_same_on_its_way
     kinds = [list(KINDS)[number % len(KINDS)] for number in range(NUMBER)]
     random.Random(20261130).shuffle(kinds)
     sent = []
-    observer = Observer(fleet, sent, 20261130)
+    observer = Observer(fleet, kinds, sent, 20261130)
     for kind in kinds:
         name, args, options, is_revoked = KINDS[kind]
         sent.append(fleet.send(name, *args, **options))
@@ -124,7 +130,7 @@ def test_every_task_ends_as_the_result_backend_says_and_says_the_same_on_its_way
     time.sleep(LAG)
 
     wrong = [(kind, result.id, fleet.status(result.id), result.state)
-             for kind, result in zip(kinds, sent) if not agrees(fleet.status(result.id), result.state)]
+             for kind, result in zip(kinds, sent) if not agrees(kind, fleet.status(result.id), result.state)]
     assert wrong == []
     assert observer.wrong == []
     assert observer.looks > NUMBER / 4
