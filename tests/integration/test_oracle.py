@@ -23,6 +23,8 @@ RULES = {
     "IGNORED": {"PENDING", "STARTED"},
     "REJECTED": {"PENDING", "STARTED", "FAILURE"},
     "LOST": {"PENDING", "STARTED", "RETRY"},
+    # Celery looks once at what is revoked; the rest it finds when the task would begin.
+    "REVOKED": {"PENDING", "RETRY"},
     # Of a replaced task, whose last run the backend still has.
     "PENDING": {"STARTED"},
 }
