@@ -21,6 +21,7 @@ from ..fleet.probe_file import ProbeFile
 from ..keys import check_id
 from ..models.worker import WorkerRecord
 from ..store import HeartbeatReply
+from ..store.clock import UNNOTICED
 from .app_manager import AppManager
 from .revokes import record_received_revokes
 from .task_attributes import check_tasks
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from celery.worker import WorkController
 
 logger = logging.getLogger(__name__)
-
-#: Seconds by which Redis's time may be ahead of what was expected, unless its clock was set.
-UNNOTICED = 1.0
 
 #: Seconds that a leaving worker waits for its reports of others that are lost; another one goes on with it.
 LOSSES_TIMEOUT = 0.5

@@ -18,6 +18,7 @@ from ..exceptions import LockLost, LockNotAcquired, StoreError, StoreRefused, St
 from ..models.entry import StoredEntry
 from ..models.lock import LockRecord, lease_length
 from ..store import LockAnswer, LockRequest, Store
+from ..store.clock import UNNOTICED
 from ..user_code import call_user_code
 from .former_run import FormerRun, former_run
 from .turns import Turns
@@ -56,9 +57,6 @@ ON_ITS_WAY = 2.0
 ENDED_RUN_INTERVAL = 0.05
 
 MAX_ENDED_RUN_WAIT = 60.0
-
-#: Most seconds by which what this process takes for Redis's time may be wrong, unless the clock was set.
-UNNOTICED = 1.0
 
 #: Most seconds that a shutdown waits for the thread, which may be in a call to Redis.
 STOP_TIMEOUT = 0.5

@@ -6,6 +6,9 @@ import time
 #: Seconds by which two clocks may part in a second: NTP's bound for a clock that nobody sets is 500 ppm (RFC 5905).
 DRIFT = 5e-4
 
+#: Most seconds by which what a process takes for Redis's time may be wrong, unless Redis's clock was set.
+UNNOTICED = 1.0
+
 #: Above any time of Redis, and any age of a host, in seconds.
 LATEST = 1e11
 

@@ -17,6 +17,7 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.crc import key_slot
 
 from ..deadline import remaining, within
+from .causes import SENSELESS
 from .clock import Clock
 from .cluster_commands import ASKING, DISAGREEMENT, TIME, Address, Command, Sending, as_error, is_unanswered
 from .pool import packed_command
@@ -41,6 +42,9 @@ PING_TIMEOUT = 0.3
 
 #: Seconds for which no write is sent to a node that has just given no answer: its writes must not delay those of others.
 AWAY_PAUSE = 0.5
+
+#: What a node that fails raises; an exception of a signal's handler, such as a soft time limit, is none and goes on.
+FAILURES = (redis.RedisError, OSError, *SENSELESS)
 
 
 class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
@@ -292,7 +296,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
             if address in self._away:
                 within(PING_TIMEOUT, self.client_at(address).ping)
             answers = within(seconds, self._answers_of, address, group)
-        except Exception as exc:
+        except FAILURES as exc:
             answers = [exc] * len(group)
         if any(map(is_unanswered, answers)):
             self._is_stale = True
@@ -306,7 +310,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         """Find out whether it is the node that gives no answer, or only to what was sent."""
         try:
             within(PING_TIMEOUT, self.client_at(address).ping)
-        except Exception:
+        except FAILURES:
             self._away[address] = time.monotonic()
         else:
             self._away.pop(address, None)

@@ -10,15 +10,13 @@ import redis
 
 from ..keys import is_id
 from ..models.entry import StoredEntry
+from .clock import UNNOTICED
 from .errors import redis_call
 from .script_caller import SCRIPT_SIZE, ScriptCaller, answers_of, in_chunks, ms, stored_of
 from .scripts import HEARTBEAT_CUT, HEARTBEAT_WRITE, LOST_WORKER_CLAIM
 
 #: Messages that Redis returns in one round trip, about; each may have ``memsync_max_value_size`` bytes.
 MESSAGES_PER_SCAN = 50
-
-#: Most seconds by which what this process takes for Redis's time may be wrong, unless the clock was set.
-UNNOTICED = 1.0
 
 
 class LostWorkerClaim(NamedTuple):

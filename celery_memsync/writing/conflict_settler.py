@@ -9,16 +9,13 @@ from .. import encoding
 from ..conflicts import Resolution, Resolvers
 from ..models.entry import Entry, StoredEntry
 from ..models.order import rank_of
-from ..store.clock import Clock
+from ..store.clock import UNNOTICED, Clock
 from .changes import Change, MergeFields, SetValue
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two times that are distinguished.
 MOMENT = 0.001
-
-#: Seconds by which what this process takes for Redis's time may be wrong.
-UNNOTICED = 1.0
 
 #: The details of the event ``conflict-resolved``: key, strategy, entries, and the values that are not in the result.
 Conflict = dict[str, Any]

@@ -1,10 +1,13 @@
 """A cluster of which one node is away: what is on the others goes on."""
 from __future__ import annotations
 
+import contextlib
 import logging
+import signal
 import time
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_memsync import LockLost, StoreUnavailable
 from tests.support.publishing import sync_stage
@@ -53,6 +56,28 @@ def succeeds(condition):
         return condition()
     except StoreUnavailable:
         return False
+
+
+@pytest.mark.parametrize("after", [0.1, 0.8])
+def test_a_soft_time_limit_strikes_a_call_to_a_silent_node(cluster, other_node, make_on_cluster, after):
+    def strike(*_):
+        raise SoftTimeLimitExceeded
+
+    memsync = make_on_cluster(timeout=1.0)
+    (name,) = names_on(cluster, other_node, 1)
+    memsync.read(name)
+    before = signal.signal(signal.SIGALRM, strike)
+    other_node.pause()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, after)
+        with pytest.raises(SoftTimeLimitExceeded):
+            for _ in range(5):
+                with contextlib.suppress(StoreUnavailable):
+                    memsync.read(name)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        other_node.resume()
 
 
 def test_entries_on_other_nodes_are_written_while_one_is_silent(cluster, home, other_node, make_on_cluster):
