@@ -8,7 +8,9 @@ Whoever wants many keys gives a pattern: a glob of Redis's over full paths.
 """
 from __future__ import annotations
 
+import random
 import re
+import string
 from typing import NamedTuple
 
 from .exceptions import InvalidKey
@@ -48,6 +50,8 @@ QUEUE, METRICS, ASSIGNMENTS = "queue", "metrics", "assignments"
 #: First parts of the paths of what this package knows of; all others are users' own.
 _NOUNS = frozenset({"tasks", "workers", "locks", COORDINATION})
 
+_TOKEN_LETTERS = string.ascii_letters + string.digits
+
 
 class Location(NamedTuple):
     """Where Redis keeps an entry.
@@ -70,6 +74,12 @@ class Location(NamedTuple):
     def slot_or_field(self) -> str:
         """The slot, or a colon and the field, as the scripts take and tell it."""
         return str(self.slot) if self.slot else ":" + self.field
+
+
+def new_token() -> str:
+    """Return eight letters and digits that no other writer has."""
+    # Not the random module's own generator: its state crosses a fork, and users seed it.
+    return "".join(random.SystemRandom().choices(_TOKEN_LETTERS, k=8))
 
 
 def check_id(value: object, what: str) -> str:

@@ -3,15 +3,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
-import string
 import weakref
 from typing import Any, Sequence
 
 from .conflicts import Resolvers
 from .deadline import Deadline, remaining
 from .events import Events
-from .keys import Keys
+from .keys import Keys, new_token
 from .locking.lock_service import LockService
 from .reading.cache import EntryCache
 from .reading.listener import ChangeListener
@@ -34,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that the listening thread has in any case to end: mostly it has only to be woken.
 LINK_TIMEOUT = 0.1
-
-_TOKEN_LETTERS = string.ascii_letters + string.digits
 
 
 class WeakEvents(Events):
@@ -78,8 +74,7 @@ class Runtime:
     def __init__(self, settings: Settings, worker_id: str, url: str, events: Events) -> None:
         events = WeakEvents(events)
         keys = Keys(settings.namespace, together=is_cluster(url))
-        # Not the random module's own generator: its state crosses a fork, and users seed it.
-        token = "".join(random.SystemRandom().choices(_TOKEN_LETTERS, k=8))
+        token = new_token()
         self.settings = settings
         self.worker_id = worker_id
         self.keys = keys

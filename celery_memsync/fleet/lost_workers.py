@@ -2,8 +2,6 @@
 from __future__ import annotations
 
 import logging
-import random
-import string
 import time
 from collections import deque
 from itertools import count
@@ -11,7 +9,7 @@ from typing import Callable, Iterable, Iterator, NamedTuple, Sequence, TypeVar
 
 from ..background_loop import BackgroundLoop
 from ..events import Events
-from ..keys import STAGE, is_id
+from ..keys import STAGE, is_id, new_token
 from ..models.entry import StoredEntry
 from ..models.order import AT_WORK, rank_of, run_key_of
 from ..models.task import TaskRun
@@ -27,8 +25,6 @@ NAMED = 10
 TASKS_PER_BATCH = 200
 
 T = TypeVar("T")
-
-_LETTERS = string.ascii_letters + string.digits
 
 
 class LostWorker(NamedTuple):
@@ -64,7 +60,7 @@ class LostWorkerMonitor:
         self, store: Store, events: Events, lease: float, running_tasks: Callable[[], Iterable[tuple[str, str]]],
         settled: Callable[[Sequence[LostWorkerClaim]], Sequence[LostWorkerClaim]] | None = None,
     ) -> None:
-        self.store = store.with_token("".join(random.SystemRandom().choices(_LETTERS, k=8)))
+        self.store = store.with_token(new_token())
         self.events = events
         self.lease = lease
         self.running_tasks = running_tasks

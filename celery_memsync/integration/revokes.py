@@ -3,8 +3,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import random
-import string
 import time
 from itertools import count
 from typing import Any, Container, Iterable
@@ -12,7 +10,7 @@ from typing import Any, Container, Iterable
 from celery.app.control import Control
 
 from ..background_loop import BackgroundLoop
-from ..keys import STAGE, is_id
+from ..keys import STAGE, is_id, new_token
 from ..models.entry import StoredEntry
 from ..models.order import WAITING, rank_of, run_key_of
 from ..models.task import TaskRun
@@ -51,7 +49,7 @@ class RevokedTasks:
         #: Ids of the tasks that this worker is not to run; Celery's.
         self.known: Container[str] = ()
         self._serials = count(1)
-        self._token = "".join(random.SystemRandom().choices(string.ascii_letters, k=8))
+        self._token = new_token()
         self._thread = BackgroundLoop("memsync-revokes", self.record, 0, on_demand=True)
 
     def add(self, task_ids: Any) -> None:

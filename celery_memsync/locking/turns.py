@@ -21,23 +21,23 @@ _MESSAGE = re.compile(rb"(\S+) (\d{1,16}) (\d{1,14})").fullmatch
 
 
 class Turn:
-    """What one waiter is told; it is heard as long as this object is there.
+    """What one waiter receives, as long as this object is there.
 
     Args:
-        line: The line on which it is told.
+        line: The line on which it comes.
     """
 
     def __init__(self, line: TurnLine) -> None:
         self.bell = Wakeup()
         #: Fence and lease (seconds) of the last message.
-        self.told: tuple[int, float] | None = None
+        self.message: tuple[int, float] | None = None
         #: Why the line could not be opened.
         self.error: StoreError | None = None
         self._line = line
         self._opening: object | None = None
 
     def listen(self, timeout: float) -> None:
-        """Return when all is heard that is told from now on.
+        """Return when all is received that is published from now on.
 
         Args:
             timeout: Most seconds to wait.
@@ -61,29 +61,29 @@ class Turn:
     def wait(self, after: int, seconds: float) -> tuple[int, float] | None:
         """Return the fence and the lease (seconds) with which the lock is given to this waiter.
 
-        None: it is not within ``seconds``, or may have been while the connection was away.  What is told late was meant
+        None: it is not within ``seconds``, or may have been while the connection was away.  What comes late was meant
         for the time before, and counts only with a fence that is greater than ``after``.
         """
         end = time.monotonic() + seconds
         while self._line.opening is self._opening and (left := end - time.monotonic()) > 0:
-            if self.told is not None and self.told[0] > after:
-                return self.told
+            if self.message is not None and self.message[0] > after:
+                return self.message
             self.bell.wait(left)
         return None
 
 
 class TurnLine:
-    """One connection on which one Redis tells all waiters of this process that it is their turn.
+    """One connection on which one Redis publishes the turns of all waiters of this process.
 
     A thread listens while somebody waits.  When the connection breaks each waiter asks Redis again whether it is its turn.
 
     Args:
         connect: Returns a connection that is not open yet.
-        channel: What the waiters are told on.
+        channel: Where their turns are published.
     """
 
     def __init__(self, connect: Callable[[], PushConnection], channel: str) -> None:
-        #: Stands for the time since the channel is heard; None: it is not.
+        #: Stands for the time since it is subscribed; None: it is not.
         self.opening: object | None = None
         self.is_closed = False
         self._connect = connect
@@ -93,7 +93,7 @@ class TurnLine:
         self._thread = BackgroundLoop("memsync-turns", self._listen, 0, on_demand=True)
 
     def turn_of(self, holder: str) -> Turn:
-        """Return what a waiter is told from now on."""
+        """Return what a waiter receives from now on."""
         turn = self._turns[holder] = Turn(self)
         return turn
 
@@ -144,10 +144,10 @@ class TurnLine:
     def _take(self, message: Any) -> None:
         if not isinstance(message, list) or len(message) != 3 or not isinstance(message[2], bytes):
             return
-        told = _MESSAGE(message[2])
-        turn = self._turns.get(told[1].decode(errors="replace")) if told else None
-        if told and turn is not None:
-            turn.told = int(told[2]), int(told[3]) / 1000
+        match = _MESSAGE(message[2])
+        turn = self._turns.get(match[1].decode(errors="replace")) if match else None
+        if match and turn is not None:
+            turn.message = int(match[2]), int(match[3]) / 1000
             turn.bell.set()
 
     def _fail(self, error: StoreError) -> None:
@@ -167,13 +167,13 @@ class Turns:
     """The lines of a process: one for each Redis that has a lock for which it waits."""
 
     def __init__(self, store: Store) -> None:
-        #: What the waiters of this process are told on; no other one listens there.
+        #: Where turns of this process's waiters are published; no other one listens there.
         self.channel = store.turn_channel
         self._store = store
         self._lines: dict[object, TurnLine] = {}
 
     def turn_of(self, request: LockRequest) -> Turn:
-        """Return what the waiter with this request is told from now on.
+        """Return what the waiter with this request receives from now on.
 
         Raises:
             StoreError: If it is not known which Redis has the lock.
