@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, Callable, Iterable, Mapping
 
 from celery import signals
-from celery.exceptions import Ignore, NotRegistered, WorkerLostError, WorkerShutdown, WorkerTerminate
+from celery.exceptions import Ignore, NotRegistered, Reject, WorkerLostError, WorkerShutdown, WorkerTerminate
 
 from .. import encoding
 from ..fleet.kept_messages import KeptMessages
@@ -387,12 +387,15 @@ class TaskSignals:
 
     # -- what the main process, or nobody else, knows
 
-    def on_failed(self, sender: Any, task_id: str, exception: BaseException | None = None, **_: Any) -> None:
-        """Tell a failure that the run can't tell itself: a lost child, the hard time limit."""
+    def on_failed(
+        self, sender: Any, task_id: str, exception: BaseException | None = None, request: Any = None, **_: Any,
+    ) -> None:
+        """Record a failure that the run can't record itself: a lost child, the hard time limit, a hook that raises."""
         app = getattr(sender, "app", None)
         if app is not self.memsync.app or self._active(task_id):
             return
-        self._end(task_id, sender.request.__dict__, "FAILURE", exception)
+        # With an internal error comes the request, which is not the task's own any more.
+        self._end(task_id, request if isinstance(request, dict) else sender.request.__dict__, "FAILURE", exception)
 
     def on_retried(self, sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
         """Tell that a worker gave a task up, at its shutdown or when its child was lost."""
@@ -517,11 +520,15 @@ def _sent(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _end_of_unwound(active: ActiveRun) -> tuple[str | None, BaseException | None]:
-    """Return the status and the exception of a run whose body was left by what is no Exception.
+    """Return the status and the exception of a run that Celery has given no state.
 
-    No status: the worker's main process tells, which has lost a child, or has killed a greenlet.
+    Its body was left by what is no Exception, or a hook of its task has raised one.
+
+    No status: the worker's main process records it, which has lost a child, or has killed a greenlet.
     """
     error = sys.exc_info()[1]
+    if isinstance(error, Exception):
+        return "REJECTED" if isinstance(error, Reject) else "FAILURE", error
     if active.sent.get("pid", os.getpid()) != os.getpid() or type(error).__name__ == "GreenletExit" or error is None:
         return None, None
     # The worker itself ends, as in the solo pool by a signal: nobody knows how far the body came.

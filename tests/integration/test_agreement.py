@@ -20,6 +20,15 @@ def fleet(tmp_path_factory, broker, memory):
     fleet.close()
 
 
+@pytest.fixture(scope="module", params=[["-c", "1"], ["-P", "threads", "-c", "2"], ["-P", "solo"]], ids=lambda pool: pool[1])
+def any_pool(request, tmp_path_factory, broker, memory):
+    """A fleet with one worker, whose pool is of each kind."""
+    fleet = Fleet(tmp_path_factory.mktemp("pools"), broker, memory)
+    fleet.start_worker(*request.param)
+    yield fleet
+    fleet.close()
+
+
 def test_a_retry_that_waits_is_retry_with_its_cause_its_time_and_its_count(fleet):
     result = fleet.send("retry_in", 60)
     # Its worker has received the next try, and the run before has said why.
@@ -197,3 +206,33 @@ def test_a_message_that_was_purged_is_said_to_be_gone(make_fleet):
 
     assert reason() == "waiting"
     assert eventually(lambda: reason() == "message-gone", timeout=20)
+
+
+@pytest.mark.parametrize("hook, body", [
+    ("before_start", "return"), ("on_success", "return"), ("after_return", "return"), ("on_failure", "fail"),
+    ("after_return", "fail"),
+])
+def test_a_hook_that_raises_leaves_one_outcome_and_the_one_of_celery(any_pool, hook, body):
+    if hook == "on_failure" and "solo" in any_pool.workers[0].command:
+        pytest.skip("Celery's worker of the solo pool ends by that")
+    counted = any_pool.reader.get_coordination_metrics()
+    result = any_pool.send("raise_in_hook", hook, body)
+    state = any_pool.wait(result, "SUCCESS", "FAILURE")
+    time.sleep(1.5)
+
+    assert any_pool.status(result.id) == state["status"] == result.state
+    assert any_pool.runs(result.id) == [result.state]
+    if result.state == "FAILURE":
+        assert any_pool.state(result.id)["exception"]["type"] == type(result.result).__name__
+    now = any_pool.reader.get_coordination_metrics()
+    assert now["total"] - counted.get("total", 0) == 1
+    ended = {name: now.get(name, 0) - counted.get(name, 0) for name in ("succeeded", "failed")}
+    assert ended == {"succeeded": result.state == "SUCCESS", "failed": result.state == "FAILURE"}
+
+
+def test_a_hook_that_raises_before_a_retry_leaves_no_run_that_goes_on(any_pool):
+    result = any_pool.send("raise_in_hook", "on_retry", "retry")
+
+    any_pool.wait_runs(result, ["FAILURE", "FAILURE"])
+
+    assert result.state == "FAILURE"

@@ -257,3 +257,35 @@ def report_badly(self):
     memsync.progress(3, float("nan"))
     memsync.agent("a/b").sync(object())
     return memsync.get_task_progress(self.request.id)
+
+
+class HookedTask(Task):
+    """A task whose hook of the name that it gets as first argument raises."""
+
+    def before_start(self, task_id, args, kwargs):
+        self._raise("before_start", args)
+
+    def on_success(self, retval, task_id, args, kwargs):
+        self._raise("on_success", args)
+
+    def on_failure(self, exc, task_id, args, kwargs, einfo):
+        self._raise("on_failure", args)
+
+    def on_retry(self, exc, task_id, args, kwargs, einfo):
+        self._raise("on_retry", args)
+
+    def after_return(self, status, retval, task_id, args, kwargs, einfo):
+        self._raise("after_return", args)
+
+    def _raise(self, name, args):
+        if args[0] == name:
+            raise LookupError(f"no {name}")
+
+
+@shared_task(bind=True, base=HookedTask, max_retries=1)
+def raise_in_hook(self, hook, body="return"):
+    """Return, fail, or try again once; the named hook raises."""
+    if body == "fail":
+        raise ValueError("the body failed")
+    if body == "retry":
+        raise self.retry(countdown=0.5)
