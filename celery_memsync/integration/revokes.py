@@ -15,6 +15,7 @@ from ..models.entry import StoredEntry
 from ..models.order import WAITING, rank_of, run_key_of
 from ..models.task import TaskRun
 from ..store import EntryWrite, in_chunks, ms
+from ..user_code import ends_here
 from .app_manager import AppManager
 
 logger = logging.getLogger(__name__)
@@ -157,5 +158,7 @@ def _record_request(memsync: AppManager, task_ids: Any) -> None:
         for task_id in task_ids if isinstance(task_ids, (list, tuple, set, frozenset)) else [task_ids]:
             if is_id(task_id):
                 memsync.sync_task_state(task_id, {REQUESTED_AT: now})
-    except Exception:
-        logger.warning("When a revoke was sent could not be recorded", exc_info=True)
+    except Exception as exc:
+        if not ends_here(exc):
+            raise
+        logger.warning("Could not record when a revoke was sent", exc_info=True)
