@@ -160,6 +160,8 @@ class LockService:
         self._told_of: tuple[Owner | None, bytes] = None, b""
         #: Runs whose child is going: what is held for them is to be freed; with the time when that is given up.
         self._ending_runs: dict[str, tuple[Callable[[], bool], float]] = {}
+        #: Redis's run id when a lock was missing last; "" before.
+        self._run_id = ""
         #: Monotonic time when the thread will look again unasked.
         self._next_look = float("inf")
         self._thread = BackgroundLoop("memsync-locks", self.renew, 0, on_demand=True)
@@ -487,12 +489,21 @@ class LockService:
     def _restore(self, grant: LockLease, request: LockRequest) -> bool:
         """Take a lock again under its fence if Redis has lost it and no other process has taken it; return whether it has.
 
-        Replicas that must acknowledge a lock have not lost it.
+        Replicas that must acknowledge a lock have not lost it.  A lock that is missing though Redis was not restarted was
+        deleted, or its data was: a running task gets it again, for its worker records the task again, too.  Any other
+        holder has lost it.
         """
-        if self.replicas or not grant.owned or not self.store.restore_lock(request, grant.fence):
+        if self.replicas or not grant.owned or grant.request.run == Owner().run and not self._is_restarted():
+            return False
+        if not self.store.restore_lock(request, grant.fence):
             return False
         logger.warning("Redis had lost the lock %s; its holder has it again", grant.name)
         return True
+
+    def _is_restarted(self) -> bool:
+        """Whether another Redis answers than the one that has given the first lock, or that can't be known."""
+        before, self._run_id = self._run_id or self.store.run_id, self.store.read_run_id()
+        return not before or self._run_id != before
 
     def _leave(self) -> None:
         _run_all([partial(self._leave_one, grant) for grant in list(self._grants.values())])

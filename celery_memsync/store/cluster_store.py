@@ -72,6 +72,10 @@ class ClusterStore(Store):
         self._index.close()
         self._client.close()
 
+    def _run_id(self) -> str:
+        self._client.ping()
+        return ""  # each node has one of its own
+
     def _node(self) -> Any:
         return self._client.client_of()
 

@@ -1,6 +1,7 @@
 """``memsync_enabled = False`` turns everything into nothing; no Redis is needed then."""
 from __future__ import annotations
 
+import logging
 import threading
 
 import pytest
@@ -24,6 +25,16 @@ def app():
 
 
 @pytest.fixture
+def own_logging():
+    """The log as it was: a worker in this process sets it up for its own."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+@pytest.fixture
 def work(app):
     """A task that uses all that a body can use."""
     memsync = app.memsync
@@ -40,7 +51,7 @@ def work(app):
     return work
 
 
-def test_a_worker_runs_tasks_as_if_this_package_were_not_there(app, work):
+def test_a_worker_runs_tasks_as_if_this_package_were_not_there(app, work, own_logging):
     others = set(threading.enumerate())
     with start_worker(app, perform_ping_check=False, shutdown_timeout=30) as worker:
         values, headers = work.delay(7).get(timeout=10, interval=0.01)

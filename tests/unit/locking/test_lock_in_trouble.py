@@ -135,22 +135,6 @@ def test_locks_survive_connections_that_are_killed(memsync, other, redis):
 
 
 @pytest.mark.slow
-def test_a_redis_that_has_lost_everything_gives_a_lock_back_to_its_holder(make_memsync, own_server):
-    memsync, other = make_memsync(url=own_server.url), make_memsync(url=own_server.url)
-    lost = []
-    memsync.on("lock-lost", lambda name: lost.append(name))
-    lock = memsync.lock("a", ttl=3)
-    lock.acquire()
-
-    own_server.kill()
-    own_server.start()
-
-    eventually(lambda: [one.fence for one in other.locks()] == [lock.fence])
-    assert (lost, other.lock("a").acquire()) == ([], False)
-    lock.check()
-
-
-@pytest.mark.slow
 def test_a_paused_redis_makes_no_lock_owned_for_longer_than_its_lease(make_memsync, own_server):
     memsync = make_memsync(url=own_server.url)
     lock = memsync.lock("a", ttl=0.6)
@@ -205,7 +189,7 @@ def test_locks_are_held_though_one_of_them_is_overwritten_by_junk(memsync, redis
     redis.set("task-sentinel/locks/{b}", "something else")
     time.sleep(1.2)
 
-    assert lock.owned and other.owned
+    assert (lock.owned, other.owned) == (True, False)
 
 
 def test_what_a_run_still_holds_at_its_end_is_given_back(memsync, other):

@@ -1,9 +1,11 @@
-"""Redis loses a lock that is held: the holder has it again under its fence, unless another process has taken it."""
+"""Redis loses a lock that is held: a task, or after a restart any holder, has it again unless another one has taken it."""
 from __future__ import annotations
 
 import pytest
 
 from celery_memsync import LockLost
+from celery_memsync.locking.lock_service import Owner
+from tests.support.redis_server import RedisServer
 from tests.support.waiting import eventually
 
 
@@ -20,72 +22,109 @@ def memsync(make_memsync, lost):
     return memsync
 
 
-def test_a_lock_that_redis_has_lost_is_held_again_under_its_fence(memsync, other, redis, lost):
-    with memsync.lock("a") as lock:
-        fence = lock.fence
-        redis.flushall()
-        memsync._open().locks.renew_now()
-        eventually(lambda: [one.fence for one in other.locks()] == [fence])
+@pytest.fixture
+def locks(memsync):
+    """The locks of the process that holds one."""
+    return memsync._open().locks
 
-        assert not other.lock("a").acquire()
-        lock.check()
+
+@pytest.fixture
+def lease(locks):
+    """A lock that a running task has."""
+    lease = locks.acquire("a", 30.0, 0.0, Owner("task", "run-1"))
+    lease.claim = lambda: lease
+    return lease
+
+
+def test_a_lock_of_a_task_that_redis_has_lost_is_held_again_under_its_fence(locks, lease, other, redis, lost):
+    redis.flushall()
+    locks.renew_now()
+    eventually(lambda: [one.fence for one in other.locks()] == [lease.fence])
+
+    assert not other.lock("a").acquire()
+    assert lease.owned
+    locks.release(lease)
     assert (lost, other.locks()) == ([], [])
     with other.lock("a") as later:
-        assert later.fence > fence
+        assert later.fence > lease.fence
 
 
-def test_a_lock_that_another_process_has_taken_meanwhile_is_lost(memsync, other, redis, lost):
+@pytest.mark.parametrize("lose", [
+    lambda redis: redis.delete("task-sentinel/locks/{a}"), lambda redis: redis.flushall(), lambda redis: redis.flushdb(),
+])
+def test_a_lock_that_was_deleted_is_lost_to_any_other_holder(memsync, locks, redis, lost, lose):
     lock = memsync.lock("a")
     lock.acquire()
-    redis.flushall()
-    with other.lock("a") as theirs:
-        memsync._open().locks.renew_now()
-        eventually(lambda: lost == ["a"])
-        theirs.check()
+    lose(redis)
+    locks.renew_now()
 
+    eventually(lambda: lost == ["a"])
     with pytest.raises(LockLost):
         lock.check()
 
 
-def test_a_lock_that_another_process_took_and_gave_back_is_lost(memsync, other, redis, lost):
-    lock = memsync.lock("a")
-    lock.acquire()
+def test_any_holder_has_its_lock_again_after_a_restart(make_memsync, tmp_path, lost):
+    server = RedisServer(tmp_path / "server").start()
+    try:
+        holder, other = (make_memsync(name, url=server.url) for name in ("holder", "other"))
+        holder.on("lock-lost", lambda name: lost.append(name))
+        with holder.lock("a") as lock:
+            server.kill()
+            server.start()
+            eventually(lambda: holder._open().locks.renew_now() or [one.fence for one in other.locks()] == [lock.fence])
+
+            assert not other.lock("a").acquire()
+            lock.check()
+        assert lost == []
+    finally:
+        server.stop()
+
+
+def test_a_lock_that_another_process_has_taken_meanwhile_is_lost(locks, lease, other, redis, lost):
+    redis.flushall()
+    with other.lock("a") as theirs:
+        locks.renew_now()
+        eventually(lambda: lost == ["a"])
+        theirs.check()
+
+    assert not lease.owned
+
+
+def test_a_lock_that_another_process_took_and_gave_back_is_lost(locks, lease, other, redis, lost):
     redis.flushall()
     with other.lock("a"):
         pass
-    memsync._open().locks.renew_now()
+    locks.renew_now()
 
     eventually(lambda: lost == ["a"])
-    assert not lock.owned
+    assert not lease.owned
 
 
-def test_a_lock_goes_back_to_its_holder_over_an_older_acquisition(memsync, other, redis, lost):
+def test_a_lock_goes_back_to_its_holder_over_an_older_acquisition(locks, other, redis, lost):
     key = "task-sentinel/locks/{a}"
     with other.lock("a", ttl=0.2):
         older = redis.get(key)
-    with memsync.lock("a") as lock:
-        redis.set(key, older)
-        eventually(lambda: other.locks() == [])
-        memsync._open().locks.renew_now()
-        eventually(lambda: [(one.worker_id, one.fence) for one in other.locks()] == [("holder", lock.fence)])
+    lease = locks.acquire("a", 30.0, 0.0, Owner("task", "run-1"))
+    lease.claim = lambda: lease
+    redis.set(key, older)
+    eventually(lambda: other.locks() == [])
+    locks.renew_now()
 
+    eventually(lambda: [(one.worker_id, one.fence) for one in other.locks()] == [("holder", lease.fence)])
     assert lost == []
 
 
-def test_a_lock_that_was_freed_by_hand_is_not_restored(memsync, other, lost):
-    lock = memsync.lock("a")
-    lock.acquire()
-    other.free_lock("a", lock.fence)
-    memsync._open().locks.renew_now()
+def test_a_lock_that_was_freed_by_hand_is_not_restored(locks, lease, other, lost):
+    other.free_lock("a", lease.fence)
+    locks.renew_now()
 
     eventually(lambda: lost == ["a"])
     assert other.locks() == []
 
 
-def test_a_lock_that_redis_has_lost_can_be_extended(memsync, other, redis, lost):
-    with memsync.lock("a") as lock:
-        redis.flushall()
-        lock.extend(60)
+def test_a_lock_of_a_task_that_redis_has_lost_can_be_extended(locks, lease, other, redis, lost):
+    redis.flushall()
+    locks.extend(lease, 60)
 
-        (held,) = other.locks()
-        assert (held.fence, round(held.ttl), lost) == (lock.fence, 60, [])
+    (held,) = other.locks()
+    assert (held.fence, round(held.ttl), lost) == (lease.fence, 60, [])
