@@ -223,7 +223,7 @@ def test_a_hook_that_raises_leaves_one_outcome_and_the_one_of_celery(any_pool, h
     assert any_pool.status(result.id) == state["status"] == result.state
     assert any_pool.runs(result.id) == [result.state]
     if result.state == "FAILURE":
-        assert any_pool.state(result.id)["exception"]["type"] == type(result.result).__name__
+        assert any_pool.state(result.id)["exception"]["type"] == result.result.__class__.__name__
     now = any_pool.reader.get_coordination_metrics()
     assert now["total"] - counted.get("total", 0) == 1
     ended = {name: now.get(name, 0) - counted.get(name, 0) for name in ("succeeded", "failed")}
