@@ -24,7 +24,7 @@ class Resolution:
 
     Attributes:
         resolved: The value to store.
-        strategy: How it was found; told by the ``conflict-resolved`` event.
+        strategy: How it was found; the ``conflict-resolved`` event has it.
         discarded: Values that are in it no more.
     """
 

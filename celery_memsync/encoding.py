@@ -29,7 +29,7 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 _SORTING_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True)
 
-#: What :func:`decode` may raise for somebody else's data: kombu makes its own types of them.
+#: What :func:`decode` may raise for foreign data: kombu makes its own types of them.
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError)
 
 #: Dicts become lists, and all other bytes but brackets go away.

@@ -4,9 +4,9 @@
     * StoreError
         * StoreUnavailable Redis can't do it just now; the same call may work later
         * StoreRefused     Redis refuses it, and nothing was changed
-    * ConflictError        somebody else wrote the key first
+    * ConflictError        another writer wrote the key first
     * LockError
-        * LockNotAcquired  somebody else holds the lock
+        * LockNotAcquired  another holder has the lock
         * LockLost         the lease ended while the lock was in use
     * NotInTask            no task is running here
     * InvalidKey           a key, id or pattern that can't be used (a ValueError too)
@@ -84,7 +84,7 @@ class StoreRefused(StoreError):
 
 
 class ConflictError(MemSyncError):
-    """Somebody else wrote a key first.
+    """Another writer wrote a key first.
 
     Args:
         key: The key that was to be written.
@@ -93,7 +93,7 @@ class ConflictError(MemSyncError):
 
     def __init__(self, key: str, version: int) -> None:
         super().__init__(
-            f"{key} was written by somebody else first (it is at version {version} now); "
+            f"{key} was written by another writer first (it is at version {version} now); "
             "read it again and decide anew"
         )
         self.key = key
@@ -105,7 +105,7 @@ class LockError(MemSyncError):
 
 
 class LockNotAcquired(LockError):
-    """Somebody else holds the lock.
+    """Another holder has the lock.
 
     Args:
         name: Of the lock.
@@ -117,7 +117,7 @@ class LockNotAcquired(LockError):
     def __init__(self, name: str, holder: Any = None, waited: float = 0.0, message: str = "") -> None:
         if not message:
             task = f" for task {holder.task_id}" if holder is not None and holder.task_id else ""
-            whose = "somebody else" if holder is None else f"{holder.worker_id}{task}"
+            whose = "another holder" if holder is None else f"{holder.worker_id}{task}"
             waiting = f" after {waited:.3g} s of waiting" if waited else ""
             message = f"the lock {name} is held by {whose}{waiting}; try again later, or wait longer for it"
         # Result backends keep the arguments, as JSON, and make the error anew from them.
@@ -127,7 +127,7 @@ class LockNotAcquired(LockError):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What to tell: the lock's ``name``, and its holder's ``worker_id``, ``task_id``, ``since`` and ``fence``."""
+        """What to report: the lock's ``name``, and its holder's ``worker_id``, ``task_id``, ``since`` and ``fence``."""
         holder = self.holder
         known = {} if holder is None else {
             "worker_id": holder.worker_id, "task_id": holder.task_id, "since": holder.since, "fence": holder.fence}
@@ -151,7 +151,7 @@ class LockLost(LockError):
     def __str__(self) -> str:
         return (
             f"the lock {self.name} is not held here (any more): its lease has run out, or it was given back; "
-            "stop what needs it, somebody else may be at it already"
+            "stop what needs it, another holder may be at it already"
         )
 
 
@@ -197,10 +197,10 @@ class ValueTooLarge(InvalidValue):
 
 
 class Skipped(Ignore):  # type: ignore[misc]
-    """A task does not run, for somebody else holds its lock.
+    """A task does not run, for another holder has its lock.
 
     Args:
-        lock: What to tell, as :attr:`LockNotAcquired.facts`.
+        lock: What to report, as :attr:`LockNotAcquired.facts`.
     """
 
     def __init__(self, lock: dict[str, Any]) -> None:

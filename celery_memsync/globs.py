@@ -14,7 +14,7 @@ def shown_text(value: str) -> str:
 
 
 def matcher(pattern: str) -> Callable[[str], object]:
-    """Return a function that tells whether a path matches a glob, as Redis would: ``*`` goes across slashes.
+    """Return a function that returns whether a path matches a glob, as Redis would: ``*`` goes across slashes.
 
     Raises:
         InvalidKey: If a ``[`` has no ``]``.

@@ -4,7 +4,7 @@ Users name a thing by its path, ``<namespace>/tasks/<task_id>/state``.  Redis
 keeps state and progress of one task in one string, its *page*: that takes half
 the memory of a key each.  All that belongs to one task is in one slot of a cluster.
 
-Whoever wants many keys gives a pattern: a glob of Redis's over full paths.
+A pattern stands for many keys: a glob as Redis has them, over full paths.
 """
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 _GLOB = re.compile(r"[*?\[\]\\]")
 
-#: Slots of the page of a task: what Celery's signals tell, what users tell, how
+#: Slots of the record of a task: what Celery's signals record, what users write, how
 #: far it is.  A user's own key has a page with the first slot only.
 STAGE, STATE, PROGRESS = 1, 2, 3
 
@@ -60,7 +60,7 @@ class Location(NamedTuple):
         key: The Redis key: a page, or a hash.
         slot: The slot of the page; 0 for a hash.
         field: The field of the hash.
-        path: What users call it; its changes are told under that name.
+        path: What users call it; its changes are published under that name.
         task_id: The task to which it belongs, or "".
     """
 
@@ -72,7 +72,7 @@ class Location(NamedTuple):
 
     @property
     def slot_or_field(self) -> str:
-        """The slot, or a colon and the field, as the scripts take and tell it."""
+        """The slot, or a colon and the field, as the scripts take and publish it."""
         return str(self.slot) if self.slot else ":" + self.field
 
 
@@ -147,7 +147,7 @@ class Keys:
         self.clock = f"{namespace}//{{clock}}"
         #: Stream of task ids in the order of their first write.
         self.task_index = self._shared("tasks")
-        #: Hash of what is told of workers, a field per worker and thing.
+        #: Hash of records of workers, a field per worker and thing.
         self.workers = self._shared("workers")
         #: Sorted set of the paths of users' own keys by when they are over (ms).
         self.names = self._shared("keys")
@@ -160,9 +160,9 @@ class Keys:
         self.metrics = f"{self.about}/metrics"
         #: Sorted set of the locks that are held, by the end of their lease (ms).
         self.locks = self._shared("locks")
-        #: Sorted set of workers by when they are lost unless they beat again (ms).
+        #: Sorted set of workers by when they are lost without a further heartbeat (ms).
         self.heartbeats = f"{self.workers}/heartbeats"
-        #: Sorted set of lost workers whose tasks have not been told of yet, by the end of the lease of who does so (ms).
+        #: Sorted set of lost workers whose tasks are not recorded yet, by the end of the lease of the recording worker (ms).
         self.lost = f"{self.workers}/lost"
         #: Sorted set of tasks and paths by when what was noted of them last was written (us); of a cluster.
         self.noted = f"{self.about}/noted"

@@ -1,4 +1,4 @@
-"""`celery-memsync-probe FILE`: whether a worker is alive, beats and consumes, by exit code.
+"""`celery-memsync-probe FILE`: whether a worker is alive, sends heartbeats and consumes, by exit code.
 
 It reads the file that the worker writes (``memsync_probe_file``) and imports
 neither an app nor Celery nor Redis's client, so it takes some tens of
@@ -16,10 +16,10 @@ FINE, DEAD, SILENT, IDLE, USAGE = 0, 1, 2, 3, 64
 
 HELP = """usage: celery-memsync-probe [--alive | --beating] FILE
 
-Tell whether the worker that writes FILE (its setting memsync_probe_file)
+Check whether the worker that writes FILE (its setting memsync_probe_file)
 
   1  is alive: its process is there and its heart goes on,
-  2  beats: Redis has heard it,
+  2  sends heartbeats that Redis takes,
   3  consumes: it takes messages, or there are none, or it is about to leave.
 
 The exit code is 0, or the number of the first that is not so. With --alive only
@@ -37,7 +37,7 @@ def probe(path: str, now: float) -> tuple[int, str]:
     try:
         with open(path) as file:
             facts = json.load(file)
-        pid, last, replied_at, within = int(facts["pid"]), float(facts["round"]), facts["heard"], float(facts["within"])
+        pid, last, replied_at, within = int(facts["pid"]), float(facts["round"]), facts["replied_at"], float(facts["within"])
     except OSError as exc:
         return DEAD, f"no worker writes this file: {exc.strerror}"
     except (ValueError, KeyError, TypeError):
@@ -47,10 +47,10 @@ def probe(path: str, now: float) -> tuple[int, str]:
     if not 0 <= now - last <= within:
         return DEAD, f"the heart of the worker's process {pid} stands still, for more than {within:g} s"
     if not isinstance(replied_at, (int, float)) or now - replied_at > within:
-        return SILENT, f"Redis has not heard the worker for more than {within:g} s"
+        return SILENT, f"Redis has taken no heartbeat of the worker for more than {within:g} s"
     if not facts.get("consuming"):
         return IDLE, "the worker consumes nothing"
-    return FINE, "the worker is alive, beats and consumes"
+    return FINE, "the worker is alive, sends heartbeats and consumes"
 
 
 def is_there(pid: int) -> bool:

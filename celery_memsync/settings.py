@@ -24,7 +24,7 @@ FIXED_OPTIONS = ("decode_responses", "protocol")
 #: Settings that a task may have of its own, as attributes.
 TASK_SETTINGS = ("recover", "max_recoveries")
 
-#: No time that somebody gives is as long, in seconds: Redis and the C library can't wait so long.
+#: No given time is as long, in seconds: Redis and the C library can't wait so long.
 MAX_SECONDS = 1e10
 
 #: Fewest characters of a signing key: shorter ones can be guessed.
@@ -65,13 +65,13 @@ class Settings:
     handler_threads: int = 8
     #: Largest value, in bytes of JSON.
     max_value_size: int = 1024 * 1024
-    #: Seconds between two beats of a worker.
+    #: Seconds between two heartbeats of a worker.
     heartbeat_interval: float = 5.0
     #: Seconds of silence after which a worker is lost.
     worker_ttl: float = 15.0
     #: File in which a worker says how it is, for ``celery-memsync-probe``; ``%n`` and ``%h`` as in Celery's log files.
     probe_file: str | None = None
-    #: What becomes of the running tasks of a lost worker: ``mark`` tells only, ``requeue`` sends them again.
+    #: What becomes of the running tasks of a lost worker: ``mark`` records it only, ``requeue`` sends them again.
     recover: str = "mark"
     #: Most times that a task is sent again because its worker was lost.
     max_recoveries: int = 1

@@ -154,7 +154,7 @@ def _encoded(value: str) -> str:
 
 
 def with_master_name(url: str, name: object) -> str:
-    """Return a URL of Sentinels that says what they call the master, unless it does, or nobody knows."""
+    """Return a URL of Sentinels with the name of the master, unless it has one, or none is known."""
     if not name or "master_name=" in url:
         return url
     return f"{url}{'&' if '?' in url else '?'}master_name={quote(str(name), safe='')}"

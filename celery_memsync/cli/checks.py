@@ -172,7 +172,7 @@ def examine_settings(scene: Scene) -> Iterator[Finding]:
     if settings.worker_ttl < 2 * settings.heartbeat_interval:
         yield Finding(False, f"memsync_worker_ttl ({settings.worker_ttl:g}s) is less than two of "
                              f"memsync_heartbeat_interval ({settings.heartbeat_interval:g}s)",
-                      "one late beat makes a worker lost; make it three of them")
+                      "one late heartbeat makes a worker lost; make it three of them")
     if settings.default_ttl < settings.worker_ttl:
         yield Finding(False, f"memsync_default_ttl ({settings.default_ttl:g}s) is less than memsync_worker_ttl "
                              f"({settings.worker_ttl:g}s)",
@@ -207,7 +207,7 @@ def examine_visibility(scene: Scene) -> Iterator[Finding]:
 
 
 def examine_indexes(scene: Scene) -> Iterator[Finding]:
-    """Yield what indexes tell of that is not there any more."""
+    """Yield what indexes name that is not there any more."""
     ended = [task_id for task_id, state in scene.processing.items() if _ended(state, scene.now)]
     if ended:
         yield Finding(False, f"the queue has tasks at work that have ended: {named(ended)}",
@@ -215,7 +215,7 @@ def examine_indexes(scene: Scene) -> Iterator[Finding]:
     lost = sum(state is None for state in scene.newest.values())
     if lost * 2 > len(scene.newest) >= LOOKED_AT // 10:
         yield Finding(False, f"{lost} of the newest {len(scene.newest)} tasks in the index are gone",
-                      "see whether Redis has evicted them, or whether they are told with a short ttl")
+                      "see whether Redis has evicted them, or whether they are written with a short ttl")
 
 
 def examine_locks(scene: Scene) -> Iterator[Finding]:

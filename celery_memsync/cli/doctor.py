@@ -82,7 +82,7 @@ def examine_rights(lacking: MissingRights) -> Iterator[Finding]:
 
 
 def examine_redis(info: dict[str, Any]) -> Iterator[Finding]:
-    """Yield what INFO tells; {} if that is not allowed, or not known."""
+    """Yield the answer of INFO; {} if that is not allowed, or not known."""
     if not info:
         yield Finding(True, "Redis itself is not looked at", "that takes the right +info, and the command INFO")
         return
@@ -131,7 +131,7 @@ def examine_workers(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
         yield Finding(False, f"lost: {named(lost)}", "see whether they were killed, or are cut off from Redis")
     deaf = [one.worker_id for one in alive if one.consuming is False and one.status != "draining" and not _starting(one)]
     if deaf:
-        yield Finding(False, f"beat, but consume nothing: {named(deaf)}", "see their logs, or start them again")
+        yield Finding(False, f"alive, but consume nothing: {named(deaf)}", "see their logs, or start them again")
     for name in ("celery", "celery-memsync"):
         found = sorted({str(one.versions[name]) for one in alive if name in one.versions})
         if len(found) > 1:

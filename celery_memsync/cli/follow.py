@@ -17,7 +17,7 @@ from .output import (EX_TIMEOUT, json_option, memory_of, padded, print_error, pr
 from .terminal import is_terminal, orderly_end
 from .watch import POLL_INTERVAL, deadline_of, patiently
 
-#: Most tasks whose changes are heard, a thread for each; more are looked at now and then.
+#: Most tasks whose changes are subscribed to, a thread for each; more are read every second.
 MAX_SUBSCRIPTIONS = 50
 
 #: Most tasks that an error names.
@@ -54,7 +54,7 @@ class Page(Protocol):
 
 
 def follow_tasks(ctx: click.Context, memsync: MemSync, task_ids: Iterable[str], deadline: float, page: Page) -> int:
-    """Show how far tasks are until all have ended, or until a monotonic time; those nobody told of yet are waited for.
+    """Show how far tasks are until all have ended, or until a monotonic time; unknown ones are waited for.
 
     Returns:
         The exit code: 0 if all succeeded, 1 if one ended in another way or is forgotten, `EX_TIMEOUT`.
@@ -121,7 +121,7 @@ def _news(
                     known[task_id] = found
             if not remaining or time.monotonic() >= deadline:
                 return
-            # All are looked at also while nothing is told: of what goes without a word nobody hears.
+            # All are read also while nothing is published: what expires is not published.
             due = looked_at + POLL_INTERVAL
             bell.wait(max(0.0, min(deadline, due) - time.monotonic()))
             asked = [task_id for task_id in remaining if task_id in changed]

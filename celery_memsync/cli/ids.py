@@ -23,7 +23,7 @@ WHOLE = 36
 def task_id_of(memsync: MemSync, given: str) -> str:
     """Return the id of the task that is meant: the one that begins so, or what was given if none does.
 
-    Only the index of tasks is looked through, not what is told of them.
+    Only the index of tasks is read, not their records.
 
     Raises:
         CeleryCommandException: If several begin so.
@@ -53,7 +53,7 @@ def worker_of(workers: Sequence[WorkerRecord], given: str) -> WorkerRecord | Non
 
 
 def _beginning_with(memsync: MemSync, given: str) -> list[str]:
-    """Return the newest ids that begin so, as many as an error tells of and some more, for some may be forgotten."""
+    """Return the newest ids that begin so, as many as an error names and some more, for some may be expired."""
     found: dict[str, None] = {}
     before: str | None = "+"
     for _ in range(MOST // PAGE_SIZE):

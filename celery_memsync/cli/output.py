@@ -268,7 +268,7 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 
 def figure(value: Any) -> float | None:
-    """Return a number that can be reckoned with, None for anything else that somebody may have told."""
+    """Return a finite number, or None for anything else that may be stored."""
     sound = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < MAX_FIGURE
     return value if sound else None
 

@@ -188,7 +188,7 @@ def bars(
     """Return a bar for each of some tasks: their ids, statuses and progress.
 
     Args:
-        id_width: Columns of an id: as they may be drawn apart, they are to be told how long the longest is.
+        id_width: Columns of an id, given because tables may be drawn apart.
         width: Columns of the terminal.
         plain: As in :func:`screen`.
     """

@@ -111,7 +111,7 @@ def take(memsync: MemSync) -> Snapshot:
 def _running(memsync: MemSync, task_ids: Sequence[str]) -> Iterator[Running]:
     ids = []
     for task_id in task_ids:
-        with contextlib.suppress(InvalidKey):  # somebody else's
+        with contextlib.suppress(InvalidKey):  # a foreign one
             ids.append(check_id(task_id, "task"))
     keys = [f"tasks/{one}/{thing}" for one in ids for thing in ("state", "progress")]
     found = memsync.read_many(keys, consistent=True)
@@ -125,7 +125,7 @@ def _running(memsync: MemSync, task_ids: Sequence[str]) -> Iterator[Running]:
 
 
 def events_of(tasks: Sequence[Mapping[str, Any]], workers: Sequence[WorkerRecord]) -> list[Event]:
-    """Return what happened to tasks and workers, newest first, as far as their records tell."""
+    """Return what happened to tasks and workers, newest first, by their records."""
     found = []
     for task in tasks:
         state = task["state"] if isinstance(task["state"], dict) else {}

@@ -71,7 +71,7 @@ def _server_words(server: dict[str, Any]) -> str:
 
 
 def _queues(workers: list[dict[str, Any]]) -> dict[str, int | None]:
-    """Return how many messages wait by queue, as who looked last says; None: nobody knows."""
+    """Return how many messages are pending by queue, by the newest record, or None if that is unknown."""
     depths: dict[str, int | None] = {}
     alive = [one for one in workers if one["status"] not in GONE]
     for one in sorted(alive, key=lambda one: figure(one["last_beat"]) or 0):
@@ -82,7 +82,7 @@ def _queues(workers: list[dict[str, Any]]) -> dict[str, int | None]:
 
 
 def _writers(workers: list[dict[str, Any]]) -> dict[str, int]:
-    """Return what the writers of the workers' main processes tell of themselves, added up."""
+    """Return what the writers of the workers' main processes report, added up."""
     alive = [one for one in workers if one["status"] not in GONE]
     return {name: sum(int(figure(one["writer"].get(name)) or 0) for one in alive)
             for name in ("pending", "dropped", "conflicts")}

@@ -59,7 +59,7 @@ class Wanted(NamedTuple):
     worker: str | None = None
 
     def picks(self) -> Callable[[dict[str, Any]], bool]:
-        """Return a function that tells whether a task is one of them.
+        """Return a function that returns whether a task is one of them.
 
         Raises:
             InvalidKey: If a glob has a ``[`` without its ``]``.
@@ -83,7 +83,7 @@ class Wanted(NamedTuple):
 @click.option("--name", cls=CeleryOption, metavar="GLOB", help_group="Selection", help="Only tasks with such names.")
 @click.option("--worker", cls=CeleryOption, metavar="GLOB", help_group="Selection", help="Only tasks of such workers.")
 @click.option("--since", cls=CeleryOption, type=Span(), help_group="Selection",
-              help="Only tasks that were first told of within this time, such as 10m.")
+              help="Only tasks that were first recorded within this time, such as 10m.")
 @click.option("--sort", cls=CeleryOption, type=click.Choice(list(ORDERS)), default="newest", show_default=True,
               help_group="Output", help="What comes first, of the newest 10,000.")
 @json_option

@@ -74,7 +74,7 @@ class Latest:
 
 
 def show(live: "Live", latest: Latest, pressed: Callable[[float], str]) -> None:
-    """Draw what is new until somebody wants to end it.
+    """Draw what is new until the user ends it.
 
     Args:
         pressed: Returns keys that are pressed within so many seconds.

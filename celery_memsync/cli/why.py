@@ -25,7 +25,7 @@ class KnownTask(NamedTuple):
 
     Attributes:
         task_id: Its id.
-        task: As of ``get_task``; None: nobody told of it.
+        task: As of ``get_task``; None if it is unknown.
         workers: All of them.
         awaited: The lock in whose queue it stands.
         position: How many wait before it, in all queues; None: it is not among those that wait.
@@ -139,7 +139,7 @@ def _at_work(known: KnownTask) -> Reason:
     done = f", {progress_words(progress)}" if progress else ""
     facts["progress"] = progress
     if since is not None and known.now - since >= STALLED:
-        return Reason(f"It runs on {_worker(known)}{done}, but has told nothing for {ago(since, known.now)}.",
+        return Reason(f"It runs on {_worker(known)}{done}, but has reported nothing for {ago(since, known.now)}.",
                       "stalled", {**facts, "silent": round(known.now - since, 3)})
     return Reason(f"It has run on {_worker(known)} for {ago(state.get('started_at'), known.now)}{done}.", "running", facts)
 

@@ -1,4 +1,4 @@
-"""Connections to the broker that hold nobody up for long."""
+"""Connections to the broker that block no thread for long."""
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Tell that a worker is alive."""
+"""Heartbeats: record that a worker is alive."""
 from __future__ import annotations
 
 import logging
@@ -15,26 +15,26 @@ from ..store import FIRST_HEARTBEAT, HeartbeatReply, Store
 
 logger = logging.getLogger(__name__)
 
-#: Most beats that all workers of a memory together make in a second: many workers beat less often.
+#: Most heartbeats of all workers of a namespace together in a second: many workers send them less often.
 MAX_RATE = 200.0
 
 #: Heartbeats in a row, with a write of another process before each, after which it is looked who else has the name.
 MAX_STRANGE_WRITES = 2
 
-#: Intervals after which a worker that beats again was away, and can't tell which others were silent meanwhile.
+#: Intervals after which a worker that sends a heartbeat again was away, and can't know which others were lost meanwhile.
 GAP = 1.5
 
 
 class Heartbeat:
     """Writes a worker's record every ``interval`` seconds, or less often if there are very many workers.
 
-    It runs in a thread of its own, so that it beats while the broker is away,
+    It runs in a thread of its own, so that it goes on while the broker is away,
     while a solo worker is busy, and while a stopping worker waits for its last
     tasks.
 
     Args:
         describe: Returns the worker's present record.
-        interval: Seconds between two beats.
+        interval: Seconds between two heartbeats.
         ttl: Seconds that a worker's record is kept after its last heartbeat.
         timeout: Seconds without a heartbeat after which the worker is lost.  None: three intervals.
         on_reply: Called in the heartbeat's thread with Redis's reply to each heartbeat; it must not wait.
@@ -71,23 +71,23 @@ class Heartbeat:
             self._write(self.describe())
 
     def start(self) -> None:
-        """Beat from now on, at once and then every ``interval`` seconds."""
+        """Send heartbeats from now on, at once and then every ``interval`` seconds."""
         self._thread.start()
         self._thread.run_now()
 
     def run_now(self) -> None:
-        """Beat now rather than later."""
+        """Send a heartbeat now rather than later."""
         self._thread.run_now()
 
     def stop(self, timeout: float | None = None, goodbye: bool = True) -> None:
-        """Beat no more and say goodbye.
+        """Send no more heartbeats and say goodbye.
 
         Args:
             timeout: Most seconds that this takes.  None: as long as a heartbeat that is under way and another one.
             goodbye: False: the worker is to be found lost, because another one has to requeue its tasks.
 
         Raises:
-            StoreError: If Redis is away: then the silence tells.
+            StoreError: If Redis is away: then the worker is lost after its ttl.
         """
         within(2 * self.store.timeout if timeout is None else timeout, self._stop, goodbye)
 
@@ -112,7 +112,7 @@ class Heartbeat:
             record.worker_id, body, self.ttl * self.stretch, leaving,
             timeout=self.timeout * self.stretch, last=last, until=last.at + GAP * pause, pulse=record.pulse())
         self._round_trip = round(time.monotonic() - asked, 6)
-        # What this beat has promised holds for the pause before the next one.
+        # What this heartbeat has promised holds for the pause before the next one.
         self._thread.interval = pause
         self.stretch = max(1.0, reply.workers / MAX_RATE / self.interval)
         if self.on_reply is not None and not leaving:

@@ -28,10 +28,10 @@ T = TypeVar("T")
 
 
 class LostWorker(NamedTuple):
-    """A loss, and what the worker's last beat told.
+    """A lost worker, and what its last heartbeat recorded.
 
     Attributes:
-        since: When it was heard last, in seconds of Redis's clock.
+        since: Time of its last heartbeat, in seconds of Redis's clock.
         running: Ids of the tasks that it had then.
         succeeded: Whether another process has its name by now.
     """
@@ -43,7 +43,7 @@ class LostWorker(NamedTuple):
 
 
 class LostWorkerMonitor:
-    """Tells of lost workers and their tasks, which Redis has given to this worker to tell of.
+    """Reports lost workers and their tasks, which Redis has given to this worker to report.
 
     It works in a thread of its own, for there may be much to do; the heart goes
     on meanwhile.  If it dies in the middle, or Redis stays away, another worker
@@ -53,7 +53,7 @@ class LostWorkerMonitor:
         store: Its token is used by this alone.
         lease: Seconds after which another goes on with what was given to this worker; it is renewed.
         running_tasks: Returns ids and run keys of the tasks that this process has.
-        settled: Called with losses when all their tasks are told of; it returns those with which it is done, too.
+        settled: Called with losses when all their tasks are recorded; it returns those with which it is done, too.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class LostWorkerMonitor:
         self.settled = settled
         self._serials = count(1)
         self._statuses: deque[str] = deque()
-        #: Losses that were given to this worker, by name; those it is about to tell of; those that it has told of.
+        #: Losses that were given to this worker, by name; those that it is about to report; those that it has reported.
         self._claimed: dict[bytes, LostWorkerClaim] = {}
         self._losses: dict[bytes, LostWorkerClaim] = {}
         self._told: set[bytes] = set()
@@ -81,12 +81,12 @@ class LostWorkerMonitor:
         self._thread = BackgroundLoop("memsync-losses", self.settle, 0, on_demand=True)
 
     def note_reply(self, reply: HeartbeatReply) -> None:
-        """Take what Redis said to a beat; what there is to do about it is done soon."""
+        """Take the reply to a heartbeat; what there is to do about it is done soon."""
         if self.take_claims(reply):
             self._thread.wake()
 
     def take_claims(self, reply: HeartbeatReply) -> bool:
-        """Take what Redis said to a beat; tell whether there is something to do about it."""
+        """Take the reply to a heartbeat; return whether there is something to do about it."""
         if reply.status == "back":
             self._doubtful_until = time.monotonic() + self.lease
         if reply.status != "ok" and (reply.status == "back" or self.events.wanted("worker-online")):
@@ -95,7 +95,7 @@ class LostWorkerMonitor:
         return bool(self._statuses or self._claimed or self._looked_at < self._doubtful_until)
 
     def schedule_recheck(self) -> None:
-        """See to it soon that nobody calls tasks lost that this process has."""
+        """See to it soon that no task of this process is recorded as lost."""
         self._looked_at, self._doubtful_until = float("-inf"), time.monotonic()
         self._thread.wake()
 
@@ -129,7 +129,7 @@ class LostWorkerMonitor:
     # -- its own return
 
     def restore(self) -> None:
-        """Tell of the runs that this process has and that were called lost what they really are.
+        """Record again the runs of this process that were recorded as lost.
 
         Raises:
             StoreError: If Redis is away.
@@ -149,7 +149,7 @@ class LostWorkerMonitor:
     def _settle(self, losses: list[LostWorkerClaim]) -> None:
         for loss in losses:
             if time.monotonic() > loss.until:
-                # It took too long to come to it: it is another's by now, or will be given to somebody anew.
+                # It took too long to come to it: another worker has it, or it will be given to one anew.
                 del self._losses[loss.name]
             elif loss.fresh and loss.name not in self._told:
                 self._told.add(loss.name)
@@ -168,7 +168,7 @@ class LostWorkerMonitor:
         self._told &= set(self._losses)
 
     def _renewed(self, losses: list[LostWorkerClaim]) -> list[LostWorkerClaim]:
-        """Return losses for another lease; of workers that came back there is nothing to tell any more."""
+        """Return losses for another lease; of workers that came back there is nothing to report any more."""
         renewed = self.store.renew_losses(losses, self.lease)
         for loss in losses:
             del self._losses[loss.name]
@@ -180,7 +180,7 @@ class LostWorkerMonitor:
         return [_lost(loss, stored) for loss, stored in zip(losses, self.store.read_entries(locations))]
 
     def _candidates(self, lost: list[LostWorker]) -> Iterator[str]:
-        """Yield ids of tasks that lost workers may have had: those they told of, and all that are at work."""
+        """Yield ids of tasks that lost workers may have had: those they recorded, and all that are running."""
         known = {task_id for one in lost for task_id in one.running}
         yield from known
         cursor = 0

@@ -24,7 +24,7 @@ class ProbeFile:
         self._warned = False
 
     def note_reply(self) -> None:
-        """Take note that Redis took a beat."""
+        """Take note that Redis took a heartbeat."""
         self._replied_at = time.monotonic()
 
     def write(self, within: float, consuming: bool) -> None:
@@ -35,7 +35,7 @@ class ProbeFile:
             consuming: Whether the worker takes messages, as far as it should.
         """
         now = time.monotonic()
-        facts = {"pid": os.getpid(), "round": now, "heard": self._replied_at, "within": within, "consuming": consuming}
+        facts = {"pid": os.getpid(), "round": now, "replied_at": self._replied_at, "within": within, "consuming": consuming}
         try:
             self._replace(json.dumps(facts))
         except OSError as exc:

@@ -70,7 +70,7 @@ class QueueDepths:
             if not ends_here(exc):
                 raise
             # Whatever it was, the next look has a connection of its own.
-            logger.debug("The broker does not tell how many messages wait: %s", type(exc).__name__)
+            logger.debug("The broker does not report how many messages are pending: %s", type(exc).__name__)
             self.close()
         else:
             # By when it began: what is sent meanwhile may not be seen.

@@ -37,7 +37,7 @@ LOSSES_TIMEOUT = 0.5
 
 
 class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Beat from the start to the very end of a worker.
+    """Send heartbeats from the start to the very end of a worker.
 
     Celery stops this step before the pool has finished its last tasks, and a
     cold shutdown sends no signal, so the heart stops at ``worker_shutdown``,
@@ -85,7 +85,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         return True
 
     def start(self, parent: WorkController) -> None:
-        """Beat from now on."""
+        """Send heartbeats from now on."""
         self._pid = os.getpid()
         # Only the pool of processes counts them by a semaphore.
         self.memsync.signals.has_children = bool(getattr(parent.pool, "uses_semaphore", False))
@@ -110,7 +110,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._heartbeat.run_now()
 
     def close(self, parent: WorkController) -> None:
-        """Tell that the worker takes no more tasks; the heart goes on."""
+        """Record that the worker takes no more tasks; the heartbeats go on."""
         self._describer.draining = True
         self._heartbeat.run_now()
 

@@ -1,4 +1,4 @@
-"""What the tasks of pool children came to, remembered by their parent until the children have told it for sure."""
+"""Remember task results in the parent until the child has flushed them."""
 from __future__ import annotations
 
 import marshal
@@ -22,7 +22,7 @@ MAX_REMEMBERED = 10_000
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a child of this process has ended; one that nobody has waited for yet has, too."""
+    """Whether a child of this process has ended, also one that was not waited for yet."""
     if pid == os.getpid():
         return False
     try:
@@ -40,7 +40,7 @@ class TaskOutcome(NamedTuple):
     Attributes:
         pid: Of the child.
         at: Monotonic time when it was seen.
-        facts: What is told of the request.
+        facts: What is recorded of the request.
         sent: What this package sent along with it.
         status: As a task's state has it.
         exception: ``{"type": ..., "message": ...}``.
@@ -60,7 +60,7 @@ class TaskOutcome(NamedTuple):
 
 
 class ChildOutcomes:
-    """The last outcomes of each child; when a child is gone, its parent tells what it may not have told.
+    """The last outcomes of each child; when a child is gone, its parent records what may be missing.
 
     They are kept as bytes.  Thousands of living objects would let Python's collector look at all of the process again and
     again, and with that make its own copy of every page that it shares with its children.
@@ -75,7 +75,7 @@ class ChildOutcomes:
         Args:
             outcome: What Celery's pool hands back: failed, result or error, runtime.
             interval: Seconds for which children gather what they write.
-            connected: Whether Redis is there, so that older outcomes have been told by now.
+            connected: Whether Redis is there, so that older outcomes are recorded by now.
         """
         pid = request.worker_pid
         if pid is None or pid == os.getpid():

@@ -23,7 +23,7 @@ from .runs import ActiveRun, active_run
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: What to do when somebody else holds the lock.
+#: What to do when another holder has the lock.
 CHOICES = ("raise", "retry", "skip")
 
 #: Most callables that are looked at to find a function in the body of a task.
@@ -45,7 +45,7 @@ class TaskLock:
     Args:
         memsync: Whose lock it is; that of the running task's app goes before it.
         make: Returns the lock for a call, not taken yet; None: this call needs none.
-        on_locked: What to do when somebody else holds it, one of :data:`CHOICES`.
+        on_locked: What to do when another holder has it, one of :data:`CHOICES`.
         retry_delay: Seconds, about, until the next try.
         count_retries: Whether these tries count as retries of the task.
     """

@@ -29,7 +29,7 @@ LOOKS = (0.0, 0.4, 1.2, 4.0)
 #: Tasks that are read and written in one round trip.
 TASKS_PER_CALL = 100
 
-#: Name of the field of a task's state that tells when a revoke was sent, in seconds of Redis's clock.
+#: Name of the field of a task's state with the time when a revoke was sent, in seconds of Redis's clock.
 REQUESTED_AT = "revoke_requested_at"
 
 

@@ -20,7 +20,7 @@ from .app_manager import AppManager
 #: Seconds that another process's notion of Redis's time may be ahead; what is further ahead comes from a wrong clock.
 AHEAD = 1.0
 
-#: What is told of a request; whoever keeps the rest of it keeps a task's arguments.
+#: What is recorded of a request; keeping the rest of it would keep a task's arguments.
 _FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "argsrepr", "kwargsrepr",
           "replaced_task_nesting")
 
@@ -118,10 +118,10 @@ class ReceivedRun(Run):
     There is no signal in that process for what came back from the pool, so the request's callbacks are wrapped.
 
     Args:
-        watcher: Is told what comes back.
+        watcher: Is called with what comes back.
 
     Attributes:
-        change: What was told of it.
+        change: What was recorded of it.
         ended: Whether it came back.
     """
 
@@ -138,7 +138,7 @@ class ReceivedRun(Run):
 
     @property
     def done(self) -> bool:
-        """Whether nothing follows: the rest its child tells."""
+        """Whether nothing follows: the child records the rest."""
         return False
 
     def changes(self) -> Iterable[Change]:
@@ -319,11 +319,11 @@ class ActiveRun(Run):
 
     @property
     def reported(self) -> bool:
-        """Whether it has told any progress."""
+        """Whether it has reported any progress."""
         return self._progress is not None
 
     def set_fence(self, fence: int) -> None:
-        """Tell what it tells under a lock from now on: a run that has lost it is refused then."""
+        """Write under the fence of a lock from now on: a run that has lost it is refused then."""
         if self.fence:
             return
         self.fence = fence
@@ -334,12 +334,12 @@ class ActiveRun(Run):
 
 
 def facts_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is told of a request."""
+    """Return what is recorded of a request."""
     return dict(zip(_FACTS, map(facts.get, _FACTS)))
 
 
 def known_of(services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a request tells of its run.
+    """Return what is known of a run by its request.
 
     Args:
         facts: What travels with the request.
@@ -377,7 +377,7 @@ def latest(moment: float, earlier: Any) -> float:
 
 
 def exception_of(error: BaseException) -> dict[str, str] | None:
-    """Return what to tell of an exception: why a task is retried, nothing of an Ignore without a word."""
+    """Return what to record of an exception: the cause of a retry, nothing of an Ignore without arguments."""
     if isinstance(error, Retry) and isinstance(error.exc, BaseException):
         error = error.exc
     described = describe_exception(error)
@@ -422,7 +422,7 @@ def _retry_at(error: BaseException, now: float) -> float | None:
 
 
 def _lock_of(error: BaseException) -> dict[str, Any] | None:
-    """Return what to tell of the lock that held a run back, None if none did."""
+    """Return what to record of the lock that held a run back, or None if none did."""
     if isinstance(error, Skipped):
         return error.lock
     cause = error.exc if isinstance(error, Retry) else error

@@ -1,4 +1,4 @@
-"""Celery's signals, told to the manager: every task's life is kept without changing a task."""
+"""Celery's signals: each stage of a task is recorded without changing the task."""
 from __future__ import annotations
 
 import logging
@@ -34,7 +34,7 @@ from .update_state import take_over
 
 logger = logging.getLogger(__name__)
 
-#: The app that is sending a task; the signals of publishing do not tell.
+#: The app that is sending a task; the signals of publishing do not name it.
 publishing: ContextVar[Any] = ContextVar("publishing", default=None)
 
 #: The request that could not end and whose failure Celery handles; its signals name the task only.
@@ -43,7 +43,7 @@ _failing: ContextVar[Any] = ContextVar("failing", default=None)
 #: Arguments of the Ignore by which ``Task.replace`` ends a run.
 REPLACED = ("Replaced by new task",)
 
-#: Attribute of a request whose end was told.
+#: Attribute of a request whose end was recorded.
 RECORDED = "memsync_told"
 
 #: Name of what travels with a message and its request: when it was published, which run it became.
@@ -97,7 +97,7 @@ def _receiver(name: str) -> Callable[..., None]:
 
 
 class TaskSignals:
-    """Tells one app's tasks to its manager.
+    """Records the stages of one app's tasks.
 
     Signals of other apps in the same process are passed over.  Ids that are
     not fit for a key are passed over too: telling never hurts a task.
@@ -184,7 +184,7 @@ class TaskSignals:
         return {"previous": [active.run_key, encoding.decode(body)], **known} if 0 < len(body) <= MAX_PREVIOUS else known
 
     def on_published(self, headers: Any = None, exchange: Any = None, routing_key: Any = None, **_: Any) -> None:
-        """Tell that a task waits; a retry is told by the run that asks for it."""
+        """Record that a task is pending; a retry is recorded by the run that requests it."""
         if not isinstance(headers, dict) or HEADER not in headers or headers.get("retries") or \
                 publishing.get() is not self.memsync.app or self._active(headers["id"]):
             return
@@ -196,7 +196,7 @@ class TaskSignals:
     # -- where it is received: a worker's main process
 
     def on_received(self, request: Any, sender: Any = None, **_: Any) -> None:
-        """Make the run, let it travel to the pool with the request, tell that a worker has it."""
+        """Make the run, send it to the pool with the request, record that a worker has it."""
         if request.app is not self.memsync.app:
             return
         self.received += 1
@@ -222,7 +222,7 @@ class TaskSignals:
             self.revoked.add(request.id)
 
     def on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
-        """Keep what a body came to: its child tells that itself, but should it be killed before it could, we do."""
+        """Keep the outcome of a body, which its child records, or this process if the child is killed first."""
         try:  # and not _HARMLESS: that takes twice the time, in the one process that all tasks go through
             services = run.services
             if run.change is not None:
@@ -236,7 +236,7 @@ class TaskSignals:
             _log_unrecorded(exc)
 
     def on_lost(self, request: Any, run: ReceivedRun, error: Any, fail: Callable[[], Any]) -> Any:
-        """Tell of a run whose body could not end, if Celery's signals do not."""
+        """Record a run whose body could not end, if Celery sends no signal."""
         cause = unwrapped(error.exception)
         with _HARMLESS:
             self.kept.end(run.run_id)
@@ -256,14 +256,14 @@ class TaskSignals:
         return answer
 
     def _report_lost(self, request: Any, error: BaseException) -> None:
-        """Tell of a run whose child was killed, if Celery says nothing: it had stored a success, or runs again."""
+        """Record a run whose child was killed, if Celery sends no signal: it had stored a success, or runs again."""
         stored = not request.ignore_result and _stored_state(request) == "SUCCESS"
         self._end(request.id, request.request_dict, "SUCCESS" if stored else "LOST", None if stored else error)
 
     def report_lost_outcomes(self, alive: Iterable[int] = ()) -> None:
-        """Tell the last outcomes of children that are gone.
+        """Record the last outcomes of children that are gone.
 
-        What they told themselves stays: an outcome that is known is not told twice.
+        What they recorded themselves stays: a known outcome is not recorded twice.
 
         Args:
             alive: Pids of the children that are still there.
@@ -283,7 +283,7 @@ class TaskSignals:
         self._record(outcome.task_id, sent["key"], TaskRun.of(known))
 
     def refresh(self) -> None:
-        """Tell again of the tasks that this process has, so that long ones outlive their ttl."""
+        """Record the tasks of this process again, so that long ones outlive their ttl."""
         for request in live(self._requests.values):
             facts = request.request_dict
             begun = request.time_start
@@ -306,7 +306,7 @@ class TaskSignals:
     # -- where it runs
 
     def on_started(self, task_id: str, task: Any, **_: Any) -> None:
-        """Tell that a run has begun."""
+        """Record that a run has begun."""
         memsync = self.memsync
         if task.app is not memsync.app:
             return
@@ -356,7 +356,7 @@ class TaskSignals:
             memsync.writer.put(change)
 
     def on_ended(self, task_id: str, retval: Any = None, state: str | None = None, task: Any = None, **_: Any) -> None:
-        """Tell how a run has ended; what ends a process or a greenlet has no state."""
+        """Record how a run has ended; what ends a process or a greenlet has no state."""
         active = self._active(task_id)
         if active is None:
             return
@@ -385,7 +385,7 @@ class TaskSignals:
         key = published_key(self._new_run(self.memsync.runtime), active.run_key)
         self._record(active.task_id, key, TaskRun.of(known))
 
-    # -- what the main process, or nobody else, knows
+    # -- what only the main process knows
 
     def on_failed(
         self, sender: Any, task_id: str, exception: BaseException | None = None, request: Any = None, **_: Any,
@@ -398,21 +398,21 @@ class TaskSignals:
         self._end(task_id, request if isinstance(request, dict) else sender.request.__dict__, "FAILURE", exception)
 
     def on_retried(self, sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
-        """Tell that a worker gave a task up, at its shutdown or when its child was lost."""
+        """Record that a worker gave a task up, at its shutdown or when its child was lost."""
         if sender.app is self.memsync.app and not self._active(request.id):
-            # Without a reason nobody has sent it again.
+            # Without a reason it was not sent again.
             given_up = self._find_request(request.id, request.__dict__) if reason is None else None
             if given_up is None or not self._give_up(given_up):
                 self._end(request.id, request.__dict__, "RETRY", getattr(reason, "exc", None))
 
     def give_up_running(self) -> None:
-        """Tell of the tasks that are still at work while this worker leaves, and for which it does not wait."""
+        """Record the tasks that are still running while this worker leaves and for which it does not wait."""
         for request in live(self._requests.values):
             if request.time_start is not None and not hasattr(request, RECORDED) and not self._give_up(request):
                 self._end(request.id, request.request_dict, "RETRY", None)
 
     def _give_up(self, request: Any) -> bool:
-        """Record as lost what nobody runs again because its message is acknowledged; tell whether that is so.
+        """Record a run as lost that no worker repeats because its message is acknowledged; return whether it is.
 
         If it is to be requeued, another worker does that.
         """
@@ -423,12 +423,12 @@ class TaskSignals:
         return True
 
     def on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
-        """Tell that a task was revoked or has expired."""
+        """Record that a task was revoked or has expired."""
         if sender.app is self.memsync.app:
             self._end(request.id, request.__dict__, "REVOKED", None)
 
     def on_unknown(self, sender: Any, exc: BaseException, id: str, name: str, message: Any = None, **_: Any) -> None:
-        """Tell that a worker got a task that it does not know."""
+        """Record that a worker received a task that it does not know."""
         if getattr(sender, "app", None) is self.memsync.app and id:
             headers = getattr(message, "headers", None)
             sent = headers.get(HEADER) if isinstance(headers, dict) else None
@@ -471,7 +471,7 @@ class TaskSignals:
     # -- the ends of children
 
     def on_child_replaced(self, sender: Any, **_: Any) -> None:
-        """Mend what a child took with it; its successor is about to be made."""
+        """Record what a child took with it; its successor is about to be made."""
         self.report_lost_outcomes([child.pid for child in getattr(sender, "_pool", ())])
 
     def on_child_exit(self, **_: Any) -> None:
@@ -486,7 +486,7 @@ class TaskSignals:
         return pid if pid is None or self.has_children else os.getpid()
 
     def _active(self, task_id: str) -> ActiveRun | None:
-        """Return the run of a task that is at work right here: it tells its end itself."""
+        """Return the run of a task that is running in this thread, which records its end itself."""
         active = active_run.get()
         return active if active is not None and active.task_id == task_id and active.find_memsync() is self.memsync else None
 
@@ -507,7 +507,7 @@ class TaskSignals:
         return latest(self.memsync.store.clock.now() - (time.time() - local), earlier)
 
     def _record(self, task_id: str, key: str, run: TaskRun) -> None:
-        """Tell a stage."""
+        """Record a stage."""
         if is_id(task_id):
             location = self.memsync.keys.task_location(task_id, STAGE)
             self.memsync.writer.put(StageChange(location, run, key, lifetime(self.memsync.runtime, run.eta)))
@@ -531,7 +531,7 @@ def _end_of_unwound(active: ActiveRun) -> tuple[str | None, BaseException | None
         return "REJECTED" if isinstance(error, Reject) else "FAILURE", error
     if active.sent.get("pid", os.getpid()) != os.getpid() or type(error).__name__ == "GreenletExit" or error is None:
         return None, None
-    # The worker itself ends, as in the solo pool by a signal: nobody knows how far the body came.
+    # The worker itself ends, as in the solo pool by a signal: how far the body came is unknown.
     return "LOST" if isinstance(error, (WorkerShutdown, WorkerTerminate)) else "FAILURE", error
 
 
@@ -571,7 +571,7 @@ def _stored_state(request: Any) -> Any:
     try:
         return request.task.backend.get_state(request.id)
     except Exception:
-        # No result backend, or it is away: nobody knows of a success.
+        # No result backend, or it is away: no success is known.
         return None
 
 

@@ -27,7 +27,7 @@ VERSIONS = {
     "celery-memsync": __version__,
 }
 
-#: Beats from one look at the depths of the queues to the next.
+#: Heartbeats from one look at the depths of the queues to the next.
 BROKER_CHECK_INTERVAL = 6
 
 

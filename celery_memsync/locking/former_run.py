@@ -37,7 +37,7 @@ class FormerRun:
         return header is not None and (header.fence != self.header.fence or header.expires_at > self.header.expires_at)
 
     def wait_until(self, answer: LockAnswer) -> float:
-        """Return the monotonic time until which it is to be waited for, as far as an answer tells."""
+        """Return the monotonic time until which it is to be waited for, by an answer."""
         if self._may_be_dead and self.has_renewed(answer):
             self.deadline = -math.inf
         return self.deadline

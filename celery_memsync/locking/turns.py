@@ -1,4 +1,4 @@
-"""Hears when it is the turn of those who wait for a lock: one connection for all of a process."""
+"""Receive the turns of waiters for locks: one connection for all of a process."""
 from __future__ import annotations
 
 import re
@@ -75,7 +75,7 @@ class Turn:
 class TurnLine:
     """One connection on which one Redis publishes the turns of all waiters of this process.
 
-    A thread listens while somebody waits.  When the connection breaks each waiter asks Redis again whether it is its turn.
+    A thread listens while there are waiters.  When the connection breaks each waiter tries again to take the lock.
 
     Args:
         connect: Returns a connection that is not open yet.

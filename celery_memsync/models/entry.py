@@ -10,7 +10,7 @@ from .. import encoding
 class EntryVersion(NamedTuple):
     """Which state of an entry this is; a later one is greater.
 
-    The version alone does not tell: when a key is gone its versions begin anew.
+    The version alone is not enough: when a key is deleted its versions begin anew.
 
     Attributes:
         stored_at: When Redis took it, in milliseconds; 0: never.
@@ -21,7 +21,7 @@ class EntryVersion(NamedTuple):
     version: int
 
 
-#: The state of an entry that nobody has written.
+#: The state of an entry that was not written.
 UNWRITTEN = EntryVersion(0, 0)
 
 #: Largest number that is taken for a figure, such as a progress.
@@ -118,7 +118,7 @@ class StoredEntry:
 
     @property
     def value(self) -> Any:
-        """What the body holds; None if it is somebody else's data."""
+        """What the body holds; None if it is foreign data."""
         value = self._decoded()
         return None if value is _UNREADABLE else value
 

@@ -43,7 +43,7 @@ MAX_MESSAGE = 1000
 
 @dataclass(frozen=True)
 class TaskRun:
-    """What Celery's signals tell of a task: the facts of one run.
+    """What Celery's signals record of a task: the facts of one run.
 
     Every later stage knows all that the earlier ones knew, so that a stage
     replaces the one before and nothing need be merged.
@@ -169,10 +169,10 @@ def with_cause(run: TaskRun, former: TaskRun | None) -> TaskRun:
 
 
 def merge_state(run: TaskRun | None, state_fields: Any) -> dict[str, Any] | None:
-    """Return a task's state: what the signals know, then what users told.
+    """Return a task's state: what the signals know, then what users wrote.
 
-    A status that a user told shows while the task is at work; it does not
-    hide a later stage that Celery told.
+    A status that a user wrote shows while the task is running; it does not
+    hide a later stage that Celery's signals recorded.
     """
     if not isinstance(state_fields, dict):
         return None if run is None else run.as_dict()

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class WorkerRecord:
-    """What a worker tells of itself at every beat.
+    """What a worker records of itself with each heartbeat.
 
     Attributes:
         worker_id: Its name, a Celery node name for Celery's workers.
@@ -21,18 +21,18 @@ class WorkerRecord:
         running: ``{"id", "name", "started_at"}`` of every task at work.
         counters: Tasks accepted since the start: ``{"total": n}``.
         rss: Resident memory of the main process, in bytes.
-        cpu: Percent of one core that the main process used since the last beat.
+        cpu: Percent of one core that the main process used since the last heartbeat.
         load: The host's load averages over 1, 5 and 15 minutes.
         started_at: Like ``last_beat``: seconds since the epoch on Redis's clock.
         versions: Of Python, celery, redis-py and this package.
-        sequence: Number of this beat.
-        round_trip: Seconds that the last beat took to Redis and back.
+        sequence: Number of this heartbeat.
+        round_trip: Seconds that the last heartbeat took to Redis and back.
         consuming: Whether it takes messages: it is connected to its broker, has queues, and not been idle while
             messages waited.
-        last_beat: When Redis heard of it last.
+        last_beat: Time of its last heartbeat on Redis's clock.
         depths: How many messages wait in the broker, by queue that it consumes; empty if that is not known.
         empty_since: When the first of the last two looks was, by queue that was empty at both; on Redis's clock.
-        stretch: How many times longer than ``memsync_heartbeat_interval`` it pauses between beats, for the
+        stretch: How many times longer than ``memsync_heartbeat_interval`` it pauses between heartbeats, for the
             workers are many; so many times longer it may be silent.
         skew: Seconds that the clock of its host is ahead of Redis's.
         writer: Of its main process, not of pool children: writes that are ``pending``, were ``dropped``, and
@@ -76,7 +76,7 @@ class WorkerRecord:
         }
 
     def pulse(self) -> str:
-        """Return what tells, with the time of the beat, whether the worker is alive: ``<status>:<stretch>``."""
+        """Return what says, with the time of the heartbeat, whether the worker is alive: ``<status>:<stretch>``."""
         return f"{self.status}:{self.stretch:g}"
 
     @classmethod
@@ -84,7 +84,7 @@ class WorkerRecord:
         """Read what :meth:`as_dict` gave; fields of newer versions, and of another shape, are ignored.
 
         Args:
-            last_beat: When Redis heard of it last.  None: what was given.
+            last_beat: Time of its last heartbeat on Redis's clock.  None: what was given.
         """
         # At an eighth of the constructor's cost: a fleet may be large.
         new = object.__new__(cls)
@@ -112,11 +112,11 @@ def _json_type(default: object) -> type | None:
 
 _WORKER_FIELDS = {one.name: one for one in dataclasses.fields(WorkerRecord)}
 
-#: What makes a value of its own for a field that is not told.
+#: What makes a value of its own for a field that is not recorded.
 _WORKER_OWN = tuple(
     (name, one.default_factory) for name, one in _WORKER_FIELDS.items() if one.default_factory is not dataclasses.MISSING)
 
-#: What a field is if it is not told; None where a value of its own is made.
+#: What a field is if it is not recorded; None where a value of its own is made.
 _WORKER_DEFAULTS = {
     name: None if one.default is dataclasses.MISSING else one.default for name, one in _WORKER_FIELDS.items()}
 

@@ -71,7 +71,7 @@ class PendingRead:
 class EntryCache:
     """Copies of what was read, by name; those that were not asked for the longest go first.
 
-    A copy is believed as long as all of this holds: nobody has told that one
+    A copy is valid as long as all of this holds: no message has said that one
     of its keys was changed, what it was read with vouches for it, and it is
     younger than ``max_age``.
 
@@ -87,7 +87,7 @@ class EntryCache:
         self.is_stale = is_stale
         self.hits = 0
         self.misses = 0
-        #: Copies that were dropped because somebody had changed what they are of.
+        #: Copies that were dropped because what they are of was changed.
         self.invalidated = 0
         self._copies: OrderedDict[Hashable, CacheEntry] = OrderedDict()
         #: Names of the copies that were read from a Redis key.
@@ -123,7 +123,7 @@ class EntryCache:
                 self.misses += 1
                 return None
             self._looked_at = now
-            # What was heard meanwhile has dropped it.
+            # A message meanwhile has dropped it.
             copy = self._copies.get(name)
         if copy is not None:
             sound = not copy.reading.stale and now < copy.until and now < copy.source.until
@@ -203,7 +203,7 @@ class EntryCache:
                 self._dropped.append((name, copy))
 
     def drop(self, key: str) -> int:
-        """Drop what was read from a Redis key, and what is being read; tell how many copies."""
+        """Drop what was read from a Redis key, and what is being read; return how many copies."""
         if key not in self._names and key not in self._readings:
             return 0
         with self._mutex:
@@ -215,7 +215,7 @@ class EntryCache:
             return len(names)
 
     def invalidate(self, key: str) -> None:
-        """Drop what was read from a Redis key, for somebody has changed it."""
+        """Drop what was read from a Redis key that was changed."""
         self.invalidated += self.drop(key)
 
     def clear(self) -> list[Hashable]:

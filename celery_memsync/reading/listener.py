@@ -1,4 +1,4 @@
-"""What Redis tells this process: which copies are old, and what has changed."""
+"""Receive from Redis which copies are old, and what has changed."""
 from __future__ import annotations
 
 import logging
@@ -47,18 +47,18 @@ class ChangeListener:
     A thread listens, and connects again after a growing pause.  It starts with
     the first use.
 
-    Redis remembers what is read over a :class:`TrackedConnection` and tells when it was
-    changed.  If the listening connection or the source breaks, that is not told
+    Redis remembers what is read over a :class:`TrackedConnection` and notifies when it was
+    changed.  If the listening connection or the source breaks, nothing is received
     any more: so each vouches for what was read only for some seconds after its
     last sign of life.
 
     Args:
         on_invalid: Called with the Redis keys that have changed; None: all.
-        on_message: Called with the pattern that matches, a path, and what was told of it.
+        on_message: Called with the pattern that matches, a path, and what was published.
         on_taken: Called when all that had arrived was taken.
-        on_up: Called with patterns when changes of what matches them are heard from now on.
+        on_up: Called with patterns when changes of what matches them are received from now on.
         on_down: Called when the connection is lost, or could not be made, with the monotonic time up to which all
-            was heard.
+            was received.
         on_look: Called now and then.
     """
 
@@ -75,14 +75,14 @@ class ChangeListener:
         self.on_up = on_up
         self.on_down = on_down
         self.on_look = on_look
-        #: Monotonic time of the last question that Redis has answered on this connection: all told before was heard.
+        #: Monotonic time of the last ping that Redis has answered on this connection: all sent before was received.
         self.confirmed_at = float("-inf")
         self._line: PushConnection | None = None
         self._number: int | None = None
         self._asked_at: float | None = None
         self._patterns: Counter[str] = Counter()
         self._subscribed: set[str] = set()
-        #: How often Redis has been asked to tell of a pattern and has not confirmed it yet.
+        #: How often a subscription to a pattern was sent to Redis and is not confirmed yet.
         self._unconfirmed: Counter[str] = Counter()
         self._sources: set[TrackedConnection] = set()
         self._idle: deque[TrackedConnection] = deque()
@@ -150,24 +150,24 @@ class ChangeListener:
     # -- hearing
 
     def is_stale(self) -> bool:
-        """Whether Redis has told something that was not heard yet."""
+        """Whether Redis has sent something that was not received yet."""
         line = self._line
         return self._listening or line is None or line.has_arrived()
 
     def subscribe_to(self, pattern: str) -> bool:
-        """Hear of changes of all paths that match a pattern; tell whether they are heard already."""
+        """Subscribe to changes of all paths that match a pattern; return whether they are received already."""
         with self._mutex:
             self._patterns[pattern] += 1
         self.start()
         return self.subscription_line(pattern) is not None
 
     def subscription_line(self, pattern: str) -> object | None:
-        """Return what stands for the connection on which all changes of a pattern are heard, None if they are not."""
+        """Return what stands for the connection on which all changes of a pattern are received, None if they are not."""
         with self._mutex:
             return self._line if pattern in self._subscribed and not self._unconfirmed[pattern] else None
 
     def ignore(self, pattern: str) -> None:
-        """Hear of them no more, unless somebody else wants to."""
+        """Unsubscribe, unless another subscription needs the pattern."""
         with self._mutex:
             self._patterns[pattern] -= 1
             self._patterns += Counter()
@@ -279,7 +279,7 @@ class ChangeListener:
         return channel.decode(errors="replace")[len(self.store.prefix):]
 
     def _confirm(self, asked_at: float) -> None:
-        """Redis has answered: all that it told before the question has been heard."""
+        """Redis has answered: all that it sent before has been received."""
         self.confirmed_at, self._asked_at = asked_at, None
         for _ in range(len(self._idle)):
             with self._mutex:

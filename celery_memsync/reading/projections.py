@@ -15,7 +15,7 @@ from ..store import Task
 def state_of(
     task_id: str, slots: Mapping[int, StoredEntry | None], former: Mapping[int, Sequence[StoredEntry]] | None = None,
 ) -> dict[str, Any] | None:
-    """Return the state of a task from its slots, or None if nobody told of it.
+    """Return the state of a task from its slots, or None if it is unknown.
 
     Args:
         former: Entries of earlier runs by slot: why a task is retried.
@@ -101,7 +101,7 @@ def expires_at(parts: Iterable[StoredEntry | None], now: float) -> float:
 
 
 def worker_records(stored_records: Mapping[str, StoredEntry], since: float, ttl: float = 0.0) -> list[WorkerRecord]:
-    """Return a record for every worker, of its beats and of what was told by hand; see :func:`worker_record`."""
+    """Return a record for every worker, of its heartbeats and of what was written by hand; see :func:`worker_record`."""
     heartbeats, by_hand = _split_records(stored_records)
     records = {worker_id: worker_record(worker_id, heartbeat, since, ttl)
                for worker_id, heartbeat in heartbeats.items() if heartbeat.readable}
@@ -120,7 +120,7 @@ def active_workers(stored_records: Mapping[str, StoredEntry], since: float, ttl:
 
 
 def _split_records(stored_records: Mapping[str, StoredEntry]) -> tuple[dict[str, StoredEntry], dict[str, StoredEntry]]:
-    """Return the beats, and the statuses that were told by hand, by worker."""
+    """Return the heartbeats, and the statuses that were written by hand, by worker."""
     by_thing: dict[str, dict[str, StoredEntry]] = {"heartbeat": {}, "status": {}}
     for name, stored in stored_records.items():
         worker_id, _, thing = name.rpartition("/")
@@ -133,7 +133,7 @@ def _is_alive(heartbeat: StoredEntry, since: float, ttl: float) -> bool:
     status, _, stretch = heartbeat.header.rank.partition(":")
     try:
         return status != "offline" and not _is_late(heartbeat, float(stretch), since, ttl)
-    except ValueError:  # it was told by hand, or by an earlier version: the body tells
+    except ValueError:  # it was written by hand, or by an earlier version: the body has it
         return heartbeat.readable and worker_record("", heartbeat, since, ttl).status not in ("lost", "offline")
 
 
@@ -142,10 +142,10 @@ def _is_late(heartbeat: StoredEntry, stretch: float, since: float, ttl: float) -
 
 
 def worker_record(worker_id: str, stored: StoredEntry, since: float, ttl: float = 0.0) -> WorkerRecord:
-    """Return a worker's record from its last beat; ``lost`` if that was not after ``since``.
+    """Return a worker's record from its last heartbeat; ``lost`` if that was not after ``since``.
 
     Args:
-        ttl: How long ago ``since`` is, in seconds: one that beats less often has that many times longer.
+        ttl: How long ago ``since`` is, in seconds: one that sends heartbeats less often has that many times longer.
     """
     record = WorkerRecord.from_dict(worker_id, stored.value, stored.header.time / 1000)
     silent = _is_late(stored, record.stretch, since, ttl) and record.status != "offline"

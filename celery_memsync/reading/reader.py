@@ -24,7 +24,7 @@ T = TypeVar("T")
 #: Tasks, or keys, of which a search reads what is stored in one round trip.
 READ_AT_ONCE = 200
 
-#: Most ids of a list of the queue that are read, unless told otherwise.
+#: Most ids of a list of the queue that are read, unless given otherwise.
 LONGEST_LIST = 1000
 
 #: Marks the names of copies that are not those of keys: no key has it.
@@ -243,7 +243,7 @@ class Reader:
         return None if entry is None else entry.evolve(value)
 
     def shown(self, location: Location, parts: Mapping[int, StoredEntry | None]) -> None:
-        """Take note that somebody in this process was told of an entry: what he writes next follows that."""
+        """Take note that a caller in this process has received an entry: what is written next follows that."""
         if not self.writer.is_pending(location.key):
             for part in parts_of(location):
                 self.writer.note_read(part, parts.get(part.slot))
@@ -251,7 +251,7 @@ class Reader:
     # -- tasks
 
     def task(self, task_id: str, agents: bool = False) -> Task:
-        """Return all that is told of a task."""
+        """Return all that is recorded of a task."""
         self.uncached += 1
         with CacheableRead(self, self._keys_of(task_id, agents), to_keep=False) as cacheable:
             return self._read_task(cacheable, task_id, agents)
@@ -269,7 +269,7 @@ class Reader:
         return dict(zip(task_ids, self.tasks(task_ids))), recent.before
 
     def of_task(self, name: str, task_id: str, make: Callable[[Task], Any], agents: bool = False) -> Any:
-        """Return something that is made of what is told of a task; it is kept.
+        """Return something that is made of what is recorded of a task; it is kept.
 
         Args:
             name: What it is.

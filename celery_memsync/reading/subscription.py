@@ -56,7 +56,7 @@ class KnownVersion(NamedTuple):
 
 
 class PendingChange(NamedTuple):
-    """What waits to be told of a key.
+    """What is pending delivery of a key.
 
     Attributes:
         parts: Its parts by slot; None: only that it can't be trusted any more.
@@ -72,7 +72,7 @@ class PendingChange(NamedTuple):
 
     @property
     def alive(self) -> bool:
-        """Whether there is anything to tell but that it is gone."""
+        """Whether there is anything to deliver but that it is deleted."""
         return self.unread or self.parts is not None and is_alive(self.parts)
 
     def is_new_life_after(self, before: PendingChange) -> bool:
@@ -121,7 +121,7 @@ class Subscription:
 
     Args:
         on_news: Called when something is pending.
-        with_invalidations: Whether it wants to know that what it was told may be outdated.
+        with_invalidations: Whether it wants to know that what was delivered may be outdated.
         pending_bytes: Of all subscriptions together.
     """
 
@@ -135,12 +135,12 @@ class Subscription:
         self.matches = matcher(pattern)
         self.answered = Wakeup()
         self.found = Wakeup()
-        #: What has to be read from Redis: "" for nothing, "find" (present states are known then, and not told),
-        #: "tell" (those that are not known are told).
+        #: What has to be read from Redis: "" for nothing, "find" (present states are known then, and not delivered),
+        #: "deliver" (those that are not known are delivered).
         self.look = "find"
         #: Monotonic time when present states were found last.
         self.found_at = float("inf")
-        #: News that were never told, for newer ones came before the handler was ready.
+        #: Changes that were never delivered, for newer ones came before the handler was ready.
         self.skipped = 0
         self.closed = False
         #: Wakes who takes the news.
@@ -156,7 +156,7 @@ class Subscription:
         self._news: OrderedDict[str, PendingChange] = OrderedDict()
         self._held = 0
         self._pending_bytes = pending_bytes
-        #: Keys that are there as far as it was told, or could have read when it began.
+        #: Keys that are there as far as was delivered, or could have been read when it began.
         self._believed: set[str] = set()
         self._mutex = threading.RLock()
 
@@ -221,7 +221,7 @@ class Subscription:
         self.wake()
 
     def find_expired(self, now_ms: float) -> bool:
-        """Take note of the keys whose ttl is over, as far as is known; tell whether there are any to look at."""
+        """Take note of the keys whose ttl is over, as far as is known; return whether there are any to look at."""
         with self._mutex:
             while self._expiry_queue and self._expiry_queue[0][0] <= now_ms:
                 at, path = heapq.heappop(self._expiry_queue)
@@ -258,13 +258,13 @@ class Subscription:
                 self._know(path, known.stamp, parts, known.delivered)
 
     def link_lost(self, confirmed_at: float) -> None:
-        """Take note that changes are not heard any more; all is looked at again when they are.
+        """Take note that changes are not received any more; all is read again when they are.
 
         Args:
             confirmed_at: Monotonic time up to which all was received.
         """
         with self._mutex:
-            self.look = "tell"
+            self.look = "deliver"
             if self.found_at > confirmed_at:
                 # The message of what was found may have been lost on the way.
                 self._doubted |= {path for path, known in self._known.items() if known.alive and not known.delivered}
@@ -350,7 +350,7 @@ class Subscription:
             return path, news
 
     def put_back(self, path: str, news: PendingChange) -> None:
-        """Take back news that could not be told, unless there are newer ones."""
+        """Take back changes that could not be delivered, unless there are newer ones."""
         with self._mutex:
             if path not in self._news and not self.closed:
                 self._news[path] = news
@@ -369,7 +369,7 @@ class Subscription:
             return {path: self._known.get(path) for path in paths}
 
     def fill(self, path: str, parts: Parts, before: KnownVersion | None, there: bool) -> None:
-        """Take what was read of an unread key, unless something newer was heard meanwhile.
+        """Take what was read of an unread key, unless something newer was received meanwhile.
 
         Args:
             before: What was known of it when the read began.
@@ -392,7 +392,7 @@ class Subscription:
 
     @property
     def waiting(self) -> int:
-        """Number of keys that wait to be told."""
+        """Number of keys that are pending delivery."""
         return len(self._news)
 
 

@@ -43,7 +43,7 @@ class Probe(NamedTuple):
 def rules(namespace: str) -> list[str]:
     """Return the rights as words of ``ACL SETUSER``.
 
-    Channels can't be named: whoever subscribes to a pattern needs that very pattern in them.
+    Channels can't be named: a subscription to a pattern needs that very pattern in them.
     """
     return [f"~{namespace}/*", "&*", *(f"+{command}" for command in COMMANDS)]
 
@@ -52,8 +52,8 @@ def probes(key: str, channel: str) -> list[Probe]:
     """Return what to ask to see which rights are there; whatever the answers, nothing stays behind for more than a second.
 
     Args:
-        key: One that nobody uses.
-        channel: One that nobody listens to.
+        key: One that is not used.
+        channel: One without subscribers.
     """
     # While a text is stored there, all that is for other types is refused, which takes the right all the same.
     arguments = {

@@ -175,7 +175,7 @@ def _cluster(url: str, settings: Mapping[str, Any], home: str) -> Cluster:
             raise answer
         return answer
 
-    make_client(addresses[0])  # wrong options are told now
+    make_client(addresses[0])  # wrong options raise now
     return Cluster(addresses, make_client, query, home)  # type: ignore[abstract,unused-ignore]
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import time
 
-#: Seconds by which two clocks may part in a second: NTP's bound for a clock that nobody sets is 500 ppm (RFC 5905).
+#: Seconds by which two clocks may part in a second: NTP's bound for a clock that is not set is 500 ppm (RFC 5905).
 DRIFT = 5e-4
 
 #: Most seconds by which what a process takes for Redis's time may be wrong, unless Redis's clock was set.
@@ -53,7 +53,7 @@ class Clock:
 
     @property
     def measured(self) -> bool:
-        """Whether Redis has been heard at least once."""
+        """Whether Redis has answered at least once."""
         return self.error != UNKNOWN
 
     def assume(self, redis_time: object, monotonic: object) -> None:

@@ -327,7 +327,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         return answers
 
     def _send_to(self, address: Address, group: Sequence[Sending]) -> list[Any]:
-        """Send commands to one node, which also tells its time now and then."""
+        """Send commands to one node, and measure its clock at intervals."""
         clock = self._clocks.setdefault(address, Clock())
         commands = [command for one in group for command in ([ASKING] if one.asking else []) + [one.command]]
         is_old = clock.age > CLOCK_AGE

@@ -143,7 +143,7 @@ class ClusterStore(Store):
     def in_our_time(self, key: str, stored: StoredEntry) -> StoredEntry:
         """Return an entry with its time by the clock of the node of the indexes, whichever node it was read from.
 
-        The time as which it is stored, by which its states are told apart, is left as it is.
+        The time as which it is stored, which distinguishes its states, is left as it is.
         """
         clock = self._client.clock_of(key)
         ahead = round((clock.now() - self.clock.now()) * 1000)

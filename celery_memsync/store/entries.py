@@ -102,7 +102,7 @@ class EntryStore(ScriptCaller):
 
     @redis_call
     def write_entries(self, writes: Iterable[EntryWrite]) -> list[WriteResult]:
-        """Store, version and tell entries; what each came to, in the same order.
+        """Store, version and publish entries; what each came to, in the same order.
 
         What Redis refuses is an outcome, and keeps nothing else from being written.
 

@@ -41,7 +41,7 @@ PASSING = EVERYWHERE | {"NOPERM", UNANSWERED, UNREACHABLE}
 
 #: What Redis refuses, by code, and what to do about it.
 REFUSALS = {
-    "NOPERM": "its user may not do that; docs/howto/security.md tells the rights that are needed",
+    "NOPERM": "its user may not do that; docs/howto/security.md has the rights that are needed",
     "OOM": "it is full; raise its maxmemory, or shorten memsync_default_ttl",
     "MISCONF": "it takes no writes, for it can't save its data; see its log, is its disk full?",
     "READONLY": "it is a replica, which takes no writes; let memsync_backend name its master",

@@ -37,7 +37,7 @@ class LockRequest(NamedTuple):
         ttl: Its lease, in seconds.
         run: Id of the run of a task that asks; "-" for none.
         body: What readers are to know of who holds it, as JSON.
-        channel: Where who waits hears that it is its turn; "-" for who does not wait.
+        channel: Where a waiter is notified of its turn; "-" without waiting.
     """
 
     location: Location
@@ -54,7 +54,7 @@ class LockAnswer(NamedTuple):
     Attributes:
         status: ``ok`` (it is the holder's), ``busy`` or ``lost``.
         fence: Of this acquisition, or with ``busy`` of the present one.
-        lease: Seconds until the holder's lease ends, whoever that is.
+        lease: Seconds until the lease of the present holder ends.
         stored: With ``busy``: the lock as it is stored.
     """
 
@@ -78,7 +78,7 @@ class LockStore(ScriptCaller):
 
     @redis_call
     def take_lock(self, request: LockRequest) -> LockAnswer:
-        """Take a lock if it is free and nobody waits for it."""
+        """Take a lock if it is free and there is no waiter."""
         location, holder, ttl, run, body, _ = request
         return self._lock_answer(location, self._run_for_lock(LOCK_ACQUIRE, location, holder, ms(ttl), run, body))
 
@@ -90,13 +90,13 @@ class LockStore(ScriptCaller):
 
     @redis_call
     def leave_lock(self, request: LockRequest) -> bool:
-        """Give a lock back, or leave its queue; tell whether it was held until now."""
+        """Give a lock back, or leave its queue; return whether it was held until now."""
         location, holder, ttl, run, body, channel = request
         return self._run_for_lock(LOCK_RELEASE, location, holder, ms(ttl), run, body, channel).startswith(b"ok")
 
     @redis_call
     def free_lock(self, location: Location, fence: int) -> bool:
-        """Give a lock back for whoever holds it; False if nobody holds it with that fence."""
+        """Give a lock back for its holder; return False if it is not held with that fence."""
         return self._run_for_lock(LOCK_FREE, location, fence).startswith(b"ok")
 
     @redis_call
@@ -111,7 +111,7 @@ class LockStore(ScriptCaller):
 
     @redis_call
     def read_waiters(self, names: Sequence[str]) -> list[list[StoredEntry]]:
-        """Return of locks what is told of those who wait, each as the lock would be told if it were theirs.
+        """Return the waiters of locks, each as the record of the lock if it were the holder.
 
         Of many waiters those are left out who came after the first :data:`MAX_WAITERS`.
         """

@@ -15,7 +15,7 @@ from .cluster_client import Cluster
 from .errors import redis_call
 from .pool import Reads, packed_command, read_answer
 
-#: Where Redis tells, to one connection, which keys that others read have changed.
+#: Channel on which Redis reports to one connection which keys that others read have changed.
 INVALIDATIONS = b"__redis__:invalidate"
 
 
@@ -43,7 +43,7 @@ class PushConnection:
         timeout: Seconds that Redis may take for a step, or a message.
 
     Attributes:
-        tracks: Whether it can tell of keys that were read by other connections.
+        tracks: Whether it can report keys that were read by other connections.
     """
 
     tracks = True
@@ -60,10 +60,10 @@ class PushConnection:
 
     @redis_call
     def listen(self) -> int | None:
-        """Connect; return Redis's id of this connection, None if sources can't be told by it."""
+        """Connect; return Redis's id of this connection, None if it can't be the target of invalidations."""
         self._connect()
         number = self._execute("CLIENT", "ID")
-        # Nothing is read over this one, but who is told of anything is told when Redis is emptied.
+        # Nothing is read over this one, but a tracking connection is notified when Redis is emptied.
         tracking = self._execute("CLIENT", "TRACKING", "ON", "REDIRECT", str(number))
         refused = [isinstance(answer, Exception) for answer in (number, tracking, self._execute("SUBSCRIBE", INVALIDATIONS))]
         return None if any(refused) else int(number)
@@ -170,7 +170,7 @@ class ClusterPushConnection(PushConnection):
 
 
 class TrackedConnection:
-    """A connection for reading.  Redis remembers what is read and tells another connection when that is old.
+    """A connection for reading.  Redis remembers what is read and notifies another connection when that is old.
 
     Redis forgets it all when this one breaks, so it is never connected a second time.
 
@@ -180,7 +180,7 @@ class TrackedConnection:
         timeout: Seconds that Redis may take for a sign of life.
 
     Attributes:
-        until: Monotonic time until which all that was read with it may be believed, unless told otherwise.
+        until: Monotonic time until which all that was read with it is valid, unless invalidated.
         checked_at: Monotonic time when it last was known to be there.
         refused: Whether Redis does not allow it.
     """

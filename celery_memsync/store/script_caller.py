@@ -41,7 +41,7 @@ MAX_MS = 10 ** 13
 #: Seconds by which a stored time may be ahead of Redis's clock.
 AHEAD = 86400.0
 
-#: Seconds by which the clocks of two nodes of a cluster may differ without being told apart, as ``UNNOTICED`` in
+#: Seconds by which the clocks of two nodes of a cluster may differ without being noticed, as ``UNNOTICED`` in
 #: ``store/lua/entry_write.lua``.
 TOLERATED_SKEW = 1.0
 
@@ -85,7 +85,7 @@ class ScriptCaller:
         #: Put before a path to make its channel: channels know no database numbers.
         self.prefix = f"{self._prepare(client)}:"
         self._together = keys.full(COORDINATION) + "/"
-        #: Whether some may not have been told yet of what was written.
+        #: Whether invalidations of what was written may still be pending.
         self._invalidation_pending = False
 
     def _prepare(self, client: Any) -> int:
@@ -175,7 +175,7 @@ class ScriptCaller:
         return PushConnection(self._client, self.timeout)
 
     def source(self, redirect: int) -> TrackedConnection:
-        """Return a connection whose reads Redis remembers, to tell another one when they are old.
+        """Return a connection whose reads Redis remembers, to notify another one when they are old.
 
         Args:
             redirect: Redis's id of that other one.
@@ -262,7 +262,7 @@ class ScriptCaller:
         return answers
 
     def _run_quickly(self, script: Script, count: int, words: bytes) -> Any:
-        """Run a script for somebody who waits for it.
+        """Run a script for a caller that waits for it.
 
         Args:
             words: ``count`` words as they are sent: number of keys, keys, arguments.
@@ -280,8 +280,8 @@ class ScriptCaller:
         if first is None:
             return []
         self._ensure_clock()
-        # Redis sends what it has to say last to who had something to hear first: so whoever is told that a copy is old
-        # has been told when the caller has his answer.
+        # Redis sends last to the connection that had an answer to come first: so with this PING the readers of old copies
+        # are notified before the caller has its answer.
         before = [PING] if publishes else []
         after = [packed_command("WAIT", replicas, ms(REPLICA_TIMEOUT))] if replicas else []
         sent: list[bytes] = []
@@ -297,7 +297,7 @@ class ScriptCaller:
 
     @redis_call
     def wait_invalidated(self) -> None:
-        """Return when all who have copies of what was written have been told that they are old."""
+        """Return when all readers with copies of what was written are notified that they are old."""
         if self._invalidation_pending:
             self._client.ping()
             self._invalidation_pending = False

@@ -40,7 +40,7 @@ class Sentinels:
         return f"{self._master_name} of Sentinels {', '.join(f'{host}:{port}' for host, port in sorted(self._addresses))}"
 
     def masters(self) -> Iterator[tuple[str, int]]:
-        """Yield where the master is, as one Sentinel after the other tells it; those that do not answer are passed over."""
+        """Yield the address of the master by one Sentinel after the other; those that do not answer are passed over."""
         for address in self._addresses:
             with contextlib.suppress(redis.ConnectionError, redis.TimeoutError, OSError):
                 master = self._master_by(address)

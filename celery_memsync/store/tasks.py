@@ -16,7 +16,7 @@ class Task(NamedTuple):
     """All that is stored of a task.
 
     Attributes:
-        slots: What Celery's signals told, what users told, how far it is; by slot.
+        slots: What Celery's signals recorded, what users wrote, the progress; by slot.
         former: Entries of earlier runs, oldest first, by slot.
         agents: What agents share, by agent id.
     """

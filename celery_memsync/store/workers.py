@@ -1,4 +1,4 @@
-"""Workers: their beats, those that are lost, and the messages that they keep."""
+"""Workers: their heartbeats, those that are lost, and the messages that they keep."""
 from __future__ import annotations
 
 import contextlib
@@ -20,7 +20,7 @@ MESSAGES_PER_SCAN = 50
 
 
 class LostWorkerClaim(NamedTuple):
-    """A worker that was silent for too long, and of whose tasks this process is to tell.
+    """A worker without heartbeats for too long, whose tasks this process is to record.
 
     Attributes:
         name: What Redis calls the loss.
@@ -28,7 +28,7 @@ class LostWorkerClaim(NamedTuple):
         worker_id: Its name, which another process may have by now.
         at: When it was lost, in seconds of Redis's clock.
         score: What Redis knows the lease by.
-        until: Monotonic time until when nobody else does so.
+        until: Monotonic time until when no other process does so.
     """
 
     name: bytes
@@ -40,7 +40,7 @@ class LostWorkerClaim(NamedTuple):
 
     @property
     def fresh(self) -> bool:
-        """Whether the loss itself is to be told, too."""
+        """Whether the loss itself is to be reported, too."""
         return self.score.startswith(b"-")
 
     @classmethod
@@ -51,17 +51,17 @@ class LostWorkerClaim(NamedTuple):
 
 
 class HeartbeatReply(NamedTuple):
-    """What Redis says to a beat.
+    """The reply to a heartbeat.
 
     Attributes:
         status: ``ok``, ``online`` (this worker was not there) or ``back`` (it was lost or offline).
-        at: When Redis heard it, in seconds of Redis's clock.
+        at: Time of the heartbeat, in seconds of Redis's clock.
         since: Since when this worker has beaten without a gap.
         workers: How many there are.
         score: What Redis keeps of this heartbeat, in milliseconds.
         run_id: Redis's run id; "" if this user may not read it.
         went_back: Whether Redis may lack what it had at the heartbeat before.
-        losses: What this worker is to tell of.
+        losses: The lost workers that this worker is to report.
         version: How often the record under its name was written, by whatever process.
     """
 
@@ -88,15 +88,15 @@ class WorkerStore(ScriptCaller):
         self, worker_id: str, body: bytes, ttl: float, leaving: bool = False, *,
         timeout: float | None = None, last: HeartbeatReply = FIRST_HEARTBEAT, until: float = 0.0, pulse: str = "-",
     ) -> HeartbeatReply:
-        """Store what a worker tells of itself, or its goodbye; take on what is to be told of those that are lost.
+        """Store a worker's record, or its goodbye; take on the reports of lost workers.
 
         Args:
             ttl: Seconds that anything of a silent worker is kept.
             timeout: Seconds without a heartbeat after which this one is lost, and another goes on with what it was to
-                tell.  None: half of ``ttl``.
+                report.  None: half of ``ttl``.
             last: The answer before.
             until: When it would be a gap, in seconds of Redis's clock.
-            pulse: Tells readers whether it is alive, as :meth:`~celery_memsync.models.worker.WorkerRecord.pulse` does.
+            pulse: Shows readers whether it is alive, as :meth:`~celery_memsync.models.worker.WorkerRecord.pulse` does.
         """
         asked = time.monotonic()
         timeout = ttl / 2 if timeout is None else timeout
@@ -131,7 +131,7 @@ class WorkerStore(ScriptCaller):
 
     @redis_call
     def renew_losses(self, losses: Sequence[LostWorkerClaim], lease: float) -> list[LostWorkerClaim]:
-        """Note that losses were told of, and go on with them for ``lease`` seconds; return those that are ours still."""
+        """Note that losses were reported, and go on with them for ``lease`` seconds; return those that are ours still."""
         asked = time.monotonic()
         scores = self._renew(losses, ms(lease))
         return [loss._replace(score=score, until=asked + lease) for loss, score in zip(losses, scores) if score]
@@ -192,7 +192,7 @@ class WorkerStore(ScriptCaller):
 
     @redis_call
     def read_workers(self) -> dict[str, StoredEntry]:
-        """Return all that is told of workers, by ``<worker_id>/<thing>``, be it readable or not.
+        """Return all records of workers, by ``<worker_id>/<thing>``, be it readable or not.
 
         What is of a time still to come, because Redis's clock was set back, counts from now on: if no worker is left
         to see to it, the last ones would seem to be alive until the clock has caught up.

@@ -63,7 +63,7 @@ class Change:
         self.fence = fence
         #: Number of the write in its process, given when it is first sent: a second try has the same.
         self.serial: int | None = None
-        #: The conflict that it settles, as the event tells it.
+        #: The conflict that it settles, as the event has it.
         self.conflict: dict[str, Any] | None = None
         #: How often a resolver has settled it in vain, because another process was quicker again.
         self.rounds = 0
@@ -97,13 +97,13 @@ class Change:
 
 
 class DeferredChange:
-    """Something of which it is found out late what there is to tell: when a batch is made.
+    """A change whose content is made late: when a batch is sent.
 
-    Until then a short task has ended, and of all its stages only the last need be told.  Who hands it in does so in the
+    Until then a short task has ended, and of all its stages only the last need be written.  Who hands it in does so in the
     middle of a task or of a worker's loop, and pays for little more than a line in a list.
 
     Attributes:
-        at: Monotonic time when there was something to tell first.
+        at: Monotonic time when there was something to write first.
     """
 
     __slots__ = ("at",)
@@ -118,11 +118,11 @@ class DeferredChange:
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will be told."""
+        """Whether nothing more will be written."""
         raise NotImplementedError
 
     def changes(self) -> Iterable[Change]:
-        """Return what there is to tell by now."""
+        """Return what there is to write by now."""
         raise NotImplementedError
 
 
@@ -305,7 +305,7 @@ class SyncMetrics(Coordinated):
 
 
 class StageChange(Change):
-    """Tell a stage in the life of a task.
+    """Record a stage of a task.
 
     Args:
         task_run: All that is known of the run.

@@ -150,7 +150,7 @@ class ConflictSettler:
     def _resolve(
         self, change: Change, stored: StoredEntry, value: Any, recorded_at: float,
     ) -> tuple[bytes | None, Conflict]:
-        """Return what the resolver makes of what is stored and a value to come, None if it fails; and what to tell."""
+        """Return what the resolver makes of what is stored and a value to come, None if it fails; and what to report."""
         key = change.location.path
         timestamp = round(self.clock.at(recorded_at), 3)
         incoming = Entry(key, value, stored.header.version + 1, timestamp, self.worker_id, change.ttl)

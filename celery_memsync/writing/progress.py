@@ -65,7 +65,7 @@ class ProgressChange(Change):
 
     @classmethod
     def from_row(cls, location: Location, row: Any, run_key: str, ttl: float, clock: Clock) -> ProgressChange | None:
-        """Return what another process told of an earlier run, from the body that it wrote.
+        """Return what another process reported of an earlier run, from the body that it wrote.
 
         It comes with a message, which anybody may write: None for what is no such body.
         """

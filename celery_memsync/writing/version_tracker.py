@@ -83,7 +83,7 @@ class VersionTracker:
     def note(self, location: Location, stamp: EntryVersion) -> None:
         """Take note that a state of an entry was seen."""
         if location.slot == STAGE and location.task_id:
-            return  # it has the path of what users tell, and is ruled by run and rank
+            return  # it has the path of what users write, and is ruled by run and rank
         # No lock: each step is one of C's, and it does not matter who is the last.
         stamps, path = self._stamps, location.path
         stamps.pop(path, None)

@@ -137,7 +137,7 @@ def test_a_worker_that_beats_and_does_not_consume_is_found(fleet):
 
     code, findings = examine(fleet)
 
-    assert (code, warnings(findings)) == (1, ["beat, but consume nothing: w1"])
+    assert (code, warnings(findings)) == (1, ["alive, but consume nothing: w1"])
 
 
 def test_a_worker_that_has_just_started_need_not_consume_yet(fleet):
@@ -147,7 +147,7 @@ def test_a_worker_that_has_just_started_need_not_consume_yet(fleet):
 
     code, findings = examine(fleet)
 
-    assert (code, warnings(findings)) == (1, ["beat, but consume nothing: w2"])
+    assert (code, warnings(findings)) == (1, ["alive, but consume nothing: w2"])
 
 
 def test_workers_of_different_versions_are_found(fleet):
@@ -165,7 +165,7 @@ def test_of_many_names_some_are_shown(fleet):
 
     _, findings = examine(fleet)
 
-    assert warnings(findings) == ["beat, but consume nothing: w0, w1, w2, w3, w4 and 4 more"]
+    assert warnings(findings) == ["alive, but consume nothing: w0, w1, w2, w3, w4 and 4 more"]
 
 
 @pytest.mark.parametrize("version, fine", [

@@ -30,7 +30,7 @@ def probe(*args):
 
 def write_facts(path, **facts):
     now = time.monotonic()
-    known = {"pid": os.getpid(), "round": now, "heard": now, "within": 15.0, "consuming": True, **facts}
+    known = {"pid": os.getpid(), "round": now, "replied_at": now, "within": 15.0, "consuming": True, **facts}
     with open(path, "w") as file:
         json.dump(known, file)
 
@@ -40,7 +40,7 @@ def test_a_worker_that_does_all_it_should_is_fine(path):
     file.note_reply()
     file.write(within=15.0, consuming=True)
 
-    assert probe(path) == (FINE, "the worker is alive, beats and consumes\n")
+    assert probe(path) == (FINE, "the worker is alive, sends heartbeats and consumes\n")
     assert probe("--alive", path)[0] == probe("--beating", path)[0] == FINE
 
 
@@ -48,10 +48,10 @@ def test_a_worker_that_does_all_it_should_is_fine(path):
     ({"pid": 2 ** 22 + 1}, DEAD, "is gone"),
     ({"round": time.monotonic() - 100}, DEAD, "stands still"),
     ({"round": time.monotonic() + 1e6}, DEAD, "stands still"),  # before the host was started anew
-    ({"heard": time.monotonic() - 100}, SILENT, "Redis has not heard"),
-    ({"heard": None}, SILENT, "Redis has not heard"),
+    ({"replied_at": time.monotonic() - 100}, SILENT, "Redis has taken no heartbeat"),
+    ({"replied_at": None}, SILENT, "Redis has taken no heartbeat"),
     ({"consuming": False}, IDLE, "consumes nothing"),
-    ({"heard": None, "consuming": False}, SILENT, "Redis has not heard"),
+    ({"replied_at": None, "consuming": False}, SILENT, "Redis has taken no heartbeat"),
 ])
 def test_the_exit_code_tells_the_first_thing_that_is_wrong(path, facts, code, words):
     write_facts(path, **facts)
