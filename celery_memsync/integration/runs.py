@@ -21,7 +21,7 @@ from .app_manager import AppManager
 AHEAD = 1.0
 
 #: What is recorded of a request; keeping the rest of it would keep a task's arguments.
-_FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "argsrepr", "kwargsrepr",
+_FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "group", "argsrepr", "kwargsrepr",
           "replaced_task_nesting")
 
 #: Most retries that are taken for a count.
@@ -345,7 +345,7 @@ def known_of(services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Ma
         facts: What travels with the request.
         sent: The part of it that this package put there.
     """
-    root_id, parent_id = facts.get("root_id"), facts.get("parent_id")
+    root_id, parent_id, group = facts.get("root_id"), facts.get("parent_id"), facts.get("group")
     known = {
         "name": facts.get("task"),
         "queue": sent.get("queue"),
@@ -355,6 +355,7 @@ def known_of(services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Ma
         # They come with the message, so they may be anything; a task that retries is its own parent to Celery.
         "root_id": root_id if root_id == task_id or is_id(root_id) else task_id,
         "parent_id": parent_id if parent_id != task_id and parent_id is not None and is_id(parent_id) else None,
+        "group": group if group is not None and is_id(group) else None,
         "eta": timestamp(facts.get("eta")),
         "published_at": sent.get("published_at"),
         "received_at": sent.get("received_at"),

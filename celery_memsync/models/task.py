@@ -11,8 +11,8 @@ from .order import AT_WORK, RANKS, RETRY_WAITS, later_status
 
 #: Fields of a run's body, in this order for ever: new ones go to the end.
 RUN_FIELDS = (
-    "status", "name", "queue", "worker", "pid", "run", "retries", "root_id", "parent_id", "eta", "published_at",
-    "received_at", "started_at", "finished_at", "runtime", "exception", "args", "kwargs", "lock",
+    "status", "name", "queue", "worker", "pid", "run", "retries", "root_id", "parent_id", "group", "eta",
+    "published_at", "received_at", "started_at", "finished_at", "runtime", "exception", "args", "kwargs", "lock",
     "recoveries", "retry_at", "max_retries",
 )
 
@@ -30,8 +30,8 @@ TOO_LATE = 1e11
 #: Types in JSON of the fields of a run that are no times.
 _RUN_KINDS = (
     ("name", str), ("queue", str), ("worker", str), ("pid", int), ("run", str), ("retries", int), ("root_id", str),
-    ("parent_id", str), ("exception", dict), ("args", str), ("kwargs", str), ("lock", dict), ("recoveries", int),
-    ("max_retries", int))
+    ("parent_id", str), ("group", str), ("exception", dict), ("args", str), ("kwargs", str), ("lock", dict),
+    ("recoveries", int), ("max_retries", int))
 
 _ROW = itemgetter(*RUN_FIELDS)
 
@@ -51,6 +51,7 @@ class TaskRun:
     Attributes:
         status: Celery's name of the stage, or ``LOST``, ``SKIPPED``.
         run: Id of this run of the task, made when a worker received it.
+        group: Id of the group that it is a member of.
         eta: When it may start, seconds since the epoch.
         published_at: Like the other times: seconds since the epoch on Redis's clock.
         runtime: Seconds that the body took.
@@ -71,6 +72,7 @@ class TaskRun:
     retries: int = 0
     root_id: str | None = None
     parent_id: str | None = None
+    group: str | None = None
     eta: float | None = None
     published_at: float | None = None
     received_at: float | None = None

@@ -37,7 +37,7 @@ def headers():
     for odd in ODD:
         yield {"memsync": odd}
         yield {"memsync": dict.fromkeys(("published_at", "recoveries", "previous", "run", "key", "received_at"), odd)}
-        yield {"root_id": odd, "parent_id": odd, "argsrepr": odd, "kwargsrepr": odd, "origin": odd}
+        yield {"root_id": odd, "parent_id": odd, "group": odd, "argsrepr": odd, "kwargsrepr": odd, "origin": odd}
     for key in ODD_KEYS:
         yield {"memsync": {"key": key}}
     for previous in PREVIOUS:

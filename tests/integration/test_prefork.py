@@ -240,6 +240,7 @@ def test_the_members_of_a_group_are_all_there(fleet):
 
     states = [fleet.wait(member, "SUCCESS") for member in result]
 
+    assert {state["group"] for state in states} == {result.id}
     assert result.get(timeout=5) == list(range(1, 11))
     assert len({state["run"] for state in states}) == 10
 

@@ -105,7 +105,7 @@ def test_every_final_status_comes_after_the_work():
     TaskRun("PENDING"),
     TaskRun("PENDING", name="add", published_at=1.5),
     TaskRun("FAILURE", name="add", run="r1", retries=3, root_id="t1", exception={"type": "E", "message": "m"}),
-    TaskRun("SUCCESS", root_id="root", parent_id="t1", runtime=0.0, kwargs="{}"),
+    TaskRun("SUCCESS", root_id="root", parent_id="t1", group="g1", runtime=0.0, kwargs="{}"),
 ])
 def test_a_run_comes_back_as_it_was(run):
     assert TaskRun.from_row(encoding.decode(run.encode("t1")), "t1") == run
