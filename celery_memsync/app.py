@@ -7,10 +7,12 @@ from celery import Celery
 from celery._state import get_current_task
 from celery.exceptions import ImproperlyConfigured
 
+from .environment import given_settings
 from .exceptions import InvalidKey, InvalidValue, NotInTask
 from .integration import lock_decorators
+from .integration.app_environment import AppEnvironment
 from .integration.app_manager import AppManager
-from .integration.app_settings import app_settings, borrowed_backend, mask_reports
+from .integration.app_settings import mask_reports
 from .integration.bootstep import HeartbeatStep
 from .integration.lock_decorators import RETRY_DELAY, F
 from .integration.publishing import mark_publishing
@@ -18,10 +20,7 @@ from .integration.revokes import record_sent_revokes
 from .integration.runs import ActiveRun, active_run
 from .integration.task_signals import TaskSignals
 from .keys import is_id
-from .locking.lock_service import Owner
 from .manager import MemorySyncManager
-from .runtime import Runtime
-from .settings import Settings
 from .user_code import ends_here
 from .writing.bad_values import refuse
 
@@ -51,12 +50,9 @@ class MemSync(AppManager):
         self.node_name = None
         self.in_worker = False
         self.signals = TaskSignals(self)
-        super().__init__(**overrides)
+        super().__init__(environment=AppEnvironment(self, given_settings(**overrides)))
         if app is not None:
             self.init_app(app)
-
-    def _check_given(self) -> None:
-        Settings.build(self._given)
 
     def init_app(self, app: Celery) -> MemSync:
         """Tie this to an app; doing so twice does nothing more."""
@@ -107,7 +103,7 @@ class MemSync(AppManager):
         else:
             to_queue = active.progress.count(current, total, message)
         if to_queue and (memsync := active.find_memsync()) is not None:
-            memsync.writer.put(active.progress)
+            memsync.runtime.writer.put(active.progress)
 
     def track(
         self, iterable: Iterable[T], total: float | None = None, message: str | None = None, *, phase: str | None = None,
@@ -141,7 +137,7 @@ class MemSync(AppManager):
 
     def _queue(self, active: ActiveRun, to_queue: bool) -> None:
         if to_queue and (memsync := active.find_memsync()) is not None:
-            memsync.writer.put(active.progress)
+            memsync.runtime.writer.put(active.progress)
 
     def agent(self, agent_id: str) -> Agent:
         """Return an agent, or a sub-step, of the running task.
@@ -157,7 +153,7 @@ class MemSync(AppManager):
             return Agent(None, "", agent_id)
         memsync: AppManager = active.memsync or self
         try:
-            memsync.keys.agent_location(active.task_id, agent_id)
+            memsync.runtime.keys.agent_location(active.task_id, agent_id)
         except InvalidKey as exc:
             refuse(exc, active.spared)
             return Agent(None, active.task_id, agent_id)
@@ -241,64 +237,19 @@ class MemSync(AppManager):
 
     # -- what the entrances need
 
-    def _build(self) -> Runtime:
-        runtime = super()._build()
-        if not runtime.settings.enabled:
-            self.signals.disconnect()
-        return runtime
-
     def check(self) -> None:
         """Read and check the settings now.
 
         Raises:
             ImproperlyConfigured: If one is unknown or wrong.
         """
-        self._open()
+        self._lifetime.open()
 
     def spawned_settings(self) -> dict[str, Any]:
         """Return what the configuration needs so that a spawned child makes the same memory."""
-        given = {f"memsync_{name.removeprefix('memsync_')}": value for name, value in self._given.items()}
+        given = {f"memsync_{name.removeprefix('memsync_')}": value for name, value in self.environment.given.items()}
         settings = self.settings
         return {**given, "memsync_backend": settings.backend, "memsync_backend_options": dict(settings.backend_options)}
-
-    def _settings(self) -> Settings:
-        if self.app is None:
-            raise ImproperlyConfigured("this MemSync has no app yet; call init_app(app), or use MemorySyncManager")
-        settings = Settings.build({**app_settings(self.app), **self._given})
-        self.backend_source = "memsync_backend"
-        if settings.backend is None and settings.enabled:
-            settings = self._with_borrowed_backend(settings)
-        return settings
-
-    def _with_borrowed_backend(self, settings: Settings) -> Settings:
-        url, self.backend_source, options = borrowed_backend(self.app.conf)
-        options = {**options, **settings.backend_options}
-        try:
-            return Settings.build({**settings.__dict__, "backend": url, "backend_options": options})
-        except ImproperlyConfigured as exc:
-            raise ImproperlyConfigured(f"{exc} (it is not set, so {self.backend_source} is taken)") from None
-
-    def _default_worker_id(self) -> str:
-        return self.node_name or super()._default_worker_id()
-
-    def _run_key(self, task_id: str) -> str:
-        active = active_run.get()
-        return active.run_key if active is not None and active.task_id == task_id and active.find_memsync() is self else ""
-
-    def _fence(self, task_id: str) -> int:
-        active = active_run.get()
-        return active.fence if active is not None and active.task_id == task_id and active.find_memsync() is self else 0
-
-    def _owner(self) -> Owner:
-        active = active_run.get()
-        if active is None:
-            return Owner()
-        active.add_lock_owner(self)
-        return Owner(active.task_id, active.run_id or "-")
-
-    def _forget(self) -> None:
-        super()._forget()
-        self.signals.forget()
 
 
 def _length_of(iterable: Iterable[Any]) -> float | None:

@@ -1,10 +1,11 @@
 """One deadline for a public call, and for all that is done for it."""
 from __future__ import annotations
 
+import functools
 import time
 from contextvars import ContextVar, copy_context
 from threading import get_ident
-from typing import Callable, ParamSpec, TypeVar
+from typing import Any, Callable, ParamSpec, TypeVar
 
 #: ``memsync_timeout`` unless it is set, in seconds.
 DEFAULT_TIMEOUT = 3.0
@@ -14,6 +15,8 @@ _FOREVER = float("inf")
 T = TypeVar("T")
 
 P = ParamSpec("P")
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Deadline:
@@ -90,3 +93,13 @@ def within(seconds: float, call: Callable[P, T], *args: P.args, **kwargs: P.kwar
     if outer is not None and outer.end <= time.monotonic() + seconds and outer.thread == get_ident():
         return call(*args, **kwargs)
     return Deadline(seconds).run(call, *args, **kwargs)
+
+
+def bounded(method: F) -> F:
+    """Let a method end within the ``timeout`` of its object, in seconds, or earlier with the call it is a part of."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return within(self.timeout, method, self, *args, **kwargs)
+
+    return call  # type: ignore[return-value]

@@ -34,7 +34,7 @@ POLL_INTERVAL = 2.0
 def watch(ctx: click.Context, pattern: str, limit: int | None, timeout: float | None, as_json: bool) -> None:
     """Show changes of keys that match a glob, from now on. Without one, of all."""
     with memory_of(ctx) as memsync:
-        memsync.store.ping()
+        memsync.runtime.store.ping()
         deadline = deadline_of(timeout)
         count = 0
         with memsync.watch(pattern) as changes:
@@ -64,7 +64,7 @@ def changes_until(ctx: click.Context, memsync: MemSync, changes: Watch, deadline
         elif left <= 0:
             return
         else:
-            patiently(ctx, memsync.store.ping, deadline)
+            patiently(ctx, memsync.runtime.store.ping, deadline)
             yield None
 
 

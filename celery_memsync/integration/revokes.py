@@ -86,7 +86,7 @@ class RevokedTasks:
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _record(self, task_ids: Iterable[str]) -> None:
-        store = self.memsync.store.with_token(self._token)
+        store = self.memsync.runtime.store.with_token(self._token)
         waiting = list(task_ids)
         # Each at the version that was read, for a run may begin meanwhile; then it is looked at again.
         while waiting:
@@ -101,10 +101,10 @@ class RevokedTasks:
         header, run = stage.header, TaskRun.from_row(stage.value, task_id)
         if run is None or header.rank not in WAITING and run.status != "RETRY":
             return None
-        now = self.memsync.store.clock.now()
+        now = self.memsync.runtime.store.clock.now()
         body = run.evolve(status="REVOKED", finished_at=now).encode(task_id)
         return EntryWrite(
-            self.memsync.keys.task_location(task_id, STAGE), str(header.version), run_key_of(header.run),
+            self.memsync.runtime.keys.task_location(task_id, STAGE), str(header.version), run_key_of(header.run),
             rank_of("REVOKED"), 0, ms(now), 0, header.ttl_ms, next(self._serials), body)
 
 
@@ -154,7 +154,7 @@ def _record_request(memsync: AppManager, task_ids: Any) -> None:
     try:
         if not memsync.enabled:
             return
-        now = round(memsync.store.clock.now(), 3)
+        now = round(memsync.runtime.store.clock.now(), 3)
         for task_id in task_ids if isinstance(task_ids, (list, tuple, set, frozenset)) else [task_ids]:
             if is_id(task_id):
                 memsync.sync_task_state(task_id, {REQUESTED_AT: now})

@@ -145,13 +145,17 @@ class LockService:
     thread, or by the end of the task, or by the end of the lease.
 
     Args:
+        owner_of: Returns for what a call takes a lock of this service.
         replicas: How many replicas of Redis must have a lease before it is believed in.
     """
 
-    def __init__(self, store: Store, events: Events, replicas: int = 0) -> None:
+    def __init__(
+        self, store: Store, events: Events, owner_of: Callable[[LockService], Owner], replicas: int = 0,
+    ) -> None:
         self.store = store
         self.events = events
         self.replicas = replicas
+        self._owner_of = owner_of
         self._numbers = count(1)
         self._grants: dict[str, LockLease] = {}
         #: By name: the last one that was granted, and the last one that :meth:`acquire_task` has taken.
@@ -344,10 +348,14 @@ class LockService:
             self._report_lost(grant)
         return held
 
-    def acquire_task(self, name: str, ttl: float, wait: float, owner: Owner) -> bool:
-        """Take the lock of a task and remember it by its name; tell whether it was to be had."""
+    def owner(self) -> Owner:
+        """Return for what the calling thread takes a lock."""
+        return self._owner_of(self)
+
+    def acquire_task(self, name: str, ttl: float, wait: float, owner: Owner | None = None) -> bool:
+        """Acquire the lock of a task and keep it by its name; return whether that was possible."""
         try:
-            grant = self._of_tasks[name] = self.acquire(name, ttl, wait, owner)
+            grant = self._of_tasks[name] = self.acquire(name, ttl, wait, owner or self.owner())
             grant.claim = weakref.ref(self)
         except LockNotAcquired:
             return False
@@ -397,7 +405,8 @@ class LockService:
     def end_run(self, run: str) -> None:
         """Give back what the run of a task still holds at its end; the thread does it."""
         for grant in list(self._grants.values()):
-            if grant.owner.run == run:
+            # A child that was forked in the body of the task may come here, too.
+            if grant.owner.run == run and grant.pid == os.getpid():
                 self._give_up(grant)
 
     def release_if_ended(self, run: str, is_ended: Callable[[], bool]) -> None:

@@ -11,7 +11,7 @@ from typing import Iterator, Mapping, Sequence
 
 from ..background_loop import Wakeup
 from ..closing import closer
-from ..deadline import remaining, within
+from ..deadline import bounded, remaining, within
 from ..events import Events
 from ..exceptions import InvalidKey, StoreError
 from ..keys import STAGE, STATE, Location
@@ -62,6 +62,7 @@ class Subscriptions:
         self.link = link
         self.events = events
         self.keys = reader.keys
+        self.timeout = reader.store.timeout
         self._numbers = count(1)
         self._subscriptions: dict[str, Subscription] = {}
         self._by_pattern: dict[str, tuple[Subscription, ...]] = {}
@@ -90,6 +91,7 @@ class Subscriptions:
         with self._mutex:
             return self._skipped + sum(subscription.skipped for subscription in self._subscriptions.values())
 
+    @bounded
     def subscribe(self, pattern: str, handlers: Handlers) -> str:
         """Call handlers from now on, as long as the caller keeps them; return an id for :meth:`unsubscribe`."""
         delivery = _Delivery(self, self._pool, handlers)
@@ -99,6 +101,7 @@ class Subscriptions:
         self._begin(subscription)
         return subscription.id
 
+    @bounded
     def watch(self, pattern: str, timeout: float | None, owner: object = None) -> Watch:
         """Return an iterator over changes from now on.
 

@@ -48,7 +48,7 @@ def test_a_flush_of_300_writes_is_one_round_trip_of_three_calls(warmed_up, redis
     for number in range(300):
         warmed_up.write(f"key-{number}", number)
 
-    trips = round_trips(warmed_up, warmed_up.writer.flush)
+    trips = round_trips(warmed_up, warmed_up.runtime.writer.flush)
 
     assert trips == 1
     assert calls_of(redis)["evalsha"] == 3
@@ -73,7 +73,7 @@ def test_a_flush_of_counters_alone_is_one_round_trip(warmed_up):
 
 def test_a_batch_size_bounds_one_round_trip(make_memsync, redis):
     memsync = make_memsync(batch_interval=60.0, batch_size=100)
-    memsync.store.connect()
+    memsync.runtime.store.connect()
     for number in range(90):
         memsync.write(f"key-{number}", number)
         memsync.sync_task_progress(f"t{number}", 5)
@@ -182,7 +182,7 @@ def test_a_finished_task_costs_less_than_800_bytes(make_memsync, redis, message)
         progress = Progress(keys.task_location(task_id, PROGRESS), 3600.0, run, key)
         progress.report(1200, 1200, message)
         memsync.sync_task_run(task_id, finished(task_id, run), key)
-        memsync.writer.put(progress)
+        memsync.runtime.writer.put(progress)
     memsync.force_sync()
     used = redis.info("memory")["used_memory"] - before
 

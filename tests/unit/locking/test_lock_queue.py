@@ -55,7 +55,7 @@ def kill(process, manager):
     """Kill a process; return when Redis knows, which frees what is gone only after it has answered who is there."""
     process.kill()
     process.wait()
-    manager.store.ping()
+    manager.runtime.store.ping()
 
 
 def waiting(manager, name):
@@ -219,7 +219,7 @@ def test_waiting_does_not_poll(memsync, other, redis):
 
 
 def test_what_is_left_of_the_lease_of_a_turn_that_was_missed_is_renewed_before_it_ends(memsync):
-    request = LockRequest(memsync.store.keys.lock_location("a"), "holder.1", 30.0, "-", b"{}")
+    request = LockRequest(memsync.runtime.store.keys.lock_location("a"), "holder.1", 30.0, "-", b"{}")
     lease, now = LockLease("a", request, Owner(), float("inf")), time.monotonic()
 
     lease.trust(now, 1.2)

@@ -228,7 +228,7 @@ def test_a_part_that_ends_while_an_answer_is_put_together_is_not_kept(memsync, o
     other.sync_task_run("t1", TaskRun("STARTED"), run_key(0, 1.0), ttl=60)
     other.sync_task_state("t1", {"x": 1}, ttl=0.5)
     other.force_sync()
-    reader = memsync._open().reader
+    reader = memsync.runtime.reader
 
     def slots_after(seconds, task):
         time.sleep(seconds)
