@@ -86,13 +86,15 @@ def raise_if_expired() -> None:
         raise TimeoutError("the deadline has passed")
 
 
+def is_within(seconds: float) -> bool:
+    """Whether a call is under way that has a deadline and ends no later than ``seconds`` from now."""
+    outer = _current.get()
+    return outer is not None and outer.end <= time.monotonic() + seconds and outer.thread == get_ident()
+
+
 def within(seconds: float, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Make a call that has a deadline; if one is under way already that has one, the earlier end counts."""
-    # On the way of each call to Redis: nothing is called here that can be done in place.
-    outer = _current.get()
-    if outer is not None and outer.end <= time.monotonic() + seconds and outer.thread == get_ident():
-        return call(*args, **kwargs)
-    return Deadline(seconds).run(call, *args, **kwargs)
+    return call(*args, **kwargs) if is_within(seconds) else Deadline(seconds).run(call, *args, **kwargs)
 
 
 def bounded(method: F) -> F:

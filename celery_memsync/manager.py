@@ -256,7 +256,8 @@ class MemorySyncManager:
             max_age: Most seconds that a copy may be old.  None: ``memsync_cache_max_age``.
             consistent: Read from Redis in any case.
         """
-        return self.runtime.entries.read(key, max_age, consistent)
+        # Not by the property: what is in the cache takes less than two microseconds.
+        return (self._lifetime.runtime or self.runtime).entries.read(key, max_age, consistent)
 
     def read_entry(self, key: str, *, max_age: float | None = None, consistent: bool = False) -> Entry | None:
         """Return an entry with version, time and writer, or None; see :meth:`read`.

@@ -102,11 +102,11 @@ class EntryRecords:
         """Return the value of an entry, or None if there is none."""
         if max_age is not None:
             check_seconds(max_age, "max_age")
-        if not consistent:
-            copy = self.cache.get(key, max_age)
-            if copy is not None:
-                return copy.take()
-        entry = within(self.timeout, self.reader.entry, key, max_age, consistent, not consistent)
+        if consistent:
+            self.reader.uncached += 1
+        elif (copy := self.cache.get(key, max_age)) is not None:
+            return copy.take()
+        entry = within(self.timeout, self.reader.read, {key: self.keys.location(key)})[key]
         return None if entry is None else entry.value
 
     @bounded
@@ -114,7 +114,7 @@ class EntryRecords:
         """Return an entry, or None if there is none."""
         if max_age is not None:
             check_seconds(max_age, "max_age")
-        return self.reader.entry(key, max_age, consistent)
+        return self.reader.entries([key], max_age, consistent)[key]
 
     @bounded
     def many(self, keys: Iterable[str], max_age: float | None, consistent: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Callable, Mapping, TypeVar
 
 import redis
 
-from ..deadline import DEFAULT_TIMEOUT, within
+from ..deadline import DEFAULT_TIMEOUT, Deadline, is_within
 from ..exceptions import MemSyncError, StoreError, StoreRefused, StoreUnavailable
 from ..keys import Location
 from .causes import SENSELESS, TEXTS, cause_of_connection
@@ -87,7 +87,9 @@ def redis_call(method: F) -> F:
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return within(self.timeout, method, self, *args, **kwargs)
+            if is_within(self.timeout):
+                return method(self, *args, **kwargs)
+            return Deadline(self.timeout).run(method, self, *args, **kwargs)
         except MemSyncError:
             raise
         except (redis.RedisError, OSError, *SENSELESS) as exc:

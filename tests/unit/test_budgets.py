@@ -1,6 +1,7 @@
 """What it costs: round trips and Redis's memory."""
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 
@@ -13,6 +14,9 @@ from celery_memsync.store import scripts
 from celery_memsync.writing.progress import Progress
 from tests.support.redis_calls import calls_of, round_trips
 from tests.support.runs import run_key
+
+#: Calls of our own functions that a read from Redis is deep.
+MOST_DEEP = 15
 
 #: Bytes of Redis memory for one finished task.
 MOST_BYTES = 800
@@ -153,6 +157,22 @@ def test_no_reader_goes_through_all_keys(warmed_up, redis):
     warmed_up.get_task_agents("t1")
 
     assert not {"keys", "scan", "hscan", "zscan", "sscan"} & calls_of(redis).keys()
+
+
+def test_a_missed_read_is_at_most_15_calls_deep(warmed_up):
+    depths = [0]
+
+    def count(frame, event, _):
+        if event in ("call", "return") and "/celery_memsync/" in frame.f_code.co_filename:
+            depths.append(depths[-1] + (1 if event == "call" else -1))
+
+    sys.setprofile(count)
+    try:
+        warmed_up.read("a")
+    finally:
+        sys.setprofile(None)
+
+    assert 5 < max(depths) <= MOST_DEEP
 
 
 def test_a_conflict_costs_one_more_round_trip(warmed_up, other):
