@@ -7,7 +7,8 @@ from typing import Any, Mapping
 
 from celery.exceptions import ImproperlyConfigured
 
-from .locking.lock_service import LockService, Owner
+from .locking.lease import Owner
+from .locking.lock_service import LockService
 from .settings import Settings
 
 #: Run key and fence of a call that no run of the task makes.

@@ -15,7 +15,7 @@ from .models.task import TaskRun
 from .models.worker import WorkerRecord
 from .reading.handlers import Handlers, OnChange, OnInvalidate
 from .reading.reader import LONGEST_LIST
-from .reading.subscriptions import Watch
+from .reading.watch import Watch
 from .records.checks import check_seconds
 from .records.lock_records import name_of
 from .records.task_records import TASKS_PER_CALL

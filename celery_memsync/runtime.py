@@ -15,6 +15,7 @@ from .deadline import Deadline, remaining
 from .environment import Environment
 from .events import Events
 from .keys import Keys, new_token
+from .locking.lock_reader import LockReader
 from .locking.lock_service import LockService
 from .reading.cache import EntryCache
 from .reading.handlers import Handlers
@@ -132,7 +133,7 @@ class Runtime:
         self.workers = WorkerRecords(self.entries, worker_id)
         self.queue = QueueRecords(settings, self.reader, self.coordination)
         self.counters = Counters(settings, self.reader)
-        self.lock_records = LockRecords(settings, self.locks)
+        self.lock_records = LockRecords(settings, self.locks, LockReader(self.store))
 
     @property
     def is_away(self) -> bool:
@@ -150,7 +151,7 @@ class Runtime:
             "cache": {"size": len(cache), "max_size": cache.size, "invalidated": cache.invalidated},
             **writer.counts, "pending_writes": writer.pending, "subscriptions": len(self.subscriptions),
             "skipped": self.subscriptions.skipped, "events_dropped": events_dropped,
-            "last_flush_seconds": writer.last_flush_seconds, "connected": writer.connected,
+            "last_flush_seconds": writer.report.last_flush_seconds, "connected": writer.connected,
         }
 
     def close(self, timeout: float | None = None) -> None:

@@ -12,7 +12,7 @@ from celery.bin.base import CeleryOption
 from ..app import MemSync
 from ..exceptions import StoreError, StoreRefused
 from ..reading.subscription import KeyChange
-from ..reading.subscriptions import Watch
+from ..reading.watch import Watch
 from .command import command
 from .output import (EX_TIMEOUT, json_option, memory_of, moment, print_error, print_json, print_line, shown,
                      timeout_option)

@@ -7,7 +7,8 @@ from typing import Any, Mapping
 from celery.exceptions import ImproperlyConfigured
 
 from ..environment import NO_RUN, Environment
-from ..locking.lock_service import LockService, Owner
+from ..locking.lease import Owner
+from ..locking.lock_service import LockService
 from ..settings import Settings
 from .app_manager import AppManager
 from .app_settings import app_settings, borrowed_backend

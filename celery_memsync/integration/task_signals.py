@@ -180,7 +180,7 @@ class TaskSignals:
             return {}
         recoveries = count_of(active.sent.get("recoveries"))
         known = {"recoveries": recoveries} if recoveries else {}
-        body = active.progress.content(self.memsync.runtime.store.clock, {}).body if active.reported else b""
+        body = active.progress.entry_write(self.memsync.runtime.store.clock).body if active.reported else b""
         return {"previous": [active.run_key, encoding.decode(body)], **known} if 0 < len(body) <= MAX_PREVIOUS else known
 
     def on_published(self, headers: Any = None, exchange: Any = None, routing_key: Any = None, **_: Any) -> None:
@@ -231,7 +231,8 @@ class TaskSignals:
             if not isinstance(outcome, tuple):
                 setattr(request, RECORDED, True)  # it raised no Exception, which Celery's own callback can't take
             elif self.has_children:
-                self._outcomes.remember(request, run, outcome, services.settings.batch_interval, services.writer.connected)
+                is_there = services.writer.report.connected
+                self._outcomes.remember(request, run, outcome, services.settings.batch_interval, is_there)
         except Exception as exc:
             _log_unrecorded(exc)
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any, Callable
 
 from ..exceptions import LockLost, LockNotAcquired, StoreError
-from .lock_service import LockLease, LockService
+from .lease import LockLease
+from .lock_service import LockService
 
 
 class Acquisition:

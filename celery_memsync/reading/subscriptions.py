@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from itertools import count
-from typing import Iterator, Mapping, Sequence
+from typing import Mapping, Sequence
 
 from ..background_loop import Wakeup
 from ..closing import closer
@@ -24,15 +24,13 @@ from .projections import entry_of, stamp_of
 from .reader import READ_AT_ONCE, Parts, Reader
 from .search import Search
 from .subscription import KeyChange, KnownVersion, PendingBytes, Subscription, is_alive
+from .watch import Watch
 
 #: Longest that `subscribe` waits for Redis to confirm, in seconds.
 CONFIRM_TIMEOUT = 2.0
 
 #: Longest that it waits until it is known what is there, so that nothing of that can go without a word, in seconds.
 FIND_TIMEOUT = 0.5
-
-#: Seconds between two tries to read what has changed while Redis is away.
-READ_PAUSE = 0.2
 
 #: Paths of which it is remembered where they are kept: what one hears of, one hears of again.
 MAX_LOCATIONS = 1000
@@ -111,8 +109,10 @@ class Subscriptions:
         bell = Wakeup()
         subscription = Subscription(self._new_id(), self.keys.pattern(pattern), bell.set, False, self._pending_bytes)
         self._begin(subscription)
-        watch = Watch(self, subscription, bell, timeout, owner)
-        watch.closer_number = closer.add(watch, functools.partial(self.unsubscribe, subscription.id))
+        next_change = functools.partial(within, self.timeout, self.next_change, subscription)
+        end = functools.partial(self.unsubscribe, subscription.id)
+        watch = Watch(subscription, bell, timeout, next_change, end, owner)
+        watch.closer_number = closer.add(watch, end)
         return watch
 
     def _new_id(self) -> str:
@@ -390,82 +390,6 @@ class _Delivery:
         """Return what the log calls the handlers."""
         handlers = self._handlers()
         return "a handler" if handlers is None else handlers.name
-
-
-class Watch:
-    """Changes, one after the other; a context manager and an iterator.
-
-    Usage::
-
-        with memsync.watch("tasks/*/progress", timeout=60) as changes:
-            for change in changes:
-                print(change.key, change.value)
-
-    The loop ends when nothing has changed for ``timeout`` seconds, or after :meth:`close`.  One that is collected is
-    closed soon, by a thread.
-    """
-
-    #: Given by what closes this if nothing else does.
-    closer_number = 0
-
-    def __init__(
-        self, subscriptions: Subscriptions, subscription: Subscription, bell: Wakeup, timeout: float | None,
-        owner: object = None,
-    ) -> None:
-        self.id = subscription.id
-        self.timeout = timeout
-        self._subscriptions = subscriptions
-        self._subscription = subscription
-        self._bell = bell
-        self._owner = owner
-
-    def get(self, timeout: float | None = None) -> KeyChange | None:
-        """Return the next change.
-
-        Args:
-            timeout: Seconds to wait for it.  None: as long as it takes.
-
-        Returns:
-            The change; None if there was none in time, or this is closed.
-        """
-        deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        change = None
-        while change is None and not self._subscription.closed:
-            pause = float("inf")
-            try:
-                change = within(
-                    self._subscriptions.reader.store.timeout, self._subscriptions.next_change, self._subscription)
-            except StoreError:
-                # Redis went away before what has changed could be read; it is tried again.
-                pause = READ_PAUSE
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            if change is None:
-                self._bell.wait(min(left, pause))
-        if self._subscription.closed or self._subscription.waiting:
-            self._bell.set()  # for the next of those who share this
-        return change
-
-    def close(self) -> None:
-        """Watch no more."""
-        closer.remove(self.closer_number)
-        self._subscriptions.unsubscribe(self.id)
-
-    def __iter__(self) -> Iterator[KeyChange]:
-        return self
-
-    def __next__(self) -> KeyChange:
-        change = self.get(self.timeout)
-        if change is None:
-            raise StopIteration
-        return change
-
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
 
 def _parts_of(location: Location, data: bytes) -> Parts:

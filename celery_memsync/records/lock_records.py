@@ -1,4 +1,4 @@
-"""Locks, as callers take and see them."""
+"""Locks, as callers acquire and read them."""
 from __future__ import annotations
 
 from typing import Callable
@@ -6,6 +6,7 @@ from typing import Callable
 from ..deadline import bounded
 from ..keys import check_id
 from ..locking.lock import Lock
+from ..locking.lock_reader import LockReader
 from ..locking.lock_service import LockService
 from ..models.lock import LockRecord
 from ..settings import Settings
@@ -13,12 +14,13 @@ from .checks import check_count, check_lock, check_seconds, check_ttl, check_wai
 
 
 class LockRecords:
-    """Makes lock objects, takes the locks of tasks by id, and reads all locks that are held."""
+    """Makes lock objects, acquires the locks of tasks by id, and reads all locks that are held."""
 
-    def __init__(self, settings: Settings, service: LockService) -> None:
+    def __init__(self, settings: Settings, service: LockService, reader: LockReader) -> None:
         self.settings = settings
         self.timeout = settings.timeout
         self.service = service
+        self.reader = reader
         self.store = service.store
 
     def lock(
@@ -50,17 +52,17 @@ class LockRecords:
     @bounded
     def held(self) -> list[LockRecord]:
         """Return all locks that are held, sorted by name."""
-        return self.service.held()
+        return self.reader.held()
 
     @bounded
     def record(self, name: str) -> LockRecord | None:
         """Return the record of a held lock, or None if it is free."""
-        return self.service.record(check_lock(name))
+        return self.reader.record(check_lock(name))
 
     @bounded
     def awaited(self, task_id: str) -> LockRecord | None:
         """Return the record of the lock for which a task is waiting, or None if it waits for none."""
-        return self.service.awaited(check_id(task_id, "task"))
+        return self.reader.awaited(check_id(task_id, "task"))
 
 
 def name_of(task_id: str) -> str:

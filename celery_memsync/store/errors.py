@@ -4,7 +4,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from typing import Any, Callable, Mapping, TypeVar
+from typing import Any, Callable, Iterable, Mapping, TypeVar
 
 import redis
 
@@ -240,3 +240,19 @@ def _subject(argument: Any) -> str:
     name = location.path if isinstance(location, Location) else location if isinstance(location, str) else ""
     more = f" and {len(argument) - 1} more" if several and len(argument) > 1 else ""
     return f" {name[:200]}{more}" if name else ""
+
+
+def run_all(actions: Iterable[Callable[[], None]]) -> None:
+    """Call actions, each whatever the others raise.
+
+    Raises:
+        StoreError: The first that one of them has raised.
+    """
+    failures: list[StoreError] = []
+    for action in actions:
+        try:
+            action()
+        except StoreError as exc:
+            failures.append(exc)
+    if failures:
+        raise failures[0]

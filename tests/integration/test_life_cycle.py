@@ -119,7 +119,7 @@ def test_a_child_forked_while_another_thread_holds_every_lock_can_work(tmp_path,
         memsync.write('a', 1)
         memsync.force_sync()
         memsync.write('pending', 1)
-        locks = [memsync._mutex, memsync.runtime.writer._pending._mutex]
+        locks = [memsync._lifetime._mutex, memsync.runtime.writer._pending._mutex]
         held, done = threading.Event(), threading.Event()
 
         def hold():

@@ -210,7 +210,7 @@ def test_a_worker_that_is_back_sets_right_what_is_told_of_it_too_late(make_worke
     silence_until_lost(paused, to=[watcher])
     paused.beat()
 
-    watcher.manager.sync_task_run("t1", TaskRun("LOST", run=f"{paused.runtime.store.token}-t1"), key)
+    watcher.manager.sync_task_run("t1", TaskRun("LOST", run=f"{paused.store.token}-t1"), key)
     watcher.manager.force_sync()
     overtaken = other.get_task_state("t1")["status"]
     paused.losses.settle()

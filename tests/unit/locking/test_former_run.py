@@ -6,7 +6,7 @@ import time
 import pytest
 
 from celery_memsync import LockNotAcquired
-from celery_memsync.locking.lock_service import Owner
+from celery_memsync.locking.lease import Owner
 
 FOREVER = float("inf")
 

@@ -7,6 +7,7 @@ import gc
 import pytest
 
 from celery_memsync import LockLost, LockNotAcquired
+from celery_memsync.locking import lease as lease_module
 from celery_memsync.locking import lock as lock_module
 from celery_memsync.locking import lock_service
 from celery_memsync.locking.lock import Lock
@@ -25,7 +26,7 @@ def use_stack(lock):
 
 
 @pytest.mark.parametrize("thread_local", [True, False])
-@pytest.mark.parametrize("module", [lock_module, lock_service], ids=["lock", "service"])
+@pytest.mark.parametrize("module", [lock_module, lock_service, lease_module], ids=["lock", "service", "lease"])
 def test_an_exception_at_any_bytecode_of_a_block_leaves_no_lease_that_is_renewed(memsync, redis, module, thread_local):
     lock, locks = memsync.lock("a", thread_local=thread_local), memsync.runtime.locks
     use_block(lock)

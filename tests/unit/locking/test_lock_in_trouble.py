@@ -10,7 +10,7 @@ import time
 import pytest
 
 from celery_memsync import StoreError
-from celery_memsync.locking.lock_service import Owner
+from celery_memsync.locking.lease import Owner
 from celery_memsync.store.scripts import LOCK_ACQUIRE, LOCK_RELEASE
 from tests.support.stress import stressed
 from tests.support.waiting import eventually
@@ -277,7 +277,7 @@ def test_shutdown_does_not_wait_for_a_redis_that_is_away(make_memsync, own_serve
 INTERRUPTED = """
 import random, signal, sys, time
 from celery_memsync import LockNotAcquired, MemorySyncManager
-from celery_memsync.locking.lock_service import Owner
+from celery_memsync.locking.lease import Owner
 
 class Limit(Exception):
     pass

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from celery_memsync import LockNotAcquired
-from celery_memsync.locking.lock_service import LockLease, Owner
+from celery_memsync.locking.lease import LockLease, Owner
 from celery_memsync.store import LockRequest
 from tests.support.redis_calls import calls_of
 from tests.support.waiting import eventually
@@ -222,7 +222,7 @@ def test_what_is_left_of_the_lease_of_a_turn_that_was_missed_is_renewed_before_i
     request = LockRequest(memsync.runtime.store.keys.lock_location("a"), "holder.1", 30.0, "-", b"{}")
     lease, now = LockLease("a", request, Owner(), float("inf")), time.monotonic()
 
-    lease.trust(now, 1.2)
+    lease.extend(now, 1.2)
 
     assert now < lease.renew_at < lease.until == now + 1.2
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from celery_memsync.locking.lock_service import Owner
+from celery_memsync.locking.lease import Owner
 from tests.support.threads import in_background
 from tests.support.waiting import eventually
 

@@ -25,7 +25,7 @@ def progress(run_key="", run=None):
 
 
 def told(cell):
-    return progress_from(encoding.decode(cell.content(Clock(), {}).body))
+    return progress_from(encoding.decode(cell.entry_write(Clock()).body))
 
 
 # -- by itself
@@ -195,11 +195,12 @@ def test_progress_that_travels_with_a_retry_keeps_its_phase():
     cell.report(4, 4, None, phase="downloading")
     cell.report(1, 10, None, phase="converting")
     change = cell.snapshot()
-    body = change.content(clock, {}).body
+    body = change.entry_write(clock).body
 
     travelled = ProgressChange.from_row(PROGRESS, encoding.decode(body), RUN_1, 60.0, clock)
 
-    assert travelled.content(clock, {})[:4] == change.content(clock, {})[:4]
+    written = [one.entry_write(clock)._replace(time=0, age_ms=0, ttl_ms=0) for one in (travelled, change)]
+    assert written[0] == written[1]
     assert told(travelled)["phase_number"] == 2
 
 

@@ -128,7 +128,7 @@ def test_a_thread_that_has_ended_is_not_told(make_memsync):
 
     memsync.force_sync()
 
-    assert not memsync.runtime.writer._fenced
+    assert not memsync.runtime.writer._refusals._fenced
 
 
 def test_a_loop_that_writes_to_a_closed_writer_leaves_no_crowd_of_threads(make_memsync, memsync):
