@@ -10,6 +10,9 @@ from ..store import LockRequest
 #: A lease is renewed when this part of it is over.
 RENEW_AFTER = 1 / 3
 
+#: A lease that is due within this part of the time between two renewals is renewed with the others.
+TOGETHER = 0.5
+
 #: Seconds by which a lease may end before ``max_hold`` and is not renewed any more: Redis takes whole milliseconds.
 LAST_MOMENT = 0.002
 
@@ -92,6 +95,17 @@ class LockLease:
     def exceeds_max_hold(self) -> bool:
         """Whether the lease ends because the lock was held for the most seconds."""
         return self.until > self.hold_until - LAST_MOMENT
+
+    @property
+    def why_lost(self) -> str:
+        """Why the lease has ended, for the log."""
+        if self.exceeds_max_hold:
+            return f"it was held for longer than its max_hold of {self.max_hold:g} s"
+        return "its lease has run out"
+
+    def is_due_with(self, now: float) -> bool:
+        """Whether it is to be renewed together with one that is due now."""
+        return self.renew_at < self.until and self.renew_at <= now + self.request.ttl * RENEW_AFTER * TOGETHER
 
     def bounded(self, request: LockRequest, now: float) -> LockRequest:
         """Return a request whose lease ends no later than ``max_hold``, so that the lock is free then."""

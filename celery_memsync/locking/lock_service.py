@@ -19,13 +19,10 @@ from ..store import LockAnswer, LockRequest, Store
 from ..store.errors import run_all
 from .ended_runs import ENDED_RUN_INTERVAL, EndedRuns, release
 from .former_run import FormerRun, former_run
-from .lease import RENEW_AFTER, LockLease, Owner
+from .lease import LockLease, Owner
 from .turns import Turns
 
 logger = logging.getLogger(__name__)
-
-#: A lease that is due within this part of the time between two renewals is renewed with the others.
-TOGETHER = 0.5
 
 #: Seconds after which a lock that was handed over is renewed; until then Redis keeps it for a moment only.
 CONFIRM_AFTER = 0.05
@@ -287,11 +284,7 @@ class LockService:
                 self._give_up(grant)
 
     def release_if_ended(self, run: str, is_ended: Callable[[], bool]) -> None:
-        """Have the thread release what a run of another process holds, as soon as that process is gone.
-
-        Args:
-            is_ended: Returns whether the process has ended.
-        """
+        """Have the thread release what a run of another process holds, as soon as that process is gone."""
         self._ended_runs.add(run, is_ended)
         self._thread.wake()
 
@@ -358,8 +351,7 @@ class LockService:
                 grant.renew_at = now + CONFIRM_AFTER
         if not any(grant.renew_at <= now for grant in held):
             return
-        due = [grant for grant in held if grant.claim is not None and grant.renew_at < grant.until
-               and grant.renew_at <= now + grant.request.ttl * RENEW_AFTER * TOGETHER]
+        due = [grant for grant in held if grant.claim is not None and grant.is_due_with(now)]
         requests = [grant.request for grant in due]
         bounded = [grant.bounded(request, now) for grant, request in zip(due, requests)]
         answers = self.store.renew_locks(bounded, self.replicas) if bounded else []
@@ -425,10 +417,7 @@ class LockService:
             self._give_up(grant)
 
     def _report_lost(self, grant: LockLease) -> None:
-        why = "its lease has run out"
-        if grant.exceeds_max_hold:
-            why = f"it was held for longer than its max_hold of {grant.max_hold:g} s"
-        logger.warning("The lock %s is lost: %s, another holder may have it", grant.name, why)
+        logger.warning("The lock %s is lost: %s, another holder may have it", grant.name, grant.why_lost)
         self.events.emit("lock-lost", name=grant.name)
 
     def _give_up_abandoned(self) -> None:
