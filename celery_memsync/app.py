@@ -1,4 +1,4 @@
-"""`MemSync`: the shared memory of a Celery app."""
+"""`MemSync`: the shared state of a Celery app."""
 from __future__ import annotations
 
 from typing import Any, Callable, Iterable, Iterator, Mapping, TypeVar, overload
@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 
 class MemSync(AppManager):
-    """The shared memory of a Celery app: a manager that Celery's signals and workers keep.
+    """The shared state of a Celery app: a manager that Celery's signals and workers keep up to date.
 
-    Settings are read at the first use, so they may be set later than this is
+    Settings are read at the first use, so they may be set after this is
     made.  It is also ``app.memsync``.  For an app that has one already, that
     one's ties to Celery stay and only the settings given here are new.
 
@@ -55,7 +55,7 @@ class MemSync(AppManager):
             self.init_app(app)
 
     def init_app(self, app: Celery) -> MemSync:
-        """Tie this to an app; doing so twice does nothing more."""
+        """Tie this to an app; a second call does nothing."""
         app = getattr(app, "_get_current_object", lambda: app)()
         if self.app is app:
             return self
@@ -79,7 +79,7 @@ class MemSync(AppManager):
         self, current: float, total: float | None = None, message: str | None = None, *, phase: str | None = None,
         **fields: Any,
     ) -> None:
-        """Record how far the running task is; nothing waits for Redis.
+        """Record how far the running task is, without waiting for Redis.
 
         Args:
             current: How many are done, a number of any kind.
@@ -167,10 +167,10 @@ class MemSync(AppManager):
     ) -> Callable[[F], F]:
         """Put a lock around the body of a task; below ``@app.task``.
 
-        It is taken when the body begins and given back when it ends, however
-        that is.  A task that retries does not hold it while it waits.  Who calls
-        the function by itself takes the lock too.  What the task tells of itself
-        meanwhile is refused if a later holder has told something of it.
+        It is acquired when the body begins and released however the task ends.
+        A task that retries does not hold it while it is pending.  A direct call
+        of the function acquires it too.  What the task records meanwhile is
+        refused once a later holder has recorded something of it.
 
         Usage::
 
@@ -182,8 +182,8 @@ class MemSync(AppManager):
             name: Of the lock, with arguments of the task in braces, as in
                 :meth:`str.format`; ``{url!h}`` for what is not fit for a key, the same for equal values.
             ttl: As in :meth:`lock`.
-            wait: As in :meth:`lock`; the pool's slot is taken meanwhile.
-            on_locked: If somebody else holds it: ``"raise"``
+            wait: As in :meth:`lock`; the slot of the pool is taken meanwhile.
+            on_locked: If another holder has it: ``"raise"``
                 :exc:`LockNotAcquired`; ``"retry"`` the task later; or
                 ``"skip"`` it: its status is ``SKIPPED`` then.
             max_hold: As in :meth:`lock`: the lock of a task that hangs is free then; the task itself is not ended.
@@ -209,12 +209,12 @@ class MemSync(AppManager):
         self, function: F | None = None, *, ttl: float | None = None, wait: float | None = 0.0, on_locked: str = "retry",
         max_hold: float | None = None, retry_delay: float = RETRY_DELAY, count_retries: bool = False,
     ) -> F | Callable[[F], F]:
-        """Let a task not run twice at once under one id; below ``@app.task``, with arguments or without.
+        """Run a task once at a time under one id; below ``@app.task``, with arguments or without.
 
-        A second delivery of a message waits until the first has ended, and runs
-        then: it may be that the first did not come to its end.  The lock is that
-        of :meth:`acquire_task_lock`.  Who calls the function by itself has no id
-        and takes no lock.
+        A second delivery of a message waits until the first run has ended, and
+        runs then, because the first may have been cut short.  The lock is that
+        of :meth:`acquire_task_lock`.  A direct call of the function has no id
+        and acquires no lock.
 
         Usage::
 
@@ -235,7 +235,7 @@ class MemSync(AppManager):
         if task is None or task.request.called_directly or is_id(task.request.id):
             refuse(NotInTask(call), None if self.strict else "-")
 
-    # -- what the entrances need
+    # -- for activation and pool children
 
     def check(self) -> None:
         """Read and check the settings now.
@@ -246,7 +246,7 @@ class MemSync(AppManager):
         self._lifetime.open()
 
     def spawned_settings(self) -> dict[str, Any]:
-        """Return what the configuration needs so that a spawned child makes the same memory."""
+        """Return what a spawned child needs in its configuration to share the same state."""
         given = {f"memsync_{name.removeprefix('memsync_')}": value for name, value in self.environment.given.items()}
         settings = self.settings
         return {**given, "memsync_backend": settings.backend, "memsync_backend_options": dict(settings.backend_options)}

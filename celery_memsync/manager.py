@@ -64,10 +64,7 @@ class MemorySyncManager:
     # -- buffered writes
 
     def sync_task_state(self, task_id: str, state: Mapping[str, Any], ttl: float | None = None) -> None:
-        """Merge top-level fields into the state of a task; other fields stay.
-
-        A status that comes late does not undo a later stage of the task.
-        """
+        """Merge top-level fields into the state of a task; a late status does not undo a later stage."""
         self.runtime.tasks.set_state(task_id, state, ttl)
 
     def sync_task_run(self, task_id: str, run: TaskRun, run_key: str = "", ttl: float | None = None) -> Change:
@@ -113,11 +110,7 @@ class MemorySyncManager:
         self.runtime.workers.record_heartbeat()
 
     def sync_queue(self, queue: Mapping[str, Iterable[str]]) -> None:
-        """Replace lists of the queue; with Celery the signals keep them.
-
-        Args:
-            queue: Task ids, oldest first, of ``"pending"``, of ``"processing"``, or both; a list that is not given stays.
-        """
+        """Replace the lists ``"pending"``, ``"processing"`` or both, oldest first; with Celery the signals keep them."""
         self.runtime.queue.replace(queue)
 
     def sync_assignments(self, assignments: Mapping[str, Iterable[str]]) -> None:
@@ -256,14 +249,12 @@ class MemorySyncManager:
             max_age: Most seconds that a copy may be old.  None: ``memsync_cache_max_age``.
             consistent: Read from Redis in any case.
         """
-        # Not by the property: what is in the cache takes less than two microseconds.
-        return (self._lifetime.runtime or self.runtime).entries.read(key, max_age, consistent)
+        return (self._lifetime.runtime or self.runtime).entries.read(key, max_age, consistent)  # a hit takes 2 us
 
     def read_entry(self, key: str, *, max_age: float | None = None, consistent: bool = False) -> Entry | None:
         """Return an entry with version, time and writer, or None; see :meth:`read`.
 
-        What this process wrote there is sent first, because its version is not known before.  While Redis is away it has
-        version 0.
+        What this process wrote there is sent first, to get its version; while Redis is away it has version 0.
         """
         return self.runtime.entries.entry(key, max_age, consistent)
 
@@ -276,11 +267,8 @@ class MemorySyncManager:
     def search(self, pattern: str, limit: int = 1000) -> list[str]:
         """Return the keys that match a pattern, sorted, with their namespace, at most ``limit``.
 
-        It reads the indexes of tasks, workers and users' keys, and does not scan Redis.
-
-        Args:
-            pattern: A glob as Redis has them: ``*`` for any text, slashes too, ``?`` for one character, ``[ab]`` for one
-                of some.
+        It reads the indexes of tasks, workers and users' keys, and does not scan Redis.  Patterns are Redis's globs:
+        ``*`` for any text, slashes too, ``?`` for one character, ``[ab]`` for one of some.
         """
         return self.runtime.entries.search(pattern, limit)
 
@@ -341,8 +329,7 @@ class MemorySyncManager:
         """Return the lock of a task as an object, as :meth:`lock` does; it is the one of :meth:`acquire_task_lock`."""
         return self._lock(name_of(task_id), ttl, wait, max_hold, thread_local)
 
-    def _lock(self, name: str, *options: Any) -> Lock:
-        # A lock object may be used again after a shutdown, with another service.
+    def _lock(self, name: str, *options: Any) -> Lock:  # it may be used again after a shutdown, with another service
         return self.runtime.lock_records.lock(lambda: self.runtime.locks, name, *options)
 
     def acquire_task_lock(self, task_id: str, ttl: float | None = None, wait: float | None = 0.0) -> bool:
@@ -358,24 +345,15 @@ class MemorySyncManager:
         return runtime is not None and runtime.locks.release_task(name)
 
     def free_lock(self, name: str, fence: int) -> bool:
-        """Free a lock that another holder has; the next waiter gets it, and the holder loses it at its next renewal.
+        """Free a lock, named as for :meth:`get_lock`, for its holder; return whether it was held with that fence.
 
-        The holder goes on until then: its fenced writes are refused once a later holder has written.
-
-        Args:
-            name: As for :meth:`get_lock`.
-            fence: Of the acquisition that is to end.
-
-        Returns:
-            Whether the lock was held with that fence.
+        The next waiter gets it.  The holder goes on until its next renewal: its fenced writes are refused once a later
+        holder has written.
         """
         return self.runtime.lock_records.free(name, fence)
 
     def force_sync(self, timeout: float | None = None) -> None:
-        """Return when every write made before this call is in Redis.
-
-        Args:
-            timeout: Seconds to keep trying while Redis is away.  None: one try.
+        """Return when every write made before this call is in Redis; keep trying for ``timeout`` seconds, if given.
 
         Raises:
             StoreError: If Redis is away, or refuses a write; nothing is lost.
@@ -400,7 +378,7 @@ class MemorySyncManager:
         ends equal to Redis.  Handlers of one subscription never run at the same time; one that raises is logged.
 
         Args:
-            pattern: As in :meth:`search`, such as ``"tasks/*/state"``.
+            pattern: Such as ``"tasks/*/state"``.
             on_change: Called with key and value; with the :class:`Entry` too if it takes three arguments.
             on_invalidate: Called with the key when it was deleted, when it has expired, and when the value that was
                 delivered may be outdated because the connection is lost.
@@ -419,19 +397,14 @@ class MemorySyncManager:
     def watch(self, pattern: str, timeout: float | None = None) -> Watch:
         """Return an iterator over changes of keys that match a pattern, from now on; see :class:`Watch`.
 
-        Args:
-            timeout: Seconds without a change after which the loop ends.  None: it does not end.
+        It ends after ``timeout`` seconds without a change, if given.
         """
         if timeout is not None:
             check_seconds(timeout, "timeout")
         return self.runtime.subscriptions.watch(pattern, timeout, self)
 
     def on(self, event: str, handler: Handler) -> None:
-        """Call ``handler(**details)`` when an event happens in this process, one handler after another in one thread.
-
-        Raises:
-            ValueError: If there is no event of that name.
-        """
+        """Call ``handler(**details)`` when an event happens in this process, one handler after another in one thread."""
         self.events.on(event, handler)
 
     def off(self, event: str, handler: Handler) -> None:
@@ -461,14 +434,12 @@ class MemorySyncManager:
         return self._lifetime.runtime or self._lifetime.open()
 
     def shutdown(self, timeout: float | None = None) -> None:
-        """Write what is pending, release the locks, stop the threads, close the connections, within ``memsync_timeout``.
+        """Write what is pending, release the locks, stop the threads, close the connections, within ``timeout`` seconds.
 
         It may be called twice, by a handler, or never: then a thread does it when the manager is collected, or the end of
         the process.  The next call of another method begins anew, but locks and subscriptions have ended.  What could not
-        be written is logged and lost.  Handlers of events that have not run in time are not called any more.
-
-        Args:
-            timeout: Most seconds that all of it takes, instead.
+        be written is logged and lost.  Handlers of events that have not run in time are not called any more.  The
+        default of ``timeout`` is ``memsync_timeout``.
         """
         self._lifetime.close(timeout)
 

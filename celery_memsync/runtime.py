@@ -47,9 +47,7 @@ LINK_TIMEOUT = 0.1
 
 
 class WeakEvents(Events):
-    """The events of a manager, as long as it is there.
-
-    Handlers often refer to the manager, and threads to what works for it: they must not keep it alive.
+    """The events of a manager, without keeping it alive: handlers often refer to it.
 
     Args:
         events: The manager's own.
@@ -61,12 +59,12 @@ class WeakEvents(Events):
 
     @property
     def has_handlers(self) -> bool:
-        """Whether anybody listens, or has listened, to anything."""
+        """Whether there are handlers of any event, or were."""
         events = self._of()
         return events is not None and events.has_handlers
 
     def wanted(self, name: str) -> bool:
-        """Whether anybody listens, so that details need be gathered."""
+        """Whether there are handlers of an event, so that details are needed."""
         events = self._of()
         return events is not None and events.wanted(name)
 
@@ -105,7 +103,7 @@ class Runtime:
         self.keys = keys
         self.token = token
         self._was_away = was_away
-        # The nodes of a cluster can't tell one connection what was read over others.
+        # A node of a cluster can't invalidate over one connection what was read over others.
         cache_size = 0 if is_cluster(url) else settings.cache_size
         self.cache = EntryCache(cache_size, settings.cache_max_age, lambda: self.link.is_stale())
         make_store = ClusterStore if is_cluster(url) else Store
@@ -179,7 +177,7 @@ class Runtime:
         except Exception as exc:
             logger.warning("At shutdown %d writes could not be written: %s", self.writer.pending, message_of(exc))
 
-    # -- what the link hears goes to the cache and to who subscribed
+    # -- what the listener receives goes to the cache and to the subscriptions
 
     def _on_invalid(self, keys: Sequence[str] | None) -> None:
         if keys is None:
