@@ -59,7 +59,7 @@ def summed(rows: dict[int, dict[str, float]]) -> dict[str, Any]:
 
 
 def tell_task(memsync: MemorySyncManager, name: str) -> None:
-    now = memsync.store.clock.now()
+    now = memsync.runtime.store.clock.now()
     run = TaskRun("SUCCESS", name="proj.convert", queue="celery", worker="celery@host-1", run=name, published_at=now,
                   received_at=now, started_at=now, finished_at=now, runtime=0.25)
     memsync.sync_task_run(name, run, run_key(0, now))
@@ -124,11 +124,11 @@ def by_workers(url: str) -> dict[str, Any]:
 def by_writers(url: str) -> dict[str, Any]:
     """Measure with more and more processes that write; each has a token, numbers and an own place in every header."""
     with MemorySyncManager("bench", url) as memsync:
-        resolvers, keys = Resolvers("last_write_wins", memsync.settings.namespace), memsync.store.keys
+        resolvers, keys = Resolvers("last_write_wins", memsync.settings.namespace), memsync.runtime.store.keys
         rows = {}
         for size in WRITERS:
-            stores: list[Store] = [memsync.store.with_token(f"w{number:07}") for number in range(size)]
-            settler = ConflictSettler(memsync.store.clock, "bench", resolvers, 10 ** 6)
+            stores: list[Store] = [memsync.runtime.store.with_token(f"w{number:07}") for number in range(size)]
+            settler = ConflictSettler(memsync.runtime.store.clock, "bench", resolvers, 10 ** 6)
             writers = [BatchWriter(store, Events(), settler, interval=3600.0, batch_size=500, max_pending=1000,
                                    on_put=lambda _: None) for store in stores]
 

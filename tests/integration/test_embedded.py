@@ -220,7 +220,7 @@ def test_a_valkey_server_is_found_if_there_is_no_redis_server(monkeypatch, tmp_p
 def test_rights_are_probed_by_the_first_call_of_a_process(tmp_path):
     memsync = MemorySyncManager("first", f"embedded://{tmp_path}/memory")
 
-    missing = memsync.store.check_rights()
+    missing = memsync.runtime.store.check_rights()
 
     assert missing == ([], [])
     memsync.shutdown(timeout=0.5)
