@@ -1,0 +1,209 @@
+"""Draw the pictures of the documents from a real run: a Redis, two workers, real commands.
+
+Run ``make pictures``.  It needs redis-server on the PATH, the port 6379, and the extra ``dev`` (rich, pyte).  What the
+commands print is also written to ``build/transcript.txt``, from which the samples in the pages are copied.
+"""
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import groupby
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Sequence
+
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+PICTURES = Path(__file__).resolve().parent
+ROOT = PICTURES.parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.support.terminal import Terminal  # noqa: E402
+
+#: Seconds until each worker has sent its third heartbeat, which knows the load of its process.
+SETTLED = 12.0
+
+APP = '''
+import time
+
+from celery import Celery
+from celery_memsync import MemSync
+
+app = Celery("proj", broker="redis://localhost:6379/0", backend="redis://localhost:6379/2")
+app.conf.memsync_backend = "redis://localhost:6379/1"
+memsync = MemSync(app)
+
+
+@app.task
+def convert(pages):
+    reader = memsync.agent("reader")
+    for page in memsync.track(range(pages), message="converting"):
+        time.sleep(0.1)
+        reader.sync(pages=page + 1)
+    return pages
+
+
+@app.task
+@memsync.locked("printer", wait=60)
+def print_invoice(pages):
+    for page in memsync.track(range(pages), message="printing"):
+        time.sleep(0.1)
+
+
+@app.task(bind=True, max_retries=3)
+def charge(self, order):
+    raise self.retry(countdown=120, exc=TimeoutError("the bank did not answer"))
+'''
+
+#: What is sent, one after the other: task, pages, id, options.  The first three seconds are for the first report.
+SENT = (
+    ("charge", 7, "order-7", {}),
+    ("convert", 20, "report-1", {}),
+    ("convert", 900, "report-2", {}),
+    ("print_invoice", 600, "invoice-17", {}),
+    ("print_invoice", 600, "invoice-18", {}),
+    ("convert", 500, "report-3", {}),
+    ("convert", 80, "report-4", {}),
+    ("convert", 80, "report-5", {"countdown": 600}),
+)
+
+#: What the picture of `why` asks.
+WHY = ("report-2", "invoice-18", "order-7", "report-4", "report-5")
+
+#: What goes into the transcript, while all of that runs.
+COMMANDS = (
+    "status", "tasks", "tasks --name *.convert --sort runtime --limit 1", "task report-2", "agents report-2",
+    "workers", "workers w1", "locks", "queue --limit 3", "assignments", "metrics", "search prices/*",
+    "set prices/chf 0.93", "get prices/chf", "watch tasks/report-2/progress --limit 2 --timeout 5", "why invoice-18 --json",
+    "unlock printer --yes", "export -", "doctor",
+)
+
+#: Runs commands one after the other in one process, because each start takes a second.
+RUN = """
+import sys
+from celery.bin.celery import celery
+for command in sys.argv[1:]:
+    print(f"$ celery -A proj memsync {command}", flush=True)
+    celery.main(["-A", "proj", "memsync", *command.split()], prog_name="celery", standalone_mode=False)
+    print(flush=True)
+"""
+
+#: Fonts that terminals have: an SVG in a page can load none.
+FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
+
+
+def main() -> None:
+    """Draw all pictures."""
+    with tempfile.TemporaryDirectory(prefix="memsync-") as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        (folder / "proj.py").write_text(APP)
+        env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
+        stack.enter_context(started(shutil.which("redis-server") or "redis-server", "--save", "", cwd=folder))
+        for node in ("w1@vm", "w2@vm"):
+            stack.enter_context(started(*celery("worker", "-c", "2", "-n", node), cwd=folder, env=env))
+        shell = SimpleNamespace(env=env, _command=lambda _, args: celery("memsync", *args))
+        send(folder, env)
+        time.sleep(SETTLED)
+        draw_top(shell)
+        draw_why(folder, env)
+        write_transcript(folder, env)
+
+
+def celery(*args: str) -> list[str]:
+    """Return a command of Celery for the app."""
+    return [sys.executable, "-m", "celery", "-A", "proj", *args]
+
+
+@contextlib.contextmanager
+def started(*command, **options):
+    """Run a process as long as a block runs."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **options)
+    try:
+        time.sleep(0.5)
+        if process.poll() is not None:
+            raise SystemExit(f"{command[0]} ended at once; is the port 6379 free?")
+        yield process
+    finally:
+        process.send_signal(signal.SIGQUIT if "celery" in command else signal.SIGTERM)
+        process.wait(30)
+
+
+def send(folder: Path, env: dict[str, str]) -> None:
+    """Send the tasks when both workers are there, and write some values."""
+    code = f"""
+import time, proj
+while len(proj.memsync.get_active_workers()) < 2:
+    time.sleep(0.1)
+proj.memsync.write("prices/eur", 1.08)
+proj.memsync.write("prices/usd", 1.17)
+for name, pages, task_id, options in {SENT!r}:
+    getattr(proj, name).apply_async([pages], task_id=task_id, **options)
+    time.sleep(3 if task_id == "report-1" else 0.5)
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, check=True)
+
+
+def draw_top(shell: SimpleNamespace) -> None:
+    """Draw `celery memsync top`, as a terminal shows it."""
+    terminal = Terminal(shell, "top", size=(110, 24), PYTHONPATH=shell.env["PYTHONPATH"])
+    try:
+        terminal.shows("invoice-18", "quit")
+        time.sleep(2)
+        lines = [line_of(terminal.screen, number) for number in range(terminal.screen.lines)]
+    finally:
+        terminal.close()
+    draw("top", "celery -A proj memsync top", lines, 110)
+
+
+def line_of(screen, number: int) -> Text:
+    """Return a line of a terminal with its colours."""
+    text, line = Text(), [screen.buffer[number][column] for column in range(screen.columns)]
+    for (colour, bold, reverse), chars in groupby(line, lambda char: (char.fg, char.bold, char.reverse)):
+        name = None if colour == "default" else f"#{colour}" if re.fullmatch("[0-9a-f]{6}", colour) else colour
+        text.append("".join(char.data for char in chars), Style(color=name, bold=bold, reverse=reverse))
+    return text
+
+
+def draw_why(folder: Path, env: dict[str, str]) -> None:
+    """Draw what `celery memsync why` says of several tasks."""
+    shown = printed([f"why {task_id}" for task_id in WHY], folder, env).splitlines()
+    lines = [Text(line, "bold" if line.startswith("$") else "") for line in shown[:-1]]
+    draw("why", "celery -A proj memsync why", lines, 100)
+
+
+def draw(name: str, title: str, lines: list[Text], columns: int) -> None:
+    """Write a picture of a terminal."""
+    console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    for line in lines:
+        console.print(line, highlight=False)
+    svg = console.export_svg(title=title, unique_id=f"memsync-{name}")
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.S)
+    svg = svg.replace("font-family: Fira Code, monospace", f"font-family: {FONTS}")
+    (PICTURES / f"{name}.svg").write_text(re.sub(r"[ \t]+$", "", svg, flags=re.M))
+
+
+def printed(commands: Sequence[str], folder: Path, env: dict[str, str]) -> str:
+    """Return `celery memsync` commands and what they print."""
+    done = subprocess.run([sys.executable, "-c", RUN, *commands], cwd=folder, env=env, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def write_transcript(folder: Path, env: dict[str, str]) -> None:
+    """Write down what each command prints."""
+    file = ROOT / "build" / "transcript.txt"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(printed(COMMANDS, folder, env))
+
+
+if __name__ == "__main__":
+    main()
