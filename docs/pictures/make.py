@@ -69,10 +69,10 @@ def charge(self, order):
 SENT = (
     ("charge", 7, "order-7", {}),
     ("convert", 20, "report-1", {}),
-    ("convert", 900, "report-2", {}),
-    ("print_invoice", 600, "invoice-17", {}),
-    ("print_invoice", 600, "invoice-18", {}),
-    ("convert", 500, "report-3", {}),
+    ("convert", 1500, "report-2", {}),
+    ("print_invoice", 1200, "invoice-17", {}),
+    ("print_invoice", 1200, "invoice-18", {}),
+    ("convert", 900, "report-3", {}),
     ("convert", 80, "report-4", {}),
     ("convert", 80, "report-5", {"countdown": 600}),
 )
@@ -84,8 +84,8 @@ WHY = ("report-2", "invoice-18", "order-7", "report-4", "report-5")
 COMMANDS = (
     "status", "tasks", "tasks --name *.convert --sort runtime --limit 1", "task report-2", "agents report-2",
     "workers", "workers w1", "locks", "queue --limit 3", "assignments", "metrics", "search prices/*",
-    "set prices/chf 0.93", "get prices/chf", "watch tasks/report-2/progress --limit 2 --timeout 5", "why invoice-18 --json",
-    "unlock printer --yes", "export -", "doctor",
+    "set prices/chf 0.93", "get prices/chf", "delete prices/chf --yes", "follow report-1",
+    "watch tasks/report-2/progress --limit 2 --timeout 5", "why invoice-18 --json", "unlock printer --yes", "export -", "doctor",
 )
 
 #: Runs commands one after the other in one process, because each start takes a second.
