@@ -41,6 +41,7 @@ from celery_memsync import MemSync
 
 app = Celery("proj", broker="redis://localhost:6379/0", backend="redis://localhost:6379/2")
 app.conf.memsync_backend = "redis://localhost:6379/1"
+app.conf.worker_disable_prefetch = True
 memsync = MemSync(app)
 
 
@@ -54,7 +55,7 @@ def convert(pages):
 
 
 @app.task
-@memsync.locked("printer", wait=60)
+@memsync.locked("printer", wait=600)
 def print_invoice(pages):
     for page in memsync.track(range(pages), message="printing"):
         time.sleep(0.1)
@@ -74,18 +75,19 @@ SENT = (
     ("print_invoice", 1200, "invoice-18", {}),
     ("convert", 900, "report-3", {}),
     ("convert", 80, "report-4", {}),
-    ("convert", 80, "report-5", {"countdown": 600}),
+    ("convert", 80, "report-5", {}),
 )
 
 #: What the picture of `why` asks.
-WHY = ("report-2", "invoice-18", "order-7", "report-4", "report-5")
+WHY = ("report-2", "invoice-18", "order-7", "report-4")
 
 #: What goes into the transcript, while all of that runs.
 COMMANDS = (
     "status", "tasks", "tasks --name *.convert --sort runtime --limit 1", "task report-2", "agents report-2",
     "workers", "workers w1", "locks", "queue --limit 3", "assignments", "metrics", "search prices/*",
     "set prices/chf 0.93", "get prices/chf", "delete prices/chf --yes", "follow report-1",
-    "watch tasks/report-2/progress --limit 2 --timeout 5", "why invoice-18 --json", "unlock printer --yes", "export -", "doctor",
+    "watch tasks/report-2/progress --limit 2 --timeout 5", "why invoice-18 --json", "unlock printer --yes", "export -",
+    "doctor",
 )
 
 #: Runs commands one after the other in one process, because each start takes a second.
@@ -114,6 +116,7 @@ def main() -> None:
         shell = SimpleNamespace(env=env, _command=lambda _, args: celery("memsync", *args))
         send(folder, env)
         time.sleep(SETTLED)
+        subprocess.run([sys.executable, str(PICTURES / "architecture.py")], check=True)
         draw_top(shell)
         draw_why(folder, env)
         write_transcript(folder, env)
