@@ -65,7 +65,8 @@ def qualify(app, env, node, contnode):
     target = node["reftarget"]
     names = f".{target}", f".{target.rpartition('.')[2]}"
     matches = next(filter(None, (
-        {full: one for full, one in domain.objects.items() if full.endswith(name) and not one.aliased} for name in names)), {})
+        {full: one for full, one in domain.objects.items() if full.endswith(name) and not one.aliased}
+        for name in names)), {})
     if len(matches) != 1:
         return None
     ((full, one),) = matches.items()

@@ -1,7 +1,7 @@
-"""Draw the pictures of the documents from a real run: a Redis, two workers, real commands.
+"""Draw the pictures of the documents, and refresh samples of output, from a real run: a Redis, two workers, real commands.
 
 Run ``make pictures``.  It needs redis-server on the PATH, the port 6379, and the extra ``dev`` (rich, pyte).  What the
-commands print is also written to ``build/transcript.txt``, from which the samples in the pages are copied.
+commands print goes into ``docs/reference/commands.md``, and in full into ``build/transcript.txt``.
 """
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -86,7 +87,7 @@ COMMANDS = (
     "status", "tasks", "tasks --name *.convert --sort runtime --limit 1", "task report-2", "agents report-2",
     "workers", "workers w1", "locks", "queue --limit 3", "assignments", "metrics", "search prices/*",
     "set prices/chf 0.93", "get prices/chf", "delete prices/chf --yes", "follow report-1",
-    "watch tasks/report-2/progress --limit 2 --timeout 5", "why invoice-18 --json", "unlock printer --yes", "export -",
+    "watch tasks/report-2/progress --limit 2 --timeout 5", "why report-2", "why invoice-18", "why order-7", "unlock printer --yes", "export -",
     "doctor",
 )
 
@@ -99,6 +100,15 @@ for command in sys.argv[1:]:
     celery.main(["-A", "proj", "memsync", *command.split()], prog_name="celery", standalone_mode=False)
     print(flush=True)
 """
+
+#: What stands before a command.
+PROMPT = "$ celery -A proj memsync "
+
+#: A command in a page, with what it prints.
+SAMPLE = re.compile(r"^\$ celery -A proj memsync (.*)\n(?:(?!\$ |```).*\n)*", re.MULTILINE)
+
+#: Width of a sample, and the entries that are shown of an export.
+COLUMNS, EXPORTED = 100, re.compile("tasks/report-1/state|prices/eur")
 
 #: Fonts that terminals have: an SVG in a page can load none.
 FONTS = "ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono', monospace"
@@ -119,7 +129,7 @@ def main() -> None:
         subprocess.run([sys.executable, str(PICTURES / "architecture.py")], check=True)
         draw_top(shell)
         draw_why(folder, env)
-        write_transcript(folder, env)
+        refresh_samples(folder, env)
 
 
 def celery(*args: str) -> list[str]:
@@ -201,11 +211,25 @@ def printed(commands: Sequence[str], folder: Path, env: dict[str, str]) -> str:
     return done.stdout + done.stderr
 
 
-def write_transcript(folder: Path, env: dict[str, str]) -> None:
-    """Write down what each command prints."""
-    file = ROOT / "build" / "transcript.txt"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(printed(COMMANDS, folder, env))
+def refresh_samples(folder: Path, env: dict[str, str]) -> None:
+    """Write down what each command prints, and put it into the reference."""
+    transcript = printed(COMMANDS, folder, env)
+    (ROOT / "build").mkdir(exist_ok=True)
+    (ROOT / "build" / "transcript.txt").write_text(transcript)
+    outputs = dict(zip(COMMANDS, (part.partition("\n")[2].rstrip() for part in transcript.split(PROMPT)[1:])))
+    page = ROOT / "docs" / "reference" / "commands.md"
+    page.write_text(re.sub(SAMPLE, lambda found: sample(found[1], found[0], outputs), page.read_text()))
+
+
+def sample(command: str, before: str, outputs: dict[str, str]) -> str:
+    """Return a command and what it prints, cut to what fits; what stood there before, if it was not run."""
+    output = outputs.get(" ".join(shlex.split(command)))
+    if output is None:
+        return before
+    lines = [line if len(line) < COLUMNS else f"{line[:COLUMNS - 4]}..." for line in output.splitlines()]
+    if command.startswith("export"):
+        lines = [line for line in lines if EXPORTED.search(line)] + ["..."]
+    return "\n".join([PROMPT + command, *lines, ""])
 
 
 if __name__ == "__main__":
