@@ -1,7 +1,7 @@
 """Draw the pictures of the documents, and refresh samples of output, from a real run: a Redis, two workers, real commands.
 
 Run ``make pictures``.  It needs redis-server on the PATH, the port 6379, and the extra ``dev`` (rich, pyte).  What the
-commands print goes into ``docs/reference/commands.md``, and in full into ``build/transcript.txt``.
+commands print goes into ``README.md`` and ``docs/reference/commands.md``, and in full into ``build/transcript.txt``.
 """
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ COMMANDS = (
     "status", "tasks", "tasks --name *.convert --sort runtime --limit 1", "task report-2", "agents report-2",
     "workers", "workers w1", "locks", "queue --limit 3", "assignments", "metrics", "search prices/*",
     "set prices/chf 0.93", "get prices/chf", "delete prices/chf --yes", "follow report-1",
-    "watch tasks/report-2/progress --limit 2 --timeout 5", "why report-2", "why invoice-18", "why order-7", "unlock printer --yes", "export -",
-    "doctor",
+    "watch tasks/report-2/progress --limit 2 --timeout 5", "why report-2", "why invoice-18", "why order-7",
+    "unlock printer --yes", "export -", "doctor",
 )
 
 #: Runs commands one after the other in one process, because each start takes a second.
@@ -212,13 +212,13 @@ def printed(commands: Sequence[str], folder: Path, env: dict[str, str]) -> str:
 
 
 def refresh_samples(folder: Path, env: dict[str, str]) -> None:
-    """Write down what each command prints, and put it into the reference."""
+    """Write down what each command prints, and put it into the pages."""
     transcript = printed(COMMANDS, folder, env)
     (ROOT / "build").mkdir(exist_ok=True)
     (ROOT / "build" / "transcript.txt").write_text(transcript)
     outputs = dict(zip(COMMANDS, (part.partition("\n")[2].rstrip() for part in transcript.split(PROMPT)[1:])))
-    page = ROOT / "docs" / "reference" / "commands.md"
-    page.write_text(re.sub(SAMPLE, lambda found: sample(found[1], found[0], outputs), page.read_text()))
+    for page in (ROOT / "README.md", ROOT / "docs" / "reference" / "commands.md"):
+        page.write_text(re.sub(SAMPLE, lambda found: sample(found[1], found[0], outputs), page.read_text()))
 
 
 def sample(command: str, before: str, outputs: dict[str, str]) -> str:
