@@ -25,6 +25,7 @@ nitpick_ignore_regex = [
 ]
 
 myst_heading_anchors = 4
+highlight_language = "none"
 
 html_theme = "furo"
 html_title = f"celery-memsync {release}"
