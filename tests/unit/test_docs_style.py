@@ -22,7 +22,7 @@ OUTPUT = re.compile(r"^```(?:console|text)$.*?^```$", re.MULTILINE | re.DOTALL)
 LONG = re.compile(r"\||.*\]\(https://|\s*\S*$")
 
 FILES = sorted(
-    path for name in COVERED for path in [ROOT / name, *(ROOT / name).rglob("*")] if path.suffix in (".md", ".py"))
+    path for name in COVERED for path in [ROOT / name, *(ROOT / name).rglob("*")] if path.suffix in (".md", ".py", ".lua"))
 PAGES = [path for path in FILES if path.suffix == ".md"]
 
 
