@@ -95,12 +95,12 @@ def by_tasks(url: str) -> dict[str, Any]:
                 held.release()
 
             rows[size] = {
-                "stage of a new task, of a batch": cost(stages, 4) / BATCH,
-                "progress, of a batch": cost(progress, 4) / BATCH,
+                "stage of a new task, in a batch": cost(stages, 4) / BATCH,
+                "progress, in a batch": cost(progress, 4) / BATCH,
                 "task read": cost(lambda at, size=size: memsync.get_task_state(f"task-{at * 7919 % size:08}")),
                 "newest 100 tasks": cost(lambda _: memsync.get_tasks(limit=100), 5),
                 "queue": cost(lambda _: memsync.get_queue(limit=100)),
-                "lock taken and given back": cost(lock),
+                "lock acquired and released": cost(lock),
             }
         bytes_each = round(client.info("memory")["used_memory"] / client.dbsize())
     return {**summed(rows), "bytes of Redis for each task": bytes_each}
@@ -115,8 +115,8 @@ def by_workers(url: str) -> dict[str, Any]:
                 hearts.append(simulated(memsync, len(hearts)))
                 hearts[-1].beat()
             rows[size] = {
-                "beat": cost(lambda at: hearts[at % len(hearts)].beat()),
-                "all workers read, for each": cost(lambda _: memsync.get_workers(), 1) / size,
+                "heartbeat": cost(lambda at: hearts[at % len(hearts)].beat()),
+                "all workers read, each": cost(lambda _: memsync.get_workers(), 1) / size,
             }
     return summed(rows)
 
@@ -145,8 +145,8 @@ def by_writers(url: str) -> dict[str, Any]:
 
             for at in range(size):
                 write(at)
-            rows[size] = {"write of an own key, of a batch": cost(write, 5) / BATCH,
-                          "write of one key that all write": cost(write_the_same)}
+            rows[size] = {"write of an own key, in a batch": cost(write, 5) / BATCH,
+                          "write of one shared key": cost(write_the_same)}
             for writer in writers:
                 writer.close(1.0)
     return summed(rows)

@@ -89,10 +89,9 @@ class MemSync(AppManager):
             fields: Anything else to show beside it.
 
         Raises:
-            NotInTask: If no task is running here.
-            InvalidValue: For a figure that is no number of 0 or more, or a
-                field that can't be stored as JSON.
-            Neither in a worker, unless ``memsync_strict`` is True: it is logged once per task name there.
+            NotInTask: If no task is running here; in a worker only with ``memsync_strict = True``.
+            InvalidValue: For a number below 0, NaN or infinite, or a field that is not JSON; in a worker only with
+                ``memsync_strict = True``, else it is logged once per task name.
         """
         active = active_run.get()
         if active is None:
@@ -143,9 +142,9 @@ class MemSync(AppManager):
         """Return an agent, or a sub-step, of the running task.
 
         Raises:
-            NotInTask: If no task is running here.
-            InvalidKey: If the id is not fit for a key.
-            Neither in a worker, unless ``memsync_strict`` is True: the agent shares nothing there.
+            NotInTask: If no task is running here; in a worker only with ``memsync_strict = True``.
+            InvalidKey: If the id is not fit for a key; in a worker only with ``memsync_strict = True``, else the agent
+                shares nothing.
         """
         active = active_run.get()
         if active is None:
