@@ -24,7 +24,7 @@ STATUSES = ("active", "busy", "draining", "offline", "lost")
 @json_option
 @click.pass_context
 def workers(ctx: click.Context, worker_id: str | None, status: str | None, as_json: bool) -> None:
-    """Show the last record of every worker, or everything about one."""
+    """Show every worker by its last heartbeat, or one in full."""
     if worker_id is not None:
         _say_one(ctx, worker_id, as_json)
         return

@@ -170,7 +170,7 @@ def draw_top(shell: SimpleNamespace) -> None:
     """Draw `celery memsync top`, as a terminal shows it."""
     terminal = Terminal(shell, "top", size=(110, 24), PYTHONPATH=shell.env["PYTHONPATH"])
     try:
-        terminal.shows("invoice-18", "quit")
+        terminal.shows("invoice-18", "quit", timeout=60)
         time.sleep(2)
         lines = [line_of(terminal.screen, number) for number in range(terminal.screen.lines)]
     finally:
