@@ -71,7 +71,9 @@ class AppEnvironment(Environment):
 
     def forget(self) -> None:
         """Begin anew in a forked child."""
-        self._memsync.signals.forget()
+        memsync = self._find_memsync()
+        if memsync is not None:
+            memsync.signals.forget()
 
 
 def _with_borrowed_backend(memsync: AppManager, settings: Settings) -> Settings:

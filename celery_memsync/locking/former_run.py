@@ -1,4 +1,4 @@
-"""An earlier run of a task that still holds the lock which a later run of it asks for."""
+"""An earlier run of a task that still holds the lock which a later run of it requests."""
 from __future__ import annotations
 
 import math
@@ -55,8 +55,8 @@ def former_run(
     """Return the earlier run that holds a lock, None if its holder is something else.
 
     Args:
-        task_id: The task that asks for the lock.
-        run: The run that asks for it.
+        task_id: The task that requests the lock.
+        run: The run that requests it.
         seconds: As for :class:`FormerRun`.
     """
     stored = answer.stored

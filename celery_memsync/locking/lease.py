@@ -37,7 +37,7 @@ class LockLease:
         max_hold: Most seconds that it is held, however often it is renewed.
         hold_until: Monotonic time when these have passed.
         renew_at: Monotonic time when it is to be renewed.
-        asked_until: Monotonic time until which a request that was not answered may still arrive.
+        arrives_until: Monotonic time until which a request that was not answered may still arrive.
         claim: Returns what it is held for, or None if that was collected; None until the caller has got the lock, for
             an exception may strike before.
         state: ``requested``, ``held``, ``releasing`` (by its caller), ``abandoned`` (the thread is to release it),
@@ -45,7 +45,7 @@ class LockLease:
     """
 
     __slots__ = (
-        "name", "request", "owner", "fence", "until", "max_hold", "hold_until", "renew_at", "asked_until", "state", "pid",
+        "name", "request", "owner", "fence", "until", "max_hold", "hold_until", "renew_at", "arrives_until", "state", "pid",
         "claim", "_expired")
 
     def __init__(self, name: str, request: LockRequest, owner: Owner, max_hold: float) -> None:
@@ -57,7 +57,7 @@ class LockLease:
         self.max_hold = max_hold
         self.hold_until = float("inf")
         self.renew_at = float("inf")
-        self.asked_until = float("-inf")
+        self.arrives_until = float("-inf")
         self.state = "requested"
         self.pid = os.getpid()
         self.claim: Callable[[], object] | None = None

@@ -70,7 +70,7 @@ class LockService:
         #: By name: the last one that was granted, and the last one that :meth:`acquire_task` has taken.
         self._last: dict[str, LockLease] = {}
         self._of_tasks: dict[str, LockLease] = {}
-        self._told_of: tuple[Owner | None, bytes] = None, b""
+        self._last_body: tuple[Owner | None, bytes] = None, b""
         self._ended_runs = EndedRuns(store)
         #: Redis's run id when a lock was missing last; "" before.
         self._run_id = ""
@@ -126,17 +126,17 @@ class LockService:
     def _request(self, grant: LockLease) -> LockAnswer:
         """Take a lock if it is free; send the request again if its lease had ended when the answer came."""
         while True:
-            asked_at = time.monotonic()
+            sent_at = time.monotonic()
             answer = self.store.take_lock(grant.request)
-            if answer.status != "ok" or self._hold(grant, answer.fence, asked_at, answer.lease):
+            if answer.status != "ok" or self._hold(grant, answer.fence, sent_at, answer.lease):
                 return answer
 
     def _about(self, owner: Owner) -> bytes:
         """Return the body of the entry of a lock; it is the same for all locks of a task."""
-        last, body = self._told_of
+        last, body = self._last_body
         if owner != last:
             body = encoding.dumps({"worker_id": self.store.worker_id, "task_id": owner.task_id, "run": owner.run})
-            self._told_of = owner, body
+            self._last_body = owner, body
         return body
 
     def _record(self, name: str, answer: LockAnswer) -> LockRecord | None:
@@ -150,10 +150,10 @@ class LockService:
         while grant.state == "requested":
             turn = self._turns.turn_of(request)
             turn.listen(self.store.timeout)
-            asked_at = time.monotonic()
+            sent_at = time.monotonic()
             answer = self.store.wait_for_lock(request)
             if answer.status == "ok":
-                if self._hold(grant, answer.fence, asked_at, answer.lease):
+                if self._hold(grant, answer.fence, sent_at, answer.lease):
                     return answer
                 continue
             if former is not None and former.is_dead(answer):
@@ -163,20 +163,20 @@ class LockService:
             left = until - time.monotonic()
             if left <= 0:
                 break
-            told = turn.wait(answer.fence, min(left, answer.lease + 0.001, LONGEST_SLEEP))
-            if told is not None and self._take_turn(grant, told, asked_at):
+            handed = turn.wait(answer.fence, min(left, answer.lease + 0.001, LONGEST_SLEEP))
+            if handed is not None and self._take_turn(grant, handed, sent_at):
                 return answer
         self.store.leave_lock(request)
         return answer
 
-    def _take_turn(self, grant: LockLease, told: tuple[int, float], asked_at: float) -> bool:
+    def _take_turn(self, grant: LockLease, handed: tuple[int, float], sent_at: float) -> bool:
         """Take a lock that was handed over; return False if so much time has passed that it is requested again.
 
         Until it is renewed its lease counts from the last request.
         """
-        fence, lease = told
+        fence, lease = handed
         now = time.monotonic()
-        until = asked_at + min(lease, grant.request.ttl)
+        until = sent_at + min(lease, grant.request.ttl)
         if until < now + MARGIN and until < now + grant.request.ttl / 2:
             return False
         grant.hold_until = now + grant.max_hold
@@ -185,11 +185,11 @@ class LockService:
         self._note_held(grant)
         return True
 
-    def _hold(self, grant: LockLease, fence: int, asked_at: float, lease: float) -> bool:
+    def _hold(self, grant: LockLease, fence: int, sent_at: float, lease: float) -> bool:
         """Note that a lock was granted; return False if its lease had ended when the answer came."""
         grant.fence = fence
-        grant.hold_until = asked_at + grant.max_hold
-        grant.extend(asked_at, lease)
+        grant.hold_until = sent_at + grant.max_hold
+        grant.extend(sent_at, lease)
         if time.monotonic() >= grant.until:
             return False
         self._note_held(grant)
@@ -204,11 +204,11 @@ class LockService:
 
     def _confirm(self, grant: LockLease) -> None:
         """Wait until replicas have a lock that no caller knows of yet; it may have been lost meanwhile."""
-        asked_at = time.monotonic()
+        sent_at = time.monotonic()
         if self.store.renew_locks([grant.request], self.replicas) != [True]:
             self._end(grant)
             return
-        grant.extend(asked_at, grant.request.ttl)
+        grant.extend(sent_at, grant.request.ttl)
         if grant.state == "held" and grant.expired:
             raise StoreUnavailable(
                 f"The lock {grant.name} was acquired, and its lease was over before its replicas had it; "
@@ -222,14 +222,14 @@ class LockService:
             StoreError: If Redis is away, or too few replicas have it.
         """
         request = grant.request._replace(ttl=ttl)
-        asked_at = time.monotonic()
-        bounded = grant.bounded(request, asked_at)
+        sent_at = time.monotonic()
+        bounded = grant.bounded(request, sent_at)
         is_held = grant.owned and self.store.renew_locks([bounded], self.replicas) == [True]
         if not is_held and not self._restore(grant, bounded):
             self._lose(grant)
             raise LockLost(grant.name)
         grant.request = request
-        grant.extend(asked_at, ttl)
+        grant.extend(sent_at, ttl)
         if not grant.owned:
             self._lose_late(grant)
             raise LockLost(grant.name)
@@ -336,7 +336,7 @@ class LockService:
             self._lose_expired()
         now = time.monotonic()
         times = [grant.renew_at for grant in list(self._grants.values()) if grant.state == "held"]
-        times += [grant.asked_until for grant in list(self._grants.values()) if grant.state == "released"]
+        times += [grant.arrives_until for grant in list(self._grants.values()) if grant.state == "released"]
         times += [now + ENDED_RUN_INTERVAL] * bool(self._ended_runs)
         if promised > now:
             # What it was for may be gone; but a caller that takes lock after lock need not wake this thread each time.
@@ -388,7 +388,7 @@ class LockService:
 
     def _leave_one(self, grant: LockLease) -> None:
         """Release a lock that is to be released, perhaps for the second time."""
-        late = time.monotonic() >= grant.asked_until
+        late = time.monotonic() >= grant.arrives_until
         if grant.state == "abandoned" or grant.state == "released" and late:
             held = release(self.store, grant.request)
             grant.state = "released"
@@ -437,7 +437,7 @@ class LockService:
     def _give_up(self, grant: LockLease) -> None:
         """Have a lock released by the thread, whether it is held, or was only requested."""
         if grant.state == "requested":
-            grant.asked_until = time.monotonic() + ON_ITS_WAY
+            grant.arrives_until = time.monotonic() + ON_ITS_WAY
         grant.state = "abandoned"
         self._thread.wake()
 

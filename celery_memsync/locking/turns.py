@@ -120,7 +120,7 @@ class TurnLine:
             connection.subscribe(self._channel)
             self.opening = object()
             self._ring()
-            self._hear(connection)
+            self._receive(connection)
         except StoreError as exc:
             self._fail(exc)
         except BaseException as exc:
@@ -132,7 +132,7 @@ class TurnLine:
             if connection is not None:
                 connection.close()
 
-    def _hear(self, connection: PushConnection) -> None:
+    def _receive(self, connection: PushConnection) -> None:
         wanted_at = time.monotonic()
         while not self.is_closed and time.monotonic() < wanted_at + REST_AFTER:
             if connection.wait(REST_AFTER):

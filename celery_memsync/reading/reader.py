@@ -1,4 +1,4 @@
-"""What there is: in Redis, under what waits here to be written, kept for as long as it may be believed."""
+"""Read entries, tasks and workers: what Redis has, with this process's pending changes; answers are kept while valid."""
 from __future__ import annotations
 
 import contextlib
@@ -130,7 +130,7 @@ class CacheableRead:
 
 
 class Reader:
-    """Answers what one process asks."""
+    """Reads for one process: from its cache, or from Redis."""
 
     def __init__(self, store: Store, writer: BatchWriter, cache: EntryCache, link: ChangeListener) -> None:
         self.store = store
@@ -138,7 +138,7 @@ class Reader:
         self.cache = cache
         self.link = link
         self.keys: Keys = store.keys
-        #: Questions that went past the cache.
+        #: Number of reads that went past the cache.
         self.uncached = 0
 
     # -- entries

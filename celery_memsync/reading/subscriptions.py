@@ -187,7 +187,7 @@ class Subscriptions:
     def on_emptied(self) -> None:
         """Note that Redis has lost its data."""
         for subscription in self._all():
-            subscription.look = "tell"
+            subscription.look = "deliver"
         self._read_soon()
 
     def on_message(self, pattern: str, path: str, data: bytes) -> None:
@@ -249,7 +249,7 @@ class Subscriptions:
         for subscription in self._all():
             line = self.link.subscription_line(subscription.pattern)
             if subscription.look and line is not None:
-                self._take_snapshot(subscription, deliver=subscription.look == "tell")
+                self._take_snapshot(subscription, deliver=subscription.look == "deliver")
                 if self.link.subscription_line(subscription.pattern) is not line:
                     self._restart_snapshot(subscription)
             self._read_unsure(subscription)
@@ -289,7 +289,7 @@ class Subscriptions:
             try:
                 stored = self.reader.stored_parts(locations)
             except StoreError:
-                subscription.look = "tell"  # all is looked at again
+                subscription.look = "deliver"  # all is looked at again
                 raise
             for location, parts in stored.items():
                 self._found(subscription, location, parts, known, deliver=True)

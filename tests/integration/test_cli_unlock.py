@@ -120,7 +120,7 @@ def test_why_says_that_a_task_waits_for_a_lock_and_who_has_it(shell, fleet, lock
     fleet.reader.sync_task_state("t-waits", {"status": "STARTED", "worker": "w1"})
     fleet.reader.force_sync()
     manager = fleet.manager()
-    manager._owner = lambda: Owner("t-waits", "run-1")
+    manager.environment.lock_owner = lambda locks: Owner("t-waits", "run-1")
     waiter = manager.lock("invoice:7", wait=60, thread_local=False)
     thread = threading.Thread(target=waiter.acquire)
     thread.start()

@@ -26,8 +26,11 @@ def use_stack(lock):
 
 
 @pytest.mark.parametrize("thread_local", [True, False])
-@pytest.mark.parametrize("module", [lock_module, lock_service, lease_module], ids=["lock", "service", "lease"])
-def test_an_exception_at_any_bytecode_of_a_block_leaves_no_lease_that_is_renewed(memsync, redis, module, thread_local):
+@pytest.mark.parametrize(
+    "module, least", [(lock_module, 30), (lock_service, 30), (lease_module, 10)], ids=["lock", "service", "lease"])
+def test_an_exception_at_any_bytecode_of_a_block_leaves_no_lease_that_is_renewed(
+    memsync, redis, module, least, thread_local,
+):
     lock, locks = memsync.lock("a", thread_local=thread_local), memsync.runtime.locks
     use_block(lock)
     locks._thread.stop(5)
@@ -41,7 +44,7 @@ def test_an_exception_at_any_bytecode_of_a_block_leaves_no_lease_that_is_renewed
         redis.delete("task-sentinel/locks/{a}")
 
         assert renewed == [], at
-    assert count > 30
+    assert count > least
 
 
 def test_a_lock_whose_block_was_left_by_an_exception_at_its_very_end_is_released(memsync, other, caplog):

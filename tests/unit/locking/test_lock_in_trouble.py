@@ -288,7 +288,7 @@ def strike(*_):
 chance = random.Random(int(sys.argv[2]))
 memsync = MemorySyncManager(worker_id="w", url=sys.argv[1], lock_ttl=5)
 run = "none"
-memsync._owner = lambda: Owner("t", run)
+memsync.environment.lock_owner = lambda locks: Owner("t", run)
 with memsync.lock("warm"), memsync.lock("warm-2", wait=1):
     memsync.lock("warm", wait=0.01).acquire()
 signal.signal(signal.SIGALRM, strike)
