@@ -23,6 +23,10 @@ REFUSED_PAUSE, LONGEST_REFUSED_PAUSE = 1.0, 30.0
 LONGEST_NODE_PAUSE = 5.0
 
 
+#: Most changes of one entry that are not joined, such as those under several fences in turn.
+MAX_CHANGES = 100
+
+
 class Row:
     """The pending changes of one entry, in their order.
 
@@ -347,6 +351,12 @@ class PendingChanges:
             self._held[location.key] = self._held.get(location.key, 0) + 1
             return
         self.coalesced += row.append(change)
+        if len(row.changes) > MAX_CHANGES:
+            # Not the first, for which a resolver may run.
+            first, dropped, *others = row.changes
+            dropped.snapshot()  # a progress that is dropped may be queued again
+            row.changes = [first, *others]
+            self.dropped += 1
 
     def _append_deferred(self, deferred: DeferredChange) -> None:
         try:
