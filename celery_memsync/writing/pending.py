@@ -24,7 +24,7 @@ LONGEST_NODE_PAUSE = 5.0
 
 
 #: Most changes of one entry that are not joined, such as those under several fences in turn.
-MAX_CHANGES = 100
+MAX_CHANGES = 1000
 
 
 class Row:
@@ -271,10 +271,15 @@ class PendingChanges:
             if row is not None:
                 row.resolving = change
 
-    def is_refused(self, location: Location) -> bool:
-        """Return whether Redis refuses a change of an entry, which waits for another try."""
+    def is_resolving(self, location: Location) -> bool:
+        """Return whether a resolver runs for a change of an entry."""
         row = self._ordinary.get(location)
-        return row is not None and row.refusals > 0
+        return row is not None and row.resolving is not None
+
+    def is_unsettled(self, location: Location) -> bool:
+        """Return whether a change of an entry waits for another try: Redis refuses it, or others were quicker each time."""
+        row = self._ordinary.get(location)
+        return row is not None and (row.refusals > 0 or row.sending in row.changes)
 
     def is_later(self, change: Change) -> bool:
         """Return whether another change of its entry comes before it."""
