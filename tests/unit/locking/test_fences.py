@@ -163,6 +163,7 @@ def test_a_write_without_a_fence_is_stored_with_a_refused_one_behind_it(memsync,
     other.write("balance", 2, fence=theirs)
     other.force_sync()
 
+    assert memsync.read("balance") == 2  # so what it writes next follows that
     memsync.write("balance", 5)
     write(memsync, mine.fence)
     with pytest.raises(LockLost):

@@ -137,14 +137,15 @@ def test_a_lock_that_another_process_took_and_gave_back_is_lost(locks, lease, ot
     assert not lease.owned
 
 
-def test_a_lock_goes_back_to_its_holder_over_an_older_acquisition(locks, other, redis, lost):
+@pytest.mark.parametrize("ttl, is_over", [(0.2, True), (30.0, False)])
+def test_a_lock_goes_back_to_its_holder_over_an_older_acquisition(locks, other, redis, lost, ttl, is_over):
     key = "task-sentinel/locks/{a}"
-    with other.lock("a", ttl=0.2):
+    with other.lock("a", ttl=ttl):
         older = redis.get(key)
     lease = locks.acquire("a", 30.0, 0.0, Owner("task", "run-1"))
     lease.claim = lambda: lease
     redis.set(key, older)
-    eventually(lambda: other.locks() == [])
+    eventually(lambda: not is_over or other.locks() == [])
     locks.renew_now()
 
     eventually(lambda: [(one.worker_id, one.fence) for one in other.locks()] == [("holder", lease.fence)])
