@@ -40,13 +40,14 @@ class LockLease:
         arrives_until: Monotonic time until which a request that was not answered may still arrive.
         claim: Returns what it is held for, or None if that was collected; None until the caller has got the lock, for
             an exception may strike before.
+        run_id: Redis's run id when it had this lease last; "" if that is not known.
         state: ``requested``, ``held``, ``releasing`` (by its caller), ``abandoned`` (the thread is to release it),
             ``released`` (the thread has, and will again when the request has arrived) or ``closed``.
     """
 
     __slots__ = (
-        "name", "request", "owner", "fence", "until", "max_hold", "hold_until", "renew_at", "arrives_until", "state", "pid",
-        "claim", "_expired")
+        "name", "request", "owner", "fence", "until", "max_hold", "hold_until", "renew_at", "arrives_until", "run_id",
+        "state", "pid", "claim", "_expired")
 
     def __init__(self, name: str, request: LockRequest, owner: Owner, max_hold: float) -> None:
         self.name = name
@@ -58,6 +59,7 @@ class LockLease:
         self.hold_until = float("inf")
         self.renew_at = float("inf")
         self.arrives_until = float("-inf")
+        self.run_id = ""
         self.state = "requested"
         self.pid = os.getpid()
         self.claim: Callable[[], object] | None = None

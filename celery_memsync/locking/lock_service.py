@@ -1,6 +1,7 @@
 """Acquire, renew and release the locks of one process."""
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -72,8 +73,8 @@ class LockService:
         self._of_tasks: dict[str, LockLease] = {}
         self._last_body: tuple[Owner | None, bytes] = None, b""
         self._ended_runs = EndedRuns(store)
-        #: Redis's run id when a lock was missing last; "" before.
-        self._run_id = ""
+        #: Redis's run id when it was read last, "" if that is not possible; None before.
+        self._run_id: str | None = None
         #: Monotonic time when the thread will look again unasked.
         self._next_look = float("inf")
         self._thread = BackgroundLoop("memsync-locks", self.renew, 0, on_demand=True)
@@ -105,6 +106,7 @@ class LockService:
         request = LockRequest(self.store.keys.lock_location(name), holder, ttl, owner.run, self._about(owner))
         grant = LockLease(name, request, owner, max_hold)
         began = time.monotonic()
+        self._read_first_run_id()
         try:
             self._grants[holder] = grant
             answer = self._request(grant)
@@ -122,6 +124,12 @@ class LockService:
         self._end(grant)
         waited = time.monotonic() - began if wait > 0 or former is not None else 0.0
         raise LockNotAcquired(name, self._record(name, answer), waited)
+
+    def _read_first_run_id(self) -> None:
+        """Read Redis's run id before the first lock is acquired; later each renewal does."""
+        if self._run_id is None:
+            with contextlib.suppress(StoreError):  # to acquire it will fail, too
+                self._run_id = self.store.read_run_id()
 
     def _request(self, grant: LockLease) -> LockAnswer:
         """Take a lock if it is free; send the request again if its lease had ended when the answer came."""
@@ -196,6 +204,7 @@ class LockService:
         return True
 
     def _note_held(self, grant: LockLease) -> None:
+        grant.run_id = self._run_id or ""
         grant.state = "held"
         self._schedule_by(grant.renew_at)
         before, self._last[grant.name] = self._last.get(grant.name), grant
@@ -205,7 +214,8 @@ class LockService:
     def _confirm(self, grant: LockLease) -> None:
         """Wait until replicas have a lock that no caller knows of yet; it may have been lost meanwhile."""
         sent_at = time.monotonic()
-        if self.store.renew_locks([grant.request], self.replicas) != [True]:
+        (renewal,) = self.store.renew_locks([grant.request], self.replicas)
+        if renewal is None or not renewal.is_held:
             self._end(grant)
             return
         grant.extend(sent_at, grant.request.ttl)
@@ -224,8 +234,8 @@ class LockService:
         request = grant.request._replace(ttl=ttl)
         sent_at = time.monotonic()
         bounded = grant.bounded(request, sent_at)
-        is_held = grant.owned and self.store.renew_locks([bounded], self.replicas) == [True]
-        if not is_held and not self._restore(grant, bounded):
+        (renewal,) = self.store.renew_locks([bounded], self.replicas) if grant.owned else (None,)
+        if renewal is None or not renewal.is_held and not self._restore(grant, bounded, renewal.run_id):
             self._lose(grant)
             raise LockLost(grant.name)
         grant.request = request
@@ -354,34 +364,35 @@ class LockService:
         due = [grant for grant in held if grant.claim is not None and grant.is_due_with(now)]
         requests = [grant.request for grant in due]
         bounded = [grant.bounded(request, now) for grant, request in zip(due, requests)]
-        answers = self.store.renew_locks(bounded, self.replicas) if bounded else []
-        for grant, request, lease, still in zip(due, requests, bounded, answers):
-            if still is None:
+        renewals = self.store.renew_locks(bounded, self.replicas) if bounded else []
+        for grant, request, lease, renewal in zip(due, requests, bounded, renewals):
+            if renewal is None:
                 grant.renew_at = time.monotonic() + AWAY_PAUSE
-            elif not still and not self._restore(grant, lease):
+            elif not renewal.is_held and not self._restore(grant, lease, renewal.run_id):
                 self._lose(grant)
-            elif grant.request is request:
-                grant.extend(now, request.ttl)
-                self._lose_late(grant)
+            else:
+                grant.run_id = self._run_id = renewal.run_id
+                if grant.request is request:
+                    grant.extend(now, request.ttl)
+                    self._lose_late(grant)
 
-    def _restore(self, grant: LockLease, request: LockRequest) -> bool:
+    def _restore(self, grant: LockLease, request: LockRequest, run_id: str) -> bool:
         """Take a lock again under its fence if Redis has lost it and no other process has taken it; return whether it has.
 
-        Replicas that must acknowledge a lock have not lost it.  A lock that is missing though Redis was not restarted was
+        Replicas that must acknowledge a lock have not lost it.  A lock that is missing though the same Redis answers was
         deleted, or its data was: a running task gets it again, for its worker records the task again, too.  Any other
         holder has lost it.
+
+        Args:
+            run_id: Redis's run id now; "" if it can't be read.
         """
-        if self.replicas or not grant.owned or grant.request.run == Owner().run and not self._is_restarted():
+        is_restarted = not grant.run_id or grant.run_id != run_id
+        if self.replicas or not grant.owned or grant.request.run == Owner().run and not is_restarted:
             return False
         if not self.store.restore_lock(request, grant.fence):
             return False
         logger.warning("Redis had lost the lock %s; its holder has it again", grant.name)
         return True
-
-    def _is_restarted(self) -> bool:
-        """Whether another Redis answers than the one that has given the first lock, or that can't be known."""
-        before, self._run_id = self._run_id or self.store.run_id, self.store.read_run_id()
-        return not before or self._run_id != before
 
     def _leave(self) -> None:
         run_all([partial(self._leave_one, grant) for grant in list(self._grants.values())])

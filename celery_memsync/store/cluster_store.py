@@ -17,6 +17,7 @@ from .cluster_client import slot_of, slot_tags
 from .cluster_commands import Address, Command
 from .errors import explain, is_lost, is_of_all, redis_call
 from .index_queue import IndexQueue, IndexUpdate
+from .locks import Renewal, renewals_of
 from .push import ClusterPushConnection, PushConnection
 from .script_caller import answers_of
 from .scripts import INDEX_APPLY, Script
@@ -72,9 +73,9 @@ class ClusterStore(Store):
         self._index.close()
         self._client.close()
 
-    def _run_id(self) -> str:
-        self._client.ping()
-        return ""  # each node has one of its own
+    def read_run_id(self) -> str:
+        """Return "": each node has a run id of its own."""
+        return ""
 
     def _node(self) -> Any:
         return self._client.client_of()
@@ -234,8 +235,8 @@ class ClusterStore(Store):
         return f"{self.keys.namespace}//{{{slot_tags()[slot_of(key)]}}}/clock"
 
     @redis_call
-    def renew_locks(self, requests: Sequence[LockRequest], replicas: int = 0) -> list[bool | None]:
-        """Renew leases; return of each lock whether it was still held, None if its node gave no answer.
+    def renew_locks(self, requests: Sequence[LockRequest], replicas: int = 0) -> list[Renewal | None]:
+        """Renew leases; return what became of each, None if its node gave no answer.
 
         There is no waiting for replicas.
 
@@ -244,16 +245,15 @@ class ClusterStore(Store):
         """
         groups = _by_slot(requests, lambda request: request.location.key)
         answers = self._renew_slots(groups, requests)
-        held: dict[int, bool | None] = {}
+        renewals: dict[int, Renewal | None] = {}
         for ats, answer in zip(groups, answers):
-            row = [None] * len(ats) if isinstance(answer, Exception) else map(bool, answer)
-            held.update(zip(ats, row))
+            renewals.update(zip(ats, [None] * len(ats) if isinstance(answer, Exception) else renewals_of(answer)))
         if all(isinstance(answer, Exception) for answer in answers):
             raise_first(answers)
-        for at, is_held in held.items():
-            if is_held:
+        for at, one in renewals.items():
+            if one is not None and one.is_held:
                 self._index_lock(requests[at])
-        return [held[at] for at in range(len(requests))]
+        return [renewals[at] for at in range(len(requests))]
 
     def _renew_slots(self, groups: Sequence[list[int]], requests: Sequence[LockRequest]) -> list[Any]:
         """Return the answers to renewals of one slot each; while that is being moved each lock has one of its own."""
@@ -261,7 +261,8 @@ class ClusterStore(Store):
         for n, (ats, answer) in enumerate(zip(groups, answers)):
             if isinstance(answer, redis.exceptions.TryAgainError):
                 rows = self._call_nodes([renewal([requests[at]]) for at in ats])
-                answers[n] = next((row for row in rows if isinstance(row, Exception)), None) or [row[0] for row in rows]
+                answers[n] = next((row for row in rows if isinstance(row, Exception)), None) or [
+                    rows[0][0], *(row[1] for row in rows)]
         return answers
 
     @redis_call

@@ -64,6 +64,18 @@ class LockAnswer(NamedTuple):
     stored: StoredEntry | None = None
 
 
+class Renewal(NamedTuple):
+    """What became of renewing a lease.
+
+    Attributes:
+        is_held: Whether the lock was still the holder's.
+        run_id: Redis's run id, which a restart changes; "" if it can't be read.
+    """
+
+    is_held: bool
+    run_id: str
+
+
 class LockStore(ScriptCaller):
     """What is about locks."""
 
@@ -143,8 +155,8 @@ class LockStore(ScriptCaller):
         return answer
 
     @redis_call
-    def renew_locks(self, requests: Sequence[LockRequest], replicas: int = 0) -> list[bool | None]:
-        """Renew leases; return of each lock whether it was still held, None if its node of a cluster gave no answer.
+    def renew_locks(self, requests: Sequence[LockRequest], replicas: int = 0) -> list[Renewal | None]:
+        """Renew leases; return what became of each, None if its node of a cluster gave no answer.
 
         Args:
             replicas: How many replicas of Redis must have taken note.
@@ -157,7 +169,7 @@ class LockStore(ScriptCaller):
         if not calls:
             return []
         answers = self._run(calls, replicas=replicas)
-        return [bool(held) for answer in answers for held in answer]
+        return [one for answer in answers for one in renewals_of(answer)]
 
     @redis_call
     def read_held_locks(self) -> list[str]:
@@ -214,6 +226,12 @@ def renewal(requests: Sequence[LockRequest], *index: str) -> Call:
     for request in requests:
         args += (request.holder, request.location.path, ms(request.ttl))
     return LOCK_RENEW, [*(request.location.key for request in requests), *index], args
+
+
+def renewals_of(answer: Sequence[Any]) -> list[Renewal]:
+    """Return what the answer to a call of :func:`renewal` says."""
+    run_id, *held = answer
+    return [Renewal(bool(is_held), run_id.decode()) for is_held in held]
 
 
 def _waiters(rows: Sequence[bytes]) -> list[StoredEntry]:

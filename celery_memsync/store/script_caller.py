@@ -78,8 +78,6 @@ class ScriptCaller:
         self.clock = Clock()
         self.worker_id = worker_id
         self.token = token
-        #: Redis's run id when it was first reached, which a restart changes; "": that can't be read, or is not known yet.
-        self.run_id = ""
         self._client = client
         self._index_ttl = ms(default_ttl)
         #: Put before a path to make its channel: channels know no database numbers.
@@ -152,7 +150,7 @@ class ScriptCaller:
     @redis_call
     def read_run_id(self) -> str:
         """Return Redis's run id, which a restart changes; "" if it can't be read."""
-        return self._run_id()
+        return str(self._server_info("server").get("run_id", ""))
 
     @redis_call
     def check_rights(self) -> MissingRights:
@@ -315,14 +313,10 @@ class ScriptCaller:
 
     def _measure_clock(self) -> None:
         if not self.clock.measured:
-            # To connect is no part of the round trip that is measured.
-            self.run_id = self._run_id()
+            self._client.ping()  # to connect is no part of the round trip that is measured
         asked = time.monotonic()
         seconds, micros = self._client.time()
         self._sync_clock(seconds, micros, asked)
-
-    def _run_id(self) -> str:
-        return str(self._server_info("server").get("run_id", ""))
 
     def _sync_clock(self, seconds: int, micros: int, asked: float) -> None:
         self.clock.learn(int(seconds) + int(micros) / 1e6, asked, time.monotonic())

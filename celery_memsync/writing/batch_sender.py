@@ -259,7 +259,7 @@ class BatchSender:
             LockLost: If a newer fence has written.
         """
         location, key = change.location, change.location.path
-        if self.pending.is_refused(location):
+        if self.pending.is_unsettled(location):
             raise self.refusals.error([location]) or StoreUnavailable(f"an earlier write of {key} waits for another try")
         change.serial = attempt.number
         self.store.connect()

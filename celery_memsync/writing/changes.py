@@ -138,7 +138,9 @@ class SetValue(Change):
         self.seen = UNWRITTEN
 
     def coalesce(self, newer: Change) -> Change | None:
-        """The newer value, whatever was here."""
+        """The newer value, whatever was here; under another fence Redis decides about each by itself."""
+        if newer.fence != self.fence:
+            return None
         if isinstance(newer, MergeFields) and self.body:
             merged = newer.merged(encoding.split_fields(self.body))
             joined = SetValue(newer.location, encoding.join_fields(merged), newer.ttl, newer.fence, run_key=newer.run_key)
@@ -182,10 +184,12 @@ class MergeFields(Change):
         self.late = False
 
     def coalesce(self, newer: Change) -> Change | None:
-        """The fields of both, the newer ones winning."""
+        """The fields of both, the newer ones winning; under another fence Redis decides about each by itself."""
+        if newer.fence != self.fence:
+            return None
         if isinstance(newer, MergeFields):
-            fence, run_key = max(self.fence, newer.fence), newer.run_key or self.run_key
-            joined = MergeFields(newer.location, newer.merged(self.fields), newer.ttl, fence, run_key)
+            run_key = newer.run_key or self.run_key
+            joined = MergeFields(newer.location, newer.merged(self.fields), newer.ttl, newer.fence, run_key)
             joined.at, joined.late = newer.at, self.late or newer.late
             joined.recorded_at = {**self.recorded_at, **newer.recorded_at}
             joined.sent = dict(self.sent)

@@ -23,6 +23,10 @@ REFUSED_PAUSE, LONGEST_REFUSED_PAUSE = 1.0, 30.0
 LONGEST_NODE_PAUSE = 5.0
 
 
+#: Most changes of one entry that are not joined, such as those under several fences in turn.
+MAX_CHANGES = 1000
+
+
 class Row:
     """The pending changes of one entry, in their order.
 
@@ -267,10 +271,15 @@ class PendingChanges:
             if row is not None:
                 row.resolving = change
 
-    def is_refused(self, location: Location) -> bool:
-        """Return whether Redis refuses a change of an entry, which waits for another try."""
+    def is_resolving(self, location: Location) -> bool:
+        """Return whether a resolver runs for a change of an entry."""
         row = self._ordinary.get(location)
-        return row is not None and row.refusals > 0
+        return row is not None and row.resolving is not None
+
+    def is_unsettled(self, location: Location) -> bool:
+        """Return whether a change of an entry waits for another try: Redis refuses it, or others were quicker each time."""
+        row = self._ordinary.get(location)
+        return row is not None and (row.refusals > 0 or row.sending in row.changes)
 
     def is_later(self, change: Change) -> bool:
         """Return whether another change of its entry comes before it."""
@@ -347,6 +356,12 @@ class PendingChanges:
             self._held[location.key] = self._held.get(location.key, 0) + 1
             return
         self.coalesced += row.append(change)
+        if len(row.changes) > MAX_CHANGES:
+            # Not the first, for which a resolver may run.
+            first, dropped, *others = row.changes
+            dropped.snapshot()  # a progress that is dropped may be queued again
+            row.changes = [first, *others]
+            self.dropped += 1
 
     def _append_deferred(self, deferred: DeferredChange) -> None:
         try:

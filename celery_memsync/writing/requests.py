@@ -47,6 +47,7 @@ class FlushRequest:
     Attributes:
         written: How many changes were written.
         error: Why they were not.
+        waits: Whether it is not answered while a resolver runs.
         given_up: Whether the caller does not wait any more.
         may_be_done: Whether it may have been sent already.
         caller: The thread that waits.
@@ -54,7 +55,7 @@ class FlushRequest:
     """
 
     def __init__(self, strict: bool = False) -> None:
-        self.strict = strict
+        self.strict = self.waits = strict
         self.written = 0
         self.error: MemSyncError | None = None
         self.given_up = False

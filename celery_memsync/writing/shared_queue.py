@@ -116,21 +116,21 @@ class SharedQueue:
             call: Name and arguments.
         """
         attempt, is_fresh = self._begin(call)
-        started, is_over = time.monotonic(), False
+        started = time.monotonic()
         try:
             if attempt.is_old:
                 raise forgotten(f"a call of {call[0]}")
             answer = change(attempt.serial, self.ttl, *call[1:])
-            is_over = True
+            self._forget(call, attempt)  # in here, for an interruption is to leave it to the next equal call
         except BaseException as exc:
             attempt.refused = was_refused(exc)
             if attempt.refused:
                 attempt.since = started
-            else:
-                is_over = was_forgotten(exc) or is_fresh and not may_be_done(exc)
+            elif was_forgotten(exc) or is_fresh and not may_be_done(exc):
+                self._forget(call, attempt)
             raise
         finally:
-            self._end(call, attempt, is_over)
+            attempt.busy = False  # not in a call, which an interruption could strike
         return answer
 
     def _begin(self, call: Call) -> tuple[Attempt, bool]:
@@ -150,19 +150,14 @@ class SharedQueue:
             self._attempts.setdefault(call, []).append(attempt)
             return attempt, True
 
-    def _end(self, call: Call, attempt: Attempt, is_over: bool) -> None:
-        """Take note that a call does not wait any more."""
-        with self._mutex:
-            attempt.busy = False
-            if is_over:
-                self._forget(call, attempt)
-
     def _forget(self, call: Call, attempt: Attempt) -> None:
-        attempts = self._attempts.get(call, [])
-        if attempt in attempts:
-            attempts.remove(attempt)
-        if not attempts:
-            self._attempts.pop(call, None)
+        """Take note that a call has its answer."""
+        with self._mutex:
+            others = [one for one in self._attempts.get(call, ()) if one is not attempt]
+            if others:
+                self._attempts[call] = others
+            else:
+                self._attempts.pop(call, None)
 
     def _make_room(self) -> None:
         """Forget calls that Redis has forgotten, too."""

@@ -337,7 +337,7 @@ class BatchWriter:
             self._versions.note_base(location, MergeBase.of(stored, self.store.clock))
 
     def _answer(self, error: MemSyncError | None, written: int = 0, failed: bool = False) -> None:
-        """Answer the callers that wait; requests for everything go on waiting while a resolver runs.
+        """Answer the callers that wait; some go on waiting while a resolver runs.
 
         Args:
             error: What was not written, or why nothing was.
@@ -345,15 +345,19 @@ class BatchWriter:
         """
         waiting = self._pending.resolving and not failed
         for request in self._begun:
-            if failed or not request.strict:
+            if failed or not request.waits:
                 request.answer(written, request.own(error) if failed else None)
             elif not waiting:
                 request.answer(written, error or self._refusals.fence_error(request))
-        self._begun = [request for request in self._begun if waiting and request.strict]
+        self._begun = [request for request in self._begun if waiting and request.waits]
 
     def _compare_and_set_all(self) -> None:
         for request in self._begun:
             if not isinstance(request, CompareAndSet):
+                continue
+            # It comes after what the resolver makes of an earlier write.
+            request.waits = self._pending.is_resolving(request.change.location)
+            if request.waits:
                 continue
             request.may_be_done = True
             # In this order: a caller that gives up looks at the other after it has set this.

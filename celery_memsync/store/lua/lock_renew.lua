@@ -10,10 +10,11 @@
 --   path     the lock's
 --   ttl_ms   lease from now on
 --
--- Returns     for each lock 1, or 0: it is not the holder's any more
+-- Returns     Redis's run id, "" if this user may not read it; for each lock 1, or 0: it is not the holder's any more
 -- Publishes   nothing: Redis itself invalidates copies of the entry
 local n = tonumber(ARGV[1])
-local answers, leases = {}, {}
+local info = redis.pcall("INFO", "server")
+local answers, leases = { type(info) == "string" and string.match(info, "run_id:(%w+)") or "" }, {}
 index = KEYS[n + 1]
 
 for i = 1, n do
@@ -22,7 +23,7 @@ for i = 1, n do
   local number, _, length, _, since, lease, _, writes = parse(stored)
   local lasts = number and lease ~= "0" and left_of(since, lease, length) or 0
   local held = lasts > 0 and string.match(writes, "^[^,]*") == caller
-  answers[i] = held and 1 or 0
+  answers[i + 1] = held and 1 or 0
   if held or lasts > 0 and lasts < since + lease - now_ms then
     if held then lasts = math.max(ttl_ms, lasts) end
     redis.call("SET", KEYS[i], with_lease(stored, lasts), "PX", whole(lasts + MEMORY))

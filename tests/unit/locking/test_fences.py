@@ -139,3 +139,47 @@ def test_many_stale_writes_in_one_batch_are_refused_and_the_others_are_written(m
     rows = [other.read(f"row-{number}", consistent=True) for number in range(100)]
     assert rows == ["theirs", "mine"] * 50
     eventually(lambda: memsync.get_metrics()["pending_writes"] == 0)
+
+
+def test_a_write_of_a_stale_holder_is_refused_with_another_behind_it(memsync, other, stale):
+    mine, theirs = stale
+    other.write("tasks/t/state", {"by": "other"}, fence=theirs)
+    other.force_sync()
+
+    memsync.write("tasks/t/state", {"by": "stale"}, fence=mine.fence)
+    memsync.sync_task_state("t", {"more": 1})
+    with pytest.raises(LockLost):
+        memsync.force_sync()
+
+    assert other.get_task_state("t") == {"by": "other", "more": 1}
+
+
+@pytest.mark.parametrize("write", [
+    lambda memsync, fence: memsync.write("balance", 3, fence=fence),
+    lambda memsync, fence: memsync.write("balance", 4, fence=fence) or memsync.write("balance", 3, fence=fence),
+])
+def test_a_write_without_a_fence_is_stored_with_a_refused_one_behind_it(memsync, other, stale, write):
+    mine, theirs = stale
+    other.write("balance", 2, fence=theirs)
+    other.force_sync()
+
+    assert memsync.read("balance") == 2  # so what it writes next follows that
+    memsync.write("balance", 5)
+    write(memsync, mine.fence)
+    with pytest.raises(LockLost):
+        memsync.force_sync()
+
+    assert other.read("balance", consistent=True) == 5
+
+
+def test_a_fence_counts_with_a_write_without_one_behind_it(memsync, other, stale):
+    mine, theirs = stale
+    other.write("balance", 2, fence=theirs)
+    other.write("balance", 3)
+    other.force_sync()
+
+    memsync.write("balance", 1, fence=mine.fence)
+    with pytest.raises(LockLost):
+        memsync.force_sync()
+
+    assert other.read("balance", consistent=True) == 3

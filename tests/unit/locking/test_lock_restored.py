@@ -63,21 +63,58 @@ def test_a_lock_that_was_deleted_is_lost_to_any_other_holder(memsync, locks, red
         lock.check()
 
 
-def test_any_holder_has_its_lock_again_after_a_restart(make_memsync, tmp_path, lost):
-    server = RedisServer(tmp_path / "server").start()
-    try:
-        holder, other = (make_memsync(name, url=server.url) for name in ("holder", "other"))
-        holder.on("lock-lost", lambda name: lost.append(name))
-        with holder.lock("a") as lock:
-            server.kill()
-            server.start()
-            eventually(lambda: holder.runtime.locks.renew_now() or [one.fence for one in other.locks()] == [lock.fence])
+@pytest.fixture
+def restarted(tmp_path, make_memsync, lost):
+    """A server of its own that keeps its data, and a holder there."""
+    server = RedisServer(tmp_path / "server", keep=True).start()
+    holder = make_memsync("holder", url=server.url)
+    holder.on("lock-lost", lambda name: lost.append(name))
+    yield server, holder
+    holder.shutdown()
+    server.stop()
 
-            assert not other.lock("a").acquire()
-            lock.check()
-        assert lost == []
-    finally:
-        server.stop()
+
+def test_any_holder_has_its_locks_again_after_a_restart(restarted, make_memsync, lost):
+    server, holder = restarted
+    other = make_memsync("other", url=server.url)
+    locks = [holder.lock(name) for name in "abc"]
+    assert all(lock.acquire() for lock in locks)
+    server.kill()
+    server.start()
+    eventually(lambda: holder.runtime.locks.renew_now()
+               or [one.fence for one in other.locks()] == [lock.fence for lock in locks])
+
+    assert not any(other.lock(name).acquire() for name in "abc")
+    for lock in locks:
+        lock.check()
+        lock.release()
+    assert lost == []
+
+
+def test_a_lock_that_is_deleted_after_a_restart_is_lost(restarted, lost):
+    server, holder = restarted
+    with holder.lock("a") as lock:
+        server.client().save()
+        server.kill()
+        server.start()
+        renewed_at = lock._current().lease.until
+        eventually(lambda: holder.runtime.locks.renew_now() or lock._current().lease.until > renewed_at)
+        server.client().delete("task-sentinel/locks/{a}")
+        holder.runtime.locks.renew_now()
+
+        eventually(lambda: lost == ["a"])
+        assert not lock.owned
+
+
+def test_a_lease_that_has_run_out_is_lost_to_extend_while_redis_is_away(restarted):
+    server, holder = restarted
+    lock = holder.lock("a", ttl=0.2)
+    lock.acquire()
+    server.kill()
+    eventually(lambda: not lock.owned)
+
+    with pytest.raises(LockLost):
+        lock.extend(1)
 
 
 def test_a_lock_that_another_process_has_taken_meanwhile_is_lost(locks, lease, other, redis, lost):
@@ -100,14 +137,15 @@ def test_a_lock_that_another_process_took_and_gave_back_is_lost(locks, lease, ot
     assert not lease.owned
 
 
-def test_a_lock_goes_back_to_its_holder_over_an_older_acquisition(locks, other, redis, lost):
+@pytest.mark.parametrize("ttl, is_over", [(0.2, True), (30.0, False)])
+def test_a_lock_goes_back_to_its_holder_over_an_older_acquisition(locks, other, redis, lost, ttl, is_over):
     key = "task-sentinel/locks/{a}"
-    with other.lock("a", ttl=0.2):
+    with other.lock("a", ttl=ttl):
         older = redis.get(key)
     lease = locks.acquire("a", 30.0, 0.0, Owner("task", "run-1"))
     lease.claim = lambda: lease
     redis.set(key, older)
-    eventually(lambda: other.locks() == [])
+    eventually(lambda: not is_over or other.locks() == [])
     locks.renew_now()
 
     eventually(lambda: [(one.worker_id, one.fence) for one in other.locks()] == [("holder", lease.fence)])

@@ -34,6 +34,11 @@ def value(body=b"1"):
     return SetValue(STATE, body, 60.0)
 
 
+def fenced(change, fence):
+    change.fence = fence
+    return change
+
+
 def written(change, base=None):
     return decode(change.entry_write(Clock(), EMPTY_BASE._replace(body=base or {})).body)
 
@@ -55,6 +60,8 @@ def test_two_changes_become_one(older, newer, joined):
 @pytest.mark.parametrize("older, newer", [
     (value(b""), fields(x=1)), (stage("STARTED"), stage("STARTED", RUN_2)), (stage("STARTED"), value()),
     (progress(RUN_1), progress(RUN_2)), (fields(x=1), progress()), (progress(), value()),
+    (fenced(value(), 1), value()), (value(), fenced(value(), 1)), (fenced(value(b"{}"), 1), fields(x=1)),
+    (fields(x=1), fenced(fields(y=1), 1)), (fenced(fields(x=1), 1), fenced(value(), 2)),
 ])
 def test_what_can_not_become_one_stays_two(older, newer):
     assert older.coalesce(newer) is None

@@ -327,3 +327,16 @@ def test_what_can_not_be_described_is_dropped_and_holds_up_nothing(error):
 
     assert [change.location.path for change in pending.due(FAR)] == [fields("t", x=1).location.path]
     assert (pending.dropped, pending.spoiled, pending.has("k")) == (1, 1, False)
+
+
+def test_changes_of_one_entry_that_are_not_joined_are_bounded():
+    changes = PendingChanges(10)
+    for number in range(3000):
+        change = value("a", number)
+        change.fence = number % 2
+        changes.put("a", change)
+
+    changes.empty_inbox()
+
+    assert (len(changes), changes.dropped) == (1000, 2000)
+    assert [change.body for change in changes.due(FAR)[-2:]] == [b"2998", b"2999"]

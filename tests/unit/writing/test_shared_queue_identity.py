@@ -1,8 +1,10 @@
 """One call of the queue is one change, however often it is made until it is answered, and whatever happens in between."""
 from __future__ import annotations
 
+import contextlib
 import gc
 import signal
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 
-from celery_memsync import StoreError
+from celery_memsync import ConflictError, StoreError, manager
 from celery_memsync.store import MEMORY, scripts
+from celery_memsync.writing import shared_queue, unanswered
 from tests.support.lossy_proxy import LossyProxy
+from tests.support.strikes import strike
 
 KINDS = ("enqueue", "dequeue", "complete")
+
+#: Bytecodes of a call after its last step, at which an interruption takes the answer from its caller.
+LAST_STEPS = 7
 
 
 @pytest.fixture(autouse=True)
@@ -263,6 +270,31 @@ def test_a_call_that_was_interrupted_is_finished_by_the_same_call(proxied, other
 
     assert (put, taken) == (True, ["first", "a"])
     assert other.get_queue()["pending"] == []
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="where signals are handled differs")
+@pytest.mark.parametrize("call, answer", [
+    (lambda memsync, name: memsync.dequeue(), lambda name: name),
+    (lambda memsync, name: memsync.complete(name), lambda name: True),
+    (lambda memsync, name: memsync.enqueue(f"{name}-b"), lambda name: True),
+    (lambda memsync, name: memsync.write(name, 1, expected_version=0).version, lambda name: 1),
+])
+def test_a_call_that_was_interrupted_anywhere_is_finished_by_the_same_call(memsync, redis, call, answer):
+    answers, wrong, count, at = [], [], 0, 0
+    while at <= count:
+        at += 1
+        redis.flushall()
+        memsync.enqueue(f"{at}")
+        answers.clear()
+        count = strike(lambda: answers.append(call(memsync, f"{at}")), at, manager, shared_queue, unanswered)
+        if not answers:
+            with contextlib.suppress(ConflictError):
+                answers.append(call(memsync, f"{at}"))
+        if answers != [answer(f"{at}")]:
+            wrong.append(at)
+
+    # Once it is forgotten, at its very end, it can't be known whether the caller has the answer.
+    assert [at for at in wrong if at < count - LAST_STEPS] == []
 
 
 def test_no_more_calls_are_made_than_can_be_remembered(proxied, proxy, monkeypatch):
