@@ -46,6 +46,9 @@ REPLACED = ("Replaced by new task",)
 #: Attribute of a request whose end was recorded.
 RECORDED = "memsync_told"
 
+#: What Celery's pool of gevent hands back of a greenlet that was killed; why, its killer knows.
+KILLED = (False, None, None)
+
 #: Name of what travels with a message and its request: when it was published, which run it became.
 HEADER = "memsync"
 
@@ -228,9 +231,10 @@ class TaskSignals:
             if run.change is not None:
                 run.change.withdrawn = True
             self.kept.end(run.run_id)
-            if not isinstance(outcome, tuple):
-                setattr(request, RECORDED, True)  # it raised no Exception, which Celery's own callback can't take
-            elif self.has_children:
+            if self.has_children or outcome != KILLED:
+                setattr(request, RECORDED, True)
+            # Celery's own callback can't take what comes back of a body that raised no Exception.
+            if self.has_children and isinstance(outcome, tuple):
                 is_there = services.writer.report.connected
                 self._outcomes.remember(request, run, outcome, services.settings.batch_interval, is_there)
         except Exception as exc:
@@ -285,7 +289,7 @@ class TaskSignals:
 
     def refresh(self) -> None:
         """Record the tasks of this process again, so that long ones outlive their ttl."""
-        for request in live(self._requests.values):
+        for request in self._unended():
             facts = request.request_dict
             begun = request.time_start
             known = known_of(self.memsync.runtime, request.id, facts, facts[HEADER])
@@ -297,12 +301,18 @@ class TaskSignals:
     @property
     def held(self) -> int:
         """How many messages this process has received and has not done with."""
-        return len(self._requests)
+        return len(self._unended())
 
     def running_tasks(self) -> list[tuple[str, str]]:
         """Return ids and run keys of the tasks that this process has received and has not done with."""
-        return [(request.id, request.request_dict[HEADER]["key"])
-                for request in live(self._requests.values) if not hasattr(request, RECORDED)]
+        return [(request.id, request.request_dict[HEADER]["key"]) for request in self._unended()]
+
+    def _unended(self) -> list[Any]:
+        """Return the requests that this process has received and has not done with.
+
+        Those that have ended may stay for long: the traceback of a failure refers to its request.
+        """
+        return [request for request in live(self._requests.values) if not hasattr(request, RECORDED)]
 
     # -- where it runs
 
@@ -408,8 +418,8 @@ class TaskSignals:
 
     def give_up_running(self) -> None:
         """Record the tasks that are still running while this worker leaves and for which it does not wait."""
-        for request in live(self._requests.values):
-            if request.time_start is not None and not hasattr(request, RECORDED) and not self._give_up(request):
+        for request in self._unended():
+            if request.time_start is not None and not self._give_up(request):
                 self._end(request.id, request.request_dict, "RETRY", None)
 
     def _give_up(self, request: Any) -> bool:
