@@ -69,7 +69,8 @@ def reason_of(known: KnownTask) -> Reason:
     if status in FINAL:
         return _ended(known, status)
     if status == "LOST":
-        return Reason(f"Its worker {_worker(known)} was lost while it was at work.", "worker-lost", _facts(known))
+        return Reason(f"Its worker {_worker(known)} was lost while it was at work{_error(known.state)}.", "worker-lost",
+                      _facts(known, "exception"))
     if status == "RETRY":
         return _retried(known)
     if rank_of(status) >= AT_WORK:

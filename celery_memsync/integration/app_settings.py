@@ -9,7 +9,6 @@ from celery.exceptions import ImproperlyConfigured
 from ..settings import SCHEMES, Settings, allowed_for
 from ..urls import as_redis_py, scheme_of, with_login_in_front, with_master_name
 
-
 #: What reports show instead of a URL that can't be read.
 MASK = "********"
 

@@ -35,6 +35,8 @@ REASONS = [
     ("skipped", "lock of task t9 on w9", known("SKIPPED", lock={"task_id": "t9", "worker_id": "w9"})),
     ("ended", "IGNORED", known("IGNORED")),
     ("worker-lost", "w1 was lost", known("LOST", worker="w1")),
+    ("worker-lost", "WorkerLostError: shut down", known("LOST", worker="w1", exception={
+        "type": "WorkerLostError", "message": "shut down"})),
     ("retrying", "in 30.0s: OSError: away",
      known("RETRY", eta=NOW + 30, exception={"type": "OSError", "message": "away"})),
     ("locked", "task t9 on w9", known("RETRY", lock={"task_id": "t9", "worker_id": "w9", "since": NOW - 9})),
