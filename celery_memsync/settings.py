@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Any, Callable, Iterable, Mapping
 
 from celery.exceptions import ImproperlyConfigured
+from celery.utils.nodenames import node_format
 from redis.connection import parse_url
 
 from .conflicts import Resolvers
@@ -20,6 +21,10 @@ SCHEMES = ("redis", "rediss", "unix", "sentinel", *CLUSTER_SCHEMES, "embedded")
 
 #: Options of redis-py that can't be chosen: the answers would be none that this package can read.
 FIXED_OPTIONS = ("decode_responses", "protocol")
+
+#: Options of redis-py that are seconds, and those that are objects, which no text in a URL can be.
+TIMEOUT_OPTIONS = ("socket_timeout", "socket_connect_timeout")
+OBJECT_OPTIONS = ("retry", "sentinel_kwargs")
 
 #: Settings that a task may have of its own, as attributes.
 TASK_SETTINGS = ("recover", "max_recoveries")
@@ -212,7 +217,14 @@ def _flag_or_none(value: object) -> str | None:
 
 
 def _file(value: object) -> str | None:
-    return None if value is None or isinstance(value, str) and value and "\0" not in value else "the path of a file"
+    if value is None:
+        return None
+    try:
+        if isinstance(value, str) and value and "\0" not in value and node_format(value, "name@host"):
+            return None
+    except ValueError:  # of a part that there is not
+        return "the path of a file, in which %n, %h and %d stand for parts of the worker's name and %% for %"
+    return "the path of a file"
 
 
 def _recover(value: object) -> str | None:
@@ -258,12 +270,18 @@ def _unreadable(url: str) -> str | None:
         return "a URL whose path is the number of a database, such as redis://localhost:6379/0"
     if is_cluster(url) and options.get("db"):
         return "a URL without a database: a cluster has number 0 only"
+    objects = " and ".join(name for name in OBJECT_OPTIONS if name in options)
+    if objects:
+        return f"a URL without {objects}, which can stand in memsync_backend_options only"
     return _fixed(options, "a URL")
 
 
 def _fixed(options: Mapping[str, Any], what: str) -> str | None:
     named = " and ".join(name for name in FIXED_OPTIONS if name in options)
-    return f"{what} without {named}: celery-memsync needs RESP2 and bytes, and chooses them itself" if named else None
+    if named:
+        return f"{what} without {named}: celery-memsync needs RESP2 and bytes, and chooses them itself"
+    timeouts = [name for name in TIMEOUT_OPTIONS if options.get(name) is not None and _seconds(options[name])]
+    return f"{what} whose {' and '.join(timeouts)} is {_seconds(None)}" if timeouts else None
 
 
 _READABLE = {

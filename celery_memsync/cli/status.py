@@ -32,7 +32,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
         now = memsync.runtime.store.clock.now()
         namespace, address = memsync.settings.namespace, memsync.runtime.store.address
     counts = dict(Counter(str((task["state"] or {}).get("status", NO_STATUS)) for task in tasks).most_common())
-    running = [task for task in tasks if task["state"] is not None and rank_of(task["state"].get("status")) == AT_WORK]
+    running = [task for task in tasks if _is_at_work(task["state"] or {})]
     server = {
         "address": address, "version": info.get("redis_version"), "used_memory": info.get("used_memory"),
         "maxmemory_policy": info.get("maxmemory_policy"), "uptime": info.get("uptime_in_seconds"), "latency": latency,
@@ -59,6 +59,11 @@ def status(ctx: click.Context, as_json: bool) -> None:
         numbers = ", ".join(f"{number} {name}" for name, number in writers.items())
         print_line(ctx, f"Writers: {numbers}")
     _say_running(ctx, running, now)
+
+
+def _is_at_work(state: dict[str, Any]) -> bool:
+    """Whether a task runs; of one without a status, which Celery has not sent, that is not known."""
+    return state.get("status") is not None and rank_of(state["status"]) == AT_WORK
 
 
 def _server_words(server: dict[str, Any]) -> str:

@@ -63,16 +63,26 @@ def reason_of(known: KnownTask) -> Reason:
     """Return why a task is where it is."""
     if known.task is None:
         return Reason(unknown_task(known.task_id), "unknown", {})
-    status = str(known.state.get("status", "-"))
+    if known.state.get("status") is None:
+        return _revoke_sent(known) or _without_status(known)
+    status = str(known.state["status"])
     if status in FINAL:
         return _ended(known, status)
     if status == "LOST":
-        return Reason(f"Its worker {_worker(known)} was lost while it was at work.", "worker-lost", _facts(known))
+        return Reason(f"Its worker {_worker(known)} was lost while it was at work{_error(known.state)}.", "worker-lost",
+                      _facts(known, "exception"))
     if status == "RETRY":
         return _retried(known)
     if rank_of(status) >= AT_WORK:
         return _at_work(known)
     return _waits(known)
+
+
+def _without_status(known: KnownTask) -> Reason:
+    """Return that users have recorded something of a task, and Celery nothing: it was not sent, or by another app."""
+    progress = (known.task or {}).get("progress")
+    done = f"; its progress is {progress_words(progress)}" if progress else ""
+    return Reason(f"No producer and no worker has recorded a status of it{done}.", "no-status", {"progress": progress})
 
 
 def _ended(known: KnownTask, status: str) -> Reason:

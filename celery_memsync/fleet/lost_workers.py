@@ -219,12 +219,14 @@ class LostWorkerMonitor:
 
     def _log(self, losses: Sequence[LostWorkerClaim], lost: Sequence[LostWorker]) -> None:
         """Log each lost worker once, with the tasks that were marked."""
-        since = {one.loss.name: one.since for one in lost}
+        silences = {one.loss.name: one.loss.at - one.since for one in lost}
         for loss in losses:
             marked = list(self._marked.pop(loss.name, ()))
             if marked or loss.name in self._told:
-                logger.warning("Worker %s lost (no heartbeat for %.3g s); %s", loss.worker_id,
-                               loss.at - since.get(loss.name, loss.at), _tasks_in_words(marked))
+                silence = silences.get(loss.name)
+                # None is known if its record has expired, or is that of another process with its name.
+                why = f"no heartbeat for {silence:.3g} s" if silence else "the time of its last heartbeat is not known"
+                logger.warning("Worker %s lost (%s); %s", loss.worker_id, why, _tasks_in_words(marked))
 
     def _as_lost(self, run: TaskRun, one: LostWorker) -> TaskRun:
         why = {"type": "WorkerLostError", "message": f"the worker {one.loss.worker_id} was silent for too long"}

@@ -6,8 +6,11 @@ from typing import Any, Mapping, NamedTuple
 
 from celery.exceptions import ImproperlyConfigured
 
-from ..settings import SCHEMES, Settings
+from ..settings import SCHEMES, Settings, allowed_for
 from ..urls import as_redis_py, scheme_of, with_login_in_front, with_master_name
+
+#: What reports show instead of a URL that can't be read.
+MASK = "********"
 
 
 class BorrowedBackend(NamedTuple):
@@ -54,13 +57,16 @@ def _check_prefix(app: Any, prefix: str, settings: Mapping[str, Any]) -> None:
 
 def hide_password(conf: Any) -> None:
     """Move the password of ``memsync_backend`` to where Celery masks it in its reports."""
-    for name in list(conf):
-        # A name may have a prefix, such as CELERY_.
-        if not str(name).lower().endswith("memsync_backend") or not isinstance(conf[name], str):
-            continue
-        url = with_login_in_front(conf[name])
-        if url != conf[name]:
+    for name, given in _backends(conf).items():
+        url = with_login_in_front(given)
+        if url != given:
             conf[name] = url
+
+
+def _backends(conf: Any) -> dict[Any, str]:
+    """Return ``memsync_backend`` under each name that it has: there may be a prefix, such as CELERY_."""
+    return {name: conf[name] for name in list(conf)
+            if str(name).lower().endswith("memsync_backend") and isinstance(conf[name], str)}
 
 
 def mask_reports(app: Any) -> None:
@@ -72,7 +78,13 @@ def mask_reports(app: Any) -> None:
     @functools.wraps(bugreport)
     def report(*args: Any, **kwargs: Any) -> Any:
         hide_password(app.conf)
-        return bugreport(*args, **kwargs)
+        # Of what is no URL, such as one with a slash in its password, nobody knows where the password is.
+        unreadable = {name: url for name, url in _backends(app.conf).items() if allowed_for("backend", as_redis_py(url))}
+        app.conf.update(dict.fromkeys(unreadable, MASK))
+        try:
+            return bugreport(*args, **kwargs)
+        finally:
+            app.conf.update(unreadable)
 
     report.hides_password = True  # type: ignore[attr-defined]
     app.bugreport = report

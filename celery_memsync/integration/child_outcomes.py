@@ -17,6 +17,9 @@ from .runs import ReceivedRun, exception_of, facts_of
 #: is in Redis by then.
 FLUSH_GRACE = 2.0
 
+#: Attribute of the Ignore of a body that has stored an end of its own by ``update_state``: that.
+STORED_END = "memsync_stored_end"
+
 #: Most outcomes remembered of one child while Redis is away.
 MAX_REMEMBERED = 10_000
 
@@ -112,7 +115,7 @@ def verdict(error: BaseException) -> tuple[str, dict[str, str] | None]:
     if isinstance(error, Reject):
         return "REJECTED", exception_of(error)
     if isinstance(error, Ignore):
-        return "IGNORED", exception_of(error)
+        return getattr(error, STORED_END, "IGNORED"), exception_of(error)
     return "FAILURE", exception_of(error)
 
 

@@ -211,10 +211,11 @@ class ActiveRun(Run):
         lock_owners: The services of which it has taken locks.
         ending: How it has ended; None: it has not.
         shown_status: The status that it has reported itself, and until when that is valid, as monotonic time.
+        stored_state: The state that its body has stored last by ``update_state``; a SUCCESS stays, as in Celery.
     """
 
     __slots__ = ("find_memsync", "name", "started_at", "outer", "fence", "lock_owners", "ending", "shown_status",
-                 "_progress")
+                 "stored_state", "_progress")
 
     def __init__(
         self, memsync: AppManager, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], name: str, at: float,
@@ -234,6 +235,7 @@ class ActiveRun(Run):
         self.lock_owners: frozenset[LockService] = _NO_OWNERS
         self.ending: Ending | None = None
         self.shown_status = _NO_STATUS
+        self.stored_state: str | None = None
         self._progress: Progress | None = None
 
     @property

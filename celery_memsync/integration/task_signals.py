@@ -13,6 +13,7 @@ from typing import Any, Callable, Iterable, Mapping
 
 from celery import signals
 from celery.exceptions import Ignore, NotRegistered, Reject, WorkerLostError, WorkerShutdown, WorkerTerminate
+from celery.states import READY_STATES
 
 from .. import encoding
 from ..fleet.kept_messages import KeptMessages
@@ -27,7 +28,7 @@ from ..store.clock import UNKNOWN
 from ..writing.changes import StageChange
 from ..writing.progress import ProgressChange
 from .app_manager import AppManager
-from .child_outcomes import ChildOutcomes, TaskOutcome, is_gone, unwrapped
+from .child_outcomes import STORED_END, ChildOutcomes, TaskOutcome, is_gone, unwrapped
 from .revokes import RevokedTasks
 from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, received
 from .update_state import take_over
@@ -45,6 +46,9 @@ REPLACED = ("Replaced by new task",)
 
 #: Attribute of a request whose end was recorded.
 RECORDED = "memsync_told"
+
+#: What Celery's pool of gevent hands back of a greenlet that was killed; why, its killer knows.
+KILLED = (False, None, None)
 
 #: Name of what travels with a message and its request: when it was published, which run it became.
 HEADER = "memsync"
@@ -228,9 +232,10 @@ class TaskSignals:
             if run.change is not None:
                 run.change.withdrawn = True
             self.kept.end(run.run_id)
-            if not isinstance(outcome, tuple):
-                setattr(request, RECORDED, True)  # it raised no Exception, which Celery's own callback can't take
-            elif self.has_children:
+            if self.has_children or outcome != KILLED:
+                setattr(request, RECORDED, True)
+            # Celery's own callback can't take what comes back of a body that raised no Exception.
+            if self.has_children and isinstance(outcome, tuple):
                 is_there = services.writer.report.connected
                 self._outcomes.remember(request, run, outcome, services.settings.batch_interval, is_there)
         except Exception as exc:
@@ -258,7 +263,7 @@ class TaskSignals:
 
     def _report_lost(self, request: Any, error: BaseException) -> None:
         """Record a run whose child was killed, if Celery sends no signal: it had stored a success, or runs again."""
-        stored = not request.ignore_result and _stored_state(request) == "SUCCESS"
+        stored = not request.ignore_result and _stored_state(request.task, request.id) == "SUCCESS"
         self._end(request.id, request.request_dict, "SUCCESS" if stored else "LOST", None if stored else error)
 
     def report_lost_outcomes(self, alive: Iterable[int] = ()) -> None:
@@ -285,7 +290,7 @@ class TaskSignals:
 
     def refresh(self) -> None:
         """Record the tasks of this process again, so that long ones outlive their ttl."""
-        for request in live(self._requests.values):
+        for request in self._unended():
             facts = request.request_dict
             begun = request.time_start
             known = known_of(self.memsync.runtime, request.id, facts, facts[HEADER])
@@ -297,12 +302,18 @@ class TaskSignals:
     @property
     def held(self) -> int:
         """How many messages this process has received and has not done with."""
-        return len(self._requests)
+        return len(self._unended())
 
     def running_tasks(self) -> list[tuple[str, str]]:
         """Return ids and run keys of the tasks that this process has received and has not done with."""
-        return [(request.id, request.request_dict[HEADER]["key"])
-                for request in live(self._requests.values) if not hasattr(request, RECORDED)]
+        return [(request.id, request.request_dict[HEADER]["key"]) for request in self._unended()]
+
+    def _unended(self) -> list[Any]:
+        """Return the requests that this process has received and has not done with.
+
+        Those that have ended may stay for long: the traceback of a failure refers to its request.
+        """
+        return [request for request in live(self._requests.values) if not hasattr(request, RECORDED)]
 
     # -- where it runs
 
@@ -365,6 +376,12 @@ class TaskSignals:
         memsync = self.memsync
         if state is None:
             state, retval = _end_of_unwound(active)
+        elif state == "SUCCESS" and (error := sys.exc_info()[1]) is not None and _is_unstored(task, task_id, error):
+            state, retval = "FAILURE", error
+        elif state == "IGNORED" and active.stored_state in READY_STATES and retval.args != REPLACED:
+            # The Ignore keeps Celery from storing an end, so that the one that the body has stored stays.
+            state = active.stored_state
+            setattr(retval, STORED_END, state)  # for the worker's main process
         if state is not None:
             active.end(state, retval, time.monotonic(), getattr(task, "max_retries", None))
         if active.reported:
@@ -408,8 +425,8 @@ class TaskSignals:
 
     def give_up_running(self) -> None:
         """Record the tasks that are still running while this worker leaves and for which it does not wait."""
-        for request in live(self._requests.values):
-            if request.time_start is not None and not hasattr(request, RECORDED) and not self._give_up(request):
+        for request in self._unended():
+            if request.time_start is not None and not self._give_up(request):
                 self._end(request.id, request.request_dict, "RETRY", None)
 
     def _give_up(self, request: Any) -> bool:
@@ -568,12 +585,30 @@ def reserved_requests() -> Any:
     return state.reserved_requests
 
 
-def _stored_state(request: Any) -> Any:
+def _stored_state(task: Any, task_id: str) -> Any:
     try:
-        return request.task.backend.get_state(request.id)
+        return task.backend.get_state(task_id)
     except Exception:
         # No result backend, or it is away: no success is known.
         return None
+
+
+def _is_unstored(task: Any, task_id: str, error: BaseException) -> bool:
+    """Whether a body has returned, and Celery stores as its result the error that was raised behind it.
+
+    That is so if its callbacks, or the rest of its chain, could not be sent.  A hook is called after the result was stored.
+    """
+    request = task.request
+    return (isinstance(error, Exception) and _leaves_tracer(error) and not request.is_eager
+            and not request.ignore_result and _stored_state(task, task_id) != "SUCCESS")
+
+
+def _leaves_tracer(error: BaseException) -> bool:
+    """Whether an error leaves Celery's function that runs a task; a body may run a task eagerly while it handles one."""
+    frame: Any = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != "celery.app.trace":
+        frame = frame.f_back
+    return error.__traceback__ is not None and error.__traceback__.tb_frame is frame
 
 
 def live(requests: Callable[[], Iterable[Any]]) -> list[Any]:

@@ -41,8 +41,11 @@ def _record(task: Any, task_id: str | None = None, state: Any = None, meta: Any 
     active = _find_run(task.request.id if task_id is None else task_id)
     if active is None:
         return
-    if isinstance(state, str) and state not in RANKS:
-        _show_status(active, state)
+    if isinstance(state, str):
+        if active.stored_state != "SUCCESS":
+            active.stored_state = state
+        if state not in RANKS:
+            _show_status(active, state)
     if isinstance(meta, dict):
         _report(active, meta)
 

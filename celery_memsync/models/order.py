@@ -33,8 +33,8 @@ RANKS = {
     "STARTED": "2",
     "LOST": "3",
     "RETRY": "4",
-    "FAILURE": "5",
-    "REVOKED": "6",
+    "REVOKED": "5",  # a signal that ends no process lets the body go on
+    "FAILURE": "6",
     "IGNORED": "7",
     "REJECTED": "7",
     "SKIPPED": "8",

@@ -23,7 +23,7 @@ MAX_UNPUBLISHED = 10_000
 UNPUBLISHED = "UNPUBLISHED"
 
 #: Names of the counters by the first digit of the rank of the stage that is counted.
-COUNTERS = ("", "", "", "lost", "retried", "failed", "revoked", "ignored", "skipped", "succeeded")
+COUNTERS = ("", "", "", "lost", "retried", "revoked", "failed", "ignored", "skipped", "succeeded")
 
 
 class EntryWrite(NamedTuple):

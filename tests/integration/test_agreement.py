@@ -230,6 +230,58 @@ def test_a_hook_that_raises_leaves_one_outcome_and_the_one_of_celery(any_pool, h
     assert ended == {"succeeded": result.state == "SUCCESS", "failed": result.state == "FAILURE"}
 
 
+def test_a_body_whose_callback_can_not_be_sent_fails(any_pool):
+    tasks = any_pool.app.tasks
+    last = (tasks["tests.support.tasks.add"].s(1, 2) | tasks["tests.support.tasks.add"].s(3, 4)).delay()
+
+    state = any_pool.wait(last.parent, "SUCCESS", "FAILURE")
+    eventually(lambda: last.parent.state == "FAILURE")
+
+    assert (state["status"], state["exception"]["type"]) == ("FAILURE", "TypeError")
+
+
+def test_a_task_called_eagerly_while_an_error_is_handled_succeeds(any_pool):
+    result = any_pool.send("add_eagerly_while_handling", 1, 2)
+
+    any_pool.wait(result, "SUCCESS")
+
+    assert eventually(lambda: any_pool.status(f"eager-{result.id}")) == "SUCCESS"
+
+
+@pytest.mark.parametrize("state, status", [
+    ("FAILURE", "FAILURE"), ("SUCCESS", "SUCCESS"), ("REVOKED", "REVOKED"), ("COUNTING", "IGNORED")])
+def test_an_end_that_a_body_stores_before_ignore_counts(any_pool, state, status):
+    result = any_pool.send("end_by_update_state", state)
+
+    any_pool.wait(result, "FAILURE", "SUCCESS", "REVOKED", "IGNORED")
+
+    assert (any_pool.status(result.id), result.state) == (status, state)
+
+
+def test_an_end_that_a_body_stores_stays_when_its_child_ends(make_fleet):
+    fleet = make_fleet()
+    fleet.start_worker("-c", "1", "--max-tasks-per-child", "1")
+
+    results = [fleet.send("end_by_update_state", "FAILURE") for _ in range(3)]
+    for result in results:
+        fleet.wait(result, "FAILURE", "IGNORED")
+    fleet.workers[0].stop()
+
+    assert [fleet.status(result.id) for result in results] == ["FAILURE"] * 3
+
+
+@pytest.mark.parametrize("how, status", [("fail", "FAILURE"), ("return", "SUCCESS")])
+def test_a_body_that_outlives_a_revoke_ends_as_it_says(fleet, how, status):
+    result = fleet.send("end_when_terminated", how)
+    fleet.wait(result, "STARTED")
+
+    fleet.app.control.revoke(result.id, terminate=True, signal="SIGUSR1")
+    fleet.wait(result, "REVOKED")
+    eventually(lambda: fleet.app.backend.get_state(result.id) == status)  # a result that is ready is not looked at again
+
+    fleet.wait(result, status)
+
+
 def test_a_hook_that_raises_before_a_retry_leaves_no_run_that_goes_on(any_pool):
     result = any_pool.send("raise_in_hook", "on_retry", "retry")
 

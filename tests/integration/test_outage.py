@@ -102,6 +102,24 @@ def test_a_worker_goes_on_when_redis_comes_back_without_its_data(make_fleet, mem
     fleet.wait_record(worker, lambda record: record.status == "active")
 
 
+@pytest.mark.parametrize("pool", [["-c", "1"], ["-P", "solo"]], ids=lambda pool: pool[1])
+def test_ended_tasks_stay_away_when_redis_loses_its_data(fleet, own_memory, pool):
+    worker = fleet.start_worker(*pool)
+    ended = [fleet.send("fail") for _ in range(10)]
+    for result in ended:
+        fleet.wait(result, "FAILURE")
+    beats = fleet.record(worker).sequence
+
+    with own_memory.client() as client:
+        client.flushdb()
+    # The worker knows by the answer to a beat that its data are lost, and a batch later what it writes is there.
+    fleet.wait_record(worker, lambda record: record.sequence > beats)
+    time.sleep(1.0)
+
+    assert [fleet.status(result.id) for result in ended] == [None] * len(ended)
+    assert fleet.reader.get_queue() == {"pending": [], "processing": []}
+
+
 def test_an_outage_is_told_in_the_log_once_and_not_at_every_try(fleet, own_memory):
     worker = fleet.start_worker("-c", "1")
     fleet.wait(fleet.send("add", 1, 1), "SUCCESS")

@@ -9,7 +9,7 @@ import time
 from asyncio import CancelledError
 
 from celery import Task, shared_task
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 
 def note(what, task_id=None, **facts):
@@ -84,6 +84,24 @@ def fail_twice(self):
 @shared_task
 def ignore():
     raise Ignore()
+
+
+@shared_task(bind=True)
+def end_by_update_state(self, state):
+    """Store an end by Celery's own means, and keep Celery from storing another."""
+    self.update_state(state=state, meta={"exc_type": "ValueError", "exc_message": "as asked", "exc_module": "builtins"})
+    raise Ignore()
+
+
+@shared_task
+def end_when_terminated(how):
+    """Go on after the signal of a soft time limit."""
+    try:
+        time.sleep(30)
+    except SoftTimeLimitExceeded:
+        time.sleep(1)  # until its worker has recorded the revoke
+        if how == "fail":
+            raise
 
 
 @shared_task(acks_late=True)
@@ -257,6 +275,15 @@ def report_badly(self):
     memsync.progress(3, float("nan"))
     memsync.agent("a/b").sync(object())
     return memsync.get_task_progress(self.request.id)
+
+
+@shared_task(bind=True)
+def add_eagerly_while_handling(self, x, y):
+    """Run a task eagerly while an exception is handled."""
+    try:
+        raise ValueError("it went wrong")
+    except ValueError:
+        return add.apply((x, y), task_id=f"eager-{self.request.id}").get(disable_sync_subtasks=False)
 
 
 class HookedTask(Task):

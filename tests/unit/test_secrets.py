@@ -165,6 +165,23 @@ def test_report_masks_a_password_in_the_query_of_a_url(configure, url):
     assert SECRET not in reports
 
 
+@pytest.mark.parametrize("url", [
+    f"redis://:{SECRET}/1@localhost", f"redis://:{SECRET}#1@localhost/0", f"redis://:{SECRET}?1@localhost",
+    f"redis:/:{SECRET}@localhost", f":{SECRET}@localhost", f"redis://:'{SECRET}@localhost:port",
+    f'sentinel://h1/0?master_name=m&sentinel_kwargs={{"password":"{SECRET}"}}'])
+@pytest.mark.parametrize("configure", [tied, tied_with_a_prefix])
+def test_report_masks_a_url_that_can_not_be_read(configure, url):
+    app = Celery("app", set_as_current=False)
+
+    configure(app, url)
+
+    assert SECRET not in app.bugreport()
+    with pytest.raises(ImproperlyConfigured) as caught:
+        app.memsync.check()
+    assert "memsync_backend must be a URL" in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
 def test_report_masks_secrets_of_the_options():
     app = Celery("app", broker="memory://", set_as_current=False)
     app.conf.memsync_backend_options = {

@@ -1,11 +1,14 @@
 """Why a task is where it is, judged by what is known of it."""
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from celery_memsync.cli.why import STALLED, KnownTask, reason_of
 from celery_memsync.models.lock import LockRecord
 from celery_memsync.models.worker import WorkerRecord
+from tests.support.paths import ROOT
 
 NOW = 1_000_000.0
 LOCK = LockRecord("invoice:7", 5, "w9", "t9", NOW - 60, 20.0, 1)
@@ -20,14 +23,20 @@ def worker(worker_id="w1", status="active", queues=("q",), free=1, **facts):
     return WorkerRecord(worker_id, status, queues=queues, capacity={"free": free, "total": 2}, last_beat=NOW - 30, **facts)
 
 
-@pytest.mark.parametrize("reason, words, given", [
+REASONS = [
     ("unknown", "Unknown task t1: never sent", KnownTask("t1", None)),
+    ("revoke-sent", "no worker has confirmed it", KnownTask("t1", {"state": {"revoke_requested_at": NOW - 1}}, now=NOW)),
+    ("no-status", "has recorded a status of it.", KnownTask("t1", {"state": {"mine": 1}}, now=NOW)),
+    ("no-status", "its progress is 10%", KnownTask("t1", {"state": None, "progress": {
+        "progress": 10.0, "current": None, "total": None, "eta": None}}, now=NOW)),
     ("succeeded", "2.0s", known("SUCCESS", runtime=2.0, finished_at=NOW - 5, worker="w1")),
     ("failed", "ValueError: no cup", known("FAILURE", exception={"type": "ValueError", "message": "no cup"})),
     ("revoked", "revoked", known("REVOKED")),
     ("skipped", "lock of task t9 on w9", known("SKIPPED", lock={"task_id": "t9", "worker_id": "w9"})),
     ("ended", "IGNORED", known("IGNORED")),
     ("worker-lost", "w1 was lost", known("LOST", worker="w1")),
+    ("worker-lost", "WorkerLostError: shut down", known("LOST", worker="w1", exception={
+        "type": "WorkerLostError", "message": "shut down"})),
     ("retrying", "in 30.0s: OSError: away",
      known("RETRY", eta=NOW + 30, exception={"type": "OSError", "message": "away"})),
     ("locked", "task t9 on w9", known("RETRY", lock={"task_id": "t9", "worker_id": "w9", "since": NOW - 9})),
@@ -57,12 +66,24 @@ def worker(worker_id="w1", status="active", queues=("q",), free=1, **facts):
     ("not-consuming", "takes messages", known("PENDING", queue="q", workers=[worker(consuming=False)])),
     ("not-consuming", "takes messages", known("PENDING", queue="q", workers=[worker(status="draining")])),
     ("waiting", "position 3 of all", known("PENDING", queue="q", workers=[worker(consuming=True)], position=2)),
-])
+]
+
+
+@pytest.mark.parametrize("reason, words, given", REASONS)
 def test_a_task_is_where_it_is_for_a_reason(reason, words, given):
     found = reason_of(given)
 
     assert found.reason == reason
     assert words in found.answer
+
+
+def test_each_reason_is_in_the_schema_and_in_the_reference():
+    reasons = {reason for reason, _, _ in REASONS}
+    reference = (ROOT / "docs" / "reference" / "commands.md").read_text()
+    schema = json.loads((ROOT / "docs" / "reference" / "commands.schema.json").read_text())
+
+    assert reasons == set(schema["properties"]["why"]["properties"]["reason"]["enum"])
+    assert {one for one in reasons if f"`{one}`" not in reference} == set()
 
 
 def test_progress_that_was_told_just_now_is_no_standstill():

@@ -245,6 +245,17 @@ def test_loss_is_logged_with_the_tasks_that_were_marked(make_worker, caplog):
     assert "; 12 running tasks marked LOST: t" in line.message and line.message.endswith(" and 2 more")
 
 
+def test_loss_of_one_of_two_workers_with_a_name_is_logged_without_a_time(make_worker, caplog):
+    silent, namesake, watcher = make_worker("w1"), make_worker("w1"), make_worker("w2")
+    silent.beat()
+    namesake.beat()
+
+    silence_until_lost(silent, to=[namesake, watcher])
+
+    (line,) = [message for message in caplog.messages if "lost (" in message]
+    assert line == "Worker w1 lost (the time of its last heartbeat is not known); it had no running tasks"
+
+
 def test_loss_without_tasks_and_the_return_are_logged(make_worker, caplog):
     caplog.set_level("INFO")
     silent, watcher = make_worker("w1"), make_worker("w2")

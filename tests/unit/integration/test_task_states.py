@@ -31,12 +31,15 @@ STATES = {
 
 ENDS = {
     "a return": "test_pools.py::test_a_task_that_returns_is_a_success",
+    "a return, but its callbacks": "test_agreement.py::test_a_body_whose_callback_can_not_be_sent_fails",
+    "`Ignore` after `update_state": "test_agreement.py::test_an_end_that_a_body_stores_before_ignore_counts",
     "an exception, the soft time limit": "test_prefork.py::test_the_soft_time_limit_is_a_failure",
     "`SystemExit`, `GeneratorExit`": "test_pools.py::test_a_body_that_raises_no_exception_is_a_failure",
     "the hard time limit": "test_prefork.py::test_the_hard_time_limit_is_a_failure",
     "its child is killed":
         "test_prefork.py::test_a_task_whose_child_is_killed_is_a_failure_within_a_second_of_celerys_knowing",
     "`revoke(terminate=True)`": "test_prefork.py::test_a_task_that_is_terminated_is_revoked",
+    "`revoke(terminate=True, signal": "test_agreement.py::test_a_body_that_outlives_a_revoke_ends_as_it_says",
     "a cold shutdown, acknowledged early":
         "test_agreement.py::test_a_cold_shutdown_loses_what_was_acknowledged_early_and_says_so",
     "a cold shutdown, acknowledged late":
