@@ -1052,7 +1052,7 @@ class MemorySyncManager:
         if cell is None:
             location = services.keys.task_location(task_id, PROGRESS)
             cell = cells.setdefault(task_id, Progress(
-                location, services.settings.default_ttl, limit=services.settings.max_value_size))
+                location, services.settings.default_ttl, limit=services.settings.max_value_size, redact=services.redact))
             if len(cells) > MAX_PROGRESS:
                 with contextlib.suppress(StopIteration, RuntimeError):  # another thread adds one, or takes one away
                     cells.pop(next(iter(cells)), None)

@@ -16,6 +16,7 @@ from .reading.listener import ChangeListener
 from .reading.reader import VIEW, Reader
 from .reading.search import Search
 from .reading.subscriptions import Subscriptions
+from .redaction import redact_logs
 from .settings import Settings
 from .store import Store
 from .store.client import connect, connect_to_nothing
@@ -76,6 +77,9 @@ class Runtime:
         keys = Keys(settings.namespace, together=is_cluster(url))
         token = new_token()
         self.settings = settings
+        self.redact = settings.redactor
+        if self.redact is not None:
+            redact_logs(self.redact)
         self.worker_id = worker_id
         self.keys = keys
         self.token = token

@@ -281,7 +281,7 @@ class ActiveRun(Run):
             max_retries: As its task has it.
         """
         if isinstance(retval, BaseException):
-            exception = None if status == "SUCCESS" else exception_of(retval)
+            exception = None if status == "SUCCESS" else exception_of(retval, self.services.redact)
             retry_at = _retry_at(retval, self.services.store.clock.at(at))
             status = "SKIPPED" if isinstance(retval, Skipped) else status
             self.ending = Ending(
@@ -304,7 +304,8 @@ class ActiveRun(Run):
             location = self.services.keys.task_location(self.task_id, PROGRESS)
             settings = self.services.settings
             progress = Progress(
-                location, settings.default_ttl, self.run_id, self.run_key, self.at, settings.max_value_size, self.spared)
+                location, settings.default_ttl, self.run_id, self.run_key, self.at, settings.max_value_size, self.spared,
+                self.services.redact)
             progress.fence = self.fence
             # Threads of the task, which do not know the run, report by its id.
             self.services.progress[self.task_id] = progress
@@ -377,11 +378,15 @@ def latest(moment: float, earlier: Any) -> float:
     return earlier if isinstance(earlier, (int, float)) and moment < earlier < moment + AHEAD else moment
 
 
-def exception_of(error: BaseException) -> dict[str, str] | None:
-    """Return what to record of an exception: the cause of a retry, nothing of an Ignore without arguments."""
+def exception_of(error: BaseException, redact: Callable[[str], str] | None) -> dict[str, str] | None:
+    """Return what to record of an exception: the cause of a retry, nothing of an Ignore without arguments.
+
+    Args:
+        redact: As for :func:`~celery_memsync.models.task.describe_exception`.
+    """
     if isinstance(error, Retry) and isinstance(error.exc, BaseException):
         error = error.exc
-    described = describe_exception(error)
+    described = describe_exception(error, redact)
     return described if described["message"] or not isinstance(error, (Ignore, Reject)) else None
 
 

