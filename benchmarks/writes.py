@@ -85,7 +85,7 @@ def main() -> None:
             in_chunks(lambda pipeline, key, value: pipeline.hincrby("counters", "total", 1))
 
         def increment() -> None:
-            for number in range(WRITES):
+            for _ in range(WRITES):
                 memsync.increment_metrics(total=1)
             memsync.force_sync()
 

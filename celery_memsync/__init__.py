@@ -1,4 +1,4 @@
-"""A shared memory in Redis for the processes of a Celery app.
+"""Shared, live and consistent state in Redis for all processes of a Celery app.
 
 What it is made of is imported when it is asked for: the `celery` command imports this package in all of its processes.
 """
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .models.lock import LockRecord
     from .models.worker import WorkerRecord
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 
 __all__ = [
     "MemorySyncManager", "MemSync", "Lock",

@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 import traceback
 import weakref
+from functools import partial
 from typing import Any, Callable
 
 from .user_code import ends_here, plain_text
@@ -70,5 +71,5 @@ def _redact_record(record: logging.LogRecord) -> bool:
 
 def _redacted(redactors: list[Redactor], text: str) -> str:
     for redactor in redactors:
-        text = plain_text(lambda before=text: redactor(before), HIDDEN.format("was interrupted"))  # type: ignore[misc]
+        text = plain_text(partial(redactor, text), HIDDEN.format("was interrupted"))
     return text

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import weakref
 from typing import Any, Sequence
 
@@ -33,6 +34,18 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that the listening thread has in any case to end: mostly it has only to be woken.
 LINK_TIMEOUT = 0.1
+
+
+#: Whether it was logged that this Python runs without the GIL.
+_warned_without_gil = False
+
+
+def _warn_without_gil() -> None:
+    """Log once that a free-threaded Python has its GIL switched off, because nothing was tested there."""
+    global _warned_without_gil
+    if not _warned_without_gil and not getattr(sys, "_is_gil_enabled", lambda: True)():
+        _warned_without_gil = True
+        logger.warning("This Python runs without the GIL, in which celery-memsync is not tested; start it with PYTHON_GIL=1")
 
 
 class WeakEvents(Events):
@@ -76,6 +89,7 @@ class Runtime:
         events = WeakEvents(events)
         keys = Keys(settings.namespace, together=is_cluster(url))
         token = new_token()
+        _warn_without_gil()
         self.settings = settings
         self.redact = settings.redactor
         if self.redact is not None:

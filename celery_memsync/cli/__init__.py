@@ -64,14 +64,14 @@ class Commands(click.Group):
         try:
             return super().parse_args(ctx, args)
         except (click.NoSuchOption, click.BadOptionUsage) as exc:
-            raise _misuse(exc)
+            raise _misuse(exc) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         try:
             return super().invoke(ctx)
         except click.UsageError as exc:
-            raise _misuse(exc)
+            raise _misuse(exc) from None
         except RecursionError:
             _output().fail("A value is nested too deeply to be printed.", os.EX_DATAERR)
 

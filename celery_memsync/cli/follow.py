@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from functools import partial
 from typing import Any, Callable, Iterable, Iterator, Protocol
 
 import click
@@ -114,7 +115,7 @@ def _news(
         asked = list(remaining)
         while True:
             for task_id in asked:
-                found = patiently(ctx, lambda: memsync.get_task(task_id), deadline)
+                found = patiently(ctx, partial(memsync.get_task, task_id), deadline)
                 if found != known.get(task_id):
                     yield task_id, found
                 if found is not None:

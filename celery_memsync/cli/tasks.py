@@ -4,7 +4,7 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 from itertools import islice
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, ClassVar, NamedTuple
 
 import click
 from celery.bin.base import CeleryOption
@@ -35,7 +35,7 @@ class Span(click.ParamType):  # type: ignore[type-arg]
     """A span of time, as seconds: ``90``, ``90s``, ``10m``, ``2h``, ``1d``."""
 
     name = "SPAN"
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    units: ClassVar = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the seconds."""

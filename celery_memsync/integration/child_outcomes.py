@@ -99,7 +99,7 @@ class ChildOutcomes:
         """Return, and forget, the outcomes of all children but those that are alive."""
         dead = set(self._by_pid) - set(alive)
         rows = [(pid, body) for pid in dead for _, body in self._by_pid.pop(pid)]
-        return [TaskOutcome(pid, *marshal.loads(body)) for pid, body in rows]  # nosec B302 # packed by `remember`
+        return [TaskOutcome(pid, *marshal.loads(body)) for pid, body in rows]  # noqa: S302 # packed by `remember`
 
 
 def verdict(

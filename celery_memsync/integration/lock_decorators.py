@@ -126,7 +126,7 @@ class TaskLock:
 
     def _countdown(self) -> float:
         shortest = max(MIN_RETRY_DELAY, self.retry_delay * 0.5)
-        return random.uniform(shortest, max(shortest * 1.5, self.retry_delay * 1.5))  # nosec B311 # spreads, no secret
+        return random.uniform(shortest, max(shortest * 1.5, self.retry_delay * 1.5))  # noqa: S311 # spreads, no secret
 
 
 def locked(

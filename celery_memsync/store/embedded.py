@@ -15,7 +15,7 @@ import platform
 import shutil
 import socket
 import stat
-import subprocess  # nosec B404 # it starts the server
+import subprocess
 import sys
 import tempfile
 import threading
@@ -113,7 +113,7 @@ def _packaged_server() -> str | None:
 
 
 def extra_brings_server(python: tuple[int, int], system: str, machine: str) -> bool:
-    """Return whether the extra ``embedded`` has a server for a Python on a machine, as its markers in setup.cfg say.
+    """Return whether the extra ``embedded`` has a server for a Python on a machine, as its markers in pyproject.toml say.
 
     Args:
         system: As in ``sys.platform``.
@@ -154,7 +154,7 @@ def _folder(path: str) -> Path:
 
 def _own_folders() -> list[Path]:
     """Return where this user's files may go if no folder is named, best first."""
-    temporary = (tempfile.gettempdir(), "/tmp")  # nosec B108 # each folder is checked before use
+    temporary = (tempfile.gettempdir(), "/tmp")  # noqa: S108 # each folder is checked before use
     folders = [Path(folder) / f"celery-memsync-{os.geteuid()}" for folder in temporary]
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
     with contextlib.suppress(OSError, ValueError):
@@ -274,7 +274,7 @@ def _launch(folder: Path, server_socket: Path, keep: bool) -> None:
         # The server writes its log to its standard output, because it would follow a link.  Its
         # other files need the checks of the folder: no other user can plant a link there.
         # In a session of its own Ctrl-C does not stop it before the workers have flushed.
-        subprocess.Popen(  # nosec B603 # a list without a shell; the path is the caller's setting
+        subprocess.Popen(  # noqa: S603 # a list without a shell; the path is the caller's setting
             [sys.executable, "-S", "-E", str(supervisor), str(folder),
              "save" if keep else "nosave", *command],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, umask=0o077,

@@ -511,7 +511,7 @@ class BatchWriter:
             changes = [change for change in changes if change not in late]
             if not changes:
                 break
-            time.sleep(number * random.random() * CONTENTION_PAUSE)  # nosec B311 # spreads tries, no secret
+            time.sleep(number * random.random() * CONTENTION_PAUSE)  # noqa: S311 # spreads tries, no secret
         for change in lost:
             change.rounds = 0
         return [ConflictError(

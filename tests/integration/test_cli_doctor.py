@@ -228,7 +228,7 @@ def test_a_queue_that_no_worker_consumes_is_found(fleet):
     fleet.send("add", 1, 2)
     fleet.app.memsync.force_sync()
 
-    code, findings = examine(fleet)
+    _, findings = examine(fleet)
 
     assert [what for what in warnings(findings) if f"wait: {fleet.name} (1)" in what]
 

