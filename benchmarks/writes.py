@@ -13,7 +13,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import common
 import least

@@ -10,11 +10,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     # What a user makes
     from .app import MemSync
+
     # What comes back
     from .conflicts import Resolution
+
     # What is raised
-    from .exceptions import (ConflictError, InvalidKey, InvalidValue, LockError, LockLost, LockNotAcquired,
-                             MemSyncError, NotInTask, StoreError, StoreRefused, StoreUnavailable, ValueTooLarge)
+    from .exceptions import (
+        ConflictError,
+        InvalidKey,
+        InvalidValue,
+        LockError,
+        LockLost,
+        LockNotAcquired,
+        MemSyncError,
+        NotInTask,
+        StoreError,
+        StoreRefused,
+        StoreUnavailable,
+        ValueTooLarge,
+    )
     from .locking.lock import Lock
     from .manager import MemorySyncManager
     from .models.entry import Entry

@@ -9,9 +9,10 @@ import socket
 import threading
 import time
 import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Callable, Iterable, Iterator, Mapping, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from celery.exceptions import ImproperlyConfigured
 
@@ -55,7 +56,7 @@ P = ParamSpec("P")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_managers: "weakref.WeakSet[MemorySyncManager]" = weakref.WeakSet()
+_managers: weakref.WeakSet[MemorySyncManager] = weakref.WeakSet()
 
 
 def _bounded(method: F) -> F:

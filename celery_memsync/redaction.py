@@ -4,8 +4,9 @@ from __future__ import annotations
 import logging
 import traceback
 import weakref
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 from .user_code import ends_here, plain_text
 
@@ -50,12 +51,18 @@ def _type_name(thing: object) -> str:
 
 
 def redact_logs(redactor: Redactor) -> None:
-    """Let a redactor see every line that this package logs in this process, for as long as it is referred to."""
+    """Let a redactor see every line that this package logs in this process, until it is collected or ``leave_logs``."""
     global _in_force
     _in_force = (*(ref for ref in _in_force if ref() is not None), weakref.ref(redactor))
     for name, logger in list(logging.Logger.manager.loggerDict.items()):
         if name.startswith(f"{__package__}.") and isinstance(logger, logging.Logger):
             logger.addFilter(_redact_record)
+
+
+def leave_logs(redactor: Redactor) -> None:
+    """Let a redactor see no further lines."""
+    global _in_force
+    _in_force = tuple(ref for ref in _in_force if ref() not in (None, redactor))
 
 
 def _redact_record(record: logging.LogRecord) -> bool:

@@ -5,7 +5,8 @@ import contextlib
 import logging
 import sys
 import weakref
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from .conflicts import Resolvers
 from .deadline import Deadline, remaining
@@ -17,7 +18,7 @@ from .reading.listener import ChangeListener
 from .reading.reader import VIEW, Reader
 from .reading.search import Search
 from .reading.subscriptions import Subscriptions
-from .redaction import redact_logs
+from .redaction import leave_logs, redact_logs
 from .settings import Settings
 from .store import Store
 from .store.client import connect, connect_to_nothing
@@ -133,6 +134,8 @@ class Runtime:
     def _close(self) -> None:
         # From the last line to the first, each whatever the others raise.
         with contextlib.ExitStack() as steps:
+            if self.redact is not None:
+                steps.callback(leave_logs, self.redact)
             steps.callback(self.store.close)
             steps.callback(lambda: self.link.stop(max(LINK_TIMEOUT, remaining())))
             # The next holder of a lock finds what was written under it.

@@ -1,9 +1,10 @@
 """Every setting, with its default and what is allowed."""
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Callable, Iterable, Mapping
+from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
 from kombu.utils.imports import symbol_by_name
@@ -14,8 +15,16 @@ from .deadline import DEFAULT_TIMEOUT
 from .exceptions import InvalidKey
 from .keys import Keys, check_id
 from .redaction import Redactor
-from .urls import (CLUSTER_SCHEMES, as_redis_py, check_database, is_cluster, lower_scheme, scheme_of, servers_of,
-                   with_login_in_front)
+from .urls import (
+    CLUSTER_SCHEMES,
+    as_redis_py,
+    check_database,
+    is_cluster,
+    lower_scheme,
+    scheme_of,
+    servers_of,
+    with_login_in_front,
+)
 
 #: What a Redis URL may begin with.
 SCHEMES = ("redis", "rediss", "unix", "sentinel", *CLUSTER_SCHEMES, "embedded")

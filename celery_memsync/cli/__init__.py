@@ -93,7 +93,7 @@ def memsync() -> None:
     """Look into the shared memory of an app."""
 
 
-def on_worker_init(sender: "WorkController", **_: Any) -> None:
+def on_worker_init(sender: WorkController, **_: Any) -> None:
     """Activate a worker whose app has ``memsync_backend`` set, or a `MemSync`; import what that takes only then."""
     if getattr(sender.app, "memsync", None) is not None or sender.app.conf.get("memsync_backend"):
         import_module("..activation", __name__).on_worker_init(sender)

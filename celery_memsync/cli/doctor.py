@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from typing import Any, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
 
@@ -11,9 +12,21 @@ from ..app import MemSync
 from ..exceptions import StoreError
 from ..models.worker import WorkerRecord
 from ..store.acl import CHANNELS, KEYS, MissingRights
-from .checks import (Finding, examine_clocks, examine_indexes, examine_latency, examine_locks, examine_names,
-                     examine_nodes, examine_persistence, examine_queues, examine_settings, examine_visibility, named,
-                     read_scene)
+from .checks import (
+    Finding,
+    examine_clocks,
+    examine_indexes,
+    examine_latency,
+    examine_locks,
+    examine_names,
+    examine_nodes,
+    examine_persistence,
+    examine_queues,
+    examine_settings,
+    examine_visibility,
+    named,
+    read_scene,
+)
 from .command import command
 from .output import figure, json_option, latency_of, mebibytes, memory_of, print_json, print_line, shorten
 

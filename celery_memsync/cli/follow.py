@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, Callable, Iterable, Iterator, Protocol
+from typing import Any, Protocol
 
 import click
 
@@ -13,8 +14,20 @@ from ..background_loop import Wakeup
 from ..models.order import FINAL
 from .command import command
 from .ids import task_id_of
-from .output import (EX_TIMEOUT, json_option, memory_of, padded, print_error, print_json, print_line, progress_words,
-                     safe, shorten, timeout_option, width_of)
+from .output import (
+    EX_TIMEOUT,
+    json_option,
+    memory_of,
+    padded,
+    print_error,
+    print_json,
+    print_line,
+    progress_words,
+    safe,
+    shorten,
+    timeout_option,
+    width_of,
+)
 from .terminal import is_terminal, orderly_end
 from .watch import POLL_INTERVAL, deadline_of, patiently
 

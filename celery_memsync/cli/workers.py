@@ -9,8 +9,21 @@ from celery.bin.base import CeleryOption
 from ..models.worker import WorkerRecord
 from .command import command
 from .ids import worker_of
-from .output import (GONE, ago, duration, fail, figure, json_option, mebibytes, memory_of, moment, print_facts,
-                     print_json, print_line, print_table)
+from .output import (
+    GONE,
+    ago,
+    duration,
+    fail,
+    figure,
+    json_option,
+    mebibytes,
+    memory_of,
+    moment,
+    print_facts,
+    print_json,
+    print_line,
+    print_table,
+)
 
 #: Statuses of workers.
 STATUSES = ("active", "busy", "draining", "offline", "lost")

@@ -1,7 +1,8 @@
 """The manager of a Celery app, as the integration sees it."""
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from celery._state import get_current_task
 

@@ -5,9 +5,10 @@ import functools
 import inspect
 import random
 import string
+from collections.abc import Callable
 from hashlib import sha256
 from types import FunctionType, MethodType
-from typing import Any, Callable, TypeVar
+from typing import Any, TypeVar
 
 from celery import Task
 from celery._state import get_current_task

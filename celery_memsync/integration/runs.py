@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import Any, Callable, Iterable, Mapping, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.time import maybe_iso8601

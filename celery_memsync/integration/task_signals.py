@@ -6,10 +6,11 @@ import os
 import sys
 import time
 import weakref
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from functools import partial
 from itertools import count
-from typing import Any, Callable, Iterable, Mapping
+from typing import Any
 
 from celery import signals
 from celery.exceptions import Ignore, NotRegistered, Reject, WorkerLostError, WorkerShutdown, WorkerTerminate

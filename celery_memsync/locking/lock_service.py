@@ -6,9 +6,10 @@ import logging
 import os
 import time
 import weakref
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import count
-from typing import Callable, Iterable, NamedTuple, Sequence
+from typing import NamedTuple
 
 from .. import encoding
 from ..background_loop import BackgroundLoop

@@ -1,9 +1,10 @@
 """The facts of one run of a task, and what it looks like in Redis."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, Callable
+from typing import Any
 
 from .. import encoding
 from ..user_code import plain_text

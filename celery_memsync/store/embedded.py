@@ -20,9 +20,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Iterator
 
 from ..deadline import remaining
 from ..exceptions import StoreRefused, StoreUnavailable

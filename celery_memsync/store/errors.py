@@ -4,7 +4,8 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from typing import Any, Callable, Mapping, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import redis
 

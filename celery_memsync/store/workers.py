@@ -4,7 +4,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from typing import Any, Mapping, NamedTuple, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import redis
 

@@ -5,7 +5,8 @@ import math
 import threading
 import time
 import weakref
-from typing import Any, Iterable, Mapping, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from .. import encoding
 from ..keys import Location

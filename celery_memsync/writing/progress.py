@@ -4,7 +4,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any, Callable, Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from .. import encoding
 from ..exceptions import InvalidValue, ValueTooLarge
@@ -15,8 +16,17 @@ from ..models.task import TOO_LATE
 from ..store.clock import Clock
 from .bad_values import SILENT, refuse
 from .changes import Change, Content, preview_of_run
-from .figures import (MAX_PHASES, NO_FIGURES, TOO_LARGE, Phase, figure, figures_after, percentage, progress_rank,
-                      shown_percent)
+from .figures import (
+    MAX_PHASES,
+    NO_FIGURES,
+    TOO_LARGE,
+    Phase,
+    figure,
+    figures_after,
+    percentage,
+    progress_rank,
+    shown_percent,
+)
 
 #: Names that a task's own fields can't have.
 RESERVED = frozenset(PROGRESS_FIELDS) - {"fields"} | {"eta", "previous"}

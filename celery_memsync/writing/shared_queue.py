@@ -5,8 +5,9 @@ import math
 import threading
 import time
 import weakref
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
-from typing import Callable, Iterable, Mapping, TypeVar
+from typing import TypeVar
 
 from ..exceptions import InvalidValue, StoreUnavailable, ValueTooLarge
 from ..keys import check_id

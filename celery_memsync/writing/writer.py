@@ -8,9 +8,10 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from itertools import count, takewhile
-from typing import Any, Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from redis.backoff import EqualJitterBackoff
 
@@ -21,8 +22,17 @@ from ..events import Events
 from ..exceptions import ConflictError, LockLost, MemSyncError, StoreError, StoreRefused, StoreUnavailable
 from ..keys import ASSIGNMENTS, STATE, Location
 from ..models.entry import UNWRITTEN, EntryVersion, Header, StoredEntry
-from ..store import (UNANSWERED, UNREACHABLE, CoordinationResult, EntryWrite, Store, WriteResult, explain_code,
-                     may_be_done, ms)
+from ..store import (
+    UNANSWERED,
+    UNREACHABLE,
+    CoordinationResult,
+    EntryWrite,
+    Store,
+    WriteResult,
+    explain_code,
+    may_be_done,
+    ms,
+)
 from .changes import Change, Coordinated, DeferredChange, MergeFields, SetValue, SyncMetrics
 from .conflict_settler import ConflictSettler, Dispute
 from .pending import LONGEST_NODE_PAUSE, LONGEST_REFUSED_PAUSE, REFUSED_PAUSE, PendingChanges
