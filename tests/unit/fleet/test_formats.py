@@ -31,7 +31,7 @@ def send_heartbeat(make_memsync, release):
         if worker_id not in managers:
             managers[worker_id] = make_memsync(worker_id, batch_interval=60.0)
         store, last = managers[worker_id].store, replies.get(worker_id, FIRST_HEARTBEAT)
-        replies[worker_id] = store.write_heartbeat(worker_id, b"{}", 60.0, last=last, until=1e10, **options)
+        replies[worker_id] = store.write_heartbeat(worker_id, b"{}", 60.0, last=last, until=last.at + 5, **options)
         return store.format.number
     return send
 
