@@ -77,11 +77,11 @@ class ProgressChange(Change):
     def from_row(cls, location: Location, row: Any, run_key: str, ttl: float, clock: Clock) -> ProgressChange | None:
         """Return what another process reported of an earlier run, from the body that it wrote.
 
-        It comes with a message, which anybody may write: None for what is no such body.
+        It comes with a message, which anybody may write: None for what is no such body.  Newer fields are ignored.
         """
-        if not isinstance(row, list) or len(row) > len(PROGRESS_FIELDS):
+        if not isinstance(row, list):
             return None
-        padded = [*row, *[None] * (len(PROGRESS_FIELDS) - len(row))]
+        padded = [*row, *[None] * len(PROGRESS_FIELDS)][:len(PROGRESS_FIELDS)]
         percent, current, total, message, status, started_at, updated_at, run, fields, name, number, begun_at = padded
         figures = ((percent, 100), (current, TOO_LARGE), (total, TOO_LARGE), (number, MAX_PHASES))
         moments = (started_at, updated_at, started_at if begun_at is None else begun_at)

@@ -5,9 +5,16 @@ import pytest
 
 from celery_memsync import encoding
 from celery_memsync.cli.doctor import examine_formats
+from celery_memsync.fleet.kept_messages import KeptMessage
+from celery_memsync.keys import PROGRESS, Keys
 from celery_memsync.models import formats
+from celery_memsync.models.order import delivered_key, published_key
+from celery_memsync.models.task import RUN_FIELDS, TaskRun
 from celery_memsync.models.worker import WorkerRecord
 from celery_memsync.store import FIRST_HEARTBEAT
+from celery_memsync.store.clock import Clock
+from celery_memsync.writing.progress import ProgressChange
+from tests.support.runs import run_key
 from tests.support.waiting import eventually
 
 KEY = "task-sentinel//{workers}/formats"
@@ -171,3 +178,31 @@ def test_record_with_fields_of_a_newer_release_is_read(memsync, other):
     (read,) = other.get_workers()
 
     assert (read.format, read.pid) == (9, 7)
+
+
+def test_progress_with_fields_of_a_newer_release_travels_with_a_retry():
+    location = Keys("ns").task_location("t1", PROGRESS)
+    row = [50, 5, 10, "half", None, 1.0, 2.0, "run", None, None, None, None]
+
+    change = ProgressChange.from_row(location, [*row, "invented", {"later": 1}], run_key(0, 1), 60.0, Clock())
+
+    assert change.row == ProgressChange.from_row(location, row, run_key(0, 1), 60.0, Clock()).row
+
+
+def test_kept_message_with_fields_of_a_newer_release_is_read():
+    key = delivered_key(published_key("eFgH5678-1"), "aBcD1234-1")
+    message = KeptMessage("t1", "aBcD1234-1", key, 0, 1.0, "q", "[]", {"id": "t1", "task": "proj.add"}, "application/json",
+                          "utf-8", 0, 2, {})
+
+    read = KeptMessage.decode(encoding.dumps([*message, "invented", {"later": 1}]))
+
+    assert read == message
+
+
+def test_run_with_fields_of_a_newer_release_is_read():
+    run = TaskRun("STARTED", name="proj.add", max_retries=1)
+    row = encoding.decode(run.encode("t1"))
+
+    read = TaskRun.from_row([*row, *[None] * (len(RUN_FIELDS) - len(row)), "invented"], "t1")
+
+    assert read == run
