@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Else every process that a test starts compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo unit test acceptance counts lint bench soak fuzz clean
+.PHONY: help demo unit test acceptance counts lint docs pictures bench soak fuzz clean
 help:
 	@echo "make demo        install, start a Redis and a worker, run the example with live progress, clean up"
 	@echo "make unit        the quick unit tests, in under a minute; the inner loop of a change"
@@ -13,6 +13,8 @@ help:
 	@echo "make acceptance  the same with long histories and stress, and a soak, in about 40 minutes"
 	@echo "make counts      calls, commands and round trips of an operation, against their budgets"
 	@echo "make lint        only the linters and mypy"
+	@echo "make docs        build the documentation site into build/site"
+	@echo "make pictures    draw the pictures of the documents from a real run"
 	@echo "make bench       measure against peers, and write docs/performance.md; takes about half an hour"
 	@echo "make soak        real workers under faults for MINUTES=60, or without any: STEADY=--steady"
 	@echo "make fuzz        throw made-up bytes at what reads (SECONDS= for each target)"
@@ -20,7 +22,7 @@ help:
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,cli,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,cli,dev,docs]'
 	touch $@
 
 demo: .venv/installed
@@ -57,6 +59,13 @@ lint-mypy:
 
 lint-audit:
 	$(BIN)/python .ci/audit.py
+
+docs: .venv/installed
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
+	@echo "build/site/index.html"
+
+pictures: .venv/installed
+	$(BIN)/python docs/pictures/make.py
 
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check cachetools celery-once celery-singleton pottery python-redis-lock

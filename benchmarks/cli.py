@@ -33,7 +33,7 @@ def fill(url: str, workers: int, tasks: int, locks: int) -> list[object]:
     for number in range(workers):
         record = WorkerRecord(f"w{number}@host", pool="prefork", concurrency=4, queues=("celery",), consuming=True,
                               capacity={"total": 4, "active": 1, "reserved": 0, "free": 3}, depths={"celery": 7})
-        memsync.store.write_heartbeat(record.worker_id, encoding.dumps(record.as_dict()), 3600.0, timeout=1800.0)
+        memsync.runtime.store.write_heartbeat(record.worker_id, encoding.dumps(record.as_dict()), 3600.0, timeout=1800.0)
     for number in range(tasks):
         memsync.sync_task_state(f"task-{number:06d}", {
             "status": "FAILURE" if number % 100 == 0 else "SUCCESS", "name": ("shop.pay", "mail.send")[number % 2],

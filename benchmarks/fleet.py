@@ -120,7 +120,7 @@ def probing(url: str) -> dict[str, Any]:
 
 
 def simulated(manager: MemorySyncManager, number: int) -> Heartbeat:
-    store = manager.store.with_token(f"t{number:07}")
+    store = manager.runtime.store.with_token(f"t{number:07}")
     running = tuple({"id": f"{number:032}-{i}", "name": "proj.tasks.convert", "started_at": 1.0} for i in range(2))
     record = WorkerRecord(
         f"celery@host-{number}", hostname=f"host-{number}", pid=number, pool="prefork", concurrency=8, running=running,
@@ -152,14 +152,14 @@ def losing(url: str) -> dict[str, float]:
     """Return how long it takes to tell of a lost worker with many tasks, once it was silent for long enough."""
     redis.Redis.from_url(f"{url}/{MANY}").flushdb()
     with MemorySyncManager("bench", f"{url}/{MANY}", batch_interval=60.0) as manager:
-        silent, watcher = (manager.store.with_token(token) for token in ("silent00", "watcher0"))
+        silent, watcher = (manager.runtime.store.with_token(token) for token in ("silent00", "watcher0"))
         told: list[dict[str, Any]] = []
         manager.on("task-lost", lambda **details: told.append(details))
         losses = LostWorkerMonitor(watcher, manager.events, 15.0, lambda: [])
         Heartbeat(silent, lambda: WorkerRecord("silent"), 0.1, 60.0).beat()
         for number in range(TASKS):
             run = TaskRun("STARTED", name="proj.add", worker="silent", run=f"silent00-{number}")
-            manager.sync_task_run(f"task-{number}", run, run_key(0, manager.store.clock.now()))
+            manager.sync_task_run(f"task-{number}", run, run_key(0, manager.runtime.store.clock.now()))
         manager.force_sync()
         heart = Heartbeat(watcher, lambda: WorkerRecord("watcher"), 0.1, 60.0, on_reply=losses.take_claims)
         while not told:

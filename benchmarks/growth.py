@@ -60,7 +60,7 @@ def summed(rows: dict[int, dict[str, float]]) -> dict[str, Any]:
 
 
 def tell_task(memsync: MemorySyncManager, name: str) -> None:
-    now = memsync.store.clock.now()
+    now = memsync.runtime.store.clock.now()
     run = TaskRun("SUCCESS", name="proj.convert", queue="celery", worker="celery@host-1", run=name, published_at=now,
                   received_at=now, started_at=now, finished_at=now, runtime=0.25)
     memsync.sync_task_run(name, run, run_key(0, now))
@@ -96,12 +96,12 @@ def by_tasks(url: str) -> dict[str, Any]:
                 held.release()
 
             rows[size] = {
-                "stage of a new task, of a batch": cost(stages, 4) / BATCH,
-                "progress, of a batch": cost(progress, 4) / BATCH,
+                "stage of a new task, in a batch": cost(stages, 4) / BATCH,
+                "progress, in a batch": cost(progress, 4) / BATCH,
                 "task read": cost(lambda at, size=size: memsync.get_task_state(f"task-{at * 7919 % size:08}")),
                 "newest 100 tasks": cost(lambda _: memsync.get_tasks(limit=100), 5),
                 "queue": cost(lambda _: memsync.get_queue(limit=100)),
-                "lock taken and given back": cost(lock),
+                "lock acquired and released": cost(lock),
             }
         bytes_each = round(client.info("memory")["used_memory"] / client.dbsize())
     return {**summed(rows), "bytes of Redis for each task": bytes_each}
@@ -116,8 +116,8 @@ def by_workers(url: str) -> dict[str, Any]:
                 hearts.append(simulated(memsync, len(hearts)))
                 hearts[-1].beat()
             rows[size] = {
-                "beat": cost(lambda at: hearts[at % len(hearts)].beat()),
-                "all workers read, for each": cost(lambda _: memsync.get_workers(), 1) / size,
+                "heartbeat": cost(lambda at: hearts[at % len(hearts)].beat()),
+                "all workers read, each": cost(lambda _: memsync.get_workers(), 1) / size,
             }
     return summed(rows)
 
@@ -125,11 +125,11 @@ def by_workers(url: str) -> dict[str, Any]:
 def by_writers(url: str) -> dict[str, Any]:
     """Measure with more and more processes that write; each has a token, numbers and an own place in every header."""
     with MemorySyncManager("bench", url) as memsync:
-        resolvers, keys = Resolvers("last_write_wins", memsync.settings.namespace), memsync.store.keys
+        resolvers, keys = Resolvers("last_write_wins", memsync.settings.namespace), memsync.runtime.store.keys
         rows = {}
         for size in WRITERS:
-            stores: list[Store] = [memsync.store.with_token(f"w{number:07}") for number in range(size)]
-            settler = ConflictSettler(memsync.store.clock, "bench", resolvers, 10 ** 6)
+            stores: list[Store] = [memsync.runtime.store.with_token(f"w{number:07}") for number in range(size)]
+            settler = ConflictSettler(memsync.runtime.store.clock, "bench", resolvers, 10 ** 6)
             writers = [BatchWriter(store, Events(), settler, interval=3600.0, batch_size=500, max_pending=1000,
                                    on_put=lambda _: None) for store in stores]
 
@@ -146,8 +146,8 @@ def by_writers(url: str) -> dict[str, Any]:
 
             for at in range(size):
                 write(at)
-            rows[size] = {"write of an own key, of a batch": cost(write, 5) / BATCH,
-                          "write of one key that all write": cost(write_the_same)}
+            rows[size] = {"write of an own key, in a batch": cost(write, 5) / BATCH,
+                          "write of one shared key": cost(write_the_same)}
             for writer in writers:
                 writer.close(1.0)
     return summed(rows)

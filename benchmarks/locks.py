@@ -107,7 +107,7 @@ def free_locks(url: str) -> dict[str, Any]:
 def renewals(url: str) -> dict[str, Any]:
     """Renew a thousand locks of one process at once."""
     with MemorySyncManager(url=url, lock_ttl=600.0) as memsync:
-        locks = memsync._open().locks
+        locks = memsync.runtime.locks
         held = [memsync.lock(f"held-{number}") for number in range(HELD)]
         for lock in held:
             lock.acquire()

@@ -63,7 +63,7 @@ def records(url: str) -> dict[str, Any]:
         memsync.force_sync()
         before = used(client)
         for number in range(RECORDS):
-            now, name = memsync.store.clock.now(), f"{number:036}"
+            now, name = memsync.runtime.store.clock.now(), f"{number:036}"
             run = TaskRun("SUCCESS", name="proj.tasks.convert", queue="celery", worker="celery@host-1", pid=4711,
                           run=f"PtGcmlu6-{number:x}", root_id=name, published_at=now, received_at=now, started_at=now,
                           finished_at=now, runtime=0.25)

@@ -25,6 +25,9 @@ BENCHMARKS = ("overhead", "progress", "writes", "reads", "locks", "hearing", "fl
 
 DOCS = ROOT / "docs"
 
+#: What was measured once, for a decision; it ends the page.
+DECISIONS = ROOT / "benchmarks" / "decisions.md"
+
 #: What is shown in bold.
 OURS = ("memsync", "progress", "subscribe", "watch")
 
@@ -85,10 +88,10 @@ def glance(found: Mapping[str, Any]) -> Iterator[str]:
         return f"{results[variant][figure]['ratio']:.3g}" if variant in results else "-"
 
     yield from ("", "## At a glance", "",
-                "Ratios to what stands beside: below 1 is quicker. *The least* is a prototype of what can't be left out",
-                "([`least.py`](../benchmarks/least.py)), with no checks, no order and no tries after a failure; or what it",
-                "takes anyway.", "",
-                "| work | beside | ratio | the least |", "| --- | --- | ---: | ---: |")
+                "Ratios to the peer: below 1 is faster. *The least* is a prototype of what cannot be left out",
+                "([`least.py`](../benchmarks/least.py)), without checks, order or retries; or what the",
+                "work work takes anyway.", "",
+                "| work | peer | ratio | the least |", "| --- | --- | ---: | ---: |")
     rows = [
         ("a no-op task, CPU of its worker", "plain Celery", ("overhead", "worker_cpu_us"), "memsync", "least", ()),
         ("the same with `-E`", "plain Celery", ("overhead", "worker_cpu_us"), "events", "", ()),
@@ -96,14 +99,14 @@ def glance(found: Mapping[str, Any]) -> Iterator[str]:
         ("a progress call", "`update_state`", ("progress", "microseconds"), "progress", "dict_under_lock", ()),
         ("writing new keys, time", "redis-py's pipeline", ("writes", "wall_us"), "memsync", "least", ("new keys",)),
         ("the same, CPU of the client", "the same", ("writes", "client_cpu_us"), "memsync", "least", ("new keys",)),
-        ("counting, time", "redis-py's pipeline", ("writes", "wall_us"), "memsync", "", ("increments",)),
-        ("reading what is known, flat", "an LRU under a lock", ("reads", "wall_us"), "memsync", "", ("hot, flat",)),
-        ("reading what is known, nested", "the same", ("reads", "wall_us"), "memsync", "locked_lru_copy", ("hot, nested",)),
-        ("reading what is not", "redis-py's GET", ("reads", "wall_us"), "memsync", "get_decode", ("missed",)),
-        ("taking and giving back a lock", "redis-py's lock", ("locks", "wall_us"), "memsync", "evalsha", ("free",)),
-        ("handing it over", "BLPOP", ("locks", "p50_us"), "memsync", "", ("hand-over",)),
+        ("increments, time", "redis-py's pipeline", ("writes", "wall_us"), "memsync", "", ("increments",)),
+        ("a cached read, flat", "an LRU under a lock", ("reads", "wall_us"), "memsync", "", ("hot, flat",)),
+        ("a cached read, nested", "the same", ("reads", "wall_us"), "memsync", "locked_lru_copy", ("hot, nested",)),
+        ("an uncached read", "redis-py's GET", ("reads", "wall_us"), "memsync", "get_decode", ("missed",)),
+        ("acquiring and releasing a lock", "redis-py's lock", ("locks", "wall_us"), "memsync", "evalsha", ("free",)),
+        ("handing a lock over", "BLPOP", ("locks", "p50_us"), "memsync", "", ("hand-over",)),
         *(
-            (f"hearing of a change, {count} listening", "`psubscribe`", ("hearing", "p50_us"), "subscribe", "least",
+            (f"delivering a change, {count} subscribers", "`psubscribe`", ("hearing", "p50_us"), "subscribe", "least",
              (f"{count} listening",))
             for count in (1, 100)
         ),
@@ -112,11 +115,11 @@ def glance(found: Mapping[str, Any]) -> Iterator[str]:
         least = ratio(benchmark, figure, floor, *titles) if floor else ""
         yield f"| {work} | {peer} | {ratio(benchmark, figure, ours, *titles)} | {least} |"
     asking = found["fleet"]["results"]["asking"]
-    questions = ("who is alive, 4 workers", "ping", "get_active_workers"), ("what they do", "stats", "get_workers")
+    questions = ("live workers, 4 of them", "ping", "get_active_workers"), ("their records", "stats", "get_workers")
     hot = found["reads"]["results"]["hot, flat"]
     if "redis_py_cache" in hot:
         share = hot["memsync"]["wall_us"]["median"] / hot["redis_py_cache"]["wall_us"]["median"]
-        yield f"| reading what is known, flat | redis-py's own cache | {share:.2g} | |"
+        yield f"| a cached read, flat | redis-py's own cache | {share:.2g} | |"
     for work, peer, ours in questions:
         share = asking[ours]["median_ms"] / asking[f"inspect_{peer}"]["median_ms"]
         yield f"| {work} | `celery inspect {peer}` | {share:.2g} | |"
@@ -133,11 +136,11 @@ def page(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of the page."""
     versions = found["overhead"]
     yield from (
-        "# How fast it is", "",
-        "Written by `python benchmarks/report.py`; do not edit. All that stands in one table ran in turns, round by round,",
-        "on one machine; *ratio* is the median of the ratios to the first line of the same round. Absolute figures are",
-        "those of this machine and say little about yours. What each benchmark measures exactly is told at its head, in",
-        "`benchmarks/`, and `make bench` runs them.", "",
+        "# Benchmarks", "",
+        "Written by `python benchmarks/report.py`; do not edit. The rows of one table ran in turns, round by",
+        "round, on one machine; *ratio* is the median of the ratios to the first row of the same round.",
+        "Absolute numbers are those of this machine and say little about yours. The head of each file in",
+        "`benchmarks/` says what it measures; `make bench` runs all.", "",
         f"Machine: {os.cpu_count()} cores, {cpu_name()}, Linux {platform.release().split('-')[0]}.",
         f"Python {versions['python']}, celery {versions['celery']}, redis-py {versions['redis-py']},",
         f"Redis {found['reads']['results']['redis']}, {time.strftime('%Y-%m-%d')}.",
@@ -147,12 +150,12 @@ def page(found: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", "## Tasks")
     yield from table("A no-op task: CPU of the worker, main process and child", "µs a task",
                      rows_of(overhead, "worker_cpu_us", "plain"),
-                     "`plain_again` is a second plain worker: what it differs is noise. `tracked` is Celery's result "
-                     "backend with `task_track_started`; `events` is `-E`; `least` tells the end of a task, and no more.")
+                     "`plain_again` is a second plain worker: its difference is noise. `tracked` is Celery's result "
+                     "backend with `task_track_started`; `events` is `-E`; `least` records the end of a task only.")
     for process in ("main", "child"):
         yield from table(f"Of that, the {process} process", "µs a task", rows_of(overhead, f"{process}_cpu_us", "plain"))
     yield from table("The same: time from task to task", "µs a task", rows_of(overhead, "wall_us", "plain"))
-    yield from table("The same: CPU of Redis, broker and memory", "µs a task", rows_of(overhead, "redis_cpu_us", "plain"))
+    yield from table("The same: CPU of Redis, as broker and store", "µs a task", rows_of(overhead, "redis_cpu_us", "plain"))
     yield from table("A progress call in a task's body", "µs a call",
                      rows_of(found["progress"]["results"], "microseconds", "update_state"))
     yield from ("", "## Writing and reading")
@@ -168,26 +171,27 @@ def page(found: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", f"redis-py's own cache: {reads['redis_py_cache']}.")
     yield from ("", "## Locks")
     locks = found["locks"]["results"]
-    yield from table("Taking a free lock and giving it back", "µs", rows_of(locks["free"], "wall_us", "redis-py"))
+    yield from table("Acquiring and releasing a free lock", "µs", rows_of(locks["free"], "wall_us", "redis-py"))
     yield from table("Handing a lock from one process to another", "µs", rows_of(locks["hand-over"], "p50_us", "blpop"))
     yield from ("", f"Renewing {locks['renewal']['locks']:,} locks of one process: {locks['renewal']['ms']} ms "
                 f"(worst {locks['renewal']['worst_ms']} ms).")
-    yield from ("", "## Changes, heard in other processes")
+    yield from ("", "## Changes, delivered to other processes")
     for title, results in found["hearing"]["results"].items():
         rows = rows_of(results, "p50_us", "psubscribe")
-        yield from table(f"{title.capitalize()}: half of them have heard after", "µs", rows)
+        yield from table(f"{title.capitalize()}: delivered to half of them after", "µs", rows)
     yield from fleet(found["fleet"]["results"])
     yield from memory(found["memory"]["results"])
     yield from growth(found["growth"]["results"])
+    yield from ("", DECISIONS.read_text().rstrip())
 
 
 def fleet(results: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is told of workers."""
+    """Yield what workers cost."""
     asking, probing = results["asking"], results["probing"]
     yield from ("", "## Workers", "", "| | ms |", "| --- | ---: |")
     for name, row in {**asking, **probing}.items():
         yield f"| {name.replace('_', ' ')} | {shown(row['median_ms'])} |"
-    yield from ("", "| workers | a beat, ms | of that at the server, µs | `get_active_workers`, ms | `get_workers`, ms |")
+    yield from ("", "| workers | a heartbeat, ms | of that in Redis, µs | `get_active_workers`, ms | `get_workers`, ms |")
     yield "| ---: | ---: | ---: | ---: | ---: |"
     for size, row in results["fleet"].items():
         figures = [shown(row[name]) for name in ("beat_ms", "beat_server_us", "get_active_workers_ms", "get_workers_ms")]
@@ -197,18 +201,18 @@ def fleet(results: Mapping[str, Any]) -> Iterator[str]:
     def middle(name: str) -> float:
         return float(sorted(idle[name])[len(idle[name]) // 2])
 
-    yield from ("", f"An idle worker sends {middle('plain')} commands a second to its broker; one that takes part",
-                f"sends {middle('memsync_broker')}, and {middle('memsync_memory')} to the memory. Its main process uses",
+    yield from ("", f"An idle worker sends {middle('plain')} commands a second to its broker; one with celery-memsync",
+                f"sends {middle('memsync_broker')}, and {middle('memsync_memory')} to the store. Its main process uses",
                 f"{middle('memsync_cpu_ms')} ms of CPU a second, a plain one {middle('plain_cpu_ms')}.",
-                "", f"{results['losing']['tasks']} tasks of a lost worker are told in {results['losing']['seconds']} s.")
+                "", f"{results['losing']['tasks']} tasks of a lost worker are marked in {results['losing']['seconds']} s.")
 
 
 def memory(results: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is told of memory."""
+    """Yield what memory is used."""
     records, added = results["records"], results["processes"]["added_kb"]
     yield from ("", "## Memory", "",
-                f"A finished task with its progress takes {records['memsync']} bytes of Redis {records['redis']}, its",
-                f"places in the indexes included; three strings of 150 bytes with a ttl take {records['three_keys']}.",
+                f"A finished task with progress takes {records['memsync']} bytes of Redis {records['redis']}, its",
+                f"index entries included; three strings of 150 bytes with a ttl take {records['three_keys']}.",
                 "", f"A worker's main process has {added['main_idle_kb'] / 1024:.1f} MB more of its own than a plain one",
                 f"when it starts and {added['main_after_kb'] / 1024:.1f} MB more after 12,000 tasks; each child",
                 f"{added['child_idle_kb'] / 1024:.1f} and {added['child_after_kb'] / 1024:.1f} MB.")
@@ -217,15 +221,15 @@ def memory(results: Mapping[str, Any]) -> Iterator[str]:
 def growth(results: Mapping[str, Any]) -> Iterator[str]:
     """Yield where the cost grows, and draw it."""
     yield from ("", "## Where the cost grows", "",
-                "*Slope* is the exponent: 0 means that it does not matter how many there are, 1 that it costs in",
-                "proportion.")
+                "*Slope* is the exponent: 0 means that the number does not matter, 1 that the cost is proportional to",
+                "it.")
     for what, rows in results.items():
         series = {name: {int(x): y for x, y in row["us"].items()} for name, row in rows.items() if isinstance(row, dict)}
         file = DOCS / "plots" / f"growth-{what}.svg"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(plot(f"Cost with more and more {what}", what, "µs", series))
+        file.write_text(plot(f"Cost by number of {what}", what, "µs", series))
         numbers = list(next(iter(series.values())))
-        yield from ("", f"### More and more {what}", "", f"![Cost with more and more {what}](plots/{file.name})", "",
+        yield from ("", f"### By number of {what}", "", f"![Cost by number of {what}](plots/{file.name})", "",
                     "| µs | " + " | ".join(f"{number:,}" for number in numbers) + " | slope |",
                     "| --- |" + " ---: |" * (len(numbers) + 1))
         for name, costs in series.items():

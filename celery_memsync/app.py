@@ -1,4 +1,4 @@
-"""`MemSync`: the shared memory of a Celery app."""
+"""`MemSync`: the shared state of a Celery app."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -8,10 +8,12 @@ from celery import Celery
 from celery._state import get_current_task
 from celery.exceptions import ImproperlyConfigured
 
+from .environment import given_settings
 from .exceptions import InvalidKey, InvalidValue, NotInTask
 from .integration import lock_decorators
+from .integration.app_environment import AppEnvironment
 from .integration.app_manager import AppManager
-from .integration.app_settings import app_settings, borrowed_backend, mask_reports
+from .integration.app_settings import mask_reports
 from .integration.bootstep import HeartbeatStep
 from .integration.lock_decorators import RETRY_DELAY, F
 from .integration.publishing import mark_publishing
@@ -19,10 +21,7 @@ from .integration.revokes import record_sent_revokes
 from .integration.runs import ActiveRun, active_run
 from .integration.task_signals import TaskSignals
 from .keys import is_id
-from .locking.lock_service import Owner
 from .manager import MemorySyncManager
-from .runtime import Runtime
-from .settings import Settings
 from .user_code import ends_here
 from .writing.bad_values import refuse
 
@@ -30,9 +29,9 @@ T = TypeVar("T")
 
 
 class MemSync(AppManager):
-    """The shared memory of a Celery app: a manager that Celery's signals and workers keep.
+    """The shared state of a Celery app: a manager that Celery's signals and workers keep up to date.
 
-    Settings are read at the first use, so they may be set later than this is
+    Settings are read at the first use, so they may be set after this is
     made.  It is also ``app.memsync``.  For an app that has one already, that
     one's ties to Celery stay and only the settings given here are new.
 
@@ -52,15 +51,12 @@ class MemSync(AppManager):
         self.node_name = None
         self.in_worker = False
         self.signals = TaskSignals(self)
-        super().__init__(**overrides)
+        super().__init__(environment=AppEnvironment(self, given_settings(**overrides)))
         if app is not None:
             self.init_app(app)
 
-    def _check_given(self) -> None:
-        Settings.build(self._given)
-
     def init_app(self, app: Celery) -> MemSync:
-        """Tie this to an app; doing so twice does nothing more."""
+        """Tie this to an app; a second call does nothing."""
         app = getattr(app, "_get_current_object", lambda: app)()
         if self.app is app:
             return self
@@ -84,7 +80,7 @@ class MemSync(AppManager):
         self, current: float, total: float | None = None, message: str | None = None, *, phase: str | None = None,
         **fields: Any,
     ) -> None:
-        """Record how far the running task is; nothing waits for Redis.
+        """Record how far the running task is, without waiting for Redis.
 
         Args:
             current: How many are done, a number of any kind.
@@ -94,10 +90,9 @@ class MemSync(AppManager):
             fields: Anything else to show beside it.
 
         Raises:
-            NotInTask: If no task is running here.
-            InvalidValue: For a figure that is no number of 0 or more, or a
-                field that can't be stored as JSON.
-            Neither in a worker, unless ``memsync_strict`` is True: it is logged once per task name there.
+            NotInTask: If no task is running here; in a worker only with ``memsync_strict = True``.
+            InvalidValue: For a number below 0, NaN or infinite, or a field that is not JSON; in a worker only with
+                ``memsync_strict = True``, else it is logged once per task name.
         """
         active = active_run.get()
         if active is None:
@@ -108,7 +103,7 @@ class MemSync(AppManager):
         else:
             to_queue = active.progress.count(current, total, message)
         if to_queue and (memsync := active.find_memsync()) is not None:
-            memsync.writer.put(active.progress)
+            memsync.runtime.writer.put(active.progress)
 
     def track(
         self, iterable: Iterable[T], total: float | None = None, message: str | None = None, *, phase: str | None = None,
@@ -142,15 +137,15 @@ class MemSync(AppManager):
 
     def _queue(self, active: ActiveRun, to_queue: bool) -> None:
         if to_queue and (memsync := active.find_memsync()) is not None:
-            memsync.writer.put(active.progress)
+            memsync.runtime.writer.put(active.progress)
 
     def agent(self, agent_id: str) -> Agent:
         """Return an agent, or a sub-step, of the running task.
 
         Raises:
-            NotInTask: If no task is running here.
-            InvalidKey: If the id is not fit for a key.
-            Neither in a worker, unless ``memsync_strict`` is True: the agent shares nothing there.
+            NotInTask: If no task is running here; in a worker only with ``memsync_strict = True``.
+            InvalidKey: If the id is not fit for a key; in a worker only with ``memsync_strict = True``, else the agent
+                shares nothing.
         """
         active = active_run.get()
         if active is None:
@@ -158,7 +153,7 @@ class MemSync(AppManager):
             return Agent(None, "", agent_id)
         memsync: AppManager = active.memsync or self
         try:
-            memsync.keys.agent_location(active.task_id, agent_id)
+            memsync.runtime.keys.agent_location(active.task_id, agent_id)
         except InvalidKey as exc:
             refuse(exc, active.spared)
             return Agent(None, active.task_id, agent_id)
@@ -172,10 +167,10 @@ class MemSync(AppManager):
     ) -> Callable[[F], F]:
         """Put a lock around the body of a task; below ``@app.task``.
 
-        It is taken when the body begins and given back when it ends, however
-        that is.  A task that retries does not hold it while it waits.  Who calls
-        the function by itself takes the lock too.  What the task tells of itself
-        meanwhile is refused if a later holder has told something of it.
+        It is acquired when the body begins and released however the task ends.
+        A task that retries does not hold it while it is pending.  A direct call
+        of the function acquires it too.  What the task records meanwhile is
+        refused once a later holder has recorded something of it.
 
         Usage::
 
@@ -187,8 +182,8 @@ class MemSync(AppManager):
             name: Of the lock, with arguments of the task in braces, as in
                 :meth:`str.format`; ``{url!h}`` for what is not fit for a key, the same for equal values.
             ttl: As in :meth:`lock`.
-            wait: As in :meth:`lock`; the pool's slot is taken meanwhile.
-            on_locked: If somebody else holds it: ``"raise"``
+            wait: As in :meth:`lock`; the slot of the pool is taken meanwhile.
+            on_locked: If another holder has it: ``"raise"``
                 :exc:`LockNotAcquired`; ``"retry"`` the task later; or
                 ``"skip"`` it: its status is ``SKIPPED`` then.
             max_hold: As in :meth:`lock`: the lock of a task that hangs is free then; the task itself is not ended.
@@ -214,12 +209,12 @@ class MemSync(AppManager):
         self, function: F | None = None, *, ttl: float | None = None, wait: float | None = 0.0, on_locked: str = "retry",
         max_hold: float | None = None, retry_delay: float = RETRY_DELAY, count_retries: bool = False,
     ) -> F | Callable[[F], F]:
-        """Let a task not run twice at once under one id; below ``@app.task``, with arguments or without.
+        """Run a task once at a time under one id; below ``@app.task``, with arguments or without.
 
-        A second delivery of a message waits until the first has ended, and runs
-        then: it may be that the first did not come to its end.  The lock is that
-        of :meth:`acquire_task_lock`.  Who calls the function by itself has no id
-        and takes no lock.
+        A second delivery of a message waits until the first run has ended, and
+        runs then, because the first may have been cut short.  The lock is that
+        of :meth:`acquire_task_lock`.  A direct call of the function has no id
+        and acquires no lock.
 
         Usage::
 
@@ -240,13 +235,7 @@ class MemSync(AppManager):
         if task is None or task.request.called_directly or is_id(task.request.id):
             refuse(NotInTask(call), None if self.strict else "-")
 
-    # -- what the entrances need
-
-    def _build(self) -> Runtime:
-        runtime = super()._build()
-        if not runtime.settings.enabled:
-            self.signals.disconnect()
-        return runtime
+    # -- for activation and pool children
 
     def check(self) -> None:
         """Read and check the settings now.
@@ -254,52 +243,13 @@ class MemSync(AppManager):
         Raises:
             ImproperlyConfigured: If one is unknown or wrong.
         """
-        self._open()
+        self._lifetime.open()
 
     def spawned_settings(self) -> dict[str, Any]:
-        """Return what the configuration needs so that a spawned child makes the same memory."""
-        given = {f"memsync_{name.removeprefix('memsync_')}": value for name, value in self._given.items()}
+        """Return what a spawned child needs in its configuration to share the same state."""
+        given = {f"memsync_{name.removeprefix('memsync_')}": value for name, value in self.environment.given.items()}
         settings = self.settings
         return {**given, "memsync_backend": settings.backend, "memsync_backend_options": dict(settings.backend_options)}
-
-    def _settings(self) -> Settings:
-        if self.app is None:
-            raise ImproperlyConfigured("this MemSync has no app yet; call init_app(app), or use MemorySyncManager")
-        settings = Settings.build({**app_settings(self.app), **self._given})
-        self.backend_source = "memsync_backend"
-        if settings.backend is None and settings.enabled:
-            settings = self._with_borrowed_backend(settings)
-        return settings
-
-    def _with_borrowed_backend(self, settings: Settings) -> Settings:
-        url, self.backend_source, options = borrowed_backend(self.app.conf)
-        options = {**options, **settings.backend_options}
-        try:
-            return Settings.build({**settings.__dict__, "backend": url, "backend_options": options})
-        except ImproperlyConfigured as exc:
-            raise ImproperlyConfigured(f"{exc} (it is not set, so {self.backend_source} is taken)") from None
-
-    def _default_worker_id(self) -> str:
-        return self.node_name or super()._default_worker_id()
-
-    def _run_key(self, task_id: str) -> str:
-        active = active_run.get()
-        return active.run_key if active is not None and active.task_id == task_id and active.find_memsync() is self else ""
-
-    def _fence(self, task_id: str) -> int:
-        active = active_run.get()
-        return active.fence if active is not None and active.task_id == task_id and active.find_memsync() is self else 0
-
-    def _owner(self) -> Owner:
-        active = active_run.get()
-        if active is None:
-            return Owner()
-        active.add_lock_owner(self)
-        return Owner(active.task_id, active.run_id or "-")
-
-    def _forget(self) -> None:
-        super()._forget()
-        self.signals.forget()
 
 
 def _length_of(iterable: Iterable[Any]) -> float | None:

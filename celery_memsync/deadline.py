@@ -1,11 +1,12 @@
 """One deadline for a public call, and for all that is done for it."""
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from threading import get_ident
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 #: ``memsync_timeout`` unless it is set, in seconds.
 DEFAULT_TIMEOUT = 3.0
@@ -15,6 +16,8 @@ _FOREVER = float("inf")
 T = TypeVar("T")
 
 P = ParamSpec("P")
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Deadline:
@@ -84,10 +87,22 @@ def raise_if_expired() -> None:
         raise TimeoutError("the deadline has passed")
 
 
+def is_within(seconds: float) -> bool:
+    """Whether a call is under way that has a deadline and ends no later than ``seconds`` from now."""
+    outer = _current.get()
+    return outer is not None and outer.end <= time.monotonic() + seconds and outer.thread == get_ident()
+
+
 def within(seconds: float, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Make a call that has a deadline; if one is under way already that has one, the earlier end counts."""
-    # On the way of each call to Redis: nothing is called here that can be done in place.
-    outer = _current.get()
-    if outer is not None and outer.end <= time.monotonic() + seconds and outer.thread == get_ident():
-        return call(*args, **kwargs)
-    return Deadline(seconds).run(call, *args, **kwargs)
+    return call(*args, **kwargs) if is_within(seconds) else Deadline(seconds).run(call, *args, **kwargs)
+
+
+def bounded(method: F) -> F:
+    """Let a method end within the ``timeout`` of its object, in seconds, or earlier with the call it is a part of."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return within(self.timeout, method, self, *args, **kwargs)
+
+    return call  # type: ignore[return-value]

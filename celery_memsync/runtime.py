@@ -1,25 +1,37 @@
-"""What works for one process, and how it hangs together."""
+"""The services of one process, built and closed together."""
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
+import threading
+import time
 import weakref
 from collections.abc import Sequence
 from typing import Any
 
+from .closing import closer
 from .conflicts import Resolvers
 from .deadline import Deadline, remaining
+from .environment import Environment
 from .events import Events
 from .keys import Keys, new_token
+from .locking.lock_reader import LockReader
 from .locking.lock_service import LockService
 from .reading.cache import EntryCache
+from .reading.handlers import Handlers
 from .reading.listener import ChangeListener
 from .reading.reader import VIEW, Reader
 from .reading.search import Search
 from .reading.subscriptions import Subscriptions
+from .records.counters import Counters
+from .records.entry_records import EntryRecords
+from .records.lock_records import LockRecords
+from .records.queue_records import QueueRecords
+from .records.task_records import TaskRecords
+from .records.worker_records import WorkerRecords
 from .redaction import leave_logs, redact_logs
-from .settings import Settings
 from .store import Store
 from .store.client import connect, connect_to_nothing
 from .store.cluster_store import ClusterStore
@@ -50,9 +62,7 @@ def _warn_without_gil() -> None:
 
 
 class WeakEvents(Events):
-    """The events of a manager, as long as it is there.
-
-    Handlers often refer to the manager, and threads to what works for it: they must not keep it alive.
+    """The events of a manager, without keeping it alive: handlers often refer to it.
 
     Args:
         events: The manager's own.
@@ -64,12 +74,12 @@ class WeakEvents(Events):
 
     @property
     def has_handlers(self) -> bool:
-        """Whether anybody listens, or has listened, to anything."""
+        """Whether there are handlers of any event, or were."""
         events = self._of()
         return events is not None and events.has_handlers
 
     def wanted(self, name: str) -> bool:
-        """Whether anybody listens, so that details need be gathered."""
+        """Whether there are handlers of an event, so that details are needed."""
         events = self._of()
         return events is not None and events.wanted(name)
 
@@ -81,13 +91,26 @@ class WeakEvents(Events):
 
 
 class Runtime:
-    """What works for one process; a forked child gets its own.
+    """The services of one process; a forked child builds its own.
 
-    Nothing in here refers to the manager, whose end ends all this.
+    Nothing in here refers to the manager, whose end closes all this.
+
+    Args:
+        was_away: Whether Redis was away when this process was forked.
+
+    Attributes:
+        store: Talks to Redis.
+        writer: Sends buffered writes in batches.
+        cache, link, reader, search, subscriptions: Read, and follow changes.
+        locks: Acquires and renews the locks of this process.
+        coordination: Makes the atomic operations of the shared queue.
+        progress: The progress of the tasks that this process reports, by task id.
+        entries, tasks, workers, queue, counters, lock_records: What the methods of the manager do.
     """
 
-    def __init__(self, settings: Settings, worker_id: str, url: str, events: Events) -> None:
-        events = WeakEvents(events)
+    def __init__(self, environment: Environment, events: Events, was_away: bool) -> None:
+        settings, events = environment.settings(), WeakEvents(events)
+        worker_id, url = settings.worker_id or environment.worker_id(), settings.backend or ""
         keys = Keys(settings.namespace, together=is_cluster(url))
         token = new_token()
         _warn_without_gil()
@@ -98,7 +121,8 @@ class Runtime:
         self.worker_id = worker_id
         self.keys = keys
         self.token = token
-        # The nodes of a cluster can't tell one connection what was read over others.
+        self._was_away = was_away
+        # A node of a cluster can't invalidate over one connection what was read over others.
         cache_size = 0 if is_cluster(url) else settings.cache_size
         self.cache = EntryCache(cache_size, settings.cache_max_age, lambda: self.link.is_stale())
         make_store = ClusterStore if is_cluster(url) else Store
@@ -119,8 +143,33 @@ class Runtime:
         self.search = Search(self.reader)
         self.subscriptions = Subscriptions(self.reader, self.search, self.link, events, settings.handler_threads)
         self.coordination = SharedQueue(self.store, settings.default_ttl)
-        self.locks = LockService(self.store, events, settings.lock_replicas)
+        self.locks = LockService(self.store, events, environment.lock_owner, settings.lock_replicas)
         self.progress: dict[str, Progress] = {}
+        self.entries = EntryRecords(settings, self.reader, self.search)
+        self.tasks = TaskRecords(self.entries, self.progress, environment.run_of)
+        self.workers = WorkerRecords(self.entries, worker_id)
+        self.queue = QueueRecords(settings, self.reader, self.coordination)
+        self.counters = Counters(settings, self.reader)
+        self.lock_records = LockRecords(settings, self.locks, LockReader(self.store))
+
+    @property
+    def is_away(self) -> bool:
+        """Whether Redis is away, as far as this process knows, or knew before it was forked."""
+        if self.writer.connected and not self.writer.counts["writes"]:
+            return self._was_away
+        return not self.writer.connected
+
+    def metrics(self, events_dropped: int) -> dict[str, Any]:
+        """Return counters of this process, without a call to Redis."""
+        writer, cache = self.writer, self.cache
+        return {
+            "reads": cache.hits + cache.misses + self.reader.uncached,
+            "cache_hits": cache.hits, "cache_misses": cache.misses,
+            "cache": {"size": len(cache), "max_size": cache.size, "invalidated": cache.invalidated},
+            **writer.counts, "pending_writes": writer.pending, "subscriptions": len(self.subscriptions),
+            "skipped": self.subscriptions.skipped, "events_dropped": events_dropped,
+            "last_flush_seconds": writer.report.last_flush_seconds, "connected": writer.connected,
+        }
 
     def close(self, timeout: float | None = None) -> None:
         """Write what is pending, stop the threads, close the connections; log what can't be written.
@@ -149,7 +198,7 @@ class Runtime:
         except Exception as exc:
             logger.warning("At shutdown %d writes could not be written: %s", self.writer.pending, message_of(exc))
 
-    # -- what the link hears goes to the cache and to who subscribed
+    # -- what the listener receives goes to the cache and to the subscriptions
 
     def _on_invalid(self, keys: Sequence[str] | None) -> None:
         if keys is None:
@@ -174,3 +223,75 @@ class Runtime:
 
     def _on_look(self) -> None:
         self.subscriptions.on_look()
+
+
+_lifetimes: weakref.WeakSet[Lifetime] = weakref.WeakSet()
+
+
+class Lifetime:
+    """The runtimes that a manager has, one after the other: built at the first use, closed, built again.
+
+    It belongs to the manager alone, so it is collected with it.
+
+    Attributes:
+        runtime: What is open now, or None.
+        events: The event handlers of the manager, which outlive what is open.
+        handlers: The handlers of subscriptions by id; nothing else keeps them alive.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        self.environment = environment
+        self.events = Events()
+        self.handlers: dict[str, Handlers] = {}
+        self.runtime: Runtime | None = None
+        #: Whether Redis was away when this process was forked.
+        self._was_away = False
+        #: Of what is open, for the closer.
+        self._number = 0
+        self._mutex = threading.RLock()
+        _lifetimes.add(self)
+
+    def open(self) -> Runtime:
+        """Return what is open; build it if nothing is."""
+        with self._mutex:
+            if self.runtime is None:
+                runtime = Runtime(self.environment, self.events, self._was_away)
+                # The last flush, at the end of the process or of the manager.
+                self._number = closer.add(self, runtime.close)
+                self.runtime = runtime
+            return self.runtime
+
+    def close(self, timeout: float | None) -> None:
+        """Close what is open; see :meth:`MemorySyncManager.shutdown`."""
+        with self._mutex:
+            runtime, self.runtime = self.runtime, None
+            number, handlers, self.handlers = self._number, self.handlers, {}
+        if runtime is None:
+            return
+        closer.remove(number)
+        seconds = runtime.settings.timeout if timeout is None else timeout
+        deadline = time.monotonic() + seconds
+        try:
+            runtime.close(seconds)
+            handlers.clear()  # not earlier: they were called until now
+            self.events.emit("shutdown")
+        finally:
+            self.events.close(deadline - time.monotonic())
+
+    def forget(self) -> None:
+        """Begin anew in a forked child: threads, sockets and locks are the parent's."""
+        self._mutex = threading.RLock()
+        self._was_away = self._was_away if self.runtime is None else self.runtime.is_away
+        self.runtime = None
+        self.handlers = {}
+        events, self.events = self.events, self.events.copy()
+        events.discard()
+        self.environment.forget()
+
+
+def _forget_all() -> None:
+    for lifetime in list(_lifetimes):
+        lifetime.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)

@@ -60,7 +60,7 @@ def main() -> int:
         print(f"demo.py: {exc}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # Nobody reads on; the interpreter shall not stumble over what is left when it ends.
+        # The reader has closed the pipe; the interpreter must not fail when it flushes the rest at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:

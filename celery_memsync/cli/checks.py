@@ -79,7 +79,7 @@ def read_scene(app: Any, memsync: MemSync, workers: Sequence[WorkerRecord]) -> S
     Raises:
         StoreError: If Redis is away.
     """
-    store = memsync.store
+    store = memsync.runtime.store
     held = memsync.locks()[:LOOKED_AT]
     newest = store.read_recent_tasks(LOOKED_AT).task_ids
     processing = memsync.get_queue(limit=LOOKED_AT)["processing"]

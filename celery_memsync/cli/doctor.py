@@ -49,8 +49,8 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     The exit code is 1 if anything is.
     """
     with memory_of(ctx) as memsync:
-        lacking = memsync.store.check_rights()
-        findings = [Finding(True, f"Redis at {memsync.store.address}, namespace {memsync.settings.namespace}"),
+        lacking = memsync.runtime.store.check_rights()
+        findings = [Finding(True, f"Redis at {memsync.runtime.store.address}, namespace {memsync.settings.namespace}"),
                     *examine_rights(lacking)]
         # What else can't be looked at without them is passed over.
         with contextlib.suppress(*[StoreError] if any(lacking) else []):
@@ -66,17 +66,17 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
 
 def _examined(ctx: click.Context, memsync: MemSync) -> Iterator[Finding]:
-    latency, info, workers = latency_of(memsync), memsync.store.read_server_info(), memsync.get_workers()
+    latency, info, workers = latency_of(memsync), memsync.runtime.store.read_server_info(), memsync.get_workers()
     scene = read_scene(ctx.obj.app, memsync, workers)
     yield from examine_redis(info)
     yield from examine_persistence(info)
     yield from examine_latency(latency)
     yield from examine_workers(workers)
     yield from examine_formats(workers)
-    yield from examine_names(memsync.store.read_worker_processes())
+    yield from examine_names(memsync.runtime.store.read_worker_processes())
     yield from examine_queues(scene)
     yield from examine_clocks(workers)
-    yield from examine_nodes(memsync.store.node_skews())
+    yield from examine_nodes(memsync.runtime.store.node_skews())
     yield from examine_settings(scene)
     yield from examine_visibility(scene)
     yield from examine_indexes(scene)

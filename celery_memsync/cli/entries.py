@@ -59,7 +59,7 @@ def get(ctx: click.Context, name: str, as_json: bool) -> None:
     """Show what is stored under a key, who wrote it, and when."""
     with memory_of(ctx) as memsync:
         entry = memsync.read_entry(name, consistent=True)
-        now = memsync.store.clock.now()
+        now = memsync.runtime.store.clock.now()
     if entry is None:
         fail(f"Nothing is stored under {name}, or it has expired; "
              "`memsync search` lists what there is.")

@@ -48,7 +48,7 @@ def follow(ctx: click.Context, task_ids: tuple[str, ...], timeout: float | None,
     """Show how far tasks are until all have ended, side by side."""
     deadline = deadline_of(timeout)
     with memory_of(ctx) as memsync:
-        memsync.store.ping()
+        memsync.runtime.store.ping()
         ids = list(dict.fromkeys(task_id_of(memsync, task_id) for task_id in task_ids))
         with _page(ctx, ids, as_json) as page:
             code = follow_tasks(ctx, memsync, ids, deadline, page)

@@ -31,10 +31,10 @@ def task_id_of(memsync: MemSync, given: str) -> str:
         StoreError: If Redis is away.
     """
     check_id(given, "task")
-    if len(given) >= WHOLE or memsync.store.read_tasks([given])[0].slots:
+    if len(given) >= WHOLE or memsync.runtime.store.read_tasks([given])[0].slots:
         return given
     found = _beginning_with(memsync, given)
-    tasks = memsync.store.read_tasks(found)
+    tasks = memsync.runtime.store.read_tasks(found)
     return _one_of([task_id for task_id, task in zip(found, tasks) if task.slots], given, "task")
 
 
@@ -59,7 +59,7 @@ def _beginning_with(memsync: MemSync, given: str) -> list[str]:
     for _ in range(MOST // PAGE_SIZE):
         if before is None or len(found) > PAGE_SIZE:
             break
-        recent, before = memsync.store.read_recent_tasks(PAGE_SIZE, before)
+        recent, before = memsync.runtime.store.read_recent_tasks(PAGE_SIZE, before)
         found.update((task_id, None) for task_id in recent if task_id.startswith(given))
     return list(found)
 

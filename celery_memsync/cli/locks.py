@@ -36,7 +36,7 @@ def unlock(ctx: click.Context, name: str, yes: bool, fence: int | None, as_json:
         held = memsync.get_lock(name)
         if held is None:
             fail(f"No process holds the lock {name}.")
-        description = _describe(held, memsync.store.clock.now())
+        description = _describe(held, memsync.runtime.store.clock.now())
         if fence is not None and fence != held.fence:
             fail(f"Not freed, for its fence is not {fence}: {description}.")
         if not yes:
@@ -62,7 +62,7 @@ def locks(ctx: click.Context, as_json: bool) -> None:
     """Show the locks that are held, by whom, and how many wait."""
     with memory_of(ctx) as memsync:
         found = memsync.locks()
-        now = memsync.store.clock.now()
+        now = memsync.runtime.store.clock.now()
     if as_json:
         print_json(ctx, [one.as_dict() for one in found])
     elif not found:

@@ -328,11 +328,11 @@ def latency_of(memsync: MemSync) -> float:
     Raises:
         StoreError: If Redis is away.
     """
-    memsync.store.connect()
+    memsync.runtime.store.connect()
     times = []
     for _ in range(LATENCY_TRIES):
         asked = time.monotonic()
-        memsync.store.ping()
+        memsync.runtime.store.ping()
         times.append((time.monotonic() - asked) / 2)  # it asks twice
     return round(min(times), 6)
 

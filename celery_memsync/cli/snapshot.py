@@ -96,14 +96,14 @@ def take(memsync: MemSync) -> Snapshot:
         StoreError: If Redis is away.
     """
     asked = time.monotonic()
-    info = memsync.store.read_server_info()
+    info = memsync.runtime.store.read_server_info()
     latency = time.monotonic() - asked
     workers = memsync.get_workers()
     queue = memsync.get_queue(limit=MOST)
     newest = memsync.get_tasks(limit=NEWEST)
     running = _running(memsync, queue["processing"])
     return Snapshot(
-        at=memsync.store.clock.now(), address=memsync.store.address, namespace=memsync.settings.namespace,
+        at=memsync.runtime.store.clock.now(), address=memsync.runtime.store.address, namespace=memsync.settings.namespace,
         version=shorten(info.get("redis_version")),
         used_memory=figure(info.get("used_memory")), latency=latency, workers=tuple(workers), running=tuple(running),
         pending=len(queue["pending"]), events=tuple(events_of(newest, workers)))

@@ -38,12 +38,12 @@ def status(ctx: click.Context, as_json: bool) -> None:
     """Show Redis, workers, and the newest tasks by status."""
     with memory_of(ctx) as memsync:
         latency = latency_of(memsync)
-        info = memsync.store.read_server_info()
+        info = memsync.runtime.store.read_server_info()
         workers = [record.as_dict() for record in memsync.get_workers()]
         tasks = memsync.get_tasks(limit=COUNTED)
         held = memsync.locks()
-        now = memsync.store.clock.now()
-        namespace, address = memsync.settings.namespace, memsync.store.address
+        now = memsync.runtime.store.clock.now()
+        namespace, address = memsync.settings.namespace, memsync.runtime.store.address
     counts = dict(Counter(str((task["state"] or {}).get("status", NO_STATUS)) for task in tasks).most_common())
     running = [task for task in tasks if task["state"] is not None and rank_of(task["state"].get("status")) == AT_WORK]
     server = {

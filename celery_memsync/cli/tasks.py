@@ -112,9 +112,9 @@ def tasks(
 ) -> None:
     """Show tasks, newest first."""
     with memory_of(ctx) as memsync:
-        memsync.store.connect()
+        memsync.runtime.store.connect()
         found = _select(memsync, Wanted(status, name, worker), since, sort, limit)
-        now = memsync.store.clock.now()
+        now = memsync.runtime.store.clock.now()
     if not found and status is not None:
         status = _known_status(status)
     if as_json:
@@ -187,7 +187,7 @@ def _select(memsync: MemSync, wanted: Wanted, since: float | None, sort: str, li
     """Return tasks of those looked at; the newest are taken as they come, for any other order all are seen first."""
     if wanted == Wanted() and since is None and sort == "newest":
         return memsync.get_tasks(limit=limit)
-    begin = None if since is None else memsync.store.clock.now() - since
+    begin = None if since is None else memsync.runtime.store.clock.now() - since
     picked = filter(wanted.picks(), islice(memsync.iter_tasks(begin), LOOKED_AT if sort == "newest" else SORTED))
     if sort == "newest":
         return list(islice(picked, limit))

@@ -13,7 +13,7 @@ from celery.bin.base import CeleryOption
 from ..app import MemSync
 from ..exceptions import StoreError, StoreRefused
 from ..reading.subscription import KeyChange
-from ..reading.subscriptions import Watch
+from ..reading.watch import Watch
 from .command import command
 from .output import EX_TIMEOUT, json_option, memory_of, moment, print_error, print_json, print_line, shown, timeout_option
 
@@ -34,7 +34,7 @@ POLL_INTERVAL = 2.0
 def watch(ctx: click.Context, pattern: str, limit: int | None, timeout: float | None, as_json: bool) -> None:
     """Show changes of keys that match a glob, from now on. Without one, of all."""
     with memory_of(ctx) as memsync:
-        memsync.store.ping()
+        memsync.runtime.store.ping()
         deadline = deadline_of(timeout)
         count = 0
         with memsync.watch(pattern) as changes:
@@ -64,7 +64,7 @@ def changes_until(ctx: click.Context, memsync: MemSync, changes: Watch, deadline
         elif left <= 0:
             return
         else:
-            patiently(ctx, memsync.store.ping, deadline)
+            patiently(ctx, memsync.runtime.store.ping, deadline)
             yield None
 
 

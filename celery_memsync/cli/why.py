@@ -266,7 +266,7 @@ def why(ctx: click.Context, task_id: str, as_json: bool) -> None:
     with memory_of(ctx) as memsync:
         task_id = task_id_of(memsync, task_id)
         known = KnownTask(task_id, memsync.get_task(task_id), memsync.get_workers(), memsync.get_awaited_lock(task_id),
-                          memsync.get_queue_position(task_id), memsync.store.clock.now())
+                          memsync.get_queue_position(task_id), memsync.runtime.store.clock.now())
     found = reason_of(known)
     if as_json:
         print_json(ctx, {"id": task_id, **found._asdict()})

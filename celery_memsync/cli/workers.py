@@ -43,7 +43,7 @@ def workers(ctx: click.Context, worker_id: str | None, status: str | None, as_js
         return
     with memory_of(ctx) as memsync:
         found = memsync.get_workers()
-        now = memsync.store.clock.now()
+        now = memsync.runtime.store.clock.now()
     if status is not None:
         found = [one for one in found if one.status.lower() == status.lower()]
     if as_json:
@@ -59,7 +59,7 @@ def workers(ctx: click.Context, worker_id: str | None, status: str | None, as_js
 def _say_one(ctx: click.Context, worker_id: str, as_json: bool) -> None:
     with memory_of(ctx) as memsync:
         found = worker_of(memsync.get_workers(), worker_id)
-        now = memsync.store.clock.now()
+        now = memsync.runtime.store.clock.now()
     if found is None:
         fail(f"Unknown worker {worker_id}: it never sent a heartbeat, or its record has expired; "
              "`memsync workers` lists those that there are.")

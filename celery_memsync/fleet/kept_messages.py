@@ -218,7 +218,7 @@ class KeptMessages:
         self._stored = stored
 
     def _write(self, runs: Iterable[str], kept: Mapping[str, KeptMessage]) -> None:
-        store, settings = self.memsync.store, self.memsync.settings
+        store, settings = self.memsync.runtime.store, self.memsync.settings
         signer = signer_of(settings)
         if signer is None:
             return

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from ..background_loop import BackgroundLoop
 from ..events import Events
@@ -15,7 +15,7 @@ from ..models.entry import StoredEntry
 from ..models.order import AT_WORK, rank_of, run_key_of
 from ..models.task import TaskRun
 from ..models.worker import WorkerRecord
-from ..store import EntryWrite, HeartbeatReply, LostWorkerClaim, Store, ms, raise_unanswered
+from ..store import EntryWrite, HeartbeatReply, LostWorkerClaim, Store, in_chunks, raise_unanswered
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +24,6 @@ NAMED = 10
 
 #: Tasks that are read, and written, in one round trip.
 TASKS_PER_BATCH = 200
-
-T = TypeVar("T")
 
 
 class LostWorker(NamedTuple):
@@ -135,11 +133,11 @@ class LostWorkerMonitor:
         Raises:
             StoreError: If Redis is away.
         """
-        for chunk in _chunks(self.running_tasks()):
+        for chunk in in_chunks(self.running_tasks(), TASKS_PER_BATCH):
             tasks = self.store.read_tasks([task_id for task_id, _ in chunk])
             # Each at the version that was read: the run may have ended since.
             raise_unanswered(self.store.write_entries([
-                self._entry(task_id, str(stage.header.version), key, _found(run), stage.header.ttl_ms)
+                self.store.stage_write(task_id, stage, _found(run), next(self._serials), str(stage.header.version))
                 for (task_id, key), task in zip(chunk, tasks)
                 if (stage := task.slots.get(STAGE)) is not None and run_key_of(stage.header.run) == key
                 and stage.header.rank == rank_of("LOST") and (run := TaskRun.from_row(stage.value, task_id)) is not None
@@ -157,7 +155,7 @@ class LostWorkerMonitor:
                 self.events.emit("worker-lost", worker_id=loss.worker_id)
         losses = self._renewed(list(self._losses.values()))
         lost = self._find_lost(losses)
-        for task_ids in _chunks(self._candidates(lost)):
+        for task_ids in in_chunks(self._candidates(lost), TASKS_PER_BATCH):
             if any(time.monotonic() > loss.until - self.lease / 2 for loss in losses):
                 losses = self._renewed(losses)
                 lost = [one for one in lost if one.loss.name in self._losses]
@@ -206,8 +204,7 @@ class LostWorkerMonitor:
             one = by_token.get(str(run.run).partition("-")[0]) or by_name.get(stage.header.worker_id)
             if one is not None:
                 found.append((task_id, one, run))
-                key = run_key_of(stage.header.run)
-                writes.append(self._entry(task_id, "run", key, self._as_lost(run, one), stage.header.ttl_ms))
+                writes.append(self.store.stage_write(task_id, stage, self._as_lost(run, one), next(self._serials)))
         self._reporting = found, writes
         self._finish()
 
@@ -234,11 +231,6 @@ class LostWorkerMonitor:
         why = {"type": "WorkerLostError", "message": f"the worker {one.loss.worker_id} was silent for too long"}
         return run.evolve(status="LOST", exception=why, finished_at=round(self.store.clock.now(), 3))
 
-    def _entry(self, task_id: str, seen: str, key: str, run: TaskRun, ttl_ms: int) -> EntryWrite:
-        location = self.store.keys.task_location(task_id, STAGE)
-        return EntryWrite(location, seen, key, rank_of(run.status), 0, ms(self.store.clock.now()), 0, ttl_ms,
-                          next(self._serials), run.encode(task_id))
-
 
 def _lost(loss: LostWorkerClaim, stored: StoredEntry | None) -> LostWorker:
     if stored is None or stored.header.writes != loss.token:
@@ -259,14 +251,3 @@ def _tasks_in_words(task_ids: Sequence[str]) -> str:
 def _found(run: TaskRun) -> TaskRun:
     """Return a run that was called lost as it was before."""
     return run.evolve(status="STARTED", exception=None, finished_at=None)
-
-
-def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
-    chunk: list[T] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == TASKS_PER_BATCH:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk

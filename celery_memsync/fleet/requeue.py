@@ -103,7 +103,7 @@ class TaskRequeuer:
 
     def _settle(self, loss: LostWorkerClaim) -> list[LostWorkerClaim]:
         """Requeue the tasks of a worker, and return its renewed loss, or nothing if another worker has it."""
-        store, settings = self.memsync.store, self.memsync.settings
+        store, settings = self.memsync.runtime.store, self.memsync.settings
         if not settings.signing_keys:
             return [loss]
         messages = self._lost_messages(loss)
@@ -126,7 +126,7 @@ class TaskRequeuer:
 
     def _lost_messages(self, loss: LostWorkerClaim) -> Iterator[tuple[KeptMessage, TaskRun]]:
         """Yield the messages whose runs are LOST; those that cannot be accepted are deleted."""
-        store, cursor = self.memsync.store, 0
+        store, cursor = self.memsync.runtime.store, 0
         while True:
             cursor, rows = store.read_messages(loss.token, cursor)
             refused: dict[str, str] = {}
@@ -158,7 +158,7 @@ class TaskRequeuer:
         task = app.tasks.get(message.task_name)
         # Its time is signed, so one of the future proves that Redis's clock was set back since.  The bound is for how long
         # a copy could be sent again after that clock was wrong for a moment.
-        if not -AHEAD < self.memsync.store.clock.now() - message.signed_at <= settings.default_ttl:
+        if not -AHEAD < self.memsync.runtime.store.clock.now() - message.signed_at <= settings.default_ttl:
             return "it was signed more than memsync_default_ttl ago"
         if task is None:
             return "its task is not registered here"
@@ -177,7 +177,7 @@ class TaskRequeuer:
 
     def _lost_stage(self, message: KeptMessage) -> TaskRun | None:
         """Return the stage of a run if it is LOST, or None if it ended, came back, or is another one."""
-        (task,) = self.memsync.store.read_tasks([message.task_id])
+        (task,) = self.memsync.runtime.store.read_tasks([message.task_id])
         stored = task.slots.get(STAGE)
         if stored is None or stored.header.rank != rank_of("LOST") or run_key_of(stored.header.run) != message.run_key:
             return None
@@ -205,13 +205,13 @@ class TaskRequeuer:
 
     def _may_send(self, message: KeptMessage) -> bool:
         """Return whether this process has not sent a message yet: a stored copy of it may come again."""
-        now = self.memsync.store.clock.now()
+        now = self.memsync.runtime.store.clock.now()
         if len(self._requeued) >= MAX_REMEMBERED:
             self._requeued = {sent: until for sent, until in self._requeued.items() if until > now}
         return (message.task_id, message.run) not in self._requeued and len(self._requeued) < MAX_REMEMBERED
 
     def _send(self, producer: Any, message: KeptMessage, stage: TaskRun) -> None:
-        recoveries, now = message.recoveries + 1, round(self.memsync.store.clock.now(), 3)
+        recoveries, now = message.recoveries + 1, round(self.memsync.runtime.store.clock.now(), 3)
         key = published_key("", before=message.run_key)
         # By the default exchange, which delivers to the queue of that name and to no other.
         producer.publish(

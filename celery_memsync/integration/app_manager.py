@@ -1,14 +1,11 @@
 """The manager of a Celery app, as the integration sees it."""
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from celery._state import get_current_task
 
-from ..keys import Keys
 from ..manager import MemorySyncManager
-from ..runtime import Runtime
 
 #: Seconds that a process of a worker takes to end while Redis is away: what it could not write is lost anyway.
 AWAY_TIMEOUT = 0.5
@@ -32,11 +29,6 @@ class AppManager(MemorySyncManager):
     backend_source = ""
 
     @property
-    def keys(self) -> Keys:
-        """The keys of this namespace."""
-        return self._open().keys
-
-    @property
     def strict(self) -> bool:
         """Whether a bad value in what a task reports raises."""
         strict = self.settings.strict
@@ -45,7 +37,7 @@ class AppManager(MemorySyncManager):
     @property
     def enabled(self) -> bool:
         """Whether anything is recorded, locked or stored: ``memsync_enabled``."""
-        return (self._opened or self._open()).settings.enabled
+        return self.runtime.settings.enabled
 
     @property
     def is_switched_off(self) -> bool:
@@ -54,28 +46,8 @@ class AppManager(MemorySyncManager):
         own = getattr(getattr(task, "app", None), "memsync", None) or self
         return own.app is not None and not own.enabled
 
-    def end_run(self, run: str) -> None:
-        """Give back the locks that the run of a task still holds at its end."""
-        services = self._opened
-        if services is not None:
-            services.locks.end_run(run)
-
-    def release_if_ended(self, run: str, is_ended: Callable[[], bool]) -> None:
-        """Free the locks of a run in a child as soon as the child is gone."""
-        self._open().locks.release_if_ended(run, is_ended)
-
-    @property
-    def runtime(self) -> Runtime:
-        """What is open now; it stays what it is when this is closed, or forked."""
-        return self._open()
-
     @property
     def time_to_leave(self) -> float:
-        """Seconds that the end of this process may take, if it is a worker's: hardly any while Redis is away."""
-        timeout = self.settings.timeout
-        return min(timeout, AWAY_TIMEOUT) if self._is_away() else timeout
-
-    @property
-    def token(self) -> str:
-        """Eight letters and digits that no other process has."""
-        return self._open().token
+        """Seconds that the end of a worker's process may take: few while Redis is away."""
+        runtime = self.runtime
+        return min(runtime.settings.timeout, AWAY_TIMEOUT) if runtime.is_away else runtime.settings.timeout

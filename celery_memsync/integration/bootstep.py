@@ -58,10 +58,10 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self.memsync.signals.requeuer.check()
         self._kept = self.memsync.signals.kept
         self._losses = LostWorkerMonitor(
-            self.memsync.store, self.memsync.events, settings.worker_ttl,
+            self.memsync.runtime.store, self.memsync.events, settings.worker_ttl,
             running_tasks=self.memsync.signals.running_tasks, settled=self.memsync.signals.requeuer.settle)
         self._heartbeat = Heartbeat(
-            self.memsync.store, self._before_beat, settings.heartbeat_interval,
+            self.memsync.runtime.store, self._before_beat, settings.heartbeat_interval,
             ttl=max(settings.default_ttl, 2 * settings.worker_ttl), timeout=settings.worker_ttl, on_reply=self._on_reply,
         )
         path = settings.probe_file
@@ -101,7 +101,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         memsync = self.memsync
         logger.info(
             "celery-memsync %s records worker %s in Redis at %s (from %s), namespace %s; celery %s, redis-py %s",
-            VERSIONS["celery-memsync"], memsync.worker_id, memsync.store.address, memsync.backend_source,
+            VERSIONS["celery-memsync"], memsync.worker_id, memsync.runtime.store.address, memsync.backend_source,
             memsync.settings.namespace, VERSIONS["celery"], VERSIONS["redis-py"])
 
     def _on_ready(self, sender: Any, **_: Any) -> None:
@@ -131,8 +131,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Return the record to write; write the running tasks again in time, so that long ones do not expire."""
         if time.monotonic() - self._refreshed > self.memsync.settings.default_ttl / 3:
             self._refresh()
-        if not self.memsync.store.clock.measured:
-            self.memsync.store.connect()  # times in the first record are Redis's, too
+        if not self.memsync.runtime.store.clock.measured:
+            self.memsync.runtime.store.connect()  # times in the first record are Redis's, too
         record = self._describer.describe()
         self._write_probe_file(record)
         return record

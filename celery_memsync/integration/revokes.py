@@ -13,9 +13,9 @@ from celery.app.control import Control
 from ..background_loop import BackgroundLoop
 from ..keys import STAGE, is_id, new_token
 from ..models.entry import StoredEntry
-from ..models.order import WAITING, rank_of, run_key_of
+from ..models.order import WAITING
 from ..models.task import TaskRun
-from ..store import EntryWrite, in_chunks, ms
+from ..store import EntryWrite, Store, in_chunks
 from ..user_code import ends_here
 from .app_manager import AppManager
 
@@ -87,26 +87,23 @@ class RevokedTasks:
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _record(self, task_ids: Iterable[str]) -> None:
-        store = self.memsync.store.with_token(self._token)
+        store = self.memsync.runtime.store.with_token(self._token)
         waiting = list(task_ids)
         # Each at the version that was read, for a run may begin meanwhile; then it is looked at again.
         while waiting:
             stages = [task.slots.get(STAGE) for task in store.read_tasks(waiting)]
             rows = [(task_id, write) for task_id, stage in zip(waiting, stages)
-                    if stage is not None and (write := self._write(task_id, stage)) is not None]
+                    if stage is not None and (write := self._write(store, task_id, stage)) is not None]
             results = store.write_entries([write for _, write in rows])
             waiting = [task_id for (task_id, _), result in zip(rows, results) if result.status == "conflict"]
 
-    def _write(self, task_id: str, stage: StoredEntry) -> EntryWrite | None:
+    def _write(self, store: Store, task_id: str, stage: StoredEntry) -> EntryWrite | None:
         """Return the write that records a revoke; None if the task is at work, or has ended."""
         header, run = stage.header, TaskRun.from_row(stage.value, task_id)
         if run is None or header.rank not in WAITING and run.status != "RETRY":
             return None
-        now = self.memsync.store.clock.now()
-        body = run.evolve(status="REVOKED", finished_at=now).encode(task_id)
-        return EntryWrite(
-            self.memsync.keys.task_location(task_id, STAGE), str(header.version), run_key_of(header.run),
-            rank_of("REVOKED"), 0, ms(now), 0, header.ttl_ms, next(self._serials), body)
+        revoked = run.evolve(status="REVOKED", finished_at=store.clock.now())
+        return store.stage_write(task_id, stage, revoked, next(self._serials), str(header.version))
 
 
 def record_received_revokes(panel: Any) -> None:
@@ -155,7 +152,7 @@ def _record_request(memsync: AppManager, task_ids: Any) -> None:
     try:
         if not memsync.enabled:
             return
-        now = round(memsync.store.clock.now(), 3)
+        now = round(memsync.runtime.store.clock.now(), 3)
         for task_id in task_ids if isinstance(task_ids, (list, tuple, set, frozenset)) else [task_ids]:
             if is_id(task_id):
                 memsync.sync_task_state(task_id, {REQUESTED_AT: now})

@@ -12,6 +12,7 @@ from celery.utils.time import maybe_iso8601
 
 from ..exceptions import LockNotAcquired, Skipped
 from ..keys import PROGRESS, STAGE, Location, is_id
+from ..locking.lock_service import LockService
 from ..models.task import TaskRun, describe_exception
 from ..runtime import Runtime
 from ..writing.changes import Change, DeferredChange, StageChange
@@ -33,7 +34,7 @@ MAX_SHOWN = 4096
 
 _NO_STATUS: tuple[str | None, float] = None, 0.0
 
-_NOBODY: frozenset[AppManager] = frozenset()
+_NO_OWNERS: frozenset[LockService] = frozenset()
 
 #: The run that is at work in this thread or greenlet.
 active_run: ContextVar[ActiveRun | None] = ContextVar("active_run", default=None)
@@ -208,7 +209,7 @@ class ActiveRun(Run):
         outer: The run whose body called this one eagerly, if any.
         find_memsync: Returns ``memsync``; where every call counts.
         fence: Of the lock around its body; 0 for none.
-        lock_owners: The memories whose locks it has taken.
+        lock_owners: The services of which it has taken locks.
         ending: How it has ended; None: it has not.
         shown_status: The status that it has reported itself, and until when that is valid, as monotonic time.
     """
@@ -231,7 +232,7 @@ class ActiveRun(Run):
         self.started_at = started_at
         self.outer = active_run.get()
         self.fence = 0
-        self.lock_owners: frozenset[AppManager] = _NOBODY
+        self.lock_owners: frozenset[LockService] = _NO_OWNERS
         self.ending: Ending | None = None
         self.shown_status = _NO_STATUS
         self._progress: Progress | None = None
@@ -293,8 +294,8 @@ class ActiveRun(Run):
         else:
             self.ending = Ending(status, at)
 
-    def add_lock_owner(self, owner: AppManager) -> None:
-        """Take note that it takes a lock of a memory."""
+    def add_lock_owner(self, owner: LockService) -> None:
+        """Note that it takes a lock of a service, which releases what is left at its end."""
         self.lock_owners |= {owner}
 
     @property
@@ -332,7 +333,7 @@ class ActiveRun(Run):
         if self._progress is not None:
             self._progress.fence = fence
         if (memsync := self.memsync) is not None:
-            memsync.writer.defer(self)
+            memsync.runtime.writer.defer(self)
 
 
 def facts_of(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -166,7 +166,7 @@ class TaskSignals:
 
     def _next_moment(self) -> float:
         """Return Redis's time, later than the last: it is the order in which tasks wait."""
-        now = round(self.memsync.store.clock.now(), 4)
+        now = round(self.memsync.runtime.store.clock.now(), 4)
         if now <= self._published_at < now + 1.0:
             now = round(self._published_at + MOMENT, 4)
         self._published_at = now
@@ -181,7 +181,7 @@ class TaskSignals:
             return {}
         recoveries = count_of(active.sent.get("recoveries"))
         known = {"recoveries": recoveries} if recoveries else {}
-        body = active.progress.content(self.memsync.store.clock, {}).body if active.reported else b""
+        body = active.progress.entry_write(self.memsync.runtime.store.clock).body if active.reported else b""
         return {"previous": [active.run_key, encoding.decode(body)], **known} if 0 < len(body) <= MAX_PREVIOUS else known
 
     def on_published(self, headers: Any = None, exchange: Any = None, routing_key: Any = None, **_: Any) -> None:
@@ -232,7 +232,8 @@ class TaskSignals:
             if not isinstance(outcome, tuple):
                 setattr(request, RECORDED, True)  # it raised no Exception, which Celery's own callback can't take
             elif self.has_children:
-                self._outcomes.remember(request, run, outcome, services.settings.batch_interval, services.writer.connected)
+                is_there = services.writer.report.connected
+                self._outcomes.remember(request, run, outcome, services.settings.batch_interval, is_there)
         except Exception as exc:
             _log_unrecorded(exc)
 
@@ -278,7 +279,7 @@ class TaskSignals:
         known.update(
             status=outcome.status, pid=outcome.pid, exception=outcome.exception,
             started_at=self._moment(outcome.time_start, sent.get("received_at")),
-            finished_at=self.memsync.store.clock.at(outcome.at),
+            finished_at=self.memsync.runtime.store.clock.at(outcome.at),
             runtime=outcome.runtime if isinstance(outcome.runtime, float) else None,
         )
         self._record(outcome.task_id, sent["key"], TaskRun.of(known))
@@ -337,7 +338,7 @@ class TaskSignals:
         if facts.get("retries") or comes_from_run(sent["key"]) or (facts.get("delivery_info") or {}).get("redelivered"):
             # A new run starts over; what the one before reached is kept as ``previous``.
             self._record_previous(task_id, sent.get("previous"), active.run_key)
-            memsync.writer.put(active.progress)
+            memsync.runtime.writer.put(active.progress)
         if "update_state" not in task.__dict__:
             take_over(task)
 
@@ -351,10 +352,10 @@ class TaskSignals:
         except ValueError:
             return
         memsync = self.memsync
-        location = memsync.keys.task_location(task_id, PROGRESS)
-        change = ProgressChange.from_row(location, row, key, memsync.settings.default_ttl, memsync.store.clock)
+        location = memsync.runtime.keys.task_location(task_id, PROGRESS)
+        change = ProgressChange.from_row(location, row, key, memsync.settings.default_ttl, memsync.runtime.store.clock)
         if change is not None:
-            memsync.writer.put(change)
+            memsync.runtime.writer.put(change)
 
     def on_ended(self, task_id: str, retval: Any = None, state: str | None = None, task: Any = None, **_: Any) -> None:
         """Record how a run has ended; what ends a process or a greenlet has no state."""
@@ -369,7 +370,7 @@ class TaskSignals:
             active.end(state, retval, time.monotonic(), getattr(task, "max_retries", None))
         if active.reported:
             # A soft time limit may have struck between a report and its queue.
-            memsync.writer.put(active.progress)
+            memsync.runtime.writer.put(active.progress)
             active.services.progress.pop(task_id, None)
         owners, active.lock_owners = active.lock_owners, frozenset()
         for owner in owners:
@@ -377,7 +378,7 @@ class TaskSignals:
         if isinstance(retval, Ignore) and retval.args == REPLACED:
             self._record_replaced(active)
         if state is not None:
-            memsync.writer.defer(active)
+            memsync.runtime.writer.defer(active)
 
     def _record_replaced(self, active: ActiveRun) -> None:
         """Record that a task goes on under its id as what has replaced it, which may be sent by another task later."""
@@ -443,7 +444,7 @@ class TaskSignals:
         sent = _sent(facts)
         if status != "LOST":
             self.kept.end(str(sent.get("run")))
-        now = self.memsync.store.clock.now()
+        now = self.memsync.runtime.store.clock.now()
         if not is_delivered(sent.get("key")):
             # It was never received, or by a worker that does not take part.
             run = self._new_run(self.memsync.runtime)
@@ -458,7 +459,7 @@ class TaskSignals:
         )
         self._record(task_id, sent["key"], TaskRun.of(known))
         if known["pid"] not in (None, os.getpid()) and known["run"]:
-            self.memsync.release_if_ended(known["run"], partial(is_gone, known["pid"]))
+            self.memsync.runtime.locks.release_if_ended(known["run"], partial(is_gone, known["pid"]))
 
     def _find_request(self, task_id: str, facts: Mapping[str, Any]) -> Any:
         """Return the request of the run of a task that has ended, None if this process has none."""
@@ -505,13 +506,13 @@ class TaskSignals:
         """Return Redis's time of a moment of this host's clock that comes after an earlier one."""
         if local is None:
             return None
-        return latest(self.memsync.store.clock.now() - (time.time() - local), earlier)
+        return latest(self.memsync.runtime.store.clock.now() - (time.time() - local), earlier)
 
     def _record(self, task_id: str, key: str, run: TaskRun) -> None:
         """Record a stage."""
         if is_id(task_id):
-            location = self.memsync.keys.task_location(task_id, STAGE)
-            self.memsync.writer.put(StageChange(location, run, key, lifetime(self.memsync.runtime, run.eta)))
+            location = self.memsync.runtime.keys.task_location(task_id, STAGE)
+            self.memsync.runtime.writer.put(StageChange(location, run, key, lifetime(self.memsync.runtime, run.eta)))
 
 
 def _sent(facts: Mapping[str, Any]) -> dict[str, Any]:

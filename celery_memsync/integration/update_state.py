@@ -73,4 +73,4 @@ def _report(active: ActiveRun, meta: dict[Any, Any]) -> None:
         meta.get("current"), meta.get("total"), meta.get("description", meta.get("message")), meta.get("status"),
         meta.get("percent"), fields, phase=meta.get("phase"), silent=True)
     if to_queue and memsync is not None:
-        memsync.writer.put(progress)
+        memsync.runtime.writer.put(progress)

@@ -51,7 +51,7 @@ class WorkerInspector:
 
     def describe(self) -> WorkerRecord:
         """Return the worker's present record."""
-        worker, clock = self.worker, self.memsync.store.clock
+        worker, clock = self.worker, self.memsync.runtime.store.clock
         capacity = self._capacity()
         self.depths.request()
         looked_at, depths = self.depths.known
@@ -95,7 +95,7 @@ class WorkerInspector:
         }
 
     def _running(self) -> tuple[dict[str, Any], ...]:
-        local_to_redis = self.memsync.store.clock.now() - time.time()
+        local_to_redis = self.memsync.runtime.store.clock.now() - time.time()
         return tuple(
             {"id": request.id, "name": request.name,
              "started_at": None if request.time_start is None else round(request.time_start + local_to_redis, 3)}
@@ -103,7 +103,7 @@ class WorkerInspector:
         )
 
     def _writer(self) -> dict[str, int]:
-        writer = self.memsync.writer
+        writer = self.memsync.runtime.writer
         return {"pending": writer.pending, "dropped": writer.counts["dropped"], "conflicts": writer.counts["conflicts"]}
 
     def _cpu(self) -> float:

@@ -1,6 +1,6 @@
 """Locks with leases, shared by all processes of a namespace.
 
-`lock.py` is the object that a user holds; `lock_service.py` acquires, renews and releases the locks of a
-process.  Authoritative is the lock's entry in Redis; a process believes in its lease no longer than the time
-from when it sent the request.  Start reading at `lock_service.py`.
+`lock.py` is the object that a user holds; `lock_service.py` acquires, renews and releases the locks of a process, each of
+which has a `lease.py`; `lock_reader.py` reads the locks of all processes.  Authoritative is the lock's entry in Redis; a
+lease counts from the moment when its request was sent.  Start reading at `lock_service.py`.
 """

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from ..exceptions import LockLost, LockNotAcquired, StoreError
-from .lock_service import LockLease, LockService, Owner
+from .lease import LockLease
+from .lock_service import LockService
 
 
 class Acquisition:
@@ -103,7 +104,7 @@ class Lock:
     """
 
     def __init__(
-        self, name: str, ttl: float, wait: float, find: Callable[[], tuple[LockService, Owner]],
+        self, name: str, ttl: float, wait: float, find: Callable[[], LockService],
         max_hold: float = float("inf"), thread_local: bool = True,
     ) -> None:
         self.name = name
@@ -135,9 +136,9 @@ class Lock:
         return True
 
     def _acquire(self) -> Acquisition:
-        service, owner = self._find()
+        service = self._find()
         taken = Acquisition(
-            service, service.acquire(self.name, self.ttl, self.wait, owner, self.max_hold, self.own_wait))
+            service, service.acquire(self.name, self.ttl, self.wait, service.owner(), self.max_hold, self.own_wait))
         block = self._block()
         if block is not None and block.taken is not None and not block.taken.released:
             taken.release()

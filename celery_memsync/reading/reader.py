@@ -52,7 +52,7 @@ class CacheableRead:
     Usage::
 
         with CacheableRead(reader, keys) as cacheable:
-            answer = cacheable.read(lambda source: ...)
+            answer = cacheable.read(store.read_entries, locations)
             cacheable.keep(name, value, keys, until)
     """
 
@@ -91,12 +91,26 @@ class CacheableRead:
             # It may have been cut short in the middle of an answer.
             self._reader.link.discard(self._source)
 
-    def read(self, read: Callable[[TrackedConnection | None], T]) -> T:
-        """Read from Redis."""
-        answer = self._read(read)
+    def read(self, read: Callable[..., T], *args: Any) -> T:
+        """Read from Redis.
+
+        Args:
+            read: A method of the store, which takes a connection as its last argument.
+            args: The others.
+        """
+        source = self._source
         if self.lacks_writes:
             self._stop_keeping()
-        return answer
+        try:
+            return read(*args, source)
+        except StoreError:
+            if source is None:
+                raise
+        # It may be this one connection that is broken.
+        self._source = None
+        self._reader.link.discard(source)
+        self._stop_keeping()
+        return read(*args, None)
 
     def keep(self, name: Hashable, value: Any, keys: tuple[str, ...], until: float, about: Any = None) -> None:
         """Keep what was made of the answer.
@@ -109,19 +123,6 @@ class CacheableRead:
             cache.keep(self._reading, name, value, keys, self._reader.store.clock.monotonic(until), about)
         else:
             cache.compare(name, value)
-
-    def _read(self, read: Callable[[TrackedConnection | None], T]) -> T:
-        source = self._source
-        if source is None:
-            return read(None)
-        try:
-            return read(source)
-        except StoreError:
-            # It may be this one connection that is broken.
-            self._source = None
-            self._reader.link.discard(source)
-            self._stop_keeping()
-            return read(None)
 
     def _stop_keeping(self) -> None:
         if self._reading is not None:
@@ -143,18 +144,6 @@ class Reader:
 
     # -- entries
 
-    def entry(
-        self, key: str, max_age: float | None = None, consistent: bool = False, cache_checked: bool = False,
-    ) -> Entry | None:
-        """Return the entry of a key, or None.
-
-        Args:
-            cache_checked: Whether the cache was read already, in vain.
-        """
-        if cache_checked:
-            return self._read({key: self.keys.location(key)})[key]
-        return self.entries([key], max_age, consistent)[key]
-
     def entries(
         self, keys: Iterable[str], max_age: float | None = None, consistent: bool = False,
     ) -> dict[str, Entry | None]:
@@ -174,10 +163,11 @@ class Reader:
             else:
                 found[key] = None if copy.about is None else copy.about.evolve(copy.take())
         if missing:
-            found.update(self._read(missing))
+            found.update(self.read(missing))
         return found
 
-    def _read(self, wanted: Mapping[str, Location]) -> dict[str, Entry | None]:
+    def read(self, wanted: Mapping[str, Location]) -> dict[str, Entry | None]:
+        """Read the entries of locations from Redis, and keep copies under the names that are given."""
         rows = {key: parts_of(location) for key, location in wanted.items()}
         with CacheableRead(self, [location.key for location in wanted.values()]) as cacheable:
             stored, unsent = self._read_locations(cacheable, {part for row in rows.values() for part in row})
@@ -212,7 +202,7 @@ class Reader:
             self._check_whole(cacheable, [one for one in locations if self.writer.is_pending(one.key)], unsent)
         answer: list[StoredEntry | None] = [None] * len(locations)
         try:
-            answer = cacheable.read(lambda source: self.store.read_entries(locations, source))
+            answer = cacheable.read(self.store.read_entries, locations)
         except StoreError:
             if not all(_is_whole(unsent.get(one, ())) for one in locations):
                 raise
@@ -296,7 +286,7 @@ class Reader:
     def _read_task(self, cacheable: CacheableRead, task_id: str, agents: bool) -> Task:
         if cacheable.error is not None:
             raise cacheable.error
-        (task,) = cacheable.read(lambda source: self.store.read_tasks([task_id], agents, source))
+        (task,) = cacheable.read(self.store.read_tasks, [task_id], agents)
         return self._with_unsent(task_id, task) if cacheable.lacks_writes else self._noted(task_id, task)
 
     def _noted(self, task_id: str, task: Task) -> Task:

@@ -1,4 +1,4 @@
-"""Hear of changes by pattern: of each key the newest, and nothing for ever missed."""
+"""Deliver changes by pattern: the newest value of each key, also after a lost connection."""
 from __future__ import annotations
 
 import contextlib
@@ -6,12 +6,12 @@ import functools
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 
 from ..background_loop import Wakeup
 from ..closing import closer
-from ..deadline import remaining, within
+from ..deadline import bounded, remaining, within
 from ..events import Events
 from ..exceptions import InvalidKey, StoreError
 from ..keys import STAGE, STATE, Location
@@ -24,20 +24,18 @@ from .projections import entry_of, stamp_of
 from .reader import READ_AT_ONCE, Parts, Reader
 from .search import Search
 from .subscription import KeyChange, KnownVersion, PendingBytes, Subscription, is_alive
+from .watch import Watch
 
 #: Longest that `subscribe` waits for Redis to confirm, in seconds.
 CONFIRM_TIMEOUT = 2.0
 
-#: Longest that it waits until it is known what is there, so that nothing of that can go without a word, in seconds.
+#: Longest that it waits until all that matches was read once, so that its deletion is noticed, in seconds.
 FIND_TIMEOUT = 0.5
 
-#: Seconds between two tries to read what has changed while Redis is away.
-READ_PAUSE = 0.2
-
-#: Paths of which it is remembered where they are kept: what one hears of, one hears of again.
+#: Paths whose locations are cached: a path that has changed changes again.
 MAX_LOCATIONS = 1000
 
-#: Seconds between two looks for keys whose time is over.
+#: Seconds between two checks for keys that have expired.
 EXPIRY_INTERVAL = 1.0
 
 #: Most seconds that the listener's thread waits for Redis's time.
@@ -62,6 +60,7 @@ class Subscriptions:
         self.link = link
         self.events = events
         self.keys = reader.keys
+        self.timeout = reader.store.timeout
         self._numbers = count(1)
         self._subscriptions: dict[str, Subscription] = {}
         self._by_pattern: dict[str, tuple[Subscription, ...]] = {}
@@ -90,6 +89,7 @@ class Subscriptions:
         with self._mutex:
             return self._skipped + sum(subscription.skipped for subscription in self._subscriptions.values())
 
+    @bounded
     def subscribe(self, pattern: str, handlers: Handlers) -> str:
         """Call handlers from now on, as long as the caller keeps them; return an id for :meth:`unsubscribe`."""
         delivery = _Delivery(self, self._pool, handlers)
@@ -99,6 +99,7 @@ class Subscriptions:
         self._begin(subscription)
         return subscription.id
 
+    @bounded
     def watch(self, pattern: str, timeout: float | None, owner: object = None) -> Watch:
         """Return an iterator over changes from now on.
 
@@ -108,15 +109,17 @@ class Subscriptions:
         bell = Wakeup()
         subscription = Subscription(self._new_id(), self.keys.pattern(pattern), bell.set, False, self._pending_bytes)
         self._begin(subscription)
-        watch = Watch(self, subscription, bell, timeout, owner)
-        watch.closer_number = closer.add(watch, functools.partial(self.unsubscribe, subscription.id))
+        next_change = functools.partial(within, self.timeout, self.next_change, subscription)
+        end = functools.partial(self.unsubscribe, subscription.id)
+        watch = Watch(subscription, bell, timeout, next_change, end, owner)
+        watch.closer_number = closer.add(watch, end)
         return watch
 
     def _new_id(self) -> str:
         return f"{self.reader.store.token}-{next(self._numbers)}"
 
     def unsubscribe(self, number: str) -> bool:
-        """End a subscription; tell whether there was one of that id."""
+        """End a subscription; return whether there was one of that id."""
         with self._mutex:
             subscription = self._subscriptions.pop(number, None)
             if subscription is None:
@@ -156,10 +159,10 @@ class Subscriptions:
         self._to_read = True
         self.link.start()
 
-    # -- what the link tells
+    # -- what the listener receives
 
     def on_up(self, patterns: Sequence[str]) -> None:
-        """Changes of paths that match these patterns are heard from now on."""
+        """Note that changes of paths that match these patterns are received from now on."""
         for subscription in self._all():
             if subscription.pattern in patterns:
                 subscription.answered.set()
@@ -167,12 +170,12 @@ class Subscriptions:
                     self._read_soon()
 
     def on_down(self, confirmed_at: float, copies: Sequence[str]) -> None:
-        """Nothing is heard any more.
+        """Note that the connection is lost.
 
-        Who subscribes while Redis is away hears of all there is when it is back.
+        What was subscribed while Redis was away gets all that matches when it is back.
 
         Args:
-            copies: Paths of which this process had copies that can't be trusted now.
+            copies: Paths of which this process had copies that are not valid now.
         """
         for subscription in self._all():
             subscription.link_lost(confirmed_at)
@@ -182,13 +185,13 @@ class Subscriptions:
         self._pool.check()
 
     def on_emptied(self) -> None:
-        """Redis has lost all that it had."""
+        """Note that Redis has lost its data."""
         for subscription in self._all():
             subscription.look = "tell"
         self._read_soon()
 
     def on_message(self, pattern: str, path: str, data: bytes) -> None:
-        """Something was told of a path that matches a pattern; what is no entry is passed over."""
+        """Take a message about a path that matches a pattern; what is no entry is ignored."""
         try:
             location = self._location(path)
             parts = _parts_of(location, data)
@@ -202,7 +205,7 @@ class Subscriptions:
             self._to_wake[subscription.id] = subscription
 
     def on_taken(self) -> None:
-        """All that had arrived was taken."""
+        """Deliver what was received."""
         while self._to_wake:
             subscription = self._to_wake.popitem()[1]
             subscription.wake()
@@ -231,7 +234,7 @@ class Subscriptions:
         """Read Redis's time unless that was done a moment ago: what has expired is gone by a clock that was set ahead."""
         store = self.reader.store
         if self._subscriptions and store.clock.age > EXPIRY_INTERVAL:
-            # Redis does not tell it on the connection of the messages.  Whether it is there, that one notices.
+            # Redis does not send it on the connection of the messages.  Whether Redis is there is noticed by that one.
             with contextlib.suppress(StoreError):
                 within(CLOCK_TIMEOUT, store.measure_clock)
 
@@ -312,13 +315,13 @@ class Subscriptions:
             there = entry_of(location, parts, store.clock.now()) is not None
         return there
 
-    # -- telling
+    # -- deliver
 
     def next_change(self, subscription: Subscription) -> KeyChange | None:
-        """Return what a subscription is to be told next, None for nothing.
+        """Return the next change to deliver, or None if none is pending.
 
         Raises:
-            StoreError: If it has to be read and Redis is away; it is told later.
+            StoreError: If it has to be read and Redis is away; it is delivered later.
         """
         while (item := subscription.take()) is not None and item[1].unread:
             self._read_unread(subscription)
@@ -349,7 +352,7 @@ class Subscriptions:
 
     def _entry(self, location: Location, parts: Parts) -> Entry | None:
         if location.key == self.keys.about:
-            # What has no value in one piece is told without it.
+            # The queue and the counters have no value in one piece; they are read.
             return self.reader.stored_whole(location)
         # What has expired before it could be delivered is delivered as it was.  Each delivery decodes for itself: a handler
         # may change the value, and what is decoded would be pending beside its text.
@@ -389,84 +392,8 @@ class _Delivery:
         return "a handler" if handlers is None else handlers.name
 
 
-class Watch:
-    """Changes, one after the other; a context manager and an iterator.
-
-    Usage::
-
-        with memsync.watch("tasks/*/progress", timeout=60) as changes:
-            for change in changes:
-                print(change.key, change.value)
-
-    The loop ends when nothing has changed for ``timeout`` seconds, or after :meth:`close`.  One that is collected is
-    closed soon, by a thread.
-    """
-
-    #: Given by what closes this if nothing else does.
-    closer_number = 0
-
-    def __init__(
-        self, subscriptions: Subscriptions, subscription: Subscription, bell: Wakeup, timeout: float | None,
-        owner: object = None,
-    ) -> None:
-        self.id = subscription.id
-        self.timeout = timeout
-        self._subscriptions = subscriptions
-        self._subscription = subscription
-        self._bell = bell
-        self._owner = owner
-
-    def get(self, timeout: float | None = None) -> KeyChange | None:
-        """Return the next change.
-
-        Args:
-            timeout: Seconds to wait for it.  None: as long as it takes.
-
-        Returns:
-            The change; None if there was none in time, or this is closed.
-        """
-        deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        change = None
-        while change is None and not self._subscription.closed:
-            pause = float("inf")
-            try:
-                change = within(
-                    self._subscriptions.reader.store.timeout, self._subscriptions.next_change, self._subscription)
-            except StoreError:
-                # Redis went away before what has changed could be read; it is tried again.
-                pause = READ_PAUSE
-            left = deadline - time.monotonic()
-            if left <= 0:
-                break
-            if change is None:
-                self._bell.wait(min(left, pause))
-        if self._subscription.closed or self._subscription.waiting:
-            self._bell.set()  # for the next of those who share this
-        return change
-
-    def close(self) -> None:
-        """Watch no more."""
-        closer.remove(self.closer_number)
-        self._subscriptions.unsubscribe(self.id)
-
-    def __iter__(self) -> Iterator[KeyChange]:
-        return self
-
-    def __next__(self) -> KeyChange:
-        change = self.get(self.timeout)
-        if change is None:
-            raise StopIteration
-        return change
-
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-
 def _parts_of(location: Location, data: bytes) -> Parts:
-    """Return what a message tells, by slot.
+    """Return the entries of a message, by slot.
 
     Raises:
         ValueError: If it is none of ours.
@@ -474,10 +401,10 @@ def _parts_of(location: Location, data: bytes) -> Parts:
     where, *lines = data.split(b"\n")
     stored = [StoredEntry.parse(b"\n".join(lines[at:at + 2])) for at in range(0, len(lines), 2)]
     if not stored:
-        raise ValueError("it tells nothing")
+        raise ValueError("there is no entry")
     is_stage = where == b"%d" % STAGE and location.task_id and location.slot == STATE
     if where != location.slot_or_field.encode() and not is_stage:
-        raise ValueError("it is told of another place")
+        raise ValueError("it is of another location")
     if location.task_id and location.slot == STATE:
         first, second = (STAGE, STATE) if where == b"%d" % STAGE else (STATE, STAGE)
         return {first: stored[0], second: stored[1] if len(stored) > 1 else None}

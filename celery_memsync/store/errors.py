@@ -4,12 +4,12 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import redis
 
-from ..deadline import DEFAULT_TIMEOUT, within
+from ..deadline import DEFAULT_TIMEOUT, Deadline, is_within
 from ..exceptions import MemSyncError, StoreError, StoreRefused, StoreUnavailable
 from ..keys import Location
 from .causes import SENSELESS, TEXTS, cause_of_connection
@@ -88,7 +88,9 @@ def redis_call(method: F) -> F:
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return within(self.timeout, method, self, *args, **kwargs)
+            if is_within(self.timeout):
+                return method(self, *args, **kwargs)
+            return Deadline(self.timeout).run(method, self, *args, **kwargs)
         except MemSyncError:
             raise
         except (redis.RedisError, OSError, *SENSELESS) as exc:
@@ -239,3 +241,19 @@ def _subject(argument: Any) -> str:
     name = location.path if isinstance(location, Location) else location if isinstance(location, str) else ""
     more = f" and {len(argument) - 1} more" if several and len(argument) > 1 else ""
     return f" {name[:200]}{more}" if name else ""
+
+
+def run_all(actions: Iterable[Callable[[], None]]) -> None:
+    """Call actions, each whatever the others raise.
+
+    Raises:
+        StoreError: The first that one of them has raised.
+    """
+    failures: list[StoreError] = []
+    for action in actions:
+        try:
+            action()
+        except StoreError as exc:
+            failures.append(exc)
+    if failures:
+        raise failures[0]

@@ -211,33 +211,44 @@ class Reads:
     It takes a third of the time, which is most of that of a read.
 
     Args:
-        execute_one: Sends commands; returns their answers.
+        connection: Of redis-py.
     """
 
-    def __init__(self, execute_one: Callable[[list[tuple[str, ...]]], list[Any]]) -> None:
-        self._ask = execute_one
-        self._commands: list[tuple[str, ...]] = []
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self._commands: list[bytes] = []
+        self._hashes: list[int] = []
 
     def get(self, key: str) -> None:
         """Read a string."""
-        self._commands.append(("GET", key))
+        self._commands.append(packed_command("GET", key))
 
     def hget(self, key: str, field: str) -> None:
         """Read a field of a hash."""
-        self._commands.append(("HGET", key, field))
+        self._commands.append(packed_command("HGET", key, field))
 
     def hgetall(self, key: str) -> None:
         """Read all fields of a hash."""
-        self._commands.append(("HGETALL", key))
+        self._hashes.append(len(self._commands))
+        self._commands.append(packed_command("HGETALL", key))
+
+    def time(self) -> None:
+        """Read Redis's time: seconds, and microseconds."""
+        self._commands.append(packed_command("TIME"))
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Return the answers, those of HGETALL as dicts; an error of one command is its answer, or raised."""
-        answers = self._ask(self._commands)
-        for at, (command, answer) in enumerate(zip(self._commands, answers)):
-            if raise_on_error and isinstance(answer, Exception):
-                raise answer
-            if command[0] == "HGETALL" and isinstance(answer, list):
-                answers[at] = dict(zip(answer[::2], answer[1::2]))
+        connection, answers = self._connection, []
+        connection.send_packed_command([b"".join(self._commands)], check_health=False)
+        for _ in self._commands:
+            answers.append(read_answer(connection))
+        for at in self._hashes:
+            if isinstance(answers[at], list):
+                answers[at] = dict(zip(answers[at][::2], answers[at][1::2]))
+        if raise_on_error:
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
         return answers
 
 

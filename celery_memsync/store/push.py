@@ -14,7 +14,7 @@ import redis
 from ..deadline import DEFAULT_TIMEOUT
 from .cluster_client import Cluster
 from .errors import redis_call
-from .pool import Reads, packed_command, read_answer
+from .pool import Reads, read_answer
 
 #: Channel on which Redis reports to one connection which keys that others read have changed.
 INVALIDATIONS = b"__redis__:invalidate"
@@ -201,24 +201,20 @@ class TrackedConnection:
 
     def pipeline(self) -> Reads:
         """Return what gathers commands, to send them together."""
-        return Reads(self._execute)
+        return Reads(self._connection)
 
     @redis_call
     def check(self) -> float:
         """Return Redis's time, in seconds, as a sign of life."""
-        ((seconds, micros),) = self._execute([("TIME",)])
+        reads = self.pipeline()
+        reads.time()
+        ((seconds, micros),) = reads.execute()
         return int(seconds) + int(micros) / 1e6
 
     def close(self) -> None:
         """Close it; nothing that was read with it may be believed any more."""
         self.until = float("-inf")
         self._connection.disconnect()
-
-    def _execute(self, commands: list[tuple[str, ...]]) -> list[Any]:
-        connection = self._connection
-        sent = b"".join(packed_command(*command) for command in commands)
-        connection.send_packed_command([sent], check_health=False)
-        return [read_answer(connection) for _ in commands]
 
     def _on_connect(self, connection: Any) -> None:
         if self._connected:

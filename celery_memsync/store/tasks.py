@@ -4,13 +4,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..keys import FORMER, SLOTS, is_id
+from ..keys import FORMER, SLOTS, STAGE, is_id
 from ..models.entry import StoredEntry
-from ..models.order import run_order
-from .entries import slot_of, split_page
+from ..models.order import rank_of, run_key_of, run_order
+from ..models.task import TaskRun
+from .entries import EntryWrite, slot_of, split_page
 from .errors import redis_call
 from .push import TrackedConnection
-from .script_caller import ScriptCaller, answers_of
+from .script_caller import ScriptCaller, answers_of, ms
 
 
 class Task(NamedTuple):
@@ -72,6 +73,17 @@ class TaskStore(ScriptCaller):
         agents = {agent_id: self._stored(key, text) for name, text in (fields or {}).items()
                   if is_id(agent_id := name.decode(errors="replace"))}
         return Task(self._present(slots), former, self._present(agents))
+
+    def stage_write(self, task_id: str, stage: StoredEntry, run: TaskRun, serial: int, seen: str = "run") -> EntryWrite:
+        """Return the write that puts another stage of a run in the place of the stored one.
+
+        Args:
+            seen: As in :class:`EntryWrite`.
+        """
+        header = stage.header
+        return EntryWrite(
+            self.keys.task_location(task_id, STAGE), seen, run_key_of(header.run), rank_of(run.status), 0,
+            ms(self.clock.now()), 0, header.ttl_ms, serial, run.encode(task_id))
 
     @redis_call
     def read_recent_tasks(

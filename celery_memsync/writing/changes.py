@@ -6,41 +6,22 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import encoding
 from ..keys import Location
-from ..models.entry import UNWRITTEN, Header, StoredEntry
+from ..models.entry import UNWRITTEN, EntryVersion, Header, StoredEntry
 from ..models.order import WAITING, is_earlier_step, rank_of, run_key_of
 from ..models.task import TOO_LATE, TaskRun
-from ..store import CoordinationChange, MetricsUpdate, QueueReplacement
+from ..store import CoordinationChange, EntryWrite, MetricsUpdate, QueueReplacement, ms
 from ..store.clock import Clock
-from .version_tracker import MergeBase
+from .version_tracker import EMPTY_BASE, MergeBase
 
 #: Values that were sent of a field without an answer and are remembered.
 MAX_SENT = 4
 
 #: Statuses that do not follow a success; one of the user's own does.
 _BEFORE_SUCCESS = frozenset({"PENDING", "RECEIVED", "STARTED", "LOST", "RETRY", "FAILURE", "REVOKED"})
-
-
-class Content(NamedTuple):
-    """What a change comes to when it is written.
-
-    Attributes:
-        ruled_by: What decides if it is stored: ``version`` (the one its writer
-            saw), ``run`` (run and rank) or ``*`` (nothing).
-        run: See ``store/lua/entry_write.lua``.
-        rank: See there.
-        body: JSON, empty to delete.
-        figure: See there.
-    """
-
-    ruled_by: str
-    run: str
-    rank: str
-    body: bytes
-    figure: int = 0
 
 
 class Change:
@@ -81,13 +62,21 @@ class Change:
         """Return the change as it is at this moment, to be sent."""
         return self
 
-    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
-        """Return what is to be written.
+    def entry_write(self, clock: Clock, base: MergeBase = EMPTY_BASE) -> EntryWrite:
+        """Return what the store is to write.
 
         Args:
-            base: The fields of what is stored, for changes that merge.
+            base: What is stored, for changes that merge.
         """
         raise NotImplementedError
+
+    def _entry_write(
+        self, clock: Clock, seen: str, run: str, rank: str, body: bytes, figure: int = 0, at: float | None = None,
+    ) -> EntryWrite:
+        at = self.at if at is None else at
+        age_ms = max(0, round((time.monotonic() - at) * 1000))
+        return EntryWrite(self.location, seen, run, rank, self.fence, ms(clock.at(at)), age_ms, ms(self.ttl),
+                          self.serial or 0, body, figure)
 
     def preview(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:
         """Return what a reader of this process sees of an entry while this can't be written.
@@ -162,9 +151,9 @@ class SetValue(Change):
         """The value."""
         return _preview(self, self.body, clock, worker_id)
 
-    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+    def entry_write(self, clock: Clock, base: MergeBase = EMPTY_BASE) -> EntryWrite:
         """The value."""
-        return Content("*" if self.owned else "version", self.run_key, "-", self.body)
+        return self._entry_write(clock, "*" if self.owned else _in_words(self.seen), self.run_key, "-", self.body)
 
 
 class MergeFields(Change):
@@ -225,9 +214,12 @@ class MergeFields(Change):
         base = encoding.split_fields(stored.body) if stored is not None and stored.body else {}
         return _preview(self, encoding.join_fields(self.merged(base)), clock, worker_id)
 
-    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+    def entry_write(self, clock: Clock, base: MergeBase = EMPTY_BASE) -> EntryWrite:
         """All fields there are."""
-        return Content("version", self.run_key, "-", encoding.join_fields(self.merged(base)))
+        body = encoding.join_fields(self.merged(base.fields))
+        # One of the fields may have been written later.
+        at = max(self.at, base.recorded_at)
+        return self._entry_write(clock, _in_words(base.stamp), self.run_key, "-", body, at=at)
 
 
 class Coordinated(Change):
@@ -248,7 +240,7 @@ class Coordinated(Change):
         """Return it as the store takes it; it has its number by then."""
         raise NotImplementedError
 
-    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+    def entry_write(self, clock: Clock, base: MergeBase = EMPTY_BASE) -> EntryWrite:
         """Nothing: it is no entry."""
         raise TypeError(f"{type(self).__name__} is not written as an entry")
 
@@ -330,7 +322,7 @@ class StageChange(Change):
         """What is known of the run, unless a later one is stored."""
         return preview_of_run(self, self.run_key, stored, clock, worker_id)
 
-    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+    def entry_write(self, clock: Clock, base: MergeBase = EMPTY_BASE) -> EntryWrite:
         """What is known of the run."""
         run = self.task_run
         rank = run.rank
@@ -343,7 +335,7 @@ class StageChange(Change):
             took = run.runtime
             is_sound = isinstance(took, (int, float)) and 0 <= took < TOO_LATE
             figure = round(took * 1e6) if took is not None and is_sound else 0
-        return Content("run", self.run_key, rank, run.encode(self.location.task_id), figure)
+        return self._entry_write(clock, "run", self.run_key, rank, run.encode(self.location.task_id), figure)
 
 
 def preview_of_run(
@@ -352,9 +344,14 @@ def preview_of_run(
     """Return what a change of a run comes to, or what is stored if that is known to be of a later run."""
     if stored is not None and run_key and is_earlier_step(run_key, run_key_of(stored.header.run)):
         return stored
-    return _preview(change, change.content(clock, {}).body, clock, worker_id)
+    return _preview(change, change.entry_write(clock).body, clock, worker_id)
 
 
 def _preview(change: Change, body: bytes, clock: Clock, worker_id: str) -> StoredEntry:
     time_ms, ttl_ms = round(clock.at(change.at) * 1000), round(change.ttl * 1000)
     return StoredEntry(Header(0, "-", "-", change.fence, time_ms, ttl_ms, 0, "-", worker_id), body)
+
+
+def _in_words(stamp: EntryVersion) -> str:
+    """Return a version as the script takes it."""
+    return f"{stamp.version}@{stamp.stored_at}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from .. import encoding
@@ -13,9 +13,10 @@ from ..keys import Location
 from ..models.entry import StoredEntry
 from ..models.progress import PROGRESS_FIELDS, encode_progress
 from ..models.task import TOO_LATE
+from ..store import EntryWrite
 from ..store.clock import Clock
 from .bad_values import SILENT, refuse
-from .changes import Change, Content, preview_of_run
+from .changes import Change, preview_of_run
 from .figures import (
     MAX_PHASES,
     NO_FIGURES,
@@ -27,6 +28,7 @@ from .figures import (
     progress_rank,
     shown_percent,
 )
+from .version_tracker import EMPTY_BASE, MergeBase
 
 #: Names that a task's own fields can't have.
 RESERVED = frozenset(PROGRESS_FIELDS) - {"fields"} | {"eta", "previous"}
@@ -110,7 +112,7 @@ class ProgressChange(Change):
         """The figures, unless those of a later run are stored."""
         return preview_of_run(self, self.run_key, stored, clock, worker_id)
 
-    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+    def entry_write(self, clock: Clock, base: MergeBase = EMPTY_BASE) -> EntryWrite:
         """The figures, with times on Redis's clock."""
         percent, current, total, message, status, run, fields = self.row
         times = round(clock.at(self.started), 3), round(clock.at(self.at), 3)
@@ -118,8 +120,7 @@ class ProgressChange(Change):
         number, name, begun, _ = self.phase
         if begun is not None:
             row += [name, number + 1, round(clock.at(begun), 3)]
-        body = encode_progress(row)
-        return Content("run", self.run_key, self.rank, body)
+        return self._entry_write(clock, "run", self.run_key, self.rank, encode_progress(row))
 
 
 class Progress(Change):
@@ -291,9 +292,9 @@ class Progress(Change):
         """The figures of this moment, unless those of a later run are stored."""
         return preview_of_run(self, self.run_key, stored, clock, worker_id)
 
-    def content(self, clock: Clock, base: Mapping[str, bytes]) -> Content:
+    def entry_write(self, clock: Clock, base: MergeBase = EMPTY_BASE) -> EntryWrite:
         """The figures of this moment."""
-        return self._as_change().content(clock, base)
+        return self._as_change().entry_write(clock, base)
 
     def _as_change(self) -> ProgressChange:
         _, current, total, phase = figures = self.figures

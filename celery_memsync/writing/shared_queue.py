@@ -1,20 +1,15 @@
 """The queue that all processes share: who takes from it decides, and nothing is taken twice."""
 from __future__ import annotations
 
-import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from itertools import count
 from typing import TypeVar
 
-from ..exceptions import InvalidValue, StoreUnavailable, ValueTooLarge
-from ..keys import check_id
-from ..store import LISTS, MEMORY, Store, forgotten, may_be_done, was_forgotten, was_refused
-
-#: Counters are whole numbers of 64 bits in Redis.
-TOO_MUCH = 2 ** 63
+from ..exceptions import StoreUnavailable
+from ..store import MEMORY, Store, forgotten, may_be_done, was_forgotten, was_refused
 
 #: Most calls whose answers were lost that are remembered; beyond it no new ones are made.
 MAX_UNANSWERED = 10_000
@@ -185,45 +180,3 @@ def _continues(call: Call, attempt: Attempt) -> bool:
     if call[0] == "dequeue":
         return attempt.is_own or attempt.is_orphan
     return threading.get_ident() not in attempt.outdated_for
-
-
-def check_queue(queue: Mapping[str, Iterable[str]], limit: int) -> dict[str, list[str]]:
-    """Return the lists of a queue if they are fit to be shared.
-
-    Args:
-        limit: Most bytes of all ids together.
-    """
-    if not isinstance(queue, Mapping) or not set(queue) <= set(LISTS):
-        raise InvalidValue(f"a queue is a dict of lists of task ids, named {' and '.join(LISTS)}")
-    lists = {name: _check_ids(ids, name) for name, ids in queue.items()}
-    size = sum(len(task_id.encode()) + 3 for ids in lists.values() for task_id in ids)
-    if size > limit:
-        raise ValueTooLarge("the queue", size, limit)
-    return lists
-
-
-def check_assignments(assignments: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
-    """Return assignments if they are fit to be shared."""
-    if not isinstance(assignments, Mapping):
-        raise InvalidValue(f"assignments are a dict of lists of task ids, not {type(assignments).__name__}")
-    return {
-        check_id(worker_id, "worker"): _check_ids(ids, f"assignments of {worker_id}")
-        for worker_id, ids in assignments.items()
-    }
-
-
-def check_steps(amounts: Mapping[str, float]) -> dict[str, tuple[bytes | None, float]]:
-    """Return what to add to counters, as :class:`~celery_memsync.writing.changes.SyncMetrics` takes it."""
-    for name, amount in amounts.items():
-        if isinstance(amount, bool) or not isinstance(amount, (int, float)):
-            raise InvalidValue(f"what is added to {name} is a number, not {type(amount).__name__}")
-        if abs(amount) >= TOO_MUCH or not math.isfinite(amount):
-            raise InvalidValue(f"what is added to {name} must be a number below 2 to the power of 63")
-    # Numbers of other kinds, such as an IntEnum's, become plain ones.
-    return {check_id(name, "metric"): (None, amount + 0) for name, amount in amounts.items()}
-
-
-def _check_ids(ids: Iterable[str], what: str) -> list[str]:
-    if isinstance(ids, (str, bytes, Mapping)) or not isinstance(ids, Iterable):
-        raise InvalidValue(f"{what} is a list of task ids, not {type(ids).__name__}")
-    return [check_id(task_id, "task") for task_id in ids]

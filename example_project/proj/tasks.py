@@ -67,10 +67,10 @@ def report(found: list[dict[str, Any]], folder: str) -> dict[str, Any]:
 
 
 def count(census_id: str, total: int, found: dict[str, Any]) -> None:
-    """Count a module as done, and tell how far the census is.
+    """Count a module as measured, and record the progress of the census.
 
-    Every process is an agent of the census and tells its own share, so that no
-    two of them ever write the same thing; the sum of the shares is the whole.
+    Every process is an agent of the census and shares its own count, so no two processes write the
+    same key. The sum of the counts is the progress.
     """
     mine = tallies.setdefault(census_id, Counter())
     mine.update(modules=1, lines=found["lines"])

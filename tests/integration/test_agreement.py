@@ -201,7 +201,7 @@ def test_a_message_that_was_purged_is_said_to_be_gone(make_fleet):
 
     def reason():
         reader = fleet.reader
-        known = KnownTask(result.id, reader.get_task(result.id), reader.get_workers(), now=reader.store.clock.now())
+        known = KnownTask(result.id, reader.get_task(result.id), reader.get_workers(), now=reader.runtime.store.clock.now())
         return reason_of(known).reason
 
     assert reason() == "waiting"

@@ -25,7 +25,7 @@ signal.alarm(30)
 memsync = MemorySyncManager('script', sys.argv[1], batch_interval=60.0)
 
 def listeners():
-    return memsync.store.redis.client_list(_type='pubsub')
+    return memsync.runtime.store.redis.client_list(_type='pubsub')
 
 def is_hit(key):
     before = memsync.get_metrics()['cache_hits']
@@ -229,7 +229,7 @@ def test_greenlets_read_copies_and_hear_of_changes(redis_url, other, before):
         metrics = memsync.get_metrics()
         assert len(answers) == 3000 and set(answers) == {(1, None)}, set(answers)
         assert metrics['cache_hits'] > 3000, metrics
-        clients = memsync.store.redis.client_list()
+        clients = memsync.runtime.store.redis.client_list()
         assert len(listeners()) == 1
         theirs = [one for one in clients if int(one['redir']) > 0 and one['redir'] != one['id']]
         assert len(theirs) <= listener.MAX_SOURCES, theirs

@@ -25,7 +25,7 @@ def fleet(make_fleet, own_memory):
 def beat(fleet, worker_id, ttl=60.0, **facts):
     """Tell of a worker as it would itself."""
     record = WorkerRecord(worker_id, **{"consuming": True, **facts})
-    fleet.reader.store.write_heartbeat(worker_id, encoding.dumps(record.as_dict()), ttl)
+    fleet.reader.runtime.store.write_heartbeat(worker_id, encoding.dumps(record.as_dict()), ttl)
 
 
 def examine(fleet, **conf):
@@ -150,7 +150,7 @@ def test_a_worker_that_beats_and_does_not_consume_is_found(fleet):
 
 
 def test_a_worker_that_has_just_started_need_not_consume_yet(fleet):
-    now = fleet.reader.store.redis.time()[0]
+    now = fleet.reader.runtime.store.redis.time()[0]
     beat(fleet, "w1", consuming=False, started_at=now - 1)
     beat(fleet, "w2", consuming=False, started_at=now - 60)
 
@@ -224,7 +224,7 @@ def test_two_live_workers_under_one_name_are_found(fleet):
     beat(fleet, "w1")
     other = fleet.manager()
     record = WorkerRecord("w1", consuming=True)
-    other.store.write_heartbeat("w1", encoding.dumps(record.as_dict()), 60.0)
+    other.runtime.store.write_heartbeat("w1", encoding.dumps(record.as_dict()), 60.0)
 
     code, findings = examine(fleet)
 

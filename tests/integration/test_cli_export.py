@@ -149,7 +149,7 @@ def test_export_writes_the_other_keys_beside_foreign_data(run, fleet, memory, ki
     write(fleet, a=1, b=2)
     fleet.reader.sync_agent_coordination("t1", "coder", 1)
     fleet.reader.force_sync()
-    keys = fleet.reader.store.keys
+    keys = fleet.reader.runtime.store.keys
     with memory.client() as client:
         for key in (keys.location("b").key, keys.task("t1"), keys.agents("t1"), keys.about):
             client.delete(key)
@@ -164,7 +164,7 @@ def test_export_writes_the_other_keys_beside_foreign_data(run, fleet, memory, ki
 def test_export_finds_the_other_keys_beside_a_foreign_index(run, fleet, memory, file):
     write(fleet, a=1)
     with memory.client() as client:
-        client.set(fleet.reader.store.keys.task_index, "foreign")
+        client.set(fleet.reader.runtime.store.keys.task_index, "foreign")
 
     done = run("export", str(file))
 

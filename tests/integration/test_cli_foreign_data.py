@@ -30,7 +30,7 @@ def run(module_fleet):
         worker = {**dict.fromkeys(shared, odd), "depths": {"q": odd}, "versions": {"celery": odd}, "queues": [odd],
                   "running": [odd, {"id": odd, "name": odd, "started_at": odd}], "capacity": {"free": odd},
                   "counters": {"total": odd}, "load": [odd]}
-        reader.store.write_heartbeat(f"w{number}", encoding.dumps(worker), 60.0)
+        reader.runtime.store.write_heartbeat(f"w{number}", encoding.dumps(worker), 60.0)
     reader.force_sync()
     return runner_of(module_fleet.producer(memsync_worker_ttl=60.0))
 

@@ -35,7 +35,8 @@ def test_figures_of_a_worker_that_has_left_are_not_shown(shell, fleet):
         record = WorkerRecord(
             worker_id, "offline" if leaving else "active", capacity={"free": 2, "total": 2}, consuming=not leaving,
             depths={"celery": 7}, queues=("celery",), cpu=3.0, writer={"pending": 159, "dropped": 0, "conflicts": 0})
-        fleet.reader.store.write_heartbeat(worker_id, encoding.dumps(record.as_dict()), 60.0, leaving, pulse=record.pulse())
+        fleet.reader.runtime.store.write_heartbeat(
+            worker_id, encoding.dumps(record.as_dict()), 60.0, leaving, pulse=record.pulse())
 
     lines = {line.split()[0]: line.split()[1:] for line in plain(shell.run("workers")).splitlines()}
     status = json.loads(plain(shell.run("status", "--json")))

@@ -22,8 +22,8 @@ def fleet(make_fleet, own_memory):
 
 
 def fill(fleet):
-    fleet.reader.store.connect()
-    now = fleet.reader.store.clock.now()
+    fleet.reader.runtime.store.connect()
+    now = fleet.reader.runtime.store.clock.now()
     for number, name in enumerate(("alpha", "beta", "gamma")):
         facts = {"name": f"proj.{name}", "worker": "w1@host", "started_at": now - 10 + number}
         fleet.reader.sync_task_state(f"task-{name}", {"status": "STARTED", **facts})

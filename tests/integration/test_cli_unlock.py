@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from celery_memsync.locking.lock_service import Owner
+from celery_memsync.locking.lease import Owner
 from tests.support.shell import one_line, plain
 from tests.support.waiting import eventually
 

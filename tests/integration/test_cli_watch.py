@@ -202,7 +202,7 @@ def test_a_task_that_somebody_removed_by_hand_is_exit_code_1(shell, fleet, clien
     command = shell.start("follow", "t1").hears(client)
     assert command.process.stdout.readline() == "STARTED\n"
 
-    client.delete(fleet.reader.store.keys.task("t1"))
+    client.delete(fleet.reader.runtime.store.keys.task("t1"))
     done = command.end()
 
     assert done.returncode == 1

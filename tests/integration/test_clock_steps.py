@@ -204,7 +204,7 @@ def test_the_mark_of_another_program_is_replaced(memsync, stepped):
 @pytest.mark.parametrize("step", STEPS)
 def test_a_lease_whose_holder_is_gone_ends_one_lease_after_the_clock_was_set_back(stepped, memsync, other, step):
     other.lock("a", ttl=1.0).acquire()
-    other._open().locks.close(free=False)
+    other.runtime.locks.close(free=False)
 
     stepped.set_clock(-step)
     began = time.monotonic()
@@ -251,10 +251,10 @@ def test_no_passer_by_overtakes_waiters_after_the_clock_was_set_ahead(stepped, m
 def test_a_dead_holder_is_listed_for_one_lease_after_the_clock_was_set_back(stepped, memsync, other, step):
     lock = memsync.lock("a", ttl=1.0)
     lock.acquire()
-    memsync._open().locks.close(free=False)
+    memsync.runtime.locks.close(free=False)
 
     stepped.set_clock(-step)
-    other.store.measure_clock()  # else what is known of it is believed for a second
+    other.runtime.store.measure_clock()  # else what is known of it is believed for a second
     listed = [(record.name, record.ttl) for record in other.locks()]
 
     assert listed == [("a", 1.0)]

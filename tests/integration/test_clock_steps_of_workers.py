@@ -30,7 +30,7 @@ def test_the_last_worker_is_not_alive_for_longer_after_the_clock_was_set_back(st
     alive = viewer.get_active_workers()
 
     stepped.set_clock(-step)
-    viewer.store.measure_clock()
+    viewer.runtime.store.measure_clock()
     viewer.get_active_workers()
 
     assert alive == ["by-hand", "gone"]
@@ -59,7 +59,7 @@ def test_running_tasks_are_back_with_the_next_heartbeat_after_the_clock_was_set_
     worker.signal(signal.SIGSTOP)  # it might be back before anybody sees that it is gone
     stepped.set_clock(7200)
     with stepped.client() as client:
-        gone = client.get(fleet.reader.store.keys.task(result.id)) is None
+        gone = client.get(fleet.reader.runtime.store.keys.task(result.id)) is None
     worker.signal(signal.SIGCONT)
 
     assert gone
@@ -73,7 +73,7 @@ def test_a_lost_task_is_requeued_after_the_clock_was_set_back(stepped, make_send
     request = sender.run_one(task)
 
     stepped.set_clock(-step)
-    sender.memsync.store.measure_clock()
+    sender.memsync.runtime.store.measure_clock()
     sender.lose(request.id)
 
     assert sender.take(task).id == request.id

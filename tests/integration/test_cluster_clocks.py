@@ -55,7 +55,7 @@ def test_everything_on_a_node_with_another_clock_is_as_on_the_others(cluster, of
     assert other.get_task_state(task)["status"] == "STARTED"
     assert other.get_queue()["processing"] == [task]
     assert (held.name, round(held.ttl)) == (lock, 20)
-    assert abs(entry.timestamp - other.store.clock.now()) < 5
+    assert abs(entry.timestamp - other.runtime.store.clock.now()) < 5
     assert other.write(names[0], 3, expected_version=entry.version).version == entry.version + 1
 
 
@@ -79,7 +79,7 @@ def test_a_deleted_key_written_again_by_an_earlier_clock_is_found(cluster, off_n
 def test_doctor_names_a_node_with_another_clock(cluster, off_node, make_on_cluster):
     memsync = make_on_cluster()
 
-    (finding,) = examine_nodes(memsync.store.node_skews())
+    (finding,) = examine_nodes(memsync.runtime.store.node_skews())
 
     assert not finding.fine
     assert f"127.0.0.1:{off_node.port}" in finding.what

@@ -105,7 +105,7 @@ def test_writes_under_way_when_a_master_is_killed_reach_the_next_one(cluster, ma
 
     with Load(memsync) as load:
         eventually(lambda: load.rounds > 5)
-        home = cluster.owner_of(memsync.store.keys.about)
+        home = cluster.owner_of(memsync.runtime.store.keys.about)
         cluster.fail_over(home if which == "home" else next(one for one in cluster.servers[:3] if one is not home))
         rounds = load.rounds
         eventually(lambda: load.rounds > rounds + 5)
@@ -119,7 +119,7 @@ def test_writes_under_way_when_a_master_is_killed_reach_the_next_one(cluster, ma
 def test_slots_may_move_while_they_are_in_use(steady, make):
     memsync, other, heard = make(steady, "w1", batch_interval=0.01), make(steady, "w2"), {}
     other.subscribe("tasks/*/state", lambda key, value: heard.__setitem__(key, value))
-    keys = memsync.store.keys
+    keys = memsync.runtime.store.keys
 
     with Load(memsync) as load:
         eventually(lambda: load.rounds > 5)
@@ -159,7 +159,7 @@ def test_a_single_key_can_be_read_and_written_while_its_slot_is_half_moved(stead
 def test_who_waits_for_a_lock_gets_it_though_its_slot_has_moved(steady, make):
     memsync, other = make(steady, "w1"), make(steady, "w2")
     theirs = other.lock("l", wait=20.0, thread_local=False)
-    slot = steady.slot_of(memsync.store.keys.lock_location("l").key)
+    slot = steady.slot_of(memsync.runtime.store.keys.lock_location("l").key)
     target = next(one for one in steady.servers[:3] if one is not steady.owner(slot))
     with memsync.lock("l") as lock:
         waiting = in_background(theirs.acquire)
@@ -174,7 +174,7 @@ def test_who_waits_for_a_lock_gets_it_though_its_slot_has_moved(steady, make):
 
 def test_a_lock_is_held_over_the_end_of_its_master(cluster, make):
     memsync, other = make(cluster, "w1", lock_ttl=10.0), make(cluster, "w2")
-    key = memsync.store.keys.lock_location("l").key
+    key = memsync.runtime.store.keys.lock_location("l").key
     with memsync.lock("l") as lock:
         master = cluster.owner_of(key)
         with master.client() as client:
@@ -209,7 +209,7 @@ def test_what_was_told_while_nobody_had_a_slot_waits(cluster, make):
 
 def test_entries_of_other_nodes_are_read_while_the_one_of_the_indexes_is_silent(steady, make):
     memsync = make(steady, "w1", batch_interval=0.01, timeout=2.0)
-    home = steady.owner_of(memsync.store.keys.about)
+    home = steady.owner_of(memsync.runtime.store.keys.about)
     key = next(f"k{number}" for number in range(100) if steady.owner_of(f"task-sentinel/k{number}") is not home)
     memsync.write(key, 1)
     memsync.force_sync()

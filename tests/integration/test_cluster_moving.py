@@ -44,7 +44,7 @@ def test_entries_of_one_slot_on_two_nodes_are_written_together(make_on_cluster, 
         for number in (1, 2):
             for name in names:
                 memsync.write(name, number)
-            memsync.writer.flush()
+            memsync.runtime.writer.flush()
         found = [other.read(name) for name in names]
     memsync.force_sync()
 

@@ -130,7 +130,7 @@ def test_nothing_but_lists_waits_for_the_node_of_the_indexes(cluster, home, othe
         memsync.increment_metrics(mine=1)
         memsync.write(name, 1)
         sync_stage(memsync, task, "STARTED")
-        memsync.writer.flush()
+        memsync.runtime.writer.flush()
         found = other.read(name), other.get_task_state(task)["status"]
         for read_list in (memsync.locks, memsync.force_sync):
             with pytest.raises(StoreUnavailable):
@@ -186,7 +186,7 @@ def test_a_held_lock_survives_a_silent_node_of_another_lock(cluster, home, other
 
 def test_nodes_are_read_at_the_same_time(cluster, make_on_cluster):
     memsync, keys = make_on_cluster(), [names_on(cluster, server, number=1)[0] for server in cluster.servers]
-    pipeline = memsync.store.redis.pipeline()
+    pipeline = memsync.runtime.store.redis.pipeline()
     for key in keys:
         pipeline.execute_command("BLPOP", f"task-sentinel/{key}", 2)
     answers = in_background(pipeline.execute)

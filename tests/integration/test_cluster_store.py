@@ -79,8 +79,8 @@ def test_a_long_list_is_replaced_and_changes_of_the_queue_are_made_once(make_on_
 
     memsync.sync_queue({"pending": ids, "processing": ["p"]})
     memsync.force_sync()
-    tries = [memsync.store.enqueue_task(7, 60.0, "z") for _ in range(2)]
-    taken = [memsync.store.dequeue_task(serial, 60.0) for serial in (9, 8, 9, 8)]
+    tries = [memsync.runtime.store.enqueue_task(7, 60.0, "z") for _ in range(2)]
+    taken = [memsync.runtime.store.dequeue_task(serial, 60.0) for serial in (9, 8, 9, 8)]
 
     assert tries == [True, True]
     assert taken == ["q0", "q1", "q0", "q1"]
@@ -97,9 +97,9 @@ def test_a_change_that_a_node_did_not_answer_is_in_doubt(make_on_cluster, monkey
         note_lost(gone)
         return [gone] * len(commands)
 
-    execute_all = memsync.store.redis.execute_all
+    execute_all = memsync.runtime.store.redis.execute_all
     with monkeypatch.context() as patch:
-        patch.setattr(memsync.store.redis, "execute_all", lose_answer)
+        patch.setattr(memsync.runtime.store.redis, "execute_all", lose_answer)
         with pytest.raises(StoreError):
             memsync.force_sync()
     memsync.increment_metrics(n=1)
@@ -111,7 +111,7 @@ def test_a_change_that_a_node_did_not_answer_is_in_doubt(make_on_cluster, monkey
 
 def test_the_queue_and_the_counters_follow_from_the_stages_of_tasks_on_all_nodes(make_on_cluster):
     memsync, other = make_on_cluster(), make_on_cluster()
-    now = memsync.store.clock.now()
+    now = memsync.runtime.store.clock.now()
     for number in range(30):
         sync_stage(memsync, f"t{number}", "PENDING", at=now + number / 1000)
     memsync.force_sync()
@@ -132,9 +132,9 @@ def test_what_follows_is_noted_once_though_its_node_was_away(cluster, make_on_cl
     other = make_on_cluster()
     other.increment_metrics(probe=1)
     other.force_sync()
-    home = cluster.owner_of(memsync.store.keys.about)
+    home = cluster.owner_of(memsync.runtime.store.keys.about)
     tasks = [f"t{number}" for number in range(60)]
-    elsewhere = [task for task in tasks if cluster.owner_of(memsync.store.keys.task(task)) is not home]
+    elsewhere = [task for task in tasks if cluster.owner_of(memsync.runtime.store.keys.task(task)) is not home]
     for task in elsewhere:
         sync_stage(memsync, task, "SUCCESS")
 
@@ -156,7 +156,7 @@ def test_what_follows_is_noted_once_though_its_node_was_away(cluster, make_on_cl
 def test_who_wrote_without_an_answer_finds_its_tasks_in_the_lists(cluster, make_on_cluster):
     memsync, other = make_on_cluster(batch_interval=60.0, backend_options={"socket_timeout": 0.2}), make_on_cluster()
     assert memsync.read("nothing") is None
-    home, keys = cluster.owner_of(memsync.store.keys.about), memsync.store.keys
+    home, keys = cluster.owner_of(memsync.runtime.store.keys.about), memsync.runtime.store.keys
     task = next(f"t{n}" for n in range(99) if cluster.owner_of(keys.task(f"t{n}")) is not home)
     mine = next(f"k{n}" for n in range(99) if cluster.owner_of(f"task-sentinel/k{n}") is cluster.owner_of(keys.task(task)))
     node = cluster.owner_of(keys.task(task))
@@ -244,7 +244,7 @@ def test_waiters_have_the_lock_in_their_turn(make_on_cluster):
     fences = []
     for other, wait in zip(others, waits):
         assert wait()
-        assert [lock.worker_id for lock in memsync.locks()] == [other.store.worker_id]
+        assert [lock.worker_id for lock in memsync.locks()] == [other.runtime.store.worker_id]
         fences.append(memsync.locks()[0].fence)
         other.shutdown()
 
@@ -268,7 +268,7 @@ def test_the_rights_that_are_told_are_enough(cluster, make_on_cluster):
 
     use_everything(memsync, make_on_cluster(url=url))
 
-    assert memsync.store.check_rights() == ([], [])
+    assert memsync.runtime.store.check_rights() == ([], [])
 
 
 @pytest.mark.parametrize("words, told", [

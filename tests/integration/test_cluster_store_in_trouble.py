@@ -13,7 +13,7 @@ from tests.support.topologies import ask
 def test_a_node_that_is_full_keeps_nothing_from_the_others(cluster, make_on_cluster, is_home):
     memsync, other = make_on_cluster(batch_interval=60.0), make_on_cluster()
     assert memsync.read("nothing") is None
-    home = cluster.owner_of(memsync.store.keys.about)
+    home = cluster.owner_of(memsync.runtime.store.keys.about)
     full = home if is_home else next(server for server in cluster.servers if server is not home)
     names = [f"k{number}" for number in range(30)]
     elsewhere = [name for name in names if cluster.owner_of(f"task-sentinel/{name}") is not full]
@@ -45,12 +45,12 @@ def test_a_right_to_channels_that_is_taken_away_in_a_cluster_takes_nothing_back(
         memsync.write(name, 1)
 
     memsync.force_sync()
-    unpublished = memsync.store.unpublished
+    unpublished = memsync.runtime.store.unpublished
     for server in cluster.servers:
         ask(server, "ACL", "SETUSER", "mute", "allchannels")
     memsync.force_sync()
 
-    assert (unpublished, memsync.store.unpublished) == (30, 0)
+    assert (unpublished, memsync.runtime.store.unpublished) == (30, 0)
     assert len(other.search("k*")) == 30
 
 
@@ -68,8 +68,8 @@ def test_writes_go_on_with_junk_in_the_bookkeeping_of_a_cluster(cluster, make_on
     memsync, other = make_on_cluster(batch_interval=60.0), make_on_cluster()
     sync_stage(memsync, "t1", "STARTED")
     memsync.force_sync()
-    keys = memsync.store.keys
-    for key in (keys.done(memsync.store.token, "notes"), keys.noted):
+    keys = memsync.runtime.store.keys
+    for key in (keys.done(memsync.runtime.store.token, "notes"), keys.noted):
         client = next(one.client() for one in cluster.servers if one.client().exists(key))
         JUNK[kind](client, key)
 

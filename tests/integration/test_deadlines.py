@@ -247,7 +247,7 @@ def test_redis_that_answers_again_is_asked_again(warm, proxy):
 def test_silent_connections_fail_one_call_only(proxy, make_memsync):
     memsync = make_memsync(url=proxy.url, cache_size=0, timeout=TIMEOUT)
     memsync.read("a")
-    pool = memsync.store.redis.connection_pool
+    pool = memsync.runtime.store.redis.connection_pool
     lent = [pool.get_connection(*_PURPOSE) for _ in range(5)]
     for connection in lent:
         pool.release(connection)

@@ -10,10 +10,10 @@ from tests.support.pages import Page
 from tests.support.paths import ROOT
 
 PAGES = ("quickstart.md", "howto/progress.md", "howto/web.md", "howto/several-apps.md", "howto/testing.md",
-         "howto/locks.md", "howto/fleet.md", "howto/commands.md", "howto/backup.md")
+         "howto/locks.md", "howto/fleet.md", "howto/commands.md", "howto/backup.md", "howto/agents.md")
 
 #: Pages that need no worker.
-BY_HAND = ("howto/changes.md", "howto/queue.md", "howto/cache.md", "howto/security.md")
+BY_HAND = ("howto/changes.md", "howto/queue.md", "howto/cache.md")
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -280,7 +280,7 @@ def test_advice_follows_the_markers_of_the_extra(python, system, machine):
 def test_rights_are_probed_by_the_first_call_of_a_process(tmp_path):
     memsync = MemorySyncManager("first", f"embedded://{tmp_path}/memory")
 
-    missing = memsync.store.check_rights()
+    missing = memsync.runtime.store.check_rights()
 
     assert missing == ([], [])
     memsync.shutdown(timeout=0.5)

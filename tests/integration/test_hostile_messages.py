@@ -71,7 +71,7 @@ def test_tasks_with_hostile_headers_run_and_are_recorded(fleet):
     for task_id in [*messages, *(one.id for one in plain)]:
         eventually(lambda: fleet.status(task_id) == "SUCCESS", message=f"{task_id} {messages.get(task_id)}", timeout=30)
     for task_id in messages:
-        stored = fleet.reader.store.read_tasks([task_id])[0].slots[1]
+        stored = fleet.reader.runtime.store.read_tasks([task_id])[0].slots[1]
         state = fleet.state(task_id)
         assert is_delivered(run_key_of(stored.header.run)) and run_order(stored.header.run)[0] == 1
         assert len(stored.body) < 12_000

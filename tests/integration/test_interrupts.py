@@ -215,5 +215,5 @@ def test_an_exception_at_any_bytecode_of_a_barrier_loses_nothing(memsync, other,
 
     assert number > 20
     assert wrong == []
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0
     assert memsync.get_metrics()["conflicts"] == 0

@@ -105,7 +105,7 @@ def test_the_end_of_a_process_does_not_wait_long_for_a_redis_that_hangs(tmp_path
 def test_a_forked_child_writes_under_its_own_name_and_the_parents_writes_stay_its_own(tmp_path, redis_url, memsync):
     out = run(tmp_path, """
         memsync.write('pending', 1)
-        in_child(lambda: (print(memsync.writer.pending, flush=True), memsync.write('child', 2), memsync.shutdown()))
+        in_child(lambda: (print(memsync.runtime.writer.pending, flush=True), memsync.write('child', 2), memsync.shutdown()))
         memsync.force_sync()
     """, redis_url, HEAD + IN_CHILD)
 
@@ -119,7 +119,7 @@ def test_a_child_forked_while_another_thread_holds_every_lock_can_work(tmp_path,
         memsync.write('a', 1)
         memsync.force_sync()
         memsync.write('pending', 1)
-        locks = [memsync._mutex, memsync.writer._pending._mutex]
+        locks = [memsync._lifetime._mutex, memsync.runtime.writer._pending._mutex]
         held, done = threading.Event(), threading.Event()
 
         def hold():

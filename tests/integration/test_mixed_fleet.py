@@ -88,7 +88,7 @@ def complaints(*workers):
 
 def format_of(fleet):
     """Return the format in which a new process of this release writes."""
-    store = fleet.manager().store
+    store = fleet.manager().runtime.store
     store.format.number
     store.connect()
     return store.format.number

@@ -20,7 +20,7 @@ def fleet(module_fleet):
 def send(fleet, request):
     """Sends a task from a process whose clock is wrong and that has not heard of Redis's yet."""
     app = fleet.producer()
-    app.memsync.store.clock._offset += CLOCKS[request.param]
+    app.memsync.runtime.store.clock._offset += CLOCKS[request.param]
     return lambda name, *args, **options: app.tasks[fleet.task(name).name].apply_async(args, **options)
 
 
@@ -81,5 +81,5 @@ def test_retries_by_the_worker_of_a_child_that_is_killed_are_one_chain(fleet, se
     fleet.wait(result, "SUCCESS", timeout=40)
 
     fleet.wait_runs(result, ["RETRY", "RETRY", "SUCCESS"])
-    (task,) = fleet.reader.store.read_tasks([result.id])
+    (task,) = fleet.reader.runtime.store.read_tasks([result.id])
     assert task.slots[1].header.run.startswith("1.1:")

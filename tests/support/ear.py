@@ -67,7 +67,7 @@ def short(key):
 
 def caught_up(memsync, since=0.0):
     """Return when a manager has read all keys after a monotonic time and received all messages since."""
-    services = memsync._open()
+    services = memsync.runtime
     eventually(lambda: all(
         not one.look and since < one.found_at < services.link.confirmed_at for one in services.subscriptions._all()))
 
@@ -75,8 +75,8 @@ def caught_up(memsync, since=0.0):
 def cut_off(memsync, redis, meanwhile=lambda: None):
     """Kill the connection of a manager's subscriptions when nothing is under way; return when it has read what it missed."""
     caught_up(memsync)
-    line, cut_at = memsync._open().link._line, time.monotonic()
+    line, cut_at = memsync.runtime.link._line, time.monotonic()
     assert redis.client_kill_filter(_type="pubsub")
     meanwhile()
-    eventually(lambda: memsync._open().link._line not in (line, None))
+    eventually(lambda: memsync.runtime.link._line not in (line, None))
     caught_up(memsync, since=cut_at)

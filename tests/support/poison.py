@@ -108,7 +108,7 @@ def fill(manager, redis):
     redis.rpush(queue, f"tok.2 30000 chan 1 w1\n{row}")
     for worker_id in ("w1", "w2"):
         record = json.dumps({"worker_id": worker_id, **WORKER})
-        manager.store.write_heartbeat(worker_id, record.encode(), 60.0)
+        manager.runtime.store.write_heartbeat(worker_id, record.encode(), 60.0)
 
 
 def poison(redis, namespace, change):

@@ -19,7 +19,7 @@ def round_trips(memsync, act):
     """
     steps = []
     caller = threading.get_ident()
-    kind = memsync.store.redis.connection_pool.connection_class
+    kind = memsync.runtime.store.redis.connection_pool.connection_class
 
     def noting(step, original):
         def note(*args, **kwargs):

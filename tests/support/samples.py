@@ -53,9 +53,9 @@ def use_everything(memsync, other):
     assert [other.get_task_agents("t1"), other.read("own"), other.get_queue()["pending"]] == [["a1"], 1, ["q2"]]
     assert other.get_coordination_metrics()["total"] == 2
     assert other.get_tasks(limit=5)
-    other.store.write_heartbeat("w2", b"{}", 10.0)
-    other.store.keep_messages("abcdefgh", {"r1": b"{}"}, 10.0)
-    other.store.keep_messages("abcdefgh", {"r1": None}, 10.0)
+    other.runtime.store.write_heartbeat("w2", b"{}", 10.0)
+    other.runtime.store.keep_messages("abcdefgh", {"r1": b"{}"}, 10.0)
+    other.runtime.store.keep_messages("abcdefgh", {"r1": None}, 10.0)
     memsync.delete("own")
     memsync.force_sync(timeout=5)
     eventually(lambda: f"{NAMESPACE}/own" in heard)

@@ -50,7 +50,7 @@ class Sender:
 
     def receive(self, request, number=1, recoveries=0):
         """Receive a request, record that it runs, and return the id of its run."""
-        store = self.memsync.store
+        store = self.memsync.runtime.store
         run, key = f"{store.token}-{number}", run_key(0, number)
         self.messages.add(request, run, key, recoveries)
         self.memsync.sync_task_run(request.id, TaskRun("STARTED", name=request.name, run=run), key)
@@ -67,15 +67,15 @@ class Sender:
 
     def stage(self, task_id):
         """Return the stage of a task as it is stored."""
-        return TaskRun.from_row(self.memsync.store.read_tasks([task_id])[0].slots[1].value, task_id)
+        return TaskRun.from_row(self.memsync.runtime.store.read_tasks([task_id])[0].slots[1].value, task_id)
 
     def run_key(self, task_id):
         """Return which run the stored stage of a task is of."""
-        return run_key_of(self.memsync.store.read_tasks([task_id])[0].slots[1].header.run)
+        return run_key_of(self.memsync.runtime.store.read_tasks([task_id])[0].slots[1].header.run)
 
     def lose(self, *task_ids, token=None):
         """Mark tasks of a process as LOST and requeue them as another worker does."""
-        store = self.memsync.store
+        store = self.memsync.runtime.store
         for task_id in task_ids:
             self.memsync.sync_task_run(task_id, self.stage(task_id).evolve(status="LOST"), self.run_key(task_id))
         self.memsync.force_sync()
@@ -85,12 +85,12 @@ class Sender:
     def forge_loss(self, redis, task_id, run, signed, stage, key):
         """Write past the package that a run is LOST and that its message is kept, as an attacker does."""
         self.memsync.force_sync()
-        redis.hset(self.memsync.keys.messages(run.partition("-")[0]), run, signed)
+        redis.hset(self.memsync.runtime.keys.messages(run.partition("-")[0]), run, signed)
         header = f"1 {key} 3 0 {round(time.time() * 1000)} 60000 0 token123.1 w\n".encode()
-        redis.set(self.memsync.keys.task(task_id), header + stage.evolve(status="LOST").encode(task_id), px=60_000)
+        redis.set(self.memsync.runtime.keys.task(task_id), header + stage.evolve(status="LOST").encode(task_id), px=60_000)
 
     def kept(self):
-        return self.memsync.store.read_messages(self.memsync.store.token)[1]
+        return self.memsync.runtime.store.read_messages(self.memsync.runtime.store.token)[1]
 
     def close(self):
         self.connection.release()

@@ -25,7 +25,7 @@ class SimulatedWorker:
     def __init__(self, manager, worker_id, token=None, interval=INTERVAL, timeout=SILENCE, keep=60.0):
         self.manager = manager
         self.worker_id = worker_id
-        self.store = manager.store.with_token(token or manager.store.token)
+        self.store = manager.runtime.store.with_token(token or manager.runtime.store.token)
         self.store.worker_id = worker_id
         self.events = manager.events.copy()
         self.told = []
@@ -60,7 +60,7 @@ class SimulatedWorker:
     def tell(self, task_id, status, **known):
         run = TaskRun(status, name="proj.add", worker=self.worker_id, run=f"{self.store.token}-{task_id}", **known)
         self.manager.sync_task_run(task_id, run, self.tasks[task_id])
-        self.manager.writer.flush()
+        self.manager.runtime.writer.flush()
 
     def heard(self, name):
         """Return the details of the events of a name, in order."""

@@ -1,6 +1,7 @@
 """What it costs: round trips and Redis's memory."""
 from __future__ import annotations
 
+import sys
 import time
 import uuid
 
@@ -13,6 +14,9 @@ from celery_memsync.store import scripts
 from celery_memsync.writing.progress import Progress
 from tests.support.redis_calls import calls_of, round_trips
 from tests.support.runs import run_key
+
+#: Calls of our own functions that a read from Redis is deep.
+MOST_DEEP = 15
 
 #: Bytes of Redis memory for one finished task.
 MOST_BYTES = 800
@@ -48,7 +52,7 @@ def test_a_flush_of_300_writes_is_one_round_trip_of_three_calls(warmed_up, redis
     for number in range(300):
         warmed_up.write(f"key-{number}", number)
 
-    trips = round_trips(warmed_up, warmed_up.writer.flush)
+    trips = round_trips(warmed_up, warmed_up.runtime.writer.flush)
 
     assert trips == 1
     assert calls_of(redis)["evalsha"] == 3
@@ -73,7 +77,7 @@ def test_a_flush_of_counters_alone_is_one_round_trip(warmed_up):
 
 def test_a_batch_size_bounds_one_round_trip(make_memsync, redis):
     memsync = make_memsync(batch_interval=60.0, batch_size=100)
-    memsync.store.connect()
+    memsync.runtime.store.connect()
     for number in range(90):
         memsync.write(f"key-{number}", number)
         memsync.sync_task_progress(f"t{number}", 5)
@@ -155,6 +159,22 @@ def test_no_reader_goes_through_all_keys(warmed_up, redis):
     assert not {"keys", "scan", "hscan", "zscan", "sscan"} & calls_of(redis).keys()
 
 
+def test_a_missed_read_is_at_most_15_calls_deep(warmed_up):
+    depths = [0]
+
+    def count(frame, event, _):
+        if event in ("call", "return") and "/celery_memsync/" in frame.f_code.co_filename:
+            depths.append(depths[-1] + (1 if event == "call" else -1))
+
+    sys.setprofile(count)
+    try:
+        warmed_up.read("a")
+    finally:
+        sys.setprofile(None)
+
+    assert 5 < max(depths) <= MOST_DEEP
+
+
 def test_a_conflict_costs_one_more_round_trip(warmed_up, other):
     other.write("a", 1)
     other.force_sync()
@@ -182,7 +202,7 @@ def test_a_finished_task_costs_less_than_800_bytes(make_memsync, redis, message)
         progress = Progress(keys.task_location(task_id, PROGRESS), 3600.0, run, key)
         progress.report(1200, 1200, message)
         memsync.sync_task_run(task_id, finished(task_id, run), key)
-        memsync.writer.put(progress)
+        memsync.runtime.writer.put(progress)
     memsync.force_sync()
     used = redis.info("memory")["used_memory"] - before
 

@@ -54,7 +54,7 @@ def test_release_after_shutdown_opens_nothing(make_memsync, memsync):
     answers = lock.release(), manager.release_task_lock("t1"), manager.unsubscribe("gone")
 
     assert answers == (False, False, False)
-    assert manager._opened is None
+    assert manager._lifetime.runtime is None
     assert not lock.owned
     assert memsync.locks() == []
     assert surroundings.more()[0] == set()
@@ -77,7 +77,7 @@ def test_release_in_a_forked_child_leaves_the_lock_to_the_parent(tmp_path, redis
     out = run(tmp_path, IN_CHILD + textwrap.dedent("""
         lock = memsync.lock('one')
         assert lock.acquire()
-        in_child(lambda: print('child', lock.release(), memsync._opened, flush=True))
+        in_child(lambda: print('child', lock.release(), memsync._lifetime.runtime, flush=True))
         print('parent', lock.owned, len(memsync.locks()), lock.release())
     """), redis_url)
 

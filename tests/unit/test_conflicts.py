@@ -244,7 +244,7 @@ def test_a_conflict_that_lasts_every_round_is_told_and_nothing_is_lost(memsync, 
     with pytest.raises(ConflictError, match="task-sentinel/a"):
         unlucky.force_sync()
 
-    assert unlucky.writer.pending == 1
+    assert unlucky.runtime.writer.pending == 1
     assert unlucky.read("a") == "mine"
 
 
@@ -267,9 +267,9 @@ def test_a_newer_write_wins_over_one_that_lost_every_round(memsync, make_memsync
         unlucky.force_sync()
     meddling = False
 
-    assert unlucky.writer.pending == 1
+    assert unlucky.runtime.writer.pending == 1
     assert unlucky.read("a") == "newer"
-    assert unlucky.writer.pending == 0
+    assert unlucky.runtime.writer.pending == 0
 
 
 # -- fields

@@ -98,14 +98,14 @@ def test_what_a_resolver_answered_is_not_lost_with_the_connection(separate, kind
     tell(first, kind, "stored")
     first.force_sync()
     tell(second, kind, "incoming")
-    resolvers, second.writer.settler.resolvers = second.writer.settler.resolvers, Resolvers(
+    resolvers, second.runtime.writer.settler.resolvers = second.runtime.writer.settler.resolvers, Resolvers(
         lambda entries: forbid(redis, "second") or both(entries), "task-sentinel")
 
     with pytest.raises(StoreError):
         second.force_sync()
     seen_meanwhile = items(first, kind)
     allow(redis, "second")
-    second.writer.settler.resolvers = resolvers
+    second.runtime.writer.settler.resolvers = resolvers
     second.force_sync()
 
     assert seen_meanwhile == ["stored"]
@@ -119,7 +119,7 @@ def test_what_a_third_wrote_before_the_answer_arrived_is_settled_too(separate, m
     tell(first, kind, "stored")
     first.force_sync()
     tell(second, kind, "incoming")
-    resolvers, second.writer.settler.resolvers = second.writer.settler.resolvers, Resolvers(
+    resolvers, second.runtime.writer.settler.resolvers = second.runtime.writer.settler.resolvers, Resolvers(
         lambda entries: forbid(redis, "second") or both(entries), "task-sentinel")
 
     with pytest.raises(StoreError):
@@ -127,7 +127,7 @@ def test_what_a_third_wrote_before_the_answer_arrived_is_settled_too(separate, m
     tell(third, kind, "third")
     third.force_sync()
     allow(redis, "second")
-    second.writer.settler.resolvers = resolvers
+    second.runtime.writer.settler.resolvers = resolvers
     second.force_sync()
 
     assert set(items(first, kind)) == {"stored", "third", "incoming"}
@@ -136,7 +136,7 @@ def test_what_a_third_wrote_before_the_answer_arrived_is_settled_too(separate, m
 def test_an_answer_that_arrives_after_all_is_not_settled_again(own_server, make_memsync):
     options = {"socket_timeout": 0.5}
     first, second = [make_memsync(url=own_server.url, batch_interval=60.0, backend_options=options) for _ in range(2)]
-    second.writer.settler.resolvers = Resolvers(lambda entries: own_server.pause() or both(entries), "task-sentinel")
+    second.runtime.writer.settler.resolvers = Resolvers(lambda entries: own_server.pause() or both(entries), "task-sentinel")
     tell(first, "value", "stored")
     first.force_sync()
     tell(second, "value", "incoming")
@@ -144,7 +144,7 @@ def test_an_answer_that_arrives_after_all_is_not_settled_again(own_server, make_
     with pytest.raises(StoreError):
         second.force_sync()
     own_server.resume()
-    second.writer.settler.resolvers = Resolvers(both, "task-sentinel")
+    second.runtime.writer.settler.resolvers = Resolvers(both, "task-sentinel")
     second.force_sync()
 
     assert items(first, "value") == ["stored", "incoming"]
@@ -219,7 +219,7 @@ def test_a_resolver_of_fields_that_does_not_answer_loses_no_field_and_is_told(ma
 
     assert memsync.read("tasks/t1/state", consistent=True) == {"x": "incoming", "theirs": 1, "mine": 2}
     assert [details["strategy"].partition(":")[0] for details in told] == ["failed"]
-    assert other.writer.pending == 0
+    assert other.runtime.writer.pending == 0
 
 
 # -- what was gone in between
@@ -286,5 +286,5 @@ def test_what_lost_round_after_round_waits_on_when_redis_dies_in_the_last(own_se
     with pytest.raises(StoreError):
         unlucky.force_sync()
 
-    assert unlucky.writer.pending == 2
+    assert unlucky.runtime.writer.pending == 2
     assert unlucky.read("a") == "mine"

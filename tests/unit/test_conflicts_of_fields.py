@@ -305,8 +305,8 @@ def test_a_later_stage_follows_whoever_tells_first_and_is_no_conflict(
 def test_what_a_later_run_of_the_task_says_plainly_follows(make_memsync, runs, resolved, count):
     managers = [make_memsync(batch_interval=60.0, conflict_resolver=longest) for _ in range(2)]
     for memsync, key, value in zip(managers, runs, ("xyz", "a")):
-        location = memsync._open().keys.task_location("t1", STATE)
-        memsync.writer.put(MergeFields(location, {"x": dumps(value), f"{value} too": b"1"}, 60.0, run_key=key))
+        location = memsync.runtime.keys.task_location("t1", STATE)
+        memsync.runtime.writer.put(MergeFields(location, {"x": dumps(value), f"{value} too": b"1"}, 60.0, run_key=key))
 
     for memsync in managers:
         memsync.force_sync()

@@ -94,14 +94,14 @@ def test_what_many_threads_write_at_once_in_the_background_is_all_there(make_mem
 
     at_once(*(lambda memsync=memsync, n=n: memsync.write("a", [n]) for n, memsync in enumerate(managers)))
 
-    eventually(lambda: not any(memsync.writer.pending for memsync in managers), timeout=30)
+    eventually(lambda: not any(memsync.runtime.writer.pending for memsync in managers), timeout=30)
     assert sorted(stored(managers[0])) == list(range(TEAM))
 
 
 @pytest.mark.parametrize("moments", [(0.0, 0.0), (0.0004, 0.0001), (0.0001, 0.0004), (0.0, -0.0003)])
 def test_of_two_writes_in_one_millisecond_the_same_wins_whoever_is_flushed_first(make_memsync, monkeypatch, moments):
     managers = [make_memsync(batch_interval=60.0) for _ in range(2)]
-    clocks = [memsync.store.clock for memsync in managers]
+    clocks = [memsync.runtime.store.clock for memsync in managers]
     for memsync, clock in zip(managers, clocks):
         memsync.read("a")
         monkeypatch.setattr(clock, "learn", lambda *answer: None)
@@ -110,9 +110,9 @@ def test_of_two_writes_in_one_millisecond_the_same_wins_whoever_is_flushed_first
 
     for key, order in (("a", (0, 1)), ("b", (1, 0))):
         for memsync, moment in zip(managers, moments):
-            change = SetValue(memsync._open().keys.location(key), dumps(memsync.worker_id), 60.0)
-            change.at = memsync.store.clock.monotonic(noon + moment)
-            memsync.writer.put(change)
+            change = SetValue(memsync.runtime.keys.location(key), dumps(memsync.worker_id), 60.0)
+            change.at = memsync.runtime.store.clock.monotonic(noon + moment)
+            memsync.runtime.writer.put(change)
         for number in order:
             managers[number].force_sync()
 
@@ -243,8 +243,8 @@ def test_a_key_that_ran_out_and_was_written_anew_by_another_has_moved_on(make_me
 def test_what_a_later_run_of_a_task_says_plainly_follows(make_memsync, runs, resolved, count):
     managers = [make_memsync(batch_interval=60.0, conflict_resolver="max_value") for _ in range(2)]
     for memsync, key, value in zip(managers, runs, (["x", "first"], ["a", "second"])):
-        location = memsync._open().keys.agent_location("t1", "coder")
-        memsync.writer.put(SetValue(location, dumps(value), 60.0, run_key=key))
+        location = memsync.runtime.keys.agent_location("t1", "coder")
+        memsync.runtime.writer.put(SetValue(location, dumps(value), 60.0, run_key=key))
 
     for memsync in managers:
         memsync.force_sync()

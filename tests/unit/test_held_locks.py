@@ -108,6 +108,6 @@ def test_a_socket_that_is_used_under_a_mutex_is_noticed(locks, redis_url):
     memsync = MemorySyncManager("m", redis_url)
 
     with cache._mutex, pytest.raises(AssertionError, match="a socket is used"):
-        memsync.store.ping()
+        memsync.runtime.store.ping()
 
     memsync.shutdown()

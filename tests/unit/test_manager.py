@@ -85,7 +85,7 @@ def test_threads_that_begin_together_share_one_writer(redis_url):
 
     def begin():
         barrier.wait()
-        writers.append(memsync.writer)
+        writers.append(memsync.runtime.writer)
 
     threads = [threading.Thread(target=begin) for _ in range(8)]
     for thread in threads:
@@ -126,7 +126,7 @@ def test_an_entry_tells_who_wrote_it_and_when(memsync, other):
     entry = other.read_entry("my/own")
 
     assert entry == Entry("task-sentinel/my/own", {"a": 1}, 1, entry.timestamp, "worker-1", 60.0)
-    assert abs(entry.timestamp - other.store.clock.now()) < 5
+    assert abs(entry.timestamp - other.runtime.store.clock.now()) < 5
 
 
 def test_a_key_is_read_with_its_namespace_and_without(memsync, other):

@@ -148,7 +148,7 @@ def test_a_bad_id_is_refused(memsync, call, bad, word):
 
     assert word in str(caught.value)
     assert len(str(caught.value)) < 300
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0
 
 
 @pytest.mark.parametrize("bad, word", BAD_KEYS)
@@ -158,7 +158,7 @@ def test_a_bad_key_is_refused(memsync, call, bad, word):
         call(memsync, bad)
 
     assert word in str(caught.value)
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0
 
 
 @pytest.mark.parametrize("bad, word", BAD_VALUES, ids=lambda bad: type(bad).__name__)
@@ -170,7 +170,7 @@ def test_a_value_that_would_not_come_back_is_refused(memsync, call, bad, word):
     assert word in str(caught.value)
     assert "task-sentinel/" in str(caught.value)
     assert SECRET not in str(caught.value)
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0
 
 
 @pytest.mark.parametrize("call", CALLS_WITH_A_VALUE)
@@ -182,7 +182,7 @@ def test_an_oversized_value_is_refused_and_not_shown(make_memsync, call):
 
     assert "1000" in str(caught.value)
     assert SECRET not in str(caught.value)
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0
 
 
 def test_the_fields_of_one_state_count_together(make_memsync):
@@ -191,7 +191,7 @@ def test_the_fields_of_one_state_count_together(make_memsync):
     with pytest.raises(ValueTooLarge):
         memsync.sync_task_state("t1", {f"field-{i}": "x" * 80 for i in range(20)})
 
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0
 
 
 @pytest.mark.parametrize("bad", BAD_STATES, ids=lambda bad: repr(bad)[:12])
@@ -199,7 +199,7 @@ def test_a_state_that_is_no_dict_of_fields_is_refused(memsync, bad):
     with pytest.raises(InvalidValue):
         memsync.sync_task_state("t1", bad)
 
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0
 
 
 @pytest.mark.parametrize("states", [
@@ -211,7 +211,7 @@ def test_fields_that_the_encoder_reserves_never_make_a_state_unreadable(memsync,
         try:
             memsync.sync_task_state("t1", state)
         except InvalidValue:
-            assert memsync.writer.pending == 0
+            assert memsync.runtime.writer.pending == 0
     memsync.force_sync()
 
     assert memsync.get_task_state("t1") in (None, {"__type__": "datetime"}, {"__type__": "datetime", "__value__": "x"})
@@ -223,7 +223,7 @@ def test_a_progress_out_of_range_is_refused(memsync, bad):
         memsync.sync_task_progress("t1", **bad)
 
     assert any(word in str(caught.value) for word in ("progress", "current", "total", "message", "status"))
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0
 
 
 @pytest.mark.parametrize("bad", BAD_PROGRESS, ids=lambda bad: repr(bad)[:60])
@@ -243,7 +243,7 @@ def test_a_bad_ttl_is_refused(memsync, bad):
     with pytest.raises(InvalidValue, match="ttl"):
         memsync.sync_task_state("t1", {"a": 1}, ttl=bad)
 
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0
 
 
 @pytest.mark.parametrize("bad", BAD_VERSIONS, ids=lambda bad: type(bad).__name__)

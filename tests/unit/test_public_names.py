@@ -23,8 +23,8 @@ SCHEMA = json.loads((ROOT / "docs" / "reference" / "commands.schema.json").read_
 
 #: Attributes of the managers for the other modules of this package, which are promised to nobody.
 INTERNAL = {
-    "backend_source", "check", "enabled", "end_run", "events", "is_switched_off", "keys", "release_if_ended", "runtime",
-    "spawned_settings", "store", "strict", "sync_task_run", "time_to_leave", "token", "writer"}
+    "backend_source", "check", "enabled", "events", "is_switched_off", "runtime", "spawned_settings", "strict",
+    "sync_task_run", "time_to_leave"}
 
 
 def parameters_of(function):

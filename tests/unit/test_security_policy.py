@@ -83,7 +83,7 @@ def test_store_writer_has_a_change_ignored(memsync, other, redis):
     memsync.increment_metrics(x=1)
     memsync.force_sync()
 
-    redis.hset(KEYS.done(memsync.store.token, "metrics"), "2", "2")
+    redis.hset(KEYS.done(memsync.runtime.store.token, "metrics"), "2", "2")
     memsync.increment_metrics(x=1)
     memsync.force_sync()
 
@@ -114,7 +114,7 @@ def test_signed_message_is_replayed_once_by_each_process(make_sender, redis):
 
     for sender in (*senders, *senders):
         sender.forge_loss(redis, request.id, run, signed, stage, key)
-        sender.lose(token=first.memsync.store.token)
+        sender.lose(token=first.memsync.runtime.store.token)
         sent.append(first.take(task) is not None)
         sender.memsync.force_sync()
 

@@ -91,7 +91,7 @@ def test_a_heartbeat_whose_answer_was_lost_is_no_loss_of_data(worker_of):
 
 
 def test_a_user_without_the_right_to_info_notices_an_emptied_redis(limited, redis, make_memsync):
-    store = make_memsync(url=limited.url).store
+    store = make_memsync(url=limited.url).runtime.store
     limited.refuse("info")
     first = store.write_heartbeat("one", b"{}", 60.0)
     second = store.write_heartbeat("one", b"{}", 60.0, last=first)

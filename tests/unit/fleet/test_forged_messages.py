@@ -37,7 +37,7 @@ def kept_message(sender, task):
 
 def replace(sender, redis, run, signed):
     """Put something else in the place of a kept message."""
-    redis.hset(sender.memsync.keys.messages(sender.memsync.store.token), run, signed)
+    redis.hset(sender.memsync.runtime.keys.messages(sender.memsync.runtime.store.token), run, signed)
 
 
 def resigned(sender, signed, key=KEY, namespace="task-sentinel", age=0.0, **changes):
@@ -49,7 +49,7 @@ def resigned(sender, signed, key=KEY, namespace="task-sentinel", age=0.0, **chan
 
 def plain(sender, request, run, **changes):
     """Return an unsigned message, as an attacker would write it who knows the format."""
-    now = sender.memsync.store.clock.now()
+    now = sender.memsync.runtime.store.clock.now()
     headers = {"id": request.id, "task": "proj.add", "lang": "py", "root_id": request.id}
     row = KeptMessage(request.id, run, f"000{int(now * 1000):013d}", 0, now, "q", json.dumps([[], {}, {}]), headers,
                       "application/json", "utf-8", 0, 2, {"correlation_id": request.id})
@@ -130,8 +130,8 @@ def test_signed_message_in_another_place_is_not_sent(make_sender, redis, where):
     sender, victim = make_sender(), make_sender(memsync_namespace="another" if where == "namespace" else "task-sentinel")
     task, other = sender.task(), victim.task()
     request, run, signed = kept_message(sender, task)
-    foreign = f"{victim.memsync.store.token}-1"
-    redis.hset(victim.memsync.keys.messages(victim.memsync.store.token),
+    foreign = f"{victim.memsync.runtime.store.token}-1"
+    redis.hset(victim.memsync.runtime.keys.messages(victim.memsync.runtime.store.token),
                foreign if where == "field" else run, signed)
     victim.memsync.sync_task_run(request.id, sender.stage(request.id), sender.run_key(request.id))
     victim.memsync.force_sync()
@@ -157,7 +157,7 @@ def test_app_that_does_not_ask_for_it_requeues_nothing(make_sender, conf, option
     task, same = keeper.task(), consumer.task(**options)
     request, _, _ = kept_message(keeper, task)
 
-    consumer.lose(request.id, token=keeper.memsync.store.token)
+    consumer.lose(request.id, token=keeper.memsync.runtime.store.token)
 
     assert consumer.take(same) is None
 
@@ -166,7 +166,7 @@ def test_task_that_is_not_registered_is_not_requeued(make_sender):
     keeper, consumer = make_sender(), make_sender()
     request, _, _ = kept_message(keeper, keeper.task())
 
-    consumer.lose(request.id, token=keeper.memsync.store.token)
+    consumer.lose(request.id, token=keeper.memsync.runtime.store.token)
 
     assert keeper.take(keeper.task()) is None
     assert keeper.kept() == {}
@@ -177,7 +177,7 @@ def test_message_of_an_old_key_is_requeued_after_a_rotation(make_sender):
     request, _, _ = kept_message(keeper, keeper.task())
     task = consumer.task()
 
-    consumer.lose(request.id, token=keeper.memsync.store.token)
+    consumer.lose(request.id, token=keeper.memsync.runtime.store.token)
 
     assert consumer.take(task).id == request.id
 
@@ -223,7 +223,7 @@ def test_process_that_remembers_too_many_messages_sends_no_more(make_sender, mon
 def test_a_message_from_before_the_clock_was_set_back_is_remembered_as_long_as_it_is_valid(make_sender, redis, monkeypatch):
     monkeypatch.setattr(requeue, "MAX_REMEMBERED", 1)
     sender = make_sender(memsync_default_ttl=60.0)
-    task, clock = sender.task(), sender.memsync.store.clock
+    task, clock = sender.task(), sender.memsync.runtime.store.clock
     request, _, _ = kept_message(sender, task)
     monkeypatch.setattr(clock, "learn", lambda *answer: None)
     monkeypatch.setattr(clock, "_offset", clock._offset - 3600)
@@ -239,8 +239,8 @@ def test_large_number_of_forged_messages_is_skipped_in_pieces(make_sender, redis
     sender = make_sender()
     task = sender.task()
     request, *_ = kept_message(sender, task)
-    key = sender.memsync.keys.messages(sender.memsync.store.token)
-    redis.hset(key, mapping={f"{sender.memsync.store.token}-{number}x": b"\xff" * 100 for number in range(5000)})
+    key = sender.memsync.runtime.keys.messages(sender.memsync.runtime.store.token)
+    redis.hset(key, mapping={f"{sender.memsync.runtime.store.token}-{number}x": b"\xff" * 100 for number in range(5000)})
 
     sender.lose(request.id)
 
@@ -251,7 +251,7 @@ def test_large_number_of_forged_messages_is_skipped_in_pieces(make_sender, redis
 @pytest.mark.parametrize("kind", ["set", "rpush", "sadd", "xadd"])
 def test_messages_are_kept_in_place_of_a_foreign_type(make_sender, redis, kind):
     sender = make_sender()
-    key = sender.memsync.keys.messages(sender.memsync.store.token)
+    key = sender.memsync.runtime.keys.messages(sender.memsync.runtime.store.token)
     redis.execute_command(kind, key, *("*", "a", "b") if kind == "xadd" else ("a",))
 
     _, run, _ = kept_message(sender, sender.task())

@@ -37,7 +37,7 @@ def send_heartbeat(make_memsync, release):
         release(number)
         if worker_id not in managers:
             managers[worker_id] = make_memsync(worker_id, batch_interval=60.0)
-        store, last = managers[worker_id].store, replies.get(worker_id, FIRST_HEARTBEAT)
+        store, last = managers[worker_id].runtime.store, replies.get(worker_id, FIRST_HEARTBEAT)
         replies[worker_id] = store.write_heartbeat(worker_id, b"{}", 60.0, last=last, until=last.at + 5, **options)
         return store.format.number
     return send
@@ -82,14 +82,14 @@ def test_worker_that_starts_with_an_older_release_lowers_the_format(send_heartbe
 def test_other_process_learns_the_format_with_its_next_batch(send_heartbeat, memsync, release):
     send_heartbeat("old", 1)
     release(2)
-    unknown = memsync.store.format.number
+    unknown = memsync.runtime.store.format.number
 
     memsync.write("a", 1)
     memsync.force_sync()
-    beside = memsync.store.format.number
+    beside = memsync.runtime.store.format.number
     send_heartbeat("old", 1, leaving=True)
     send_heartbeat("new", 2)
-    after = read_format(memsync.store)
+    after = read_format(memsync.runtime.store)
 
     assert (unknown, beside, after) == (1, 1, 2)
 
@@ -97,7 +97,7 @@ def test_other_process_learns_the_format_with_its_next_batch(send_heartbeat, mem
 def test_process_without_workers_writes_its_own_format(memsync, release):
     release(2)
 
-    assert read_format(memsync.store) == 2
+    assert read_format(memsync.runtime.store) == 2
 
 
 @pytest.mark.parametrize("score, expected", [(-5, 1), (0, 1), ("inf", 2), ("-inf", 2), (1e300, 2), (1.5, 1)])
@@ -105,7 +105,7 @@ def test_no_stored_number_makes_a_format_that_a_release_cannot_write(memsync, re
     release(2)
     redis.zadd(KEY, {"somebody": score})
 
-    assert read_format(memsync.store) == expected
+    assert read_format(memsync.runtime.store) == expected
 
 
 def test_foreign_member_does_not_hold_the_format_down(send_heartbeat, redis):
@@ -121,7 +121,7 @@ def test_value_of_another_type_is_replaced_by_the_next_heartbeat(send_heartbeat,
     redis.set(KEY, "junk")
     release(2)
 
-    before = read_format(memsync.store)
+    before = read_format(memsync.runtime.store)
     number = send_heartbeat("new", 2)
 
     assert (before, number) == (2, 2)
@@ -139,7 +139,7 @@ def test_formats_of_workers_that_ended_are_removed(send_heartbeat, redis):
 
 
 def test_format_is_read_only_by_a_process_that_asks_for_it(memsync, redis):
-    memsync.store.connect()
+    memsync.runtime.store.connect()
     redis.config_resetstat()
     memsync.write("a", 1)
 
@@ -173,7 +173,7 @@ def test_doctor_says_that_a_release_was_skipped():
 
 def test_record_with_fields_of_a_newer_release_is_read(memsync, other):
     record = {**WorkerRecord("w1", format=9, pid=7).as_dict(), "invented_later": {"a": [1]}}
-    memsync.store.write_heartbeat("w1", encoding.dumps(record), 60.0)
+    memsync.runtime.store.write_heartbeat("w1", encoding.dumps(record), 60.0)
 
     (read,) = other.get_workers()
 

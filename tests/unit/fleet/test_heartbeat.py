@@ -16,7 +16,7 @@ def make_heartbeat(memsync):
 
     def make(worker_id="w1", interval=60.0, ttl=60.0, manager=memsync, **described):
         record = WorkerRecord(worker_id, hostname="host", concurrency=4, **described)
-        made.append(Heartbeat(manager.store, lambda: record, interval, ttl))
+        made.append(Heartbeat(manager.runtime.store, lambda: record, interval, ttl))
         return made[-1]
 
     yield make
@@ -40,7 +40,7 @@ def test_a_beat_tells_the_record_of_the_worker(make_heartbeat, other):
 
     assert (record.worker_id, record.status, record.queues, record.sequence) == ("w1", "active", ("celery",), 2)
     assert record.running == ({"id": "t1"},)
-    assert abs(record.last_beat - other.store.clock.now()) < 5
+    assert abs(record.last_beat - other.runtime.store.clock.now()) < 5
     assert record.round_trip > 0
     assert other.get_worker_capacity("w1") == 3
     assert other.get_worker_status("w1")["concurrency"] == 4

@@ -68,7 +68,7 @@ def test_message_is_requeued_unchanged(make_sender, how):
 @pytest.mark.parametrize("skew", [0.0, 90.0, -90.0])
 def test_a_requeued_run_follows_the_lost_one_whatever_the_clock_says(make_sender, monkeypatch, skew):
     sender = make_sender()
-    task, clock = sender.task(), sender.memsync.store.clock
+    task, clock = sender.task(), sender.memsync.runtime.store.clock
     first = sender.run_one(task)
     lost = sender.run_key(first.id)
     monkeypatch.setattr(clock, "learn", lambda *answer: None)
@@ -136,7 +136,7 @@ def test_unreadable_messages_are_deleted_and_the_others_requeued(make_sender, re
     task = sender.task()
     request = sender.run_one(task)
     for number, body in enumerate((b"", b"[]", b"{}", b'{"id": "x"}', b"\xff", b"0" * 64, b"0" * 2_000_000)):
-        redis.hset(sender.memsync.keys.messages(sender.memsync.store.token), f"foreign-{number}", body)
+        redis.hset(sender.memsync.runtime.keys.messages(sender.memsync.runtime.store.token), f"foreign-{number}", body)
 
     done = sender.lose(request.id)
 
@@ -153,7 +153,7 @@ def test_nothing_is_requeued_for_a_worker_that_is_back(make_sender, redis):
 
     def come_back(loss):
         for lost in lost_messages(loss):
-            redis.zrem(sender.memsync.keys.lost, LOSS.name)
+            redis.zrem(sender.memsync.runtime.keys.lost, LOSS.name)
             yield lost
 
     sender.requeuer._lost_messages = come_back
@@ -224,7 +224,7 @@ def test_messages_are_stored_again_after_redis_lost_them(make_sender, redis):
     task.delay(1)
     run = sender.receive(sender.take(task))
     eventually(sender.kept)
-    redis.delete(sender.memsync.keys.messages(sender.memsync.store.token))
+    redis.delete(sender.memsync.runtime.keys.messages(sender.memsync.runtime.store.token))
 
     sender.messages.refresh()
 

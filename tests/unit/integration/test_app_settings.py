@@ -97,7 +97,7 @@ def test_a_provider_of_credentials_may_be_named_by_its_path(make_memsync, url):
     if "provider" not in url:
         app.conf.memsync_backend_options = {"credential_provider": f"{__name__}:Provider"}
 
-    options = make_memsync(app).store._client.connection_pool.connection_kwargs
+    options = make_memsync(app).runtime.store._client.connection_pool.connection_kwargs
 
     assert isinstance(options["credential_provider"], Provider) and not options["password"]
 

@@ -25,13 +25,13 @@ def memsync(redis_url):
 def test_record_and_progress_outlive_the_time_of_the_next_try(memsync, redis, when):
     run = ActiveRun(memsync, "t1", {}, {"key": run_key(0, 1.0), "run": "r1"}, "proj.add", 0.0, 5.0)
     assert run.progress.report(4, 10, None)
-    memsync.writer.put(run.progress)
+    memsync.runtime.writer.put(run.progress)
     memsync.force_sync()
 
     eta = datetime.now(timezone.utc) + timedelta(seconds=500)
     run.end("RETRY", Retry("later", None, eta if when == "eta" else when), time.monotonic())
-    memsync.writer.put(run.progress)
-    memsync.writer.defer(run)
+    memsync.runtime.writer.put(run.progress)
+    memsync.runtime.writer.defer(run)
     memsync.force_sync()
 
     state, progress = memsync.read_entry("tasks/t1/state"), memsync.read_entry("tasks/t1/progress")

@@ -37,13 +37,13 @@ class Told(DeferredChange):
     __slots__ = ("answers", "memsync", "done_by_now", "asked", "asked_in")
 
     def __init__(self, memsync, *answers, age=0.0, done=False):
-        super().__init__(memsync.store.clock.monotonic(memsync.store.clock.now() - age))
+        super().__init__(memsync.runtime.store.clock.monotonic(memsync.runtime.store.clock.now() - age))
         self.memsync, self.answers, self.done_by_now, self.asked = memsync, list(answers), done, 0
         self.asked_in = None
 
     @property
     def key(self):
-        return self.memsync.keys.task("t1")
+        return self.memsync.runtime.keys.task("t1")
 
     @property
     def done(self):
@@ -69,11 +69,11 @@ def status(memsync):
 def test_what_a_draft_tells_is_seen_at_once_and_written(make_memsync):
     memsync = make_memsync(batch_interval=60.0)
 
-    memsync.writer.defer(Told(memsync, "STARTED"))
+    memsync.runtime.writer.defer(Told(memsync, "STARTED"))
 
-    assert memsync.writer.pending == 1
+    assert memsync.runtime.writer.pending == 1
     assert status(memsync) == "STARTED"
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0
     assert memsync.get_metrics()["writes"] == 1
     assert status(make_memsync()) == "STARTED"
 
@@ -83,7 +83,7 @@ def test_a_copy_that_was_read_before_is_not_believed_after_a_draft(make_memsync)
     assert memsync.get_task_state("t1") is None
     assert memsync.get_task_state("t1") is None
 
-    memsync.writer.defer(Told(memsync, "STARTED"))
+    memsync.runtime.writer.defer(Told(memsync, "STARTED"))
 
     assert status(memsync) == "STARTED"
 
@@ -91,14 +91,14 @@ def test_a_copy_that_was_read_before_is_not_believed_after_a_draft(make_memsync)
 def test_a_draft_is_written_without_being_asked_for(make_memsync):
     memsync, other = make_memsync(batch_interval=0.05), make_memsync()
 
-    memsync.writer.defer(Told(memsync, "STARTED"))
+    memsync.runtime.writer.defer(Told(memsync, "STARTED"))
 
     eventually(lambda: status(other) == "STARTED")
 
 
 def test_a_young_draft_is_left_for_the_next_batch_unless_it_is_done(make_memsync):
     memsync = make_memsync(batch_interval=10.0)
-    writer = memsync.writer
+    writer = memsync.runtime.writer
     young, done, old = Told(memsync, "RECEIVED"), Told(memsync, "SUCCESS", done=True), Told(memsync, "STARTED", age=2.0)
     for draft in (young, done, old):
         writer.defer(draft)
@@ -116,12 +116,12 @@ def test_a_young_draft_is_left_for_the_next_batch_unless_it_is_done(make_memsync
 def test_what_is_handed_in_again_after_it_was_asked_is_asked_again(make_memsync):
     memsync = make_memsync(batch_interval=60.0)
     run = run_of(memsync)
-    memsync.writer.defer(run)
+    memsync.runtime.writer.defer(run)
     assert status(memsync) == "STARTED"
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0
 
     run.end("SUCCESS", 5, run.at + 1.5)
-    memsync.writer.defer(run)
+    memsync.runtime.writer.defer(run)
     memsync.force_sync()
 
     state = memsync.get_task_state("t1")
@@ -131,9 +131,9 @@ def test_what_is_handed_in_again_after_it_was_asked_is_asked_again(make_memsync)
 
 def test_a_draft_that_fails_is_dropped_and_told_and_holds_up_nothing(make_memsync, caplog):
     memsync = make_memsync(batch_interval=60.0)
-    memsync.writer.defer(Told(memsync, ZeroDivisionError("oh")))
-    memsync.writer.defer(Told(memsync, IndexError("oh")))
-    memsync.writer.defer(Told(memsync, "STARTED"))
+    memsync.runtime.writer.defer(Told(memsync, ZeroDivisionError("oh")))
+    memsync.runtime.writer.defer(Told(memsync, IndexError("oh")))
+    memsync.runtime.writer.defer(Told(memsync, "STARTED"))
 
     memsync.force_sync()
 
@@ -148,9 +148,9 @@ def test_a_draft_is_asked_where_no_soft_time_limit_strikes(make_memsync):
     drafts = [Told(memsync, "STARTED") for _ in range(30)]
 
     for draft in drafts:
-        memsync.writer.defer(draft)
+        memsync.runtime.writer.defer(draft)
     memsync.force_sync()
-    memsync.writer.defer(Told(memsync, "SUCCESS"))
+    memsync.runtime.writer.defer(Told(memsync, "SUCCESS"))
     read = status(memsync)
 
     assert {draft.asked_in for draft in drafts} == {"memsync-writer"}
@@ -160,16 +160,16 @@ def test_a_draft_is_asked_where_no_soft_time_limit_strikes(make_memsync):
 def test_what_waits_at_a_shutdown_is_told_and_opens_nothing_anew(make_memsync):
     memsync, other = make_memsync(batch_interval=60.0), make_memsync()
     memsync.force_sync()
-    clock = memsync.store.clock
+    clock = memsync.runtime.store.clock
     clock._offset += 1000.0  # so that its times can be told from those of another
     active = run_of(memsync)
-    memsync.writer.defer(active)
+    memsync.runtime.writer.defer(active)
     active.end("SUCCESS", None, 5.0)
     ended = clock.at(5.0)
 
     memsync.shutdown()
 
-    assert memsync._opened is None
+    assert memsync._lifetime.runtime is None
     state = other.get_task_state("t1")
     assert (state["status"], state["finished_at"]) == ("SUCCESS", pytest.approx(ended, abs=1.0))
 
@@ -180,13 +180,13 @@ def test_drafts_have_a_bound_while_the_thread_waits_for_redis(make_memsync, own_
     memsync.force_sync()
     under_way = Told(memsync, "STARTED", done=True)
     own_server.pause()
-    memsync.writer.defer(under_way)
-    memsync.writer._thread.run_now()
+    memsync.runtime.writer.defer(under_way)
+    memsync.runtime.writer._thread.run_now()
     eventually(lambda: under_way.asked)
 
     for _ in range(250):
-        memsync.writer.defer(Told(memsync, "STARTED"))
-    pending = memsync.writer.pending
+        memsync.runtime.writer.defer(Told(memsync, "STARTED"))
+    pending = memsync.runtime.writer.pending
     own_server.resume()
     memsync.force_sync()
 
@@ -200,9 +200,9 @@ def test_drafts_of_many_threads_are_all_told(make_memsync):
     def run(number):
         for at in range(200):
             active = ActiveRun(memsync, f"t{number}-{at}", {}, {"key": KEY}, "proj.add", 0.0, 5.0)
-            memsync.writer.defer(active)
+            memsync.runtime.writer.defer(active)
             active.end("SUCCESS", None, 1.0)
-            memsync.writer.defer(active)
+            memsync.runtime.writer.defer(active)
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(8)]
     for thread in threads:

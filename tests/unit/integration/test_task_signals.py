@@ -105,7 +105,7 @@ def test_a_write_that_can_not_be_made_is_dropped_and_takes_nothing_with_it(app):
 
 def run_keys(app, task_id):
     """Return the run keys of the stages of a task, oldest first."""
-    (task,) = app.memsync.store.read_tasks([task_id])
+    (task,) = app.memsync.runtime.store.read_tasks([task_id])
     return [run_key_of(one.header.run) for one in (*task.former.get(STAGE, ()), task.slots[STAGE])]
 
 

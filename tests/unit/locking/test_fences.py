@@ -41,7 +41,7 @@ def test_a_write_that_the_thread_had_refused_is_told_by_the_next_barrier(make_me
     memsync.write("balance", 1, fence=mine.fence)
     eventually(lambda: memsync.get_metrics()["dropped"])
     memsync.write("fine", 1)
-    memsync.writer.flush()
+    memsync.runtime.writer.flush()
 
     assert memsync.read("balance") == 2
     with pytest.raises(LockLost):

@@ -6,15 +6,15 @@ import time
 import pytest
 
 from celery_memsync import LockNotAcquired
-from celery_memsync.locking.lock_service import Owner
+from celery_memsync.locking.lease import Owner
 
 FOREVER = float("inf")
 
 
 def hold(manager, ttl, dead=True, task_id="t1"):
     """Let a run hold the lock "a"; a dead one does not renew it."""
-    locks = manager._open().locks
-    lease = locks.acquire("a", ttl, 0.0, Owner(task_id, f"{manager.store.token}-1"))
+    locks = manager.runtime.locks
+    lease = locks.acquire("a", ttl, 0.0, Owner(task_id, f"{manager.runtime.store.token}-1"))
     lease.claim = lambda: lease
     if dead:
         locks._thread.stop(5)
@@ -22,7 +22,7 @@ def hold(manager, ttl, dead=True, task_id="t1"):
 
 
 def acquire(manager, ttl=30.0, own_wait=FOREVER, wait=0.0, run="other-2"):
-    return manager._open().locks.acquire("a", ttl, wait, Owner("t1", run), own_wait=own_wait)
+    return manager.runtime.locks.acquire("a", ttl, wait, Owner("t1", run), own_wait=own_wait)
 
 
 def seconds_of(call):
@@ -57,7 +57,7 @@ def test_a_run_is_refused_when_the_one_before_renews(memsync, other):
 
 
 def test_the_lock_of_a_run_whose_worker_is_lost_is_taken_over_before_its_lease_is_over(memsync, other):
-    memsync.store.write_heartbeat(memsync.store.worker_id, b"{}", 60.0, leaving=True)
+    memsync.runtime.store.write_heartbeat(memsync.runtime.store.worker_id, b"{}", 60.0, leaving=True)
     hold(memsync, 20.0)
 
     lease, seconds = seconds_of(lambda: acquire(other, ttl=60.0))
@@ -68,7 +68,7 @@ def test_the_lock_of_a_run_whose_worker_is_lost_is_taken_over_before_its_lease_i
 
 @pytest.mark.parametrize("lost, ttl", [(False, 60.0), (True, 2.0)])
 def test_a_lock_is_not_taken_over_early_whose_worker_lives_or_whose_renewal_is_not_due(memsync, other, lost, ttl):
-    memsync.store.write_heartbeat(memsync.store.worker_id, b"{}", 60.0, leaving=lost)
+    memsync.runtime.store.write_heartbeat(memsync.runtime.store.worker_id, b"{}", 60.0, leaving=lost)
     hold(memsync, 2.0)
 
     lease, seconds = seconds_of(lambda: acquire(other, ttl=ttl))
@@ -84,7 +84,7 @@ def test_the_lock_of_another_task_or_of_the_same_run_is_not_waited_for(memsync, 
 
     def refused():
         with pytest.raises(LockNotAcquired):
-            acquire(other, own_wait=own_wait, run=run or f"{memsync.store.token}-1")
+            acquire(other, own_wait=own_wait, run=run or f"{memsync.runtime.store.token}-1")
 
     _, seconds = seconds_of(refused)
 

@@ -159,7 +159,7 @@ def renew_all(locks):
 
 def test_all_locks_of_a_process_are_renewed_in_one_round_trip(memsync, redis):
     held = [memsync.lock(f"a{number}", ttl=60).__enter__() for number in range(250)]
-    locks = memsync._open().locks
+    locks = memsync.runtime.locks
     renew_all(locks)
     redis.config_resetstat()
 
@@ -232,10 +232,10 @@ def test_a_lock_can_be_extended(memsync, other):
 def test_a_lease_does_not_get_shorter_by_a_renewal_that_was_under_way(memsync, other):
     lock = memsync.lock("a", ttl=5)
     lock.acquire()
-    under_way = next(iter(memsync._open().locks._grants.values())).request
+    under_way = next(iter(memsync.runtime.locks._grants.values())).request
     lock.extend(100)
 
-    memsync.store.renew_locks([under_way])
+    memsync.runtime.store.renew_locks([under_way])
 
     assert other.locks()[0].ttl > 99
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from celery_memsync import LockLost, LockNotAcquired
+from celery_memsync.locking import lease as lease_module
 from celery_memsync.locking import lock as lock_module
 from celery_memsync.locking import lock_service
 from celery_memsync.locking.lock import Lock
@@ -27,9 +28,9 @@ def use_stack(lock):
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="code has no tables of exceptions from which to read its blocks")
 @pytest.mark.parametrize("thread_local", [True, False])
-@pytest.mark.parametrize("module", [lock_module, lock_service], ids=["lock", "service"])
+@pytest.mark.parametrize("module", [lock_module, lock_service, lease_module], ids=["lock", "service", "lease"])
 def test_an_exception_at_any_bytecode_of_a_block_leaves_no_lease_that_is_renewed(memsync, redis, module, thread_local):
-    lock, locks = memsync.lock("a", thread_local=thread_local), memsync._open().locks
+    lock, locks = memsync.lock("a", thread_local=thread_local), memsync.runtime.locks
     use_block(lock)
     locks._thread.stop(5)
     count = strike(lambda: use_block(lock), None, module)
@@ -46,7 +47,7 @@ def test_an_exception_at_any_bytecode_of_a_block_leaves_no_lease_that_is_renewed
 
 
 def test_a_lock_whose_block_was_left_by_an_exception_at_its_very_end_is_released(memsync, other, caplog):
-    lock, locks = memsync.lock("a"), memsync._open().locks
+    lock, locks = memsync.lock("a"), memsync.runtime.locks
     block = Lock.__dict__["__exit__"].__get__(lock, Lock)
     lock.__enter__()
     inside = lock.owned, other.lock("a").acquire()
@@ -76,7 +77,7 @@ def test_a_lock_that_is_entered_and_left_by_hand_is_held_meanwhile(memsync, othe
     lock = memsync.lock("a")
     lock.__enter__()
     gc.collect()
-    memsync._open().locks.renew()
+    memsync.runtime.locks.renew()
 
     held = lock.owned, other.lock("a").acquire()
     lock.__exit__(None, None, None)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from celery_memsync import StoreError
-from celery_memsync.locking.lock_service import Owner
+from celery_memsync.locking.lease import Owner
 from celery_memsync.store.scripts import LOCK_ACQUIRE, LOCK_RELEASE
 from tests.support.stress import stressed
 from tests.support.waiting import eventually
@@ -20,7 +20,7 @@ NOWHERE = "redis://127.0.0.1:1/0"
 
 def lose_answer(manager, monkeypatch, script):
     """Let the next answer of a script be lost on its way, after Redis has done what was asked."""
-    pool = manager.store.redis.connection_pool
+    pool = manager.runtime.store.redis.connection_pool
     use, send, sent, left = pool._use, pool.connection_class.send_packed_command, [], [1]
 
     def noting(connection, command, *args, **kwargs):
@@ -177,7 +177,7 @@ def test_attempts_in_an_outage_do_not_pile_up(make_memsync, monkeypatch):
         with pytest.raises(StoreError):
             memsync.lock("a", ttl=0.1).acquire()
 
-    eventually(lambda: memsync._open().locks._grants == {})
+    eventually(lambda: memsync.runtime.locks._grants == {})
 
 
 @pytest.mark.slow
@@ -193,7 +193,7 @@ def test_locks_are_held_though_one_of_them_is_overwritten_by_junk(memsync, redis
 
 
 def test_what_a_run_still_holds_at_its_end_is_given_back(memsync, other):
-    locks = memsync._open().locks
+    locks = memsync.runtime.locks
     locks.acquire("mine", 30.0, 0.0, Owner("t1", "run-1"))
     locks.acquire("another", 30.0, 0.0, Owner("t2", "run-2"))
 
@@ -203,7 +203,7 @@ def test_what_a_run_still_holds_at_its_end_is_given_back(memsync, other):
 
 
 def test_locks_of_tasks_that_nobody_gives_back_are_not_remembered_for_ever(memsync):
-    locks = memsync._open().locks
+    locks = memsync.runtime.locks
     for number in range(20):
         locks.acquire_task(f"tasks/t{number}", 30.0, 0.0, Owner(f"t{number}", f"run-{number}"))
         locks.end_run(f"run-{number}")
@@ -212,11 +212,11 @@ def test_locks_of_tasks_that_nobody_gives_back_are_not_remembered_for_ever(memsy
 
 
 def test_what_a_run_of_another_process_holds_is_freed_when_that_is_gone(memsync, other):
-    memsync._open().locks.acquire("a", 30.0, 0.0, Owner("t1", "run-1"))
-    memsync._open().locks.acquire("b", 30.0, 0.0, Owner("t2", "run-2"))
+    memsync.runtime.locks.acquire("a", 30.0, 0.0, Owner("t1", "run-1"))
+    memsync.runtime.locks.acquire("b", 30.0, 0.0, Owner("t2", "run-2"))
     gone = []
 
-    other._open().locks.release_if_ended("run-1", lambda: bool(gone))
+    other.runtime.locks.release_if_ended("run-1", lambda: bool(gone))
     time.sleep(0.2)
     before = [record.name for record in memsync.locks()]
     gone.append(True)
@@ -277,7 +277,7 @@ def test_shutdown_does_not_wait_for_a_redis_that_is_away(make_memsync, own_serve
 INTERRUPTED = """
 import random, signal, sys, time
 from celery_memsync import LockNotAcquired, MemorySyncManager
-from celery_memsync.locking.lock_service import Owner
+from celery_memsync.locking.lease import Owner
 
 class Limit(Exception):
     pass
@@ -308,12 +308,12 @@ while time.monotonic() < end:
         struck += 1
     except LockNotAcquired:
         pass
-    memsync._open().locks.end_run(run)  # as the end of a task does
+    memsync.runtime.locks.end_run(run)  # as the end of a task does
 signal.setitimer(signal.ITIMER_REAL, 0)
 deadline = time.monotonic() + 10
-while (memsync.locks() or memsync._open().locks._grants) and time.monotonic() < deadline:
+while (memsync.locks() or memsync.runtime.locks._grants) and time.monotonic() < deadline:
     time.sleep(0.05)
-print(struck, taken, len(memsync.locks()), len(memsync._open().locks._grants))
+print(struck, taken, len(memsync.locks()), len(memsync.runtime.locks._grants))
 with memsync.lock("a", wait=1), memsync.lock("b", wait=1):
     pass
 memsync.shutdown()

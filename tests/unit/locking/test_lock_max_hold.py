@@ -65,7 +65,7 @@ def test_a_new_acquisition_has_all_of_its_max_hold(memsync):
 
 def test_a_lock_without_max_hold_is_held_for_as_long_as_it_takes(memsync):
     with memsync.lock("a", max_hold=None):
-        (lease,) = memsync._open().locks._grants.values()
+        (lease,) = memsync.runtime.locks._grants.values()
 
         assert lease.hold_until == float("inf")
 
@@ -78,8 +78,8 @@ def test_a_max_hold_that_is_no_number_of_seconds_is_refused(memsync, max_hold):
 
 
 def test_a_grant_whose_lease_was_over_when_the_answer_came_is_asked_for_again(memsync, monkeypatch):
-    take = late(memsync.store.take_lock, 0.5)
-    monkeypatch.setattr(memsync.store, "take_lock", take)
+    take = late(memsync.runtime.store.take_lock, 0.5)
+    monkeypatch.setattr(memsync.runtime.store, "take_lock", take)
     lock = memsync.lock("a", ttl=0.3)
 
     acquired = lock.acquire(), lock.owned
@@ -92,8 +92,8 @@ def test_a_turn_whose_lease_was_over_when_the_answer_came_is_asked_for_again(mem
     theirs = other.lock("a")
     theirs.acquire()
     wait = late(lambda request: (theirs.release(), answer(request))[1], 0.5)
-    answer = memsync.store.wait_for_lock
-    monkeypatch.setattr(memsync.store, "wait_for_lock", wait)
+    answer = memsync.runtime.store.wait_for_lock
+    monkeypatch.setattr(memsync.runtime.store, "wait_for_lock", wait)
     lock = memsync.lock("a", ttl=0.3, wait=10)
 
     acquired = lock.acquire(), lock.owned
@@ -104,8 +104,8 @@ def test_a_turn_whose_lease_was_over_when_the_answer_came_is_asked_for_again(mem
 
 def test_a_redis_that_answers_too_late_each_time_gives_no_lock_and_it_is_given_back(make_memsync, other, monkeypatch):
     memsync = make_memsync(timeout=1.0)
-    take = memsync.store.take_lock
-    monkeypatch.setattr(memsync.store, "take_lock", lambda request: (take(request), time.sleep(0.3))[0])
+    take = memsync.runtime.store.take_lock
+    monkeypatch.setattr(memsync.runtime.store, "take_lock", lambda request: (take(request), time.sleep(0.3))[0])
     lock = memsync.lock("a", ttl=0.2)
 
     with pytest.raises(StoreUnavailable):
@@ -118,8 +118,8 @@ def test_a_redis_that_answers_too_late_each_time_gives_no_lock_and_it_is_given_b
 def test_a_renewal_whose_answer_comes_too_late_does_not_make_a_lock_owned_again(memsync, other, monkeypatch):
     lost, lock = [], memsync.lock("a", ttl=0.6)
     memsync.on("lock-lost", lambda name: lost.append(name))
-    renew = memsync.store.renew_locks
-    monkeypatch.setattr(memsync.store, "renew_locks", lambda *args: (renew(*args), time.sleep(0.8))[0])
+    renew = memsync.runtime.store.renew_locks
+    monkeypatch.setattr(memsync.runtime.store, "renew_locks", lambda *args: (renew(*args), time.sleep(0.8))[0])
     lock.acquire()
     eventually(lambda: not lock.owned)
 
@@ -132,10 +132,10 @@ def test_a_renewal_whose_answer_comes_too_late_does_not_make_a_lock_owned_again(
 
 def test_an_extension_whose_answer_comes_after_the_lock_was_seen_to_be_lost_is_refused(memsync, monkeypatch):
     lock, seen = memsync.lock("a", ttl=0.4), []
-    renew = memsync.store.renew_locks
+    renew = memsync.runtime.store.renew_locks
     monkeypatch.setattr(LockService, "renew", lambda self: None)
     monkeypatch.setattr(
-        memsync.store, "renew_locks", lambda *args: (renew(*args), time.sleep(0.5), seen.append(lock.owned))[0])
+        memsync.runtime.store, "renew_locks", lambda *args: (renew(*args), time.sleep(0.5), seen.append(lock.owned))[0])
     lock.acquire()
 
     with pytest.raises(LockLost):
@@ -146,7 +146,7 @@ def test_an_extension_whose_answer_comes_after_the_lock_was_seen_to_be_lost_is_r
 
 def test_a_lock_that_redis_has_renewed_when_it_was_lost_already_is_given_back(memsync, other, monkeypatch):
     lock = memsync.lock("a", ttl=60).__enter__()
-    locks, renew, seen = memsync._open().locks, memsync.store.renew_locks, []
+    locks, renew, seen = memsync.runtime.locks, memsync.runtime.store.renew_locks, []
     (lease,) = locks._grants.values()
 
     def renew_late(*args):
@@ -155,7 +155,7 @@ def test_a_lock_that_redis_has_renewed_when_it_was_lost_already_is_given_back(me
         seen.append(lock.owned)
         return answer
 
-    monkeypatch.setattr(memsync.store, "renew_locks", renew_late)
+    monkeypatch.setattr(memsync.runtime.store, "renew_locks", renew_late)
     lease.renew_at = time.monotonic()
     locks.renew()
 

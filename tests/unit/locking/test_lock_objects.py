@@ -203,7 +203,7 @@ def test_the_lock_of_an_object_that_is_not_thread_local_outlives_the_thread(mems
     lock = memsync.lock("a", ttl=0.6, thread_local=False)
     in_thread(lock.acquire)
 
-    memsync._open().locks.renew()
+    memsync.runtime.locks.renew()
 
     assert lock.owned and not other.lock("a").acquire()
 
@@ -216,8 +216,8 @@ def test_a_lock_that_was_released_is_not_released_again_when_its_object_is_colle
     del lock
     gc.collect()
 
-    memsync._open().locks.renew()
-    assert "Releasing" not in caplog.text and not memsync._open().locks._grants
+    memsync.runtime.locks.renew()
+    assert "Releasing" not in caplog.text and not memsync.runtime.locks._grants
 
 
 def test_a_lock_that_is_held_keeps_neither_object_nor_manager_alive(redis_url):

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from celery_memsync import LockNotAcquired
-from celery_memsync.locking.lock_service import LockLease, Owner
+from celery_memsync.locking.lease import LockLease, Owner
 from celery_memsync.store import LockRequest
 from tests.support.redis_calls import calls_of
 from tests.support.waiting import eventually
@@ -55,7 +55,7 @@ def kill(process, manager):
     """Kill a process; return when Redis knows, which frees what is gone only after it has answered who is there."""
     process.kill()
     process.wait()
-    manager.store.ping()
+    manager.runtime.store.ping()
 
 
 def waiting(manager, name):
@@ -219,10 +219,10 @@ def test_waiting_does_not_poll(memsync, other, redis):
 
 
 def test_what_is_left_of_the_lease_of_a_turn_that_was_missed_is_renewed_before_it_ends(memsync):
-    request = LockRequest(memsync.store.keys.lock_location("a"), "holder.1", 30.0, "-", b"{}")
+    request = LockRequest(memsync.runtime.store.keys.lock_location("a"), "holder.1", 30.0, "-", b"{}")
     lease, now = LockLease("a", request, Owner(), float("inf")), time.monotonic()
 
-    lease.trust(now, 1.2)
+    lease.extend(now, 1.2)
 
     assert now < lease.renew_at < lease.until == now + 1.2
 

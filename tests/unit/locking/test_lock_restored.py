@@ -25,7 +25,7 @@ def memsync(make_memsync, lost):
 @pytest.fixture
 def locks(memsync):
     """The locks of the process that holds one."""
-    return memsync._open().locks
+    return memsync.runtime.locks
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_any_holder_has_its_lock_again_after_a_restart(make_memsync, tmp_path, l
         with holder.lock("a") as lock:
             server.kill()
             server.start()
-            eventually(lambda: holder._open().locks.renew_now() or [one.fence for one in other.locks()] == [lock.fence])
+            eventually(lambda: holder.runtime.locks.renew_now() or [one.fence for one in other.locks()] == [lock.fence])
 
             assert not other.lock("a").acquire()
             lock.check()

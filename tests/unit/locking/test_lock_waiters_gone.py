@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from celery_memsync.locking.lock_service import Owner
+from celery_memsync.locking.lease import Owner
 from tests.support.threads import in_background
 from tests.support.waiting import eventually
 
@@ -144,17 +144,17 @@ def test_waiters_in_a_namespace_with_a_blank_are_served_in_their_turn(make_memsy
 def test_a_question_that_comes_again_when_the_lock_was_given_back_does_not_take_it(memsync, other):
     lock = memsync.lock("a")
     lock.acquire()
-    (lease,) = memsync._open().locks._grants.values()
+    (lease,) = memsync.runtime.locks._grants.values()
     lock.release()
 
-    answer = memsync.store.take_lock(lease.request)
+    answer = memsync.runtime.store.take_lock(lease.request)
 
     assert answer.status == "busy"
     assert other.lock("a").acquire()
 
 
 def test_a_lease_that_no_caller_has_got_ends(memsync, other):
-    services = memsync._open()
+    services = memsync.runtime
     services.locks.acquire("a", 0.5, 0.0, Owner())
 
     acquired = other.lock("a", wait=5).acquire()

@@ -103,7 +103,7 @@ def test_what_others_publish_among_the_turns_harms_nobody(held, memsync, other, 
     took = in_background(lambda: other.lock("a", wait=20).acquire())
     eventually(lambda: waiting(memsync, "a") == 1)
 
-    heard = redis.publish(other.store.turn_channel, message)
+    heard = redis.publish(other.runtime.store.turn_channel, message)
     held.release()
 
     assert heard == 1
@@ -129,6 +129,6 @@ def test_nothing_is_kept_of_who_has_waited(held, memsync, other):
         assert not other.lock("a", wait=0.05).acquire()
 
     gc.collect()
-    (line,) = other._open().locks._turns._lines.values()
+    (line,) = other.runtime.locks._turns._lines.values()
 
     assert len(line._turns) == 0

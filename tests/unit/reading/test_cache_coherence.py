@@ -140,14 +140,14 @@ def test_while_redis_takes_nothing_a_whole_value_is_read_and_the_rest_is_an_erro
 ):
     memsync = make_memsync(url=proxy.url, batch_interval=60.0, backend_options={"socket_timeout": 1})
     publish(memsync, {"a": 1})
-    memsync.writer.timeout = 0.2
+    memsync.runtime.writer.timeout = 0.2
 
     memsync.write("a", 2)
     memsync.sync_task_state("t", {"y": 2})
     memsync.sync_task_progress("t", 20)
     memsync.sync_agent_coordination("t", "n", 2)
     proxy.hold(held)
-    memsync.writer._thread.run_now()
+    memsync.runtime.writer._thread.run_now()
     eventually(lambda: proxy.held)
     entry = memsync.read_entry("a")
 
@@ -155,7 +155,7 @@ def test_while_redis_takes_nothing_a_whole_value_is_read_and_the_rest_is_an_erro
         ask(memsync)
     assert (entry.value, entry.version) == (2, 0)
     proxy.release()
-    memsync.writer.timeout = 10
+    memsync.runtime.writer.timeout = 10
     memsync.force_sync(timeout=10)
     assert (memsync.read("a"), memsync.get_task_state("t")) == (2, {"y": 2})
 
@@ -231,7 +231,7 @@ def test_nobody_finds_an_old_copy_after_he_has_seen_a_change(memsync):
     memsync.sync_task_state("t", {"x": 1})
     memsync.force_sync()
     assert eventually(lambda: is_hit(memsync, "tasks/t/state"))
-    writer, seen = memsync.writer, []
+    writer, seen = memsync.runtime.writer, []
     drop = writer.on_put
 
     def drop_late(key):

@@ -45,7 +45,7 @@ def test_iter_entries_yields_once_what_outlives_the_index_of_tasks(memsync, redi
     memsync.force_sync()
 
     with_index = Counter(entry.key.partition("/")[2] for entry in memsync.iter_entries())
-    redis.delete(memsync.store.keys.task_index)
+    redis.delete(memsync.runtime.store.keys.task_index)
     without_index = Counter(entry.key.partition("/")[2] for entry in memsync.iter_entries())
 
     assert with_index == without_index == {"tasks/t1/state": 1, "tasks/t1/agents/coder": 1}
@@ -54,7 +54,7 @@ def test_iter_entries_yields_once_what_outlives_the_index_of_tasks(memsync, redi
 def test_iter_entries_yields_users_keys_beside_a_foreign_index(memsync, redis):
     memsync.write("a", 1)
     memsync.force_sync()
-    redis.xadd(memsync.store.keys.task_index, {"x": 1})
+    redis.xadd(memsync.runtime.store.keys.task_index, {"x": 1})
 
     found = [entry.key for entry in memsync.iter_entries()]
 

@@ -188,7 +188,7 @@ def test_when_the_listener_is_lost_nothing_is_believed_any_more(memsync, other, 
 def test_copies_are_not_believed_for_long_when_the_thread_that_listens_stands_still(memsync, other, redis):
     write_now(other, a=1, b=1)
     memsync.read_many(["a", "b"])
-    listening, going_on = memsync._open().link, threading.Event()
+    listening, going_on = memsync.runtime.link, threading.Event()
 
     listening.on_look = going_on.wait
     time.sleep(listener.CHECK_INTERVAL)

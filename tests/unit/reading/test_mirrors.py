@@ -80,7 +80,7 @@ def test_what_was_invalidated_in_a_doubt_and_has_not_changed_is_delivered_again(
 
     DOUBTS[doubt](line, own_server)
 
-    eventually(lambda: screen._open().link.subscription_line("task-sentinel/m/*"), timeout=20)
+    eventually(lambda: screen.runtime.link.subscription_line("task-sentinel/m/*"), timeout=20)
     ends_equal(mirror, writer)
     assert len(mirror.values) == len(KEYS) + 1
     assert mirror.backward == []

@@ -29,7 +29,7 @@ def narrow(monkeypatch):
 
 
 def pending_bytes(memsync):
-    return memsync._open().subscriptions._pending_bytes.used
+    return memsync.runtime.subscriptions._pending_bytes.used
 
 
 def busy_ears(memsync, other, number):
@@ -68,7 +68,7 @@ def test_a_handler_that_blocks_takes_no_room_from_others(narrow, memsync, other,
     for number in range(30):
         publish(other, {f"k/{number}": "x" * LARGE})
     eventually(lambda: pending_bytes(memsync) > 900_000)
-    reader = memsync._open().reader
+    reader = memsync.runtime.reader
     ear = Ear(memsync, "small")
     reads = []
     monkeypatch.setattr(reader, "stored_parts", lambda locations: reads.append(locations) or {})
@@ -90,8 +90,8 @@ def test_values_are_read_in_bulk_when_it_is_their_turn(memsync, other, monkeypat
     other.force_sync()
     quick.hears("k/99", 99)
     monkeypatch.setattr(module, "MIN_PENDING_BYTES", 64 * 1024)
-    read, reads = memsync._open().reader.stored_parts, []
-    monkeypatch.setattr(memsync._open().reader, "stored_parts", lambda places: (reads.append(len(places)), read(places))[1])
+    read, reads = memsync.runtime.reader.stored_parts, []
+    monkeypatch.setattr(memsync.runtime.reader, "stored_parts", lambda places: (reads.append(len(places)), read(places))[1])
 
     ear.free.set()
 

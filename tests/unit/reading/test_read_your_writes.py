@@ -102,7 +102,7 @@ def test_what_was_told_is_in_the_answer_however_often_it_is_written_meanwhile(me
     def write_on():
         while not end.is_set():
             memsync.write("other", 1)
-            memsync.writer.flush()
+            memsync.runtime.writer.flush()
 
     threads = [threading.Thread(target=write_on) for _ in range(2)]
     for thread in threads:

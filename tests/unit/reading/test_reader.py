@@ -9,6 +9,7 @@ import pytest
 from celery_memsync import InvalidKey
 from celery_memsync.keys import STAGE
 from celery_memsync.models.task import TaskRun
+from tests.support.redis_calls import calls_of
 from tests.support.runs import run_key
 from tests.support.waiting import eventually
 from tests.support.ways import entry_value, ways, write_now
@@ -223,12 +224,30 @@ def test_of_a_state_each_part_goes_at_its_own_time(memsync, other):
     assert "x" not in memsync.read("tasks/t1/state")
 
 
+@pytest.mark.parametrize("read", [lambda memsync: memsync.read("a"), lambda memsync: memsync.get_task_state("t1")])
+def test_a_read_keeps_its_copy_though_no_time_of_redis_has_come_for_long(memsync, other, redis, read):
+    other.write("a", {"x": 1})
+    other.sync_task_state("t1", {"x": 1})
+    other.force_sync()
+    clock = memsync.runtime.store.clock
+    memsync.read("other")
+    clock._heard = float("-inf")
+
+    before = read(memsync)
+    redis.config_resetstat()
+    after = read(memsync)
+
+    assert before == after and before["x"] == 1
+    assert "get" not in calls_of(redis)
+    assert clock.age < 10
+
+
 @pytest.mark.slow
 def test_a_part_that_ends_while_an_answer_is_put_together_is_not_kept(memsync, other):
     other.sync_task_run("t1", TaskRun("STARTED"), run_key(0, 1.0), ttl=60)
     other.sync_task_state("t1", {"x": 1}, ttl=0.5)
     other.force_sync()
-    reader = memsync._open().reader
+    reader = memsync.runtime.reader
 
     def slots_after(seconds, task):
         time.sleep(seconds)

@@ -25,7 +25,7 @@ TELLINGS = [
     ("tasks/t1/notes", lambda memsync: memsync.write("tasks/t1/notes", "n"), "n"),
     ("workers/w1/status", lambda memsync: memsync.sync_worker_status("w1", "up"), "up"),
     ("workers/w1/capacity", lambda memsync: memsync.sync_worker_capacity("w1", 5), 5),
-    ("workers/w1/heartbeat", lambda memsync: memsync.store.write_heartbeat("w1", b'{"pid":1}', 60.0), {"pid": 1}),
+    ("workers/w1/heartbeat", lambda memsync: memsync.runtime.store.write_heartbeat("w1", b'{"pid":1}', 60.0), {"pid": 1}),
     ("coordination/assignments", lambda memsync: memsync.sync_assignments({"w1": ["t1"]}), {"w1": ["t1"]}),
     ("coordination/metrics", lambda memsync: memsync.increment_metrics(done=2), {"done": 2}),
     ("coordination/metrics", lambda memsync: memsync.sync_metrics({"mode": "fast"}), {"mode": "fast"}),

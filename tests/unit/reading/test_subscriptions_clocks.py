@@ -76,7 +76,7 @@ def test_after_a_lost_connection_what_was_written_by_a_clock_set_back_is_deliver
 
 def test_what_lives_by_a_clock_that_was_set_back_is_not_gone(memsync, other):
     ear = Ear(memsync, "a")
-    clock = memsync.store.clock
+    clock = memsync.runtime.store.clock
     memsync.read("a")
     clock._offset += 30.0
 
@@ -85,5 +85,5 @@ def test_what_lives_by_a_clock_that_was_set_back_is_not_gone(memsync, other):
     publish(other, {"a": 2}, ttl=20)
 
     ear.hears("a", 2)
-    eventually(lambda: abs(clock.at(0) - other.store.clock.at(0)) < 1)
+    eventually(lambda: abs(clock.at(0) - other.runtime.store.clock.at(0)) < 1)
     assert GONE not in ear.of("a")

@@ -20,7 +20,7 @@ SHORT_LIVED = {
     "tasks/t1/state": lambda memsync, ttl: memsync.sync_task_state("t1", {"x": 1}, ttl=ttl),
     "tasks/t1/agents/coder": lambda memsync, ttl: memsync.write("tasks/t1/agents/coder", 1, ttl=ttl),
     "workers/w1/status": lambda memsync, ttl: memsync.write("workers/w1/status", 1, ttl=ttl),
-    "workers/w1/heartbeat": lambda memsync, ttl: memsync.store.write_heartbeat("w1", b"{}", ttl),
+    "workers/w1/heartbeat": lambda memsync, ttl: memsync.runtime.store.write_heartbeat("w1", b"{}", ttl),
 }
 
 

@@ -54,7 +54,7 @@ def header(number):
 def test_what_somebody_else_publishes_stops_no_subscriber(memsync, other, redis, kind):
     ear, watch = Ear(memsync, "end"), memsync.watch("*")
     memsync.subscribe("*", lambda key, value, entry: None, lambda key: None)
-    everything, line = Ear(memsync), memsync._open().link._line
+    everything, line = Ear(memsync), memsync.runtime.link._line
 
     for number, message in enumerate(MESSAGES[kind], 1):
         for channel in CHANNELS:
@@ -64,7 +64,7 @@ def test_what_somebody_else_publishes_stops_no_subscriber(memsync, other, redis,
     ear.hears("end", 1)
     everything.hears("end", 1)
     eventually(lambda: watch.get(timeout=5).key == "task-sentinel/end", timeout=60)
-    assert memsync._open().link._line is line
+    assert memsync.runtime.link._line is line
 
 
 @pytest.mark.parametrize("body", [

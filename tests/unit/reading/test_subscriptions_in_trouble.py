@@ -62,7 +62,7 @@ def set_the_scene(other):
 
 def until_it_has_tried_often(memsync):
     """Return when a manager has tried in vain to connect again, some times."""
-    eventually(lambda: memsync._open().link._thread._failures > 2, timeout=20)
+    eventually(lambda: memsync.runtime.link._thread._failures > 2, timeout=20)
 
 
 # -- a connection that breaks

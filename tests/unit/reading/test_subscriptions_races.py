@@ -23,7 +23,7 @@ def slow(make_memsync, server, monkeypatch):
 
 
 def subscription_of(memsync, ear):
-    return memsync._open().subscriptions._subscriptions[ear.id]
+    return memsync.runtime.subscriptions._subscriptions[ear.id]
 
 
 def until_all_was_read(memsync, pattern):
@@ -76,7 +76,7 @@ def test_a_deletion_that_is_found_before_it_is_heard_of_is_told_once(slow, other
     proxy.hold(LISTENER)
     other.delete("a")
     other.force_sync()
-    memsync._open().subscriptions.on_emptied()
+    memsync.runtime.subscriptions.on_emptied()
     ear.hears("a", GONE)
     proxy.release()
     publish(other, {"end": 1})
@@ -190,7 +190,7 @@ def test_what_was_skipped_is_counted_beyond_the_end_of_a_subscription(memsync, o
 
 def test_a_flood_of_messages_keeps_nobody_from_subscribing(memsync, other, redis, monkeypatch):
     monkeypatch.setattr(listener, "TAKEN_AT_ONCE", 10)
-    ear, listening = Ear(memsync, "flood"), memsync._open().link
+    ear, listening = Ear(memsync, "flood"), memsync.runtime.link
     take, flooding, taken = listening.on_message, [True], itertools.count()
 
     def on_message(pattern, path, data):

@@ -51,7 +51,7 @@ def test_everything_works_with_the_rights_that_are_told_and_nothing_is_refused(g
 
         use_everything(memsync, other)
 
-        assert memsync.store.check_rights() == ([], [])
+        assert memsync.runtime.store.check_rights() == ([], [])
     assert refusals(guarded) == []
 
 
@@ -60,7 +60,7 @@ def test_a_command_that_is_not_allowed_is_named(grant, right):
     url = grant(*(word for word in rules(NAMESPACE) if word != f"+{right}"))
     with MemorySyncManager("w1", url) as memsync:
 
-        assert memsync.store.check_rights() == ([right], [])
+        assert memsync.runtime.store.check_rights() == ([right], [])
 
 
 @pytest.mark.parametrize("word, right", [(f"~{NAMESPACE}/*", KEYS), ("&*", CHANNELS)])
@@ -68,12 +68,12 @@ def test_keys_and_channels_that_are_not_allowed_are_named(grant, word, right):
     url = grant(*(rule for rule in rules(NAMESPACE) if rule != word))
     with MemorySyncManager("w1", url) as memsync:
 
-        assert memsync.store.check_rights() == ([right], [])
+        assert memsync.runtime.store.check_rights() == ([right], [])
 
 
 def test_looking_for_rights_leaves_nothing_behind(guarded, grant):
     with MemorySyncManager("w1", grant(*rules(NAMESPACE))) as memsync:
-        memsync.store.check_rights()
+        memsync.runtime.store.check_rights()
 
     assert guarded.client().keys("*") == []
 

@@ -37,7 +37,7 @@ def test_expired_agents_are_removed_as_another_is_written_again(make_memsync, re
     time.sleep(0.35)
     for number in range(2500):
         memsync.sync_agent_coordination("t1", "stays", number)
-        memsync.writer.flush()
+        memsync.runtime.writer.flush()
         if redis.hlen(AGENTS) == 1:
             break
 

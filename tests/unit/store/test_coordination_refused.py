@@ -43,7 +43,7 @@ def refusing(server, how):
 @pytest.fixture
 def store(memsync, redis):
     memsync.get_queue()
-    return memsync.store
+    return memsync.runtime.store
 
 
 @pytest.fixture
@@ -112,17 +112,17 @@ def test_what_redis_refuses_is_an_error_of_that_change_and_nothing_is_done(own, 
     ]
 
     with refusing(own_server, how):
-        refused = own.store.change_coordination(changes)
-        nothing = own.store.read_metrics(), own.store.read_queue(10)
+        refused = own.runtime.store.change_coordination(changes)
+        nothing = own.runtime.store.read_metrics(), own.runtime.store.read_queue(10)
         with own_server.client() as client:
-            serials = remembered(client, own.store, "metrics") | remembered(client, own.store, "queue")
-    done = own.store.change_coordination(changes)
+            serials = remembered(client, own.runtime.store, "metrics") | remembered(client, own.runtime.store, "queue")
+    done = own.runtime.store.change_coordination(changes)
 
     assert [(result.status, result.code) for result in refused] == [("error", how)] * 3
     assert all(isinstance(result.error, StoreError) for result in refused)
     assert (nothing, serials) == (({}, {"pending": [], "processing": []}), set())
     assert [result.status for result in done] == ["ok"] * 3
-    assert own.store.read_metrics() == {"n": b"1", "x": b"0.5", "word": b"7"}
+    assert own.runtime.store.read_metrics() == {"n": b"1", "x": b"0.5", "word": b"7"}
 
 
 @pytest.mark.parametrize("how", REFUSALS)
@@ -142,11 +142,11 @@ def test_what_was_refused_is_done_once_although_others_went_first(own, own_serve
 
     assert own.get_coordination_metrics() == {"n": 51, "word": "before"}
     assert own.get_queue()["pending"] == ["a", "b"]
-    assert [own.writer.pending, own.get_metrics()["dropped"]] == [0, 0]
+    assert [own.runtime.writer.pending, own.get_metrics()["dropped"]] == [0, 0]
 
 
 def test_what_was_refused_is_not_overtaken(own, own_server, monkeypatch):
-    change = own.store.change_coordination
+    change = own.runtime.store.change_coordination
 
     def refuse_first(changes):
         with refusing(own_server, "NOREPLICAS"):
@@ -154,7 +154,7 @@ def test_what_was_refused_is_not_overtaken(own, own_server, monkeypatch):
 
     own.sync_metrics({"n": 1})
     with monkeypatch.context() as patch:
-        patch.setattr(own.store, "change_coordination", refuse_first)
+        patch.setattr(own.runtime.store, "change_coordination", refuse_first)
         with pytest.raises(StoreError):
             own.force_sync()
     own.sync_metrics({"n": 2})
@@ -162,7 +162,7 @@ def test_what_was_refused_is_not_overtaken(own, own_server, monkeypatch):
 
     own.force_sync()
 
-    assert own.store.read_metrics() == {"n": b"7"}
+    assert own.runtime.store.read_metrics() == {"n": b"7"}
 
 
 @pytest.mark.slow
@@ -172,7 +172,7 @@ def test_a_refusal_of_hours_keeps_one_change_waiting(own, own_server):
             own.increment_metrics(n=1)
             with pytest.raises(StoreError):
                 own.force_sync()
-        pending = own.writer.unsent(own._open().keys.coordination_location("metrics"))
+        pending = own.runtime.writer.unsent(own.runtime.keys.coordination_location("metrics"))
     refused_since = [change.since for change in pending if change.serial is not None]
 
     own.force_sync()
@@ -184,7 +184,7 @@ def test_a_refusal_of_hours_keeps_one_change_waiting(own, own_server):
 
 def test_what_can_not_be_known_any_more_is_dropped_and_counted(own, caplog):
     own.increment_metrics(n=1)
-    (change,) = own.writer.unsent(own._open().keys.coordination_location("metrics"))
+    (change,) = own.runtime.writer.unsent(own.runtime.keys.coordination_location("metrics"))
     change.serial, change.since = 1, time.monotonic() - MEMORY - 1
 
     own.force_sync()

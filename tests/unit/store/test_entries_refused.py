@@ -33,11 +33,11 @@ def guarded(make_memsync, limited):
 @pytest.mark.parametrize("bad", [0, 1, 57, 99, 100, 149])
 def test_a_key_that_is_not_allowed_is_found_among_many(guarded, other, redis, bad):
     names = [f"k{number}" for number in range(150)]
-    own = [*guarded.store._shared_keys(), KEYS.clock]
+    own = [*guarded.runtime.store._shared_keys(), KEYS.clock]
     allowed = [f"~{KEYS.location(name).key}" for at, name in enumerate(names) if at != bad]
     redis.execute_command("ACL", "SETUSER", "limited", "resetkeys", *allowed, *(f"~{key}" for key in own))
 
-    outcomes = guarded.store.write_entries([write(name, at + 1) for at, name in enumerate(names)])
+    outcomes = guarded.runtime.store.write_entries([write(name, at + 1) for at, name in enumerate(names)])
 
     refused = [(at, outcome.code) for at, outcome in enumerate(outcomes) if outcome.status != "ok"]
     assert refused == [(bad, "NOPERM")]
@@ -48,7 +48,7 @@ def test_a_key_that_is_not_allowed_is_found_among_many(guarded, other, redis, ba
 def test_where_nothing_is_allowed_each_write_says_so(guarded, redis):
     redis.execute_command("ACL", "SETUSER", "limited", "-evalsha")
 
-    outcomes = guarded.store.write_entries([write(f"k{number}", number + 1) for number in range(250)])
+    outcomes = guarded.runtime.store.write_entries([write(f"k{number}", number + 1) for number in range(250)])
 
     assert {(outcome.status, outcome.code, outcome.is_of_all) for outcome in outcomes} == {("error", "NOPERM", True)}
     assert len(outcomes) == 250
@@ -57,7 +57,7 @@ def test_where_nothing_is_allowed_each_write_says_so(guarded, redis):
 def test_a_script_that_fails_in_one_write_makes_the_others(memsync, other):
     broken = write("b", 2)._replace(serial="no number")
 
-    outcomes = memsync.store.write_entries([write("a", 1), broken, write("c", 3)])
+    outcomes = memsync.runtime.store.write_entries([write("a", 1), broken, write("c", 3)])
 
     assert statuses(outcomes) == ["ok", "error", "ok"]
     assert (outcomes[1].code, outcomes[1].passes) == ("ERR", False)
@@ -67,19 +67,19 @@ def test_a_script_that_fails_in_one_write_makes_the_others(memsync, other):
 def test_later_writes_of_an_entry_do_not_overtake_one_that_was_refused(memsync, other):
     broken = write("a", 1)._replace(fence="no number")
 
-    outcomes = memsync.store.write_entries([broken, write("b", 2), write("a", 3), write("b", 4)])
+    outcomes = memsync.runtime.store.write_entries([broken, write("b", 2), write("a", 3), write("b", 4)])
 
     assert statuses(outcomes) == ["error", "ok", "error", "ok"]
     assert other.read("a") is None
 
 
 def test_a_second_try_says_which_write_is_the_last(memsync):
-    memsync.store.write_entries([write("a", 1), write("a", 2)])
+    memsync.runtime.store.write_entries([write("a", 1), write("a", 2)])
 
-    first, second = memsync.store.write_entries([write("a", 1), write("a", 2)])
+    first, second = memsync.runtime.store.write_entries([write("a", 1), write("a", 2)])
 
     assert statuses([first, second]) == ["again", "again"]
-    assert first.writes == second.writes == f"{memsync.store.token}.2"
+    assert first.writes == second.writes == f"{memsync.runtime.store.token}.2"
 
 
 def test_what_follows_from_other_entries_happens_if_one_is_refused(make_memsync, other, limited):
@@ -122,11 +122,11 @@ def test_what_may_not_be_published_is_stored_and_published_later(make_memsync, o
     memsync.sync_agent_coordination("t1", "coder", 7)
     memsync.force_sync()
     decided = memsync.write("b", 2, expected_version=0), memsync.enqueue("q"), memsync.lock("l").acquire()
-    unpublished = memsync.store.unpublished
+    unpublished = memsync.runtime.store.unpublished
 
     redis.execute_command("ACL", "SETUSER", "limited", "&*")
 
-    eventually(lambda: memsync.store.unpublished == 0)
+    eventually(lambda: memsync.runtime.store.unpublished == 0)
     eventually(lambda: len(heard) >= 4)
     assert unpublished == 4 and decided[0].version == 1 and decided[1:] == (True, True)
     assert other.search("?") == ["task-sentinel/a", "task-sentinel/b"]
@@ -140,7 +140,7 @@ def test_what_may_not_be_published_is_stored_and_published_later(make_memsync, o
 def test_a_runtime_that_is_none_is_not_counted(memsync, runtime):
     change = StageChange(KEYS.task_location("t1", STAGE), TaskRun("SUCCESS", runtime=runtime), run_key(0, 1), 60.0)
 
-    memsync.writer.put(change)
+    memsync.runtime.writer.put(change)
     memsync.force_sync()
 
     assert memsync.get_coordination_metrics() == {"total": 1, "succeeded": 1, "runtime": 0}

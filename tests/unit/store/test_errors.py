@@ -62,7 +62,7 @@ def test_a_wrong_password_is_refused(make_memsync, redis_url):
 
 def test_a_pool_without_a_free_connection_is_unavailable(make_memsync, redis_url):
     memsync = make_memsync(backend_options={"max_connections": 1}, batch_interval=60.0)
-    pool = memsync.store.redis.connection_pool
+    pool = memsync.runtime.store.redis.connection_pool
     lent = pool.get_connection(*([] if redis_py.VERSION >= (5, 3) else ["PING"]))
 
     with pytest.raises(StoreUnavailable) as caught:
@@ -176,7 +176,7 @@ def test_a_redis_that_takes_no_writes_is_not_lost(own_server, make_memsync, refu
         memsync.force_sync()
 
     assert told == [] and memsync.get_metrics()["connected"]
-    assert memsync.writer.pending == 1
+    assert memsync.runtime.writer.pending == 1
     with own_server.client() as client, contextlib.suppress(redis_py.RedisError):
         client.replicaof("NO", "ONE")
         client.config_set("maxmemory", 0)

@@ -23,7 +23,7 @@ CHOOSY = ("members", "scores", "the last item", "items", "rows")
 
 def fill(memsync):
     """Write something of every kind; return a held lock, and the keys by name without a token."""
-    store = memsync.store
+    store = memsync.runtime.store
     memsync.sync_task_run("t1", TaskRun("FAILURE", name="proj.add", runtime=1.0), run_key(0, 1))
     memsync.force_sync()
     memsync.sync_task_run("t1", TaskRun("STARTED", name="proj.add"), run_key(1, 2))
@@ -61,7 +61,8 @@ def beat(store, worker_id, timeout=5.0, since=0.0):
 def assert_others_go_on(memsync, other, number, held):
     """Use everything, with names that the junk does not have."""
     task, name = f"new-{number}", f"new-{number}"
-    memsync.sync_task_run(task, TaskRun("STARTED", name="proj.add", run=f"{memsync.store.token}-1"), run_key(0, NOW / 1000))
+    run = TaskRun("STARTED", name="proj.add", run=f"{memsync.runtime.token}-1")
+    memsync.sync_task_run(task, run, run_key(0, NOW / 1000))
     for each in (task, "t1"):
         memsync.sync_task_state(each, {"y": number})
         memsync.sync_task_progress(each, 70)
@@ -86,8 +87,8 @@ def assert_others_go_on(memsync, other, number, held):
 
     assert_coordination_goes_on(memsync, other, name)
     assert_locks_go_on(memsync, other, name, held)
-    memsync.store.keep_messages(memsync.store.token, {f"{memsync.store.token}-2": b"new"}, 60.0)
-    assert b"new" in memsync.store.read_messages(memsync.store.token)[1].values()
+    memsync.runtime.store.keep_messages(memsync.runtime.store.token, {f"{memsync.runtime.store.token}-2": b"new"}, 60.0)
+    assert b"new" in memsync.runtime.store.read_messages(memsync.runtime.store.token)[1].values()
 
 
 def assert_coordination_goes_on(memsync, other, name):
@@ -99,11 +100,11 @@ def assert_coordination_goes_on(memsync, other, name):
     assert all(map(is_id, taken))
     assert other.complete(f"queued-{name}")
 
-    assert [beat(memsync.store, name).status for _ in range(2)] == ["online", "ok"]
+    assert [beat(memsync.runtime.store, name).status for _ in range(2)] == ["online", "ok"]
     assert name in other.get_active_workers()
-    beat(memsync.store, f"silent-{name}", timeout=0.001)
+    beat(memsync.runtime.store, f"silent-{name}", timeout=0.001)
     time.sleep(0.005)
-    found = [loss.worker_id for _ in range(4) for loss in beat(other.store, name, timeout=0.001, since=1.0).losses]
+    found = [loss.worker_id for _ in range(4) for loss in beat(other.runtime.store, name, timeout=0.001, since=1.0).losses]
     assert f"silent-{name}" in found
 
 
@@ -176,7 +177,7 @@ def test_junk_members_of_a_sorted_set_are_removed(make_memsync, redis, key, chan
         memsync.write(f"own/n{number}", 1)
         memsync.force_sync()
         locks[number].acquire()
-        beat(memsync.store, "w1")
+        beat(memsync.runtime.store, "w1")
     memsync.dequeue()
     other.search("own/*")
     other.locks()
@@ -191,7 +192,7 @@ def test_forged_invalidation_does_not_end_the_connection(make_memsync, redis, me
     memsync.write("own/1", 1)
     memsync.force_sync()
     assert other.read("own/1") == 1
-    up_since = other._open().link._line
+    up_since = other.runtime.link._line
 
     for _ in range(5):
         redis.publish("__redis__:invalidate", message)
@@ -199,4 +200,4 @@ def test_forged_invalidation_does_not_end_the_connection(make_memsync, redis, me
     memsync.force_sync()
 
     assert other.read("own/1") == 2
-    assert other._open().link._line is up_since
+    assert other.runtime.link._line is up_since

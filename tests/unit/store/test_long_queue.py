@@ -20,7 +20,7 @@ LISTS = {"pending": ids_of("a", 2500), "processing": ids_of("b", 1001)}
 @pytest.fixture
 def store(memsync, redis):
     memsync.get_queue()
-    return memsync.store
+    return memsync.runtime.store
 
 
 def new_lists(redis, store):

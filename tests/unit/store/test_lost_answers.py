@@ -220,7 +220,7 @@ def test_own_counts_that_are_under_way_are_waited_for_and_read_once(proxied, oth
 
 def test_own_counts_that_do_not_arrive_in_time_are_an_error_and_are_counted_once(proxied, other, proxy):
     proxied.increment_metrics(n=1)
-    proxied.writer.timeout = 0.1
+    proxied.runtime.writer.timeout = 0.1
     proxy.hold(scripts.METRICS_UPDATE.sha.encode())
     with pytest.raises(StoreError, match="within 0.1 s"):
         proxied.force_sync()
@@ -228,7 +228,7 @@ def test_own_counts_that_do_not_arrive_in_time_are_an_error_and_are_counted_once
     with pytest.raises(StoreError, match="within 0.1 s"):
         proxied.get_coordination_metrics()
     proxy.released.set()
-    proxied.writer.timeout = 10
+    proxied.runtime.writer.timeout = 10
 
     assert proxied.get_coordination_metrics() == {"n": 1}
     assert other.get_coordination_metrics() == {"n": 1}

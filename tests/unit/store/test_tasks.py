@@ -109,7 +109,7 @@ def test_a_batch_that_is_sent_twice_is_counted_once(memsync, other):
         ("t1", "STARTED", "a"), ("t1", "RETRY", "a"), ("t1", "SUCCESS", "c"),
         ("t2", "SUCCESS", "a"), ("t3", "RECEIVED", "a"),
     ]
-    now = round(memsync.store.clock.now() * 1000)
+    now = round(memsync.runtime.store.clock.now() * 1000)
     batch = [
         EntryWrite(Keys("task-sentinel").task_location(task_id, STAGE), "run", RUNS[run], rank_of(status), 0, now, 0, 60_000,
                    serial, TaskRun(status).encode(task_id), 500_000 if status in ("SUCCESS", "RETRY") else 0)
@@ -117,7 +117,7 @@ def test_a_batch_that_is_sent_twice_is_counted_once(memsync, other):
     ]
 
     for _ in range(3):
-        memsync.store.write_entries(batch)
+        memsync.runtime.store.write_entries(batch)
 
     assert counters(other) == {"total": 3, "succeeded": 2, "retried": 1, "runtime": 1.5}
     assert other.get_queue() == {"pending": ["t3"], "processing": []}
@@ -159,7 +159,7 @@ def test_every_task_of_many_that_are_told_at_the_same_time_is_counted(make_memsy
 
 def test_tasks_wait_in_the_order_in_which_they_were_published(memsync, other):
     ids = [f"{number}" for number in range(2500)]
-    now = round(memsync.store.clock.now(), 4)  # between two of these a sum may be rounded either way
+    now = round(memsync.runtime.store.clock.now(), 4)  # between two of these a sum may be rounded either way
 
     for number, task_id in enumerate(ids):
         run = TaskRun("PENDING", published_at=round(now + number / 10_000, 4))
@@ -188,8 +188,8 @@ def test_a_task_that_is_told_again_keeps_its_place(memsync, other):
         record_stage(memsync, "p PENDING", task_id)
         memsync.force_sync()
 
-    last = memsync.store.clock.now()
-    eventually(lambda: memsync.store.clock.now() > last + 0.01)
+    last = memsync.runtime.store.clock.now()
+    eventually(lambda: memsync.runtime.store.clock.now() > last + 0.01)
     record_stage(memsync, "p PENDING", "a")
     memsync.force_sync()
 
@@ -200,8 +200,8 @@ def test_a_task_that_is_told_again_keeps_its_place(memsync, other):
 def test_what_is_told_when_its_time_is_over_leaves_nothing(memsync, other, redis, words):
     run, status = words.split()
     memsync.sync_task_run("t", TaskRun(status), RUNS[run], ttl=0.05)
-    told_at = memsync.store.clock.now()
-    eventually(lambda: memsync.store.clock.now() > told_at + 0.1)
+    told_at = memsync.runtime.store.clock.now()
+    eventually(lambda: memsync.runtime.store.clock.now() > told_at + 0.1)
 
     memsync.force_sync()
 
@@ -223,7 +223,7 @@ def test_what_crashed_processes_left_is_forgotten_while_others_go_on(make_memsyn
         record_stage(brief, "a SUCCESS", "new")
         record_stage(brief, "p PENDING", "newer")
         brief.force_sync()
-        return redis.zcard(memsync.store.keys.pending) <= 2
+        return redis.zcard(memsync.runtime.store.keys.pending) <= 2
 
     eventually(only_one_is_left)
     assert memsync.get_queue()["pending"][0] == "alive"
@@ -232,8 +232,8 @@ def test_what_crashed_processes_left_is_forgotten_while_others_go_on(make_memsyn
 def test_a_task_to_be_retried_waits_behind_the_others(memsync, other):
     told = [("a STARTED", "first"), ("p PENDING", "second"), ("a RETRY", "first"), ("p PENDING", "third")]
     for words, task_id in told:
-        last = memsync.store.clock.now()
-        eventually(lambda: memsync.store.clock.now() > last + 0.002)
+        last = memsync.runtime.store.clock.now()
+        eventually(lambda: memsync.runtime.store.clock.now() > last + 0.002)
         record_stage(memsync, words, task_id)
     memsync.force_sync()
 

@@ -10,6 +10,7 @@ from celery_memsync.models.task import TaskRun
 from celery_memsync.store.clock import Clock
 from celery_memsync.writing.changes import MergeFields, SetValue, StageChange
 from celery_memsync.writing.progress import Progress
+from celery_memsync.writing.version_tracker import EMPTY_BASE
 
 keys = Keys("task-sentinel")
 STATE = keys.task_location("t1", names.STATE)
@@ -34,7 +35,7 @@ def value(body=b"1"):
 
 
 def written(change, base=None):
-    return decode(change.content(Clock(), base or {}).body)
+    return decode(change.entry_write(Clock(), EMPTY_BASE._replace(body=base or {})).body)
 
 
 # -- joining

@@ -43,7 +43,7 @@ def test_what_is_told_waits_until_there_is_room(full, make_memsync):
     memsync.force_sync(timeout=20)
     assert [other.read(f"a/{number}") for number in range(200)] == list(range(200))
     assert [other.get_task_state(f"t{number}")["x"] for number in range(200)] == list(range(200))
-    assert memsync.writer.pending == 0 and memsync.get_metrics()["dropped"] == 0
+    assert memsync.runtime.writer.pending == 0 and memsync.get_metrics()["dropped"] == 0
 
 
 def test_who_decides_is_told(full, make_memsync):

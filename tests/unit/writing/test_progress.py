@@ -25,7 +25,7 @@ def progress(run_key="", run=None):
 
 
 def told(cell):
-    return progress_from(encoding.decode(cell.content(Clock(), {}).body))
+    return progress_from(encoding.decode(cell.entry_write(Clock()).body))
 
 
 # -- by itself
@@ -195,11 +195,12 @@ def test_progress_that_travels_with_a_retry_keeps_its_phase():
     cell.report(4, 4, None, phase="downloading")
     cell.report(1, 10, None, phase="converting")
     change = cell.snapshot()
-    body = change.content(clock, {}).body
+    body = change.entry_write(clock).body
 
     travelled = ProgressChange.from_row(PROGRESS, encoding.decode(body), RUN_1, 60.0, clock)
 
-    assert travelled.content(clock, {})[:4] == change.content(clock, {})[:4]
+    written = [one.entry_write(clock)._replace(time=0, age_ms=0, ttl_ms=0) for one in (travelled, change)]
+    assert written[0] == written[1]
     assert told(travelled)["phase_number"] == 2
 
 
@@ -217,14 +218,14 @@ def test_a_phase_of_a_message_that_is_none_is_refused(phase):
 def test_a_new_phase_is_shown_after_a_later_run_has_begun_and_before(memsync, other):
     first, second = progress(RUN_1, "first"), progress(RUN_2, "second")
     first.report(4, 4, None, phase="downloading")
-    memsync.writer.put(first)
+    memsync.runtime.writer.put(first)
     memsync.force_sync()
     second.report(1, 10, None)
-    other.writer.put(second)
+    other.runtime.writer.put(second)
     other.force_sync()
 
     first.report(1, 10, None, phase="converting")
-    memsync.writer.put(first)
+    memsync.runtime.writer.put(first)
     memsync.force_sync()
 
     shown = other.get_task_progress("t1")
@@ -287,17 +288,17 @@ def test_ten_thousand_reports_leave_one_pending_change(memsync):
     for number in range(10_000):
         memsync.sync_task_progress("t1", None, current=number, total=10_000)
 
-    assert memsync.writer.pending == 1
+    assert memsync.runtime.writer.pending == 1
 
 
 def test_a_new_run_starts_over_and_keeps_the_previous(memsync, other):
     first, second = progress(RUN_1, "first"), progress(RUN_2, "second")
     first.report(90, 100, "nearly")
-    memsync.writer.put(first)
+    memsync.runtime.writer.put(first)
     memsync.force_sync()
 
     second.report(10, 100, "again")
-    memsync.writer.put(second)
+    memsync.runtime.writer.put(second)
     mine = memsync.get_task_progress("t1")
     memsync.force_sync()
 
@@ -310,7 +311,7 @@ def test_two_runs_told_in_one_batch_are_both_kept(memsync, other):
     for run_key, percent in ((RUN_1, 90), (RUN_2, 10)):
         cell = progress(run_key)
         cell.report(percent, 100, None)
-        memsync.writer.put(cell)
+        memsync.runtime.writer.put(cell)
 
     memsync.force_sync()
 
@@ -321,11 +322,11 @@ def test_two_runs_told_in_one_batch_are_both_kept(memsync, other):
 def test_a_late_word_of_the_former_run_does_not_undo_the_new_one(memsync, other):
     late, new = progress(RUN_1, "first"), progress(RUN_2, "second")
     new.report(10, 100, None)
-    memsync.writer.put(new)
+    memsync.runtime.writer.put(new)
     memsync.force_sync()
 
     late.report(95, 100, None)
-    other.writer.put(late)
+    other.runtime.writer.put(late)
     other.force_sync()
 
     shown = memsync.get_task_progress("t1")

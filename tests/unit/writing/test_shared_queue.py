@@ -242,7 +242,7 @@ def test_what_has_no_value_in_one_piece_can_not_be_written_as_one(memsync, thing
     with pytest.raises(InvalidKey, match=f"sync_{thing}"):
         act(memsync, f"coordination/{thing}")
 
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0
 
 
 def test_a_queue_of_100000_is_read_in_part_and_fast(memsync, other, redis):

@@ -196,7 +196,7 @@ def test_what_redis_has_forgotten_is_an_error_and_not_done_again(proxied, other,
 def test_what_is_older_than_the_memory_of_redis_is_an_error_and_not_done_again(proxied, other, proxy):
     lose_answer(proxy, proxied.enqueue, "a")
     run_all(other)
-    ((attempt,),) = proxied._open().coordination._attempts.values()
+    ((attempt,),) = proxied.runtime.coordination._attempts.values()
     attempt.since -= MEMORY + 1
 
     with pytest.raises(StoreError, match="may or may not have been done"):
@@ -214,7 +214,7 @@ def test_a_call_that_was_refused_can_be_made_again_after_any_time(make_memsync, 
         with pytest.raises(StoreError, match="full"):
             memsync.enqueue("a")
         client.config_set("maxmemory", 0)
-    ((attempt,),) = memsync._open().coordination._attempts.values()
+    ((attempt,),) = memsync.runtime.coordination._attempts.values()
     attempt.since -= MEMORY + 1
 
     put = memsync.enqueue("a")
@@ -234,7 +234,7 @@ def test_calls_that_found_no_redis_are_not_remembered(make_memsync, own_server):
         with pytest.raises(StoreError):
             memsync.enqueue(f"{number}")
 
-    assert len(memsync._open().coordination._attempts) <= 1
+    assert len(memsync.runtime.coordination._attempts) <= 1
 
 
 def test_a_call_that_was_interrupted_is_finished_by_the_same_call(proxied, other, proxy):

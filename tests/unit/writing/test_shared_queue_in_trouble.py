@@ -64,7 +64,7 @@ def test_what_can_not_be_shared_is_refused_at_once_and_nothing_is_queued(memsync
     with pytest.raises(error):
         act(memsync)
 
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0
 
 
 @pytest.mark.parametrize("act", [
@@ -79,7 +79,7 @@ def test_what_is_too_large_is_refused_at_once_and_nothing_is_queued(make_memsync
     with pytest.raises(ValueTooLarge, match="memsync_max_value_size"):
         act(memsync)
 
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0
 
 
 # -- Redis is away

@@ -40,7 +40,7 @@ def test_the_same_call_again_is_done_once(proxied, other, proxy, version):
     entry = proxied.write("a", "mine", expected_version=version)
 
     assert entry.version == other.read_entry("a").version == version + 1
-    assert len(proxied.writer.unanswered) == 0
+    assert len(proxied.runtime.writer.unanswered) == 0
 
 
 def test_the_same_call_again_upon_what_was_deleted_has_the_version_that_is_stored(proxied, other, proxy):
@@ -80,7 +80,7 @@ def test_after_many_others_it_can_not_be_known_and_is_no_conflict(proxied, other
 
 def pretend_lost(memsync, version):
     """Let a process believe that it has written, and got no answer."""
-    location, calls = memsync.store.keys.location("a"), memsync.writer.unanswered
+    location, calls = memsync.runtime.store.keys.location("a"), memsync.runtime.writer.unanswered
     with pytest.raises(KeyboardInterrupt), calls.attempt(location, unanswered.digest_of(b'"mine"'), version):
         raise KeyboardInterrupt
 

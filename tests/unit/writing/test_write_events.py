@@ -246,7 +246,7 @@ def test_what_was_written_before_a_conflict_could_be_settled_is_told_once(separa
     first.force_sync()
     told = listen(second, *SYNCED)
     forbid = functools.partial(redis.execute_command, "ACL", "SETUSER", "second", "-evalsha")
-    second.writer.settler.resolvers = Resolvers(lambda entries: forbid() and Resolution("settled"), "task-sentinel")
+    second.runtime.writer.settler.resolvers = Resolvers(lambda entries: forbid() and Resolution("settled"), "task-sentinel")
 
     second.write("a", MARK)
     second.sync_task_state("t1", {"x": MARK})
@@ -254,7 +254,7 @@ def test_what_was_written_before_a_conflict_could_be_settled_is_told_once(separa
     with pytest.raises(StoreError):
         second.force_sync()
     redis.execute_command("ACL", "SETUSER", "second", "+evalsha")
-    second.writer.settler.resolvers = Resolvers(lambda entries: Resolution("settled"), "task-sentinel")
+    second.runtime.writer.settler.resolvers = Resolvers(lambda entries: Resolution("settled"), "task-sentinel")
     second.force_sync()
     assert second.events.wait_idle(5)
 

@@ -134,7 +134,7 @@ def test_force_sync_waits_for_a_batch_in_flight_in_another_thread(make_memsync, 
     memsync.force_sync()
     memsync.write("a", 1)
     own_server.pause()
-    flush = in_background(lambda: memsync.writer.flush() or "done")
+    flush = in_background(lambda: memsync.runtime.writer.flush() or "done")
     time.sleep(0.1)
     forced = in_background(lambda: memsync.force_sync() or "done")
     ask = in_background(lambda: memsync.read("a"))
@@ -152,15 +152,15 @@ def test_force_sync_waits_for_a_batch_in_flight_in_another_thread(make_memsync, 
 def test_a_flush_waits_for_redis_no_longer_than_it_may_and_nothing_is_lost(make_memsync, own_server):
     memsync = make_memsync(url=own_server.url, batch_interval=60.0, backend_options={"socket_timeout": 10})
     memsync.force_sync()
-    memsync.writer.timeout = 0.2
+    memsync.runtime.writer.timeout = 0.2
     memsync.write("a", 1)
     own_server.pause()
     started = time.monotonic()
 
-    for act in (memsync.force_sync, memsync.writer.flush, memsync.get_queue):
+    for act in (memsync.force_sync, memsync.runtime.writer.flush, memsync.get_queue):
         with pytest.raises(StoreError, match=r"did not take what is pending within 0\.2 s; it stays pending"):
             act()
-    took, pending = time.monotonic() - started, memsync.writer.pending
+    took, pending = time.monotonic() - started, memsync.runtime.writer.pending
     own_server.resume()
     memsync.force_sync(timeout=10)
 
@@ -177,7 +177,7 @@ def test_after_a_barrier_a_write_waits_for_its_interval(memsync, other):
         memsync.write("b", number)
         time.sleep(0.05)
 
-        assert memsync.writer.pending == 1
+        assert memsync.runtime.writer.pending == 1
 
 
 def test_force_sync_does_not_hang_in_a_handler_of_an_event(memsync):
@@ -282,4 +282,4 @@ def test_force_sync_while_redis_is_away_raises_and_keeps_everything(make_memsync
     with pytest.raises(StoreError):
         memsync.force_sync()
 
-    assert memsync.writer.pending == 1
+    assert memsync.runtime.writer.pending == 1

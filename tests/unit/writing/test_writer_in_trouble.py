@@ -38,7 +38,7 @@ def test_telling_goes_on_while_redis_is_away(away):
     away.update_heartbeat()
     away.delete("b")
 
-    assert away.writer.pending == 7
+    assert away.runtime.writer.pending == 7
 
 
 @pytest.mark.parametrize("ask", [
@@ -67,7 +67,7 @@ def test_what_waited_is_written_when_redis_is_back(away, own_server):
     own_server.start()
     away.force_sync(timeout=5)
 
-    assert away.writer.pending == 0
+    assert away.runtime.writer.pending == 0
     assert away.read("a") == 1
     assert away.read_entry("a").version == 1
     assert away.get_task_progress("t1")["progress"] == 10
@@ -91,7 +91,7 @@ def test_force_sync_gives_up_after_its_timeout(away):
         away.force_sync(timeout=0.3)
 
     assert time.monotonic() - started < 5
-    assert away.writer.pending == 1
+    assert away.runtime.writer.pending == 1
 
 
 def test_newer_values_win_over_those_that_were_put_back(away, own_server):
@@ -104,7 +104,7 @@ def test_newer_values_win_over_those_that_were_put_back(away, own_server):
     away.write("a", "new")
     away.sync_task_state("t1", {"x": "new"})
     away.sync_task_progress("t1", 20, message="new")
-    pending = away.writer.pending
+    pending = away.runtime.writer.pending
     own_server.start()
     away.force_sync(timeout=5)
 
@@ -126,7 +126,7 @@ def test_the_thread_writes_by_itself_when_redis_is_back(make_memsync, own_server
 
     own_server.start()
 
-    eventually(lambda: memsync.writer.pending == 0)
+    eventually(lambda: memsync.runtime.writer.pending == 0)
     assert memsync.read("a") == 1
     assert memsync.events.wait_idle(5)
     assert told == ["connection-lost", "connection-restored"]
@@ -185,7 +185,7 @@ def test_a_batch_whose_answer_was_lost_is_stored_once(short_timeout, own_server)
     assert short_timeout.read_entry("a").version == 2
     assert short_timeout.read_entry("tasks/t1/state").version == 1
     assert short_timeout.read_entry("tasks/t1/progress").version == 1
-    assert short_timeout.writer.pending == 0
+    assert short_timeout.runtime.writer.pending == 0
 
 
 def test_a_batch_that_was_lost_on_its_way_is_stored_by_the_second_try(short_timeout, own_server):
@@ -227,10 +227,10 @@ def test_a_redis_that_is_back_is_known_although_nothing_waits_any_more(make_mems
     change = memsync.sync_task_run("t1", TaskRun("RECEIVED"))
     own_server.stop()
     with pytest.raises(StoreError):
-        memsync.writer.flush()
+        memsync.runtime.writer.flush()
     change.withdrawn = True
 
     own_server.start()
 
     assert eventually(lambda: memsync.get_metrics()["connected"])
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0

@@ -56,14 +56,14 @@ def test_refused_write_is_named_and_written_when_allowed(memsync, other, limited
     memsync.sync_task_state("t1", {"x": 1})
     with pytest.raises(StoreError, match="task-sentinel/tasks/t1/state"):
         memsync.force_sync()
-    still_pending = memsync.writer.pending
+    still_pending = memsync.runtime.writer.pending
 
     limited.allow("get")
     memsync.force_sync()
 
     assert still_pending == 1
     assert other.get_task_state("t1") == {"x": 1}
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0
 
 
 def test_refused_write_is_retried_by_the_thread(make_memsync, other, limited, monkeypatch):
@@ -72,7 +72,7 @@ def test_refused_write_is_retried_by_the_thread(make_memsync, other, limited, mo
     memsync = make_memsync(url=limited.url, batch_interval=0.01)
     limited.refuse("get")
     memsync.sync_task_state("t1", {"x": 1})
-    eventually(lambda: memsync.writer.is_stuck(TASK))
+    eventually(lambda: memsync.runtime.writer.is_stuck(TASK))
 
     limited.allow("get")
 
@@ -87,7 +87,7 @@ def test_refused_write_is_not_overtaken_by_a_newer_one_of_its_key(memsync, other
 
     limited.allow("get")
     memsync.sync_task_state("t1", {"y": 2})
-    memsync.writer.flush()
+    memsync.runtime.writer.flush()
     memsync.force_sync()
 
     assert other.get_task_state("t1") == {"x": 1, "y": 2}
@@ -101,7 +101,7 @@ def test_newer_value_wins_over_a_refused_one(memsync, other, limited):
 
     limited.allow("get")
     memsync.write("a", "new")
-    memsync.writer.flush()
+    memsync.runtime.writer.flush()
     memsync.force_sync()
 
     assert other.read("a") == "new"
@@ -129,7 +129,7 @@ def test_refused_writes_are_bounded(make_memsync, limited):
     with pytest.raises(StoreError, match="key-2 and 2 more"):
         memsync.force_sync()
 
-    assert memsync.writer.pending == 3
+    assert memsync.runtime.writer.pending == 3
     assert memsync.get_metrics()["dropped"] == 2
 
 
@@ -193,7 +193,7 @@ def test_what_could_not_be_written_counts_too(make_memsync, own_server):
     for number in range(3):
         memsync.write(f"new-{number}", number)
 
-    assert memsync.writer.pending == 3
+    assert memsync.runtime.writer.pending == 3
     assert memsync.get_metrics()["dropped"] == 3
     own_server.start()
     memsync.force_sync(timeout=5)

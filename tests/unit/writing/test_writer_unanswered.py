@@ -41,7 +41,7 @@ def test_value_at_which_redis_closes_the_connection_is_alone(make_memsync, narro
     with pytest.raises(StoreError, match="Could not write task-sentinel/large .*proto-max-bulk-len"):
         memsync.force_sync()
 
-    assert eventually(lambda: memsync.writer.pending == 1)
+    assert eventually(lambda: memsync.runtime.writer.pending == 1)
     assert sum(value == 1 for value in other.read_many(keys).values()) == len(keys)
 
 
@@ -69,7 +69,7 @@ def test_value_at_which_redis_closed_the_connection_is_written_when_it_may_be(ma
     memsync.force_sync()
 
     assert other.read("large") == "x" * (2 << 20)
-    assert memsync.writer.pending == 0
+    assert memsync.runtime.writer.pending == 0
 
 
 def test_compare_and_set_at_which_redis_closes_the_connection_raises(make_memsync, narrow_server):

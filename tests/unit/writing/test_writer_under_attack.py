@@ -128,13 +128,13 @@ def test_a_thread_that_has_ended_is_not_told(make_memsync):
 
     memsync.force_sync()
 
-    assert not memsync.writer._fenced
+    assert not memsync.runtime.writer._refusals._fenced
 
 
 def test_a_loop_that_writes_to_a_closed_writer_leaves_no_crowd_of_threads(make_memsync, memsync):
     closed = make_memsync()
     closed.write("a", 0)
-    writer, location = closed.writer, closed._open().keys.location("a")
+    writer, location = closed.runtime.writer, closed.runtime.keys.location("a")
     closed.shutdown()
 
     for number in range(300):

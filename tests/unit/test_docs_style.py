@@ -1,0 +1,84 @@
+"""The style of texts that a machine can check: words, length of lines, links."""
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.support.paths import ROOT
+
+#: Documents, and whatever else keeps to the words below: one path more covers more files.
+COVERED = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "example_project", "benchmarks/README.md",
+           "benchmarks/decisions.md")
+
+#: Words of a language of our own, each with a word of Celery's, Redis's or of everybody in its place.
+WORDS = re.compile(
+    r"\b(?:tell|tells|told|heard|hears|whoever|somebody|nobody|mend)\b|(?<!celery )\bbeats?\b", re.IGNORECASE)
+
+#: Blocks that repeat what a program prints, whose words are those of the program.
+OUTPUT = re.compile(r"^```(?:console|text)$.*?^```$", re.MULTILINE | re.DOTALL)
+
+#: Lines that cannot be shorter: rows of tables, pictures, and links.
+LONG = re.compile(r"\||.*\]\(https://|\s*\S*$")
+
+FILES = sorted(
+    path for name in COVERED for path in [ROOT / name, *(ROOT / name).rglob("*")] if path.suffix in (".md", ".py", ".lua"))
+PAGES = [path for path in FILES if path.suffix == ".md"]
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def text_of(path):
+    """Return a text without what programs print, and without names of tests and files."""
+    return re.sub(r"`[^`\n]*`", "", OUTPUT.sub("", path.read_text()))
+
+
+def test_files_are_found():
+    assert len(PAGES) > 30
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_text_uses_the_words_of_the_field(path):
+    lines = text_of(path).splitlines()
+
+    assert [line for line in lines if WORDS.search(line)] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_line_of_a_page_has_at_most_100_characters(path):
+    lines = path.read_text().splitlines()
+
+    assert [line for line in lines if len(line) > 100 and not LONG.match(line)] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_page_begins_with_its_title(path):
+    if path.name == "decisions.md":  # the end of another page
+        return
+
+    titles = re.findall(r"^# .*", re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.M | re.S), re.M)
+
+    assert path.read_text().startswith("# ")
+    assert len(titles) == 1
+
+
+def test_readme_has_no_relative_link():
+    targets = re.findall(r"\]\(([^)]*)\)", (ROOT / "README.md").read_text())
+
+    assert targets
+    assert [target for target in targets if not target.startswith("https://")] == []
+
+
+def test_design_is_short_enough_to_be_read():
+    assert len((ROOT / "docs" / "design.md").read_text().splitlines()) <= 250
+
+
+def test_index_lists_every_page():
+    index = (ROOT / "docs" / "index.md").read_text()
+    pages = {str(path.relative_to(ROOT / "docs").with_suffix("")) for path in (ROOT / "docs").rglob("*.md")}
+
+    listed = {line for block in re.findall(r"^```\{toctree\}(.*?)^```$", index, re.M | re.S) for line in block.split()}
+
+    assert pages - listed == {"index"}
