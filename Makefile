@@ -20,7 +20,7 @@ help:
 	@echo "make fuzz        throw made-up bytes at what reads (SECONDS= for each target)"
 	@echo "make clean       remove what the others made"
 
-.venv/installed: setup.cfg pyproject.toml
+.venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,cli,dev,docs]'
 	touch $@
@@ -45,23 +45,20 @@ acceptance: .venv/installed lint
 counts: .venv/installed
 	$(BIN)/python -m pytest -q -s tests/integration/test_counts.py tests/unit/test_budgets.py
 
-# All at the same time, because isort, mypy and bandit use one core each.
-LINTERS := lint-flake8 lint-isort lint-mypy lint-bandit
+# All at the same time: mypy takes the longest, and the audit waits for a service.
+LINTERS := lint-ruff lint-mypy lint-audit
 .PHONY: $(LINTERS)
 lint: .venv/installed
 	+$(MAKE) --no-print-directory --jobs=4 --output-sync $(LINTERS)
 
-lint-flake8:
-	$(BIN)/python -m flake8 celery_memsync tests example_project benchmarks docs
-
-lint-isort:
-	$(BIN)/python -m isort --check-only --quiet celery_memsync tests example_project benchmarks docs
+lint-ruff:
+	$(BIN)/python -m ruff check --quiet .
 
 lint-mypy:
 	$(BIN)/python -m mypy
 
-lint-bandit:
-	$(BIN)/python -m bandit --quiet --recursive --ini setup.cfg celery_memsync
+lint-audit:
+	$(BIN)/python .ci/audit.py
 
 docs: .venv/installed
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site
@@ -83,4 +80,4 @@ fuzz: .venv/installed
 	$(BIN)/python -m tests.faults.fuzz --seconds $(or $(SECONDS),60)
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .hypothesis build celery_memsync.egg-info census
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist celery_memsync.egg-info census

@@ -22,8 +22,9 @@ import socket
 import statistics
 import subprocess
 import time
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, Iterator
+from typing import Any
 
 import common
 import redis

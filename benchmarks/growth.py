@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from typing import Any, Callable, Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import common
 import redis

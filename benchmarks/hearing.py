@@ -18,9 +18,10 @@ import json
 import multiprocessing
 import threading
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import common
 import redis

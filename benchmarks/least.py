@@ -67,7 +67,8 @@ class Tracker:
     def on_received(self, request: Any, **_: Any) -> None:
         """Make the run and wait for what it comes to."""
         now, go_on = time.time(), request.on_success
-        request.request_dict["least"] = {"run": f"leastone-{next(self.runs)}", "key": "000%013d" % (now * 1000), "at": now}
+        request.request_dict["least"] = {"run": f"leastone-{next(self.runs)}", "at": now}
+        request.request_dict["least"]["key"] = f"000{int(now * 1000):013d}"
 
         def succeeded(outcome: Any, **kwargs: Any) -> Any:
             del request.on_success

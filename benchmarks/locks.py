@@ -15,7 +15,8 @@ import multiprocessing
 import random
 import statistics
 import time
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import common
 import redis

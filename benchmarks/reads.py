@@ -19,9 +19,10 @@ import marshal
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import common
 import redis

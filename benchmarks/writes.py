@@ -13,7 +13,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import common
 import least
@@ -85,7 +86,7 @@ def main() -> None:
             in_chunks(lambda pipeline, key, value: pipeline.hincrby("counters", "total", 1))
 
         def increment() -> None:
-            for number in range(WRITES):
+            for _ in range(WRITES):
                 memsync.increment_metrics(total=1)
             memsync.force_sync()
 

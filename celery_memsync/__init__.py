@@ -1,4 +1,4 @@
-"""A shared memory in Redis for the processes of a Celery app.
+"""Shared, live and consistent state in Redis for all processes of a Celery app.
 
 What it is made of is imported when it is asked for: the `celery` command imports this package in all of its processes.
 """
@@ -10,18 +10,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     # What a user makes
     from .app import MemSync
+
     # What comes back
     from .conflicts import Resolution
+
     # What is raised
-    from .exceptions import (ConflictError, InvalidKey, InvalidValue, LockError, LockLost, LockNotAcquired,
-                             MemSyncError, NotInTask, StoreError, StoreRefused, StoreUnavailable, ValueTooLarge)
+    from .exceptions import (
+        ConflictError,
+        InvalidKey,
+        InvalidValue,
+        LockError,
+        LockLost,
+        LockNotAcquired,
+        MemSyncError,
+        NotInTask,
+        StoreError,
+        StoreRefused,
+        StoreUnavailable,
+        ValueTooLarge,
+    )
     from .locking.lock import Lock
     from .manager import MemorySyncManager
     from .models.entry import Entry
     from .models.lock import LockRecord
     from .models.worker import WorkerRecord
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
 
 __all__ = [
     "MemorySyncManager", "MemSync", "Lock",

@@ -21,7 +21,7 @@ def activate(app: Celery) -> MemSync:
     return tied if isinstance(tied, MemSync) else MemSync(app)
 
 
-def on_worker_init(sender: "WorkController", **_: Any) -> None:
+def on_worker_init(sender: WorkController, **_: Any) -> None:
     """Activate a worker whose app has ``memsync_backend`` set, or a `MemSync`."""
     app = sender.app
     tied = getattr(app, "memsync", None)

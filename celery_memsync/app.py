@@ -1,7 +1,8 @@
 """`MemSync`: the shared state of a Celery app."""
 from __future__ import annotations
 
-from typing import Any, Callable, Iterable, Iterator, Mapping, TypeVar, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar, overload
 
 from celery import Celery
 from celery._state import get_current_task

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from typing import Callable
+from collections.abc import Callable
 
 from redis.backoff import EqualJitterBackoff
 

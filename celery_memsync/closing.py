@@ -7,10 +7,10 @@ import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from multiprocessing import util as multiprocessing_util
-from typing import Callable
 
 logger = logging.getLogger(__name__)
 

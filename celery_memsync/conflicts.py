@@ -5,8 +5,9 @@ incoming one last, and answers a :class:`Resolution`.
 """
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any
 
 from kombu.utils.imports import symbol_by_name
 

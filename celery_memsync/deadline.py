@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from contextvars import ContextVar, copy_context
 from threading import get_ident
-from typing import Any, Callable, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 #: ``memsync_timeout`` unless it is set, in seconds.
 DEFAULT_TIMEOUT = 3.0

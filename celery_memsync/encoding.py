@@ -6,10 +6,11 @@ something that :func:`encode` could have made, or it raises one of :data:`UNREAD
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from decimal import Decimal
 from json import JSONDecoder
-from typing import Any, Iterable, Mapping
+from typing import Any
 
 from kombu.utils import json
 

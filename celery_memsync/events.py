@@ -6,8 +6,9 @@ import logging
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from itertools import count
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 from .background_loop import BackgroundLoop, Wakeup
 from .user_code import call_user_code, name_of

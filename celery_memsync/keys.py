@@ -167,6 +167,8 @@ class Keys:
         self.heartbeats = f"{self.workers}/heartbeats"
         #: Sorted set of lost workers whose tasks are not recorded yet, by the end of the lease of the recording worker (ms).
         self.lost = f"{self.workers}/lost"
+        #: Sorted set of workers by the newest format that each knows.
+        self.formats = f"{self.workers}/formats"
         #: Sorted set of tasks and paths by when what was noted of them last was written (us); of a cluster.
         self.noted = f"{self.about}/noted"
         #: What may be written to see whether it may.

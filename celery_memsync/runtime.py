@@ -4,10 +4,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from .closing import closer
 from .conflicts import Resolvers
@@ -29,6 +31,7 @@ from .records.lock_records import LockRecords
 from .records.queue_records import QueueRecords
 from .records.task_records import TaskRecords
 from .records.worker_records import WorkerRecords
+from .redaction import leave_logs, redact_logs
 from .store import Store
 from .store.client import connect, connect_to_nothing
 from .store.cluster_store import ClusterStore
@@ -44,6 +47,18 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that the listening thread has in any case to end: mostly it has only to be woken.
 LINK_TIMEOUT = 0.1
+
+
+#: Whether it was logged that this Python runs without the GIL.
+_warned_without_gil = False
+
+
+def _warn_without_gil() -> None:
+    """Log once that a free-threaded Python has its GIL switched off, because nothing was tested there."""
+    global _warned_without_gil
+    if not _warned_without_gil and not getattr(sys, "_is_gil_enabled", lambda: True)():
+        _warned_without_gil = True
+        logger.warning("This Python runs without the GIL, in which celery-memsync is not tested; start it with PYTHON_GIL=1")
 
 
 class WeakEvents(Events):
@@ -98,7 +113,11 @@ class Runtime:
         worker_id, url = settings.worker_id or environment.worker_id(), settings.backend or ""
         keys = Keys(settings.namespace, together=is_cluster(url))
         token = new_token()
+        _warn_without_gil()
         self.settings = settings
+        self.redact = settings.redactor
+        if self.redact is not None:
+            redact_logs(self.redact)
         self.worker_id = worker_id
         self.keys = keys
         self.token = token
@@ -164,6 +183,8 @@ class Runtime:
     def _close(self) -> None:
         # From the last line to the first, each whatever the others raise.
         with contextlib.ExitStack() as steps:
+            if self.redact is not None:
+                steps.callback(leave_logs, self.redact)
             steps.callback(self.store.close)
             steps.callback(lambda: self.link.stop(max(LINK_TIMEOUT, remaining())))
             # The next holder of a lock finds what was written under it.
@@ -204,7 +225,7 @@ class Runtime:
         self.subscriptions.on_look()
 
 
-_lifetimes: "weakref.WeakSet[Lifetime]" = weakref.WeakSet()
+_lifetimes: weakref.WeakSet[Lifetime] = weakref.WeakSet()
 
 
 class Lifetime:

@@ -1,20 +1,31 @@
 """Every setting, with its default and what is allowed."""
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Callable, Iterable, Mapping
+from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
 from celery.utils.nodenames import node_format
+from kombu.utils.imports import symbol_by_name
 from redis.connection import parse_url
 
 from .conflicts import Resolvers
 from .deadline import DEFAULT_TIMEOUT
 from .exceptions import InvalidKey
 from .keys import Keys, check_id
-from .urls import (CLUSTER_SCHEMES, as_redis_py, check_database, is_cluster, lower_scheme, scheme_of, servers_of,
-                   with_login_in_front)
+from .redaction import Redactor
+from .urls import (
+    CLUSTER_SCHEMES,
+    as_redis_py,
+    check_database,
+    is_cluster,
+    lower_scheme,
+    scheme_of,
+    servers_of,
+    with_login_in_front,
+)
 
 #: What a Redis URL may begin with.
 SCHEMES = ("redis", "rediss", "unix", "sentinel", *CLUSTER_SCHEMES, "embedded")
@@ -83,6 +94,9 @@ class Settings:
     #: Secret that signs what is stored in Redis and sent to the broker later: a text, or several of which the
     #: first one signs and all are accepted.  ``recover = "requeue"`` needs it.
     signing_key: Any = field(default=None, repr=False)
+    #: Hides secrets in texts of exceptions, messages of progress and lines of the log before they are written: a callable
+    #: that takes and returns a text, or the dotted path of one.
+    redact: Any = None
     #: Lease of a lock, in seconds.
     lock_ttl: float = 30.0
     #: Replicas of Redis that must have a lock before it is had.
@@ -113,6 +127,11 @@ class Settings:
     def signing_keys(self) -> tuple[bytes, ...]:
         """The keys of ``signing_key`` as bytes, the one that signs first; none without it."""
         return tuple(key.encode() if isinstance(key, str) else key for key in _listed(self.signing_key))
+
+    @property
+    def redactor(self) -> Redactor | None:
+        """What calls ``redact``, or None without it."""
+        return None if self.redact is None else Redactor(_imported(self.redact))
 
     @classmethod
     def build(cls, given: Mapping[str, Any]) -> Settings:
@@ -243,6 +262,19 @@ def _signing_key(value: object) -> str | None:
         f"a secret text of {MIN_SIGNING_KEY} characters or more, or a tuple of such texts, the newest one first"
 
 
+def _imported(value: object) -> Any:
+    """Return what a dotted path names, and anything else as it is."""
+    return symbol_by_name(value) if isinstance(value, str) else value  # type: ignore[no-untyped-call]
+
+
+def _redact(value: object) -> str | None:
+    try:
+        is_fit = value is None or callable(_imported(value))
+    except (ImportError, AttributeError, ValueError):
+        is_fit = False
+    return None if is_fit else "a callable that takes and returns a text, the dotted path of one, or None"
+
+
 def _url(value: object) -> str | None:
     if value is None:
         return None
@@ -332,6 +364,7 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "recover": _recover,
     "max_recoveries": _count_or_0,
     "signing_key": _signing_key,
+    "redact": _redact,
     "lock_ttl": _seconds,
     "lock_replicas": _count_or_0,
     "strict": _flag_or_none,

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import hmac
-from typing import Iterable
+from collections.abc import Iterable
 
 #: Bytes of a signature: HMAC-SHA256 (RFC 2104) in hexadecimal digits.
 SIGNATURE_SIZE = 64

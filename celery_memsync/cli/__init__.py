@@ -64,14 +64,14 @@ class Commands(click.Group):
         try:
             return super().parse_args(ctx, args)
         except (click.NoSuchOption, click.BadOptionUsage) as exc:
-            raise _misuse(exc)
+            raise _misuse(exc) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         try:
             return super().invoke(ctx)
         except click.UsageError as exc:
-            raise _misuse(exc)
+            raise _misuse(exc) from None
         except RecursionError:
             _output().fail("A value is nested too deeply to be printed.", os.EX_DATAERR)
 
@@ -93,7 +93,7 @@ def memsync() -> None:
     """Look into the shared memory of an app."""
 
 
-def on_worker_init(sender: "WorkController", **_: Any) -> None:
+def on_worker_init(sender: WorkController, **_: Any) -> None:
     """Activate a worker whose app has ``memsync_backend`` set, or a `MemSync`; import what that takes only then."""
     if getattr(sender.app, "memsync", None) is not None or sender.app.conf.get("memsync_backend"):
         import_module("..activation", __name__).on_worker_init(sender)

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from typing import Any, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import click
 
@@ -11,9 +12,21 @@ from ..app import MemSync
 from ..exceptions import StoreError
 from ..models.worker import WorkerRecord
 from ..store.acl import CHANNELS, KEYS, MissingRights
-from .checks import (Finding, examine_clocks, examine_indexes, examine_latency, examine_locks, examine_names,
-                     examine_nodes, examine_persistence, examine_queues, examine_settings, examine_visibility, named,
-                     read_scene)
+from .checks import (
+    Finding,
+    examine_clocks,
+    examine_indexes,
+    examine_latency,
+    examine_locks,
+    examine_names,
+    examine_nodes,
+    examine_persistence,
+    examine_queues,
+    examine_settings,
+    examine_visibility,
+    named,
+    read_scene,
+)
 from .command import command
 from .output import figure, json_option, latency_of, mebibytes, memory_of, print_json, print_line, shorten
 
@@ -59,6 +72,7 @@ def _examined(ctx: click.Context, memsync: MemSync) -> Iterator[Finding]:
     yield from examine_persistence(info)
     yield from examine_latency(latency)
     yield from examine_workers(workers)
+    yield from examine_formats(workers)
     yield from examine_names(memsync.runtime.store.read_worker_processes())
     yield from examine_queues(scene)
     yield from examine_clocks(workers)
@@ -136,6 +150,22 @@ def examine_workers(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
         found = sorted({str(one.versions[name]) for one in alive if name in one.versions})
         if len(found) > 1:
             yield Finding(False, f"workers have different versions of {name}: {named(found)}", "bring all to the same")
+
+
+def examine_formats(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
+    """Yield whether live workers know different formats of what is shared."""
+    known: dict[int, list[str]] = {}
+    for one in workers:
+        if one.status not in ("lost", "offline") and type(one.format) is int:
+            known.setdefault(one.format, []).append(one.worker_id)
+    if len(known) < 2:
+        return
+    listed = "; ".join(f"{number} ({named(names)})" for number, names in sorted(known.items()))
+    lowest, highest = min(known), max(known)
+    yield Finding(
+        False, f"the newest formats that workers know differ: {listed}",
+        f"format {lowest} is written until all know {highest}; bring all to the same release" if highest - lowest == 1 else
+        "a release reads its own format and the one before; upgrade by one release at a time")
 
 
 def _starting(one: WorkerRecord) -> bool:

@@ -9,8 +9,24 @@ from celery.bin.base import CeleryOption
 
 from ..exceptions import ConflictError, InvalidValue
 from .command import command
-from .output import (Seconds, confirm, confirmable, duration, fail, indented, json_option, limit_option, memory_of,
-                     moment, print_error, print_facts, print_json, print_line, shown, yes_option)
+from .output import (
+    Seconds,
+    confirm,
+    confirmable,
+    duration,
+    fail,
+    indented,
+    json_option,
+    limit_option,
+    memory_of,
+    moment,
+    print_error,
+    print_facts,
+    print_json,
+    print_line,
+    shown,
+    yes_option,
+)
 
 
 @command(examples=["search 'tasks/*/state'", "search --limit 10"])

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from typing import Any, Callable, Iterable, Iterator, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Protocol
 
 import click
 
@@ -12,8 +14,20 @@ from ..background_loop import Wakeup
 from ..models.order import FINAL
 from .command import command
 from .ids import task_id_of
-from .output import (EX_TIMEOUT, json_option, memory_of, padded, print_error, print_json, print_line, progress_words,
-                     safe, shorten, timeout_option, width_of)
+from .output import (
+    EX_TIMEOUT,
+    json_option,
+    memory_of,
+    padded,
+    print_error,
+    print_json,
+    print_line,
+    progress_words,
+    safe,
+    shorten,
+    timeout_option,
+    width_of,
+)
 from .terminal import is_terminal, orderly_end
 from .watch import POLL_INTERVAL, deadline_of, patiently
 
@@ -114,7 +128,7 @@ def _news(
         asked = list(remaining)
         while True:
             for task_id in asked:
-                found = patiently(ctx, lambda: memsync.get_task(task_id), deadline)
+                found = patiently(ctx, partial(memsync.get_task, task_id), deadline)
                 if found != known.get(task_id):
                     yield task_id, found
                 if found is not None:

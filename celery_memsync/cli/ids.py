@@ -1,7 +1,7 @@
 """Ids that are abbreviated: the begin of one stands for it if no other begins so."""
 from __future__ import annotations
 
-from typing import Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from celery.platforms import EX_USAGE
 

@@ -6,8 +6,19 @@ from celery.bin.base import CeleryOption
 
 from ..models.lock import LockRecord
 from .command import command
-from .output import (ago, confirm, confirmable, duration, fail, json_option, memory_of, print_json, print_line,
-                     print_table, yes_option)
+from .output import (
+    ago,
+    confirm,
+    confirmable,
+    duration,
+    fail,
+    json_option,
+    memory_of,
+    print_json,
+    print_line,
+    print_table,
+    yes_option,
+)
 
 
 @command(examples=["unlock invoice:7", "unlock invoice:7 --fence 12 --yes"],

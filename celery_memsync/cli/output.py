@@ -13,9 +13,10 @@ import os
 import sys
 import time
 import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from json import dumps
-from typing import Any, Callable, Iterator, NoReturn, Sequence, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 from celery.bin.base import CeleryOption

@@ -8,8 +8,21 @@ import click
 
 from ..models.order import AT_WORK, rank_of
 from .command import command
-from .output import (GONE, ago, duration, figure, json_option, latency_of, mebibytes, memory_of, percent, print_json,
-                     print_line, print_table, shorten)
+from .output import (
+    GONE,
+    ago,
+    duration,
+    figure,
+    json_option,
+    latency_of,
+    mebibytes,
+    memory_of,
+    percent,
+    print_json,
+    print_line,
+    print_table,
+    shorten,
+)
 
 #: What is counted for tasks of which something else than a status was recorded.
 NO_STATUS = "-"

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from difflib import get_close_matches
 from itertools import islice
-from typing import Any, Callable, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import click
 from celery.bin.base import CeleryOption
@@ -15,8 +16,25 @@ from ..globs import matcher
 from ..models.order import RANKS
 from .command import command
 from .ids import task_id_of
-from .output import (ago, duration, fail, figure, json_option, limit_option, memory_of, moment, percent, print_facts,
-                     print_json, print_line, print_table, progress_words, shorten, shown, unknown_task)
+from .output import (
+    ago,
+    duration,
+    fail,
+    figure,
+    json_option,
+    limit_option,
+    memory_of,
+    moment,
+    percent,
+    print_facts,
+    print_json,
+    print_line,
+    print_table,
+    progress_words,
+    shorten,
+    shown,
+    unknown_task,
+)
 
 #: Most tasks that are looked at for those that are asked for.
 LOOKED_AT = 100_000
@@ -35,7 +53,7 @@ class Span(click.ParamType):  # type: ignore[type-arg]
     """A span of time, as seconds: ``90``, ``90s``, ``10m``, ``2h``, ``1d``."""
 
     name = "SPAN"
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    units: ClassVar = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the seconds."""

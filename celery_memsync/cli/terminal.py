@@ -10,8 +10,8 @@ import signal
 import sys
 import termios
 import tty
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Callable, Iterator
 
 #: Bytes of keys that are read at once.
 PAGE_SIZE = 1024

@@ -4,8 +4,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Callable, Iterator
+from typing import TYPE_CHECKING
 
 import click
 from celery.bin.base import CeleryOption
@@ -73,7 +74,7 @@ class Latest:
             self.snapshot = replace(self.snapshot, away=str(exc))
 
 
-def show(live: "Live", latest: Latest, pressed: Callable[[float], str]) -> None:
+def show(live: Live, latest: Latest, pressed: Callable[[float], str]) -> None:
     """Draw what is new until the user ends it.
 
     Args:

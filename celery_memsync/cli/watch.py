@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Callable, Iterator, TypeVar
+from typing import TypeVar
 
 import click
 from celery.bin.base import CeleryOption
@@ -14,8 +15,7 @@ from ..exceptions import StoreError, StoreRefused
 from ..reading.subscription import KeyChange
 from ..reading.watch import Watch
 from .command import command
-from .output import (EX_TIMEOUT, json_option, memory_of, moment, print_error, print_json, print_line, shown,
-                     timeout_option)
+from .output import EX_TIMEOUT, json_option, memory_of, moment, print_error, print_json, print_line, shown, timeout_option
 
 T = TypeVar("T")
 

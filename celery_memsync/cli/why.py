@@ -1,7 +1,8 @@
 """`celery memsync why ID`: why a task is where it is."""
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import click
 
@@ -10,8 +11,19 @@ from ..models.order import AT_WORK, FINAL, rank_of
 from ..models.worker import WorkerRecord
 from .command import command
 from .ids import task_id_of
-from .output import (ago, duration, figure, json_option, memory_of, moment, print_json, print_line, progress_words,
-                     shorten, unknown_task)
+from .output import (
+    ago,
+    duration,
+    figure,
+    json_option,
+    memory_of,
+    moment,
+    print_json,
+    print_line,
+    progress_words,
+    shorten,
+    unknown_task,
+)
 
 #: Seconds without a word of progress after which a task at work is said to stand still.
 STALLED = 600.0

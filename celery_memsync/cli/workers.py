@@ -9,8 +9,21 @@ from celery.bin.base import CeleryOption
 from ..models.worker import WorkerRecord
 from .command import command
 from .ids import worker_of
-from .output import (GONE, ago, duration, fail, figure, json_option, mebibytes, memory_of, moment, print_facts,
-                     print_json, print_line, print_table)
+from .output import (
+    GONE,
+    ago,
+    duration,
+    fail,
+    figure,
+    json_option,
+    mebibytes,
+    memory_of,
+    moment,
+    print_facts,
+    print_json,
+    print_line,
+    print_table,
+)
 
 #: Statuses of workers.
 STATUSES = ("active", "busy", "draining", "offline", "lost")
@@ -80,6 +93,7 @@ def _facts(one: WorkerRecord, now: float) -> list[tuple[str, str]]:
                            f"{duration(one.round_trip)} to Redis and back"),
         ("cpu", f"{_percent(one.cpu)} of a core; load of the host {' '.join(map(str, one.load)) or '-'}"),
         ("memory", mebibytes(one.rss)),
+        ("format", "-" if one.format is None else str(one.format)),
         ("versions", ", ".join(f"{name} {version}" for name, version in one.versions.items()) or "-"),
         *((f"queue {name}", _waiting(one.depths.get(str(name)))) for name in one.queues),
         *((f"task {task.get('id')}", f"{task.get('name')}, since {ago(task.get('started_at'), now)}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from typing import Any, Callable, Iterable, Mapping, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 from .. import encoding
 from ..background_loop import BackgroundLoop
@@ -74,9 +75,9 @@ class KeptMessage(NamedTuple):
 
     @classmethod
     def decode(cls, text: bytes) -> KeptMessage | None:
-        """Read what :meth:`encode` wrote, or return None for anything else."""
+        """Read what :meth:`encode` wrote, or return None for anything else; fields of newer releases are ignored."""
         try:
-            message = cls(*encoding.decode(text))
+            message = cls(*encoding.decode(text)[:len(cls._fields)])
             check_id(message.task_id, "task")
         except (*encoding.UNREADABLE, InvalidKey):
             return None

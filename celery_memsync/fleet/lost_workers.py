@@ -4,8 +4,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
-from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
+from typing import NamedTuple
 
 from ..background_loop import BackgroundLoop
 from ..events import Events

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
 from celery.states import SUCCESS

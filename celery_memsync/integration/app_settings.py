@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from celery.exceptions import ImproperlyConfigured
 

@@ -5,7 +5,8 @@ import marshal
 import os
 import time
 from collections import deque
-from typing import Any, Iterable, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Ignore, Reject, Retry
@@ -90,7 +91,7 @@ class ChildOutcomes:
         while connected and recent and recent[0][0] < now - FLUSH_GRACE - interval:
             recent.popleft()
         failed, retval, runtime = outcome
-        status, exception = verdict(retval.exception) if failed else ("SUCCESS", None)
+        status, exception = verdict(retval.exception, run.services.redact) if failed else ("SUCCESS", None)
         row: Any = now, run.task_id, facts_of(run.facts), run.sent, status, exception, request.time_start, runtime
         try:
             recent.append((now, marshal.dumps(row)))
@@ -102,21 +103,23 @@ class ChildOutcomes:
         """Return, and forget, the outcomes of all children but those that are alive."""
         dead = set(self._by_pid) - set(alive)
         rows = [(pid, body) for pid in dead for _, body in self._by_pid.pop(pid)]
-        return [TaskOutcome(pid, *marshal.loads(body)) for pid, body in rows]  # nosec B302 # packed by `remember`
+        return [TaskOutcome(pid, *marshal.loads(body)) for pid, body in rows]  # noqa: S302 # packed by `remember`
 
 
-def verdict(error: BaseException) -> tuple[str, dict[str, str] | None]:
+def verdict(
+    error: BaseException, redact: Callable[[str], str] | None = None,
+) -> tuple[str, dict[str, str] | None]:
     """Return status and exception of what came back from a child instead of a result."""
     error = unwrapped(error)
     if isinstance(error, Skipped):
         return "SKIPPED", None
     if isinstance(error, Retry):
-        return "RETRY", exception_of(error)
+        return "RETRY", exception_of(error, redact)
     if isinstance(error, Reject):
-        return "REJECTED", exception_of(error)
+        return "REJECTED", exception_of(error, redact)
     if isinstance(error, Ignore):
-        return getattr(error, STORED_END, "IGNORED"), exception_of(error)
-    return "FAILURE", exception_of(error)
+        return getattr(error, STORED_END, "IGNORED"), exception_of(error, redact)
+    return "FAILURE", exception_of(error, redact)
 
 
 def unwrapped(error: BaseException) -> BaseException:

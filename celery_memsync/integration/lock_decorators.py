@@ -5,9 +5,10 @@ import functools
 import inspect
 import random
 import string
+from collections.abc import Callable
 from hashlib import sha256
 from types import FunctionType, MethodType
-from typing import Any, Callable, TypeVar
+from typing import Any, TypeVar
 
 from celery import Task
 from celery._state import get_current_task
@@ -126,7 +127,7 @@ class TaskLock:
 
     def _countdown(self) -> float:
         shortest = max(MIN_RETRY_DELAY, self.retry_delay * 0.5)
-        return random.uniform(shortest, max(shortest * 1.5, self.retry_delay * 1.5))  # nosec B311 # spreads, no secret
+        return random.uniform(shortest, max(shortest * 1.5, self.retry_delay * 1.5))  # noqa: S311 # spreads, no secret
 
 
 def locked(

@@ -1,7 +1,8 @@
 """The app that is sending a task: Celery's signals of publishing do not name it."""
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from .task_signals import publishing
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections.abc import Container, Iterable
 from itertools import count
-from typing import Any, Container, Iterable
+from typing import Any
 
 from celery.app.control import Control
 

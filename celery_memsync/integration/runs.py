@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import Any, Callable, Iterable, Mapping, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.time import maybe_iso8601
@@ -284,7 +285,7 @@ class ActiveRun(Run):
             max_retries: As its task has it.
         """
         if isinstance(retval, BaseException):
-            exception = None if status == "SUCCESS" else exception_of(retval)
+            exception = None if status == "SUCCESS" else exception_of(retval, self.services.redact)
             retry_at = _retry_at(retval, self.services.store.clock.at(at))
             status = "SKIPPED" if isinstance(retval, Skipped) else status
             self.ending = Ending(
@@ -307,7 +308,8 @@ class ActiveRun(Run):
             location = self.services.keys.task_location(self.task_id, PROGRESS)
             settings = self.services.settings
             progress = Progress(
-                location, settings.default_ttl, self.run_id, self.run_key, self.at, settings.max_value_size, self.spared)
+                location, settings.default_ttl, self.run_id, self.run_key, self.at, settings.max_value_size, self.spared,
+                self.services.redact)
             progress.fence = self.fence
             # Threads of the task, which do not know the run, report by its id.
             self.services.progress[self.task_id] = progress
@@ -380,11 +382,15 @@ def latest(moment: float, earlier: Any) -> float:
     return earlier if isinstance(earlier, (int, float)) and moment < earlier < moment + AHEAD else moment
 
 
-def exception_of(error: BaseException) -> dict[str, str] | None:
-    """Return what to record of an exception: the cause of a retry, nothing of an Ignore without arguments."""
+def exception_of(error: BaseException, redact: Callable[[str], str] | None) -> dict[str, str] | None:
+    """Return what to record of an exception: the cause of a retry, nothing of an Ignore without arguments.
+
+    Args:
+        redact: As for :func:`~celery_memsync.models.task.describe_exception`.
+    """
     if isinstance(error, Retry) and isinstance(error.exc, BaseException):
         error = error.exc
-    described = describe_exception(error)
+    described = describe_exception(error, redact)
     return described if described["message"] or not isinstance(error, (Ignore, Reject)) else None
 
 

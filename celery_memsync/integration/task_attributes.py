@@ -1,7 +1,8 @@
 """Settings that a task has as attributes of its own, such as ``@app.task(memsync_recover="requeue")``."""
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
 

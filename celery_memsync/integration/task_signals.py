@@ -6,10 +6,11 @@ import os
 import sys
 import time
 import weakref
+from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from functools import partial
 from itertools import count
-from typing import Any, Callable, Iterable, Mapping
+from typing import Any
 
 from celery import signals
 from celery.exceptions import Ignore, NotRegistered, Reject, WorkerLostError, WorkerShutdown, WorkerTerminate
@@ -469,7 +470,7 @@ class TaskSignals:
         known = known_of(self.memsync.runtime, task_id, facts, sent)
         known.update(
             status=status, finished_at=None if status == "RETRY" else now,
-            exception=None if exception is None else describe_exception(exception),
+            exception=None if exception is None else describe_exception(exception, self.memsync.runtime.redact),
             pid=self._pid_of(request),
             started_at=self._moment(getattr(request, "time_start", None), sent.get("received_at")),
         )

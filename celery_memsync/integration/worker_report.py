@@ -13,6 +13,7 @@ from celery.worker import state
 
 from .. import __version__
 from ..fleet.queue_depths import Idleness, QueueDepths
+from ..models import formats
 from ..models.worker import WorkerRecord
 from ..user_code import ends_here
 from .app_manager import AppManager
@@ -70,6 +71,7 @@ class WorkerInspector:
             load=tuple(round(average, 2) for average in os.getloadavg()),
             started_at=round(clock.at(self._started_at), 3),
             versions=VERSIONS,
+            format=formats.FORMAT,
             depths=depths,
             empty_since={queue: round(clock.at(since), 3) for queue, since in self.depths.empty_since.items()},
             skew=round(time.time() - clock.now(), 3),

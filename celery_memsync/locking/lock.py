@@ -4,8 +4,9 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, Callable
+from typing import Any
 
 from ..exceptions import LockLost, LockNotAcquired, StoreError
 from .lease import LockLease

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Sequence
+from collections.abc import Sequence
 
 from ..exceptions import StoreRefused
 from ..models.entry import StoredEntry

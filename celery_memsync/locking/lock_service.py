@@ -6,9 +6,9 @@ import logging
 import os
 import time
 import weakref
+from collections.abc import Callable
 from functools import partial
 from itertools import count
-from typing import Callable
 
 from .. import encoding
 from ..background_loop import BackgroundLoop

@@ -4,8 +4,9 @@ from __future__ import annotations
 import re
 import time
 import weakref
+from collections.abc import Callable
 from copy import copy
-from typing import Any, Callable
+from typing import Any
 
 from ..background_loop import BackgroundLoop, Wakeup
 from ..deadline import remaining

@@ -1,7 +1,8 @@
 """The progress of a task, and what it looks like in Redis."""
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from .. import encoding
 from .entry import MAX_FIGURE

@@ -1,6 +1,7 @@
 """The facts of one run of a task, and what it looks like in Redis."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -155,9 +156,13 @@ class TaskRun:
         return {name: value for name, value in self.__dict__.items() if value is not None}
 
 
-def describe_exception(exc: BaseException) -> dict[str, str]:
-    """Return type and message of an exception; long messages are cut."""
-    message = plain_text(lambda: str(exc), "<its message can't be shown>")
+def describe_exception(exc: BaseException, redact: Callable[[str], str] | None = None) -> dict[str, str]:
+    """Return type and message of an exception; long messages are cut.
+
+    Args:
+        redact: Returns the message as it may be shown.
+    """
+    message = plain_text(lambda: str(exc) if redact is None else redact(str(exc)), "<its message can't be shown>")
     if len(message) > MAX_MESSAGE:
         message = message[:MAX_MESSAGE] + "..."
     return {"type": plain_text(lambda: type(exc).__qualname__, "Exception"), "message": message}

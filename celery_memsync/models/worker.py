@@ -35,6 +35,7 @@ class WorkerRecord:
         stretch: How many times longer than ``memsync_heartbeat_interval`` it pauses between heartbeats, for the
             workers are many; so many times longer it may be silent.
         skew: Seconds that the clock of its host is ahead of Redis's.
+        format: Newest format of what is shared that it knows, see :mod:`~celery_memsync.models.formats`.
         writer: Of its main process, not of pool children: writes that are ``pending``, were ``dropped``, and
             ``conflicts`` that it met.
     """
@@ -62,6 +63,7 @@ class WorkerRecord:
     empty_since: dict[str, float] = field(default_factory=dict)
     stretch: float = 1.0
     skew: float | None = None
+    format: int | None = None
     writer: dict[str, int] = field(default_factory=dict)
 
     def evolve(self, **changes: Any) -> WorkerRecord:

@@ -5,8 +5,9 @@ import marshal
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
-from typing import Any, Callable, Hashable, Iterable, Protocol, Sequence
+from typing import Any, Protocol
 
 #: Seconds between two looks, by those who read, whether something has arrived that was not received yet: a look takes a
 #: microsecond or two, a copy less than one.

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from typing import Callable
+from collections.abc import Callable
 
 from ..background_loop import Wakeup
 from ..user_code import call_user_code, mark_library_thread, message_of

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Callable
+from collections.abc import Callable
 
 from ..user_code import call_user_code, name_of
 from .subscription import KeyChange

@@ -5,8 +5,9 @@ import logging
 import threading
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, Callable, Sequence
+from typing import Any
 
 from ..background_loop import BackgroundLoop, Wakeup
 from ..deadline import remaining

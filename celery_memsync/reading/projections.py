@@ -1,7 +1,8 @@
 """What readers see: entries put together to states, progress, tasks and workers."""
 from __future__ import annotations
 
-from typing import Any, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from ..keys import PROGRESS, STAGE, STATE, Location
 from ..models.entry import Entry, EntryVersion, StoredEntry

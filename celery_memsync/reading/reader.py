@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Callable, Hashable, Iterable, Mapping, Sequence, TypeVar
+from typing import Any, TypeVar
 
 from .. import encoding
 from ..deadline import within

@@ -1,8 +1,8 @@
 """Find entries by pattern, by way of the indexes."""
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Iterator, Sequence
 
 from ..exceptions import InvalidKey
 from ..globs import matcher

@@ -4,8 +4,9 @@ from __future__ import annotations
 import heapq
 import threading
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from itertools import accumulate, islice
-from typing import Any, Callable, Iterable, NamedTuple
+from typing import Any, NamedTuple
 
 from ..background_loop import Wakeup
 from ..globs import matcher

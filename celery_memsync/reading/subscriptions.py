@@ -6,8 +6,8 @@ import functools
 import threading
 import time
 import weakref
+from collections.abc import Mapping, Sequence
 from itertools import count
-from typing import Mapping, Sequence
 
 from ..background_loop import Wakeup
 from ..closing import closer

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ..exceptions import InvalidKey, InvalidValue, LockLost, ValueTooLarge
 from ..keys import check_id

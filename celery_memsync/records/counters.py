@@ -1,7 +1,8 @@
 """Counters that all processes share."""
 from __future__ import annotations
 
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from .. import encoding
 from ..deadline import bounded

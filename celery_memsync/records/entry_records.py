@@ -1,8 +1,9 @@
 """Entries: what users store under keys of their own, and the general form of reading what is shared."""
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any, Iterable, Iterator
+from typing import Any
 
 from .. import encoding
 from ..deadline import bounded, within

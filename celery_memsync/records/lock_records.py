@@ -1,7 +1,7 @@
 """Locks, as callers acquire and read them."""
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 from ..deadline import bounded
 from ..keys import check_id

@@ -1,7 +1,7 @@
 """The shared queue, as callers use it."""
 from __future__ import annotations
 
-from typing import Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from ..deadline import bounded
 from ..keys import QUEUE, check_id

@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any
 
 from .. import encoding
 from ..deadline import bounded, within
@@ -41,6 +42,7 @@ class TaskRecords:
         self.reader = entries.reader
         self.progress = progress
         self.run_of = run_of
+        self.redact = entries.settings.redactor
 
     # -- write
 
@@ -73,7 +75,8 @@ class TaskRecords:
     def _new_progress(self, task_id: str) -> Progress:
         # No mutex: no step of this can be interrupted halfway.
         settings, location = self.settings, self.keys.task_location(task_id, PROGRESS)
-        known = self.progress.setdefault(task_id, Progress(location, settings.default_ttl, limit=settings.max_value_size))
+        known = self.progress.setdefault(task_id, Progress(
+            location, settings.default_ttl, limit=settings.max_value_size, redact=self.redact))
         if len(self.progress) > MAX_PROGRESS:
             with contextlib.suppress(StopIteration, RuntimeError):  # another thread adds one, or removes one
                 self.progress.pop(next(iter(self.progress)), None)

@@ -6,8 +6,7 @@ has to be atomic is a script in `store/lua/`; its header says what it takes and 
 """
 from __future__ import annotations
 
-from .coordination import (MEMORY, CoordinationChange, CoordinationResult, CoordinationStore, MetricsUpdate,
-                           QueueReplacement)
+from .coordination import MEMORY, CoordinationChange, CoordinationResult, CoordinationStore, MetricsUpdate, QueueReplacement
 from .entries import EntryStore, EntryWrite, WriteResult, outcomes_of, raise_unanswered
 from .errors import UNANSWERED, UNREACHABLE, explain_code, forgotten, may_be_done, was_forgotten, was_refused
 from .locks import LockAnswer, LockRequest, LockStore, renewal

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import functools
-import socket
 from typing import Any
 
 from ..deadline import raise_if_expired, remaining
@@ -71,7 +70,7 @@ class BoundedSocket:
         if left > self._limit or not self._limit:
             left = self._limit
         elif not left:
-            raise socket.timeout("the deadline has passed")
+            raise TimeoutError("the deadline has passed")
         if not -TOLERANCE < left - self._set < TOLERANCE:
             self._sock.settimeout(None if left == float("inf") else left)
             self._set = left

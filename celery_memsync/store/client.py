@@ -5,7 +5,8 @@ from __future__ import annotations
 import encodings.idna  # noqa: F401
 import socket
 import time
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 from urllib.parse import unquote
 
 import redis

@@ -9,7 +9,8 @@ import threading
 import time
 from binascii import crc_hqx
 from bisect import bisect_left
-from typing import Any, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import redis
 from redis.commands import CoreCommands

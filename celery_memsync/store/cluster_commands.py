@@ -1,7 +1,8 @@
 """Commands on their way to the nodes of a cluster, and what their answers mean."""
 from __future__ import annotations
 
-from typing import Any, Mapping, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import redis
 

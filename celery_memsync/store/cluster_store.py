@@ -3,15 +3,32 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Any, Callable, Iterable, Sequence, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import redis
 
 from ..exceptions import StoreUnavailable
 from ..keys import Location
 from ..models.entry import StoredEntry
-from . import (SCRIPT_SIZE, TOLERATED_SKEW, UNANSWERED, UNREACHABLE, Call, CoordinationChange, CoordinationResult,
-               EntryWrite, LockAnswer, LockRequest, Store, WriteResult, in_chunks, ms, raise_first, renewal)
+from . import (
+    SCRIPT_SIZE,
+    TOLERATED_SKEW,
+    UNANSWERED,
+    UNREACHABLE,
+    Call,
+    CoordinationChange,
+    CoordinationResult,
+    EntryWrite,
+    LockAnswer,
+    LockRequest,
+    Store,
+    WriteResult,
+    in_chunks,
+    ms,
+    raise_first,
+    renewal,
+)
 from .causes import SENSELESS
 from .cluster_client import slot_of, slot_tags
 from .cluster_commands import Address, Command

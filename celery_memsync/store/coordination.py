@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, Iterable, Iterator, Mapping, NamedTuple, Sequence, Union
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import redis
 
@@ -55,7 +56,7 @@ class MetricsUpdate(NamedTuple):
 
 
 #: A change that is written together with others.
-CoordinationChange = Union[QueueReplacement, MetricsUpdate]
+CoordinationChange = QueueReplacement | MetricsUpdate
 
 
 class CoordinationResult(NamedTuple):

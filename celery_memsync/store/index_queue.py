@@ -4,8 +4,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from itertools import count, islice
-from typing import Callable, Sequence, Union
 
 from ..background_loop import BackgroundLoop, Wakeup
 from ..deadline import remaining
@@ -20,7 +20,7 @@ UPDATES_PER_CALL = 500
 MAX_UPDATES, MAX_BYTES = 100_000, 16 * 2 ** 20
 
 #: Index updates as ``store/lua/entry_write.lua`` returns them, or the path of a lock and when its lease ends (ms).
-IndexUpdate = Union[bytes, tuple[str, int]]
+IndexUpdate = bytes | tuple[str, int]
 
 
 class _Waiter:

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import Any, NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from ..exceptions import InvalidKey
 from ..keys import Location

@@ -5,8 +5,9 @@ import contextlib
 import sys
 import weakref
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Any, Callable, Iterable, Iterator, TypeVar
+from typing import Any, TypeVar
 
 import redis
 

@@ -6,7 +6,8 @@ import select
 import selectors
 import socket
 import time
-from typing import Any, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import redis
 

@@ -1,7 +1,8 @@
 """The lists of the queue while they are read, a piece at a time."""
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from ..keys import is_id
 

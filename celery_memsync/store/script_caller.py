@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
-from typing import Any, Iterable, Iterator, Mapping, Sequence, TypeVar
+from typing import Any, TypeVar
 
 import redis
 
@@ -11,6 +12,7 @@ from ..deadline import DEFAULT_TIMEOUT
 from ..exceptions import StoreUnavailable
 from ..keys import COORDINATION, Keys
 from ..models.entry import StoredEntry
+from ..models.formats import FleetFormat
 from .acl import MissingRights, is_unknown, missing, probes
 from .clock import Clock
 from .errors import address_of_owner, redis_call
@@ -76,6 +78,8 @@ class ScriptCaller:
         self.timeout = timeout
         self.keys = keys
         self.clock = Clock()
+        #: The format in which this process is to write.
+        self.format = FleetFormat()
         self.worker_id = worker_id
         self.token = token
         self._client = client
@@ -114,13 +118,18 @@ class ScriptCaller:
     def with_token(self: C, token: str) -> C:
         """Return a store that writes under a token of its own, for a second writer in this process."""
         other = type(self)(self._client, self.keys, self.worker_id, token, self._index_ttl / 1000, self.timeout)
-        other.clock = self.clock
+        other.clock, other.format = self.clock, self.format
         return other
 
     @redis_call
     def connect(self) -> None:
-        """Learn Redis's time, unless it is known."""
+        """Learn Redis's time, unless it is known, and the format of the fleet, if it is wanted."""
         self._ensure_clock()
+        if self.format.is_due:
+            pipeline = self._pipeline(None)
+            pipeline.zrange(self.keys.formats, 0, 0, withscores=True)
+            (rows,) = answers_of(pipeline)
+            self.format.note(rows[0][1] if rows else None)
 
     @redis_call
     def ping(self) -> None:

@@ -1,7 +1,8 @@
 """All that is stored of tasks, and their index."""
 from __future__ import annotations
 
-from typing import NamedTuple, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..keys import FORMER, SLOTS, STAGE, is_id
 from ..models.entry import StoredEntry

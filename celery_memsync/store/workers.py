@@ -4,11 +4,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from typing import Any, Mapping, NamedTuple, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import redis
 
 from ..keys import is_id
+from ..models import formats
 from ..models.entry import StoredEntry
 from .clock import UNNOTICED
 from .errors import redis_call
@@ -102,9 +104,11 @@ class WorkerStore(ScriptCaller):
         timeout = ttl / 2 if timeout is None else timeout
         location = self.keys.worker_location(worker_id, "heartbeat")
         args = [worker_id, self.token, self.prefix + location.path, int(leaving), ms(ttl), ms(timeout),
-                round(last.since * 1000), round(until * 1000), pulse, body, last.score, last.run_id]
-        answer = self._run([(HEARTBEAT_WRITE, [self.keys.workers, self.keys.heartbeats, self.keys.lost], args)])[0]
-        status, version, seconds, micros, steady, workers, score, run_id, went_back, *claims = answer
+                round(last.since * 1000), round(until * 1000), pulse, body, last.score, last.run_id, formats.FORMAT]
+        keys = [self.keys.workers, self.keys.heartbeats, self.keys.lost, self.keys.formats]
+        answer = self._run([(HEARTBEAT_WRITE, keys, args)])[0]
+        status, version, seconds, micros, steady, workers, score, run_id, went_back, lowest, *claims = answer
+        self.format.note(lowest)
         self._sync_clock(seconds, micros, asked)
         losses = tuple(LostWorkerClaim.parse(name, its_score, asked + timeout)
                        for name, its_score in zip(claims[::2], claims[1::2]))

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count, takewhile
-from typing import Callable, Iterable, Iterator
 
 from ..conflicts import MAX_ROUNDS
 from ..deadline import within
@@ -165,7 +165,7 @@ class BatchSender:
             changes = [change for change in changes if change not in late]
             if not changes:
                 break
-            time.sleep(number * random.random() * CONTENTION_PAUSE)  # nosec B311 # spreads tries, no secret
+            time.sleep(number * random.random() * CONTENTION_PAUSE)  # noqa: S311 # spreads tries, no secret
         for change in lost:
             change.rounds = 0
         return [ConflictError(change.location.path, self._version_before(change)) for change in lost + changes]

@@ -5,7 +5,8 @@ import math
 import threading
 import time
 import weakref
-from typing import Any, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from .. import encoding
 from ..keys import Location

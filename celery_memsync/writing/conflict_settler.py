@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Callable, Mapping, NamedTuple, Union
+from typing import Any, NamedTuple
 
 from .. import encoding
 from ..conflicts import Resolution, Resolvers
@@ -29,7 +30,7 @@ class Dispute(NamedTuple):
         is_quick: Whether that is one of ours, and not a function of the user's, which may do anything.
     """
 
-    resolve: Callable[[], Union[Change, Conflict]]
+    resolve: Callable[[], Change | Conflict]
     is_quick: bool
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import time
 from decimal import Decimal
 from numbers import Integral, Real
-from typing import Any, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple
 
 from ..exceptions import InvalidValue
 from ..models.progress import percent_of
@@ -37,7 +37,7 @@ class Phase(NamedTuple):
 
 
 #: Percent if it was reported and not to be computed, current, total, phase.
-Figures = Tuple[Optional[float], Optional[float], Optional[float], Phase]
+Figures = tuple[float | None, float | None, float | None, Phase]
 
 #: Before anything is reported.
 NO_FIGURES: Figures = (None, None, None, Phase())

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from ..background_loop import BackgroundLoop
 from ..conflicts import MAX_ROUNDS

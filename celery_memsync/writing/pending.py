@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from typing import Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from ..keys import Location
 from .changes import Change, Coordinated, DeferredChange

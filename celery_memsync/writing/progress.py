@@ -4,7 +4,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from .. import encoding
 from ..exceptions import InvalidValue, ValueTooLarge
@@ -16,8 +17,17 @@ from ..store import EntryWrite
 from ..store.clock import Clock
 from .bad_values import SILENT, refuse
 from .changes import Change, preview_of_run
-from .figures import (MAX_PHASES, NO_FIGURES, TOO_LARGE, Phase, figure, figures_after, percentage, progress_rank,
-                      shown_percent)
+from .figures import (
+    MAX_PHASES,
+    NO_FIGURES,
+    TOO_LARGE,
+    Phase,
+    figure,
+    figures_after,
+    percentage,
+    progress_rank,
+    shown_percent,
+)
 from .version_tracker import EMPTY_BASE, MergeBase
 
 #: Names that a task's own fields can't have.
@@ -69,11 +79,11 @@ class ProgressChange(Change):
     def from_row(cls, location: Location, row: Any, run_key: str, ttl: float, clock: Clock) -> ProgressChange | None:
         """Return what another process reported of an earlier run, from the body that it wrote.
 
-        It comes with a message, which anybody may write: None for what is no such body.
+        It comes with a message, which anybody may write: None for what is no such body.  Newer fields are ignored.
         """
-        if not isinstance(row, list) or len(row) > len(PROGRESS_FIELDS):
+        if not isinstance(row, list):
             return None
-        padded = [*row, *[None] * (len(PROGRESS_FIELDS) - len(row))]
+        padded = [*row, *[None] * len(PROGRESS_FIELDS)][:len(PROGRESS_FIELDS)]
         percent, current, total, message, status, started_at, updated_at, run, fields, name, number, begun_at = padded
         figures = ((percent, 100), (current, TOO_LARGE), (total, TOO_LARGE), (number, MAX_PHASES))
         moments = (started_at, updated_at, started_at if begun_at is None else begun_at)
@@ -127,20 +137,22 @@ class Progress(Change):
         started: Monotonic time when the run began.
         limit: Longest message, in characters, and most bytes of fields.
         spared: Name of the task that a bad value must not fail.  None: it is raised.
+        redact: Returns a message as it may be shown.
     """
 
-    __slots__ = ("run", "run_key", "started", "figures", "message", "status", "fields", "limit", "spared",
+    __slots__ = ("run", "run_key", "started", "figures", "message", "status", "fields", "limit", "spared", "redact",
                  "reports", "_mutex", "_mutex_of", "_put", "_taken")
 
     expendable = True
 
     def __init__(
         self, location: Location, ttl: float, run: str | None = None, run_key: str = "", started: float | None = None,
-        limit: int = 1024 * 1024, spared: str | None = None,
+        limit: int = 1024 * 1024, spared: str | None = None, redact: Callable[[str], str] | None = None,
     ) -> None:
         super().__init__(location, ttl)
         self.limit = limit
         self.spared = spared
+        self.redact = redact
         self.run = run
         self.run_key = run_key
         self.started = self.at if started is None else started
@@ -172,7 +184,7 @@ class Progress(Change):
             if (
                 type(current) is int and old is not None and percent is None and old <= current < TOO_LARGE
                 and (total is None or total is old_total or type(total) is int and total == old_total)
-                and (message is None or type(message) is str and len(message) <= self.limit)
+                and (message is None or self.redact is None and type(message) is str and len(message) <= self.limit)
             ):
                 self.figures = (None, current, old_total, phase)
                 if message is not None:
@@ -235,9 +247,10 @@ class Progress(Change):
     def _text(self, text: Any, what: str) -> str:
         if not isinstance(text, str):
             raise InvalidValue(f"the {what} of a progress is a text, not {type(text).__name__}")
-        if len(text) > self.limit:
-            raise ValueTooLarge(f"{self.location.path} ({what})", len(text), self.limit)
-        return text
+        checked = self.redact(text) if what == "message" and self.redact is not None else text
+        if len(checked) > self.limit:
+            raise ValueTooLarge(f"{self.location.path} ({what})", len(checked), self.limit)
+        return checked
 
     def _good_fields(self, spared: str | None, fields: dict[str, Any]) -> Any:
         """Return the fields that can be stored."""

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Iterable
+from collections.abc import Iterable
 
 from ..exceptions import LockLost, StoreError, StoreRefused, StoreUnavailable
 from ..keys import Location

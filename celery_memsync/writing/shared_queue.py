@@ -4,8 +4,9 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from itertools import count
-from typing import Callable, TypeVar
+from typing import TypeVar
 
 from ..exceptions import StoreUnavailable
 from ..store import MEMORY, Store, forgotten, may_be_done, was_forgotten, was_refused

@@ -4,9 +4,10 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Callable, Hashable, Iterator, NamedTuple
+from typing import NamedTuple
 
 from ..exceptions import ConflictError, MemSyncError, StoreError, StoreUnavailable
 from ..models.entry import StoredEntry

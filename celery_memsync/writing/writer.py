@@ -7,9 +7,9 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from copy import copy
 from itertools import count
-from typing import Callable
 
 from redis.backoff import EqualJitterBackoff
 

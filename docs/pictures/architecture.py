@@ -1,8 +1,8 @@
 """Draw docs/pictures/architecture.svg: which processes write what to Redis, and who reads it."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 WIDTH, HEIGHT = 960, 440
 

@@ -16,10 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Sequence
 
 from rich.console import Console
 from rich.style import Style

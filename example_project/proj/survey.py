@@ -6,8 +6,9 @@ import os
 import sysconfig
 import warnings
 from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, Callable, Iterable
+from typing import Any
 
 #: The folder of the standard library.
 STDLIB = Path(sysconfig.get_path("stdlib"))

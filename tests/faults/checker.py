@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 from typing import NamedTuple
 
 #: Seconds after the end of a body in which the death of its process may still be the last word.
@@ -98,7 +99,7 @@ def judge_task(task_id, notes, killed, told, heard):
 def judge_lock(key, rows):
     """Yield what is wrong with the holders of one lock."""
     held = sorted((row for row in rows if row["what"] == "held"), key=lambda row: row["fence"])
-    for one, next_one in zip(held, held[1:]):
+    for one, next_one in pairwise(held):
         if one["fence"] == next_one["fence"]:
             yield Wrong("no two have one fence", key, (one, next_one))
         if one["at"] > next_one["at"]:

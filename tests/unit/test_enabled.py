@@ -53,7 +53,7 @@ def work(app):
 
 def test_a_worker_runs_tasks_as_if_this_package_were_not_there(app, work, own_logging):
     others = set(threading.enumerate())
-    with start_worker(app, perform_ping_check=False, shutdown_timeout=30) as worker:
+    with start_worker(app, perform_ping_check=False, shutdown_timeout=30, loglevel="WARNING") as worker:
         values, headers = work.delay(7).get(timeout=10, interval=0.01)
 
         assert values == [7, 1, 2]

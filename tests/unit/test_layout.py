@@ -17,7 +17,7 @@ LUA = PACKAGE / "store" / "lua"
 #: each other.  Imports for a type checker and inside of functions count, too.  `docs/design.md` shows the same.
 LAYERS = (
     ("exceptions", "events", "urls", "signing", "deadline", "background_loop", "closing", "probe", "globs", "keys",
-     "encoding", "user_code"),
+     "encoding", "user_code", "redaction"),
     ("models",),
     ("conflicts",),
     ("settings",),

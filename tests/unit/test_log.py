@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 
+from celery_memsync import runtime
 from tests.support.paths import ROOT
 from tests.support.redis_server import free_port
 
@@ -44,3 +45,14 @@ def test_every_logger_is_a_plain_one_below_the_package():
 
     assert names and all(logging.getLogger(name).handlers == [] for name in names)
     assert all(logging.getLogger(name).propagate for name in names)
+
+
+def test_python_without_the_gil_is_reported_once(make_memsync, monkeypatch, caplog):
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: False, raising=False)
+    monkeypatch.setattr(runtime, "_warned_without_gil", False)
+
+    for _ in range(2):
+        make_memsync(batch_interval=60.0).write("a", 1)
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "This Python runs without the GIL, in which celery-memsync is not tested; start it with PYTHON_GIL=1"]

@@ -6,6 +6,7 @@
 -- KEYS[3]  lost        sorted set: "<token> <ms> <worker id>" of those lost at that time whose tasks are not settled yet, by
 --                      when the claim of the worker that settles them ends (ms); negative: nor may it be published that
 --                      the worker is lost
+-- KEYS[4]  formats     sorted set: members as of heartbeats, by the newest format that each knows
 -- ARGV[1]   id
 -- ARGV[2]   token     of the process
 -- ARGV[3]   channel   on which it is published
@@ -18,13 +19,14 @@
 -- ARGV[10]  body      JSON, not looked into
 -- ARGV[11]  left      its score in heartbeats, from the answer before; "0": this is its first heartbeat
 -- ARGV[12]  run_id    Redis's run id, from the answer before; "": not known
+-- ARGV[13]  format    the newest that it knows
 --
 -- Returns    {word, version, seconds, microseconds, since, number of workers, score, run id, whether it went back in time,
---            member of lost, its score, member, score...}: those that it has claimed; word: "ok", "online" (it was not
+--            lowest format, member of lost, its score, member, score...}: those that it has claimed; word: "ok", "online" (it was not
 --            there), or "back" (it was lost); run id: "" if this user may not read it; 1 if Redis may lack what it had
 --            at the heartbeat before, which leaves since at now
 -- Publishes  field, header and body on the channel, unless it is a goodbye and another live process has the name
-local workers, heartbeats, lost = KEYS[1], KEYS[2], KEYS[3]
+local workers, heartbeats, lost, formats = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local id, token, channel, leaving, ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local timeout, since, until_ms, pulse, body = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 local left, known_run_id = tonumber(ARGV[11]), ARGV[12]
@@ -68,6 +70,7 @@ for _, gone in ipairs(call("ZRANGEBYSCORE", heartbeats, whole(ttl_ms - now_ms), 
     end
   end
   redis.call("ZREM", heartbeats, gone)
+  call("ZREM", formats, gone)
 end
 
 -- A worker without any heartbeat, of which other entries are written by hand, is not in heartbeats: look at a few of all.
@@ -153,7 +156,20 @@ if leaving ~= "1" and now_ms - since >= tonumber(timeout) then
   for _, one in ipairs(redis.call("ZRANGEBYSCORE", lost, "(0", whole(now_ms), "LIMIT", 0, 100)) do claim(one, "") end
   for _, one in ipairs(redis.call("ZRANGEBYSCORE", lost, whole(-now_ms), "(0", "LIMIT", 0, 100)) do claim(one, "-") end
 end
+
+-- Return the lowest format that a live worker knows; remove those that have ended.
+local function lowest_format()
+  for _ = 1, 100 do
+    local first = call("ZRANGE", formats, 0, 0, "WITHSCORES")
+    if not first[1] or tonumber(redis.call("ZSCORE", heartbeats, first[1]) or 0) > 0 then return first[2] or ARGV[13] end
+    redis.call("ZREM", formats, first[1])
+  end
+  return ARGV[13]
+end
+
+call("ZADD", formats, ARGV[13], name)
+local lowest = lowest_format()
 for _, key in ipairs(KEYS) do redis.call("PEXPIRE", key, ttl_ms) end
 return {
   word, version, tonumber(now[1]), tonumber(now[2]), since, redis.call("ZCOUNT", heartbeats, "(0", "+inf"), score, run_id,
-  went_back and 1 or 0, unpack(claimed) }
+  went_back and 1 or 0, lowest, unpack(claimed) }

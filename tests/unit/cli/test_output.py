@@ -12,8 +12,18 @@ from celery.bin.base import CLIContext
 from celery.exceptions import CeleryCommandException
 from click.testing import CliRunner
 
-from celery_memsync.cli.output import (fail, padded, print_error, print_facts, print_json, print_line, print_table,
-                                       safe, shorten, width_of)
+from celery_memsync.cli.output import (
+    fail,
+    padded,
+    print_error,
+    print_facts,
+    print_json,
+    print_line,
+    print_table,
+    safe,
+    shorten,
+    width_of,
+)
 
 UNSAFE = "\x1b[31m\r\n\x07\x7f\x9b\u202e\u2066\u200b\ud800"
 

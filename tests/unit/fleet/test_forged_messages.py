@@ -51,7 +51,7 @@ def plain(sender, request, run, **changes):
     """Return an unsigned message, as an attacker would write it who knows the format."""
     now = sender.memsync.runtime.store.clock.now()
     headers = {"id": request.id, "task": "proj.add", "lang": "py", "root_id": request.id}
-    row = KeptMessage(request.id, run, "000%013d" % (now * 1000), 0, now, "q", json.dumps([[], {}, {}]), headers,
+    row = KeptMessage(request.id, run, f"000{int(now * 1000):013d}", 0, now, "q", json.dumps([[], {}, {}]), headers,
                       "application/json", "utf-8", 0, 2, {"correlation_id": request.id})
     return encoding.dumps(list(row._replace(**changes)))
 
@@ -238,7 +238,7 @@ def test_a_message_from_before_the_clock_was_set_back_is_remembered_as_long_as_i
 def test_large_number_of_forged_messages_is_skipped_in_pieces(make_sender, redis):
     sender = make_sender()
     task = sender.task()
-    request, run, _ = kept_message(sender, task)
+    request, *_ = kept_message(sender, task)
     key = sender.memsync.runtime.keys.messages(sender.memsync.runtime.store.token)
     redis.hset(key, mapping={f"{sender.memsync.runtime.store.token}-{number}x": b"\xff" * 100 for number in range(5000)})
 

@@ -8,7 +8,8 @@ from celery_memsync.integration.child_outcomes import MAX_REMEMBERED, ChildOutco
 
 
 def remember(outcomes, task_id, pid, outcome=(False, None, 0.5), connected=True):
-    run = SimpleNamespace(task_id=task_id, facts={"task": "proj.add", "kwargsrepr": None}, sent={"key": "k"})
+    run = SimpleNamespace(task_id=task_id, facts={"task": "proj.add", "kwargsrepr": None}, sent={"key": "k"},
+                          services=SimpleNamespace(redact=None))
     outcomes.remember(SimpleNamespace(worker_pid=pid, time_start=5.0), run, outcome, 0.1, connected)
 
 

@@ -5,8 +5,17 @@ import itertools
 
 import pytest
 
-from celery_memsync.models.order import (MAX_STEPS, comes_from_run, delivered_key, is_delivered, is_earlier_step,
-                                         is_run_key, published_key, run_key_of, run_order)
+from celery_memsync.models.order import (
+    MAX_STEPS,
+    comes_from_run,
+    delivered_key,
+    is_delivered,
+    is_earlier_step,
+    is_run_key,
+    published_key,
+    run_key_of,
+    run_order,
+)
 
 HOSTILE = [
     None, True, 0, 1.5, b"chain.0", [], {}, "", "chain", "chain.", ".0", "chain.-1", "chain.01", "chain.1e3", "chain.0.",

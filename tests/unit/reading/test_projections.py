@@ -10,8 +10,15 @@ from celery_memsync.models.entry import Header, StoredEntry
 from celery_memsync.models.order import RANKS
 from celery_memsync.models.progress import encode_progress
 from celery_memsync.models.task import TaskRun
-from celery_memsync.reading.projections import (active_workers, entry_of, progress_of, runs_of, state_of,
-                                                worker_record, worker_records)
+from celery_memsync.reading.projections import (
+    active_workers,
+    entry_of,
+    progress_of,
+    runs_of,
+    state_of,
+    worker_record,
+    worker_records,
+)
 from celery_memsync.store import Task
 
 keys = Keys("ns")

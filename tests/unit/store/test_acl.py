@@ -9,17 +9,16 @@ import redis as redis_py
 
 from celery_memsync import MemorySyncManager, StoreError
 from celery_memsync.store.acl import CHANNELS, COMMANDS, KEYS, rules
-from celery_memsync.store.embedded import find_server
 from tests.support.paths import ROOT
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, tested_server
 from tests.support.samples import NAMESPACE, use_everything
 from tests.support.topologies import system_server
 
 
-@pytest.fixture(scope="module", params=["of the wheel", "of the system"])
+@pytest.fixture(scope="module", params=["tested", "of the system"])
 def guarded(request, tmp_path_factory):
     """A redis-server whose users are made by the tests."""
-    binary = system_server() if request.param == "of the system" else find_server()
+    binary = system_server() if request.param == "of the system" else tested_server()
     if binary is None:
         pytest.skip("there is no redis-server of the system")
     server = RedisServer(tmp_path_factory.mktemp("guarded"), binary=binary).start()

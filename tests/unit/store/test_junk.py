@@ -167,7 +167,7 @@ def keys_for(kind, names):
 @pytest.mark.parametrize("change", [add_members, scatter_scores])
 def test_junk_members_of_a_sorted_set_are_removed(make_memsync, redis, key, change):
     memsync, other = make_memsync(batch_interval=60.0), make_memsync(batch_interval=60.0)
-    held, _ = fill(memsync)
+    _held, _ = fill(memsync)
     locks = [memsync.lock(f"n{number}") for number in range(60)]
     change(redis, key.encode())
 

@@ -97,7 +97,7 @@ def test_a_second_try_does_no_harm_and_neither_does_a_first_one_that_is_late(sto
 def test_two_tries_at_the_same_time_make_one_list(store):
     rows = [calls(store, 1, LISTS), calls(store, 1, LISTS)]
 
-    for number, call in enumerate([call for pair in zip(*rows) for call in pair][:-2]):
+    for call in [call for pair in zip(*rows) for call in pair][:-2]:
         store._run([call])
     store._run([rows[0][-1]])
 

@@ -259,7 +259,7 @@ def test_own_counts_are_exact_whenever_they_are_read(make_memsync):
     memsync = make_memsync(batch_interval=0.001)
     shown = []
 
-    for number in range(3000):
+    for _ in range(3000):
         memsync.increment_metrics(n=1)
         shown.append(memsync.get_coordination_metrics()["n"])
 

@@ -9,8 +9,7 @@ import pytest
 
 from celery_memsync import InvalidValue
 from celery_memsync.models.progress import percent_of
-from celery_memsync.writing.figures import (MAX_PHASES, NO_FIGURES, Phase, figure, figures_after, progress_rank,
-                                            shown_percent)
+from celery_memsync.writing.figures import MAX_PHASES, NO_FIGURES, Phase, figure, figures_after, progress_rank, shown_percent
 
 
 def shown(*reports):
