@@ -20,7 +20,7 @@ help:
 	@echo "make fuzz        throw made-up bytes at what reads (SECONDS= for each target)"
 	@echo "make clean       remove what the others made"
 
-.venv/installed: pyproject.toml
+.venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,cli,dev,docs]'
 	touch $@

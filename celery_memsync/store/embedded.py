@@ -113,7 +113,7 @@ def _packaged_server() -> str | None:
 
 
 def extra_brings_server(python: tuple[int, int], system: str, machine: str) -> bool:
-    """Return whether the extra ``embedded`` has a server for a Python on a machine, as its markers in pyproject.toml say.
+    """Return whether the extra ``embedded`` has a server for a Python on a machine, as its markers in setup.cfg say.
 
     Args:
         system: As in ``sys.platform``.

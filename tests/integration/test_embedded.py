@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from celery_memsync import MemorySyncManager
 from celery_memsync.store import embedded
 from tests.support.embedded_processes import StayingUsers, begin, run, servers_of
-from tests.support.paths import read_project
+from tests.support.paths import read_setup
 from tests.support.waiting import eventually
 
 #: Hides the servers that packages bring.
@@ -268,7 +268,7 @@ def test_advice_fits_the_python_and_the_machine(monkeypatch, python, system, mac
 @pytest.mark.parametrize("system, machine", [
     ("linux", "x86_64"), ("linux", "aarch64"), ("linux", "armv7l"), ("darwin", "arm64"), ("darwin", "x86_64")])
 def test_advice_follows_the_markers_of_the_extra(python, system, machine):
-    lines = read_project()["optional-dependencies"]["embedded"]
+    lines = read_setup("options.extras_require")["embedded"]
     environment = {"python_version": f"{python[0]}.{python[1]}", "sys_platform": system, "platform_machine": machine}
 
     brought = [line for line in lines if Requirement(line).marker.evaluate(environment)]

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from tests.support.pages import Page
-from tests.support.paths import ROOT, read_project
+from tests.support.paths import ROOT, names_in, read_setup
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import eventually
 
@@ -74,7 +74,7 @@ def test_a_worker_takes_part_by_the_setting_alone(tmp_path, own_server):
 
 
 def test_every_link_to_a_file_leads_somewhere(page):
-    base = read_project()["urls"]["Source"]
+    base = names_in(read_setup("metadata")["project_urls"])["Source"]
     raw = base.replace("github.com", "raw.githubusercontent.com")
     targets = re.findall(rf"\]\((?:{re.escape(base)}/blob/main|{re.escape(raw)}/main)/([^)#]+)", page.text)
 

@@ -10,7 +10,7 @@ import sys
 from tests.support.paths import ROOT
 
 #: What a wheel is made of.
-SOURCES = ("celery_memsync", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("celery_memsync", "pyproject.toml", "setup.cfg", "README.md", "LICENSE")
 
 VERSION = "0.0.9"
 

@@ -16,7 +16,7 @@ from celery_memsync import exceptions
 from celery_memsync.cli import memsync as group
 from celery_memsync.events import EVENTS
 from celery_memsync.settings import TASK_SETTINGS, Settings
-from tests.support.paths import ROOT, read_project
+from tests.support.paths import ROOT, names_in, read_setup
 
 GOLDEN = ROOT / "tests" / "golden" / "public_names.txt"
 SCHEMA = json.loads((ROOT / "docs" / "reference" / "commands.schema.json").read_text())
@@ -70,7 +70,6 @@ def keys_of(schema, path=""):
 
 def public_names():
     """Yield every public name, by kind."""
-    project = read_project()
     classes = [getattr(celery_memsync, name) for name in sorted(celery_memsync.__all__)]
     yield "names of celery_memsync", (name for name in celery_memsync.__all__)
     yield "attributes of its classes", (
@@ -84,9 +83,9 @@ def public_names():
                        for name, command in group.commands.items())
     yield "options of all commands", options_of(group)
     yield "names in JSON", (f"{name}{key}" for name, schema in SCHEMA["properties"].items() for key in keys_of(schema, ":"))
-    yield "extras", project["optional-dependencies"]
-    entry_points = {"console_scripts": project["scripts"], **project["entry-points"]}
-    yield "programs", (f"{kind}: {name}" for kind, names in entry_points.items() for name in names)
+    yield "extras", read_setup("options.extras_require")
+    yield "programs", (f"{kind}: {name}" for kind, lines in read_setup("options.entry_points").items()
+                       for name in names_in(lines))
 
 
 def test_public_names_are_those_of_the_committed_list():
