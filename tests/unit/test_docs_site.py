@@ -32,7 +32,8 @@ def test_site_shows_arguments_and_errors_of_public_methods(site):
     for name in ("sync_task_progress", "acquire_task_lock", "locked", "read_entry"):
         assert re.search(rf"\b{name}\(", page), name
     assert page.count("Parameters:") > 20
-    assert page.count("Raises:") > 20
+    assert page.count("Raises:") > 10  # beside what the class says once, for all its methods
+    assert "they raise StoreError while Redis is away" in page
 
 
 @pytest.mark.slow
