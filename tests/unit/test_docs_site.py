@@ -33,6 +33,7 @@ def test_site_shows_arguments_and_errors_of_public_methods(site):
         assert re.search(rf"\b{name}\(", page), name
     assert page.count("Parameters:") > 20
     assert page.count("Raises:") > 8
+    assert "they raise StoreError while Redis is away" in page
 
 
 @pytest.mark.slow

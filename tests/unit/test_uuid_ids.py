@@ -15,8 +15,8 @@ TEXT = str(ID)
     (lambda memsync, one: memsync.sync_task_progress(one, 50),
      lambda memsync, one: memsync.get_task_progress(one)["progress"]),
     (lambda memsync, one: memsync.sync_agent_coordination(one, one, 2),
-     lambda memsync, one: (memsync.get_task_agents(one), memsync.get_agent_coordination(one, one),
-                           memsync.get_task(one)["id"])),
+     lambda memsync, one: (
+         memsync.get_task_agents(one), memsync.get_agent_coordination(one, one), memsync.get_task(one)["id"])),
     (lambda memsync, one: memsync.sync_worker_status(one, "busy"), lambda memsync, one: memsync.get_worker_status(one)),
     (lambda memsync, one: memsync.sync_worker_capacity(one, 3), lambda memsync, one: memsync.get_worker_capacity(one)),
     (lambda memsync, one: memsync.enqueue(one), lambda memsync, one: (memsync.get_queue_position(one), memsync.get_queue())),
