@@ -79,8 +79,14 @@ class ConflictSettler:
     def _dispute(self, change: Change, resolve: Callable[[], Change | Conflict]) -> Dispute:
         return Dispute(resolve, self.resolvers.is_ours(change.location.path))
 
+    def _recorded_at(self, change: SetValue, stored: StoredEntry) -> float:
+        """Return the monotonic time of a change; a higher fence is later than what is stored, whatever the clocks say."""
+        if change.fence <= stored.header.fence:
+            return change.at
+        return max(change.at, self.clock.monotonic(stored.header.time / 1000) + MOMENT)
+
     def _resolve_value(self, change: SetValue, stored: StoredEntry) -> Change | Conflict:
-        resolved, conflict = self._resolve(change, stored, encoding.decode(change.body), change.at)
+        resolved, conflict = self._resolve(change, stored, encoding.decode(change.body), self._recorded_at(change, stored))
         body = change.body if resolved is None else resolved
         if body == stored.body:
             return conflict
@@ -92,7 +98,7 @@ class ConflictSettler:
 
     def _keep_later(self, change: SetValue, stored: StoredEntry) -> Change | Conflict:
         """Let the later of a deletion and a value win: there is nothing that could be merged."""
-        key, at = change.location.path, self.clock.at(change.at)
+        key, at = change.location.path, self.clock.at(self._recorded_at(change, stored))
         if stored.deleted and (not change.body or round(at * 1000) >= stored.header.time):
             return change  # what is gone is no conflict
         value = encoding.decode(change.body) if change.body else None

@@ -183,3 +183,18 @@ def test_a_fence_counts_with_a_write_without_one_behind_it(memsync, other, stale
         memsync.force_sync()
 
     assert other.read("balance", consistent=True) == 3
+
+
+@pytest.mark.parametrize("as_stale", [True, False])
+def test_a_write_of_the_holder_wins_over_one_that_was_flushed_before_it(memsync, other, stale, as_stale):
+    mine, theirs = stale
+    other.write("balance", 2, fence=theirs)
+
+    memsync.write("balance", 1, fence=mine.fence if as_stale else None)
+    memsync.force_sync()
+    other.force_sync()
+
+    assert memsync.read("balance", consistent=True) == 2
+    memsync.write("balance", 3, fence=mine.fence)
+    with pytest.raises(LockLost):
+        memsync.force_sync()
