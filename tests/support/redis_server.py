@@ -57,6 +57,7 @@ class RedisServer:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process = None
+        self.is_paused = False
         #: Of the server; None: that of this process.
         self.environment = None
 
@@ -81,9 +82,13 @@ class RedisServer:
     def client(self, **options):
         return redis.Redis.from_url(self.url, socket_timeout=5, protocol=2, **options)
 
+    @property
+    def is_running(self):
+        return self.process is not None and not self.is_paused
+
     def stop(self, how=signal.SIGTERM):
         if self.process is not None:
-            self.process.send_signal(signal.SIGCONT)
+            self.resume()
             self.process.send_signal(how)
             self.process.wait(10)
             self.process = None
@@ -92,6 +97,7 @@ class RedisServer:
         self.stop(signal.SIGKILL)
 
     def pause(self):
+        self.is_paused = True
         self.process.send_signal(signal.SIGSTOP)
 
     @contextlib.contextmanager
@@ -105,3 +111,4 @@ class RedisServer:
 
     def resume(self):
         self.process.send_signal(signal.SIGCONT)
+        self.is_paused = False
