@@ -56,8 +56,8 @@ class Callers:
 
     def __init__(self, url, namespace, seed):
         self.namespace = namespace
-        self.managers = [MemorySyncManager(f"caller-{number}", url, namespace=namespace, batch_interval=0.02, timeout=TIMEOUT)
-                         for number in range(2)]
+        settings = {"namespace": namespace, "batch_interval": 0.02, "timeout": TIMEOUT}
+        self.managers = [MemorySyncManager(f"caller-{number}", url, **settings) for number in range(2)]
         self.mirrors = [NotingMirror(memsync, "[ogs]*/*") for memsync in self.managers]
         self.rows, self.grants, self.failed = [], [], []
         self.states, self.wrote = defaultdict(list), {}

@@ -58,8 +58,6 @@ class Ledger:
     def __init__(self, callers, memory):
         self.callers, self.faults, self.raw = callers, memory.faults, memory.raw
         self._lists = memory.lists.format(callers.namespace)
-        #: Acknowledged writes that a failover has undone, as it may.
-        self.undone = 0
 
     def excused(self, excuses, key, begin, end=None):
         """Whether a fault excuses what came of a key at some time from ``begin`` to ``end``."""
@@ -69,7 +67,8 @@ class Ledger:
     def judge(self):
         """Return what is wrong."""
         return [Wrong("no call raises anything else", "a caller", text) for text in self.callers.failed] + [
-            wrong for judge in (self.calls, self.own_keys, self.shared_keys, self.locks, self.counters, self.queue, self.mirrors)
+            wrong for judge in (
+                self.calls, self.own_keys, self.shared_keys, self.locks, self.counters, self.queue, self.mirrors)
             for wrong in judge()]
 
     def summary(self):
@@ -79,8 +78,8 @@ class Ledger:
             fault.excuses == "away" and fault.begin <= row["asked"] <= fault.end for fault in self.faults)]
         longest = max((row["answered"] - row["asked"] - row["wait"] for row in during), default=0.0)
         failed = sum(row["how"] in ("maybe", "not") for row in rows)
-        return (f"calls: {len(rows)}, {failed} while their node was away; done while a node was away: {len(during)}, the longest "
-                f"took {longest:.2f} s\nlocks held: {len(self.callers.grants)}, writes undone by a failover: {self.undone}")
+        return (f"calls: {len(rows)}, {failed} not done; of single keys while a node was away: {len(during)} done, the "
+                f"longest in {longest:.2f} s\nlocks held: {len(self.callers.grants)}")
 
     # -- tasks
 
@@ -118,7 +117,8 @@ class Ledger:
                 continue
             if row["what"] == "sync":
                 yield from self._sync(row)
-            elif not self.excused(("away", "moved") if row["what"] in LISTS else ("away",), row["key"], row["asked"], row["answered"]):
+            elif not self.excused(
+                    ("away", "moved") if row["what"] in LISTS else ("away",), row["key"], row["asked"], row["answered"]):
                 yield Wrong("a call on a node that is there is done", row["key"], row)
 
     def _sync(self, row):
@@ -152,14 +152,13 @@ class Ledger:
                 before = [at for when, at in synced[row["key"]] if when < row["asked"]]
                 first = row["at"] if row["what"] == "read own" else max(before, default=-1)
                 if not self._may_be(row["key"], first, row["result"], row["asked"], row["answered"]):
-                    yield Wrong("a read finds what was written before", row["key"], (row, self.callers.states[row["key"]][-20:]))
+                    states = self.callers.states[row["key"]]
+                    yield Wrong("a read finds what was written before", row["key"], (row, states[max(first, 0):][:20]))
         for key, states in self.callers.states.items():
             value = parse(self.raw(key))[1]
             last = len(states) - 1
             if value != states[last][1]:
-                if self.excused(("loss",), key, states[last][0], states[last][0] + TIMEOUT):
-                    self.undone += 1
-                else:
+                if not self.excused(("loss",), key, states[last][0], states[last][0] + TIMEOUT):
                     yield Wrong("what was written last is there", key, (value, states[-10:], synced[key][-3:]))
 
     def _may_be(self, key, first, value, asked, answered):
@@ -167,8 +166,9 @@ class Ledger:
         states = self.callers.states[key]
         if value in [state for _, state in states[max(first, 0):]] or first < 0 and value is None:
             return True
-        # A former master may answer, and what was undone is written nowhere.
-        return self.excused(("away", "loss"), key, states[max(first, 0)][0], answered)
+        # A former master may have answered.
+        return self.excused(("loss",), key, states[max(first, 0)][0], answered) or self.excused(
+            ("away",), key, asked, answered)
 
     def shared_keys(self):
         """A change that was done has a version of its own, follows the one it expected, and is seen by all after it."""
@@ -178,7 +178,8 @@ class Ledger:
                 by_key[row["key"]].append(row)
         for key, rows in by_key.items():
             version, value = parse(self.raw(key))
-            final = {"what": "read version", "result": version, "asked": float("inf"), "answered": float("inf"), "value": value}
+            end = float("inf")
+            final = {"what": "read version", "result": version, "asked": end, "answered": end, "value": value}
             yield from self._versions(key, sorted(rows, key=lambda row: row["answered"]) + [final])
 
     def _versions(self, key, rows):
@@ -202,8 +203,9 @@ class Ledger:
             yield Wrong("what was changed last is there", key, (last, rows[-1]))
 
     def _undone(self, key, before, row):
-        """Whether what one call was told may be undone when the other is answered, or is read from a former master."""
-        return self.excused(("loss",), key, before["asked"], before["answered"]) or self.excused(("away",), key, row["asked"], row["answered"])
+        """Whether what one call was told may be undone when the other is answered, which a former master may have done."""
+        return self.excused(("loss",), key, before["asked"], before["answered"]) or self.excused(
+            ("away",), key, row["asked"], row["answered"])
 
     # -- locks
 
@@ -222,7 +224,7 @@ class Ledger:
             for one, other in pairwise(by_fence):
                 if one["fence"] == other["fence"]:
                     yield Wrong("no two have one fence", key, (one, other))
-                if other["granted"] < one["owned"] and not self._may_overlap(key, one, other):
+                if other["granted"] < one["owned"] and one["granted"] < other["owned"] and not self._may_overlap(key, one, other):
                     yield Wrong("nobody has a lock that another one owns", key, (one, other))
 
     def _may_overlap(self, key, one, other):
@@ -251,9 +253,11 @@ class Ledger:
                 put[row["id"]] = row
             elif row["what"] == "dequeue" and row.get("result"):
                 taken[row["result"]].append(row)
-        left = {name.decode() for part in ("pending", "processing") for name in self.raw(f"{self._lists}/{part}", "ZRANGE", 0, -1)}
+        left = {name.decode() for part in ("pending", "processing")
+                for name in self.raw(f"{self._lists}/{part}", "ZRANGE", 0, -1)}
         for task_id, row in put.items():
-            if task_id not in taken and task_id not in left and not self.excused(("loss",), home, row["asked"], row["answered"]):
+            is_lost = task_id not in taken and task_id not in left
+            if is_lost and not self.excused(("loss",), home, row["asked"], row["answered"]):
                 yield Wrong("what was put into the queue is there", task_id, row)
         for task_id, rows in taken.items():
             if len(rows) > 1 and not self.excused(("loss",), home, rows[0]["asked"], rows[-1]["answered"]):
