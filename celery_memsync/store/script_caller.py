@@ -15,7 +15,7 @@ from .acl import MissingRights, is_unknown, missing, probes
 from .clock import Clock
 from .errors import address_of_owner, redis_call
 from .pool import PIECE, noted, packed_command
-from .push import PushConnection, TrackedConnection, execute_on_new_connection
+from .push import PushConnection, PushTarget, TrackedConnection, execute_on_new_connection
 from .scripts import Script
 
 #: How often Redis is asked for its time at first, and the error in seconds that is good enough.
@@ -174,13 +174,13 @@ class ScriptCaller:
         """Return a connection on which Redis speaks unasked; it is not open yet."""
         return PushConnection(self._client, self.timeout)
 
-    def source(self, redirect: int) -> TrackedConnection:
+    def source(self, target: PushTarget) -> TrackedConnection:
         """Return a connection whose reads Redis remembers, to notify another one when they are old.
 
         Args:
-            redirect: Redis's id of that other one.
+            target: That other one.
         """
-        return TrackedConnection(self._client, redirect, self.timeout)
+        return TrackedConnection(self._client, target, self.timeout)
 
     def _pipeline(self, source: TrackedConnection | None) -> Any:
         client = self.redis

@@ -247,8 +247,10 @@ class Servers:
 
 
 def _is_replica(server):
-    info = server.client().info("replication")
-    return info["role"] == "slave" and info["master_link_status"] == "up"
+    """Whether a server follows another one; who has just begun to closes his connections."""
+    with contextlib.suppress(redis.RedisError, OSError):
+        info = server.client().info("replication")
+        return info["role"] == "slave" and info["master_link_status"] == "up"
 
 
 class ClusterMemory(Servers):

@@ -138,7 +138,7 @@ class Soak:
             self.random.seed(f"{self.seed} {sum(self.injected.values())}")
             kind = self.random.choice(self.kinds)
             took = self.inject(kind)
-            self.say(f"{sum(self.injected.values()):5} faults, {len(self.sent):6} tasks; {kind}: "
+            self.say(f"{time.time():.1f} {sum(self.injected.values()):5} faults, {len(self.sent):6} tasks; {kind}: "
                      f"{took:.1f} s until the next task was done", flush=True)
         return self.settle()
 
@@ -173,7 +173,7 @@ class Soak:
         deadline = time.monotonic() + SETTLE
         while (wrong := self._judge()) and time.monotonic() < deadline:
             self._restore()
-            time.sleep(1)
+            time.sleep(3)
         return wrong
 
     def _restore(self):
@@ -183,6 +183,8 @@ class Soak:
             connection.default_channel.qos.restore_visible(interval=1)
 
     def _judge(self):
+        if self._waiting() or self.fleet.unacked():
+            return [Wrong("the broker gives all tasks out", "all", self._waiting())]
         lines = self.fleet.notes_file.read_text().splitlines() if self.fleet.notes_file.exists() else []
         notes = [json.loads(line) for line in lines]
         try:

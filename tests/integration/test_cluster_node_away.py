@@ -184,6 +184,20 @@ def test_a_held_lock_survives_a_silent_node_of_another_lock(cluster, home, other
             lost.check()
 
 
+def test_an_atomic_operation_tries_a_node_that_has_just_given_no_answer(cluster, other_node, make_on_cluster):
+    memsync = make_on_cluster(batch_interval=0.01, timeout=1.0)
+    lost, other = names_on(cluster, other_node, 2)
+    memsync.read(lost)
+    with other_node.paused():
+        memsync.write(lost, 1)
+        with pytest.raises(StoreUnavailable):
+            memsync.force_sync()
+
+    entry = memsync.write(other, 1, expected_version=0)
+
+    assert entry.version == 1
+
+
 def test_nodes_are_read_at_the_same_time(cluster, make_on_cluster):
     memsync, keys = make_on_cluster(), [names_on(cluster, server, number=1)[0] for server in cluster.servers]
     pipeline = memsync.runtime.store.redis.pipeline()
