@@ -84,7 +84,8 @@ class Ledger:
 
     def _is_healthy(self, row):
         """Whether a call was about a node that was there while another one was away."""
-        away = [fault for fault in self.faults if fault.excuses == "away" and fault.begin <= row["asked"] <= fault.end - GRACE]
+        away = [fault for fault in self.faults
+                if fault.excuses == "away" and fault.begin <= row["asked"] <= fault.end - GRACE]
         return row["what"] in SINGLE and away and not self.excused(("away",), row["key"], row["asked"], row["answered"])
 
     # -- tasks
