@@ -35,7 +35,10 @@ def after_updates(method: F) -> F:
 
     @functools.wraps(method)
     def call(self: ClusterStore, *args: Any, **kwargs: Any) -> Any:
-        self.wait_indexed()
+        try:
+            self.wait_indexed()
+        except StoreUnavailable as exc:  # until now nothing of the call itself was sent
+            raise StoreUnavailable(str(exc), False, exc.code) from exc
         return method(self, *args, **kwargs)
 
     return call  # type: ignore[return-value]

@@ -47,6 +47,9 @@ BACKLOG = 20
 #: Seconds that a round trip to an idle server takes on a machine that can't be blamed.
 SLOW = 0.3
 
+#: Seconds before and after that for which it may be as busy.
+BUSY = 5.0
+
 #: Seconds of a steady run that are not measured: pools and caches fill, and records begin to go.
 WARM_UP = 600.0
 
@@ -111,12 +114,14 @@ class Soak:
 
     def _watch_machine(self):
         """Note when even a server that nobody harms is slow to answer: then calls may fail anywhere."""
+        until = 0.0
         with self.broker.client() as client:
             while not self.enough.wait(0.1):
                 began = time.time()
                 client.ping()
                 if time.time() - began > SLOW:
-                    self.memory.note("busy machine", began, time.time(), None, "away")
+                    since, until = max(until, began - BUSY), time.time() + BUSY
+                    self.memory.note("busy machine", since, until, None, "away")
 
     def _waiting(self):
         with self.broker.client() as client:

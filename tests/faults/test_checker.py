@@ -23,6 +23,7 @@ def wrongs(notes, memory, killed=None, heard=None):
     ([BEGIN, END], told("SUCCESS"), {}),
     ([BEGIN, END], told("SUCCESS"), {7: Kill(1.5)}),
     ([BEGIN, END], told("LOST"), {7: Kill(2.5)}),
+    ([BEGIN, END], told("LOST"), {7: Kill(1.9, with_main=True)}),
     ([BEGIN], told("FAILURE"), {7: Kill(1.5)}),
     ([BEGIN, END], told("SUCCESS", steps=None), {7: Kill(2.1)}),
     ([BEGIN], told("LOST"), {7: Kill(1.5)}),

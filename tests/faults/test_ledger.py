@@ -45,7 +45,8 @@ def claims(rows=(), faults=(), contents=None, **facts):
     contents = contents or {}
     known = {"states": {}, "wrote": {}, "grants": [], "added": {}, "mirrors": [], "failed": []}
     callers = SimpleNamespace(rows=list(rows), namespace="ns", home=HOME, **{**known, **facts})
-    memory = SimpleNamespace(faults=list(faults), lists="ns/lists", raw=lambda key, *_: contents.get(key, []))
+    memory = SimpleNamespace(
+        faults=list(faults), lists="ns/lists", unheard="deaf", raw=lambda key, *_: contents.get(key, []))
     return [wrong.claim for wrong in Ledger(callers, memory).judge()]
 
 
@@ -179,7 +180,7 @@ def begin(pid, at, **facts):
     ([begin(1, 1.0)], {1: Kill(5.0, with_main=True)}, ["a task of a lost worker is run again"]),
 ])
 def test_tasks_that_are_sent_again_are_judged(notes, killed, found):
-    ledger = Ledger(SimpleNamespace(namespace="ns"), SimpleNamespace(faults=[], lists="", raw=None))
+    ledger = Ledger(SimpleNamespace(namespace="ns"), SimpleNamespace(faults=[], lists="", unheard="", raw=None))
 
     assert [wrong.claim for wrong in ledger.tasks([], notes, killed, "ns")] == found
 
@@ -187,6 +188,6 @@ def test_tasks_that_are_sent_again_are_judged(notes, killed, found):
 def test_what_is_wrong_with_a_task_is_excused_by_a_fault_at_that_time_only():
     wrong = [Wrong("a task is told as it was", "t", ())]
     for faults, left in (([], wrong), ([fault("loss", 1.0, 2.0)], []), ([fault("loss", 20.0, 21.0)], wrong)):
-        ledger = Ledger(SimpleNamespace(namespace="ns"), SimpleNamespace(faults=faults, lists="", raw=None))
+        ledger = Ledger(SimpleNamespace(namespace="ns"), SimpleNamespace(faults=faults, lists="", unheard="", raw=None))
 
         assert ledger.tasks(wrong, [begin(1, 1.0)], {}, "ns") == left

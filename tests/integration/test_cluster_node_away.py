@@ -148,6 +148,20 @@ def test_nothing_but_lists_waits_for_the_node_of_the_indexes(cluster, home, othe
     assert (counters["total"], counters["mine"]) == (1, 1)
 
 
+def test_a_change_of_the_queue_that_was_not_sent_is_not_in_doubt(cluster, home, other_node, make_on_cluster):
+    memsync = make_on_cluster(batch_interval=60.0, timeout=1.0)
+    (task,) = cluster.names_on(other_node, "task-sentinel/tasks/{%s}/", 1)
+    memsync.get_queue()
+
+    with home.paused():
+        sync_stage(memsync, task, "STARTED")
+        memsync.writer.flush()
+        with pytest.raises(StoreUnavailable) as caught:
+            memsync.dequeue()
+
+    assert caught.value.maybe_done is False
+
+
 def test_a_process_starts_without_the_node_of_the_indexes(
     cluster, home, other_node, make_on_cluster,
 ):
