@@ -139,9 +139,7 @@ class Soak:
         self.start()
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            # So that a seed gives the same faults, whatever came of those before.
-            self.random.seed(f"{self.seed} {sum(self.injected.values())}")
-            kind = self.random.choice(self.kinds)
+            kind = draw(self.random, self.seed, sum(self.injected.values()), self.kinds)
             took = self.inject(kind)
             self.say(f"{time.time():.1f} {sum(self.injected.values()):5} faults, {len(self.sent):6} tasks; {kind}: "
                      f"{took:.1f} s until the next task was done", flush=True)
@@ -300,6 +298,12 @@ class Soak:
         self.fleet.close()
         self.memory.close()
         self.broker.stop()
+
+
+def draw(chance, seed, number, kinds):
+    """Return the kind of a fault, and let all else about it be drawn as it is each time: whatever came of those before."""
+    chance.seed(f"{seed} {number}")
+    return chance.choice(kinds)
 
 
 def main(argv=None):
