@@ -322,6 +322,12 @@ class Reader:
         self.send_pending()
         return self.store.read_queue(limit)
 
+    def queue_position(self, task_id: str) -> int | None:
+        """Return before how many others a task waits, None if it does not."""
+        self.uncached += 1
+        self.send_pending()
+        return self.store.read_queue_position(task_id)
+
     def metrics(self) -> dict[str, Any]:
         """Return all counters."""
         self.uncached += 1
