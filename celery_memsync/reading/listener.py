@@ -78,6 +78,7 @@ class ChangeListener:
         #: Monotonic time of the last ping that Redis has answered on this connection: all sent before was received.
         self.confirmed_at = float("-inf")
         self._line: PushConnection | None = None
+        self._was_up = False
         self._target: PushTarget | None = None
         #: Whether new connections go to another server than the line's.
         self._is_elsewhere = False
@@ -216,6 +217,9 @@ class ChangeListener:
         target = line.listen()
         if target is None and line.tracks and not self._gave_up:
             logger.warning("Redis does not allow CLIENT and SUBSCRIBE, so nothing that is read can be kept")
+        if self._was_up:
+            self.store.renew_connections()
+        self._was_up = True
         with self._mutex:
             self._target, self._is_elsewhere = target, False
         self._confirm(asked_at)

@@ -285,6 +285,9 @@ class ClusterStore(Store):
         """Return a connection on which Redis pushes; it is not open yet."""
         return ClusterPushConnection(self._client, self.timeout)
 
+    def renew_connections(self) -> None:
+        """Do nothing: the slot map says from which node a key is read, and it was read again when the masters changed."""
+
     # -- how reads are sent, and scripts called
 
     def _answers(self, pipeline: Any) -> list[Any]:

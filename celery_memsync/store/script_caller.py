@@ -174,6 +174,10 @@ class ScriptCaller:
         """Return a connection on which Redis speaks unasked; it is not open yet."""
         return PushConnection(self._client, self.timeout)
 
+    def renew_connections(self) -> None:
+        """Connect anew from now on, so that what is read comes from the server that reports changes."""
+        self._client.connection_pool.renew()
+
     def source(self, target: PushTarget) -> TrackedConnection:
         """Return a connection whose reads Redis remembers, to notify another one when they are old.
 

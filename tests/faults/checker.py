@@ -81,8 +81,10 @@ def judge_task(task_id, notes, killed, told, heard):
         if any(kill.with_main and 0 <= kill.at - row["at"] <= UNTOLD for row, kill in kills if row["what"] == "begin"):
             allowed |= UNPUBLISHED
     else:
-        # It was acknowledged, and nobody knows of it, if its worker was killed before it could note anything.
-        allowed = UNPUBLISHED if any(kill.with_main for kill in killed.values()) else set()
+        # Its process was killed before it could note anything; if its main process was, too, nobody knows of it.
+        allowed = set(GIVEN_UP) if killed else set()
+        if any(kill.with_main for kill in killed.values()):
+            allowed |= UNPUBLISHED
     if status not in allowed:
         yield Wrong("a task is told as it was", task_id, (status, sorted(allowed), notes))
         return

@@ -117,7 +117,8 @@ class Ledger:
         begin, end = rows[0]["at"] - LAG, max([row["at"] for row in rows] + kills) + SETTLED
         if "told as it was" in wrong.claim and wrong.facts[:1] == ("STARTED",):
             # In a cluster it is in no list yet, and so nobody finds it, if its worker dies before that is written, too.
-            return self.is_cluster and any(kill <= rows[-1]["at"] + UNTOLD for kill in kills)
+            if self.is_cluster and any(kill <= rows[-1]["at"] + UNTOLD for kill in kills):
+                return True
         return self.excused(("loss", "away") if kills else ("loss",), key, begin, end) or (
             "subscriber" in wrong.claim and self.excused(("deaf",), key, begin, end))
 

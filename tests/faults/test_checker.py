@@ -30,6 +30,7 @@ def wrongs(notes, memory, killed=None, heard=None):
     ([BEGIN], told("RECEIVED"), {7: Kill(1.01, with_main=True)}),
     ([BEGIN], told("PENDING"), {7: Kill(1.01, with_main=True)}),
     ([], told("RECEIVED"), {7: Kill(1.0, with_main=True)}),
+    ([], told("FAILURE"), {7: Kill(1.0)}),
     ([BEGIN, {**END, "at": 1.5}], told("RECEIVED"), {7: Kill(1.6, with_main=True)}),
     ([BEGIN, {**BEGIN, "pid": 8}, {**END, "pid": 8}], told("SUCCESS"), {7: Kill(1.5)}),
 ])

@@ -78,3 +78,21 @@ def test_the_listener_goes_where_new_connections_go(redis, make_memsync, address
     publish(other, {"a": 1})
 
     eventually(lambda: heard == [1], timeout=5)
+
+
+def test_a_subscriber_reads_from_the_server_to_which_its_listener_has_gone(
+    redis, make_memsync, address, successor, redis_url,
+):
+    memsync, former, other, heard = (
+        make_memsync(url=address.url), make_memsync(url=redis_url), make_memsync(url=successor.url), [])
+    for value in ("old", "lost"):
+        publish(former, {"a": value})
+    publish(other, {"a": "new"})
+    memsync.subscribe("a", lambda key, value: heard.append(value))
+    publish(former, {"a": "lost, too"})
+    eventually(lambda: heard)
+
+    address.port = successor.port
+    redis.client_kill_filter(_type="pubsub", skipme=True)
+
+    eventually(lambda: heard[-1] == "new", timeout=5)
