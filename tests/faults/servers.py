@@ -24,6 +24,10 @@ GRACE = 2.0
 #: Seconds for which a former master takes writes after it was stopped, until a cluster or `min-replicas-max-lag` ends that.
 FORMER = 3.0
 
+#: Seconds that a round trip to an idle server takes on a machine that can't be blamed, and before and after which it may be
+#: as busy as when it took longer.
+SLOW, BUSY = 0.3, 5.0
+
 #: Seconds by which a clock is set off; none is as long as anything here lives.
 STEPS = (-600.0, -60.0, -5.0, 5.0, 60.0, 600.0)
 
@@ -164,21 +168,31 @@ class Servers:
         self.topology.stop()
 
     def _watch(self):
-        """Note masters that are replaced though no fault was to do that: on a busy machine they answer too late."""
-        before = {}
-        while not self._closed.wait(0.2):
-            now = before
+        """Note what no fault was to do: on a busy machine servers answer late, and masters that do are replaced."""
+        before, until = {}, 0.0
+        while not self._closed.wait(0.3):
+            now, began = before, time.time()
             with contextlib.suppress(redis.RedisError, StopIteration, LookupError, OSError, TypeError):
                 now = {server: self._slots_of(server) for server in self._masters()}
             for server in before.keys() - now.keys():
                 if server is self._harmed:
                     self._harmed = None
                 else:
-                    at = time.time()
-                    self.note("replaced by chance", at - 2 * LAG, at + FORMER, before[server], "loss")
-                    self.note("replaced by chance", at - 2 * LAG, at + WHOLE / 4, before[server], "away")
-                    self.note("replaced by chance", at - 2 * LAG, at + FORMER, before[server], "ahead")
+                    self.note("replaced by chance", began - 2 * LAG, time.time() + FORMER, before[server], "loss")
+                    self.note("replaced by chance", began - 2 * LAG, time.time() + FORMER, before[server], "ahead")
+                    self.note("replaced by chance", began - 2 * LAG, time.time() + WHOLE / 4, before[server], "away")
             before = now
+            if any(map(self._is_slow, self.topology.servers)):
+                since, until = max(until, began - BUSY), time.time() + BUSY
+                self.note("busy machine", since, until, None, "away")
+
+    @staticmethod
+    def _is_slow(server):
+        """Whether a server takes long for next to nothing, and nobody harms it."""
+        interruptions, began = server.interruptions, time.time()
+        with contextlib.suppress(redis.RedisError, OSError):
+            ask(server, "PING")
+        return time.time() - began > SLOW and server.is_running and server.interruptions == interruptions
 
     # -- faults of any topology
 
@@ -305,7 +319,7 @@ class ClusterMemory(Servers):
         return self.topology.owner_of(key)
 
     def _masters(self):
-        return [server for server in self.topology.servers if self.topology.slots_of(server)]
+        return self.topology.masters()
 
     def _slots_of(self, server):
         return self.topology.slots_of(server)

@@ -44,12 +44,6 @@ SETTLE = 90
 #: Tasks that may wait while more are sent.
 BACKLOG = 20
 
-#: Seconds that a round trip to an idle server takes on a machine that can't be blamed.
-SLOW = 0.3
-
-#: Seconds before and after that for which it may be as busy.
-BUSY = 5.0
-
 #: Seconds of a steady run that are not measured: pools and caches fill, and records begin to go.
 WARM_UP = 600.0
 
@@ -112,17 +106,6 @@ class Soak:
                 steps, pause = (3, 0.001) if self.steady else (chance.randrange(1, 20), chance.choice((0.001, 0.02, 0.1)))
                 self._send(chance.choice(names), steps, pause, f"key-{chance.randrange(4)}")
 
-    def _watch_machine(self):
-        """Note when even a server that nobody harms is slow to answer: then calls may fail anywhere."""
-        until = 0.0
-        with self.broker.client() as client:
-            while not self.enough.wait(0.1):
-                began = time.time()
-                client.ping()
-                if time.time() - began > SLOW:
-                    since, until = max(until, began - BUSY), time.time() + BUSY
-                    self.memory.note("busy machine", since, until, None, "away")
-
     def _waiting(self):
         with self.broker.client() as client:
             return client.llen(self.fleet.name)
@@ -151,7 +134,6 @@ class Soak:
         if self.callers is not None:
             self.memory.keys = self.callers.keys
             self.callers.start()
-            threading.Thread(target=self._watch_machine, daemon=True).start()
         return self
 
     def inject(self, kind):

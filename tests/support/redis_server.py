@@ -58,6 +58,8 @@ class RedisServer:
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process = None
         self.is_paused = False
+        #: How often it was paused or stopped.
+        self.interruptions = 0
         #: Of the server; None: that of this process.
         self.environment = None
 
@@ -88,6 +90,7 @@ class RedisServer:
 
     def stop(self, how=signal.SIGTERM):
         if self.process is not None:
+            self.interruptions += 1
             self.resume()
             self.process.send_signal(how)
             self.process.wait(10)
@@ -98,6 +101,7 @@ class RedisServer:
 
     def pause(self):
         self.is_paused = True
+        self.interruptions += 1
         self.process.send_signal(signal.SIGSTOP)
 
     @contextlib.contextmanager

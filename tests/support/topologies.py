@@ -190,6 +190,11 @@ class Cluster:
         names = (f"n{at}" for at in itertools.count())
         return list(itertools.islice((name for name in names if self.slot_of(template % name) in slots), number))
 
+    def masters(self):
+        """Return the servers that have slots."""
+        ports = {master[1] for _, _, master, *_ in self._slots()}
+        return [server for server in self.servers if server.port in ports]
+
     def slots_of(self, server):
         """Return the slots that a server has; none if it is a replica."""
         rows = [(start, end) for start, end, master, *_ in self._slots() if master[1] == server.port]
