@@ -189,6 +189,8 @@ class Servers:
     @staticmethod
     def _is_slow(server):
         """Whether a server takes long for next to nothing, and nobody harms it."""
+        if not server.is_running:
+            return False
         interruptions, began = server.interruptions, time.time()
         with contextlib.suppress(redis.RedisError, OSError):
             ask(server, "PING")
