@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from tests.faults.callers import LEASE, TIMEOUT
 from tests.faults.checker import UNTOLD, Wrong
-from tests.faults.servers import GRACE, LAG
+from tests.faults.servers import BY_CHANCE, GRACE, LAG
 
 #: Seconds by which a call may miss its deadline on a busy machine.
 LATE = 2.0
@@ -21,9 +21,6 @@ LISTS = {"counters", "enqueue", "dequeue", "complete"}
 #: Seconds after which a holder has learnt at the latest that its lock is lost.
 LEARNT = LEASE / 3 + 1.0
 
-
-#: What is no fault of this package, and no fault that was injected.
-BY_CHANCE = {"busy machine", "replaced by chance"}
 
 #: Seconds after which all that a task has told is in Redis.
 SETTLED = 1.5
@@ -80,9 +77,10 @@ class Ledger:
         rows = self.callers.rows
         took = sorted(row["answered"] - row["asked"] - row["wait"] for row in rows if self._is_healthy(row))
         failed = sum(row["how"] in ("maybe", "not") for row in rows)
-        chance = sum(fault.end - fault.begin for fault in self.faults if fault.kind in BY_CHANCE and fault.excuses == "away")
+        busy = sum(fault.end - fault.begin for fault in self.faults if fault.excuses == "busy")
         text = (f"calls: {len(rows)}, {failed} not done for their node was away; locks held: {len(self.callers.grants)}; "
-                f"not judged because the machine was busy: {chance:.0f} s")
+                f"masters replaced by chance: {sum(fault.kind == BY_CHANCE for fault in self.faults) // 3}; "
+                f"{busy:.0f} s in which the machine was too busy to blame calls that fail")
         if took:
             text += (f"\ndone on other nodes meanwhile: {len(took)}, in {took[len(took) // 2] * 1000:.0f} ms (median), "
                      f"{took[len(took) * 99 // 100]:.2f} s (99 of 100), {took[-1]:.2f} s (all)")
@@ -135,12 +133,13 @@ class Ledger:
             if row["what"] == "sync":
                 yield from self._sync(row)
             elif not self.excused(
-                    ("away", "moved") if row["what"] in LISTS else ("away",), row["key"], row["asked"], row["answered"]):
+                    ("away", "busy", "moved") if row["what"] in LISTS else ("away", "busy"),
+                    row["key"], row["asked"], row["answered"]):
                 yield Wrong("a call on a node that is there is done", row["key"], (row, self._near(row)))
 
     def _sync(self, row):
         """force_sync fails only if something is away, and names an entry of that."""
-        away = [fault for fault in self.faults if fault.excuses in ("away", "moved")
+        away = [fault for fault in self.faults if fault.excuses in ("away", "moved", "busy")
                 and fault.begin <= row["answered"] and row["asked"] <= fault.end]
         if not away:
             yield Wrong("force_sync is done while all nodes are there", "", (row, self._near(row)))

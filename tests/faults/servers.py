@@ -28,6 +28,9 @@ FORMER = 3.0
 #: as busy as when it took longer.
 SLOW, BUSY = 0.3, 5.0
 
+#: That a master is replaced though nobody has harmed it.
+BY_CHANCE = "replaced by chance"
+
 #: Seconds by which a clock is set off; none is as long as anything here lives.
 STEPS = (-600.0, -60.0, -5.0, 5.0, 60.0, 600.0)
 
@@ -43,7 +46,7 @@ class Fault(NamedTuple):
         begin: Since when, in seconds since the epoch.
         end: Until when.
         slots: Those that are concerned.  None: all.
-        excuses: ``"away"``: calls may fail.  ``"moved"``: calls about lists may.  ``"loss"``: what is acknowledged meanwhile
+        excuses: ``"away"``: calls may fail, or find what a former master has.  ``"busy"``: they may fail.  ``"moved"``: calls about lists may.  ``"loss"``: what is acknowledged meanwhile
             may be undone.  ``"ahead"``: leases may end early.  ``"deaf"``: what is published may be heard with the next
             change only.
     """
@@ -178,13 +181,12 @@ class Servers:
                 if server is self._harmed:
                     self._harmed = None
                 else:
-                    self.note("replaced by chance", began - 2 * LAG, time.time() + FORMER, before[server], "loss")
-                    self.note("replaced by chance", began - 2 * LAG, time.time() + FORMER, before[server], "ahead")
-                    self.note("replaced by chance", began - 2 * LAG, time.time() + WHOLE / 4, before[server], "away")
+                    for excuses, longest in (("loss", FORMER), ("ahead", FORMER), ("away", WHOLE / 4)):
+                        self.note(BY_CHANCE, began - 2 * LAG, time.time() + longest, before[server], excuses)
             before = now
             if any(map(self._is_slow, self.topology.servers)):
                 since, until = max(until, began - BUSY), time.time() + BUSY
-                self.note("busy machine", since, until, None, "away")
+                self.note("busy machine", since, until, None, "busy")
 
     @staticmethod
     def _is_slow(server):

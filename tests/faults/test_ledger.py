@@ -67,6 +67,7 @@ def test_an_error_that_no_call_may_raise_is_found():
     (call("acquire", 5.0, how="not"), [fault("moved", 4.0, 6.0)], ["a call on a node that is there is done"]),
     (call("enqueue", 5.0, how="not"), [fault("moved", 4.0, 6.0)], []),
     (call("acquire", 5.0, how="maybe"), [fault("away", 4.0, 6.0)], []),
+    (call("acquire", 5.0, how="not"), [fault("busy", 4.0, 6.0)], []),
 ])
 def test_calls_fail_only_while_their_node_is_away(row, faults, found):
     assert claims([row], faults) == found
