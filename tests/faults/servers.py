@@ -46,9 +46,9 @@ class Fault(NamedTuple):
         begin: Since when, in seconds since the epoch.
         end: Until when.
         slots: Those that are concerned.  None: all.
-        excuses: ``"away"``: calls may fail, or find what a former master has.  ``"busy"``: they may fail.  ``"moved"``: those
-            about lists may.  ``"loss"``: what is acknowledged meanwhile may be undone.  ``"ahead"``: leases may end early.
-            ``"deaf"``: what is published may be heard with the next change only.
+        excuses: ``"away"``: calls may fail, or find what a former master has.  ``"busy"``: they may fail.
+            ``"moved"``: those about lists may.  ``"loss"``: what is acknowledged meanwhile may be undone.
+            ``"ahead"``: leases may end early.  ``"deaf"``: what is published may be heard with the next change only.
     """
 
     kind: str
