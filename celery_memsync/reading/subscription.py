@@ -5,7 +5,7 @@ import heapq
 import threading
 from collections import OrderedDict
 from itertools import accumulate, islice
-from typing import Any, Callable, Iterable, NamedTuple
+from typing import Any, Callable, Iterable, Literal, NamedTuple
 
 from ..background_loop import Wakeup
 from ..globs import matcher
@@ -145,10 +145,12 @@ class Subscription:
         self.answered = Wakeup()
         self.found = Wakeup()
         #: What has to be read from Redis: "" for nothing, "find" (present states are known then, and not delivered),
-        #: "deliver" (those that are not known are delivered).
-        self.look = "find"
+        #: "deliver" (those that are not known are delivered), or "again" (the same, for what came late into the indexes).
+        self.look: Literal["", "find", "deliver", "again"] = "find"
         #: Monotonic time when present states were found last.
         self.found_at = float("inf")
+        #: Monotonic time when all is to be read again although the connection was not lost since.
+        self.read_again_at = float("inf")
         #: Changes that were never delivered, for newer ones came before the handler was ready.
         self.skipped = 0
         self.closed = False

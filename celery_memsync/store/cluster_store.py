@@ -53,6 +53,7 @@ class ClusterStore(Store):
     lock or read of an entry waits for them.  What reads or changes a list does.
     """
 
+    is_index_late = True
     _index: IndexQueue
 
     def _prepare(self, client: Any) -> int:

@@ -68,7 +68,12 @@ class ScriptCaller:
             write's serial they make the id of the write.
         default_ttl: Seconds that index entries live.
         timeout: Most seconds that one method takes.
+
+    Attributes:
+        is_index_late: Whether an entry may be there before it is in the indexes.
     """
+
+    is_index_late = False
 
     def __init__(
         self, client: Any, keys: Keys, worker_id: str, token: str, default_ttl: float, timeout: float = DEFAULT_TIMEOUT,

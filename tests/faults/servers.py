@@ -66,7 +66,7 @@ class Memory:
     """A Redis that keeps what it has acknowledged, behind a network that can be harmed.
 
     Attributes:
-        faults: Every `Fault` that was injected, here none that excuses anything.
+        faults: Each `Fault` that was injected, here none that excuses anything.
     """
 
     kinds = ("kill redis", "stop redis", "kill clients", "pause clients", "reset", "black hole", "slow network")
@@ -130,7 +130,7 @@ class Servers:
     """Several servers, of which one at a time is harmed.
 
     Attributes:
-        faults: Every `Fault` that was injected.
+        faults: Each `Fault` that was injected.
         keys: Keys whose slots are moved.
         lists: Under which the queue and the counters of a namespace are.
         unheard: What it excuses if nodes do not hear each other.

@@ -155,7 +155,7 @@ def test_a_change_of_the_queue_that_was_not_sent_is_not_in_doubt(cluster, home, 
 
     with home.paused():
         sync_stage(memsync, task, "STARTED")
-        memsync.writer.flush()
+        memsync.runtime.writer.flush()
         with pytest.raises(StoreUnavailable) as caught:
             memsync.dequeue()
 

@@ -18,7 +18,7 @@ from celery_memsync import MemorySyncManager
 from tests.support.publishing import sync_stage
 memsync = MemorySyncManager("killed", sys.argv[1], batch_interval=0.01, timeout=1.0)
 sync_stage(memsync, sys.argv[2], "STARTED")
-memsync.writer.flush()
+memsync.runtime.writer.flush()
 print("written", flush=True)
 time.sleep(60)
 """
