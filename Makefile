@@ -10,13 +10,13 @@ help:
 	@echo "make demo        install, start a Redis and a worker, run the example with live progress, clean up"
 	@echo "make unit        the quick unit tests, in under a minute; the inner loop of a change"
 	@echo "make test        install, run the linters and the whole test suite, in about 11 minutes"
-	@echo "make acceptance  the same with long histories and stress, and a soak, in about 40 minutes"
+	@echo "make acceptance  the same with long histories and stress, and soaks, in about 42 minutes"
 	@echo "make counts      calls, commands and round trips of an operation, against their budgets"
 	@echo "make lint        only the linters and mypy"
 	@echo "make docs        build the documentation site into build/site"
 	@echo "make pictures    draw the pictures of the documents from a real run"
 	@echo "make bench       measure against peers, and write docs/performance.md; takes about half an hour"
-	@echo "make soak        real workers under faults for MINUTES=60, or without any: STEADY=--steady"
+	@echo "make soak        real workers under faults for MINUTES=60, or without any: STEADY=--steady; TOPOLOGY=cluster, sentinel"
 	@echo "make fuzz        throw made-up bytes at what reads (SECONDS= for each target)"
 	@echo "make clean       remove what the others made"
 
@@ -40,7 +40,14 @@ test: .venv/installed lint
 acceptance: .venv/installed lint
 	MEMSYNC_STRESS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --timeout 300
 	$(BIN)/python -m tests.support.model --seconds 120 --processes 8 --faults kill,restart,empty,pause
-	$(BIN)/python -m tests.faults.soak --minutes 15
+	$(BIN)/python -m tests.faults.soak --minutes 6
+	+$(MAKE) --no-print-directory --jobs=2 --output-sync $(SOAKS)
+
+# At the same time, because the faults of servers are mostly waited for.
+SOAKS := soak-cluster soak-sentinel
+.PHONY: $(SOAKS)
+$(SOAKS): soak-%:
+	$(BIN)/python -m tests.faults.soak --minutes 9 --topology $*
 
 counts: .venv/installed
 	$(BIN)/python -m pytest -q -s tests/integration/test_counts.py tests/unit/test_budgets.py
@@ -73,7 +80,7 @@ bench: .venv/installed
 	$(BIN)/python benchmarks/report.py build/benchmarks
 
 soak: .venv/installed
-	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED)) $(STEADY)
+	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED)) $(if $(TOPOLOGY),--topology $(TOPOLOGY)) $(STEADY)
 
 fuzz: .venv/installed
 	$(BIN)/python -m pip install --quiet atheris

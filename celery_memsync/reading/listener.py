@@ -13,7 +13,7 @@ from ..background_loop import BackgroundLoop, Wakeup
 from ..deadline import remaining
 from ..exceptions import StoreError, StoreUnavailable
 from ..store import Store
-from ..store.push import INVALIDATIONS, PushConnection, TrackedConnection
+from ..store.push import INVALIDATIONS, PushConnection, PushTarget, TrackedConnection
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,10 @@ class ChangeListener:
         #: Monotonic time of the last ping that Redis has answered on this connection: all sent before was received.
         self.confirmed_at = float("-inf")
         self._line: PushConnection | None = None
-        self._number: int | None = None
+        self._was_up = False
+        self._target: PushTarget | None = None
+        #: Whether new connections go to another server than the line's.
+        self._is_elsewhere = False
         self._asked_at: float | None = None
         self._patterns: Counter[str] = Counter()
         self._subscribed: set[str] = set()
@@ -108,9 +111,9 @@ class ChangeListener:
         with self._mutex:
             if self._idle:
                 return self._idle.pop()
-            if self._number is None or len(self._sources) >= MAX_SOURCES:
+            if self._target is None or len(self._sources) >= MAX_SOURCES:
                 return None
-            source = self.store.source(self._number)
+            source = self.store.source(self._target)
             source.checked_at = now
             source.until = self.confirmed_at + TRUST
             self._sources.add(source)
@@ -135,8 +138,12 @@ class ChangeListener:
             self._sources.discard(source)
             if source.refused:
                 logger.warning("Redis does not allow CLIENT TRACKING, so nothing that is read can be kept")
-                self._number = None
+                self._target = None
+            elif source.is_elsewhere and source.target == self._target:
+                self._target, self._is_elsewhere = None, True
         source.close()
+        if self._is_elsewhere:
+            self._wake()
 
     def _come_up(self) -> None:
         """Wait a little until the link is up, but once only for each time that it is down."""
@@ -208,11 +215,14 @@ class ChangeListener:
     def _connect(self) -> None:
         line, asked_at = self.store.listen(), time.monotonic()
         self._line, self._listening = line, False
-        number = line.listen()
-        if number is None and line.tracks and not self._gave_up:
+        target = line.listen()
+        if target is None and line.tracks and not self._gave_up:
             logger.warning("Redis does not allow CLIENT and SUBSCRIBE, so nothing that is read can be kept")
+        if self._was_up:
+            self.store.renew_connections()
+        self._was_up = True
         with self._mutex:
-            self._number = number
+            self._target, self._is_elsewhere = target, False
         self._confirm(asked_at)
 
     def _attend(self) -> None:
@@ -223,6 +233,8 @@ class ChangeListener:
         if self._asked_at is None and (self._wanted(now) and now >= self.confirmed_at + CHECK_INTERVAL or self._waiting):
             self._check()
         self.on_look()
+        if self._is_elsewhere:
+            raise StoreUnavailable("Another Redis answers at the address of the one that reports changes")
         # What was read off the socket and not taken yet does not show there.
         if self._listening or line.wait(CHECK_INTERVAL / 2):
             self._listening = True
@@ -314,7 +326,7 @@ class ChangeListener:
         line, self._line = self._line, None
         self._listening = False
         with self._mutex:
-            self._number = None
+            self._target = None
             for source in self._sources:
                 source.until = float("-inf")
             idle = list(self._idle)

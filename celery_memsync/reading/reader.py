@@ -250,11 +250,11 @@ class Reader:
     def tasks(self, task_ids: Sequence[str]) -> list[Task]:
         """Return all that is recorded of tasks, but for their agents."""
         self.uncached += len(task_ids)
-        self.send_pending()
         return [self._noted(task_id, task) for task_id, task in zip(task_ids, self.store.read_tasks(task_ids))]
 
     def recent_tasks(self, limit: int, before: str = "+", since: float | None = None) -> tuple[dict[str, Task], str | None]:
         """Return what is recorded of the newest tasks by id, and where to go on; see :meth:`TaskStore.read_recent_tasks`."""
+        self.send_pending()  # which may put tasks into the index
         recent = self.store.read_recent_tasks(limit, before, since)
         task_ids = list(dict.fromkeys(recent.task_ids))
         return dict(zip(task_ids, self.tasks(task_ids))), recent.before
@@ -322,6 +322,12 @@ class Reader:
         self.uncached += 1
         self.send_pending()
         return self.store.read_queue(limit)
+
+    def queue_position(self, task_id: str) -> int | None:
+        """Return before how many others a task waits, None if it does not."""
+        self.uncached += 1
+        self.send_pending()
+        return self.store.read_queue_position(task_id)
 
     def metrics(self) -> dict[str, Any]:
         """Return all counters."""

@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from itertools import accumulate, islice
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ..background_loop import Wakeup
 from ..globs import matcher
@@ -48,12 +48,21 @@ class KnownVersion(NamedTuple):
         expires_at: When it expires, in milliseconds.
         delivered: Whether that state was received, and not merely found.
         alive: Whether there is anything, and it was not deleted.
+        writes: Stands for the writes that made it.
     """
 
     stamp: EntryVersion
     expires_at: int
     delivered: bool
     alive: bool
+    writes: int
+
+    def is_of(self, parts: Parts) -> bool:
+        """Return whether that is the state that the parts of a key make up.
+
+        After a failover another write may have the stamp of one that was lost with the former master.
+        """
+        return stamp_of(parts) == self.stamp and _writes_of(parts) == self.writes
 
 
 class PendingChange(NamedTuple):
@@ -137,10 +146,12 @@ class Subscription:
         self.answered = Wakeup()
         self.found = Wakeup()
         #: What has to be read from Redis: "" for nothing, "find" (present states are known then, and not delivered),
-        #: "deliver" (those that are not known are delivered).
-        self.look = "find"
+        #: "deliver" (those that are not known are delivered), or "again" (the same, for what came late into the indexes).
+        self.look: Literal["", "find", "deliver", "again"] = "find"
         #: Monotonic time when present states were found last.
         self.found_at = float("inf")
+        #: Monotonic time when all is to be read again although the connection was not lost since.
+        self.read_again_at = float("inf")
         #: Changes that were never delivered, for newer ones came before the handler was ready.
         self.skipped = 0
         self.closed = False
@@ -167,13 +178,13 @@ class Subscription:
         """Take what Redis has published of a key; :meth:`wake` has to follow."""
         with self._mutex:
             known = self._known.get(path)
-            if known is not None and not self._is_newer(path, stamp, known):
+            if known is not None and not self._is_newer(path, parts, stamp, known):
                 return
             self._know(path, stamp, parts, delivered=True)
             self._put(path, PendingChange.of(parts, known is not None and stamp.version < known.stamp.version))
 
-    def _is_newer(self, path: str, stamp: EntryVersion, known: KnownVersion) -> bool:
-        if stamp == known.stamp:
+    def _is_newer(self, path: str, parts: Parts, stamp: EntryVersion, known: KnownVersion) -> bool:
+        if known.is_of(parts):
             return not known.delivered
         if stamp.version > known.stamp.version and stamp.stored_at >= known.stamp.stored_at:
             return True
@@ -190,7 +201,7 @@ class Subscription:
         stamp = stamp_of(parts)
         with self._mutex:
             known = self._known.get(path)
-            if known != before or known is not None and stamp == known.stamp and path not in self._doubted:
+            if known != before or known is not None and known.is_of(parts) and path not in self._doubted:
                 return
             if known is None and not deliver:
                 if not self.look:  # else the connection was lost, and a later change with it
@@ -255,7 +266,7 @@ class Subscription:
         """Take note that the ttl of a key is longer than it was."""
         with self._mutex:
             known = self._known.get(path)
-            if known is not None and known.stamp == stamp_of(parts):
+            if known is not None and known.is_of(parts):
                 self._know(path, known.stamp, parts, known.delivered)
 
     def link_lost(self, confirmed_at: float) -> None:
@@ -287,7 +298,7 @@ class Subscription:
         expires_at = max((stored.header.expires_at for stored in parts.values() if stored is not None), default=0)
         if expires_at < self._expires_by_path.get(path, expires_at + 1):
             self._schedule(path, expires_at)
-        self._known[path] = KnownVersion(stamp, expires_at, delivered, is_alive(parts))
+        self._known[path] = KnownVersion(stamp, expires_at, delivered, is_alive(parts), _writes_of(parts))
 
     def _know_gone(self, path: str, parts: Parts) -> None:
         if is_alive(parts) or all(stored is None for stored in parts.values()):
@@ -400,3 +411,8 @@ class Subscription:
 def is_alive(parts: Parts) -> bool:
     """Whether any part of an entry is there and was not deleted."""
     return any(stored is not None and not stored.deleted for stored in parts.values())
+
+
+def _writes_of(parts: Parts) -> int:
+    """Return what stands for the writes that made up a key."""
+    return hash(tuple(sorted(stored.header.writes for stored in parts.values() if stored is not None)))

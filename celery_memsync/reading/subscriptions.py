@@ -38,6 +38,9 @@ MAX_LOCATIONS = 1000
 #: Seconds between two checks for keys that have expired.
 EXPIRY_INTERVAL = 1.0
 
+#: Seconds after which index updates of a cluster that were under way are applied: longer than a try and the pause before.
+INDEX_LAG = 6.0
+
 #: Most seconds that the listener's thread waits for Redis's time.
 CLOCK_TIMEOUT = 0.5
 
@@ -216,6 +219,10 @@ class Subscriptions:
         """Look for keys that have expired, and go on with what waits for a thread."""
         self._check_expired()
         self._pool.check()
+        for subscription in self._all():
+            if time.monotonic() > subscription.read_again_at:
+                subscription.read_again_at, subscription.look = float("inf"), subscription.look or "again"
+                self._to_read = True
         if self._to_read:
             self._to_read = False
             self._pool.submit(self._reading)
@@ -249,7 +256,7 @@ class Subscriptions:
         for subscription in self._all():
             line = self.link.subscription_line(subscription.pattern)
             if subscription.look and line is not None:
-                self._take_snapshot(subscription, deliver=subscription.look == "deliver")
+                self._take_snapshot(subscription, deliver=subscription.look != "find")
                 if self.link.subscription_line(subscription.pattern) is not line:
                     self._restart_snapshot(subscription)
             self._read_unsure(subscription)
@@ -276,6 +283,9 @@ class Subscriptions:
                 for location, parts in self.reader.stored_parts(missing[at:at + READ_AT_ONCE]).items():
                     self._found(subscription, location, parts, before, deliver)
             subscription.found_at = time.monotonic()
+            if look == "deliver" and self.reader.store.is_index_late:
+                # What was written while the connection was lost may come into the index after that.
+                subscription.read_again_at = subscription.found_at + INDEX_LAG
             subscription.found.set()
         except BaseException:
             subscription.look = subscription.look or look

@@ -42,7 +42,7 @@ class QueueRecords:
     @bounded
     def position(self, task_id: str) -> int | None:
         """Return how many tasks are before a pending one, or None if it is not pending."""
-        return self.reader.store.read_queue_position(check_id(task_id, "task"))
+        return self.reader.queue_position(check_id(task_id, "task"))
 
     @bounded
     def enqueue(self, task_id: str) -> bool:

@@ -53,7 +53,10 @@ def after_updates(method: F) -> F:
 
     @functools.wraps(method)
     def call(self: ClusterStore, *args: Any, **kwargs: Any) -> Any:
-        self.wait_indexed()
+        try:
+            self.wait_indexed()
+        except StoreUnavailable as exc:  # until now nothing of the call itself was sent
+            raise StoreUnavailable(str(exc), False, exc.code) from exc
         return method(self, *args, **kwargs)
 
     return call  # type: ignore[return-value]
@@ -68,6 +71,7 @@ class ClusterStore(Store):
     lock or read of an entry waits for them.  What reads or changes a list does.
     """
 
+    is_index_late = True
     _index: IndexQueue
 
     def _prepare(self, client: Any) -> int:
@@ -100,18 +104,18 @@ class ClusterStore(Store):
     # -- entries
 
     @redis_call
-    def write_entries(self, writes: Iterable[EntryWrite]) -> list[WriteResult]:
+    def write_entries(self, writes: Iterable[EntryWrite], repeated: bool = False) -> list[WriteResult]:
         """Store, version and publish entries; what each came to, in the same order.
 
         A node that gives no answer is an outcome of its writes only, unless no node of the cluster answers.
         """
-        return [outcome for part in in_chunks(writes, WRITES_PER_CALL) for outcome in self._write(part)]
+        return [outcome for part in in_chunks(writes, WRITES_PER_CALL) for outcome in self._write(part, repeated)]
 
-    def _write(self, writes: Sequence[EntryWrite]) -> list[WriteResult]:
+    def _write(self, writes: Sequence[EntryWrite], repeated: bool) -> list[WriteResult]:
         """Write entries to the nodes that have them, and queue their index updates."""
         groups = _by_slot(writes, lambda write: write.location.key)
         # What is written in the background must not wait for a node that is away each time.
-        answers = self._call_nodes([self._entry_call([writes[at] for at in ats]) for ats in groups], True, divides=True)
+        answers = self._call_nodes([self._entry_call([writes[at] for at in ats]) for ats in groups], repeated, divides=True)
         outcomes: dict[int, WriteResult] = {}
         for ats, answer in zip(groups, answers):
             outcomes.update(zip(ats, self._outcomes([writes[at] for at in ats], answer)))
@@ -299,6 +303,9 @@ class ClusterStore(Store):
     def listen(self) -> ClusterPushConnection:
         """Return a connection on which Redis pushes; it is not open yet."""
         return ClusterPushConnection(self._client, self.timeout)
+
+    def renew_connections(self) -> None:
+        """Do nothing: the slot map says from which node a key is read, and it was read again when the masters changed."""
 
     # -- how reads are sent, and scripts called
 

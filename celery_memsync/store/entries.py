@@ -102,13 +102,14 @@ class EntryStore(ScriptCaller):
         self._unpublished: dict[Location, None] = {}
 
     @redis_call
-    def write_entries(self, writes: Iterable[EntryWrite]) -> list[WriteResult]:
+    def write_entries(self, writes: Iterable[EntryWrite], repeated: bool = False) -> list[WriteResult]:
         """Store, version and publish entries; what each came to, in the same order.
 
         What Redis refuses is an outcome, and keeps nothing else from being written.
 
         Args:
             writes: Asked for while Redis is at work on those before.
+            repeated: Whether what is not written is sent again soon, so that it need not be waited for.
         """
         chunks: list[list[EntryWrite]] = []
         calls = map(self._entry_call, noted(in_chunks(writes, SCRIPT_SIZE), chunks))

@@ -46,13 +46,16 @@ class Pool(redis.ConnectionPool):
         self._ready: deque[Any] = deque()
         #: How often something was sent again that may have been done.
         self.resent = 0
+        #: How often all connections were to be made anew.
+        self._generation = 0
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
         """Lend a connection that was looked at: it is connected, and there is nothing on it to read."""
+        generation = self._generation
         with contextlib.suppress(IndexError):
             super().release(self._ready.pop())
         connection: Any = super().get_connection(*args, **kwargs)  # type: ignore[no-untyped-call,unused-ignore]
-        connection.lent_amid = sys.exc_info()[1]
+        connection.lent_amid, connection.lent_in = sys.exc_info()[1], generation
         return connection
 
     def release(self, connection: Any) -> None:
@@ -60,10 +63,11 @@ class Pool(redis.ConnectionPool):
         lent_amid, connection.lent_amid = getattr(connection, "lent_amid", None), None
         raised = sys.exc_info()[1]
         answered = raised is None or raised is lent_amid or isinstance(raised, redis.ResponseError)
-        if lent_amid is not _CLOSED and answered and len(self._ready) < MAX_IDLE:
+        is_closed = lent_amid is _CLOSED or getattr(connection, "lent_in", self._generation) != self._generation
+        if not is_closed and answered and len(self._ready) < MAX_IDLE:
             self._ready.append(connection)
             return
-        if lent_amid is _CLOSED or not answered:
+        if is_closed or not answered:
             connection.disconnect()
         if not answered and isinstance(raised, redis.TimeoutError):
             self._disconnect_idle()
@@ -112,12 +116,13 @@ class Pool(redis.ConnectionPool):
     def _talk(self, talk: Callable[[Any], T]) -> T:
         """Lend a connection that has waited, and if it is broken one that was looked at."""
         self._checkpid()  # type: ignore[no-untyped-call,unused-ignore]
+        generation = self._generation
         try:
             connection = self._ready.pop()
         except IndexError:
             connection = None
         if connection is not None:
-            connection.lent_amid = sys.exc_info()[1]
+            connection.lent_amid, connection.lent_in = sys.exc_info()[1], generation
             try:
                 return self._use(connection, talk)
             except redis.ConnectionError as exc:
@@ -161,6 +166,11 @@ class Pool(redis.ConnectionPool):
                 idle.append(self._available_connections.pop())
                 idle[-1].disconnect()
         self._available_connections.extend(idle)
+
+    def renew(self) -> None:
+        """Connect anew from now on, for another server may answer here; what is lent is closed when it comes back."""
+        self._generation += 1
+        self._disconnect_idle()
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Close connections; those that are lent when they come back, for other threads read from them."""

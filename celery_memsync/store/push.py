@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import select
 import selectors
 import socket
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 
@@ -32,6 +33,18 @@ def execute_on_new_connection(client: redis.Redis, commands: Iterable[tuple[str,
         return answers
     finally:
         connection.disconnect()
+
+
+class PushTarget(NamedTuple):
+    """A connection on which Redis reports which keys that others read have changed.
+
+    Attributes:
+        number: Redis's id of the connection.
+        server: Which start of a server gave that id, for another one may give it, too; "" if this user may not know.
+    """
+
+    number: int
+    server: str
 
 
 class PushConnection:
@@ -60,14 +73,14 @@ class PushConnection:
         self._selector.register(self._woken, selectors.EVENT_READ)
 
     @redis_call
-    def listen(self) -> int | None:
-        """Connect; return Redis's id of this connection, None if it can't be the target of invalidations."""
+    def listen(self) -> PushTarget | None:
+        """Connect; return this connection as the target of invalidations, None if it can't be one."""
         self._connect()
-        number = self._execute("CLIENT", "ID")
+        number, server = self._execute("CLIENT", "ID"), _run_id(self._execute("INFO", "server"))
         # Nothing is read over this one, but a tracking connection is notified when Redis is emptied.
         tracking = self._execute("CLIENT", "TRACKING", "ON", "REDIRECT", str(number))
         refused = [isinstance(answer, Exception) for answer in (number, tracking, self._execute("SUBSCRIBE", INVALIDATIONS))]
-        return None if any(refused) else int(number)
+        return None if any(refused) else PushTarget(int(number), server)
 
     @redis_call
     def subscribe(self, channel: str) -> None:
@@ -157,7 +170,7 @@ class ClusterPushConnection(PushConnection):
         self._cluster = cluster
         self._masters = cluster.masters()
 
-    def listen(self) -> int | None:
+    def listen(self) -> PushTarget | None:
         """Connect."""
         super().listen()
         return None
@@ -177,21 +190,24 @@ class TrackedConnection:
 
     Args:
         client: Its address and options are used.
-        redirect: Redis's id of the other connection.
+        target: The other connection.
         timeout: Seconds that Redis may take for a sign of life.
 
     Attributes:
+        target: The other connection.
         until: Monotonic time until which all that was read with it is valid, unless invalidated.
         checked_at: Monotonic time when it last was known to be there.
         refused: Whether Redis does not allow it.
+        is_elsewhere: Whether it leads to another server than the target's, such as the next master.
     """
 
-    def __init__(self, client: redis.Redis, redirect: int, timeout: float = DEFAULT_TIMEOUT) -> None:
+    def __init__(self, client: redis.Redis, target: PushTarget, timeout: float = DEFAULT_TIMEOUT) -> None:
         self.timeout = timeout
         self.until = float("-inf")
         self.checked_at = float("-inf")
         self.refused = False
-        self._redirect = redirect
+        self.is_elsewhere = False
+        self.target = target
         self._connected = False
         pool = client.connection_pool
         self._on_connected = pool.connection_kwargs.get("redis_connect_func")
@@ -222,10 +238,19 @@ class TrackedConnection:
             raise redis.ConnectionError("it was closed, and what it read is not watched any more")
         self._connected = True
         (self._on_connected or type(connection).on_connect)(connection)
-        connection.send_command("CLIENT", "TRACKING", "ON", "REDIRECT", self._redirect)
-        try:
-            connection.read_response()
-        except redis.ResponseError:
+        connection.send_command("CLIENT", "TRACKING", "ON", "REDIRECT", self.target.number)
+        connection.send_command("INFO", "server")
+        tracking, server = read_answer(connection), _run_id(read_answer(connection))
+        if server != self.target.server and server and self.target.server:
+            self.is_elsewhere = True
+            raise redis.ConnectionError("another server answers here than the one that reports changes")
+        if isinstance(tracking, Exception):
             self.refused = True
-            raise
+            raise tracking
         self.checked_at = time.monotonic()
+
+
+def _run_id(info: Any) -> str:
+    """Return which start of a server an answer to INFO comes from, "" if that is not in it."""
+    found = re.search(rb"^run_id:(\w+)", info, re.M) if isinstance(info, bytes) else None
+    return found.group(1).decode() if found else ""

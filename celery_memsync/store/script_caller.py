@@ -17,7 +17,7 @@ from .acl import MissingRights, is_unknown, missing, probes
 from .clock import Clock
 from .errors import address_of_owner, redis_call
 from .pool import PIECE, noted, packed_command
-from .push import PushConnection, TrackedConnection, execute_on_new_connection
+from .push import PushConnection, PushTarget, TrackedConnection, execute_on_new_connection
 from .scripts import Script
 
 #: How often Redis is asked for its time at first, and the error in seconds that is good enough.
@@ -70,7 +70,12 @@ class ScriptCaller:
             write's serial they make the id of the write.
         default_ttl: Seconds that index entries live.
         timeout: Most seconds that one method takes.
+
+    Attributes:
+        is_index_late: Whether an entry may be there before it is in the indexes.
     """
+
+    is_index_late = False
 
     def __init__(
         self, client: Any, keys: Keys, worker_id: str, token: str, default_ttl: float, timeout: float = DEFAULT_TIMEOUT,
@@ -181,13 +186,17 @@ class ScriptCaller:
         """Return a connection on which Redis speaks unasked; it is not open yet."""
         return PushConnection(self._client, self.timeout)
 
-    def source(self, redirect: int) -> TrackedConnection:
+    def renew_connections(self) -> None:
+        """Connect anew from now on, so that what is read comes from the server that reports changes."""
+        self._client.connection_pool.renew()
+
+    def source(self, target: PushTarget) -> TrackedConnection:
         """Return a connection whose reads Redis remembers, to notify another one when they are old.
 
         Args:
-            redirect: Redis's id of that other one.
+            target: That other one.
         """
-        return TrackedConnection(self._client, redirect, self.timeout)
+        return TrackedConnection(self._client, target, self.timeout)
 
     def _pipeline(self, source: TrackedConnection | None) -> Any:
         client = self.redis

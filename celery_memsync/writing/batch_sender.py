@@ -152,7 +152,7 @@ class BatchSender:
         lost: list[Change] = []
         for number in range(MAX_MERGES):
             written: list[tuple[Change, EntryWrite]] = []
-            outcomes = self.store.write_entries(self._writes_of(changes, written))
+            outcomes = self.store.write_entries(self._writes_of(changes, written), repeated=True)
             again = [self.outcomes.settle(change, write, outcome) for (change, write), outcome in zip(written, outcomes)]
             for (change, _), outcome in zip(written, outcomes):
                 if outcome.status == "error" and outcome.is_of_all:  # what was not stored stays pending

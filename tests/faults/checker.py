@@ -73,7 +73,8 @@ def judge_task(task_id, notes, killed, told, heard):
     status = state.get("status")
     ends = [row for row in notes if row["what"] == "end"]
     kills = [(row, killed[row["pid"]]) for row in notes if row["pid"] in killed]
-    safe = [row for row in ends if not row["at"] - 0.001 <= killed.get(row["pid"], Kill()).at <= row["at"] + RETURNING]
+    # Who goes on without its main process may end before it has told.
+    safe = [row for row in ends if row["pid"] not in killed or killed[row["pid"]].at > row["at"] + RETURNING]
     if safe:
         allowed = {"SUCCESS"}
     elif ends or kills:
@@ -81,7 +82,10 @@ def judge_task(task_id, notes, killed, told, heard):
         if any(kill.with_main and 0 <= kill.at - row["at"] <= UNTOLD for row, kill in kills if row["what"] == "begin"):
             allowed |= UNPUBLISHED
     else:
-        allowed = set()
+        # Its process was killed before it could note anything; if its main process was, too, nobody knows of it.
+        allowed = set(GIVEN_UP) if killed else set()
+        if any(kill.with_main for kill in killed.values()):
+            allowed |= UNPUBLISHED
     if status not in allowed:
         yield Wrong("a task is told as it was", task_id, (status, sorted(allowed), notes))
         return

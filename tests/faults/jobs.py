@@ -22,10 +22,15 @@ def late(self, steps, pause, key):
     return work(self, steps, pause, key)
 
 
+@shared_task(bind=True, memsync_recover="requeue", memsync_max_recoveries=9)
+def again(self, steps, pause, key):
+    return work(self, steps, pause, key)
+
+
 def work(task, steps, pause, key):
     """Tell progress, hold a lock for a while, write under it; note what happened."""
     memsync, task_id = task.app.memsync, task.request.id
-    note("begin", task_id)
+    note("begin", task_id, name=task.name, redelivered=task.request.delivery_info["redelivered"])
     for number in range(1, steps + 1):
         memsync.progress(number, steps)
         time.sleep(pause)

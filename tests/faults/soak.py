@@ -3,9 +3,11 @@
 Usage::
 
     python -m tests.faults.soak --minutes 60 --seed 1
+    python -m tests.faults.soak --minutes 10 --topology cluster
     python -m tests.faults.soak --minutes 30 --steady
 
-With ``--steady`` there are no faults: what the processes hold is measured, and may not grow.
+On several servers, which are harmed instead of the network, threads call the package as well, and a second judge looks at
+what they were told.  With ``--steady`` there are no faults: what the processes hold is measured, and may not grow.
 """
 from __future__ import annotations
 
@@ -24,10 +26,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tests.faults.callers import Callers
 from tests.faults.checker import Kill, Wrong, judge
+from tests.faults.ledger import Ledger
+from tests.faults.servers import TOPOLOGIES
 from tests.support.fleet import Fleet
 from tests.support.paths import ROOT
-from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import eventually
 
@@ -49,25 +53,9 @@ STEADY_TTL = 120.0
 #: Growth that is taken for noise, in KB a minute of memory, and in all of file descriptors and threads.
 NOISE = {"rss": 60.0, "fds": 3, "threads": 2}
 
-KINDS = ("kill child", "stop child", "kill main", "stop main", "kill redis", "stop redis", "kill clients", "pause clients",
-         "reset", "black hole", "slow network", "processes")
-
-
-class Memory:
-    """A Redis that keeps what it has acknowledged, behind a network that can be harmed."""
-
-    def __init__(self, folder):
-        self.server = RedisServer(folder, "--appendonly", "yes", "--appendfsync", "always", keep=True).start()
-        self.network = Proxy(self.server.port)
-        self.url = self.network.url
-        self.conf = {}
-
-    def client(self):
-        return self.server.client()
-
-    def close(self):
-        self.network.__exit__()
-        self.server.stop()
+#: Faults of processes, and those of them after which no living worker looks dead.
+KINDS = ("kill child", "kill main", "processes", "stop child", "stop main")
+ENDS = KINDS[:3]
 
 
 class Soak:
@@ -76,25 +64,30 @@ class Soak:
     Args:
         folder: Where everything is kept.
         seed: Of everything that is drawn.
-        kinds: Faults that are injected.
         longest: Most seconds that a fault lasts.
         steady: Whether there are short tasks only, many of them, and records that soon go.
+        topology: Of the servers of the shared state.
+
+    Attributes:
+        kinds: Faults that are injected.
     """
 
-    def __init__(self, folder, seed=1, kinds=KINDS, longest=4.0, say=print, steady=False):
+    def __init__(self, folder, seed=1, longest=4.0, say=print, steady=False, topology="one"):
+        self.seed = seed
         self.random = random.Random(seed)
         self.steady = steady
-        self.kinds = kinds
         self.longest = longest
         self.say = say
         self.broker = RedisServer(Path(folder) / "broker").start()
-        self.memory = Memory(Path(folder) / "memory")
+        self.memory = TOPOLOGIES[topology](Path(folder) / "memory", self.random, longest)
+        self.kinds = (KINDS if topology == "one" else ENDS) + self.memory.kinds
         self.fleet = Fleet(
             folder, self.broker, self.memory, include=["tests.faults.jobs", "tests.support.tasks"],
             broker_transport_options={"visibility_timeout": VISIBILITY}, memsync_worker_ttl=4.0, memsync_batch_interval=0.05,
             worker_prefetch_multiplier=1, **({"memsync_default_ttl": STEADY_TTL} if steady else {}))
         self.workers = [self.fleet.start_worker("-c", "2") for _ in range(2)]
         self.sent, self.killed, self.heard = [], {}, {}
+        self.callers = None if topology == "one" else Callers(self.memory.url, f"{self.fleet.name}-callers", seed)
         self.injected, self.recoveries = Counter(), []
         self.enough = threading.Event()
         self.fleet.reader.subscribe("tasks/*/state", self._on_state)
@@ -106,11 +99,12 @@ class Soak:
     # -- the load
 
     def _feed(self):
-        chance = random.Random(self.random.random())
+        chance = random.Random(f"{self.seed} load")
+        names = ("early", "late") if self.callers is None else ("early", "late", "again")
         while not self.enough.wait(0.03):
             if self._waiting() < BACKLOG:
                 steps, pause = (3, 0.001) if self.steady else (chance.randrange(1, 20), chance.choice((0.001, 0.02, 0.1)))
-                self._send(chance.choice(("early", "late")), steps, pause, f"key-{chance.randrange(4)}")
+                self._send(chance.choice(names), steps, pause, f"key-{chance.randrange(4)}")
 
     def _waiting(self):
         with self.broker.client() as client:
@@ -128,20 +122,24 @@ class Soak:
         self.start()
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            kind = self.random.choice(self.kinds)
+            kind = draw(self.random, self.seed, sum(self.injected.values()), self.kinds)
             took = self.inject(kind)
-            self.say(f"{sum(self.injected.values()):5} faults, {len(self.sent):6} tasks; {kind}: "
+            self.say(f"{time.time():.1f} {sum(self.injected.values()):5} faults, {len(self.sent):6} tasks; {kind}: "
                      f"{took:.1f} s until the next task was done", flush=True)
         return self.settle()
 
     def start(self):
-        """Begin to send tasks."""
+        """Begin to send tasks, and to call."""
         self._feeder.start()
+        if self.callers is not None:
+            self.memory.keys = self.callers.keys
+            self.callers.start()
         return self
 
     def inject(self, kind):
         """Inject a fault; return how long it took after that until a task that was sent then was done."""
-        getattr(self, "_" + kind.replace(" ", "_"))()
+        method = kind.replace(" ", "_")
+        (getattr(self, f"_{method}", None) or getattr(self.memory, method))()
         self.injected[kind] += 1
         began = time.monotonic()
         probe = self._send("late", 1, 0.0, "probe")
@@ -154,10 +152,13 @@ class Soak:
         self.enough.set()
         with contextlib.suppress(RuntimeError):
             self._feeder.join(10)
+        self.memory.heal()
+        if self.callers is not None:
+            self.callers.end()
         deadline = time.monotonic() + SETTLE
         while (wrong := self._judge()) and time.monotonic() < deadline:
             self._restore()
-            time.sleep(1)
+            time.sleep(3)
         return wrong
 
     def _restore(self):
@@ -167,13 +168,19 @@ class Soak:
             connection.default_channel.qos.restore_visible(interval=1)
 
     def _judge(self):
+        if self._waiting() or self.fleet.unacked():
+            return [Wrong("the broker gives all tasks out", "all", self._waiting())]
         lines = self.fleet.notes_file.read_text().splitlines() if self.fleet.notes_file.exists() else []
         notes = [json.loads(line) for line in lines]
         try:
             memory = {task_id: self.fleet.reader.get_task(task_id) for task_id in self.sent}
         except Exception as exc:
             return [Wrong("the memory can be read", "all", repr(exc))]
-        return list(judge(self.sent, notes, self.killed, memory, self.heard))
+        wrong = list(judge(self.sent, notes, self.killed, memory, self.heard))
+        if self.callers is None:
+            return wrong
+        self.ledger = Ledger(self.callers, self.memory)
+        return self.ledger.tasks(wrong, notes, self.killed, self.fleet.name) + self.ledger.judge()
 
     def _status(self, task_id):
         with contextlib.suppress(Exception):
@@ -215,40 +222,6 @@ class Soak:
         worker.signal(signal.SIGSTOP)
         self._pause()
         worker.signal(signal.SIGCONT)
-
-    def _kill_redis(self):
-        self.memory.server.kill()
-        self._pause()
-        self.memory.server.start()
-
-    def _stop_redis(self):
-        self.memory.server.pause()
-        self._pause()
-        self.memory.server.resume()
-
-    def _kill_clients(self):
-        with self.memory.client() as client:
-            for kind in ("normal", "pubsub"):
-                client.client_kill_filter(_type=kind, skipme=True)
-
-    def _pause_clients(self):
-        with self.memory.client() as client:
-            client.client_pause(self.random.randrange(200, round(1000 * self.longest)))
-
-    def _reset(self):
-        self.memory.network.cut()
-
-    def _black_hole(self):
-        self.memory.network.hold_questions(b"")
-        self.memory.network.hold(b"")
-        self._pause()
-        self.memory.network.cut()
-        self.memory.network.release()
-
-    def _slow_network(self):
-        self.memory.network.delay = 0.05
-        self._pause()
-        self.memory.network.delay = 0.0
 
     def _processes(self):
         """Start processes that tell something and end, and see that it is there."""
@@ -302,9 +275,17 @@ class Soak:
 
     def close(self):
         self.enough.set()
+        if self.callers is not None:
+            self.callers.close()
         self.fleet.close()
         self.memory.close()
         self.broker.stop()
+
+
+def draw(chance, seed, number, kinds):
+    """Return the kind of a fault, and let all else about it be drawn as it is each time: whatever came of those before."""
+    chance.seed(f"{seed} {number}")
+    return chance.choice(kinds)
 
 
 def main(argv=None):
@@ -313,10 +294,11 @@ def main(argv=None):
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--steady", action="store_true")
+    parser.add_argument("--topology", choices=TOPOLOGIES, default="one")
     args = parser.parse_args(argv)
     print(f"seed {args.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(folder, args.seed, steady=args.steady)
+        soak = Soak(folder, args.seed, steady=args.steady, topology=args.topology)
         try:
             wrong = soak.hold_steady(args.minutes * 60) if args.steady else soak.run(args.minutes * 60)
         finally:
@@ -324,6 +306,8 @@ def main(argv=None):
     if not args.steady:
         faults = ", ".join(f"{count} {kind}" for kind, count in soak.injected.most_common())
         print(f"faults: {sum(soak.injected.values())} ({faults})")
+        if soak.callers is not None:
+            print(soak.ledger.summary())
         print(f"seconds until the next task was done: median {statistics.median(soak.recoveries):.1f}, "
               f"worst {max(soak.recoveries):.1f}")
     print(f"tasks: {len(soak.sent)}, wrong: {len(wrong)}")

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.faults.servers import Memory
 from tests.faults.soak import KINDS, Soak
 
 
@@ -13,7 +14,7 @@ def soak(tmp_path_factory):
     soak.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS + Memory.kinds)
 def test_after_a_fault_tasks_are_done_and_told_as_before(soak, kind):
     assert soak.inject(kind) < 60
 

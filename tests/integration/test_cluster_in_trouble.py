@@ -10,7 +10,7 @@ import pytest
 from celery_memsync import MemorySyncManager, StoreError
 from tests.support.publishing import sync_stage
 from tests.support.threads import in_background
-from tests.support.topologies import Cluster
+from tests.support.topologies import Cluster, ask
 from tests.support.waiting import eventually
 
 #: Tasks that are told of while the cluster changes.
@@ -114,6 +114,28 @@ def test_writes_under_way_when_a_master_is_killed_reach_the_next_one(cluster, ma
     assert other.get_queue() == {"pending": [], "processing": []}
     assert {row["id"] for row in other.get_tasks(limit=100)} == {f"t{task}" for task in range(TASKS)}
     assert memsync.get_metrics()["dropped"] == 0
+
+
+def test_other_nodes_go_on_until_a_killed_master_is_replaced_if_not_all_slots_are_needed(cluster, make):
+    for server in cluster.servers:
+        ask(server, "CONFIG", "SET", "cluster-require-full-coverage", "no")
+    memsync, killed = make(cluster, "w1", timeout=2.0), cluster.servers[1]
+    (name,) = cluster.names_on(cluster.servers[2], "task-sentinel/%s", 1)
+    (lost,) = cluster.names_on(killed, "task-sentinel/%s", 1)
+    slot = cluster.slot_of(f"task-sentinel/{lost}")
+    version = memsync.write(name, 0, expected_version=0).version
+
+    killed.kill()
+    memsync.write(lost, 1)
+    end = time.monotonic() + 60
+    while cluster.owner(slot) is killed and time.monotonic() < end:
+        version = memsync.write(name, version, expected_version=version).version
+        with memsync.lock(cluster.names_on(cluster.servers[2], "task-sentinel/locks/{%s}", 1)[0]):
+            time.sleep(0.05)
+
+    assert version > 2
+    eventually(lambda: succeeds(memsync.force_sync), timeout=20)
+    assert memsync.read(lost) == 1
 
 
 def test_slots_may_move_while_they_are_in_use(steady, make):

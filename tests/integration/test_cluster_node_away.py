@@ -148,6 +148,20 @@ def test_nothing_but_lists_waits_for_the_node_of_the_indexes(cluster, home, othe
     assert (counters["total"], counters["mine"]) == (1, 1)
 
 
+def test_a_change_of_the_queue_that_was_not_sent_is_not_in_doubt(cluster, home, other_node, make_on_cluster):
+    memsync = make_on_cluster(batch_interval=60.0, timeout=1.0)
+    (task,) = cluster.names_on(other_node, "task-sentinel/tasks/{%s}/", 1)
+    memsync.get_queue()
+
+    with home.paused():
+        sync_stage(memsync, task, "STARTED")
+        memsync.runtime.writer.flush()
+        with pytest.raises(StoreUnavailable) as caught:
+            memsync.dequeue()
+
+    assert caught.value.maybe_done is False
+
+
 def test_a_process_starts_without_the_node_of_the_indexes(
     cluster, home, other_node, make_on_cluster,
 ):
@@ -182,6 +196,20 @@ def test_a_held_lock_survives_a_silent_node_of_another_lock(cluster, home, other
         healthy.check()
         with pytest.raises(LockLost):
             lost.check()
+
+
+def test_an_atomic_operation_tries_a_node_that_has_just_given_no_answer(cluster, other_node, make_on_cluster):
+    memsync = make_on_cluster(batch_interval=0.01, timeout=1.0)
+    lost, other = names_on(cluster, other_node, 2)
+    memsync.read(lost)
+    with other_node.paused():
+        memsync.write(lost, 1)
+        with pytest.raises(StoreUnavailable):
+            memsync.force_sync()
+
+    entry = memsync.write(other, 1, expected_version=0)
+
+    assert entry.version == 1
 
 
 def test_nodes_are_read_at_the_same_time(cluster, make_on_cluster):

@@ -172,3 +172,35 @@ def test_a_failover_to_another_clock_breaks_no_order(pair, managers, seed):
     for task_id, steps in play.steps.items():
         runs = [run["run"] for run in managers[1].get_task(task_id)["runs"]]
         assert runs == [key.rpartition(".")[2] for key in steps][-len(runs):], task_id
+
+
+@pytest.fixture
+def lagging(tmp_path):
+    """A pair whose clocks were ahead, and are right again."""
+    pair = SteppedPair(tmp_path, 0)
+    yield pair
+    pair.stop()
+
+
+def test_a_write_in_the_place_of_one_that_a_failover_lost_is_heard(lagging, make_memsync):
+    memsync, other = (make_memsync(url=lagging.url, batch_interval=60.0, default_ttl=TTL) for _ in range(2))
+    heard = []
+    memsync.subscribe("k/*", lambda key, value: heard.append(value))
+    lagging.master.set_clock(600)
+    other.write("k/1", "first")
+    other.force_sync()
+    with lagging.master.client() as old, lagging.replica.client() as new:
+        eventually(lambda: new.get("task-sentinel/k/1") == old.get("task-sentinel/k/1"))
+        lagging.master.set_clock(0)
+        new.replicaof("NO", "ONE")
+    other.write("k/1", "lost")
+    other.force_sync()
+    eventually(lambda: heard[-1:] == ["lost"])
+
+    third = make_memsync(url=lagging.replica.url, batch_interval=60.0, default_ttl=TTL)
+    third.write("k/1", "kept")
+    third.force_sync()
+    lagging.proxy.port = lagging.replica.port
+    lagging.proxy.cut()
+
+    eventually(lambda: heard[-1] == "kept", timeout=5)

@@ -9,7 +9,7 @@ import redis as redis_py
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from celery_memsync import MemorySyncManager, StoreError
+from celery_memsync import MemorySyncManager, StoreError, StoreUnavailable
 from celery_memsync.store.client import connect
 from tests.support.redis_server import free_port
 from tests.support.topologies import Replicated, SentinelServer, ask
@@ -141,6 +141,24 @@ def test_who_is_connected_to_a_master_that_steps_down_goes_to_the_next(whole, ma
     assert memsync.read("a", consistent=True) == 2
 
 
+def test_writes_wait_for_a_master_that_has_lost_its_replicas(whole, make):
+    memsync, master = make("w1"), whole.master()
+    for option, value in (("min-replicas-to-write", 1), ("min-replicas-max-lag", 1)):
+        ask(master, "CONFIG", "SET", option, value)
+    replicas = [server for server in whole.servers if server is not master]
+    for server in replicas:
+        server.kill()
+    eventually(lambda: not succeeds(lambda: master.client().set("probe", 1)))
+
+    memsync.write("a", 1)
+    with pytest.raises(StoreUnavailable, match="too few of its replicas"):
+        memsync.force_sync()
+    replicas[0].start()
+    eventually(lambda: succeeds(memsync.force_sync), timeout=30)
+
+    assert memsync.read("a", consistent=True) == 1
+
+
 @pytest.mark.parametrize("command", [
     ("SET", "a", "1"), ("EVAL", "return redis.call('SET', KEYS[1], '1')", "1", "a"),
 ])
@@ -186,7 +204,7 @@ def unless_away(action):
     """Return what an action returns; None if Redis is away."""
     try:
         return action()
-    except (StoreError, ZeroDivisionError):
+    except (StoreError, ZeroDivisionError, redis_py.ResponseError):
         return None
 
 

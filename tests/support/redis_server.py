@@ -68,6 +68,9 @@ class RedisServer:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.process = None
+        self.is_paused = False
+        #: How often it was paused or stopped.
+        self.interruptions = 0
         #: Of the server; None: that of this process.
         self.environment = None
 
@@ -92,9 +95,14 @@ class RedisServer:
     def client(self, **options):
         return redis.Redis.from_url(self.url, socket_timeout=5, protocol=2, **options)
 
+    @property
+    def is_running(self):
+        return self.process is not None and not self.is_paused
+
     def stop(self, how=signal.SIGTERM):
         if self.process is not None:
-            self.process.send_signal(signal.SIGCONT)
+            self.interruptions += 1
+            self.resume()
             self.process.send_signal(how)
             self.process.wait(10)
             self.process = None
@@ -103,6 +111,8 @@ class RedisServer:
         self.stop(signal.SIGKILL)
 
     def pause(self):
+        self.is_paused = True
+        self.interruptions += 1
         self.process.send_signal(signal.SIGSTOP)
 
     @contextlib.contextmanager
@@ -116,3 +126,4 @@ class RedisServer:
 
     def resume(self):
         self.process.send_signal(signal.SIGCONT)
+        self.is_paused = False

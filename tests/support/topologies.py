@@ -46,10 +46,11 @@ class SentinelServer(RedisServer):
     def start(self):
         self.folder.mkdir(parents=True, exist_ok=True)
         config = self.folder / "sentinel.conf"
-        config.write_text(
-            f"port {self.port}\nbind 127.0.0.1\ndir {self.folder}\n"
-            f"sentinel monitor mymaster 127.0.0.1 {self.master_port} {self.quorum}\n"
-            "sentinel down-after-milliseconds mymaster 1500\nsentinel failover-timeout mymaster 3000\n")
+        if not config.exists():
+            config.write_text(
+                f"port {self.port}\nbind 127.0.0.1\ndir {self.folder}\n"
+                f"sentinel monitor mymaster 127.0.0.1 {self.master_port} {self.quorum}\n"
+                "sentinel down-after-milliseconds mymaster 1500\nsentinel failover-timeout mymaster 3000\n")
         self.process = subprocess.Popen(
             [tested_server(), str(config), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         eventually(self.answers, message="the Sentinel does not answer")
@@ -57,12 +58,17 @@ class SentinelServer(RedisServer):
 
 
 class Replicated:
-    """A master, two replicas, three Sentinels."""
+    """A master, two replicas, three Sentinels.
 
-    def __init__(self, folder):
-        self.servers = [RedisServer(folder / "master")]
+    Args:
+        make_server: Makes a server.
+        options: Of each server.
+    """
+
+    def __init__(self, folder, make_server=RedisServer, options=()):
+        self.servers = [make_server(folder / "master", *options)]
         replica_of = ("--replicaof", "127.0.0.1", str(self.servers[0].port), "--repl-diskless-sync-delay", "0")
-        self.servers += [RedisServer(folder / f"replica-{n}", *replica_of) for n in (1, 2)]
+        self.servers += [make_server(folder / f"replica-{n}", *replica_of, *options) for n in (1, 2)]
         self.sentinels = [SentinelServer(folder / f"sentinel-{n}", self.servers[0].port) for n in (1, 2, 3)]
         hosts = ";".join(f"sentinel://127.0.0.1:{one.port}" for one in self.sentinels)
         self.url = f"{hosts}/0?master_name=mymaster"
@@ -86,7 +92,8 @@ class Replicated:
 
     def master(self):
         """Return the server that the Sentinels call the master."""
-        port = int(ask(self.sentinels[0], "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster")[1])
+        sentinel = next(one for one in self.sentinels if one.is_running)
+        port = int(ask(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster")[1])
         return next(server for server in self.servers if server.port == port)
 
     def demote(self, server):
@@ -97,7 +104,7 @@ class Replicated:
         """Kill the master; return the next one, once it takes writes."""
         before = self.master()
         before.kill()
-        eventually(lambda: self.master() is not before and self.master().client().role()[0] == b"master", timeout=30)
+        eventually(lambda: self.master() is not before and self.master().client().role()[0] == b"master", timeout=60)
         return self.master()
 
     def stop(self):
@@ -111,11 +118,12 @@ class Cluster:
     Args:
         patience: Milliseconds after which a node that does not answer is replaced.
         make_server: Makes a node.
+        options: Of each node.
     """
 
-    def __init__(self, folder, replicas=1, patience=2000, binary=None, make_server=RedisServer):
+    def __init__(self, folder, replicas=1, patience=2000, binary=None, make_server=RedisServer, options=()):
         options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(patience),
-                   "--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0")
+                   "--cluster-replica-validity-factor", "0", "--repl-diskless-sync-delay", "0", *options)
         self.servers = []
         while len(self.servers) < 3 * (1 + replicas):
             server = make_server(folder / f"node-{len(self.servers)}", *options, binary=binary)
@@ -160,7 +168,7 @@ class Cluster:
 
     def _slots(self):
         for server in self.servers:
-            if server.process is not None:
+            if server.is_running:
                 try:
                     return ask(server, "CLUSTER", "SLOTS")
                 except redis.RedisError:
@@ -177,14 +185,22 @@ class Cluster:
         Args:
             template: Makes a key of a name, by "%".
         """
-        rows = [(start, end) for start, end, master, *_ in self._slots() if master[1] == server.port]
+        slots = self.slots_of(server)
         names = (f"n{at}" for at in itertools.count())
-        slots = ((name, redis.crc.key_slot((template % name).encode())) for name in names)
-        return list(itertools.islice((name for name, slot in slots if any(a <= slot <= b for a, b in rows)), number))
+        return list(itertools.islice((name for name in names if self.slot_of(template % name) in slots), number))
+
+    def masters(self):
+        """Return the servers that have slots."""
+        ports = {master[1] for _, _, master, *_ in self._slots()}
+        return [server for server in self.servers if server.port in ports]
+
+    def slots_of(self, server):
+        """Return the slots that a server has; none if it is a replica."""
+        rows = [(start, end) for start, end, master, *_ in self._slots() if master[1] == server.port]
+        return frozenset(slot for start, end in rows for slot in range(start, end + 1))
 
     def slot_of(self, key):
-        living = next(server for server in self.servers if server.process is not None)
-        return ask(living, "CLUSTER", "KEYSLOT", key)
+        return redis.crc.key_slot(key.encode())
 
     def move(self, slot, target, pause=lambda: None):
         """Move a slot with all its keys while it is in use."""
@@ -218,11 +234,11 @@ class Cluster:
         """Kill a master; return what takes its place, once that has happened."""
         slot = next(start for start, _, master, *_ in self._slots() if master[1] == server.port)
         server.kill()
-        eventually(lambda: self.owner(slot) not in (None, server) and self._is_ok(), timeout=30)
+        eventually(lambda: self.owner(slot) not in (None, server) and self._is_ok(), timeout=60)
         return self.owner(slot)
 
     def _is_ok(self):
-        return all(self.info(one)["cluster_state"] == "ok" for one in self.servers if one.process is not None)
+        return all(self.info(one)["cluster_state"] == "ok" for one in self.servers if one.is_running)
 
     def stop(self):
         for server in self.servers:
@@ -232,19 +248,25 @@ class Cluster:
 def certificates(folder):
     """Make an authority, and certificates of a server and of a client; return their folder."""
     folder.mkdir(parents=True, exist_ok=True)
-
-    def openssl(*words):
-        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
-
-    openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=authority",
-            "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-keyout", "ca.key", "-out", "ca.crt")
+    _openssl(folder, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=authority",
+             "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-keyout", "ca.key", "-out", "ca.crt")
     (folder / "names").write_text(
         "subjectAltName=DNS:localhost,IP:127.0.0.1\nsubjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n")
     for name in ("server", "client"):
-        openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", "request")
-        openssl("x509", "-req", "-in", "request", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
-                "-extfile", "names", "-out", f"{name}.crt")
+        sign_certificate(folder, name)
     return folder
+
+
+def sign_certificate(folder, name):
+    """Let the authority of a folder sign another certificate, ``<name>.crt``, with the key ``<name>.key``."""
+    _openssl(folder, "req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", f"{name}.key",
+             "-out", "request")
+    _openssl(folder, "x509", "-req", "-in", "request", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+             "-extfile", "names", "-out", f"{name}.crt")
+
+
+def _openssl(folder, *words):
+    subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
 
 
 def system_server():

@@ -24,9 +24,10 @@ local MEMORY = 50000 -- tasks and paths of which it is known from which state th
 local answer = { tonumber(now[1]), tonumber(now[2]) }
 
 -- Of two processes that write the same, the updates of the one that wrote first may come last: they are old, and not taken.
-local applied_states = {}
+local applied_states, is_unknown = {}, {}
 local function is_new(thing, state)
   local known = applied_states[thing] or try("ZSCORE", applied, thing)
+  is_unknown[thing] = not known
   -- A score further ahead than clocks differ is none of ours.
   if type(known) ~= "table" and known and tonumber(known) > state and tonumber(known) < state + AHEAD * 1024 then
     return false
@@ -38,11 +39,16 @@ end
 -- Add updates to those that are to be applied.
 local function add_updates(text)
   local its_states, its_added, its_lists, its_orders, its_expiries, its_counted, its_named = unpack_updates(text)
-  for _, task in ipairs(its_added) do added[#added + 1] = task end
+  local is_added = {}
+  for _, task in ipairs(its_added) do
+    added[#added + 1], is_added[task] = task, true
+  end
   for task, list in pairs(its_lists) do
     if is_new(task, its_states[task]) then
       lists[task], orders[task], expiries[task] = list, its_orders[task], its_expiries[task]
     end
+    -- The update with which its first stage went into the index may have been lost with its process, or in a failover.
+    if is_unknown[task] and not is_added[task] then added[#added + 1] = task end
   end
   for path, expires in pairs(its_named) do
     if is_new(path, its_states[path]) then named[path] = expires end

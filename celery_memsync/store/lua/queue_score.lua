@@ -31,13 +31,15 @@ local function trim_foreign(list)
   redis.call("ZREMRANGEBYSCORE", list, whole(MAX_SCORE), "+inf")
 end
 
--- Remove expired tasks: of those that have been there for ttl_ms some, for many may stay longer still.
+-- Remove expired tasks: of those that have been there for ttl_ms some, for many may stay longer still.  They are the first
+-- of the list; by rank they are found at once, where LIMIT walks over all before them.
 local function trim(list, ttl_ms)
   trim_foreign(list)
   local old = "(" .. whole((now_ms - ttl_ms) * 2560)
   local count = redis.call("ZCOUNT", list, "-inf", old)
   if count == 0 then return end
-  local some = redis.call("ZRANGEBYSCORE", list, "-inf", old, "WITHSCORES", "LIMIT", now[2] % math.max(1, count - 19), 20)
+  local first = now[2] % math.max(1, count - 19)
+  local some = redis.call("ZRANGE", list, first, math.min(first + 20, count) - 1, "WITHSCORES")
   for i = 1, #some, 2 do
     if expires_at(some[i + 1]) <= now_ms then redis.call("ZREM", list, some[i]) end
   end

@@ -39,6 +39,24 @@ def test_what_one_has_told_lies_over_what_another_told(memsync, other, write, as
     assert eventually(lambda: ask(other) == 2)
 
 
+def test_a_task_that_waits_to_be_written_is_in_the_list_of_tasks(make_memsync):
+    memsync = make_memsync(batch_interval=60.0)
+    memsync.get_tasks()
+
+    memsync.sync_task_state("t1", {"a": 1})
+
+    assert [task["id"] for task in memsync.get_tasks()] == ["t1"]
+
+
+def test_a_queue_that_waits_to_be_written_gives_its_tasks_their_positions(make_memsync):
+    memsync = make_memsync(batch_interval=60.0)
+    memsync.get_queue()
+
+    memsync.sync_queue({"pending": ["t1", "t2"]})
+
+    assert [memsync.get_queue_position(task_id) for task_id in ("t1", "t2", "t3")] == [0, 1, None]
+
+
 def test_what_one_deletes_is_gone_at_once_and_stays_gone(memsync, other):
     write_now(other, lambda one: one.write("a", 1))
     before = memsync.read("a")

@@ -1,11 +1,13 @@
 """Lists of the queue of many ids: replaced and read in pieces, and whole for all who read them."""
 from __future__ import annotations
 
+import re
 import threading
+from pathlib import Path
 
 import pytest
 
-from celery_memsync.store import QueueReplacement
+from celery_memsync.store import QueueReplacement, scripts
 from tests.support.redis_calls import calls_of, round_trips
 from tests.support.stress import stressed
 
@@ -173,3 +175,11 @@ def test_expired_tasks_are_passed_over(store, redis):
     redis.zadd(store.keys.pending, {f"old-{number}": (number + 1) * 256 for number in range(2500)})
 
     assert store.read_queue(10)["pending"] == ["fresh"]
+
+
+def test_no_script_walks_over_a_part_of_a_list():
+    texts = [path.read_text() for path in Path(scripts.__file__).with_name("lua").glob("*.lua")]
+    offsets = [offset for text in texts for offset in re.findall(r'"LIMIT", ([^,)]+)', text)]
+
+    assert offsets
+    assert set(offsets) == {"0"}

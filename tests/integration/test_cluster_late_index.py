@@ -1,0 +1,34 @@
+"""Subscriptions in a cluster, where what is written is in the indexes a moment later."""
+from __future__ import annotations
+
+import pytest
+
+from celery_memsync import StoreUnavailable
+from tests.support.waiting import eventually
+
+
+def refuse(*_):
+    raise StoreUnavailable("not now")
+
+
+def test_a_key_that_comes_late_into_the_index_is_delivered_after_a_lost_connection(
+    cluster, make_on_cluster,
+):
+    memsync, other, heard = make_on_cluster(batch_interval=0.01), make_on_cluster(), {}
+    (name,) = cluster.names_on(cluster.servers[0], "task-sentinel/%s", 1)
+    other.subscribe("n*", lambda key, value: heard.__setitem__(key, value))
+    late, add = [], memsync.runtime.store._index.add
+    with pytest.MonkeyPatch.context() as away:
+        away.setattr(other.runtime.store, "listen", refuse)
+        for server in cluster.servers:
+            server.client().client_kill_filter(_type="pubsub", skipme=True)
+        away.setattr(memsync.runtime.store._index, "add", late.append)
+        memsync.write(name, 1)
+        eventually(lambda: late)
+    other.subscribe("m", lambda key, value: heard.__setitem__(key, value))
+    eventually(lambda: memsync.write("m", 1) is None and "task-sentinel/m" in heard, timeout=20)
+
+    for update in late:
+        add(update)
+
+    eventually(lambda: heard.get(f"task-sentinel/{name}") == 1, timeout=20)
