@@ -203,7 +203,7 @@ class Ledger:
             version, value = parse(self.raw(key))
             end = float("inf")
             final = {"what": "read version", "result": version, "asked": end, "answered": end, "value": value}
-            yield from self._versions(key, sorted(rows, key=lambda row: row["answered"]) + [final])
+            yield from self._versions(key, [*sorted(rows, key=lambda row: row["answered"]), final])
 
     def _versions(self, key, rows):
         by_version, done = {}, []
