@@ -12,6 +12,7 @@ import random
 import re
 import string
 from typing import NamedTuple
+from uuid import UUID
 
 from .exceptions import InvalidKey
 from .globs import glob_regex, shown_text
@@ -86,16 +87,19 @@ def check_id(value: object, what: str) -> str:
     """Return an id that is fit to be part of a key.
 
     Args:
+        value: The id; of a :class:`uuid.UUID` its text is taken.
         what: What the id is of, such as ``"task"``; named in the error.
 
     Raises:
-        InvalidKey: If it is no string, empty, longer than 512 bytes, or holds
+        InvalidKey: If it is neither string nor UUID, empty, longer than 512 bytes, or holds
             ``/``, a control character or a glob character.
     """
     if type(value) is str and _PLAIN_ID(value):
         return value
+    if isinstance(value, UUID):
+        return str(value)
     if not isinstance(value, str):
-        raise InvalidKey(f"a {what} id is a string, not {type(value).__name__}")
+        raise InvalidKey(f"a {what} id is a string or a UUID, not {type(value).__name__}")
     if not value:
         raise InvalidKey(f"the {what} id is empty")
     if "/" in value:
@@ -105,12 +109,11 @@ def check_id(value: object, what: str) -> str:
 
 
 def is_id(value: object) -> bool:
-    """Return whether something that was read is fit to be an id."""
+    """Return whether something that was read is a text that is fit to be an id."""
     try:
-        check_id(value, "read")
+        return check_id(value, "read") is value
     except InvalidKey:
         return False
-    return True
 
 
 def _check_text(value: str, what: str, limit: int, globs: bool = False) -> None:
@@ -195,8 +198,7 @@ class Keys:
 
     def agent_location(self, task_id: str, agent_id: str) -> Location:
         """Where the data of one agent of a task is kept."""
-        check_id(task_id, "task")
-        check_id(agent_id, "agent")
+        task_id, agent_id = check_id(task_id, "task"), check_id(agent_id, "agent")
         path = f"{self._root}tasks/{task_id}/{AGENTS}{agent_id}"
         return Location(self.agents(task_id), 0, agent_id, path, task_id)
 

@@ -48,7 +48,8 @@ class TaskRecords:
 
     def set_state(self, task_id: str, state: Mapping[str, Any], ttl: float | None) -> None:
         """Merge top-level fields into the state of a task."""
-        settings, location = self.settings, self.keys.task_location(check_id(task_id, "task"), STATE)
+        task_id = check_id(task_id, "task")
+        settings, location = self.settings, self.keys.task_location(task_id, STATE)
         fields = encoding.encode_fields(state, location.path, settings.max_value_size)
         run_key, fence = self.run_of(task_id)
         self.writer.put(MergeFields(location, fields, check_ttl(ttl, settings.default_ttl), fence, run_key))
@@ -66,7 +67,8 @@ class TaskRecords:
         message: str | None,
     ) -> None:
         """Record how far a task is."""
-        known = self.progress.get(check_id(task_id, "task")) or self._new_progress(task_id)
+        task_id = check_id(task_id, "task")
+        known = self.progress.get(task_id) or self._new_progress(task_id)
         if known.report(current, total, message, status, progress):
             self.writer.put(known)
 
@@ -83,27 +85,30 @@ class TaskRecords:
     def set_agent(self, task_id: str, agent_id: str, data: Any) -> None:
         """Share what an agent of a task has found."""
         location = self.keys.agent_location(task_id, agent_id)
-        run_key, fence = self.run_of(task_id)
+        run_key, fence = self.run_of(str(task_id))
         self.entries.set(location, data, fence=fence, run_key=run_key)
 
     # -- read
 
     def state(self, task_id: str) -> dict[str, Any] | None:
         """Return the state of a task, or None if the task is unknown."""
+        task_id = check_id(task_id, "task")
         state: dict[str, Any] | None = self.reader.of_task(
-            "state", check_id(task_id, "task"), lambda task: state_of(task_id, task.slots, task.former))
+            "state", task_id, lambda task: state_of(task_id, task.slots, task.former))
         return state
 
     def progress_of(self, task_id: str) -> dict[str, Any] | None:
         """Return how far a task is, or None if it has reported no progress."""
+        task_id = check_id(task_id, "task")
         progress: dict[str, Any] | None = self.reader.of_task(
-            "progress", check_id(task_id, "task"), lambda task: progress_of(task, state_of(task_id, task.slots)))
+            "progress", task_id, lambda task: progress_of(task, state_of(task_id, task.slots)))
         return progress
 
     @bounded
     def whole(self, task_id: str) -> dict[str, Any] | None:
         """Return state, progress, runs and agents of a task, or None if it is unknown."""
-        task = self.reader.task(check_id(task_id, "task"), agents=True)
+        task_id = check_id(task_id, "task")
+        task = self.reader.task(task_id, agents=True)
         state = state_of(task_id, task.slots, task.former)
         progress = progress_of(task, state)
         agents = {agent: stored.value for agent, stored in task.agents.items()}

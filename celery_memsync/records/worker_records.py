@@ -65,7 +65,8 @@ class WorkerRecords:
 
     def _of(self, worker_id: str, thing: str) -> tuple[Any, WorkerRecord | None]:
         """Return what was recorded of a worker by hand, and its last heartbeat."""
-        stored_records = self.reader.workers(check_id(worker_id, "worker"))
+        worker_id = check_id(worker_id, "worker")
+        stored_records = self.reader.workers(worker_id)
         by_hand, heartbeat = (stored_records.get(f"{worker_id}/{name}") for name in (thing, "heartbeat"))
         since, ttl = self._since()
         record = None if heartbeat is None else worker_record(worker_id, heartbeat, since, ttl)
