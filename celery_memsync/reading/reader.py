@@ -78,6 +78,9 @@ class CacheableRead:
         self._asked_at = time.monotonic()
         if self._source is not None:
             self._reading = reader.cache.begin(self._keys, self._source)
+            if reader.writer.is_pending(*self._keys):
+                # Another thread wrote between the flush and this: what is read may be older, and is not to be kept.
+                self._stop_keeping()
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -200,3 +200,29 @@ def test_who_is_told_by_other_means_that_something_was_written_hardly_ever_finds
     # Without what is done for it there are some in a thousand; with it, one in many thousands, on a busy machine.
     assert len(old) <= 2
     assert other.get_metrics()["cache"]["invalidated"] > 1000
+
+
+@pytest.mark.parametrize("write, read", [
+    (lambda memsync, value: memsync.write("a", value), lambda memsync: memsync.read("a")),
+    (lambda memsync, value: memsync.sync_task_state("t", {"a": value}), lambda memsync: memsync.get_task_state("t")["a"]),
+    (lambda memsync, value: memsync.sync_agent_coordination("t", "b", value),
+     lambda memsync: memsync.get_agent_coordination("t", "b")),
+])
+def test_write_between_the_flush_of_a_read_and_its_question_leaves_no_old_copy(memsync, write, read, monkeypatch):
+    write(memsync, 1)
+    memsync.force_sync()
+    link = memsync.runtime.link
+    checkout = link.checkout
+
+    def write_in_between():
+        monkeypatch.undo()
+        thread = threading.Thread(target=write, args=(memsync, 2))
+        thread.start()
+        thread.join()
+        return checkout()
+
+    monkeypatch.setattr(link, "checkout", write_in_between)
+    during = read(memsync)
+
+    assert during in (1, 2)
+    assert read(memsync) == 2
