@@ -35,7 +35,7 @@ class WorkerRecord:
         stretch: How many times longer than ``memsync_heartbeat_interval`` it pauses between heartbeats, for the
             workers are many; so many times longer it may be silent.
         skew: Seconds that the clock of its host is ahead of Redis's.
-        format: Newest format of what is shared that it knows, see :mod:`~celery_memsync.models.formats`.
+        format: Newest format of what is shared that it knows, see ``models/formats.py``.
         writer: Of its main process, not of pool children: writes that are ``pending``, were ``dropped``, and
             ``conflicts`` that it met.
     """

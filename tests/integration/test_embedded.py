@@ -241,7 +241,7 @@ def test_server_that_the_extra_brings_works(folder, monkeypatch, tmp_path):
     out = run("""
         memsync.write('a', 1)
         memsync.force_sync()
-        print(memsync.store.read_server_info().get('server_name', 'redis'))
+        print(memsync.runtime.store.read_server_info().get('server_name', 'redis'))
     """, f"embedded://{folder}", {"PATH": str(tmp_path)})
 
     assert out.strip() in ("valkey", "redis")

@@ -268,7 +268,7 @@ def test_the_progress_of_a_task_is_seen_from_outside_while_it_runs(fleet):
     fleet.wait(result, "SUCCESS")
     after = fleet.reader.get_task_progress(result.id)
     # It was told again, and what the child knows of Redis's clock may have become better meanwhile.
-    moments = {name: pytest.approx(progress[name], abs=0.1) for name in ("started_at", "updated_at")}
+    moments = {name: pytest.approx(progress[name], abs=0.1) for name in ("started_at", "phase_started_at", "updated_at")}
     assert after == {**progress, **moments, "eta": None}
 
 

@@ -67,7 +67,8 @@ def make_app(redis_url):
         app = Celery("proj", broker="memory://", backend="cache+memory://", set_as_current=False)
         app.conf.update(
             memsync_backend=redis_url, memsync_redact=redact, task_always_eager=True, memsync_batch_interval=60.0,
-            memsync_strict=True, broker_transport_options={"polling_interval": 0.01}, **conf)
+            memsync_strict=True, memsync_signing_key="a secret of the tests",
+            broker_transport_options={"polling_interval": 0.01}, **conf)
         made.append(MemSync(app))
         return app
 
