@@ -150,7 +150,9 @@ class BatchSender:
         """
         changes = self._coordinate(changes)
         lost: list[Change] = []
-        for number in range(MAX_MERGES):
+        number = 0  # of rounds in which nothing was settled: of changes of one entry that are not joined each takes a round
+        while number < MAX_MERGES:
+            sent = len(changes)
             written: list[tuple[Change, EntryWrite]] = []
             outcomes = self.store.write_entries(self._writes_of(changes, written), repeated=True)
             again = [self.outcomes.settle(change, write, outcome) for (change, write), outcome in zip(written, outcomes)]
@@ -160,6 +162,7 @@ class BatchSender:
                 if outcome.code == UNANSWERED:
                     raise StoreUnavailable(f"No answer came to a write of {change.location.path}", outcome.maybe_done)
             changes = [change for change in again if change is not None]
+            number = number + 1 if len(changes) == sent else 0
             late = [change for change in changes if _is_late(change, number)]
             lost += late
             changes = [change for change in changes if change not in late]
@@ -306,4 +309,4 @@ class BatchSender:
 
 def _is_late(change: Change, number: int) -> bool:
     """Return whether a change has lost every round; merging fields only has to be the first to write, so it has more."""
-    return change.rounds >= MAX_ROUNDS or number >= MAX_ROUNDS and not isinstance(change, MergeFields)
+    return change.rounds >= MAX_ROUNDS or number > MAX_ROUNDS and not isinstance(change, MergeFields)

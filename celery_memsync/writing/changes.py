@@ -139,9 +139,12 @@ class SetValue(Change):
         self.seen = UNWRITTEN
 
     def coalesce(self, newer: Change) -> Change | None:
-        """The newer value, whatever was here; under another fence Redis decides about each by itself."""
+        """The newer value, whatever was here; under another fence Redis decides about each by itself.
+
+        But what a later holder sets replaces what an earlier one has set, whether that would have been refused or not.
+        """
         if newer.fence != self.fence:
-            return None
+            return newer if isinstance(newer, SetValue) and 0 < self.fence < newer.fence else None
         if isinstance(newer, MergeFields) and self.body:
             merged = newer.merged(encoding.split_fields(self.body))
             joined = SetValue(newer.location, encoding.join_fields(merged), newer.ttl, newer.fence, run_key=newer.run_key)
