@@ -12,7 +12,7 @@ from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 
-@pytest.fixture(scope="module", params=["redis", "classic", "quorum"])
+@pytest.fixture(scope="module", params=["redis", pytest.param("classic", marks=pytest.mark.acceptance), "quorum"])
 def broker(request):
     """A Redis, or RabbitMQ with queues of one type."""
     if request.param == "redis":

@@ -206,7 +206,7 @@ def test_forks_in_the_middle_of_reads_harm_neither_side(redis_url, other):
 
 # -- greenlets
 
-@pytest.mark.parametrize("before", [GEVENT, EVENTLET], ids=["gevent", "eventlet"])
+@pytest.mark.parametrize("before", stressed([GEVENT, EVENTLET], [GEVENT]))
 def test_greenlets_read_copies_and_hear_of_changes(redis_url, other, before):
     publish(other, {"a": 1})
 
@@ -251,7 +251,7 @@ def test_greenlets_read_copies_and_hear_of_changes(redis_url, other, before):
         assert script.ends() == ["after 2", "True"]
 
 
-@pytest.mark.parametrize("before", [GEVENT, EVENTLET], ids=["gevent", "eventlet"])
+@pytest.mark.parametrize("before", stressed([GEVENT, EVENTLET], [GEVENT]))
 def test_greenlets_are_told_of_killed_connections(redis_url, redis, other, before):
     publish(other, {"a": 1})
 

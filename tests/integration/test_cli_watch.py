@@ -94,6 +94,7 @@ def test_watch_goes_on_when_redis_is_back_and_says_so(shell, fleet, client, own_
     assert f"{fleet.name}/prices/eur" in done.stdout
 
 
+@pytest.mark.acceptance
 def test_redis_away_at_the_end_is_exit_code_69(shell, client, own_memory):
     command = shell.start("watch", "--timeout", "6").hears(client)
 

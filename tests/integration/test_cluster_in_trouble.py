@@ -98,7 +98,7 @@ def check_states(memsync, heard):
     eventually(lambda: {key.split("/")[-2]: value for key, value in heard.items()} == states, timeout=20)
 
 
-@pytest.mark.parametrize("which", ["home", "another"])
+@pytest.mark.parametrize("which", [pytest.param("home", marks=pytest.mark.acceptance), "another"])
 def test_writes_under_way_when_a_master_is_killed_reach_the_next_one(cluster, make, which):
     memsync, other, heard = make(cluster, "w1", batch_interval=0.01), make(cluster, "w2"), {}
     other.subscribe("tasks/*/state", lambda key, value: heard.__setitem__(key, value))

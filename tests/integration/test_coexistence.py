@@ -199,7 +199,7 @@ with start_worker(app, perform_ping_check=False, shutdown_timeout=30):
 """
 
 
-@pytest.mark.parametrize("order", ["first", "late"])
+@pytest.mark.parametrize("order", ["first", pytest.param("late", marks=pytest.mark.acceptance)])
 def test_sentry_opentelemetry_redbeat_django_and_a_task_class_go_together(redis_url, tmp_path, order):
     for module in LIBRARIES:
         pytest.importorskip(module)

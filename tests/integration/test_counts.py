@@ -16,7 +16,7 @@ from tests.support.waiting import eventually
 #: Calls of our own functions for a task that does nothing, by process.
 BUDGETS = json.loads((ROOT / "tests" / "counts.json").read_text())
 
-TASKS = 1000
+TASKS = 500
 
 
 @pytest.fixture(scope="module")

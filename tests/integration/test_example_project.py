@@ -157,6 +157,7 @@ def test_the_demo_shows_progress_and_status_in_plain_lines(finished):
     assert "offline" in end and "Tasks: 62 SUCCESS" in end
 
 
+@pytest.mark.acceptance
 def test_the_demo_draws_bars_on_a_terminal(demo):
     pytest.importorskip("rich")
     outer, inner = pty.openpty()

@@ -45,7 +45,7 @@ def test_what_a_stopped_worker_gave_back_is_done_by_the_next(make_fleet):
     assert {fleet.wait(result, "SUCCESS")["status"] for result in results} == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("signals", [["SIGQUIT"], ["SIGINT", "SIGINT"]])
+@pytest.mark.parametrize("signals", [["SIGQUIT"], pytest.param(["SIGINT", "SIGINT"], marks=pytest.mark.acceptance)])
 def test_a_cold_shutdown_loses_the_task(make_fleet, signals):
     fleet = make_fleet()
     worker = fleet.start_worker("-c", "1")
@@ -110,6 +110,7 @@ def test_children_that_end_after_one_task_lose_no_word(make_fleet):
     assert len({state["pid"] for state in states}) == count
 
 
+@pytest.mark.acceptance
 def test_a_pool_that_shrinks_loses_no_word(make_fleet):
     fleet = make_fleet(memsync_batch_interval=NEVER)
     worker = fleet.worker("--autoscale", "4,1")
@@ -230,7 +231,8 @@ def test_spawned_children_write_what_waits_before_they_exit(make_fleet):
     assert [fleet.status(result.id) for result in results] == ["SUCCESS"] * 20
 
 
-@pytest.mark.parametrize("redis, how", [("stopped", "SIGTERM"), ("stopped", "SIGQUIT"), ("paused", "SIGTERM")])
+@pytest.mark.parametrize("redis, how", [
+    pytest.param("stopped", "SIGTERM", marks=pytest.mark.acceptance), ("stopped", "SIGQUIT"), ("paused", "SIGTERM")])
 def test_a_worker_ends_within_seconds_although_redis_is_away(make_fleet, own_memory, redis, how):
     fleet = make_fleet(memory=own_memory)
     worker = fleet.start_worker("-c", "2")
@@ -248,7 +250,7 @@ def test_a_worker_ends_within_seconds_although_redis_is_away(make_fleet, own_mem
     assert own_memory.url not in worker.output()
 
 
-@pytest.mark.parametrize("how", stressed(["SIGTERM", "SIGINT", "SIGQUIT"], ["SIGTERM", "SIGQUIT"]))
+@pytest.mark.parametrize("how", stressed(["SIGTERM", "SIGINT", "SIGQUIT"], ["SIGQUIT"]))
 def test_a_worker_ends_with_the_exit_code_that_it_has_without_this_package(make_fleet, how):
     fleet = make_fleet()
     plain, ours = fleet.worker(app="tests.support.bare", memsync_backend=None), fleet.worker()

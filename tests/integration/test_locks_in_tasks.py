@@ -75,7 +75,7 @@ def test_a_retry_at_once_does_not_meet_the_lock_of_its_own_earlier_run(fleet, na
     assert [state["retries"] for state in states] == [3] * 10
 
 
-@pytest.mark.parametrize("how", ["kill", "leave"])
+@pytest.mark.parametrize("how", ["kill", pytest.param("leave", marks=pytest.mark.acceptance)])
 def test_the_lock_of_a_killed_child_is_freed_by_its_parent(fleet, name, how):
     result = send(fleet, "end", name, how)
 
@@ -174,7 +174,7 @@ def test_the_locks_of_a_killed_worker_end_with_their_leases(make_fleet, name):
     assert fleet.reader.lock(name, wait=10).acquire()
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGQUIT])
+@pytest.mark.parametrize("how", stressed([signal.SIGTERM, signal.SIGQUIT], [signal.SIGTERM]))
 def test_a_worker_that_stops_leaves_no_lock(make_fleet, name, how):
     fleet = make_fleet(include=["tests.support.tasks", TASKS])
     worker = fleet.start_worker("-c", "1")

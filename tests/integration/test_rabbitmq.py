@@ -12,7 +12,7 @@ from tests.support.waiting import eventually
 pytestmark = pytest.mark.usefixtures("rabbit")
 
 
-@pytest.fixture(scope="module", params=["classic", "quorum"])
+@pytest.fixture(scope="module", params=["quorum", pytest.param("classic", marks=pytest.mark.acceptance)])
 def broker(rabbit, request):
     """RabbitMQ with queues of one type."""
     return rabbit.of_type(request.param)

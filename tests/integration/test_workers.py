@@ -136,6 +136,7 @@ def test_a_worker_that_comes_back_takes_its_name_again(make_fleet):
     assert len(fleet.reader.get_workers()) == 1
 
 
+@pytest.mark.acceptance
 def test_a_solo_heartbeat_writes_while_it_is_busy(make_fleet):
     fleet = make_fleet(memsync_worker_ttl=1.5)
     worker = fleet.start_worker("-P", "solo")
@@ -181,6 +182,7 @@ def test_a_heartbeat_writes_without_its_broker_and_tells_that_it_consumes_nothin
     fleet.wait(fleet.send("add", 1, 2), "SUCCESS")
 
 
+@pytest.mark.acceptance
 def test_two_workers_are_two_records(make_fleet):
     fleet = make_fleet()
     workers = [fleet.worker("-c", "1"), fleet.worker("-c", "2")]

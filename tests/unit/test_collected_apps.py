@@ -117,6 +117,7 @@ def test_disconnected_app_tells_nothing(redis_url, memsync):
     app.memsync.shutdown()
 
 
+@pytest.mark.acceptance
 def test_workers_that_were_stopped_in_a_process_that_goes_on_leave_nothing(tmp_path, redis_url):
     out = run(tmp_path, """
         from celery import Celery

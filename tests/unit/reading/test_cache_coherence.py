@@ -76,7 +76,7 @@ def test_while_nothing_is_heard_a_copy_is_believed_for_a_bounded_time_only(redis
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("busy", stressed([False, True], [True]))
 def test_copies_of_a_connection_that_does_not_answer_are_believed_for_a_bounded_time_only(
     redis_url, make_memsync, proxy, busy,
 ):
