@@ -79,7 +79,7 @@ def mask_reports(app: Any) -> None:
     @functools.wraps(bugreport)
     def report(*args: Any, **kwargs: Any) -> Any:
         hide_password(app.conf)
-        # Of what is no URL, such as one with a slash in its password, nobody knows where the password is.
+        # Of what is no URL, such as one with a slash in its password, the place of the password is unknown.
         unreadable = {name: url for name, url in _backends(app.conf).items() if allowed_for("backend", as_redis_py(url))}
         app.conf.update(dict.fromkeys(unreadable, MASK))
         try:
