@@ -150,7 +150,7 @@ class LockLost(LockError):
 
     def __str__(self) -> str:
         return (
-            f"the lock {self.name} is not held here (any more): its lease has run out, or it was given back; "
+            f"the lock {self.name} is not held here (any more): its lease has run out, or it was released or deleted; "
             "stop what needs it, another holder may be at it already"
         )
 

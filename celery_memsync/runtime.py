@@ -196,7 +196,9 @@ class Runtime:
         try:
             self.writer.close(remaining())
         except Exception as exc:
-            logger.warning("At shutdown %d writes could not be written: %s", self.writer.pending, message_of(exc))
+            # What a newer fence has refused is pending no more.
+            left = f"{self.writer.pending} writes could not be written" if self.writer.pending else "a write was refused"
+            logger.warning("At shutdown %s: %s", left, message_of(exc))
 
     # -- what the listener receives goes to the cache and to the subscriptions
 

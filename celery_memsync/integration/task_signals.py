@@ -5,31 +5,30 @@ import logging
 import os
 import sys
 import time
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from functools import partial
 from itertools import count
 from typing import Any
 
-from celery import signals
-from celery.exceptions import Ignore, NotRegistered, Reject, WorkerLostError, WorkerShutdown, WorkerTerminate
+from celery.exceptions import Ignore, NotRegistered, WorkerLostError
 from celery.states import READY_STATES
 
-from .. import encoding
 from ..fleet.kept_messages import KeptMessages
 from ..fleet.queue_names import QueueNames
 from ..fleet.requeue import TaskRequeuer
-from ..keys import PROGRESS, STAGE, is_id
-from ..models.order import comes_from_run, delivered_key, is_delivered, is_earlier_step, is_run_key, published_key
+from ..keys import STAGE, is_id
+from ..models.order import comes_from_run, delivered_key, is_delivered, published_key
 from ..models.task import TaskRun, describe_exception
 from ..runtime import Runtime
 from ..settings import short
 from ..store.clock import UNKNOWN
 from ..writing.changes import StageChange
-from ..writing.progress import ProgressChange
+from . import earlier_progress, signal_receivers
 from .app_manager import AppManager
 from .child_outcomes import STORED_END, ChildOutcomes, TaskOutcome, is_gone, unwrapped
+from .endings import REPLACED, end_of_unwound, is_unstored, stored_state
+from .requests import HEADER, RECORDED, ReceivedRequests, failing, nesting_of, sent_of
 from .revokes import RevokedTasks
 from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, received
 from .update_state import take_over
@@ -39,67 +38,11 @@ logger = logging.getLogger(__name__)
 #: The app that is sending a task; the signals of publishing do not name it.
 publishing: ContextVar[Any] = ContextVar("publishing", default=None)
 
-#: The request that could not end and whose failure Celery handles; its signals name the task only.
-_failing: ContextVar[Any] = ContextVar("failing", default=None)
-
-#: Arguments of the Ignore by which ``Task.replace`` ends a run.
-REPLACED = ("Replaced by new task",)
-
-#: Attribute of a request whose end was recorded.
-RECORDED = "memsync_told"
-
 #: What Celery's pool of gevent hands back of a greenlet that was killed; why, its killer knows.
 KILLED = (False, None, None)
 
-#: Name of what travels with a message and its request: when it was published, which run it became.
-HEADER = "memsync"
-
 #: Shortest time between two tasks that are published, in seconds.
 MOMENT = 0.0001
-
-#: Longest progress that travels with a retry, in bytes of JSON.
-MAX_PREVIOUS = 4096
-
-#: Times to look at a set of requests that changes while one looks.
-MAX_LOOKS = 10
-
-#: Signals, and which method of a listener takes them.
-SIGNALS = (
-    (signals.before_task_publish, "on_publish"),
-    (signals.after_task_publish, "on_published"),
-    (signals.task_received, "on_received"),
-    (signals.task_prerun, "on_started"),
-    (signals.task_postrun, "on_ended"),
-    (signals.task_failure, "on_failed"),
-    (signals.task_internal_error, "on_failed"),
-    (signals.task_retry, "on_retried"),
-    (signals.task_revoked, "on_revoked"),
-    (signals.task_unknown, "on_unknown"),
-    (signals.worker_before_create_process, "on_child_replaced"),
-    (signals.worker_process_shutdown, "on_child_exit"),
-)
-
-#: Those who listen in this process, by their id.
-_listening: dict[int, weakref.ref[TaskSignals]] = {}
-
-
-def _receiver(name: str) -> Callable[..., None]:
-    """Return the one receiver of a signal that this process has, however many apps it has.
-
-    A receiver that Celery knows weakly stays on its list until the signal is sent again, or another is connected.
-    """
-
-    def receive(**details: Any) -> None:
-        for find in list(_listening.values()):
-            listener = find()
-            if listener is not None:
-                try:
-                    getattr(listener, name)(**details)
-                except Exception as exc:  # as Celery does: others listen, too
-                    logger.exception("Signal handler %s raised: %r", name, exc)
-
-    return receive
-
 
 class TaskSignals:
     """Records the stages of one app's tasks.
@@ -113,8 +56,7 @@ class TaskSignals:
         self._runs = count(1)
         #: When the last task was published.
         self._published_at = 0.0
-        #: Requests that this process received and has not done with, by run: one task may be delivered twice.
-        self._requests: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        self._requests = ReceivedRequests()
         #: How many messages this process has received.
         self.received = 0
         #: Names of tasks of which an id can't be a key.
@@ -132,22 +74,17 @@ class TaskSignals:
         self.revoked = RevokedTasks(memsync)
 
     def connect(self) -> None:
-        """Listen from now on, for as long as this object is referred to."""
-        _listening[id(self)] = weakref.ref(self)
-        for number, find in list(_listening.items()):
-            if find() is None:
-                _listening.pop(number, None)
-        for signal, name in SIGNALS:
-            signal.connect(_receiver(name), weak=False, dispatch_uid=f"celery_memsync.{name}")
+        """Receive signals from now on, for as long as this object is referred to."""
+        signal_receivers.connect(self)
 
     def disconnect(self) -> None:
-        """Listen no more."""
-        _listening.pop(id(self), None)
+        """Receive no more signals."""
+        signal_receivers.disconnect(self)
 
     def forget(self) -> None:
         """Begin anew in a forked child: requests and outcomes are the parent's."""
         self._runs = count(1)
-        self._requests = weakref.WeakValueDictionary()
+        self._requests = ReceivedRequests()
         self._outcomes = ChildOutcomes()
         self.requeuer.forget()
         self.kept.forget()
@@ -160,12 +97,12 @@ class TaskSignals:
         if isinstance(headers, dict) and "id" in headers and publishing.get() is self.memsync.app:
             active = self._active(headers["id"])
             # Of a run whose child was lost, the worker's main process publishes the retry.
-            request = self._find_request(headers["id"], {}) if headers.get("retries") and not active else None
+            request = self._requests.find(headers["id"], {}) if headers.get("retries") and not active else None
             before = active.run_key if active else request and request.request_dict[HEADER]["key"]
             key = published_key(self._new_run(self.memsync.runtime), before)
-            headers[HEADER] = {"published_at": self._next_moment(), "key": key, **self._previous(active)}
+            headers[HEADER] = {"published_at": self._next_moment(), "key": key, **earlier_progress.sent_along(active)}
             origin = active.facts if active else request and request.request_dict
-            if origin and _nesting(headers) == _nesting(origin):
+            if origin and nesting_of(headers) == nesting_of(origin):
                 headers[HEADER]["retry"] = True  # and not a replacement, of which Celery counts how deep it is
 
     def _next_moment(self) -> float:
@@ -175,18 +112,6 @@ class TaskSignals:
             now = round(self._published_at + MOMENT, 4)
         self._published_at = now
         return now
-
-    def _previous(self, active: ActiveRun | None) -> dict[str, Any]:
-        """Return what travels from a run that asks to be retried to the next one.
-
-        Its progress: the next one may start before that is in Redis.  How often it was sent again.
-        """
-        if active is None:
-            return {}
-        recoveries = count_of(active.sent.get("recoveries"))
-        known = {"recoveries": recoveries} if recoveries else {}
-        body = active.progress.entry_write(self.memsync.runtime.store.clock).body if active.reported else b""
-        return {"previous": [active.run_key, encoding.decode(body)], **known} if 0 < len(body) <= MAX_PREVIOUS else known
 
     def on_published(self, headers: Any = None, exchange: Any = None, routing_key: Any = None, **_: Any) -> None:
         """Record that a task is pending; a retry is recorded by the run that requests it."""
@@ -206,7 +131,7 @@ class TaskSignals:
             return
         self.received += 1
         facts = request.request_dict
-        sent = _sent(facts)
+        sent = sent_of(facts)
         services = self.memsync.runtime
         moment = time.monotonic()
         now = latest(services.store.clock.at(moment), sent.get("published_at"))
@@ -217,7 +142,7 @@ class TaskSignals:
             "queue": self._queue_names.of(request.message.delivery_info, sender)}
         if not is_id(request.id):
             return
-        self._requests[sent["run"]] = request
+        self._requests.by_run[sent["run"]] = request
         try:
             self.kept.add(request, run, key, count_of(sent.get("recoveries")) or 0, sender)
         except Exception as exc:
@@ -247,7 +172,7 @@ class TaskSignals:
         cause = unwrapped(error.exception)
         with _HARMLESS:
             self.kept.end(run.run_id)
-        token = _failing.set(request)
+        token = failing.set(request)
         try:
             answer = fail()
         except Exception:
@@ -256,7 +181,7 @@ class TaskSignals:
                 self._end(request.id, request.request_dict, "FAILURE", cause)
             raise
         finally:
-            _failing.reset(token)
+            failing.reset(token)
         with _HARMLESS:
             if isinstance(cause, WorkerLostError) and not hasattr(request, RECORDED):
                 self._report_lost(request, cause)
@@ -264,7 +189,7 @@ class TaskSignals:
 
     def _report_lost(self, request: Any, error: BaseException) -> None:
         """Record a run whose child was killed, if Celery sends no signal: it had stored a success, or runs again."""
-        stored = not request.ignore_result and _stored_state(request.task, request.id) == "SUCCESS"
+        stored = not request.ignore_result and stored_state(request.task, request.id) == "SUCCESS"
         self._end(request.id, request.request_dict, "SUCCESS" if stored else "LOST", None if stored else error)
 
     def report_lost_outcomes(self, alive: Iterable[int] = ()) -> None:
@@ -291,7 +216,7 @@ class TaskSignals:
 
     def refresh(self) -> None:
         """Record the tasks of this process again, so that long ones outlive their ttl."""
-        for request in self._unended():
+        for request in self._requests.unended():
             facts = request.request_dict
             begun = request.time_start
             known = known_of(self.memsync.runtime, request.id, facts, facts[HEADER])
@@ -303,18 +228,11 @@ class TaskSignals:
     @property
     def held(self) -> int:
         """How many messages this process has received and has not done with."""
-        return len(self._unended())
+        return len(self._requests.unended())
 
     def running_tasks(self) -> list[tuple[str, str]]:
         """Return ids and run keys of the tasks that this process has received and has not done with."""
-        return [(request.id, request.request_dict[HEADER]["key"]) for request in self._unended()]
-
-    def _unended(self) -> list[Any]:
-        """Return the requests that this process has received and has not done with.
-
-        Those that have ended may stay for long: the traceback of a failure refers to its request.
-        """
-        return [request for request in live(self._requests.values) if not hasattr(request, RECORDED)]
+        return [(request.id, request.request_dict[HEADER]["key"]) for request in self._requests.unended()]
 
     # -- where it runs
 
@@ -325,7 +243,7 @@ class TaskSignals:
             return
         request = task.request
         facts = request.__dict__
-        sent = _sent(facts)
+        sent = sent_of(facts)
         services = memsync.runtime
         if not services.settings.enabled:
             return  # this was its first use, and has disconnected this
@@ -348,25 +266,10 @@ class TaskSignals:
         services.writer.defer(active)
         if facts.get("retries") or comes_from_run(sent["key"]) or (facts.get("delivery_info") or {}).get("redelivered"):
             # A new run starts over; what the one before reached is kept as ``previous``.
-            self._record_previous(task_id, sent.get("previous"), active.run_key)
+            earlier_progress.record(services, task_id, sent.get("previous"), active.run_key)
             memsync.runtime.writer.put(active.progress)
         if "update_state" not in task.__dict__:
             take_over(task)
-
-    def _record_previous(self, task_id: str, previous: Any, present: str) -> None:
-        """Record the progress of an earlier run, as it came with the message of this one."""
-        key, row = previous if isinstance(previous, list) and len(previous) == 2 else (None, None)
-        if not is_run_key(key) or not is_earlier_step(key, present):
-            return
-        try:
-            encoding.encode(row, "an earlier progress", MAX_PREVIOUS)
-        except ValueError:
-            return
-        memsync = self.memsync
-        location = memsync.runtime.keys.task_location(task_id, PROGRESS)
-        change = ProgressChange.from_row(location, row, key, memsync.settings.default_ttl, memsync.runtime.store.clock)
-        if change is not None:
-            memsync.runtime.writer.put(change)
 
     def on_ended(self, task_id: str, retval: Any = None, state: str | None = None, task: Any = None, **_: Any) -> None:
         """Record how a run has ended; what ends a process or a greenlet has no state."""
@@ -376,8 +279,8 @@ class TaskSignals:
         active_run.set(active.outer)
         memsync = self.memsync
         if state is None:
-            state, retval = _end_of_unwound(active)
-        elif state == "SUCCESS" and (error := sys.exc_info()[1]) is not None and _is_unstored(task, task_id, error):
+            state, retval = end_of_unwound(active)
+        elif state == "SUCCESS" and (error := sys.exc_info()[1]) is not None and is_unstored(task, task_id, error):
             state, retval = "FAILURE", error
         elif state == "IGNORED" and active.stored_state in READY_STATES and retval.args != REPLACED:
             # The Ignore keeps Celery from storing an end, so that the one that the body has stored stays.
@@ -420,13 +323,13 @@ class TaskSignals:
         """Record that a worker gave a task up, at its shutdown or when its child was lost."""
         if sender.app is self.memsync.app and not self._active(request.id):
             # Without a reason it was not sent again.
-            given_up = self._find_request(request.id, request.__dict__) if reason is None else None
+            given_up = self._requests.find(request.id, request.__dict__) if reason is None else None
             if given_up is None or not self._give_up(given_up):
                 self._end(request.id, request.__dict__, "RETRY", getattr(reason, "exc", None))
 
     def give_up_running(self) -> None:
         """Record the tasks that are still running while this worker leaves and for which it does not wait."""
-        for request in self._unended():
+        for request in self._requests.unended():
             if request.time_start is not None and not self._give_up(request):
                 self._end(request.id, request.request_dict, "RETRY", None)
 
@@ -437,7 +340,7 @@ class TaskSignals:
         """
         if request.task.acks_late or not request.acknowledged:
             return False
-        self.kept.orphan(str(_sent(request.request_dict).get("run")))
+        self.kept.orphan(str(sent_of(request.request_dict).get("run")))
         self._end(request.id, request.request_dict, "LOST", WorkerLostError("its worker was shut down while it ran"))
         return True
 
@@ -454,11 +357,11 @@ class TaskSignals:
             self._end(id, {"task": name, HEADER: sent}, "FAILURE", NotRegistered(name))
 
     def _end(self, task_id: str, facts: Mapping[str, Any], status: str, exception: BaseException | None) -> None:
-        request = self._find_request(task_id, facts)
+        request = self._requests.find(task_id, facts)
         if request is not None:
             facts = request.request_dict
             setattr(request, RECORDED, True)
-        sent = _sent(facts)
+        sent = sent_of(facts)
         if status != "LOST":
             self.kept.end(str(sent.get("run")))
         now = self.memsync.runtime.store.clock.now()
@@ -477,15 +380,6 @@ class TaskSignals:
         self._record(task_id, sent["key"], TaskRun.of(known))
         if known["pid"] not in (None, os.getpid()) and known["run"]:
             self.memsync.runtime.locks.release_if_ended(known["run"], partial(is_gone, known["pid"]))
-
-    def _find_request(self, task_id: str, facts: Mapping[str, Any]) -> Any:
-        """Return the request of the run of a task that has ended, None if this process has none."""
-        request = self._requests.get(str(_sent(facts).get("run"))) or _failing.get()
-        if request is not None and request.id == task_id:
-            return request
-        found = [one for one in live(self._requests.values) if one.id == task_id]
-        # Of several it is the one that Celery does not count as received any more.  The hard time limit is signalled twice.
-        return min(found, key=lambda one: (one in reserved_requests(), hasattr(one, RECORDED)), default=None)
 
     # -- the ends of children
 
@@ -532,33 +426,6 @@ class TaskSignals:
             self.memsync.runtime.writer.put(StageChange(location, run, key, lifetime(self.memsync.runtime, run.eta)))
 
 
-def _sent(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what this package sent along with a message; anybody may send anything under its name."""
-    sent = facts.get(HEADER)
-    return sent if isinstance(sent, dict) else {}
-
-
-def _end_of_unwound(active: ActiveRun) -> tuple[str | None, BaseException | None]:
-    """Return the status and the exception of a run that Celery has given no state.
-
-    Its body was left by what is no Exception, or a hook of its task has raised one.
-
-    No status: the worker's main process records it, which has lost a child, or has killed a greenlet.
-    """
-    error = sys.exc_info()[1]
-    if isinstance(error, Exception):
-        return "REJECTED" if isinstance(error, Reject) else "FAILURE", error
-    if active.sent.get("pid", os.getpid()) != os.getpid() or type(error).__name__ == "GreenletExit" or error is None:
-        return None, None
-    # The worker itself ends, as in the solo pool by a signal: how far the body came is unknown.
-    return "LOST" if isinstance(error, (WorkerShutdown, WorkerTerminate)) else "FAILURE", error
-
-
-def _nesting(facts: Mapping[str, Any]) -> Any:
-    """Return how often a task was replaced, as its request or its headers have it."""
-    return facts.get("replaced_task_nesting") or 0
-
-
 class _Harmless:
     """Logs what goes wrong in telling: Celery's own callback comes next, and must."""
 
@@ -577,47 +444,3 @@ _HARMLESS = _Harmless()
 
 def _log_unrecorded(error: Exception) -> None:
     logger.error("Could not record the outcome of a task", exc_info=error)
-
-
-def reserved_requests() -> Any:
-    """Return the requests that Celery's worker has and that have not ended; an import that a producer does without."""
-    from celery.worker import state
-
-    return state.reserved_requests
-
-
-def _stored_state(task: Any, task_id: str) -> Any:
-    try:
-        return task.backend.get_state(task_id)
-    except Exception:
-        # No result backend, or it is away: no success is known.
-        return None
-
-
-def _is_unstored(task: Any, task_id: str, error: BaseException) -> bool:
-    """Whether a body has returned, and Celery stores as its result the error that was raised behind it.
-
-    That is so if its callbacks, or the rest of its chain, could not be sent.  A hook is called after the result was stored.
-    """
-    request = task.request
-    return (isinstance(error, Exception) and _leaves_tracer(error) and not request.is_eager
-            and not request.ignore_result and _stored_state(task, task_id) != "SUCCESS")
-
-
-def _leaves_tracer(error: BaseException) -> bool:
-    """Whether an error leaves Celery's function that runs a task; a body may run a task eagerly while it handles one."""
-    frame: Any = sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__") != "celery.app.trace":
-        frame = frame.f_back
-    return error.__traceback__ is not None and error.__traceback__.tb_frame is frame
-
-
-def live(requests: Callable[[], Iterable[Any]]) -> list[Any]:
-    """Return requests that another thread may be adding to or taking from."""
-    for _ in range(MAX_LOOKS):
-        try:
-            return list(requests())
-        except RuntimeError:
-            # The set changed while it was being read.
-            continue
-    return []

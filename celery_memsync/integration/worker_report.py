@@ -17,7 +17,7 @@ from ..models import formats
 from ..models.worker import WorkerRecord
 from ..user_code import ends_here
 from .app_manager import AppManager
-from .task_signals import RECORDED, live
+from .requests import RECORDED, live
 
 if TYPE_CHECKING:
     from celery.worker import WorkController

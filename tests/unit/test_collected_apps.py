@@ -8,7 +8,7 @@ import pytest
 from celery import Celery, signals
 
 from celery_memsync import MemSync
-from celery_memsync.integration.task_signals import SIGNALS
+from celery_memsync.integration.signal_receivers import SIGNALS
 from tests.support.scripts import run
 from tests.support.uses import USES, Surroundings, forget
 from tests.support.waiting import eventually

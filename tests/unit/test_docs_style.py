@@ -8,8 +8,8 @@ import pytest
 from tests.support.paths import ROOT
 
 #: Documents, and whatever else keeps to the words below: one path more covers more files.
-COVERED = ("celery_memsync", "README.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "example_project", "benchmarks/README.md",
-           "benchmarks/decisions.md")
+COVERED = ("celery_memsync", "README.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "example_project",
+           "benchmarks/README.md", "benchmarks/decisions.md")
 
 #: Words of a language of our own, each with a word of Celery's, Redis's or of everybody in its place.
 WORDS = re.compile(

@@ -58,6 +58,17 @@ def test_shutdown_of_a_manager_that_was_never_used_does_nothing(redis_url):
     assert memsync.get_metrics()["writes"] == 0
 
 
+def test_shutdown_says_that_a_write_of_a_stale_holder_was_refused(make_memsync, other, caplog):
+    memsync = make_memsync(batch_interval=60.0)
+    other.write("a", "later", fence=7)
+    other.force_sync()
+    memsync.write("a", "stale", fence=5)
+
+    memsync.shutdown()
+
+    assert "At shutdown a write was refused: the lock" in caplog.text
+
+
 def test_shutdown_while_redis_is_away_tells_the_log_what_is_lost(make_memsync, own_server, caplog):
     memsync = make_memsync(url=own_server.url, batch_interval=60.0)
     own_server.stop()

@@ -6,7 +6,7 @@ import gc
 import pytest
 from kombu import Exchange, Queue
 
-from celery_memsync.integration.task_signals import HEADER
+from celery_memsync.integration.requests import HEADER
 from celery_memsync.models.order import delivered_key, is_earlier_step
 from celery_memsync.models.task import TaskRun
 from tests.support.runs import run_key

@@ -8,7 +8,7 @@ from celery import Celery
 from celery.app.task import Context
 
 from celery_memsync import InvalidValue, MemSync
-from celery_memsync.integration.task_signals import HEADER
+from celery_memsync.integration.requests import HEADER
 from celery_memsync.keys import STAGE
 from celery_memsync.models.order import run_key_of
 from celery_memsync.models.task import TaskRun

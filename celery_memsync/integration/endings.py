@@ -1,0 +1,56 @@
+"""How a run has ended, where the state that Celery's signal names is not the whole answer."""
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from celery.exceptions import Reject, WorkerShutdown, WorkerTerminate
+
+from .runs import ActiveRun
+
+#: Arguments of the Ignore by which ``Task.replace`` ends a run.
+REPLACED = ("Replaced by new task",)
+
+
+def end_of_unwound(active: ActiveRun) -> tuple[str | None, BaseException | None]:
+    """Return the status and the exception of a run that Celery has given no state.
+
+    Its body was left by what is no Exception, or a hook of its task has raised one.
+
+    No status: the worker's main process records it, which has lost a child, or has killed a greenlet.
+    """
+    error = sys.exc_info()[1]
+    if isinstance(error, Exception):
+        return "REJECTED" if isinstance(error, Reject) else "FAILURE", error
+    if active.sent.get("pid", os.getpid()) != os.getpid() or type(error).__name__ == "GreenletExit" or error is None:
+        return None, None
+    # The worker itself ends, as in the solo pool by a signal: how far the body came is unknown.
+    return "LOST" if isinstance(error, (WorkerShutdown, WorkerTerminate)) else "FAILURE", error
+
+
+def is_unstored(task: Any, task_id: str, error: BaseException) -> bool:
+    """Whether a body has returned, and Celery stores as its result the error that was raised behind it.
+
+    That is so if its callbacks, or the rest of its chain, could not be sent.  A hook is called after the result was stored.
+    """
+    request = task.request
+    return (isinstance(error, Exception) and _leaves_tracer(error) and not request.is_eager
+            and not request.ignore_result and stored_state(task, task_id) != "SUCCESS")
+
+
+def _leaves_tracer(error: BaseException) -> bool:
+    """Whether an error leaves Celery's function that runs a task; a body may run a task eagerly while it handles one."""
+    frame: Any = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__") != "celery.app.trace":
+        frame = frame.f_back
+    return error.__traceback__ is not None and error.__traceback__.tb_frame is frame
+
+
+def stored_state(task: Any, task_id: str) -> Any:
+    """Return what the result backend has of a task, or None if there is no backend, or it is away."""
+    try:
+        return task.backend.get_state(task_id)
+    except Exception:
+        # No result backend, or it is away: no success is known.
+        return None

@@ -1,0 +1,75 @@
+"""What Celery knows of a task: requests of a worker, and what this package sends along with a message."""
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+#: Attribute of a request whose end was recorded.
+RECORDED = "memsync_recorded"
+
+#: Name of what travels with a message and its request: when it was published, which run it became.
+HEADER = "memsync"
+
+#: The request that could not end and whose failure Celery handles; its signals name the task only.
+failing: ContextVar[Any] = ContextVar("failing", default=None)
+
+#: Times to look at a set of requests that changes while one looks.
+MAX_LOOKS = 10
+
+
+def sent_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what this package sent along with a message; anybody may send anything under its name."""
+    sent = facts.get(HEADER)
+    return sent if isinstance(sent, dict) else {}
+
+
+def nesting_of(facts: Mapping[str, Any]) -> Any:
+    """Return how often a task was replaced, as its request or its headers have it."""
+    return facts.get("replaced_tasknesting_of") or 0
+
+
+def reserved_requests() -> Any:
+    """Return the requests that Celery's worker has and that have not ended; an import that a producer does without."""
+    from celery.worker import state
+
+    return state.reserved_requests
+
+
+def live(requests: Callable[[], Iterable[Any]]) -> list[Any]:
+    """Return requests that another thread may be adding to or taking from."""
+    for _ in range(MAX_LOOKS):
+        try:
+            return list(requests())
+        except RuntimeError:
+            # The set changed while it was being read.
+            continue
+    return []
+
+
+class ReceivedRequests:
+    """The requests that this process has received, as long as something refers to them.
+
+    Attributes:
+        by_run: By the id of the run, because one task may be delivered twice.
+    """
+
+    def __init__(self) -> None:
+        self.by_run: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+
+    def unended(self) -> list[Any]:
+        """Return the requests that this process has received and has not done with.
+
+        Those that have ended may stay for long: the traceback of a failure refers to its request.
+        """
+        return [request for request in live(self.by_run.values) if not hasattr(request, RECORDED)]
+
+    def find(self, task_id: str, facts: Mapping[str, Any]) -> Any:
+        """Return the request of the run of a task that has ended, None if this process has none."""
+        request = self.by_run.get(str(sent_of(facts).get("run"))) or failing.get()
+        if request is not None and request.id == task_id:
+            return request
+        found = [one for one in live(self.by_run.values) if one.id == task_id]
+        # Of several it is the one that Celery does not count as received any more.  The hard time limit is signalled twice.
+        return min(found, key=lambda one: (one in reserved_requests(), hasattr(one, RECORDED)), default=None)
