@@ -16,7 +16,7 @@ from .integration.app_manager import AppManager
 from .integration.app_settings import mask_reports
 from .integration.bootstep import HeartbeatStep
 from .integration.lock_decorators import RETRY_DELAY, F
-from .integration.publishing import mark_publishing
+from .integration.publishing import end_with_app, mark_publishing
 from .integration.revokes import record_sent_revokes
 from .integration.runs import ActiveRun, active_run
 from .integration.task_signals import TaskSignals
@@ -71,6 +71,7 @@ class MemSync(AppManager):
         self.signals.connect()
         app.steps["worker"].add(HeartbeatStep)
         mark_publishing(app)
+        end_with_app(app)
         record_sent_revokes()
         return self
 

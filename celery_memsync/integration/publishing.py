@@ -1,6 +1,7 @@
-"""The app that is sending a task: Celery's signals of publishing do not name it."""
+"""What is wrapped of an app: the sending of tasks, for Celery's signals of publishing do not name the app; its end."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,3 +36,19 @@ def mark_publishing(app: Any) -> None:
     # Celery makes the sender at the first message, because it keeps settings in it; one that is there is made anew.
     amqp._create_task_sender = make_marking_sender
     vars(amqp).pop("send_task_message", None)
+
+
+def end_with_app(app: Any) -> None:
+    """Let ``app.close()``, which ``with app:`` calls, shut down the app's `MemSync`, too."""
+    if "close" in vars(app):
+        return
+    close = app.close
+
+    @functools.wraps(close)
+    def shut_down_and_close() -> None:
+        try:
+            app.memsync.shutdown()
+        finally:
+            close()
+
+    app.close = shut_down_and_close

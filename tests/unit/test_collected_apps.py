@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 
 import pytest
@@ -143,3 +144,16 @@ def test_workers_that_were_stopped_in_a_process_that_goes_on_leave_nothing(tmp_p
     assert out.count("at work True") == 2
     assert out.count("after {'offline'}") == 2
     assert "threads []" in out
+
+
+def test_app_that_is_closed_leaves_no_thread(redis_url):
+    with Celery("proj", broker="memory://", backend="cache+memory://", set_as_current=False) as app:
+        app.conf.memsync_backend = redis_url
+        memsync = MemSync(app)
+        memsync.write("a", 1)
+        started = {thread for thread in threading.enumerate() if thread.name.startswith("memsync-")}
+        assert started
+
+    assert not started & set(threading.enumerate())
+    assert memsync.read("a") == 1  # it may be used again
+    memsync.shutdown()
