@@ -147,11 +147,12 @@ def test_workers_that_were_stopped_in_a_process_that_goes_on_leave_nothing(tmp_p
 
 
 def test_app_that_is_closed_leaves_no_thread(redis_url):
+    others = set(threading.enumerate())
     with Celery("proj", broker="memory://", backend="cache+memory://", set_as_current=False) as app:
         app.conf.memsync_backend = redis_url
         memsync = MemSync(app)
         memsync.write("a", 1)
-        started = {thread for thread in threading.enumerate() if thread.name.startswith("memsync-")}
+        started = {thread for thread in threading.enumerate() if thread.name.startswith("memsync-")} - others
         assert started
 
     assert not started & set(threading.enumerate())
