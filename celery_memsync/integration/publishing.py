@@ -40,9 +40,9 @@ def mark_publishing(app: Any) -> None:
 
 def end_with_app(app: Any) -> None:
     """Let ``app.close()``, which ``with app:`` calls, shut down the app's `MemSync`, too."""
-    if "close" in vars(app):
-        return
     close = app.close
+    if hasattr(close, "shuts_down"):
+        return
 
     @functools.wraps(close)
     def shut_down_and_close() -> None:
@@ -51,4 +51,5 @@ def end_with_app(app: Any) -> None:
         finally:
             close()
 
+    shut_down_and_close.shuts_down = True  # type: ignore[attr-defined]
     app.close = shut_down_and_close

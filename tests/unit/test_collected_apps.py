@@ -147,14 +147,18 @@ def test_workers_that_were_stopped_in_a_process_that_goes_on_leave_nothing(tmp_p
 
 
 def test_app_that_is_closed_leaves_no_thread(redis_url):
-    others = set(threading.enumerate())
+    others, closed = set(threading.enumerate()), []
     with Celery("proj", broker="memory://", backend="cache+memory://", set_as_current=False) as app:
         app.conf.memsync_backend = redis_url
-        memsync = MemSync(app)
+        app.close = lambda: closed.append(app)  # as another library may have replaced it before
+        MemSync(app)
+        MemSync(app)  # a second one wraps it no second time
+        memsync = app.memsync
         memsync.write("a", 1)
         started = {thread for thread in threading.enumerate() if thread.name.startswith("memsync-")} - others
         assert started
 
     assert not started & set(threading.enumerate())
+    assert closed == [app]
     assert memsync.read("a") == 1  # it may be used again
     memsync.shutdown()
