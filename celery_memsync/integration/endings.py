@@ -1,6 +1,7 @@
 """How a run has ended, where the state that Celery's signal names is not the whole answer."""
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from celery.exceptions import Reject, WorkerShutdown, WorkerTerminate
 
 from .runs import ActiveRun
+
+logger = logging.getLogger(__name__)
 
 #: Arguments of the Ignore by which ``Task.replace`` ends a run.
 REPLACED = ("Replaced by new task",)
@@ -52,5 +55,7 @@ def stored_state(task: Any, task_id: str) -> Any:
     try:
         return task.backend.get_state(task_id)
     except Exception:
-        # No result backend, or it is away: no success is known.
+        # No result backend, or it is away: no success is known.  A soft time limit that strikes here is of a body that has
+        # ended, whose end is still to be recorded.
+        logger.debug("Could not read what the result backend has of the task %s", task_id, exc_info=True)
         return None

@@ -48,7 +48,7 @@ class TaskSignals:
     """Records the stages of one app's tasks.
 
     Signals of other apps in the same process are passed over.  Ids that are
-    not fit for a key are passed over too: telling never hurts a task.
+    not fit for a key are passed over too: recording never hurts a task.
     """
 
     def __init__(self, memsync: AppManager) -> None:
