@@ -11,7 +11,7 @@ from celery_memsync import MemorySyncManager, StoreError
 from tests.support.publishing import sync_stage
 from tests.support.threads import in_background
 from tests.support.topologies import Cluster, ask
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, succeeds
 
 #: Tasks that are told of while the cluster changes.
 TASKS = 30
@@ -80,14 +80,6 @@ class Load:
                 self.memsync.sync_task_state(f"t{task}", {"number": number})
             self.rounds = number
             self._stop.wait(0.005)
-
-
-def succeeds(action):
-    try:
-        action()
-    except StoreError:
-        return False
-    return True
 
 
 def check_states(memsync, heard):

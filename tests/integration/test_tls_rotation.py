@@ -9,7 +9,7 @@ import pytest
 from celery_memsync import MemorySyncManager, StoreError, StoreUnavailable
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.topologies import ask, certificates, sign_certificate, system_server
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, succeeds
 
 
 class Rotating(RedisServer):
@@ -90,14 +90,6 @@ def in_use(memsync, other):
         assert not other.lock("l").acquire()
         lock.extend(20.0)
         lock.check()
-
-
-def succeeds(action):
-    try:
-        action()
-    except StoreError:
-        return False
-    return True
 
 
 def reads(memsync, key):

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import time
 
+from celery_memsync import StoreError
+
 
 def eventually(check, timeout=10.0, message="it did not come true"):
     """Return what ``check()`` answers as soon as that is true; fail after ``timeout`` seconds."""
@@ -13,3 +15,12 @@ def eventually(check, timeout=10.0, message="it did not come true"):
             return answer
         assert time.monotonic() < deadline, f"{message}: {answer!r} after {timeout} s"
         time.sleep(0.02)
+
+
+def succeeds(action):
+    """Call ``action()``; return whether Redis let it be done."""
+    try:
+        action()
+    except StoreError:
+        return False
+    return True

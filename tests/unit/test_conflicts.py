@@ -9,6 +9,7 @@ import pytest
 
 from celery_memsync import ConflictError, Entry, Resolution
 from celery_memsync.conflicts import RESOLVERS, Resolvers, last_write_wins, max_value, merge_arrays, resolver_of
+from tests.support.unlucky import write_unlucky
 
 MIXED = [1, "a", [1], {"a": 1}, None, 2.5]
 
@@ -231,15 +232,7 @@ def test_a_handler_that_raises_does_not_harm_the_write(memsync, other):
 
 
 def test_a_conflict_that_lasts_every_round_is_told_and_nothing_is_lost(memsync, make_memsync):
-    def meddle(entries):
-        memsync.write("a", len(entries[0].value) * "x" + "x")
-        memsync.force_sync()
-        return Resolution("mine", "meddle")
-
-    unlucky = make_memsync(batch_interval=60.0, conflict_resolver=meddle)
-    memsync.write("a", "x")
-    memsync.force_sync()
-    unlucky.write("a", "mine")
+    unlucky = write_unlucky(memsync, make_memsync)
 
     with pytest.raises(ConflictError, match="task-sentinel/a"):
         unlucky.force_sync()

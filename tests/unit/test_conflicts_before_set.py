@@ -8,6 +8,7 @@ import pytest
 
 from celery_memsync import ConflictError, Resolution, StoreUnavailable
 from celery_memsync.conflicts import MAX_ROUNDS
+from tests.support.unlucky import write_unlucky
 
 
 @pytest.fixture
@@ -54,15 +55,7 @@ def test_compare_and_set_behind_a_resolver_that_hangs_is_not_done(slow):
 
 
 def test_compare_and_set_does_not_overtake_a_write_that_lost_every_round(memsync, make_memsync):
-    def meddle(entries):
-        memsync.write("a", len(entries[0].value) * "x" + "x")
-        memsync.force_sync()
-        return Resolution("mine", "meddle")
-
-    unlucky = make_memsync(batch_interval=60.0, conflict_resolver=meddle)
-    memsync.write("a", "x")
-    memsync.force_sync()
-    unlucky.write("a", "mine")
+    unlucky = write_unlucky(memsync, make_memsync)
 
     with pytest.raises(StoreUnavailable) as caught:
         unlucky.write("a", "later", expected_version=1 + MAX_ROUNDS)
