@@ -1,4 +1,4 @@
-"""Threads that call the package while servers are harmed, and the log of what each call was told."""
+"""Threads that call the package while servers are harmed, and the log of what each call was answered."""
 from __future__ import annotations
 
 import contextlib
@@ -27,7 +27,7 @@ PAUSE = 0.03
 
 
 class NotingMirror(Mirror):
-    """Also notes when it is told of which version."""
+    """Also notes when it receives which version."""
 
     def __init__(self, memsync, pattern):
         self.heard = []
@@ -131,7 +131,7 @@ class Callers:
     # -- what threads do
 
     def write(self, memsync, chance, name, number):
-        """Write to keys of one's own, and read them; now and then see that all is in Redis."""
+        """Write to keys of one's own, and read them; at random moments see that all is in Redis."""
         key = self.path(f"own/{name}-{chance.randrange(OWN)}")
         value = None if chance.random() < 0.1 else number
         memsync.delete(key) if value is None else memsync.write(key, value)
@@ -184,7 +184,7 @@ class Callers:
         self.call("release", row["key"], held.release)
 
     def count(self, memsync, chance, name, number):
-        """Add to a counter; read it now and then."""
+        """Add to a counter; read it at random moments."""
         memsync.increment_metrics(**{name.replace("-", "_"): 1})
         self.added[name.replace("-", "_")].append(time.time())
         if chance.random() < 0.1:

@@ -73,7 +73,7 @@ def judge_task(task_id, notes, killed, told, heard):
     status = state.get("status")
     ends = [row for row in notes if row["what"] == "end"]
     kills = [(row, killed[row["pid"]]) for row in notes if row["pid"] in killed]
-    # Who goes on without its main process may end before it has told.
+    # A child that goes on without its main process may end before it has recorded that.
     safe = [row for row in ends if row["pid"] not in killed or killed[row["pid"]].at > row["at"] + RETURNING]
     if safe:
         allowed = {"SUCCESS"}
@@ -82,7 +82,7 @@ def judge_task(task_id, notes, killed, told, heard):
         if any(kill.with_main and 0 <= kill.at - row["at"] <= UNTOLD for row, kill in kills if row["what"] == "begin"):
             allowed |= UNPUBLISHED
     else:
-        # Its process was killed before it could note anything; if its main process was, too, nobody knows of it.
+        # Its process was killed before it could note anything; if its main process was, too, it is unknown.
         allowed = set(GIVEN_UP) if killed else set()
         if any(kill.with_main for kill in killed.values()):
             allowed |= UNPUBLISHED

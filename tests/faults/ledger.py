@@ -1,4 +1,4 @@
-"""Judges what callers were told by what is in Redis, as it is there, and by what faults excuse."""
+"""Judge what callers were answered by what is in Redis, and by what faults excuse."""
 from __future__ import annotations
 
 import json
@@ -22,7 +22,7 @@ LISTS = {"counters", "enqueue", "dequeue", "complete"}
 LEARNT = LEASE / 3 + 1.0
 
 
-#: Seconds after which all that a task has told is in Redis.
+#: Seconds after which all that a task has recorded is in Redis.
 SETTLED = 1.5
 
 
@@ -114,7 +114,7 @@ class Ledger:
         key, kills = f"{namespace}/tasks/{{{wrong.about}}}/", [killed[row["pid"]].at for row in rows if row["pid"] in killed]
         begin, end = rows[0]["at"] - LAG, max([row["at"] for row in rows] + kills) + SETTLED
         if "told as it was" in wrong.claim and wrong.facts[:1] == ("STARTED",):
-            # In a cluster it is in no list yet, and so nobody finds it, if its worker dies before that is written, too.
+            # In a cluster it is in no list yet, and so it is not found if its worker dies before that is written, too.
             if self.is_cluster and any(kill <= rows[-1]["at"] + UNTOLD for kill in kills):
                 return True
         return self.excused(("loss", "away") if kills else ("loss",), key, begin, end) or (
@@ -164,7 +164,7 @@ class Ledger:
     # -- entries
 
     def own_keys(self):
-        """What one thread wrote last, or was told to be in Redis, is there."""
+        """What one thread wrote last, or was answered to be in Redis, is there."""
         synced = defaultdict(list)
         for row in self.callers.rows:
             if row["what"] == "sync" and row["how"] == "done":
@@ -226,14 +226,14 @@ class Ledger:
             yield Wrong("what was changed last is there", key, (last, rows[-1]))
 
     def _undone(self, key, before, row):
-        """Whether what one call was told may be undone when the other is answered, which a former master may have done."""
+        """Whether the answer of one call may be undone when the other is answered, which a former master may have done."""
         return self.excused(("loss",), key, before["asked"], before["answered"]) or self.excused(
             ("away",), key, row["asked"], row["answered"])
 
     # -- locks
 
     def locks(self):
-        """Fences grow, and nobody has a lock that another one owns."""
+        """Fences grow, and no caller has a lock that another one owns."""
         by_key = defaultdict(list)
         for grant in self.callers.grants:
             by_key[grant["key"]].append(grant)
@@ -252,7 +252,7 @@ class Ledger:
                     yield Wrong("nobody has a lock that another one owns", key, (one, other))
 
     def _may_overlap(self, key, one, other):
-        """Whether a lock was free although somebody believed to have it, which he learns at his next renewal."""
+        """Whether a lock was free although a caller had it by its own clock, which its next renewal shows."""
         return one["owned"] < other["granted"] + LEARNT and (
             self.excused(("ahead",), key, one["asked"], other["granted"])
             or self.excused(("loss",), key, one["asked"], other["granted"]))
@@ -290,7 +290,7 @@ class Ledger:
     # -- subscriptions
 
     def mirrors(self):
-        """A subscriber ends at what is there, and is told of no version after a higher one."""
+        """A subscriber ends at what is there, and receives no version after a higher one."""
         for mirror in self.callers.mirrors:
             highest = {}
             for at, key, version in mirror.heard:

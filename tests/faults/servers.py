@@ -28,7 +28,7 @@ FORMER = 3.0
 #: as busy as when it took longer.
 SLOW, BUSY = 0.3, 5.0
 
-#: That a master is replaced though nobody has harmed it.
+#: That a master is replaced though it was not harmed.
 BY_CHANCE = "replaced by chance"
 
 #: Seconds by which a clock is set off; none is as long as anything here lives.
@@ -48,7 +48,7 @@ class Fault(NamedTuple):
         slots: Those that are concerned.  None: all.
         excuses: ``"away"``: calls may fail, or find what a former master has.  ``"busy"``: they may fail.
             ``"moved"``: those about lists may.  ``"loss"``: what is acknowledged meanwhile may be undone.
-            ``"ahead"``: leases may end early.  ``"deaf"``: what is published may be heard with the next change only.
+            ``"ahead"``: leases may end early.  ``"deaf"``: what is published may be received with the next change only.
     """
 
     kind: str
@@ -133,7 +133,7 @@ class Servers:
         faults: Each `Fault` that was injected.
         keys: Keys whose slots are moved.
         lists: Under which the queue and the counters of a namespace are.
-        unheard: What it excuses if nodes do not hear each other.
+        unheard: What it excuses if nodes do not reach each other.
         clock_excuses: What else it excuses that a clock is set.
     """
 
@@ -190,7 +190,7 @@ class Servers:
 
     @staticmethod
     def _is_slow(server):
-        """Whether a server takes long for next to nothing, and nobody harms it."""
+        """Whether a server takes long for next to nothing, and is not harmed."""
         if not server.is_running:
             return False
         interruptions, began = server.interruptions, time.time()

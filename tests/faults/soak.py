@@ -7,7 +7,7 @@ Usage::
     python -m tests.faults.soak --minutes 30 --steady
 
 On several servers, which are harmed instead of the network, threads call the package as well, and a second judge looks at
-what they were told.  With ``--steady`` there are no faults: what the processes hold is measured, and may not grow.
+what they were answered.  With ``--steady`` there are no faults: what the processes hold is measured, and may not grow.
 """
 from __future__ import annotations
 

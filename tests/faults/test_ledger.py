@@ -1,4 +1,4 @@
-"""The judge of what callers were told finds what is wrong, and nothing else."""
+"""The judge of what callers were answered finds what is wrong, and nothing else."""
 from __future__ import annotations
 
 import json

@@ -254,7 +254,7 @@ def test_a_dead_holder_is_listed_for_one_lease_after_the_clock_was_set_back(step
     memsync.runtime.locks.close(free=False)
 
     stepped.set_clock(-step)
-    other.runtime.store.measure_clock()  # else what is known of it is believed for a second
+    other.runtime.store.measure_clock()  # else what is known of it is valid for a second
     listed = [(record.name, record.ttl) for record in other.locks()]
 
     assert listed == [("a", 1.0)]

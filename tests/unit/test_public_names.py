@@ -21,7 +21,7 @@ from tests.support.paths import ROOT, names_in, read_setup
 GOLDEN = ROOT / "tests" / "golden" / "public_names.txt"
 SCHEMA = json.loads((ROOT / "docs" / "reference" / "commands.schema.json").read_text())
 
-#: Attributes of the managers for the other modules of this package, which are promised to nobody.
+#: Attributes of the managers for the other modules of this package, which are not public.
 INTERNAL = {
     "backend_source", "check", "enabled", "events", "is_switched_off", "runtime", "spawned_settings", "strict",
     "sync_task_run", "time_to_leave"}

@@ -15,7 +15,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture
 def redis_url(own_server):
-    """The former server, to which nobody else is connected."""
+    """The former server, to which no other client is connected."""
     return own_server.url
 
 
@@ -35,7 +35,7 @@ def address(own_server):
 
 @pytest.fixture(params=["former", "successor"])
 def busy(request, own_server, successor):
-    """Which of the servers has more connections, so that ids of the other are those of somebody there, or of nobody."""
+    """Which of the servers has more connections, so that ids of the other are those of a client there, or of none."""
     server = own_server if request.param == "former" else successor
     with contextlib.ExitStack() as stack:
         for _ in range(50):
