@@ -136,7 +136,7 @@ def test_a_cold_shutdown_loses_what_was_acknowledged_early_and_says_so(make_flee
     plain, requeued = fleet.send("sleep", 30), fleet.send("hold_again", "key", 1.0)
     for result in (plain, requeued):
         fleet.wait(result, "STARTED")
-    eventually(lambda: fleet.reader.get_workers()[0].running)
+    fleet.wait_running(worker, plain, requeued)
     time.sleep(0.3)  # until the message is kept
 
     worker.stop(signal.SIGQUIT)

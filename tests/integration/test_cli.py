@@ -27,8 +27,7 @@ def sent(fleet):
         fleet.wait(result, status)
     sent["STARTED"] = fleet.send("sleep", 60)
     fleet.wait(sent["STARTED"], "STARTED")
-    worker = fleet.workers[0]
-    fleet.wait_record(worker, lambda record: record.running)
+    fleet.wait_running(fleet.workers[0], sent["STARTED"])
     return sent
 
 

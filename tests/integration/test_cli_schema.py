@@ -26,7 +26,7 @@ def fleet(module_fleet):
     module_fleet.wait(module_fleet.done, "SUCCESS")
     module_fleet.busy = module_fleet.send("sleep", 60)
     module_fleet.wait(module_fleet.busy, "STARTED")
-    module_fleet.wait_record(worker, lambda record: record.running)
+    module_fleet.wait_running(worker, module_fleet.busy)
     module_fleet.reader.sync_agent_coordination(module_fleet.busy.id, "coder", {"files": 3})
     module_fleet.reader.write("notes/1", "text")
     module_fleet.reader.force_sync()

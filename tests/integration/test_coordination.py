@@ -119,7 +119,7 @@ def test_tasks_behind_a_task_at_work_wait_in_the_order_in_which_they_were_publis
     fleet.wait(first, "STARTED")
     for other in others[:prefetch]:
         fleet.wait(other, "RECEIVED")
-    fleet.wait_record(worker, lambda record: record.running)
+    fleet.wait_running(worker, first)
 
     seen, assignments = look(fleet)
 

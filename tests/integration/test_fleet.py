@@ -85,7 +85,7 @@ def test_running_tasks_are_recorded_anew_after_an_older_snapshot(make_fleet, own
     own_memory.client().save()
     result = fleet.send("sleep", 30)
     fleet.wait(result, "STARTED")
-    heartbeat = fleet.wait_record(worker, lambda record: record.running)
+    heartbeat = fleet.wait_running(worker, result)
 
     own_memory.kill()
     own_memory.start()

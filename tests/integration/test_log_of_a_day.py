@@ -55,7 +55,7 @@ def test_log_of_a_day_tells_an_operator_what_happened_and_no_more(make_fleet, ow
     held = [fleet.task(name).apply_async((*args, 60), queue="risky") for name, *args in (("hold_again", "key"), ("sleep",))]
     for one in held:
         fleet.wait(one, "STARTED")
-    fleet.wait_record(killed, lambda record: len(record.running) == 2)
+    fleet.wait_running(killed, *held)
     killed.stop(signal.SIGKILL)
     logs(steady, "Requeued task")
 

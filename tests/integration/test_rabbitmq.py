@@ -50,8 +50,7 @@ def test_a_task_that_acknowledges_late_is_done_by_the_next_worker(make_fleet):
     second.start()
 
     fleet.wait_runs(result, ["STARTED", "STARTED"], timeout=20)
-    record = fleet.wait_record(second, lambda record: record.running)
-    assert [running["id"] for running in record.running] == [result.id]
+    fleet.wait_running(second, result)
 
 
 def test_a_task_that_was_acknowledged_at_once_is_lost_with_its_worker(make_fleet):

@@ -183,3 +183,11 @@ class Fleet:
             return record if record is not None and check(record) else None
 
         return eventually(met, timeout, f"the record of {worker.name}")
+
+    def wait_running(self, worker, *results, timeout=10):
+        """Return the record of a worker when these tasks, and no others, are running there.
+
+        A heartbeat may still show what a test before left running.
+        """
+        ids = {result.id for result in results}
+        return self.wait_record(worker, lambda record: {one["id"] for one in record.running} == ids, timeout)
