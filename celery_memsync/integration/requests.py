@@ -27,7 +27,7 @@ def sent_of(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 def nesting_of(facts: Mapping[str, Any]) -> Any:
     """Return how often a task was replaced, as its request or its headers have it."""
-    return facts.get("replaced_tasknesting_of") or 0
+    return facts.get("replaced_task_nesting") or 0
 
 
 def reserved_requests() -> Any:

@@ -64,6 +64,17 @@ def test_a_task_that_was_replaced_waits_until_what_replaced_it_ends(fleet):
     assert fleet.wait(result, "SUCCESS")["name"].endswith(".add")
 
 
+def test_replacement_that_waits_is_received_and_no_retry(fleet):
+    result = fleet.send("be_replaced_later", 60)
+
+    eventually(lambda: len(fleet.runs(result.id)) == 2)
+    state = fleet.wait(result, "RECEIVED", "RETRY")
+
+    assert state["status"] == "RECEIVED"
+    assert result.state == "PENDING"
+    fleet.app.control.revoke(result.id)
+
+
 @pytest.mark.parametrize("name, args, options, status", [
     ("add", (1, 1), {"countdown": 60}, "RECEIVED"),
     ("retry_in", (60,), {}, "RETRY"),

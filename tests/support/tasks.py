@@ -254,6 +254,11 @@ def be_replaced(self, pause):
     raise self.replace(sleep.s(pause) | add.si(2, 3))
 
 
+@shared_task(bind=True)
+def be_replaced_later(self, countdown):
+    raise self.replace(add.si(2, 3).set(countdown=countdown))
+
+
 @shared_task(bind=True, max_retries=3)
 def retry_in(self, countdown):
     raise self.retry(countdown=countdown, exc=OSError("the line is busy"))
