@@ -275,8 +275,8 @@ def test_greenlets_are_told_of_killed_connections(redis_url, redis, other, befor
 # -- processes that stand still
 
 @pytest.mark.parametrize("kinds, seconds, patience", [
-    ((), 0.3, 2), (("pubsub",), 0.3, 2), ((), listener.TRUST + 1, 0), (("normal", "pubsub"), listener.TRUST + 1, 0),
-    *stressed([(("normal",), listener.TRUST + 1, 0)], []),
+    ((), 0.3, 2), (("pubsub",), 0.3, 2), (("normal", "pubsub"), listener.TRUST + 1, 0),
+    *stressed([((), listener.TRUST + 1, 0), (("normal",), listener.TRUST + 1, 0)], []),
 ])
 def test_a_process_that_stood_still_does_not_believe_what_is_old(redis_url, redis, other, kinds, seconds, patience):
     publish(other, {"a": 1, "b": 1})

@@ -8,9 +8,10 @@ import pytest
 
 from tests.support.pages import Page
 from tests.support.paths import ROOT
+from tests.support.stress import stressed
 
-PAGES = ("quickstart.md", "howto/progress.md", "howto/web.md", "howto/several-apps.md", "howto/testing.md",
-         "howto/locks.md", "howto/fleet.md", "howto/commands.md", "howto/backup.md", "howto/agents.md")
+PAGES = ("quickstart.md", "howto/progress.md", "howto/testing.md", "howto/locks.md", "howto/fleet.md", "howto/commands.md",
+         *stressed(("howto/web.md", "howto/several-apps.md", "howto/backup.md", "howto/agents.md"), ()))
 
 #: Pages that need no worker.
 BY_HAND = ("howto/changes.md", "howto/queue.md", "howto/cache.md")

@@ -12,6 +12,7 @@ import pytest
 from celery_memsync import StoreError
 from celery_memsync.store import client, embedded
 from tests.support.embedded_processes import FOREIGN_UID, StayingUsers, as_root, begin, disown, refusal_of
+from tests.support.stress import stressed
 
 #: Listens as another user on an inherited socket, and prints the length of what each client sends.
 FOREIGN_SERVER = f"""
@@ -169,7 +170,7 @@ def test_a_connection_to_another_user_is_closed_before_a_byte(folder, foreign_se
 
 
 @as_root
-@pytest.mark.parametrize("swapped", ["link", "socket"])
+@pytest.mark.parametrize("swapped", stressed(["link", "socket"], ["socket"]))
 def test_a_swap_after_the_checks_leads_no_byte_to_others(tmp_path, foreign_server, swapped):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     users = StayingUsers(ours / "memory")

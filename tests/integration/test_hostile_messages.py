@@ -6,6 +6,7 @@ import json
 import pytest
 
 from celery_memsync.models.order import is_delivered, run_key_of, run_order
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 HUGE = 10 ** 400
@@ -44,7 +45,7 @@ def headers():
         yield {"memsync": {"published_at": 1.0, "recoveries": 1, "key": "chain.2", "previous": previous}}
 
 
-@pytest.fixture(scope="module", params=["prefork", "threads"])
+@pytest.fixture(scope="module", params=stressed(["prefork", "threads"], ["prefork"]))
 def fleet(request, module_fleet):
     module_fleet.start_worker("-P", request.param, "-c", "2")
     return module_fleet

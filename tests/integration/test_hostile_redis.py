@@ -62,7 +62,8 @@ def outcome(memsync, call):
     return outcomes[0]
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", stressed(
+    [*CALLS], ["write", "metrics", "compare", "read", "task", "queue", "dequeue", "lock"]))
 def test_a_wrong_answer_is_an_error_of_ours_or_nothing(redis, make_memsync, liar, call):
     memsync = make_memsync(url=liar.url, batch_interval=60.0, timeout=0.3)
     wrong = {}

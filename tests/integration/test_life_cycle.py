@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.redis_server import free_port
 from tests.support.scripts import HEAD, IN_CHILD, begin, run
+from tests.support.stress import stressed
 
 # -- the end of a process
 
@@ -200,7 +201,7 @@ def test_handlers_cross_a_fork(tmp_path, redis_url):
 
 # -- multiprocessing
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", stressed(["fork", "spawn", "forkserver"], ["fork", "spawn"]))
 def test_a_child_of_multiprocessing_that_just_ends_has_written(tmp_path, redis_url, memsync, method):
     run(tmp_path, f"""
         def act():

@@ -176,6 +176,7 @@ def test_a_task_that_was_a_success_to_celery_before_its_child_died_is_a_success(
     assert fleet.wait(result, "SUCCESS")["pid"]
 
 
+@pytest.mark.acceptance  # that runs follow each other so is in test_order_of_runs, too
 @pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery 5.7 learned to retry when a child is lost")
 def test_a_task_that_is_retried_whenever_its_child_is_killed_shows_every_attempt(fleet):
     result = fleet.send("kill_own_process_until_the_second_retry")

@@ -14,6 +14,7 @@ import pytest
 
 import celery_memsync
 from tests.support.paths import ROOT
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 
@@ -153,7 +154,7 @@ def test_a_solo_heartbeat_writes_while_it_is_busy(make_fleet):
     fleet.wait_record(worker, is_active)
 
 
-@pytest.mark.parametrize("pool", ["prefork", "solo"])
+@pytest.mark.parametrize("pool", stressed(["prefork", "solo"], ["prefork"]))
 def test_a_task_that_takes_longer_than_the_ttl_is_told_of_to_its_end(make_fleet, pool):
     fleet = make_fleet(memsync_default_ttl=1.5)
     fleet.start_worker("-P", pool, "-c", "1")

@@ -47,7 +47,7 @@ ENDS = {
     "its worker is killed": "test_exits.py::test_a_worker_that_is_killed_is_lost_after_its_ttl",
     "a hook that raises before": "test_agreement.py::test_a_hook_that_raises_before_a_retry_leaves_no_run_that_goes_on",
     "a hook that raises afterwards":
-        "test_agreement.py::test_a_hook_that_raises_leaves_one_outcome_and_the_one_of_celery",
+        "test_agreement.py::test_hook_that_raises_leaves_one_outcome_and_the_one_of_celery",
     "`self.replace(...)`": "test_agreement.py::test_a_task_that_was_replaced_waits_until_what_replaced_it_ends",
 }
 

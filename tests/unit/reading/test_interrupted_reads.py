@@ -55,7 +55,7 @@ def raise_at(number, act):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("size, first", [(0, 1), (1000, 1), (1000, 200)])
+@pytest.mark.parametrize("size, first", stressed([(0, 1), (1000, 1), (1000, 200)], [(0, 1), (1000, 1)]))
 def test_a_read_that_was_cut_short_spoils_no_other(own_server, make_memsync, size, first):
     other = make_memsync(url=own_server.url)
     publish(other, {f"key-{number}": number for number in range(3000)})

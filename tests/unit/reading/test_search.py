@@ -11,6 +11,7 @@ from celery_memsync import InvalidKey, InvalidValue
 from celery_memsync.models.task import TaskRun
 from tests.support.redis_server import free_port
 from tests.support.samples import populate
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 NAMES = "task-sentinel//{keys}"
@@ -199,7 +200,7 @@ def test_what_stays_is_found_while_others_come_and_go(make_memsync, memsync):
 # -- the index of users' keys
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(stressed(6, 2)))
 def test_a_key_is_found_as_long_as_it_lives_whatever_its_ttl_was(memsync, other, redis, seed):
     chance = random.Random(seed)
     lost, alive = [], 0
@@ -278,7 +279,7 @@ TELL = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", TELL)
+@pytest.mark.parametrize("what", stressed([*TELL], ["state", "long agent", "stage"]))
 def test_a_task_is_found_as_long_as_it_is_told_of(make_memsync, other, redis, what):
     memsync = make_memsync(batch_interval=60.0, default_ttl=0.4)
     lost, alive = [], 0
