@@ -439,8 +439,7 @@ class MemorySyncManager:
 
         It may be called twice, by a handler, or never: then a thread does it when the manager is collected, or the end of
         the process.  The next call of another method begins anew, but locks and subscriptions have ended.  What could not
-        be written is logged and lost.  Handlers of events that have not run in time are not called any more.  The
-        default of ``timeout`` is ``memsync_timeout``.
+        be written is logged and lost, and handlers that have not run in time are dropped.  Default: ``memsync_timeout``.
         """
         self._lifetime.close(timeout)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
+from .. import encoding
 from ..store import LockRequest
 
 #: A lease is renewed when this part of it is over.
@@ -28,6 +30,12 @@ class Owner(NamedTuple):
 
     task_id: str | None = None
     run: str = "-"
+
+
+@lru_cache(maxsize=1)
+def body_of(owner: Owner, worker_id: str) -> bytes:
+    """Return the body of the entry of a lock; it is the same for all locks of a task."""
+    return encoding.dumps({"worker_id": worker_id, "task_id": owner.task_id, "run": owner.run})
 
 
 class LockLease:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 
-from .. import encoding
 from ..background_loop import BackgroundLoop
 from ..deadline import current, within
 from ..events import Events
@@ -20,7 +19,7 @@ from ..store import LockAnswer, LockRequest, Store
 from ..store.errors import run_all
 from .ended_runs import ENDED_RUN_INTERVAL, EndedRuns, release
 from .former_run import FormerRun, former_run
-from .lease import LockLease, Owner
+from .lease import LockLease, Owner, body_of
 from .turns import Turns
 
 logger = logging.getLogger(__name__)
@@ -50,9 +49,8 @@ STOP_TIMEOUT = 0.5
 class LockService:
     """Acquires the locks of one process, renews and releases them.
 
-    One thread renews all of them; the first lock starts it.  A soft time
-    limit may raise anywhere in here: what is half done then is undone by that
-    thread, or by the end of the task, or by the end of the lease.
+    One thread renews all of them; the first lock starts it.  A soft time limit may raise anywhere in
+    here: that thread undoes what is half done then, or the end of the task or of the lease does.
 
     Args:
         owner_of: Returns for what a call takes a lock of this service.
@@ -67,11 +65,10 @@ class LockService:
         self.replicas = replicas
         self._owner_of = owner_of
         self._numbers = count(1)
-        self._grants: dict[str, LockLease] = {}
+        self._leases: dict[str, LockLease] = {}
         #: By name: the last one that was granted, and the last one that :meth:`acquire_task` has taken.
         self._last: dict[str, LockLease] = {}
         self._of_tasks: dict[str, LockLease] = {}
-        self._last_body: tuple[Owner | None, bytes] = None, b""
         self._ended_runs = EndedRuns(store)
         #: Redis's run id when it was read last, "" if that is not possible; None before.
         self._run_id: str | None = None
@@ -103,25 +100,26 @@ class LockService:
         self, name: str, ttl: float, wait: float, owner: Owner, max_hold: float, own_wait: float,
     ) -> LockLease:
         holder = f"{self.store.token}.{next(self._numbers)}"
-        request = LockRequest(self.store.keys.lock_location(name), holder, ttl, owner.run, self._about(owner))
-        grant = LockLease(name, request, owner, max_hold)
+        body = body_of(owner, self.store.worker_id)
+        request = LockRequest(self.store.keys.lock_location(name), holder, ttl, owner.run, body)
+        lease = LockLease(name, request, owner, max_hold)
         began = time.monotonic()
         self._read_first_run_id()
         try:
-            self._grants[holder] = grant
-            answer = self._request(grant)
+            self._leases[holder] = lease
+            answer = self._request(lease)
             former = former_run(self.store, answer, owner.task_id, owner.run, ttl, own_wait)
             if answer.status != "ok" and (wait > 0 or former is not None):
-                answer = self._wait(grant, answer, began + wait, former)
-            if self.replicas and grant.state == "held":
-                self._confirm(grant)
+                answer = self._wait(lease, answer, began + wait, former)
+            if self.replicas and lease.state == "held":
+                self._confirm(lease)
         except BaseException:
-            self._give_up(grant)
+            self._give_up(lease)
             raise
-        if grant.state == "held":
-            self.events.emit("lock-acquired", name=name, fence=grant.fence)
-            return grant
-        self._end(grant)
+        if lease.state == "held":
+            self.events.emit("lock-acquired", name=name, fence=lease.fence)
+            return lease
+        self._end(lease)
         waited = time.monotonic() - began if wait > 0 or former is not None else 0.0
         raise LockNotAcquired(name, self._record(name, answer), waited)
 
@@ -131,37 +129,29 @@ class LockService:
             with contextlib.suppress(StoreError):  # to acquire it will fail, too
                 self._run_id = self.store.read_run_id()
 
-    def _request(self, grant: LockLease) -> LockAnswer:
+    def _request(self, lease: LockLease) -> LockAnswer:
         """Take a lock if it is free; send the request again if its lease had ended when the answer came."""
         while True:
             sent_at = time.monotonic()
-            answer = self.store.take_lock(grant.request)
-            if answer.status != "ok" or self._hold(grant, answer.fence, sent_at, answer.lease):
+            answer = self.store.take_lock(lease.request)
+            if answer.status != "ok" or self._hold(lease, answer.fence, sent_at, answer.lease):
                 return answer
-
-    def _about(self, owner: Owner) -> bytes:
-        """Return the body of the entry of a lock; it is the same for all locks of a task."""
-        last, body = self._last_body
-        if owner != last:
-            body = encoding.dumps({"worker_id": self.store.worker_id, "task_id": owner.task_id, "run": owner.run})
-            self._last_body = owner, body
-        return body
 
     def _record(self, name: str, answer: LockAnswer) -> LockRecord | None:
         return None if answer.stored is None else LockRecord.of(name, answer.stored, self.store.clock.now())
 
-    def _wait(self, grant: LockLease, answer: LockAnswer, deadline: float, former: FormerRun | None) -> LockAnswer:
+    def _wait(self, lease: LockLease, answer: LockAnswer, deadline: float, former: FormerRun | None) -> LockAnswer:
         """Wait in the queue until the lock is handed over, or the deadline, or that of an earlier run."""
         if former is not None and (call := current()) is not None:
             call.postpone(max(0.0, former.deadline - max(deadline, time.monotonic())))
-        request = grant.request = grant.request._replace(channel=self._turns.channel)
-        while grant.state == "requested":
+        request = lease.request = lease.request._replace(channel=self._turns.channel)
+        while lease.state == "requested":
             turn = self._turns.turn_of(request)
             turn.listen(self.store.timeout)
             sent_at = time.monotonic()
             answer = self.store.wait_for_lock(request)
             if answer.status == "ok":
-                if self._hold(grant, answer.fence, sent_at, answer.lease):
+                if self._hold(lease, answer.fence, sent_at, answer.lease):
                     return answer
                 continue
             if former is not None and former.is_dead(answer):
@@ -172,98 +162,98 @@ class LockService:
             if left <= 0:
                 break
             handed = turn.wait(answer.fence, min(left, answer.lease + 0.001, LONGEST_SLEEP))
-            if handed is not None and self._take_turn(grant, handed, sent_at):
+            if handed is not None and self._take_turn(lease, handed, sent_at):
                 return answer
         self.store.leave_lock(request)
         return answer
 
-    def _take_turn(self, grant: LockLease, handed: tuple[int, float], sent_at: float) -> bool:
+    def _take_turn(self, lease: LockLease, handed: tuple[int, float], sent_at: float) -> bool:
         """Take a lock that was handed over; return False if so much time has passed that it is requested again.
 
         Until it is renewed its lease counts from the last request.
         """
-        fence, lease = handed
+        fence, seconds = handed
         now = time.monotonic()
-        until = sent_at + min(lease, grant.request.ttl)
-        if until < now + MARGIN and until < now + grant.request.ttl / 2:
+        until = sent_at + min(seconds, lease.request.ttl)
+        if until < now + MARGIN and until < now + lease.request.ttl / 2:
             return False
-        grant.hold_until = now + grant.max_hold
-        grant.fence, grant.until = fence, until
-        grant.renew_at = now + min(CONFIRM_AFTER, (until - now) / 4)
-        self._note_held(grant)
+        lease.hold_until = now + lease.max_hold
+        lease.fence, lease.until = fence, until
+        lease.renew_at = now + min(CONFIRM_AFTER, (until - now) / 4)
+        self._note_held(lease)
         return True
 
-    def _hold(self, grant: LockLease, fence: int, sent_at: float, lease: float) -> bool:
+    def _hold(self, lease: LockLease, fence: int, sent_at: float, seconds: float) -> bool:
         """Note that a lock was granted; return False if its lease had ended when the answer came."""
-        grant.fence = fence
-        grant.hold_until = sent_at + grant.max_hold
-        grant.extend(sent_at, lease)
-        if time.monotonic() >= grant.until:
+        lease.fence = fence
+        lease.hold_until = sent_at + lease.max_hold
+        lease.extend(sent_at, seconds)
+        if time.monotonic() >= lease.until:
             return False
-        self._note_held(grant)
+        self._note_held(lease)
         return True
 
-    def _note_held(self, grant: LockLease) -> None:
-        grant.run_id = self._run_id or ""
-        grant.state = "held"
-        self._schedule_by(grant.renew_at)
-        before, self._last[grant.name] = self._last.get(grant.name), grant
-        if before is not None and before.fence < grant.fence:
+    def _note_held(self, lease: LockLease) -> None:
+        lease.run_id = self._run_id or ""
+        lease.state = "held"
+        self._schedule_by(lease.renew_at)
+        before, self._last[lease.name] = self._last.get(lease.name), lease
+        if before is not None and before.fence < lease.fence:
             self._lose(before)  # else only its next renewal would show that
 
-    def _confirm(self, grant: LockLease) -> None:
+    def _confirm(self, lease: LockLease) -> None:
         """Wait until replicas have a lock that no caller knows of yet; it may have been lost meanwhile."""
         sent_at = time.monotonic()
-        (renewal,) = self.store.renew_locks([grant.request], self.replicas)
+        (renewal,) = self.store.renew_locks([lease.request], self.replicas)
         if renewal is None or not renewal.is_held:
-            self._end(grant)
+            self._end(lease)
             return
-        grant.extend(sent_at, grant.request.ttl)
-        if grant.state == "held" and grant.expired:
+        lease.extend(sent_at, lease.request.ttl)
+        if lease.state == "held" and lease.expired:
             raise StoreUnavailable(
-                f"The lock {grant.name} was acquired, and its lease was over before its replicas had it; "
-                f"a lease of more than {grant.request.ttl:g} s leaves them more time")
+                f"The lock {lease.name} was acquired, and its lease was over before its replicas had it; "
+                f"a lease of more than {lease.request.ttl:g} s leaves them more time")
 
-    def extend(self, grant: LockLease, ttl: float) -> None:
+    def extend(self, lease: LockLease, ttl: float) -> None:
         """Let the lease end ``ttl`` seconds from now, or later; it is renewed for as long from then on.
 
         Raises:
             LockLost: If it is not held any more.
             StoreError: If Redis is away, or too few replicas have it.
         """
-        request = grant.request._replace(ttl=ttl)
+        request = lease.request._replace(ttl=ttl)
         sent_at = time.monotonic()
-        bounded = grant.bounded(request, sent_at)
-        (renewal,) = self.store.renew_locks([bounded], self.replicas) if grant.owned else (None,)
-        if renewal is None or not renewal.is_held and not self._restore(grant, bounded, renewal.run_id):
-            self._lose(grant)
-            raise LockLost(grant.name)
-        grant.request = request
-        grant.extend(sent_at, ttl)
-        if not grant.owned:
-            self._lose_late(grant)
-            raise LockLost(grant.name)
-        self._schedule_by(grant.renew_at)
+        bounded = lease.bounded(request, sent_at)
+        (renewal,) = self.store.renew_locks([bounded], self.replicas) if lease.owned else (None,)
+        if renewal is None or not renewal.is_held and not self._restore(lease, bounded, renewal.run_id):
+            self._lose(lease)
+            raise LockLost(lease.name)
+        lease.request = request
+        lease.extend(sent_at, ttl)
+        if not lease.owned:
+            self._lose_late(lease)
+            raise LockLost(lease.name)
+        self._schedule_by(lease.renew_at)
 
-    def release(self, grant: LockLease) -> bool:
+    def release(self, lease: LockLease) -> bool:
         """Release a lock; return whether it was held until now.
 
         Raises:
             StoreError: If Redis is away: it is tried again, until the lease ends.
         """
-        if self._grants.get(grant.request.holder) is not grant or grant.state != "held":
+        if self._leases.get(lease.request.holder) is not lease or lease.state != "held":
             return False
-        grant.state = "releasing"
+        lease.state = "releasing"
         try:
-            held = self.store.leave_lock(grant.request)
+            held = self.store.leave_lock(lease.request)
         except BaseException:
-            self._give_up(grant)
+            self._give_up(lease)
             raise
-        self._end(grant)
+        self._end(lease)
         if held:
-            self.events.emit("lock-released", name=grant.name)
+            self.events.emit("lock-released", name=lease.name)
         else:
-            self._report_lost(grant)
+            self._report_lost(lease)
         return held
 
     def owner(self) -> Owner:
@@ -273,25 +263,25 @@ class LockService:
     def acquire_task(self, name: str, ttl: float, wait: float, owner: Owner | None = None) -> bool:
         """Acquire the lock of a task and keep it by its name; return whether that was possible."""
         try:
-            grant = self._of_tasks[name] = self.acquire(name, ttl, wait, owner or self.owner())
-            grant.claim = weakref.ref(self)
+            lease = self._of_tasks[name] = self.acquire(name, ttl, wait, owner or self.owner())
+            lease.claim = weakref.ref(self)
         except LockNotAcquired:
             return False
         return True
 
     def release_task(self, name: str) -> bool:
         """Release the lock of a task that :meth:`acquire_task` has acquired."""
-        grant = self._of_tasks.pop(name, None)
-        return grant is not None and self.release(grant)
+        lease = self._of_tasks.pop(name, None)
+        return lease is not None and self.release(lease)
 
     # -- ends that no release comes before
 
     def end_run(self, run: str) -> None:
         """Have the thread release what the run of a task still holds at its end."""
-        for grant in list(self._grants.values()):
+        for lease in list(self._leases.values()):
             # A child that was forked in the body of the task may come here, too.
-            if grant.owner.run == run and grant.pid == os.getpid():
-                self._give_up(grant)
+            if lease.owner.run == run and lease.pid == os.getpid():
+                self._give_up(lease)
 
     def release_if_ended(self, run: str, is_ended: Callable[[], bool]) -> None:
         """Have the thread release what a run of another process holds, as soon as that process is gone."""
@@ -301,8 +291,8 @@ class LockService:
     def renew_now(self) -> None:
         """Have the thread renew all leases soon, because Redis may have lost locks."""
         now = time.monotonic()
-        for grant in list(self._grants.values()):
-            grant.renew_at = min(grant.renew_at, now)
+        for lease in list(self._leases.values()):
+            lease.renew_at = min(lease.renew_at, now)
         self._schedule_by(now)
 
     def close(self, free: bool = True, timeout: float = STOP_TIMEOUT) -> None:
@@ -312,8 +302,8 @@ class LockService:
             free: Whether Redis is there, so that it makes sense.
             timeout: Most seconds to wait for the thread, if that is less than :data:`STOP_TIMEOUT`.
         """
-        for grant in list(self._grants.values()):
-            grant.state = "abandoned"
+        for lease in list(self._leases.values()):
+            lease.state = "abandoned"
         end = time.monotonic() + (min(timeout, STOP_TIMEOUT) if free else 0)
         # Before the rest: a connection that a thread takes after the store was closed stays open.
         self._turns.close(max(0.0, end - time.monotonic()))
@@ -325,8 +315,8 @@ class LockService:
         except StoreError as exc:
             logger.warning("At shutdown locks could not be released, their leases will end: %s", exc)
         finally:
-            for leases in (self._grants, self._last, self._of_tasks):
-                leases.clear()
+            for known in (self._leases, self._last, self._of_tasks):
+                known.clear()
 
     # -- the thread
 
@@ -345,8 +335,8 @@ class LockService:
         finally:
             self._lose_expired()
         now = time.monotonic()
-        times = [grant.renew_at for grant in list(self._grants.values()) if grant.state == "held"]
-        times += [grant.arrives_until for grant in list(self._grants.values()) if grant.state == "released"]
+        times = [lease.renew_at for lease in list(self._leases.values()) if lease.state == "held"]
+        times += [lease.arrives_until for lease in list(self._leases.values()) if lease.state == "released"]
         times += [now + ENDED_RUN_INTERVAL] * bool(self._ended_runs)
         if promised > now:
             # What it was for may be gone; but a caller that takes lock after lock need not wake this thread each time.
@@ -355,28 +345,28 @@ class LockService:
         return None if self._next_look == float("inf") else max(0.0, self._next_look - now)
 
     def _renew(self, now: float) -> None:
-        held = [grant for grant in list(self._grants.values()) if grant.state == "held"]
-        for grant in held:
-            if grant.renew_at <= now and grant.claim is None:
-                grant.renew_at = now + CONFIRM_AFTER
-        if not any(grant.renew_at <= now for grant in held):
+        held = [lease for lease in list(self._leases.values()) if lease.state == "held"]
+        for lease in held:
+            if lease.renew_at <= now and lease.claim is None:
+                lease.renew_at = now + CONFIRM_AFTER
+        if not any(lease.renew_at <= now for lease in held):
             return
-        due = [grant for grant in held if grant.claim is not None and grant.is_due_with(now)]
-        requests = [grant.request for grant in due]
-        bounded = [grant.bounded(request, now) for grant, request in zip(due, requests)]
+        due = [lease for lease in held if lease.claim is not None and lease.is_due_with(now)]
+        requests = [lease.request for lease in due]
+        bounded = [lease.bounded(request, now) for lease, request in zip(due, requests)]
         renewals = self.store.renew_locks(bounded, self.replicas) if bounded else []
-        for grant, request, lease, renewal in zip(due, requests, bounded, renewals):
+        for lease, request, cut, renewal in zip(due, requests, bounded, renewals):
             if renewal is None:
-                grant.renew_at = time.monotonic() + AWAY_PAUSE
-            elif not renewal.is_held and not self._restore(grant, lease, renewal.run_id):
-                self._lose(grant)
+                lease.renew_at = time.monotonic() + AWAY_PAUSE
+            elif not renewal.is_held and not self._restore(lease, cut, renewal.run_id):
+                self._lose(lease)
             else:
-                grant.run_id = self._run_id = renewal.run_id
-                if grant.request is request:
-                    grant.extend(now, request.ttl)
-                    self._lose_late(grant)
+                lease.run_id = self._run_id = renewal.run_id
+                if lease.request is request:
+                    lease.extend(now, request.ttl)
+                    self._lose_late(lease)
 
-    def _restore(self, grant: LockLease, request: LockRequest, run_id: str) -> bool:
+    def _restore(self, lease: LockLease, request: LockRequest, run_id: str) -> bool:
         """Take a lock again under its fence if Redis has lost it and no other process has taken it; return whether it has.
 
         Replicas that must acknowledge a lock have not lost it.  A lock that is missing though the same Redis answers was
@@ -386,57 +376,57 @@ class LockService:
         Args:
             run_id: Redis's run id now; "" if it can't be read.
         """
-        is_restarted = not grant.run_id or grant.run_id != run_id
-        if self.replicas or not grant.owned or grant.request.run == Owner().run and not is_restarted:
+        is_restarted = not lease.run_id or lease.run_id != run_id
+        if self.replicas or not lease.owned or lease.request.run == Owner().run and not is_restarted:
             return False
-        if not self.store.restore_lock(request, grant.fence):
+        if not self.store.restore_lock(request, lease.fence):
             return False
-        logger.warning("Redis had lost the lock %s; its holder has it again", grant.name)
+        logger.warning("Redis had lost the lock %s; its holder has it again", lease.name)
         return True
 
     def _leave(self) -> None:
-        run_all([partial(self._leave_one, grant) for grant in list(self._grants.values())])
+        run_all([partial(self._leave_one, lease) for lease in list(self._leases.values())])
 
-    def _leave_one(self, grant: LockLease) -> None:
+    def _leave_one(self, lease: LockLease) -> None:
         """Release a lock that is to be released, perhaps for the second time."""
-        late = time.monotonic() >= grant.arrives_until
-        if grant.state == "abandoned" or grant.state == "released" and late:
-            held = release(self.store, grant.request)
-            grant.state = "released"
+        late = time.monotonic() >= lease.arrives_until
+        if lease.state == "abandoned" or lease.state == "released" and late:
+            held = release(self.store, lease.request)
+            lease.state = "released"
             if held or late:
-                self._end(grant)
+                self._end(lease)
             if held:
-                self.events.emit("lock-released", name=grant.name)
+                self.events.emit("lock-released", name=lease.name)
 
     def _lose_expired(self) -> None:
         now = time.monotonic()
-        for grant in list(self._grants.values()):
-            if grant.state == "held" and grant.expired:
-                self._lose(grant)
-            elif grant.state in ("abandoned", "released", "releasing") and now >= grant.until + SLACK:
-                self._end(grant)
+        for lease in list(self._leases.values()):
+            if lease.state == "held" and lease.expired:
+                self._lose(lease)
+            elif lease.state in ("abandoned", "released", "releasing") and now >= lease.until + SLACK:
+                self._end(lease)
 
-    def _lose(self, grant: LockLease) -> None:
-        if grant.state == "held":
-            self._end(grant)
-            self._report_lost(grant)
+    def _lose(self, lease: LockLease) -> None:
+        if lease.state == "held":
+            self._end(lease)
+            self._report_lost(lease)
 
-    def _lose_late(self, grant: LockLease) -> None:
+    def _lose_late(self, lease: LockLease) -> None:
         """Lose a lock whose lease had ended when the answer to its renewal came; release what Redis has renewed."""
-        if grant.state == "held" and grant.expired:
-            self._report_lost(grant)
-            self._give_up(grant)
+        if lease.state == "held" and lease.expired:
+            self._report_lost(lease)
+            self._give_up(lease)
 
-    def _report_lost(self, grant: LockLease) -> None:
-        logger.warning("The lock %s is lost: %s, another holder may have it", grant.name, grant.why_lost)
-        self.events.emit("lock-lost", name=grant.name)
+    def _report_lost(self, lease: LockLease) -> None:
+        logger.warning("The lock %s is lost: %s, another holder may have it", lease.name, lease.why_lost)
+        self.events.emit("lock-lost", name=lease.name)
 
     def _give_up_abandoned(self) -> None:
-        for grant in list(self._grants.values()):
-            if grant.is_abandoned and grant.owned:
+        for lease in list(self._leases.values()):
+            if lease.is_abandoned and lease.owned:
                 logger.warning("Releasing the lock %s: its object was collected, its thread ended, or its block "
-                               "was left by an exception at its very end", grant.name)
-                grant.state = "abandoned"
+                               "was left by an exception at its very end", lease.name)
+                lease.state = "abandoned"
 
     # -- helpers
 
@@ -445,16 +435,16 @@ class LockService:
             self._next_look = moment
             self._thread.wake()
 
-    def _give_up(self, grant: LockLease) -> None:
+    def _give_up(self, lease: LockLease) -> None:
         """Have a lock released by the thread, whether it is held, or was only requested."""
-        if grant.state == "requested":
-            grant.arrives_until = time.monotonic() + ON_ITS_WAY
-        grant.state = "abandoned"
+        if lease.state == "requested":
+            lease.arrives_until = time.monotonic() + ON_ITS_WAY
+        lease.state = "abandoned"
         self._thread.wake()
 
-    def _end(self, grant: LockLease) -> None:
-        grant.state = "closed"
-        self._grants.pop(grant.request.holder, None)
-        for leases in (self._last, self._of_tasks):
-            if leases.get(grant.name) is grant:
-                leases.pop(grant.name, None)
+    def _end(self, lease: LockLease) -> None:
+        lease.state = "closed"
+        self._leases.pop(lease.request.holder, None)
+        for known in (self._last, self._of_tasks):
+            if known.get(lease.name) is lease:
+                known.pop(lease.name, None)

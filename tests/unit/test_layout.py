@@ -184,6 +184,21 @@ def test_nothing_outside_a_module_touches_its_underscore(path):
     assert private == []
 
 
+# -- sizes
+
+def test_no_file_is_longer_than_450_lines():
+    lengths = {str(path.relative_to(PACKAGE)): len(path.read_text().splitlines()) for path in MODULES}
+
+    assert {name: length for name, length in lengths.items() if length > 450} == {}
+
+
+def test_nine_in_ten_functions_are_shorter_than_20_lines():
+    lengths = [node.end_lineno - node.lineno + 1 for tree in TREES.values() for node in ast.walk(tree)
+               if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+    assert sum(length < 20 for length in lengths) > 0.9 * len(lengths)
+
+
 # -- words
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -152,8 +152,8 @@ def test_a_lease_is_renewed_as_long_as_the_lock_is_held(memsync, other):
 
 def renew_all(locks):
     """Renew all locks of a process as if it were time to."""
-    for grant in locks._grants.values():
-        grant.renew_at = time.monotonic()
+    for lease in locks._leases.values():
+        lease.renew_at = time.monotonic()
     locks.renew()
 
 
@@ -168,7 +168,7 @@ def test_all_locks_of_a_process_are_renewed_in_one_round_trip(memsync, redis):
     assert trips == 1
     assert calls_of(redis)["evalsha"] == 3
     assert all(lock.owned for lock in held)
-    assert all(grant.renew_at > time.monotonic() + 15 for grant in locks._grants.values())
+    assert all(lease.renew_at > time.monotonic() + 15 for lease in locks._leases.values())
 
 
 def test_a_free_lock_costs_one_round_trip_to_take_and_one_to_give_back(memsync):
@@ -232,7 +232,7 @@ def test_a_lock_can_be_extended(memsync, other):
 def test_a_lease_does_not_get_shorter_by_a_renewal_that_was_under_way(memsync, other):
     lock = memsync.lock("a", ttl=5)
     lock.acquire()
-    under_way = next(iter(memsync.runtime.locks._grants.values())).request
+    under_way = next(iter(memsync.runtime.locks._leases.values())).request
     lock.extend(100)
 
     memsync.runtime.store.renew_locks([under_way])

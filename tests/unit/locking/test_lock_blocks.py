@@ -40,9 +40,9 @@ def test_an_exception_at_any_bytecode_of_a_block_leaves_no_lease_that_is_renewed
 
     for at in range(1, count + 1):
         strike(lambda: use_block(lock), at, module)
-        renewed = [lease for lease in locks._grants.values()
+        renewed = [lease for lease in locks._leases.values()
                    if lease.state == "held" and lease.claim is not None and not lease.is_abandoned]
-        locks._grants.clear()
+        locks._leases.clear()
         redis.delete("task-sentinel/locks/{a}")
 
         assert renewed == [], at

@@ -177,7 +177,7 @@ def test_attempts_in_an_outage_do_not_pile_up(make_memsync, monkeypatch):
         with pytest.raises(StoreError):
             memsync.lock("a", ttl=0.1).acquire()
 
-    eventually(lambda: memsync.runtime.locks._grants == {})
+    eventually(lambda: memsync.runtime.locks._leases == {})
 
 
 @pytest.mark.slow
@@ -208,7 +208,7 @@ def test_locks_of_tasks_that_nobody_gives_back_are_not_remembered_for_ever(memsy
         locks.acquire_task(f"tasks/t{number}", 30.0, 0.0, Owner(f"t{number}", f"run-{number}"))
         locks.end_run(f"run-{number}")
 
-    eventually(lambda: not locks._grants and not locks._of_tasks)
+    eventually(lambda: not locks._leases and not locks._of_tasks)
 
 
 def test_what_a_run_of_another_process_holds_is_freed_when_that_is_gone(memsync, other):
@@ -311,9 +311,9 @@ while time.monotonic() < end:
     memsync.runtime.locks.end_run(run)  # as the end of a task does
 signal.setitimer(signal.ITIMER_REAL, 0)
 deadline = time.monotonic() + 10
-while (memsync.locks() or memsync.runtime.locks._grants) and time.monotonic() < deadline:
+while (memsync.locks() or memsync.runtime.locks._leases) and time.monotonic() < deadline:
     time.sleep(0.05)
-print(struck, taken, len(memsync.locks()), len(memsync.runtime.locks._grants))
+print(struck, taken, len(memsync.locks()), len(memsync.runtime.locks._leases))
 with memsync.lock("a", wait=1), memsync.lock("b", wait=1):
     pass
 memsync.shutdown()

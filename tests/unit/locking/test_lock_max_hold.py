@@ -65,7 +65,7 @@ def test_a_new_acquisition_has_all_of_its_max_hold(memsync):
 
 def test_a_lock_without_max_hold_is_held_for_as_long_as_it_takes(memsync):
     with memsync.lock("a", max_hold=None):
-        (lease,) = memsync.runtime.locks._grants.values()
+        (lease,) = memsync.runtime.locks._leases.values()
 
         assert lease.hold_until == float("inf")
 
@@ -147,7 +147,7 @@ def test_an_extension_whose_answer_comes_after_the_lock_was_seen_to_be_lost_is_r
 def test_a_lock_that_redis_has_renewed_when_it_was_lost_already_is_given_back(memsync, other, monkeypatch):
     lock = memsync.lock("a", ttl=60).__enter__()
     locks, renew, seen = memsync.runtime.locks, memsync.runtime.store.renew_locks, []
-    (lease,) = locks._grants.values()
+    (lease,) = locks._leases.values()
 
     def renew_late(*args):
         answer = renew(*args)

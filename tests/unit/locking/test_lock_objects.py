@@ -217,7 +217,7 @@ def test_a_lock_that_was_released_is_not_released_again_when_its_object_is_colle
     gc.collect()
 
     memsync.runtime.locks.renew()
-    assert "Releasing" not in caplog.text and not memsync.runtime.locks._grants
+    assert "Releasing" not in caplog.text and not memsync.runtime.locks._leases
 
 
 def test_a_lock_that_is_held_keeps_neither_object_nor_manager_alive(redis_url):

@@ -144,7 +144,7 @@ def test_waiters_in_a_namespace_with_a_blank_are_served_in_their_turn(make_memsy
 def test_a_question_that_comes_again_when_the_lock_was_given_back_does_not_take_it(memsync, other):
     lock = memsync.lock("a")
     lock.acquire()
-    (lease,) = memsync.runtime.locks._grants.values()
+    (lease,) = memsync.runtime.locks._leases.values()
     lock.release()
 
     answer = memsync.runtime.store.take_lock(lease.request)
