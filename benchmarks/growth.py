@@ -131,7 +131,7 @@ def by_writers(url: str) -> dict[str, Any]:
             stores: list[Store] = [memsync.runtime.store.with_token(f"w{number:07}") for number in range(size)]
             settler = ConflictSettler(memsync.runtime.store.clock, "bench", resolvers, 10 ** 6)
             writers = [BatchWriter(store, Events(), settler, interval=3600.0, batch_size=500, max_pending=1000,
-                                   on_put=lambda _: None) for store in stores]
+                                   on_put=lambda _: None, has_copies=lambda: False) for store in stores]
 
             def write(at: int, writers: list[BatchWriter] = writers) -> None:
                 writer = writers[at % len(writers)]

@@ -40,6 +40,8 @@ class Wakeup:
     def __init__(self) -> None:
         self._closed = threading.Lock()
         self._closed.acquire()
+        #: Returns whether it is not set.
+        self.is_clear = self._closed.locked
 
     def set(self) -> None:
         """Wake the waiting thread, or the next that waits."""
@@ -136,7 +138,8 @@ class BackgroundLoop:
         """Ask for a call; start the thread if need be."""
         if not self._at_work:
             self._start_if_possible()
-        self._wanted.set()
+        if self._wanted.is_clear():
+            self._wanted.set()
 
     def run_now(self) -> None:
         """Do not wait for the rest of the interval."""

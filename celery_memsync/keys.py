@@ -110,6 +110,8 @@ def check_id(value: object, what: str) -> str:
 
 def is_id(value: object) -> bool:
     """Return whether something that was read is a text that is fit to be an id."""
+    if type(value) is str and _PLAIN_ID(value):
+        return True
     try:
         return check_id(value, "read") is value
     except InvalidKey:

@@ -134,7 +134,7 @@ class Runtime:
         self.writer = make_writer(
             self.store, events, ConflictSettler(self.store.clock, worker_id, resolvers, settings.max_value_size),
             interval=settings.batch_interval, batch_size=settings.batch_size, max_pending=settings.max_pending,
-            on_put=self.cache.drop_for, timeout=settings.timeout,
+            on_put=self.cache.drop_for, has_copies=self.cache.has_copies, timeout=settings.timeout,
         )
         self.link = ChangeListener(
             self.store, on_invalid=self._on_invalid, on_message=self._on_message, on_taken=self._on_taken,

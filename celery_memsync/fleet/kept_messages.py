@@ -13,6 +13,7 @@ from ..deadline import remaining, within
 from ..exceptions import InvalidKey, StoreError
 from ..keys import check_id
 from ..models.order import is_delivered
+from ..settings import Settings
 from ..signing import SIGNATURE_SIZE, Signer
 from .queue_names import queue_name_of
 
@@ -111,7 +112,7 @@ class KeptMessages:
         wanted: Returns whether a task that was requeued so often may be requeued once more.
     """
 
-    def __init__(self, memsync: Any, header: str, wanted: Callable[[Any, int], bool]) -> None:
+    def __init__(self, memsync: Any, header: str, wanted: Callable[[Any, int, Settings], bool]) -> None:
         self.memsync: Any = memsync
         self.header = header
         self.wanted = wanted
@@ -127,7 +128,9 @@ class KeptMessages:
         self._thread: BackgroundLoop | None = None
         self._warned = False
 
-    def add(self, request: Any, run: str, run_key: str, recoveries: int, consumer: Any = None) -> None:
+    def add(
+        self, request: Any, run: str, run_key: str, recoveries: int, settings: Settings, consumer: Any = None,
+    ) -> None:
         """Keep the message of a request, if its task is to be requeued.
 
         Args:
@@ -136,7 +139,7 @@ class KeptMessages:
             recoveries: How often the task was requeued before.
             consumer: Celery's consumer that received it.
         """
-        if not self.wanted(request.task, recoveries):
+        if not self.wanted(request.task, recoveries, settings):
             return
         queue = queue_name_of(self.memsync.app.amqp.queues, request._message.delivery_info, consumer)
         if queue is None:
@@ -144,7 +147,7 @@ class KeptMessages:
             return
         message = KeptMessage.of(request, run, run_key, recoveries, queue, self.header)
         try:
-            message.encode(self.memsync.settings.max_value_size)
+            message.encode(settings.max_value_size)
         except ValueError as exc:
             self._warn(request, exc)
             return

@@ -16,6 +16,7 @@ from ..exceptions import StoreError
 from ..keys import STAGE
 from ..models.order import published_key, rank_of, run_key_of
 from ..models.task import TaskRun
+from ..settings import Settings
 from ..store import LostWorkerClaim
 from ..store.script_caller import AHEAD
 from ..user_code import ends_here
@@ -71,9 +72,8 @@ class TaskRequeuer:
                 f"{asks[0]} is 'requeue', which needs memsync_signing_key: a secret text, the same in all workers, "
                 "that signs the messages kept in Redis; for example the output of: openssl rand -hex 32")
 
-    def wanted(self, task: Any, recoveries: int) -> bool:
+    def wanted(self, task: Any, recoveries: int, settings: Settings) -> bool:
         """Return whether a task that was requeued so often may be requeued once more."""
-        settings = self.memsync.settings
         # The broker redelivers what is acknowledged late.
         if (getattr(task, "memsync_recover", None) or settings.recover) != REQUEUE or task.acks_late:
             return False
@@ -162,7 +162,7 @@ class TaskRequeuer:
             return "it was signed more than memsync_default_ttl ago"
         if task is None:
             return "its task is not registered here"
-        if not self.wanted(task, message.recoveries):
+        if not self.wanted(task, message.recoveries, settings):
             return "its task is not to be requeued, or was requeued often enough"
         if message.content_type not in _accepted(app.conf.accept_content):
             return "its content type is not in accept_content"

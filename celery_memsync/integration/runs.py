@@ -41,36 +41,26 @@ active_run: ContextVar[ActiveRun | None] = ContextVar("active_run", default=None
 
 
 class Run(DeferredChange):
-    """A run of a task.
+    """A run of a task.  Each kind sets the attributes itself, because one is made for every task.
 
-    Args:
-        services: What was open when it came: it may be built while that is being closed.
+    Attributes:
+        services: What was open when it came: its record may be made while that is being closed.
         facts: What travels with its request.
         sent: The part of that which this package put there.
         at: Monotonic time when it was received, or began.
     """
 
-    __slots__ = ("services", "task_id", "facts", "sent", "_key")
+    __slots__ = ("services", "task_id", "facts", "sent")
 
-    _key: str
-
-    def __init__(
-        self, services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], at: float,
-    ) -> None:
-        self.services = services
-        self.task_id = task_id
-        self.facts = facts
-        self.sent = sent
-        self.at = at
+    services: Runtime
+    task_id: str
+    facts: Mapping[str, Any]
+    sent: Mapping[str, Any]
 
     @property
     def key(self) -> str:
         """The Redis key of its task."""
-        try:
-            return self._key
-        except AttributeError:
-            self._key = self.services.keys.task(self.task_id)
-            return self._key
+        return self.services.keys.task(self.task_id)
 
     @property
     def run_id(self) -> str:
@@ -130,7 +120,11 @@ class ReceivedRun(Run):
     __slots__ = ("change", "ended", "max_retries", "_watcher", "_wrapped")
 
     def __init__(self, services: Runtime, request: Any, sent: Mapping[str, Any], at: float, watcher: Watcher) -> None:
-        super().__init__(services, request.id, request.request_dict, sent, at)
+        self.services = services
+        self.task_id = request.id
+        self.facts = request.request_dict
+        self.sent = sent
+        self.at = at
         self.change: Change | None = None
         self.ended = False
         self.max_retries = request.task.max_retries

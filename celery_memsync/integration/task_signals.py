@@ -142,9 +142,10 @@ class TaskSignals:
             "queue": self._queue_names.of(request.message.delivery_info, sender)}
         if not is_id(request.id):
             return
-        self._requests.by_run[sent["run"]] = request
+        self._requests.by_run[run] = request
         try:
-            self.kept.add(request, run, key, count_of(sent.get("recoveries")) or 0, sender)
+            recoveries = sent.get("recoveries") and count_of(sent["recoveries"]) or 0
+            self.kept.add(request, run, key, recoveries, services.settings, sender)
         except Exception as exc:
             _log_unrecorded(exc)
         services.writer.defer(ReceivedRun(services, request, sent, moment, self))
@@ -157,7 +158,7 @@ class TaskSignals:
             services = run.services
             if run.change is not None:
                 run.change.withdrawn = True
-            self.kept.end(run.run_id)
+            self.kept.end(run.sent["run"])
             if self.has_children or outcome != KILLED:
                 setattr(request, RECORDED, True)
             # Celery's own callback can't take what comes back of a body that raised no Exception.

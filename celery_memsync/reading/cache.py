@@ -190,6 +190,10 @@ class EntryCache:
             if copy is not None and copy.take() != value:
                 self._forget(name)
 
+    def has_copies(self) -> bool:
+        """Return whether there is any copy, or any read under way."""
+        return bool(self._copies or self._readings)
+
     def drop_for(self, key: str) -> None:
         """Drop what was read from a Redis key, and what is being read, for this process is changing it.
 

@@ -95,21 +95,31 @@ class PendingChanges:
         self.coalesced = 0
         self.dropped = 0
         self.spoiled = 0
-        self._inbox: deque[tuple[str, Change | DeferredChange]] = deque()
+        self._inbox: deque[tuple[str, Change]] = deque()
         #: Redis keys of what is in the inbox, and of what is being taken out of it; of the rest, with their number.
         self._fresh: set[str] = set()
         self._taken: set[str] = set()
         self._held: dict[str, int] = {}
         #: Redis keys of what could not be sent with the last batch.
         self._stuck: set[str] = set()
-        self._deferred: dict[DeferredChange, str] = {}
+        #: Deferred changes in their order, and the one whose content is being made.
+        self._deferred: dict[DeferredChange, None] = {}
+        self._making: DeferredChange | None = None
         self._ordinary: OrderedDict[Location, Row] = OrderedDict()
         self._expendable: OrderedDict[Location, Row] = OrderedDict()
         self._mutex = threading.RLock()
 
     # -- called by any thread
 
-    def put(self, key: str, change: Change | DeferredChange) -> bool:
+    def defer(self, deferred: DeferredChange) -> None:
+        """Take a deferred change; if there are too many the oldest is dropped."""
+        self._deferred[deferred] = None
+        if len(self._deferred) > self.limit:
+            with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # another thread has just taken it
+                del self._deferred[next(iter(self._deferred))]
+                self.dropped += 1
+
+    def put(self, key: str, change: Change) -> bool:
         """Take a change of what is under a Redis key; return whether :meth:`empty_inbox` is to be called."""
         fresh = self._fresh
         fresh.add(key)
@@ -124,8 +134,9 @@ class PendingChanges:
 
     def has(self, *keys: str) -> bool:
         """Return whether a change of what is under one of some Redis keys is pending, perhaps True just after it was."""
-        # In this order: a change moves from left to right.
-        return any(key in self._fresh or key in self._taken or key in self._held for key in keys)
+        # In this order: a deferred change moves from there to the others, and a change from left to right.
+        deferred = [one.key for one in (*list(self._deferred), self._making) if one is not None]
+        return any(key in deferred or key in self._fresh or key in self._taken or key in self._held for key in keys)
 
     def is_stuck(self, *keys: str) -> bool:
         """Return whether a change of what is under one of some Redis keys could not be sent with the last batch."""
@@ -135,7 +146,7 @@ class PendingChanges:
         """Return the pending changes of an entry, in their order."""
         rows = [self._ordinary.get(location), self._expendable.get(location)]
         found = [change for row in rows if row is not None for change in row.changes]
-        fresh = [change for _, change in list(self._inbox) if isinstance(change, Change) and change.location == location]
+        fresh = [change for _, change in list(self._inbox) if change.location == location]
         return found + [change for change in fresh if change not in found]
 
     def __bool__(self) -> bool:
@@ -145,32 +156,27 @@ class PendingChanges:
     def __len__(self) -> int:
         """Return how many changes are pending."""
         rows = [*list(self._ordinary.values()), *list(self._expendable.values())]
-        entries, deferred = self._new()
-        number = sum(len(row.changes) for row in rows) + len(entries) + len(deferred) + len(self._deferred)
-        return number - self._overflow(entries, deferred)
+        entries = self._new_entries()
+        return sum(len(row.changes) for row in rows) + len(entries) + len(self._deferred) - self._overflow(entries)
 
     @property
     def all_coalesced(self) -> int:
         """How many changes were joined with another one, or will be when the inbox is emptied."""
-        entries, _ = self._new()
-        return self.coalesced + sum(isinstance(change, Change) for _, change in list(self._inbox)) - len(entries)
+        return self.coalesced + len(self._inbox) - len(self._new_entries())
 
     @property
     def all_dropped(self) -> int:
         """How many were dropped, or will be when the inbox is emptied."""
-        return self.dropped + self._overflow(*self._new())
+        return self.dropped + self._overflow(self._new_entries())
 
-    def _new(self) -> tuple[set[Location], set[DeferredChange]]:
-        """Return what the inbox will add: entries, and deferred changes."""
-        inbox = [change for _, change in list(self._inbox)]
-        entries = {change.location for change in inbox if isinstance(change, Change) and not change.withdrawn}
-        deferred = {change for change in inbox if isinstance(change, DeferredChange)}
-        return entries - self._ordinary.keys() - self._expendable.keys(), deferred - self._deferred.keys()
+    def _new_entries(self) -> set[Location]:
+        """Return the entries that get a row when the inbox is emptied."""
+        entries = {change.location for _, change in list(self._inbox) if not change.withdrawn}
+        return entries - self._ordinary.keys() - self._expendable.keys()
 
-    def _overflow(self, entries: set[Location], deferred: set[DeferredChange]) -> int:
-        """Return how many of the oldest have to go for new ones."""
-        rows = len(self._ordinary) + len(self._expendable) + len(entries)
-        return max(0, rows - self.limit) + max(0, len(self._deferred) + len(deferred) - self.limit)
+    def _overflow(self, entries: set[Location]) -> int:
+        """Return how many of the oldest rows have to go for new entries."""
+        return max(0, len(self._ordinary) + len(self._expendable) + len(entries) - self.limit)
 
     def _help(self, size: int) -> None:
         """Empty the inbox in a thread that no signal's handler interrupts; many of them are faster than the gatherer."""
@@ -182,8 +188,7 @@ class PendingChanges:
     def _drop_from_inbox(self) -> None:
         with contextlib.suppress(IndexError):  # another thread has just emptied it
             _, change = self._inbox.popleft()
-            if isinstance(change, Change):
-                change.snapshot()  # a progress that is dropped may be queued again
+            change.snapshot()  # a progress that is dropped may be queued again
             self.dropped += 1
 
     # -- called by threads of this package
@@ -192,10 +197,10 @@ class PendingChanges:
         """Move what is in the inbox to the rows; return how many rows there are."""
         with self._mutex:
             self._empty_inbox()
-            return len(self._ordinary) + len(self._expendable) + len(self._deferred)
+            return len(self._ordinary) + len(self._expendable)
 
     def drain(self, born: float) -> None:
-        """Move what is in the inbox to the rows.
+        """Move what is in the inbox, and what deferred changes come to, to the rows.
 
         Args:
             born: Monotonic time.  Deferred changes since then are left, unless they are done: there may be more to
@@ -203,15 +208,13 @@ class PendingChanges:
         """
         with self._mutex:
             self._empty_inbox()
-            held = self._held
-            for deferred, key in list(self._deferred.items()):
+            for deferred in list(self._deferred):
                 if deferred.at <= born or deferred.done:
+                    # In this order: readers see it all the time, and what is handed in from now on is looked at again.
+                    self._making = deferred
+                    self._deferred.pop(deferred, None)
                     self._append_deferred(deferred)
-                    del self._deferred[deferred]
-                    if held[key] > 1:
-                        held[key] -= 1
-                    else:
-                        del held[key]
+            self._making = None
 
     def due(self, now: float, everything: bool = False) -> list[Change]:
         """Return the changes that are to be sent now, those of an entry in their order.
@@ -331,21 +334,14 @@ class PendingChanges:
         self._taken, self._fresh = self._fresh, set()
         for _ in range(len(self._inbox)):
             try:
-                key, change = self._inbox.popleft()
+                _, change = self._inbox.popleft()
             except IndexError:  # it was dropped
                 break
-            if isinstance(change, Change):
-                if not change.withdrawn:
-                    self._append(change)
-            elif change not in self._deferred:
-                self._deferred[change] = key
-                self._held[key] = self._held.get(key, 0) + 1
+            if not change.withdrawn:
+                self._append(change)
         self._taken = set()
         while len(self._ordinary) + len(self._expendable) > self.limit:
             self._drop_oldest()
-        while len(self._deferred) > self.limit:  # the writer's thread is waiting for Redis
-            self._release(self._deferred.pop(next(iter(self._deferred))))
-            self.dropped += 1
 
     def _append(self, change: Change) -> None:
         location = change.location

@@ -52,7 +52,7 @@ class Sender:
         """Receive a request, record that it runs, and return the id of its run."""
         store = self.memsync.runtime.store
         run, key = f"{store.token}-{number}", run_key(0, number)
-        self.messages.add(request, run, key, recoveries)
+        self.messages.add(request, run, key, recoveries, self.memsync.settings)
         self.memsync.sync_task_run(request.id, TaskRun("STARTED", name=request.name, run=run), key)
         self.memsync.force_sync()
         return run

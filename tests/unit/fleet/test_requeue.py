@@ -273,7 +273,7 @@ def test_messages_are_stored_after_redis_was_away(make_sender, own_server):
     eventually(sender.kept)
     own_server.pause()
 
-    sender.messages.add(sender.take(task), "later-run", run_key(0, 1.0), 0)
+    sender.messages.add(sender.take(task), "later-run", run_key(0, 1.0), 0, sender.memsync.settings)
     sender.messages.end(first)
     own_server.resume()
 

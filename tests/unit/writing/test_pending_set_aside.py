@@ -40,3 +40,16 @@ def test_what_was_sent_and_is_not_settled_is_stuck_until_it_is():
 
     assert was_stuck
     assert not pending.is_stuck(change.location.key)
+
+
+def test_changes_of_one_entry_that_are_not_joined_are_bounded():
+    changes = PendingChanges(10)
+    for number in range(3000):
+        change = value("a", number)
+        change.fence = number % 2
+        changes.put("a", change)
+
+    changes.empty_inbox()
+
+    assert (len(changes), changes.dropped) == (1000, 2000)
+    assert [change.body for change in changes.due(FAR)[-2:]] == [b"2998", b"2999"]
