@@ -86,7 +86,8 @@ class Run(DeferredChange):
         services = self.services
         known = known_of(services, self.task_id, self.facts, self.sent)
         known.update(more)
-        ttl = lifetime(services, known["eta"] if until is None else until)
+        until = known["eta"] if until is None else until
+        ttl = services.settings.default_ttl if until is None else lifetime(services, until)
         return StageChange(self.location, TaskRun.of(known), self.run_key, ttl, fence)
 
 
@@ -344,21 +345,23 @@ def known_of(services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Ma
         facts: What travels with the request.
         sent: The part of it that this package put there.
     """
+    # Most tasks have none of the three that are checked only if they are there.
     root_id, parent_id, group = facts.get("root_id"), facts.get("parent_id"), facts.get("group")
+    retries, eta, recoveries = facts.get("retries"), facts.get("eta"), sent.get("recoveries")
     known = {
         "name": facts.get("task"),
         "queue": sent.get("queue"),
         "worker": facts.get("hostname") or services.worker_id,
         "run": sent.get("run"),
-        "retries": retries_of(facts),
+        "retries": (count_of(retries) or 0) if retries else 0,
         # They come with the message, so they may be anything; a task that retries is its own parent to Celery.
         "root_id": root_id if root_id == task_id or is_id(root_id) else task_id,
         "parent_id": parent_id if parent_id != task_id and parent_id is not None and is_id(parent_id) else None,
         "group": group if group is not None and is_id(group) else None,
-        "eta": timestamp(facts.get("eta")),
+        "eta": None if eta is None else timestamp(eta),
         "published_at": sent.get("published_at"),
         "received_at": sent.get("received_at"),
-        "recoveries": count_of(sent.get("recoveries")),
+        "recoveries": count_of(recoveries) if recoveries else None,
     }
     if services.settings.task_args:
         known.update(args=_cut(facts.get("argsrepr")), kwargs=_cut(facts.get("kwargsrepr")))
@@ -386,12 +389,6 @@ def exception_of(error: BaseException, redact: Callable[[str], str] | None) -> d
         error = error.exc
     described = describe_exception(error, redact)
     return described if described["message"] or not isinstance(error, (Ignore, Reject)) else None
-
-
-def retries_of(facts: Mapping[str, Any]) -> int:
-    """Return how often a task was retried, 0 for what is no count: it comes with the message."""
-    retries = facts.get("retries")
-    return retries if type(retries) is int and 0 <= retries <= MAX_RETRIES else 0
 
 
 def _cut(text: Any) -> str | None:

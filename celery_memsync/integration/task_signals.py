@@ -144,7 +144,7 @@ class TaskSignals:
             return
         self._requests.by_run[run] = request
         try:
-            recoveries = sent.get("recoveries") and count_of(sent["recoveries"]) or 0
+            recoveries = (count_of(sent["recoveries"]) or 0) if sent.get("recoveries") else 0
             self.kept.add(request, run, key, recoveries, services.settings, sender)
         except Exception as exc:
             _log_unrecorded(exc)
