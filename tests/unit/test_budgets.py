@@ -189,7 +189,7 @@ def test_a_conflict_costs_one_more_round_trip(warmed_up, other):
 @pytest.mark.parametrize("message", [None, "page 1200 of 1200"])
 def test_a_finished_task_costs_less_than_800_bytes(make_memsync, redis, message):
     number = 5_000
-    memsync = make_memsync("celery@worker-host-7", batch_interval=60.0)
+    memsync = make_memsync("celery@worker-host-7", batch_interval=60.0, timeout=30.0)
     keys = Keys("task-sentinel")
     memsync.write("warm", 1)
     memsync.force_sync()

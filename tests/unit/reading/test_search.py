@@ -159,7 +159,7 @@ def test_a_limit_is_kept_and_used_up_also_when_some_are_deleted_here(memsync, li
 
 @pytest.mark.slow
 def test_thousands_of_keys_and_tasks_are_found_once_each(make_memsync):
-    memsync, other = [make_memsync(batch_interval=60.0, backend_options={"socket_timeout": 30}) for _ in range(2)]
+    memsync, other = [make_memsync(batch_interval=60.0, timeout=30.0) for _ in range(2)]
     for number in range(5000):
         memsync.write(f"k/{number}", number)
         memsync.sync_task_state(f"t{number}", {})

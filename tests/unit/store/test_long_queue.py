@@ -122,8 +122,9 @@ def test_a_new_list_that_is_gone_before_it_is_whole_replaces_nothing(store, redi
 
 
 @pytest.mark.slow
-def test_who_reads_sees_the_old_or_the_new_lists(memsync, make_memsync):
-    writer, seen, stop = make_memsync(batch_interval=0.001), set(), threading.Event()
+def test_who_reads_sees_the_old_or_the_new_lists(make_memsync):
+    memsync, writer = make_memsync(timeout=30.0), make_memsync(batch_interval=0.001, timeout=30.0)
+    seen, stop = set(), threading.Event()
     states = [{name: ids_of(f"{name}-{state}", 2500) for name in LISTS} for state in "xyz"]
     known = {(tuple(state["pending"]), tuple(state["processing"])): number for number, state in enumerate(states)}
     writer.sync_queue(states[0])
