@@ -24,7 +24,7 @@ Check whether the worker that writes FILE (its setting memsync_probe_file)
 
 The exit code is 0, or the number of the first that is not so. With --alive only
 the first is asked, with --beating the first two: Redis and the broker may be
-away then, which no restart of a worker mends.
+away then, which no restart of a worker fixes.
 """
 
 
@@ -43,7 +43,7 @@ def probe(path: str, now: float) -> tuple[int, str]:
     except (ValueError, KeyError, TypeError):
         return DEAD, "no worker wrote this file"
     if not is_there(pid):
-        return DEAD, f"the worker's process {pid} is gone"
+        return DEAD, f"the worker's process {pid} has ended"
     if not 0 <= now - last <= within:
         return DEAD, f"the heart of the worker's process {pid} stands still, for more than {within:g} s"
     if not isinstance(replied_at, (int, float)) or now - replied_at > within:

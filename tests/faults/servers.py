@@ -12,7 +12,7 @@ from redis.crc import key_slot
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.stepped_clock import SteppedServer
-from tests.support.topologies import Cluster, Replicated, ask
+from tests.support.topologies import Cluster, Replicated, execute
 from tests.support.waiting import eventually
 
 #: Seconds by which a replica may lag behind its master on this machine, however busy it is.
@@ -158,7 +158,7 @@ class Servers:
 
     def raw(self, key, command="GET", *args):
         """Return what Redis has under a key."""
-        return ask(self._owner_of(key), command, key, *args)
+        return execute(self._owner_of(key), command, key, *args)
 
     def heal(self):
         """Undo what lasts longer than its fault."""
@@ -195,7 +195,7 @@ class Servers:
             return False
         interruptions, began = server.interruptions, time.time()
         with contextlib.suppress(redis.RedisError, OSError):
-            ask(server, "PING")
+            execute(server, "PING")
         return time.time() - began > SLOW and server.is_running and server.interruptions == interruptions
 
     # -- faults of any topology
@@ -342,7 +342,10 @@ class ClusterMemory(Servers):
 
     def _are_in_sync(self):
         masters = self._masters()
-        views = {tuple(sorted((start, end, master[1]) for start, end, master, *_ in ask(server, "CLUSTER", "SLOTS")))
+        views = {
+            tuple(sorted(
+                (start, end, master[1])
+                for start, end, master, *_ in execute(server, "CLUSTER", "SLOTS")))
                  for server in self.topology.servers}
         return len(views) == 1 and len(masters) == 3 and all(
             _is_replica(server) for server in self.topology.servers if server not in masters) and all(
@@ -382,7 +385,7 @@ class SentinelMemory(Servers):
     def _replaces(self, before):
         """Ask for another master; return whether there is one in ten seconds: on a busy machine Sentinels give up."""
         with contextlib.suppress(redis.ResponseError):  # it is under way, or no replica is good enough at this moment
-            ask(self.topology.sentinels[0], "SENTINEL", "FAILOVER", "mymaster")
+            execute(self.topology.sentinels[0], "SENTINEL", "FAILOVER", "mymaster")
         with contextlib.suppress(AssertionError):
             eventually(lambda: self.topology.master() is not before, timeout=10)
         return self.topology.master() is not before

@@ -12,18 +12,18 @@ from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, memory):
+def fleet(tmp_path_factory, broker, store):
     """A fleet with a worker of two processes."""
-    fleet = Fleet(tmp_path_factory.mktemp("agreement"), broker, memory)
+    fleet = Fleet(tmp_path_factory.mktemp("agreement"), broker, store)
     fleet.start_worker("-c", "2")
     yield fleet
     fleet.close()
 
 
 @pytest.fixture(scope="module", params=[["-c", "1"], ["-P", "threads", "-c", "2"], ["-P", "solo"]], ids=lambda pool: pool[1])
-def any_pool(request, tmp_path_factory, broker, memory):
+def any_pool(request, tmp_path_factory, broker, store):
     """A fleet with one worker, whose pool is of each kind."""
-    fleet = Fleet(tmp_path_factory.mktemp("pools"), broker, memory)
+    fleet = Fleet(tmp_path_factory.mktemp("pools"), broker, store)
     fleet.start_worker(*request.param)
     yield fleet
     fleet.close()

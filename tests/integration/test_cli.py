@@ -136,9 +136,9 @@ def test_redis_away_is_exit_code_69_and_one_line_without_the_password(make_fleet
     assert "hushhush" not in done.stderr
 
 
-def test_redis_that_does_not_answer_is_exit_code_69_in_a_while(make_fleet, own_memory):
-    fleet = make_fleet(memory=own_memory)
-    own_memory.pause()
+def test_redis_that_does_not_answer_is_exit_code_69_in_a_while(make_fleet, own_store):
+    fleet = make_fleet(store=own_store)
+    own_store.pause()
     began = time.monotonic()
 
     done = Shell(fleet.env()).run_process("status")

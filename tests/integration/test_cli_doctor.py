@@ -17,9 +17,9 @@ from tests.support.waiting import eventually
 
 
 @pytest.fixture
-def fleet(make_fleet, own_memory):
+def fleet(make_fleet, own_store):
     """A fleet on a Redis of its own, of whose workers the tests tell by hand."""
-    return make_fleet(memory=own_memory, memsync_worker_ttl=1.0)
+    return make_fleet(store=own_store, memsync_worker_ttl=1.0)
 
 
 def beat(fleet, worker_id, ttl=60.0, **facts):
@@ -193,27 +193,27 @@ def test_connections_that_run_out_are_found(clients, fine):
     assert all(one.fine for one in findings) is fine
 
 
-def as_user(memory, *without):
+def as_user(store, *without):
     """Return the URL of a user of Redis who has all rights that are told but some."""
     words = [word for word in rules("*") if word not in without]
-    with memory.client() as client:
+    with store.client() as client:
         client.execute_command("ACL", "SETUSER", "app", "reset", "resetchannels", "on", ">secret", *words)
-    return memory.url.replace("://", "://app:secret@", 1)
+    return store.url.replace("://", "://app:secret@", 1)
 
 
 @pytest.mark.parametrize("without", ["+hgetall", "+time", "+xadd", "&*"])
-def test_a_right_that_is_missing_is_found_and_named(fleet, own_memory, without):
+def test_a_right_that_is_missing_is_found_and_named(fleet, own_store, without):
     beat(fleet, "w1")
 
-    code, findings = examine(fleet, memsync_backend=as_user(own_memory, without))
+    code, findings = examine(fleet, memsync_backend=as_user(own_store, without))
 
     assert (code, warnings(findings)) == (1, [f"Redis does not allow its user: {without}"])
 
 
-def test_a_user_with_the_documented_rights_sees_server_and_workers(fleet, own_memory):
+def test_a_user_with_the_documented_rights_sees_server_and_workers(fleet, own_store):
     beat(fleet, "w1")
 
-    code, findings = examine(fleet, memsync_backend=as_user(own_memory))
+    code, findings = examine(fleet, memsync_backend=as_user(own_store))
 
     assert (code, warnings(findings)) == (0, [])
     told = [one["what"] for one in findings]

@@ -14,9 +14,9 @@ from tests.support.terminal import Terminal
 
 
 @pytest.fixture
-def fleet(make_fleet, own_memory):
+def fleet(make_fleet, own_store):
     """A fleet without workers, on a Redis to which nobody else subscribes."""
-    return make_fleet(memory=own_memory)
+    return make_fleet(store=own_store)
 
 
 @pytest.fixture
@@ -38,11 +38,11 @@ def count(fleet, task_id, current, total=10, message=None):
     fleet.reader.force_sync()
 
 
-def test_several_tasks_are_followed_at_once_and_the_worst_end_counts(shell, fleet, own_memory):
+def test_several_tasks_are_followed_at_once_and_the_worst_end_counts(shell, fleet, own_store):
     publish_state(fleet, "t1", "STARTED")
     publish_state(fleet, "task-2", "STARTED")
-    with own_memory.client() as client:
-        command = shell.start("follow", "t1", "task-2", "t1").hears(client)
+    with own_store.client() as client:
+        command = shell.start("follow", "t1", "task-2", "t1").wait_subscribed(client)
     lines = [command.process.stdout.readline() for _ in range(2)]
 
     publish_state(fleet, "task-2", "FAILURE", exception={"type": "ValueError", "message": "no cup"})
@@ -137,13 +137,13 @@ def test_a_signal_leaves_the_terminal_as_it_was(terminal, fleet, how, code):
 
 
 @pytest.mark.acceptance
-def test_bars_go_on_when_redis_was_away(terminal, fleet, own_memory):
+def test_bars_go_on_when_redis_was_away(terminal, fleet, own_store):
     publish_state(fleet, "t1", "STARTED")
     screen = terminal("t1").shows("STARTED")
 
-    own_memory.stop()
+    own_store.stop()
     screen.shows("waiting for it")
-    own_memory.start()
+    own_store.start()
     screen.shows("Redis is back")
     publish_state(fleet, "t1", "SUCCESS")
 

@@ -103,7 +103,7 @@ def commands():
 def poisoned(request, module_fleet):
     """Runs commands on a namespace whose every structure was poisoned in one way."""
     namespace = f"{module_fleet.name}-{request.param.__name__}"
-    with module_fleet.memory.client() as redis:
+    with module_fleet.store.client() as redis:
         poison.fill(module_fleet.manager(namespace=namespace, worker_ttl=60.0), redis)
         poison.poison(redis, namespace, request.param)
     app = module_fleet.producer(memsync_namespace=namespace, memsync_worker_ttl=60.0)

@@ -239,9 +239,9 @@ def test_redis_away_is_exit_code_69_and_one_line_without_the_password(make_fleet
     assert "hushhush" not in done.stderr
 
 
-def test_no_command_changes_anything(make_fleet, own_memory):
-    shell = Shell(make_fleet(memory=own_memory).env())
-    with own_memory.client() as client:
+def test_no_command_changes_anything(make_fleet, own_store):
+    shell = Shell(make_fleet(store=own_store).env())
+    with own_store.client() as client:
         client.config_resetstat()
 
         for command in COMMANDS:

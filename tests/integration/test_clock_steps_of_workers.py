@@ -51,7 +51,7 @@ def test_a_worker_that_is_gone_is_found_lost_and_a_living_one_is_not(stepped, ma
 
 
 def test_running_tasks_are_back_with_the_next_heartbeat_after_the_clock_was_set_ahead(stepped, make_fleet):
-    fleet = make_fleet(memory=stepped)
+    fleet = make_fleet(store=stepped)
     worker = fleet.start_worker("-P", "threads", "-c", "1")
     result = fleet.send("sleep", 60)
     fleet.wait(result, "STARTED")

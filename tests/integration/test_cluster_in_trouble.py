@@ -10,7 +10,7 @@ import pytest
 from celery_memsync import MemorySyncManager, StoreError
 from tests.support.publishing import sync_stage
 from tests.support.threads import in_background
-from tests.support.topologies import Cluster, ask
+from tests.support.topologies import Cluster, execute
 from tests.support.waiting import eventually, succeeds
 
 #: Tasks that are told of while the cluster changes.
@@ -110,7 +110,7 @@ def test_writes_under_way_when_a_master_is_killed_reach_the_next_one(cluster, ma
 
 def test_other_nodes_go_on_until_a_killed_master_is_replaced_if_not_all_slots_are_needed(cluster, make):
     for server in cluster.servers:
-        ask(server, "CONFIG", "SET", "cluster-require-full-coverage", "no")
+        execute(server, "CONFIG", "SET", "cluster-require-full-coverage", "no")
     memsync, killed = make(cluster, "w1", timeout=2.0), cluster.servers[1]
     (name,) = cluster.names_on(cluster.servers[2], "task-sentinel/%s", 1)
     (lost,) = cluster.names_on(killed, "task-sentinel/%s", 1)

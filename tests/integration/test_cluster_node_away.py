@@ -12,7 +12,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery_memsync import LockLost, StoreUnavailable
 from tests.support.publishing import sync_stage
 from tests.support.threads import in_background
-from tests.support.topologies import Cluster, ask
+from tests.support.topologies import Cluster, execute
 from tests.support.waiting import eventually
 
 
@@ -23,7 +23,7 @@ def cluster(tmp_path_factory):
     try:
         cluster.start()
         for server in cluster.servers:
-            ask(server, "CONFIG", "SET", "cluster-require-full-coverage", "no")
+            execute(server, "CONFIG", "SET", "cluster-require-full-coverage", "no")
         yield cluster
     finally:
         cluster.stop()

@@ -15,7 +15,7 @@ from tests.support.publishing import sync_stage
 from tests.support.redis_server import free_port
 from tests.support.samples import use_everything
 from tests.support.threads import in_background
-from tests.support.topologies import ask
+from tests.support.topologies import execute
 from tests.support.waiting import eventually
 
 #: Ids that braces make odd: they choose the slot of a key.
@@ -184,13 +184,15 @@ def test_who_notes_late_what_was_written_early_does_not_bring_it_back(cluster, m
     task = next(f"t{n}" for n in range(99) if cluster.owner_of(keys.task(f"t{n}")) is not home)
     mine = next(f"k{n}" for n in range(99) if cluster.owner_of(f"task-sentinel/k{n}") is not home)
     for server in cluster.servers:
-        ask(server, "ACL", "SETUSER", "late", "reset", "on", ">secret", "allkeys", "allchannels", "+@all")
+        execute(
+            server, "ACL", "SETUSER", "late", "reset", "on", ">secret", "allkeys", "allchannels",
+            "+@all")
     late = make_on_cluster(url=cluster.url.replace("://", "://late:secret@", 1), batch_interval=60.0)
     other = make_on_cluster()
     late.force_sync()
     other.write(mine, 1)
     other.force_sync()
-    ask(home, "ACL", "SETUSER", "late", "-evalsha")
+    execute(home, "ACL", "SETUSER", "late", "-evalsha")
     sync_stage(late, task, "PENDING")
     late.delete(mine)
     with pytest.raises(StoreError, match="may not"):
@@ -199,7 +201,7 @@ def test_who_notes_late_what_was_written_early_does_not_bring_it_back(cluster, m
     sync_stage(other, task, "SUCCESS")
     other.write(mine, 2)
     other.force_sync()
-    ask(home, "ACL", "SETUSER", "late", "+evalsha")
+    execute(home, "ACL", "SETUSER", "late", "+evalsha")
     late.force_sync()
 
     assert other.get_task_state(task)["status"] == "SUCCESS"
@@ -261,7 +263,8 @@ def test_nodes_that_are_gone_are_passed_over(cluster, make_on_cluster):
 
 def test_the_rights_that_are_told_are_enough(cluster, make_on_cluster):
     for server in cluster.servers:
-        ask(server, "ACL", "SETUSER", "app", "reset", "on", ">secret", "-@all", "+cluster|slots", "+asking",
+        execute(server, "ACL", "SETUSER", "app", "reset", "on", ">secret", "-@all",
+            "+cluster|slots", "+asking",
             *rules("task-sentinel"))
     url = cluster.url.replace("://", "://app:secret@", 1)
     memsync = make_on_cluster(url=url, batch_interval=60.0)
@@ -276,7 +279,7 @@ def test_the_rights_that_are_told_are_enough(cluster, make_on_cluster):
 ])
 def test_who_may_not_ask_for_the_slots_is_told_so(cluster, make_on_cluster, words, told):
     for server in cluster.servers:
-        ask(server, "ACL", "SETUSER", "app", "reset", "on", "allkeys", "allchannels", *words)
+        execute(server, "ACL", "SETUSER", "app", "reset", "on", "allkeys", "allchannels", *words)
 
     with pytest.raises(StoreError, match=told):
         make_on_cluster(url=cluster.url.replace("://", "://app:secret@", 1)).read("a")

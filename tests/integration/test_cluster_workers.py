@@ -1,4 +1,4 @@
-"""Real workers whose memory is a cluster."""
+"""Real workers whose shared state is in a cluster."""
 from __future__ import annotations
 
 import signal
@@ -23,7 +23,7 @@ def cluster(tmp_path_factory):
 @pytest.fixture
 def fleet(make_fleet, cluster):
     return make_fleet(
-        memory=cluster, memsync_heartbeat_interval=0.3, memsync_worker_ttl=2.0,
+        store=cluster, memsync_heartbeat_interval=0.3, memsync_worker_ttl=2.0,
         include=[TASKS, "tests.support.lock_tasks"])
 
 

@@ -58,7 +58,8 @@ def fleet(module_fleet, worker):
 def look(fleet):
     """Return the queue and the assignments as another process sees them."""
     done = subprocess.run(
-        [sys.executable, "-c", LOOK, fleet.memory.url, fleet.name], cwd=ROOT, env={"PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", LOOK, fleet.store.url, fleet.name], cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=30, check=True)
     return json.loads(done.stdout)
 
@@ -220,15 +221,15 @@ def test_a_run_whose_child_was_killed_and_that_runs_again_is_counted_as_lost(fle
     assert queue(fleet) == EMPTY
 
 
-def test_what_was_counted_while_redis_was_away_arrives(make_fleet, own_memory):
-    fleet = make_fleet(memory=own_memory)
+def test_what_was_counted_while_redis_was_away_arrives(make_fleet, own_store):
+    fleet = make_fleet(store=own_store)
     fleet.start_worker("-c", "2")
     fleet.wait(fleet.send("add", 1, 1), "SUCCESS")
-    own_memory.stop()
+    own_store.stop()
     results = [fleet.send("add", number, 1) for number in range(30)]
     assert [result.get(timeout=20) for result in results] == list(range(1, 31))
 
-    own_memory.start()
+    own_store.start()
 
     eventually(lambda: counted(fleet) == {"total": 31, "succeeded": 31}, timeout=20)
     eventually(lambda: queue(fleet) == EMPTY)

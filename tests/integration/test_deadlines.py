@@ -80,7 +80,7 @@ WAITING_CALLS = {
 TROUBLES = {
     "silent": lambda proxy: proxy.hold_all(),
     "dribbling": lambda proxy: setattr(proxy, "dribble", 0.2),
-    "old connections silent": lambda proxy: proxy.hold_asked(),
+    "old connections silent": lambda proxy: proxy.hold_open(),
     "cut and silent": lambda proxy: (proxy.hold_all(), proxy.cut()),
 }
 
@@ -198,10 +198,10 @@ def test_call_to_a_silent_master_that_sentinels_name_ends_in_time(own_server, tm
 
 
 def test_call_to_a_paused_embedded_server_ends_in_time(tmp_path):
-    memsync = MemorySyncManager("w", f"embedded://{tmp_path / 'memory'}", timeout=TIMEOUT)
+    memsync = MemorySyncManager("w", f"embedded://{tmp_path / 'store'}", timeout=TIMEOUT)
     memsync.write("a", 1)
     memsync.force_sync(timeout=10.0)
-    (server,) = servers_of(tmp_path / "memory")
+    (server,) = servers_of(tmp_path / "store")
     os.kill(server, signal.SIGSTOP)
 
     took = [seconds_of(CALLS[call], memsync) for call in ("read", "read", "acquire", "shutdown")]
@@ -251,7 +251,7 @@ def test_silent_connections_fail_one_call_only(proxy, make_memsync):
     lent = [pool.get_connection(*_PURPOSE) for _ in range(5)]
     for connection in lent:
         pool.release(connection)
-    proxy.hold_asked()
+    proxy.hold_open()
 
     with pytest.raises(StoreError):
         memsync.read("a")

@@ -233,12 +233,12 @@ def test_spawned_children_write_what_waits_before_they_exit(make_fleet):
 
 @pytest.mark.parametrize("redis, how", [
     pytest.param("stopped", "SIGTERM", marks=pytest.mark.acceptance), ("stopped", "SIGQUIT"), ("paused", "SIGTERM")])
-def test_a_worker_ends_within_seconds_although_redis_is_away(make_fleet, own_memory, redis, how):
-    fleet = make_fleet(memory=own_memory)
+def test_a_worker_ends_within_seconds_although_redis_is_away(make_fleet, own_store, redis, how):
+    fleet = make_fleet(store=own_store)
     worker = fleet.start_worker("-c", "2")
     results = [fleet.send("add", number, 1) for number in range(20)]
     assert [result.get(timeout=10) for result in results] == list(range(1, 21))
-    {"stopped": own_memory.stop, "paused": own_memory.pause}[redis]()
+    {"stopped": own_store.stop, "paused": own_store.pause}[redis]()
     assert fleet.send("add", 1, 1).get(timeout=10) == 2
     time.sleep(0.5)  # a SIGQUIT in the middle of reading a child's result makes Celery's own shutdown wait for that result
     began = time.monotonic()
@@ -247,7 +247,7 @@ def test_a_worker_ends_within_seconds_although_redis_is_away(make_fleet, own_mem
 
     # The children first, and then the parent, may wait once for all that they have to tell.
     assert time.monotonic() - began < 2 * DEFAULT_TIMEOUT + CELERYS_OWN
-    assert own_memory.url not in worker.output()
+    assert own_store.url not in worker.output()
 
 
 @pytest.mark.parametrize("how", stressed(["SIGTERM", "SIGINT", "SIGQUIT"], ["SIGQUIT"]))

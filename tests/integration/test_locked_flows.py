@@ -16,9 +16,10 @@ from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, memory):
+def fleet(tmp_path_factory, broker, store):
     """A fleet with two workers."""
-    fleet = Fleet(tmp_path_factory.mktemp("flows"), broker, memory, include=["tests.support.tasks", TASKS])
+    fleet = Fleet(
+        tmp_path_factory.mktemp("flows"), broker, store, include=["tests.support.tasks", TASKS])
     fleet.start_worker("-c", "2")
     fleet.start_worker("-c", "2")
     yield fleet

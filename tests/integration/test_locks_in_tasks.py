@@ -15,9 +15,10 @@ from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, memory):
+def fleet(tmp_path_factory, broker, store):
     """A fleet whose locks live long, with a worker of two children."""
-    fleet = Fleet(tmp_path_factory.mktemp("locks"), broker, memory, include=["tests.support.tasks", TASKS])
+    fleet = Fleet(
+        tmp_path_factory.mktemp("locks"), broker, store, include=["tests.support.tasks", TASKS])
     fleet.start_worker("-c", "2")
     yield fleet
     fleet.close()

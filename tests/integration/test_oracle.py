@@ -57,10 +57,11 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, memory):
+def fleet(tmp_path_factory, broker, store):
     """A fleet with a worker of each kind, on one queue."""
     fleet = Fleet(
-        tmp_path_factory.mktemp("oracle"), broker, memory, memsync_batch_interval=0.1, task_track_started=True)
+        tmp_path_factory.mktemp("oracle"), broker, store, memsync_batch_interval=0.1,
+        task_track_started=True)
     fleet.start_all(*(fleet.worker(*pool) for pool in POOLS))
     yield fleet
     fleet.close()

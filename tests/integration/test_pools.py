@@ -25,9 +25,9 @@ def pool(request):
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, memory, pool):
+def fleet(tmp_path_factory, broker, store, pool):
     """A fleet with one worker of that pool."""
-    fleet = Fleet(tmp_path_factory.mktemp(pool), broker, memory)
+    fleet = Fleet(tmp_path_factory.mktemp(pool), broker, store)
     fleet.start_worker(*POOLS[pool])
     yield fleet
     fleet.close()

@@ -302,7 +302,7 @@ def test_no_argument_and_no_result_is_in_redis(fleet):
 
     assert result.get(timeout=5) == "hush-an-argument-hush-another"
     assert "args" not in state and "kwargs" not in state
-    everything = contents(fleet.memory)
+    everything = contents(fleet.store)
     assert b"not-a-secret" in everything
     assert b"hush" not in everything
 

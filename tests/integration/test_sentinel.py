@@ -12,7 +12,7 @@ from redis.retry import Retry
 from celery_memsync import MemorySyncManager, StoreError, StoreUnavailable
 from celery_memsync.store.client import connect
 from tests.support.redis_server import free_port
-from tests.support.topologies import Replicated, SentinelServer, ask
+from tests.support.topologies import Replicated, SentinelServer, execute
 from tests.support.waiting import eventually
 
 #: Tasks that are written to while the master is killed.
@@ -131,7 +131,7 @@ def test_who_is_connected_to_a_master_that_steps_down_goes_to_the_next(whole, ma
     memsync.force_sync()
     before = whole.master()
 
-    ask(whole.sentinels[0], "SENTINEL", "FAILOVER", "mymaster")
+    execute(whole.sentinels[0], "SENTINEL", "FAILOVER", "mymaster")
     eventually(lambda: whole.master() is not before, timeout=30)
     whole.demote(before)
     memsync.write("a", 2)
@@ -144,7 +144,7 @@ def test_who_is_connected_to_a_master_that_steps_down_goes_to_the_next(whole, ma
 def test_writes_wait_for_a_master_that_has_lost_its_replicas(whole, make):
     memsync, master = make("w1"), whole.master()
     for option, value in (("min-replicas-to-write", 1), ("min-replicas-max-lag", 1)):
-        ask(master, "CONFIG", "SET", option, value)
+        execute(master, "CONFIG", "SET", option, value)
     replicas = [server for server in whole.servers if server is not master]
     for server in replicas:
         server.kill()

@@ -8,7 +8,7 @@ from celery import Celery
 
 from celery_memsync import MemorySyncManager, MemSync, StoreError
 from tests.support.redis_server import RedisServer, free_port
-from tests.support.topologies import ask, certificates, free_pair, system_server
+from tests.support.topologies import certificates, execute, free_pair, system_server
 from tests.support.waiting import eventually
 
 
@@ -152,8 +152,8 @@ def node(tmp_path, certs):
         pytest.skip("the system has no redis-server, and that of the wheel speaks no TLS")
     node = TLSServer(tmp_path / "node", certs, "--cluster-enabled", "yes", "--tls-cluster", "yes", tls_port=free_pair())
     node.start()
-    ask(node, "CLUSTER", "ADDSLOTS", *range(16384))
-    eventually(lambda: b"cluster_state:ok" in ask(node, "CLUSTER", "INFO"))
+    execute(node, "CLUSTER", "ADDSLOTS", *range(16384))
+    eventually(lambda: b"cluster_state:ok" in execute(node, "CLUSTER", "INFO"))
     yield node
     node.stop()
 

@@ -8,7 +8,7 @@ import pytest
 
 from celery_memsync import MemorySyncManager, StoreError, StoreUnavailable
 from tests.support.redis_server import RedisServer, free_port
-from tests.support.topologies import ask, certificates, sign_certificate, system_server
+from tests.support.topologies import certificates, execute, sign_certificate, system_server
 from tests.support.waiting import eventually, succeeds
 
 
@@ -105,7 +105,9 @@ def drop_connections(server):
 
 def test_a_certificate_that_is_renewed_in_a_running_server_is_taken(server, certs, managers):
     with in_use(*managers):
-        ask(server, "CONFIG", "SET", "tls-cert-file", f"{certs}/renewed.crt", "tls-key-file", f"{certs}/renewed.key")
+        execute(
+            server, "CONFIG", "SET", "tls-cert-file", f"{certs}/renewed.crt", "tls-key-file",
+            f"{certs}/renewed.key")
         drop_connections(server)
 
 

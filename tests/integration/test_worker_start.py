@@ -21,7 +21,8 @@ def test_worker_is_right_before_its_second_interval_begins(fleet):
     assert record.sequence == 2  # at the start, and when it took messages
     assert abs(record.started_at - time.time()) < 30 and abs(record.skew) < 1
     assert (f"celery-memsync {record.versions['celery-memsync']} records worker {worker.name} in Redis at "
-            f"127.0.0.1:{fleet.memory.port}/0 (from memsync_backend), namespace {fleet.name}; ") in worker.output()
+            f"127.0.0.1:{fleet.store.port}/0 (from memsync_backend), namespace {fleet.name}; "
+            ) in worker.output()
     worker.stop()
 
 

@@ -197,15 +197,15 @@ def test_two_workers_are_two_records(make_fleet):
 
 
 @pytest.mark.parametrize("how", ["stop", "pause"])
-def test_a_worker_starts_without_redis_and_registers_when_it_is_there(make_fleet, own_memory, how):
-    fleet = make_fleet(memory=own_memory)
-    getattr(own_memory, how)()
+def test_a_worker_starts_without_redis_and_registers_when_it_is_there(make_fleet, own_store, how):
+    fleet = make_fleet(store=own_store)
+    getattr(own_store, how)()
 
     worker = fleet.start_worker("-c", "1")
 
     result = fleet.send("add", 1, 2)
     assert result.get(timeout=10) == 3
-    {"stop": own_memory.start, "pause": own_memory.resume}[how]()
+    {"stop": own_store.start, "pause": own_store.resume}[how]()
     fleet.wait_record(worker, is_active)
     fleet.wait(result, "SUCCESS")
 
