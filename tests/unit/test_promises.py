@@ -1,4 +1,4 @@
-"""What `docs/why.md` says of each topology, and the tests that show it."""
+"""What `docs/why.md` promises for each topology, and the tests that show it."""
 from __future__ import annotations
 
 import re
