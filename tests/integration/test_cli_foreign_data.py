@@ -12,13 +12,13 @@ from click.testing import CliRunner
 from celery_memsync import cli, encoding
 from tests.support import poison
 
-#: What nobody of ours tells.
+#: Values that this package never writes.
 ODD = ("yesterday\x1b[2J", 5, -1e300, 10 ** 400, True, None, ["a"], {"b": {"c": "\u202ed"}})
 
 
 @pytest.fixture(scope="module")
 def run(module_fleet):
-    """Runs commands in this process, on a memory with tasks and workers in which each fact is something odd."""
+    """Runs commands in this process, on a store with odd facts of tasks and workers."""
     reader = module_fleet.reader
     facts = ("status", "name", "worker", "runtime", "started_at", "finished_at", "eta", "exception", "queue")
     for number, odd in enumerate(ODD):

@@ -15,7 +15,7 @@ from tests.support.terminal import Terminal
 
 @pytest.fixture
 def fleet(make_fleet, own_store):
-    """A fleet without workers of Celery's, but with one that has told of itself, and with tasks."""
+    """A fleet without Celery workers, but with the record of one, and with tasks."""
     fleet = make_fleet(store=own_store)
     fill(fleet)
     return fleet
@@ -165,14 +165,14 @@ def test_what_a_terminal_would_act_on_is_not_shown(top, fleet):
     top(size=(150, 30)).shows("?[31mred [bold]text[")
 
 
-def test_without_a_terminal_it_says_which_command_to_use(fleet):
+def test_top_without_a_terminal_names_the_command_to_use(fleet):
     done = Shell(fleet.env()).run("top")
 
     assert done.returncode == 64
     assert "memsync status" in one_line(done)
 
 
-def test_without_rich_it_says_what_to_install(top, tmp_path):
+def test_top_without_rich_names_what_to_install(top, tmp_path):
     (tmp_path / "rich").mkdir()
     (tmp_path / "rich" / "__init__.py").write_text("raise ImportError('rich')")
 
@@ -189,7 +189,7 @@ def test_redis_away_at_the_beginning_is_exit_code_69(make_fleet):
     assert terminal.restored
 
 
-def test_a_terminal_that_is_gone_ends_it(top):
+def test_top_ends_when_its_terminal_is_closed(top):
     terminal = top().shows("task-alpha")
 
     os.close(terminal._theirs)

@@ -13,7 +13,7 @@ from tests.support.shell import Shell, one_line, plain
 
 @pytest.fixture
 def fleet(make_fleet, own_store):
-    """A fleet without workers, on a Redis to which nobody else subscribes."""
+    """A fleet without workers, on a Redis without other subscribers."""
     return make_fleet(store=own_store)
 
 
@@ -45,11 +45,11 @@ def test_watch_as_json_is_one_document_a_line(shell, fleet, client):
     stored = json.loads(command.process.stdout.readline())
     fleet.reader.delete("prices/eur")
     fleet.reader.force_sync()
-    gone = json.loads(plain(command.end()))
+    deleted = json.loads(plain(command.end()))
 
     assert stored["value"] == [1.08]
     assert (stored["key"], stored["version"], stored["worker_id"]) == (entry.key, entry.version, "the-test")
-    assert gone == {"key": entry.key, "value": None}
+    assert deleted == {"key": entry.key, "value": None}
 
 
 def test_watch_shows_what_was_deleted(shell, fleet, client):
@@ -67,7 +67,7 @@ def test_watch_ends_in_time(shell):
     assert plain(shell.run("watch", "--timeout", "0.2")) == ""
 
 
-def test_fewer_changes_than_asked_for_are_exit_code_75(shell, fleet, client):
+def test_watch_with_too_few_changes_is_exit_code_75(shell, fleet, client):
     command = shell.start("watch", "--limit", "2", "--timeout", "3").wait_subscribed(client)
 
     write(fleet, "prices/eur", 1.08)
@@ -78,14 +78,14 @@ def test_fewer_changes_than_asked_for_are_exit_code_75(shell, fleet, client):
 
 
 @pytest.mark.acceptance
-def test_watch_goes_on_when_redis_is_back_and_says_so(shell, fleet, client, own_store):
+def test_watch_continues_when_redis_is_back_and_reports_it(shell, fleet, client, own_store):
     command = shell.start("watch", "prices/*", "--limit", "1").wait_subscribed(client)
-    said = command.process.stderr
+    errors = command.process.stderr
 
     own_store.stop()
-    first = said.readline()
+    first = errors.readline()
     own_store.start()
-    second = said.readline()
+    second = errors.readline()
     write(fleet, "prices/eur", 1.08)
     done = command.end()
 
@@ -105,13 +105,13 @@ def test_redis_away_at_the_end_is_exit_code_69(shell, client, own_store):
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 2
 
 
-def test_ctrl_c_ends_without_a_word(shell, client):
+def test_ctrl_c_ends_watch_silently(shell, client):
     done = shell.start("watch").wait_subscribed(client).end(signal.SIGINT)
 
     assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "")
 
 
-def test_a_pipe_that_is_closed_ends_without_a_word(shell, fleet, client):
+def test_closed_pipe_ends_watch_silently(shell, fleet, client):
     reading, writing = os.pipe()
     command = shell.start("watch", stdout=writing).wait_subscribed(client)
     os.close(writing)
@@ -136,7 +136,7 @@ def test_a_task_is_followed_to_its_success(module_fleet):
     assert lines[-1].split() == ["SUCCESS", "100%,", "7", "of", "7"]
 
 
-def test_a_task_that_ends_in_another_way_is_exit_code_1_and_says_why(shell, fleet, client):
+def test_follow_of_a_failed_task_is_exit_code_1_with_the_cause(shell, fleet, client):
     publish_state(fleet, "t1", "STARTED")
     command = shell.start("follow", "t1").wait_subscribed(client)
 
@@ -149,7 +149,7 @@ def test_a_task_that_ends_in_another_way_is_exit_code_1_and_says_why(shell, flee
     assert done.stdout.splitlines()[-1] == "FAILURE   40%, reading  ValueError: the cup? is empty"
 
 
-def test_a_task_that_nobody_told_of_yet_is_waited_for(shell, fleet, client):
+def test_follow_waits_for_an_unknown_task(shell, fleet, client):
     command = shell.start("follow", "t1").wait_subscribed(client)
 
     publish_state(fleet, "t1", "SUCCESS")
@@ -198,7 +198,7 @@ def test_a_task_that_is_forgotten_is_exit_code_1(shell, fleet, client):
     assert "t1" in one_line(done)
 
 
-def test_a_task_that_somebody_removed_by_hand_is_exit_code_1(shell, fleet, client):
+def test_follow_of_a_task_removed_by_hand_is_exit_code_1(shell, fleet, client):
     publish_state(fleet, "t1", "STARTED")
     command = shell.start("follow", "t1").wait_subscribed(client)
     assert command.process.stdout.readline() == "STARTED\n"

@@ -12,7 +12,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """Three masters that nobody replaces."""
+    """Three masters without replicas."""
     cluster = Cluster(tmp_path_factory.mktemp("cluster"), replicas=0, patience=15000)
     try:
         yield cluster.start()

@@ -1,4 +1,4 @@
-"""A fleet as another process sees it: who is killed, paused, drained, gone; each told of once."""
+"""A fleet as another process sees it: killed, paused, drained and ended workers, each once."""
 from __future__ import annotations
 
 import signal
@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.waiting import eventually
 
-#: Of the fleets of these tests: seconds between beats are 0.5.
+#: Of the fleets of these tests: seconds between heartbeats are 0.5.
 TTL = 2.0
 
 
@@ -60,7 +60,7 @@ def test_a_fleet_of_all_pools_is_seen_as_it_is(make_fleet):
     assert fleet.reader.get_coordination_metrics()["lost"] == 1
 
 
-def test_a_restart_of_redis_loses_nobody(make_fleet, own_store):
+def test_restart_of_redis_loses_no_worker(make_fleet, own_store):
     fleet = make_fleet(store=own_store, memsync_worker_ttl=TTL)
     workers = fleet.start_all(fleet.worker("-c", "1"), fleet.worker("-P", "threads", "-c", "1"))
     results = [fleet.send("sleep", 4), fleet.send("sleep", 4)]

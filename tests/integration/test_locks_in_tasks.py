@@ -85,7 +85,7 @@ def test_the_lock_of_a_killed_child_is_freed_by_its_parent(fleet, name, how):
     assert seconds_until_free(fleet, name) < 1
 
 
-def test_the_lock_of_a_killed_child_is_handed_to_who_waits(fleet, name):
+def test_lock_of_a_killed_child_passes_to_a_waiter(fleet, name):
     result = send(fleet, "end", name, "kill", 0.5)
     wait_begun(fleet, result)
 

@@ -37,7 +37,7 @@ def test_progress_takes_no_time_while_redis_is_there(fleet):
 
 @pytest.mark.parametrize("how", ["stopped", "paused"])
 def test_progress_takes_no_time_while_redis_is_away_and_is_there_afterwards(fleet, own_store, how):
-    silence(own_store, how)
+    take_away(own_store, how)
     fleet.start_worker("-c", "1")
 
     result = fleet.send("count_to", CALLS)
@@ -57,7 +57,7 @@ def test_progress_takes_no_time_while_redis_goes_away(fleet, own_store, tmp_path
     result = fleet.send("count_to_in_halves", CALLS, str(tmp_path / "go on"))
     eventually(lambda: fleet.notes("half", result.id))
 
-    silence(own_store, how)
+    take_away(own_store, how)
     (tmp_path / "go on").touch()
 
     took = result.get(timeout=30)
@@ -75,7 +75,7 @@ def test_no_task_of_thousands_is_missing_after_an_outage(fleet, own_store, how, 
     ids = [nothing.delay().id for _ in range(TASKS // 3)]
     eventually(lambda: fleet.status(ids[0]) == "SUCCESS")
 
-    silence(own_store, how)
+    take_away(own_store, how)
     until = time.monotonic() + seconds
     ids += [nothing.delay().id for _ in range(TASKS // 3)]
     time.sleep(max(0.0, until - time.monotonic()))
@@ -108,19 +108,21 @@ def test_ended_tasks_stay_away_when_redis_loses_its_data(fleet, own_store, pool)
     ended = [fleet.send("fail") for _ in range(10)]
     for result in ended:
         fleet.wait(result, "FAILURE")
-    beats = fleet.record(worker).sequence
+    heartbeats = fleet.record(worker).sequence
 
     with own_store.client() as client:
         client.flushdb()
-    # The worker knows by the answer to a beat that its data are lost, and a batch later what it writes is there.
-    fleet.wait_record(worker, lambda record: record.sequence > beats)
+    # The worker learns from the reply to a heartbeat that its data are lost, and a batch later what
+    # it
+    # writes is there.
+    fleet.wait_record(worker, lambda record: record.sequence > heartbeats)
     time.sleep(1.0)
 
     assert [fleet.status(result.id) for result in ended] == [None] * len(ended)
     assert fleet.reader.get_queue() == {"pending": [], "processing": []}
 
 
-def test_an_outage_is_told_in_the_log_once_and_not_at_every_try(fleet, own_store):
+def test_outage_is_logged_once_and_not_at_every_try(fleet, own_store):
     worker = fleet.start_worker("-c", "1")
     fleet.wait(fleet.send("add", 1, 1), "SUCCESS")
 
@@ -146,8 +148,8 @@ def store_without_data(own_store):
     return own_store
 
 
-def silence(server, how):
-    """Make a Redis silent; it keeps its data, unless killed."""
+def take_away(server, how):
+    """Make a Redis unavailable; it keeps its data, unless killed."""
     {"stopped": server.stop, "paused": server.pause, "killed": server.kill}[how]()
 
 

@@ -1,4 +1,4 @@
-"""Real workers, seen by the probe: alive, beating, consuming."""
+"""Real workers, seen by the probe: alive, sending heartbeats, consuming."""
 from __future__ import annotations
 
 import os
@@ -57,7 +57,7 @@ def test_a_worker_that_is_killed_is_dead_at_once(make_fleet, tmp_path):
 
 
 @pytest.mark.acceptance
-def test_redis_and_the_broker_being_away_are_told_apart_from_death(
+def test_probe_distinguishes_missing_servers_from_a_dead_worker(
     make_fleet, tmp_path, own_broker, own_store,
 ):
     path = tmp_path / "probe"

@@ -74,18 +74,18 @@ def managers(server, certs, bundle):
 @contextlib.contextmanager
 def in_use(memsync, other):
     """Use everything, let a certificate be replaced by the block, and see that everything goes on."""
-    heard = []
-    other.subscribe("a", lambda key, value: heard.append(value))
+    received = []
+    other.subscribe("a", lambda key, value: received.append(value))
     with memsync.lock("l", ttl=20.0) as lock:
         memsync.write("a", 1)
         memsync.force_sync()
-        eventually(lambda: heard == [1])
+        eventually(lambda: received == [1])
 
         yield
 
         memsync.write("a", 2)
         eventually(lambda: succeeds(memsync.force_sync), timeout=30)
-        eventually(lambda: heard[-1:] == [2], timeout=30)
+        eventually(lambda: received[-1:] == [2], timeout=30)
         assert eventually(lambda: reads(other, "a") == 2)
         assert not other.lock("l").acquire()
         lock.extend(20.0)

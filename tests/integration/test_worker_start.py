@@ -1,4 +1,4 @@
-"""What a worker says and reports when it starts."""
+"""What a worker logs and reports when it starts."""
 from __future__ import annotations
 
 import time
@@ -26,7 +26,7 @@ def test_worker_is_right_before_its_second_interval_begins(fleet):
     worker.stop()
 
 
-def test_worker_whose_name_can_not_be_a_key_says_so_and_works(fleet):
+def test_worker_whose_name_cannot_be_a_key_logs_it_and_works(fleet):
     worker = fleet.start_worker("-P", "solo", "-n", "web/1@h")
     result = fleet.send("add", 1, 2)
 

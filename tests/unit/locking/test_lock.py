@@ -305,19 +305,6 @@ def test_holder_of_a_lock_can_be_read_and_subscribed_but_not_written(memsync, ot
             act()
 
 
-def test_lock_events_are_emitted(memsync):
-    emitted = []
-    for name in ("lock-acquired", "lock-released"):
-        memsync.on(name, lambda event=name, **details: emitted.append((event, details)))
-
-    with memsync.lock("a") as lock:
-        pass
-    assert memsync.events.wait_idle(5)
-
-    assert emitted == [
-        ("lock-acquired", {"name": "a", "fence": lock.fence}), ("lock-released", {"name": "a"})]
-
-
 def test_shutdown_frees_what_is_held(memsync, other):
     lock = memsync.lock("a").__enter__()
     memsync.acquire_task_lock("t1")
