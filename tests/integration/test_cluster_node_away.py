@@ -178,8 +178,8 @@ def test_a_process_starts_without_the_node_of_the_indexes(
 
 
 def test_changes_are_delivered_while_the_node_of_the_indexes_is_away(cluster, home, other_node, make_on_cluster):
-    memsync, other, received = make_on_cluster(
-        batch_interval=0.01, timeout=1.0), make_on_cluster(timeout=1.0), {}
+    memsync, received = make_on_cluster(batch_interval=0.01, timeout=1.0), {}
+    other = make_on_cluster(timeout=1.0)
     (name,) = names_on(cluster, other_node, number=1)
     memsync.read(name)
     other.subscribe(name, lambda key, value: received.__setitem__(key, value))

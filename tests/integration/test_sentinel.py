@@ -77,8 +77,8 @@ def write_all_the_time(memsync, stop):
 
 
 def test_writes_under_way_when_the_master_is_killed_reach_the_next_one(whole, make):
-    memsync, other, stop, received = make(
-        "w1", batch_interval=0.01), make("w2"), threading.Event(), {}
+    memsync, other = make("w1", batch_interval=0.01), make("w2")
+    stop, received = threading.Event(), {}
     other.subscribe("tasks/*/state", lambda key, value: received.__setitem__(key, value))
     writing = threading.Thread(target=write_all_the_time, args=(memsync, stop))
     writing.start()

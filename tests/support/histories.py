@@ -231,8 +231,9 @@ class History:
         """Return which write was read, of deletions the one that may best be; None for what was not written before."""
         if row["value"] is None:
             after = deleted[bisect_left(deleted, at_least):][:1]
-            return after[0] if after and after[0] < end else deleted[
-                bisect_left(deleted, at_least) - 1]
+            if after and after[0] < end:
+                return after[0]
+            return deleted[bisect_left(deleted, at_least) - 1]
         at = where.get(text_of(row["value"]))
         return None if at is None or at >= end else at
 
@@ -337,8 +338,8 @@ class History:
             if era is None:
                 continue
             own = by_process[row["p"]]
-            writes = [write for rows in by_process.values() for write in rows] if row[
-                "p"] == "end" else own
+            is_final = row["p"] == "end"
+            writes = [write for rows in by_process.values() for write in rows] if is_final else own
             at = bisect_right(own, row["begin"], key=lambda write: write["end"])
             mine = max(writes if row["p"] == "end" else writes[max(0, at - 1):at],
                        key=lambda write: write["begin"], default=None)

@@ -90,8 +90,8 @@ class Replicated:
 
     def is_in_sync(self):
         info = self.master().client().info("replication")
-        return [
-            info.get(f"slave{number}", {}).get("state") for number in range(2)] == ["online"] * 2
+        states = [info.get(f"slave{number}", {}).get("state") for number in range(2)]
+        return states == ["online"] * 2
 
     def master(self):
         """Return the server that the Sentinels call the master."""

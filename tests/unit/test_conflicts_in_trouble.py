@@ -199,8 +199,8 @@ def test_failing_resolver_loses_nothing_and_is_reported(make_memsync, answer):
 
     resolved.sort(key=lambda details: details["key"])
     assert memsync.read_many(["a", "b"], consistent=True) == {"a": "incoming", "b": "stored"}
-    assert [
-        details["strategy"].partition(":")[0] for details in resolved] == ["failed", "max_value"]
+    strategies = [details["strategy"].partition(":")[0] for details in resolved]
+    assert strategies == ["failed", "max_value"]
     assert [entry.value for entry in resolved[0]["entries"]] == ["stored", "incoming"]
     assert (resolved[0]["discarded"], other.get_metrics()["conflicts"]) == (["stored"], 2)
 

@@ -12,7 +12,8 @@ PROMISES = [
     # what each topology can lose
     (r"a queue may hand out a task (a second time|twice)", "faults/test_ledger.py::test_the_queue_is_judged"),
     (r"until its next renewal", "faults/test_ledger.py::test_a_holder_that_does_not_learn_that_its_lock_is_lost_is_found"),
-    (r"mostly milliseconds", "faults/test_several_servers.py::test_callers_are_told_nothing_that_is_not_so"),
+    (r"mostly milliseconds",
+     "faults/test_several_servers.py::test_callers_receive_no_wrong_answer"),
     (r"connections ask the Sentinels again",
      "integration/test_sentinel.py::test_client_of_a_master_that_steps_down_connects_to_the_next"),
     (r"(written to the next|go to the new) master",

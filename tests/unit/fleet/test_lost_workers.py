@@ -126,8 +126,8 @@ def test_two_that_have_one_name_are_both_alive(make_worker, other):
 
     send_heartbeats_until(lambda: time.monotonic() > until, *twins)
 
-    assert [
-        twin.events_of("worker-lost") + twin.events_of("task-lost") for twin in twins] == [[], []]
+    lost = [twin.events_of("worker-lost") + twin.events_of("task-lost") for twin in twins]
+    assert lost == [[], []]
     assert other.get_queue()["processing"] == ["t0", "t1"]
 
 
@@ -146,8 +146,7 @@ def test_worker_that_shut_down_is_offline_and_not_lost(make_worker, other):
 
 @pytest.mark.slow
 def test_offline_and_lost_workers_expire_after_their_ttl(make_worker, other, redis):
-    leaver, stopped, watcher = make_worker(
-        "w1", keep=1.0), make_worker("w2", keep=1.0), make_worker("w3", keep=1.0)
+    leaver, stopped, watcher = (make_worker(name, keep=1.0) for name in ("w1", "w2", "w3"))
     for one in (leaver, stopped):
         one.send_heartbeat()
     leaver.heartbeat.stop()

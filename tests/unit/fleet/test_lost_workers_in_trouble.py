@@ -126,15 +126,15 @@ def test_loss_is_reported_once_when_answers_of_redis_are_lost(
     stopped.send_heartbeat()
 
     def try_on():
-        if watcher.heartbeats and watcher.heartbeats[
-                -1].at - watcher.heartbeats[0].at > TIMEOUT * 0.8 and not cutting:
+        replies = watcher.heartbeats
+        if replies and replies[-1].at - replies[0].at > TIMEOUT * 0.8 and not cutting:
             cutting.append(proxy.cut(text, cut))
         try:
             watcher.send_heartbeat()
         except Exception:
             errors.append(1)
-        return watcher.events_of("worker-lost") and len(
-            watcher.events_of("task-lost")) == 5 and not watcher.losses._losses
+        tasks = watcher.events_of("task-lost")
+        return watcher.events_of("worker-lost") and len(tasks) == 5 and not watcher.losses._losses
 
     cutting, errors = [], []
     eventually(try_on, timeout=20)

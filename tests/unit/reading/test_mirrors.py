@@ -164,8 +164,8 @@ class History:
             client.client_kill_filter(_type=self.random.choice(["pubsub", "normal"]), skipme=True)
 
     def hold(self):
-        self.random.choice(
-            [lambda: self.line.hold(LISTENER), self.line.hold_open, self.line.hold_all])()
+        holds = [lambda: self.line.hold(LISTENER), self.line.hold_open, self.line.hold_all]
+        self.random.choice(holds)()
         for _ in range(5):
             self.change()
         time.sleep(self.random.choice([0.1, 1.5]))

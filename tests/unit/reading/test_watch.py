@@ -271,8 +271,8 @@ def test_watch_yields_the_changes_missed_by_a_broken_connection(memsync, other, 
 
     after = [watch.get(timeout=10), watch.get(timeout=10), watch.get(timeout=0.5)]
     assert before == [1, 1, 1]
-    assert sorted(
-        (short(change.key), change.value) for change in after[:2]) == [("a", 2), ("deleted", None)]
+    changes = sorted((short(change.key), change.value) for change in after[:2])
+    assert changes == [("a", 2), ("deleted", None)]
     assert after[2] is None
 
 
@@ -291,8 +291,8 @@ def test_a_watch_that_is_waited_for_outlives_a_restart_of_redis(make_memsync, ow
 @pytest.mark.slow
 def test_get_keeps_to_its_timeout_while_what_has_changed_can_not_be_read(make_memsync, own_server):
     memsync, other = make_memsync(url=own_server.url), make_memsync(url=own_server.url, batch_interval=60.0)
-    watch, subscriber, got = memsync.watch("coordination/queue"), Subscriber(
-        memsync, "coordination/queue"), []
+    watch, got = memsync.watch("coordination/queue"), []
+    subscriber = Subscriber(memsync, "coordination/queue")
     other.enqueue("t1")
     eventually(lambda: subscriber.received)
     getting = threading.Thread(target=lambda: got.append(watch.get(timeout=0.1)), daemon=True)

@@ -160,8 +160,8 @@ def test_a_big_state_and_its_progress_share_a_page_without_harm(memsync, other):
 
 @pytest.mark.parametrize("deleted", ["tasks/t1/state", "tasks/t1/progress"])
 def test_what_is_deleted_leaves_its_neighbours(memsync, other, deleted):
-    left = {
-        "tasks/t1/state", "tasks/t1/progress", "tasks/t1/agents/coder", "tasks/t1/note"} - {deleted}
+    written = {"tasks/t1/state", "tasks/t1/progress", "tasks/t1/agents/coder", "tasks/t1/note"}
+    left = written - {deleted}
     memsync.sync_task_state("t1", {"x": "1\n2\n\n3"})
     memsync.sync_task_progress("t1", 50, message="a\n\nb")
     memsync.sync_agent_coordination("t1", "coder", "c\n")

@@ -100,8 +100,8 @@ def assert_coordination_goes_on(memsync, other, name):
     assert all(map(is_id, taken))
     assert other.complete(f"queued-{name}")
 
-    assert [
-        send_heartbeat(memsync.runtime.store, name).status for _ in range(2)] == ["online", "ok"]
+    statuses = [send_heartbeat(memsync.runtime.store, name).status for _ in range(2)]
+    assert statuses == ["online", "ok"]
     assert name in other.get_active_workers()
     send_heartbeat(memsync.runtime.store, f"stopped-{name}", timeout=0.001)
     time.sleep(0.005)
