@@ -46,8 +46,9 @@ def test_a_worker_that_does_all_it_should_is_fine(path):
 
 @pytest.mark.parametrize("facts, code, text", [
     ({"pid": 2 ** 22 + 1}, DEAD, "has ended"),
-    ({"round": time.monotonic() - 100}, DEAD, "stands still"),
-    ({"round": time.monotonic() + 1e6}, DEAD, "stands still"),  # before the host was started anew
+    ({"round": time.monotonic() - 100}, DEAD, "heartbeat thread"),
+    # before the host was started anew
+    ({"round": time.monotonic() + 1e6}, DEAD, "heartbeat thread"),
     ({"replied_at": time.monotonic() - 100}, SILENT, "Redis has taken no heartbeat"),
     ({"replied_at": None}, SILENT, "Redis has taken no heartbeat"),
     ({"consuming": False}, IDLE, "consumes nothing"),
