@@ -82,9 +82,8 @@ def judge_task(task_id, notes, killed, record, received):
         allowed = {"SUCCESS"}
     elif ends or kills:
         allowed = {"SUCCESS", *GIVEN_UP} if ends else set(GIVEN_UP)
-        if any(
-                kill.with_main and 0 <= kill.at - row["at"] <= UNRECORDED for row,
-                kill in kills if row["what"] == "begin"):
+        if any(kill.with_main and 0 <= kill.at - row["at"] <= UNRECORDED
+               for row, kill in kills if row["what"] == "begin"):
             allowed |= UNPUBLISHED
     else:
         # Its process was killed before it could note anything; if its main process was, too, it is unknown.

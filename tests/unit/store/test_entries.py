@@ -171,7 +171,6 @@ def test_what_is_deleted_leaves_its_neighbours(memsync, other, deleted):
     memsync.delete(deleted)
     memsync.force_sync()
 
-    assert {
-        key for key,
-        value in other.read_many([*left, deleted]).items() if value is not None} == left
+    found = other.read_many([*left, deleted])
+    assert {key for key, value in found.items() if value is not None} == left
     assert other.read("tasks/t1/note") == "\n"
