@@ -31,7 +31,7 @@ def write_state(fleet, task_id, **state):
     fleet.reader.force_sync()
 
 
-def test_a_lock_is_freed_for_its_holder_who_loses_it(shell, fleet, lock):
+def test_unlock_releases_the_lock_of_its_holder(shell, fleet, lock):
     shown = plain(shell.run("unlock", "invoice:7", "--yes", "--fence", str(lock.fence)))
 
     assert shown.startswith("Freed: the lock invoice:7 of the-test")

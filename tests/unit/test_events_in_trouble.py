@@ -1,4 +1,4 @@
-"""Handlers of events that raise anything, block, call back or fork harm nobody but themselves."""
+"""Handlers of events that raise anything, block, call back or fork harm only themselves."""
 from __future__ import annotations
 
 import random

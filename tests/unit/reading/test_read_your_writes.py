@@ -143,7 +143,7 @@ def test_reads_return_own_writes_during_concurrent_flushes(memsync):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("interval", [0.0, 0.001, 0.1])
-def test_in_many_threads_everybody_reads_what_he_wrote(make_memsync, interval):
+def test_every_thread_reads_its_own_writes(make_memsync, interval):
     memsync = make_memsync(batch_interval=interval, batch_size=7)
     wrong, end = [], time.monotonic() + stressed(10.0)
 

@@ -233,7 +233,7 @@ def test_a_read_keeps_its_copy_though_no_time_of_redis_has_come_for_long(memsync
     other.force_sync()
     clock = memsync.runtime.store.clock
     memsync.read("other")
-    clock._heard = float("-inf")
+    clock._learned_at = float("-inf")
 
     before = read(memsync)
     redis.config_resetstat()
