@@ -1,6 +1,7 @@
 """Shared, live and consistent state in Redis for all processes of a Celery app.
 
-What it is made of is imported when it is asked for: the `celery` command imports this package in all of its processes.
+Its parts are imported when they are used: the `celery` command imports this package in all of its
+processes.
 """
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ class Keys:
         return f"{self.namespace}//{{{self.namespace}}}/{name}" if self._together else f"{self.namespace}//{{{name}}}"
 
     def messages(self, token: str) -> str:
-        """The hash of the messages that one worker keeps of its tasks at work, a field per run."""
+        """The hash of the messages that a worker keeps of its running tasks, a field per run."""
         return f"{self.workers}/messages/{token}"
 
     # -- places, by noun

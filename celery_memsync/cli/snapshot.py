@@ -34,7 +34,7 @@ ENTER, ESCAPE, BACKSPACE = "\r\n", "\x1b", "\x7f\b"
 
 @dataclass(frozen=True)
 class Running:
-    """A task at work.
+    """A running task.
 
     Attributes:
         started_at: In seconds of Redis's clock, None if unknown.

@@ -25,7 +25,7 @@ from .output import (
     unknown_task,
 )
 
-#: Seconds without a word of progress after which a task at work is said to stand still.
+#: Seconds without new progress after which a running task is reported as stalled.
 STALLED = 600.0
 
 #: Reasons of which there is nothing more to come, by status.
@@ -61,8 +61,8 @@ class Reason(NamedTuple):
     """Why a task is where it is.
 
     Attributes:
-        answer: In words.
-        reason: One word, the same from version to version.
+        answer: A sentence.
+        reason: A code, the same from version to version.
         evidence: What it was judged by.
     """
 
@@ -81,8 +81,9 @@ def reason_of(known: KnownTask) -> Reason:
     if status in FINAL:
         return _ended(known, status)
     if status == "LOST":
-        return Reason(f"Its worker {_worker(known)} was lost while it was at work{_error(known.state)}.", "worker-lost",
-                      _facts(known, "exception"))
+        return Reason(f"Its worker {_worker(known)} was lost while it ran the task"
+                      f"{_error(known.state)}.",
+                      "worker-lost", _facts(known, "exception"))
     if status == "RETRY":
         return _retried(known)
     if rank_of(status) >= AT_WORK:
@@ -100,15 +101,17 @@ def _without_status(known: KnownTask) -> Reason:
 def _ended(known: KnownTask, status: str) -> Reason:
     state = known.state
     lock = state.get("lock")
-    words = {"SUCCESS": "It succeeded", "FAILURE": "It failed", "REVOKED": "It was revoked", "SKIPPED": "It was skipped"}
-    answer = words.get(status, f"It ended as {status}")
+    ends = {
+        "SUCCESS": "It succeeded", "FAILURE": "It failed", "REVOKED": "It was revoked",
+        "SKIPPED": "It was skipped"}
+    answer = ends.get(status, f"It ended as {status}")
     if figure(state.get("finished_at")) is not None:
         answer += f" {ago(state['finished_at'], known.now)} ago"
     if figure(state.get("runtime")) is not None:
         answer += f", after {duration(state['runtime'])} on {_worker(known)}"
     answer += _error(state)
     if isinstance(lock, dict):
-        answer += f", held back by {_lock_told(lock, known.now)}"
+        answer += f", held back by {_describe_lock(lock, known.now)}"
     return Reason(answer + ".", ENDS.get(status, "ended"), _facts(known, "finished_at", "runtime", "exception", "lock"))
 
 
@@ -121,7 +124,7 @@ def _retried(known: KnownTask) -> Reason:
 def _attempt(known: KnownTask) -> str:
     """Return which attempt comes next, and of how many."""
     retries, most = known.state.get("retries"), known.state.get("max_retries")
-    # Of the run that has asked to be retried, or of the next one.
+    # Of the run that called retry(), or of the next one.
     begun = known.state.get("started_at") is not None
     if type(retries) is not int or type(most) is not int:
         return ""
@@ -143,19 +146,20 @@ def _held_back(known: KnownTask, run: dict[str, Any]) -> Reason | None:
     lock = run.get("lock")
     if run.get("status") != "RETRY" or not isinstance(lock, dict):
         return None
-    return Reason(f"It was held back by {_lock_told(lock, known.now)}, and is tried again{_when(known)}.", "locked",
-                  {**_facts(known, "retries", "eta"), "lock": lock})
+    return Reason(f"It was held back by {_describe_lock(lock, known.now)}, and is tried again"
+                  f"{_when(known)}.", "locked", {**_facts(known, "retries", "eta"), "lock": lock})
 
 
 def _at_work(known: KnownTask) -> Reason:
     state, progress = known.state, (known.task or {}).get("progress")
     facts = _facts(known, "started_at")
-    lost = _gone(known)
+    lost = _worker_gone(known)
     if lost is not None:
         return lost
     if known.awaited is not None:
         held = known.awaited
-        return Reason(f"It runs on {_worker(known)}, and is held back by {_lock_told(held.as_dict(), known.now)}.",
+        return Reason(f"It runs on {_worker(known)}, and is held back by "
+                      f"{_describe_lock(held.as_dict(), known.now)}.",
                       "locked", {**facts, "lock": held.as_dict()})
     since = figure((progress or {}).get("updated_at")) or figure(state.get("started_at"))
     done = f", {progress_words(progress)}" if progress else ""
@@ -169,7 +173,7 @@ def _at_work(known: KnownTask) -> Reason:
 def _waits(known: KnownTask) -> Reason:
     state = known.state
     eta = figure(state.get("eta"))
-    lost = _revoke_sent(known) or _gone(known)
+    lost = _revoke_sent(known) or _worker_gone(known)
     if lost is not None:
         return lost
     before = (known.task or {}).get("runs", [])[-2:-1]
@@ -219,19 +223,21 @@ def _reserved(known: KnownTask) -> Reason:
                   "and has not begun yet.", "reserved", facts)
 
 
-def _gone(known: KnownTask) -> Reason | None:
-    """Return that the worker which has a task is not there, if so."""
+def _worker_gone(known: KnownTask) -> Reason | None:
+    """Return that the worker of a task is lost or has shut down, or None if it is alive."""
     one = _record(known)
     if one is None or one.status not in ("lost", "offline"):
         return None
     facts = {**_facts(known), "last_beat": one.last_beat}
-    silent = ago(one.last_beat, known.now)
+    since = ago(one.last_beat, known.now)
     if one.status == "lost":
-        return Reason(f"Its worker {_worker(known)} is lost: it has not beaten for {silent}.", "worker-lost", facts)
+        return Reason(f"Its worker {_worker(known)} is lost: it has sent no heartbeat for {since}.",
+                      "worker-lost", facts)
     if rank_of(known.state.get("status")) < AT_WORK:
-        return Reason(f"Its message is back in the broker: {_worker(known)}, which had received it, left {silent} ago.",
-                      "worker-gone", facts)
-    return Reason(f"Its worker {_worker(known)} said goodbye {silent} ago.", "worker-gone", facts)
+        return Reason(
+            f"Its message is back in the broker: {_worker(known)}, which had received it, "
+            f"left {since} ago.", "worker-gone", facts)
+    return Reason(f"Its worker {_worker(known)} shut down {since} ago.", "worker-gone", facts)
 
 
 def _record(known: KnownTask) -> WorkerRecord | None:
@@ -260,7 +266,7 @@ def _when(known: KnownTask) -> str:
     return f" in {duration(eta - known.now)}" if eta is not None and eta > known.now else ""
 
 
-def _lock_told(lock: dict[str, Any], now: float) -> str:
+def _describe_lock(lock: dict[str, Any], now: float) -> str:
     name = f"the lock {shorten(lock['name'])}" if lock.get("name") else "a lock"
     task = f" of task {shorten(lock['task_id'])}" if lock.get("task_id") else ""
     since = f" since {moment(lock['since'])}" if figure(lock.get("since")) is not None else ""
@@ -272,7 +278,7 @@ def _lock_told(lock: dict[str, Any], now: float) -> str:
 @json_option
 @click.pass_context
 def why(ctx: click.Context, task_id: str, as_json: bool) -> None:
-    """Say why a task is where it is."""
+    """Explain why a task is in its state."""
     with memory_of(ctx) as memsync:
         task_id = task_id_of(memsync, task_id)
         known = KnownTask(task_id, memsync.get_task(task_id), memsync.get_workers(), memsync.get_awaited_lock(task_id),

@@ -61,7 +61,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self.memsync.runtime.store, self.memsync.events, settings.worker_ttl,
             running_tasks=self.memsync.signals.running_tasks, settled=self.memsync.signals.requeuer.settle)
         self._heartbeat = Heartbeat(
-            self.memsync.runtime.store, self._before_beat, settings.heartbeat_interval,
+            self.memsync.runtime.store, self._before_heartbeat, settings.heartbeat_interval,
             ttl=max(settings.default_ttl, 2 * settings.worker_ttl), timeout=settings.worker_ttl, on_reply=self._on_reply,
         )
         path = settings.probe_file
@@ -115,7 +115,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._heartbeat.run_now()
 
     def stop(self, parent: WorkController) -> None:
-        """Do nothing: the pool may still be at work."""
+        """Do nothing: the pool may still be running."""
 
     def terminate(self, parent: WorkController) -> None:
         """Leave when the worker has ended: its process may go on, as with the workers of Celery's tests."""
@@ -127,7 +127,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         ended.wait()
         self._leave()
 
-    def _before_beat(self) -> WorkerRecord:
+    def _before_heartbeat(self) -> WorkerRecord:
         """Return the record to write; write the running tasks again in time, so that long ones do not expire."""
         if time.monotonic() - self._refreshed > self.memsync.settings.default_ttl / 3:
             self._refresh()

@@ -25,7 +25,7 @@ STORED_END = "memsync_stored_end"
 MAX_REMEMBERED = 10_000
 
 
-def is_gone(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     """Whether a child of this process has ended, also one that was not waited for yet."""
     if pid == os.getpid():
         return False
@@ -64,7 +64,8 @@ class TaskOutcome(NamedTuple):
 
 
 class ChildOutcomes:
-    """The last outcomes of each child; when a child is gone, its parent records what may be missing.
+    """The last outcomes of each child; when a child has ended, its parent records what may be
+    missing.
 
     They are kept as bytes.  Thousands of living objects would let Python's collector look at all of the process again and
     again, and with that make its own copy of every page that it shares with its children.

@@ -15,7 +15,7 @@ MAX_PREVIOUS = 4096
 
 
 def sent_along(active: ActiveRun | None) -> dict[str, Any]:
-    """Return what travels from a run that asks to be retried to the next one: its progress, how often it was requeued."""
+    """Return what a retried run sends to the next: its progress and number of requeues."""
     if active is None:
         return {}
     recoveries = count_of(active.sent.get("recoveries"))

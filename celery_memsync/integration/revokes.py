@@ -35,7 +35,7 @@ REQUESTED_AT = "revoke_requested_at"
 
 
 class RevokedTasks:
-    """Records as revoked what a worker is not to run: tasks that wait, here or elsewhere, and not those at work.
+    """Records as revoked what a worker is not to run: pending tasks, here or elsewhere.
 
     It works in a thread of its own: the worker's consumer must not wait for Redis.
     """
@@ -98,7 +98,7 @@ class RevokedTasks:
             waiting = [task_id for (task_id, _), result in zip(rows, results) if result.status == "conflict"]
 
     def _write(self, store: Store, task_id: str, stage: StoredEntry) -> EntryWrite | None:
-        """Return the write that records a revoke; None if the task is at work, or has ended."""
+        """Return the write that records a revoke; None if the task is running, or has ended."""
         header, run = stage.header, TaskRun.from_row(stage.value, task_id)
         if run is None or header.rank not in WAITING and run.status != "RETRY":
             return None

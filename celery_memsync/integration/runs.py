@@ -1,4 +1,4 @@
-"""The runs of tasks that this process has: those that it has received, and those that are at work in it."""
+"""The runs of tasks that this process has: those that it has received, and those that run in it."""
 from __future__ import annotations
 
 import os
@@ -36,7 +36,7 @@ _NO_STATUS: tuple[str | None, float] = None, 0.0
 
 _NO_OWNERS: frozenset[LockService] = frozenset()
 
-#: The run that is at work in this thread or greenlet.
+#: The run that is active in this thread or greenlet.
 active_run: ContextVar[ActiveRun | None] = ContextVar("active_run", default=None)
 
 
@@ -160,7 +160,8 @@ class ReceivedRun(Run):
     def _let_go(self) -> tuple[Any, ...]:
         """Give the request its callbacks back.
 
-        The request leads here and back; that circle ends, and a draft that waits to be asked keeps nothing alive.
+        The request leads here and back; that circle ends, and a deferred change keeps nothing
+        alive.
         """
         wrapped, self._wrapped, self.ended = self._wrapped, (None, None, None), True
         del wrapped[0].on_success, wrapped[0].on_failure
@@ -194,7 +195,7 @@ class Ending(NamedTuple):
 
 
 class ActiveRun(Run):
-    """A run that is at work in this process.
+    """A run that is active in this process.
 
     Args:
         name: Of its task.
@@ -222,7 +223,7 @@ class ActiveRun(Run):
         self.facts = facts_of(facts)
         self.sent = sent
         self.at = at
-        # A draft of it waits in the writer, which must not keep the memory alive.
+        # A deferred change of it waits in the writer, which must not keep the manager alive.
         self.find_memsync = weakref.ref(memsync)
         self.name = name
         self.started_at = started_at
@@ -236,7 +237,7 @@ class ActiveRun(Run):
 
     @property
     def memsync(self) -> AppManager | None:
-        """The memory of its app; None: its app is gone, which takes its end."""
+        """The MemSync of its app, or None if that was collected."""
         return self.find_memsync()
 
     @property

@@ -26,7 +26,7 @@ from ..store.clock import UNKNOWN
 from ..writing.changes import StageChange
 from . import earlier_progress, signal_receivers
 from .app_manager import AppManager
-from .child_outcomes import STORED_END, ChildOutcomes, TaskOutcome, is_gone, unwrapped
+from .child_outcomes import STORED_END, ChildOutcomes, TaskOutcome, has_ended, unwrapped
 from .endings import REPLACED, end_of_unwound, is_unstored, stored_state
 from .requests import HEADER, RECORDED, ReceivedRequests, failing, nesting_of, sent_of
 from .revokes import RevokedTasks
@@ -194,7 +194,7 @@ class TaskSignals:
         self._end(request.id, request.request_dict, "SUCCESS" if stored else "LOST", None if stored else error)
 
     def report_lost_outcomes(self, alive: Iterable[int] = ()) -> None:
-        """Record the last outcomes of children that are gone.
+        """Record the last outcomes of children that have ended.
 
         What they recorded themselves stays: a known outcome is not recorded twice.
 
@@ -380,7 +380,8 @@ class TaskSignals:
         )
         self._record(task_id, sent["key"], TaskRun.of(known))
         if known["pid"] not in (None, os.getpid()) and known["run"]:
-            self.memsync.runtime.locks.release_if_ended(known["run"], partial(is_gone, known["pid"]))
+            self.memsync.runtime.locks.release_if_ended(
+                known["run"], partial(has_ended, known["pid"]))
 
     # -- the ends of children
 
@@ -395,7 +396,7 @@ class TaskSignals:
     # -- helpers
 
     def _pid_of(self, request: Any) -> int | None:
-        """Return the process in which a request is at work; gevent and eventlet call the id of a greenlet a pid."""
+        """Return the process that runs a request; for gevent and eventlet a pid is a greenlet's."""
         pid: int | None = getattr(request, "worker_pid", None)
         return pid if pid is None or self.has_children else os.getpid()
 
@@ -405,7 +406,7 @@ class TaskSignals:
         return active if active is not None and active.task_id == task_id and active.find_memsync() is self.memsync else None
 
     def _warn_of_id(self, name: str, task_id: Any) -> None:
-        """Say once of a task that it has ids of which nothing is recorded."""
+        """Log once for each task that it has ids of which nothing is recorded."""
         if name not in self._unrecorded:
             self._unrecorded.add(name)
             logger.warning("Nothing is recorded of the task %s with the id %s, which can't be part of a key in Redis (no "
@@ -428,7 +429,7 @@ class TaskSignals:
 
 
 class _Harmless:
-    """Logs what goes wrong in telling: Celery's own callback comes next, and must."""
+    """Logs what goes wrong in recording: Celery's own callback comes next, and must."""
 
     def __enter__(self) -> None:
         pass

@@ -47,7 +47,7 @@ WAITING = frozenset({"0", "1"})
 #: Rank of a retry that a worker has received and not begun.
 RETRY_WAITS = "1"
 
-#: Rank of a task that is at work: started, or with a status of the user's own.
+#: Rank of a running task: started, or with a status of the user's own.
 AT_WORK = "2"
 
 #: Statuses after which nothing more is expected of a task.

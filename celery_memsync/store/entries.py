@@ -108,7 +108,7 @@ class EntryStore(ScriptCaller):
         What Redis refuses is an outcome, and keeps nothing else from being written.
 
         Args:
-            writes: Asked for while Redis is at work on those before.
+            writes: Read while Redis executes those before.
             repeated: Whether what is not written is sent again soon, so that it need not be waited for.
         """
         chunks: list[list[EntryWrite]] = []

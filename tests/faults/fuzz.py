@@ -130,8 +130,8 @@ def main():
                 [sys.executable, "-m", "tests.faults.fuzz", "--target", name, "--seconds", str(args.seconds)], cwd=ROOT,
                 capture_output=True, text=True)
             fallen += done.returncode != 0
-            words = done.stderr[-3000:] + done.stdout[-3000:] if done.returncode else "nothing found"
-            print(f"{name:10} {words}", flush=True)
+            text = done.stderr[-3000:] + done.stdout[-3000:] if done.returncode else "nothing found"
+            print(f"{name:10} {text}", flush=True)
     return fallen
 
 

@@ -12,13 +12,13 @@ from click.testing import CliRunner
 from celery_memsync import cli, encoding
 from tests.support import poison
 
-#: What nobody of ours tells.
+#: Values that this package never writes.
 ODD = ("yesterday\x1b[2J", 5, -1e300, 10 ** 400, True, None, ["a"], {"b": {"c": "\u202ed"}})
 
 
 @pytest.fixture(scope="module")
 def run(module_fleet):
-    """Runs commands in this process, on a memory with tasks and workers in which each fact is something odd."""
+    """Runs commands in this process, on a store with odd facts of tasks and workers."""
     reader = module_fleet.reader
     facts = ("status", "name", "worker", "runtime", "started_at", "finished_at", "eta", "exception", "queue")
     for number, odd in enumerate(ODD):
@@ -103,7 +103,7 @@ def commands():
 def poisoned(request, module_fleet):
     """Runs commands on a namespace whose every structure was poisoned in one way."""
     namespace = f"{module_fleet.name}-{request.param.__name__}"
-    with module_fleet.memory.client() as redis:
+    with module_fleet.store.client() as redis:
         poison.fill(module_fleet.manager(namespace=namespace, worker_ttl=60.0), redis)
         poison.poison(redis, namespace, request.param)
     app = module_fleet.producer(memsync_namespace=namespace, memsync_worker_ttl=60.0)

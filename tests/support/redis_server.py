@@ -16,12 +16,12 @@ import redis
 from celery_memsync.store.embedded import find_server
 from tests.support.waiting import eventually
 
-#: Ports that were given away lately: who was given one may not listen there yet.
+#: Ports that were returned before: the process that uses one may not listen there yet.
 _given = deque(maxlen=200)
 
 
 def free_port():
-    """Return a TCP port that nobody listens on.
+    """Return a TCP port on which no process listens.
 
     It is below those that the kernel gives to clients: a server that was killed
     finds its port free when it is started again, and so does the second port of

@@ -61,7 +61,7 @@ USES = [write, report, read, subscribe, watch, listen, hold, hold_task]
 
 
 class Surroundings:
-    """What is in this process beside what was there before, once nobody is at work any more."""
+    """What is in this process beside what was there before, once nothing is closing any more."""
 
     def __init__(self):
         gc.collect()

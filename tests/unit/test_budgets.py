@@ -40,7 +40,7 @@ def warmed_up(memsync, redis):
 
 
 def finished(task_id, run):
-    """Return a run as Celery's signals tell it at its end."""
+    """Return a run as Celery's signals record it at its end."""
     return TaskRun(
         "SUCCESS", name="proj.tasks.render_report", queue="celery", worker="celery@worker-host-7", pid=48211, run=run,
         root_id=task_id, published_at=1722500000.123, received_at=1722500000.135, started_at=1722500000.138,
@@ -87,7 +87,7 @@ def test_a_batch_size_bounds_one_round_trip(make_memsync, redis):
     assert trips == 2
 
 
-@pytest.mark.parametrize("tell", [
+@pytest.mark.parametrize("write", [
     lambda memsync: memsync.write("a", 1),
     lambda memsync: memsync.delete("a"),
     lambda memsync: memsync.sync_task_state("t1", {"x": 1}),
@@ -103,11 +103,11 @@ def test_a_batch_size_bounds_one_round_trip(make_memsync, redis):
     lambda memsync: memsync.update_heartbeat(),
     lambda memsync: memsync.get_metrics(),
 ])
-def test_telling_costs_no_round_trip(warmed_up, tell):
-    assert round_trips(warmed_up, lambda: tell(warmed_up)) == 0
+def test_buffered_write_costs_no_round_trip(warmed_up, write):
+    assert round_trips(warmed_up, lambda: write(warmed_up)) == 0
 
 
-@pytest.mark.parametrize("most, ask", [
+@pytest.mark.parametrize("most, call", [
     (1, lambda memsync: memsync.read("a")),
     (0, lambda memsync: memsync.read("warm")),
     (1, lambda memsync: memsync.read("warm", consistent=True)),
@@ -136,12 +136,12 @@ def test_telling_costs_no_round_trip(warmed_up, tell):
     (0, lambda memsync: memsync.lock("a").owned),
     (2, lambda memsync: memsync.locks()),
 ])
-def test_asking_and_deciding_cost_so_many_round_trips(warmed_up, most, ask):
+def test_reads_and_atomic_operations_cost_so_many_round_trips(warmed_up, most, call):
     for number in range(60):
         warmed_up.sync_task_state(f"t{number}", {"x": 1})
     warmed_up.force_sync()
 
-    assert round_trips(warmed_up, lambda: ask(warmed_up)) <= most
+    assert round_trips(warmed_up, lambda: call(warmed_up)) <= most
 
 
 def test_no_reader_goes_through_all_keys(warmed_up, redis):
@@ -210,7 +210,7 @@ def test_a_finished_task_costs_less_than_800_bytes(make_memsync, redis, message)
     assert used / number < MOST_BYTES
 
 
-def test_progress_told_again_and_again_costs_no_memory(memsync, redis):
+def test_repeated_progress_costs_no_memory(memsync, redis):
     memsync.sync_task_progress("t1", 1, message="x" * 50)
     memsync.force_sync()
     before = redis.memory_usage(Keys("task-sentinel").task("t1"))

@@ -142,11 +142,11 @@ def test_steps_of_one_chain_end_the_same_in_every_order_of_arrival(store, order)
     assert task.progress == (("y", 10), ("x", 90))
 
 
-@pytest.mark.parametrize("gone", [["c.2.z"], ["c.1.y", "c.2.z"], ["c.1", "c.2.z"]])
-def test_a_run_that_is_written_late_is_behind_those_that_came_from_it(store, gone):
+@pytest.mark.parametrize("lost", [["c.2.z"], ["c.1.y", "c.2.z"], ["c.1", "c.2.z"]])
+def test_a_run_that_is_written_late_is_behind_those_that_came_from_it(store, lost):
     task = Task(store)
     task.write("c.0.x", "RETRY")
-    for key in reversed(gone):
+    for key in reversed(lost):
         task.write(key, "STARTED" if key.count(".") == 2 else "PENDING")
 
     answer = task.write("c.1.late", "FAILURE")
