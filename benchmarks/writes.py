@@ -73,8 +73,8 @@ def main() -> None:
 
         def least_write() -> None:
             for begin in range(0, WRITES, CHUNK):
-                known = f"* - - 0 {int(time.time() * 1000)} {least.TTL_MS}"
-                bare.write([(keys[number], "", known, json.dumps(record(number)).encode())
+                now = int(time.time() * 1000)
+                bare.write([(keys[number], "", "* - - 0", now, json.dumps(record(number)).encode())
                             for number in range(begin, begin + CHUNK)])
 
         def write() -> None:

@@ -11,7 +11,7 @@ from ..models.entry import StoredEntry
 from .errors import PASSING, UNANSWERED, UNREACHABLE, code_in, code_of, is_lost, is_of_all, redis_call
 from .pool import noted
 from .push import TrackedConnection
-from .script_caller import SCRIPT_SIZE, Call, ScriptCaller, in_chunks
+from .script_caller import SCRIPT_SIZE, Call, ScriptCaller, in_chunks, ms
 from .scripts import ENTRY_PUBLISH, ENTRY_WRITE
 
 #: Entries of earlier runs that are kept of a task.
@@ -35,8 +35,7 @@ class EntryWrite(NamedTuple):
         run: Its run key, see :mod:`celery_memsync.models.order`; "": the run that is stored; "-": none.
         seen: What the writer saw: ``"<version>@<ms>"`` or ``"<version>"``;
             ``"*"``: whatever is there; ``"run"``: run and rank decide.
-        time: Redis's time when it was made, in milliseconds, as far as it is known here.
-        age_ms: Milliseconds since then.
+        at: Monotonic time when it was made.
         serial: Its number in this process; a second try has the same.
         figure: Of a stage: when its task was published, or how long its run took; see there.
     """
@@ -46,8 +45,7 @@ class EntryWrite(NamedTuple):
     run: str
     rank: str
     fence: int
-    time: int
-    age_ms: int
+    at: float
     ttl_ms: int
     serial: int
     body: bytes
@@ -176,19 +174,19 @@ class EntryStore(ScriptCaller):
         return answers[:1] != [0]
 
     def _entry_call(self, writes: Sequence[EntryWrite]) -> Call:
-        keys = [write.location.key for write in writes]
+        ahead = self.clock.at(0.0)  # of the monotonic clock; taken once, for another thread may correct it
+        keys: list[str] = []
         args: list[Any] = [
             len(writes), self.worker_id, self.token, self._index_ttl, SLOTS, MAX_RUNS,
-            self.prefix, self._together, "".join(name + "," for name in COUNTERS),
+            self.prefix, self._together, "".join(name + "," for name in COUNTERS), ms(time.monotonic() + ahead),
         ]
-        # One text each: eleven arguments take three times as long.
-        args += [
-            b"%b\n%b" % (
-                f"{slot or ':' + field}\n{path}\n{task_id}\n"
-                f"{seen} {run} {rank} {fence} {time_ms} {age_ms} {ttl_ms} {serial} {figure}".encode(), body)
-            for (_, slot, field, path, task_id), seen, run, rank, fence, time_ms, age_ms, ttl_ms, serial, body, figure
-            in writes
-        ]
+        for (key, slot, field, path, task_id), seen, run, rank, fence, at, ttl_ms, serial, body, figure in writes:
+            keys.append(key)
+            # One text, and not eleven: they take three times as long.
+            args += (
+                f"{round((at + ahead) * 1000)} {serial}\n{slot or ':' + field}\n"
+                f"{'' if path == key else path}\n{task_id}\n{seen} {run} {rank} {fence} {ttl_ms} {figure}",
+                body)
         shared = self._shared_keys()
         return ENTRY_WRITE, [*keys, *shared, *[self.keys.clock] * bool(shared)], args
 

@@ -11,7 +11,7 @@ from ..deadline import within
 from ..exceptions import ConflictError, LockLost, MemSyncError, StoreError, StoreRefused, StoreUnavailable
 from ..keys import Location
 from ..models.entry import Header, StoredEntry
-from ..store import UNANSWERED, UNREACHABLE, CoordinationResult, EntryWrite, Store, WriteResult, may_be_done
+from ..store import UNANSWERED, UNREACHABLE, CoordinationResult, EntryWrite, Store, WriteResult, may_be_done, ms
 from .changes import Change, Coordinated, MergeFields, SetValue
 from .outcomes import Outcomes
 from .refusals import refusal
@@ -291,7 +291,8 @@ class BatchSender:
         # If this is a second try others may have written since.
         is_last = f"{outcome.writes},".startswith(f"{self.store.token}.{attempt.number},")
         version = expected + 1 if outcome.status == "again" and not is_last else outcome.version
-        header = Header(version, "-", "-", change.fence, write.time, write.ttl_ms, 0, "-", self.store.worker_id)
+        made_ms = ms(self.store.clock.at(change.at))
+        header = Header(version, "-", "-", change.fence, made_ms, write.ttl_ms, 0, "-", self.store.worker_id)
         return StoredEntry(header, change.body)
 
     def _compare_with_deleted(

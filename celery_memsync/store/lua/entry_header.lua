@@ -16,8 +16,9 @@ local function parse(text)
 end
 
 -- Return a header.  The fence is a text, for it is compared as one; other numbers may be texts or numbers.  A number for
--- time or ttl has at most 14 digits, which %s writes exactly: it is faster where they are texts, as they are mostly.
+-- time or ttl has at most 14 digits, which .. writes exactly: it is faster where they are texts, as they are mostly.
 local function header(version, run, rank, fence, time, ttl_ms, lag, writes, worker)
-  return string.format("%.0f %s %s %s %s %s %.0f %s %s", version, run, rank, fence, time, ttl_ms, lag, writes, worker)
+  return whole(version) .. " " .. run .. " " .. rank .. " " .. fence .. " " .. time .. " " .. ttl_ms .. " "
+    .. whole(lag) .. " " .. writes .. " " .. worker
 end
 

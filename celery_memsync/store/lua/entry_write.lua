@@ -23,20 +23,20 @@
 -- ARGV[7]     prefix   put before a path to make its channel
 -- ARGV[8]     together  path of what is in about, up to the last slash
 -- ARGV[9]     counters  names of counters by first digit of the rank, each with a comma after it
--- ARGV[10..]  1 for each write: three lines with one word each, a fourth with the others and a space between two, and
---             its body, which is not looked into; "" deletes.
+-- ARGV[10]    made     Redis's time when the call was made, ms, as the writer knows it
+-- ARGV[11..]  2 for each write, words and body.  The body is not looked into; "" deletes.  The words are five lines, in the
+--             first and the last a space between two:
+--   time     Redis's time when the write was made, ms, as the writer knows it
+--   serial   number of the write in its process
 --   where    slot in the record, or ":" and the field in the hash
---   path     the entry's; its changes are published there
+--   path     the entry's, or "" if that is its key; its changes are published there
 --   task     id of the task to which it belongs; "" for a user's own key
 --   seen     "<version>@<ms>": which one the writer saw, and when Redis took it; "<version>": that one, whenever;
 --            "*": whatever is there; "run": run and rank decide
 --   run      run key of the run that writes, see run_order.lua; "": the one that is there; "-": none
 --   rank     how far along in its run, sortable; "9..." absorbs what comes after; an equal one follows in the third slot
 --   fence    of the lock under which it is written; "0" for none
---   time     Redis's time when the write was made, ms, as the writer knows it
---   age      ms since then
 --   ttl_ms
---   serial   number of the write in its process
 --   figure   of a stage with rank "0" or "1": when the task was published, in tenths of a millisecond; of any other:
 --            us that the run took; "0" if that is not known
 --
@@ -64,7 +64,17 @@ index, names, pending, processing, metrics, about =
   KEYS[n + 1], KEYS[n + 2], KEYS[n + 3], KEYS[n + 4], KEYS[n + 5], KEYS[n + 6]
 local clock = KEYS[n + 7]
 
-local KNOWN = "^([^\n]*)\n([^\n]*)\n([^\n]*)\n(%S+) (%S*) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)\n(.*)$"
+-- Most ms by which what a writer takes for Redis's time may be wrong, unless the clock was set; and how far it was set.
+local UNNOTICED = 1000
+local set_by = ARGV[10] - now_ms
+if math.abs(set_by) <= UNNOTICED then set_by = 0 end
+
+-- The words of writes but for time and serial, by their text: many of a call have the same.
+local WORDS = "^([^\n]*)\n([^\n]*)\n([^\n]*)\n(%S+) (%S*) (%S+) (%S+) (%S+) (%S+)$"
+local words = setmetatable({}, { __index = function(known, text)
+  known[text] = { string.match(text, WORDS) }
+  return known[text]
+end })
 
 local tally = {}
 for counter in string.gmatch(counters, "([^,]*),") do
@@ -224,9 +234,6 @@ end
 -- The slot of a task's progress.
 local PROGRESS = 3
 
--- Most ms by which what a writer takes for Redis's time may be wrong, unless the clock was set.
-local UNNOTICED = 1000
-
 -- When an entry is taken to be stored (ms): never earlier than any before in this namespace, or on a cluster than the one
 -- before of its key, whatever Redis's clock says.
 local clock_ms
@@ -235,10 +242,12 @@ local function stored_ms_after(before)
   return math.max(clock_ms, before)
 end
 
-local function write(key, known)
-  local where, path, task, seen, run, rank, fence, time, age, ttl_ms, serial, figure, body = string.match(known, KNOWN)
+local function write(key, known, body)
+  local time, serial, rest = string.match(known, "^(%d+) (%d+)\n(.*)$")
+  local where, path, task, seen, run, rank, fence, ttl_ms, figure = unpack(words[rest])
+  if path == "" then path = key end
   -- A writer that does not know yet that the clock was set knows how long ago it was.
-  if math.abs(now_ms - age - time) > UNNOTICED then time = whole(now_ms - age) end
+  if set_by ~= 0 or time - now_ms > UNNOTICED then time = whole(math.min(time - set_by, now_ms)) end
   local slot, field = tonumber(where), nil
   local entries, text, record
   if slot then
@@ -309,8 +318,8 @@ local function write(key, known)
       keep_former(entries, where, srun, srank, text, run)
     end
   elseif seen ~= "run" and seen ~= "*" then
-    local wanted, at = string.match(seen, "^(%d+)@?(%d*)$")
-    if tonumber(wanted) ~= version or at ~= "" and version > 0 and tonumber(at) ~= stime + slag then
+    local there = whole(version)
+    if seen ~= there and seen ~= there .. "@" .. (text and whole(stime + slag) or "0") then
       return { "conflict", version, text, text and is_later(run, srun) and 1 or nil }
     end
   end
@@ -341,21 +350,23 @@ end
 -- Errors by place of the entry, for later writes must not overtake one that was refused.
 local refused = {}
 
+local function place_of(key, known)
+  return key .. "\n" .. string.match(known, "^[^\n]*\n([^\n]*)")
+end
+
 -- Write one entry, or return why Redis refuses that: an entry that can't be written stops no other.
-local function write_alone(key, known)
-  local place = next(refused) and key .. "\n" .. string.match(known, "^[^\n]*")
+local function write_alone(key, known, body)
+  local place = next(refused) and place_of(key, known)
   if place and refused[place] then return { "error", refused[place] } end
-  local fine, answer = pcall(write, key, known)
+  local fine, answer = pcall(write, key, known, body)
   if not fine then answer = { "error", type(answer) == "table" and answer.err or tostring(answer) } end
-  if type(answer) == "table" and answer[1] == "error" then
-    refused[key .. "\n" .. string.match(known, "^[^\n]*")] = answer[2]
-  end
+  if type(answer) == "table" and answer[1] == "error" then refused[place_of(key, known)] = answer[2] end
   return answer
 end
 
 local answers, versions = { tonumber(now[1]), tonumber(now[2]), "" }, {}
 for i = 1, n do
-  local answer = write_alone(KEYS[i], ARGV[i + 9])
+  local answer = write_alone(KEYS[i], ARGV[9 + 2 * i], ARGV[10 + 2 * i])
   local stored = type(answer) == "string"
   if not stored and answer[1] == "error" and string.find(answer[2], "READONLY", 1, true) then
     return redis.error_reply(answer[2])

@@ -199,7 +199,7 @@ def test_progress_that_travels_with_a_retry_keeps_its_phase():
 
     travelled = ProgressChange.from_row(PROGRESS, encoding.decode(body), RUN_1, 60.0, clock)
 
-    written = [one.entry_write(clock)._replace(time=0, age_ms=0, ttl_ms=0) for one in (travelled, change)]
+    written = [one.entry_write(clock)._replace(at=0.0, ttl_ms=0) for one in (travelled, change)]
     assert written[0] == written[1]
     assert told(travelled)["phase_number"] == 2
 
