@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from ..exceptions import StoreUnavailable
 from ..keys import SLOTS, Location
-from ..models.entry import StoredEntry
+from ..models.entry import UNWRITTEN, EntryVersion, StoredEntry
 from .errors import PASSING, UNANSWERED, UNREACHABLE, code_in, code_of, is_lost, is_of_all, redis_call
 from .pool import noted
 from .push import TrackedConnection
@@ -61,7 +62,7 @@ class WriteResult(NamedTuple):
         version: The version that is stored now.
         stored: With ``conflict``: what is stored.
         error: With ``error``: what Redis said.
-        stored_at: With ``ok``: the time as which it is stored, in milliseconds, see ``store/lua/hybrid_clock.lua``.
+        stamp: With ``ok``: as which state of the entry it is stored, see ``store/lua/hybrid_clock.lua``.
         code: With ``error``: the first word of Redis's error, such as ``OOM``; "" if something else is stored there.
         writes: With ``again``: ids of the last writes, as in :class:`~celery_memsync.models.entry.Header`.
         is_later_run: With ``conflict``: whether the write is of a later run of the task than what is stored.
@@ -73,7 +74,7 @@ class WriteResult(NamedTuple):
     version: int = 0
     stored: StoredEntry | None = None
     error: str = ""
-    stored_at: int = 0
+    stamp: EntryVersion = UNWRITTEN
     code: str = ""
     writes: str = ""
     is_later_run: bool = False
@@ -255,15 +256,13 @@ def outcomes_of(answer: Sequence[Any]) -> list[WriteResult]:
     """Read what ``store/lua/entry_write.lua`` answers to one call."""
     taken_at = int(answer[0]) * 1000 + int(answer[1]) // 1000
     others = iter(answer[3:])
-    return [
-        _stored(version, taken_at) if version else _outcome(next(others))
-        for version in answer[2].split(b",")
-    ]
+    stored = lru_cache(partial(_stored, taken_at))  # many are the first version
+    return [stored(version) if version else _outcome(next(others)) for version in answer[2].split(b",")]
 
 
-def _stored(text: bytes, taken_at: int) -> WriteResult:
+def _stored(taken_at: int, text: bytes) -> WriteResult:
     version, _, stored_at = text.partition(b"@")
-    return WriteResult("ok", int(version), None, "", int(stored_at or taken_at))
+    return WriteResult("ok", int(version), stamp=EntryVersion(int(stored_at or taken_at), int(version)))
 
 
 def _outcome(answer: Any) -> WriteResult:
@@ -272,7 +271,7 @@ def _outcome(answer: Any) -> WriteResult:
         text = answer[1].decode(errors="replace")
         return WriteResult("error", error=text, code=code_in(text))
     if status == "unpublished":
-        return WriteResult("ok", answer[1], stored_at=int(answer[2]), code=UNPUBLISHED)
+        return WriteResult("ok", answer[1], stamp=EntryVersion(int(answer[2]), answer[1]), code=UNPUBLISHED)
     if status == "again":
         return WriteResult("again", answer[1], writes=answer[2].decode(errors="replace"))
     if status == "conflict":

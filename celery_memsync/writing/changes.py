@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from .. import encoding
@@ -16,6 +17,9 @@ from ..models.task import TOO_LATE, TaskRun
 from ..store import CoordinationChange, EntryWrite, MetricsUpdate, QueueReplacement, ms
 from ..store.clock import Clock
 from .version_tracker import EMPTY_BASE, MergeBase
+
+#: Milliseconds of a ttl: there are few of them.
+_ms = lru_cache(ms)
 
 #: Values that were sent of a field without an answer and are remembered.
 MAX_SENT = 4
@@ -73,7 +77,7 @@ class Change:
     def _entry_write(
         self, seen: str, run: str, rank: str, body: bytes, figure: int = 0, at: float | None = None,
     ) -> EntryWrite:
-        return EntryWrite(self.location, seen, run, rank, self.fence, self.at if at is None else at, ms(self.ttl),
+        return EntryWrite(self.location, seen, run, rank, self.fence, self.at if at is None else at, _ms(self.ttl),
                           self.serial or 0, body, figure)
 
     def preview(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:
@@ -156,7 +160,9 @@ class SetValue(Change):
 
     def entry_write(self, clock: Clock, base: MergeBase = EMPTY_BASE) -> EntryWrite:
         """The value."""
-        return self._entry_write("*" if self.owned else _in_words(self.seen), self.run_key, "-", self.body)
+        seen = "*" if self.owned else _in_words(self.seen)
+        return EntryWrite(
+            self.location, seen, self.run_key, "-", self.fence, self.at, _ms(self.ttl), self.serial or 0, self.body)
 
 
 class MergeFields(Change):

@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..background_loop import BackgroundLoop
 from ..conflicts import MAX_ROUNDS
 from ..keys import Location
-from ..models.entry import UNWRITTEN, EntryVersion, StoredEntry
+from ..models.entry import UNWRITTEN, StoredEntry
 from ..store import UNANSWERED, CoordinationResult, EntryWrite, Store, WriteResult
 from .changes import Change, Coordinated, MergeFields, SetValue, SyncMetrics
 from .conflict_settler import ConflictSettler, Dispute
@@ -62,8 +62,34 @@ class Outcomes:
             return EMPTY_BASE
         return self.versions.base(change.location) if change.base is None else change.base.present
 
-    def settle(self, change: Change, write: EntryWrite, result: WriteResult) -> Change | None:
-        """Note what a write came to; return what is to be written instead at once, or None."""
+    def settle_all(
+        self, sent: Sequence[tuple[Change, EntryWrite]], results: Sequence[WriteResult],
+    ) -> list[Change]:
+        """Note what writes came to; return what is to be written instead at once."""
+        has_handlers = self.report.events.has_handlers
+        again: list[Change] = []
+        for (change, write), result in zip(sent, results):
+            if result.status == "ok" or result.status == "again":
+                self._note_written(change, result)
+                if has_handlers:
+                    self._write_events.written(change, write.body)
+            elif (instead := self._settle_unwritten(change, result)) is not None:
+                again.append(instead)
+        return again
+
+    def _note_written(self, change: Change, result: WriteResult) -> None:
+        self.report.written()
+        if result.status == "ok":
+            self._remember(change, result)
+        else:
+            # Others may have written since; what they wrote was not read.
+            self.versions.forget(change.location)
+        if change.conflict is not None:
+            self.report.conflict_resolved(change.conflict)
+        self.pending.settle(change)
+
+    def _settle_unwritten(self, change: Change, result: WriteResult) -> Change | None:
+        """Note why a change was not written; return what is to be written instead at once, or None."""
         status = result.status
         if status == "conflict":
             if self.pending.is_later(change):
@@ -77,16 +103,6 @@ class Outcomes:
         if status == "fenced":
             self.refusals.fence_off(change)
             self.versions.forget(change.location)
-        if status == "ok" or status == "again":
-            self.report.written()
-            if status == "ok":
-                self._remember(change, EntryVersion(result.stored_at, result.version))
-            else:
-                # Others may have written since; what they wrote was not read.
-                self.versions.forget(change.location)
-            if change.conflict is not None:
-                self.report.conflict_resolved(change.conflict)
-            self._write_events.written(change, write.body)
         self.pending.settle(change)
         return None
 
@@ -112,8 +128,8 @@ class Outcomes:
         """Note the version that a caller was given as that of a conflict."""
         self.versions.note(location, UNWRITTEN if stored is None else stored.header.stamp)
 
-    def _remember(self, change: Change, stamp: EntryVersion) -> None:
-        location = change.location
+    def _remember(self, change: Change, result: WriteResult) -> None:
+        location, stamp = change.location, result.stamp
         if isinstance(change, MergeFields):
             base = self.base_of(change)
             recorded_at = max(change.at, base.recorded_at)
