@@ -242,20 +242,23 @@ local function stored_ms_after(before)
   return math.max(clock_ms, before)
 end
 
-local function write(key, known, body)
+-- Write one entry and return what is answered.
+local function write(key, known, body, is_there)
   local time, serial, rest = string.match(known, "^(%d+) (%d+)\n(.*)$")
   local where, path, task, seen, run, rank, fence, ttl_ms, figure = unpack(words[rest])
   if path == "" then path = key end
   -- A writer that does not know yet that the clock was set knows how long ago it was.
   if set_by ~= 0 or time - now_ms > UNNOTICED then time = whole(math.min(time - set_by, now_ms)) end
   local slot, field = tonumber(where), nil
+  -- A user's key that its writer has not seen is mostly new, which SET finds out by itself.
+  local is_new = not is_there and seen == "0@0" and slot == 1 and task == ""
   local entries, text, record
-  if slot then
-    record = redis.pcall("GET", key)
-    text = record
-  else
+  if not slot then
     field = string.sub(where, 2)
     text = redis.pcall("HGET", key, field)
+  elseif not is_new then
+    record = redis.pcall("GET", key)
+    text = record
   end
   if type(text) == "table" then
     if not was_foreign(text, key) then return { "error", text.err } end
@@ -326,7 +329,11 @@ local function write(key, known, body)
 
   local stored_ms = stored_ms_after(text and stime + slag or 0)
   local stored = header(version + 1, run, rank, fence, time, ttl_ms, stored_ms - time, writes, worker) .. "\n" .. body
-  local is_new = store(key, entries, slot, field, stored, time, ttl_ms) or slot and not record
+  if is_new then
+    if not redis.call("SET", key, stored, "PX", ttl_ms, "NX") then return write(key, known, body, true) end
+  else
+    is_new = store(key, entries, slot, field, stored, time, ttl_ms) or slot and not record
+  end
   local other = entries and slot < 3 and entries[3 - slot] or ""
   local published = publish(prefix .. path,
     where .. "\n" .. stored .. ((other == "" or other == "\n") and "" or "\n" .. other))
