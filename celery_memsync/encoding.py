@@ -99,10 +99,10 @@ def encode(value: object, what: str, limit: int) -> bytes:
         ValueTooLarge: If the JSON is longer than ``limit``.
     """
     try:
-        if type(value) not in _PLAIN:
-            _refuse_what_would_change(value, what)
+        is_deep = type(value) not in _PLAIN and _refuse_what_would_change(value, what)
         body = "".join(_chunks(value, 0)).encode()
-        _check_depth(body)
+        if is_deep:
+            _check_depth(body)
     except RecursionError:
         raise InvalidValue(f"the value of {what} is nested too deeply, or contains itself") from None
     except (TypeError, ValueError) as exc:
@@ -222,7 +222,8 @@ def split_fields(body: bytes) -> dict[str, bytes]:
     return {name: dumps(item) for name, item in value.items()} if isinstance(value, dict) else {}
 
 
-def _refuse_what_would_change(value: object, what: str) -> None:
+def _refuse_what_would_change(value: object, what: str) -> bool:
+    """Raise for what would not come back as it was; return whether its JSON may have more than one level."""
     children: Iterable[object]
     if isinstance(value, dict):
         for name in value:
@@ -239,10 +240,13 @@ def _refuse_what_would_change(value: object, what: str) -> None:
     elif isinstance(value, Decimal) and not value.is_finite():
         raise InvalidValue(f"the value of {what} holds the decimal {value}; NaN and infinities are refused")
     else:
-        return
+        return True
+    is_deep = False
     for item in children:
         if type(item) not in _PLAIN:
             _refuse_what_would_change(item, what)
+            is_deep = True
+    return is_deep
 
 
 def _reason(exc: Exception) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from ..background_loop import BackgroundLoop
 from ..conflicts import MAX_ROUNDS
 from ..keys import Location
-from ..models.entry import UNWRITTEN, StoredEntry
+from ..models.entry import UNWRITTEN, EntryVersion, StoredEntry
 from ..store import UNANSWERED, CoordinationResult, EntryWrite, Store, WriteResult
 from .changes import Change, Coordinated, MergeFields, SetValue, SyncMetrics
 from .conflict_settler import ConflictSettler, Dispute
@@ -66,27 +66,26 @@ class Outcomes:
         self, sent: Sequence[tuple[Change, EntryWrite]], results: Sequence[WriteResult],
     ) -> list[Change]:
         """Note what writes came to; return what is to be written instead at once."""
-        has_handlers = self.report.events.has_handlers
+        has_handlers, written = self.report.events.has_handlers, 0
         again: list[Change] = []
         for (change, write), result in zip(sent, results):
-            if result.status == "ok" or result.status == "again":
-                self._note_written(change, result)
-                if has_handlers:
-                    self._write_events.written(change, write.body)
-            elif (instead := self._settle_unwritten(change, result)) is not None:
-                again.append(instead)
+            if result.status == "ok":
+                self._remember(change, result.stamp)
+            elif result.status == "again":
+                # Others may have written since; what they wrote was not read.
+                self.versions.forget(change.location)
+            else:
+                instead = self._settle_unwritten(change, result)
+                again += () if instead is None else (instead,)
+                continue
+            written += 1
+            if change.conflict is not None:
+                self.report.conflict_resolved(change.conflict)
+            if has_handlers:
+                self._write_events.written(change, write.body)
+            self.pending.settle(change)
+        self.report.written(written)
         return again
-
-    def _note_written(self, change: Change, result: WriteResult) -> None:
-        self.report.written()
-        if result.status == "ok":
-            self._remember(change, result)
-        else:
-            # Others may have written since; what they wrote was not read.
-            self.versions.forget(change.location)
-        if change.conflict is not None:
-            self.report.conflict_resolved(change.conflict)
-        self.pending.settle(change)
 
     def _settle_unwritten(self, change: Change, result: WriteResult) -> Change | None:
         """Note why a change was not written; return what is to be written instead at once, or None."""
@@ -128,8 +127,8 @@ class Outcomes:
         """Note the version that a caller was given as that of a conflict."""
         self.versions.note(location, UNWRITTEN if stored is None else stored.header.stamp)
 
-    def _remember(self, change: Change, result: WriteResult) -> None:
-        location, stamp = change.location, result.stamp
+    def _remember(self, change: Change, stamp: EntryVersion) -> None:
+        location = change.location
         if isinstance(change, MergeFields):
             base = self.base_of(change)
             recorded_at = max(change.at, base.recorded_at)
