@@ -269,19 +269,20 @@ local function write(key, known, body, is_there)
     text = entries[slot]
   end
   local version, srun, srank, sfence, writes, expired = 0, "-", "-", "0", "", false
-  local stime, sttl, slag
+  local stime, sttl
+  local before_ms = 0 -- when it is taken to be stored
   local v, r, k, f, t, ttl, lag, w
   if text and text ~= "" then v, r, k, f, t, ttl, lag, w = parse(text) end
   if v then
-    version, sfence, writes, stime, sttl, slag = tonumber(v), f, w, t, ttl, lag
-    expired = t + ttl <= now_ms
+    version, sfence, writes, stime, sttl, before_ms = tonumber(v), f, w, tonumber(t), ttl, t + lag
+    expired = stime + ttl <= now_ms
     if not expired then srun, srank = r, k end
   else
     text = nil
   end
   local last, others = writes_of(writes)
   if last and last >= tonumber(serial) then
-    if not index then update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body, stime + slag, version) end
+    if not index then update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body, before_ms, version) end
     return { "again", version, writes }
   end
   if fence ~= "0" and tonumber(fence) < tonumber(sfence) then return { "fenced", version } end
@@ -299,10 +300,10 @@ local function write(key, known, body, is_there)
       or run == srun and (rank > srank or slot == PROGRESS and rank == srank))
     if not follows then
       if run == srun and rank == srank and not absorbed then -- written again: it lives on
-        local stored = header(version, run, rank, fence, time, ttl_ms, stime + slag - time, writes, worker) .. "\n" .. body
+        local stored = header(version, run, rank, fence, time, ttl_ms, before_ms - time, writes, worker) .. "\n" .. body
         store(key, entries, slot, field, stored, time, ttl_ms)
         if staged and rank < "3" then
-          note_state(task, stime + slag, version)
+          note_state(task, before_ms, version)
           enlist(task, rank, time, ttl_ms, figure)
           added[#added + 1] = task
         end
@@ -322,12 +323,12 @@ local function write(key, known, body, is_there)
     end
   elseif seen ~= "run" and seen ~= "*" then
     local there = whole(version)
-    if seen ~= there and seen ~= there .. "@" .. (text and whole(stime + slag) or "0") then
+    if seen ~= there and seen ~= there .. "@" .. whole(before_ms) then
       return { "conflict", version, text, text and is_later(run, srun) and 1 or nil }
     end
   end
 
-  local stored_ms = stored_ms_after(text and stime + slag or 0)
+  local stored_ms = stored_ms_after(before_ms)
   local stored = header(version + 1, run, rank, fence, time, ttl_ms, stored_ms - time, writes, worker) .. "\n" .. body
   if is_new then
     if not redis.call("SET", key, stored, "PX", ttl_ms, "NX") then return write(key, known, body, true) end
