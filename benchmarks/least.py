@@ -22,7 +22,8 @@ TTL_MS = 3_600_000
 TALLIES = ",,,lost,retried,failed,revoked,ignored,skipped,succeeded,"
 INTERVAL, AT_ONCE = 0.1, 100
 
-Row = tuple[str, str, str, bytes]
+#: Path, task id or "", first words, Redis's time in milliseconds, body.
+Row = tuple[str, str, str, int, bytes]
 
 
 class Batch:
@@ -35,16 +36,19 @@ class Batch:
         self.index = [f"least//{{{name}}}" for name in ("tasks", "keys", "pending", "processing", "metrics", "about")]
 
     def write(self, rows: list[Row]) -> None:
-        """Write rows: path, task id or "", what else is known of it, body."""
+        """Write rows."""
         pipeline = self.client.pipeline(transaction=False)
         for start in range(0, len(rows), AT_ONCE):
             part = rows[start:start + AT_ONCE]
             keys = [f"least/{{{path}}}" for path, *_ in part]
-            args: list[Any] = [len(part), "w", "leastone", TTL_MS, 3, 12, "0:", "least/coordination/", TALLIES]
-            for path, task_id, known, body in part:
-                args.append(f"1\n{path}\n{task_id}\n{known} {next(self.serials)} 0\n".encode() + body)
+            args: list[Any] = [len(part), "w", "leastone", TTL_MS, 3, 12, "0:", "least/coordination/", TALLIES,
+                               int(time.time() * 1000)]
+            for path, task_id, known, time_ms, body in part:
+                args.append(f"{time_ms} {next(self.serials)}\n1\n{path}\n{task_id}\n{known} {TTL_MS} 0")
+                args.append(body)
             pipeline.execute_command("EVALSHA", ENTRY_WRITE.sha, len(keys) + len(self.index), *keys, *self.index, *args)
-        pipeline.execute()
+        for answer in pipeline.execute():
+            assert len(answer) == 3, answer  # else a write was refused
 
 
 class Tracker:
@@ -102,6 +106,6 @@ class Tracker:
                 task_id, (name, queue, worker, root), sent, began, ended = self.ended.popleft()
                 row = ["SUCCESS", name, queue, worker, pid, sent["run"], 0, root == task_id, None, None, None,
                        int(sent["at"] * 1e4), int(began * 1e4), int(ended * 1e4), int((ended - began) * 1e6)]
-                known = f"run {sent['key']} 9 0 {int(ended * 1000)} {TTL_MS}"
-                rows.append((f"least/tasks/{task_id}/state", task_id, known, json.dumps(row).encode()))
+                known = f"run {sent['key']} 9 0"
+                rows.append((f"least/tasks/{task_id}/state", task_id, known, int(ended * 1000), json.dumps(row).encode()))
             batch.write(rows)

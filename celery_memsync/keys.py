@@ -25,7 +25,7 @@ MAX_KEY = 4 * MAX_ID
 #: Ids that need no further look: those of Celery and of most people.
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_.:@-]{1,512}").fullmatch
 
-_PLAIN_KEY = re.compile(r"(?:[A-Za-z0-9_.:@-]{1,512}/)*[A-Za-z0-9_.:@-]{1,512}").fullmatch
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_.:@/-]{1,512}").fullmatch
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -258,7 +258,7 @@ class Keys:
         if not isinstance(key, str):
             raise InvalidKey(f"a key is a string, not {type(key).__name__}")
         relative = key[len(self._root):] if key.startswith(self._root) else key
-        if len(relative) <= MAX_KEY and _PLAIN_KEY(relative):
+        if _PLAIN_KEY(relative) and "//" not in f"/{relative}/":
             return relative
         if not relative:
             raise InvalidKey("the key is empty")

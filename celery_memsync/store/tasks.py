@@ -1,6 +1,7 @@
 """All that is stored of tasks, and their index."""
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from ..models.task import TaskRun
 from .entries import EntryWrite, slot_of, split_page
 from .errors import redis_call
 from .push import TrackedConnection
-from .script_caller import ScriptCaller, answers_of, ms
+from .script_caller import ScriptCaller, answers_of
 
 
 class Task(NamedTuple):
@@ -83,7 +84,7 @@ class TaskStore(ScriptCaller):
         header = stage.header
         return EntryWrite(
             self.keys.task_location(task_id, STAGE), seen, run_key_of(header.run), rank_of(run.status), 0,
-            ms(self.clock.now()), 0, header.ttl_ms, serial, run.encode(task_id))
+            time.monotonic(), header.ttl_ms, serial, run.encode(task_id))
 
     @redis_call
     def read_recent_tasks(

@@ -21,6 +21,15 @@ MOST_DEEP = 15
 #: Bytes of Redis memory for one finished task.
 MOST_BYTES = 800
 
+#: New keys that are written at once to count what one costs: less than a batch, which another thread would begin to send.
+NEW_KEYS = 400
+
+#: Calls of our own functions for a write of a new key: in its caller, and in the writer's thread.
+MOST_CALLS = {"caller": 20.5, "writer": 15.0}
+
+#: Bytes that are sent for a write of a new key beside its name and value.
+MOST_SENT = 75
+
 
 @pytest.fixture
 def warmed_up(memsync, redis):
@@ -73,6 +82,63 @@ def test_a_flush_of_counters_alone_is_one_round_trip(warmed_up):
     trips = round_trips(warmed_up, warmed_up.force_sync)
 
     assert trips == 1
+
+
+@pytest.fixture
+def count_calls():
+    """A function that returns how many of our functions another one calls in this thread."""
+    def count(act):
+        calls = [0]
+
+        def note(frame, event, _):
+            calls[0] += event == "call" and "/celery_memsync/" in frame.f_code.co_filename
+
+        sys.setprofile(note)
+        try:
+            act()
+        finally:
+            sys.setprofile(None)
+        return calls[0]
+
+    return count
+
+
+def write_new_keys(memsync):
+    for number in range(NEW_KEYS):
+        memsync.write(f"key-{number:03}", {"number": number, "rate": 0.5, "name": "x" * 100})
+
+
+def test_a_write_of_a_new_key_costs_few_calls(make_memsync, count_calls):
+    memsync = make_memsync(batch_interval=60.0)
+    memsync.write("warm", 1)
+    memsync.force_sync()
+
+    calls = {
+        "caller": count_calls(lambda: write_new_keys(memsync)) / NEW_KEYS,
+        "writer": count_calls(memsync.runtime.writer._write_pending) / NEW_KEYS,
+    }
+
+    print(f"calls of ours for a write: {calls}; the budget is {MOST_CALLS}")
+    assert memsync.runtime.writer.pending == 0
+    for thread, most in MOST_CALLS.items():
+        assert most * 0.5 < calls[thread] <= most
+
+
+def test_a_write_of_a_new_key_is_one_set_and_one_publish(warmed_up, redis):
+    write_new_keys(warmed_up)
+    before = redis.info("stats")["total_net_input_bytes"]
+
+    warmed_up.runtime.writer.flush()
+
+    sent = redis.info("stats")["total_net_input_bytes"] - before
+    calls = calls_of(redis)
+    scripts_run = calls["evalsha"]
+    size = len("task-sentinel/key-000") + len(redis.get("task-sentinel/key-000").partition(b"\n")[2])
+    assert {name: calls[name] for name in ("set", "publish", "zadd")} == {
+        "set": NEW_KEYS + scripts_run, "publish": NEW_KEYS, "zadd": scripts_run}
+    assert "get" not in calls and "mget" not in calls
+    print(f"{sent / NEW_KEYS - size:.1f} bytes beside name and value; the budget is {MOST_SENT}")
+    assert sent / NEW_KEYS - size < MOST_SENT
 
 
 def test_a_batch_size_bounds_one_round_trip(make_memsync, redis):

@@ -72,7 +72,7 @@ def test_own_delete_is_visible_at_once_and_stays_so(memsync, other):
 def test_refused_writes_are_read_by_their_process(make_memsync, limited):
     memsync = make_memsync(url=limited.url, batch_interval=60.0)
     memsync.read_many(["a", "b"])
-    limited.refuse("get")
+    limited.refuse("set")
 
     memsync.write("a", 1)
     memsync.write("b", 2)

@@ -8,7 +8,7 @@ import pytest
 from celery_memsync import StoreUnavailable
 from celery_memsync.keys import STAGE, Keys
 from celery_memsync.models.task import TaskRun
-from celery_memsync.store import EntryWrite, ms
+from celery_memsync.store import EntryWrite
 from celery_memsync.writing.changes import StageChange
 from tests.support.runs import run_key
 from tests.support.waiting import eventually
@@ -17,7 +17,7 @@ KEYS = Keys("task-sentinel")
 
 
 def write(name, serial, body=b"1", seen="*"):
-    return EntryWrite(KEYS.location(name), seen, "", "-", 0, ms(time.time()), 0, 60_000, serial, body)
+    return EntryWrite(KEYS.location(name), seen, "", "-", 0, time.monotonic(), 60_000, serial, body)
 
 
 def statuses(outcomes):

@@ -17,6 +17,7 @@ from celery_memsync.models.task import TaskRun
 from celery_memsync.reading.projections import progress_of, runs_of, state_of
 from celery_memsync.store import EntryWrite, Store
 from celery_memsync.store.client import connect
+from celery_memsync.store.clock import Clock
 from celery_memsync.writing.figures import progress_rank
 
 KEYS = Keys("task-sentinel")
@@ -59,10 +60,11 @@ class Task:
             rank, body = progress_rank(what, None), encode_progress((what, None, None, None, None, 1.0, 2.0, run, None))
         location = KEYS.task_location(self.task_id, STAGE if is_stage else PROGRESS)
         skew = self.skews.setdefault((key, rank), self.random.choice(SKEWS))
-        now = round(time.time() * 1000) + skew
-        serial = next(self.serials)
-        (outcome,) = self.store.with_token(f"t{serial:07}").write_entries(
-            [EntryWrite(location, "run", key, rank, 0, now, 0, 7_200_000, serial, body)])
+        serial, now = next(self.serials), time.monotonic()
+        process = self.store.with_token(f"t{serial:07}")
+        process.clock = Clock()
+        process.clock.learn(time.time() + skew / 1000, now, now)
+        (outcome,) = process.write_entries([EntryWrite(location, "run", key, rank, 0, now, 7_200_000, serial, body)])
         return outcome.status
 
     def read(self):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -117,9 +118,9 @@ def test_a_batch_that_is_sent_twice_is_counted_once(memsync, other):
         ("t1", "STARTED", "a"), ("t1", "RETRY", "a"), ("t1", "SUCCESS", "c"),
         ("t2", "SUCCESS", "a"), ("t3", "RECEIVED", "a"),
     ]
-    now = round(memsync.runtime.store.clock.now() * 1000)
+    now = time.monotonic()
     batch = [
-        EntryWrite(Keys("task-sentinel").task_location(task_id, STAGE), "run", RUNS[run], rank_of(status), 0, now, 0, 60_000,
+        EntryWrite(Keys("task-sentinel").task_location(task_id, STAGE), "run", RUNS[run], rank_of(status), 0, now, 60_000,
                    serial, TaskRun(status).encode(task_id), 500_000 if status in ("SUCCESS", "RETRY") else 0)
         for serial, (task_id, status, run) in enumerate(stages, 1)
     ]

@@ -200,7 +200,7 @@ def test_progress_that_travels_with_a_retry_keeps_its_phase():
 
     travelled = ProgressChange.from_row(PROGRESS, encoding.decode(body), RUN_1, 60.0, clock)
 
-    writes = [one.entry_write(clock)._replace(time=0, age_ms=0, ttl_ms=0) for one in (travelled, change)]
+    writes = [one.entry_write(clock)._replace(at=0.0, ttl_ms=0) for one in (travelled, change)]
     assert writes[0] == writes[1]
     assert written(travelled)["phase_number"] == 2
 

@@ -94,12 +94,12 @@ def test_refused_write_is_not_overtaken_by_a_newer_one_of_its_key(memsync, other
 
 
 def test_newer_value_wins_over_a_refused_one(memsync, other, limited):
-    limited.refuse("get")
+    limited.refuse("set")
     memsync.write("a", "old")
     with pytest.raises(StoreError):
         memsync.force_sync()
 
-    limited.allow("get")
+    limited.allow("set")
     memsync.write("a", "new")
     memsync.runtime.writer.flush()
     memsync.force_sync()
@@ -118,7 +118,7 @@ def test_refused_write_does_not_stop_atomic_operations_of_others(memsync, limite
 
 def test_refused_writes_are_bounded(make_memsync, limited):
     memsync = make_memsync(url=limited.url, batch_interval=60.0, max_pending=3)
-    limited.refuse("get")
+    limited.refuse("set")
     for number in range(3):
         memsync.write(f"key-{number}", number)
     with pytest.raises(StoreError, match="key-0 and 2 more"):
@@ -134,7 +134,7 @@ def test_refused_writes_are_bounded(make_memsync, limited):
 
 
 def test_refusal_is_logged_once(memsync, limited, caplog):
-    limited.refuse("get")
+    limited.refuse("set")
 
     for number in range(3):
         memsync.write("a", number)
@@ -142,12 +142,12 @@ def test_refusal_is_logged_once(memsync, limited, caplog):
             memsync.force_sync()
 
     assert len([line for line in caplog.messages if "refuses to write" in line]) == 1
-    limited.allow("get")
+    limited.allow("set")
     assert memsync.read("b") is None
 
 
 def test_process_reads_its_own_refused_writes(memsync, limited):
-    limited.refuse("get")
+    limited.refuse("set")
     memsync.write("a", 1)
     with pytest.raises(StoreError):
         memsync.force_sync()
