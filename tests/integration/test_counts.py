@@ -1,6 +1,6 @@
 """What a task costs in calls of Python functions, against a committed budget.
 
-It is 24.4 in the main process and 65.4 in a child, also on a busy machine: neither does anything by the clock.
+It is 24.4 in the main process and 56.6 in a child, also on a busy machine: neither does anything by the clock.
 """
 from __future__ import annotations
 

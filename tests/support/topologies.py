@@ -11,7 +11,7 @@ import subprocess
 import redis
 import redis.crc
 
-from tests.support.redis_server import RedisServer, free_port, tested_server
+from tests.support.redis_server import RedisServer, free_port, server_binary
 from tests.support.waiting import eventually
 
 
@@ -54,7 +54,7 @@ class SentinelServer(RedisServer):
                 f"sentinel monitor mymaster 127.0.0.1 {self.master_port} {self.quorum}\n"
                 "sentinel down-after-milliseconds mymaster 1500\nsentinel failover-timeout mymaster 3000\n")
         self.process = subprocess.Popen(
-            [tested_server(), str(config), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [server_binary(), str(config), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         eventually(self.answers, message="the Sentinel does not answer")
         return self
 

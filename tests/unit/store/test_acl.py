@@ -10,7 +10,7 @@ import redis as redis_py
 from celery_memsync import MemorySyncManager, StoreError
 from celery_memsync.store.acl import CHANNELS, COMMANDS, KEYS, rules
 from tests.support.paths import ROOT
-from tests.support.redis_server import RedisServer, tested_server
+from tests.support.redis_server import RedisServer, server_binary
 from tests.support.samples import NAMESPACE, use_everything
 from tests.support.topologies import system_server
 
@@ -18,7 +18,7 @@ from tests.support.topologies import system_server
 @pytest.fixture(scope="module", params=["tested", "of the system"])
 def guarded(request, tmp_path_factory):
     """A redis-server whose users are made by the tests."""
-    binary = system_server() if request.param == "of the system" else tested_server()
+    binary = system_server() if request.param == "of the system" else server_binary()
     if binary is None:
         pytest.skip("there is no redis-server of the system")
     server = RedisServer(tmp_path_factory.mktemp("guarded"), binary=binary).start()
