@@ -25,7 +25,7 @@ from simulated import record_task
 
 from celery_memsync import MemorySyncManager, MemSync
 
-RECORDS, TASKS = common.sized(20_000, quick=5000), common.sized(12_000, quick=2000)
+RECORDS, TASKS = 20_000, common.sized(12_000, quick=2000)
 
 #: Seconds that a worker is left alone before its memory is read.
 SETTLED = common.sized(5.0, quick=2.0)
