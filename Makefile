@@ -15,7 +15,7 @@ help:
 	@echo "make lint        only the linters and mypy"
 	@echo "make docs        build the documentation site into build/site"
 	@echo "make pictures    draw the pictures of the documents from a real run"
-	@echo "make bench       measure against peers, and write docs/performance.md; takes about half an hour"
+	@echo "make bench       measure against peers and goals, and write docs/performance.md, in half an hour; QUICK=1 a few minutes"
 	@echo "make soak        real workers under faults for MINUTES=60, or without any: STEADY=--steady; TOPOLOGY=cluster, sentinel"
 	@echo "make fuzz        throw made-up bytes at what reads (SECONDS= for each target)"
 	@echo "make clean       remove what the others made"
@@ -80,8 +80,7 @@ pictures: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check cachetools celery-once celery-singleton pottery python-redis-lock
-	rm -rf build/benchmarks
-	$(BIN)/python benchmarks/report.py build/benchmarks
+	$(BIN)/python benchmarks/report.py $(if $(QUICK),--quick) $(ONLY)
 
 soak: .venv/installed
 	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED)) $(if $(TOPOLOGY),--topology $(TOPOLOGY)) $(STEADY)
