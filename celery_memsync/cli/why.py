@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import click
 
 from ..models.lock import LockRecord
-from ..models.order import AT_WORK, FINAL, rank_of
+from ..models.order import FINAL, RUNNING, rank_of
 from ..models.worker import WorkerRecord
 from .command import command
 from .ids import task_id_of
@@ -86,8 +86,8 @@ def reason_of(known: KnownTask) -> Reason:
                       "worker-lost", _facts(known, "exception"))
     if status == "RETRY":
         return _retried(known)
-    if rank_of(status) >= AT_WORK:
-        return _at_work(known)
+    if rank_of(status) >= RUNNING:
+        return _running(known)
     return _waits(known)
 
 
@@ -150,7 +150,7 @@ def _held_back(known: KnownTask, run: dict[str, Any]) -> Reason | None:
                   f"{_when(known)}.", "locked", {**_facts(known, "retries", "eta"), "lock": lock})
 
 
-def _at_work(known: KnownTask) -> Reason:
+def _running(known: KnownTask) -> Reason:
     state, progress = known.state, (known.task or {}).get("progress")
     facts = _facts(known, "started_at")
     lost = _worker_gone(known)
@@ -233,7 +233,7 @@ def _worker_gone(known: KnownTask) -> Reason | None:
     if one.status == "lost":
         return Reason(f"Its worker {_worker(known)} is lost: it has sent no heartbeat for {since}.",
                       "worker-lost", facts)
-    if rank_of(known.state.get("status")) < AT_WORK:
+    if rank_of(known.state.get("status")) < RUNNING:
         return Reason(
             f"Its message is back in the broker: {_worker(known)}, which had received it, "
             f"left {since} ago.", "worker-gone", facts)

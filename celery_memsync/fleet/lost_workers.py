@@ -12,7 +12,7 @@ from ..background_loop import BackgroundLoop
 from ..events import Events
 from ..keys import STAGE, is_id, new_token
 from ..models.entry import StoredEntry
-from ..models.order import AT_WORK, rank_of, run_key_of
+from ..models.order import RUNNING, rank_of, run_key_of
 from ..models.task import TaskRun
 from ..models.worker import WorkerRecord
 from ..store import EntryWrite, HeartbeatReply, LostWorkerClaim, Store, in_chunks, raise_unanswered
@@ -199,7 +199,7 @@ class LostWorkerMonitor:
         for task_id, task in zip(task_ids, self.store.read_tasks(task_ids)):
             stage = task.slots.get(STAGE)
             run = None if stage is None else TaskRun.from_row(stage.value, task_id)
-            if stage is None or run is None or stage.header.rank != AT_WORK:
+            if stage is None or run is None or stage.header.rank != RUNNING:
                 continue
             one = by_token.get(str(run.run).partition("-")[0]) or by_name.get(stage.header.worker_id)
             if one is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import encoding
 from ..user_code import plain_text
-from .order import AT_WORK, RANKS, RETRY_WAITS, later_status
+from .order import RANKS, RETRY_WAITS, RUNNING, later_status
 
 #: Fields of a run's body, in this order for ever: new ones go to the end.
 RUN_FIELDS = (
@@ -95,7 +95,7 @@ class TaskRun:
         A retry that a worker has received waits, as what it has received otherwise does.
         """
         status = self.status
-        return RETRY_WAITS if status == "RETRY" and self.is_waiting_retry else RANKS.get(status, AT_WORK)
+        return RETRY_WAITS if status == "RETRY" and self.is_waiting_retry else RANKS.get(status, RUNNING)
 
     @property
     def is_waiting_retry(self) -> bool:

@@ -39,7 +39,7 @@ def test_what_is_right_is_not_blamed(notes, record, killed):
     assert wrongs(notes, record, killed) == []
 
 
-@pytest.mark.parametrize("notes, memory, killed, claim", [
+@pytest.mark.parametrize("notes, record, killed, claim", [
     ([BEGIN, END], recorded("STARTED"), {}, "recorded as it ran"),
     ([BEGIN, END], None, {}, "recorded as it ran"),
     ([BEGIN, END], recorded("LOST"), {}, "recorded as it ran"),

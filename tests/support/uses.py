@@ -65,7 +65,7 @@ class Surroundings:
 
     def __init__(self):
         gc.collect()
-        eventually(lambda: not closer._forgotten and not closer._at_work.locked())
+        eventually(lambda: not closer._forgotten and not closer._closing.locked())
         self.before = threads(), descriptors(), set(closer._open)
 
     def more(self):

@@ -282,7 +282,7 @@ def test_loop_whose_thread_an_exception_made_look_dead_is_still_running():
     loop = BackgroundLoop("test-loop", called.set, 0, on_demand=True)
     loop.wake()
     assert called.wait(5)
-    run = next(iter(loop._at_work.values()))
+    run = next(iter(loop._runs.values()))
     run.thread._is_stopped = True  # as bpo-45274 leaves it
 
     assert loop.running
