@@ -296,7 +296,7 @@ def test_everything_has_a_ttl(memsync, redis):
     memsync.force_sync()
 
     assert len(redis.keys()) >= 4
-    assert [key for key in redis.keys() if redis.pttl(key) < 0] == [b"task-sentinel//{clock}"]
+    assert [key for key in redis.keys() if redis.pttl(key) == -1] == [b"task-sentinel//{clock}"]
 
 
 def test_wrong_setting_is_refused_when_the_manager_is_made():

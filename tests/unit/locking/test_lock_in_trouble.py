@@ -231,7 +231,7 @@ def test_a_child_forked_in_the_middle_of_taking_and_renewing_can_take_locks(mems
 
     def busy(number):
         while not stop.is_set():
-            with memsync.lock(f"busy-{number}", ttl=0.05, wait=1):
+            with memsync.lock(f"busy-{number}", ttl=0.05, wait=10):
                 pass
 
     threads = [threading.Thread(target=busy, args=(number % 2,)) for number in range(4)]

@@ -136,7 +136,7 @@ def test_reads_return_the_old_or_the_new_lists(make_memsync):
             number += 1
             writer.sync_queue(states[number % 3])
             writer.force_sync()
-            stop.wait(0.05)
+            stop.wait(0.3)  # a read starts over when the lists are replaced meanwhile
 
     replacing = threading.Thread(target=replace)
     replacing.start()
