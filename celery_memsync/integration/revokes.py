@@ -4,7 +4,7 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Iterable
 from itertools import count
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..background_loop import BackgroundLoop
 from ..keys import STAGE, is_id, new_token
 from ..models.entry import StoredEntry
 from ..models.order import WAITING
-from ..models.task import TaskRun
+from ..models.task import TaskRun, describe_exception
 from ..store import EntryWrite, Store, in_chunks
 from ..user_code import ends_here
 from .app_manager import AppManager
@@ -49,7 +49,7 @@ class RevokedTasks:
         #: When each task was revoked (monotonic), and how often it was looked at since.
         self._looks: dict[str, tuple[float, int]] = {}
         #: Ids of the tasks that this worker is not to run; Celery's.
-        self.known: Container[str] = ()
+        self.known: Any = ()
         self._serials = count(1)
         self._token = new_token()
         self._thread = BackgroundLoop("memsync-revokes", self.record, 0, on_demand=True)
@@ -62,6 +62,12 @@ class RevokedTasks:
                 self._looks[task_id] = now, 0
         if self._looks:
             self._thread.wake()
+
+    def skip(self, task_id: str) -> None:
+        """Let Celery not run a task of this worker."""
+        if self.known != ():
+            self.known.add(task_id)
+            self.add(task_id)
 
     def stop(self, timeout: float) -> None:
         """Record no more; return after ``timeout`` seconds at the latest."""
@@ -102,7 +108,9 @@ class RevokedTasks:
         header, run = stage.header, TaskRun.from_row(stage.value, task_id)
         if run is None or header.rank not in WAITING and run.status != "RETRY":
             return None
-        revoked = run.evolve(status="REVOKED", finished_at=store.clock.now())
+        found = self.memsync.runtime.cancelled.find((task_id, run.root_id, run.group))
+        cause = None if found is None else describe_exception(found.error(), self.memsync.runtime.redact)
+        revoked = run.evolve(status="REVOKED", finished_at=store.clock.now(), exception=cause or run.exception)
         return store.stage_write(task_id, stage, revoked, next(self._serials), str(header.version))
 
 
