@@ -38,7 +38,7 @@ class Cancellation(NamedTuple):
         """Read a member of the set, or return None for anything that :meth:`encode` does not write."""
         try:
             row = encoding.decode(member)
-        except ValueError:
+        except encoding.UNREADABLE:
             return None
         if not isinstance(row, list) or len(row) < len(cls._fields):
             return None
