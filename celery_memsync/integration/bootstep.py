@@ -105,9 +105,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             cancels.terminates = parent.hostname
         try:
             within(self.memsync.settings.timeout, cancelled.follow, cancels.on_new)
-        except StoreError as exc:
-            logger.warning("Cancelled tasks are skipped when Redis answers again, and not before: %s", exc)
-            cancelled.request()
+        except StoreError:
+            cancelled.request()  # a thread tries again, and logs that Redis is away
 
     def _log_start(self) -> None:
         memsync = self.memsync

@@ -36,8 +36,8 @@ def workflow_of(request: Any, headers: Mapping[str, Any], body: Any) -> dict[str
     active = active_run.get()
     if active is not None or request is not None:
         workflow = (sent_of(request.request_dict) if active is None else active.sent).get("workflow")
-    elif headers.get("task") == CHORD_UNLOCK and isinstance(body, (list, tuple)) and body and body[0]:
-        workflow = body[0][0]
+    elif headers.get("task") == CHORD_UNLOCK and isinstance(body, (list, tuple)) and isinstance(body[0], (list, tuple)):
+        workflow = next(iter(body[0]), None)  # the group for which it waits
     else:
         workflow = headers.get("group") if headers.get("root_id") == headers["id"] else None
     return {"workflow": workflow} if workflow is not None and is_id(workflow) else {}
@@ -58,12 +58,13 @@ class CancelledTasks:
 
     def on_new(self, new: Sequence[Cancellation]) -> None:
         """Skip the requests of this worker that are cancelled; terminate those at work, if that is wanted."""
-        self.revoked.add([one.id for one in new])
         running = []
+        for one in new:
+            self.revoked.add(one.id, one.error())
         for request in self.memsync.signals.unended():
             found = self._find(request.id, request.request_dict)
             if found is not None and request.time_start is None:
-                self.revoked.skip(request.id)
+                self.revoked.skip(request.id, found.error())
             elif found is not None and found.terminate:
                 running.append(request.id)
         if running and self.terminates:
@@ -73,8 +74,9 @@ class CancelledTasks:
         """Take a request that was received, before it gets to the pool."""
         if not self.memsync.signals.has_children:
             _guard(request, self.revoked)
-        if self._find(request.id, request.request_dict) is not None:
-            self.revoked.skip(request.id)
+        found = self._find(request.id, request.request_dict)
+        if found is not None:
+            self.revoked.skip(request.id, found.error())
         elif request.id in self.revoked.known:
             self.revoked.add(request.id)
 
