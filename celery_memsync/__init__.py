@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         StoreError,
         StoreRefused,
         StoreUnavailable,
+        TaskCancelled,
         ValueTooLarge,
     )
     from .locking.lock import Lock
@@ -42,7 +43,7 @@ __all__ = [
     "MemorySyncManager", "MemSync", "Lock",
     "Resolution", "Entry", "LockRecord", "WorkerRecord",
     "ConflictError", "InvalidKey", "InvalidValue", "LockError", "LockLost", "LockNotAcquired", "MemSyncError",
-    "NotInTask", "StoreError", "StoreRefused", "StoreUnavailable", "ValueTooLarge",
+    "NotInTask", "StoreError", "StoreRefused", "StoreUnavailable", "TaskCancelled", "ValueTooLarge",
 ]
 
 #: Modules of what is public, by name; errors have one.  That of MemSync also activates its app in a worker.

@@ -48,6 +48,9 @@ COORDINATION = "coordination"
 
 QUEUE, METRICS, ASSIGNMENTS = "queue", "metrics", "assignments"
 
+#: Path under which it is published that the cancelled ids have changed.
+CANCELLED = f"{COORDINATION}/cancelled"
+
 #: First parts of the paths of what this package knows of; all others are users' own.
 _NOUNS = frozenset({"tasks", "workers", "locks", COORDINATION})
 
@@ -163,6 +166,8 @@ class Keys:
         self.processing = f"{self.about}/processing"
         #: Hash of counters.
         self.metrics = f"{self.about}/metrics"
+        #: Sorted set of cancelled ids, by when they are forgotten (ms).
+        self.cancelled = f"{self.about}/cancelled"
         #: Sorted set of the locks that are held, by the end of their lease (ms).
         self.locks = self._shared("locks")
         #: Sorted set of workers by when they are lost without a further heartbeat (ms).

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import click
 
+from ..app import MemSync
+from ..exceptions import TaskCancelled
 from ..models.lock import LockRecord
 from ..models.order import FINAL, RUNNING, rank_of
 from ..models.worker import WorkerRecord
@@ -42,6 +44,7 @@ class KnownTask(NamedTuple):
         awaited: The lock in whose queue it stands.
         position: How many wait before it, in all queues; None: it is not among those that wait.
         now: Redis's time, in seconds.
+        cancelled: By whom and why it is cancelled, or None.
     """
 
     task_id: str
@@ -50,6 +53,7 @@ class KnownTask(NamedTuple):
     awaited: LockRecord | None = None
     position: int | None = None
     now: float = 0.0
+    cancelled: TaskCancelled | None = None
 
     @property
     def state(self) -> dict[str, Any]:
@@ -132,7 +136,10 @@ def _attempt(known: KnownTask) -> str:
 
 
 def _revoke_sent(known: KnownTask) -> Reason | None:
-    """Return that a task that waits is to be revoked, if a revoke was sent that no worker has confirmed."""
+    """Return that a task that waits is to be skipped: it is cancelled, or no worker has confirmed a revoke yet."""
+    if known.cancelled is not None:
+        return Reason(f"It is {shorten(known.cancelled)}. A worker skips it when it gets there.", "cancelled",
+                      _facts(known, "root_id", "group"))
     sent = figure(known.state.get("revoke_requested_at"))
     published = figure(known.state.get("published_at"))
     if sent is None or published is not None and sent < published:
@@ -161,6 +168,9 @@ def _running(known: KnownTask) -> Reason:
         return Reason(f"It runs on {_worker(known)}, and is held back by "
                       f"{_describe_lock(held.as_dict(), known.now)}.",
                       "locked", {**facts, "lock": held.as_dict()})
+    if known.cancelled is not None:
+        return Reason(f"It runs on {_worker(known)}, and is {shorten(known.cancelled)}. It ends when it looks whether it is "
+                      "cancelled.", "cancelled", {**facts, "progress": progress})
     since = figure((progress or {}).get("updated_at")) or figure(state.get("started_at"))
     done = f", {progress_words(progress)}" if progress else ""
     facts["progress"] = progress
@@ -273,6 +283,13 @@ def _describe_lock(lock: dict[str, Any], now: float) -> str:
     return f"{name}{task} on {shorten(lock.get('worker_id', '-'))}{since}"
 
 
+def _cancelled(memsync: MemSync, known: KnownTask) -> TaskCancelled | None:
+    """Return by whom and why a task is cancelled, or None."""
+    memsync.runtime.cancelled.read()
+    found = memsync.runtime.cancelled.find((known.task_id, known.state.get("root_id"), known.state.get("group")))
+    return None if found is None else found.error()
+
+
 @command(examples=["why <id>", "why <id> --json"], exit_codes={1: "there is no such task"})
 @click.argument("task_id", metavar="ID")
 @json_option
@@ -283,6 +300,7 @@ def why(ctx: click.Context, task_id: str, as_json: bool) -> None:
         task_id = task_id_of(memsync, task_id)
         known = KnownTask(task_id, memsync.get_task(task_id), memsync.get_workers(), memsync.get_awaited_lock(task_id),
                           memsync.get_queue_position(task_id), memsync.runtime.store.clock.now())
+        known = known._replace(cancelled=_cancelled(memsync, known))
     found = reason_of(known)
     if as_json:
         print_json(ctx, {"id": task_id, **found._asdict()})

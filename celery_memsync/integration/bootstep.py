@@ -91,11 +91,22 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.memsync.signals.has_children = bool(getattr(parent.pool, "uses_semaphore", False))
         record_received_revokes(Panel)
         self.memsync.signals.revoked.known = state.revoked
+        self._follow_cancelled(parent)
         signals.worker_shutdown.connect(self._on_shutdown, sender=parent)
         signals.worker_ready.connect(self._on_ready)
         atexit.register(self._leave)
         self._log_start()
         self._heartbeat.start()
+
+    def _follow_cancelled(self, parent: WorkController) -> None:
+        """Read which ids are cancelled, before the worker consumes."""
+        cancels, cancelled = self.memsync.signals.cancels, self.memsync.runtime.cancelled
+        if self.memsync.signals.has_children or getattr(parent.pool, "is_green", False):
+            cancels.terminates = parent.hostname
+        try:
+            within(self.memsync.settings.timeout, cancelled.follow, cancels.on_new)
+        except StoreError:
+            cancelled.request()  # a thread tries again, and logs that Redis is away
 
     def _log_start(self) -> None:
         memsync = self.memsync

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Ignore, Reject, Retry
 
-from ..exceptions import Skipped
+from ..exceptions import Skipped, TaskCancelled
 from .runs import ReceivedRun, exception_of, facts_of
 
 #: Seconds, beside those that a child gathers what it writes, for which its parent remembers what its tasks came to: that
@@ -119,7 +119,8 @@ def verdict(
     if isinstance(error, Reject):
         return "REJECTED", exception_of(error, redact)
     if isinstance(error, Ignore):
-        return getattr(error, STORED_END, "IGNORED"), exception_of(error, redact)
+        unstored = "REVOKED" if isinstance(error, TaskCancelled) else "IGNORED"
+        return getattr(error, STORED_END, unstored), exception_of(error, redact)
     return "FAILURE", exception_of(error, redact)
 
 

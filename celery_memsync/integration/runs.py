@@ -13,7 +13,9 @@ from celery.utils.time import maybe_iso8601
 from ..exceptions import LockNotAcquired, Skipped
 from ..keys import PROGRESS, STAGE, Location, is_id
 from ..locking.lock_service import LockService
+from ..models.cancellation import ids_of
 from ..models.task import TaskRun, describe_exception
+from ..reading.cancelled import Watch
 from ..runtime import Runtime
 from ..writing.changes import Change, DeferredChange, StageChange
 from ..writing.progress import Progress
@@ -212,7 +214,7 @@ class ActiveRun(Run):
     """
 
     __slots__ = ("find_memsync", "name", "started_at", "outer", "fence", "lock_owners", "ending", "shown_status",
-                 "stored_state", "_progress")
+                 "stored_state", "_progress", "_cancel_watch")
 
     def __init__(
         self, memsync: AppManager, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], name: str, at: float,
@@ -234,6 +236,7 @@ class ActiveRun(Run):
         self.shown_status = _NO_STATUS
         self.stored_state: str | None = None
         self._progress: Progress | None = None
+        self._cancel_watch: Watch | None = None
 
     @property
     def memsync(self) -> AppManager | None:
@@ -291,6 +294,19 @@ class ActiveRun(Run):
                 self.progress.ttl = lifetime(self.services, retry_at)
         else:
             self.ending = Ending(status, at)
+
+    def watch_cancelled(self) -> bool:
+        """Let it be known within a second if it is cancelled; return whether that is new."""
+        if self._cancel_watch is not None:
+            return False
+        self._cancel_watch = self.services.cancelled.watch()
+        return True
+
+    def raise_if_cancelled(self) -> None:
+        """Raise :exc:`TaskCancelled` if it is known that it is cancelled."""
+        found = self.services.cancelled.find(ids_of(self.task_id, self.facts, self.sent))
+        if found is not None:
+            raise found.error()
 
     def add_lock_owner(self, owner: LockService) -> None:
         """Note that it takes a lock of a service, which releases what is left at its end."""

@@ -12,7 +12,6 @@ from itertools import count
 from typing import Any
 
 from celery.exceptions import Ignore, NotRegistered, WorkerLostError
-from celery.states import READY_STATES
 
 from ..fleet.kept_messages import KeptMessages
 from ..fleet.queue_names import QueueNames
@@ -26,8 +25,9 @@ from ..store.clock import UNKNOWN
 from ..writing.changes import StageChange
 from . import earlier_progress, signal_receivers
 from .app_manager import AppManager
-from .child_outcomes import STORED_END, ChildOutcomes, TaskOutcome, has_ended, unwrapped
-from .endings import REPLACED, end_of_unwound, is_unstored, stored_state
+from .cancels import CancelledTasks, workflow_of
+from .child_outcomes import ChildOutcomes, TaskOutcome, has_ended, unwrapped
+from .endings import REPLACED, end_of_ignored, end_of_unwound, is_unstored, stored_state
 from .requests import HEADER, RECORDED, ReceivedRequests, failing, nesting_of, sent_of
 from .revokes import RevokedTasks
 from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, received
@@ -72,6 +72,8 @@ class TaskSignals:
         self.kept = KeptMessages(memsync, HEADER, self.requeuer.wanted)
         #: Records the revokes that this worker receives.
         self.revoked = RevokedTasks(memsync)
+        #: Skips what is cancelled.
+        self.cancels = CancelledTasks(memsync, self.revoked)
 
     def connect(self) -> None:
         """Receive signals from now on, for as long as this object is referred to."""
@@ -92,7 +94,7 @@ class TaskSignals:
 
     # -- where a task is sent
 
-    def on_publish(self, headers: Any = None, **_: Any) -> None:
+    def on_publish(self, headers: Any = None, body: Any = None, **_: Any) -> None:
         """Let travel with the message when it was published, and which run it comes from."""
         if isinstance(headers, dict) and "id" in headers and publishing.get() is self.memsync.app:
             active = self._active(headers["id"])
@@ -100,7 +102,8 @@ class TaskSignals:
             request = self._requests.find(headers["id"], {}) if headers.get("retries") and not active else None
             before = active.run_key if active else request and request.request_dict[HEADER]["key"]
             key = published_key(self._new_run(self.memsync.runtime), before)
-            headers[HEADER] = {"published_at": self._next_moment(), "key": key, **earlier_progress.sent_along(active)}
+            headers[HEADER] = {"published_at": self._next_moment(), "key": key, **workflow_of(request, headers, body),
+                               **earlier_progress.sent_along(active)}
             origin = active.facts if active else request and request.request_dict
             if origin and nesting_of(headers) == nesting_of(origin):
                 headers[HEADER]["retry"] = True  # and not a replacement, of which Celery counts how deep it is
@@ -149,8 +152,8 @@ class TaskSignals:
         except Exception as exc:
             _log_unrecorded(exc)
         services.writer.defer(ReceivedRun(services, request, sent, moment, self))
-        if request.id in self.revoked.known:
-            self.revoked.add(request.id)
+        if services.cancelled.known or not self.has_children or request.id in self.revoked.known:
+            self.cancels.receive(request)
 
     def on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
         """Keep the outcome of a body, which its child records, or this process if the child is killed first."""
@@ -226,10 +229,9 @@ class TaskSignals:
                 pid=self._pid_of(request), started_at=self._moment(begun, facts[HEADER]["received_at"]))
             self._record(request.id, facts[HEADER]["key"], TaskRun.of(known))
 
-    @property
-    def held(self) -> int:
-        """How many messages this process has received and has not done with."""
-        return len(self._requests.unended())
+    def unended(self) -> list[Any]:
+        """Return the requests that this process has received and has not done with."""
+        return self._requests.unended()
 
     def running_tasks(self) -> list[tuple[str, str]]:
         """Return ids and run keys of the tasks that this process has received and has not done with."""
@@ -283,10 +285,8 @@ class TaskSignals:
             state, retval = end_of_unwound(active)
         elif state == "SUCCESS" and (error := sys.exc_info()[1]) is not None and is_unstored(task, task_id, error):
             state, retval = "FAILURE", error
-        elif state == "IGNORED" and active.stored_state in READY_STATES and retval.args != REPLACED:
-            # The Ignore keeps Celery from storing an end, so that the one that the body has stored stays.
-            state = active.stored_state
-            setattr(retval, STORED_END, state)  # for the worker's main process
+        elif state == "IGNORED":
+            state = end_of_ignored(active, task, retval)
         if state is not None:
             active.end(state, retval, time.monotonic(), getattr(task, "max_retries", None))
         if active.reported:
@@ -348,7 +348,7 @@ class TaskSignals:
     def on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
         """Record that a task was revoked or has expired."""
         if sender.app is self.memsync.app:
-            self._end(request.id, request.__dict__, "REVOKED", None)
+            self._end(request.id, request.__dict__, "REVOKED", self.cancels.cause_of(request.__dict__))
 
     def on_unknown(self, sender: Any, exc: BaseException, id: str, name: str, message: Any = None, **_: Any) -> None:
         """Record that a worker received a task that it does not know."""

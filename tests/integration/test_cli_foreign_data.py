@@ -94,7 +94,7 @@ def commands():
         ["get", "coordination/assignments"], ["get", "tasks/t0/state"], ["agents", "t0"],
         *([command, f"t{number}"] for command in ("task", "why") for number in range(4)),
         ["follow", "t0", "t1", "-t", "0"], ["watch", "-t", "0"],
-        ["unlock", "printer", "--fence", "1", "--yes"],
+        ["cancel", "t0", "--reason", "no need"], ["unlock", "printer", "--fence", "1", "--yes"],
     ]
     return [*listed, *([*command, "--json"] for command in listed), ["unlock", "printer", "--yes"]]
 
@@ -156,7 +156,7 @@ def test_usage_error_repeats_no_harmful_argument(run, arguments):
 
 
 @pytest.mark.parametrize("arguments", [
-    ["task"], ["why"], ["agents"], ["get"], ["delete"], ["workers"], ["workers", "--status"],
+    ["task"], ["why"], ["cancel"], ["agents"], ["get"], ["delete"], ["workers"], ["workers", "--status"],
     ["unlock", "--yes"], ["search"], ["tasks", "--status"], ["tasks", "--name"],
     ["follow", "-t", "0"], ["watch", "-t", "0"], ["set", "--expected-version", "1"],
 ])

@@ -76,6 +76,13 @@ def test_unlock_prints_json_of_the_schema(fleet):
     check(done.stdout, "unlock")
 
 
+@pytest.mark.parametrize("args", [["none"], ["none", "--reason", "why not", "--terminate"]])
+def test_what_cancel_prints_is_what_the_schema_says(fleet, args):
+    done = Shell(fleet.env()).run("cancel", *args, "--json")
+
+    check(done.stdout, "cancel")
+
+
 def test_an_output_with_a_field_too_many_is_refused():
     with pytest.raises(jsonschema.ValidationError):
         check('{"id": "t", "answer": "", "reason": "eta", "evidence": {}, "more": 1}', "why")

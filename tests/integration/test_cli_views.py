@@ -23,7 +23,7 @@ COMMANDS = (
 LOOKING = {
     "client|setinfo", "client|setname", "client|id", "client|tracking", "get", "hget", "hgetall", "hello", "info",
     "llen", "ping", "psubscribe", "punsubscribe", "select", "subscribe", "time", "unsubscribe", "xrevrange", "zrange",
-    "zrangebyscore", "zrank", "zscan", "client",
+    "zcount", "zrangebyscore", "zrank", "zscan", "client",
 }
 
 #: Commands that the test itself sends.

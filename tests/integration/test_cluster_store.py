@@ -66,6 +66,16 @@ def test_ids_with_braces_are_as_good_as_others(make_on_cluster, odd):
     assert other.read(f"mine/{odd}") == 2
 
 
+def test_cancelled_ids_are_followed(make_on_cluster):
+    memsync, other, seen = make_on_cluster(), make_on_cluster(), []
+    other.cancel("t1", "before")
+    memsync.runtime.cancelled.follow(lambda new: seen.extend((one.id, one.reason) for one in new))
+
+    other.cancel("t2", "after")
+
+    eventually(lambda: seen == [("t1", "before"), ("t2", "after")])
+
+
 def test_no_two_ids_meet_in_one_key():
     keys = Keys("task-sentinel", together=True)
     names = [*ODD, *("".join(random.choices("{}ab", k=4)) for _ in range(500))]

@@ -55,6 +55,7 @@ CALLS = {
     "search": lambda memsync: memsync.search("*"),
     "iter_entries": lambda memsync: list(memsync.iter_entries()),
     "enqueue": lambda memsync: memsync.enqueue("t"),
+    "cancel": lambda memsync: memsync.cancel("t", "no need"),
     "dequeue": lambda memsync: memsync.dequeue(),
     "complete": lambda memsync: memsync.complete("t"),
     "write expected": lambda memsync: memsync.write("k", 1, expected_version=0),

@@ -100,6 +100,7 @@ def fill(manager, redis):
     manager.sync_metrics({"sent": "many", "count": 3})
     manager.sync_queue({"pending": ["t3"], "processing": ["t0", "t1"]})
     manager.sync_assignments({"w1": ["t0", "t1"]})
+    manager.cancel("t1", "words")
     manager.force_sync()
     manager.printer = manager.lock("printer")
     manager.printer.acquire()

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from celery_memsync import TaskCancelled
 from celery_memsync.cli.why import STALLED, KnownTask, reason_of
 from celery_memsync.models.lock import LockRecord
 from celery_memsync.models.worker import WorkerRecord
@@ -57,6 +58,12 @@ REASONS = [
                                                 workers=[worker(empty_since={"q": NOW - 5})])),
     ("waiting", "It waits", known("PENDING", queue="q", published_at=NOW - 3,
                                   workers=[worker(empty_since={"q": NOW - 5})])),
+    ("cancelled", "It is cancelled by web1 at 1970-01-12 13:46:40Z: too late. A worker skips it",
+     known("PENDING")._replace(cancelled=TaskCancelled("web1", None, NOW, "too late"))),
+    ("cancelled", "A worker skips it", known("RETRY")._replace(cancelled=TaskCancelled("web1"))),
+    ("cancelled", "It runs on w1, and is cancelled by web1 in task t0 at",
+     known("STARTED", worker="w1", workers=[worker()])._replace(cancelled=TaskCancelled("web1", "t0"))),
+    ("succeeded", "It succeeded", known("SUCCESS")._replace(cancelled=TaskCancelled("web1"))),
     ("running", "for 5.0s", known("STARTED", worker="w1", workers=[worker()], started_at=NOW - 5)),
     ("stalled", "10m00s", known("STARTED", worker="w1", workers=[worker()], started_at=NOW - STALLED)),
     ("eta", "in 1m30s", known("RECEIVED", worker="w1", eta=NOW + 90)),

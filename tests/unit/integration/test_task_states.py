@@ -33,6 +33,7 @@ ENDS = {
     "a return": "test_pools.py::test_a_task_that_returns_is_a_success",
     "a return, but its callbacks": "test_agreement.py::test_a_body_whose_callback_can_not_be_sent_fails",
     "`Ignore` after `update_state": "test_agreement.py::test_an_end_that_a_body_stores_before_ignore_counts",
+    "`TaskCancelled`, raised by": "test_cancel.py::test_running_task_ends_as_revoked_with_who_when_and_why",
     "an exception, the soft time limit": "test_prefork.py::test_the_soft_time_limit_is_a_failure",
     "`SystemExit`, `GeneratorExit`": "test_pools.py::test_a_body_that_raises_no_exception_is_a_failure",
     "the hard time limit": "test_prefork.py::test_the_hard_time_limit_is_a_failure",
