@@ -4,7 +4,7 @@ from __future__ import annotations
 import click
 from celery.bin.base import CeleryOption
 
-from ..models.order import RUNNING, FINAL, rank_of
+from ..models.order import FINAL, RUNNING, rank_of
 from .command import command
 from .ids import task_id_of
 from .output import json_option, memory_of, print_json, print_line, shorten
