@@ -163,6 +163,8 @@ class Keys:
         self.processing = f"{self.about}/processing"
         #: Hash of counters.
         self.metrics = f"{self.about}/metrics"
+        #: Sorted sets of the tasks of groups and workflows, by how far they are.
+        self._members = self._shared("members")
         #: Sorted set of the locks that are held, by the end of their lease (ms).
         self.locks = self._shared("locks")
         #: Sorted set of workers by when they are lost without a further heartbeat (ms).
@@ -182,6 +184,10 @@ class Keys:
     def messages(self, token: str) -> str:
         """The hash of the messages that one worker keeps of its tasks at work, a field per run."""
         return f"{self.workers}/messages/{token}"
+
+    def members(self, group_id: str) -> str:
+        """The sorted set of the tasks of a group or workflow; the id is taken as checked."""
+        return f"{self._members}/{group_id}"
 
     # -- places, by noun
 

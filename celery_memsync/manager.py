@@ -1,11 +1,9 @@
 """`MemorySyncManager`: the shared state as one process sees it."""
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from .deadline import within
 from .environment import Environment, given_settings
 from .events import Events, Handler
 from .keys import check_id
@@ -14,6 +12,7 @@ from .models.entry import Entry
 from .models.lock import LockRecord
 from .models.task import TaskRun
 from .models.worker import WorkerRecord
+from .models.workflow import Group
 from .reading.handlers import Handlers, OnChange, OnInvalidate
 from .reading.reader import LONGEST_LIST
 from .reading.watch import Watch
@@ -89,8 +88,7 @@ class MemorySyncManager:
         Args:
             progress: Percent, 0 to 100.  None: computed from current and total.
             status: A word for what the task is doing.
-            current: How many items are done.
-            total: How many items there are.
+            current, total: How many items are done, and how many there are.
         """
         self.runtime.tasks.set_progress(task_id, progress, status, current, total, message)
 
@@ -190,6 +188,10 @@ class MemorySyncManager:
             at_once: How many are read at a time, each time within ``memsync_timeout``.
         """
         yield from self.runtime.tasks.iterate(since, at_once)
+
+    def get_group(self, group_id: str) -> Group | None:
+        """Return how far a group, or the header of a chord, is, or None if it is unknown; at the same cost for any size."""
+        return self.runtime.workflows.group(group_id)
 
     def get_agent_coordination(self, task_id: str, agent_id: str) -> Any:
         """Return what an agent of a task shared, or None."""
@@ -361,11 +363,7 @@ class MemorySyncManager:
             ConflictError: If a write lost every round of conflict resolution.
             LockLost: Once, if a later holder's fence has refused a write; and once in the thread that made it.
         """
-        if timeout is not None:
-            check_seconds(timeout, "timeout")
-        started, runtime = time.monotonic(), self.runtime
-        count = within(runtime.settings.timeout + (timeout or 0), runtime.writer.force, timeout)
-        self.events.emit("force-sync", count=count, seconds=time.monotonic() - started)
+        self.events.emit("force-sync", **self.runtime.entries.force(timeout))
 
     # -- subscriptions
 

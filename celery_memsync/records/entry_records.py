@@ -1,6 +1,7 @@
 """Entries: what users store under keys of their own, and the general form of reading what is shared."""
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -96,6 +97,14 @@ class EntryRecords:
         self.writer.flush()
         stored = self.reader.stored_parts([location])[location]
         return sum(one.header.version for slot, one in stored.items() if one is not None and slot != location.slot)
+
+    def force(self, timeout: float | None) -> dict[str, float]:
+        """Return when every write made before this call is in Redis: how many there were, and how many seconds it took."""
+        if timeout is not None:
+            check_seconds(timeout, "timeout")
+        started = time.monotonic()
+        count = within(self.timeout + (timeout or 0), self.writer.force, timeout)
+        return {"count": count, "seconds": time.monotonic() - started}
 
     # -- read
 

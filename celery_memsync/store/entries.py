@@ -39,6 +39,7 @@ class EntryWrite(NamedTuple):
         age_ms: Milliseconds since then.
         serial: Its number in this process; a second try has the same.
         figure: Of a stage: when its task was published, or how long its run took; see there.
+        parts: Of a stage: groups and workflows, and what is to be noted there, see ``store/lua/members.lua``.
     """
 
     location: Location
@@ -52,6 +53,7 @@ class EntryWrite(NamedTuple):
     serial: int
     body: bytes
     figure: int = 0
+    parts: tuple[tuple[str, str], ...] = ()
 
 
 class WriteResult(NamedTuple):
@@ -186,11 +188,20 @@ class EntryStore(ScriptCaller):
             b"%b\n%b" % (
                 f"{slot or ':' + field}\n{path}\n{task_id}\n"
                 f"{seen} {run} {rank} {fence} {time_ms} {age_ms} {ttl_ms} {serial} {figure}".encode(), body)
-            for (_, slot, field, path, task_id), seen, run, rank, fence, time_ms, age_ms, ttl_ms, serial, body, figure
+            for (_, slot, field, path, task_id), seen, run, rank, fence, time_ms, age_ms, ttl_ms, serial, body, figure, _
             in writes
         ]
+        sets = self._member_sets(writes)
+        args += ["\n".join((key, *lines)) for key, lines in sets.items()]
         shared = self._shared_keys()
-        return ENTRY_WRITE, [*keys, *shared, *[self.keys.clock] * bool(shared)], args
+        return ENTRY_WRITE, [*keys, *shared, *[self.keys.clock, *sets] * bool(shared)], args
+
+    def _member_sets(self, writes: Sequence[EntryWrite]) -> dict[str, dict[str, None]]:
+        """Return what is to be noted of the tasks of groups and workflows, by the key of each."""
+        sets: dict[str, dict[str, None]] = {}
+        for group_id, line in [part for write in writes for part in write.parts]:
+            sets.setdefault(self.keys.members(group_id), {})[line] = None
+        return sets
 
     def _shared_keys(self) -> tuple[str, ...]:
         """Return the keys of what follows from entries."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from typing_extensions import assert_type
 
-from celery_memsync import Entry, Lock, LockRecord, MemSync, MemorySyncManager, WorkerRecord
+from celery_memsync import Entry, Lock, LockRecord, MemorySyncManager, MemSync, WorkerRecord
 
 memsync = MemSync()
 

@@ -1,0 +1,162 @@
+"""Workflows: which tasks belong together, and what is known of steps before they are sent.
+
+A workflow is named by what was sent first from outside of a task: a group, or the first task of a chain.  Its id travels
+with each message.  The process that sends that records all steps that come later (`steps.py`); the worker whose task does
+not succeed records that they never run.
+"""
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from celery.exceptions import Reject
+
+from ..keys import STAGE, is_id
+from ..models.task import TaskRun
+from ..runtime import Runtime
+from ..store.members import note
+from ..writing.changes import StageChange
+from .child_outcomes import unwrapped, verdict
+from .endings import REPLACED
+from .runs import ReceivedRun, active_run, known_of, lifetime
+from .sent_groups import sent_group, size_notes
+from .steps import Step, Steps, embed_of, has_steps, last_id
+
+#: Workflows of which a process remembers that it has recorded their steps.
+MAX_REMEMBERED = 1000
+
+#: Statuses after which what follows is sent, or may be.
+GOES_ON = frozenset({"SUCCESS", "RETRY", "PENDING"})
+
+
+class Workflows:
+    """Records the steps of the workflows of one app."""
+
+    def __init__(self) -> None:
+        #: Ids of the last steps of workflows whose steps were recorded.
+        self._recorded: OrderedDict[str, None] = OrderedDict()
+
+    # -- where a task is sent
+
+    def sent_along(self, headers: Mapping[str, Any], body: Any, before: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return what travels with a message: the id of its workflow, and what it depends on.
+
+        Args:
+            before: What came with the run of the same task that sends it, if it is to be retried or replaced.
+        """
+        if before is not None:
+            return {name: before[name] for name in ("workflow", "depends_on", "member") if name in before}
+        active, group, task_id = active_run.get(), sent_group.get(), headers["id"]
+        embed = embed_of(body)
+        is_added = embed.get("chord") and headers.get("group") and headers.get("group_index") is None
+        member = {"member": True} if is_added else {}  # by ``add_to_chord``
+        if active is not None:
+            workflow = active.sent.get("workflow")
+            step = active.steps.get(task_id)
+            is_named = workflow is not None or step is not None or group is not None or has_steps(embed)
+            known = {**member, "workflow": workflow or headers["root_id"]} if is_named else member
+            return {**known, "depends_on": list(step.depends_on)} if step is not None else known
+        if group is not None:
+            return {"workflow": group.outermost}
+        if not has_steps(embed):
+            return {}
+        # Of a chord that something else than a group sends.
+        return {"workflow": task_id if embed.get("chain") or not is_id(headers.get("group")) else headers["group"]}
+
+    def record(self, services: Runtime, run: TaskRun, task_id: str, body: Any) -> None:
+        """Record the steps that come after a task that was just sent, once.
+
+        Args:
+            run: What is recorded of that task.
+        """
+        embed = embed_of(body)
+        last = last_id(embed) if has_steps(embed) and run.depends_on is None else None
+        if last is None or last in self._recorded:
+            return
+        self._recorded[last] = None
+        if len(self._recorded) > MAX_REMEMBERED:
+            self._recorded.popitem(last=False)
+        steps = Steps(task_id, run.group, embed)
+        notes = tuple(one for group, size in steps.sizes.items() for one in (
+            *size_notes(group, size, None), *_part_notes(run, task_id, group)))
+        for change in _unsent(services, steps, run, task_id):
+            change.notes, notes = notes, ()
+            services.writer.put(change)
+
+
+def record_unsent(services: Runtime, request: Any, run: TaskRun) -> None:
+    """Record the steps after a task again that a worker has, so that they outlive their ttl."""
+    embed = embed_of(request._payload)
+    if has_steps(embed):
+        for change in _unsent(services, Steps(request.id, run.group, embed), run, request.id):
+            services.writer.put(change)
+
+
+def _unsent(services: Runtime, steps: Steps, run: TaskRun, task_id: str) -> list[StageChange]:
+    """Return the changes that record the steps after a task as pending: what it depends on was not sent yet.
+
+    Args:
+        run: The task before them.
+    """
+    known = {"status": "PENDING", "root_id": run.root_id, "workflow": run.workflow or run.root_id, "never_ran": False}
+    ttl = lifetime(services, run.eta)
+    return [_change(services, step, known, ttl) for step in steps if step.task_id != task_id]
+
+
+def record_outcome(services: Runtime, request: Any, received: ReceivedRun, error: BaseException) -> None:
+    """Record that the steps after a task are never sent, where it came back from the pool of this worker.
+
+    Args:
+        error: What its body raised.
+    """
+    if not has_steps(embed_of(request._payload)):
+        return
+    status, exception = verdict(error, services.redact)
+    error = unwrapped(error)
+    if error.args != REPLACED and not (isinstance(error, Reject) and error.requeue):
+        known = known_of(services, received.task_id, received.facts, received.sent)
+        run = TaskRun.of({**known, "status": status, "exception": exception})
+        record_never_sent(services, received.task_id, embed_of(request._payload), run)
+
+
+def record_never_sent(services: Runtime, task_id: str, embed: Any, run: TaskRun) -> None:
+    """Record that the steps after a task are never sent, because it did not succeed.
+
+    Celery stores a failure for what comes after one, and after a revoked task for the body of its chord.
+
+    Args:
+        embed: ``chain`` and ``chord`` of its request.
+        run: How it has ended.
+    """
+    if run.status in GOES_ON or not has_steps(embed):
+        return
+    is_rejected = run.exception is not None and run.exception["type"] == "Reject"
+    cause = {"task_id": task_id, "status": "REJECTED" if is_rejected else run.status, "name": run.name}
+    known: dict[str, Any] = {
+        "root_id": run.root_id, "workflow": run.workflow or run.root_id, "never_ran": True, "cause": cause}
+    failed = {**known, "status": "FAILURE", "exception": run.exception}
+    of_chord = {**failed, "exception": _chord_error(task_id, run)}
+    cancelled = {**known, "status": "CANCELLED"}
+    for step in Steps(task_id, run.group, embed):
+        if step.is_body and run.status in ("FAILURE", "REVOKED"):
+            end = of_chord
+        else:
+            end = failed if run.status == "FAILURE" else cancelled
+        services.writer.put(_change(services, step, end, services.settings.default_ttl))
+
+
+def _change(services: Runtime, step: Step, known: Mapping[str, Any], ttl: float) -> StageChange:
+    run = TaskRun.of({**known, "name": step.name, "group": step.group, "depends_on": list(step.depends_on)})
+    return StageChange(services.keys.task_location(step.task_id, STAGE), run, "", ttl)
+
+
+def _chord_error(task_id: str, run: TaskRun) -> dict[str, str]:
+    """Return the exception that Celery stores for the body of a chord."""
+    error = run.exception or {"type": "TaskRevokedError", "message": ""}
+    return {"type": "ChordError", "message": f"Dependency {task_id} raised {error['type']}({error['message']!r})"}
+
+
+def _part_notes(run: TaskRun, task_id: str, group: str) -> tuple[tuple[str, str], ...]:
+    whole = run.workflow or run.root_id or task_id
+    return () if whole == group else ((whole, note(f"/{group}")),)
