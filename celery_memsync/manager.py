@@ -12,7 +12,7 @@ from .models.entry import Entry
 from .models.lock import LockRecord
 from .models.task import TaskRun
 from .models.worker import WorkerRecord
-from .models.workflow import Group
+from .models.workflow import Group, Workflow
 from .reading.handlers import Handlers, OnChange, OnInvalidate
 from .reading.reader import LONGEST_LIST
 from .reading.watch import Watch
@@ -192,6 +192,10 @@ class MemorySyncManager:
     def get_group(self, group_id: str) -> Group | None:
         """Return how far a group, or the header of a chord, is, or None if it is unknown; at the same cost for any size."""
         return self.runtime.workflows.group(group_id)
+
+    def get_workflow(self, workflow_id: str) -> Workflow | None:
+        """Return the workflow of a task or group with all its steps, also those not sent yet, or None if it is unknown."""
+        return self.runtime.workflows.workflow(workflow_id)
 
     def get_agent_coordination(self, task_id: str, agent_id: str) -> Any:
         """Return what an agent of a task shared, or None."""

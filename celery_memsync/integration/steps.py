@@ -123,9 +123,10 @@ class Steps:
 
 def part_of(sent: Mapping[str, Any]) -> dict[str, Any]:
     """Return what came with a message of the workflow of its task: anybody may send anything."""
-    workflow, before = sent.get("workflow"), sent.get("depends_on")
+    workflow, before, group = sent.get("workflow"), sent.get("depends_on"), sent.get("group")
     ids = [one for one in before if is_id(one)][:MAX_STEPS] if isinstance(before, list) else None
-    return {"workflow": workflow if is_id(workflow) else None, "depends_on": ids or None}
+    known = {"workflow": workflow if is_id(workflow) else None, "depends_on": ids or None}
+    return {**known, "group": group} if is_id(group) else known
 
 
 def is_member(facts: Mapping[str, Any], sent: Mapping[str, Any]) -> bool:

@@ -19,12 +19,15 @@ from ..store.members import note
 from ..writing.changes import StageChange
 from .child_outcomes import unwrapped, verdict
 from .endings import REPLACED
-from .runs import ReceivedRun, active_run, known_of, lifetime
+from .runs import ActiveRun, ReceivedRun, active_run, known_of, lifetime
 from .sent_groups import sent_group, size_notes
 from .steps import Step, Steps, embed_of, has_steps, last_id
 
 #: Workflows of which a process remembers that it has recorded their steps.
 MAX_REMEMBERED = 1000
+
+#: The task that sends the body of a chord if the result backend does not count.
+UNLOCK = "celery.chord_unlock"
 
 #: Statuses after which what follows is sent, or may be.
 GOES_ON = frozenset({"SUCCESS", "RETRY", "PENDING"})
@@ -46,23 +49,18 @@ class Workflows:
             before: What came with the run of the same task that sends it, if it is to be retried or replaced.
         """
         if before is not None:
-            return {name: before[name] for name in ("workflow", "depends_on", "member") if name in before}
-        active, group, task_id = active_run.get(), sent_group.get(), headers["id"]
-        embed = embed_of(body)
-        is_added = embed.get("chord") and headers.get("group") and headers.get("group_index") is None
-        member = {"member": True} if is_added else {}  # by ``add_to_chord``
+            return {name: before[name] for name in ("workflow", "depends_on", "group", "member") if name in before}
+        active, embed = active_run.get(), embed_of(body)
         if active is not None:
-            workflow = active.sent.get("workflow")
-            step = active.steps.get(task_id)
-            is_named = workflow is not None or step is not None or group is not None or has_steps(embed)
-            known = {**member, "workflow": workflow or headers["root_id"]} if is_named else member
-            return {**known, "depends_on": list(step.depends_on)} if step is not None else known
+            return _sent_by(active, headers, embed)
+        group = sent_group.get()
         if group is not None:
             return {"workflow": group.outermost}
         if not has_steps(embed):
             return {}
         # Of a chord that something else than a group sends.
-        return {"workflow": task_id if embed.get("chain") or not is_id(headers.get("group")) else headers["group"]}
+        is_in_group = not embed.get("chain") and is_id(headers.get("group"))
+        return {"workflow": headers["group"] if is_in_group else headers["id"]}
 
     def record(self, services: Runtime, run: TaskRun, task_id: str, body: Any) -> None:
         """Record the steps that come after a task that was just sent, once.
@@ -83,6 +81,24 @@ class Workflows:
         for change in _unsent(services, steps, run, task_id):
             change.notes, notes = notes, ()
             services.writer.put(change)
+
+
+def _sent_by(active: ActiveRun, headers: Mapping[str, Any], embed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what travels with a message that a running task sends, or Celery when it has ended."""
+    workflow, group, sent = active.sent.get("workflow"), headers.get("group"), sent_group.get()
+    if active.name == UNLOCK and is_id(group):
+        return {"workflow": group, "depends_on": [group]}
+    step = active.steps.get(headers["id"])
+    known: dict[str, Any] = {}
+    if workflow is not None or step is not None or sent is not None or has_steps(embed):
+        known["workflow"] = workflow or headers["root_id"]
+    if step is not None:
+        known["depends_on"] = list(step.depends_on)
+    if sent is not None and group not in (None, sent.group_id):
+        known["group"] = sent.group_id  # the body of a chord, whose members have the id of its header
+    elif group is not None and headers.get("group_index") is None and embed.get("chord"):
+        known["member"] = True  # by ``add_to_chord``
+    return known
 
 
 def record_unsent(services: Runtime, request: Any, run: TaskRun) -> None:
