@@ -26,6 +26,7 @@ COMMANDS = {
     "tasks": "tasks:tasks",
     "task": "tasks:task",
     "why": "why:why",
+    "workflow": "workflow:workflow",
     "agents": "tasks:agents",
     "follow": "follow:follow",
     "queue": "coordination:queue",

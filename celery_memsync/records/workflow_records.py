@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-from ..deadline import bounded
+from ..deadline import bounded, within
 from ..keys import check_id, is_id
 from ..models.workflow import Group, Workflow, eta_of
 from ..models.workflow_tree import KnownTask, workflow_of
 from ..reading.projections import progress_of, state_of
 from ..reading.reader import Reader
-from ..store import GroupCounts, Task
+from ..store import GroupCounts, Task, in_chunks
+from .task_records import TASKS_PER_CALL
 
 #: Most members that are read of one group, and most tasks of a workflow.
 MAX_MEMBERS, MAX_TASKS = 100, 500
@@ -58,11 +60,26 @@ class WorkflowRecords:
             return None
         return workflow_of(whole, tasks, groups, members, self.store.clock.now())
 
+    def tasks(self, given: str, members_only: bool, limit: int) -> list[dict[str, Any]]:
+        """Return ``id``, ``state`` and ``progress`` of the tasks of a workflow, or of the members of a group, newest first.
+
+        Args:
+            given: The task or group with which the workflow began; the group.
+        """
+        found = []
+        for ids in in_chunks(self._ids(given, members_only, limit), TASKS_PER_CALL):
+            for task_id, task in zip(ids, within(self.timeout, self.store.read_tasks, ids)):
+                state = state_of(task_id, task.slots, task.former)
+                if state is not None:
+                    found.append({"id": task_id, "state": state, "progress": progress_of(task, state)})
+        return sorted(found, key=_age)
+
     @bounded
-    def ids(self, given: str, limit: int) -> list[str]:
-        """Return ids of the tasks of a group, or of those that come from one task."""
+    def _ids(self, given: str, members_only: bool, limit: int) -> list[str]:
         given = check_id(given, "group")
         self.reader.send_pending()
+        if members_only:
+            return self.store.read_members([given], limit)[0].members
         found: dict[str, None] = {given: None}
         new = {given}
         for _ in range(MAX_ROUNDS):
@@ -71,7 +88,7 @@ class WorkflowRecords:
             rows = self.store.read_members(sorted(new), limit)
             new = {one for row in rows for one in (*row.members, *row.others)} - found.keys()
             found.update(dict.fromkeys(sorted(new)))
-        return list(found)[:limit + 1]
+        return list(found)[:limit]
 
     def _whole(self, given: str) -> str:
         """Return the id of the workflow of a task or group."""
@@ -119,6 +136,11 @@ def group_of(group_id: str, counts: GroupCounts, now: float) -> Group:
     percent = 100 * counts.done / total
     return Group(group_id, total, counts.done, counts.succeeded, counts.failed, counts.running, percent, counts.since,
                  eta_of(percent, counts.since, now))
+
+
+def _age(one: dict[str, Any]) -> float:
+    published = one["state"].get("published_at")
+    return -published if isinstance(published, (int, float)) else 0.0
 
 
 def _known(task_id: str, task: Task) -> KnownTask | None:

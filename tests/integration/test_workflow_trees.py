@@ -114,11 +114,12 @@ def test_tree_shows_what_a_task_has_sent_while_it_ran(fleet):
 
 
 def test_tree_shows_callbacks(fleet):
-    links = {"link": sig(fleet, "ok"), "link_error": fleet.app.tasks[f"{FLOWS}.ok"].si()}
-    results = [sig(fleet, name).apply_async(**links) for name in ("ok", "bad")]
+    links = {"link": sig(fleet, "ok"), "link_error": sig(fleet, "note_failure")}
+    good, bad = (sig(fleet, name).apply_async(**links) for name in ("ok", "bad"))
 
-    for result in results:
-        eventually(lambda: (one := fleet.reader.get_workflow(result.id)) and shape(one.root) == {"task": ["ok"]})
+    eventually(lambda: (one := fleet.reader.get_workflow(good.id)) and shape(one.root) == {"task": ["ok"]})
+    eventually(lambda: (one := fleet.reader.get_workflow(bad.id)) and
+               shape(one.root) == {"task": [{"group": ["note_failure"]}]})
 
 
 def test_single_task_is_a_workflow_of_its_own(fleet):

@@ -69,5 +69,10 @@ def adding(self, *args):
 
 
 @shared_task
+def note_failure(task_id):
+    return task_id
+
+
+@shared_task
 def spawning(*args):
     return [group(ok.s(), ok.s()).delay().id, ok.delay().id]
