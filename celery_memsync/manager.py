@@ -36,9 +36,7 @@ class MemorySyncManager:
     a name, a key or a pattern that is not fit for a key in Redis raises :exc:`InvalidKey`; a value that can't be stored as
     JSON, or an argument out of its range, :exc:`InvalidValue`, and one that is too large :exc:`ValueTooLarge`.  A ``ttl``
     is the seconds until what is written expires, ``memsync_default_ttl`` unless it is given.  Nothing is connected or
-    started before it is needed, and a forked child begins anew.
-
-    Usage::
+    started before it is needed, and a forked child begins anew.  Usage::
 
         with MemorySyncManager(worker_id="worker-1", url="redis://localhost") as memsync:
             memsync.sync_task_state("task-123", {"status": "processing"})
@@ -68,10 +66,9 @@ class MemorySyncManager:
         self.runtime.tasks.set_state(task_id, state, ttl)
 
     def sync_task_run(self, task_id: str, run: TaskRun, run_key: str = "", ttl: float | None = None) -> Change:
-        """Record a stage of a run of a task; return the pending change.
+        """Record a stage of a run of a task, with all that is known of it; return the pending change.
 
         Args:
-            run: All that is known of the run.
             run_key: Orders the runs of a task, see :mod:`celery_memsync.models.order`; "" for the stored one.
         """
         return self.runtime.tasks.set_run(task_id, run, run_key, ttl)
@@ -88,7 +85,7 @@ class MemorySyncManager:
         Args:
             progress: Percent, 0 to 100.  None: computed from current and total.
             status: A word for what the task is doing.
-            current, total: How many items are done, and how many there are.
+            current, total: How many items are done, of how many.
         """
         self.runtime.tasks.set_progress(task_id, progress, status, current, total, message)
 
@@ -184,7 +181,7 @@ class MemorySyncManager:
         """Yield tasks as :meth:`get_tasks` returns them, read as they are taken.
 
         Args:
-            since: When the oldest was recorded first, in seconds since the epoch on Redis's clock.  None: any time.
+            since: When the oldest was recorded first, in seconds on Redis's clock.  None: any time.
             at_once: How many are read at a time, each time within ``memsync_timeout``.
         """
         yield from self.runtime.tasks.iterate(since, at_once)

@@ -1,4 +1,4 @@
-"""`celery memsync follow TASK...`: tasks to their ends."""
+"""`celery memsync follow ID...`: tasks and groups to their ends."""
 from __future__ import annotations
 
 import contextlib
@@ -47,7 +47,7 @@ NAMED = 5
 @json_option
 @click.pass_context
 def follow(ctx: click.Context, task_ids: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
-    """Show how far tasks and groups are until all have ended, side by side."""
+    """Show how far tasks and groups are until all have ended."""
     deadline = deadline_of(timeout)
     with memory_of(ctx) as memsync:
         memsync.runtime.store.ping()

@@ -54,7 +54,7 @@ PART, ID = 42, 8
 @json_option
 @click.pass_context
 def workflow(ctx: click.Context, workflow_id: str, follows: bool, timeout: float | None, as_json: bool) -> None:
-    """Show the chain, group or chord that a task belongs to, with its steps that are not sent yet."""
+    """Show the chain, group or chord of a task as a tree."""
     deadline = deadline_of(timeout)
     with memory_of(ctx) as memsync:
         memsync.runtime.store.ping()

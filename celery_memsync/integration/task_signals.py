@@ -32,9 +32,9 @@ from .requests import HEADER, RECORDED, ReceivedRequests, failing, nesting_of, s
 from .revokes import RevokedTasks
 from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, received
 from .sent_groups import sent_group
-from .steps import embed_in, embed_of
+from .steps import embed_in
 from .update_state import take_over
-from .workflows import Workflows, record_never_sent, record_outcome, record_unsent
+from .workflows import Workflows, record_unsent
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ class TaskSignals:
                 is_there = services.writer.report.connected
                 self._outcomes.remember(request, run, outcome, services.settings.batch_interval, is_there)
             if isinstance(outcome, tuple) and outcome[0]:
-                record_outcome(services, request, run, outcome[1].exception)
+                self.workflows.record_outcome(services, request, run, outcome[1].exception)
         except Exception as exc:
             log_unrecorded(exc)
 
@@ -238,8 +238,9 @@ class TaskSignals:
             known.update(
                 {"status": "STARTED"} if begun else received(facts[HEADER], facts, request.task.max_retries),
                 pid=self._pid_of(request), started_at=self._moment(begun, facts[HEADER]["received_at"]))
-            self._record(request.id, facts[HEADER]["key"], TaskRun.of(known))
-            record_unsent(self.memsync.runtime, request, TaskRun.of(known))
+            run = TaskRun.of(known)
+            self._record(request.id, facts[HEADER]["key"], run)
+            record_unsent(self.memsync.runtime, request, run)
 
     @property
     def held(self) -> int:
@@ -332,7 +333,6 @@ class TaskSignals:
         app = getattr(sender, "app", None)
         if app is not self.memsync.app or self._active(task_id):
             return
-        # With an internal error comes the request, which is not the task's own any more.
         self._end(task_id, request if isinstance(request, dict) else sender.request.__dict__, "FAILURE", exception)
 
     def on_retried(self, sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
@@ -400,7 +400,7 @@ class TaskSignals:
         ended = TaskRun.of(known)
         self._record(task_id, sent["key"], ended)
         if not goes_on:
-            record_never_sent(self.memsync.runtime, task_id, facts if request is None else embed_of(request._payload), ended)
+            self.workflows.record_end(self.memsync.runtime, task_id, request, facts, ended)
         if known["pid"] not in (None, os.getpid()) and known["run"]:
             self.memsync.runtime.locks.release_if_ended(known["run"], partial(is_gone, known["pid"]))
 

@@ -7,7 +7,7 @@ not succeed records that they never run.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from celery.exceptions import Reject
@@ -23,7 +23,7 @@ from .runs import ActiveRun, ReceivedRun, active_run, known_of, lifetime
 from .sent_groups import sent_group, size_notes
 from .steps import Step, Steps, embed_of, has_steps, last_id
 
-#: Workflows of which a process remembers that it has recorded their steps.
+#: Workflows of which a process remembers that it has recorded their steps, or that they are never sent.
 MAX_REMEMBERED = 1000
 
 #: The task that sends the body of a chord if the result backend does not count.
@@ -37,8 +37,10 @@ class Workflows:
     """Records the steps of the workflows of one app."""
 
     def __init__(self) -> None:
-        #: Ids of the last steps of workflows whose steps were recorded.
-        self._recorded: OrderedDict[str, None] = OrderedDict()
+        #: Of workflows whose steps were recorded, the status of the task before them, by the id of the last step: members of
+        #: a group have the same steps after them.
+        self._recorded: OrderedDict[str, str] = OrderedDict()
+        self._failed: OrderedDict[str, str] = OrderedDict()
 
     # -- where a task is sent
 
@@ -69,18 +71,59 @@ class Workflows:
             run: What is recorded of that task.
         """
         embed = embed_of(body)
-        last = last_id(embed) if has_steps(embed) and run.depends_on is None else None
-        if last is None or last in self._recorded:
+        last = last_id(embed)
+        if not has_steps(embed) or run.depends_on is not None or not _is_new(self._recorded, last, run.status):
             return
-        self._recorded[last] = None
-        if len(self._recorded) > MAX_REMEMBERED:
-            self._recorded.popitem(last=False)
         steps = Steps(task_id, run.group, embed)
         notes = tuple(one for group, size in steps.sizes.items() for one in (
             *size_notes(group, size, None), *_part_notes(run, task_id, group)))
         for change in _unsent(services, steps, run, task_id):
             change.notes, notes = notes, ()
             services.writer.put(change)
+
+    # -- where a task has ended: the main process of its worker
+
+    def record_outcome(self, services: Runtime, request: Any, received: ReceivedRun, error: BaseException) -> None:
+        """Record that the steps after a task are never sent, where it came back from the pool of this worker.
+
+        Args:
+            error: What its body raised.
+        """
+        embed = embed_of(request._payload)
+        if not has_steps(embed):
+            return
+        status, exception = verdict(error, services.redact)
+        error = unwrapped(error)
+        if error.args != REPLACED and not (isinstance(error, Reject) and error.requeue):
+            known = known_of(services, received.task_id, received.facts, received.sent)
+            run = TaskRun.of({**known, "status": status, "exception": exception})
+            self._record_never_sent(services, received.task_id, embed, run)
+
+    def record_end(
+        self, services: Runtime, task_id: str, request: Any, facts: Mapping[str, Any], run: TaskRun,
+    ) -> None:
+        """Record that the steps after a task are never sent, where the main process has recorded how it has ended.
+
+        Args:
+            request: Of the task; None if this process has none, and then facts hold what comes after it.
+        """
+        self._record_never_sent(services, task_id, facts if request is None else embed_of(request._payload), run)
+
+    def _record_never_sent(self, services: Runtime, task_id: str, embed: Any, run: TaskRun) -> None:
+        """Record that the steps after a task are never sent, because it did not succeed.
+
+        Celery stores a failure for what comes after one, and after a revoked task for the body of its chord.
+
+        Args:
+            embed: ``chain`` and ``chord`` of its request.
+            run: How it has ended.
+        """
+        if run.status in GOES_ON or not has_steps(embed) or not _is_new(self._failed, last_id(embed), run.status):
+            return
+        for change in _never_sent(services, Steps(task_id, run.group, embed), task_id, run):
+            services.writer.put(change)
+        # Celery has stored it already, before this process knew.
+        services.writer.hurry()
 
 
 def _sent_by(active: ActiveRun, headers: Mapping[str, Any], embed: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,33 +163,8 @@ def _unsent(services: Runtime, steps: Steps, run: TaskRun, task_id: str) -> list
     return [_change(services, step, known, ttl) for step in steps if step.task_id != task_id]
 
 
-def record_outcome(services: Runtime, request: Any, received: ReceivedRun, error: BaseException) -> None:
-    """Record that the steps after a task are never sent, where it came back from the pool of this worker.
-
-    Args:
-        error: What its body raised.
-    """
-    if not has_steps(embed_of(request._payload)):
-        return
-    status, exception = verdict(error, services.redact)
-    error = unwrapped(error)
-    if error.args != REPLACED and not (isinstance(error, Reject) and error.requeue):
-        known = known_of(services, received.task_id, received.facts, received.sent)
-        run = TaskRun.of({**known, "status": status, "exception": exception})
-        record_never_sent(services, received.task_id, embed_of(request._payload), run)
-
-
-def record_never_sent(services: Runtime, task_id: str, embed: Any, run: TaskRun) -> None:
-    """Record that the steps after a task are never sent, because it did not succeed.
-
-    Celery stores a failure for what comes after one, and after a revoked task for the body of its chord.
-
-    Args:
-        embed: ``chain`` and ``chord`` of its request.
-        run: How it has ended.
-    """
-    if run.status in GOES_ON or not has_steps(embed):
-        return
+def _never_sent(services: Runtime, steps: Steps, task_id: str, run: TaskRun) -> Iterator[StageChange]:
+    """Yield the changes that record steps which are never sent, because of how a task has ended."""
     is_rejected = run.exception is not None and run.exception["type"] == "Reject"
     cause = {"task_id": task_id, "status": "REJECTED" if is_rejected else run.status, "name": run.name}
     known: dict[str, Any] = {
@@ -154,12 +172,24 @@ def record_never_sent(services: Runtime, task_id: str, embed: Any, run: TaskRun)
     failed = {**known, "status": "FAILURE", "exception": run.exception}
     of_chord = {**failed, "exception": _chord_error(task_id, run)}
     cancelled = {**known, "status": "CANCELLED"}
-    for step in Steps(task_id, run.group, embed):
+    for step in steps:
         if step.is_body and run.status in ("FAILURE", "REVOKED"):
             end = of_chord
         else:
             end = failed if run.status == "FAILURE" else cancelled
-        services.writer.put(_change(services, step, end, services.settings.default_ttl))
+        yield _change(services, step, end, services.settings.default_ttl)
+
+
+def _is_new(remembered: OrderedDict[str, str], last: str | None, status: str) -> bool:
+    """Return whether something is not remembered of a workflow, and remember it; of one that can't be named nothing is."""
+    if last is None:
+        return True
+    if remembered.get(last) == status:
+        return False
+    remembered[last] = status
+    if len(remembered) > MAX_REMEMBERED:
+        remembered.popitem(last=False)
+    return True
 
 
 def _change(services: Runtime, step: Step, known: Mapping[str, Any], ttl: float) -> StageChange:

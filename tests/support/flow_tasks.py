@@ -47,13 +47,13 @@ def killed(*args):
 
 
 @shared_task(bind=True)
-def any_end(self, number):
-    """End in a way that depends on the number: one in eight fails, is retried, revoked by a kill, or ignored."""
+def any_end(self, number, kills=0):
+    """End in a way that depends on the number: of eight one fails, one is retried, and one may kill its process."""
     if number % 8 == 3:
         raise ValueError(number)
     if number % 8 == 5 and not self.request.retries:
         raise self.retry(countdown=0)
-    if number % 40 == 7:
+    if number % 8 == 7 and number // 8 < kills:
         os.kill(os.getpid(), signal.SIGKILL)
     return number
 

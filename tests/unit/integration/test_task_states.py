@@ -23,6 +23,7 @@ STATES = {
     "`SUCCESS`": "test_pools.py::test_a_task_that_returns_is_a_success",
     "`FAILURE`": "test_pools.py::test_a_task_that_raises_is_a_failure",
     "`REVOKED`": "test_agreement.py::test_what_waits_in_a_worker_is_revoked_when_that_hears_it",
+    "`CANCELLED`": "test_workflows.py::test_step_of_a_chain_is_known_before_it_is_sent",
     "`IGNORED`": "test_prefork.py::test_an_ignored_task_is_ignored",
     "`REJECTED`": "test_brokers.py::test_a_rejected_task_is_rejected_although_celery_tells_a_failure_after_it",
     "`SKIPPED`": "test_locked_flows.py::test_a_task_that_is_skipped_shows_who_held_its_lock",

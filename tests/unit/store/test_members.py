@@ -8,6 +8,7 @@ import pytest
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store.members import SINCE, TOTAL, TOTAL_FROM, note
 from celery_memsync.writing.changes import StageChange
+from tests.support.redis_calls import calls_of
 from tests.support.runs import run_key
 
 #: What is recorded of a member, in this order; done, succeeded, failed and running at the end.
@@ -86,6 +87,22 @@ def test_total_is_what_was_sent_and_more_if_members_were_added(memsync, other):
 
     assert (before.total, before.done, before.started_at) == (3, 0, 1000.0)
     assert (other.get_group("g").total, other.get_group("g").percent) == (5, 80.0)
+
+
+def test_member_costs_at_most_a_tenth_more_commands_than_a_task_alone(memsync, redis):
+    def cost(name, group=None):
+        redis.config_resetstat()
+        for status in ("PENDING", "STARTED", "SUCCESS"):
+            for number in range(25):
+                task_id = f"{name}{number}"
+                memsync.sync_task_run(task_id, TaskRun(status, root_id=task_id, group=group), run_key(0, 0))
+            memsync.force_sync()
+        return sum(calls_of(redis).values())
+
+    cost("first")
+    alone, grouped = cost("alone"), cost("member", "g")
+
+    assert alone < grouped < 1.1 * alone
 
 
 def test_unknown_group_is_none(memsync):
