@@ -84,6 +84,7 @@ def test_figure_of_a_chord_with_300_members_is_the_truth_and_never_goes_back(fle
 
 
 @pytest.mark.acceptance
+@pytest.mark.timeout(900)
 def test_figure_of_a_chord_with_10_000_members_is_the_truth_and_never_goes_back(fleet):
     check(fleet, 10_000, 3, 600)
 
