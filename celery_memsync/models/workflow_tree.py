@@ -5,7 +5,7 @@ backward: from each task that nothing depends on, to what comes before it.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .order import FINAL, rank_of
@@ -14,8 +14,8 @@ from .workflow import Group, Workflow, WorkflowNode, eta_of
 #: Members of a group in which is looked for what they have in common before them.
 LOOKED_AT = 20
 
-#: How deep a tree is at most.
-MAX_DEPTH = 50
+#: How deep a tree is at most, and how many steps are shown as one chain.
+MAX_DEPTH, MAX_STEPS = 50, 1000
 
 
 class KnownTask(NamedTuple):
@@ -75,9 +75,8 @@ class _Tree:
         sent = {one for ones in self._children.values() for one in ones}
         units = sorted((*self.groups, *self.tasks), key=lambda unit: (unit != whole, self._since(unit), unit))
         ends = [unit for unit in units if unit not in followed | sent | self._is_member]
-        nodes = [self._sequence(end, (), 0) for end in ends if end not in self._drawn]
-        # What is left is of a circle, which no sender of Celery's makes.
-        nodes += [self._sequence(unit, (), 0) for unit in units if unit not in self._drawn]
+        # What is left then is of a circle, which no sender of Celery's makes.
+        nodes = [*self._sequences(ends, (), 0), *self._sequences(units, (), 0)]
         return nodes[0] if len(nodes) == 1 else _joined("group", "", tuple(nodes), [1.0] * len(nodes))
 
     def _since(self, unit: str) -> float:
@@ -100,7 +99,7 @@ class _Tree:
     def _line(self, unit: str) -> list[str]:
         """Return the units up to one, as far as each depends on one other only."""
         line = [unit]
-        while len(before := self._before.get(line[0], ())) == 1 and before[0] not in line and len(line) < MAX_DEPTH:
+        while len(before := self._before.get(line[0], ())) == 1 and before[0] not in line and len(line) < MAX_STEPS:
             line.insert(0, before[0])
         return line
 
@@ -112,11 +111,16 @@ class _Tree:
         parent = self.tasks[task_id].state.get("parent_id")
         return parent if isinstance(parent, str) and parent in self.tasks and parent != unit else None
 
+    def _sequences(self, ends: Iterable[str], outside: tuple[str, ...], depth: int) -> list[WorkflowNode]:
+        """Return what ends with units that are not in the tree yet."""
+        return [self._sequence(end, outside, depth) for end in ends
+                if depth < MAX_DEPTH and end not in self._drawn and end not in outside]
+
     def _sequence(self, end: str, outside: tuple[str, ...], depth: int) -> WorkflowNode:
         """Return what ends with a unit, but for what comes before the group around it."""
         units: list[str] = []
         unit: str | None = end
-        while unit is not None and unit not in outside and unit not in self._drawn and len(units) < MAX_DEPTH:
+        while unit is not None and unit not in outside and unit not in self._drawn and len(units) < MAX_STEPS:
             self._drawn.add(unit)
             units.insert(0, unit)
             before = [one for one in self._before[unit] if one not in self._drawn]
@@ -140,16 +144,14 @@ class _Tree:
             return self._group(unit, depth)
         known = self.tasks[unit]
         state = known.state
-        children = tuple(self._sequence(child, (), depth + 1) for child in self._children.get(unit, ())
-                         if depth < MAX_DEPTH and child not in self._drawn)
+        children = tuple(self._sequences(self._children.get(unit, ()), (), depth + 1))
         return WorkflowNode(
             "task", unit, str(state.get("status")), _progress(known), state.get("name"), state.get("started_at"),
             state.get("finished_at"), state.get("worker"), cause=state.get("cause"), children=children)
 
     def _group(self, group: str, depth: int) -> WorkflowNode:
         outside = tuple(self._line(group)[:-1])
-        ids = [one for one in self.members.get(group, ()) if one not in self._drawn] if depth < MAX_DEPTH else []
-        nodes = tuple(self._sequence(one, outside, depth + 1) for one in ids)
+        nodes = tuple(self._sequences(self.members.get(group, ()), outside, depth + 1))
         node = _joined("group", group, nodes, [self._weight(one) for one in nodes])
         counts = self.groups[group]
         omitted = max(0, counts.total - len(self.members.get(group, ())))
