@@ -197,7 +197,7 @@ class ClusterStore(Store):
             return
         sets = dict.fromkeys(key for update in packed if isinstance(update, PackedUpdate) for key in update.keys)
         keys = [*super()._shared_keys(), self.keys.done(self.token, "notes"), self.keys.noted, *sets]
-        args = [self.worker_id, self._index_ttl, self.prefix, self._together, serial, *packed]
+        args = [self.worker_id, self._index_ttl, self.prefix, self._together, serial, *map(bytes, packed)]
         asked = time.monotonic()
         seconds, micros = self._run([(INDEX_APPLY, keys, args)])[0]
         self._sync_clock(seconds, micros, asked)

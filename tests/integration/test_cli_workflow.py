@@ -92,7 +92,7 @@ def test_workflow_that_does_not_end_in_time_ends_with_75(shell, fleet):
 
 
 def test_tree_is_drawn_in_place_on_a_terminal(shell, fleet):
-    result = chain(sig(fleet, "wait", seconds=1.5), sig(fleet, "ok")).apply_async()
+    result = chain(sig(fleet, "wait", seconds=5.0), sig(fleet, "ok")).apply_async()
     fleet.wait(result, "PENDING")
     terminal = Terminal(shell, "workflow", result.id, "--follow")
 
