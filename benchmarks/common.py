@@ -1,9 +1,10 @@
-"""What the benchmarks share: a Redis of their own, interleaving, statistics."""
+"""Shared by the benchmarks: a Redis of their own, rounds in turns, statistics, the JSON they print."""
 from __future__ import annotations
 
 import contextlib
 import gc
 import json
+import math
 import os
 import platform
 import signal
@@ -12,9 +13,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import celery
 import redis
@@ -23,17 +24,41 @@ from celery_memsync.store.embedded import find_server
 
 ROOT = Path(__file__).resolve().parent.parent
 
+#: Whether to measure little, for a first impression; see :func:`sized`.
+QUICK = bool(os.environ.get("BENCH_QUICK"))
+
+#: Names in every table: this package, and the prototype that does the least, see ``floors.py``.
+OURS, FLOOR = "memsync", "floor"
+
+#: What a variant measured in one round.
 Round = dict[str, float]
+
+#: Statistics of each figure of each variant; the first variant is the peer.
+Table = dict[str, dict[str, dict[str, float]]]
+
+T = TypeVar("T")
+
+
+def sized(full: T, quick: T) -> T:
+    """Return how much to measure: less in quick mode."""
+    return quick if QUICK else full
+
+
+# -- processes
 
 
 @contextlib.contextmanager
 def server() -> Iterator[str]:
-    """Start an empty redis-server, that which ``BENCH_REDIS_SERVER`` names if it does; give its URL without a database."""
+    """Start an empty redis-server; yield its URL without a database.
+
+    ``BENCH_REDIS_SERVER`` names another binary.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    binary = os.environ.get("BENCH_REDIS_SERVER") or find_server()
     process = subprocess.Popen(
-        [os.environ.get("BENCH_REDIS_SERVER") or find_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""],
+        [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", ""],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     client = redis.Redis(port=port)
     while True:
@@ -50,9 +75,10 @@ def server() -> Iterator[str]:
 
 @contextlib.contextmanager
 def worker(script: str, *args: str, env: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker from a benchmark's own file, as ``SCRIPT --worker ARGS``, until the end of the block."""
+    """Run ``SCRIPT --worker ARGS``, a Celery worker, until the end of the block."""
     process = subprocess.Popen(
-        [sys.executable, script, "--worker", *args], env={**os.environ, **env, "PYTHONPATH": str(ROOT)},
+        [sys.executable, script, "--worker", *args],
+        env={**os.environ, **env, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield process
@@ -64,13 +90,54 @@ def worker(script: str, *args: str, env: dict[str, str]) -> Iterator[subprocess.
             process.kill()
 
 
-def interleave(variants: dict[str, Callable[[], Round]], rounds: int) -> dict[str, list[Round]]:
-    """Run all variants round by round, each round beginning with another one; a first round is not counted."""
+def wait_for_worker(client: redis.Redis) -> None:
+    """Wait until a worker has declared its queue of remote control, the last of its start."""
+    while not client.exists("_kombu.binding.celery.pidbox"):
+        time.sleep(0.1)
+
+
+def cpu_of(pid: int) -> float:
+    """Return the CPU seconds of another process, all its threads (Linux: the process's clock)."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the pids of a process's children (Linux)."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for one in threads for child in (one / "children").read_text().split()]
+
+
+# -- measurement
+
+
+def again(peer: str) -> str:
+    """Return the name under which a peer is measured a second time, which shows the noise."""
+    return f"{peer} again"
+
+
+def compare(variants: Mapping[str, Callable[[], Round]], rounds: int) -> Table:
+    """Measure variants in turns, the first of which is the peer.
+
+    The peer is measured twice, unless there is a second one of its kind already.
+    """
+    peer = next(iter(variants))
+    doubled = {peer: variants[peer], again(peer): variants[peer], **variants}
+    return table(interleave(doubled, rounds))
+
+
+def interleave(
+    variants: Mapping[str, Callable[[], Round]], rounds: int,
+) -> dict[str, list[Round]]:
+    """Measure all variants in each round, beginning with another one each time.
+
+    A first round is not counted.
+    """
     names = list(variants)
     samples: dict[str, list[Round]] = {name: [] for name in names}
     for variant in variants.values():
         variant()
     for number in range(rounds):
+        print(".", end="", file=sys.stderr, flush=True)
         first = number % len(names)
         for name in names[first:] + names[:first]:
             gc.collect()
@@ -78,40 +145,43 @@ def interleave(variants: dict[str, Callable[[], Round]], rounds: int) -> dict[st
     return samples
 
 
-def table(samples: dict[str, list[Round]], peer: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Return median and quartiles of every figure, and the median of its ratio to the peer of the same round."""
-    result: dict[str, dict[str, dict[str, float]]] = {}
+def table(samples: Mapping[str, list[Round]]) -> Table:
+    """Return the statistics of each figure of each variant.
+
+    They are the median, and the median of the ratios to the first variant of the same round with
+    the interval in which it is (``low`` to ``high``).
+    """
+    peers = next(iter(samples.values()))
+    result: Table = {}
     for name, rows in samples.items():
         result[name] = {}
         for figure in rows[0]:
-            values = [row[figure] for row in rows]
-            first, _, third = statistics.quantiles(values, n=4)
-            ratios = [row[figure] / other[figure] for row, other in zip(rows, samples[peer]) if other[figure]]
-            result[name][figure] = {
-                "median": _short(statistics.median(values)), "q1": _short(first), "q3": _short(third),
-                "ratio": _short(statistics.median(ratios)) if ratios else 0.0,
-            }
+            facts = {"median": statistics.median(row[figure] for row in rows)}
+            ratios = [row[figure] / peer[figure] for row, peer in zip(rows, peers) if peer[figure]]
+            if ratios:
+                low, high = median_interval(ratios)
+                facts.update(ratio=statistics.median(ratios), low=low, high=high)
+            result[name][figure] = {fact: rounded(value) for fact, value in facts.items()}
     return result
 
 
-def say(name: str, peer: str, result: Any) -> None:
-    """Print one JSON document."""
-    print(json.dumps({
-        "benchmark": name, "peer": peer, "python": platform.python_version(), "celery": celery.__version__,
-        "redis-py": redis.__version__, "cpus": os.cpu_count(), "results": result,
-    }, indent=1))
+def median_interval(values: list[float]) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a median, from the order of the values alone."""
+    ordered = sorted(values)
+    count = len(ordered)
+    rank = max(0, math.floor((count - 1.96 * math.sqrt(count)) / 2))
+    return ordered[rank], ordered[count - 1 - rank]
 
 
-def cpu_of(pid: int) -> float:
-    """Return the CPU seconds of another process, all its threads (Linux: the process's CPU clock)."""
-    return time.clock_gettime((~pid << 3) | 2)
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the pids of a process's children (Linux)."""
-    tasks = Path(f"/proc/{pid}/task")
-    return [int(child) for task in tasks.iterdir() for child in (task / "children").read_text().split()]
-
-
-def _short(value: float) -> float:
+def rounded(value: float) -> float:
+    """Return a figure with four significant digits."""
     return float(f"{value:.4g}")
+
+
+def print_results(name: str, tables: Mapping[str, Table], **facts: Any) -> None:
+    """Print one JSON document: tables by title, and whatever else was found."""
+    print(json.dumps({
+        "benchmark": name, "quick": QUICK, "python": platform.python_version(),
+        "celery": celery.__version__, "redis-py": redis.__version__, "tables": tables,
+        "facts": facts,
+    }, indent=1))

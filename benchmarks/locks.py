@@ -1,12 +1,14 @@
-"""Locks: what it takes to have one, to hand one over, and to keep a thousand.
+"""Locks: what it takes to acquire and release one, to hand one over, and to renew a thousand.
 
     redis-py     ``redis.lock.Lock``: no fence, no renewal, no queue
-    evalsha      two scripts of one line by redis-py's client: the least that checks its owner
-    memsync      ``memsync.lock``: fence, renewal, queue, and told to who subscribes
+    floor        two scripts of one line on a bare socket; see ``floors.py``
+    evalsha      the same scripts by redis-py's client
+    memsync      ``memsync.lock``: fence, renewal, queue; each change is published
     python-redis-lock, celery-once, celery-singleton, pottery: theirs, those that are installed
 
-"hand-over" is the time from giving back in one process to having it in another that waits already. Its peer is the
-floor: two processes that pass an item to and fro by LPUSH and BLPOP.
+A hand-over is the time from the release in one process to the end of the acquisition in another
+that waits already. Its peer are two processes that pass an item to and fro by LPUSH and BLPOP of
+redis-py; the floor is the same on bare sockets.
 """
 from __future__ import annotations
 
@@ -16,19 +18,21 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import common
+import floors
 import redis
 from redis.lock import Lock
 
 from celery_memsync import MemorySyncManager
 
-TIMES, ROUNDS, HELD = 500, 21, 1000
-TURNS, HAND_OVERS = 15, 100
+TIMES, ROUNDS, HELD = common.sized(500, quick=200), common.sized(21, quick=4), 1000
+TURNS, HAND_OVERS = common.sized(15, quick=3), common.sized(100, quick=50)
 
-TAKE = "if redis.call('SET',KEYS[1],ARGV[1],'NX','PX',ARGV[2]) then return 1 end return 0"
-FREE = "if redis.call('GET',KEYS[1])==ARGV[1] then return redis.call('DEL',KEYS[1]) end return 0"
+#: How to acquire and how to release.
+Way = tuple[Callable[[], Any], Callable[[], Any]]
 
 
 def others(url: str, client: Any) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -69,24 +73,24 @@ def others(url: str, client: Any) -> Iterator[tuple[str, Callable[[], None]]]:
         yield "pottery", by_pottery
 
 
-def free_locks(url: str) -> dict[str, Any]:
-    """Take and give back a lock that nobody else wants."""
+def free_locks(url: str) -> common.Table:
+    """Acquire and release a lock that no other process wants."""
     client = redis.Redis.from_url(url)
     pid = client.info("server")["process_id"]
-    take, free = client.script_load(TAKE), client.script_load(FREE)
+    acquire, release = client.script_load(floors.ACQUIRE), client.script_load(floors.RELEASE)
     with MemorySyncManager(url=url) as memsync:
 
         def by_redis_py() -> None:
-            lock = Lock(client, "l:redis-py", timeout=30)
+            lock = Lock(client, "redis-py", timeout=30)
             lock.acquire()
             lock.release()
 
         def by_evalsha() -> None:
-            client.evalsha(take, 1, "l:evalsha", "token", 30000)
-            client.evalsha(free, 1, "l:evalsha", "token")
+            client.evalsha(acquire, 1, "evalsha", "token", 30000)
+            client.evalsha(release, 1, "evalsha", "token")
 
         def by_memsync() -> None:
-            lock = memsync.lock("l")
+            lock = memsync.lock("free")
             lock.acquire()
             lock.release()
 
@@ -95,49 +99,65 @@ def free_locks(url: str) -> dict[str, Any]:
             for _ in range(TIMES):
                 act()
             wall, cpu, server = (
-                time.perf_counter() - began, time.process_time() - cpu, common.cpu_of(pid) - server)
-            return {name: seconds / TIMES * 1e6
-                    for name, seconds in (("wall_us", wall), ("client_cpu_us", cpu), ("server_cpu_us", server))}
+                time.perf_counter() - began, time.process_time() - cpu,
+                common.cpu_of(pid) - server)
+            figures = {"time": wall, "CPU of the client": cpu, "CPU of Redis": server}
+            return {f"{name}, µs": seconds / TIMES * 1e6 for name, seconds in figures.items()}
 
-        acts = {"redis-py": by_redis_py, "evalsha": by_evalsha, "memsync": by_memsync, **dict(others(url, client))}
-        samples = common.interleave({name: (lambda act=act: measure(act)) for name, act in acts.items()}, ROUNDS)
-    return common.table(samples, "redis-py")
+        acts = {"redis-py": by_redis_py, "floor": floors.locker(url), "evalsha": by_evalsha,
+                "memsync": by_memsync, **dict(others(url, client))}
+        return common.compare(
+            {name: partial(measure, act) for name, act in acts.items()}, ROUNDS)
 
 
-def renewals(url: str) -> dict[str, Any]:
+def renewals(url: str) -> str:
     """Renew a thousand locks of one process at once."""
     with MemorySyncManager(url=url, lock_ttl=600.0) as memsync:
         locks = memsync.runtime.locks
         held = [memsync.lock(f"held-{number}") for number in range(HELD)]
         for lock in held:
             lock.acquire()
-        seconds = []
+        times = []
         for _ in range(ROUNDS):
-            for grant in locks._grants.values():
-                grant.renew_at = 0.0
+            for lease in locks._leases.values():
+                lease.renew_at = 0.0
             began = time.perf_counter()
             locks.renew()
-            seconds.append((time.perf_counter() - began) * 1e3)
-    return {"locks": HELD, "ms": round(statistics.median(seconds), 2), "worst_ms": round(max(seconds), 2)}
+            times.append((time.perf_counter() - began) * 1e3)
+    return f"{statistics.median(times):.1f} ms, at worst {max(times):.1f} ms"
 
 
-def player(me: int, url: str, pipe: Any, stamp: Any, out: Any) -> None:
-    client = redis.Redis.from_url(url, socket_timeout=None)
-    memsync = MemorySyncManager(url=url)
+# -- handing over
+
+
+def ways(url: str) -> tuple[MemorySyncManager, dict[str, Way]]:
+    """Return the ways to hand over by name, and the manager of one of them."""
+    client, memsync = redis.Redis.from_url(url, socket_timeout=None), MemorySyncManager(url=url)
     lock = memsync.lock("handed", wait=60)
-    ways: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-        "blpop": (lambda: client.blpop(["item"], 60), lambda: client.lpush("item", 1)),
-        "memsync": (lock.acquire, lock.release),
-    }
+
+    def by_blpop(item: str) -> Way:
+        return lambda: client.blpop([item], 60), lambda: client.lpush(item, 1)
+
+    peer = "BLPOP"
+    return memsync, {peer: by_blpop("item"), common.again(peer): by_blpop("item again"),
+                     common.FLOOR: floors.baton(url), "memsync": (lock.acquire, lock.release)}
+
+
+def play(me: int, url: str, pipe: Any, stamp: Any, out: Any) -> None:
+    """Be one of the two processes; put the median latencies of each turn by way."""
+    memsync, all_ways = ways(url)
     chance = random.Random(me)
-    seen: dict[str, list[float]] = {name: [] for name in ways}
+    medians: dict[str, list[float]] = {name: [] for name in all_ways}
+    names = list(all_ways)
     for turn in range(TURNS):
-        for name in sorted(ways, reverse=bool(turn % 2)):
-            acquire, release = ways[name]
-            if me == 0 and name == "blpop":
-                release()
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            acquire, release = all_ways[name]
+            is_lock = name == "memsync"
+            if me == 0 and not is_lock:
+                release()  # puts the item into the list
             if me == 1:
-                pipe.recv_bytes()  # the other one has it
+                pipe.recv_bytes()  # the other process has it
             late = []
             for number in range(HAND_OVERS):
                 acquire()
@@ -151,35 +171,40 @@ def player(me: int, url: str, pipe: Any, stamp: Any, out: Any) -> None:
                 if me == 0 or number < HAND_OVERS - 1:
                     pipe.recv_bytes()
             if me == 1:
-                pipe.send_bytes(b"r")  # this turn is over
+                pipe.send_bytes(b"r")  # this turn has ended
             else:
                 pipe.recv_bytes()
-                if name == "blpop":
+                if not is_lock:
                     acquire()
-            seen[name].append(statistics.median(late))
+            medians[name].append(statistics.median(late))
     memsync.shutdown()
-    out.put(seen)
+    out.put(medians)
 
 
-def hand_overs(url: str) -> dict[str, Any]:
+def hand_overs(url: str) -> common.Table:
     """Pass one thing to and fro between two processes."""
     context = multiprocessing.get_context("fork")
     ends = context.Pipe()
     stamp, out = context.RawArray("q", 1), context.Queue()
-    players = [context.Process(target=player, args=(me, url, end, stamp, out)) for me, end in enumerate(ends)]
+    players = [context.Process(target=play, args=(me, url, end, stamp, out))
+               for me, end in enumerate(ends)]
     for process in players:
         process.start()
-    seen = [out.get() for _ in players]
+    halves = [out.get() for _ in players]
     for process in players:
         process.join()
-    turns = {name: [{"p50_us": one} for half in seen for one in half[name]] for name in seen[0]}
-    return common.table(turns, "blpop")
+    return common.table({
+        name: [{"time, µs": median} for half in halves for median in half[name]]
+        for name in halves[0]})
 
 
 def main() -> None:
     with common.server() as url:
-        result = {"free": free_locks(url), "hand-over": hand_overs(url), "renewal": renewals(url)}
-    common.say("locks", "redis-py; blpop", result)
+        tables = {"Acquiring and releasing a free lock": free_locks(url),
+                  "Handing a lock to another process": hand_overs(url)}
+        renewal = renewals(url)
+    common.print_results(
+        "locks", tables, **{f"Renewing {HELD:,} locks of one process": renewal})
 
 
 if __name__ == "__main__":

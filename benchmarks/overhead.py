@@ -1,15 +1,15 @@
-"""A no-op task in a prefork worker: what keeping its state costs, beside plain Celery and Celery's own ways to do so.
+"""A no-op task in a prefork worker: what recording its state costs, beside plain Celery.
 
-    plain         nothing is kept; "plain_again" is the same once more and shows the noise
+    plain         nothing is recorded; "plain again" is a second such worker and shows the noise
     tracked       Celery's result backend in Redis, with ``task_track_started``
-    events        ``-E``: Celery's events, which nobody listens to
-    least         the least that one can do, see ``least.py``: the end of every task in batches, and nothing else
+    events        ``-E``: Celery's events, which no process receives
+    floor         the end of each task, in batches, and nothing else; see ``floors.py``
     memsync       every stage of every task, its times, queue, worker, process; lists and counters
 
-Every variant has a worker and a database of its own; all live during the run
-and idle except the one that is measured.  The messages are published to
-another database first and then appear in the queue at once, so that publishing
-is not in the measured time.  CPU is read from the kernel's clock of every process.
+Each variant has a worker and a database of its own. All run during the whole benchmark and are
+idle except for the one that is measured. The messages are published to another database first and
+then appear in the queue at once, so that publishing is not in the measured time. CPU is read from
+the kernel's clock of each process.
 """
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ import time
 from typing import Any
 
 import common
-import least
+import floors
 import redis
 from celery import Celery
 
 from celery_memsync import MemSync
 
-VARIANTS = ("plain", "plain_again", "tracked", "events", "least", "memsync")
-PEER = "plain"
-STAGING, MEMORY, RESULTS = 15, 14, 13
-TASKS, ROUNDS = 3000, 7
+VARIANTS = ("plain", "plain again", "tracked", "events", "floor", "memsync")
+STAGING, STORE, RESULTS = 15, 14, 13
+TASKS, ROUNDS = common.sized(1500, quick=400), common.sized(15, quick=3)
 
 
 def make_app(url: str, variant: str, database: int) -> Any:
@@ -37,11 +36,12 @@ def make_app(url: str, variant: str, database: int) -> Any:
     app.conf.update(task_ignore_result=True, broker_connection_retry_on_startup=True,
                     worker_send_task_events=variant == "events")
     if variant == "tracked":
-        app.conf.update(task_ignore_result=False, task_track_started=True, result_backend=f"{url}/{RESULTS}")
-    if variant == "least" and database != STAGING:
-        least.Tracker(f"{url}/{MEMORY}")
+        app.conf.update(task_ignore_result=False, task_track_started=True,
+                        result_backend=f"{url}/{RESULTS}")
+    if variant == "floor" and database != STAGING:
+        floors.TaskRecorder(f"{url}/{STORE}")
     if variant == "memsync" and database != STAGING:
-        app.conf.memsync_backend = f"{url}/{MEMORY}"
+        app.conf.memsync_backend = f"{url}/{STORE}"
         MemSync(app)
     app.task(name="bench.noop", shared=False)(noop)
     app.finalize()
@@ -58,7 +58,7 @@ class Variant:
         self.database = VARIANTS.index(name) + 1
         self.queue = redis.Redis.from_url(f"{url}/{self.database}")
         self.staging = redis.Redis.from_url(f"{url}/{STAGING}")
-        self.memory = redis.Redis.from_url(f"{url}/{MEMORY}")
+        self.store = redis.Redis.from_url(f"{url}/{STORE}")
         self.results = redis.Redis.from_url(f"{url}/{RESULTS}")
         self.app = make_app(url, name, STAGING)
         self.server = self.queue.info("server")["process_id"]
@@ -69,23 +69,27 @@ class Variant:
             for _ in range(TASKS):
                 self.app.tasks["bench.noop"].apply_async(producer=producer)
         pids = [self.pid, *common.children_of(self.pid)]
-        before, server, began = [common.cpu_of(pid) for pid in pids], common.cpu_of(self.server), time.perf_counter()
-        self.staging.copy("celery", "celery", destination_db=self.database, replace=True)
+        before = [common.cpu_of(pid) for pid in pids]
+        server, began = common.cpu_of(self.server), time.perf_counter()
+        self.staging.copy("celery", "celery", destination_db=str(self.database), replace=True)
         while self.queue.llen("celery") or self.queue.hlen("unacked"):
             time.sleep(0.01)
         wall = time.perf_counter() - began
         time.sleep(0.3)
         main, *children = [common.cpu_of(pid) - then for pid, then in zip(pids, before)]
-        redis_cpu = common.cpu_of(self.server) - server
-        if self.name == "tracked":
-            self.results.flushdb()
-        if self.name in ("least", "memsync"):
-            stored = self.memory.dbsize()
+        server = common.cpu_of(self.server) - server
+        self.check()
+        figures = {"time": wall, "CPU of the worker": main + sum(children), "CPU of main": main,
+                   "CPU of the child": sum(children), "CPU of Redis": server}
+        return {f"{name}, µs": value / TASKS * 1e6 for name, value in figures.items()}
+
+    def check(self) -> None:
+        """See that all tasks were recorded; empty the databases."""
+        if self.name in ("floor", "memsync"):
+            stored = self.store.dbsize()
             assert stored >= TASKS, f"{stored} records of {TASKS} tasks"
-            self.memory.flushdb()
-        figures = {"wall": wall, "worker_cpu": main + sum(children), "main_cpu": main, "child_cpu": sum(children),
-                   "redis_cpu": redis_cpu}
-        return {f"{name}_us": value / TASKS * 1e6 for name, value in figures.items()}
+            self.store.flushdb()
+        self.results.flushdb()
 
 
 def main() -> None:
@@ -96,17 +100,18 @@ def main() -> None:
             process = stack.enter_context(common.worker(__file__, name, env={"BENCH_URL": url}))
             variants[name] = Variant(url, name, process.pid)
         for variant in variants.values():
-            while not variant.queue.exists("_kombu.binding.celery.pidbox"):
-                time.sleep(0.1)
+            common.wait_for_worker(variant.queue)
         time.sleep(2)
-        samples = common.interleave({name: variant.run for name, variant in variants.items()}, ROUNDS)
-        common.say("overhead", PEER, common.table(samples, PEER))
+        runs = {name: variant.run for name, variant in variants.items()}
+        common.print_results("overhead", {"A no-op task": common.compare(runs, ROUNDS)})
 
 
 if __name__ == "__main__":
     if "--worker" in sys.argv:
         name = sys.argv[-1]
-        arguments = ["worker", "-c", "1", "-l", "ERROR", "-n", f"{name}@bench", *(["-E"] if name == "events" else [])]
-        make_app(os.environ["BENCH_URL"], name, VARIANTS.index(name) + 1).worker_main(arguments)
+        arguments = ["worker", "-c", "1", "-l", "ERROR", "-n", f"{name.replace(' ', '-')}@bench"]
+        arguments += ["-E"] if name == "events" else []
+        app = make_app(os.environ["BENCH_URL"], name, VARIANTS.index(name) + 1)
+        app.worker_main(arguments)
     else:
         main()

@@ -1,18 +1,20 @@
 """Reads: of what was read before, by one thread and by eight, and of what was not.
 
     memsync                    ``memsync.read``; the caller may change what it gets
-    locked_lru                 a dict under a lock, in the order of use; all callers get the same object
-    locked_lru_decode          the same, of JSON, which is decoded for every caller
-    locked_lru_copy            the same, of what marshal makes of a value: the least that gives every caller an own one
-    kombu_lru, cachetools_lru  as locked_lru, the latter if it is installed
-    redis_py_cache             redis-py's own cache, and decoding, if the server is new enough; by one thread only: eight
-                               that used redis-py 8.1's together did not come back
-    get, get_decode            redis-py's GET of the string that memsync keeps, without and with decoding what it holds
+    floor                      a dict under a lock; not cached: GET on a bare socket, and decoding
+    locked LRU                 the same in the order of use; all callers get the same object
+    locked LRU, decoded        of JSON, which is decoded for each caller
+    locked LRU, copied         of what marshal makes of a value, so that each caller has its own
+    kombu LRU, cachetools LRU  as locked LRU, the latter if it is installed
+    redis-py cache             redis-py's own cache, and decoding, if the server is new enough; by
+                               one thread only: eight that used redis-py 8.1's together hung
+    GET, GET decoded           redis-py's GET of the string that memsync stores
 
-Hot keys are read in turn.  In "missed" nobody but memsync has a cache, and every key is read once.
+Cached keys are read in turn. In "Not cached" only memsync has a cache, and each key is read once.
 """
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import marshal
@@ -25,26 +27,26 @@ from functools import partial
 from typing import Any
 
 import common
+import floors
 import redis
 from kombu.utils.functional import LRUCache
 from redis.cache import CacheConfig
 
 from celery_memsync import MemorySyncManager
 
-try:
-    import cachetools
-except ImportError:
-    cachetools = None
-
-FLAT = {"status": "PROGRESS", "current": 42, "total": 1000, "worker": "celery@host-1", "errors": 3, "rate": 1234.5,
-        "file": "customers-2024-11.csv", "note": "reading chunk number forty-two of it, slowly"}
+FLAT = {"status": "PROGRESS", "current": 42, "total": 1000, "worker": "celery@host-1", "errors": 3,
+        "rate": 1234.5, "file": "customers-2024-11.csv",
+        "note": "reading chunk number forty-two of it, slowly"}
 RECORDS = {
     "flat": FLAT,
-    "nested": {**FLAT, "note": ["slowly"], "detail": {"rows": [1, 2, 3], "seen": {"by": "a", "at": 1.5}}},
+    "nested": {**FLAT, "note": ["slowly"],
+               "detail": {"rows": [1, 2, 3], "seen": {"by": "a", "at": 1.5}}},
     "string": "x" * 200,
 }
-HOT, READS, SLOW, ONCE, THREADS, ROUNDS = 100, 50_000, 1000, 500, 8, 15
-PEER = "locked_lru"  # of what is missed: "get"
+HOT, THREADS, ROUNDS = 100, 8, common.sized(15, quick=4)
+
+#: Reads in a round: of a cache in this process, of others, and of keys that are not cached.
+READS, SLOW, ONCE = common.sized(50_000, quick=20_000), common.sized(1000, quick=300), 500
 
 Read = Callable[[str], object]
 
@@ -74,7 +76,8 @@ class LockedLRU:
 def timed(work: Callable[[], object], number: int) -> common.Round:
     began, cpu = time.perf_counter(), time.process_time()
     work()
-    return {"wall_us": (time.perf_counter() - began) / number * 1e6, "cpu_us": (time.process_time() - cpu) / number * 1e6}
+    wall, cpu = time.perf_counter() - began, time.process_time() - cpu
+    return {"time, µs": wall / number * 1e6, "CPU of the client, µs": cpu / number * 1e6}
 
 
 def in_turn(read: Read, keys: list[str], number: int) -> None:
@@ -89,24 +92,30 @@ def by_threads(read: Read, keys: list[str], number: int) -> None:
 
 
 def local_caches(values: dict[str, Any]) -> Iterator[tuple[str, Read]]:
-    locked, texts, copies, kombus = LockedLRU(1000), LockedLRU(1000), LockedLRU(1000), LRUCache(1000)
+    """Yield caches in this process, the peer first."""
+    locked, texts, copies = LockedLRU(1000), LockedLRU(1000), LockedLRU(1000)
+    kombus = LRUCache(1000)  # type: ignore[no-untyped-call]
     for key, value in values.items():
         locked.set(key, value)
         texts.set(key, json.dumps(value))
         copies.set(key, marshal.dumps(value))
         kombus[key] = value
-    yield "locked_lru", locked.get
-    yield "locked_lru_decode", lambda key: json.loads(texts.get(key))
-    yield "locked_lru_copy", lambda key: marshal.loads(copies.get(key))
-    yield "kombu_lru", kombus.__getitem__
-    if cachetools is not None:
-        lock, theirs = threading.Lock(), cachetools.LRUCache(1000)
+    yield "locked LRU", locked.get
+    yield "floor", floors.Cache(values).get
+    yield "locked LRU, decoded", lambda key: json.loads(texts.get(key))
+    yield "locked LRU, copied", lambda key: marshal.loads(copies.get(key))
+    yield "kombu LRU", kombus.__getitem__
+    with contextlib.suppress(ImportError):
+        import cachetools
+
+        lock = threading.Lock()
+        theirs: Any = cachetools.LRUCache(1000)
         theirs.update(values)
 
         def read(key: str) -> Any:
             with lock:
                 return theirs.get(key)
-        yield "cachetools_lru", read
+        yield "cachetools LRU", read
 
 
 def decoding(client: Any, root: str) -> Read:
@@ -114,43 +123,52 @@ def decoding(client: Any, root: str) -> Read:
 
 
 def own_cache(url: str, root: str) -> tuple[dict[str, Read], str]:
-    """Return redis-py's own cache, if there is one here, and what to say of it."""
+    """Return redis-py's own cache, if it works here, and whether it does."""
     try:
         client = redis.Redis.from_url(url, protocol=3, cache_config=CacheConfig())
         client.ping()
     except redis.RedisError as exc:
         return {}, f"could not run here: {exc}"
-    return {"redis_py_cache": decoding(client, root)}, "ran"
+    return {"redis-py cache": decoding(client, root)}, "ran"
 
 
 def main() -> None:
-    result: dict[str, Any] = {}
+    tables: dict[str, common.Table] = {}
     once = [f"once/{number}" for number in range((ROUNDS + 1) * ONCE)]
-    with common.server() as url, MemorySyncManager(url=url) as memsync, MemorySyncManager(url=url) as other:
+    with (common.server() as url, MemorySyncManager(url=url) as memsync,
+          MemorySyncManager(url=url) as other):
         client, root = redis.Redis.from_url(url), memsync.settings.namespace + "/"
-        result["redis"] = client.info("server")["redis_version"]
-        cached, result["redis_py_cache"] = own_cache(url, root)
-        values = {f"{kind}/{number}": record for number in range(HOT) for kind, record in RECORDS.items()}
+        version = client.info("server")["redis_version"]
+        cached, remark = own_cache(url, root)
+        values = {f"{kind}/{number}": record
+                  for number in range(HOT) for kind, record in RECORDS.items()}
         for key, value in {**values, **dict.fromkeys(once, FLAT)}.items():
             other.write(key, value)
         other.force_sync()
-        reads = {"memsync": memsync.read, **dict(local_caches(values))}
-        remote = {"memsync": memsync.read, "get": lambda key: client.get(root + key), "get_decode": decoding(client, root)}
-        slow = {"get_decode": remote["get_decode"], **cached}
+        reads = {**dict(local_caches(values)), "memsync": memsync.read}
+        slow = {"GET decoded": decoding(client, root), **cached}
         for kind in RECORDS:
             keys = [f"{kind}/{number}" for number in range(HOT)]
-            for title, work in {f"hot, {kind}": in_turn, f"hot, {kind}, {THREADS} threads": by_threads}.items():
-                hot = {name: partial(timed, partial(work, read, keys, READS), READS) for name, read in reads.items()}
-                hot.update({name: partial(timed, partial(work, read, keys, SLOW), SLOW) for name, read in slow.items()
+            for title, work in ((f"Cached, {kind}", in_turn),
+                                (f"Cached, {kind}, {THREADS} threads", by_threads)):
+                hot = {name: partial(timed, partial(work, read, keys, READS), READS)
+                       for name, read in reads.items()}
+                hot.update({name: partial(timed, partial(work, read, keys, SLOW), SLOW)
+                            for name, read in slow.items()
                             if work is in_turn or name not in cached})
-                result[title] = common.table(common.interleave(hot, ROUNDS), PEER)
+                tables[title] = common.compare(hot, ROUNDS)
         hits = memsync.get_metrics()["cache_hits"]
+        get = lambda key: client.get(root + key)  # noqa: E731
+        remote = {"GET": get, "GET again": get, "floor": floors.reader(url, root),
+                  "GET decoded": slow["GET decoded"], "memsync": memsync.read}
         chunks = [once[at:at + ONCE] for at in range(0, len(once), ONCE)]
-        turns = {name: map(partial(in_turn, read, number=ONCE), chunks) for name, read in remote.items()}
-        missed = {name: partial(timed, partial(next, turn), ONCE) for name, turn in turns.items()}
-        result["missed"] = common.table(common.interleave(missed, ROUNDS), "get")
-        assert memsync.get_metrics()["cache_hits"] == hits, "a key that was read once was in the cache"
-    common.say("reads", PEER, result)
+        turns = {name: map(partial(in_turn, read, number=ONCE), chunks)
+                 for name, read in remote.items()}
+        tables["Not cached"] = common.compare(
+            {name: partial(timed, partial(next, turn), ONCE) for name, turn in turns.items()},
+            ROUNDS)
+        assert memsync.get_metrics()["cache_hits"] == hits, "a key read once was in the cache"
+    common.print_results("reads", tables, Redis=version, **{"redis-py's own cache": remark})
 
 
 if __name__ == "__main__":

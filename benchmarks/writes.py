@@ -1,63 +1,59 @@
 """Writing many keys, and counting: what it takes until all of it is in Redis.
 
     pipeline     redis-py: SET in pipelines of 500, and the encoding of the values
-    least        the same script as memsync, 500 at once, of values that nobody has checked, see ``least.py``
-    memsync      ``memsync.write`` of each, then ``force_sync``: versioned, told to who listens, with a ttl
-    increments   10,000 ``increment_metrics``, then ``force_sync``; beside HINCRBY in pipelines of 500
+    floor        a script for 100 keys that compares versions and sets ttls; see ``floors.py``
+    memsync      ``memsync.write`` of each, then ``force_sync``: versioned, published, with a ttl
 
-The keys are new in "new keys", and there already, by the same writer, in "the same keys again", which are as many as a
-process remembers.
+The keys are new in "New keys", and there already, by the same writer, in "The same keys again",
+which are as many as a process remembers. In "Increments" the pipeline holds HINCRBY, memsync calls
+``increment_metrics``, and the floor adds in the process.
 """
 from __future__ import annotations
 
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import common
-import least
+import floors
 import redis
 
 from celery_memsync import MemorySyncManager
 
-PEER = "pipeline"
-WRITES, CHUNK, ROUNDS = 10_000, 500, 11
+WRITES, CHUNK, ROUNDS = 10_000, 500, common.sized(15, quick=4)
 
 
 def record(number: int) -> dict[str, Any]:
-    return {"status": "PROGRESS", "current": number, "total": WRITES, "worker": "celery@host-1", "errors": 3,
-            "rate": 1234.5, "file": "customers-2024-11.csv", "note": "reading chunk number forty-two of it, slowly"}
+    return {"status": "PROGRESS", "current": number, "total": WRITES, "worker": "celery@host-1",
+            "errors": 3, "rate": 1234.5, "file": "customers-2024-11.csv",
+            "note": "reading chunk number forty-two of it, slowly"}
 
 
-keys: list[str] = []
-
-
-def rename() -> None:
-    """Let all further writes be of keys that nobody has written."""
-    turn = next(turns)
-    keys[:] = [f"records/{turn}/{number:032x}" for number in range(WRITES)]
-
-
-turns = itertools.count()
-
-
-def measure(pid: int, call: Callable[[], object], ready: Callable[[], object]) -> common.Round:
+def measure(pid: int, call: Callable[[], None], ready: Callable[[], None]) -> common.Round:
     ready()
     server, client, began = common.cpu_of(pid), time.process_time(), time.perf_counter()
     call()
     wall, client, server = (
         time.perf_counter() - began, time.process_time() - client, common.cpu_of(pid) - server)
-    return {"per_second": WRITES / wall, **{
-        f"{name}_us": seconds / WRITES * 1e6
-        for name, seconds in {"wall": wall, "client_cpu": client, "server_cpu": server}.items()}}
+    figures = {"time": wall, "CPU of the client": client, "CPU of Redis": server}
+    return {f"{name}, µs": seconds / WRITES * 1e6 for name, seconds in figures.items()}
 
 
 def main() -> None:
     with common.server() as url, MemorySyncManager(url=url) as memsync:
         client = redis.Redis.from_url(url)
         pid = client.info("server")["process_id"]
+        writer, counter = floors.Writer(url), floors.Counter(url)
+        keys, turns = [""] * WRITES, itertools.count()
+
+        def rename() -> None:
+            """Let all further writes be of new keys."""
+            turn = next(turns)
+            client.flushdb()
+            keys[:] = [f"records/{turn}/{number:032x}" for number in range(WRITES)]
 
         def in_chunks(add: Callable[[Any, str, dict[str, Any]], object]) -> None:
             for begin in range(0, WRITES, CHUNK):
@@ -69,13 +65,8 @@ def main() -> None:
         def pipeline_set() -> None:
             in_chunks(lambda pipeline, key, value: pipeline.set(key, json.dumps(value)))
 
-        bare = least.Batch(url)
-
-        def least_write() -> None:
-            for begin in range(0, WRITES, CHUNK):
-                known = f"* - - 0 {int(time.time() * 1000)} {least.TTL_MS}"
-                bare.write([(keys[number], "", known, json.dumps(record(number)).encode())
-                            for number in range(begin, begin + CHUNK)])
+        def floor_write() -> None:
+            writer.write((keys[number], record(number)) for number in range(WRITES))
 
         def write() -> None:
             for number in range(WRITES):
@@ -85,26 +76,36 @@ def main() -> None:
         def pipeline_count() -> None:
             in_chunks(lambda pipeline, key, value: pipeline.hincrby("counters", "total", 1))
 
+        def floor_count() -> None:
+            for _ in range(WRITES):
+                counter.add("total", 1)
+            counter.flush()
+
         def increment() -> None:
             for _ in range(WRITES):
                 memsync.increment_metrics(total=1)
             memsync.force_sync()
 
-        def compare(variants: dict[str, Callable[[], object]], ready: Callable[[], object]) -> Any:
-            rounds = {name: (lambda call=call: measure(pid, call, ready)) for name, call in variants.items()}
-            return common.table(common.interleave(rounds, ROUNDS), PEER)
+        def compare(
+            variants: Mapping[str, Callable[[], None]], ready: Callable[[], None],
+        ) -> common.Table:
+            return common.compare(
+                {name: partial(measure, pid, call, ready) for name, call in variants.items()},
+                ROUNDS)
 
-        writers = {"pipeline": pipeline_set, "least": least_write, "memsync": write}
-        result = {
-            "new keys": compare(writers, lambda: (client.flushdb(), rename())),
-            "the same keys again": compare(writers, lambda: None),
-            "increments": compare({"pipeline": pipeline_count, "memsync": increment}, lambda: None),
+        writers = {"pipeline": pipeline_set, "floor": floor_write, "memsync": write}
+        counters = {"pipeline": pipeline_count, "floor": floor_count, "memsync": increment}
+        tables = {
+            "New keys": compare(writers, rename),
+            "The same keys again": compare(writers, lambda: None),
+            "Increments": compare(counters, lambda: None),
         }
         memsync.write(keys[0], "written")
         memsync.force_sync()
         stored, counted = client.dbsize(), memsync.get_coordination_metrics()["total"]
-        assert stored >= 2 * WRITES and counted == WRITES * (ROUNDS + 1), f"{stored} keys, {counted} counted"
-    common.say("writes", PEER, result)
+        assert stored >= 3 * WRITES, f"{stored} keys"
+        assert counted == WRITES * (ROUNDS + 1), f"{counted} counted"
+    common.print_results("writes", tables)
 
 
 if __name__ == "__main__":

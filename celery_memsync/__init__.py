@@ -1,6 +1,7 @@
 """Shared, live and consistent state in Redis for all processes of a Celery app.
 
-What it is made of is imported when it is asked for: the `celery` command imports this package in all of its processes.
+Its parts are imported when they are used: the `celery` command imports this package in all of its
+processes.
 """
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         StoreError,
         StoreRefused,
         StoreUnavailable,
+        TaskCancelled,
         ValueTooLarge,
     )
     from .locking.lock import Lock
@@ -42,7 +44,7 @@ __all__ = [
     "MemorySyncManager", "MemSync", "Lock",
     "Resolution", "Entry", "Group", "LockRecord", "WorkerRecord", "Workflow", "WorkflowNode",
     "ConflictError", "InvalidKey", "InvalidValue", "LockError", "LockLost", "LockNotAcquired", "MemSyncError",
-    "NotInTask", "StoreError", "StoreRefused", "StoreUnavailable", "ValueTooLarge",
+    "NotInTask", "StoreError", "StoreRefused", "StoreUnavailable", "TaskCancelled", "ValueTooLarge",
 ]
 
 #: Modules of what is public, by name; errors have one.  That of MemSync also activates its app in a worker.

@@ -108,12 +108,31 @@ class MemSync(AppManager):
         if to_queue and (memsync := active.find_memsync()) is not None:
             memsync.runtime.writer.put(active.progress)
 
+    def check_cancelled(self) -> None:
+        """Raise :exc:`TaskCancelled` if the running task is cancelled; let that pass, so that the task ends.
+
+        The first call of a task may wait for one answer of Redis.  No other call does: what was cancelled is known here
+        within a second.  While Redis is away no task is known to be cancelled.
+
+        Raises:
+            TaskCancelled: If its id, its root or its group was cancelled.
+            NotInTask: If no task is running here; in a worker only with ``memsync_strict = True``.
+        """
+        active = active_run.get()
+        if active is None:
+            self._refuse_outside("check_cancelled()")
+        else:
+            if active.watch_cancelled():
+                active.services.cancelled.wait_fresh()
+            active.raise_if_cancelled()
+
     def track(
         self, iterable: Iterable[T], total: float | None = None, message: str | None = None, *, phase: str | None = None,
     ) -> Iterator[T]:
         """Iterate and record the progress of the running task; outside of a task only iterate.
 
-        Each call but the first of a task begins a new phase.
+        Each call but the first of a task begins a new phase.  When the task is cancelled the next item is not yielded:
+        :exc:`TaskCancelled` is raised, as by :meth:`check_cancelled`.
 
         Args:
             total: How many items there are.  None: ``len(iterable)`` if it has one.
@@ -129,8 +148,11 @@ class MemSync(AppManager):
     ) -> Iterator[T]:
         progress, done = active.progress, 0
         self._queue(active, progress.report(0, total, message, phase=phase, begin=True))
-        number = progress.phase_number
+        number, cancelled = progress.phase_number, active.services.cancelled.known
+        active.watch_cancelled()
         for done, item in enumerate(iterable, 1):
+            if cancelled:
+                active.raise_if_cancelled()
             yield item
             # Of loops inside of each other the one that began last is shown.
             if progress.phase_number == number:

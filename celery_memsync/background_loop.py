@@ -104,7 +104,7 @@ class BackgroundLoop:
         #: Whether the interpreter starts no threads any more.
         self.cannot_start = False
         #: The running thread, if any; a thread enters itself by one step that nothing can interrupt.
-        self._at_work: dict[str, _Run] = {}
+        self._runs: dict[str, _Run] = {}
         #: Whether a caller waits for the next call.
         self._urgent = False
         self._failures = 0
@@ -118,25 +118,25 @@ class BackgroundLoop:
     def running(self) -> bool:
         """Whether the thread is there."""
         # Not by is_alive(): a signal's exception in there makes Python 3.11 take the thread for ended (bpo-45274).
-        run = self._at_work.get(self.name)
+        run = self._runs.get(self.name)
         return run is not None and run.pid == os.getpid()
 
     @property
     def is_current(self) -> bool:
         """Whether this is called in the loop's own thread, so by its action."""
-        run = self._at_work.get(self.name)
+        run = self._runs.get(self.name)
         return run is not None and run.thread is threading.current_thread()
 
     def start(self) -> None:
         """Begin, unless it has begun or was stopped; begin again if the thread has died."""
-        if not self._at_work and not self._stopped:
+        if not self._runs and not self._stopped:
             run = _Run(self._run, self.name)
             run.thread.start()
             run.begun.wait(START_TIMEOUT)
 
     def wake(self) -> None:
         """Ask for a call; start the thread if need be."""
-        if not self._at_work:
+        if not self._runs:
             self._start_if_possible()
         if self._wanted.is_clear():
             self._wanted.set()
@@ -154,7 +154,7 @@ class BackgroundLoop:
     def stop(self, timeout: float | None = None) -> None:
         """Return when the action is not called any more, or the timeout (seconds) is over."""
         self._stopped = True
-        run = self._at_work.get(self.name)
+        run = self._runs.get(self.name)
         self._wanted.set()
         self._hurried.set()
         if run is not None and not self.is_current and run.pid == os.getpid():
@@ -175,15 +175,15 @@ class BackgroundLoop:
         mark_library_thread()
         try:
             # Of several that were started at once one goes on.
-            if self._at_work.setdefault(self.name, run) is run:
+            if self._runs.setdefault(self.name, run) is run:
                 run.begun.set()
                 self._call_again_and_again()
         except BaseException as exc:  # another thread has raised it in this one
             self._log(
                 logger.error, "%s: its thread was ended by %s; the next use starts another", self.name, message_of(exc))
         finally:
-            if self._at_work.get(self.name) is run:
-                del self._at_work[self.name]
+            if self._runs.get(self.name) is run:
+                del self._runs[self.name]
             self._end_outage()
             run.begun.set()
             run.ended.set()

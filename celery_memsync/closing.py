@@ -37,7 +37,7 @@ class Closer:
         self._open: dict[int, tuple[weakref.ref[object], Close]] = {}
         self._forgotten: deque[Close] = deque()
         #: Held by the thread that closes what was forgotten.
-        self._at_work = threading.Lock()
+        self._closing = threading.Lock()
         self._pid: int | None = None
 
     def add(self, owner: object, close: Close) -> int:
@@ -66,25 +66,25 @@ class Closer:
         if close is None:
             return
         self._forgotten.append(close)
-        if self._at_work.acquire(blocking=False):
+        if self._closing.acquire(blocking=False):
             try:
                 # Not Thread.start(), which waits until the thread runs; that is done in this one.
                 _thread.start_new_thread(self._start_thread, ())
             except RuntimeError:  # no threads any more: it is closed at the end of the process
-                self._at_work.release()
+                self._closing.release()
 
     def _start_thread(self) -> None:
         # A thread that `threading` does not know stays on its list once it has read its name.
         try:
             threading.Thread(target=self._run, name="memsync-closing", daemon=True).start()
         except RuntimeError:
-            self._at_work.release()
+            self._closing.release()
 
     def _run(self) -> None:
         while True:
             self._close_forgotten()
-            self._at_work.release()
-            if not self._forgotten or not self._at_work.acquire(blocking=False):
+            self._closing.release()
+            if not self._forgotten or not self._closing.acquire(blocking=False):
                 return
 
     def _close_forgotten(self) -> None:
@@ -98,11 +98,11 @@ class Closer:
             _, close = self._open.pop(number, (None, None))
             if close is not None:
                 _close(close)
-        if self._at_work.acquire(timeout=EXIT_TIMEOUT):
+        if self._closing.acquire(timeout=EXIT_TIMEOUT):
             try:
                 self._close_forgotten()
             finally:
-                self._at_work.release()
+                self._closing.release()
 
     def forget(self) -> None:
         """Begin anew in a forked child: what is open is the parent's."""

@@ -6,10 +6,11 @@ something that :func:`encode` could have made, or it raises one of :data:`UNREAD
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from decimal import Decimal
-from json import JSONDecoder
+from json import JSONDecoder, JSONEncoder
+from json import encoder as json_encoder
 from typing import Any
 
 from kombu.utils import json
@@ -25,8 +26,20 @@ MAX_DEPTH = 100
 #: Most digits of a decimal that is written as a whole number; a float has fewer.
 MAX_DIGITS = 400
 
-#: Kombu's encoder, made once: that is a third of the cost of a small value.
-_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+
+def _chunks_of(encoder: JSONEncoder) -> Callable[[object, int], Iterable[str]]:
+    """Return what an encoder makes for each value, made once: that is a third of the cost of a small one."""
+    make = getattr(json_encoder, "c_make_encoder", None)
+    if make is None:
+        return lambda value, _: encoder.iterencode(value)
+    chunks: Callable[[object, int], Iterable[str]] = make(
+        None, encoder.default, json_encoder.encode_basestring_ascii, None, encoder.key_separator, encoder.item_separator,
+        encoder.sort_keys, encoder.skipkeys, encoder.allow_nan)
+    return chunks
+
+
+#: Kombu's encoder.  A value that contains itself raises RecursionError.
+_chunks = _chunks_of(json.JSONEncoder(separators=(",", ":"), allow_nan=False))
 
 _SORTING_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True)
 
@@ -65,7 +78,7 @@ _DECODER = JSONDecoder(object_hook=_object, parse_float=_finite, parse_constant=
 #: The same for JSON without kombu's own types, which it need not look for in every dict.
 _PLAIN_DECODER = JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant)
 
-_PLAIN = frozenset({str, int, bool, type(None)})
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def encode(value: object, what: str, limit: int) -> bytes:
@@ -86,10 +99,10 @@ def encode(value: object, what: str, limit: int) -> bytes:
         ValueTooLarge: If the JSON is longer than ``limit``.
     """
     try:
-        if type(value) not in _PLAIN:
-            _refuse_what_would_change(value, what)
-        body = _ENCODER.encode(value).encode()
-        _check_depth(body)
+        is_deep = type(value) not in _PLAIN and _refuse_what_would_change(value, what)
+        body = "".join(_chunks(value, 0)).encode()
+        if is_deep:
+            _check_depth(body)
     except RecursionError:
         raise InvalidValue(f"the value of {what} is nested too deeply, or contains itself") from None
     except (TypeError, ValueError) as exc:
@@ -105,7 +118,7 @@ def encode(value: object, what: str, limit: int) -> bytes:
 
 def dumps(value: object) -> bytes:
     """Return a value as compact JSON, without a check whether it comes back as it was."""
-    return _ENCODER.encode(value).encode()
+    return "".join(_chunks(value, 0)).encode()
 
 
 def canonical(value: object) -> bytes:
@@ -209,7 +222,8 @@ def split_fields(body: bytes) -> dict[str, bytes]:
     return {name: dumps(item) for name, item in value.items()} if isinstance(value, dict) else {}
 
 
-def _refuse_what_would_change(value: object, what: str) -> None:
+def _refuse_what_would_change(value: object, what: str) -> bool:
+    """Raise for what would not come back as it was; return whether its JSON may have more than one level."""
     children: Iterable[object]
     if isinstance(value, dict):
         for name in value:
@@ -226,10 +240,13 @@ def _refuse_what_would_change(value: object, what: str) -> None:
     elif isinstance(value, Decimal) and not value.is_finite():
         raise InvalidValue(f"the value of {what} holds the decimal {value}; NaN and infinities are refused")
     else:
-        return
+        return True
+    is_deep = False
     for item in children:
         if type(item) not in _PLAIN:
             _refuse_what_would_change(item, what)
+            is_deep = True
+    return is_deep
 
 
 def _reason(exc: Exception) -> str:

@@ -53,6 +53,10 @@ class Environment:
         """Return for what the call takes a lock; if that is a run, its end releases what it has of these locks."""
         return Owner()
 
+    def running_task(self) -> str | None:
+        """Return the id of the task whose body makes the call, or None."""
+        return None
+
     def forget(self) -> None:
         """Begin anew in a forked child."""
 

@@ -9,6 +9,7 @@
         * LockNotAcquired  another holder has the lock
         * LockLost         the lease ended while the lock was in use
     * NotInTask            no task is running here
+    * TaskCancelled        the running task is cancelled (Celery's Ignore too)
     * InvalidKey           a key, id or pattern that can't be used (a ValueError too)
     * InvalidValue         a value that JSON can't hold (a ValueError and a TypeError too)
         * ValueTooLarge    a value above ``memsync_max_value_size``
@@ -18,13 +19,14 @@ skipped raises :exc:`Skipped`, which Celery takes as its own :exc:`~celery.excep
 """
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 
 from celery.exceptions import Ignore
 
 __all__ = [
     "MemSyncError", "StoreError", "StoreUnavailable", "StoreRefused", "ConflictError", "LockError", "LockNotAcquired",
-    "LockLost", "NotInTask", "InvalidKey", "InvalidValue", "ValueTooLarge",
+    "LockLost", "NotInTask", "TaskCancelled", "InvalidKey", "InvalidValue", "ValueTooLarge",
 ]
 
 
@@ -168,6 +170,34 @@ class NotInTask(MemSyncError):
             "outside of a task name it: sync_task_progress(task_id, ...) "
             "or sync_agent_coordination(task_id, ...)"
         )
+
+
+class TaskCancelled(MemSyncError, Ignore):  # type: ignore[misc]
+    """The running task is cancelled; a body that lets this pass ends as ``REVOKED``.
+
+    It is Celery's own :exc:`~celery.exceptions.Ignore`, so the task is not retried, and no traceback is logged.
+
+    Args:
+        worker_id: The process that cancelled it.
+        task_id: The task whose body cancelled it, or None.
+        at: When, in seconds since the epoch on Redis's clock.
+        reason: Why, or None.
+    """
+
+    def __init__(
+        self, worker_id: str = "", task_id: str | None = None, at: float = 0.0, reason: str | None = None,
+    ) -> None:
+        # Result backends keep the arguments, as JSON, and make the error anew from them.
+        super().__init__(worker_id, task_id, at, reason)
+        self.worker_id = worker_id
+        self.task_id = task_id
+        self.at = at
+        self.reason = reason
+
+    def __str__(self) -> str:
+        task = f" in task {self.task_id}" if self.task_id else ""
+        moment = datetime.fromtimestamp(self.at, timezone.utc).strftime("%Y-%m-%d %H:%M:%SZ")
+        return f"cancelled by {self.worker_id}{task} at {moment}" + (f": {self.reason}" if self.reason else "")
 
 
 class InvalidKey(MemSyncError, ValueError):

@@ -25,7 +25,7 @@ MAX_KEY = 4 * MAX_ID
 #: Ids that need no further look: those of Celery and of most people.
 _PLAIN_ID = re.compile(r"[A-Za-z0-9_.:@-]{1,512}").fullmatch
 
-_PLAIN_KEY = re.compile(r"(?:[A-Za-z0-9_.:@-]{1,512}/)*[A-Za-z0-9_.:@-]{1,512}").fullmatch
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_.:@/-]{1,512}").fullmatch
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -47,6 +47,9 @@ FORMER = b"@"
 COORDINATION = "coordination"
 
 QUEUE, METRICS, ASSIGNMENTS = "queue", "metrics", "assignments"
+
+#: Path under which it is published that the cancelled ids have changed.
+CANCELLED = f"{COORDINATION}/cancelled"
 
 #: First parts of the paths of what this package knows of; all others are users' own.
 _NOUNS = frozenset({"tasks", "workers", "locks", COORDINATION})
@@ -165,6 +168,8 @@ class Keys:
         self.metrics = f"{self.about}/metrics"
         #: Sorted sets of the tasks of groups and workflows, by how far they are.
         self._members = self._shared("members")
+        #: Sorted set of cancelled ids, by when they are forgotten (ms).
+        self.cancelled = f"{self.about}/cancelled"
         #: Sorted set of the locks that are held, by the end of their lease (ms).
         self.locks = self._shared("locks")
         #: Sorted set of workers by when they are lost without a further heartbeat (ms).
@@ -182,7 +187,7 @@ class Keys:
         return f"{self.namespace}//{{{self.namespace}}}/{name}" if self._together else f"{self.namespace}//{{{name}}}"
 
     def messages(self, token: str) -> str:
-        """The hash of the messages that one worker keeps of its tasks at work, a field per run."""
+        """The hash of the messages that a worker keeps of its running tasks, a field per run."""
         return f"{self.workers}/messages/{token}"
 
     def members(self, group_id: str) -> str:
@@ -264,7 +269,7 @@ class Keys:
         if not isinstance(key, str):
             raise InvalidKey(f"a key is a string, not {type(key).__name__}")
         relative = key[len(self._root):] if key.startswith(self._root) else key
-        if len(relative) <= MAX_KEY and _PLAIN_KEY(relative):
+        if _PLAIN_KEY(relative) and "//" not in f"/{relative}/":
             return relative
         if not relative:
             raise InvalidKey("the key is empty")

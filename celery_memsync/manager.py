@@ -16,7 +16,7 @@ from .models.workflow import Group, Workflow
 from .reading.handlers import Handlers, OnChange, OnInvalidate
 from .reading.reader import LONGEST_LIST
 from .reading.watch import Watch
-from .records.checks import check_seconds
+from .records.checks import check_timeout
 from .records.lock_records import name_of
 from .records.task_records import TASKS_PER_CALL
 from .runtime import Lifetime, Runtime
@@ -66,11 +66,7 @@ class MemorySyncManager:
         self.runtime.tasks.set_state(task_id, state, ttl)
 
     def sync_task_run(self, task_id: str, run: TaskRun, run_key: str = "", ttl: float | None = None) -> Change:
-        """Record a stage of a run of a task, with all that is known of it; return the pending change.
-
-        Args:
-            run_key: Orders the runs of a task, see :mod:`celery_memsync.models.order`; "" for the stored one.
-        """
+        """Record all that is known of a run, named as in ``models/order.py``, or stored; return the pending change."""
         return self.runtime.tasks.set_run(task_id, run, run_key, ttl)
 
     def sync_task_progress(
@@ -262,9 +258,7 @@ class MemorySyncManager:
         """
         return self.runtime.entries.entry(key, max_age, consistent)
 
-    def read_many(
-        self, keys: Iterable[str], *, max_age: float | None = None, consistent: bool = False,
-    ) -> dict[str, Any]:
+    def read_many(self, keys: Iterable[str], *, max_age: float | None = None, consistent: bool = False) -> dict[str, Any]:
         """Return values by key as given, None for a key under which nothing is stored; see :meth:`read`."""
         return self.runtime.entries.many(keys, max_age, consistent)
 
@@ -310,6 +304,14 @@ class MemorySyncManager:
     def complete(self, task_id: str) -> bool:
         """Remove a task from the shared queue; return whether it was there.  Repeatable as :meth:`enqueue`."""
         return self.runtime.queue.complete(task_id)
+
+    def cancel(self, task_id: str, reason: str | None = None, *, terminate: bool = False) -> str | None:
+        """Cancel a task, or all tasks of a root or a group, also those that are sent within a day from now.
+
+        Workers skip them; those that run end at :meth:`MemSync.check_cancelled`, or by Celery's signal with ``terminate``.
+        Returns the status that the task with this id had, None if it is unknown; one that has ended stays as it is.
+        """
+        return self.runtime.cancellations.cancel(task_id, reason, terminate)
 
     def lock(
         self, name: str, ttl: float | None = None, wait: float | None = 0.0, max_hold: float | None = None,
@@ -399,8 +401,7 @@ class MemorySyncManager:
 
         It ends after ``timeout`` seconds without a change, if given.
         """
-        if timeout is not None:
-            check_seconds(timeout, "timeout")
+        check_timeout(timeout)
         return self.runtime.subscriptions.watch(pattern, timeout, self)
 
     def on(self, event: str, handler: Handler) -> None:

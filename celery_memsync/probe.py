@@ -18,18 +18,18 @@ HELP = """usage: celery-memsync-probe [--alive | --beating] FILE
 
 Check whether the worker that writes FILE (its setting memsync_probe_file)
 
-  1  is alive: its process is there and its heart goes on,
+  1  is alive: its process is there and its heartbeat thread runs,
   2  sends heartbeats that Redis takes,
   3  consumes: it takes messages, or there are none, or it is about to leave.
 
 The exit code is 0, or the number of the first that is not so. With --alive only
-the first is asked, with --beating the first two: Redis and the broker may be
-away then, which no restart of a worker mends.
+the first is checked, with --beating the first two: Redis and the broker may be
+away then, which no restart of a worker fixes.
 """
 
 
 def probe(path: str, now: float) -> tuple[int, str]:
-    """Return an exit code, and in words how a worker is.
+    """Return an exit code and a sentence about a worker.
 
     Args:
         now: The monotonic time.
@@ -43,9 +43,11 @@ def probe(path: str, now: float) -> tuple[int, str]:
     except (ValueError, KeyError, TypeError):
         return DEAD, "no worker wrote this file"
     if not is_there(pid):
-        return DEAD, f"the worker's process {pid} is gone"
+        return DEAD, f"the worker's process {pid} has ended"
     if not 0 <= now - last <= within:
-        return DEAD, f"the heart of the worker's process {pid} stands still, for more than {within:g} s"
+        return DEAD, (
+            f"the heartbeat thread of the worker's process {pid} has not run for more than "
+            f"{within:g} s")
     if not isinstance(replied_at, (int, float)) or now - replied_at > within:
         return SILENT, f"Redis has taken no heartbeat of the worker for more than {within:g} s"
     if not facts.get("consuming"):
@@ -65,9 +67,9 @@ def is_there(pid: int) -> bool:
 
 
 def main() -> int:
-    """Do what the command line says; return the exit code."""
-    options = [word for word in sys.argv[1:] if word.startswith("-")]
-    files = [word for word in sys.argv[1:] if not word.startswith("-")]
+    """Run the command line; return the exit code."""
+    options = [arg for arg in sys.argv[1:] if arg.startswith("-")]
+    files = [arg for arg in sys.argv[1:] if not arg.startswith("-")]
     if "-h" in options or "--help" in options:
         sys.stdout.write(HELP)
         return FINE
@@ -75,8 +77,8 @@ def main() -> int:
     if most is None or len(files) != 1:
         sys.stderr.write(HELP)
         return USAGE
-    code, words = probe(files[0], time.monotonic())
-    print(words)
+    code, text = probe(files[0], time.monotonic())
+    print(text)
     return code if code <= most else FINE
 
 

@@ -20,11 +20,13 @@ from .keys import Keys, new_token
 from .locking.lock_reader import LockReader
 from .locking.lock_service import LockService
 from .reading.cache import EntryCache
+from .reading.cancelled import CancelledIds
 from .reading.handlers import Handlers
 from .reading.listener import ChangeListener
 from .reading.reader import VIEW, Reader
 from .reading.search import Search
 from .reading.subscriptions import Subscriptions
+from .records.cancellations import Cancellations
 from .records.counters import Counters
 from .records.entry_records import EntryRecords
 from .records.lock_records import LockRecords
@@ -103,10 +105,11 @@ class Runtime:
         store: Talks to Redis.
         writer: Sends buffered writes in batches.
         cache, link, reader, search, subscriptions: Read, and follow changes.
+        cancelled: Knows which ids are cancelled.
         locks: Acquires and renews the locks of this process.
         coordination: Makes the atomic operations of the shared queue.
         progress: The progress of the tasks that this process reports, by task id.
-        entries, tasks, workflows, workers, queue, counters, lock_records: What the methods of the manager do.
+        entries, tasks, workflows, workers, queue, counters, lock_records, cancellations: What the methods of the manager do.
     """
 
     def __init__(self, environment: Environment, events: Events, was_away: bool) -> None:
@@ -140,6 +143,7 @@ class Runtime:
         self.link = ChangeListener(
             self.store, on_invalid=self._on_invalid, on_message=self._on_message, on_taken=self._on_taken,
             on_up=self._on_up, on_down=self._on_down, on_look=self._on_look)
+        self.cancelled = CancelledIds(self.store, self.link)
         self.reader = Reader(self.store, self.writer, self.cache, self.link)
         self.search = Search(self.reader)
         self.subscriptions = Subscriptions(self.reader, self.search, self.link, events, settings.handler_threads)
@@ -153,6 +157,8 @@ class Runtime:
         self.queue = QueueRecords(settings, self.reader, self.coordination)
         self.counters = Counters(settings, self.reader)
         self.lock_records = LockRecords(settings, self.locks, LockReader(self.store))
+        self.cancellations = Cancellations(
+            self.reader, self.cancelled, worker_id, environment.running_task, self.redact)
 
     @property
     def is_away(self) -> bool:
@@ -188,6 +194,7 @@ class Runtime:
             if self.redact is not None:
                 steps.callback(leave_logs, self.redact)
             steps.callback(self.store.close)
+            steps.callback(lambda: self.cancelled.stop(remaining()))
             steps.callback(lambda: self.link.stop(max(LINK_TIMEOUT, remaining())))
             # The next holder of a lock finds what was written under it.
             steps.callback(lambda: self.locks.close(free=self.writer.connected, timeout=remaining()))
@@ -214,12 +221,14 @@ class Runtime:
 
     def _on_message(self, pattern: str, path: str, data: bytes) -> None:
         self.subscriptions.on_message(pattern, path, data)
+        self.cancelled.on_message(path)
 
     def _on_taken(self) -> None:
         self.subscriptions.on_taken()
 
     def _on_up(self, patterns: Sequence[str]) -> None:
         self.subscriptions.on_up(patterns)
+        self.cancelled.on_up(patterns)
 
     def _on_down(self, confirmed_at: float) -> None:
         self.subscriptions.on_down(confirmed_at, [

@@ -83,9 +83,10 @@ class Settings:
     max_value_size: int = 1024 * 1024
     #: Seconds between two heartbeats of a worker.
     heartbeat_interval: float = 5.0
-    #: Seconds of silence after which a worker is lost.
+    #: Seconds without a heartbeat after which a worker is lost.
     worker_ttl: float = 15.0
-    #: File in which a worker says how it is, for ``celery-memsync-probe``; ``%n`` and ``%h`` as in Celery's log files.
+    #: File in which a worker reports its status, for ``celery-memsync-probe``; ``%n`` and ``%h`` as
+    #: in Celery's log files.
     probe_file: str | None = None
     #: What becomes of the running tasks of a lost worker: ``mark`` records it only, ``requeue`` sends them again.
     recover: str = "mark"

@@ -80,7 +80,7 @@ def make_memsync(redis_url):
         return manager
 
     yield make
-    for manager in 2 * made:  # a resolver that is asked at a shutdown may open another one anew
+    for manager in 2 * made:  # a resolver that is called at a shutdown may open another one
         manager.shutdown(timeout=0.5)
 
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "tasks": "tasks:tasks",
     "task": "tasks:task",
     "why": "why:why",
+    "cancel": "cancel:cancel",
     "workflow": "workflow:workflow",
     "agents": "tasks:agents",
     "follow": "follow:follow",

@@ -55,8 +55,8 @@ class Scene(NamedTuple):
         visibility: Seconds after which the broker delivers again; None: it does not.
         late: Whether the app acknowledges tasks after they ran.
         workers: All of them.
-        newest: States of the newest tasks by id; None for those that are gone.
-        processing: States of tasks that are at work as the queue has it.
+        newest: States of the newest tasks by id; None for those that have expired.
+        processing: States of tasks that are running according to the queue.
         locks: Those held.
         holders: States of the tasks that hold them.
         now: Redis's time, in seconds.
@@ -177,11 +177,11 @@ def examine_settings(scene: Scene) -> Iterator[Finding]:
     if settings.default_ttl < settings.worker_ttl:
         yield Finding(False, f"memsync_default_ttl ({settings.default_ttl:g}s) is less than memsync_worker_ttl "
                              f"({settings.worker_ttl:g}s)",
-                      "states are forgotten before anybody knows that a worker is lost; make it longer")
+                      "states expire before the loss of a worker is noticed; make it longer")
 
 
 def examine_visibility(scene: Scene) -> Iterator[Finding]:
-    """Yield whether the broker delivers tasks again that are still at work, or wait for their eta."""
+    """Yield whether the broker delivers tasks again that still run, or wait for their eta."""
     most = scene.visibility
     if most is None:
         return
@@ -211,11 +211,12 @@ def examine_indexes(scene: Scene) -> Iterator[Finding]:
     """Yield what indexes name that is not there any more."""
     ended = [task_id for task_id, state in scene.processing.items() if _ended(state, scene.now)]
     if ended:
-        yield Finding(False, f"the queue has tasks at work that have ended: {named(ended)}",
+        yield Finding(False, f"the queue has running tasks that have ended: {named(ended)}",
                       "their last change was lost; complete(task_id) takes one out")
     lost = sum(state is None for state in scene.newest.values())
     if lost * 2 > len(scene.newest) >= LOOKED_AT // 10:
-        yield Finding(False, f"{lost} of the newest {len(scene.newest)} tasks in the index are gone",
+        yield Finding(False,
+                      f"{lost} of the newest {len(scene.newest)} tasks in the index have no record",
                       "see whether Redis has evicted them, or whether they are written with a short ttl")
 
 
@@ -228,7 +229,7 @@ def examine_locks(scene: Scene) -> Iterator[Finding]:
         if one.worker_id in lost or state.get("worker") in lost or _ended(state, scene.now):
             orphans.append(one.name)
     if orphans:
-        yield Finding(False, f"locks whose holders are gone: {named(orphans)}",
+        yield Finding(False, f"locks whose holders have ended or are lost: {named(orphans)}",
                       "they end with their leases; memsync unlock frees one at once")
 
 

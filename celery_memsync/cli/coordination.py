@@ -12,14 +12,14 @@ from .output import json_option, limit_option, memory_of, print_facts, print_jso
 @json_option
 @click.pass_context
 def queue(ctx: click.Context, limit: int, as_json: bool) -> None:
-    """Show the tasks that wait and those at work, first come first."""
+    """Show running and pending tasks, oldest first."""
     with memory_of(ctx) as memsync:
         lists = memsync.get_queue(limit=limit)
         holders = {str(task_id): worker_id for worker_id, ids in memsync.get_assignments().items() for task_id in ids}
     if as_json:
         print_json(ctx, lists)
     elif not any(lists.values()):
-        print_line(ctx, "No task waits, and none is at work.")
+        print_line(ctx, "No task is pending, and none is running.")
     else:
         print_table(ctx, ["LIST", "TASK", "WORKER"], [
             [name, task_id, holders.get(task_id, "-")]

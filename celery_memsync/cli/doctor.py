@@ -131,7 +131,7 @@ def _examine_memory(info: dict[str, Any]) -> Iterator[Finding]:
 
 
 def examine_workers(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
-    """Yield what is to be said of workers."""
+    """Yield the findings about workers."""
     counts = Counter(one.status for one in workers)
     alive = [one for one in workers if one.status not in ("lost", "offline")]
     if alive:

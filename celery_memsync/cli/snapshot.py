@@ -10,7 +10,7 @@ from typing import Any
 from ..app import MemSync
 from ..exceptions import InvalidKey
 from ..keys import check_id
-from ..models.order import AT_WORK, rank_of
+from ..models.order import RUNNING, rank_of
 from ..models.worker import WorkerRecord
 from .output import figure, shorten
 
@@ -34,7 +34,7 @@ ENTER, ESCAPE, BACKSPACE = "\r\n", "\x1b", "\x7f\b"
 
 @dataclass(frozen=True)
 class Running:
-    """A task at work.
+    """A running task.
 
     Attributes:
         started_at: In seconds of Redis's clock, None if unknown.
@@ -119,7 +119,7 @@ def _running(memsync: MemSync, task_ids: Sequence[str]) -> Iterator[Running]:
     for task_id in ids:
         state, progress = found[f"tasks/{task_id}/state"], found[f"tasks/{task_id}/progress"]
         known = state if isinstance(state, dict) else {}
-        if rank_of(known.get("status")) == AT_WORK:
+        if rank_of(known.get("status")) == RUNNING:
             yield Running(
                 task_id, _text(known.get("status")), _text(known.get("name")), _text(known.get("worker")),
                 figure(known.get("started_at")), progress if isinstance(progress, dict) else None)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..models.order import AT_WORK, rank_of
+from ..models.order import RUNNING, rank_of
 from .command import command
 from .output import (
     GONE,
@@ -45,7 +45,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
         now = memsync.runtime.store.clock.now()
         namespace, address = memsync.settings.namespace, memsync.runtime.store.address
     counts = dict(Counter(str((task["state"] or {}).get("status", NO_STATUS)) for task in tasks).most_common())
-    running = [task for task in tasks if _is_at_work(task["state"] or {})]
+    running = [task for task in tasks if _is_running(task["state"] or {})]
     server = {
         "address": address, "version": info.get("redis_version"), "used_memory": info.get("used_memory"),
         "maxmemory_policy": info.get("maxmemory_policy"), "uptime": info.get("uptime_in_seconds"), "latency": latency,
@@ -74,9 +74,9 @@ def status(ctx: click.Context, as_json: bool) -> None:
     _say_running(ctx, running, now)
 
 
-def _is_at_work(state: dict[str, Any]) -> bool:
+def _is_running(state: dict[str, Any]) -> bool:
     """Whether a task runs; of one without a status, which Celery has not sent, that is not known."""
-    return state.get("status") is not None and rank_of(state["status"]) == AT_WORK
+    return state.get("status") is not None and rank_of(state["status"]) == RUNNING
 
 
 def _server_words(server: dict[str, Any]) -> str:

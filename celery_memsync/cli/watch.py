@@ -19,7 +19,7 @@ from .output import EX_TIMEOUT, json_option, memory_of, moment, print_error, pri
 
 T = TypeVar("T")
 
-#: Seconds without a change after which Redis is asked whether it is there, and between questions while it is not.
+#: Seconds without a change after which Redis is pinged, and between pings while it is away.
 POLL_INTERVAL = 2.0
 
 
@@ -40,7 +40,7 @@ def watch(ctx: click.Context, pattern: str, limit: int | None, timeout: float | 
         with memsync.watch(pattern) as changes:
             for change in changes_until(ctx, memsync, changes, deadline):
                 if change is not None:
-                    _say(ctx, change, as_json)
+                    _print_change(ctx, change, as_json)
                     count += 1
                 if count == limit:
                     return
@@ -51,7 +51,7 @@ def watch(ctx: click.Context, pattern: str, limit: int | None, timeout: float | 
 def changes_until(ctx: click.Context, memsync: MemSync, changes: Watch, deadline: float) -> Iterator[KeyChange | None]:
     """Yield changes until a monotonic time, and None now and then while there are none.
 
-    When Redis goes away and comes back that is said on stderr.
+    When Redis goes away and comes back that is reported on stderr.
 
     Raises:
         StoreError: If Redis was found to be away, and is not back in time.
@@ -69,7 +69,7 @@ def changes_until(ctx: click.Context, memsync: MemSync, changes: Watch, deadline
 
 
 def patiently(ctx: click.Context, ask: Callable[[], T], deadline: float) -> T:
-    """Return an answer, waiting for Redis if it is away; say so on stderr.
+    """Return an answer, waiting for Redis if it is away; report that on stderr.
 
     Raises:
         StoreError: If Redis is away still at the deadline, or refuses.
@@ -96,7 +96,7 @@ def deadline_of(timeout: float | None) -> float:
     return float("inf") if timeout is None else time.monotonic() + timeout
 
 
-def _say(ctx: click.Context, change: KeyChange, as_json: bool) -> None:
+def _print_change(ctx: click.Context, change: KeyChange, as_json: bool) -> None:
     entry = change.entry
     if as_json:
         print_json(ctx, {"key": change.key, "value": None} if entry is None else asdict(entry))

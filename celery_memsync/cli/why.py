@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import click
 
+from ..app import MemSync
+from ..exceptions import TaskCancelled
 from ..models.lock import LockRecord
-from ..models.order import AT_WORK, FINAL, rank_of
+from ..models.order import FINAL, RUNNING, rank_of
 from ..models.worker import WorkerRecord
 from ..models.workflow import Workflow, WorkflowNode
 from .command import command
@@ -27,7 +29,7 @@ from .output import (
 )
 from .workflow import part_words
 
-#: Seconds without a word of progress after which a task at work is said to stand still.
+#: Seconds without new progress after which a running task is reported as stalled.
 STALLED = 600.0
 
 #: Reasons of which there is nothing more to come, by status.
@@ -45,6 +47,7 @@ class KnownTask(NamedTuple):
         position: How many wait before it, in all queues; None: it is not among those that wait.
         now: Redis's time, in seconds.
         workflow: What it is a part of, if it is not sent yet.
+        cancelled: By whom and why it is cancelled, or None.
     """
 
     task_id: str
@@ -54,6 +57,7 @@ class KnownTask(NamedTuple):
     position: int | None = None
     now: float = 0.0
     workflow: Workflow | None = None
+    cancelled: TaskCancelled | None = None
 
     @property
     def state(self) -> dict[str, Any]:
@@ -65,8 +69,8 @@ class Reason(NamedTuple):
     """Why a task is where it is.
 
     Attributes:
-        answer: In words.
-        reason: One word, the same from version to version.
+        answer: A sentence.
+        reason: A code, the same from version to version.
         evidence: What it was judged by.
     """
 
@@ -89,12 +93,13 @@ def reason_of(known: KnownTask) -> Reason:
     if known.state.get("never_ran") is False:
         return _revoke_sent(known) or _depends(known)
     if status == "LOST":
-        return Reason(f"Its worker {_worker(known)} was lost while it was at work{_error(known.state)}.", "worker-lost",
-                      _facts(known, "exception"))
+        return Reason(f"Its worker {_worker(known)} was lost while it ran the task"
+                      f"{_error(known.state)}.",
+                      "worker-lost", _facts(known, "exception"))
     if status == "RETRY":
         return _retried(known)
-    if rank_of(status) >= AT_WORK:
-        return _at_work(known)
+    if rank_of(status) >= RUNNING:
+        return _running(known)
     return _waits(known)
 
 
@@ -108,15 +113,17 @@ def _without_status(known: KnownTask) -> Reason:
 def _ended(known: KnownTask, status: str) -> Reason:
     state = known.state
     lock = state.get("lock")
-    words = {"SUCCESS": "It succeeded", "FAILURE": "It failed", "REVOKED": "It was revoked", "SKIPPED": "It was skipped"}
-    answer = words.get(status, f"It ended as {status}")
+    ends = {
+        "SUCCESS": "It succeeded", "FAILURE": "It failed", "REVOKED": "It was revoked",
+        "SKIPPED": "It was skipped"}
+    answer = ends.get(status, f"It ended as {status}")
     if figure(state.get("finished_at")) is not None:
         answer += f" {ago(state['finished_at'], known.now)} ago"
     if figure(state.get("runtime")) is not None:
         answer += f", after {duration(state['runtime'])} on {_worker(known)}"
     answer += _error(state)
     if isinstance(lock, dict):
-        answer += f", held back by {_lock_told(lock, known.now)}"
+        answer += f", held back by {_describe_lock(lock, known.now)}"
     return Reason(answer + ".", ENDS.get(status, "ended"), _facts(known, "finished_at", "runtime", "exception", "lock"))
 
 
@@ -148,9 +155,9 @@ def _depends(known: KnownTask) -> Reason:
 def _step_words(node: WorkflowNode, now: float) -> str:
     if node.kind != "task":
         return f", {node.progress:.0f}%"
-    if rank_of(node.status) < AT_WORK:
+    if rank_of(node.status) < RUNNING:
         return ", which waits"
-    if rank_of(node.status) > AT_WORK:
+    if rank_of(node.status) > RUNNING:
         return f", which is {shorten(node.status)}"
     done = f", {node.progress:.0f}%" if node.progress else ""
     return f", running on {shorten(node.worker or 'a worker')} for {ago(node.started_at, now)}{done}"
@@ -173,7 +180,7 @@ def _retried(known: KnownTask) -> Reason:
 def _attempt(known: KnownTask) -> str:
     """Return which attempt comes next, and of how many."""
     retries, most = known.state.get("retries"), known.state.get("max_retries")
-    # Of the run that has asked to be retried, or of the next one.
+    # Of the run that called retry(), or of the next one.
     begun = known.state.get("started_at") is not None
     if type(retries) is not int or type(most) is not int:
         return ""
@@ -181,7 +188,10 @@ def _attempt(known: KnownTask) -> str:
 
 
 def _revoke_sent(known: KnownTask) -> Reason | None:
-    """Return that a task that waits is to be revoked, if a revoke was sent that no worker has confirmed."""
+    """Return that a task that waits is to be skipped: it is cancelled, or no worker has confirmed a revoke yet."""
+    if known.cancelled is not None:
+        return Reason(f"It is {shorten(known.cancelled)}. A worker skips it when it gets there.", "cancelled",
+                      _facts(known, "root_id", "group"))
     sent = figure(known.state.get("revoke_requested_at"))
     published = figure(known.state.get("published_at"))
     if sent is None or published is not None and sent < published:
@@ -195,20 +205,24 @@ def _held_back(known: KnownTask, run: dict[str, Any]) -> Reason | None:
     lock = run.get("lock")
     if run.get("status") != "RETRY" or not isinstance(lock, dict):
         return None
-    return Reason(f"It was held back by {_lock_told(lock, known.now)}, and is tried again{_when(known)}.", "locked",
-                  {**_facts(known, "retries", "eta"), "lock": lock})
+    return Reason(f"It was held back by {_describe_lock(lock, known.now)}, and is tried again"
+                  f"{_when(known)}.", "locked", {**_facts(known, "retries", "eta"), "lock": lock})
 
 
-def _at_work(known: KnownTask) -> Reason:
+def _running(known: KnownTask) -> Reason:
     state, progress = known.state, (known.task or {}).get("progress")
     facts = _facts(known, "started_at")
-    lost = _gone(known)
+    lost = _worker_gone(known)
     if lost is not None:
         return lost
     if known.awaited is not None:
         held = known.awaited
-        return Reason(f"It runs on {_worker(known)}, and is held back by {_lock_told(held.as_dict(), known.now)}.",
+        return Reason(f"It runs on {_worker(known)}, and is held back by "
+                      f"{_describe_lock(held.as_dict(), known.now)}.",
                       "locked", {**facts, "lock": held.as_dict()})
+    if known.cancelled is not None:
+        return Reason(f"It runs on {_worker(known)}, and is {shorten(known.cancelled)}. It ends when it looks whether it is "
+                      "cancelled.", "cancelled", {**facts, "progress": progress})
     since = figure((progress or {}).get("updated_at")) or figure(state.get("started_at"))
     done = f", {progress_words(progress)}" if progress else ""
     facts["progress"] = progress
@@ -221,7 +235,7 @@ def _at_work(known: KnownTask) -> Reason:
 def _waits(known: KnownTask) -> Reason:
     state = known.state
     eta = figure(state.get("eta"))
-    lost = _revoke_sent(known) or _gone(known)
+    lost = _revoke_sent(known) or _worker_gone(known)
     if lost is not None:
         return lost
     before = (known.task or {}).get("runs", [])[-2:-1]
@@ -271,19 +285,21 @@ def _reserved(known: KnownTask) -> Reason:
                   "and has not begun yet.", "reserved", facts)
 
 
-def _gone(known: KnownTask) -> Reason | None:
-    """Return that the worker which has a task is not there, if so."""
+def _worker_gone(known: KnownTask) -> Reason | None:
+    """Return that the worker of a task is lost or has shut down, or None if it is alive."""
     one = _record(known)
     if one is None or one.status not in ("lost", "offline"):
         return None
     facts = {**_facts(known), "last_beat": one.last_beat}
-    silent = ago(one.last_beat, known.now)
+    since = ago(one.last_beat, known.now)
     if one.status == "lost":
-        return Reason(f"Its worker {_worker(known)} is lost: it has not beaten for {silent}.", "worker-lost", facts)
-    if rank_of(known.state.get("status")) < AT_WORK:
-        return Reason(f"Its message is back in the broker: {_worker(known)}, which had received it, left {silent} ago.",
-                      "worker-gone", facts)
-    return Reason(f"Its worker {_worker(known)} said goodbye {silent} ago.", "worker-gone", facts)
+        return Reason(f"Its worker {_worker(known)} is lost: it has sent no heartbeat for {since}.",
+                      "worker-lost", facts)
+    if rank_of(known.state.get("status")) < RUNNING:
+        return Reason(
+            f"Its message is back in the broker: {_worker(known)}, which had received it, "
+            f"left {since} ago.", "worker-gone", facts)
+    return Reason(f"Its worker {_worker(known)} shut down {since} ago.", "worker-gone", facts)
 
 
 def _record(known: KnownTask) -> WorkerRecord | None:
@@ -312,11 +328,18 @@ def _when(known: KnownTask) -> str:
     return f" in {duration(eta - known.now)}" if eta is not None and eta > known.now else ""
 
 
-def _lock_told(lock: dict[str, Any], now: float) -> str:
+def _describe_lock(lock: dict[str, Any], now: float) -> str:
     name = f"the lock {shorten(lock['name'])}" if lock.get("name") else "a lock"
     task = f" of task {shorten(lock['task_id'])}" if lock.get("task_id") else ""
     since = f" since {moment(lock['since'])}" if figure(lock.get("since")) is not None else ""
     return f"{name}{task} on {shorten(lock.get('worker_id', '-'))}{since}"
+
+
+def _cancelled(memsync: MemSync, known: KnownTask) -> TaskCancelled | None:
+    """Return by whom and why a task is cancelled, or None."""
+    memsync.runtime.cancelled.read()
+    found = memsync.runtime.cancelled.find((known.task_id, known.state.get("root_id"), known.state.get("group")))
+    return None if found is None else found.error()
 
 
 @command(examples=["why <id>", "why <id> --json"], exit_codes={1: "there is no such task"})
@@ -324,13 +347,14 @@ def _lock_told(lock: dict[str, Any], now: float) -> str:
 @json_option
 @click.pass_context
 def why(ctx: click.Context, task_id: str, as_json: bool) -> None:
-    """Say why a task is where it is."""
+    """Explain why a task is in its state."""
     with memory_of(ctx) as memsync:
         task_id = task_id_of(memsync, task_id)
         known = KnownTask(task_id, memsync.get_task(task_id), memsync.get_workers(), memsync.get_awaited_lock(task_id),
                           memsync.get_queue_position(task_id), memsync.runtime.store.clock.now())
         if known.state.get("never_ran") is False:
             known = known._replace(workflow=memsync.get_workflow(task_id))
+        known = known._replace(cancelled=_cancelled(memsync, known))
     found = reason_of(known)
     if as_json:
         print_json(ctx, {"id": task_id, **found._asdict()})

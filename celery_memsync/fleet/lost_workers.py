@@ -1,4 +1,4 @@
-"""What a worker does about others that were silent for too long, and about its own return."""
+"""What a worker does about others that sent no heartbeat for too long, and about its own return."""
 from __future__ import annotations
 
 import logging
@@ -12,7 +12,7 @@ from ..background_loop import BackgroundLoop
 from ..events import Events
 from ..keys import STAGE, is_id, new_token
 from ..models.entry import StoredEntry
-from ..models.order import AT_WORK, rank_of, run_key_of
+from ..models.order import RUNNING, rank_of, run_key_of
 from ..models.task import TaskRun
 from ..models.worker import WorkerRecord
 from ..store import EntryWrite, HeartbeatReply, LostWorkerClaim, Store, in_chunks, raise_unanswered
@@ -70,7 +70,7 @@ class LostWorkerMonitor:
         #: Losses that were given to this worker, by name; those that it is about to report; those that it has reported.
         self._claimed: dict[bytes, LostWorkerClaim] = {}
         self._losses: dict[bytes, LostWorkerClaim] = {}
-        self._told: set[bytes] = set()
+        self._reported: set[bytes] = set()
         #: Tasks of each loss that were marked as lost, in order, until the log has them.
         self._marked: dict[bytes, dict[str, None]] = {}
         #: What is being written, and whose tasks these are; after a lost answer it is sent again under the same numbers.
@@ -151,8 +151,8 @@ class LostWorkerMonitor:
             if time.monotonic() > loss.until:
                 # It took too long to come to it: another worker has it, or it will be given to one anew.
                 del self._losses[loss.name]
-            elif loss.fresh and loss.name not in self._told:
-                self._told.add(loss.name)
+            elif loss.fresh and loss.name not in self._reported:
+                self._reported.add(loss.name)
                 self.events.emit("worker-lost", worker_id=loss.worker_id)
         losses = self._renewed(list(self._losses.values()))
         lost = self._find_lost(losses)
@@ -165,7 +165,7 @@ class LostWorkerMonitor:
         self.store.close_losses(losses if self.settled is None else self.settled(losses))
         for loss in losses:
             self._losses.pop(loss.name, None)
-        self._told &= set(self._losses)
+        self._reported &= set(self._losses)
 
     def _renewed(self, losses: list[LostWorkerClaim]) -> list[LostWorkerClaim]:
         """Return losses for another lease; of workers that came back there is nothing to report any more."""
@@ -200,7 +200,7 @@ class LostWorkerMonitor:
         for task_id, task in zip(task_ids, self.store.read_tasks(task_ids)):
             stage = task.slots.get(STAGE)
             run = None if stage is None else TaskRun.from_row(stage.value, task_id)
-            if stage is None or run is None or stage.header.rank != AT_WORK:
+            if stage is None or run is None or stage.header.rank != RUNNING:
                 continue
             one = by_token.get(str(run.run).partition("-")[0]) or by_name.get(stage.header.worker_id)
             if one is not None:
@@ -224,17 +224,21 @@ class LostWorkerMonitor:
 
     def _log(self, losses: Sequence[LostWorkerClaim], lost: Sequence[LostWorker]) -> None:
         """Log each lost worker once, with the tasks that were marked."""
-        silences = {one.loss.name: one.loss.at - one.since for one in lost}
+        gaps = {one.loss.name: one.loss.at - one.since for one in lost}
         for loss in losses:
             marked = list(self._marked.pop(loss.name, ()))
-            if marked or loss.name in self._told:
-                silence = silences.get(loss.name)
+            if marked or loss.name in self._reported:
+                gap = gaps.get(loss.name)
                 # None is known if its record has expired, or is that of another process with its name.
-                why = f"no heartbeat for {silence:.3g} s" if silence else "the time of its last heartbeat is not known"
-                logger.warning("Worker %s lost (%s); %s", loss.worker_id, why, _tasks_in_words(marked))
+                why = "the time of its last heartbeat is not known"
+                if gap:
+                    why = f"no heartbeat for {gap:.3g} s"
+                logger.warning(
+                    "Worker %s lost (%s); %s", loss.worker_id, why, _describe_tasks(marked))
 
     def _as_lost(self, run: TaskRun, one: LostWorker) -> TaskRun:
-        why = {"type": "WorkerLostError", "message": f"the worker {one.loss.worker_id} was silent for too long"}
+        message = f"the worker {one.loss.worker_id} sent no heartbeat for too long"
+        why = {"type": "WorkerLostError", "message": message}
         return run.evolve(status="LOST", exception=why, finished_at=round(self.store.clock.now(), 3))
 
 
@@ -246,7 +250,7 @@ def _lost(loss: LostWorkerClaim, stored: StoredEntry | None) -> LostWorker:
     return LostWorker(loss, stored.header.stored_at / 1000, running, False)
 
 
-def _tasks_in_words(task_ids: Sequence[str]) -> str:
+def _describe_tasks(task_ids: Sequence[str]) -> str:
     if not task_ids:
         return "it had no running tasks"
     more = f" and {len(task_ids) - NAMED} more" if len(task_ids) > NAMED else ""

@@ -12,7 +12,9 @@ logger = logging.getLogger(__name__)
 
 
 class ProbeFile:
-    """Says in a file how this worker is; times are those of the monotonic clock, which all processes of a host share.
+    """The file in which a worker reports its status.
+
+    Times are those of the monotonic clock, which all processes of a host share.
 
     Args:
         path: Where it is; its folder must be there.
@@ -28,7 +30,7 @@ class ProbeFile:
         self._replied_at = time.monotonic()
 
     def write(self, within: float, consuming: bool) -> None:
-        """Say that the worker's heart goes on; if the file can't be written the log says so once.
+        """Write that the heartbeat thread runs; log once if the file can't be written.
 
         Args:
             within: Seconds after which this is too old to be true.

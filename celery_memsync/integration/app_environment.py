@@ -70,6 +70,11 @@ class AppEnvironment(Environment):
         active.add_lock_owner(locks)
         return Owner(active.task_id, active.run_id or "-")
 
+    def running_task(self) -> str | None:
+        """Return the id of the task whose body makes the call, which may be of another app."""
+        active = active_run.get()
+        return None if active is None else active.task_id
+
     def forget(self) -> None:
         """Begin anew in a forked child."""
         memsync = self._find_memsync()

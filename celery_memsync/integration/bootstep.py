@@ -61,7 +61,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self.memsync.runtime.store, self.memsync.events, settings.worker_ttl,
             running_tasks=self.memsync.signals.running_tasks, settled=self.memsync.signals.requeuer.settle)
         self._heartbeat = Heartbeat(
-            self.memsync.runtime.store, self._before_beat, settings.heartbeat_interval,
+            self.memsync.runtime.store, self._before_heartbeat, settings.heartbeat_interval,
             ttl=max(settings.default_ttl, 2 * settings.worker_ttl), timeout=settings.worker_ttl, on_reply=self._on_reply,
         )
         path = settings.probe_file
@@ -91,11 +91,22 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.memsync.signals.has_children = bool(getattr(parent.pool, "uses_semaphore", False))
         record_received_revokes(Panel)
         self.memsync.signals.revoked.known = state.revoked
+        self._follow_cancelled(parent)
         signals.worker_shutdown.connect(self._on_shutdown, sender=parent)
         signals.worker_ready.connect(self._on_ready)
         atexit.register(self._leave)
         self._log_start()
         self._heartbeat.start()
+
+    def _follow_cancelled(self, parent: WorkController) -> None:
+        """Read which ids are cancelled, before the worker consumes."""
+        cancels, cancelled = self.memsync.signals.cancels, self.memsync.runtime.cancelled
+        if self.memsync.signals.has_children or getattr(parent.pool, "is_green", False):
+            cancels.terminates = parent.hostname
+        try:
+            within(self.memsync.settings.timeout, cancelled.follow, cancels.on_new)
+        except StoreError:
+            cancelled.request()  # a thread tries again, and logs that Redis is away
 
     def _log_start(self) -> None:
         memsync = self.memsync
@@ -115,7 +126,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._heartbeat.run_now()
 
     def stop(self, parent: WorkController) -> None:
-        """Do nothing: the pool may still be at work."""
+        """Do nothing: the pool may still be running."""
 
     def terminate(self, parent: WorkController) -> None:
         """Leave when the worker has ended: its process may go on, as with the workers of Celery's tests."""
@@ -127,7 +138,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         ended.wait()
         self._leave()
 
-    def _before_beat(self) -> WorkerRecord:
+    def _before_heartbeat(self) -> WorkerRecord:
         """Return the record to write; write the running tasks again in time, so that long ones do not expire."""
         if time.monotonic() - self._refreshed > self.memsync.settings.default_ttl / 3:
             self._refresh()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Ignore, Reject, Retry
 
-from ..exceptions import Skipped
+from ..exceptions import Skipped, TaskCancelled
 from .runs import ReceivedRun, exception_of, facts_of
 
 #: Seconds, beside those that a child gathers what it writes, for which its parent remembers what its tasks came to: that
@@ -25,7 +25,7 @@ STORED_END = "memsync_stored_end"
 MAX_REMEMBERED = 10_000
 
 
-def is_gone(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     """Whether a child of this process has ended, also one that was not waited for yet."""
     if pid == os.getpid():
         return False
@@ -64,7 +64,8 @@ class TaskOutcome(NamedTuple):
 
 
 class ChildOutcomes:
-    """The last outcomes of each child; when a child is gone, its parent records what may be missing.
+    """The last outcomes of each child; when a child has ended, its parent records what may be
+    missing.
 
     They are kept as bytes.  Thousands of living objects would let Python's collector look at all of the process again and
     again, and with that make its own copy of every page that it shares with its children.
@@ -118,7 +119,8 @@ def verdict(
     if isinstance(error, Reject):
         return "REJECTED", exception_of(error, redact)
     if isinstance(error, Ignore):
-        return getattr(error, STORED_END, "IGNORED"), exception_of(error, redact)
+        unstored = "REVOKED" if isinstance(error, TaskCancelled) else "IGNORED"
+        return getattr(error, STORED_END, unstored), exception_of(error, redact)
     return "FAILURE", exception_of(error, redact)
 
 

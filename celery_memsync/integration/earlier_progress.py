@@ -8,14 +8,15 @@ from ..keys import PROGRESS
 from ..models.order import is_earlier_step, is_run_key
 from ..runtime import Runtime
 from ..writing.progress import ProgressChange
-from .runs import ActiveRun, count_of
+from .requests import count_of
+from .runs import ActiveRun
 
 #: Longest progress that travels with a retry, in bytes of JSON.
 MAX_PREVIOUS = 4096
 
 
 def sent_along(active: ActiveRun | None) -> dict[str, Any]:
-    """Return what travels from a run that asks to be retried to the next one: its progress, how often it was requeued."""
+    """Return what a retried run sends to the next: its progress and number of requeues."""
     if active is None:
         return {}
     recoveries = count_of(active.sent.get("recoveries"))

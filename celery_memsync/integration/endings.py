@@ -6,8 +6,11 @@ import os
 import sys
 from typing import Any
 
-from celery.exceptions import Reject, WorkerShutdown, WorkerTerminate
+from celery.exceptions import Ignore, Reject, WorkerShutdown, WorkerTerminate
+from celery.states import READY_STATES
 
+from ..exceptions import TaskCancelled
+from .child_outcomes import STORED_END
 from .runs import ActiveRun
 
 logger = logging.getLogger(__name__)
@@ -30,6 +33,31 @@ def end_of_unwound(active: ActiveRun) -> tuple[str | None, BaseException | None]
         return None, None
     # The worker itself ends, as in the solo pool by a signal: how far the body came is unknown.
     return "LOST" if isinstance(error, (WorkerShutdown, WorkerTerminate)) else "FAILURE", error
+
+
+def end_of_ignored(active: ActiveRun, task: Any, error: Ignore) -> str:
+    """Return the status of a run whose body has raised Ignore; Celery has stored nothing of that."""
+    if active.stored_state in READY_STATES and error.args != REPLACED:
+        # The Ignore keeps Celery from storing an end, so that the one that the body has stored stays.
+        setattr(error, STORED_END, active.stored_state)  # for the worker's main process
+        return str(active.stored_state)
+    if isinstance(error, TaskCancelled):
+        _store_revoked(task, error)
+        return "REVOKED"
+    return "IGNORED"
+
+
+def _store_revoked(task: Any, error: TaskCancelled) -> None:
+    """Store in the result backend that the running task is revoked, as Celery does for those that it skips."""
+    request = task.request
+    if request.is_eager and not task.store_eager_result:
+        return
+    ignored = request.ignore_result if request.ignore_result is not None else task.ignore_result
+    try:
+        task.backend.mark_as_revoked(
+            request.id, str(error), request=request, store_result=not ignored or task.store_errors_even_if_ignored)
+    except Exception:
+        logger.warning("Could not store in the result backend that the task %s was cancelled", request.id, exc_info=True)
 
 
 def is_unstored(task: Any, task_id: str, error: BaseException) -> bool:
@@ -62,7 +90,7 @@ def stored_state(task: Any, task_id: str) -> Any:
 
 
 class _Harmless:
-    """Logs what goes wrong in telling: Celery's own callback comes next, and must."""
+    """Logs what goes wrong in recording: Celery's own callback comes next, and must."""
 
     def __enter__(self) -> None:
         pass

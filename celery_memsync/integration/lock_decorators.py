@@ -36,7 +36,7 @@ RETRY_DELAY = 5.0
 #: Fewest seconds of that: with a quorum queue Celery refuses a countdown below one, and the task would be lost.
 MIN_RETRY_DELAY = 1.0
 
-#: Seconds that a retry waits for the run that has asked for it, which may not have ended yet.
+#: Seconds that a retry waits for the run that requested it, which may not have ended yet.
 RETRY_WAIT = 2.0
 
 

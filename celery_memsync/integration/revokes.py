@@ -4,18 +4,19 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Container, Iterable
+from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
 from celery.app.control import Control
 
 from ..background_loop import BackgroundLoop
+from ..exceptions import TaskCancelled
 from ..fleet.dependents import cancellations
 from ..keys import STAGE, is_id, new_token
 from ..models.entry import StoredEntry
 from ..models.order import PLANNED, WAITING
-from ..models.task import TaskRun
+from ..models.task import TaskRun, describe_exception
 from ..store import in_chunks
 from ..user_code import ends_here
 from .app_manager import AppManager
@@ -36,7 +37,7 @@ REQUESTED_AT = "revoke_requested_at"
 
 
 class RevokedTasks:
-    """Records as revoked what a worker is not to run: tasks that wait, here or elsewhere, and not those at work.
+    """Records as revoked what a worker is not to run: pending tasks, here or elsewhere.
 
     It works in a thread of its own: the worker's consumer must not wait for Redis.
     """
@@ -47,22 +48,28 @@ class RevokedTasks:
 
     def forget(self) -> None:
         """Begin anew in a forked child: what the parent has received it records itself."""
-        #: When each task was revoked (monotonic), and how often it was looked at since.
-        self._looks: dict[str, tuple[float, int]] = {}
+        #: When each task was revoked (monotonic), how often it was looked at since, and why it was cancelled, if it was.
+        self._looks: dict[str, tuple[float, int, TaskCancelled | None]] = {}
         #: Ids of the tasks that this worker is not to run; Celery's.
-        self.known: Container[str] = ()
+        self.known: Any = ()
         self._serials = count(1)
         self._token = new_token()
         self._thread = BackgroundLoop("memsync-revokes", self.record, 0, on_demand=True)
 
-    def add(self, task_ids: Any) -> None:
-        """Take the ids that a revoke names, which may be anything."""
+    def add(self, task_ids: Any, cause: TaskCancelled | None = None) -> None:
+        """Take the ids that a revoke names, which may be anything, or those of cancelled tasks."""
         now = time.monotonic()
         for task_id in task_ids if isinstance(task_ids, (list, tuple, set, frozenset)) else [task_ids]:
             if is_id(task_id) and len(self._looks) < MAX_REVOKED:
-                self._looks[task_id] = now, 0
+                self._looks[task_id] = now, 0, cause
         if self._looks:
             self._thread.wake()
+
+    def skip(self, task_id: str, cause: TaskCancelled) -> None:
+        """Let Celery not run a task of this worker, which is cancelled."""
+        if self.known != ():
+            self.known.add(task_id)
+            self.add(task_id, cause)
 
     def stop(self, timeout: float) -> None:
         """Record no more; return after ``timeout`` seconds at the latest."""
@@ -77,39 +84,41 @@ class RevokedTasks:
         now = time.monotonic()
         due = {task_id: look for task_id, look in self._looks.copy().items() if now >= look[0] + LOOKS[look[1]]}
         for chunk in in_chunks(due, TASKS_PER_CALL):
-            self._record(chunk)
+            self._record({task_id: due[task_id][2] for task_id in chunk})
             for task_id in chunk:
-                since, number = due[task_id]
+                since, number, cause = due[task_id]
                 if self._looks.get(task_id) == due[task_id]:  # unless it was revoked once more meanwhile
-                    self._looks[task_id] = since, number + 1
+                    self._looks[task_id] = since, number + 1, cause
                     if number + 1 == len(LOOKS):
                         self._looks.pop(task_id, None)
-        times = [since + LOOKS[number] for since, number in self._looks.copy().values()]
+        times = [since + LOOKS[number] for since, number, _ in self._looks.copy().values()]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
-    def _record(self, task_ids: Iterable[str]) -> None:
+    def _record(self, causes: Mapping[str, TaskCancelled | None]) -> None:
         store = self.memsync.runtime.store.with_token(self._token)
-        waiting = list(task_ids)
+        waiting = list(causes)
         ended: dict[str, TaskRun] = {}
         # Each at the version that was read, for a run may begin meanwhile; then it is looked at again.
         while waiting:
             stages = [task.slots.get(STAGE) for task in store.read_tasks(waiting)]
-            rows = [(task_id, stage, run) for task_id, stage in zip(waiting, stages)
-                    if stage is not None and (run := _revoked(stage, task_id, store.clock.now())) is not None]
+            rows = [(task_id, stage, run) for task_id, stage in zip(waiting, stages) if stage is not None
+                    and (run := self._revoked(stage, task_id, store.clock.now(), causes[task_id])) is not None]
             results = store.write_entries([
                 store.stage_write(task_id, stage, run, next(self._serials), str(stage.header.version))
                 for task_id, stage, run in rows])
             waiting = [task_id for (task_id, *_), result in zip(rows, results) if result.status == "conflict"]
-            ended.update((task_id, run) for task_id, _, run in rows)
+            ended.update((task_id, run) for (task_id, _, run), result in zip(rows, results)
+                         if result.status in ("ok", "again"))
         store.write_entries(cancellations(store, ended.items(), self._serials))
 
-
-def _revoked(stage: StoredEntry, task_id: str, now: float) -> TaskRun | None:
-    """Return a run as it is revoked, or None if the task is at work, or has ended."""
-    run = TaskRun.from_row(stage.value, task_id)
-    if run is None or stage.header.rank not in (*WAITING, PLANNED) and run.status != "RETRY":
-        return None
-    return run.evolve(status="REVOKED", finished_at=now, never_ran=run.never_ran is not None or None)
+    def _revoked(self, stage: StoredEntry, task_id: str, now: float, cause: TaskCancelled | None) -> TaskRun | None:
+        """Return a run as it is revoked, or None if the task is running, or has ended."""
+        run = TaskRun.from_row(stage.value, task_id)
+        if run is None or stage.header.rank not in (*WAITING, PLANNED) and run.status != "RETRY":
+            return None
+        exception = run.exception if cause is None else describe_exception(cause, self.memsync.runtime.redact)
+        never_ran = run.never_ran is not None or None
+        return run.evolve(status="REVOKED", finished_at=now, exception=exception, never_ran=never_ran)
 
 
 def record_received_revokes(panel: Any) -> None:

@@ -1,4 +1,4 @@
-"""The runs of tasks that this process has: those that it has received, and those that are at work in it."""
+"""The runs of tasks that this process has: those that it has received, and those that run in it."""
 from __future__ import annotations
 
 import os
@@ -8,16 +8,18 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
 from celery.exceptions import Ignore, Reject, Retry
-from celery.utils.time import maybe_iso8601
 
 from ..exceptions import LockNotAcquired, Skipped
 from ..keys import PROGRESS, STAGE, Location, is_id
 from ..locking.lock_service import LockService
+from ..models.cancellation import ids_of
 from ..models.task import TaskRun, describe_exception
+from ..reading.cancelled import Watch
 from ..runtime import Runtime
 from ..writing.changes import Change, DeferredChange, StageChange
 from ..writing.progress import Progress
 from .app_manager import AppManager
+from .requests import count_of, timestamp
 from .steps import Step, Steps, is_member, part_of
 
 #: Seconds that another process's notion of Redis's time may be ahead; what is further ahead comes from a wrong clock.
@@ -27,9 +29,6 @@ AHEAD = 1.0
 _FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "group", "group_index", "argsrepr",
           "kwargsrepr", "replaced_task_nesting")
 
-#: Most retries that are taken for a count.
-MAX_RETRIES = 10 ** 9
-
 #: Most characters of shown arguments; a publisher of Celery's shortens them to fewer.
 MAX_SHOWN = 4096
 
@@ -37,7 +36,7 @@ _NO_STATUS: tuple[str | None, float] = None, 0.0
 
 _NO_OWNERS: frozenset[LockService] = frozenset()
 
-#: The run that is at work in this thread or greenlet.
+#: The run that is active in this thread or greenlet.
 active_run: ContextVar[ActiveRun | None] = ContextVar("active_run", default=None)
 
 
@@ -161,7 +160,8 @@ class ReceivedRun(Run):
     def _let_go(self) -> tuple[Any, ...]:
         """Give the request its callbacks back.
 
-        The request leads here and back; that circle ends, and a draft that waits to be asked keeps nothing alive.
+        The request leads here and back; that circle ends, and a deferred change keeps nothing
+        alive.
         """
         wrapped, self._wrapped, self.ended = self._wrapped, (None, None, None), True
         del wrapped[0].on_success, wrapped[0].on_failure
@@ -195,7 +195,7 @@ class Ending(NamedTuple):
 
 
 class ActiveRun(Run):
-    """A run that is at work in this process.
+    """A run that is active in this process.
 
     Args:
         name: Of its task.
@@ -213,7 +213,7 @@ class ActiveRun(Run):
     """
 
     __slots__ = ("find_memsync", "name", "started_at", "outer", "fence", "lock_owners", "ending", "shown_status",
-                 "stored_state", "embed", "_progress", "_steps")
+                 "stored_state", "embed", "_progress", "_steps", "_cancel_watch")
 
     def __init__(
         self, memsync: AppManager, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], name: str, at: float,
@@ -224,7 +224,7 @@ class ActiveRun(Run):
         self.facts = facts_of(facts)
         self.sent = sent
         self.at = at
-        # A draft of it waits in the writer, which must not keep the memory alive.
+        # A deferred change of it waits in the writer, which must not keep the manager alive.
         self.find_memsync = weakref.ref(memsync)
         self.name = name
         self.started_at = started_at
@@ -239,6 +239,7 @@ class ActiveRun(Run):
         self.embed = {"chain": chain[:] if isinstance(chain, list) else None, "chord": chord} if chain or chord else None
         self._progress: Progress | None = None
         self._steps: Mapping[str, Step] | None = None
+        self._cancel_watch: Watch | None = None
 
     @property
     def steps(self) -> Mapping[str, Step]:
@@ -249,7 +250,7 @@ class ActiveRun(Run):
 
     @property
     def memsync(self) -> AppManager | None:
-        """The memory of its app; None: its app is gone, which takes its end."""
+        """The MemSync of its app, or None if that was collected."""
         return self.find_memsync()
 
     @property
@@ -303,6 +304,19 @@ class ActiveRun(Run):
                 self.progress.ttl = lifetime(self.services, retry_at)
         else:
             self.ending = Ending(status, at)
+
+    def watch_cancelled(self) -> bool:
+        """Let it be known within a second if it is cancelled; return whether that is new."""
+        if self._cancel_watch is not None:
+            return False
+        self._cancel_watch = self.services.cancelled.watch()
+        return True
+
+    def raise_if_cancelled(self) -> None:
+        """Raise :exc:`TaskCancelled` if it is known that it is cancelled."""
+        found = self.services.cancelled.find(ids_of(self.task_id, self.facts, self.sent))
+        if found is not None:
+            raise found.error()
 
     def add_lock_owner(self, owner: LockService) -> None:
         """Note that it takes a lock of a service, which releases what is left at its end."""
@@ -408,21 +422,6 @@ def exception_of(error: BaseException, redact: Callable[[str], str] | None) -> d
 
 def _cut(text: Any) -> str | None:
     return text[:MAX_SHOWN] if isinstance(text, str) else None
-
-
-def count_of(value: Any) -> int | None:
-    """Return a count, None for anything else and for 0."""
-    return value if type(value) is int and 0 < value <= MAX_RETRIES else None
-
-
-def timestamp(moment: Any) -> float | None:
-    """Return an ETA as it comes with a message in seconds since the epoch."""
-    if moment is None:
-        return None
-    try:
-        return float(maybe_iso8601(moment).timestamp())
-    except (TypeError, ValueError, AttributeError, OverflowError):
-        return None
 
 
 def _retry_at(error: BaseException, now: float) -> float | None:

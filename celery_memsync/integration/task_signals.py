@@ -12,7 +12,6 @@ from itertools import count
 from typing import Any
 
 from celery.exceptions import Ignore, NotRegistered, WorkerLostError
-from celery.states import READY_STATES
 
 from ..fleet.kept_messages import KeptMessages
 from ..fleet.queue_names import QueueNames
@@ -26,11 +25,12 @@ from ..store.clock import UNKNOWN
 from ..writing.changes import StageChange
 from . import earlier_progress, signal_receivers
 from .app_manager import AppManager
-from .child_outcomes import STORED_END, ChildOutcomes, TaskOutcome, is_gone, unwrapped
-from .endings import HARMLESS, REPLACED, end_of_unwound, is_unstored, log_unrecorded, stored_state
-from .requests import HEADER, RECORDED, ReceivedRequests, failing, nesting_of, sent_of
+from .cancels import CancelledTasks
+from .child_outcomes import ChildOutcomes, TaskOutcome, has_ended, unwrapped
+from .endings import HARMLESS, REPLACED, end_of_ignored, end_of_unwound, is_unstored, log_unrecorded, stored_state
+from .requests import HEADER, RECORDED, ReceivedRequests, count_of, failing, nesting_of, sent_of
 from .revokes import RevokedTasks
-from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, received
+from .runs import ActiveRun, ReceivedRun, active_run, known_of, latest, lifetime, received
 from .sent_groups import sent_group
 from .steps import embed_in
 from .update_state import take_over
@@ -75,6 +75,8 @@ class TaskSignals:
         self.kept = KeptMessages(memsync, HEADER, self.requeuer.wanted)
         #: Records the revokes that this worker receives.
         self.revoked = RevokedTasks(memsync)
+        #: Skips what is cancelled.
+        self.cancels = CancelledTasks(memsync, self.revoked)
         #: Records steps that are not sent yet.
         self.workflows = Workflows()
 
@@ -161,8 +163,8 @@ class TaskSignals:
         except Exception as exc:
             log_unrecorded(exc)
         services.writer.defer(ReceivedRun(services, request, sent, moment, self))
-        if request.id in self.revoked.known:
-            self.revoked.add(request.id)
+        if services.cancelled.known or not self.has_children or request.id in self.revoked.known:
+            self.cancels.receive(request)
 
     def on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
         """Keep the outcome of a body, which its child records, or this process if the child is killed first."""
@@ -208,7 +210,7 @@ class TaskSignals:
         self._end(request.id, request.request_dict, "SUCCESS" if stored else "LOST", None if stored else error, True)
 
     def report_lost_outcomes(self, alive: Iterable[int] = ()) -> None:
-        """Record the last outcomes of children that are gone.
+        """Record the last outcomes of children that have ended.
 
         What they recorded themselves stays: a known outcome is not recorded twice.
 
@@ -242,10 +244,9 @@ class TaskSignals:
             self._record(request.id, facts[HEADER]["key"], run)
             record_unsent(self.memsync.runtime, request, run)
 
-    @property
-    def held(self) -> int:
-        """How many messages this process has received and has not done with."""
-        return len(self._requests.unended())
+    def unended(self) -> list[Any]:
+        """Return the requests that this process has received and has not done with."""
+        return self._requests.unended()
 
     def running_tasks(self) -> list[tuple[str, str]]:
         """Return ids and run keys of the tasks that this process has received and has not done with."""
@@ -299,10 +300,8 @@ class TaskSignals:
             state, retval = end_of_unwound(active)
         elif state == "SUCCESS" and (error := sys.exc_info()[1]) is not None and is_unstored(task, task_id, error):
             state, retval = "FAILURE", error
-        elif state == "IGNORED" and active.stored_state in READY_STATES and retval.args != REPLACED:
-            # The Ignore keeps Celery from storing an end, so that the one that the body has stored stays.
-            state = active.stored_state
-            setattr(retval, STORED_END, state)  # for the worker's main process
+        elif state == "IGNORED":
+            state = end_of_ignored(active, task, retval)
         if state is not None:
             active.end(state, retval, time.monotonic(), getattr(task, "max_retries", None))
         if active.reported:
@@ -364,7 +363,7 @@ class TaskSignals:
     def on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
         """Record that a task was revoked or has expired."""
         if sender.app is self.memsync.app:
-            self._end(request.id, request.__dict__, "REVOKED", None)
+            self._end(request.id, request.__dict__, "REVOKED", self.cancels.cause_of(request.__dict__))
 
     def on_unknown(self, sender: Any, exc: BaseException, id: str, name: str, message: Any = None, **_: Any) -> None:
         """Record that a worker received a task that it does not know."""
@@ -402,7 +401,8 @@ class TaskSignals:
         if not goes_on:
             self.workflows.record_end(self.memsync.runtime, task_id, request, facts, ended)
         if known["pid"] not in (None, os.getpid()) and known["run"]:
-            self.memsync.runtime.locks.release_if_ended(known["run"], partial(is_gone, known["pid"]))
+            self.memsync.runtime.locks.release_if_ended(
+                known["run"], partial(has_ended, known["pid"]))
 
     # -- the ends of children
 
@@ -417,7 +417,7 @@ class TaskSignals:
     # -- helpers
 
     def _pid_of(self, request: Any) -> int | None:
-        """Return the process in which a request is at work; gevent and eventlet call the id of a greenlet a pid."""
+        """Return the process that runs a request; for gevent and eventlet a pid is a greenlet's."""
         pid: int | None = getattr(request, "worker_pid", None)
         return pid if pid is None or self.has_children else os.getpid()
 
@@ -427,7 +427,7 @@ class TaskSignals:
         return active if active is not None and active.task_id == task_id and active.find_memsync() is self.memsync else None
 
     def _warn_of_id(self, name: str, task_id: Any) -> None:
-        """Say once of a task that it has ids of which nothing is recorded."""
+        """Log once for each task that it has ids of which nothing is recorded."""
         if name not in self._unrecorded:
             self._unrecorded.add(name)
             logger.warning("Nothing is recorded of the task %s with the id %s, which can't be part of a key in Redis (no "

@@ -33,7 +33,7 @@ BROKER_CHECK_INTERVAL = 6
 
 
 class WorkerInspector:
-    """Says what state a worker is in.
+    """The status of a worker.
 
     Args:
         worker: Of Celery; it is looked at from the heartbeat's thread.
@@ -83,9 +83,9 @@ class WorkerInspector:
         return list(self.worker.app.amqp.queues.consume_from)
 
     def _capacity(self) -> dict[str, int]:
-        active = len(_at_work())
+        active = len(_running_requests())
         pool = self.worker.pool
-        # Before 5.7 a pool of greenlets counts those at work.
+        # Before 5.7 a pool of greenlets counts those that are running.
         total = (pool.limit if pool.is_green else getattr(pool, "num_processes", None)) or self.worker.concurrency
         return {
             "total": total,
@@ -99,7 +99,7 @@ class WorkerInspector:
         return tuple(
             {"id": request.id, "name": request.name,
              "started_at": None if request.time_start is None else round(request.time_start + local_to_redis, 3)}
-            for request in _at_work()
+            for request in _running_requests()
         )
 
     def _writer(self) -> dict[str, int]:
@@ -113,7 +113,7 @@ class WorkerInspector:
 
     def _consuming(self, looked_at: float, waiting: int, free: int) -> bool:
         tasks, prefetch = self.memsync.signals, self._prefetch()
-        room = free > 0 and (not prefetch or tasks.held < prefetch)
+        room = free > 0 and (not prefetch or len(tasks.unended()) < prefetch)
         idle = self._idleness.judge(looked_at, waiting, tasks.received, room)
         return bool(self._connected() and self._queues() and not idle)
 
@@ -131,8 +131,11 @@ class WorkerInspector:
             return False
 
 
-def _at_work() -> list[Any]:
-    """Return the requests at work; Celery keeps those that have ended by what is no Exception, in threads and greenlets."""
+def _running_requests() -> list[Any]:
+    """Return the running requests.
+
+    In threads and greenlets Celery keeps those that have ended by what is no Exception.
+    """
     return [request for request in live(state.active_requests.copy) if not hasattr(request, RECORDED)]
 
 

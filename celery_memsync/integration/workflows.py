@@ -1,8 +1,8 @@
 """Workflows: which tasks belong together, and what is known of steps before they are sent.
 
 A workflow is named by what was sent first from outside of a task: a group, or the first task of a chain.  Its id travels
-with each message.  The process that sends that records all steps that come later (`steps.py`); the worker whose task does
-not succeed records that they never run.
+with each message, also for cancels: the members of a first group have no root in common.  The process that sends that
+records all steps that come later (`steps.py`); the worker whose task does not succeed records that they never run.
 """
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from celery.exceptions import Reject
 
 from ..keys import STAGE, is_id
 from ..models.task import TaskRun
+from ..models.workflow import UNLOCK
 from ..runtime import Runtime
 from ..store.members import note
 from ..writing.changes import StageChange
@@ -25,9 +26,6 @@ from .steps import Step, Steps, embed_of, has_steps, last_id
 
 #: Workflows of which a process remembers that it has recorded their steps, or that they are never sent.
 MAX_REMEMBERED = 1000
-
-#: The task that sends the body of a chord if the result backend does not count.
-UNLOCK = "celery.chord_unlock"
 
 #: Statuses after which what follows is sent, or may be.
 GOES_ON = frozenset({"SUCCESS", "RETRY", "PENDING"})
@@ -51,13 +49,16 @@ class Workflows:
             before: What came with the run of the same task that sends it, if it is to be retried or replaced.
         """
         if before is not None:
-            return {name: before[name] for name in ("workflow", "depends_on", "group", "member") if name in before}
+            known = {name: before[name] for name in ("depends_on", "group", "member") if name in before}
+            return {**known, **_workflow_in(before)}
         active, embed = active_run.get(), embed_of(body)
         if active is not None:
             return _sent_by(active, headers, embed)
         group = sent_group.get()
         if group is not None:
             return {"workflow": group.outermost}
+        if headers.get("task") == UNLOCK:
+            return {"workflow": awaited} if (awaited := _awaited_by(body)) is not None else {}
         if not has_steps(embed):
             return {}
         # Of a chord that something else than a group sends.
@@ -128,13 +129,12 @@ class Workflows:
 
 def _sent_by(active: ActiveRun, headers: Mapping[str, Any], embed: Mapping[str, Any]) -> dict[str, Any]:
     """Return what travels with a message that a running task sends, or Celery when it has ended."""
-    workflow, group, sent = active.sent.get("workflow"), headers.get("group"), sent_group.get()
+    known, group, sent = _workflow_in(active.sent), headers.get("group"), sent_group.get()
     if active.name == UNLOCK and is_id(group):
-        return {"workflow": group, "depends_on": [group]}
+        return {"workflow": group, "depends_on": [group], **known}
     step = active.steps.get(headers["id"])
-    known: dict[str, Any] = {}
-    if workflow is not None or step is not None or sent is not None or has_steps(embed):
-        known["workflow"] = workflow or headers["root_id"]
+    if not known and (step is not None or sent is not None or has_steps(embed)):
+        known["workflow"] = headers["root_id"]
     if step is not None:
         known["depends_on"] = list(step.depends_on)
     if sent is not None and group not in (None, sent.group_id):
@@ -142,6 +142,19 @@ def _sent_by(active: ActiveRun, headers: Mapping[str, Any], embed: Mapping[str, 
     elif group is not None and headers.get("group_index") is None and embed.get("chord"):
         known["member"] = True  # by ``add_to_chord``
     return known
+
+
+def _workflow_in(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the workflow that came with a message: anybody may send anything."""
+    workflow = sent.get("workflow")
+    return {"workflow": workflow} if is_id(workflow) else {}
+
+
+def _awaited_by(body: Any) -> str | None:
+    """Return the group whose members a task of Celery's waits for, where the result backend does not count them."""
+    args = body[0] if isinstance(body, (list, tuple)) and body else None
+    group = args[0] if isinstance(args, (list, tuple)) and args else None
+    return group if is_id(group) else None
 
 
 def record_unsent(services: Runtime, request: Any, run: TaskRun) -> None:

@@ -1,4 +1,4 @@
-"""Locks of runs whose pool child is ending: released by its parent as soon as the child is gone."""
+"""Locks of runs whose pool child is ending: released by its parent as soon as it has ended."""
 from __future__ import annotations
 
 import time
@@ -8,7 +8,7 @@ from ..exceptions import StoreRefused
 from ..store import LockRequest, Store
 from ..user_code import call_user_code
 
-#: Seconds between two checks whether a child is gone, and for how long its parent checks.
+#: Seconds between two checks whether a child has ended, and for how long its parent checks.
 ENDED_RUN_INTERVAL = 0.05
 
 MAX_ENDED_RUN_WAIT = 60.0
@@ -19,7 +19,8 @@ class EndedRuns:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        #: By run: whether its child is gone, and the monotonic time when the parent stops checking that.
+        #: By run: whether its child has ended, and the monotonic time when the parent stops
+        #: checking that.
         self._ending: dict[str, tuple[Callable[[], bool], float]] = {}
 
     def __bool__(self) -> bool:
@@ -27,22 +28,24 @@ class EndedRuns:
         return bool(self._ending)
 
     def add(self, run: str, is_ended: Callable[[], bool]) -> None:
-        """Release what a run holds when its child is gone.
+        """Release what a run holds when its child has ended.
 
         Args:
-            is_ended: Returns whether the child is gone.
+            is_ended: Returns whether the child has ended.
         """
         self._ending[run] = (is_ended, time.monotonic() + MAX_ENDED_RUN_WAIT)
 
     def release(self) -> None:
-        """Release what runs hold whose child is gone."""
+        """Release what runs hold whose child has ended."""
         now = time.monotonic()
         ending = list(self._ending.items())
-        gone = {run for run, (is_gone, _) in ending if call_user_code("A look whether a child is gone", is_gone)}
-        if gone:
-            self._release_all(gone)
+        ended = {
+            run for run, (is_ended, _) in ending
+            if call_user_code("A look whether a child has ended", is_ended)}
+        if ended:
+            self._release_all(ended)
         for run, (_, end) in ending:
-            if run in gone or now > end:
+            if run in ended or now > end:
                 self._ending.pop(run, None)
 
     def _release_all(self, runs: set[str]) -> None:

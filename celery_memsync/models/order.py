@@ -54,8 +54,8 @@ WAITING = frozenset({"0", "1"})
 #: Rank of a retry that a worker has received and not begun.
 RETRY_WAITS = "1"
 
-#: Rank of a task that is at work: started, or with a status of the user's own.
-AT_WORK = "2"
+#: Rank of a running task: started, or with a status of the user's own.
+RUNNING = "2"
 
 #: Statuses after which nothing more is expected of a task.
 FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED", "IGNORED", "REJECTED", "SKIPPED", "CANCELLED"})
@@ -63,7 +63,7 @@ FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED", "IGNORED", "REJECTED", "SKIP
 
 def rank_of(status: object) -> str:
     """Return how far along its life a task with this status is."""
-    return RANKS.get(status, AT_WORK) if isinstance(status, str) else AT_WORK
+    return RANKS.get(status, RUNNING) if isinstance(status, str) else RUNNING
 
 
 def is_run_key(text: object) -> TypeGuard[str]:

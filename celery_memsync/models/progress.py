@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import encoding
 from .entry import MAX_FIGURE
-from .order import AT_WORK, rank_of
+from .order import RUNNING, rank_of
 
 #: Fields of a progress body, in this order for ever: new ones go to the end.  ``fields`` is a dict of the user's own.
 PROGRESS_FIELDS = ("progress", "current", "total", "message", "status", "started_at", "updated_at", "run", "fields",
@@ -55,7 +55,7 @@ def at_status(progress: dict[str, Any], status: object) -> dict[str, Any]:
     Args:
         status: None if it is unknown.
     """
-    if status is None or rank_of(status) == AT_WORK:
+    if status is None or rank_of(status) == RUNNING:
         return progress
     if status != "SUCCESS":
         return {**progress, "eta": None}

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import encoding
 from ..user_code import plain_text
-from .order import AT_WORK, RANKS, RETRY_WAITS, UNSENT_RANKS, later_status
+from .order import RANKS, RETRY_WAITS, RUNNING, UNSENT_RANKS, later_status
 
 #: Fields of a run's body, in this order for ever: new ones go to the end.
 RUN_FIELDS = (
@@ -105,8 +105,8 @@ class TaskRun:
         """
         status = self.status
         if self.never_ran is not None:
-            return UNSENT_RANKS.get(status, AT_WORK)
-        return RETRY_WAITS if status == "RETRY" and self.is_waiting_retry else RANKS.get(status, AT_WORK)
+            return UNSENT_RANKS.get(status, RUNNING)
+        return RETRY_WAITS if status == "RETRY" and self.is_waiting_retry else RANKS.get(status, RUNNING)
 
     @property
     def is_waiting_retry(self) -> bool:

@@ -13,12 +13,12 @@ class WorkerRecord:
     Attributes:
         worker_id: Its name, a Celery node name for Celery's workers.
         status: ``active``, ``busy`` (no free slot), ``draining`` (finishes what
-            it has), ``offline`` (said goodbye) or ``lost`` (went silent).
+            it has), ``offline`` (has shut down) or ``lost`` (sends no heartbeats).
         pool: Kind of pool, such as ``prefork``.
         concurrency: Most tasks at once.
         capacity: Slots: ``{"total", "active", "reserved", "free"}``.
         queues: Names of the queues it consumes.
-        running: ``{"id", "name", "started_at"}`` of every task at work.
+        running: ``{"id", "name", "started_at"}`` of every running task.
         counters: Tasks accepted since the start: ``{"total": n}``.
         rss: Resident memory of the main process, in bytes.
         cpu: Percent of one core that the main process used since the last heartbeat.
@@ -33,7 +33,7 @@ class WorkerRecord:
         depths: How many messages wait in the broker, by queue that it consumes; empty if that is not known.
         empty_since: When the first of the last two looks was, by queue that was empty at both; on Redis's clock.
         stretch: How many times longer than ``memsync_heartbeat_interval`` it pauses between heartbeats, for the
-            workers are many; so many times longer it may be silent.
+            workers are many; so many times longer is its timeout.
         skew: Seconds that the clock of its host is ahead of Redis's.
         format: Newest format of what is shared that it knows, see ``models/formats.py``.
         writer: Of its main process, not of pool children: writes that are ``pending``, were ``dropped``, and
@@ -78,7 +78,7 @@ class WorkerRecord:
         }
 
     def pulse(self) -> str:
-        """Return what says, with the time of the heartbeat, whether the worker is alive: ``<status>:<stretch>``."""
+        """Return ``<status>:<stretch>``, which shows with the heartbeat's time if it is alive."""
         return f"{self.status}:{self.stretch:g}"
 
     @classmethod

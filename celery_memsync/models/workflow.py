@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+#: The task that sends the body of a chord if the result backend does not count; no step of a workflow.
+UNLOCK = "celery.chord_unlock"
+
 
 @dataclass(frozen=True)
 class Group:

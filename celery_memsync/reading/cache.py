@@ -200,6 +200,8 @@ class EntryCache:
         No lock: a task calls this, where a soft time limit may strike.  A copy that is being kept at the same time is not
         valid, because its reading is stale.
         """
+        if key not in self._readings and key not in self._names:
+            return
         for reading in tuple(self._readings.get(key, ())):
             reading.stale = True
         for name in tuple(self._names.get(key, ())):

@@ -149,5 +149,5 @@ def worker_record(worker_id: str, stored: StoredEntry, since: float, ttl: float 
         ttl: How long ago ``since`` is, in seconds: one that sends heartbeats less often has that many times longer.
     """
     record = WorkerRecord.from_dict(worker_id, stored.value, stored.header.time / 1000)
-    silent = _is_late(stored, record.stretch, since, ttl) and record.status != "offline"
-    return record.evolve(status="lost", consuming=False) if silent else record
+    lost = _is_late(stored, record.stretch, since, ttl) and record.status != "offline"
+    return record.evolve(status="lost", consuming=False) if lost else record

@@ -70,7 +70,7 @@ class PendingChange(NamedTuple):
 
     Attributes:
         parts: Its parts by slot; None: only that it can't be trusted any more.
-        recreated: Whether it was gone in between, so that its versions begin anew.
+        recreated: Whether it was deleted in between, so that its versions begin anew.
         unread: Whether its value has to be read when its turn comes.
         size: About how many bytes of memory it takes, or would take with its value.
     """
@@ -86,7 +86,7 @@ class PendingChange(NamedTuple):
         return self.unread or self.parts is not None and is_alive(self.parts)
 
     def is_new_life_after(self, before: PendingChange) -> bool:
-        """Return whether the key was gone between another change and this one."""
+        """Return whether the key was deleted between another change and this one."""
         if before.alive:
             return False
         if before.parts is None or self.parts is None:
@@ -217,7 +217,7 @@ class Subscription:
         with self._mutex:
             if self._known.get(path) != before:
                 return
-            self._know_gone(path, parts)
+            self._note_deleted(path, parts)
             if path not in self._doubted and (before is None or not before.alive):
                 return
             self._put(path, PendingChange(None))
@@ -300,7 +300,7 @@ class Subscription:
             self._schedule(path, expires_at)
         self._known[path] = KnownVersion(stamp, expires_at, delivered, is_alive(parts), _writes_of(parts))
 
-    def _know_gone(self, path: str, parts: Parts) -> None:
+    def _note_deleted(self, path: str, parts: Parts) -> None:
         if is_alive(parts) or all(stored is None for stored in parts.values()):
             self._known.pop(path, None)
         else:  # it was deleted, and the message that says so may be on its way
@@ -397,7 +397,7 @@ class Subscription:
                 self._know(path, stamp, parts, delivered=True)
                 filled = PendingChange.of(parts, news.recreated or recreated)
             else:
-                self._know_gone(path, parts)
+                self._note_deleted(path, parts)
                 filled = PendingChange(None)
             self._news[path] = filled
             self._count(filled.held - news.held)

@@ -238,7 +238,7 @@ class Subscriptions:
                 self._to_read = True
 
     def _follow_clock(self) -> None:
-        """Read Redis's time unless that was done a moment ago: what has expired is gone by a clock that was set ahead."""
+        """Read Redis's time, which may have been set ahead, unless that was done a moment ago."""
         store = self.reader.store
         if self._subscriptions and store.clock.age > EXPIRY_INTERVAL:
             # Redis does not send it on the connection of the messages.  Whether Redis is there is noticed by that one.

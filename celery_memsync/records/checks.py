@@ -34,6 +34,12 @@ def check_seconds(value: float, what: str, positive: bool = False) -> float:
     return float(value)
 
 
+def check_timeout(timeout: float | None) -> None:
+    """See that a timeout is a number of seconds, or None."""
+    if timeout is not None:
+        check_seconds(timeout, "timeout")
+
+
 def check_ttl(ttl: float | None, default: float) -> float:
     """Return a ttl in seconds, or the default if it is None."""
     return default if ttl is None else check_seconds(ttl, "ttl", positive=True)

@@ -17,7 +17,7 @@ from ..reading.search import Search
 from ..settings import Settings, short
 from ..writing.changes import SetValue
 from ..writing.unanswered import digest_of, maybe_done_is
-from .checks import check_count, check_fence, check_keys, check_seconds, check_ttl
+from .checks import check_count, check_fence, check_keys, check_seconds, check_timeout, check_ttl
 
 
 class EntryRecords:
@@ -100,8 +100,7 @@ class EntryRecords:
 
     def force(self, timeout: float | None) -> dict[str, float]:
         """Return when every write made before this call is in Redis: how many there were, and how many seconds it took."""
-        if timeout is not None:
-            check_seconds(timeout, "timeout")
+        check_timeout(timeout)
         started = time.monotonic()
         count = within(self.timeout + (timeout or 0), self.writer.force, timeout)
         return {"count": count, "seconds": time.monotonic() - started}

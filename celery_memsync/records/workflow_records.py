@@ -6,7 +6,7 @@ from typing import Any
 
 from ..deadline import bounded, within
 from ..keys import check_id, is_id
-from ..models.workflow import Group, Workflow, eta_of
+from ..models.workflow import UNLOCK, Group, Workflow, eta_of
 from ..models.workflow_tree import KnownTask, workflow_of
 from ..reading.projections import progress_of, state_of
 from ..reading.reader import Reader
@@ -145,7 +145,7 @@ def _age(one: dict[str, Any]) -> float:
 
 def _known(task_id: str, task: Task) -> KnownTask | None:
     state = state_of(task_id, task.slots, task.former)
-    if state is None:
+    if state is None or state.get("name") == UNLOCK:
         return None
     progress = progress_of(task, state)
     return KnownTask(state, None if progress is None else progress["progress"])

@@ -6,6 +6,7 @@ has to be atomic is a script in `store/lua/`; its header says what it takes and 
 """
 from __future__ import annotations
 
+from .cancelled import CancelStore
 from .coordination import MEMORY, CoordinationChange, CoordinationResult, CoordinationStore, MetricsUpdate, QueueReplacement
 from .entries import EntryStore, EntryWrite, WriteResult, outcomes_of, raise_unanswered
 from .errors import UNANSWERED, UNREACHABLE, explain_code, forgotten, may_be_done, was_forgotten, was_refused
@@ -17,7 +18,7 @@ from .tasks import Task, TaskStore
 from .workers import FIRST_HEARTBEAT, HeartbeatReply, LostWorkerClaim, WorkerStore
 
 
-class Store(EntryStore, TaskStore, MemberStore, WorkerStore, CoordinationStore, LockStore):
+class Store(EntryStore, TaskStore, MemberStore, WorkerStore, CoordinationStore, CancelStore, LockStore):
     """The shared memory in one Redis."""
 
 

@@ -32,7 +32,7 @@ class Clock:
         #: Most seconds by which the mapping was wrong when it was made.
         self.error = UNKNOWN
         self._measured = 0.0
-        self._heard = float("-inf")
+        self._learned_at = float("-inf")
 
     def now(self) -> float:
         """Return Redis's time, in seconds since the epoch."""
@@ -49,7 +49,7 @@ class Clock:
     @property
     def age(self) -> float:
         """Seconds since Redis's time was read last."""
-        return time.monotonic() - self._heard
+        return time.monotonic() - self._learned_at
 
     @property
     def measured(self) -> bool:
@@ -82,4 +82,4 @@ class Clock:
             self._offset = offset
             self.error = error
             self._measured = answered
-        self._heard = answered
+        self._learned_at = answered

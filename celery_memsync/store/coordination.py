@@ -191,7 +191,7 @@ class CoordinationStore(ScriptCaller):
 
     @redis_call
     def scan_processing(self, cursor: int) -> tuple[int, list[str]]:
-        """Return ids of tasks at work, a part of them at a time, some perhaps twice.
+        """Return ids of running tasks, a part of them at a time, some perhaps twice.
 
         Args:
             cursor: From the answer before; 0 to begin.

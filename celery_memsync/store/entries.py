@@ -3,15 +3,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from ..exceptions import StoreUnavailable
 from ..keys import SLOTS, Location
-from ..models.entry import StoredEntry
+from ..models.entry import UNWRITTEN, EntryVersion, StoredEntry
 from .errors import PASSING, UNANSWERED, UNREACHABLE, code_in, code_of, is_lost, is_of_all, redis_call
 from .pool import noted
 from .push import TrackedConnection
-from .script_caller import SCRIPT_SIZE, Call, ScriptCaller, in_chunks
+from .script_caller import SCRIPT_SIZE, Call, ScriptCaller, in_chunks, ms
 from .scripts import ENTRY_PUBLISH, ENTRY_WRITE
 
 #: Entries of earlier runs that are kept of a task.
@@ -35,8 +36,7 @@ class EntryWrite(NamedTuple):
         run: Its run key, see :mod:`celery_memsync.models.order`; "": the run that is stored; "-": none.
         seen: What the writer saw: ``"<version>@<ms>"`` or ``"<version>"``;
             ``"*"``: whatever is there; ``"run"``: run and rank decide.
-        time: Redis's time when it was made, in milliseconds, as far as it is known here.
-        age_ms: Milliseconds since then.
+        at: Monotonic time when it was made.
         serial: Its number in this process; a second try has the same.
         figure: Of a stage: when its task was published, or how long its run took; see there.
         parts: Of a stage: groups and workflows, and what is to be noted there, see ``store/lua/members.lua``.
@@ -47,8 +47,7 @@ class EntryWrite(NamedTuple):
     run: str
     rank: str
     fence: int
-    time: int
-    age_ms: int
+    at: float
     ttl_ms: int
     serial: int
     body: bytes
@@ -65,7 +64,7 @@ class WriteResult(NamedTuple):
         version: The version that is stored now.
         stored: With ``conflict``: what is stored.
         error: With ``error``: what Redis said.
-        stored_at: With ``ok``: the time as which it is stored, in milliseconds, see ``store/lua/hybrid_clock.lua``.
+        stamp: With ``ok``: as which state of the entry it is stored, see ``store/lua/hybrid_clock.lua``.
         code: With ``error``: the first word of Redis's error, such as ``OOM``; "" if something else is stored there.
         writes: With ``again``: ids of the last writes, as in :class:`~celery_memsync.models.entry.Header`.
         is_later_run: With ``conflict``: whether the write is of a later run of the task than what is stored.
@@ -77,7 +76,7 @@ class WriteResult(NamedTuple):
     version: int = 0
     stored: StoredEntry | None = None
     error: str = ""
-    stored_at: int = 0
+    stamp: EntryVersion = UNWRITTEN
     code: str = ""
     writes: str = ""
     is_later_run: bool = False
@@ -110,7 +109,7 @@ class EntryStore(ScriptCaller):
         What Redis refuses is an outcome, and keeps nothing else from being written.
 
         Args:
-            writes: Asked for while Redis is at work on those before.
+            writes: Read while Redis executes those before.
             repeated: Whether what is not written is sent again soon, so that it need not be waited for.
         """
         chunks: list[list[EntryWrite]] = []
@@ -178,19 +177,19 @@ class EntryStore(ScriptCaller):
         return answers[:1] != [0]
 
     def _entry_call(self, writes: Sequence[EntryWrite]) -> Call:
-        keys = [write.location.key for write in writes]
+        ahead = self.clock.at(0.0)  # of the monotonic clock; taken once, for another thread may correct it
+        keys: list[str] = []
         args: list[Any] = [
             len(writes), self.worker_id, self.token, self._index_ttl, SLOTS, MAX_RUNS,
-            self.prefix, self._together, "".join(name + "," for name in COUNTERS),
+            self.prefix, self._together, "".join(name + "," for name in COUNTERS), ms(time.monotonic() + ahead),
         ]
-        # One text each: eleven arguments take three times as long.
-        args += [
-            b"%b\n%b" % (
-                f"{slot or ':' + field}\n{path}\n{task_id}\n"
-                f"{seen} {run} {rank} {fence} {time_ms} {age_ms} {ttl_ms} {serial} {figure}".encode(), body)
-            for (_, slot, field, path, task_id), seen, run, rank, fence, time_ms, age_ms, ttl_ms, serial, body, figure, _
-            in writes
-        ]
+        for (key, slot, field, path, task_id), seen, run, rank, fence, at, ttl_ms, serial, body, figure, _ in writes:
+            keys.append(key)
+            # One text, and not eleven: they take three times as long.
+            args += (
+                f"{round((at + ahead) * 1000)} {serial}\n{slot or ':' + field}\n"
+                f"{'' if path == key else path}\n{task_id}\n{seen} {run} {rank} {fence} {ttl_ms} {figure}",
+                body)
         sets = self._member_sets(writes)
         args += ["\n".join((key, *lines)) for key, lines in sets.items()]
         shared = self._shared_keys()
@@ -268,15 +267,13 @@ def outcomes_of(answer: Sequence[Any]) -> list[WriteResult]:
     """Read what ``store/lua/entry_write.lua`` answers to one call."""
     taken_at = int(answer[0]) * 1000 + int(answer[1]) // 1000
     others = iter(answer[3:])
-    return [
-        _stored(version, taken_at) if version else _outcome(next(others))
-        for version in answer[2].split(b",")
-    ]
+    stored = lru_cache(partial(_stored, taken_at))  # many are the first version
+    return [stored(version) if version else _outcome(next(others)) for version in answer[2].split(b",")]
 
 
-def _stored(text: bytes, taken_at: int) -> WriteResult:
+def _stored(taken_at: int, text: bytes) -> WriteResult:
     version, _, stored_at = text.partition(b"@")
-    return WriteResult("ok", int(version), None, "", int(stored_at or taken_at))
+    return WriteResult("ok", int(version), stamp=EntryVersion(int(stored_at or taken_at), int(version)))
 
 
 def _outcome(answer: Any) -> WriteResult:
@@ -285,7 +282,7 @@ def _outcome(answer: Any) -> WriteResult:
         text = answer[1].decode(errors="replace")
         return WriteResult("error", error=text, code=code_in(text))
     if status == "unpublished":
-        return WriteResult("ok", answer[1], stored_at=int(answer[2]), code=UNPUBLISHED)
+        return WriteResult("ok", answer[1], stamp=EntryVersion(int(answer[2]), answer[1]), code=UNPUBLISHED)
     if status == "again":
         return WriteResult("again", answer[1], writes=answer[2].decode(errors="replace"))
     if status == "conflict":

@@ -229,7 +229,10 @@ def address_of_owner(owner: Any) -> str:
     if client is not None:
         pool = getattr(client, "connection_pool", None)
         return str(client) if pool is None else address_of(pool.connection_kwargs)
-    return "" if connection is None else address_of(vars(connection))
+    if connection is None:
+        return ""
+    # redis-py 8 keeps the host under another name.
+    return address_of({**vars(connection), "host": getattr(connection, "host", None)})
 
 
 def _subject(argument: Any) -> str:

@@ -97,7 +97,7 @@ class LockStore(ScriptCaller):
 
     @redis_call
     def wait_for_lock(self, request: LockRequest) -> LockAnswer:
-        """Take a lock, or stand in the queue, where one's place is kept, and hear on the channel when it is one's turn."""
+        """Take a lock, or join its queue: the channel gets a message when it is granted."""
         location, holder, ttl, run, body, channel = request
         return self._lock_answer(location, self._run_for_lock(LOCK_WAIT, location, holder, ms(ttl), run, body, channel))
 

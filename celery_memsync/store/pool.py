@@ -79,7 +79,8 @@ class Pool(redis.ConnectionPool):
         One that has waited and turns out to be broken is replaced, and all is sent again.
 
         Args:
-            commands: They are sent as they are made, a piece at a time: Redis is at work on one while the next is made.
+            commands: They are sent as they are made, a piece at a time: Redis executes one while
+                the next is made.
         """
         rest = iter(commands)
         sent: list[bytes] = []

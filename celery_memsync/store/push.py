@@ -84,7 +84,7 @@ class PushConnection:
 
     @redis_call
     def subscribe(self, channel: str) -> None:
-        """Connect, and hear what is published on one channel."""
+        """Connect, and subscribe to one channel."""
         self._connect()
         answer = self._execute("SUBSCRIBE", channel)
         if isinstance(answer, Exception):

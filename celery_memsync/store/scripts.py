@@ -41,6 +41,8 @@ QUEUE_COMPLETE = load("coordination_version", "coordination_change", "queue_comp
 
 QUEUE_REPLACE = load("queue_score", "coordination_version", "coordination_change", "queue_replace")
 
+CANCELLED_ADD = load("cancelled_add")
+
 METRICS_UPDATE = load("counters", "coordination_version", "coordination_change", "metrics_update")
 
 LOCK_ACQUIRE = load("hybrid_clock", "lock_entry", "lock_acquire")

@@ -1,6 +1,7 @@
 """All that is stored of tasks, and their index."""
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from .entries import EntryWrite, slot_of, split_page
 from .errors import redis_call
 from .members import parts_of
 from .push import TrackedConnection
-from .script_caller import ScriptCaller, answers_of, ms
+from .script_caller import ScriptCaller, answers_of
 
 
 class Task(NamedTuple):
@@ -84,7 +85,7 @@ class TaskStore(ScriptCaller):
         header = stage.header
         return EntryWrite(
             self.keys.task_location(task_id, STAGE), seen, run_key_of(header.run), run.rank, 0,
-            ms(self.clock.now()), 0, header.ttl_ms, serial, run.encode(task_id), parts=parts_of(task_id, run))
+            time.monotonic(), header.ttl_ms, serial, run.encode(task_id), parts=parts_of(task_id, run))
 
     @redis_call
     def read_recent_tasks(

@@ -58,7 +58,7 @@ class HeartbeatReply(NamedTuple):
     Attributes:
         status: ``ok``, ``online`` (this worker was not there) or ``back`` (it was lost or offline).
         at: Time of the heartbeat, in seconds of Redis's clock.
-        since: Since when this worker has beaten without a gap.
+        since: Since when this worker has sent heartbeats without a gap.
         workers: How many there are.
         score: What Redis keeps of this heartbeat, in milliseconds.
         run_id: Redis's run id; "" if this user may not read it.
@@ -90,10 +90,10 @@ class WorkerStore(ScriptCaller):
         self, worker_id: str, body: bytes, ttl: float, leaving: bool = False, *,
         timeout: float | None = None, last: HeartbeatReply = FIRST_HEARTBEAT, until: float = 0.0, pulse: str = "-",
     ) -> HeartbeatReply:
-        """Store a worker's record, or its goodbye; take on the reports of lost workers.
+        """Store a worker's record, or that it leaves; take on the reports of lost workers.
 
         Args:
-            ttl: Seconds that anything of a silent worker is kept.
+            ttl: Seconds that anything of a worker without heartbeats is kept.
             timeout: Seconds without a heartbeat after which this one is lost, and another goes on with what it was to
                 report.  None: half of ``ttl``.
             last: The answer before.

@@ -11,7 +11,7 @@ from ..deadline import within
 from ..exceptions import ConflictError, LockLost, MemSyncError, StoreError, StoreRefused, StoreUnavailable
 from ..keys import Location
 from ..models.entry import Header, StoredEntry
-from ..store import UNANSWERED, UNREACHABLE, CoordinationResult, EntryWrite, Store, WriteResult, may_be_done
+from ..store import UNANSWERED, UNREACHABLE, CoordinationResult, EntryWrite, Store, WriteResult, may_be_done, ms
 from .changes import Change, Coordinated, MergeFields, SetValue
 from .outcomes import Outcomes
 from .refusals import refusal
@@ -155,13 +155,13 @@ class BatchSender:
             sent = len(changes)
             written: list[tuple[Change, EntryWrite]] = []
             outcomes = self.store.write_entries(self._writes_of(changes, written), repeated=True)
-            again = [self.outcomes.settle(change, write, outcome) for (change, write), outcome in zip(written, outcomes)]
+            again = self.outcomes.settle_all(written, outcomes)
             for (change, _), outcome in zip(written, outcomes):
                 if outcome.status == "error" and outcome.is_of_all:  # what was not stored stays pending
                     raise refusal(change.location.path, [outcome], self.store.address)
                 if outcome.code == UNANSWERED:
                     raise StoreUnavailable(f"No answer came to a write of {change.location.path}", outcome.maybe_done)
-            changes = [change for change in again if change is not None]
+            changes = again
             number = number + 1 if len(changes) == sent else 0
             late = [change for change in changes if _is_late(change, number)]
             lost += late
@@ -192,9 +192,10 @@ class BatchSender:
     def _as_write(self, change: Change) -> EntryWrite:
         if change.serial is None:
             change.serial = next(self._serials)
+        if not isinstance(change, MergeFields):
+            return change.entry_write(self.store.clock)
         write = change.entry_write(self.store.clock, self.outcomes.base_of(change))
-        if isinstance(change, MergeFields):
-            change.note_sent()
+        change.note_sent()
         return write
 
     # -- the queue and the counters
@@ -286,12 +287,13 @@ class BatchSender:
         attempt.maybe_done = outcome.status != "fenced"
         if outcome.status == "fenced":
             raise LockLost(f"under which {key} was written")
-        self.outcomes.settle(change, write, outcome)
+        self.outcomes.settle_all([(change, write)], [outcome])
         self.store.wait_invalidated()
         # If this is a second try others may have written since.
         is_last = f"{outcome.writes},".startswith(f"{self.store.token}.{attempt.number},")
         version = expected + 1 if outcome.status == "again" and not is_last else outcome.version
-        header = Header(version, "-", "-", change.fence, write.time, write.ttl_ms, 0, "-", self.store.worker_id)
+        made_ms = ms(self.store.clock.at(change.at))
+        header = Header(version, "-", "-", change.fence, made_ms, write.ttl_ms, 0, "-", self.store.worker_id)
         return StoredEntry(header, change.body)
 
     def _compare_with_deleted(

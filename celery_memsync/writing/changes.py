@@ -6,6 +6,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from .. import encoding
@@ -17,6 +18,9 @@ from ..store import CoordinationChange, EntryWrite, MetricsUpdate, QueueReplacem
 from ..store.clock import Clock
 from ..store.members import parts_of
 from .version_tracker import EMPTY_BASE, MergeBase
+
+#: Milliseconds of a ttl: there are few of them.
+_ms = lru_cache(ms)
 
 #: Values that were sent of a field without an answer and are remembered.
 MAX_SENT = 4
@@ -72,11 +76,9 @@ class Change:
         raise NotImplementedError
 
     def _entry_write(
-        self, clock: Clock, seen: str, run: str, rank: str, body: bytes, figure: int = 0, at: float | None = None,
+        self, seen: str, run: str, rank: str, body: bytes, figure: int = 0, at: float | None = None,
     ) -> EntryWrite:
-        at = self.at if at is None else at
-        age_ms = max(0, round((time.monotonic() - at) * 1000))
-        return EntryWrite(self.location, seen, run, rank, self.fence, ms(clock.at(at)), age_ms, ms(self.ttl),
+        return EntryWrite(self.location, seen, run, rank, self.fence, self.at if at is None else at, _ms(self.ttl),
                           self.serial or 0, body, figure)
 
     def preview(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:
@@ -159,7 +161,9 @@ class SetValue(Change):
 
     def entry_write(self, clock: Clock, base: MergeBase = EMPTY_BASE) -> EntryWrite:
         """The value."""
-        return self._entry_write(clock, "*" if self.owned else _in_words(self.seen), self.run_key, "-", self.body)
+        seen = "*" if self.owned else _in_words(self.seen)
+        return EntryWrite(
+            self.location, seen, self.run_key, "-", self.fence, self.at, _ms(self.ttl), self.serial or 0, self.body)
 
 
 class MergeFields(Change):
@@ -227,7 +231,7 @@ class MergeFields(Change):
         body = encoding.join_fields(self.merged(base.fields))
         # One of the fields may have been written later.
         at = max(self.at, base.recorded_at)
-        return self._entry_write(clock, _in_words(base.stamp), self.run_key, "-", body, at=at)
+        return self._entry_write(_in_words(base.stamp), self.run_key, "-", body, at=at)
 
 
 class Coordinated(Change):
@@ -349,7 +353,7 @@ class StageChange(Change):
             is_sound = isinstance(took, (int, float)) and 0 <= took < TOO_LATE
             figure = round(took * 1e6) if took is not None and is_sound else 0
         task_id = self.location.task_id
-        write = self._entry_write(clock, "run", self.run_key, rank, run.encode(task_id), figure)
+        write = self._entry_write("run", self.run_key, rank, run.encode(task_id), figure)
         is_alone = run.group is None and run.workflow is None and (run.root_id is None or run.root_id == task_id)
         if is_alone and not self.notes:
             return write

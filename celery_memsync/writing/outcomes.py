@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..background_loop import BackgroundLoop
@@ -62,8 +62,33 @@ class Outcomes:
             return EMPTY_BASE
         return self.versions.base(change.location) if change.base is None else change.base.present
 
-    def settle(self, change: Change, write: EntryWrite, result: WriteResult) -> Change | None:
-        """Note what a write came to; return what is to be written instead at once, or None."""
+    def settle_all(
+        self, sent: Sequence[tuple[Change, EntryWrite]], results: Sequence[WriteResult],
+    ) -> list[Change]:
+        """Note what writes came to; return what is to be written instead at once."""
+        has_handlers, written = self.report.events.has_handlers, 0
+        again: list[Change] = []
+        for (change, write), result in zip(sent, results):
+            if result.status == "ok":
+                self._remember(change, result.stamp)
+            elif result.status == "again":
+                # Others may have written since; what they wrote was not read.
+                self.versions.forget(change.location)
+            else:
+                instead = self._settle_unwritten(change, result)
+                again += () if instead is None else (instead,)
+                continue
+            written += 1
+            if change.conflict is not None:
+                self.report.conflict_resolved(change.conflict)
+            if has_handlers:
+                self._write_events.written(change, write.body)
+            self.pending.settle(change)
+        self.report.written(written)
+        return again
+
+    def _settle_unwritten(self, change: Change, result: WriteResult) -> Change | None:
+        """Note why a change was not written; return what is to be written instead at once, or None."""
         status = result.status
         if status == "conflict":
             if self.pending.is_later(change):
@@ -77,16 +102,6 @@ class Outcomes:
         if status == "fenced":
             self.refusals.fence_off(change)
             self.versions.forget(change.location)
-        if status == "ok" or status == "again":
-            self.report.written()
-            if status == "ok":
-                self._remember(change, EntryVersion(result.stored_at, result.version))
-            else:
-                # Others may have written since; what they wrote was not read.
-                self.versions.forget(change.location)
-            if change.conflict is not None:
-                self.report.conflict_resolved(change.conflict)
-            self._write_events.written(change, write.body)
         self.pending.settle(change)
         return None
 

@@ -120,7 +120,7 @@ class ProgressChange(Change):
         number, name, begun, _ = self.phase
         if begun is not None:
             row += [name, number + 1, round(clock.at(begun), 3)]
-        return self._entry_write(clock, "run", self.run_key, self.rank, encode_progress(row))
+        return self._entry_write("run", self.run_key, self.rank, encode_progress(row))
 
 
 class Progress(Change):

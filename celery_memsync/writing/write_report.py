@@ -74,9 +74,9 @@ class WriteReport:
 
     # -- changes
 
-    def written(self) -> None:
-        """Count a change that was written."""
-        self._counts["writes"] += 1
+    def written(self, number: int = 1) -> None:
+        """Count changes that were written."""
+        self._counts["writes"] += number
 
     def conflict_resolved(self, conflict: dict[str, Any]) -> None:
         """Count a conflict that is settled; it is one, however many rounds that took."""

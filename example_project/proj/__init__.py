@@ -1,1 +1,1 @@
-"""A census of Python's standard library: an example of tasks that share a memory."""
+"""A census of Python's standard library: tasks that share live state, and outlive their worker."""

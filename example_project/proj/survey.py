@@ -1,4 +1,4 @@
-"""What is measured of a module and how it adds up: plain functions that know of no task."""
+"""What is measured of a module and how it adds up: plain functions without Celery."""
 from __future__ import annotations
 
 import ast
@@ -6,7 +6,6 @@ import os
 import sysconfig
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -37,34 +36,29 @@ def modules(limit: int | None = None) -> list[str]:
 
 
 def measure(module: str) -> dict[str, Any]:
-    """Return all that is known of a module; what the agents of a task do together, done in one go."""
+    """Return all that the census counts in a module."""
     found = outline(module)
     return {"module": module, **sizes(found), "imports": links(module, found)}
 
 
-def outline(module: str, track: Callable[[list[ast.stmt]], Iterable[ast.stmt]] = iter) -> dict[str, Any]:
-    """Read a module; return what it defines and imports.
-
-    Args:
-        track: Goes through the statements of the module, to see how far it is.
-    """
+def outline(module: str) -> dict[str, Any]:
+    """Read a module; return what it defines and imports."""
     found: dict[str, Any] = {"functions": [], "classes": [], "imports": [], "lines": 0, "documented": 0}
     found["unreadable"] = None
     try:
         source = (STDLIB / module).read_bytes()
+        found["lines"] = len(source.splitlines())
         tree = parse(source)
     except (OSError, SyntaxError, ValueError, RecursionError) as exc:
         return {**found, "unreadable": f"{type(exc).__name__}: {exc}"}
-    found["lines"] = len(source.splitlines())
     found["documented"] += ast.get_docstring(tree) is not None
-    for statement in track(tree.body):
-        for node in ast.walk(statement):
-            note(node, found)
+    for node in ast.walk(tree):
+        note(node, found)
     return found
 
 
 def parse(source: bytes) -> ast.Module:
-    """Return the tree of a source, without a word about what the compiler would warn of."""
+    """Return the tree of a source; warnings of the compiler are not shown."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(source)
@@ -73,7 +67,7 @@ def parse(source: bytes) -> ast.Module:
 def note(node: ast.AST, found: dict[str, Any]) -> None:
     """Add a node to the outline of its module."""
     if isinstance(node, FUNCTIONS):
-        found["functions"].append([node.name, node.end_lineno - node.lineno + 1])
+        found["functions"].append([node.name, (node.end_lineno or node.lineno) - node.lineno + 1])
     elif isinstance(node, ast.ClassDef):
         found["classes"].append(node.name)
     elif isinstance(node, ast.Import):

@@ -30,15 +30,15 @@ class NotingMirror(Mirror):
     """Also notes when it receives which version."""
 
     def __init__(self, memsync, pattern):
-        self.heard = []
+        self.received = []
         super().__init__(memsync, pattern)
 
     def on_change(self, key, value, entry):
-        self.heard.append((time.time(), key, entry.version))
+        self.received.append((time.time(), key, entry.version))
         super().on_change(key, value, entry)
 
     def on_invalidate(self, key):
-        self.heard.append((time.time(), key, 0))
+        self.received.append((time.time(), key, 0))
         super().on_invalidate(key)
 
 
@@ -46,11 +46,11 @@ class Callers:
     """Two processes' worth of managers, and threads that use them at random until they are to end.
 
     Attributes:
-        rows: One for each call: what, on which key, asked and answered in seconds since the epoch, and how: ``"done"``, or
-            how it failed.
+        rows: One for each call: what, on which key, called and answered in seconds since the epoch,
+            and how: ``"done"``, or how it failed.
         states: Of each key that one thread alone writes, what it wrote: pairs of time and value, None for a deletion.
         wrote: When each key was written last, or was to be.
-        grants: One for each lock that was held: asked, granted, owned until.
+        grants: One for each lock that was held: called, granted, owned until.
         failed: Errors that no call may raise.
     """
 
@@ -117,7 +117,7 @@ class Callers:
 
     def call(self, what, key, action, wait=0.0, **facts):
         """Call something, and note what came of it; return that row."""
-        row = {"what": what, "key": key, "wait": wait, "asked": time.time(), **facts}
+        row = {"what": what, "key": key, "wait": wait, "called": time.time(), **facts}
         try:
             row.update(result=action(), how="done")
         except StoreError as exc:
@@ -167,7 +167,9 @@ class Callers:
         row = self.call("acquire", self.path(f"locks/{{{lock}}}"), held.acquire, wait=wait)
         if row.get("result") is not True:
             return
-        grant = {"key": row["key"], "fence": held.fence, "asked": row["asked"], "granted": row["answered"], "owned": 0.0}
+        grant = {
+            "key": row["key"], "fence": held.fence, "called": row["called"],
+            "granted": row["answered"], "owned": 0.0}
         self.grants.append(grant)
         end = time.monotonic() + chance.choice((0.0, 0.02, 0.3, 1.5 * LEASE if chance.random() < 0.1 else 0.1))
         while True:

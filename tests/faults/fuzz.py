@@ -39,7 +39,7 @@ def targets():
     from celery_memsync import encoding
     from celery_memsync.exceptions import InvalidKey
     from celery_memsync.globs import matcher
-    from celery_memsync.integration.runs import timestamp
+    from celery_memsync.integration.requests import timestamp
     from celery_memsync.keys import Keys, check_id
     from celery_memsync.models.entry import Header, StoredEntry
     from celery_memsync.models.progress import progress_from
@@ -130,8 +130,8 @@ def main():
                 [sys.executable, "-m", "tests.faults.fuzz", "--target", name, "--seconds", str(args.seconds)], cwd=ROOT,
                 capture_output=True, text=True)
             fallen += done.returncode != 0
-            words = done.stderr[-3000:] + done.stdout[-3000:] if done.returncode else "nothing found"
-            print(f"{name:10} {words}", flush=True)
+            text = done.stderr[-3000:] + done.stdout[-3000:] if done.returncode else "nothing found"
+            print(f"{name:10} {text}", flush=True)
     return fallen
 
 

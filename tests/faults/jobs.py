@@ -1,4 +1,4 @@
-"""What workers do while faults are injected; what it came to is noted in a file, which no fault touches."""
+"""Tasks that run under faults; they note their results in a file that no fault touches."""
 from __future__ import annotations
 
 import time
@@ -8,7 +8,7 @@ from celery import shared_task
 from celery_memsync import LockError, StoreError
 from tests.support.tasks import note
 
-#: Lease of the locks, in seconds: short, so that it often runs out while a holder stands still.
+#: Lease of the locks, in seconds: short, so that it often expires while a holder is stopped.
 LEASE = 2.0
 
 
@@ -28,7 +28,7 @@ def again(self, steps, pause, key):
 
 
 def work(task, steps, pause, key):
-    """Tell progress, hold a lock for a while, write under it; note what happened."""
+    """Report progress, hold a lock for a while, write under it; note what happened."""
     memsync, task_id = task.app.memsync, task.request.id
     note("begin", task_id, name=task.name, redelivered=task.request.delivery_info["redelivered"])
     for number in range(1, steps + 1):

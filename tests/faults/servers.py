@@ -12,7 +12,7 @@ from redis.crc import key_slot
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.stepped_clock import SteppedServer
-from tests.support.topologies import Cluster, Replicated, ask
+from tests.support.topologies import Cluster, Replicated, execute
 from tests.support.waiting import eventually
 
 #: Seconds by which a replica may lag behind its master on this machine, however busy it is.
@@ -48,7 +48,8 @@ class Fault(NamedTuple):
         slots: Those that are concerned.  None: all.
         excuses: ``"away"``: calls may fail, or find what a former master has.  ``"busy"``: they may fail.
             ``"moved"``: those about lists may.  ``"loss"``: what is acknowledged meanwhile may be undone.
-            ``"ahead"``: leases may end early.  ``"deaf"``: what is published may be received with the next change only.
+            ``"ahead"``: leases may end early.  ``"missed"``: what is published may be received with
+            the next change only.
     """
 
     kind: str
@@ -62,7 +63,7 @@ class Fault(NamedTuple):
         return self.begin <= end and begin <= self.end and (self.slots is None or key_slot(key.encode()) in self.slots)
 
 
-class Memory:
+class OneServer:
     """A Redis that keeps what it has acknowledged, behind a network that can be harmed.
 
     Attributes:
@@ -133,12 +134,12 @@ class Servers:
         faults: Each `Fault` that was injected.
         keys: Keys whose slots are moved.
         lists: Under which the queue and the counters of a namespace are.
-        unheard: What it excuses if nodes do not reach each other.
+        missed: What it excuses if nodes do not reach each other.
         clock_excuses: What else it excuses that a clock is set.
     """
 
     lists = "{0}//{{coordination}}"
-    unheard = ""
+    missed = ""
     clock_excuses = ""
 
     def __init__(self, topology, chance, longest):
@@ -158,7 +159,7 @@ class Servers:
 
     def raw(self, key, command="GET", *args):
         """Return what Redis has under a key."""
-        return ask(self._owner_of(key), command, key, *args)
+        return execute(self._owner_of(key), command, key, *args)
 
     def heal(self):
         """Undo what lasts longer than its fault."""
@@ -195,7 +196,7 @@ class Servers:
             return False
         interruptions, began = server.interruptions, time.time()
         with contextlib.suppress(redis.RedisError, OSError):
-            ask(server, "PING")
+            execute(server, "PING")
         return time.time() - began > SLOW and server.is_running and server.interruptions == interruptions
 
     # -- faults of any topology
@@ -231,7 +232,7 @@ class Servers:
         self.note("kill master", began, self._usable_at(time.time()), slots, "away")
 
     def stop_master(self):
-        """Stop a master for a moment, which is too short for anybody to take its place."""
+        """Stop a master for a moment, which is too short for a replica to take its place."""
         self._stop_master("stop master", lambda slots, server: time.sleep(self.chance.uniform(0.2, 1.0)))
 
     def stop_master_until_it_is_replaced(self):
@@ -252,7 +253,7 @@ class Servers:
         self.note(kind, began, self._usable_at(went_on), slots, "away")
         after = self._successor(slots)
         if after is server:
-            self.note(kind, began - LAG, went_on + GRACE, None, self.unheard)
+            self.note(kind, began - LAG, went_on + GRACE, None, self.missed)
         else:
             self.note(kind, began - LAG, began + 0.2, slots, "loss")
             self.note(kind, went_on - 0.1, went_on + FORMER, slots, "loss")
@@ -291,17 +292,17 @@ class Servers:
 
 
 def _is_replica(server):
-    """Whether a server follows another one; who has just begun to closes his connections."""
+    """Whether a server follows another one; a new replica closes its connections."""
     with contextlib.suppress(redis.RedisError, OSError):
         info = server.client().info("replication")
         return info["role"] == "slave" and info["master_link_status"] == "up"
 
 
-class ClusterMemory(Servers):
+class ClusterServers(Servers):
     """Three masters, and a replica of each."""
 
     lists = "{0}//{{{0}}}/coordination"
-    unheard = "deaf"
+    missed = "missed"
     kinds = ("kill master", "stop master", "stop master until it is replaced", "kill replica", "move slots", "step clock")
 
     def __init__(self, folder, chance, longest):
@@ -342,17 +343,20 @@ class ClusterMemory(Servers):
 
     def _are_in_sync(self):
         masters = self._masters()
-        views = {tuple(sorted((start, end, master[1]) for start, end, master, *_ in ask(server, "CLUSTER", "SLOTS")))
+        views = {
+            tuple(sorted(
+                (start, end, master[1])
+                for start, end, master, *_ in execute(server, "CLUSTER", "SLOTS")))
                  for server in self.topology.servers}
         return len(views) == 1 and len(masters) == 3 and all(
             _is_replica(server) for server in self.topology.servers if server not in masters) and all(
             server.client().info("replication")["connected_slaves"] for server in masters)
 
 
-class SentinelMemory(Servers):
+class SentinelServers(Servers):
     """A master, two replicas, and three Sentinels; a master that has lost its replicas takes no writes."""
 
-    #: Its replicas seem to have been silent since before its clock was set.
+    #: Its replicas seem to be disconnected since before its clock was set.
     clock_excuses = "away"
     kinds = ("kill master", "stop master", "stop master until it is replaced", "kill replica", "step down", "kill sentinel",
              "step clock")
@@ -380,9 +384,9 @@ class SentinelMemory(Servers):
         self._note_succession("step down", before, self.topology.master(), began, None)
 
     def _replaces(self, before):
-        """Ask for another master; return whether there is one in ten seconds: on a busy machine Sentinels give up."""
+        """Request another master; return whether there is one in 10 s: busy Sentinels give up."""
         with contextlib.suppress(redis.ResponseError):  # it is under way, or no replica is good enough at this moment
-            ask(self.topology.sentinels[0], "SENTINEL", "FAILOVER", "mymaster")
+            execute(self.topology.sentinels[0], "SENTINEL", "FAILOVER", "mymaster")
         with contextlib.suppress(AssertionError):
             eventually(lambda: self.topology.master() is not before, timeout=10)
         return self.topology.master() is not before
@@ -418,4 +422,4 @@ class SentinelMemory(Servers):
             _is_replica(server) for server in self.topology.servers if server is not master)
 
 
-TOPOLOGIES = {"one": Memory, "cluster": ClusterMemory, "sentinel": SentinelMemory}
+TOPOLOGIES = {"one": OneServer, "cluster": ClusterServers, "sentinel": SentinelServers}

@@ -1,4 +1,4 @@
-"""Real workers under faults, one after the other, drawn from a seed; an independent judge looks at what is left.
+"""Real workers under faults, one after the other, drawn from a seed; a judge checks the records.
 
 Usage::
 
@@ -6,8 +6,9 @@ Usage::
     python -m tests.faults.soak --minutes 10 --topology cluster
     python -m tests.faults.soak --minutes 30 --steady
 
-On several servers, which are harmed instead of the network, threads call the package as well, and a second judge looks at
-what they were answered.  With ``--steady`` there are no faults: what the processes hold is measured, and may not grow.
+On several servers, which are harmed instead of the network, threads call the package as well, and a
+second judge checks the answers.  With ``--steady`` there are no faults: what the processes hold is
+measured, and may not grow.
 """
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ from tests.support.paths import ROOT
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import eventually
 
-#: Seconds after which the broker gives a task out again whose worker is gone.
+#: Seconds after which the broker delivers a task of a dead worker again.
 VISIBILITY = 5
 
 #: Seconds that all has to settle in, after the last fault.
@@ -72,29 +73,30 @@ class Soak:
         kinds: Faults that are injected.
     """
 
-    def __init__(self, folder, seed=1, longest=4.0, say=print, steady=False, topology="one"):
+    def __init__(self, folder, seed=1, longest=4.0, log=print, steady=False, topology="one"):
         self.seed = seed
         self.random = random.Random(seed)
         self.steady = steady
         self.longest = longest
-        self.say = say
+        self.log = log
         self.broker = RedisServer(Path(folder) / "broker").start()
-        self.memory = TOPOLOGIES[topology](Path(folder) / "memory", self.random, longest)
-        self.kinds = (KINDS if topology == "one" else ENDS) + self.memory.kinds
+        self.servers = TOPOLOGIES[topology](Path(folder) / "store", self.random, longest)
+        self.kinds = (KINDS if topology == "one" else ENDS) + self.servers.kinds
         self.fleet = Fleet(
-            folder, self.broker, self.memory, include=["tests.faults.jobs", "tests.support.tasks"],
+            folder, self.broker, self.servers, include=["tests.faults.jobs", "tests.support.tasks"],
             broker_transport_options={"visibility_timeout": VISIBILITY}, memsync_worker_ttl=4.0, memsync_batch_interval=0.05,
             worker_prefetch_multiplier=1, **({"memsync_default_ttl": STEADY_TTL} if steady else {}))
         self.workers = [self.fleet.start_worker("-c", "2") for _ in range(2)]
-        self.sent, self.killed, self.heard = [], {}, {}
-        self.callers = None if topology == "one" else Callers(self.memory.url, f"{self.fleet.name}-callers", seed)
+        self.sent, self.killed, self.received = [], {}, {}
+        self.callers = None if topology == "one" else Callers(
+            self.servers.url, f"{self.fleet.name}-callers", seed)
         self.injected, self.recoveries = Counter(), []
         self.enough = threading.Event()
         self.fleet.reader.subscribe("tasks/*/state", self._on_state)
         self._feeder = threading.Thread(target=self._feed, daemon=True)
 
     def _on_state(self, key, state):
-        self.heard[key.split("/")[-2]] = (state or {}).get("status")
+        self.received[key.split("/")[-2]] = (state or {}).get("status")
 
     # -- the load
 
@@ -124,7 +126,8 @@ class Soak:
         while time.monotonic() < end:
             kind = draw(self.random, self.seed, sum(self.injected.values()), self.kinds)
             took = self.inject(kind)
-            self.say(f"{time.time():.1f} {sum(self.injected.values()):5} faults, {len(self.sent):6} tasks; {kind}: "
+            faults = sum(self.injected.values())
+            self.log(f"{time.time():.1f} {faults:5} faults, {len(self.sent):6} tasks; {kind}: "
                      f"{took:.1f} s until the next task was done", flush=True)
         return self.settle()
 
@@ -132,14 +135,14 @@ class Soak:
         """Begin to send tasks, and to call."""
         self._feeder.start()
         if self.callers is not None:
-            self.memory.keys = self.callers.keys
+            self.servers.keys = self.callers.keys
             self.callers.start()
         return self
 
     def inject(self, kind):
         """Inject a fault; return how long it took after that until a task that was sent then was done."""
         method = kind.replace(" ", "_")
-        (getattr(self, f"_{method}", None) or getattr(self.memory, method))()
+        (getattr(self, f"_{method}", None) or getattr(self.servers, method))()
         self.injected[kind] += 1
         began = time.monotonic()
         probe = self._send("late", 1, 0.0, "probe")
@@ -152,7 +155,7 @@ class Soak:
         self.enough.set()
         with contextlib.suppress(RuntimeError):
             self._feeder.join(10)
-        self.memory.heal()
+        self.servers.heal()
         if self.callers is not None:
             self.callers.end()
         deadline = time.monotonic() + SETTLE
@@ -162,7 +165,7 @@ class Soak:
         return wrong
 
     def _restore(self):
-        """Give out again what the broker has given to workers that are gone; kombu does so every 100 s only."""
+        """Deliver again what the broker gave to dead workers; kombu does so every 100 s only."""
         options = {"visibility_timeout": VISIBILITY}
         with self.fleet.app.connection(transport_options=options) as connection:
             connection.default_channel.qos.restore_visible(interval=1)
@@ -173,13 +176,13 @@ class Soak:
         lines = self.fleet.notes_file.read_text().splitlines() if self.fleet.notes_file.exists() else []
         notes = [json.loads(line) for line in lines]
         try:
-            memory = {task_id: self.fleet.reader.get_task(task_id) for task_id in self.sent}
+            records = {task_id: self.fleet.reader.get_task(task_id) for task_id in self.sent}
         except Exception as exc:
-            return [Wrong("the memory can be read", "all", repr(exc))]
-        wrong = list(judge(self.sent, notes, self.killed, memory, self.heard))
+            return [Wrong("the shared state can be read", "all", repr(exc))]
+        wrong = list(judge(self.sent, notes, self.killed, records, self.received))
         if self.callers is None:
             return wrong
-        self.ledger = Ledger(self.callers, self.memory)
+        self.ledger = Ledger(self.callers, self.servers)
         return self.ledger.tasks(wrong, notes, self.killed, self.fleet.name) + self.ledger.judge()
 
     def _status(self, task_id):
@@ -224,16 +227,18 @@ class Soak:
         worker.signal(signal.SIGCONT)
 
     def _processes(self):
-        """Start processes that tell something and end, and see that it is there."""
+        """Start processes that write something and end, and check that it is there."""
         program = ("import sys; from celery_memsync import MemorySyncManager as M\n"
                    "memsync = M(url=sys.argv[1], namespace=sys.argv[2])\n"
-                   "for n in range(10): memsync.write(f'told/{sys.argv[3]}/{n}', n)\n"
+                   "for n in range(10): memsync.write(f'written/{sys.argv[3]}/{n}', n)\n"
                    "memsync.force_sync(timeout=30)\n")
         marks = [f"{self.random.randrange(10 ** 9)}" for _ in range(5)]
-        processes = [subprocess.Popen([sys.executable, "-c", program, self.memory.url, self.fleet.name, mark], cwd=ROOT)
+        processes = [subprocess.Popen(
+            [sys.executable, "-c", program, self.servers.url, self.fleet.name, mark], cwd=ROOT)
                      for mark in marks]
-        assert [process.wait(60) for process in processes] == [0] * len(marks), "a process that tells does not end well"
-        keys = [f"told/{mark}/{number}" for mark in marks for number in range(10)]
+        codes = [process.wait(60) for process in processes]
+        assert codes == [0] * len(marks), "a process that writes does not end well"
+        keys = [f"written/{mark}/{number}" for mark in marks for number in range(10)]
         found = self.fleet.reader.read_many(keys)
         assert [found[key] for key in keys] == list(range(10)) * len(marks), found
 
@@ -252,7 +257,7 @@ class Soak:
 
     def _held(self):
         held = {}
-        processes = {"redis": self.memory.server.process.pid}
+        processes = {"redis": self.servers.server.process.pid}
         for number, worker in enumerate(self.workers, 1):
             processes[f"main {number}"] = worker.process.pid
             processes.update({f"child {number}.{at}": pid for at, pid in enumerate(sorted(worker.children()), 1)})
@@ -269,7 +274,7 @@ class Soak:
         what, bound = " ".join(name), NOISE[name[1]]
         grown = slope if name[1] == "rss" else values[-1] - values[0]
         unit = "KB/min" if name[1] == "rss" else "more"
-        self.say(f"{what:18} {values[0]:8} .. {values[-1]:8}  {grown:8.2f} {unit}", flush=True)
+        self.log(f"{what:18} {values[0]:8} .. {values[-1]:8}  {grown:8.2f} {unit}", flush=True)
         if grown > bound:
             yield f"{what} grows: {grown:.2f} {unit}, more than {bound}"
 
@@ -278,18 +283,18 @@ class Soak:
         if self.callers is not None:
             self.callers.close()
         self.fleet.close()
-        self.memory.close()
+        self.servers.close()
         self.broker.stop()
 
 
 def draw(chance, seed, number, kinds):
-    """Return the kind of a fault, and let all else about it be drawn as it is each time: whatever came of those before."""
+    """Return the kind of a fault, drawn by seed and number only, not by what came before."""
     chance.seed(f"{seed} {number}")
     return chance.choice(kinds)
 
 
 def main(argv=None):
-    """Run it as it is asked for; return the exit code."""
+    """Run it with the given options; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.soak", description=__doc__.partition("\n")[0])
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=int(time.time()))

@@ -1,9 +1,9 @@
-"""Every kind of fault, one after the other, while workers are at work; what is left is judged."""
+"""Every kind of fault, one after the other, while workers run tasks; a judge checks the records."""
 from __future__ import annotations
 
 import pytest
 
-from tests.faults.servers import Memory
+from tests.faults.servers import OneServer
 from tests.faults.soak import KINDS, Soak
 
 
@@ -14,13 +14,13 @@ def soak(tmp_path_factory):
     soak.close()
 
 
-@pytest.mark.parametrize("kind", KINDS + Memory.kinds)
-def test_after_a_fault_tasks_are_done_and_told_as_before(soak, kind):
+@pytest.mark.parametrize("kind", KINDS + OneServer.kinds)
+def test_tasks_are_done_and_recorded_after_each_fault(soak, kind):
     assert soak.inject(kind) < 60
 
 
 @pytest.mark.acceptance
-def test_after_all_faults_everything_is_told_as_it_was(soak):
+def test_all_records_are_right_after_all_faults(soak):
     wrong = soak.settle()
 
     assert wrong == []

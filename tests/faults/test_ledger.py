@@ -22,17 +22,19 @@ def entry(version, value):
     return f"{version} - - 0 1 1 0 a.1 w\n{json.dumps(value)}".encode()
 
 
-def call(what, asked, result=None, how="done", key=KEY, took=0.1, **facts):
-    row = {"what": what, "key": key, "asked": asked, "answered": asked + took, "wait": 0.0, "how": how, "result": result}
+def call(what, called, result=None, how="done", key=KEY, took=0.1, **facts):
+    row = {
+        "what": what, "key": key, "called": called, "answered": called + took, "wait": 0.0,
+        "how": how, "result": result}
     return {**row, **facts}
 
 
-def change(asked, version, value, **facts):
-    return call("change", asked, version, expected=version - 1, value=value, **facts)
+def change(called, version, value, **facts):
+    return call("change", called, version, expected=version - 1, value=value, **facts)
 
 
-def grant(asked, fence, owned):
-    return {"key": LOCK, "fence": fence, "asked": asked, "granted": asked + 0.1, "owned": owned}
+def grant(called, fence, owned):
+    return {"key": LOCK, "fence": fence, "called": called, "granted": called + 0.1, "owned": owned}
 
 
 def claims(rows=(), faults=(), contents=None, **facts):
@@ -46,7 +48,8 @@ def claims(rows=(), faults=(), contents=None, **facts):
     known = {"states": {}, "wrote": {}, "grants": [], "added": {}, "mirrors": [], "failed": []}
     callers = SimpleNamespace(rows=list(rows), namespace="ns", home=HOME, **{**known, **facts})
     memory = SimpleNamespace(
-        faults=list(faults), lists="ns/lists", unheard="deaf", raw=lambda key, *_: contents.get(key, []))
+        faults=list(faults), lists="ns/lists", missed="missed", raw=lambda key,
+        *_: contents.get(key, []))
     return [wrong.claim for wrong in Ledger(callers, memory).judge()]
 
 
@@ -123,7 +126,7 @@ def test_changes_that_are_lost_are_found_unless_a_failover_excuses_them(rows, fi
 
 @pytest.mark.parametrize("grants, found", [
     ([grant(1.0, 1, 2.0), grant(2.0, 2, 3.0)], []),
-    ([grant(1.0, 1, 2.5), grant(2.0, 2, 3.0)], ["nobody has a lock that another one owns"]),
+    ([grant(1.0, 1, 2.5), grant(2.0, 2, 3.0)], ["no two callers own one lock"]),
     ([grant(1.0, 2, 1.5), grant(2.0, 1, 2.5)], ["fences grow"]),
 ])
 def test_holders_of_a_lock_are_judged(grants, found):
@@ -134,7 +137,9 @@ def test_holders_of_a_lock_are_judged(grants, found):
 def test_a_holder_that_does_not_learn_that_its_lock_is_lost_is_found():
     grants = [grant(1.0, 1, 9.0), grant(2.0, 2, 3.0)]
 
-    assert claims(grants=grants, faults=[fault("loss", 0.5, 9.0)]) == ["nobody has a lock that another one owns"]
+    found = claims(grants=grants, faults=[fault("loss", 0.5, 9.0)])
+
+    assert found == ["no two callers own one lock"]
 
 
 @pytest.mark.parametrize("count, faults, found", [
@@ -161,13 +166,13 @@ def test_the_queue_is_judged(rows, found):
 
 
 def test_subscribers_are_judged():
-    behind = SimpleNamespace(heard=[(1.0, KEY, 2)], values={KEY: 1})
-    backward = SimpleNamespace(heard=[(1.0, KEY, 2), (2.0, KEY, 1)], values={KEY: 2})
+    behind = SimpleNamespace(received=[(1.0, KEY, 2)], values={KEY: 1})
+    backward = SimpleNamespace(received=[(1.0, KEY, 2), (2.0, KEY, 1)], values={KEY: 2})
     there = {"contents": {KEY: entry(2, 2)}, "wrote": {KEY: 1.0}}
 
     assert claims(mirrors=[behind], **there) == ["a subscriber ends at what is there"]
-    assert claims(mirrors=[behind], faults=[fault("deaf", 0.5, 1.5)], **there) == []
-    assert claims(mirrors=[backward], **there) == ["a subscriber is told of no earlier version"]
+    assert claims(mirrors=[behind], faults=[fault("missed", 0.5, 1.5)], **there) == []
+    assert claims(mirrors=[backward], **there) == ["a subscriber receives no earlier version"]
 
 
 def begin(pid, at, **facts):
@@ -181,14 +186,17 @@ def begin(pid, at, **facts):
     ([begin(1, 1.0)], {1: Kill(5.0, with_main=True)}, ["a task of a lost worker is run again"]),
 ])
 def test_tasks_that_are_sent_again_are_judged(notes, killed, found):
-    ledger = Ledger(SimpleNamespace(namespace="ns"), SimpleNamespace(faults=[], lists="", unheard="", raw=None))
+    ledger = Ledger(
+        SimpleNamespace(namespace="ns"), SimpleNamespace(faults=[], lists="", missed="", raw=None))
 
     assert [wrong.claim for wrong in ledger.tasks([], notes, killed, "ns")] == found
 
 
 def test_what_is_wrong_with_a_task_is_excused_by_a_fault_at_that_time_only():
-    wrong = [Wrong("a task is told as it was", "t", ())]
+    wrong = [Wrong("a task is recorded as it ran", "t", ())]
     for faults, left in (([], wrong), ([fault("loss", 1.0, 2.0)], []), ([fault("loss", 20.0, 21.0)], wrong)):
-        ledger = Ledger(SimpleNamespace(namespace="ns"), SimpleNamespace(faults=faults, lists="", unheard="", raw=None))
+        ledger = Ledger(
+            SimpleNamespace(namespace="ns"),
+            SimpleNamespace(faults=faults, lists="", missed="", raw=None))
 
         assert ledger.tasks(wrong, [begin(1, 1.0)], {}, "ns") == left

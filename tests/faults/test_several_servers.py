@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tests.faults.servers import TOPOLOGIES, ClusterMemory
+from tests.faults.servers import TOPOLOGIES, ClusterServers
 from tests.faults.soak import Soak, draw
 
 #: Faults that others show, or that take long.
@@ -15,7 +15,7 @@ LEFT_OUT = {"kill replica", "stop master"}
 @pytest.mark.acceptance
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("topology", ["cluster", "sentinel"])
-def test_callers_are_told_nothing_that_is_not_so(tmp_path, topology):
+def test_callers_receive_no_wrong_answer(tmp_path, topology):
     soak = Soak(tmp_path, seed=1, longest=1.0, topology=topology)
     try:
         soak.start()
@@ -34,7 +34,7 @@ def test_a_seed_gives_the_same_faults():
     def drawn(seed):
         chance = random.Random()
         for number in range(20):
-            yield draw(chance, seed, number, ClusterMemory.kinds), chance.random()
+            yield draw(chance, seed, number, ClusterServers.kinds), chance.random()
             chance.random()
 
     assert list(drawn(1)) == list(drawn(1)) != list(drawn(2))

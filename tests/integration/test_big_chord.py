@@ -15,9 +15,9 @@ FLOWS = "tests.support.flow_tasks"
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, memory):
+def fleet(tmp_path_factory, broker, store):
     """A fleet with a worker of two processes."""
-    fleet = Fleet(tmp_path_factory.mktemp("chord"), broker, memory, include=[TASKS, FLOWS])
+    fleet = Fleet(tmp_path_factory.mktemp("chord"), broker, store, include=[TASKS, FLOWS])
     fleet.start_worker("-c", "2")
     yield fleet
     fleet.close()
@@ -100,7 +100,7 @@ def test_group_is_read_in_one_round_trip(fleet):
 def test_member_costs_hardly_more_commands_than_a_plain_task(fleet):
     """Batches are as large as they come, so the one measured is the best of three."""
     def cost(send, count):
-        with fleet.memory.client() as client:
+        with fleet.store.client() as client:
             client.config_resetstat()
             send()
             eventually(lambda: fleet.reader.get_queue() == {"pending": [], "processing": []}, 60)

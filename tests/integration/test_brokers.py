@@ -50,7 +50,7 @@ def test_a_task_that_returns_is_a_success_with_all_its_facts(fleet, worker):
     assert "parent_id" not in state
 
 
-def test_a_task_that_nobody_takes_is_pending(make_fleet):
+def test_task_that_no_worker_takes_is_pending(make_fleet):
     fleet = make_fleet()
 
     result = fleet.send("add", 2, 3)
@@ -62,7 +62,7 @@ def test_a_task_that_nobody_takes_is_pending(make_fleet):
     assert "worker" not in state
 
 
-def test_a_retry_is_told_and_the_next_attempt_ends_it(fleet):
+def test_retry_is_recorded_and_the_next_attempt_ends_it(fleet):
     result = fleet.send("retry_once", 1.5)
 
     between = fleet.wait(result, "RETRY", "RECEIVED")
@@ -86,8 +86,8 @@ def test_the_next_attempt_reads_how_far_the_one_before_came(fleet, countdown):
     assert seen["previous"]["message"] == "downloading"
 
 
-@pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery 5.7 learned to tell of it")
-def test_a_rejected_task_is_rejected_although_celery_tells_a_failure_after_it(fleet):
+@pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery reports it from 5.7")
+def test_rejected_task_stays_rejected_after_celerys_failure_signal(fleet):
     result = fleet.send("reject")
 
     fleet.wait(result, "REJECTED")
@@ -159,7 +159,7 @@ def test_a_task_with_an_eta_is_received_and_shows_it(fleet):
 
 
 @pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery before 5.7 fails to store a SystemExit in our callback")
-def test_the_worker_has_told_no_error_of_this_package(fleet, worker):
+def test_worker_has_logged_no_error_of_this_package(fleet, worker):
     fleet.wait(fleet.send("add", 1, 2), "SUCCESS")
 
     log = worker.output()

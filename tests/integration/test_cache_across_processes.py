@@ -32,15 +32,15 @@ def is_hit(key):
     memsync.read(key)
     return memsync.get_metrics()['cache_hits'] > before
 
-def say(*words):
-    print(*words, flush=True)
+def report(*values):
+    print(*values, flush=True)
 
-def hears(number):
-    # Says so, is told to change by the test, and waits for the change.
+def follows(number):
+    # Reports when it has a copy; the test then changes the value, and this waits for the change.
     eventually(lambda: is_hit('a'))
-    say('before', memsync.read('a'))
+    report('before', memsync.read('a'))
     eventually(lambda: memsync.read('a') == number, timeout=5)
-    say('after', memsync.read('a'))
+    report('after', memsync.read('a'))
 
 def in_child(act):
     pid = os.fork()
@@ -79,17 +79,17 @@ class Script:
         self.process.kill()
         self.process.communicate()
 
-    def says(self):
+    def next_line(self):
         """Return its next line."""
         line = self.process.stdout.readline().strip()
         assert line, self.process.communicate()[1]
         return line
 
-    def asked(self):
-        """Ask it, by a line, for what it reads."""
+    def read(self):
+        """Request by a line that it reads; return what it has read."""
         self.process.stdin.write("read\n")
         self.process.stdin.flush()
-        return self.says()
+        return self.next_line()
 
     def ends(self):
         out, errors = self.process.communicate(timeout=50)
@@ -100,7 +100,7 @@ class Script:
 
 @pytest.fixture
 def redis_url(own_server):
-    """A Redis to which nobody else is connected."""
+    """A Redis to which nothing else is connected."""
     return own_server.url
 
 
@@ -116,19 +116,19 @@ def test_a_forked_child_has_its_own_cache_and_connections_and_leaves_the_parent_
         def child():
             metrics = memsync.get_metrics()
             assert (metrics['cache']['size'], metrics['reads']) == (0, 0), metrics
-            hears(2)
+            follows(2)
             theirs = [one['id'] for one in listeners()]
             assert len(mine) == 1 and len(theirs) == 2 and set(mine) < set(theirs), (mine, theirs)
 
         wait_for(in_child(child))
         eventually(lambda: [one['id'] for one in listeners()] == mine)
-        say('parent', memsync.read('a'))
-        hears(3)
+        report('parent', memsync.read('a'))
+        follows(3)
     """, redis_url) as script:
-        child_before = script.says()
+        child_before = script.next_line()
         publish(other, {"a": 2})
-        child_after = script.says(), script.says()
-        parent_before = script.says()
+        child_after = script.next_line(), script.next_line()
+        parent_before = script.next_line()
         publish(other, {"a": 3})
 
         assert (child_before, child_after) == ("before 1", ("after 2", "parent 2"))
@@ -136,7 +136,7 @@ def test_a_forked_child_has_its_own_cache_and_connections_and_leaves_the_parent_
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_child_of_multiprocessing_reads_and_hears(tmp_path, redis_url, other, method):
+def test_child_of_multiprocessing_reads_and_follows_changes(tmp_path, redis_url, other, method):
     publish(other, {"a": 1})
     (tmp_path / "work.py").write_text(textwrap.dedent("""
         def work(memsync, url):
@@ -157,9 +157,9 @@ def test_a_child_of_multiprocessing_reads_and_hears(tmp_path, redis_url, other, 
         child = context.Process(target=work, args=(memsync if {method == 'fork'} else None, sys.argv[1]))
         child.start()
         child.join(30)
-        say('parent', memsync.read('a'), child.exitcode)
+        report('parent', memsync.read('a'), child.exitcode)
     """, redis_url) as script:
-        before = script.says()
+        before = script.next_line()
         publish(other, {"a": 2})
 
         assert before == "before 1"
@@ -198,7 +198,7 @@ def test_forks_in_the_middle_of_reads_harm_neither_side(redis_url, other):
         done.append(1)
         for thread in threads:
             thread.join()
-        say(len(reads) > 30, wrong, len(listeners()))
+        report(len(reads) > 30, wrong, len(listeners()))
     """, redis_url) as script:
 
         assert script.ends() == ["True [] 1"]
@@ -207,7 +207,7 @@ def test_forks_in_the_middle_of_reads_harm_neither_side(redis_url, other):
 # -- greenlets
 
 @pytest.mark.parametrize("before", stressed([GEVENT, EVENTLET], [GEVENT]))
-def test_greenlets_read_copies_and_hear_of_changes(redis_url, other, before):
+def test_greenlets_read_copies_and_follow_changes(redis_url, other, before):
     publish(other, {"a": 1})
 
     with Script("""
@@ -233,7 +233,7 @@ def test_greenlets_read_copies_and_hear_of_changes(redis_url, other, before):
         assert len(listeners()) == 1
         theirs = [one for one in clients if int(one['redir']) > 0 and one['redir'] != one['id']]
         assert len(theirs) <= listener.MAX_SOURCES, theirs
-        hears(2)
+        follows(2)
         sleep(0.1)
         assert ticks
         ticks.clear()
@@ -241,10 +241,10 @@ def test_greenlets_read_copies_and_hear_of_changes(redis_url, other, before):
         while time.monotonic() < started + 2:
             memsync.read('a')
             sleep(0.001)
-        say(len(ticks) > 20)
+        report(len(ticks) > 20)
         memsync.shutdown()
     """, redis_url, before) as script:
-        first = script.says()
+        first = script.next_line()
         publish(other, {"a": 2})
 
         assert first == "before 1"
@@ -252,20 +252,20 @@ def test_greenlets_read_copies_and_hear_of_changes(redis_url, other, before):
 
 
 @pytest.mark.parametrize("before", stressed([GEVENT, EVENTLET], [GEVENT]))
-def test_greenlets_are_told_of_killed_connections(redis_url, redis, other, before):
+def test_greenlets_notice_killed_connections(redis_url, redis, other, before):
     publish(other, {"a": 1})
 
     with Script("""
         eventually(lambda: is_hit('a'))
-        say('ready')
+        report('ready')
         eventually(lambda: memsync.read('a') == 2)
-        hears(3)
+        follows(3)
     """, redis_url, before) as script:
-        ready = script.says()
+        ready = script.next_line()
         for kind in ("pubsub", "normal"):
             redis.client_kill_filter(_type=kind, skipme=True)
         publish(other, {"a": 2})
-        back = script.says()
+        back = script.next_line()
         publish(other, {"a": 3})
 
         assert (ready, back) == ("ready", "before 2")
@@ -278,26 +278,28 @@ def test_greenlets_are_told_of_killed_connections(redis_url, redis, other, befor
     ((), 0.3, 2), (("pubsub",), 0.3, 2), (("normal", "pubsub"), listener.TRUST + 1, 0),
     *stressed([((), listener.TRUST + 1, 0), (("normal",), listener.TRUST + 1, 0)], []),
 ])
-def test_a_process_that_stood_still_does_not_believe_what_is_old(redis_url, redis, other, kinds, seconds, patience):
+def test_process_that_was_stopped_reads_no_old_copy(
+    redis_url, redis, other, kinds, seconds, patience,
+):
     publish(other, {"a": 1, "b": 1})
 
     with Script("""
         memsync.read_many(['a', 'b'])
         eventually(lambda: is_hit('a') and is_hit('b'))
-        say('ready')
+        report('ready')
         for line in sys.stdin:
-            say(memsync.read('a'), memsync.read('b'), memsync.read_entry('a').value)
+            report(memsync.read('a'), memsync.read('b'), memsync.read_entry('a').value)
     """, redis_url) as script:
-        ready, before = script.says(), script.asked()
+        ready, before = script.next_line(), script.read()
         script.process.send_signal(signal.SIGSTOP)
         for kind in kinds:
             redis.client_kill_filter(_type=kind, skipme=True)
         time.sleep(seconds)
         publish(other, {"a": 2, "b": 2})
         script.process.send_signal(signal.SIGCONT)
-        eventually(lambda: script.asked() == "2 2 2", timeout=patience)
+        eventually(lambda: script.read() == "2 2 2", timeout=patience)
 
         assert (ready, before) == ("ready", "1 1 1")
-        assert [script.asked() for _ in range(3)] == ["2 2 2"] * 3
+        assert [script.read() for _ in range(3)] == ["2 2 2"] * 3
         publish(other, {"a": 3})
-        assert eventually(lambda: script.asked() == "3 2 3", timeout=3)
+        assert eventually(lambda: script.read() == "3 2 3", timeout=3)

@@ -81,16 +81,17 @@ def test_tasks_of_one_status_as_json(shell, sent, status):
     assert shown["state"]["status"] == status.upper()
 
 
-def test_no_more_tasks_are_shown_than_asked_for(shell, sent):
+def test_tasks_limit_bounds_the_number_of_tasks(shell, sent):
     shown = json.loads(plain(shell.run("tasks", "--limit", "1", "--json")))
 
     assert [task["id"] for task in shown] == [sent["STARTED"].id]
 
 
-def test_no_task_of_a_status_is_said_and_is_an_empty_list_in_json(shell):
-    said, shown = shell.run("tasks", "--status", "REVOKED"), shell.run("tasks", "--status", "REVOKED", "--json")
+def test_tasks_of_a_status_without_tasks_print_a_line_or_an_empty_list(shell):
+    text = shell.run("tasks", "--status", "REVOKED")
+    shown = shell.run("tasks", "--status", "REVOKED", "--json")
 
-    assert len(plain(said).splitlines()) == 1
+    assert len(plain(text).splitlines()) == 1
     assert json.loads(plain(shown)) == []
 
 
@@ -109,7 +110,7 @@ def test_task_as_json_is_what_get_task_returns(shell, fleet, sent):
     assert shown["progress"]["current"] == 7
 
 
-def test_a_task_that_nobody_told_of_is_exit_code_1(shell):
+def test_unknown_task_is_exit_code_1(shell):
     done = shell.run_process("task", "no-such-task")
 
     assert done.returncode == 1
@@ -136,9 +137,9 @@ def test_redis_away_is_exit_code_69_and_one_line_without_the_password(make_fleet
     assert "hushhush" not in done.stderr
 
 
-def test_redis_that_does_not_answer_is_exit_code_69_in_a_while(make_fleet, own_memory):
-    fleet = make_fleet(memory=own_memory)
-    own_memory.pause()
+def test_redis_that_does_not_answer_is_exit_code_69_in_a_while(make_fleet, own_store):
+    fleet = make_fleet(store=own_store)
+    own_store.pause()
     began = time.monotonic()
 
     done = Shell(fleet.env()).run_process("status")
@@ -194,7 +195,7 @@ def test_the_commands_work_for_an_app_that_has_only_the_setting(shell, sent):
     assert {task["id"] for task in shown} == {result.id for result in sent.values()}
 
 
-def test_an_empty_memory_is_no_error(make_fleet):
+def test_empty_store_is_no_error(make_fleet):
     fleet = make_fleet()
     shell = Shell(fleet.env())
 
@@ -204,7 +205,7 @@ def test_an_empty_memory_is_no_error(make_fleet):
     assert "No task" in tasks
 
 
-def test_a_worker_that_is_gone_is_shown_as_lost(make_fleet):
+def test_killed_worker_is_shown_as_lost(make_fleet):
     fleet = make_fleet(memsync_worker_ttl=1.0)
     worker = fleet.start_worker("-c", "1")
     fleet.wait_record(worker, lambda record: record.status == "active")

@@ -17,13 +17,13 @@ from tests.support.waiting import eventually
 
 
 @pytest.fixture
-def fleet(make_fleet, own_memory):
-    """A fleet on a Redis of its own, of whose workers the tests tell by hand."""
-    return make_fleet(memory=own_memory, memsync_worker_ttl=1.0)
+def fleet(make_fleet, own_store):
+    """A fleet on a Redis of its own, to which the tests write the records of workers."""
+    return make_fleet(store=own_store, memsync_worker_ttl=1.0)
 
 
-def beat(fleet, worker_id, ttl=60.0, **facts):
-    """Tell of a worker as it would itself."""
+def write_heartbeat(fleet, worker_id, ttl=60.0, **facts):
+    """Write the record of a worker as the worker would."""
     record = WorkerRecord(worker_id, **{"consuming": True, **facts})
     fleet.reader.runtime.store.write_heartbeat(worker_id, encoding.dumps(record.as_dict()), ttl)
 
@@ -40,7 +40,7 @@ def warnings(findings):
 
 
 def test_nothing_is_wrong_with_a_fleet_that_works(fleet):
-    beat(fleet, "w1")
+    write_heartbeat(fleet, "w1")
 
     code, findings = examine(fleet)
 
@@ -57,7 +57,7 @@ def test_what_is_found_is_a_line_each_with_advice(fleet):
 
 
 def test_everything_is_fine_in_text_too(fleet):
-    beat(fleet, "w1")
+    write_heartbeat(fleet, "w1")
 
     shown = plain(Shell(fleet.env(memsync_worker_ttl=60.0)).run("doctor"))
 
@@ -65,8 +65,8 @@ def test_everything_is_fine_in_text_too(fleet):
 
 
 def test_workers_that_know_different_formats_are_found(fleet):
-    beat(fleet, "w1", format=1)
-    beat(fleet, "w2", format=2)
+    write_heartbeat(fleet, "w1", format=1)
+    write_heartbeat(fleet, "w2", format=2)
 
     code, findings = examine(fleet)
 
@@ -74,7 +74,7 @@ def test_workers_that_know_different_formats_are_found(fleet):
 
 
 def test_a_redis_that_evicts_when_it_is_full_is_found(fleet, client):
-    beat(fleet, "w1")
+    write_heartbeat(fleet, "w1")
     client.config_set("maxmemory", "100mb")
     client.config_set("maxmemory-policy", "allkeys-lru")
 
@@ -85,7 +85,7 @@ def test_a_redis_that_evicts_when_it_is_full_is_found(fleet, client):
 
 
 def test_a_limit_without_eviction_is_fine(fleet, client):
-    beat(fleet, "w1")
+    write_heartbeat(fleet, "w1")
     client.config_set("maxmemory", "100mb")
 
     code, findings = examine(fleet)
@@ -94,7 +94,7 @@ def test_a_limit_without_eviction_is_fine(fleet, client):
 
 
 def test_a_redis_that_has_evicted_is_found(fleet, client):
-    beat(fleet, "w1")
+    write_heartbeat(fleet, "w1")
     client.set("large", b"x" * 5_000_000)
     client.config_set("maxmemory-policy", "allkeys-lru")
     client.config_set("maxmemory", client.info("memory")["used_memory"] - 1_000_000)
@@ -108,7 +108,7 @@ def test_a_redis_that_has_evicted_is_found(fleet, client):
 
 
 def test_a_redis_that_is_nearly_full_is_found(fleet, client):
-    beat(fleet, "w1")
+    write_heartbeat(fleet, "w1")
     client.set("large", b"x" * 20_000_000)
     client.config_set("maxmemory", 22_000_000)
 
@@ -119,7 +119,7 @@ def test_a_redis_that_is_nearly_full_is_found(fleet, client):
 
 
 def test_a_replica_is_found(fleet, client):
-    beat(fleet, "w1")
+    write_heartbeat(fleet, "w1")
     client.replicaof("127.0.0.1", free_port())
 
     code, findings = examine(fleet)
@@ -130,7 +130,7 @@ def test_a_replica_is_found(fleet, client):
 
 
 def test_a_lost_worker_is_found_and_named(fleet):
-    beat(fleet, "w2")
+    write_heartbeat(fleet, "w2")
     eventually(lambda: fleet.reader.get_workers() and not fleet.reader.get_active_workers())
 
     done = Shell(fleet.env(memsync_worker_ttl=1.0)).run("doctor", "--json")
@@ -139,10 +139,10 @@ def test_a_lost_worker_is_found_and_named(fleet):
     assert "lost: w2" in warnings(json.loads(done.stdout))
 
 
-def test_a_worker_that_beats_and_does_not_consume_is_found(fleet):
-    beat(fleet, "w1", consuming=False)
-    beat(fleet, "w2", consuming=False, status="draining")
-    beat(fleet, "w3")
+def test_worker_that_sends_heartbeats_and_does_not_consume_is_found(fleet):
+    write_heartbeat(fleet, "w1", consuming=False)
+    write_heartbeat(fleet, "w2", consuming=False, status="draining")
+    write_heartbeat(fleet, "w3")
 
     code, findings = examine(fleet)
 
@@ -151,8 +151,8 @@ def test_a_worker_that_beats_and_does_not_consume_is_found(fleet):
 
 def test_a_worker_that_has_just_started_need_not_consume_yet(fleet):
     now = fleet.reader.runtime.store.redis.time()[0]
-    beat(fleet, "w1", consuming=False, started_at=now - 1)
-    beat(fleet, "w2", consuming=False, started_at=now - 60)
+    write_heartbeat(fleet, "w1", consuming=False, started_at=now - 1)
+    write_heartbeat(fleet, "w2", consuming=False, started_at=now - 60)
 
     code, findings = examine(fleet)
 
@@ -161,7 +161,7 @@ def test_a_worker_that_has_just_started_need_not_consume_yet(fleet):
 
 def test_workers_of_different_versions_are_found(fleet):
     for worker_id, version in (("w1", "5.6.0"), ("w2", "5.7.0"), ("w3", "5.7.0")):
-        beat(fleet, worker_id, versions={"celery": version, "celery-memsync": "1.0"})
+        write_heartbeat(fleet, worker_id, versions={"celery": version, "celery-memsync": "1.0"})
 
     code, findings = examine(fleet)
 
@@ -170,7 +170,7 @@ def test_workers_of_different_versions_are_found(fleet):
 
 def test_of_many_names_some_are_shown(fleet):
     for number in range(9):
-        beat(fleet, f"w{number}", consuming=False)
+        write_heartbeat(fleet, f"w{number}", consuming=False)
 
     _, findings = examine(fleet)
 
@@ -193,35 +193,36 @@ def test_connections_that_run_out_are_found(clients, fine):
     assert all(one.fine for one in findings) is fine
 
 
-def as_user(memory, *without):
-    """Return the URL of a user of Redis who has all rights that are told but some."""
-    words = [word for word in rules("*") if word not in without]
-    with memory.client() as client:
-        client.execute_command("ACL", "SETUSER", "app", "reset", "resetchannels", "on", ">secret", *words)
-    return memory.url.replace("://", "://app:secret@", 1)
+def as_user(store, *without):
+    """Return the URL of a user of Redis with all documented rights but some."""
+    allowed = [rule for rule in rules("*") if rule not in without]
+    with store.client() as client:
+        client.execute_command(
+            "ACL", "SETUSER", "app", "reset", "resetchannels", "on", ">secret", *allowed)
+    return store.url.replace("://", "://app:secret@", 1)
 
 
 @pytest.mark.parametrize("without", ["+hgetall", "+time", "+xadd", "&*"])
-def test_a_right_that_is_missing_is_found_and_named(fleet, own_memory, without):
-    beat(fleet, "w1")
+def test_a_right_that_is_missing_is_found_and_named(fleet, own_store, without):
+    write_heartbeat(fleet, "w1")
 
-    code, findings = examine(fleet, memsync_backend=as_user(own_memory, without))
+    code, findings = examine(fleet, memsync_backend=as_user(own_store, without))
 
     assert (code, warnings(findings)) == (1, [f"Redis does not allow its user: {without}"])
 
 
-def test_a_user_with_the_documented_rights_sees_server_and_workers(fleet, own_memory):
-    beat(fleet, "w1")
+def test_a_user_with_the_documented_rights_sees_server_and_workers(fleet, own_store):
+    write_heartbeat(fleet, "w1")
 
-    code, findings = examine(fleet, memsync_backend=as_user(own_memory))
+    code, findings = examine(fleet, memsync_backend=as_user(own_store))
 
     assert (code, warnings(findings)) == (0, [])
-    told = [one["what"] for one in findings]
-    assert "Redis itself is not looked at" not in told and "workers: 1 active" in told
+    texts = [one["what"] for one in findings]
+    assert "Redis itself is not looked at" not in texts and "workers: 1 active" in texts
 
 
 def test_two_live_workers_under_one_name_are_found(fleet):
-    beat(fleet, "w1")
+    write_heartbeat(fleet, "w1")
     other = fleet.manager()
     record = WorkerRecord("w1", consuming=True)
     other.runtime.store.write_heartbeat("w1", encoding.dumps(record.as_dict()), 60.0)
@@ -233,7 +234,7 @@ def test_two_live_workers_under_one_name_are_found(fleet):
 
 
 def test_a_queue_that_no_worker_consumes_is_found(fleet):
-    beat(fleet, "w1", queues=("other",))
+    write_heartbeat(fleet, "w1", queues=("other",))
     fleet.send("add", 1, 2)
     fleet.app.memsync.force_sync()
 

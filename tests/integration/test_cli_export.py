@@ -115,9 +115,9 @@ def test_export_of_nothing_writes_an_empty_file(run, file):
     ('"\u2028\x7f"', "\u2028\x7f"), ('{"a": 1, "a": 2}', {"a": 2}),
     (str(10 ** 400), 10 ** 400),
 ])
-def test_export_writes_valid_json_for_a_foreign_value(run, fleet, memory, body, value):
+def test_export_writes_valid_json_for_a_foreign_value(run, fleet, store, body, value):
     write(fleet, a=1)
-    with memory.client() as client:
+    with store.client() as client:
         client.set(f"{fleet.name}/a", HEADER + body)
 
     done = run("export", "-")
@@ -129,9 +129,9 @@ def test_export_writes_valid_json_for_a_foreign_value(run, fleet, memory, body, 
 
 @pytest.mark.parametrize("body", [
     "NaN", "-Infinity", "[1, NaN]", "text", "{", '{"a": [1e999]}', "[" * 700 + "]" * 700])
-def test_export_leaves_out_what_is_not_json(run, fleet, memory, body):
+def test_export_leaves_out_what_is_not_json(run, fleet, store, body):
     write(fleet, a=1, b=2)
-    with memory.client() as client:
+    with store.client() as client:
         client.set(f"{fleet.name}/a", HEADER + body)
 
     done = run("export", "-")
@@ -140,7 +140,7 @@ def test_export_leaves_out_what_is_not_json(run, fleet, memory, body):
 
 
 @pytest.mark.parametrize("kind", ["text", "list", "fields"])
-def test_export_writes_the_other_keys_beside_foreign_data(run, fleet, memory, kind):
+def test_export_writes_the_other_keys_beside_foreign_data(run, fleet, store, kind):
     make = {
         "text": lambda client, key: client.set(key, b"\xff\xfe\n\n\n"),
         "list": lambda client, key: client.lpush(key, "x"),
@@ -150,7 +150,7 @@ def test_export_writes_the_other_keys_beside_foreign_data(run, fleet, memory, ki
     fleet.reader.sync_agent_coordination("t1", "coder", 1)
     fleet.reader.force_sync()
     keys = fleet.reader.runtime.store.keys
-    with memory.client() as client:
+    with store.client() as client:
         for key in (keys.location("b").key, keys.task("t1"), keys.agents("t1"), keys.about):
             client.delete(key)
             make(client, key)
@@ -161,9 +161,9 @@ def test_export_writes_the_other_keys_beside_foreign_data(run, fleet, memory, ki
     assert f"{fleet.name}/a" in [row["key"] for row in rows_of(done.stdout)]
 
 
-def test_export_finds_the_other_keys_beside_a_foreign_index(run, fleet, memory, file):
+def test_export_finds_the_other_keys_beside_a_foreign_index(run, fleet, store, file):
     write(fleet, a=1)
-    with memory.client() as client:
+    with store.client() as client:
         client.set(fleet.reader.runtime.store.keys.task_index, "foreign")
 
     done = run("export", str(file))
@@ -231,10 +231,10 @@ def test_export_reports_a_file_that_cannot_be_written(run, fleet, tmp_path, path
 
 # -- how it ends
 
-def test_export_without_redis_leaves_no_file(make_fleet, make_run, own_memory, file):
-    fleet = make_fleet(memory=own_memory)
+def test_export_without_redis_leaves_no_file(make_fleet, make_run, own_store, file):
+    fleet = make_fleet(store=own_store)
     write(fleet, a=1)
-    own_memory.stop()
+    own_store.stop()
 
     done = make_run(fleet)("export", str(file))
 
@@ -244,16 +244,16 @@ def test_export_without_redis_leaves_no_file(make_fleet, make_run, own_memory, f
 
 
 @pytest.mark.parametrize("how, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_export_leaves_the_old_file(make_fleet, own_memory, tmp_path, how, code):
-    fleet, folder = make_fleet(memory=own_memory), tmp_path / "out"
+def test_an_interrupted_export_leaves_the_old_file(make_fleet, own_store, tmp_path, how, code):
+    fleet, folder = make_fleet(store=own_store), tmp_path / "out"
     folder.mkdir()
     (folder / "entries.jsonl").write_text("old")
-    own_memory.pause()
+    own_store.pause()
     command = Shell(fleet.env()).start("export", str(folder / "entries.jsonl"))
     eventually(lambda: hidden_files(folder), timeout=30)
 
     done = command.end(how)
-    own_memory.resume()
+    own_store.resume()
 
     assert done.returncode in (code, 69)
     assert done.stdout == ""

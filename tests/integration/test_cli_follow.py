@@ -14,9 +14,9 @@ from tests.support.terminal import Terminal
 
 
 @pytest.fixture
-def fleet(make_fleet, own_memory):
-    """A fleet without workers, on a Redis to which nobody else subscribes."""
-    return make_fleet(memory=own_memory)
+def fleet(make_fleet, own_store):
+    """A fleet without workers, on a Redis without other subscribers."""
+    return make_fleet(store=own_store)
 
 
 @pytest.fixture
@@ -38,11 +38,11 @@ def count(fleet, task_id, current, total=10, message=None):
     fleet.reader.force_sync()
 
 
-def test_several_tasks_are_followed_at_once_and_the_worst_end_counts(shell, fleet, own_memory):
+def test_several_tasks_are_followed_at_once_and_the_worst_end_counts(shell, fleet, own_store):
     publish_state(fleet, "t1", "STARTED")
     publish_state(fleet, "task-2", "STARTED")
-    with own_memory.client() as client:
-        command = shell.start("follow", "t1", "task-2", "t1").hears(client)
+    with own_store.client() as client:
+        command = shell.start("follow", "t1", "task-2", "t1").wait_subscribed(client)
     lines = [command.process.stdout.readline() for _ in range(2)]
 
     publish_state(fleet, "task-2", "FAILURE", exception={"type": "ValueError", "message": "no cup"})
@@ -79,7 +79,7 @@ def test_those_that_do_not_end_in_time_are_named(shell, fleet):
     assert done.stderr == "The tasks t2, t3 have not ended in time.\n"
 
 
-def test_documents_tell_of_which_task_they_are(shell, fleet):
+def test_json_documents_name_their_task(shell, fleet):
     publish_state(fleet, "t1", "SUCCESS")
     publish_state(fleet, "t2", "REVOKED")
 
@@ -90,7 +90,7 @@ def test_documents_tell_of_which_task_they_are(shell, fleet):
         "t1": "SUCCESS", "t2": "REVOKED"}
 
 
-def test_more_tasks_than_are_heard_are_followed_too(shell, fleet):
+def test_follow_accepts_more_tasks_than_it_subscribes_to(shell, fleet):
     ids = [f"t{number}" for number in range(60)]
     for task_id in ids[:59]:
         fleet.reader.sync_task_state(task_id, {"status": "SUCCESS"})
@@ -137,13 +137,13 @@ def test_a_signal_leaves_the_terminal_as_it_was(terminal, fleet, how, code):
 
 
 @pytest.mark.acceptance
-def test_bars_go_on_when_redis_was_away(terminal, fleet, own_memory):
+def test_bars_go_on_when_redis_was_away(terminal, fleet, own_store):
     publish_state(fleet, "t1", "STARTED")
     screen = terminal("t1").shows("STARTED")
 
-    own_memory.stop()
+    own_store.stop()
     screen.shows("waiting for it")
-    own_memory.start()
+    own_store.start()
     screen.shows("Redis is back")
     publish_state(fleet, "t1", "SUCCESS")
 
@@ -165,7 +165,7 @@ def test_more_tasks_than_lines_do_not_disturb_the_terminal(terminal, fleet):
     assert screen.raw.count(b"SUCCESS") >= 40 and screen.restored
 
 
-def test_a_terminal_without_rich_gets_lines_and_a_word(terminal, fleet, tmp_path):
+def test_terminal_without_rich_gets_lines_and_a_hint(terminal, fleet, tmp_path):
     (tmp_path / "rich").mkdir()
     (tmp_path / "rich" / "__init__.py").write_text("raise ImportError('rich')")
     publish_state(fleet, "t1", "SUCCESS")

@@ -12,13 +12,13 @@ from click.testing import CliRunner
 from celery_memsync import cli, encoding
 from tests.support import poison
 
-#: What nobody of ours tells.
+#: Values that this package never writes.
 ODD = ("yesterday\x1b[2J", 5, -1e300, 10 ** 400, True, None, ["a"], {"b": {"c": "\u202ed"}})
 
 
 @pytest.fixture(scope="module")
 def run(module_fleet):
-    """Runs commands in this process, on a memory with tasks and workers in which each fact is something odd."""
+    """Runs commands in this process, on a store with odd facts of tasks and workers."""
     reader = module_fleet.reader
     facts = ("status", "name", "worker", "runtime", "started_at", "finished_at", "eta", "exception", "queue")
     for number, odd in enumerate(ODD):
@@ -94,7 +94,7 @@ def commands():
         ["get", "coordination/assignments"], ["get", "tasks/t0/state"], ["agents", "t0"],
         *([command, f"t{number}"] for command in ("task", "why") for number in range(4)),
         ["follow", "t0", "t1", "-t", "0"], ["watch", "-t", "0"],
-        ["unlock", "printer", "--fence", "1", "--yes"],
+        ["cancel", "t0", "--reason", "no need"], ["unlock", "printer", "--fence", "1", "--yes"],
     ]
     return [*listed, *([*command, "--json"] for command in listed), ["unlock", "printer", "--yes"]]
 
@@ -103,7 +103,7 @@ def commands():
 def poisoned(request, module_fleet):
     """Runs commands on a namespace whose every structure was poisoned in one way."""
     namespace = f"{module_fleet.name}-{request.param.__name__}"
-    with module_fleet.memory.client() as redis:
+    with module_fleet.store.client() as redis:
         poison.fill(module_fleet.manager(namespace=namespace, worker_ttl=60.0), redis)
         poison.poison(redis, namespace, request.param)
     app = module_fleet.producer(memsync_namespace=namespace, memsync_worker_ttl=60.0)
@@ -156,7 +156,7 @@ def test_usage_error_repeats_no_harmful_argument(run, arguments):
 
 
 @pytest.mark.parametrize("arguments", [
-    ["task"], ["why"], ["agents"], ["get"], ["delete"], ["workers"], ["workers", "--status"],
+    ["task"], ["why"], ["cancel"], ["agents"], ["get"], ["delete"], ["workers"], ["workers", "--status"],
     ["unlock", "--yes"], ["search"], ["tasks", "--status"], ["tasks", "--name"],
     ["follow", "-t", "0"], ["watch", "-t", "0"], ["set", "--expected-version", "1"],
 ])

@@ -1,4 +1,4 @@
-"""What help and errors of `celery memsync` say, and figures of workers that are not there any more."""
+"""Help and errors of `celery memsync`, and figures of workers that are not there any more."""
 from __future__ import annotations
 
 import json
@@ -46,14 +46,14 @@ def test_figures_of_a_worker_that_has_left_are_not_shown(shell, fleet):
     assert status["writers"]["pending"] == 159
 
 
-def test_tasks_without_a_status_are_counted_in_words(shell, fleet):
+def test_tasks_without_a_status_are_counted_in_the_text(shell, fleet):
     fleet.reader.sync_task_progress("by-hand-without-status", 50)
     fleet.reader.force_sync()
 
     assert "1 without a status" in plain(shell.run("status"))
 
 
-def test_a_command_without_an_app_says_how_to_name_it(shell, tmp_path):
+def test_command_without_an_app_explains_how_to_name_one(shell, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "celery", "memsync", "status"], cwd=tmp_path, capture_output=True, text=True, timeout=60,
         env={**os.environ, "PYTHONPATH": str(ROOT)})

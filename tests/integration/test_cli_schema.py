@@ -1,4 +1,4 @@
-"""What commands print as JSON is what the reference says, and all of them are in it."""
+"""The JSON of commands matches the schema of the reference, which has all of them."""
 from __future__ import annotations
 
 import json
@@ -46,17 +46,18 @@ def check(printed, name):
     ("locks", []), ("queue", []), ("assignments", []), ("metrics", []), ("search", []), ("get", ["notes/1"]),
     ("set", ["notes/2", "1"]), ("watch", ["workers/*", "--limit", "1", "--timeout", "30"]), ("doctor", []),
 ])
-def test_what_is_printed_is_what_the_schema_says(fleet, name, args):
-    words = {"BUSY": fleet.busy.id, "DONE": fleet.done.id, "WORKER": fleet.workers[0].name}
+def test_printed_json_matches_the_schema(fleet, name, args):
+    names = {"BUSY": fleet.busy.id, "DONE": fleet.done.id, "WORKER": fleet.workers[0].name}
 
-    done = Shell(fleet.env()).run(name.split()[0], *(words.get(arg, arg) for arg in args), "--json")
+    done = Shell(fleet.env()).run(
+        name.split()[0], *(names.get(arg, arg) for arg in args), "--json")
 
     assert done.stderr == "" and done.stdout
     for line in done.stdout.splitlines():
         check(line, name)
 
 
-def test_export_prints_and_writes_what_the_schema_says(fleet, tmp_path):
+def test_export_prints_and_writes_json_of_the_schema(fleet, tmp_path):
     file = tmp_path / "entries.jsonl"
 
     done = Shell(fleet.env()).run("export", str(file), "--json")
@@ -66,13 +67,20 @@ def test_export_prints_and_writes_what_the_schema_says(fleet, tmp_path):
         check(line, "get")
 
 
-def test_what_unlock_prints_is_what_the_schema_says(fleet):
+def test_unlock_prints_json_of_the_schema(fleet):
     lock = fleet.reader.lock("plotter", ttl=60)
     lock.acquire()
 
     done = Shell(fleet.env()).run("unlock", "plotter", "--yes", "--json")
 
     check(done.stdout, "unlock")
+
+
+@pytest.mark.parametrize("args", [["none"], ["none", "--reason", "why not", "--terminate"]])
+def test_what_cancel_prints_is_what_the_schema_says(fleet, args):
+    done = Shell(fleet.env()).run("cancel", *args, "--json")
+
+    check(done.stdout, "cancel")
 
 
 def test_an_output_with_a_field_too_many_is_refused():
@@ -83,10 +91,10 @@ def test_an_output_with_a_field_too_many_is_refused():
 def test_every_command_is_in_the_schema_and_on_the_page():
     page = (REFERENCE / "commands.md").read_text()
 
-    told = set(re.findall(r"^\| `memsync ([a-z]+)", page, re.M))
+    documented = set(re.findall(r"^\| `memsync ([a-z]+)", page, re.M))
 
     assert {name.split()[0] for name in SCHEMA["properties"]} == set(group.commands) - MUTE
-    assert told == set(group.commands)
+    assert documented == set(group.commands)
 
 
 def test_of_every_command_the_page_shows_what_it_looks_like():

@@ -56,7 +56,7 @@ def test_celerys_help_imports_nothing_because_of_this_package():
 
 
 @pytest.mark.parametrize("name", ["MemSync", "MemorySyncManager", "Lock", "StoreError", "Entry", "Resolution"])
-def test_what_is_public_is_there_when_it_is_asked_for(name):
+def test_public_name_is_imported_when_it_is_used(name):
     found = python(f"import celery_memsync, json; from celery_memsync import {name} as one; "
                    f"print(json.dumps([one is celery_memsync.{name}, one.__name__]))")
 
@@ -75,7 +75,7 @@ print(json.dumps([listed, sorted(set(celery_memsync.__all__) - set(globals()))])
     assert imported == []
 
 
-def test_a_worker_of_an_app_that_has_no_memory_imports_none():
+def test_worker_of_an_app_without_memsync_does_not_import_it():
     imported = python("""
 import json, sys
 from celery import Celery, signals
@@ -115,16 +115,16 @@ def test_the_help_fits_on_a_terminal_of_80_columns(make_fleet):
 
 @pytest.fixture
 def bash(tmp_path, make_fleet):
-    """Asks a bash, in which `celery` is on the path and completed, how it would complete words."""
+    """Returns how a bash with `celery` on its path completes a command line."""
     script = tmp_path / "celery"
     script.write_text(f"#!{sys.executable}\nfrom celery.__main__ import main\nmain()\n")
     script.chmod(0o755)
     env = {**os.environ, **make_fleet().env(), "PYTHONPATH": str(ROOT), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
-    def complete(words):
+    def complete(line):
         program = f"""
             eval "$(_CELERY_COMPLETE=bash_source celery)"
-            COMP_WORDS=({words}) COMP_CWORD={len(words.split()) - 1}
+            COMP_WORDS=({line}) COMP_CWORD={len(line.split()) - 1}
             _celery_completion celery
             printf '%s\\n' "${{COMPREPLY[@]}}"
         """
@@ -134,10 +134,10 @@ def bash(tmp_path, make_fleet):
     return complete
 
 
-@pytest.mark.parametrize("words, wanted", [
+@pytest.mark.parametrize("line, wanted", [
     ("celery mems", "memsync"),
     ("celery -A tests.support.proj memsync ex", "export"),
     ("celery -A tests.support.proj memsync tasks --st", "--status"),
 ])
-def test_a_shell_completes(bash, words, wanted):
-    assert bash(words) == [wanted]
+def test_a_shell_completes(bash, line, wanted):
+    assert bash(line) == [wanted]

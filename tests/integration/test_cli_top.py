@@ -14,9 +14,9 @@ from tests.support.terminal import Terminal
 
 
 @pytest.fixture
-def fleet(make_fleet, own_memory):
-    """A fleet without workers of Celery's, but with one that has told of itself, and with tasks."""
-    fleet = make_fleet(memory=own_memory)
+def fleet(make_fleet, own_store):
+    """A fleet without Celery workers, but with the record of one, and with tasks."""
+    fleet = make_fleet(store=own_store)
     fill(fleet)
     return fleet
 
@@ -117,23 +117,23 @@ def test_ctrl_c_ends_it_and_ctrl_z_does_not_stop_it(top):
     assert terminal.restored
 
 
-def test_it_goes_on_when_redis_was_away(top, fleet, own_memory):
+def test_it_goes_on_when_redis_was_away(top, fleet, own_store):
     terminal = top().shows("task-alpha")
 
-    own_memory.stop()
+    own_store.stop()
     terminal.shows("Trying again", "task-alpha")
-    own_memory.start()
+    own_store.start()
     terminal.hides("Trying again")
     fill(fleet)
 
     terminal.shows("task-alpha", "3 running")
 
 
-def test_a_redis_that_does_not_answer_does_not_hold_up_keys(top, own_memory):
+def test_a_redis_that_does_not_answer_does_not_hold_up_keys(top, own_store):
     terminal = top().shows("task-alpha")
     began = time.monotonic()
 
-    own_memory.pause()
+    own_store.pause()
     for order in ("progress", "name", "worker", "runtime"):
         terminal.type("s")
         terminal.shows(f"tasks by {order}")
@@ -141,7 +141,7 @@ def test_a_redis_that_does_not_answer_does_not_hold_up_keys(top, own_memory):
 
     assert terminal.end() == 0
     assert time.monotonic() - began < 12  # a question that is not answered takes three seconds
-    own_memory.resume()
+    own_store.resume()
 
 
 @pytest.mark.parametrize("size", [(40, 10), (200, 50), (20, 5), (2, 1)])
@@ -165,14 +165,14 @@ def test_what_a_terminal_would_act_on_is_not_shown(top, fleet):
     top(size=(150, 30)).shows("?[31mred [bold]text[")
 
 
-def test_without_a_terminal_it_says_which_command_to_use(fleet):
+def test_top_without_a_terminal_names_the_command_to_use(fleet):
     done = Shell(fleet.env()).run("top")
 
     assert done.returncode == 64
     assert "memsync status" in one_line(done)
 
 
-def test_without_rich_it_says_what_to_install(top, tmp_path):
+def test_top_without_rich_names_what_to_install(top, tmp_path):
     (tmp_path / "rich").mkdir()
     (tmp_path / "rich" / "__init__.py").write_text("raise ImportError('rich')")
 
@@ -189,7 +189,7 @@ def test_redis_away_at_the_beginning_is_exit_code_69(make_fleet):
     assert terminal.restored
 
 
-def test_a_terminal_that_is_gone_ends_it(top):
+def test_top_ends_when_its_terminal_is_closed(top):
     terminal = top().shows("task-alpha")
 
     os.close(terminal._theirs)

@@ -26,12 +26,12 @@ def lock(fleet):
     return lock
 
 
-def told(fleet, task_id, **state):
+def write_state(fleet, task_id, **state):
     fleet.reader.sync_task_state(task_id, state)
     fleet.reader.force_sync()
 
 
-def test_a_lock_is_freed_for_its_holder_who_loses_it(shell, fleet, lock):
+def test_unlock_releases_the_lock_of_its_holder(shell, fleet, lock):
     shown = plain(shell.run("unlock", "invoice:7", "--yes", "--fence", str(lock.fence)))
 
     assert shown.startswith("Freed: the lock invoice:7 of the-test")
@@ -39,7 +39,7 @@ def test_a_lock_is_freed_for_its_holder_who_loses_it(shell, fleet, lock):
     assert lock.release() is False
 
 
-def test_who_waits_gets_the_lock_that_is_freed(shell, fleet, lock):
+def test_waiter_gets_the_lock_that_is_freed(shell, fleet, lock):
     waiter = fleet.manager().lock("invoice:7", wait=60, thread_local=False)
     thread = threading.Thread(target=waiter.acquire)
     thread.start()
@@ -73,21 +73,21 @@ def test_the_lock_of_a_task_is_freed_by_its_name(fleet):
     assert fleet.reader.get_lock("tasks/t1") is None
 
 
-@pytest.mark.parametrize("args, code, word", [
+@pytest.mark.parametrize("args, code, text", [
     (["unlock", "invoice:7"], 64, "--yes"),
     (["unlock", "no-lock", "--yes"], 1, "no-lock"),
     (["unlock", "a/b", "--yes"], 64, "lock id"),
 ])
-def test_what_can_not_be_freed_is_said_and_has_its_code(shell, lock, args, code, word):
+def test_failed_unlock_prints_its_reason_and_exit_code(shell, lock, args, code, text):
     done = shell.run_process(*args)
 
     assert (done.returncode, done.stdout) == (code, "")
-    assert word in done.stderr and "Traceback" not in done.stderr
+    assert text in done.stderr and "Traceback" not in done.stderr
     assert lock.release() is True
 
 
 @pytest.mark.parametrize("answer, code, held", [(b"n\n", 1, True), (b"y\n", 0, False)])
-def test_on_a_terminal_it_is_asked(shell, fleet, lock, answer, code, held):
+def test_unlock_on_a_terminal_asks_for_confirmation(shell, fleet, lock, answer, code, held):
     master, slave = pty.openpty()
     os.write(master, answer)
 
@@ -101,7 +101,7 @@ def test_on_a_terminal_it_is_asked(shell, fleet, lock, answer, code, held):
 
 
 @pytest.mark.parametrize("answer, code, left", [(b"n\n", 1, 5), (b"y\n", 0, None)])
-def test_on_a_terminal_it_is_asked_before_an_entry_is_deleted(shell, fleet, answer, code, left):
+def test_delete_on_a_terminal_asks_for_confirmation(shell, fleet, answer, code, left):
     fleet.reader.write("notes/1", 5)
     fleet.reader.force_sync()
     master, slave = pty.openpty()
@@ -116,7 +116,7 @@ def test_on_a_terminal_it_is_asked_before_an_entry_is_deleted(shell, fleet, answ
     assert fleet.reader.read("notes/1", consistent=True) == left
 
 
-def test_why_says_that_a_task_waits_for_a_lock_and_who_has_it(shell, fleet, lock):
+def test_why_names_the_lock_a_task_waits_for_and_its_holder(shell, fleet, lock):
     fleet.reader.sync_task_state("t-waits", {"status": "STARTED", "worker": "w1"})
     fleet.reader.force_sync()
     manager = fleet.manager()
@@ -143,7 +143,7 @@ def test_why_of_a_task_that_was_never_seen_is_exit_code_1(shell):
     assert json.loads(done.stdout)["reason"] == "unknown"
 
 
-def test_why_says_that_nobody_consumes_the_queue(shell, fleet):
+def test_why_reports_a_queue_without_consumers(shell, fleet):
     result = fleet.send("sleep", 1)
     eventually(lambda: fleet.reader.get_queue_position(result.id) == 0)
 
@@ -154,8 +154,8 @@ def test_why_says_that_nobody_consumes_the_queue(shell, fleet):
 
 
 def test_the_begin_of_an_id_stands_for_it(shell, fleet):
-    told(fleet, "abc-1", status="SUCCESS")
-    told(fleet, "abd-2", status="FAILURE")
+    write_state(fleet, "abc-1", status="SUCCESS")
+    write_state(fleet, "abd-2", status="FAILURE")
 
     assert json.loads(plain(shell.run("task", "abc", "--json")))["id"] == "abc-1"
     assert json.loads(plain(shell.run("why", "abd", "--json")))["reason"] == "failed"
@@ -163,8 +163,8 @@ def test_the_begin_of_an_id_stands_for_it(shell, fleet):
 
 
 def test_the_begin_of_several_ids_is_exit_code_64_and_names_them(shell, fleet):
-    told(fleet, "abc-1", status="SUCCESS")
-    told(fleet, "abc-2", status="FAILURE")
+    write_state(fleet, "abc-1", status="SUCCESS")
+    write_state(fleet, "abc-2", status="FAILURE")
 
     done = shell.run("task", "abc")
 
@@ -173,16 +173,16 @@ def test_the_begin_of_several_ids_is_exit_code_64_and_names_them(shell, fleet):
 
 
 def test_an_id_that_others_begin_with_is_that_one(shell, fleet):
-    told(fleet, "abc", status="SUCCESS")
-    told(fleet, "abc-2", status="FAILURE")
+    write_state(fleet, "abc", status="SUCCESS")
+    write_state(fleet, "abc-2", status="FAILURE")
 
     assert json.loads(plain(shell.run("task", "abc", "--json")))["id"] == "abc"
 
 
 def test_tasks_are_picked_and_sorted(shell, fleet):
-    told(fleet, "a", status="SUCCESS", name="shop.pay", worker="w1@x", runtime=1.0)
-    told(fleet, "b", status="SUCCESS", name="shop.ship", worker="w2@x", runtime=3.0)
-    told(fleet, "c", status="FAILURE", name="mail.send", worker="w1@x", runtime=2.0)
+    write_state(fleet, "a", status="SUCCESS", name="shop.pay", worker="w1@x", runtime=1.0)
+    write_state(fleet, "b", status="SUCCESS", name="shop.ship", worker="w2@x", runtime=3.0)
+    write_state(fleet, "c", status="FAILURE", name="mail.send", worker="w1@x", runtime=2.0)
 
     def ids(*args):
         return [one["id"] for one in json.loads(plain(shell.run("tasks", "--json", *args)))]

@@ -19,15 +19,15 @@ COMMANDS = (
     ["doctor"], ["watch", "-t", "0.1"], ["follow", "some-id", "-t", "0.1"],
 )
 
-#: What a command that only looks may ask of Redis.
+#: Commands of Redis that a read-only command of ours may send.
 LOOKING = {
     "client|setinfo", "client|setname", "client|id", "client|tracking", "get", "hget", "hgetall", "hello", "info",
     "llen", "ping", "psubscribe", "punsubscribe", "select", "subscribe", "time", "unsubscribe", "xrevrange", "zrange",
-    "zrangebyscore", "zrank", "zscan", "client",
+    "zcount", "zrangebyscore", "zrank", "zscan", "client",
 }
 
-#: What the test itself asks.
-ASKED_BY_HAND = {"config", "config|resetstat"}
+#: Commands that the test itself sends.
+SENT_BY_THE_TEST = {"config", "config|resetstat"}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def fleet(module_fleet):
 
 @pytest.fixture
 def empty(make_fleet):
-    """A shell for a memory of which nobody told anything."""
+    """A shell for an empty store."""
     return Shell(make_fleet().env())
 
 
@@ -88,14 +88,14 @@ def test_worker_as_json_is_its_record(shell, fleet):
     assert [task["id"] for task in shown["running"]] == [fleet.busy.id]
 
 
-def test_a_worker_that_nobody_told_of_is_exit_code_1(shell):
+def test_unknown_worker_is_exit_code_1(shell):
     done = shell.run("workers", "no-such-worker")
 
     assert done.returncode == 1
     assert "no-such-worker" in one_line(done)
 
 
-def test_locks_shows_holder_fence_and_who_waits(shell, fleet):
+def test_locks_shows_holder_fence_and_waiters(shell, fleet):
     lock = fleet.reader.lock("invoice:7")
     lock.acquire()
     waiter = fleet.manager().lock("invoice:7", wait=30, thread_local=False)
@@ -114,7 +114,7 @@ def test_locks_shows_holder_fence_and_who_waits(shell, fleet):
     assert 0 < row["ttl"] <= 30
 
 
-def test_queue_shows_what_is_at_work_before_what_waits(shell, fleet):
+def test_queue_shows_running_tasks_before_pending_ones(shell, fleet):
     rows = [line.split() for line in plain(shell.run("queue")).splitlines()[1:]]
 
     assert rows == [
@@ -129,7 +129,7 @@ def test_queue_as_json_is_what_get_queue_returns(shell, fleet):
     assert shown == fleet.reader.get_queue() == {"pending": [fleet.waiting.id], "processing": [fleet.busy.id]}
 
 
-def test_no_more_of_the_queue_is_shown_than_asked_for(make_fleet):
+def test_queue_limit_bounds_the_number_of_tasks(make_fleet):
     fleet = make_fleet()
     fleet.reader.sync_queue({"pending": ["a", "b", "c"]})
     fleet.reader.force_sync()
@@ -164,7 +164,7 @@ def test_keys_as_json_is_what_search_returns(shell, fleet):
     assert shown == [f"{fleet.name}/prices/size"]
 
 
-def test_keys_that_were_left_out_are_said_beside_the_list(shell):
+def test_search_reports_omitted_keys_on_stderr(shell):
     done = shell.run("search", "tasks/*", "--limit", "1")
 
     assert done.returncode == 0
@@ -172,7 +172,7 @@ def test_keys_that_were_left_out_are_said_beside_the_list(shell):
     assert "--limit" in done.stderr
 
 
-def test_no_key_that_matches_is_said_beside_an_empty_list(shell):
+def test_search_without_a_match_reports_it_on_stderr(shell):
     done = shell.run("search", "nothing/*")
 
     assert (done.returncode, done.stdout) == (0, "")
@@ -215,14 +215,14 @@ def test_what_is_not_fit_for_a_key_is_exit_code_64(shell, command):
     assert len(one_line(done)) < 300
 
 
-@pytest.mark.parametrize("command, word", [
+@pytest.mark.parametrize("command, text", [
     (["workers"], "No worker"), (["assignments"], "No worker"), (["agents", "t1"], "No agent"),
     (["locks"], "No lock"), (["queue"], "No task"), (["metrics"], "Nothing"),
 ])
-def test_an_empty_memory_is_said_in_one_line(empty, command, word):
+def test_empty_store_is_reported_in_one_line(empty, command, text):
     (line,) = plain(empty.run(*command)).splitlines()
 
-    assert line.startswith(word)
+    assert line.startswith(text)
 
 
 @pytest.mark.parametrize("command", [
@@ -239,20 +239,20 @@ def test_redis_away_is_exit_code_69_and_one_line_without_the_password(make_fleet
     assert "hushhush" not in done.stderr
 
 
-def test_no_command_changes_anything(make_fleet, own_memory):
-    shell = Shell(make_fleet(memory=own_memory).env())
-    with own_memory.client() as client:
+def test_no_command_changes_anything(make_fleet, own_store):
+    shell = Shell(make_fleet(store=own_store).env())
+    with own_store.client() as client:
         client.config_resetstat()
 
         for command in COMMANDS:
             if command != ["doctor"]:  # it tries what Redis allows
                 shell.run(*command)
 
-        asked = {name.removeprefix("cmdstat_") for name in client.info("commandstats")}
+        sent = {name.removeprefix("cmdstat_") for name in client.info("commandstats")}
         shell.run("doctor")
         assert eventually(lambda: client.dbsize() == 0)
-    assert "hgetall" in asked
-    assert asked - LOOKING - ASKED_BY_HAND == set()
+    assert "hgetall" in sent
+    assert sent - LOOKING - SENT_BY_THE_TEST == set()
 
 
 # -- what changes something
@@ -268,7 +268,7 @@ def test_a_value_is_set_read_and_deleted(shell, fleet):
     assert fleet.reader.read("notes/1", consistent=True) is None
 
 
-@pytest.mark.parametrize("command, code, word", [
+@pytest.mark.parametrize("command, code, text", [
     (["set", "notes/2", "text"], 64, "quotes"),
     (["set", "notes/2", "1", "--ttl", "0"], 64, "ttl"),
     (["set", "notes/2", "1", "--expected-version", "7"], 1, "notes/2"),
@@ -277,16 +277,16 @@ def test_a_value_is_set_read_and_deleted(shell, fleet):
     (["delete", "notes/2"], 64, "there is no terminal to ask on; --yes deletes the entry"),
     (["tasks", "--status", "failur"], 64, "did you mean FAILURE?"),
     (["tasks", "--status", "qqq", "--json"], 64, "there are: FAILURE, IGNORED"),
-    (["workers", "--status", "gone"], 64, "'active', 'busy'"),
+    (["workers", "--status", "unknown"], 64, "'active', 'busy'"),
     (["no-such-command"], 64, "no-such-command"),
     (["tasks", "--limit", "0"], 64, "limit"),
     (["follow"], 64, "TASK"),
 ])
-def test_what_can_not_be_done_is_said_and_has_its_code(shell, command, code, word):
+def test_failed_command_prints_its_reason_and_exit_code(shell, command, code, text):
     done = shell.run(*command)
 
     assert (done.returncode, done.stdout) == (code, "")
-    assert word in done.stderr and "Traceback" not in done.stderr
+    assert text in done.stderr and "Traceback" not in done.stderr
 
 
 def test_agents_and_assignments_are_shown(shell, fleet):

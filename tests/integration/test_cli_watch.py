@@ -12,9 +12,9 @@ from tests.support.shell import Shell, one_line, plain
 
 
 @pytest.fixture
-def fleet(make_fleet, own_memory):
-    """A fleet without workers, on a Redis to which nobody else subscribes."""
-    return make_fleet(memory=own_memory)
+def fleet(make_fleet, own_store):
+    """A fleet without workers, on a Redis without other subscribers."""
+    return make_fleet(store=own_store)
 
 
 def write(fleet, key, value):
@@ -25,7 +25,7 @@ def write(fleet, key, value):
 # -- watch
 
 def test_watch_shows_what_matches_and_ends_after_so_many(shell, fleet, client):
-    command = shell.start("watch", "prices/*", "--limit", "2").hears(client)
+    command = shell.start("watch", "prices/*", "--limit", "2").wait_subscribed(client)
 
     for key, value in (("prices/eur", 1.08), ("sizes/x", 3), ("prices/usd", {"a\nb": "\x1b[31m"})):
         write(fleet, key, value)
@@ -38,23 +38,23 @@ def test_watch_shows_what_matches_and_ends_after_so_many(shell, fleet, client):
 
 
 def test_watch_as_json_is_one_document_a_line(shell, fleet, client):
-    command = shell.start("watch", "prices/*", "--limit", "2", "--json").hears(client)
+    command = shell.start("watch", "prices/*", "--limit", "2", "--json").wait_subscribed(client)
 
     write(fleet, "prices/eur", [1.08])
     entry = fleet.reader.read_entry("prices/eur")
     stored = json.loads(command.process.stdout.readline())
     fleet.reader.delete("prices/eur")
     fleet.reader.force_sync()
-    gone = json.loads(plain(command.end()))
+    deleted = json.loads(plain(command.end()))
 
     assert stored["value"] == [1.08]
     assert (stored["key"], stored["version"], stored["worker_id"]) == (entry.key, entry.version, "the-test")
-    assert gone == {"key": entry.key, "value": None}
+    assert deleted == {"key": entry.key, "value": None}
 
 
 def test_watch_shows_what_was_deleted(shell, fleet, client):
     write(fleet, "prices/eur", 1.08)
-    command = shell.start("watch", "prices/*", "--limit", "1").hears(client)
+    command = shell.start("watch", "prices/*", "--limit", "1").wait_subscribed(client)
 
     fleet.reader.delete("prices/eur")
     fleet.reader.force_sync()
@@ -67,8 +67,8 @@ def test_watch_ends_in_time(shell):
     assert plain(shell.run("watch", "--timeout", "0.2")) == ""
 
 
-def test_fewer_changes_than_asked_for_are_exit_code_75(shell, fleet, client):
-    command = shell.start("watch", "--limit", "2", "--timeout", "3").hears(client)
+def test_watch_with_too_few_changes_is_exit_code_75(shell, fleet, client):
+    command = shell.start("watch", "--limit", "2", "--timeout", "3").wait_subscribed(client)
 
     write(fleet, "prices/eur", 1.08)
     done = command.end()
@@ -78,14 +78,14 @@ def test_fewer_changes_than_asked_for_are_exit_code_75(shell, fleet, client):
 
 
 @pytest.mark.acceptance
-def test_watch_goes_on_when_redis_is_back_and_says_so(shell, fleet, client, own_memory):
-    command = shell.start("watch", "prices/*", "--limit", "1").hears(client)
-    said = command.process.stderr
+def test_watch_continues_when_redis_is_back_and_reports_it(shell, fleet, client, own_store):
+    command = shell.start("watch", "prices/*", "--limit", "1").wait_subscribed(client)
+    errors = command.process.stderr
 
-    own_memory.stop()
-    first = said.readline()
-    own_memory.start()
-    second = said.readline()
+    own_store.stop()
+    first = errors.readline()
+    own_store.start()
+    second = errors.readline()
     write(fleet, "prices/eur", 1.08)
     done = command.end()
 
@@ -95,25 +95,25 @@ def test_watch_goes_on_when_redis_is_back_and_says_so(shell, fleet, client, own_
 
 
 @pytest.mark.acceptance
-def test_redis_away_at_the_end_is_exit_code_69(shell, client, own_memory):
-    command = shell.start("watch", "--timeout", "6").hears(client)
+def test_redis_away_at_the_end_is_exit_code_69(shell, client, own_store):
+    command = shell.start("watch", "--timeout", "6").wait_subscribed(client)
 
-    own_memory.stop()
+    own_store.stop()
     done = command.end()
 
     assert done.returncode == 69
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) == 2
 
 
-def test_ctrl_c_ends_without_a_word(shell, client):
-    done = shell.start("watch").hears(client).end(signal.SIGINT)
+def test_ctrl_c_ends_watch_silently(shell, client):
+    done = shell.start("watch").wait_subscribed(client).end(signal.SIGINT)
 
     assert (done.returncode, done.stdout, done.stderr.strip()) == (130, "", "")
 
 
-def test_a_pipe_that_is_closed_ends_without_a_word(shell, fleet, client):
+def test_closed_pipe_ends_watch_silently(shell, fleet, client):
     reading, writing = os.pipe()
-    command = shell.start("watch", stdout=writing).hears(client)
+    command = shell.start("watch", stdout=writing).wait_subscribed(client)
     os.close(writing)
     os.close(reading)
 
@@ -136,9 +136,9 @@ def test_a_task_is_followed_to_its_success(module_fleet):
     assert lines[-1].split() == ["SUCCESS", "100%,", "7", "of", "7"]
 
 
-def test_a_task_that_ends_in_another_way_is_exit_code_1_and_says_why(shell, fleet, client):
+def test_follow_of_a_failed_task_is_exit_code_1_with_the_cause(shell, fleet, client):
     publish_state(fleet, "t1", "STARTED")
-    command = shell.start("follow", "t1").hears(client)
+    command = shell.start("follow", "t1").wait_subscribed(client)
 
     fleet.reader.sync_task_progress("t1", 40, message="reading")
     fleet.reader.force_sync()
@@ -149,8 +149,8 @@ def test_a_task_that_ends_in_another_way_is_exit_code_1_and_says_why(shell, flee
     assert done.stdout.splitlines()[-1] == "FAILURE   40%, reading  ValueError: the cup? is empty"
 
 
-def test_a_task_that_nobody_told_of_yet_is_waited_for(shell, fleet, client):
-    command = shell.start("follow", "t1").hears(client)
+def test_follow_waits_for_an_unknown_task(shell, fleet, client):
+    command = shell.start("follow", "t1").wait_subscribed(client)
 
     publish_state(fleet, "t1", "SUCCESS")
 
@@ -167,7 +167,7 @@ def test_a_task_that_has_ended_already_is_shown_at_once(shell, fleet):
 
 def test_a_followed_task_as_json_is_a_document_for_each_change(shell, fleet, client):
     publish_state(fleet, "t1", "STARTED")
-    command = shell.start("follow", "t1", "--json").hears(client)
+    command = shell.start("follow", "t1", "--json").wait_subscribed(client)
     first = json.loads(command.process.stdout.readline())
 
     publish_state(fleet, "t1", "SUCCESS")
@@ -188,7 +188,7 @@ def test_a_task_that_does_not_end_in_time_is_exit_code_75(shell, fleet):
 
 def test_a_task_that_is_forgotten_is_exit_code_1(shell, fleet, client):
     publish_state(fleet, "t1", "STARTED")
-    command = shell.start("follow", "t1").hears(client)
+    command = shell.start("follow", "t1").wait_subscribed(client)
     assert command.process.stdout.readline() == "STARTED\n"
 
     client.flushall()
@@ -198,9 +198,9 @@ def test_a_task_that_is_forgotten_is_exit_code_1(shell, fleet, client):
     assert "t1" in one_line(done)
 
 
-def test_a_task_that_somebody_removed_by_hand_is_exit_code_1(shell, fleet, client):
+def test_follow_of_a_task_removed_by_hand_is_exit_code_1(shell, fleet, client):
     publish_state(fleet, "t1", "STARTED")
-    command = shell.start("follow", "t1").hears(client)
+    command = shell.start("follow", "t1").wait_subscribed(client)
     assert command.process.stdout.readline() == "STARTED\n"
 
     client.delete(fleet.reader.runtime.store.keys.task("t1"))
@@ -212,7 +212,7 @@ def test_a_task_that_somebody_removed_by_hand_is_exit_code_1(shell, fleet, clien
 
 def test_an_end_while_redis_was_away_from_the_command_is_not_missed(shell, fleet, client):
     publish_state(fleet, "t1", "STARTED")
-    command = shell.start("follow", "t1").hears(client)
+    command = shell.start("follow", "t1").wait_subscribed(client)
     assert command.process.stdout.readline() == "STARTED\n"
 
     for kind in ("pubsub", "normal"):

@@ -20,7 +20,7 @@ def fleet(module_fleet):
     module_fleet.busy = module_fleet.send("sleep", 120)
     module_fleet.wait(module_fleet.busy, "STARTED")
     module_fleet.waiting = module_fleet.send("sleep", 0)
-    module_fleet.elsewhere = module_fleet.send("add", 1, 2, queue="nobody-takes-this")
+    module_fleet.elsewhere = module_fleet.send("add", 1, 2, queue="not-consumed")
     module_fleet.later = module_fleet.send("add", 1, 2, countdown=7200)
     module_fleet.wait(module_fleet.waiting, "RECEIVED")
     module_fleet.wait(module_fleet.later, "RECEIVED")
@@ -33,21 +33,21 @@ def fleet(module_fleet):
     ("failed", "failed", "ValueError: it went wrong"),
     ("busy", "running", "It has run on w1-"),
     ("waiting", "reserved", "all its 1 slots are taken"),
-    ("elsewhere", "no-consumer", "no worker consumes the queue nobody-takes-this"),
+    ("elsewhere", "no-consumer", "no worker consumes the queue not-consumed"),
     ("later", "eta", "not to start before"),
 ])
-def test_why_tells_in_words_and_for_programs(shell, fleet, task, reason, part):
+def test_why_prints_a_sentence_and_json(shell, fleet, task, reason, part):
     task_id = getattr(fleet, task).id
 
-    words = plain(shell.run("why", task_id))
+    text = plain(shell.run("why", task_id))
     found = json.loads(plain(shell.run("why", "--json", task_id)))
 
-    assert part in words.splitlines()[0]
+    assert part in text.splitlines()[0]
     assert (found["id"], found["reason"], part in found["answer"]) == (task_id, reason, True)
     assert found["evidence"]
 
 
-def test_of_a_task_that_nobody_told_of_that_is_said(shell):
+def test_why_of_an_unknown_task_reports_that(shell):
     done = shell.run_process("why", "no-such-task")
 
     assert done.returncode == 1
@@ -108,7 +108,7 @@ def test_a_worker_may_be_abbreviated(shell, fleet):
     (["--worker", "w1-*", "--status", "STARTED"], {"busy"}),
     (["--since", "1h", "--name", "*.fail"], {"failed"}),
     (["--since", "1s", "--name", "*.fail"], set()),
-    (["--worker", "nobody"], set()),
+    (["--worker", "unknown"], set()),
 ])
 def test_tasks_are_chosen_by_what_they_are(shell, fleet, options, expected):
     found = json.loads(plain(shell.run("tasks", "--json", *options)))
@@ -116,7 +116,7 @@ def test_tasks_are_chosen_by_what_they_are(shell, fleet, options, expected):
     assert {one["id"] for one in found} == {getattr(fleet, name).id for name in expected}
 
 
-def test_tasks_are_sorted_as_asked_for(shell, fleet):
+def test_tasks_are_sorted_by_the_sort_option(shell, fleet):
     found = json.loads(plain(shell.run("tasks", "--json", "--sort", "finished", "--limit", "2", "--worker", "w1-*")))
 
     assert [one["id"] for one in found] == [fleet.failed.id, fleet.done.id]

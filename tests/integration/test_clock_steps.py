@@ -52,7 +52,7 @@ def test_subscriber_gets_the_final_value_after_the_clock_was_set_back(stepped, m
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_new_life_of_a_key_is_later_than_the_one_before_whatever_the_clock_says(stepped, memsync, other, step):
+def test_recreated_key_is_newer_despite_a_clock_step(stepped, memsync, other, step):
     received = []
     other.subscribe("k", lambda key, value: received.append(value))
     memsync.write("k", "old", ttl=0.2)
@@ -96,7 +96,7 @@ def test_times_of_entries_are_redis_s_at_once_after_a_step(stepped, memsync, ste
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_progress_and_its_words_go_on_after_the_clock_was_set_back(stepped, memsync, other, step):
+def test_progress_and_its_message_go_on_after_the_clock_was_set_back(stepped, memsync, other, step):
     memsync.sync_task_progress("t", 10, "loading")
     memsync.force_sync()
 
@@ -141,16 +141,18 @@ def test_locks_and_queue_are_listed_after_the_clock_was_set_back(stepped, memsyn
     assert [record.name for record in other.locks()] == ["a"]
 
 
-def test_a_subscriber_learns_that_a_key_is_gone_when_the_clock_was_set_ahead(stepped, memsync, other, fast_polling):
-    received, gone = [], []
-    other.subscribe("k", lambda key, value: received.append(value), gone.append)
+def test_subscriber_receives_an_expiry_when_the_clock_was_set_ahead(
+    stepped, memsync, other, fast_polling,
+):
+    received, invalidated = [], []
+    other.subscribe("k", lambda key, value: received.append(value), invalidated.append)
     memsync.write("k", 1, ttl=600)
     memsync.force_sync()
     eventually(lambda: received == [1])
 
     stepped.set_clock(3600)
 
-    assert eventually(lambda: gone, timeout=5) == ["task-sentinel/k"]
+    assert eventually(lambda: invalidated, timeout=5) == ["task-sentinel/k"]
 
 
 @pytest.mark.parametrize("step", [3600, 200_000])
@@ -202,7 +204,7 @@ def test_the_mark_of_another_program_is_replaced(memsync, stepped):
 # -- leases
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_lease_whose_holder_is_gone_ends_one_lease_after_the_clock_was_set_back(stepped, memsync, other, step):
+def test_lease_of_a_dead_holder_ends_after_the_clock_was_set_back(stepped, memsync, other, step):
     other.lock("a", ttl=1.0).acquire()
     other.runtime.locks.close(free=False)
 

@@ -22,7 +22,7 @@ def cluster(tmp_path_factory):
 
 @pytest.fixture
 def off_node(request, cluster):
-    """A node without the indexes, whose clock is 90 seconds ahead, unless told otherwise."""
+    """A node without the indexes, whose clock is by default 90 seconds ahead."""
     home = cluster.owner_of("{task-sentinel}")
     node = next(server for server in cluster.servers if server is not home)
     node.set_clock(getattr(request, "param", 90))
@@ -32,18 +32,18 @@ def off_node(request, cluster):
 
 @pytest.mark.parametrize("off_node", [-4000, -5, 90], indirect=True)
 def test_everything_on_a_node_with_another_clock_is_as_on_the_others(cluster, off_node, make_on_cluster):
-    memsync, other, heard = make_on_cluster(batch_interval=0.01), make_on_cluster(), {}
+    memsync, other, received = make_on_cluster(batch_interval=0.01), make_on_cluster(), {}
     names = cluster.names_on(off_node, "task-sentinel/%s", 3)
     (task,) = cluster.names_on(off_node, "task-sentinel/tasks/{%s}/", 1)
     (lock,) = cluster.names_on(off_node, "task-sentinel/locks/{%s}", 1)
-    other.subscribe("n*", lambda key, value: heard.__setitem__(key, value))
+    other.subscribe("n*", lambda key, value: received.__setitem__(key, value))
     paths = [f"task-sentinel/{name}" for name in names]
 
     for value in (1, 2):
         for name in names:
             memsync.write(name, value)
         memsync.force_sync()
-        eventually(lambda v=value: heard == dict.fromkeys(paths, v))
+        eventually(lambda v=value: received == dict.fromkeys(paths, v))
     sync_stage(memsync, task, "STARTED")
     memsync.force_sync()
     with memsync.lock(lock, ttl=20.0):

@@ -10,10 +10,10 @@ import pytest
 from celery_memsync import MemorySyncManager, StoreError
 from tests.support.publishing import sync_stage
 from tests.support.threads import in_background
-from tests.support.topologies import Cluster, ask
+from tests.support.topologies import Cluster, execute
 from tests.support.waiting import eventually, succeeds
 
-#: Tasks that are told of while the cluster changes.
+#: Tasks that are recorded while the cluster changes.
 TASKS = 30
 
 
@@ -82,18 +82,20 @@ class Load:
             self._stop.wait(0.005)
 
 
-def check_states(memsync, heard):
-    """Check that what was written last is there, and was heard."""
+def check_states(memsync, received):
+    """Check that what was written last is stored, and was received."""
     states = {f"t{task}": memsync.get_task_state(f"t{task}") for task in range(TASKS)}
 
     assert all(state["last"] is True and state["status"] == "SUCCESS" for state in states.values())
-    eventually(lambda: {key.split("/")[-2]: value for key, value in heard.items()} == states, timeout=20)
+    eventually(
+        lambda: {key.split("/")[-2]: value for key, value in received.items()} == states,
+        timeout=20)
 
 
 @pytest.mark.parametrize("which", [pytest.param("home", marks=pytest.mark.acceptance), "another"])
 def test_writes_under_way_when_a_master_is_killed_reach_the_next_one(cluster, make, which):
-    memsync, other, heard = make(cluster, "w1", batch_interval=0.01), make(cluster, "w2"), {}
-    other.subscribe("tasks/*/state", lambda key, value: heard.__setitem__(key, value))
+    memsync, other, received = make(cluster, "w1", batch_interval=0.01), make(cluster, "w2"), {}
+    other.subscribe("tasks/*/state", lambda key, value: received.__setitem__(key, value))
 
     with Load(memsync) as load:
         eventually(lambda: load.rounds > 5)
@@ -102,7 +104,7 @@ def test_writes_under_way_when_a_master_is_killed_reach_the_next_one(cluster, ma
         rounds = load.rounds
         eventually(lambda: load.rounds > rounds + 5)
 
-    check_states(other, heard)
+    check_states(other, received)
     assert other.get_queue() == {"pending": [], "processing": []}
     assert {row["id"] for row in other.get_tasks(limit=100)} == {f"t{task}" for task in range(TASKS)}
     assert memsync.get_metrics()["dropped"] == 0
@@ -110,7 +112,7 @@ def test_writes_under_way_when_a_master_is_killed_reach_the_next_one(cluster, ma
 
 def test_other_nodes_go_on_until_a_killed_master_is_replaced_if_not_all_slots_are_needed(cluster, make):
     for server in cluster.servers:
-        ask(server, "CONFIG", "SET", "cluster-require-full-coverage", "no")
+        execute(server, "CONFIG", "SET", "cluster-require-full-coverage", "no")
     memsync, killed = make(cluster, "w1", timeout=2.0), cluster.servers[1]
     (name,) = cluster.names_on(cluster.servers[2], "task-sentinel/%s", 1)
     (lost,) = cluster.names_on(killed, "task-sentinel/%s", 1)
@@ -131,8 +133,8 @@ def test_other_nodes_go_on_until_a_killed_master_is_replaced_if_not_all_slots_ar
 
 
 def test_slots_may_move_while_they_are_in_use(steady, make):
-    memsync, other, heard = make(steady, "w1", batch_interval=0.01), make(steady, "w2"), {}
-    other.subscribe("tasks/*/state", lambda key, value: heard.__setitem__(key, value))
+    memsync, other, received = make(steady, "w1", batch_interval=0.01), make(steady, "w2"), {}
+    other.subscribe("tasks/*/state", lambda key, value: received.__setitem__(key, value))
     keys = memsync.runtime.store.keys
 
     with Load(memsync) as load:
@@ -145,7 +147,7 @@ def test_slots_may_move_while_they_are_in_use(steady, make):
             eventually(lambda: load.rounds > rounds + 5)
             assert steady.owner(slot) is target
 
-    check_states(other, heard)
+    check_states(other, received)
     counters = other.get_coordination_metrics()
     assert (counters["total"], counters["succeeded"]) == (TASKS, TASKS)
     assert {row["id"] for row in other.get_tasks(limit=100)} == {f"t{task}" for task in range(TASKS)}
@@ -170,7 +172,7 @@ def test_a_single_key_can_be_read_and_written_while_its_slot_is_half_moved(stead
     assert len(found) >= 3
 
 
-def test_who_waits_for_a_lock_gets_it_though_its_slot_has_moved(steady, make):
+def test_waiter_gets_a_lock_whose_slot_has_moved(steady, make):
     memsync, other = make(steady, "w1"), make(steady, "w2")
     theirs = other.lock("l", wait=20.0, thread_local=False)
     slot = steady.slot_of(memsync.runtime.store.keys.lock_location("l").key)
@@ -204,7 +206,7 @@ def test_a_lock_is_held_over_the_end_of_its_master(cluster, make):
         assert later.fence > lock.fence
 
 
-def test_what_was_told_while_nobody_had_a_slot_waits(cluster, make):
+def test_writes_wait_while_no_node_owns_their_slot(cluster, make):
     memsync = make(cluster, "w1", batch_interval=0.01)
     memsync.write("a", 1)
     memsync.force_sync()
@@ -221,7 +223,7 @@ def test_what_was_told_while_nobody_had_a_slot_waits(cluster, make):
     assert memsync.get_task_state("t1") == {"x": 1}
 
 
-def test_entries_of_other_nodes_are_read_while_the_one_of_the_indexes_is_silent(steady, make):
+def test_entries_of_other_nodes_are_read_while_the_index_node_hangs(steady, make):
     memsync = make(steady, "w1", batch_interval=0.01, timeout=2.0)
     home = steady.owner_of(memsync.runtime.store.keys.about)
     key = next(f"k{number}" for number in range(100) if steady.owner_of(f"task-sentinel/k{number}") is not home)

@@ -14,9 +14,9 @@ def refuse(*_):
 def test_a_key_that_comes_late_into_the_index_is_delivered_after_a_lost_connection(
     cluster, make_on_cluster,
 ):
-    memsync, other, heard = make_on_cluster(batch_interval=0.01), make_on_cluster(), {}
+    memsync, other, received = make_on_cluster(batch_interval=0.01), make_on_cluster(), {}
     (name,) = cluster.names_on(cluster.servers[0], "task-sentinel/%s", 1)
-    other.subscribe("n*", lambda key, value: heard.__setitem__(key, value))
+    other.subscribe("n*", lambda key, value: received.__setitem__(key, value))
     late, add = [], memsync.runtime.store._index.add
     with pytest.MonkeyPatch.context() as away:
         away.setattr(other.runtime.store, "listen", refuse)
@@ -25,10 +25,10 @@ def test_a_key_that_comes_late_into_the_index_is_delivered_after_a_lost_connecti
         away.setattr(memsync.runtime.store._index, "add", late.append)
         memsync.write(name, 1)
         eventually(lambda: late)
-    other.subscribe("m", lambda key, value: heard.__setitem__(key, value))
-    eventually(lambda: memsync.write("m", 1) is None and "task-sentinel/m" in heard, timeout=20)
+    other.subscribe("m", lambda key, value: received.__setitem__(key, value))
+    eventually(lambda: memsync.write("m", 1) is None and "task-sentinel/m" in received, timeout=20)
 
     for update in late:
         add(update)
 
-    eventually(lambda: heard.get(f"task-sentinel/{name}") == 1, timeout=20)
+    eventually(lambda: received.get(f"task-sentinel/{name}") == 1, timeout=20)

@@ -12,7 +12,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from celery_memsync import LockLost, StoreUnavailable
 from tests.support.publishing import sync_stage
 from tests.support.threads import in_background
-from tests.support.topologies import Cluster, ask
+from tests.support.topologies import Cluster, execute
 from tests.support.waiting import eventually
 
 
@@ -23,7 +23,7 @@ def cluster(tmp_path_factory):
     try:
         cluster.start()
         for server in cluster.servers:
-            ask(server, "CONFIG", "SET", "cluster-require-full-coverage", "no")
+            execute(server, "CONFIG", "SET", "cluster-require-full-coverage", "no")
         yield cluster
     finally:
         cluster.stop()
@@ -59,7 +59,9 @@ def succeeds(condition):
 
 
 @pytest.mark.parametrize("after", [0.1, 0.8])
-def test_a_soft_time_limit_strikes_a_call_to_a_silent_node(cluster, other_node, make_on_cluster, after):
+def test_soft_time_limit_interrupts_a_call_to_a_hanging_node(
+    cluster, other_node, make_on_cluster, after,
+):
     def strike(*_):
         raise SoftTimeLimitExceeded
 
@@ -80,7 +82,9 @@ def test_a_soft_time_limit_strikes_a_call_to_a_silent_node(cluster, other_node, 
         other_node.resume()
 
 
-def test_entries_on_other_nodes_are_written_while_one_is_silent(cluster, home, other_node, make_on_cluster):
+def test_entries_on_other_nodes_are_written_while_one_hangs(
+    cluster, home, other_node, make_on_cluster,
+):
     memsync, other = make_on_cluster(batch_interval=0.01, timeout=1.0), make_on_cluster()
     lost, healthy = names_on(cluster, other_node), names_on(cluster, home)
     for name in lost + healthy:
@@ -174,19 +178,23 @@ def test_a_process_starts_without_the_node_of_the_indexes(
 
 
 def test_changes_are_delivered_while_the_node_of_the_indexes_is_away(cluster, home, other_node, make_on_cluster):
-    memsync, other, heard = make_on_cluster(batch_interval=0.01, timeout=1.0), make_on_cluster(timeout=1.0), {}
+    memsync, received = make_on_cluster(batch_interval=0.01, timeout=1.0), {}
+    other = make_on_cluster(timeout=1.0)
     (name,) = names_on(cluster, other_node, number=1)
     memsync.read(name)
-    other.subscribe(name, lambda key, value: heard.__setitem__(key, value))
+    other.subscribe(name, lambda key, value: received.__setitem__(key, value))
     memsync.write(name, 0)
-    eventually(lambda: heard == {f"task-sentinel/{name}": 0})
+    eventually(lambda: received == {f"task-sentinel/{name}": 0})
 
     with home.paused():
         time.sleep(0.1)
-        eventually(lambda: memsync.write(name, 1) is None and set(heard.values()) == {1}, timeout=9)
+        eventually(
+            lambda: memsync.write(name, 1) is None and set(received.values()) == {1}, timeout=9)
 
 
-def test_a_held_lock_survives_a_silent_node_of_another_lock(cluster, home, other_node, make_on_cluster):
+def test_held_lock_survives_a_hanging_node_of_another_lock(
+    cluster, home, other_node, make_on_cluster,
+):
     memsync = make_on_cluster(timeout=1.0)
     healthy, lost = memsync.lock(lock_on(cluster, home), ttl=1.5), memsync.lock(lock_on(cluster, other_node), ttl=1.5)
     assert healthy.acquire() and lost.acquire()

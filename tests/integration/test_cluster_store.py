@@ -15,7 +15,7 @@ from tests.support.publishing import sync_stage
 from tests.support.redis_server import free_port
 from tests.support.samples import use_everything
 from tests.support.threads import in_background
-from tests.support.topologies import ask
+from tests.support.topologies import execute
 from tests.support.waiting import eventually
 
 #: Ids that braces make odd: they choose the slot of a key.
@@ -66,6 +66,16 @@ def test_ids_with_braces_are_as_good_as_others(make_on_cluster, odd):
     assert other.read(f"mine/{odd}") == 2
 
 
+def test_cancelled_ids_are_followed(make_on_cluster):
+    memsync, other, seen = make_on_cluster(), make_on_cluster(), []
+    other.cancel("t1", "before")
+    memsync.runtime.cancelled.follow(lambda new: seen.extend((one.id, one.reason) for one in new))
+
+    other.cancel("t2", "after")
+
+    eventually(lambda: seen == [("t1", "before"), ("t2", "after")])
+
+
 def test_no_two_ids_meet_in_one_key():
     keys = Keys("task-sentinel", together=True)
     names = [*ODD, *("".join(random.choices("{}ab", k=4)) for _ in range(500))]
@@ -93,9 +103,9 @@ def test_a_change_that_a_node_did_not_answer_is_in_doubt(make_on_cluster, monkey
 
     def lose_answer(commands, skip_away=False):
         answered.append(execute_all(commands))
-        gone = redis_py.ConnectionError("gone")
-        note_lost(gone)
-        return [gone] * len(commands)
+        lost = redis_py.ConnectionError("lost")
+        note_lost(lost)
+        return [lost] * len(commands)
 
     execute_all = memsync.runtime.store.redis.execute_all
     with monkeypatch.context() as patch:
@@ -153,7 +163,7 @@ def test_what_follows_is_noted_once_though_its_node_was_away(cluster, make_on_cl
     assert {row["id"] for row in other.get_tasks(limit=100)} == set(elsewhere)
 
 
-def test_who_wrote_without_an_answer_finds_its_tasks_in_the_lists(cluster, make_on_cluster):
+def test_tasks_written_without_an_answer_are_listed(cluster, make_on_cluster):
     memsync, other = make_on_cluster(batch_interval=60.0, backend_options={"socket_timeout": 0.2}), make_on_cluster()
     assert memsync.read("nothing") is None
     home, keys = cluster.owner_of(memsync.runtime.store.keys.about), memsync.runtime.store.keys
@@ -179,18 +189,20 @@ def test_who_wrote_without_an_answer_finds_its_tasks_in_the_lists(cluster, make_
     assert other.search("k*") == [f"task-sentinel/{mine}"]
 
 
-def test_who_notes_late_what_was_written_early_does_not_bring_it_back(cluster, make_on_cluster):
+def test_late_index_update_does_not_restore_a_removed_task(cluster, make_on_cluster):
     keys, home = Keys("task-sentinel", together=True), cluster.owner_of("{task-sentinel}")
     task = next(f"t{n}" for n in range(99) if cluster.owner_of(keys.task(f"t{n}")) is not home)
     mine = next(f"k{n}" for n in range(99) if cluster.owner_of(f"task-sentinel/k{n}") is not home)
     for server in cluster.servers:
-        ask(server, "ACL", "SETUSER", "late", "reset", "on", ">secret", "allkeys", "allchannels", "+@all")
+        execute(
+            server, "ACL", "SETUSER", "late", "reset", "on", ">secret", "allkeys", "allchannels",
+            "+@all")
     late = make_on_cluster(url=cluster.url.replace("://", "://late:secret@", 1), batch_interval=60.0)
     other = make_on_cluster()
     late.force_sync()
     other.write(mine, 1)
     other.force_sync()
-    ask(home, "ACL", "SETUSER", "late", "-evalsha")
+    execute(home, "ACL", "SETUSER", "late", "-evalsha")
     sync_stage(late, task, "PENDING")
     late.delete(mine)
     with pytest.raises(StoreError, match="may not"):
@@ -199,7 +211,7 @@ def test_who_notes_late_what_was_written_early_does_not_bring_it_back(cluster, m
     sync_stage(other, task, "SUCCESS")
     other.write(mine, 2)
     other.force_sync()
-    ask(home, "ACL", "SETUSER", "late", "+evalsha")
+    execute(home, "ACL", "SETUSER", "late", "+evalsha")
     late.force_sync()
 
     assert other.get_task_state(task)["status"] == "SUCCESS"
@@ -208,7 +220,7 @@ def test_who_notes_late_what_was_written_early_does_not_bring_it_back(cluster, m
     assert other.get_coordination_metrics()["succeeded"] == 1
 
 
-def test_versions_and_fences_decide_as_with_one_server(make_on_cluster):
+def test_versions_and_fences_are_checked_as_on_one_server(make_on_cluster):
     memsync, other = make_on_cluster(), make_on_cluster()
     entry = memsync.write("a", 1, expected_version=0)
     with memsync.lock("l") as lock:
@@ -224,14 +236,15 @@ def test_versions_and_fences_decide_as_with_one_server(make_on_cluster):
     assert other.read("b") == 1
 
 
-def test_changes_on_all_nodes_are_heard_with_one_subscription(make_on_cluster):
-    memsync, other, heard = make_on_cluster(), make_on_cluster(), {}
-    other.subscribe("tasks/*/state", lambda key, value: heard.__setitem__(key, value["x"]))
+def test_changes_on_all_nodes_are_received_by_one_subscription(make_on_cluster):
+    memsync, other, received = make_on_cluster(), make_on_cluster(), {}
+    other.subscribe("tasks/*/state", lambda key, value: received.__setitem__(key, value["x"]))
     for number in range(60):
         memsync.sync_task_state(f"t{number}", {"x": number})
     memsync.force_sync()
 
-    eventually(lambda: heard == {f"task-sentinel/tasks/t{number}/state": number for number in range(60)})
+    expected = {f"task-sentinel/tasks/t{number}/state": number for number in range(60)}
+    eventually(lambda: received == expected)
 
 
 def test_waiters_have_the_lock_in_their_turn(make_on_cluster):
@@ -251,7 +264,7 @@ def test_waiters_have_the_lock_in_their_turn(make_on_cluster):
     assert fences == sorted(set(fences))
 
 
-def test_nodes_that_are_gone_are_passed_over(cluster, make_on_cluster):
+def test_missing_nodes_are_skipped(cluster, make_on_cluster):
     memsync = make_on_cluster(url=f"redis+cluster://127.0.0.1:{free_port()},127.0.0.1:{cluster.servers[1].port}")
     memsync.write("a", 1)
     memsync.force_sync(timeout=5)
@@ -259,9 +272,10 @@ def test_nodes_that_are_gone_are_passed_over(cluster, make_on_cluster):
     assert memsync.read("a") == 1
 
 
-def test_the_rights_that_are_told_are_enough(cluster, make_on_cluster):
+def test_documented_rights_are_enough_in_a_cluster(cluster, make_on_cluster):
     for server in cluster.servers:
-        ask(server, "ACL", "SETUSER", "app", "reset", "on", ">secret", "-@all", "+cluster|slots", "+asking",
+        execute(server, "ACL", "SETUSER", "app", "reset", "on", ">secret", "-@all",
+            "+cluster|slots", "+asking",
             *rules("task-sentinel"))
     url = cluster.url.replace("://", "://app:secret@", 1)
     memsync = make_on_cluster(url=url, batch_interval=60.0)
@@ -271,12 +285,14 @@ def test_the_rights_that_are_told_are_enough(cluster, make_on_cluster):
     assert memsync.runtime.store.check_rights() == ([], [])
 
 
-@pytest.mark.parametrize("words, told", [
+@pytest.mark.parametrize("rights, text", [
     ([">secret", "+@all", "-cluster"], "security.md"), ([">geheim", "+@all"], "user or password"),
 ])
-def test_who_may_not_ask_for_the_slots_is_told_so(cluster, make_on_cluster, words, told):
+def test_user_without_the_right_to_read_slots_gets_a_clear_error(
+    cluster, make_on_cluster, rights, text,
+):
     for server in cluster.servers:
-        ask(server, "ACL", "SETUSER", "app", "reset", "on", "allkeys", "allchannels", *words)
+        execute(server, "ACL", "SETUSER", "app", "reset", "on", "allkeys", "allchannels", *rights)
 
-    with pytest.raises(StoreError, match=told):
+    with pytest.raises(StoreError, match=text):
         make_on_cluster(url=cluster.url.replace("://", "://app:secret@", 1)).read("a")

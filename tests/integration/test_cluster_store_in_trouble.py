@@ -6,7 +6,7 @@ import pytest
 from celery_memsync import StoreRefused, StoreUnavailable
 from tests.support.junk import JUNK
 from tests.support.publishing import sync_stage
-from tests.support.topologies import ask
+from tests.support.topologies import execute
 
 
 @pytest.mark.parametrize("is_home", [False, True])
@@ -20,13 +20,13 @@ def test_a_node_that_is_full_keeps_nothing_from_the_others(cluster, make_on_clus
     for name in names:
         memsync.write(name, 1)
 
-    ask(full, "CONFIG", "SET", "maxmemory", "1")
+    execute(full, "CONFIG", "SET", "maxmemory", "1")
     try:
         with pytest.raises(StoreUnavailable, match="it is full"):
             memsync.force_sync()
         there = [name for name in names if other.read(name)]
     finally:
-        ask(full, "CONFIG", "SET", "maxmemory", "0")
+        execute(full, "CONFIG", "SET", "maxmemory", "0")
     memsync.force_sync(timeout=10.0)
 
     assert there == elsewhere
@@ -35,19 +35,21 @@ def test_a_node_that_is_full_keeps_nothing_from_the_others(cluster, make_on_clus
 
 def test_a_right_to_channels_that_is_taken_away_in_a_cluster_takes_nothing_back(cluster, make_on_cluster):
     for server in cluster.servers:
-        ask(server, "ACL", "SETUSER", "mute", "reset", "on", ">secret", "allkeys", "allchannels", "+@all")
+        execute(
+            server, "ACL", "SETUSER", "mute", "reset", "on", ">secret", "allkeys", "allchannels",
+            "+@all")
     memsync = make_on_cluster(url=cluster.url.replace("://", "://mute:secret@", 1), batch_interval=60.0)
     other = make_on_cluster()
     names = [f"k{number}" for number in range(30)]
     for server in cluster.servers:
-        ask(server, "ACL", "SETUSER", "mute", "resetchannels")
+        execute(server, "ACL", "SETUSER", "mute", "resetchannels")
     for name in names:
         memsync.write(name, 1)
 
     memsync.force_sync()
     unpublished = memsync.runtime.store.unpublished
     for server in cluster.servers:
-        ask(server, "ACL", "SETUSER", "mute", "allchannels")
+        execute(server, "ACL", "SETUSER", "mute", "allchannels")
     memsync.force_sync()
 
     assert (unpublished, memsync.runtime.store.unpublished) == (30, 0)
@@ -85,7 +87,7 @@ def test_a_value_that_is_too_large_for_a_node_keeps_nothing_from_others(cluster,
     memsync, other = make_on_cluster(batch_interval=60.0, max_value_size=4 * 2 ** 20), make_on_cluster()
     names = cluster.names_on(cluster.servers[0], "task-sentinel/%s", 10)
     for server in cluster.servers:
-        ask(server, "CONFIG", "SET", "proto-max-bulk-len", 2 ** 20)
+        execute(server, "CONFIG", "SET", "proto-max-bulk-len", 2 ** 20)
     memsync.write(names[0], "x" * 2 ** 21)
     for name in names[1:]:
         memsync.write(name, 1)
@@ -96,7 +98,7 @@ def test_a_value_that_is_too_large_for_a_node_keeps_nothing_from_others(cluster,
         found = other.read_many(names)
     finally:
         for server in cluster.servers:
-            ask(server, "CONFIG", "SET", "proto-max-bulk-len", 512 * 2 ** 20)
+            execute(server, "CONFIG", "SET", "proto-max-bulk-len", 512 * 2 ** 20)
     memsync.force_sync(timeout=5.0)
 
     assert found == {names[0]: None, **dict.fromkeys(names[1:], 1)}

@@ -64,16 +64,16 @@ def test_nothing_that_is_read_from_a_cluster_is_kept(make_on_cluster):
 
 
 def test_that_a_node_was_emptied_is_found_out_when_an_entry_is_read(cluster, make_on_cluster):
-    memsync, gone = make_on_cluster(), []
+    memsync, invalidated = make_on_cluster(), []
     (name,) = cluster.names_on(cluster.servers[0], "task-sentinel/%s", 1)
     memsync.write(name, 1, ttl=2.0)
-    memsync.subscribe(name, lambda key, value: None, on_invalidate=gone.append)
+    memsync.subscribe(name, lambda key, value: None, on_invalidate=invalidated.append)
     memsync.force_sync()
 
     cluster.servers[0].client().flushall()
 
     assert memsync.read(name) is None
-    eventually(lambda: gone == [f"task-sentinel/{name}"], timeout=10)
+    eventually(lambda: invalidated == [f"task-sentinel/{name}"], timeout=10)
 
 
 def test_a_namespace_with_a_tag_is_on_one_node(cluster, make_on_cluster):

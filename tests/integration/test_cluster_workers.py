@@ -1,4 +1,4 @@
-"""Real workers whose memory is a cluster."""
+"""Real workers whose shared state is in a cluster."""
 from __future__ import annotations
 
 import signal
@@ -12,7 +12,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """Three masters that nobody replaces."""
+    """Three masters without replicas."""
     cluster = Cluster(tmp_path_factory.mktemp("cluster"), replicas=0, patience=15000)
     try:
         yield cluster.start()
@@ -23,7 +23,7 @@ def cluster(tmp_path_factory):
 @pytest.fixture
 def fleet(make_fleet, cluster):
     return make_fleet(
-        memory=cluster, memsync_heartbeat_interval=0.3, memsync_worker_ttl=2.0,
+        store=cluster, memsync_heartbeat_interval=0.3, memsync_worker_ttl=2.0,
         include=[TASKS, "tests.support.lock_tasks"])
 
 

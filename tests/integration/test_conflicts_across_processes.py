@@ -18,7 +18,7 @@ from tests.support.stress import stressed
 
 HOUR = 3600.0
 
-#: A process that does what it is told: it reads expressions, and answers what they come to.
+#: A process that reads expressions and answers with their values.
 PROGRAM = """
 import json, sys, time
 ahead, worker_id, url, settings = json.loads(sys.argv[1])
@@ -36,14 +36,14 @@ def flush():
             pass
     raise RuntimeError("it never got its turn")
 
-def tell_fields(name, turns):
+def write_fields(name, turns):
     for turn in range(turns):
         memsync.sync_task_state("t1", {f"{name}-{turn}": turn, f"count-{name}": turn, "all": "the same"})
         if turn % 3 == 0:
             flush()
     flush()
 
-def tell_items(name, turns):
+def write_items(name, turns):
     for turn in range(turns):
         items = memsync.read("a", consistent=True) or []
         memsync.write("a", [*items, f"{name}-{turn}"])
@@ -86,7 +86,7 @@ class Program:
             [sys.executable, "-c", PROGRAM, given], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)})
 
-    def tell(self, expression):
+    def send(self, expression):
         self.process.stdin.write(expression + "\n")
         self.process.stdin.flush()
 
@@ -95,14 +95,14 @@ class Program:
         assert line, "the process has failed"
         return json.loads(line)
 
-    def ask(self, expression):
-        self.tell(expression)
+    def evaluate(self, expression):
+        self.send(expression)
         return self.answer()
 
 
 @pytest.fixture
 def start(redis_url):
-    """Starts processes, which are ready to be told when this returns."""
+    """Starts processes, which are ready for expressions when this returns."""
     started = []
 
     def start(count, ahead=0.0, **settings):
@@ -121,7 +121,7 @@ def start(redis_url):
 def all_do(programs, expression):
     """Let all do something at once; return what they answer."""
     for n, program in enumerate(programs):
-        program.tell(expression.format(n=n))
+        program.send(expression.format(n=n))
     return [program.answer() for program in programs]
 
 
@@ -137,7 +137,7 @@ def all_do(programs, expression):
 def test_what_processes_write_blindly_at_once_ends_the_same(start, memsync, resolver, expression, expected):
     programs = start(4, conflict_resolver=resolver)
     for n, program in enumerate(programs):
-        program.ask(expression.format(n=n))
+        program.evaluate(expression.format(n=n))
         time.sleep(0.02)
 
     all_do(programs, "flush()")
@@ -150,7 +150,7 @@ def test_what_processes_write_blindly_at_once_ends_the_same(start, memsync, reso
 def test_fields_of_many_processes_are_all_there_and_are_no_conflict(start, memsync):
     programs = start(4)
 
-    all_do(programs, "tell_fields('p{n}', 40)")
+    all_do(programs, "write_fields('p{n}', 40)")
 
     assert memsync.get_task_state("t1") == {
         **{f"p{n}-{turn}": turn for n in range(4) for turn in range(40)},
@@ -163,7 +163,7 @@ def test_fields_of_many_processes_are_all_there_and_are_no_conflict(start, memsy
 def test_items_that_processes_add_to_what_they_read_are_all_there(start, memsync):
     programs = start(3, conflict_resolver="merge_arrays")
 
-    all_do(programs, "tell_items('p{n}', 15)")
+    all_do(programs, "write_items('p{n}', 15)")
 
     assert sorted(memsync.read("a")) == sorted(f"p{n}-{turn}" for n in range(3) for turn in range(15))
 
@@ -171,10 +171,10 @@ def test_items_that_processes_add_to_what_they_read_are_all_there(start, memsync
 def test_one_process_counts_no_conflict_however_much_it_writes_alone(start):
     program, = start(1, conflict_resolver="merge_arrays")
 
-    program.ask("tell_items('p', 50)")
-    program.ask("tell_fields('p', 50)")
+    program.evaluate("write_items('p', 50)")
+    program.evaluate("write_fields('p', 50)")
 
-    assert program.ask("conflicts()") == 0
+    assert program.evaluate("conflicts()") == 0
 
 
 # -- compare-and-set
@@ -218,7 +218,7 @@ def test_threads_of_one_manager_that_count_by_compare_and_set_count_exactly(make
 
 
 @pytest.mark.parametrize("version", [0, 1, 3, 10 ** 18])
-def test_the_error_of_a_lost_compare_and_set_tells_the_version_that_is_there(memsync, other, version):
+def test_error_of_a_lost_compare_and_set_has_the_stored_version(memsync, other, version):
     other.write("a", "x")
     other.force_sync()
     other.write("a", "y")
@@ -232,13 +232,13 @@ def test_the_error_of_a_lost_compare_and_set_tells_the_version_that_is_there(mem
     assert memsync.read("a") == "y"
 
 
-@pytest.mark.parametrize("tell", [
+@pytest.mark.parametrize("write", [
     lambda memsync: None,
     lambda memsync: memsync.sync_task_run("t1", TaskRun(status="STARTED")),
     lambda memsync: memsync.sync_task_progress("t1", 50),
 ])
-def test_the_version_of_a_state_that_was_read_is_the_one_to_expect(memsync, other, tell):
-    tell(memsync)
+def test_the_version_of_a_state_that_was_read_is_the_one_to_expect(memsync, other, write):
+    write(memsync)
     memsync.sync_task_state("t1", {"x": 1})
     memsync.force_sync()
     entry = other.read_entry("tasks/t1/state")
@@ -270,31 +270,33 @@ def test_the_later_write_wins_however_wrong_the_clocks_of_the_hosts_are(start, m
 def write_alternately(programs, of):
     """Let two processes write values and flush them, one after the other; keys end in ``of``."""
     for n, program in enumerate(programs):
-        program.ask(f"memsync.write('a{of}', {n}), memsync.write('b{of}', {n}), "
+        program.evaluate(f"memsync.write('a{of}', {n}), memsync.write('b{of}', {n}), "
                     f"memsync.sync_task_state('t{of}', dict(x={n}))")
         time.sleep(0.05)
-        program.ask(f"memsync.sync_agent_coordination('t{of}', 'coder', {n}) or memsync.sync_task_progress('t{of}', {n})")
+        program.evaluate(
+            f"memsync.sync_agent_coordination('t{of}', 'coder', {n}) or "
+            f"memsync.sync_task_progress('t{of}', {n})")
         time.sleep(0.05)
     for n in (0, 1, 0):
-        programs[n].ask("flush()")
+        programs[n].evaluate("flush()")
     for n in (1, 0):
-        programs[n].ask(f"memsync.write('c{of}', {n})")
+        programs[n].evaluate(f"memsync.write('c{of}', {n})")
         time.sleep(0.05)
-        programs[n].ask("flush()")
+        programs[n].evaluate("flush()")
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])
-def test_the_later_value_wins_whichever_host_is_wrong_and_whoever_is_flushed_first(start, memsync, ahead, order):
+def test_later_value_wins_despite_wrong_clocks_in_any_flush_order(start, memsync, ahead, order):
     programs = [*start(1, ahead), *start(1)]
     for n in (0, 1):
-        programs[n].ask(f"memsync.write('a', {n}), memsync.sync_task_state('t1', dict(x={n}))")
+        programs[n].evaluate(f"memsync.write('a', {n}), memsync.sync_task_state('t1', dict(x={n}))")
         time.sleep(0.05)
-        programs[1 - n].ask(f"memsync.write('b', {n})")
+        programs[1 - n].evaluate(f"memsync.write('b', {n})")
         time.sleep(0.05)
 
     for n in order:
-        programs[n].ask("flush()")
+        programs[n].evaluate("flush()")
 
     assert memsync.read_many(["a", "b"]) == {"a": 1, "b": 1}
     assert memsync.get_task_state("t1") == {"x": order[1]}  # of one field the last write to arrive wins

@@ -58,7 +58,7 @@ def ports(tmp_path_factory):
             client.config_set("requirepass", SECRET)
         held = stack.enter_context(servers["full"].client())
         held.ping()
-        others = {"silent": None, "closing": b"", "http": b"HTTP/1.1 400 Bad Request\r\n\r\n"}
+        others = {"hanging": None, "closing": b"", "http": b"HTTP/1.1 400 Bad Request\r\n\r\n"}
         yield {"free": free_port(), **{name: server.port for name, server in servers.items()},
                **{name: stack.enter_context(serving(answer)) for name, answer in others.items()}}
 
@@ -84,9 +84,9 @@ FAILURES = {
                      "or see whether DNS works on this host"),
     "no socket": ("unix://:{secret}@/nowhere/r.sock?db=4", "/nowhere/r.sock, database 4",
                   f"its socket is not there; {RUNNING}"),
-    "silent": ("redis://127.0.0.1:{silent}", "127.0.0.1:{silent}/0",
+    "hanging": ("redis://127.0.0.1:{hanging}", "127.0.0.1:{hanging}/0",
                "it did not answer within 0.5 s; is it overloaded or paused?"),
-    "silent to TLS": ("rediss://127.0.0.1:{silent}", "127.0.0.1:{silent}/0",
+    "hanging to TLS": ("rediss://127.0.0.1:{hanging}", "127.0.0.1:{hanging}/0",
                       "no TLS was agreed on within 0.5 s; does it speak TLS? else let memsync_backend begin with redis://"),
     "closed": ("redis://127.0.0.1:{closing}", "127.0.0.1:{closing}/0", CLOSED),
     "no Redis": ("redis://127.0.0.1:{http}", "127.0.0.1:{http}/0", NO_REDIS),
@@ -115,7 +115,7 @@ FAILURES = {
 def test_failure_to_connect_names_where_what_why_and_the_next_step(ports, name):
     url, where, why = (text.format(secret=SECRET, **ports) for text in FAILURES[name])
 
-    message = message_of(url, 0.5 if "silent" in name else 5.0)
+    message = message_of(url, 0.5 if "hanging" in name else 5.0)
 
     assert message == f"Could not read entries task-sentinel/a (Redis at {where}): {why}"
 
@@ -140,7 +140,7 @@ def tls_port(tmp_path_factory):
     ("rediss", {}, "its certificate is not accepted (self"),
     ("rediss", {"ssl_cert_reqs": "none"}, "TLS failed ("),
 ], ids=["no TLS", "unknown authority", "no certificate"])
-def test_failure_of_tls_says_which_side_does_not_accept_the_other(tls_port, scheme, options, why):
+def test_failure_of_tls_names_the_side_that_refused(tls_port, scheme, options, why):
     port, _ = tls_port
 
     assert f"(Redis at localhost:{port}/0): {why}" in message_of(f"{scheme}://localhost:{port}", **options)

@@ -58,7 +58,8 @@ def fleet(module_fleet, worker):
 def look(fleet):
     """Return the queue and the assignments as another process sees them."""
     done = subprocess.run(
-        [sys.executable, "-c", LOOK, fleet.memory.url, fleet.name], cwd=ROOT, env={"PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", LOOK, fleet.store.url, fleet.name], cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=30, check=True)
     return json.loads(done.stdout)
 
@@ -110,7 +111,7 @@ def test_many_tasks_at_once_are_counted_exactly(make_fleet, concurrency):
 
 
 @pytest.mark.parametrize("prefetch", stressed([1, 4], [4]))
-def test_tasks_behind_a_task_at_work_wait_in_the_order_in_which_they_were_published(make_fleet, prefetch):
+def test_tasks_behind_a_running_task_wait_in_publishing_order(make_fleet, prefetch):
     fleet = make_fleet(worker_prefetch_multiplier=prefetch)
     first, *others = [fleet.send("sleep", 60)] + [fleet.send("add", number, 1) for number in range(6)]
     ids = [other.id for other in others]
@@ -208,7 +209,8 @@ def test_no_task_that_came_to_a_bad_end_stays_in_the_queue(fleet, name):
     eventually(lambda: counted(fleet) == after)
 
 
-@pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery 5.7 learned to tell the parent of a lost run")
+@pytest.mark.skipif(
+    celery.VERSION < (5, 7), reason="Celery reports a lost run to the parent from 5.7")
 def test_a_run_whose_child_was_killed_and_that_runs_again_is_counted_as_lost(fleet):
     before = {"total": 0, "lost": 0, "succeeded": 0, **counted(fleet)}
 
@@ -220,15 +222,15 @@ def test_a_run_whose_child_was_killed_and_that_runs_again_is_counted_as_lost(fle
     assert queue(fleet) == EMPTY
 
 
-def test_what_was_counted_while_redis_was_away_arrives(make_fleet, own_memory):
-    fleet = make_fleet(memory=own_memory)
+def test_what_was_counted_while_redis_was_away_arrives(make_fleet, own_store):
+    fleet = make_fleet(store=own_store)
     fleet.start_worker("-c", "2")
     fleet.wait(fleet.send("add", 1, 1), "SUCCESS")
-    own_memory.stop()
+    own_store.stop()
     results = [fleet.send("add", number, 1) for number in range(30)]
     assert [result.get(timeout=20) for result in results] == list(range(1, 31))
 
-    own_memory.start()
+    own_store.start()
 
     eventually(lambda: counted(fleet) == {"total": 31, "succeeded": 31}, timeout=20)
     eventually(lambda: queue(fleet) == EMPTY)

@@ -28,7 +28,7 @@ MARGIN = 0.5
 #: Seconds that calls are given to wait.
 WAIT = 0.5
 
-#: Public calls that ask, decide, or end.
+#: Public calls that read, change something in one step, or end.
 CALLS = {
     "get_task_state": lambda memsync: memsync.get_task_state("t"),
     "get_task_progress": lambda memsync: memsync.get_task_progress("t"),
@@ -55,6 +55,7 @@ CALLS = {
     "search": lambda memsync: memsync.search("*"),
     "iter_entries": lambda memsync: list(memsync.iter_entries()),
     "enqueue": lambda memsync: memsync.enqueue("t"),
+    "cancel": lambda memsync: memsync.cancel("t", "no need"),
     "dequeue": lambda memsync: memsync.dequeue(),
     "complete": lambda memsync: memsync.complete("t"),
     "write expected": lambda memsync: memsync.write("k", 1, expected_version=0),
@@ -78,14 +79,14 @@ WAITING_CALLS = {
 }
 
 TROUBLES = {
-    "silent": lambda proxy: proxy.hold_all(),
+    "hanging": lambda proxy: proxy.hold_all(),
     "dribbling": lambda proxy: setattr(proxy, "dribble", 0.2),
-    "old connections silent": lambda proxy: proxy.hold_asked(),
-    "cut and silent": lambda proxy: (proxy.hold_all(), proxy.cut()),
+    "old connections hanging": lambda proxy: proxy.hold_open(),
+    "cut and hanging": lambda proxy: (proxy.hold_all(), proxy.cut()),
 }
 
 #: Troubles that every call meets; the others, and in the normal run all but one, meet only a few calls.
-OFTEN = stressed(("silent", "dribbling"), ("silent",))
+OFTEN = stressed(("hanging", "dribbling"), ("hanging",))
 
 #: Of each kind one.
 FEW_CALLS = ("get_task", "read", "dequeue", "write expected", "acquire", "force_sync", "shutdown")
@@ -182,7 +183,9 @@ def test_call_to_a_paused_server_ends_in_time(own_server, make_memsync, call):
 
 
 @pytest.mark.parametrize("call", ["read", "acquire", "shutdown"])
-def test_call_to_a_silent_master_that_sentinels_name_ends_in_time(own_server, tmp_path, make_memsync, call):
+def test_call_to_a_hanging_master_of_sentinels_ends_in_time(
+    own_server, tmp_path, make_memsync, call,
+):
     sentinels = [SentinelServer(tmp_path / f"sentinel-{number}", own_server.port, quorum=9).start() for number in range(2)]
     hosts = ";".join(f"sentinel://127.0.0.1:{sentinel.port}" for sentinel in sentinels)
     memsync = make_memsync(url=f"{hosts}/0?master_name=mymaster", timeout=TIMEOUT)
@@ -198,10 +201,10 @@ def test_call_to_a_silent_master_that_sentinels_name_ends_in_time(own_server, tm
 
 
 def test_call_to_a_paused_embedded_server_ends_in_time(tmp_path):
-    memsync = MemorySyncManager("w", f"embedded://{tmp_path / 'memory'}", timeout=TIMEOUT)
+    memsync = MemorySyncManager("w", f"embedded://{tmp_path / 'store'}", timeout=TIMEOUT)
     memsync.write("a", 1)
     memsync.force_sync(timeout=10.0)
-    (server,) = servers_of(tmp_path / "memory")
+    (server,) = servers_of(tmp_path / "store")
     os.kill(server, signal.SIGSTOP)
 
     took = [seconds_of(CALLS[call], memsync) for call in ("read", "read", "acquire", "shutdown")]
@@ -210,7 +213,7 @@ def test_call_to_a_paused_embedded_server_ends_in_time(tmp_path):
     assert max(took) < TIMEOUT + MARGIN
 
 
-def test_what_is_told_does_not_wait(warm, proxy):
+def test_buffered_writes_do_not_wait(warm, proxy):
     proxy.hold_all()
     seconds_of(warm.force_sync)
 
@@ -235,7 +238,7 @@ def test_error_names_the_time(warm, proxy):
         warm.read("unread", consistent=True)
 
 
-def test_redis_that_answers_again_is_asked_again(warm, proxy):
+def test_redis_that_answers_again_is_used_again(warm, proxy):
     proxy.hold_all()
     seconds_of(warm.read, "unread")
 
@@ -244,14 +247,14 @@ def test_redis_that_answers_again_is_asked_again(warm, proxy):
     assert eventually(lambda: seconds_of(warm.read, "unread") < TIMEOUT and warm.read("known") == 1)
 
 
-def test_silent_connections_fail_one_call_only(proxy, make_memsync):
+def test_hanging_connections_fail_one_call_only(proxy, make_memsync):
     memsync = make_memsync(url=proxy.url, cache_size=0, timeout=TIMEOUT)
     memsync.read("a")
     pool = memsync.runtime.store.redis.connection_pool
     lent = [pool.get_connection(*_PURPOSE) for _ in range(5)]
     for connection in lent:
         pool.release(connection)
-    proxy.hold_asked()
+    proxy.hold_open()
 
     with pytest.raises(StoreError):
         memsync.read("a")
@@ -271,7 +274,7 @@ def test_timeout_is_not_tried_again(proxy):
     assert seconds < TIMEOUT + MARGIN
 
 
-def test_nothing_listens_is_told_at_once(make_memsync):
+def test_refused_connection_is_reported_at_once(make_memsync):
     memsync = make_memsync(url=f"redis://127.0.0.1:{free_port()}", timeout=30.0)
 
     seconds = seconds_of(memsync.read, "a")

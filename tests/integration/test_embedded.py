@@ -174,7 +174,7 @@ def test_without_a_path_a_directory_of_the_user_is_shared(tmp_path):
     eventually(lambda: not servers_of(folder), timeout=5)
 
 
-def test_nobody_else_can_connect(stay, folder):
+def test_other_users_cannot_connect(stay, folder):
     stay()
 
     socket = Path(embedded.socket_path(str(folder)))
@@ -183,7 +183,7 @@ def test_nobody_else_can_connect(stay, folder):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
-def test_a_machine_without_a_server_is_told_what_to_install(folder):
+def test_error_without_a_server_names_what_to_install(folder):
     out = run(textwrap.dedent(NO_WHEEL) + textwrap.dedent("""
         import os
         from celery_memsync import StoreError
@@ -247,20 +247,20 @@ def test_server_that_the_extra_brings_works(folder, monkeypatch, tmp_path):
     assert out.strip() in ("valkey", "redis")
 
 
-@pytest.mark.parametrize("python, system, machine, word", [
+@pytest.mark.parametrize("python, system, machine, text", [
     ((3, 14), "linux", "x86_64", "pip install 'celery-memsync[embedded]'"),
     ((3, 14), "darwin", "arm64", "brew install redis"),
     ((3, 10), "darwin", "arm64", "no server for Python 3.10 on darwin arm64"),
     ((3, 14), "darwin", "x86_64", "no server for Python 3.14 on darwin x86_64"),
 ])
-def test_advice_fits_the_python_and_the_machine(monkeypatch, python, system, machine, word):
+def test_advice_fits_the_python_and_the_machine(monkeypatch, python, system, machine, text):
     monkeypatch.setattr(sys, "version_info", python)
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(embedded.platform, "machine", lambda: machine)
 
     advice = embedded.install_advice()
 
-    assert word in advice
+    assert text in advice
     assert ("pip install" in advice) == embedded.extra_brings_server(python, system, machine)
 
 

@@ -25,7 +25,7 @@ def test_a_process_with_a_handler_that_blocks_ends(tmp_path, redis_url):
 
 # -- forks
 
-def test_a_forked_child_hears_its_own_events_and_none_that_waited_in_its_parent(tmp_path, redis_url):
+def test_forked_child_receives_its_own_events_and_none_of_its_parent(tmp_path, redis_url):
     out = run(tmp_path, """
         begun, release, parent = threading.Event(), threading.Event(), os.getpid()
         memsync.on('force-sync', lambda **details: os.getpid() == parent and (begun.set(), release.wait(10)))
@@ -72,12 +72,12 @@ def strike(*_):
         raise Limit
 
 armed = False
-chance, told, calls, struck = random.Random(20261129), [], [], 0
+chance, received, calls, struck = random.Random(20261129), [], [], 0
 signal.signal(signal.SIGALRM, strike)
 end = time.monotonic() + 3
 while time.monotonic() < end:
     events = Events()
-    events.on('write', lambda **details: told.append(1))
+    events.on('write', lambda **details: received.append(1))
     loop = BackgroundLoop('a-test', lambda: calls.append(1), 0, on_demand=True)
     try:
         armed = True
@@ -102,7 +102,7 @@ while time.monotonic() < end:
     loop.stop(5)
     events.close(5)
     assert not loop.running
-print(struck, bool(told))
+print(struck, bool(received))
 """
 
 

@@ -2,17 +2,20 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import os
 import pty
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
+import celery
 import pytest
 
 from celery_memsync.store.embedded import PACKAGED_SERVERS
@@ -26,17 +29,24 @@ HAS_PACKAGED_SERVER = any(find_spec(package) for package, _ in PACKAGED_SERVERS)
 
 
 class Demo:
-    """Runs of the demo whose processes can be told from all others by their folder for temporary files.
+    """Runs of the demo whose processes are recognised by their folder for temporary files.
 
     Args:
         folder: Where it is run.
+        added: Code that is added to files of a copy of the example, by name.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, added=None):
         self.folder = folder
         self.temporary = folder / "tmp"
-        self.temporary.mkdir()
-        self.command = [sys.executable, str(EXAMPLE / "demo.py")]
+        self.temporary.mkdir(parents=True)
+        example = EXAMPLE
+        if added:
+            example = shutil.copytree(EXAMPLE, folder / "example_project")
+            for name, code in added.items():
+                with (example / name).open("a") as file:
+                    file.write(code)
+        self.command = [sys.executable, str(example / "demo.py")]
         self.env = {**os.environ, "TMPDIR": str(self.temporary), "TERM": "xterm", "COLUMNS": "120"}
 
     def run(self, *args, **env):
@@ -50,7 +60,7 @@ class Demo:
         """Start it and go on."""
         return subprocess.Popen(
             [*self.command, *args], cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, stdout=stdout,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.STDOUT, text=True,
         )
 
     def left(self):
@@ -81,21 +91,31 @@ def demo(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A demo, and what came of running it on sixty modules; without a redis-server on the PATH if there is another."""
+def wrong(tmp_path_factory):
+    """A demo that loses a module and counts another one twice; it runs beside the next one."""
+    demo = Demo(tmp_path_factory.mktemp("wrong"), {"proj/survey.py": """
+
+right_summary = summary
+
+
+def summary(found):
+    return right_summary([*found[1:], found[-1]])
+"""})
+    process = demo.start("--limit", "48")
+    yield demo, process
+    process.communicate(timeout=60)
+    demo.check_nothing_left()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, wrong):
+    """A demo, and its run on 48 modules; without a redis-server on the PATH if there is another."""
     demo = Demo(tmp_path_factory.mktemp("demo"))
-    done = demo.run("--limit", "60", **({"PATH": str(demo.folder)} if HAS_PACKAGED_SERVER else {}))
+    started = time.monotonic()
+    done = demo.run("--limit", "48", **({"PATH": str(demo.folder)} if HAS_PACKAGED_SERVER else {}))
+    done.seconds = time.monotonic() - started
     demo.check_nothing_left()
     return demo, done
-
-
-@pytest.fixture
-def survey():
-    """The module of the example that measures."""
-    spec = importlib.util.spec_from_file_location("survey", EXAMPLE / "proj" / "survey.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def plain_totals(modules):
@@ -103,8 +123,9 @@ def plain_totals(modules):
     totals = dict.fromkeys(
         ("modules", "unreadable", "imports", "lines", "functions", "classes", "documented", "documentable"), 0)
     for module in modules:
-        totals["modules"] += 1
         source = (STDLIB / module).read_bytes()
+        totals["modules"] += 1
+        totals["lines"] += len(source.splitlines())
         try:
             nodes = list(ast.walk(ast.parse(source)))
         except (SyntaxError, ValueError):
@@ -112,7 +133,6 @@ def plain_totals(modules):
             continue
         functions = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
         classes = [node for node in nodes if isinstance(node, ast.ClassDef)]
-        totals["lines"] += len(source.splitlines())
         totals["functions"] += len(functions)
         totals["classes"] += len(classes)
         totals["documentable"] += len(functions) + len(classes) + 1
@@ -138,30 +158,86 @@ def test_the_census_of_the_demo_equals_a_plain_loop(finished):
 
     census = demo.census()
     modules = [one["module"] for one in census["modules"]]
+    lines = f"{census['totals']['lines']:,}"
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(set(modules)) == 60
+    assert len(set(modules)) == 48
     assert census["totals"] == plain_totals(modules)
-    assert f"| lines | {census['totals']['lines']:,} |" in (demo.folder / "census" / "report.md").read_text()
-    assert "A plain loop over the same files comes to the same figures" in done.stdout
+    assert f"| lines | {lines} |" in (demo.folder / "census" / "report.md").read_text()
+    assert f"the same files gives 48 modules\nwith {lines} lines, too" in done.stdout
 
 
-def test_the_demo_shows_progress_and_status_in_plain_lines(finished):
+def test_the_tasks_of_the_killed_worker_end_on_the_other_one(finished):
     _, done = finished
 
-    middle, end = done.stdout.split("`celery -A proj memsync status` shows:")[1:]
+    steps = "are dead|marked its tasks as LOST|They run again"
+    running, requeued, again = re.split(steps, done.stdout)[1:]
+    lost = re.findall(r"^    (census-\d\d)  STARTED on (w[12]@demo), \d+ %$", running, re.M)
+    (killed,) = {worker for _, worker in lost}
+    other = {"w1@demo": "w2@demo", "w2@demo": "w1@demo"}[killed]
+
+    assert f"kill -9: {killed} and its processes are dead" in done.stdout
+    assert f"{killed} has sent no heartbeat for 3 seconds. {other} has marked" in done.stdout
+    for task_id, _ in lost:
+        assert f"    {task_id}  LOST on {killed}, then " in requeued
+        assert re.search(rf"^    {task_id}  LOST on {killed}, then \w+ on {other}", again, re.M)
+    assert f"Nothing is lost: {' and '.join(task_id for task_id, _ in lost)} ended" in again
+
+
+def test_the_progress_of_the_demo_never_goes_backward_in_plain_lines(finished):
+    _, done = finished
+
+    lines = re.findall(r"^Census: (\d+) of 48 modules", done.stdout, re.M)
+    progress = [int(count) for count in lines]
 
     assert "\x1b" not in done.stdout and "\r" not in done.stdout
-    assert "Census: 60 of 60 modules (100 %)" in done.stdout
-    assert "celery@" in middle
-    assert "offline" in end and "Tasks: 62 SUCCESS" in end
+    assert len(progress) > 3 and progress == sorted(progress)
+    assert "Census: 48 of 48 modules (100 %)" in done.stdout
+    assert re.search(r"^Census: .*; census-\d\d on w[12]@demo \d+ %", done.stdout, re.M)
+
+
+@pytest.mark.skipif(celery.VERSION < (5, 6), reason="workers of Celery 5.5 take tasks in advance")
+def test_the_demo_shows_why_a_task_waits(finished):
+    _, done = finished
+
+    answer = re.search(r"\$ celery -A proj memsync why census-\d\d\n(.*)", done.stdout).group(1)
+
+    assert answer.startswith("    It waits in the queue census at position ")
+
+
+def test_the_demo_ends_with_the_status_of_both_workers(finished):
+    _, done = finished
+
+    status = done.stdout.split("$ celery -A proj memsync status\n")[1]
+    workers = re.findall(r"^    w[12]@demo +(\w+)", status, re.M)
+
+    assert sorted(workers) == ["active", "lost"]
+    assert "Tasks: 18 SUCCESS" in status
+    assert "What to try next:" in status
+
+
+def test_the_demo_takes_less_than_a_minute(finished):
+    _, done = finished
+
+    assert done.seconds < 60
+
+
+def test_a_wrong_census_is_reported_and_exits_with_one(wrong):
+    _, process = wrong
+
+    output, _ = process.communicate(timeout=60)
+
+    assert process.returncode == 1
+    assert re.search(r"^WRONG: \S+\.py is counted 0 times$", output, re.M)
+    assert re.search(r"^WRONG: \S+\.py is counted 2 times$", output, re.M)
+    assert "Nothing is lost" not in output
 
 
 @pytest.mark.acceptance
 def test_the_demo_draws_bars_on_a_terminal(demo):
     pytest.importorskip("rich")
     outer, inner = pty.openpty()
-    process = demo.start("--limit", "5", stdout=inner)
+    process = demo.start("--limit", "6", stdout=inner)
     os.close(inner)
 
     shown = read_all(outer)
@@ -191,44 +267,40 @@ def test_without_any_redis_server_one_line_says_what_to_install(demo):
     assert "apt install redis-server" in done.stderr
 
 
-@pytest.mark.parametrize("number", stressed([signal.SIGINT, signal.SIGTERM], [signal.SIGINT]))
-def test_an_interrupted_demo_leaves_nothing_behind(demo, number):
-    process = demo.start()
-    first = process.stdout.readline().decode()
-    started = b" ".join(map(bytes, demo.left()))
+def test_a_worker_that_fails_is_reported_with_the_end_of_its_log(tmp_path):
+    demo = Demo(tmp_path, {"proj/tasks.py": "\nraise RuntimeError('broken by the test')\n"})
 
-    process.send_signal(number)
-    output, _ = process.communicate(timeout=30)
+    done = demo.run()
 
-    assert first.startswith("Census:")
-    assert all(word in started for word in (b"demo.py", b"embedded_supervisor.py", b"-server", b"worker"))
-    assert process.returncode == 130
-    assert output.decode().endswith("Interrupted; all that was started is stopped.\n")
+    assert done.returncode == 1
+    assert re.match(r"demo.py: w[12]@demo has ended by itself; the end of its log:", done.stderr)
+    assert "RuntimeError: broken by the test" in done.stderr
+    demo.check_nothing_left()
 
 
-def test_what_can_not_be_read_is_counted(survey, tmp_path, monkeypatch):
-    monkeypatch.setattr(survey, "STDLIB", tmp_path)
-    (tmp_path / "fine.py").write_text("import os\n")
-    (tmp_path / "old.py").write_text("print 'no parentheses'\n")
-    (tmp_path / "strange.py").write_bytes(b"# coding: nothing\n")
-    (tmp_path / "zero.py").write_bytes(b"\0")
+def test_a_demo_that_is_ended_early_leaves_nothing_behind(tmp_path):
+    ends = stressed(["SIGINT", "SIGTERM", "SIGHUP", "closed pipe"], ["SIGHUP", "closed pipe"])
+    demos = [Demo(tmp_path / end) for end in ends]
+    processes = [demo.start("--limit", "48") for demo in demos]
 
-    result = survey.summary([survey.measure(module) for module in [*survey.modules(), "gone.py"]])
+    for end, demo, process in zip(ends, demos, processes):
+        next(line for line in process.stdout if line.startswith("kill -9:"))
+        started = b" ".join(map(bytes, demo.left()))
+        for word in (b"demo.py", b"embedded_supervisor.py", b"-server", b"worker"):
+            assert word in started
+        if end == "closed pipe":
+            process.stdout.close()
+        else:
+            process.send_signal(getattr(signal, end))
 
-    assert (result["totals"]["modules"], result["totals"]["unreadable"]) == (5, 4)
-    assert result["wanted"] == [["os", 1]]
-    assert "`old.py`: SyntaxError" in survey.as_markdown(result)
-
-
-@pytest.mark.parametrize("module, name, level, expected", [
-    ("os.py", "sys", 0, "sys"),
-    ("json/decoder.py", "scanner", 1, "json.scanner"),
-    ("json/__init__.py", "decoder", 1, "json.decoder"),
-    ("email/mime/text.py", "charset", 2, "email.charset"),
-    ("email/mime/text.py", "", 1, "email.mime"),
-])
-def test_relative_imports_get_their_full_name(survey, module, name, level, expected):
-    assert survey.absolute(module, name, level) == expected
+    for end, demo, process in zip(ends, demos, processes):
+        if end == "closed pipe":
+            assert process.wait(30) == 1
+        else:
+            output, _ = process.communicate(timeout=30)
+            assert process.returncode == 130
+            assert output.endswith("Interrupted; all that was started is stopped.\n")
+        demo.check_nothing_left()
 
 
 def read_all(file):

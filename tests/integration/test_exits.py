@@ -1,4 +1,4 @@
-"""However workers and their children end, no word of a task is lost."""
+"""However workers and their children end, no record of a task is lost."""
 from __future__ import annotations
 
 import os
@@ -19,7 +19,7 @@ NEVER = 60.0
 
 
 @pytest.mark.parametrize("how", stressed(["SIGTERM", "SIGINT"], ["SIGTERM"]))
-def test_a_warm_shutdown_lets_tasks_end_and_tells_their_end(make_fleet, how):
+def test_warm_shutdown_lets_tasks_end_and_records_their_end(make_fleet, how):
     fleet = make_fleet(memsync_batch_interval=NEVER)
     worker = fleet.start_worker("-c", "2")
     running = [fleet.send("sleep", 1) for _ in range(2)]
@@ -58,7 +58,7 @@ def test_a_cold_shutdown_loses_the_task(make_fleet, signals):
     worker.stop(getattr(signal, signals[-1]))
 
     state = fleet.state(result.id)
-    assert state["status"] == "LOST"  # it was acknowledged: nobody runs it again
+    assert state["status"] == "LOST"  # it was acknowledged: no worker runs it again
 
 
 def test_a_task_given_up_by_a_cold_shutdown_is_done_by_the_next_worker(make_fleet):
@@ -99,7 +99,7 @@ def test_a_task_that_outlasts_a_soft_shutdown_is_lost(make_fleet):
     assert fleet.status(result.id) == "LOST"
 
 
-def test_children_that_end_after_one_task_lose_no_word(make_fleet):
+def test_children_that_end_after_one_task_lose_no_record(make_fleet):
     fleet = make_fleet(worker_max_tasks_per_child=1, memsync_batch_interval=NEVER, worker_prefetch_multiplier=8)
     count = stressed(200, 24)
     fleet.start_worker("-c", str(count // 4))
@@ -111,7 +111,7 @@ def test_children_that_end_after_one_task_lose_no_word(make_fleet):
 
 
 @pytest.mark.acceptance
-def test_a_pool_that_shrinks_loses_no_word(make_fleet):
+def test_shrinking_pool_loses_no_record(make_fleet):
     fleet = make_fleet(memsync_batch_interval=NEVER)
     worker = fleet.worker("--autoscale", "4,1")
     worker.env["AUTOSCALE_KEEPALIVE"] = "1"
@@ -191,7 +191,7 @@ def spawned(module_fleet):
     return module_fleet
 
 
-def test_spawned_children_tell_of_100_tasks(spawned):
+def test_spawned_children_record_100_tasks(spawned):
     results = [spawned.send("add", number, 1) for number in range(100)]
 
     states = [spawned.wait(result, "SUCCESS", timeout=30) for result in results]
@@ -200,7 +200,7 @@ def test_spawned_children_tell_of_100_tasks(spawned):
     assert {state["pid"] for state in states} <= set(spawned.workers[0].children())
 
 
-def test_spawned_children_tell_a_failure(spawned):
+def test_spawned_children_record_a_failure(spawned):
     result = spawned.send("fail", "the cup is empty")
 
     state = spawned.wait(result, "FAILURE")
@@ -208,7 +208,7 @@ def test_spawned_children_tell_a_failure(spawned):
     assert state["exception"] == {"type": "ValueError", "message": "the cup is empty"}
 
 
-def test_spawned_children_tell_progress(spawned):
+def test_spawned_children_record_progress(spawned):
     result = spawned.send("count_to", 50)
 
     spawned.wait(result, "SUCCESS")
@@ -233,21 +233,21 @@ def test_spawned_children_write_what_waits_before_they_exit(make_fleet):
 
 @pytest.mark.parametrize("redis, how", [
     pytest.param("stopped", "SIGTERM", marks=pytest.mark.acceptance), ("stopped", "SIGQUIT"), ("paused", "SIGTERM")])
-def test_a_worker_ends_within_seconds_although_redis_is_away(make_fleet, own_memory, redis, how):
-    fleet = make_fleet(memory=own_memory)
+def test_a_worker_ends_within_seconds_although_redis_is_away(make_fleet, own_store, redis, how):
+    fleet = make_fleet(store=own_store)
     worker = fleet.start_worker("-c", "2")
     results = [fleet.send("add", number, 1) for number in range(20)]
     assert [result.get(timeout=10) for result in results] == list(range(1, 21))
-    {"stopped": own_memory.stop, "paused": own_memory.pause}[redis]()
+    {"stopped": own_store.stop, "paused": own_store.pause}[redis]()
     assert fleet.send("add", 1, 1).get(timeout=10) == 2
     time.sleep(0.5)  # a SIGQUIT in the middle of reading a child's result makes Celery's own shutdown wait for that result
     began = time.monotonic()
 
     worker.stop(getattr(signal, how))
 
-    # The children first, and then the parent, may wait once for all that they have to tell.
+    # The children first, and then the parent, may wait once for all that they have to write.
     assert time.monotonic() - began < 2 * DEFAULT_TIMEOUT + CELERYS_OWN
-    assert own_memory.url not in worker.output()
+    assert own_store.url not in worker.output()
 
 
 @pytest.mark.parametrize("how", stressed(["SIGTERM", "SIGINT", "SIGQUIT"], ["SIGQUIT"]))

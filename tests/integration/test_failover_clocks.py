@@ -41,11 +41,11 @@ def managers(pair, make_memsync):
 
 @dataclasses.dataclass
 class Grant:
-    """An acquisition of a lock, with monotonic times: when it was asked for and granted, and until when it was owned."""
+    """An acquisition of a lock: the monotonic times of request, grant and end."""
 
     name: str
     fence: int
-    asked: float
+    requested: float
     granted: float
     owned: float = 0.0
 
@@ -91,10 +91,11 @@ class Play:
 
     def use_lock(self, memsync, chance):
         name = chance.choice(LOCKS)
-        lock, asked = memsync.lock(name, ttl=2.0, wait=chance.choice((0.0, 0.5))), time.monotonic()
+        lock = memsync.lock(name, ttl=2.0, wait=chance.choice((0.0, 0.5)))
+        requested = time.monotonic()
         if not lock.acquire():
             return
-        grant = Grant(name, lock.fence, asked, time.monotonic())
+        grant = Grant(name, lock.fence, requested, time.monotonic())
         self.grants.append(grant)
         end = time.monotonic() + chance.choice((0.0, 0.005, 0.05))
         while True:
@@ -127,7 +128,7 @@ def out_of_order(grants):
     """Return pairs of grants, of any locks, of which the later one has the lower fence, or the same."""
     by_fence = sorted(grants, key=lambda grant: grant.fence)
     return [(one, other) for one, other in itertools.pairwise(by_fence)
-            if other.granted < one.asked or one.fence == other.fence]
+            if other.granted < one.requested or one.fence == other.fence]
 
 
 def overlaps(grants, jumps):
@@ -139,7 +140,7 @@ def overlaps(grants, jumps):
     for name in LOCKS:
         rows = sorted((grant for grant in grants if grant.name == name), key=lambda grant: grant.fence)
         for one, other in itertools.pairwise(rows):
-            has_ended = any(begin < other.granted and one.asked < end for begin, end in jumps)
+            has_ended = any(begin < other.granted and one.requested < end for begin, end in jumps)
             if other.granted < one.owned and not has_ended:
                 yield one, other
 
@@ -182,10 +183,10 @@ def lagging(tmp_path):
     pair.stop()
 
 
-def test_a_write_in_the_place_of_one_that_a_failover_lost_is_heard(lagging, make_memsync):
+def test_write_in_place_of_one_lost_by_a_failover_is_received(lagging, make_memsync):
     memsync, other = (make_memsync(url=lagging.url, batch_interval=60.0, default_ttl=TTL) for _ in range(2))
-    heard = []
-    memsync.subscribe("k/*", lambda key, value: heard.append(value))
+    received = []
+    memsync.subscribe("k/*", lambda key, value: received.append(value))
     lagging.master.set_clock(600)
     other.write("k/1", "first")
     other.force_sync()
@@ -195,7 +196,7 @@ def test_a_write_in_the_place_of_one_that_a_failover_lost_is_heard(lagging, make
         new.replicaof("NO", "ONE")
     other.write("k/1", "lost")
     other.force_sync()
-    eventually(lambda: heard[-1:] == ["lost"])
+    eventually(lambda: received[-1:] == ["lost"])
 
     third = make_memsync(url=lagging.replica.url, batch_interval=60.0, default_ttl=TTL)
     third.write("k/1", "kept")
@@ -203,4 +204,4 @@ def test_a_write_in_the_place_of_one_that_a_failover_lost_is_heard(lagging, make
     lagging.proxy.port = lagging.replica.port
     lagging.proxy.cut()
 
-    eventually(lambda: heard[-1] == "kept", timeout=5)
+    eventually(lambda: received[-1] == "kept", timeout=5)

@@ -1,4 +1,4 @@
-"""A fleet as another process sees it: who is killed, paused, drained, gone; each told of once."""
+"""A fleet as another process sees it: killed, paused, drained and ended workers, each once."""
 from __future__ import annotations
 
 import signal
@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.waiting import eventually
 
-#: Of the fleets of these tests: seconds between beats are 0.5.
+#: Of the fleets of these tests: seconds between heartbeats are 0.5.
 TTL = 2.0
 
 
@@ -60,17 +60,17 @@ def test_a_fleet_of_all_pools_is_seen_as_it_is(make_fleet):
     assert fleet.reader.get_coordination_metrics()["lost"] == 1
 
 
-def test_a_restart_of_redis_loses_nobody(make_fleet, own_memory):
-    fleet = make_fleet(memory=own_memory, memsync_worker_ttl=TTL)
+def test_restart_of_redis_loses_no_worker(make_fleet, own_store):
+    fleet = make_fleet(store=own_store, memsync_worker_ttl=TTL)
     workers = fleet.start_all(fleet.worker("-c", "1"), fleet.worker("-P", "threads", "-c", "1"))
     results = [fleet.send("sleep", 4), fleet.send("sleep", 4)]
     for result in results:
         fleet.wait(result, "STARTED")
 
-    own_memory.stop()
+    own_store.stop()
     eventually(lambda: all("Trying again until it answers" in worker.output() for worker in workers))
     time.sleep(TTL * 1.2)
-    own_memory.start()
+    own_store.start()
 
     eventually(lambda: fleet.reader.get_active_workers() == [worker.name for worker in workers])
     for result in results:
@@ -79,16 +79,16 @@ def test_a_restart_of_redis_loses_nobody(make_fleet, own_memory):
     assert [fleet.notes("task-lost", result.id) for result in results] == [[], []]
 
 
-def test_running_tasks_are_recorded_anew_after_an_older_snapshot(make_fleet, own_memory):
-    fleet = make_fleet(memory=own_memory, memsync_worker_ttl=TTL)
+def test_running_tasks_are_recorded_anew_after_an_older_snapshot(make_fleet, own_store):
+    fleet = make_fleet(store=own_store, memsync_worker_ttl=TTL)
     worker = fleet.start_worker("-P", "threads", "-c", "1")
-    own_memory.client().save()
+    own_store.client().save()
     result = fleet.send("sleep", 30)
     fleet.wait(result, "STARTED")
     heartbeat = fleet.wait_running(worker, result)
 
-    own_memory.kill()
-    own_memory.start()
+    own_store.kill()
+    own_store.start()
 
     fleet.wait_record(worker, lambda record: record.sequence > heartbeat.sequence)
     eventually(lambda: fleet.status(result.id) == "STARTED", timeout=3)

@@ -1,4 +1,4 @@
-"""The private redis-server on a disk that is full: what tells does not mind, what was kept before stays."""
+"""The private redis-server on a full disk: buffered writes do not fail, and saved data stay."""
 from __future__ import annotations
 
 import subprocess
@@ -46,7 +46,7 @@ def fill(folder):
 
 
 def run(folder):
-    """Let a process count, and wait until its server is gone; return what it read before and after."""
+    """Let a process count, and wait until its server ends; return what it read before and after."""
     done = subprocess.run(
         [sys.executable, "-c", USER, f"embedded://{folder}"], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -66,7 +66,7 @@ def test_on_a_full_disk_all_works_but_nothing_new_is_kept(disk):
     assert run(folder) == ["2", "3"]
 
 
-def test_where_no_file_can_be_made_it_says_so_and_nothing_told_is_lost(disk, caplog):
+def test_full_disk_is_logged_and_no_pending_write_is_lost(disk, caplog):
     (disk / "redis").mkdir()
     files = []
     with pytest.raises(OSError, match="No space left"):

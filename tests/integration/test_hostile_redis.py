@@ -83,7 +83,7 @@ def test_a_wrong_answer_is_an_error_of_ours_or_nothing(redis, make_memsync, liar
 
 
 @pytest.mark.parametrize("seed", range(stressed(4, 2)))
-def test_answers_at_random_lead_nobody_astray_for_long(redis, make_memsync, liar, seed):
+def test_random_answers_cause_no_lasting_damage(redis, make_memsync, liar, seed):
     chance = random.Random(seed)
     memsync = make_memsync(url=liar.url, timeout=0.3)
 

@@ -33,27 +33,28 @@ def strike(*_):
 seed = int(sys.argv[2])
 chance = random.Random(seed)
 memsync = MemorySyncManager(worker_id="w", url=sys.argv[1], batch_interval=0.005, batch_size=20)
-memsync.sync_task_state("t", {"told": 0})
+memsync.sync_task_state("t", {"count": 0})
 memsync.force_sync()  # what is imported at the first use is: an interrupted import locks Python up by itself
 signal.signal(signal.SIGALRM, strike)
-struck = told = 0
+struck = count = 0
 end = time.monotonic() + float(sys.argv[3])
 while time.monotonic() < end:
     try:
         signal.setitimer(signal.ITIMER_REAL, chance.random() * 0.0005)
         for _ in range(200):
-            told += 1
-            memsync.sync_task_progress("t", None, current=told, total=10**9)
-            memsync.sync_task_state("t", {"told": told})
-            memsync.sync_task_state(f"other-{told % 50}", {"told": told})
+            count += 1
+            memsync.sync_task_progress("t", None, current=count, total=10**9)
+            memsync.sync_task_state("t", {"count": count})
+            memsync.sync_task_state(f"other-{count % 50}", {"count": count})
         signal.setitimer(signal.ITIMER_REAL, 0)
     except Limit:
         struck += 1
 signal.setitimer(signal.ITIMER_REAL, 0)
-memsync.sync_task_state("t", {"told": told})
-memsync.sync_task_progress("t", None, current=told, total=10**9)
+memsync.sync_task_state("t", {"count": count})
+memsync.sync_task_progress("t", None, current=count, total=10**9)
 memsync.force_sync(timeout=10)
-print(struck, told, memsync.get_task_state("t")["told"], memsync.get_task_progress("t")["current"])
+state, progress = memsync.get_task_state("t"), memsync.get_task_progress("t")
+print(struck, count, state["count"], progress["current"])
 memsync.shutdown()
 """
 
@@ -62,10 +63,10 @@ def test_exceptions_at_any_bytecode_leave_nothing_locked_and_nothing_lost(redis_
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT, redis_url, "20261122", SECONDS], capture_output=True, text=True, timeout=60)
 
-    struck, told, state, progress = map(int, run.stdout.split() or [0, 0, -1, -1])
+    struck, count, state, progress = map(int, run.stdout.split() or [0, 0, -1, -1])
     assert run.returncode == 0, run.stderr
     assert struck > 50
-    assert (state, progress) == (told, told)
+    assert (state, progress) == (count, count)
 
 
 BARRIERS = """
@@ -78,7 +79,7 @@ def strike(*_):
 
 chance = random.Random(int(sys.argv[2]))
 memsync = MemorySyncManager(url=sys.argv[1], batch_interval=60.0)
-memsync.sync_task_state("t", {"told": 0})
+memsync.sync_task_state("t", {"count": 0})
 memsync.force_sync()
 signal.signal(signal.SIGALRM, strike)
 struck = 0
@@ -86,7 +87,7 @@ end, least = time.monotonic() + float(sys.argv[3]), int(sys.argv[4])
 while struck < least or time.monotonic() < end:
     for number in range(100):
         memsync.write(f"key-{number}", struck)
-        memsync.sync_task_state(f"t{number}", {"told": struck})
+        memsync.sync_task_state(f"t{number}", {"count": struck})
     try:
         signal.setitimer(signal.ITIMER_REAL, chance.random() * 0.005)
         memsync.force_sync()
@@ -124,38 +125,40 @@ def test_a_limit_that_a_handler_of_an_event_raises_is_no_matter_of_the_task(mems
     assert other.read("a") == 1
 
 
-@pytest.mark.parametrize("tell, ask", [
+@pytest.mark.parametrize("write, read", [
     (lambda memsync, value: memsync.write("a", value), lambda memsync: memsync.read("a", consistent=True)),
     (lambda memsync, value: memsync.sync_task_state("t", value), lambda memsync: memsync.get_task_state("t")),
 ])
-def test_a_limit_that_a_resolver_raises_is_a_failure_of_the_resolver(make_memsync, other, tell, ask):
-    asked_in = []
+def test_a_limit_that_a_resolver_raises_is_a_failure_of_the_resolver(
+    make_memsync, other, write, read,
+):
+    threads = []
 
     def resolve(entries):
-        asked_in.append(threading.current_thread().name)
+        threads.append(threading.current_thread().name)
         raise SoftTimeLimitExceeded
 
     memsync = make_memsync(batch_interval=60.0, conflict_resolver=resolve)
-    told = []
-    memsync.on("conflict-resolved", lambda strategy, **_: told.append(strategy))
-    tell(other, {"x": 1})
+    strategies = []
+    memsync.on("conflict-resolved", lambda strategy, **_: strategies.append(strategy))
+    write(other, {"x": 1})
     other.force_sync()
-    tell(memsync, {"x": 2})
+    write(memsync, {"x": 2})
 
     memsync.force_sync()
     assert memsync.events.wait_idle(5)
 
-    assert (ask(other), memsync.get_metrics()["conflicts"]) == ({"x": 2}, 1)
-    assert told == ["failed: SoftTimeLimitExceeded"]
-    assert asked_in == ["memsync-resolver"]
+    assert (read(other), memsync.get_metrics()["conflicts"]) == ({"x": 2}, 1)
+    assert strategies == ["failed: SoftTimeLimitExceeded"]
+    assert threads == ["memsync-resolver"]
 
 
-@pytest.mark.parametrize("tell, ask", [
+@pytest.mark.parametrize("write, read", [
     (lambda memsync, value: memsync.write("a", value), lambda memsync: memsync.read("a", consistent=True)),
     (lambda memsync, value: memsync.sync_task_state("t", value), lambda memsync: memsync.get_task_state("t")),
 ])
-def test_a_limit_while_a_resolver_is_at_work_reaches_the_task_and_the_conflict_is_settled(
-    make_memsync, other, tell, ask,
+def test_soft_time_limit_during_a_resolver_reaches_the_task(
+    make_memsync, other, write, read,
 ):
     def resolve(entries):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
@@ -167,9 +170,9 @@ def test_a_limit_while_a_resolver_is_at_work_reaches_the_task_and_the_conflict_i
 
     struck = threading.Event()
     memsync = make_memsync(batch_interval=60.0, conflict_resolver=resolve)
-    tell(other, {"x": 1})
+    write(other, {"x": 1})
     other.force_sync()
-    tell(memsync, {"x": 2})
+    write(memsync, {"x": 2})
     before = signal.signal(signal.SIGUSR1, strike_task)
 
     try:
@@ -180,7 +183,7 @@ def test_a_limit_while_a_resolver_is_at_work_reaches_the_task_and_the_conflict_i
     struck.set()
     memsync.force_sync()
 
-    assert (ask(other), memsync.get_metrics()["conflicts"]) == ({"x": 3}, 1)
+    assert (read(other), memsync.get_metrics()["conflicts"]) == ({"x": 3}, 1)
 
 
 #: Bytecodes between two at which a barrier is struck.
@@ -193,18 +196,18 @@ STRIDE = 1
     lambda memsync: memsync.force_sync(), lambda memsync: memsync.read_many(["a", "tasks/t/state"]),
 ], ids=["force_sync", "read_many"])
 def test_an_exception_at_any_bytecode_of_a_barrier_loses_nothing(memsync, other, act):
-    def tell(number):
+    def write(number):
         memsync.write("a", number)
         memsync.sync_task_state("t", {f"x{number % 3}": number})
         memsync.increment_metrics(n=1)
 
-    tell(0)
+    write(0)
     number = strike(lambda: act(memsync), None, *MODULES)
     memsync.force_sync()
     counted, fields, wrong = 1, {"x0": 0}, []
 
     for at in range(1, number + 1, STRIDE):
-        tell(at)
+        write(at)
         counted, fields[f"x{at % 3}"] = counted + 1, at
         strike(lambda: act(memsync), at, *MODULES)
         memsync.force_sync()

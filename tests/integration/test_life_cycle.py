@@ -1,4 +1,4 @@
-"""Forks, spawned children, and the end of a process: what was told is written, once."""
+"""Forks, spawned children, and the end of a process: pending writes are sent, once."""
 from __future__ import annotations
 
 import signal
@@ -26,7 +26,7 @@ def test_what_waits_is_written_at_the_end_of_the_process(tmp_path, redis_url, me
     assert memsync.read("a") == 1
 
 
-def test_what_is_told_in_an_atexit_handler_is_written(tmp_path, redis_url, memsync):
+def test_write_in_an_atexit_handler_is_sent(tmp_path, redis_url, memsync):
     run(tmp_path, "import atexit; atexit.register(memsync.write, 'a', 1)", redis_url)
 
     assert memsync.read("a") == 1
@@ -226,7 +226,7 @@ def test_a_child_of_multiprocessing_that_just_ends_has_written(tmp_path, redis_u
     assert memsync.read_entry("pending").version == 1
 
 
-def test_a_pool_of_processes_shares_one_memory(tmp_path, redis_url, memsync):
+def test_processes_of_a_pool_share_one_state(tmp_path, redis_url, memsync):
     run(tmp_path, """
         def act(number):
             memsync.sync_agent_coordination('t1', f'agent-{number:02}', number)

@@ -1,4 +1,4 @@
-"""Mutual exclusion, shown by a history: who believed to hold a lock and when, while processes and Redis are tormented.
+"""Mutual exclusion, shown by a history of holders, while processes and Redis are tormented.
 
 With ``MEMSYNC_STRESS=1`` that takes a minute; ``MEMSYNC_SEED=1`` repeats a history.
 """
@@ -103,7 +103,7 @@ class Torment:
         rows = defaultdict(list)
         for path in self.folder.glob("notes-*"):
             for line in path.read_text().splitlines():
-                # Who was killed may have left half a line.
+                # A killed process may have left half a line.
                 if line.count(" ") == 3 and len(line.rpartition(".")[2]) == 6:
                     what, name, fence, at = line.split()
                     rows[name].append((int(fence), what, float(at)))
@@ -111,7 +111,7 @@ class Torment:
 
 
 @pytest.mark.timeout(SECONDS + 60)
-def test_no_two_processes_ever_believe_to_hold_one_lock(own_server, tmp_path):
+def test_no_two_processes_own_one_lock_at_the_same_time(own_server, tmp_path):
     print(f"seed {SEED}")
     torment = Torment(own_server, tmp_path, SEED)
     try:
@@ -129,13 +129,13 @@ def test_no_two_processes_ever_believe_to_hold_one_lock(own_server, tmp_path):
         check_exclusion(name, history[name])
         check_counter(history[name], (tmp_path / f"counter-{name}").read_text())
         check_register(name, torment.registers[name])
-    words = [what for rows in history.values() for _, what, _ in rows]
-    print(dict(torment.befallen), {what: words.count(what) for what in sorted(set(words))})
-    assert words.count("taken") > 3 * SECONDS
+    events = [what for rows in history.values() for _, what, _ in rows]
+    print(dict(torment.befallen), {what: events.count(what) for what in sorted(set(events))})
+    assert events.count("taken") > 3 * SECONDS
 
 
 def check_exclusion(name, rows):
-    """Nobody took the lock while another still knew to own it, and the order of taking is that of the fences."""
+    """Check that no process took the lock while another owned it, and that fences are in order."""
     begins = {fence: at for fence, what, at in rows if what == "taken"}
     ends = {}
     for fence, what, at in rows:

@@ -24,7 +24,7 @@ def replica(own_server, tmp_path):
 
 @pytest.fixture
 def make(own_server, replica):
-    """Makes managers whose locks a replica must have, unless told otherwise."""
+    """Makes managers whose locks by default need one replica."""
     made = []
 
     def make(lock_replicas=1, **settings):
@@ -37,7 +37,7 @@ def make(own_server, replica):
 
 
 def holder(server):
-    """Return what a server knows of who holds the lock."""
+    """Return the record of the holder of the lock on a server."""
     text = server.client().get(KEY) or b""
     return text.partition(b"\n")[2]
 
@@ -58,7 +58,7 @@ def test_a_lock_that_the_replica_does_not_get_is_not_had_and_given_back(make, re
     assert other.lock("printer", wait=10.0).acquire()
 
 
-def test_who_has_waited_has_it_when_the_replica_knows(make, replica):
+def test_waiter_has_the_lock_when_the_replica_has_it(make, replica):
     memsync, other = make(), make()
     with memsync.lock("printer"):
         theirs = other.lock("printer", wait=20.0)
@@ -70,7 +70,7 @@ def test_who_has_waited_has_it_when_the_replica_knows(make, replica):
     assert taken and b'"w2"' in known
 
 
-def test_a_lease_that_the_replica_does_not_get_is_not_believed_in(make, replica):
+def test_lease_that_a_replica_does_not_get_is_not_valid(make, replica):
     memsync, lost = make(lock_ttl=2.0), []
     memsync.on("lock-lost", lambda name, **_: lost.append(name))
     lock = memsync.lock("printer")

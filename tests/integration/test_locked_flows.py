@@ -16,9 +16,10 @@ from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, memory):
+def fleet(tmp_path_factory, broker, store):
     """A fleet with two workers."""
-    fleet = Fleet(tmp_path_factory.mktemp("flows"), broker, memory, include=["tests.support.tasks", TASKS])
+    fleet = Fleet(
+        tmp_path_factory.mktemp("flows"), broker, store, include=["tests.support.tasks", TASKS])
     fleet.start_worker("-c", "2")
     fleet.start_worker("-c", "2")
     yield fleet
@@ -34,7 +35,7 @@ def taken(fleet):
     lock.release()
 
 
-def test_a_task_whose_lock_is_taken_fails_and_says_who_has_it(fleet, taken):
+def test_task_whose_lock_is_taken_fails_and_names_the_holder(fleet, taken):
     result = send(fleet, "end", taken.name, "return")
 
     with pytest.raises(LockNotAcquired) as caught:
@@ -57,7 +58,7 @@ def test_a_task_is_tried_again_until_its_lock_is_free_and_its_retries_are_not_us
 
 
 def begun(fleet, result):
-    """Return the runs of a task that have begun and asked for the next."""
+    """Return the runs of a task that have begun and requested a retry."""
     runs = (fleet.reader.get_task(result.id) or {"runs": []})["runs"]
     return [run for run in runs if run["status"] == "RETRY" and "started_at" in run]
 
@@ -91,7 +92,7 @@ def test_a_task_that_retries_by_itself_on_a_taken_lock_gets_it(fleet, taken):
     assert result.get(timeout=15) == "done"
 
 
-def test_a_task_that_is_skipped_shows_who_held_its_lock(fleet, taken):
+def test_skipped_task_shows_the_holder_of_its_lock(fleet, taken):
     result = send(fleet, "skip", taken.name)
 
     state = fleet.wait(result, "SKIPPED")
@@ -118,7 +119,7 @@ def test_a_chain_goes_on_after_a_task_that_was_held_back(fleet, taken):
     assert result.get(timeout=15) == 5
 
 
-def test_wrong_arguments_of_a_locked_task_are_refused_by_who_sends_it(fleet):
+def test_wrong_arguments_of_a_locked_task_are_refused_by_the_sender(fleet):
     with pytest.raises(TypeError):
         task(fleet, "add").delay(1, 2, 3, 4)
     with pytest.raises(TypeError):
@@ -158,7 +159,7 @@ def test_a_message_that_is_delivered_again_while_its_task_runs_is_held_back(make
     assert all(row["at"] >= first_end["at"] for row in begins[1:])
 
 
-def test_what_a_run_tells_that_was_paused_beyond_its_lease_is_refused(make_fleet):
+def test_writes_of_a_run_paused_beyond_its_lease_are_refused(make_fleet):
     fleet = make_fleet(include=["tests.support.tasks", TASKS])
     paused, other = fleet.start_worker("-c", "1"), fleet.start_worker("-c", "1", "-Q", "others")
     task_id, name = uuid.uuid4().hex, uuid.uuid4().hex

@@ -15,9 +15,10 @@ from tests.support.waiting import eventually
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, memory):
+def fleet(tmp_path_factory, broker, store):
     """A fleet whose locks live long, with a worker of two children."""
-    fleet = Fleet(tmp_path_factory.mktemp("locks"), broker, memory, include=["tests.support.tasks", TASKS])
+    fleet = Fleet(
+        tmp_path_factory.mktemp("locks"), broker, store, include=["tests.support.tasks", TASKS])
     fleet.start_worker("-c", "2")
     yield fleet
     fleet.close()
@@ -84,7 +85,7 @@ def test_the_lock_of_a_killed_child_is_freed_by_its_parent(fleet, name, how):
     assert seconds_until_free(fleet, name) < 1
 
 
-def test_the_lock_of_a_killed_child_is_handed_to_who_waits(fleet, name):
+def test_lock_of_a_killed_child_passes_to_a_waiter(fleet, name):
     result = send(fleet, "end", name, "kill", 0.5)
     wait_begun(fleet, result)
 

@@ -1,4 +1,4 @@
-"""The shared memory is coherent under faults: processes at random, judged by an independent checker."""
+"""The shared state is coherent under faults: random processes, judged by an independent checker."""
 from __future__ import annotations
 
 import os
@@ -23,13 +23,15 @@ def write(value, at=1.0, key="solo/p1.0/0", **more):
     """A write that took a moment, by the session that the value names."""
     session = next(iter(value.values())) if isinstance(value, dict) else value or "p1.0:"
     session = session.partition(":")[0]
-    return {"op": "write", "p": session.partition(".")[0], "s": session, "key": key, "value": value, "how": "tell",
+    return {"op": "write", "p": session.partition(".")[0], "s": session, "key": key, "value": value,
+            "how": "buffered",
             "begin": at, "end": at + 0.01, "error": None, "version": None, "ttl": None, **more}
 
 
-def decide(value, version, at=1.0, key="cas/0", **more):
+def compare_and_set(value, version, at=1.0, key="cas/0", **more):
     expected = (version or 1) - 1
-    return write(value, at, key, **{"how": "decide", "version": version, "expected": expected, "saw": None, **more})
+    about = {"how": "cas", "version": version, "expected": expected, "saw": None, **more}
+    return write(value, at, key, **about)
 
 
 def stored(value, at=1.1, key="solo/p1.0/0"):
@@ -41,8 +43,10 @@ def read(value, at, version=None, key="solo/p1.0/0", by="p2.0", fresh=False):
             "fresh": fresh, "begin": at, "end": at + 0.01}
 
 
-def told(value, version, at, key="solo/p1.0/0"):
-    return {"op": "told", "p": "p2", "sub": "1", "key": key, "value": value, "version": version, "at": at}
+def received(value, version, at, key="solo/p1.0/0"):
+    return {
+        "op": "received", "p": "p2", "sub": "1", "key": key, "value": value, "version": version,
+        "at": at}
 
 
 def final(value, version, key="solo/p1.0/0"):
@@ -60,15 +64,20 @@ STATE = "tasks/t0/state"
 
 GOOD = {
     "what is replaced may be read for a while": [*IN_ORDER, read(ONE, 2.05), read(ONE, 7.0), read(TWO, 7.2)],
-    "what was deleted is gone": [*IN_ORDER, write(None, 2.5), SYNCED, read(None, 3.2, fresh=True)],
+    "what was deleted is not read": [
+        *IN_ORDER, write(None, 2.5), SYNCED, read(None, 3.2, fresh=True)],
     "a write whose answer is missing may be there, or not": [
-        *IN_ORDER, decide("p1.0:3", None, 3.0, "solo/p1.0/0", expected=2, error="StoreError"),
+        *IN_ORDER,
+        compare_and_set("p1.0:3", None, 3.0, "solo/p1.0/0", expected=2, error="StoreError"),
         read(TWO, 9.0, by="p1.0"), read("p1.0:3", 10.0, 3), final("p1.0:3", 3)],
-    "all told": [SUBSCRIBED, *IN_ORDER, told(ONE, 1, 1.2), told(TWO, 2, 2.2), final(TWO, 2)],
-    "versions begin anew when a key was gone": [
-        SUBSCRIBED, *IN_ORDER, told(TWO, 2, 2.2), EMPTIED, {**DOUBTED, "at": 10.2}, write("p1.0:3", 11.0),
-        told("p1.0:3", 1, 11.1), final("p1.0:3", 1)],
-    "what was lost with all is gone": [*IN_ORDER, EMPTIED, read(TWO, 12.0), read(None, 15.5), final(None, None)],
+    "every change is received": [
+        SUBSCRIBED, *IN_ORDER, received(ONE, 1, 1.2), received(TWO, 2, 2.2), final(TWO, 2)],
+    "versions begin anew when a key was deleted": [
+        SUBSCRIBED, *IN_ORDER, received(TWO, 2, 2.2), EMPTIED, {**DOUBTED, "at": 10.2},
+        write("p1.0:3", 11.0),
+        received("p1.0:3", 1, 11.1), final("p1.0:3", 1)],
+    "what was lost with all data is not read": [
+        *IN_ORDER, EMPTIED, read(TWO, 12.0), read(None, 15.5), final(None, None)],
     "the later of two wins": [
         write(ONE, 1.0, "open/0"), write(OTHER, 1.5, "open/0"), read(OTHER, 2.0, 2, "open/0"),
         final(OTHER, 2, "open/0")],
@@ -80,7 +89,8 @@ GOOD = {
 BAD = {
     "a key is not read backward": [
         [*IN_ORDER, read(TWO, 2.2), read(ONE, 2.3)],
-        [decide(ONE, 1), decide(OTHER, 2, 2.0), read(OTHER, 2.5, 2, "cas/0", "p3.0"),
+        [compare_and_set(ONE, 1), compare_and_set(OTHER, 2, 2.0),
+         read(OTHER, 2.5, 2, "cas/0", "p3.0"),
          read(ONE, 2.6, 1, "cas/0", "p3.0")],
         [read({}, 1.0, 3, STATE), read({}, 1.1, 2, STATE), write({"p1.0.a": ONE}, 9.0, STATE)],
     ],
@@ -91,41 +101,49 @@ BAD = {
         [*IN_ORDER, final(ONE, 1)],
         [write(None), SYNCED, write(TWO, 3.5), stored(TWO, 3.6), read(None, 9.0)],
         [write({"p1.0.a": ONE}, 1.0, STATE), SYNCED, final({"p2.0.a": OTHER}, 2, STATE)],
-        [decide(ONE, 1), decide(OTHER, 2, 2.0), stored(OTHER, 2.1, "cas/0"), read(ONE, 7.2, 1, "cas/0", "p3.0")],
+        [compare_and_set(ONE, 1), compare_and_set(OTHER, 2, 2.0), stored(OTHER, 2.1, "cas/0"),
+         read(ONE, 7.2, 1, "cas/0", "p3.0")],
     ],
     "a process reads its own writes": [
         [*IN_ORDER, read(ONE, 2.2, by="p1.0")],
         [write(ONE), read(None, 1.02, by="p1.1")],
-        [decide(ONE, 1), decide(TWO, 2, 2.0), stored(TWO, 2.02, "cas/0"), read(ONE, 2.03, 1, "cas/0", "p1.0")],
+        [compare_and_set(ONE, 1), compare_and_set(TWO, 2, 2.0), stored(TWO, 2.02, "cas/0"),
+         read(ONE, 2.03, 1, "cas/0", "p1.0")],
     ],
     "what is read was written": [[*IN_ORDER, read("p1.0:9", 2.2)], [*IN_ORDER, read(TWO, 1.5)]],
     "what is seen was written, and not refused": [
-        [write(ONE, error="ConflictError", how="decide", expected=3, saw=None), told(ONE, 4, 1.2)],
+        [write(ONE, error="ConflictError", how="cas", expected=3, saw=None), received(ONE, 4, 1.2)],
     ],
-    "what was read does not vanish": [[decide(ONE, 1), read(ONE, 1.1, 1, "cas/0"), read(None, 1.2, None, "cas/0")]],
+    "what was read does not vanish": [
+        [compare_and_set(ONE, 1), read(ONE, 1.1, 1, "cas/0"), read(None, 1.2, None, "cas/0")]],
     "a version is one write": [
-        [decide(ONE, 2), decide(OTHER, 2, 1.5)], [*IN_ORDER, told(ONE, 1, 1.2), told(TWO, 1, 2.2)]],
+        [compare_and_set(ONE, 2), compare_and_set(OTHER, 2, 1.5)],
+        [*IN_ORDER, received(ONE, 1, 1.2), received(TWO, 1, 2.2)]],
     "a write is done once": [
-        [write(ONE), told(ONE, 1, 1.2), told(ONE, 2, 1.3)], [decide(ONE, 1), final(ONE, 2, "cas/0")]],
-    "what decides makes the next version": [[decide(ONE, 7, expected=5)]],
-    "what decides replaces what it saw": [[
-        decide(ONE, 1), decide(OTHER, 2, 1.5), decide(TWO, 3, 2.0, saw=ONE)]],
+        [write(ONE), received(ONE, 1, 1.2), received(ONE, 2, 1.3)],
+        [compare_and_set(ONE, 1), final(ONE, 2, "cas/0")]],
+    "a compare-and-set makes the next version": [[compare_and_set(ONE, 7, expected=5)]],
+    "a compare-and-set replaces what it read": [[
+        compare_and_set(ONE, 1), compare_and_set(OTHER, 2, 1.5),
+        compare_and_set(TWO, 3, 2.0, saw=ONE)]],
     "a version counts the writes that were accepted": [
         [*IN_ORDER, final(TWO, 3)], [*IN_ORDER, final(TWO, 1)],
         [*IN_ORDER, {"op": "failed", "p": "p1", "at": 2.0}, final(TWO, 4)],
     ],
-    "of many who tell the last one wins": [
+    "the last of several writes wins": [
         [write(ONE, 1.0, "open/0"), write(OTHER, 1.5, "open/0"), final(ONE, 2, "open/0")],
         [write(OTHER, 1.0, "open/0"), write(ONE, 1.5, "open/0"), read(OTHER, 2.0, 1, "open/0", "p1.0")],
     ],
-    "of each key newer and newer versions are told": [
-        [*IN_ORDER, told(TWO, 2, 2.2), told(ONE, 1, 2.3)], [*IN_ORDER, told(TWO, 2, 2.2), told(TWO, 2, 2.3)],
+    "of each key newer and newer versions are received": [
+        [*IN_ORDER, received(TWO, 2, 2.2), received(ONE, 1, 2.3)],
+        [*IN_ORDER, received(TWO, 2, 2.2), received(TWO, 2, 2.3)],
     ],
     "a subscriber ends with what is there": [
-        [SUBSCRIBED, *IN_ORDER, told(ONE, 1, 1.2), final(TWO, 2)], [SUBSCRIBED, *IN_ORDER, final(TWO, 2)],
-        [SUBSCRIBED, *IN_ORDER, told(TWO, 2, 2.2), write(None, 3.0), final(None, None)],
+        [SUBSCRIBED, *IN_ORDER, received(ONE, 1, 1.2), final(TWO, 2)],
+        [SUBSCRIBED, *IN_ORDER, final(TWO, 2)],
+        [SUBSCRIBED, *IN_ORDER, received(TWO, 2, 2.2), write(None, 3.0), final(None, None)],
     ],
-    "what is gone with all is not read any more": [[*IN_ORDER, EMPTIED, read(TWO, 15.5)]],
+    "what was lost with all data is not read any more": [[*IN_ORDER, EMPTIED, read(TWO, 15.5)]],
     "nothing is read after its time": [[write(ONE, 1.0, "brief/0", ttl=0.1), read(ONE, 1.5, 1, "brief/0")]],
 }
 
@@ -147,7 +165,7 @@ def test_a_history_that_contradicts_a_claim_is_found_out(claim, rows):
 @pytest.mark.parametrize("faults, processes, sessions, seconds", [
     ("", 2, 2, 1.5), ("kill,pause,restart", 3, 1, 3.0), ("empty,kill", 2, 1, 2.5),
 ])
-def test_processes_at_random_see_a_coherent_memory(tmp_path, faults, processes, sessions, seconds):
+def test_random_processes_see_coherent_shared_state(tmp_path, faults, processes, sessions, seconds):
     kinds = [kind for kind in faults.split(",") if kind]
 
     report = run(tmp_path, seconds, processes, SEED, kinds, sessions, peace=0.5)
@@ -158,7 +176,7 @@ def test_processes_at_random_see_a_coherent_memory(tmp_path, faults, processes, 
     assert bool(report.figures["faults"]) == bool(kinds)
 
 
-def test_what_a_process_decided_is_what_it_reads_next(memsync, redis):
+def test_process_reads_what_its_compare_and_set_wrote(memsync, redis):
     memsync.write("key", "old", expected_version=0)
     eventually(lambda: memsync.read("key") == "old" and memsync.get_metrics()["cache_hits"])
     redis.client_kill_filter(_type="normal", skipme=True)
@@ -168,19 +186,19 @@ def test_what_a_process_decided_is_what_it_reads_next(memsync, redis):
     assert memsync.read("key") == "new"
 
 
-def test_who_decides_is_told_the_version_that_it_made_though_the_answer_was_lost(make_memsync, own_server):
+def test_compare_and_set_returns_its_version_after_a_lost_answer(make_memsync, own_server):
     first, second = (make_memsync(url=own_server.url) for _ in range(2))
     first.write("key", 0, expected_version=0)
     second.read("key")
 
-    entries = decide_without_answers(
+    entries = call_without_answers(
         own_server, lambda: first.write("key", 1, expected_version=1),
         lambda: second.write("key", 2, expected_version=2))
 
     assert [(entry.value, entry.version) for entry in entries] == [(1, 2), (2, 3)]
 
 
-def test_a_version_that_is_only_expected_does_not_decide_over_what_nobody_saw(memsync, other):
+def test_version_of_a_pending_write_does_not_replace_an_unseen_write(memsync, other):
     memsync.write("key", "old", expected_version=0)
     other.read("key")
     memsync.write("key", "mine")
@@ -194,7 +212,7 @@ def test_a_version_that_is_only_expected_does_not_decide_over_what_nobody_saw(me
 
 
 @pytest.mark.parametrize("how", ["it was emptied", "its ttl was over"])
-def test_fields_of_others_stay_though_versions_began_anew(memsync, other, make_memsync, redis, how):
+def test_fields_of_others_stay_when_versions_begin_anew(memsync, other, make_memsync, redis, how):
     memsync.sync_task_state("task", {"mine": 1}, ttl=0.3 if how == "its ttl was over" else None)
     memsync.force_sync()
     if how == "it was emptied":
@@ -238,29 +256,29 @@ def test_what_was_sent_without_an_answer_does_not_hide_what_replaced_it(make_mem
     assert mine.read("key", consistent=True) == "theirs"
 
 
-@pytest.mark.parametrize("before", [2, 1], ids=["it has heard of it", "it has not heard of it"])
-def test_who_is_slow_to_hear_still_hears_that_a_key_was_gone_before_it_was_made_anew(memsync, other, before):
-    heard, gone, at_gate, gate = [], [], threading.Event(), threading.Event()
-    memsync.subscribe("key", on_invalidate=gone.append)
-    memsync.subscribe("*", slow_handler(heard, at_gate, gate), lambda key: heard.append(None))
+@pytest.mark.parametrize("before", [2, 1], ids=["it has received it", "it has not received it"])
+def test_slow_handler_is_notified_of_a_deletion_before_a_key_is_recreated(memsync, other, before):
+    received, invalidated, at_gate, gate = [], [], threading.Event(), threading.Event()
+    memsync.subscribe("key", on_invalidate=invalidated.append)
+    memsync.subscribe("*", slow_handler(received, at_gate, gate), lambda key: received.append(None))
     for version in range(1, before + 1):
         write_now(other, "key", ttl=0.5)
-        eventually(lambda: version in heard)
+        eventually(lambda: version in received)
     write_now(other, "gate")
     at_gate.wait(10)
     if before == 1:
         write_now(other, "key", ttl=0.5)
-    eventually(lambda: gone)
+    eventually(lambda: invalidated)
 
     write_now(other, "key")
     eventually(lambda: other.read_entry("key").version == 1)
     gate.set()
 
-    eventually(lambda: heard[-1] == 1 and len(heard) > before)
-    assert heard[-2:] == [None, 1]
+    eventually(lambda: received[-1] == 1 and len(received) > before)
+    assert received[-2:] == [None, 1]
 
 
-def test_nothing_is_believed_while_something_is_unpublished():
+def test_no_copy_is_valid_while_a_message_is_unpublished():
     cache = EntryCache(10, 60.0, is_stale=lambda: True)
     reading = cache.begin(["key"], source=type("Source", (), {"until": float("inf")}))
     cache.keep(reading, "name", "value", ("key",), until=float("inf"))
@@ -285,7 +303,7 @@ def write_now(process, key, ttl=None):
     process.force_sync()
 
 
-def slow_handler(heard, at_gate, gate):
+def slow_handler(received, at_gate, gate):
     """Return a handler that notes versions, and waits at the key "gate"."""
 
     def on_change(key, value, entry):
@@ -293,7 +311,7 @@ def slow_handler(heard, at_gate, gate):
             at_gate.set()
             gate.wait(10)
         else:
-            heard.append(entry.version)
+            received.append(entry.version)
 
     return on_change
 
@@ -306,7 +324,7 @@ def send_without_answer(server, process):
     server.resume()
 
 
-def decide_without_answers(server, *calls):
+def call_without_answers(server, *calls):
     """Let calls reach a Redis in their order and be done, but kill their connections before they are answered."""
     answers = {}
     with server.client(single_connection_client=True) as client:

@@ -1,4 +1,6 @@
-"""Celery's result backend as an oracle: of every task, in every pool, the memory says the same, or what a rule allows."""
+"""Celery's result backend as an oracle: every task, in every pool, has the same state, or one
+that a rule allows.
+"""
 from __future__ import annotations
 
 import random
@@ -11,13 +13,15 @@ from tests.support.fleet import Fleet
 from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
-#: Seconds by which the memory may be behind: the batch interval and half a second, and a margin for a busy machine.
+#: Seconds by which the shared state may be behind: the batch interval, half a second, and a margin
+#: for a busy machine.
 LAG = 0.1 + 0.5 + 1.5
 
 #: How many tasks there are.
 NUMBER = stressed(2000, 160)
 
-#: What the backend may say beside the same, by what the memory says; `docs/reference/task-states.md` has the rules.
+#: States of the backend, beside the same one, by shared state; `docs/reference/task-states.md` has
+#: the rules.
 RULES = {
     "RECEIVED": {"PENDING"},
     "IGNORED": {"PENDING", "STARTED"},
@@ -29,7 +33,8 @@ RULES = {
     "PENDING": {"STARTED"},
 }
 
-#: Of a retry without a delay: it may end before the run that has asked for it has stored that, and Celery keeps the latter.
+#: Of a retry without a delay: it may end before the run that requested it has stored that, and
+#: Celery keeps the latter.
 RULES_WITHOUT_DELAY = {**RULES, "SUCCESS": {"RETRY"}, "STARTED": {"RETRY"}}
 
 #: Stages through which a task may go between two looks.
@@ -57,10 +62,11 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, memory):
+def fleet(tmp_path_factory, broker, store):
     """A fleet with a worker of each kind, on one queue."""
     fleet = Fleet(
-        tmp_path_factory.mktemp("oracle"), broker, memory, memsync_batch_interval=0.1, task_track_started=True)
+        tmp_path_factory.mktemp("oracle"), broker, store, memsync_batch_interval=0.1,
+        task_track_started=True)
     fleet.start_all(*(fleet.worker(*pool) for pool in POOLS))
     yield fleet
     fleet.close()
@@ -79,7 +85,7 @@ def is_between(ours, before, after):
 
 
 class Observer:
-    """Looks at tasks at random moments: the backend, the memory, the backend."""
+    """Reads tasks at random moments: from the backend, the shared state, and the backend again."""
 
     def __init__(self, fleet, kinds, results, seed):
         self.fleet = fleet
@@ -112,7 +118,7 @@ class Observer:
             time.sleep(0.01)
 
 
-def test_every_task_ends_as_the_result_backend_says_and_says_the_same_on_its_way(fleet):
+def test_every_task_has_the_states_of_the_result_backend(fleet):
     kinds = [list(KINDS)[number % len(KINDS)] for number in range(NUMBER)]
     random.Random(20261130).shuffle(kinds)
     sent = []

@@ -1,4 +1,4 @@
-"""With real workers the runs of a task are in the order in which one caused the other, whatever the clocks say."""
+"""With real workers the runs of a task are in the order of their causes, despite wrong clocks."""
 from __future__ import annotations
 
 import pytest
@@ -18,7 +18,7 @@ def fleet(module_fleet):
 
 @pytest.fixture(params=stressed([*CLOCKS], ["ahead", "behind"]))
 def send(fleet, request):
-    """Sends a task from a process whose clock is wrong and that has not heard of Redis's yet."""
+    """Sends a task from a process whose clock is wrong, before it has read the clock of Redis."""
     app = fleet.producer()
     app.memsync.runtime.store.clock._offset += CLOCKS[request.param]
     return lambda name, *args, **options: app.tasks[fleet.task(name).name].apply_async(args, **options)
@@ -34,7 +34,7 @@ def test_a_run_follows_the_publishing_from_which_it_came(fleet, send):
     eventually(lambda: fleet.reader.get_queue() == {"pending": [], "processing": []})
 
 
-def test_a_retry_follows_the_run_that_asked_for_it(fleet, send):
+def test_retry_follows_the_run_that_requested_it(fleet, send):
     result = send("retry_then", "fail")
 
     fleet.wait(result, "FAILURE")
@@ -43,7 +43,7 @@ def test_a_retry_follows_the_run_that_asked_for_it(fleet, send):
     assert [run["retries"] for run in runs] == [0, 1]
 
 
-def test_a_replacement_follows_the_retry_that_asked_for_it(fleet, send):
+def test_replacement_follows_the_retry_that_requested_it(fleet, send):
     result = send("retry_then", "replace")
 
     fleet.wait(result, "FAILURE")

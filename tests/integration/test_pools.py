@@ -25,9 +25,9 @@ def pool(request):
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, memory, pool):
+def fleet(tmp_path_factory, broker, store, pool):
     """A fleet with one worker of that pool."""
-    fleet = Fleet(tmp_path_factory.mktemp(pool), broker, memory)
+    fleet = Fleet(tmp_path_factory.mktemp(pool), broker, store)
     fleet.start_worker(*POOLS[pool])
     yield fleet
     fleet.close()
@@ -62,7 +62,7 @@ def test_a_body_that_raises_no_exception_is_a_failure(fleet, pool, how, kind):
 
     state = fleet.wait(result, "FAILURE")
 
-    assert state["exception"] == {"type": kind, "message": "as asked"}
+    assert state["exception"] == {"type": kind, "message": "as requested"}
     assert result.id not in fleet.reader.get_queue()["processing"]
 
 
@@ -154,7 +154,7 @@ def test_what_a_worker_did_is_in_redis_when_it_ends(make_fleet, pool):
     assert fleet.record(worker).status == "offline"
 
 
-def test_the_worker_has_told_no_error_of_this_package(fleet):
+def test_worker_has_logged_no_error_of_this_package(fleet):
     fleet.wait(fleet.send("add", 1, 2), "SUCCESS")
 
     log = fleet.workers[0].output()

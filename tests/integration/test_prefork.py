@@ -39,7 +39,7 @@ def test_the_moments_of_a_task_are_in_order_and_on_one_clock(fleet):
     assert 0.2 <= state["runtime"] < 2
 
 
-def test_a_task_at_work_is_started(fleet, worker):
+def test_running_task_is_started(fleet, worker):
     result = fleet.send("sleep", 1)
 
     state = fleet.wait(result, "STARTED")
@@ -268,7 +268,7 @@ def test_the_progress_of_a_task_is_seen_from_outside_while_it_runs(fleet):
     assert progress["run"] == fleet.state(result.id)["run"]
     fleet.wait(result, "SUCCESS")
     after = fleet.reader.get_task_progress(result.id)
-    # It was told again, and what the child knows of Redis's clock may have become better meanwhile.
+    # It was written again, and the child's estimate of Redis's clock may be better than before.
     moments = {name: pytest.approx(progress[name], abs=0.1) for name in ("started_at", "phase_started_at", "updated_at")}
     assert after == {**progress, **moments, "eta": None}
 
@@ -303,12 +303,12 @@ def test_no_argument_and_no_result_is_in_redis(fleet):
 
     assert result.get(timeout=5) == "hush-an-argument-hush-another"
     assert "args" not in state and "kwargs" not in state
-    everything = contents(fleet.memory)
+    everything = contents(fleet.store)
     assert b"not-a-secret" in everything
     assert b"hush" not in everything
 
 
-def test_arguments_are_shown_when_asked_for(make_fleet):
+def test_arguments_are_shown_with_memsync_task_args(make_fleet):
     fleet = make_fleet(memsync_task_args=True)
     result = fleet.task("add").apply_async((1,), {"y": 2})
     waiting = fleet.wait(result, "PENDING")
@@ -327,7 +327,7 @@ def test_a_task_id_that_is_not_fit_for_a_key_does_not_hurt_the_task(fleet):
 
 
 @pytest.mark.skipif(celery.VERSION < (5, 7), reason="Celery before 5.7 fails to store a SystemExit in our callback")
-def test_the_worker_has_told_no_error_of_this_package(fleet, worker):
+def test_worker_has_logged_no_error_of_this_package(fleet, worker):
     fleet.wait(fleet.send("add", 1, 2), "SUCCESS")
 
     log = worker.output()

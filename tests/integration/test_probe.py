@@ -1,4 +1,4 @@
-"""Real workers, seen by the probe: alive, beating, consuming."""
+"""Real workers, seen by the probe: alive, sending heartbeats, consuming."""
 from __future__ import annotations
 
 import os
@@ -57,19 +57,22 @@ def test_a_worker_that_is_killed_is_dead_at_once(make_fleet, tmp_path):
 
 
 @pytest.mark.acceptance
-def test_redis_and_the_broker_being_away_are_told_apart_from_death(make_fleet, tmp_path, own_broker, own_memory):
+def test_probe_distinguishes_missing_servers_from_a_dead_worker(
+    make_fleet, tmp_path, own_broker, own_store,
+):
     path = tmp_path / "probe"
     fleet = make_fleet(
-        broker=own_broker, memory=own_memory, result_backend=None, memsync_worker_ttl=1.5, memsync_probe_file=str(path))
+        broker=own_broker, store=own_store, result_backend=None, memsync_worker_ttl=1.5,
+        memsync_probe_file=str(path))
     fleet.start_worker("-c", "1")
     eventually(lambda: probe(path) == FINE)
 
     own_broker.stop()
     eventually(lambda: probe(path) == IDLE)
-    own_memory.stop()
+    own_store.stop()
     eventually(lambda: probe(path) == SILENT)
     alive = probe("--alive", path)
-    own_memory.start()
+    own_store.start()
     eventually(lambda: probe("--beating", path) == FINE)
 
     assert alive == FINE

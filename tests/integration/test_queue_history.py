@@ -88,7 +88,7 @@ class Torment:
         rows = defaultdict(list)
         for path in self.folder.glob("notes-*"):
             for line in path.read_text().splitlines():
-                # Who was killed may have left half a line.
+                # A killed process may have left half a line.
                 with contextlib.suppress(ValueError):
                     rows[path.name.split("-")[1]].append(json.loads(line))
         return rows

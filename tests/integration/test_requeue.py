@@ -24,7 +24,7 @@ def kill(worker):
 
 
 def start_two(fleet, slots="1"):
-    """Return a worker that takes all, and others that go on when it is gone."""
+    """Return a worker that takes all, and others that go on when it was killed."""
     first = fleet.start_worker("-c", slots)
     others = [fleet.worker("-c", "2"), fleet.worker("-P", "threads", "-c", "2")]
     return first, others
@@ -32,17 +32,19 @@ def start_two(fleet, slots="1"):
 
 def kept(fleet):
     """Return the messages that Redis keeps for a fleet."""
-    with fleet.memory.client() as client:
+    with fleet.store.client() as client:
         return [run for key in client.keys(f"{fleet.name}//*/messages/*") for run in client.hkeys(key)]
 
 
-def test_tasks_that_ask_for_it_run_again_once_with_all_that_they_had(fleet):
+def test_opted_in_tasks_run_again_once_with_all_options(fleet):
     first, others = start_two(fleet, "6")
-    link, link_error = fleet.task("heard").s("link"), fleet.task("heard").s("error")
+    link, link_error = fleet.task("note_args").s("link"), fleet.task("note_args").s("error")
     plain = fleet.task("hold_again").apply_async(
         ("a",), {"x": [1, "ö"]}, link=link, link_error=link_error, headers={"mark": "m1"}, priority=3)
-    chained = (fleet.task("hold_again").s("b") | fleet.task("heard").s("chain")).apply_async()
-    gathered = chord(group(fleet.task("hold_again").s(key) for key in "cd"), fleet.task("heard").s("chord")).apply_async()
+    chained = (fleet.task("hold_again").s("b") | fleet.task("note_args").s("chain")).apply_async()
+    gathered = chord(
+        group(fleet.task("hold_again").s(key) for key in "cd"),
+        fleet.task("note_args").s("chord")).apply_async()
     results = [plain, chained.parent, *gathered.parent.results]
     ids = [result.id for result in results]
     once = [fleet.send("sleep", 60), fleet.send("hold_late")]
@@ -65,7 +67,7 @@ def test_tasks_that_ask_for_it_run_again_once_with_all_that_they_had(fleet):
     assert fleet.notes("end", plain.id)[0]["before"] == 3
     assert fleet.state(plain.id)["recoveries"] == 1
     rows = [json.loads(line) for line in fleet.notes_file.read_text().splitlines()]
-    assert [row["args"] for row in rows if row["what"] == "heard" and "link" in row["args"]] == [["a", "link"]]
+    assert [row["args"] for row in rows if row["what"] == "note_args" and "link" in row["args"]] == [["a", "link"]]
     assert [len(fleet.notes("begin", task_id)) for task_id in ids] == [2, 2, 2, 2]
     assert [len(fleet.notes("task-lost", task_id)) for task_id in ids] == [1, 1, 1, 1]
     assert [fleet.status(result.id) for result in once] == ["LOST", "LOST"]

@@ -1,4 +1,4 @@
-"""Sentinels: whoever is the master, it is found."""
+"""Sentinels: the current master is found."""
 from __future__ import annotations
 
 import itertools
@@ -12,7 +12,7 @@ from redis.retry import Retry
 from celery_memsync import MemorySyncManager, StoreError, StoreUnavailable
 from celery_memsync.store.client import connect
 from tests.support.redis_server import free_port
-from tests.support.topologies import Replicated, SentinelServer, ask
+from tests.support.topologies import Replicated, SentinelServer, execute
 from tests.support.waiting import eventually
 
 #: Tasks that are written to while the master is killed.
@@ -77,18 +77,19 @@ def write_all_the_time(memsync, stop):
 
 
 def test_writes_under_way_when_the_master_is_killed_reach_the_next_one(whole, make):
-    memsync, other, stop, heard = make("w1", batch_interval=0.01), make("w2"), threading.Event(), {}
-    other.subscribe("tasks/*/state", lambda key, value: heard.__setitem__(key, value))
+    memsync, other = make("w1", batch_interval=0.01), make("w2")
+    stop, received = threading.Event(), {}
+    other.subscribe("tasks/*/state", lambda key, value: received.__setitem__(key, value))
     writing = threading.Thread(target=write_all_the_time, args=(memsync, stop))
     writing.start()
-    eventually(lambda: len(heard) == TASKS)
+    eventually(lambda: len(received) == TASKS)
 
     whole.fail_over()
     eventually(lambda: memsync.get_metrics()["connected"], timeout=30)
     stop.set()
     writing.join()
 
-    def states_after_the_last_word():
+    def states_after_the_last_write():
         for task in range(TASKS):
             memsync.sync_task_state(f"t{task}", {"last": True})
         memsync.force_sync()
@@ -96,8 +97,9 @@ def test_writes_under_way_when_the_master_is_killed_reach_the_next_one(whole, ma
         found = [other.get_task_state(f"t{task}") for task in range(TASKS)]
         return found if all("last" in (state or {}) for state in found) else None
 
-    states = eventually(lambda: unless_away(states_after_the_last_word), timeout=60)
-    eventually(lambda: [heard.get(f"task-sentinel/tasks/t{task}/state") for task in range(TASKS)] == states, timeout=30)
+    states = eventually(lambda: unless_away(states_after_the_last_write), timeout=60)
+    keys = [f"task-sentinel/tasks/t{task}/state" for task in range(TASKS)]
+    eventually(lambda: [received.get(key) for key in keys] == states, timeout=30)
     assert memsync.get_metrics()["dropped"] == 0
 
 
@@ -113,7 +115,7 @@ def test_a_lock_that_replicas_have_is_held_over_a_failover_and_its_fences_go_on_
         assert later.fence > lock.fence
 
 
-def test_a_copy_is_not_believed_after_a_failover(whole, make):
+def test_copy_is_not_valid_after_a_failover(whole, make):
     memsync, other = make("w1"), make("w2")
     memsync.write("a", 1)
     memsync.force_sync()
@@ -125,13 +127,13 @@ def test_a_copy_is_not_believed_after_a_failover(whole, make):
     eventually(lambda: succeeds(lambda: other.read("a") is None or 1 / 0), timeout=30)
 
 
-def test_who_is_connected_to_a_master_that_steps_down_goes_to_the_next(whole, make):
+def test_client_of_a_master_that_steps_down_connects_to_the_next(whole, make):
     memsync = make("w1")
     memsync.write("a", 1)
     memsync.force_sync()
     before = whole.master()
 
-    ask(whole.sentinels[0], "SENTINEL", "FAILOVER", "mymaster")
+    execute(whole.sentinels[0], "SENTINEL", "FAILOVER", "mymaster")
     eventually(lambda: whole.master() is not before, timeout=30)
     whole.demote(before)
     memsync.write("a", 2)
@@ -144,7 +146,7 @@ def test_who_is_connected_to_a_master_that_steps_down_goes_to_the_next(whole, ma
 def test_writes_wait_for_a_master_that_has_lost_its_replicas(whole, make):
     memsync, master = make("w1"), whole.master()
     for option, value in (("min-replicas-to-write", 1), ("min-replicas-max-lag", 1)):
-        ask(master, "CONFIG", "SET", option, value)
+        execute(master, "CONFIG", "SET", option, value)
     replicas = [server for server in whole.servers if server is not master]
     for server in replicas:
         server.kill()
@@ -174,7 +176,7 @@ def test_a_server_that_takes_no_writes_any_more_is_parted_with(own_server, lone_
         client.ping()
 
 
-def test_sentinels_that_are_gone_are_passed_over(steady):
+def test_missing_sentinels_are_skipped(steady):
     url = steady.url.replace("sentinel://", f"sentinel://127.0.0.1:{free_port()};sentinel://", 1)
     with MemorySyncManager("w1", url) as memsync:
         memsync.write("a", 1)
@@ -183,7 +185,7 @@ def test_sentinels_that_are_gone_are_passed_over(steady):
         assert memsync.read("a") == 1
 
 
-def test_a_sentinel_that_names_a_replica_is_not_believed(steady, lone_sentinel):
+def test_sentinel_that_names_a_replica_is_ignored(steady, lone_sentinel):
     replica = next(server for server in steady.servers if server is not steady.master())
     url = steady.url.replace("sentinel://", lone_sentinel(replica).partition("/0")[0] + ";sentinel://", 1)
     with MemorySyncManager("w1", url) as memsync:
@@ -193,8 +195,8 @@ def test_a_sentinel_that_names_a_replica_is_not_believed(steady, lone_sentinel):
         assert steady.master().client().exists("task-sentinel/a")
 
 
-def test_a_master_that_nobody_knows_is_told_as_redis_being_away(steady):
-    memsync = MemorySyncManager("w1", steady.url.replace("mymaster", "nobody"))
+def test_unknown_master_is_reported_as_redis_being_away(steady):
+    memsync = MemorySyncManager("w1", steady.url.replace("mymaster", "unknown"))
 
     with pytest.raises(StoreError, match="can't be reached"):
         memsync.read("a")

@@ -8,7 +8,7 @@ from celery import Celery
 
 from celery_memsync import MemorySyncManager, MemSync, StoreError
 from tests.support.redis_server import RedisServer, free_port
-from tests.support.topologies import ask, certificates, free_pair, system_server
+from tests.support.topologies import certificates, execute, free_pair, system_server
 from tests.support.waiting import eventually
 
 
@@ -48,15 +48,15 @@ def options_of(certs):
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 def test_everything_goes_over_tls_with_a_clients_certificate(port, certs, host):
-    url, options, heard = f"rediss://{host}:{port}/0", options_of(certs), []
+    url, options, received = f"rediss://{host}:{port}/0", options_of(certs), []
     with MemorySyncManager("w1", url, backend_options=options) as memsync, \
             MemorySyncManager("w2", url, backend_options=options) as other:
-        other.subscribe("a", lambda key, value: heard.append(value))
+        other.subscribe("a", lambda key, value: received.append(value))
 
         memsync.write("a", host)
         memsync.force_sync()
 
-        eventually(lambda: heard == [host])
+        eventually(lambda: received == [host])
         assert [other.read("a"), other.read("a")] == [host, host]
         assert other.get_metrics()["cache_hits"] >= 1
         with memsync.lock("l", wait=1.0):
@@ -80,7 +80,7 @@ def test_every_spelling_that_switches_the_check_of_certificates_off_is_taken(por
 
 
 @pytest.mark.parametrize("spelling", ["required", "CERT_REQUIRED", "CERT_OPTIONAL"])
-def test_every_spelling_that_asks_for_certificates_is_taken_from_a_url(port, certs, spelling):
+def test_every_spelling_of_required_certificates_is_read_from_a_url(port, certs, spelling):
     query = "&".join(f"{name}={value}" for name, value in options_of(certs).items())
 
     with MemorySyncManager("w1", f"rediss://localhost:{port}/0?{query}&ssl_cert_reqs={spelling}") as memsync:
@@ -101,7 +101,7 @@ def test_redis_backend_use_ssl_counts_where_the_result_backend_is_taken(port, ce
 
 
 @pytest.mark.parametrize("without", ["ssl_ca_certs", "ssl_certfile"])
-def test_who_is_not_trusted_gets_an_error_that_shows_nothing(port, certs, without):
+def test_client_that_is_not_trusted_gets_an_error_without_secrets(port, certs, without):
     options = {name: value for name, value in options_of(certs).items() if name != without and (
         without != "ssl_certfile" or name == "ssl_ca_certs")}
     memsync = MemorySyncManager("w1", f"rediss://localhost:{port}/0", backend_options=options)
@@ -152,8 +152,8 @@ def node(tmp_path, certs):
         pytest.skip("the system has no redis-server, and that of the wheel speaks no TLS")
     node = TLSServer(tmp_path / "node", certs, "--cluster-enabled", "yes", "--tls-cluster", "yes", tls_port=free_pair())
     node.start()
-    ask(node, "CLUSTER", "ADDSLOTS", *range(16384))
-    eventually(lambda: b"cluster_state:ok" in ask(node, "CLUSTER", "INFO"))
+    execute(node, "CLUSTER", "ADDSLOTS", *range(16384))
+    eventually(lambda: b"cluster_state:ok" in execute(node, "CLUSTER", "INFO"))
     yield node
     node.stop()
 

@@ -8,7 +8,7 @@ import pytest
 
 from celery_memsync import MemorySyncManager, StoreError, StoreUnavailable
 from tests.support.redis_server import RedisServer, free_port
-from tests.support.topologies import ask, certificates, sign_certificate, system_server
+from tests.support.topologies import certificates, execute, sign_certificate, system_server
 from tests.support.waiting import eventually, succeeds
 
 
@@ -74,18 +74,18 @@ def managers(server, certs, bundle):
 @contextlib.contextmanager
 def in_use(memsync, other):
     """Use everything, let a certificate be replaced by the block, and see that everything goes on."""
-    heard = []
-    other.subscribe("a", lambda key, value: heard.append(value))
+    received = []
+    other.subscribe("a", lambda key, value: received.append(value))
     with memsync.lock("l", ttl=20.0) as lock:
         memsync.write("a", 1)
         memsync.force_sync()
-        eventually(lambda: heard == [1])
+        eventually(lambda: received == [1])
 
         yield
 
         memsync.write("a", 2)
         eventually(lambda: succeeds(memsync.force_sync), timeout=30)
-        eventually(lambda: heard[-1:] == [2], timeout=30)
+        eventually(lambda: received[-1:] == [2], timeout=30)
         assert eventually(lambda: reads(other, "a") == 2)
         assert not other.lock("l").acquire()
         lock.extend(20.0)
@@ -105,7 +105,9 @@ def drop_connections(server):
 
 def test_a_certificate_that_is_renewed_in_a_running_server_is_taken(server, certs, managers):
     with in_use(*managers):
-        ask(server, "CONFIG", "SET", "tls-cert-file", f"{certs}/renewed.crt", "tls-key-file", f"{certs}/renewed.key")
+        execute(
+            server, "CONFIG", "SET", "tls-cert-file", f"{certs}/renewed.crt", "tls-key-file",
+            f"{certs}/renewed.key")
         drop_connections(server)
 
 

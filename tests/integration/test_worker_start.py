@@ -1,4 +1,4 @@
-"""What a worker says and reports when it starts."""
+"""What a worker logs and reports when it starts."""
 from __future__ import annotations
 
 import time
@@ -21,11 +21,12 @@ def test_worker_is_right_before_its_second_interval_begins(fleet):
     assert record.sequence == 2  # at the start, and when it took messages
     assert abs(record.started_at - time.time()) < 30 and abs(record.skew) < 1
     assert (f"celery-memsync {record.versions['celery-memsync']} records worker {worker.name} in Redis at "
-            f"127.0.0.1:{fleet.memory.port}/0 (from memsync_backend), namespace {fleet.name}; ") in worker.output()
+            f"127.0.0.1:{fleet.store.port}/0 (from memsync_backend), namespace {fleet.name}; "
+            ) in worker.output()
     worker.stop()
 
 
-def test_worker_whose_name_can_not_be_a_key_says_so_and_works(fleet):
+def test_worker_whose_name_cannot_be_a_key_logs_it_and_works(fleet):
     worker = fleet.start_worker("-P", "solo", "-n", "web/1@h")
     result = fleet.send("add", 1, 2)
 

@@ -1,4 +1,4 @@
-"""Workers tell that they live, what they do, and when they leave."""
+"""Workers record that they are alive, what they run, and when they leave."""
 from __future__ import annotations
 
 import json
@@ -29,7 +29,7 @@ def idle(module_fleet):
     return module_fleet.start_worker("-c", "3"), before
 
 
-def test_a_worker_tells_what_it_is(module_fleet, idle):
+def test_worker_record_describes_the_worker(module_fleet, idle):
     fleet, (worker, before) = module_fleet, idle
 
     record = fleet.wait_record(worker, lambda record: record.status == "active" and record.consuming)
@@ -52,7 +52,7 @@ def test_a_worker_tells_what_it_is(module_fleet, idle):
     assert fleet.reader.get_active_workers() == [worker.name]
 
 
-def test_a_worker_without_a_free_slot_is_busy_and_tells_what_it_does(make_fleet):
+def test_worker_without_a_free_slot_is_busy_and_lists_its_tasks(make_fleet):
     fleet = make_fleet()
     worker = fleet.start_worker("-c", "2")
     before = time.time()
@@ -82,7 +82,7 @@ def test_a_heartbeat_writes_again_and_again(module_fleet, idle):
     assert 0 < later.round_trip < 1
 
 
-def test_a_worker_that_finishes_its_tasks_is_draining_and_beats_on(make_fleet):
+def test_draining_worker_goes_on_sending_heartbeats(make_fleet):
     fleet = make_fleet(memsync_worker_ttl=1.5)
     worker = fleet.start_worker("-c", "1")
     result = fleet.send("sleep", 4)
@@ -98,7 +98,7 @@ def test_a_worker_that_finishes_its_tasks_is_draining_and_beats_on(make_fleet):
     fleet.wait_record(worker, lambda record: record.status == "offline")
 
 
-def test_a_worker_that_leaves_says_goodbye(make_fleet):
+def test_worker_that_shuts_down_is_offline(make_fleet):
     fleet = make_fleet()
     worker = fleet.start_worker("-c", "1")
     fleet.wait_record(worker, is_active)
@@ -111,7 +111,7 @@ def test_a_worker_that_leaves_says_goodbye(make_fleet):
     assert fleet.reader.get_active_workers() == []
 
 
-def test_a_worker_that_leaves_in_haste_says_goodbye(make_fleet):
+def test_worker_that_shuts_down_at_once_is_offline(make_fleet):
     fleet = make_fleet()
     worker = fleet.start_worker("-c", "1")
     result = fleet.send("sleep", 30)
@@ -155,7 +155,7 @@ def test_a_solo_heartbeat_writes_while_it_is_busy(make_fleet):
 
 
 @pytest.mark.parametrize("pool", stressed(["prefork", "solo"], ["prefork"]))
-def test_a_task_that_takes_longer_than_the_ttl_is_told_of_to_its_end(make_fleet, pool):
+def test_task_longer_than_the_ttl_is_recorded_to_its_end(make_fleet, pool):
     fleet = make_fleet(memsync_default_ttl=1.5)
     fleet.start_worker("-P", pool, "-c", "1")
     result = fleet.send("sleep", 3)
@@ -168,7 +168,7 @@ def test_a_task_that_takes_longer_than_the_ttl_is_told_of_to_its_end(make_fleet,
     fleet.wait(result, "SUCCESS")
 
 
-def test_a_heartbeat_writes_without_its_broker_and_tells_that_it_consumes_nothing(make_fleet, own_broker):
+def test_heartbeat_without_a_broker_reports_that_nothing_is_consumed(make_fleet, own_broker):
     fleet = make_fleet(broker=own_broker, memsync_worker_ttl=1.5, result_backend=None)
     worker = fleet.start_worker("-c", "1")
     fleet.wait_record(worker, lambda record: record.consuming)
@@ -198,15 +198,15 @@ def test_two_workers_are_two_records(make_fleet):
 
 
 @pytest.mark.parametrize("how", ["stop", "pause"])
-def test_a_worker_starts_without_redis_and_registers_when_it_is_there(make_fleet, own_memory, how):
-    fleet = make_fleet(memory=own_memory)
-    getattr(own_memory, how)()
+def test_a_worker_starts_without_redis_and_registers_when_it_is_there(make_fleet, own_store, how):
+    fleet = make_fleet(store=own_store)
+    getattr(own_store, how)()
 
     worker = fleet.start_worker("-c", "1")
 
     result = fleet.send("add", 1, 2)
     assert result.get(timeout=10) == 3
-    {"stop": own_memory.start, "pause": own_memory.resume}[how]()
+    {"stop": own_store.start, "pause": own_store.resume}[how]()
     fleet.wait_record(worker, is_active)
     fleet.wait(result, "SUCCESS")
 
@@ -287,17 +287,17 @@ print(json.dumps({"ours": first.id, "theirs": [second.id, third.id], "has": hasa
 """
 
 
-def test_of_two_apps_in_one_process_only_the_one_with_a_memory_is_kept(make_fleet):
+def test_only_the_app_with_memsync_is_recorded_of_two_in_one_process(make_fleet):
     fleet = make_fleet()
 
     done = subprocess.run(
         [sys.executable, "-c", TWO_APPS], env={**os.environ, "PYTHONPATH": str(ROOT), **fleet.env()},
         capture_output=True, text=True, timeout=60, check=True)
 
-    told = json.loads(done.stdout)
-    assert not told["has"]
-    assert fleet.status(told["ours"]) == "PENDING"
-    assert [fleet.reader.get_task(task_id) for task_id in told["theirs"]] == [None, None]
+    answer = json.loads(done.stdout)
+    assert not answer["has"]
+    assert fleet.status(answer["ours"]) == "PENDING"
+    assert [fleet.reader.get_task(task_id) for task_id in answer["theirs"]] == [None, None]
 
 
 def test_two_apps_in_one_process_keep_their_tasks_apart(make_fleet):

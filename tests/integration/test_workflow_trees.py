@@ -11,9 +11,9 @@ FLOWS = "tests.support.flow_tasks"
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, memory):
+def fleet(tmp_path_factory, broker, store):
     """A fleet with a worker of two processes."""
-    fleet = Fleet(tmp_path_factory.mktemp("trees"), broker, memory, include=[TASKS, FLOWS])
+    fleet = Fleet(tmp_path_factory.mktemp("trees"), broker, store, include=[TASKS, FLOWS])
     fleet.start_worker("-c", "2")
     yield fleet
     fleet.close()

@@ -16,9 +16,9 @@ ENDED = {"SUCCESS", "FAILURE", "REVOKED", "IGNORED", "REJECTED", "CANCELLED"}
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, memory):
+def fleet(tmp_path_factory, broker, store):
     """A fleet with a worker of two processes."""
-    fleet = Fleet(tmp_path_factory.mktemp("workflows"), broker, memory, include=[TASKS, FLOWS])
+    fleet = Fleet(tmp_path_factory.mktemp("workflows"), broker, store, include=[TASKS, FLOWS])
     fleet.start_worker("-c", "2")
     yield fleet
     fleet.close()

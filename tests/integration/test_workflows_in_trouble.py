@@ -19,9 +19,9 @@ HOSTILE = (5, "text", [5], [[]], {}, {"task": 5}, [{"options": {"task_id": "a/b"
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, memory):
+def fleet(tmp_path_factory, broker, store):
     """A fleet with a worker of two processes."""
-    fleet = Fleet(tmp_path_factory.mktemp("trouble"), broker, memory, include=[TASKS, FLOWS])
+    fleet = Fleet(tmp_path_factory.mktemp("trouble"), broker, store, include=[TASKS, FLOWS])
     fleet.start_worker("-c", "2")
     yield fleet
     fleet.close()
@@ -32,7 +32,7 @@ def sig(fleet, name, *args, **kwargs):
 
 
 def test_groups_are_counted_in_a_cluster(make_fleet, cluster):
-    fleet = make_fleet(memory=cluster, include=[TASKS, FLOWS])
+    fleet = make_fleet(store=cluster, include=[TASKS, FLOWS])
     fleet.start_worker("-c", "2")
 
     result = chain(sig(fleet, "ok"), group(sig(fleet, "ok"), sig(fleet, "retried"), sig(fleet, "ok"))).apply_async()
@@ -45,7 +45,7 @@ def test_groups_are_counted_in_a_cluster(make_fleet, cluster):
 
 
 def test_chain_that_fails_in_a_cluster_fails_to_its_end(make_fleet, cluster):
-    fleet = make_fleet(memory=cluster, include=[TASKS, FLOWS])
+    fleet = make_fleet(store=cluster, include=[TASKS, FLOWS])
     fleet.start_worker("-c", "1")
 
     result = chain(sig(fleet, "bad"), sig(fleet, "ok"), sig(fleet, "ok")).apply_async()

@@ -1,4 +1,5 @@
-"""One of the processes of the model: it does anything at random with the shared memory, and notes what it saw."""
+"""One of the processes of the model: it does anything at random with the shared state, and notes
+what it saw."""
 from __future__ import annotations
 
 import contextlib
@@ -15,8 +16,9 @@ from tests.support.waiting import eventually
 
 #: What is done, and how often.
 OPERATIONS = {
-    "read": 60, "tell_own": 8, "delete_own": 2, "decide_own": 3, "tell_open": 6, "decide": 8, "refused": 2,
-    "mix": 6, "brief": 3, "state": 6, "agent": 4, "hear": 1, "hear_no_more": 1, "sync": 1,
+    "read": 60, "write_own": 8, "delete_own": 2, "cas_own": 3, "write_open": 6, "cas_shared": 8,
+    "refused": 2, "mix": 6, "brief": 3, "state": 6, "agent": 4, "subscribe": 1, "unsubscribe": 1,
+    "sync": 1,
 }
 SHARED = ("cas/0", "cas/1", "open/0", "open/1", "mixed/0", "mixed/1", "brief/0")
 TASKS = ("t0", "t1")
@@ -37,7 +39,7 @@ class Process:
         self.root = self.memsync.settings.namespace + "/"
         self.numbers = itertools.count(1)
         self.subscriptions = {}
-        self.told = {}
+        self.received = {}
         self.doubted = set()
         self.memsync.on("write", self.stored)
         self.memsync.on("delete", self.stored)
@@ -53,7 +55,7 @@ class Process:
     # -- its life
 
     def run(self, seconds, pipe):
-        self.hear("*")
+        self.subscribe("*")
         pipe.send("ready")
         pipe.recv()
         until = time.monotonic() + seconds
@@ -68,7 +70,7 @@ class Process:
         pipe.send("synced")
         final = pipe.recv()
         with contextlib.suppress(AssertionError):
-            eventually(lambda: self.has_heard(final), timeout=10)
+            eventually(lambda: self.has_received(final), timeout=10)
         for fresh in (False, True):
             for key in self.keys:
                 self.read(key, "read_entry", f"{self.p}.end", fresh)
@@ -78,23 +80,28 @@ class Process:
             self.history.close()
         self.memsync.shutdown()
 
-    def has_heard(self, final):
-        """Whether all subscriptions are at the end, as far as they were told of a key at all."""
-        who = [(sub, key, version) for sub, pattern in self.subscriptions.items() for key, version in final.items()
-               if fnmatchcase(key, pattern) and (sub == "1" or (sub, key) in self.told)]
+    def has_received(self, final):
+        """Whether all subscriptions have received the last change of each key that they know."""
+        expected = [
+            (sub, key, version) for sub, pattern in self.subscriptions.items()
+            for key, version in final.items()
+            if fnmatchcase(key, pattern) and (sub == "1" or (sub, key) in self.received)]
         return all(
-            (sub, key) not in self.told or (sub, key) in self.doubted if version is None or key.startswith("brief/")
-            else self.told.get((sub, key)) == version for sub, key, version in who)
+            (sub, key) not in self.received or (sub, key) in self.doubted
+            if version is None or key.startswith("brief/")
+            else self.received.get((sub, key)) == version for sub, key, version in expected)
 
     # -- what it does
 
-    def hear(self, pattern):
+    def subscribe(self, pattern):
         sub = str(next(self.numbers))
 
         def on_change(key, value, entry):
             key = key[len(self.root):]
-            self.note("told", sub=sub, key=key, value=value, version=entry.version, at=time.monotonic())
-            self.told[sub, key] = entry.version
+            self.note(
+                "received", sub=sub, key=key, value=value, version=entry.version,
+                at=time.monotonic())
+            self.received[sub, key] = entry.version
             self.doubted.discard((sub, key))
 
         def on_invalidate(key):
@@ -108,7 +115,7 @@ class Process:
         self.subscriptions[sub] = pattern
         return sub, number
 
-    def hear_no_more(self, sub, number):
+    def unsubscribe(self, sub, number):
         self.memsync.unsubscribe(number)
         self.subscriptions.pop(sub)
         self.note("unsubscribed", sub=sub)
@@ -120,7 +127,7 @@ class Process:
             self.note("synced", begin=begin, end=time.monotonic(), last=last)
 
     def read(self, key, how, session, fresh=False):
-        """Read in one of the ways; return the entry if that is what was asked for."""
+        """Read in one of the ways; return the entry if it was read by ``read_entry``."""
         begin = time.monotonic()
         try:
             if how == "read_entry":
@@ -161,7 +168,7 @@ class Session:
         self.random = random.Random(f"{process.seed} {name}")
         self.count = 0
         self.own = [f"solo/{name}/{at}" for at in range(2)]
-        self.heard = []
+        self.subscriptions = []
 
     def run(self, until):
         names, weights = list(OPERATIONS), list(OPERATIONS.values())
@@ -173,11 +180,11 @@ class Session:
         self.count += 1
         return f"{self.name}:{self.count}"
 
-    def write(self, key, value, tell, how="tell", **about):
-        """Write, and note how that went."""
+    def note_write(self, key, value, write, how="buffered", **about):
+        """Call ``write``, and note how that went."""
         begin, error, version = time.monotonic(), None, None
         try:
-            entry = tell()
+            entry = write()
             version = entry and entry.version
         except (ConflictError, StoreError) as exc:
             error = "ConflictError" if isinstance(exc, ConflictError) else "StoreError"
@@ -194,63 +201,69 @@ class Session:
         else:
             self.process.read(key, "read_entry" if how == "about" else how, self.name, fresh)
 
-    def tell(self, key, ttl=None):
+    def write(self, key, ttl=None):
         value = self.value()
-        self.write(key, value, lambda: self.memsync.write(key, value, ttl=ttl), ttl=ttl)
+        self.note_write(key, value, lambda: self.memsync.write(key, value, ttl=ttl), ttl=ttl)
 
     def delete(self, key):
-        self.write(key, None, lambda: self.memsync.delete(key))
+        self.note_write(key, None, lambda: self.memsync.delete(key))
 
-    def decide_on(self, key, beside=0):
+    def compare_and_set(self, key, beside=0):
         entry = self.process.read(key, "read_entry", self.name, self.random.random() < 0.3)
         saw, expected = (None, 0) if entry is None else (entry.value, entry.version)
         value, expected = self.value(), expected + beside
-        self.write(key, value, lambda: self.memsync.write(key, value, expected_version=expected), "decide",
-                   expected=expected, saw=None if beside else saw)
+        self.note_write(
+            key, value, lambda: self.memsync.write(key, value, expected_version=expected), "cas",
+            expected=expected, saw=None if beside else saw)
 
-    def tell_own(self):
-        self.tell(self.random.choice(self.own))
+    def write_own(self):
+        self.write(self.random.choice(self.own))
 
     def delete_own(self):
         self.delete(self.random.choice(self.own))
 
-    def decide_own(self):
-        self.decide_on(self.random.choice(self.own))
+    def cas_own(self):
+        self.compare_and_set(self.random.choice(self.own))
 
-    def tell_open(self):
-        self.tell(self.random.choice(("open/0", "open/1")))
+    def write_open(self):
+        self.write(self.random.choice(("open/0", "open/1")))
 
-    def decide(self):
-        self.decide_on(self.random.choice(("cas/0", "cas/1")))
+    def cas_shared(self):
+        self.compare_and_set(self.random.choice(("cas/0", "cas/1")))
 
     def refused(self):
-        self.decide_on(self.random.choice(self.own), beside=1000)
+        self.compare_and_set(self.random.choice(self.own), beside=1000)
 
     def mix(self):
         key = self.random.choice(("mixed/0", "mixed/1"))
-        for how in self.random.choice(((self.tell,), (self.delete,), (self.decide_on,), (self.tell, self.decide_on))):
+        for how in self.random.choice((
+                (self.write,), (self.delete,), (self.compare_and_set,),
+                (self.write, self.compare_and_set))):
             how(key)
 
     def brief(self):
-        self.tell("brief/0", ttl=self.random.choice((0.1, 0.3, 1.0)))
+        self.write("brief/0", ttl=self.random.choice((0.1, 0.3, 1.0)))
 
     def state(self):
         task, field = self.random.choice(TASKS), f"{self.name}.{self.random.choice('ab')}"
         value = {field: self.value()}
-        self.write(f"tasks/{task}/state", value, lambda: self.memsync.sync_task_state(task, value))
+        self.note_write(
+            f"tasks/{task}/state", value, lambda: self.memsync.sync_task_state(task, value))
 
     def agent(self):
         task, agent, value = self.random.choice(TASKS), self.random.choice((self.name, "all")), self.value()
-        self.write(f"tasks/{task}/agents/{agent}", value,
-                   lambda: self.memsync.sync_agent_coordination(task, agent, value))
+        self.note_write(
+            f"tasks/{task}/agents/{agent}", value,
+            lambda: self.memsync.sync_agent_coordination(task, agent, value))
 
-    def hear(self):
-        if len(self.heard) < 5:
-            self.heard.append(self.process.hear(self.random.choice(PATTERNS)))
+    def subscribe(self):
+        if len(self.subscriptions) < 5:
+            self.subscriptions.append(self.process.subscribe(self.random.choice(PATTERNS)))
 
-    def hear_no_more(self):
-        if self.heard:
-            self.process.hear_no_more(*self.heard.pop(self.random.randrange(len(self.heard))))
+    def unsubscribe(self):
+        if self.subscriptions:
+            at = self.random.randrange(len(self.subscriptions))
+            self.process.unsubscribe(*self.subscriptions.pop(at))
 
     def sync(self):
         self.process.sync()

@@ -1,4 +1,4 @@
-"""A broker, a memory, and the workers and producers on them."""
+"""A broker, a Redis for the shared state, and the workers and producers on them."""
 from __future__ import annotations
 
 import itertools
@@ -34,20 +34,20 @@ class Fleet:
         conf: Further configuration of its app, for workers and producers.
     """
 
-    def __init__(self, folder, broker, memory, **conf):
+    def __init__(self, folder, broker, store, **conf):
         number = next(_numbers)
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.notes_file = self.folder / f"notes-{number}.jsonl"
         self.broker = broker
-        self.memory = memory
+        self.store = store
         self.name = f"fleet-{number}"
         self.conf = {
             "broker_url": broker.url,
             "broker_connection_retry_on_startup": True,
-            "result_backend": memory.url if broker.url.startswith("amqp") else broker.url,
+            "result_backend": store.url if broker.url.startswith("amqp") else broker.url,
             "include": [TASKS],
-            "memsync_backend": memory.url,
+            "memsync_backend": store.url,
             "memsync_heartbeat_interval": 0.5,
             "memsync_namespace": self.name,
             "memsync_signing_key": "0123456789abcdef-fleet",
@@ -78,10 +78,10 @@ class Fleet:
         return app
 
     def manager(self, **settings):
-        """Return a manager that looks at the memory from this process."""
+        """Return a manager that reads the shared state from this process."""
         same = {name: self.conf[f"memsync_{name}"] for name in ("namespace", "heartbeat_interval", "worker_ttl")}
         settings = {**same, **settings}
-        manager = MemorySyncManager(worker_id="the-test", url=self.memory.url, **settings)
+        manager = MemorySyncManager(worker_id="the-test", url=self.store.url, **settings)
         self._managers.append(manager)
         return manager
 
@@ -125,7 +125,7 @@ class Fleet:
         return self.task(name).apply_async(args, **options)
 
     def state(self, task_id):
-        """Return the state of a task, {} if nobody told."""
+        """Return the state of a task, {} if it is unknown."""
         return self.reader.get_task_state(task_id) or {}
 
     def status(self, task_id):
@@ -148,7 +148,10 @@ class Fleet:
             raise AssertionError(f"{exc}; its state is {self.state(result.id)}\n{logs}") from None
 
     def wait_runs(self, result, statuses, timeout=10):
-        """Return the runs of a task when they have these statuses; another process may tell an earlier one later."""
+        """Return the runs of a task when they have these statuses.
+
+        Another process may record an earlier run later.
+        """
         def reached():
             runs = (self.reader.get_task(result.id) or {"runs": []})["runs"]
             return runs if [run["status"] for run in runs] == statuses else None

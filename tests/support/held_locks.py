@@ -1,4 +1,4 @@
-"""Sees to it that no mutex of the package is held where somebody else may take his time."""
+"""Checks that no mutex of the package is held during a call that may block."""
 from __future__ import annotations
 
 import functools
@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 
-#: Ways of a socket to wait for somebody else.
+#: Calls of a socket that may block.
 SOCKET_CALLS = ("connect", "send", "sendall", "sendmsg", "recv", "recv_into", "recvmsg")
 
 _held = threading.local()

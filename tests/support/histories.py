@@ -1,22 +1,25 @@
-"""Judges what processes did with a shared memory, and what they saw of it, without knowing how it works.
+"""Judges what processes did with shared state, and what they saw of it, without its code.
 
 A history is a list of rows, dicts, by ``op``; times are of one monotonic clock, ``p`` is a process and ``s`` one
 thread of it.  Every value is written once.
 
-    write       p, s, key, value (None: deleted), how ("tell" or "decide"), ttl, begin, end, error (None,
-                "ConflictError", "StoreError": nobody knows); of what decides: expected, version, saw (what it replaces)
-    read        p, s, key, value, version (None: not told), fresh (whether the store had to be asked), begin, end
-    stored      p, key, value, at: the writer was told that it is stored
+    write       p, s, key, value (None: deleted), how ("buffered", or "cas": a compare-and-set),
+                ttl, begin, end, error (None, "ConflictError", "StoreError": it may be stored or
+                not); of a compare-and-set: expected, version, saw (what it replaces)
+    read        p, s, key, value, version (None: not known), fresh (whether it had to be
+                read from the store), begin, end
+    stored      p, key, value, at: the writer received the confirmation that it is stored
     synced      p, begin, end: all that p had written before is stored
     failed      p, at: a batch may have been stored, or not
     subscribed  p, sub, pattern, begin, end; ``unsubscribed`` p, sub
-    told        p, sub, key, value, version, at; ``doubted`` p, sub, key, at
-    fault       kind, begin, end; after the kind "empty" nothing is there any more
+    received    p, sub, key, value, version, at; ``doubted`` p, sub, key, at
+    fault       kind, begin, end; after the kind "empty" nothing is stored any more
     final       key, value, version: what is there when all is quiet
 
-What may be done with a key is in its name: ``solo`` keys and agents have one writer, ``open`` ones are told by many,
-``cas`` ones are decided by many, with ``mixed`` ones anybody does anything, ``brief`` ones have a ttl.  The value of a
-``state`` is a dict, each field of which is a register of one writer.
+The name of a key shows what may be done with it: ``solo`` keys and agents have one writer, ``open``
+ones have several, ``cas`` ones are written by compare-and-set, ``mixed`` ones in every way,
+``brief`` ones have a ttl.  The value of a ``state`` is a dict, each field of which is a register
+of one writer.
 """
 from __future__ import annotations
 
@@ -79,7 +82,7 @@ class History:
         self.known = {(key, text_of(row["value"])): row for key, rows in self.writes.items() for row in rows}
         self.acked_at = {
             (key, text_of(row["value"])): row["end"] for key, rows in self.writes.items() for row in rows
-            if row["how"] == "decide" and not row["error"]}
+            if row["how"] == "cas" and not row["error"]}
         for key, rows in self.stored.items():
             for row in rows:
                 self.acked_at.setdefault((key, text_of(row["value"])), row["at"])
@@ -138,9 +141,9 @@ class History:
                 found += self._check_versions_read(key)
             if kind == "open":
                 found += self._check_last_write(key)
-            found += self._check_decided(key)
+            found += self._check_compare_and_set(key)
         found += self._check_counts()
-        found += self._check_told()
+        found += self._check_received()
         found += self._check_ends()
         return found
 
@@ -156,10 +159,10 @@ class History:
                     and self.acked_at.get((key, text_of(value)), float("inf")) >= row["begin"])
 
     def _observe(self):
-        """Yield versions with two values, values with two versions, and values that nobody wrote."""
-        decided = [row for row in self.rows["write"] if row.get("version") and not row["error"]]
+        """Yield versions with two values, values with two versions, and unknown values."""
+        accepted = [row for row in self.rows["write"] if row.get("version") and not row["error"]]
         read = [row for row in self.rows["read"] if row["version"] and not self._is_guess(row)]
-        for row in [*decided, *read, *self.rows["told"]]:
+        for row in [*accepted, *read, *self.rows["received"]]:
             key, value, version = row["key"], text_of(row["value"]), row["version"]
             if row["value"] is None or kind_of(key) == "state":
                 continue
@@ -185,7 +188,7 @@ class History:
         sure_ends = [writes[at]["end"] for at in sure]
         owner = writes[0]["p"] if writes else None
         where = {text_of(row["value"]): at for at, row in enumerate(writes) if row["value"] is not None}
-        gone = [-1, *(at for at, row in enumerate(writes) if row["value"] is None)]
+        deleted = [-1, *(at for at, row in enumerate(writes) if row["value"] is None)]
         acks = sorted(self._acks(key, sure, sure_ends, where, owner))
         ack_times = [moment for moment, _ in acks]
         acked = list(accumulate((at for _, at in acks), max))
@@ -203,7 +206,7 @@ class History:
             must = -1 if must < 0 or begins[must] < since else must
             last_era, last, last_row = seen.get(row["s"], (era, -1, None))
             at_least = max(must, last if last_era == era else -1)
-            at = self._location(row, where, gone, at_least, bisect_right(begins, row["end"]))
+            at = self._location(row, where, deleted, at_least, bisect_right(begins, row["end"]))
             if at is None:
                 yield Violation("what is read was written", [row, last_row])
                 continue
@@ -215,7 +218,8 @@ class History:
             elif at < at_least:
                 yield Violation("a key is not read backward", [last_row, row])
             elif row["value"] is not None and self.acked_at.get((key, text_of(row["value"])), before) < before:
-                yield Violation("what is gone with all is not read any more", [row, writes[at]])
+                yield Violation(
+                    "what was lost with all data is not read any more", [row, writes[at]])
             else:
                 first = bisect_right(acked, at)
                 if row["value"] is not None and first < len(acked) and begins[acked[first]] > since:
@@ -223,11 +227,13 @@ class History:
             seen[row["s"]] = (era, max(at, at_least), row)
 
     @staticmethod
-    def _location(row, where, gone, at_least, end):
+    def _location(row, where, deleted, at_least, end):
         """Return which write was read, of deletions the one that may best be; None for what was not written before."""
         if row["value"] is None:
-            after = gone[bisect_left(gone, at_least):][:1]
-            return after[0] if after and after[0] < end else gone[bisect_left(gone, at_least) - 1]
+            after = deleted[bisect_left(deleted, at_least):][:1]
+            if after and after[0] < end:
+                return after[0]
+            return deleted[bisect_left(deleted, at_least) - 1]
         at = where.get(text_of(row["value"]))
         return None if at is None or at >= end else at
 
@@ -323,39 +329,41 @@ class History:
                 yield Violation("nothing is read after its time", [row, write])
 
     def _check_last_write(self, key):
-        """Of many who tell the last one wins, and each sees its own write or one after it."""
-        told = defaultdict(list)
+        """Of several writes the last wins, and each writer sees its own write or a later one."""
+        by_process = defaultdict(list)
         for row in sorted(self.writes[key], key=lambda row: row["end"]):
-            told[row["p"]].append(row)
+            by_process[row["p"]].append(row)
         for row in self.reads[key]:
             era = self.era(row["begin"], row["end"])
             if era is None:
                 continue
-            writes = [write for rows in told.values() for write in rows] if row["p"] == "end" else told[row["p"]]
-            at = bisect_right(told[row["p"]], row["begin"], key=lambda write: write["end"])
+            own = by_process[row["p"]]
+            is_final = row["p"] == "end"
+            writes = [write for rows in by_process.values() for write in rows] if is_final else own
+            at = bisect_right(own, row["begin"], key=lambda write: write["end"])
             mine = max(writes if row["p"] == "end" else writes[max(0, at - 1):at],
                        key=lambda write: write["begin"], default=None)
             if mine is None or mine["begin"] < self.anew(era)[0]:
                 continue
             theirs = self.known.get((key, text_of(row["value"])))
             if theirs is None or theirs["end"] < mine["begin"] - (CLOCKS if theirs["s"] != mine["s"] else 0):
-                yield Violation("of many who tell the last one wins", [row, theirs, mine])
+                yield Violation("the last of several writes wins", [row, theirs, mine])
 
-    def _check_decided(self, key):
+    def _check_compare_and_set(self, key):
         for row in self.writes[key]:
-            if row["how"] != "decide" or row["error"]:
+            if row["how"] != "cas" or row["error"]:
                 continue
             if row["expected"] and row["version"] != row["expected"] + 1:
-                yield Violation("what decides makes the next version", [row])
+                yield Violation("a compare-and-set makes the next version", [row])
             was = self.values.get((key, self.era(row["begin"]), row["expected"]))
             if was is not None and was["value"] != row["saw"] and row["saw"] is not None:
-                yield Violation("what decides replaces what it saw", [row, was])
+                yield Violation("a compare-and-set replaces what it read", [row, was])
 
-    # -- what subscribers were told
+    # -- what subscribers received
 
-    def _check_told(self):
+    def _check_received(self):
         last = {}
-        rows = [*self.rows["told"], *self.rows["doubted"]]
+        rows = [*self.rows["received"], *self.rows["doubted"]]
         for row in sorted(rows, key=lambda row: row["at"]):
             who = row["p"], row["sub"], row["key"]
             before = last.get(who)
@@ -365,14 +373,14 @@ class History:
             begins_anew = kind_of(row["key"]) == "brief" or before is not None and any(
                 begin < row["at"] and end > before["at"] - self.bound for begin, end in self.emptied)
             if before is not None and row["version"] < before["version"] + (not begins_anew):
-                yield Violation("of each key newer and newer versions are told", [before, row])
+                yield Violation("of each key newer and newer versions are received", [before, row])
             last[who] = row
 
     def _check_ends(self):
-        """All who are subscribed at the end were told what is there at the end."""
+        """Every subscription at the end has received what is there at the end."""
         ended = {(row["p"], row["sub"]) for row in self.rows["unsubscribed"]}
-        told, doubted = {}, {}
-        for table, op in ((told, "told"), (doubted, "doubted")):
+        received, doubted = {}, {}
+        for table, op in ((received, "received"), (doubted, "doubted")):
             for row in self.rows[op]:
                 table[row["p"], row["sub"], row["key"]] = row
         for sub in self.rows["subscribed"]:
@@ -380,7 +388,7 @@ class History:
                 who = sub["p"], sub["sub"], final["key"]
                 if who[:2] in ended or not fnmatchcase(final["key"], sub["pattern"]):
                     continue
-                row, doubt = told.get(who), doubted.get(who)
+                row, doubt = received.get(who), doubted.get(who)
                 if final["value"] is None:
                     if row is not None and (doubt is None or doubt["at"] < row["at"]):
                         yield Violation("a subscriber ends with what is there", [sub, row, final])

@@ -9,7 +9,8 @@ from collections import Counter
 
 
 class LateProxy:
-    """A TCP proxy that loses answers, or connections, and lets questions arrive late when their connection is gone.
+    """A TCP proxy that loses answers or connections, and delivers questions after their connection
+    was closed.
 
     Args:
         port: Of Redis.
@@ -33,7 +34,8 @@ class LateProxy:
             except OSError:
                 return
             threading.Thread(target=self._pump, args=(client, server, ("late",)), daemon=True).start()
-            threading.Thread(target=self._pump, args=(server, client, ("cut", "silent")), daemon=True).start()
+            threading.Thread(
+                target=self._pump, args=(server, client, ("cut", "drop")), daemon=True).start()
 
     def _pump(self, source, target, harms):
         try:
@@ -55,11 +57,11 @@ class LateProxy:
     def cut(self, source, target, data):
         raise OSError
 
-    def silent(self, source, target, data):
+    def drop(self, source, target, data):
         pass
 
     def late(self, source, target, data):
-        """Break the connection to who asks, and let what was asked arrive after all."""
+        """Break the connection to the client, and deliver its question later."""
         with contextlib.suppress(OSError):
             source.shutdown(socket.SHUT_RDWR)
         time.sleep(self.chance.random())

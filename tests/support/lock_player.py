@@ -16,7 +16,7 @@ TTL = 0.5
 
 
 def increment(path, fence):
-    """Add one to a counter in a file, unless a later holder has; tell whether that was done."""
+    """Add one to a counter in a file, unless a later holder has; return whether that was done."""
     with open(path, "r+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         last, count = map(int, file.read().split())

@@ -26,7 +26,7 @@ def end(self, name, how, seconds=0.0):
     if how == "ignore":
         raise Ignore()
     if how == "reject":
-        raise Reject("nobody wants it", requeue=False)
+        raise Reject("no worker may run it", requeue=False)
     if how == "retry" and not self.request.retries:
         raise self.retry(countdown=1.0)
     if how == "retry at once" and self.request.retries < 3:

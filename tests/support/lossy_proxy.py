@@ -18,18 +18,18 @@ class LossyProxy:
         self.port = port
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self.listener.getsockname()[1]}/0"
-        self.cut_word, self.cuts, self.chance = b"", 0, 1.0
-        self.hold_word, self.held, self.released = None, threading.Event(), threading.Event()
+        self.cut_text, self.cuts, self.chance = b"", 0, 1.0
+        self.hold_text, self.held, self.released = None, threading.Event(), threading.Event()
         self.random = random.Random(1)
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def cut(self, word, times, chance=1.0):
-        """Lose the next answers to commands that hold a word, or some of them; Redis has carried them out."""
-        self.cut_word, self.cuts, self.chance = word, times, chance
+    def cut(self, text, times, chance=1.0):
+        """Lose the next answers to commands that contain a text, or some; Redis has run them."""
+        self.cut_text, self.cuts, self.chance = text, times, chance
 
-    def hold(self, word):
-        """Keep back the next answer to a command that holds a word, until ``released`` is set."""
-        self.hold_word = word
+    def hold(self, text):
+        """Hold back the answer to the next command with a text, until ``released`` is set."""
+        self.hold_text = text
 
     def _accept(self):
         while True:
@@ -41,31 +41,31 @@ class LossyProxy:
 
     def _serve(self, client):
         with client, socket.create_connection(("127.0.0.1", self.port)) as server:
-            asked = b""
+            question = b""
             while True:
                 ready, _, _ = select.select([client, server], [], [])
                 if client in ready:
-                    question = client.recv(2 ** 20)
-                    if not question:
+                    data = client.recv(2 ** 20)
+                    if not data:
                         return
-                    asked += question
-                    server.sendall(question)
+                    question += data
+                    server.sendall(data)
                 if server in ready:
                     answer = server.recv(2 ** 20)
-                    if not answer or self._is_cut(asked, answer):
+                    if not answer or self._is_cut(question, answer):
                         return
-                    self._hold(asked)
-                    asked = b""
+                    self._hold(question)
+                    question = b""
                     client.sendall(answer)
 
-    def _is_cut(self, asked, answer):
-        wanted = self.cuts > 0 and self.cut_word in asked and not answer.startswith(b"-")
+    def _is_cut(self, question, answer):
+        wanted = self.cuts > 0 and self.cut_text in question and not answer.startswith(b"-")
         cut = wanted and self.random.random() < self.chance
         self.cuts -= cut
         return cut
 
-    def _hold(self, asked):
-        if self.hold_word is not None and self.hold_word in asked:
-            self.hold_word = None
+    def _hold(self, question):
+        if self.hold_text is not None and self.hold_text in question:
+            self.hold_text = None
             self.held.set()
             self.released.wait(10)

@@ -16,10 +16,10 @@ ANSWERS = [
 
 
 class Liar(Proxy):
-    """A proxy that says something else than Redis does, now and then.
+    """A proxy that sometimes answers something else than Redis does.
 
     Attributes:
-        lies: Returns what to say instead of an answer; None: the truth.
+        lies: Returns what to answer instead, or None for the answer of Redis.
     """
 
     lies = staticmethod(lambda: None)

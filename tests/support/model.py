@@ -1,4 +1,4 @@
-"""Processes that do anything at random with one shared memory, under faults; what they saw is judged afterwards.
+"""Processes that do anything at random with the same shared state, under faults; a judge follows.
 
 Usage::
 
@@ -26,7 +26,8 @@ from tests.support.actors import keys_of, work
 from tests.support.histories import History, Violation
 from tests.support.redis_server import RedisServer
 
-#: Longest that a copy is believed without a sign of life, as documented, and room for a busy machine; in seconds.
+#: Longest that a copy stays valid without an answer of Redis, as documented, and room for a busy
+#: machine; in seconds.
 TRUST, ROOM = 3.0, 2.0
 
 #: Seconds for which Redis keeps what it has: just after it was emptied anything may be seen.
@@ -62,7 +63,8 @@ class Nemesis:
                 "op": "fault", "kind": kind, "how": how.__name__, "begin": begin, "end": time.monotonic()})
 
     def kill(self):
-        return self.kill_one, self.kill_ears, self.kill_others, self.kill_all, self.lose_answers
+        return (
+            self.kill_one, self.kill_listeners, self.kill_others, self.kill_all, self.lose_answers)
 
     def restart(self):
         return (self.restart_with_data,)
@@ -80,7 +82,7 @@ class Nemesis:
                 with contextlib.suppress(redis.ResponseError):
                     client.client_kill_filter(_id=self.random.choice(sorted(ids)))
 
-    def kill_ears(self):
+    def kill_listeners(self):
         with self.server.client() as client:
             client.client_kill_filter(_type="pubsub")
 
@@ -89,11 +91,11 @@ class Nemesis:
             client.client_kill_filter(_type="normal", skipme=True)
 
     def kill_all(self):
-        self.kill_ears()
+        self.kill_listeners()
         self.kill_others()
 
     def lose_answers(self):
-        """Let Redis do what it was asked for, and not tell."""
+        """Let Redis run commands, and lose its answers."""
         with self.server.client(single_connection_client=True) as client:
             client.ping()
             self.server.pause()
@@ -149,19 +151,19 @@ def run(folder, seconds, processes, seed, faults=(), sessions=1, peace=PEACE):
             pipes.append(here)
             children.append(child)
         request(pipes)
-        tell(pipes, "begin")
+        send_all(pipes, "begin")
         harm = threading.Thread(target=nemesis.run, args=(time.monotonic() + seconds,), daemon=True)
         harm.start()
         request(pipes, timeout=seconds + 60)
         nemesis.enough.set()
         harm.join(20)
-        tell(pipes, "sync")
+        send_all(pipes, "sync")
         request(pipes)
         with MemorySyncManager(worker_id="end", url=server.url) as fresh:
             final = {key: fresh.read_entry(key) for key in keys_of(names)}
-        tell(pipes, {key: entry and entry.version for key, entry in final.items()})
+        send_all(pipes, {key: entry and entry.version for key, entry in final.items()})
         metrics = request(pipes)
-        tell(pipes, "end")
+        send_all(pipes, "end")
         for child in children:
             child.join(20)
     finally:
@@ -175,19 +177,19 @@ def run(folder, seconds, processes, seed, faults=(), sessions=1, peace=PEACE):
     return judge(folder)
 
 
-def tell(pipes, word):
+def send_all(pipes, message):
     for pipe in pipes:
-        pipe.send(word)
+        pipe.send(message)
 
 
 def request(pipes, timeout=60):
-    """Return what each says."""
+    """Return the answer of each process."""
     deadline = time.monotonic() + timeout
-    words = []
+    answers = []
     for pipe in pipes:
         assert pipe.poll(max(0.0, deadline - time.monotonic())), "a process does not answer"
-        words.append(pipe.recv())
-    return words
+        answers.append(pipe.recv())
+    return answers
 
 
 class Report(NamedTuple):
@@ -203,7 +205,7 @@ class Report(NamedTuple):
 
 
 def judge(folder):
-    """Judge what the files in a folder tell."""
+    """Judge the histories in a folder."""
     rows = [json.loads(line) for path in sorted(Path(folder).glob("*.jsonl")) for line in path.open()]
     history = History(rows, ROOM + (TRUST if any(row["op"] == "fault" for row in rows) else 0.0))
     violations = history.violations()
@@ -217,7 +219,8 @@ def judge(folder):
         "operations": count["write"] + count["read"] + count["subscribed"] + count["unsubscribed"] + count["synced"],
         "writes": count["write"], "refused": errors["ConflictError"], "unknown": errors["StoreError"],
         "reads": count["read"], "reads judged": history.checked, "hits": sum(one["cache_hits"] for one in metrics),
-        "conflicts": sum(one["conflicts"] for one in metrics), "notices": count["told"], "doubts": count["doubted"],
+        "conflicts": sum(one["conflicts"] for one in metrics), "notices": count["received"],
+        "doubts": count["doubted"],
         "failed batches": count["failed"], "worst staleness, s": round(history.worst, 3),
         "faults": dict(Counter(row["how"] for row in history.rows["fault"])),
         "stalest read": history.worst_rows,

@@ -9,8 +9,8 @@ HOSTILE = (
     "a\x1b]0;pwn\x07\x1b[31mX\r\n\x9b31m"
     "\u202e\u2066\u200b\u2028\ue000\U000e0041\u3164\ud800\x00z")
 
-#: The same for headers, whose words end with a blank and which are valid Unicode on one line.
-HOSTILE_WORD = HOSTILE.replace("\n", "").replace("\ud800", "")
+#: The same for headers, whose parts end with a blank and which are valid Unicode on one line.
+HOSTILE_PART = HOSTILE.replace("\n", "").replace("\ud800", "")
 
 #: What may stand in ids, names and keys, which hold no control characters.
 HOSTILE_ID = "\u202e\u2066\u200b\ue000\U000e0041\u3164z"
@@ -100,6 +100,7 @@ def fill(manager, redis):
     manager.sync_metrics({"sent": "many", "count": 3})
     manager.sync_queue({"pending": ["t3"], "processing": ["t0", "t1"]})
     manager.sync_assignments({"w1": ["t0", "t1"]})
+    manager.cancel("t1", "words")
     manager.force_sync()
     manager.printer = manager.lock("printer")
     manager.printer.acquire()
@@ -131,7 +132,7 @@ def poison(redis, namespace, change):
                 redis.xadd(key, {"id": name, name: name})
     for key in ("tasks/{t0%s}/", "locks/{printer%s}", "own/1%s"):
         redis.copy(f"{namespace}/{key % ''}", f"{namespace}/{key % HOSTILE_ID}")
-    redis.set(f"{namespace}/own/{HOSTILE_WORD}", b"\xff\x00\x1b[31m")
+    redis.set(f"{namespace}/own/{HOSTILE_PART}", b"\xff\x00\x1b[31m")
 
 
 def _beside(name):
@@ -152,4 +153,4 @@ def _poisoned_line(line, change):
     try:
         return json.dumps(change(json.loads(line))).encode()
     except ValueError:
-        return line + HOSTILE_WORD.encode() if line.count(b" ") >= 4 else line
+        return line + HOSTILE_PART.encode() if line.count(b" ") >= 4 else line

@@ -59,10 +59,10 @@ class PoisonedProxy:
                 server = socket.create_connection(("127.0.0.1", self.port))
             except OSError:
                 return
-            threading.Thread(target=self._ask, args=(client, server), daemon=True).start()
+            threading.Thread(target=self._forward, args=(client, server), daemon=True).start()
             threading.Thread(target=self._answer, args=(server, client), daemon=True).start()
 
-    def _ask(self, client, server):
+    def _forward(self, client, server):
         last = b""
         with contextlib.suppress(OSError), client, server:
             while data := client.recv(4096):

@@ -6,13 +6,13 @@ import socket
 import threading
 import time
 
-#: Words by which connections are known.
+#: Texts that show what kind a connection is of.
 LISTENER, READERS, WRITER = b"SUBSCRIBE", b"TRACKING", b"EVALSHA"
 
 
-def is_known_by(word, asked):
-    """Whether what was asked over a connection shows that it is of a kind; who listens tracks too."""
-    return word in asked and not (word == READERS and LISTENER in asked)
+def is_of_kind(mark, sent):
+    """Whether the commands of a connection show that it is of a kind; the listener tracks, too."""
+    return mark in sent and not (mark == READERS and LISTENER in sent)
 
 
 class Proxy:
@@ -26,8 +26,8 @@ class Proxy:
     def __init__(self, port):
         self.port = port
         self.held = []
-        self._asked = []
-        self._holding = lambda asked: False
+        self._sent = []
+        self._holding = lambda sent: False
         self._questions = None
         self._changed = threading.Condition()
         #: Seconds by which every answer is late.
@@ -48,27 +48,33 @@ class Proxy:
         self.release()
         self._listener.close()
 
-    def hold(self, *words, new=True):
-        """Hold back answers on connections over which one of some words was sent, or will be unless ``new`` is false."""
-        known = list(map(id, self._asked))
-        self._hold_if(lambda asked: (new or id(asked) in known) and any(is_known_by(word, asked) for word in words))
+    def hold(self, *marks, new=True):
+        """Hold back answers on connections of some kinds.
+
+        Args:
+            new: Also on connections that become one of these kinds later.
+        """
+        known = list(map(id, self._sent))
+        self._hold_if(
+            lambda sent: (new or id(sent) in known) and any(
+                is_of_kind(mark, sent) for mark in marks))
 
     def hold_all(self):
         """Hold back all answers from now on."""
-        self._hold_if(lambda asked: True)
+        self._hold_if(lambda sent: True)
 
-    def hold_asked(self):
-        """Hold back all answers on the connections that there are by now."""
-        known = list(map(id, self._asked))
-        self._hold_if(lambda asked: id(asked) in known)
+    def hold_open(self):
+        """Hold back all answers on the connections that are open now."""
+        known = list(map(id, self._sent))
+        self._hold_if(lambda sent: id(sent) in known)
 
-    def hold_questions(self, word):
-        """Hold back what is asked from now on over connections on which a word was sent."""
+    def hold_questions(self, mark):
+        """Hold back further commands on connections of a kind."""
         with self._changed:
-            self._questions = word
+            self._questions = mark
 
     def release_answers(self):
-        self._hold_if(lambda asked: False)
+        self._hold_if(lambda sent: False)
 
     def release(self):
         with self._changed:
@@ -93,26 +99,29 @@ class Proxy:
             except OSError:
                 return
             try:
-                server, asked = socket.create_connection(("127.0.0.1", self.port)), bytearray()
+                server, sent = socket.create_connection(("127.0.0.1", self.port)), bytearray()
             except OSError:  # Redis is away
                 client.close()
                 continue
-            self._asked.append(asked)
+            self._sent.append(sent)
             self._ends = [end for end in self._ends if end.fileno() >= 0] + [client, server]
-            threading.Thread(target=self._pump, args=(client, server, asked, False), daemon=True).start()
-            threading.Thread(target=self._pump, args=(server, client, asked, True), daemon=True).start()
+            threading.Thread(
+                target=self._pump, args=(client, server, sent, False), daemon=True).start()
+            threading.Thread(
+                target=self._pump, args=(server, client, sent, True), daemon=True).start()
 
-    def _pump(self, source, target, asked, answers):
+    def _pump(self, source, target, sent, answers):
         try:
             while data := source.recv(65536):
                 if answers:
                     time.sleep(self.delay)
                     data = self._answer(data)
-                    self._wait(data, asked)
+                    self._wait(data, sent)
                 else:
                     with self._changed:
-                        self._changed.wait_for(lambda: self._questions is None or self._questions not in asked)
-                    asked += data
+                        self._changed.wait_for(
+                            lambda: self._questions is None or self._questions not in sent)
+                    sent += data
                     time.sleep(len(data) / self.rate if self.rate else 0)
                 self._send(target, data, answers)
         except OSError:
@@ -131,11 +140,11 @@ class Proxy:
             time.sleep(self.dribble)
 
     def _answer(self, data):
-        """Return what to say instead of what Redis says."""
+        """Return what to send instead of what Redis answers."""
         return data
 
-    def _wait(self, data, asked):
+    def _wait(self, data, sent):
         with self._changed:
-            if self._holding(asked):
+            if self._holding(sent):
                 self.held.append(data)
-                self._changed.wait_for(lambda: not self._holding(asked))
+                self._changed.wait_for(lambda: not self._holding(sent))

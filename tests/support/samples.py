@@ -27,9 +27,9 @@ def populate(memsync):
 
 
 def use_everything(memsync, other):
-    """Call everything that asks Redis for something of its own."""
-    heard = []
-    memsync.subscribe("*", lambda key, value: heard.append(key))
+    """Call everything that sends commands of its own to Redis."""
+    received = []
+    memsync.subscribe("*", lambda key, value: received.append(key))
     memsync.sync_task_state("t1", {"status": "STARTED"})
     memsync.sync_task_progress("t1", 10)
     memsync.sync_agent_coordination("t1", "a1", {"x": 1})
@@ -58,4 +58,4 @@ def use_everything(memsync, other):
     other.runtime.store.keep_messages("abcdefgh", {"r1": None}, 10.0)
     memsync.delete("own")
     memsync.force_sync(timeout=5)
-    eventually(lambda: f"{NAMESPACE}/own" in heard)
+    eventually(lambda: f"{NAMESPACE}/own" in received)

@@ -58,7 +58,7 @@ class Shell:
 
 
 def _runner():
-    """Return a runner of click that keeps stdout and stderr apart, which click 8.1 has to be told."""
+    """Return a runner of click that keeps stdout and stderr apart; click 8.1 needs an argument."""
     old = "mix_stderr" in inspect.signature(CliRunner).parameters
     return CliRunner(mix_stderr=False) if old else CliRunner()
 
@@ -82,8 +82,8 @@ class Running:
     def __init__(self, process):
         self.process = process
 
-    def hears(self, client):
-        """Wait until it is subscribed; nobody else is, to this server."""
+    def wait_subscribed(self, client):
+        """Wait until it has subscribed; it is the only subscriber of this server."""
         eventually(client.pubsub_numpat, timeout=20, message="it does not subscribe")
         return self
 

@@ -1,4 +1,4 @@
-"""A Redis whose clock can be set: a small library, put before the C library, adds to the time what a file says."""
+"""A Redis whose clock can be set: a preloaded library adds to the time what is in a file."""
 from __future__ import annotations
 
 import os

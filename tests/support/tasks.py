@@ -13,7 +13,7 @@ from celery.exceptions import Ignore, Reject, SoftTimeLimitExceeded
 
 
 def note(what, task_id=None, **facts):
-    """Add a line to the file in which workers tell the tests what they saw."""
+    """Add a line to the file in which workers record for the tests what they saw."""
     row = {"what": what, "id": task_id, "at": time.time(), "pid": os.getpid(), **facts}
     file = os.open(os.environ["MEMSYNC_TEST_NOTES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
@@ -89,7 +89,9 @@ def ignore():
 @shared_task(bind=True)
 def end_by_update_state(self, state):
     """Store an end by Celery's own means, and keep Celery from storing another."""
-    self.update_state(state=state, meta={"exc_type": "ValueError", "exc_message": "as asked", "exc_module": "builtins"})
+    self.update_state(
+        state=state,
+        meta={"exc_type": "ValueError", "exc_message": "as requested", "exc_module": "builtins"})
     raise Ignore()
 
 
@@ -106,7 +108,7 @@ def end_when_terminated(how):
 
 @shared_task(acks_late=True)
 def reject():
-    raise Reject("nobody wants it", requeue=False)
+    raise Reject("no worker may run it", requeue=False)
 
 
 @shared_task(bind=True, acks_late=True)
@@ -174,7 +176,7 @@ def leave_politely(code):
 
 @shared_task(bind=True)
 def count_to(self, last, pause=0.0):
-    """Tell progress again and again; return how long that took in all, and the longest call."""
+    """Report progress for each number; return the seconds of all calls and of the longest."""
     memsync = self.app.memsync
     longest = 0.0
     begun = time.monotonic()
@@ -227,8 +229,8 @@ def hold_late(self, seconds=60.0):
 
 
 @shared_task(bind=True)
-def heard(self, *args):
-    note("heard", self.request.id, args=args)
+def note_args(self, *args):
+    note("note_args", self.request.id, args=args)
     return args
 
 
@@ -246,7 +248,7 @@ ENDINGS = {"exit": SystemExit, "generator": GeneratorExit, "keyboard": KeyboardI
 @shared_task
 def end_by(how):
     """End as no Exception does."""
-    raise ENDINGS[how]("as asked")
+    raise ENDINGS[how]("as requested")
 
 
 @shared_task(bind=True)

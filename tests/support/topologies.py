@@ -11,12 +11,14 @@ import subprocess
 import redis
 import redis.crc
 
-from tests.support.redis_server import RedisServer, free_port, tested_server
+from tests.support.redis_server import RedisServer, free_port, server_binary
 from tests.support.waiting import eventually
 
 
-def ask(server, *command):
-    """Return what a server answers, as it comes: versions of redis-py read answers about topologies in different ways."""
+def execute(server, *command):
+    """Return the raw answer of a server: versions of redis-py parse answers about topologies
+    differently.
+    """
     connection = redis.Connection(port=server.port, protocol=2, socket_timeout=5)
     try:
         connection.connect()
@@ -27,7 +29,7 @@ def ask(server, *command):
 
 
 def free_pair():
-    """Return a port that nobody listens on, with that of a node's bus, 10,000 above."""
+    """Return a free port whose bus port, 10,000 above, is free, too."""
     while True:
         port = free_port()
         with contextlib.suppress(OSError), socket.socket() as bus:
@@ -52,7 +54,7 @@ class SentinelServer(RedisServer):
                 f"sentinel monitor mymaster 127.0.0.1 {self.master_port} {self.quorum}\n"
                 "sentinel down-after-milliseconds mymaster 1500\nsentinel failover-timeout mymaster 3000\n")
         self.process = subprocess.Popen(
-            [tested_server(), str(config), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [server_binary(), str(config), "--sentinel"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         eventually(self.answers, message="the Sentinel does not answer")
         return self
 
@@ -81,19 +83,20 @@ class Replicated:
         return self
 
     def is_complete(self):
-        rows = [ask(sentinel, "SENTINEL", "MASTER", "mymaster") for sentinel in self.sentinels]
-        told = [dict(zip(row[::2], row[1::2])) for row in rows]
+        rows = [execute(sentinel, "SENTINEL", "MASTER", "mymaster") for sentinel in self.sentinels]
+        masters = [dict(zip(row[::2], row[1::2])) for row in rows]
         return self.is_in_sync() and all(
-            one[b"num-slaves"] == b"2" and one[b"num-other-sentinels"] == b"2" for one in told)
+            one[b"num-slaves"] == b"2" and one[b"num-other-sentinels"] == b"2" for one in masters)
 
     def is_in_sync(self):
-        told = self.master().client().info("replication")
-        return [told.get(f"slave{number}", {}).get("state") for number in range(2)] == ["online"] * 2
+        info = self.master().client().info("replication")
+        states = [info.get(f"slave{number}", {}).get("state") for number in range(2)]
+        return states == ["online"] * 2
 
     def master(self):
         """Return the server that the Sentinels call the master."""
         sentinel = next(one for one in self.sentinels if one.is_running)
-        port = int(ask(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster")[1])
+        port = int(execute(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster")[1])
         return next(server for server in self.servers if server.port == port)
 
     def demote(self, server):
@@ -113,7 +116,7 @@ class Replicated:
 
 
 class Cluster:
-    """Three masters and a replica of each, unless told otherwise.
+    """Three masters, and by default a replica of each.
 
     Args:
         patience: Milliseconds after which a node that does not answer is replaced.
@@ -136,13 +139,13 @@ class Cluster:
         for server in self.servers:
             server.start()
         for server in self.servers[1:]:
-            ask(self.servers[0], "CLUSTER", "MEET", "127.0.0.1", server.port)
+            execute(self.servers[0], "CLUSTER", "MEET", "127.0.0.1", server.port)
         for n, server in enumerate(self.servers[:3]):
             slots = range(n * 16384 // 3, (n + 1) * 16384 // 3)
-            ask(server, "CLUSTER", "ADDSLOTS", *slots)
+            execute(server, "CLUSTER", "ADDSLOTS", *slots)
         eventually(lambda: all(self.known_to(server) == len(self.servers) for server in self.servers), timeout=20)
         for n, server in enumerate(self.servers[3:]):
-            ask(server, "CLUSTER", "REPLICATE", self.id_of(self.servers[n % 3]))
+            execute(server, "CLUSTER", "REPLICATE", self.id_of(self.servers[n % 3]))
         eventually(self.is_complete, timeout=30, message="the cluster is not complete")
         return self
 
@@ -150,17 +153,17 @@ class Cluster:
         return int(self.info(server)["cluster_known_nodes"])
 
     def info(self, server):
-        return dict(line.split(":") for line in ask(server, "CLUSTER", "INFO").decode().split())
+        return dict(line.split(":") for line in execute(server, "CLUSTER", "INFO").decode().split())
 
     def id_of(self, server):
-        return ask(server, "CLUSTER", "MYID").decode()
+        return execute(server, "CLUSTER", "MYID").decode()
 
     def is_complete(self):
         return all(self.info(server)["cluster_state"] == "ok" for server in self.servers) and all(
             server.client().info("replication")["master_link_status"] == "up" for server in self.servers[3:])
 
     def owner(self, slot):
-        """Return the server that has a slot; None while nobody has it."""
+        """Return the server that owns a slot, or None if no server does."""
         for start, end, master, *_ in self._slots():
             if start <= slot <= end:
                 return next(server for server in self.servers if server.port == master[1])
@@ -170,7 +173,7 @@ class Cluster:
         for server in self.servers:
             if server.is_running:
                 try:
-                    return ask(server, "CLUSTER", "SLOTS")
+                    return execute(server, "CLUSTER", "SLOTS")
                 except redis.RedisError:
                     continue
         raise LookupError("no node answers")
@@ -213,13 +216,13 @@ class Cluster:
     def moving(self, slot, target):
         """Begin to move a slot; yield what moves some of its keys and returns how many; move the rest at the end."""
         source = self.owner(slot)
-        ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
-        ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
+        execute(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
+        execute(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
 
         def move_keys(number):
-            keys = ask(source, "CLUSTER", "GETKEYSINSLOT", slot, number)
+            keys = execute(source, "CLUSTER", "GETKEYSINSLOT", slot, number)
             if keys:
-                ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 2000, "KEYS", *keys)
+                execute(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 2000, "KEYS", *keys)
             return len(keys)
 
         try:
@@ -228,7 +231,7 @@ class Cluster:
             while move_keys(10):
                 pass
             for server in (target, source):
-                ask(server, "CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
+                execute(server, "CLUSTER", "SETSLOT", slot, "NODE", self.id_of(target))
 
     def fail_over(self, server):
         """Kill a master; return what takes its place, once that has happened."""
@@ -265,8 +268,8 @@ def sign_certificate(folder, name):
              "-extfile", "names", "-out", f"{name}.crt")
 
 
-def _openssl(folder, *words):
-    subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+def _openssl(folder, *args):
+    subprocess.run(["openssl", *args], cwd=folder, check=True, capture_output=True)
 
 
 def system_server():

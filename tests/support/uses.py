@@ -61,11 +61,11 @@ USES = [write, report, read, subscribe, watch, listen, hold, hold_task]
 
 
 class Surroundings:
-    """What is in this process beside what was there before, once nobody is at work any more."""
+    """What is in this process beside what was there before, once nothing is closing any more."""
 
     def __init__(self):
         gc.collect()
-        eventually(lambda: not closer._forgotten and not closer._at_work.locked())
+        eventually(lambda: not closer._forgotten and not closer._closing.locked())
         self.before = threads(), descriptors(), set(closer._open)
 
     def more(self):

@@ -37,7 +37,7 @@ WAYS = {
     "agent": (lambda one, n: one.sync_agent_coordination("t1", "a1", n),
               lambda one: one.get_agent_coordination("t1", "a1")),
 }
-ways = pytest.mark.parametrize("write, ask", WAYS.values(), ids=WAYS)
+ways = pytest.mark.parametrize("write, read", WAYS.values(), ids=WAYS)
 
 
 def write_now(memsync, write, *args):

@@ -50,6 +50,7 @@ def manager_returns_records() -> None:
         assert_type(manager.get_workers(), list[WorkerRecord])
         assert_type(manager.locks(), list[LockRecord])
         assert_type(manager.enqueue("t1"), bool)
+        assert_type(manager.cancel("t1", "no need", terminate=True), str | None)
         assert_type(manager.dequeue(), str | None)
     with memsync.lock("printer", ttl=60.0) as lock:
         assert_type(lock, Lock)

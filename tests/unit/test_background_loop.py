@@ -232,7 +232,7 @@ def kill(thread):
     thread.wake()
 
 
-def test_a_thread_that_has_died_is_said_and_started_again_by_the_next_call(make_thread, caplog):
+def test_dead_thread_is_logged_and_restarted_by_the_next_call(make_thread, caplog):
     calls = []
     thread = make_thread(lambda: calls.append(1), on_demand=True)
     thread.start()
@@ -248,14 +248,14 @@ def test_a_thread_that_has_died_is_said_and_started_again_by_the_next_call(make_
     assert not thread.running
 
 
-def test_of_threads_that_are_started_at_once_one_is_at_work(make_thread):
-    at_work, most = [], []
+def test_only_one_of_several_started_threads_runs(make_thread):
+    running, most = [], []
 
     def act():
-        at_work.append(1)
-        most.append(len(at_work))
+        running.append(1)
+        most.append(len(running))
         time.sleep(0.001)
-        at_work.pop()
+        running.pop()
 
     thread = make_thread(act, on_demand=True, interval=0.0)
     barrier = threading.Barrier(16)
@@ -276,13 +276,13 @@ def test_of_threads_that_are_started_at_once_one_is_at_work(make_thread):
     assert set(most) == {1}
 
 
-@pytest.mark.skipif(sys.version_info[:2] > (3, 12), reason="threads are asked in another way")
+@pytest.mark.skipif(sys.version_info[:2] > (3, 12), reason="threads are checked in another way")
 def test_loop_whose_thread_an_exception_made_look_dead_is_still_running():
     called = threading.Event()
     loop = BackgroundLoop("test-loop", called.set, 0, on_demand=True)
     loop.wake()
     assert called.wait(5)
-    run = next(iter(loop._at_work.values()))
+    run = next(iter(loop._runs.values()))
     run.thread._is_stopped = True  # as bpo-45274 leaves it
 
     assert loop.running

@@ -21,6 +21,15 @@ MOST_DEEP = 15
 #: Bytes of Redis memory for one finished task.
 MOST_BYTES = 800
 
+#: New keys that are written at once to count what one costs: less than a batch, which another thread would begin to send.
+NEW_KEYS = 400
+
+#: Calls of our own functions for a write of a new key: in its caller, and in the writer's thread.
+MOST_CALLS = {"caller": 20.5, "writer": 15.0}
+
+#: Bytes that are sent for a write of a new key beside its name and value.
+MOST_SENT = 75
+
 
 @pytest.fixture
 def warmed_up(memsync, redis):
@@ -40,7 +49,7 @@ def warmed_up(memsync, redis):
 
 
 def finished(task_id, run):
-    """Return a run as Celery's signals tell it at its end."""
+    """Return a run as Celery's signals record it at its end."""
     return TaskRun(
         "SUCCESS", name="proj.tasks.render_report", queue="celery", worker="celery@worker-host-7", pid=48211, run=run,
         root_id=task_id, published_at=1722500000.123, received_at=1722500000.135, started_at=1722500000.138,
@@ -75,6 +84,63 @@ def test_a_flush_of_counters_alone_is_one_round_trip(warmed_up):
     assert trips == 1
 
 
+@pytest.fixture
+def count_calls():
+    """A function that returns how many of our functions another one calls in this thread."""
+    def count(act):
+        calls = [0]
+
+        def note(frame, event, _):
+            calls[0] += event == "call" and "/celery_memsync/" in frame.f_code.co_filename
+
+        sys.setprofile(note)
+        try:
+            act()
+        finally:
+            sys.setprofile(None)
+        return calls[0]
+
+    return count
+
+
+def write_new_keys(memsync):
+    for number in range(NEW_KEYS):
+        memsync.write(f"key-{number:03}", {"number": number, "rate": 0.5, "name": "x" * 100})
+
+
+def test_a_write_of_a_new_key_costs_few_calls(make_memsync, count_calls):
+    memsync = make_memsync(batch_interval=60.0)
+    memsync.write("warm", 1)
+    memsync.force_sync()
+
+    calls = {
+        "caller": count_calls(lambda: write_new_keys(memsync)) / NEW_KEYS,
+        "writer": count_calls(memsync.runtime.writer._write_pending) / NEW_KEYS,
+    }
+
+    print(f"calls of ours for a write: {calls}; the budget is {MOST_CALLS}")
+    assert memsync.runtime.writer.pending == 0
+    for thread, most in MOST_CALLS.items():
+        assert most * 0.5 < calls[thread] <= most
+
+
+def test_a_write_of_a_new_key_is_one_set_and_one_publish(warmed_up, redis):
+    write_new_keys(warmed_up)
+    before = redis.info("stats")["total_net_input_bytes"]
+
+    warmed_up.runtime.writer.flush()
+
+    sent = redis.info("stats")["total_net_input_bytes"] - before
+    calls = calls_of(redis)
+    scripts_run = calls["evalsha"]
+    size = len("task-sentinel/key-000") + len(redis.get("task-sentinel/key-000").partition(b"\n")[2])
+    assert {name: calls[name] for name in ("set", "publish", "zadd")} == {
+        "set": NEW_KEYS + scripts_run, "publish": NEW_KEYS, "zadd": scripts_run}
+    assert "get" not in calls and "mget" not in calls
+    print(f"{sent / NEW_KEYS - size:.1f} bytes beside name and value; the budget is {MOST_SENT}")
+    assert sent / NEW_KEYS - size < MOST_SENT
+
+
 def test_a_batch_size_bounds_one_round_trip(make_memsync, redis):
     memsync = make_memsync(batch_interval=60.0, batch_size=100)
     memsync.runtime.store.connect()
@@ -87,7 +153,7 @@ def test_a_batch_size_bounds_one_round_trip(make_memsync, redis):
     assert trips == 2
 
 
-@pytest.mark.parametrize("tell", [
+@pytest.mark.parametrize("write", [
     lambda memsync: memsync.write("a", 1),
     lambda memsync: memsync.delete("a"),
     lambda memsync: memsync.sync_task_state("t1", {"x": 1}),
@@ -103,11 +169,11 @@ def test_a_batch_size_bounds_one_round_trip(make_memsync, redis):
     lambda memsync: memsync.update_heartbeat(),
     lambda memsync: memsync.get_metrics(),
 ])
-def test_telling_costs_no_round_trip(warmed_up, tell):
-    assert round_trips(warmed_up, lambda: tell(warmed_up)) == 0
+def test_buffered_write_costs_no_round_trip(warmed_up, write):
+    assert round_trips(warmed_up, lambda: write(warmed_up)) == 0
 
 
-@pytest.mark.parametrize("most, ask", [
+@pytest.mark.parametrize("most, call", [
     (1, lambda memsync: memsync.read("a")),
     (0, lambda memsync: memsync.read("warm")),
     (1, lambda memsync: memsync.read("warm", consistent=True)),
@@ -136,12 +202,12 @@ def test_telling_costs_no_round_trip(warmed_up, tell):
     (0, lambda memsync: memsync.lock("a").owned),
     (2, lambda memsync: memsync.locks()),
 ])
-def test_asking_and_deciding_cost_so_many_round_trips(warmed_up, most, ask):
+def test_reads_and_atomic_operations_cost_so_many_round_trips(warmed_up, most, call):
     for number in range(60):
         warmed_up.sync_task_state(f"t{number}", {"x": 1})
     warmed_up.force_sync()
 
-    assert round_trips(warmed_up, lambda: ask(warmed_up)) <= most
+    assert round_trips(warmed_up, lambda: call(warmed_up)) <= most
 
 
 def test_no_reader_goes_through_all_keys(warmed_up, redis):
@@ -189,7 +255,7 @@ def test_a_conflict_costs_one_more_round_trip(warmed_up, other):
 @pytest.mark.parametrize("message", [None, "page 1200 of 1200"])
 def test_a_finished_task_costs_less_than_800_bytes(make_memsync, redis, message):
     number = 5_000
-    memsync = make_memsync("celery@worker-host-7", batch_interval=60.0)
+    memsync = make_memsync("celery@worker-host-7", batch_interval=60.0, timeout=30.0)
     keys = Keys("task-sentinel")
     memsync.write("warm", 1)
     memsync.force_sync()
@@ -210,7 +276,7 @@ def test_a_finished_task_costs_less_than_800_bytes(make_memsync, redis, message)
     assert used / number < MOST_BYTES
 
 
-def test_progress_told_again_and_again_costs_no_memory(memsync, redis):
+def test_repeated_progress_costs_no_memory(memsync, redis):
     memsync.sync_task_progress("t1", 1, message="x" * 50)
     memsync.force_sync()
     before = redis.memory_usage(Keys("task-sentinel").task("t1"))

@@ -1,4 +1,4 @@
-"""What closes what nobody has closed, and what is left of a lock after a shutdown."""
+"""Closing what no caller has closed, and what is left of a lock after a shutdown."""
 from __future__ import annotations
 
 import textwrap
@@ -51,7 +51,7 @@ def test_release_after_shutdown_opens_nothing(make_memsync, memsync):
     assert manager.acquire_task_lock("t1")
     manager.shutdown()
 
-    answers = lock.release(), manager.release_task_lock("t1"), manager.unsubscribe("gone")
+    answers = lock.release(), manager.release_task_lock("t1"), manager.unsubscribe("unknown")
 
     assert answers == (False, False, False)
     assert manager._lifetime.runtime is None

@@ -1,4 +1,4 @@
-"""A manager to which nobody refers is collected, with all that works for it; nothing of that waits in the collector."""
+"""A manager without references is collected with its threads; the collector never waits."""
 from __future__ import annotations
 
 import gc
@@ -46,7 +46,7 @@ def test_what_is_shut_down_leaves_nothing_though_it_is_kept(redis_url, surroundi
     del kept
 
 
-def test_what_a_forgotten_manager_has_told_is_written_and_its_locks_are_free(redis_url, memsync):
+def test_collected_manager_writes_what_is_pending_and_frees_its_locks(redis_url, memsync):
     manager = MemorySyncManager("w1", redis_url, batch_interval=60.0)
     manager.write("a", 1)
     hold(manager)
@@ -83,19 +83,20 @@ def test_a_collected_watch_ends(memsync):
     assert eventually(lambda: memsync.get_metrics()["subscriptions"] == 0)
 
 
-def test_a_kept_subscription_tells_on_after_a_collection(memsync, other):
-    heard = []
-    memsync.subscribe("*", lambda key, value: heard.append(value), lambda key: heard.append("gone"))
-    memsync.subscribe("*", lambda key, value, entry: heard.append(entry.version))
+def test_subscription_goes_on_after_a_collection(memsync, other):
+    received = []
+    memsync.subscribe(
+        "*", lambda key, value: received.append(value), lambda key: received.append("deleted"))
+    memsync.subscribe("*", lambda key, value, entry: received.append(entry.version))
 
     gc.collect()
     other.write("a", 1)
     other.force_sync()
-    assert eventually(lambda: 1 in heard and len(heard) == 2)
+    assert eventually(lambda: 1 in received and len(received) == 2)
     other.delete("a")
     other.force_sync()
 
-    assert eventually(lambda: "gone" in heard)
+    assert eventually(lambda: "deleted" in received)
 
 
 def test_managers_leave_nothing_with_multiprocessing(redis_url):
@@ -137,9 +138,9 @@ def test_what_was_forgotten_last_is_written_at_the_end_of_the_process(tmp_path, 
 
 def test_what_the_parent_has_forgotten_is_not_the_childs(tmp_path, redis_url, memsync):
     run(tmp_path, IN_CHILD + textwrap.dedent("""
-        memsync.increment_metrics(told=1)
+        memsync.increment_metrics(done=1)
         in_child(lambda: (gc.collect(), globals().pop('memsync'), gc.collect(), time.sleep(0.2)))
         memsync.shutdown()
     """), redis_url)
 
-    assert memsync.get_coordination_metrics() == {"told": 1}
+    assert memsync.get_coordination_metrics() == {"done": 1}

@@ -1,4 +1,4 @@
-"""An app that has a memory is collected like any other; Celery's signals keep none."""
+"""An app with a MemSync is collected like any other; Celery's signals keep none."""
 from __future__ import annotations
 
 import gc
@@ -79,7 +79,7 @@ def test_apps_have_one_receiver_of_each_signal(redis_url):
         app.memsync.shutdown()
 
 
-def test_an_app_keeps_its_memory_alive(redis_url, memsync):
+def test_app_keeps_its_memsync_alive(redis_url, memsync):
     app = make_app(redis_url)
 
     gc.collect()
@@ -92,7 +92,9 @@ def test_an_app_keeps_its_memory_alive(redis_url, memsync):
     assert [memsync.get_task_state(one)["status"] for one in (task_id, after)] == ["SUCCESS", "SUCCESS"]
 
 
-def test_each_app_tells_its_own_tasks_though_another_one_fails(redis_url, monkeypatch, caplog, memsync):
+def test_each_app_records_its_own_tasks_though_another_one_fails(
+    redis_url, monkeypatch, caplog, memsync,
+):
     first, second = make_app(redis_url, memsync_namespace="first"), make_app(redis_url)
 
     def fail(**_):
@@ -108,7 +110,7 @@ def test_each_app_tells_its_own_tasks_though_another_one_fails(redis_url, monkey
     first.memsync.shutdown()
 
 
-def test_disconnected_app_tells_nothing(redis_url, memsync):
+def test_disconnected_app_records_nothing(redis_url, memsync):
     app = make_app(redis_url)
 
     app.memsync.signals.disconnect()
@@ -134,14 +136,14 @@ def test_workers_that_were_stopped_in_a_process_that_goes_on_leave_nothing(tmp_p
         MemSync(app)
         for _ in range(2):
             with start_worker(app, perform_ping_check=False, pool='solo'):
-                print('at work', 'active' in statuses())
+                print('running', 'active' in statuses())
             print('after', statuses())
         app.memsync.shutdown()
         time.sleep(0.5)
         print('threads', [thread.name for thread in threading.enumerate() if thread.name.startswith('memsync-')])
     """, redis_url)
 
-    assert out.count("at work True") == 2
+    assert out.count("running True") == 2
     assert out.count("after {'offline'}") == 2
     assert "threads []" in out
 

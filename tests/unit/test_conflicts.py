@@ -1,4 +1,4 @@
-"""Two writers of one key: which resolver is asked, what it answers, and that the order does not matter."""
+"""Two writers of one key: which resolver is called, what it returns; their order is irrelevant."""
 from __future__ import annotations
 
 import itertools
@@ -43,11 +43,11 @@ def written_in_turn(writers, key="a"):
 
 
 @pytest.fixture
-def told(memsync, other):
-    told = []
+def emitted(memsync, other):
+    emitted = []
     for manager in (memsync, other):
-        manager.on("conflict-resolved", lambda **details: told.append(details))
-    return told
+        manager.on("conflict-resolved", lambda **details: emitted.append(details))
+    return emitted
 
 
 # -- resolvers by themselves
@@ -137,7 +137,9 @@ def test_a_resolver_is_a_name_a_path_or_a_callable(choice, resolver):
     ({"elsewhere": "max_value"}, 7, 3, 3),
 ])
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_a_conflict_ends_the_same_whoever_is_flushed_first(make_memsync, resolver, first, second, resolved, order):
+def test_conflict_ends_the_same_in_any_order_of_flushes(
+    make_memsync, resolver, first, second, resolved, order,
+):
     managers = [make_memsync(batch_interval=60.0, conflict_resolver=resolver) for _ in range(2)]
     written_in_turn(zip(managers, (first, second)))
 
@@ -170,14 +172,14 @@ def test_three_arrays_are_merged_in_every_order_of_arrival(make_memsync, order):
     assert sorted(managers[0].read("a")) == [0, 1, 2]
 
 
-def test_a_conflict_is_told_with_its_entries(memsync, other, told):
+def test_conflict_event_has_the_entries(memsync, other, emitted):
     written_in_turn([(memsync, "old"), (other, "new")])
 
     memsync.force_sync()
     other.force_sync()
     assert memsync.events.wait_idle(5) and other.events.wait_idle(5)
 
-    (details,) = told
+    (details,) = emitted
     assert (details["key"], details["strategy"], details["discarded"]) == (
         "task-sentinel/a", "last_write_wins", ["old"])
     assert [(one.value, one.worker_id) for one in details["entries"]] == [("old", "worker-1"), ("new", "worker-2")]
@@ -207,8 +209,10 @@ def test_a_writer_that_has_seen_the_last_write_has_no_conflict(memsync, other):
 def test_a_resolver_that_fails_loses_nothing(make_memsync, resolver):
     first = make_memsync(batch_interval=60.0)
     second = make_memsync(batch_interval=60.0, conflict_resolver={"a": resolver, "b": "max_value"})
-    told = []
-    second.on("conflict-resolved", lambda key, strategy, **details: told.append((key, strategy[:7])))
+    resolved = []
+    second.on(
+        "conflict-resolved",
+        lambda key, strategy, **details: resolved.append((key, strategy[:7])))
     written_in_turn([(first, "stored"), (second, "incoming")])
     written_in_turn([(first, 9), (second, 1)], key="b")
 
@@ -217,7 +221,7 @@ def test_a_resolver_that_fails_loses_nothing(make_memsync, resolver):
     assert second.events.wait_idle(5)
 
     assert first.read_many(["a", "b"]) == {"a": "incoming", "b": 9}
-    assert sorted(told) == [("task-sentinel/a", "failed:"), ("task-sentinel/b", "max_val")]
+    assert sorted(resolved) == [("task-sentinel/a", "failed:"), ("task-sentinel/b", "max_val")]
 
 
 def test_a_handler_that_raises_does_not_harm_the_write(memsync, other):
@@ -231,7 +235,7 @@ def test_a_handler_that_raises_does_not_harm_the_write(memsync, other):
     assert memsync.read("a") == "new"
 
 
-def test_a_conflict_that_lasts_every_round_is_told_and_nothing_is_lost(memsync, make_memsync):
+def test_conflict_in_every_round_is_raised_and_loses_nothing(memsync, make_memsync):
     unlucky = write_unlucky(memsync, make_memsync)
 
     with pytest.raises(ConflictError, match="task-sentinel/a"):
@@ -295,7 +299,7 @@ def test_many_writers_of_one_state_lose_no_field(make_memsync):
 @pytest.mark.parametrize("early, late", [
     ("SUCCESS", "STARTED"), ("SUCCESS", "PENDING"), ("FAILURE", "STARTED"), ("REVOKED", "RECEIVED"), ("RETRY", "STARTED"),
 ])
-def test_a_late_word_of_another_does_not_undo_a_later_stage(memsync, other, early, late):
+def test_late_write_of_another_process_does_not_undo_a_later_stage(memsync, other, early, late):
     memsync.sync_task_state("t1", {"status": early, "by": "memsync"})
     other.sync_task_state("t1", {"status": late, "note": "late"})
 
@@ -315,7 +319,7 @@ def test_a_later_stage_of_another_follows(memsync, other):
     assert memsync.get_task_state("t1")["status"] == "SUCCESS"
 
 
-def test_four_processes_that_tell_of_one_state_at_once_do_not_lose_every_round(make_memsync):
+def test_four_writers_of_one_state_do_not_lose_every_round(make_memsync):
     managers = [make_memsync(batch_interval=60.0) for _ in range(4)]
     failures = []
 

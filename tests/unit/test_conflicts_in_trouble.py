@@ -20,7 +20,7 @@ def both(entries):
     return Resolution({name: old.get(name, []) + new.get(name, []) for name in {**old, **new}}, "both")
 
 
-def tell(memsync, kind, item):
+def write(memsync, kind, item):
     if kind == "value":
         memsync.write("a", [item])
     elif kind == "agent":
@@ -72,19 +72,19 @@ def separate(own_server, make_memsync):
 ])
 def test_a_read_between_two_writes_of_an_outage_does_not_hide_a_conflict(separate, kind, read):
     redis, first, second = separate
-    tell(first, kind, "before")
+    write(first, kind, "before")
     first.force_sync()
     forbid(redis, "first")
-    tell(first, kind, "mine")
+    write(first, kind, "mine")
     with pytest.raises(StoreError):
         first.force_sync()
     second.get_task("t1")
     second.read(KINDS[kind])
-    tell(second, kind, "theirs")
+    write(second, kind, "theirs")
     second.force_sync()
 
     read(first, KINDS[kind])
-    tell(first, kind, "mine again")
+    write(first, kind, "mine again")
     allow(redis, "first")
     first.force_sync()
 
@@ -95,9 +95,9 @@ def test_a_read_between_two_writes_of_an_outage_does_not_hide_a_conflict(separat
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_resolver_answered_is_not_lost_with_the_connection(separate, kind):
     redis, first, second = separate
-    tell(first, kind, "stored")
+    write(first, kind, "stored")
     first.force_sync()
-    tell(second, kind, "incoming")
+    write(second, kind, "incoming")
     resolvers, second.runtime.writer.settler.resolvers = second.runtime.writer.settler.resolvers, Resolvers(
         lambda entries: forbid(redis, "second") or both(entries), "task-sentinel")
 
@@ -116,15 +116,15 @@ def test_what_a_resolver_answered_is_not_lost_with_the_connection(separate, kind
 def test_what_a_third_wrote_before_the_answer_arrived_is_settled_too(separate, make_memsync, own_server, kind):
     redis, first, second = separate
     third = make_memsync(url=own_server.url, batch_interval=60.0, conflict_resolver=both)
-    tell(first, kind, "stored")
+    write(first, kind, "stored")
     first.force_sync()
-    tell(second, kind, "incoming")
+    write(second, kind, "incoming")
     resolvers, second.runtime.writer.settler.resolvers = second.runtime.writer.settler.resolvers, Resolvers(
         lambda entries: forbid(redis, "second") or both(entries), "task-sentinel")
 
     with pytest.raises(StoreError):
         second.force_sync()
-    tell(third, kind, "third")
+    write(third, kind, "third")
     third.force_sync()
     allow(redis, "second")
     second.runtime.writer.settler.resolvers = resolvers
@@ -137,9 +137,9 @@ def test_an_answer_that_arrives_after_all_is_not_settled_again(own_server, make_
     options = {"socket_timeout": 0.5}
     first, second = [make_memsync(url=own_server.url, batch_interval=60.0, backend_options=options) for _ in range(2)]
     second.runtime.writer.settler.resolvers = Resolvers(lambda entries: own_server.pause() or both(entries), "task-sentinel")
-    tell(first, "value", "stored")
+    write(first, "value", "stored")
     first.force_sync()
-    tell(second, "value", "incoming")
+    write(second, "value", "incoming")
 
     with pytest.raises(StoreError):
         second.force_sync()
@@ -183,12 +183,12 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_a_resolver_that_does_not_answer_loses_nothing_and_is_told(make_memsync, answer):
+def test_failing_resolver_loses_nothing_and_is_reported(make_memsync, answer):
     memsync = make_memsync(batch_interval=60.0)
     other = make_memsync(
         batch_interval=60.0, max_value_size=BIG // 2, conflict_resolver={"a": answer, "b": "max_value"})
-    told = []
-    other.on("conflict-resolved", lambda **details: told.append(details))
+    resolved = []
+    other.on("conflict-resolved", lambda **details: resolved.append(details))
     for key in ("a", "b"):
         memsync.write(key, "stored")
         other.write(key, "incoming")
@@ -197,19 +197,20 @@ def test_a_resolver_that_does_not_answer_loses_nothing_and_is_told(make_memsync,
     other.force_sync()
     assert other.events.wait_idle(5)
 
-    told.sort(key=lambda details: details["key"])
+    resolved.sort(key=lambda details: details["key"])
     assert memsync.read_many(["a", "b"], consistent=True) == {"a": "incoming", "b": "stored"}
-    assert [details["strategy"].partition(":")[0] for details in told] == ["failed", "max_value"]
-    assert [entry.value for entry in told[0]["entries"]] == ["stored", "incoming"]
-    assert (told[0]["discarded"], other.get_metrics()["conflicts"]) == (["stored"], 2)
+    strategies = [details["strategy"].partition(":")[0] for details in resolved]
+    assert strategies == ["failed", "max_value"]
+    assert [entry.value for entry in resolved[0]["entries"]] == ["stored", "incoming"]
+    assert (resolved[0]["discarded"], other.get_metrics()["conflicts"]) == (["stored"], 2)
 
 
 @pytest.mark.parametrize("answer", [*ANSWERS, lambda entries: Resolution(["no fields"])])
-def test_a_resolver_of_fields_that_does_not_answer_loses_no_field_and_is_told(make_memsync, answer):
+def test_failing_resolver_of_fields_loses_no_field_and_is_reported(make_memsync, answer):
     memsync = make_memsync(batch_interval=60.0)
     other = make_memsync(batch_interval=60.0, max_value_size=BIG // 2, conflict_resolver=answer)
-    told = []
-    other.on("conflict-resolved", lambda **details: told.append(details))
+    resolved = []
+    other.on("conflict-resolved", lambda **details: resolved.append(details))
     memsync.sync_task_state("t1", {"x": "stored", "theirs": 1})
     other.sync_task_state("t1", {"x": "incoming", "mine": 2})
 
@@ -218,14 +219,14 @@ def test_a_resolver_of_fields_that_does_not_answer_loses_no_field_and_is_told(ma
     assert other.events.wait_idle(5)
 
     assert memsync.read("tasks/t1/state", consistent=True) == {"x": "incoming", "theirs": 1, "mine": 2}
-    assert [details["strategy"].partition(":")[0] for details in told] == ["failed"]
+    assert [details["strategy"].partition(":")[0] for details in resolved] == ["failed"]
     assert other.runtime.writer.pending == 0
 
 
-# -- what was gone in between
+# -- keys deleted in between
 
 @pytest.mark.parametrize("how", ["it was emptied", "its ttl was over"])
-def test_compare_and_set_is_refused_when_the_key_was_gone_and_made_anew_with_the_same_version(
+def test_compare_and_set_is_refused_when_the_key_was_recreated(
     memsync, other, redis, how,
 ):
     memsync.write("a", "first life", ttl=0.3 if how == "its ttl was over" else None)
@@ -244,7 +245,9 @@ def test_compare_and_set_is_refused_when_the_key_was_gone_and_made_anew_with_the
 
 @pytest.mark.parametrize("flushed_first", ["earlier", "later"])
 @pytest.mark.parametrize("later", ["value", "deletion"])
-def test_of_a_deletion_and_a_value_the_later_one_wins_whoever_is_flushed_first(memsync, other, later, flushed_first):
+def test_later_of_a_deletion_and_a_value_wins_in_any_order_of_flushes(
+    memsync, other, later, flushed_first,
+):
     memsync.write("a", "old", expected_version=0)
     other.read("a")
     acts = [lambda: memsync.delete("a"), lambda: other.write("a", "new")]

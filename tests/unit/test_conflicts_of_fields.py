@@ -1,4 +1,4 @@
-"""Conflicts of fields: what several tell of one task's state, who has seen what, and which of its runs."""
+"""Conflicts of fields: writers of one task's state, what each has read, and the task's runs."""
 from __future__ import annotations
 
 import threading
@@ -28,9 +28,9 @@ def conflicts(*managers):
     return sum(memsync.get_metrics()["conflicts"] for memsync in managers)
 
 
-def told_in_turn(*told):
-    """Tell one state after the other, each by its manager; nothing is flush_until_stored."""
-    for memsync, fields in told:
+def write_in_turn(*states):
+    """Write one state after the other, each by its manager, without a flush."""
+    for memsync, fields in states:
         memsync.sync_task_state("t1", fields)
         time.sleep(0.015)
 
@@ -65,7 +65,7 @@ def script_calls(redis):
 
 # -- fields of their own
 
-def test_fields_of_their_own_are_no_conflict_of_many_who_tell_at_once(make_memsync):
+def test_different_fields_of_concurrent_writers_are_no_conflict(make_memsync):
     managers = [make_memsync(batch_interval=60.0) for _ in range(5)]
 
     def act(number, memsync):
@@ -111,7 +111,7 @@ def test_a_field_that_moves_on_while_another_is_settled_is_not_put_back(memsync,
     memsync.force_sync()
     other.get_task_state("t1")
     slow = make_memsync(batch_interval=60.0, conflict_resolver=meddle)
-    told_in_turn((other, {"y": 2}), (slow, {"x": 2}))
+    write_in_turn((other, {"y": 2}), (slow, {"x": 2}))
 
     slow.force_sync()
 
@@ -128,11 +128,11 @@ def test_a_field_that_moves_on_while_another_is_settled_is_not_put_back(memsync,
     ({STATES: longest}, {"x": "longest"}, {"x": "long"}, {"x": "longest"}),
 ])
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_one_field_of_two_ends_the_same_whoever_is_flushed_first(
+def test_field_of_two_writers_ends_the_same_in_any_order_of_flushes(
     make_memsync, resolver, first, second, resolved, order,
 ):
     managers = [make_memsync(batch_interval=60.0, conflict_resolver=resolver) for _ in range(2)]
-    told_in_turn(*zip(managers, (first, second)))
+    write_in_turn(*zip(managers, (first, second)))
 
     for number in order:
         managers[number].force_sync()
@@ -141,7 +141,7 @@ def test_one_field_of_two_ends_the_same_whoever_is_flushed_first(
     assert conflicts(*managers) == 1
 
 
-@pytest.mark.parametrize("resolver, told, resolved", [
+@pytest.mark.parametrize("resolver, states, resolved", [
     ("last_write_wins", [{"x": "a"}, {"x": "b"}], [{"x": "a"}, {"x": "b"}]),
     ("last_write_wins", [{"x": "a", "mine": 1}, {"x": "b", "theirs": 2}],
      [{"x": "a", "mine": 1, "theirs": 2}, {"x": "b", "mine": 1, "theirs": 2}]),
@@ -152,9 +152,9 @@ def test_one_field_of_two_ends_the_same_whoever_is_flushed_first(
 ])
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 @pytest.mark.parametrize("ids", ["ab", "ba"])
-def test_of_one_field_the_last_write_to_arrive_wins_whoever_it_is(make_memsync, resolver, told, resolved, order, ids):
+def test_last_write_of_a_field_to_arrive_wins(make_memsync, resolver, states, resolved, order, ids):
     managers = [make_memsync(worker_id, batch_interval=60.0, conflict_resolver=resolver) for worker_id in ids]
-    told_in_turn(*zip(managers, told))
+    write_in_turn(*zip(managers, states))
 
     for number in order:
         managers[number].force_sync()
@@ -163,17 +163,19 @@ def test_of_one_field_the_last_write_to_arrive_wins_whoever_it_is(make_memsync, 
     assert conflicts(*managers) == 1
 
 
-@pytest.mark.parametrize("told, order, x", [
+@pytest.mark.parametrize("states, order, x", [
     ([(0, {"x": "old"}), (1, {"x": "new"}), (0, {"y": 1})], (1, 0), "old"),
     ([(0, {"y": 1}), (1, {"x": "old"}), (2, {"x": "new"})], (2, 0, 1), "old"),
     ([(0, {"y": 1}), (1, {"x": "old"}), (2, {"x": "new"})], (0, 2, 1), "old"),
     ([(1, {"x": "old"}), (2, {"x": "new"}), (0, {"y": 1})], (1, 0, 2), "new"),
 ])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_a_field_is_not_lost_because_another_one_was_written_later(make_memsync, told, order, x, reverse):
+def test_a_field_is_not_lost_because_another_one_was_written_later(
+    make_memsync, states, order, x, reverse,
+):
     ids = [f"w{number}" for number in order]
     managers = [make_memsync(ids[-1 - n if reverse else n], batch_interval=60.0) for n in range(len(order))]
-    told_in_turn(*((managers[number], fields) for number, fields in told))
+    write_in_turn(*((managers[number], fields) for number, fields in states))
 
     for number in order:
         managers[number].force_sync()
@@ -186,9 +188,9 @@ def test_a_resolver_gets_both_states_as_a_whole(memsync, make_memsync):
     given = []
     other = make_memsync(batch_interval=60.0, conflict_resolver=lambda entries: (
         given.extend(entries) or Resolution({"x": "settled"}, "settled", ["a", "b"])))
-    told = []
-    other.on("conflict-resolved", lambda **details: told.append(details))
-    told_in_turn((memsync, {"x": [1], "y": {"deep": 1}}), (other, {"x": [2], "z": 3}))
+    resolved = []
+    other.on("conflict-resolved", lambda **details: resolved.append(details))
+    write_in_turn((memsync, {"x": [1], "y": {"deep": 1}}), (other, {"x": [2], "z": 3}))
 
     memsync.force_sync()
     other.force_sync()
@@ -198,12 +200,12 @@ def test_a_resolver_gets_both_states_as_a_whole(memsync, make_memsync):
         {"x": [1], "y": {"deep": 1}}, {"x": [2], "y": {"deep": 1}, "z": 3}]
     assert [entry.worker_id for entry in given] == ["worker-1", other.worker_id]
     assert given[0].timestamp < given[1].timestamp
-    assert told == [dict(
+    assert resolved == [dict(
         key=f"task-sentinel/{STATES}", strategy="settled", entries=given, discarded=["a", "b"])]
     assert state(memsync) == {"x": "settled", "y": {"deep": 1}, "z": 3}
 
 
-# -- who has seen what
+# -- what each writer has read
 
 @pytest.mark.parametrize("read", [
     lambda memsync: memsync.get_task_state("t1"),
@@ -218,7 +220,7 @@ def test_a_resolver_gets_both_states_as_a_whole(memsync, make_memsync):
     lambda memsync: (memsync.sync_agent_coordination("t1", "coder", 5), memsync.get_task("t1")),
     lambda memsync: eventually(lambda: memsync.get_task_state("t1") and memsync.get_metrics()["cache_hits"]),
 ])
-def test_who_was_shown_a_state_has_no_conflict_until_it_moves_on(memsync, other, read):
+def test_writer_that_has_read_a_state_has_no_conflict_until_it_changes(memsync, other, read):
     counts = []
     other.sync_task_progress("t1", 1)
     other.force_sync()
@@ -238,18 +240,18 @@ def test_who_was_shown_a_state_has_no_conflict_until_it_moves_on(memsync, other,
     assert conflicts(memsync) == 0
 
 
-@pytest.mark.parametrize("read, tell", [
+@pytest.mark.parametrize("read, write", [
     (lambda memsync: memsync.get_assignments(), lambda memsync, n: memsync.sync_assignments({"w1": [f"t{n}"]})),
     (lambda memsync: memsync.read(STATES), lambda memsync, n: memsync.write(STATES, {"x": n})),
     (lambda memsync: memsync.get_task_state("t1"), lambda memsync, n: memsync.write(STATES, {"x": n})),
     (lambda memsync: None, lambda memsync, n: memsync.write("a", n, expected_version=n)),
 ])
-def test_who_was_shown_a_thing_has_no_conflict_in_whatever_way_it_tells_of_it_anew(memsync, other, read, tell):
+def test_writers_that_read_first_have_no_conflict(memsync, other, read, write):
     for turn in range(4):
-        teller = (memsync, other)[turn % 2]
-        read(teller)
-        tell(teller, turn)
-        teller.force_sync()
+        writer = (memsync, other)[turn % 2]
+        read(writer)
+        write(writer, turn)
+        writer.force_sync()
 
     assert conflicts(memsync, other) == 0
 
@@ -258,7 +260,7 @@ def test_who_was_shown_a_thing_has_no_conflict_in_whatever_way_it_tells_of_it_an
     lambda other: other.delete(STATES),
     lambda other: (other.sync_task_state("t1", {"x": "short"}, ttl=0.05), other.force_sync(), time.sleep(0.1)),
 ])
-def test_a_state_that_is_gone_is_no_conflict_and_its_fields_do_not_come_back(memsync, other, leave):
+def test_deleted_state_is_no_conflict_and_its_fields_do_not_come_back(memsync, other, leave):
     memsync.sync_task_state("t1", {"x": 1, "old": 1})
     memsync.sync_task_progress("t1", 50)
     memsync.force_sync()
@@ -280,29 +282,29 @@ def test_a_state_that_is_gone_is_no_conflict_and_its_fields_do_not_come_back(mem
     ("RETRY", "REVOKED"), ("STARTED", "SUCCESS"), ("FAILURE", "SUCCESS"), ("RECEIVED", "compiling"),
     ("compiling", "SUCCESS"),
 ])
-@pytest.mark.parametrize("told_first", ["earlier", "later"])
+@pytest.mark.parametrize("written_first", ["earlier", "later"])
 @pytest.mark.parametrize("flushed_first", ["earlier", "later"])
-def test_a_later_stage_follows_whoever_tells_first_and_is_no_conflict(
-    make_memsync, earlier, later, told_first, flushed_first,
+def test_later_stage_wins_in_any_order_and_is_no_conflict(
+    make_memsync, earlier, later, written_first, flushed_first,
 ):
-    tellers = {"earlier": make_memsync(batch_interval=60.0), "later": make_memsync(batch_interval=60.0)}
+    writers = {name: make_memsync(batch_interval=60.0) for name in ("earlier", "later")}
     stages = {"earlier": earlier, "later": later}
-    for name in (told_first, *({*tellers} - {told_first})):
-        told_in_turn((tellers[name], {"status": stages[name], name: 1}))
+    for name in (written_first, *({*writers} - {written_first})):
+        write_in_turn((writers[name], {"status": stages[name], name: 1}))
 
-    tellers[flushed_first].force_sync()
-    for memsync in tellers.values():
+    writers[flushed_first].force_sync()
+    for memsync in writers.values():
         memsync.force_sync()
 
-    assert state(tellers["earlier"]) == {"status": later, "earlier": 1, "later": 1}
-    assert conflicts(*tellers.values()) == 0
+    assert state(writers["earlier"]) == {"status": later, "earlier": 1, "later": 1}
+    assert conflicts(*writers.values()) == 0
 
 
 @pytest.mark.parametrize("runs, resolved, count", [
     ((RUN_1, RUN_2), "a", 0), ((RUN_1, RUN_1), "xyz", 1), ((RUN_2, RUN_1), "xyz", 1), (("", RUN_1), "a", 0),
     ((RUN_1, ""), "xyz", 1),
 ])
-def test_what_a_later_run_of_the_task_says_plainly_follows(make_memsync, runs, resolved, count):
+def test_field_written_by_a_later_run_wins(make_memsync, runs, resolved, count):
     managers = [make_memsync(batch_interval=60.0, conflict_resolver=longest) for _ in range(2)]
     for memsync, key, value in zip(managers, runs, ("xyz", "a")):
         location = memsync.runtime.keys.task_location("t1", STATE)
@@ -322,11 +324,11 @@ def test_the_life_of_a_task_is_no_conflict_and_costs_one_call_a_batch(memsync, o
     before = script_calls(redis)
 
     for number, status in enumerate(["PENDING", "RECEIVED", "STARTED", "RETRY", "RECEIVED", "STARTED", "SUCCESS"]):
-        teller = (memsync, other)[number % 2]
+        writer = (memsync, other)[number % 2]
         key = "" if number == 0 else (RUN_1 if number < 4 else RUN_2)
-        teller.sync_task_run("t1", TaskRun(status=status, name="proj.add", run=key), key)
-        teller.sync_task_progress("t1", 10 * number)
-        teller.force_sync()
+        writer.sync_task_run("t1", TaskRun(status=status, name="proj.add", run=key), key)
+        writer.sync_task_progress("t1", 10 * number)
+        writer.force_sync()
 
     assert script_calls(redis) - before == 7
     assert conflicts(memsync, other) == 0
@@ -334,7 +336,7 @@ def test_the_life_of_a_task_is_no_conflict_and_costs_one_call_a_batch(memsync, o
     assert state(memsync)["mine"] == 1
 
 
-def test_fields_that_nobody_disputes_cost_one_call_a_batch_of_one_who_was_shown_them(memsync, other, redis):
+def test_undisputed_fields_cost_one_call_for_each_batch(memsync, other, redis):
     memsync.sync_task_state("t1", {"x": 1})
     memsync.force_sync()
     other.get_task_state("t1")

@@ -40,7 +40,7 @@ def at_once(*acts):
     assert not any(thread.is_alive() for thread in threads)
 
 
-def tell_in_turn(memsync, name, turns):
+def write_in_turn(memsync, name, turns):
     for turn in range(turns):
         memsync.write("a", [name, turn])
         if turn % 7 == 0:
@@ -99,7 +99,9 @@ def test_what_many_threads_write_at_once_in_the_background_is_all_there(make_mem
 
 
 @pytest.mark.parametrize("moments", [(0.0, 0.0), (0.0004, 0.0001), (0.0001, 0.0004), (0.0, -0.0003)])
-def test_of_two_writes_in_one_millisecond_the_same_wins_whoever_is_flushed_first(make_memsync, monkeypatch, moments):
+def test_two_writes_in_one_millisecond_end_the_same_in_any_order(
+    make_memsync, monkeypatch, moments,
+):
     managers = [make_memsync(batch_interval=60.0) for _ in range(2)]
     clocks = [memsync.runtime.store.clock for memsync in managers]
     for memsync, clock in zip(managers, clocks):
@@ -128,14 +130,17 @@ def test_the_writes_of_each_process_keep_their_order_among_those_of_others(make_
     eventually(lambda: listener.get_message(timeout=1))
 
     at_once(*(
-        lambda memsync=memsync, n=n: tell_in_turn(memsync, n, 150)
+        lambda memsync=memsync, n=n: write_in_turn(memsync, n, 150)
         for n, memsync in enumerate(managers)))
     at_once(*(lambda memsync=memsync: flush_until_stored(memsync) for memsync in managers))
 
-    told = [message["data"].split(b"\n")[2] for message in iter(lambda: listener.get_message(timeout=1), None)]
-    turns = {n: [int(body[1:-1].split(b",")[1]) for body in told if body.startswith(b"[%d," % n)] for n in range(3)}
+    messages = iter(lambda: listener.get_message(timeout=1), None)
+    bodies = [message["data"].split(b"\n")[2] for message in messages]
+    turns = {
+        n: [int(body[1:-1].split(b",")[1]) for body in bodies if body.startswith(b"[%d," % n)]
+        for n in range(3)}
     assert {n: sorted(row) for n, row in turns.items()} == turns
-    assert len(told) >= 10
+    assert len(bodies) >= 10
 
 
 # -- what is none
@@ -174,7 +179,9 @@ READS = {
     *itertools.product(list(READS)[:5], ["a", "tasks/t1/agents/coder"]),
     ("its own name", "tasks/t1/agents/coder"), ("the task", "tasks/t1/agents/coder"),
 ])
-def test_who_was_shown_the_last_write_has_no_conflict_until_the_key_moves_on(memsync, other, read, key):
+def test_writer_that_read_the_last_write_has_no_conflict_until_it_changes(
+    memsync, other, read, key,
+):
     counts = []
 
     for turn in range(3):
@@ -192,7 +199,7 @@ def test_who_was_shown_the_last_write_has_no_conflict_until_the_key_moves_on(mem
     assert conflicts(memsync) == 0
 
 
-def test_turns_taken_by_two_who_read_first_are_no_conflicts(memsync, other):
+def test_alternating_writers_that_read_first_have_no_conflicts(memsync, other):
     for turn in range(60):
         one = (memsync, other)[turn % 2]
         one.write("a", (stored(one) or 0) + 1)
@@ -207,7 +214,7 @@ def test_turns_taken_by_two_who_read_first_are_no_conflicts(memsync, other):
     lambda other: (other.write("a", "short", ttl=0.05), other.force_sync(), time.sleep(0.1)),
     lambda other: (other.write("a", 5), other.force_sync(), other.delete("a")),
 ])
-def test_what_is_gone_is_no_conflict(memsync, other, leave):
+def test_deleted_value_is_no_conflict(memsync, other, leave):
     memsync.write("a", 1)
     memsync.force_sync()
     other.read("a")
@@ -240,7 +247,7 @@ def test_a_key_that_ran_out_and_was_written_anew_by_another_has_moved_on(make_me
 @pytest.mark.parametrize("runs, resolved, count", [
     ((RUN_1, RUN_2), "second", 0), ((RUN_2, RUN_1), "first", 1), (("", RUN_1), "second", 0), ((RUN_1, ""), "first", 1),
 ])
-def test_what_a_later_run_of_a_task_says_plainly_follows(make_memsync, runs, resolved, count):
+def test_value_written_by_a_later_run_wins(make_memsync, runs, resolved, count):
     managers = [make_memsync(batch_interval=60.0, conflict_resolver="max_value") for _ in range(2)]
     for memsync, key, value in zip(managers, runs, (["x", "first"], ["a", "second"])):
         location = memsync.runtime.keys.agent_location("t1", "coder")

@@ -175,7 +175,7 @@ def test_an_error_of_the_store_is_made_anew_from_its_arguments_as_json(error):
 @pytest.mark.parametrize("error", [
     exceptions.ConflictError("task-sentinel/a", 7), exceptions.NotInTask("progress()"),
     exceptions.InvalidKey("bad"), exceptions.InvalidValue("bad"), exceptions.ValueTooLarge("task-sentinel/a", 11, 10),
-    exceptions.LockNotAcquired("held"), exceptions.LockLost("gone"),
+    exceptions.LockNotAcquired("held"), exceptions.LockLost("lost"),
     exceptions.StoreRefused("refused", "WRONGTYPE"), exceptions.StoreUnavailable("away", True, "OOM"),
 ], ids=lambda error: type(error).__name__)
 def test_an_error_crosses_the_border_of_a_process(error):

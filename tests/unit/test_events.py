@@ -1,4 +1,4 @@
-"""Events: who listens, and that one handler does not harm another."""
+"""Events: which handlers are called, and that one does not harm another."""
 from __future__ import annotations
 
 import threading
@@ -16,69 +16,69 @@ def events():
 
 
 def test_handlers_are_called_in_the_order_in_which_they_came(events):
-    told = []
+    received = []
     for number in range(3):
-        events.on("shutdown", lambda number=number: told.append(number))
+        events.on("shutdown", lambda number=number: received.append(number))
 
     events.emit("shutdown")
     assert events.wait_idle(5)
 
-    assert told == [0, 1, 2]
+    assert received == [0, 1, 2]
 
 
 def test_a_handler_gets_the_details_by_name(events):
-    told = []
-    events.on("writes-dropped", lambda **details: told.append(details))
+    received = []
+    events.on("writes-dropped", lambda **details: received.append(details))
 
     events.emit("writes-dropped", count=3)
     assert events.wait_idle(5)
 
-    assert told == [{"count": 3}]
+    assert received == [{"count": 3}]
 
 
 def test_a_handler_that_raises_is_logged_and_the_others_go_on(events, caplog):
-    told = []
+    received = []
     events.on("shutdown", lambda: 1 / 0)
-    events.on("shutdown", lambda: told.append(1))
+    events.on("shutdown", lambda: received.append(1))
 
     events.emit("shutdown")
     assert events.wait_idle(5)
 
-    assert told == [1]
+    assert received == [1]
     assert "'shutdown' raised" in caplog.text
 
 
 def test_a_handler_taken_away_is_called_no_more(events):
-    told = []
-    events.on("shutdown", told.append)
-    events.off("shutdown", told.append)
-    events.off("shutdown", told.append)
-    events.off("write", told.append)
+    received = []
+    events.on("shutdown", received.append)
+    events.off("shutdown", received.append)
+    events.off("shutdown", received.append)
+    events.off("write", received.append)
 
     events.emit("shutdown")
     assert events.wait_idle(5)
 
-    assert told == []
+    assert received == []
 
 
 def test_a_handler_may_take_itself_away_while_it_is_called(events):
-    told = []
+    received = []
 
     def once():
-        told.append(1)
+        received.append(1)
         events.off("shutdown", once)
 
     events.on("shutdown", once)
-    events.on("shutdown", lambda: told.append(2))
+    events.on("shutdown", lambda: received.append(2))
 
     events.emit("shutdown")
     events.emit("shutdown")
     assert events.wait_idle(5)
 
-    assert told == [1, 2, 2]
+    assert received == [1, 2, 2]
 
 
-def test_it_is_known_whether_anybody_listens(events):
+def test_events_know_whether_a_handler_is_registered(events):
     events.on("write", print)
 
     assert events.wanted("write")
@@ -86,16 +86,16 @@ def test_it_is_known_whether_anybody_listens(events):
 
 
 def test_a_copy_has_the_handlers_and_nothing_else_in_common(events):
-    told = []
-    events.on("shutdown", lambda: told.append("first"))
+    received = []
+    events.on("shutdown", lambda: received.append("first"))
     twin = events.copy()
 
-    twin.on("shutdown", lambda: told.append("second"))
+    twin.on("shutdown", lambda: received.append("second"))
     for one in (twin, events):
         one.emit("shutdown")
         assert one.wait_idle(5)
 
-    assert told == ["first", "second", "first"]
+    assert received == ["first", "second", "first"]
     twin.close(1)
 
 
@@ -111,14 +111,14 @@ def test_handlers_come_from_many_threads(events):
 
 
 @pytest.mark.parametrize("name", sorted(EVENTS))
-def test_every_event_can_be_heard(events, name):
-    told = []
-    events.on(name, lambda **details: told.append(set(details)))
+def test_every_event_can_be_received(events, name):
+    received = []
+    events.on(name, lambda **details: received.append(set(details)))
 
     events.emit(name, **dict.fromkeys(EVENTS[name]))
     assert events.wait_idle(5)
 
-    assert told == [set(EVENTS[name])]
+    assert received == [set(EVENTS[name])]
 
 
 @pytest.mark.parametrize("act, name", [
@@ -128,32 +128,32 @@ def test_every_event_can_be_heard(events, name):
     (lambda memsync: memsync.sync_task_state("t1", {"x": 1}), "force-sync"),
 ])
 def test_an_event_has_the_details_that_are_promised(memsync, act, name):
-    told = []
-    memsync.on(name, lambda **details: told.append(details))
+    received = []
+    memsync.on(name, lambda **details: received.append(details))
 
     act(memsync)
     memsync.force_sync()
     assert memsync.events.wait_idle(5)
 
-    assert told[0].keys() == set(EVENTS[name])
+    assert received[0].keys() == set(EVENTS[name])
 
 
-def test_the_event_of_a_write_tells_key_and_value(memsync):
-    told = []
-    memsync.on("write", lambda key, value: told.append((key, value)))
+def test_write_event_has_key_and_value(memsync):
+    received = []
+    memsync.on("write", lambda key, value: received.append((key, value)))
 
     memsync.write("a", [1])
     memsync.force_sync()
     assert memsync.events.wait_idle(5)
 
-    assert told == [("task-sentinel/a", [1])]
+    assert received == [("task-sentinel/a", [1])]
 
 
 def test_a_handler_of_a_manager_can_be_taken_away(memsync):
-    told = []
+    received = []
 
     def handler(**details):
-        told.append(details)
+        received.append(details)
 
     memsync.on("write", handler)
     memsync.off("write", handler)
@@ -161,16 +161,16 @@ def test_a_handler_of_a_manager_can_be_taken_away(memsync):
     memsync.force_sync()
     assert memsync.events.wait_idle(5)
 
-    assert told == []
+    assert received == []
 
 
-def test_shutdown_is_told_once(make_memsync):
+def test_shutdown_event_is_emitted_once(make_memsync):
     memsync = make_memsync()
-    told = []
-    memsync.on("shutdown", lambda: told.append(1))
+    received = []
+    memsync.on("shutdown", lambda: received.append(1))
     memsync.write("a", 1)
 
     memsync.shutdown()
     memsync.shutdown()
 
-    assert told == [1]
+    assert received == [1]

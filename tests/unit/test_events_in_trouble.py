@@ -1,4 +1,4 @@
-"""Handlers of events that raise anything, block, call back or fork harm nobody but themselves."""
+"""Handlers of events that raise anything, block, call back or fork harm only themselves."""
 from __future__ import annotations
 
 import random
@@ -38,12 +38,12 @@ def threads():
 # -- order
 
 def test_handlers_run_one_at_a_time_in_the_order_in_which_threads_emit(events):
-    told, at_once, others = [], [], []
+    received, at_once, others = [], [], []
 
     def handler(key, value):
         at_once.append(1)
         others.append(len(at_once))
-        told.append((key, value))
+        received.append((key, value))
         at_once.pop()
 
     def emit(name):
@@ -59,36 +59,36 @@ def test_handlers_run_one_at_a_time_in_the_order_in_which_threads_emit(events):
         thread.join(20)
 
     assert events.wait_idle(20)
-    assert {name: [value for key, value in told if key == name] for name in "abcdef"} == dict.fromkeys(
-        "abcdef", list(range(500)))
+    by_key = {name: [value for key, value in received if key == name] for name in "abcdef"}
+    assert by_key == dict.fromkeys("abcdef", list(range(500)))
     assert set(others) == {1}
     assert len(threads()) == 1
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_is_registered_and_emitted_is_heard_as_if_handlers_ran_at_once(events, seed):
-    chance, told, expected, present = random.Random(seed), [], [], []
+def test_events_are_received_as_if_handlers_ran_at_once(events, seed):
+    chance, received, expected, present = random.Random(seed), [], [], []
 
     for number in range(200):
         name = chance.choice(["write", "delete"])
         act = chance.random()
         if act < 0.1:
-            handler = lambda value, mark=number: told.append((mark, value))  # noqa: E731
+            handler = lambda value, mark=number: received.append((mark, value))  # noqa: E731
             events.on(name, handler)
             present.append((name, handler, number))
         elif act < 0.2 and present:
             assert events.wait_idle(5)
-            gone = present.pop(chance.randrange(len(present)))
-            events.off(gone[0], gone[1])
+            removed = present.pop(chance.randrange(len(present)))
+            events.off(removed[0], removed[1])
         else:
             events.emit(name, value=number)
             expected += [(mark, number) for event, _, mark in present if event == name]
 
     assert events.wait_idle(5)
-    assert told == expected
+    assert received == expected
 
 
-def test_a_handler_hears_nothing_from_before_it_came_or_after_it_was_taken_away(events, blocked):
+def test_handler_receives_only_events_emitted_while_registered(events, blocked):
     early, late = [], []
     events.on("delete", early.append)
     events.emit("delete", key="a")
@@ -105,16 +105,16 @@ def test_a_handler_hears_nothing_from_before_it_came_or_after_it_was_taken_away(
 # -- what handlers raise
 
 @pytest.mark.parametrize("error", ENDS)
-def test_whatever_a_handler_raises_is_logged_and_the_others_go_on(events, caplog, error):
-    told = []
+def test_anything_a_handler_raises_is_logged_and_others_go_on(events, caplog, error):
+    received = []
     events.on("write", raiser(error()))
-    events.on("write", lambda **details: told.append(details))
+    events.on("write", lambda **details: received.append(details))
 
     for number in range(2):
         events.emit("write", value=number)
 
     assert events.wait_idle(5)
-    assert told == [{"value": 0}, {"value": 1}]
+    assert received == [{"value": 0}, {"value": 1}]
     assert "A handler of the event 'write' raised (tests.support.raising.raiser.<locals>.handler)" in caplog.text
 
 
@@ -138,32 +138,34 @@ def test_whatever_a_handler_raises_writing_and_renewing_go_on(make_memsync, othe
 
 # -- handlers that block
 
-def test_a_handler_that_blocks_holds_up_neither_who_emits_nor_who_registers(events, blocked):
-    started, told = time.monotonic(), []
-    events.on("delete", lambda key: told.append(key))
+def test_blocking_handler_delays_neither_emit_nor_registration(events, blocked):
+    started, received = time.monotonic(), []
+    events.on("delete", lambda key: received.append(key))
 
     for number in range(100):
         events.emit("delete", key=number)
     took = time.monotonic() - started
     idle = events.wait_idle(0.05)
-    before = list(told)
+    before = list(received)
     blocked.set()
 
     assert took < 1 and not idle and before == []
     assert events.wait_idle(5)
-    assert told == list(range(100))
+    assert received == list(range(100))
 
 
-def test_of_too_many_events_the_oldest_are_dropped_counted_and_said_once(events, blocked, monkeypatch, caplog):
+def test_too_many_events_drop_the_oldest_counted_and_logged_once(
+    events, blocked, monkeypatch, caplog,
+):
     monkeypatch.setattr(events_module, "MAX_WAITING", 10)
-    told = []
-    events.on("delete", lambda key: told.append(key))
+    received = []
+    events.on("delete", lambda key: received.append(key))
 
     for number in range(30):
         events.emit("delete", key=number)
     blocked.set()
 
-    eventually(lambda: told == list(range(20, 30)))
+    eventually(lambda: received == list(range(20, 30)))
     assert (events.dropped, events.dropped) == (20, 20)
     (line,) = [line for line in caplog.messages if "dropped" in line]
     assert "More than 10 events wait" in line and "'write' is still running" in line
@@ -171,8 +173,8 @@ def test_of_too_many_events_the_oldest_are_dropped_counted_and_said_once(events,
 
 def test_what_many_threads_emit_is_delivered_or_counted_as_dropped(events, monkeypatch):
     monkeypatch.setattr(events_module, "MAX_WAITING", 5)
-    told = []
-    events.on("delete", lambda key: told.append(key))
+    received = []
+    events.on("delete", lambda key: received.append(key))
     emitters = [
         threading.Thread(target=lambda: [events.emit("delete", key=number) for number in range(500)]) for _ in range(4)]
 
@@ -181,47 +183,47 @@ def test_what_many_threads_emit_is_delivered_or_counted_as_dropped(events, monke
     for thread in emitters:
         thread.join(20)
 
-    eventually(lambda: len(told) + events.dropped == 2000)
+    eventually(lambda: len(received) + events.dropped == 2000)
 
 
 # -- the end
 
-def test_what_was_emitted_is_delivered_before_the_end_and_the_thread_is_gone(events):
-    told = []
-    events.on("delete", lambda key: told.append(time.sleep(0.005)))
+def test_close_delivers_what_was_emitted_and_ends_the_thread(events):
+    received = []
+    events.on("delete", lambda key: received.append(time.sleep(0.005)))
     for number in range(20):
         events.emit("delete", key=number)
 
     events.close(5)
 
-    assert len(told) == 20
+    assert len(received) == 20
     assert threads() == []
 
 
 def test_the_end_does_not_wait_longer_for_a_handler_that_blocks_and_what_comes_later_is_delivered(
     events, blocked, caplog,
 ):
-    told, started = [], time.monotonic()
-    events.on("delete", lambda key: told.append(key))
+    received, started = [], time.monotonic()
+    events.on("delete", lambda key: received.append(key))
     events.emit("delete", key="too late")
 
     events.close(0.2)
     took = time.monotonic() - started
     events.emit("delete", key="later")
 
-    eventually(lambda: told == ["later"])
+    eventually(lambda: received == ["later"])
     blocked.set()
     eventually(lambda: len(threads()) == 1)
-    assert 0.1 < took < 1 and told == ["later"]
+    assert 0.1 < took < 1 and received == ["later"]
     assert "1 events have not reached their handlers: a handler of the event 'write' is still running" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["batch-flushed", "write", "lock-released", "subscribed", "shutdown"])
-def test_a_handler_may_shut_down_and_what_was_told_by_then_is_heard(make_memsync, name):
+def test_handler_may_shut_down_and_earlier_events_are_delivered(make_memsync, name):
     memsync = make_memsync(batch_interval=0.01)
-    told = []
-    memsync.on(name, lambda **_: told.append(name) or memsync.shutdown())
-    memsync.on("shutdown", lambda: told.append("end"))
+    received = []
+    memsync.on(name, lambda **_: received.append(name) or memsync.shutdown())
+    memsync.on("shutdown", lambda: received.append("end"))
 
     with memsync.lock("a"):
         memsync.write("a", 1)
@@ -229,7 +231,7 @@ def test_a_handler_may_shut_down_and_what_was_told_by_then_is_heard(make_memsync
     if name == "shutdown":
         memsync.shutdown()
 
-    eventually(lambda: told[:1] == [name] and told[-1] == "end")
+    eventually(lambda: received[:1] == [name] and received[-1] == "end")
     eventually(lambda: memsync.shutdown(1) or threads() == [])
 
 
@@ -243,13 +245,13 @@ def test_a_handler_of_changes_may_shut_down(make_memsync, other):
     assert ended.wait(5)
 
 
-def test_the_last_events_are_heard_before_shutdown_returns(make_memsync):
+def test_last_events_are_delivered_before_shutdown_returns(make_memsync):
     memsync = make_memsync(batch_interval=60.0)
-    told = []
+    received = []
     for name in ("write", "batch-flushed", "shutdown"):
-        memsync.on(name, lambda event=name, **_: told.append(event))
+        memsync.on(name, lambda event=name, **_: received.append(event))
     memsync.write("a", 1)
 
     memsync.shutdown()
 
-    assert told == ["write", "batch-flushed", "shutdown"]
+    assert received == ["write", "batch-flushed", "shutdown"]

@@ -51,7 +51,7 @@ KNOWN = [
 
 @pytest.fixture
 def matches_in_redis(redis):
-    """Return the function that tells which of some texts match a pattern, by Redis's own word."""
+    """Return a function that returns which texts match a pattern according to Redis."""
 
     def found(pattern, texts):
         redis.flushdb()
@@ -143,14 +143,14 @@ def test_a_search_finds_before_it_is_written_what_it_finds_after(memsync, patter
 
 
 @pytest.mark.parametrize("pattern", ["?", "??", "[é]", "[a-]b]", "*[^a]", "a[-^]*"])
-def test_a_subscription_hears_of_what_a_search_finds(make_memsync, pattern):
-    memsync, told = make_memsync(batch_interval=60.0), set()
+def test_subscription_receives_what_a_search_finds(make_memsync, pattern):
+    memsync = make_memsync(batch_interval=60.0)
     keys = ["ab", "é", "a-b", "a^", "a", "b"]
     with memsync.watch(pattern, timeout=0.3) as changes:
         for key in [*keys, "tasks/t1/é"]:
             memsync.write(key, 1)
         memsync.force_sync()
 
-        told = {change.key for change in changes}
+        received = {change.key for change in changes}
 
-    assert told == set(memsync.search(pattern))
+    assert received == set(memsync.search(pattern))

@@ -1,4 +1,4 @@
-"""No mutex of the package is held where a handler runs, or where somebody waits for Redis."""
+"""No mutex of the package is held while a handler runs or a call waits for Redis."""
 from __future__ import annotations
 
 import threading
@@ -14,7 +14,7 @@ from celery_memsync.writing.progress import Progress
 from tests.support.held_locks import HeldLocks, held
 from tests.support.waiting import eventually
 
-#: Puts what is asked of the shared queue in order.
+#: Puts the calls of the shared queue in order.
 TURNS = ("writing.shared_queue.SharedQueue._mutex",)
 
 
@@ -23,7 +23,7 @@ def locks(monkeypatch):
     return HeldLocks(monkeypatch, allowed=TURNS)
 
 
-def tell_and_ask(memsync, other):
+def write_and_read(memsync, other):
     """Do a bit of everything, twice: the second time there are conflicts and copies."""
     for number in range(2):
         for one in (memsync, other):
@@ -60,24 +60,25 @@ def test_no_mutex_is_held_where_a_handler_runs_or_redis_is_waited_for(locks, red
     resolver = locks.user_code(resolve)
     memsync, other = (
         MemorySyncManager(name, redis_url, batch_interval=interval, conflict_resolver=resolver) for name in "mo")
-    heard = []
+    received = []
     for name in EVENTS:
-        memsync.on(name, locks.user_code(lambda event=name, **_: heard.append((event, memsync.read("a")))))
+        memsync.on(name, locks.user_code(
+            lambda event=name, **_: received.append((event, memsync.read("a")))))
     on_change = locks.user_code(lambda key, value: key.endswith("/a") and memsync.write("answer", value))
     subscription = memsync.subscribe("*", on_change, locks.user_code(lambda key: None))
 
     with other.watch("*") as changes:
-        tell_and_ask(memsync, other)
+        write_and_read(memsync, other)
         take_locks_in_turn(memsync, other)
         redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-        tell_and_ask(other, memsync)
+        write_and_read(other, memsync)
         assert changes.get(timeout=5)
     memsync.unsubscribe(subscription)
     memsync.shutdown()
     other.shutdown()
 
     assert locks.violations == set()
-    assert {"write", "batch-flushed", "lock-released"} <= {name for name, _ in heard}
+    assert {"write", "batch-flushed", "lock-released"} <= {name for name, _ in received}
 
 
 def test_a_mutex_that_is_held_is_noticed(locks):

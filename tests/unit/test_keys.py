@@ -92,7 +92,7 @@ def test_the_namespace_is_put_before_a_key_unless_it_is_there(key, full):
     ("workers", ("task-sentinel/workers", 1, "", "")),
     ("my/own", ("task-sentinel/my/own", 1, "", "")),
 ])
-def test_a_path_says_where_an_entry_is_kept(key, expected):
+def test_path_determines_where_an_entry_is_stored(key, expected):
     location = keys.location(key)
 
     assert (location.key, location.slot, location.field, location.task_id) == expected
@@ -106,7 +106,7 @@ def test_a_path_and_a_call_by_name_mean_the_same_place():
     assert keys.location("workers/w1/heartbeat") == keys.worker_location("w1", "heartbeat")
 
 
-def test_what_signals_and_what_users_tell_is_told_on_one_channel():
+def test_parts_of_a_state_are_published_on_one_channel():
     life, state = keys.task_location("t1", STAGE), keys.task_location("t1", STATE)
 
     assert life.path == state.path == "task-sentinel/tasks/t1/state"

@@ -199,17 +199,17 @@ def test_nine_in_ten_functions_are_shorter_than_20_lines():
     assert sum(length < 20 for length in lengths) > 0.9 * len(lengths)
 
 
-# -- words
+# -- docstrings
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_whatever_is_public_has_a_docstring(path):
+def test_everything_public_has_a_docstring(path):
     tree = TREES[path]
-    silent = [
+    missing = [
         name for name, node in public_definitions(tree) if not ast.get_docstring(node) and not is_overload(node)
     ]
 
     assert ast.get_docstring(tree)
-    assert silent == []
+    assert missing == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
@@ -221,9 +221,10 @@ def test_a_module_begins_as_all_do(path):
 
 def test_nothing_is_left_to_do():
     files = [*MODULES, *LUA.glob("*.lua"), *(ROOT / "tests").rglob("*.py")]
-    words = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
+    marks = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
 
-    assert [str(path) for path in files if path != Path(__file__) and words.search(path.read_text())] == []
+    own = Path(__file__)
+    assert [str(path) for path in files if path != own and marks.search(path.read_text())] == []
 
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -270,7 +271,7 @@ def test_calls_that_print_are_found_where_there_are_some():
 # -- scripts
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_tells_its_keys_arguments_answer_and_what_it_publishes(name):
+def test_script_header_documents_keys_arguments_answer_and_messages(name):
     header = header_of(name)
     positions = [header.find(f"-- {part}") for part in HEADER_PARTS]
 
@@ -281,14 +282,15 @@ def test_a_script_tells_its_keys_arguments_answer_and_what_it_publishes(name):
 
 
 @pytest.mark.parametrize("name", FRAGMENTS)
-def test_a_fragment_begins_with_a_sentence_that_tells_the_scripts_that_it_is_put_before(name):
+def test_fragment_begins_with_the_scripts_that_include_it(name):
     header = " ".join(line.removeprefix("--").strip() for line in header_of(name).splitlines())
     first = re.match(r"[A-Z][^;]*; put before ((?:\w+\.lua|every script|and|,| )+)\.", header)
     text = (LUA / f"{name}.lua").read_text()
 
     assert first, header
-    told = SCRIPTS if first.group(1) == "every script" else re.findall(r"(\w+)\.lua", first.group(1))
-    assert sorted(told) == [one for one in SCRIPTS if text in LOADED[one].text]
+    named = SCRIPTS if first.group(1) == "every script" else re.findall(
+        r"(\w+)\.lua", first.group(1))
+    assert sorted(named) == [one for one in SCRIPTS if text in LOADED[one].text]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -300,20 +302,21 @@ def test_a_script_is_put_together_of_whole_files_only(name):
 
 
 def test_the_header_of_an_entry_is_read_and_written_in_one_file():
-    words = re.compile(r"%-\?%d\+|%\.0f %s|- - 0")  # the lag, or a number before a word
+    formats = re.compile(r"%-\?%d\+|%\.0f %s|- - 0")  # the lag, or a number before a text
 
-    assert [path.name for path in sorted(LUA.glob("*.lua")) if words.search(path.read_text())] == ["entry_header.lua"]
+    users = [path.name for path in sorted(LUA.glob("*.lua")) if formats.search(path.read_text())]
+    assert users == ["entry_header.lua"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_uses_the_keys_and_arguments_that_it_tells(name):
+def test_script_uses_the_keys_and_arguments_that_it_documents(name):
     header, body = header_of(name), body_of(name)
 
     for word in ("KEYS", "ARGV"):
-        told = set(re.findall(rf"^-- {word}\[(\d+)\]", header, re.M))
+        documented = set(re.findall(rf"^-- {word}\[(\d+)\]", header, re.M))
         used = set(re.findall(rf"{word}\[(\d+)\]", body))
-        assert used <= told | ({"1"} if f"{word}[1..n]" in header else set())
-        assert told <= used or f"unpack({word}" in body or f"{word}[i]" in body
+        assert used <= documented | ({"1"} if f"{word}[1..n]" in header else set())
+        assert documented <= used or f"unpack({word}" in body or f"{word}[i]" in body
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

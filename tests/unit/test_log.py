@@ -1,4 +1,4 @@
-"""The log is seen in any process, also where nobody has configured logging."""
+"""The log is seen in any process, also if logging was not configured."""
 from __future__ import annotations
 
 import logging

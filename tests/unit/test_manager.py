@@ -58,7 +58,7 @@ def test_shutdown_of_a_manager_that_was_never_used_does_nothing(redis_url):
     assert memsync.get_metrics()["writes"] == 0
 
 
-def test_shutdown_says_that_a_write_of_a_stale_holder_was_refused(make_memsync, other, caplog):
+def test_shutdown_logs_a_refused_write_of_a_stale_holder(make_memsync, other, caplog):
     memsync = make_memsync(batch_interval=60.0)
     other.write("a", "later", fence=7)
     other.force_sync()
@@ -69,7 +69,7 @@ def test_shutdown_says_that_a_write_of_a_stale_holder_was_refused(make_memsync, 
     assert "At shutdown a write was refused: the lock" in caplog.text
 
 
-def test_shutdown_while_redis_is_away_tells_the_log_what_is_lost(make_memsync, own_server, caplog):
+def test_shutdown_while_redis_is_away_logs_what_is_lost(make_memsync, own_server, caplog):
     memsync = make_memsync(url=own_server.url, batch_interval=60.0)
     own_server.stop()
     memsync.write("a", 1)
@@ -108,7 +108,7 @@ def test_threads_that_begin_together_share_one_writer(redis_url):
     memsync.shutdown()
 
 
-def test_nothing_is_known_of_what_nobody_told(memsync):
+def test_reads_of_unknown_names_return_none(memsync):
     assert memsync.get_task_state("t1") is None
     assert memsync.get_task_progress("t1") is None
     assert memsync.get_task("t1") is None
@@ -130,7 +130,7 @@ def test_null_is_a_value_and_not_nothing(memsync, other):
     assert other.read_entry("b") is None
 
 
-def test_an_entry_tells_who_wrote_it_and_when(memsync, other):
+def test_entry_has_its_writer_and_time(memsync, other):
     memsync.write("my/own", {"a": 1}, ttl=60.0)
     memsync.force_sync()
 
@@ -148,7 +148,7 @@ def test_a_key_is_read_with_its_namespace_and_without(memsync, other):
     assert other.read("a", consistent=True) == other.read("a", max_age=5.0) == 1
 
 
-def test_what_is_told_by_name_is_read_by_path(memsync, other):
+def test_values_written_by_name_are_read_by_path(memsync, other):
     memsync.sync_task_state("t1", {"x": 1})
     memsync.sync_task_progress("t1", 50, message="half")
     memsync.sync_agent_coordination("t1", "coder", [1])
@@ -172,7 +172,7 @@ def test_what_is_written_by_path_is_read_by_name(memsync, other):
     assert other.get_task_agents("t1") == ["coder"]
 
 
-def test_a_state_has_what_signals_and_what_users_told(memsync, other):
+def test_state_has_fields_of_signals_and_of_users(memsync, other):
     memsync.sync_task_run("t1", TaskRun("STARTED", name="add", run="r1"), RUN)
     memsync.sync_task_state("t1", {"rows": 7})
     memsync.force_sync()
@@ -186,11 +186,11 @@ def test_a_state_has_what_signals_and_what_users_told(memsync, other):
 
 def test_the_version_of_a_state_grows_with_either_part(memsync, other):
     versions = []
-    for told in (
+    for write in (
         lambda: memsync.sync_task_run("t1", TaskRun("STARTED"), RUN), lambda: memsync.sync_task_state("t1", {"x": 1}),
         lambda: memsync.sync_task_run("t1", TaskRun("SUCCESS"), RUN), lambda: memsync.sync_task_state("t1", {"x": 2}),
     ):
-        told()
+        write()
         memsync.force_sync()
         versions.append(other.read_entry("tasks/t1/state").version)
 
@@ -223,7 +223,7 @@ def test_the_newest_tasks_come_first(memsync, other, limit, count):
     assert [task["state"]["number"] for task in tasks] == list(range(24, 24 - count, -1))
 
 
-def test_tasks_that_are_gone_are_not_listed_and_do_not_count(memsync, other):
+def test_expired_tasks_are_not_listed_and_do_not_count(memsync, other):
     for number in range(10):
         memsync.sync_task_state(f"t{number}", {"number": number})
         memsync.force_sync()
@@ -273,8 +273,8 @@ def test_metrics_count_what_this_process_did(memsync):
 
 def test_two_managers_of_one_process_do_not_disturb_each_other(make_memsync):
     one, two = make_memsync("one", batch_interval=60.0), make_memsync("two", batch_interval=60.0, namespace="elsewhere")
-    told = []
-    one.on("write", lambda **details: told.append(details["key"]))
+    emitted = []
+    one.on("write", lambda **details: emitted.append(details["key"]))
 
     one.write("a", 1)
     two.write("a", 2)
@@ -282,7 +282,7 @@ def test_two_managers_of_one_process_do_not_disturb_each_other(make_memsync):
     one.force_sync()
     assert one.events.wait_idle(5)
 
-    assert told == ["task-sentinel/a"]
+    assert emitted == ["task-sentinel/a"]
     assert (one.read("a"), two.read("a")) == (1, 2)
 
 
@@ -296,10 +296,10 @@ def test_everything_has_a_ttl(memsync, redis):
     memsync.force_sync()
 
     assert len(redis.keys()) >= 4
-    assert [key for key in redis.keys() if redis.pttl(key) < 0] == [b"task-sentinel//{clock}"]
+    assert [key for key in redis.keys() if redis.pttl(key) == -1] == [b"task-sentinel//{clock}"]
 
 
-def test_a_wrong_setting_is_told_when_the_manager_is_made():
+def test_wrong_setting_is_refused_when_the_manager_is_made():
     with pytest.raises(ImproperlyConfigured):
         MemorySyncManager(url="redis://localhost", batch_size=0)
 
@@ -312,5 +312,5 @@ def test_what_this_process_wrote_is_read_while_redis_is_away(make_memsync, own_s
 
     assert memsync.read("mine") == {"a": 1}
     with pytest.raises(StoreError):
-        memsync.read("of somebody else")
+        memsync.read("of another process")
     own_server.start()

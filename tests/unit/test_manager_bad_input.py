@@ -140,34 +140,34 @@ BAD_VERSIONS = [-1, -10 ** 5000, 1.0, "1", True, [0], float("nan")]
 BAD_TIMEOUTS = [-1, 10 ** 5000, "5", True, float("nan"), float("inf"), [1]]
 
 
-@pytest.mark.parametrize("bad, word", BAD_IDS)
+@pytest.mark.parametrize("bad, text", BAD_IDS)
 @pytest.mark.parametrize("call", CALLS_WITH_AN_ID)
-def test_a_bad_id_is_refused(memsync, call, bad, word):
+def test_a_bad_id_is_refused(memsync, call, bad, text):
     with pytest.raises(InvalidKey) as caught:
         call(memsync, bad)
 
-    assert word in str(caught.value)
+    assert text in str(caught.value)
     assert len(str(caught.value)) < 300
     assert memsync.runtime.writer.pending == 0
 
 
-@pytest.mark.parametrize("bad, word", BAD_KEYS)
+@pytest.mark.parametrize("bad, text", BAD_KEYS)
 @pytest.mark.parametrize("call", CALLS_WITH_A_KEY)
-def test_a_bad_key_is_refused(memsync, call, bad, word):
+def test_a_bad_key_is_refused(memsync, call, bad, text):
     with pytest.raises(InvalidKey) as caught:
         call(memsync, bad)
 
-    assert word in str(caught.value)
+    assert text in str(caught.value)
     assert memsync.runtime.writer.pending == 0
 
 
-@pytest.mark.parametrize("bad, word", BAD_VALUES, ids=lambda bad: type(bad).__name__)
+@pytest.mark.parametrize("bad, text", BAD_VALUES, ids=lambda bad: type(bad).__name__)
 @pytest.mark.parametrize("call", CALLS_WITH_A_VALUE)
-def test_a_value_that_would_not_come_back_is_refused(memsync, call, bad, word):
+def test_a_value_that_would_not_come_back_is_refused(memsync, call, bad, text):
     with pytest.raises(InvalidValue) as caught:
         call(memsync, bad)
 
-    assert word in str(caught.value)
+    assert text in str(caught.value)
     assert "task-sentinel/" in str(caught.value)
     assert SECRET not in str(caught.value)
     assert memsync.runtime.writer.pending == 0
@@ -222,7 +222,8 @@ def test_a_progress_out_of_range_is_refused(memsync, bad):
     with pytest.raises(InvalidValue) as caught:
         memsync.sync_task_progress("t1", **bad)
 
-    assert any(word in str(caught.value) for word in ("progress", "current", "total", "message", "status"))
+    assert any(
+        name in str(caught.value) for name in ("progress", "current", "total", "message", "status"))
     assert memsync.runtime.writer.pending == 0
 
 

@@ -1,4 +1,4 @@
-"""What `docs/why.md` says of each topology, and the tests that show it."""
+"""What `docs/why.md` promises for each topology, and the tests that show it."""
 from __future__ import annotations
 
 import re
@@ -12,12 +12,14 @@ PROMISES = [
     # what each topology can lose
     (r"a queue may hand out a task (a second time|twice)", "faults/test_ledger.py::test_the_queue_is_judged"),
     (r"until its next renewal", "faults/test_ledger.py::test_a_holder_that_does_not_learn_that_its_lock_is_lost_is_found"),
-    (r"mostly milliseconds", "faults/test_several_servers.py::test_callers_are_told_nothing_that_is_not_so"),
+    (r"mostly milliseconds",
+     "faults/test_several_servers.py::test_callers_receive_no_wrong_answer"),
     (r"connections ask the Sentinels again",
-     "integration/test_sentinel.py::test_who_is_connected_to_a_master_that_steps_down_goes_to_the_next"),
+     "integration/test_sentinel.py::test_client_of_a_master_that_steps_down_connects_to_the_next"),
     (r"(written to the next|go to the new) master",
      "integration/test_sentinel.py::test_writes_under_way_when_the_master_is_killed_reach_the_next_one"),
-    (r"copies are dropped", "integration/test_sentinel.py::test_a_copy_is_not_believed_after_a_failover"),
+    (r"copies are dropped",
+     "integration/test_sentinel.py::test_copy_is_not_valid_after_a_failover"),
     (r"copies are dropped",
      "unit/reading/test_listener_elsewhere.py::test_what_is_read_from_another_server_than_the_listeners_is_not_kept"),
     (r"subscriptions (look|read) again",
@@ -26,7 +28,8 @@ PROMISES = [
     (r"the slot map is read again after (any|each) failure",
      "integration/test_cluster_in_trouble.py::test_writes_under_way_when_a_master_is_killed_reach_the_next_one"),
     (r"What is on other nodes goes on|other slots continue",
-     "integration/test_cluster_node_away.py::test_entries_on_other_nodes_are_written_while_one_is_silent"),
+     "integration/test_cluster_node_away.py::"
+     "test_entries_on_other_nodes_are_written_while_one_hangs"),
     (r"cluster-require-full-coverage no",
      "integration/test_cluster_in_trouble.py::"
      "test_other_nodes_go_on_until_a_killed_master_is_replaced_if_not_all_slots_are_needed"),
@@ -41,11 +44,12 @@ PROMISES = [
      "integration/test_cluster_weaker.py::"
      "test_a_task_of_a_process_that_is_killed_between_the_two_writes_is_listed_with_its_next_stage"),
     (r"counters may be too low",
-     "integration/test_cluster_store.py::test_who_wrote_without_an_answer_finds_its_tasks_in_the_lists"),
+     "integration/test_cluster_store.py::test_tasks_written_without_an_answer_are_listed"),
     (r"a round trip behind|one round trip behind",
-     "integration/test_cluster_store.py::test_who_notes_late_what_was_written_early_does_not_bring_it_back"),
+     "integration/test_cluster_store.py::test_late_index_update_does_not_restore_a_removed_task"),
     (r"`force_sync` raises and names one of them",
-     "integration/test_cluster_node_away.py::test_entries_on_other_nodes_are_written_while_one_is_silent"),
+     "integration/test_cluster_node_away.py::"
+     "test_entries_on_other_nodes_are_written_while_one_hangs"),
     (r"[Qq]ueue and (the )?counters raise `StoreUnavailable`",
      "integration/test_cluster_node_away.py::test_nothing_but_lists_waits_for_the_node_of_the_indexes"),
     (r"up to 16 MiB", "unit/store/test_index_queue.py::test_the_oldest_are_dropped_and_logged_when_there_are_too_many"),
@@ -56,7 +60,8 @@ PROMISES = [
      "integration/test_cluster_weaker.py::test_that_a_node_was_emptied_is_found_out_when_an_entry_is_read"),
     (r"1 for each node", "integration/test_cluster_node_away.py::test_nodes_are_read_at_the_same_time"),
     (r"half of that",
-     "integration/test_cluster_in_trouble.py::test_entries_of_other_nodes_are_read_while_the_one_of_the_indexes_is_silent"),
+     "integration/test_cluster_in_trouble.py::"
+     "test_entries_of_other_nodes_are_read_while_the_index_node_hangs"),
     (r"refused", "unit/test_urls.py::test_a_wrong_url_of_several_servers_is_named_without_its_password"),
     (r"a slot that is (being moved|migrated)",
      "integration/test_cluster_moving.py::test_entries_of_one_slot_on_two_nodes_are_written_together"),

@@ -71,7 +71,7 @@ def test_no_error_while_redis_is_away_shows_a_password_or_a_value(act, caplog):
     assert SECRET not in caplog.text
 
 
-def test_a_wrong_password_is_told_without_showing_it(redis_url, caplog):
+def test_wrong_password_is_logged_without_the_password(redis_url, caplog):
     memsync = MemorySyncManager(url=redis_url.replace("://", f"://user:{SECRET}@"), batch_interval=60.0)
 
     with pytest.raises(StoreError, match="user or password") as caught:

@@ -47,7 +47,7 @@ def test_each_row_of_the_threat_model_names_a_test():
     assert len(statements) > 20
 
 
-# -- what somebody who can write to the store can do
+# -- what an attacker with write access to the store can do
 
 def test_store_shows_the_arguments_of_kept_messages(make_sender):
     sender = make_sender()
@@ -162,15 +162,15 @@ def test_lock_row_with_a_foreign_channel_publishes_nothing(memsync, redis):
     lock.acquire()
     turns = "task-sentinel//{locks}/turns/"
     channels = ["foreign", "0:task-sentinel/tasks/t1/state", f"0:{turns[:-2]}", f"1:{turns}a"]
-    with redis.pubsub(ignore_subscribe_messages=True) as heard:
-        heard.subscribe(*channels)
+    with redis.pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe(*channels)
         for channel in channels:
-            heard.get_message(timeout=1)
+            listener.get_message(timeout=1)
             redis.rpush(KEYS.lock_location("a").key + "/queue/", f"tok.1 30000 {channel} - w\n{{}}")
 
         lock.release()
 
-        assert heard.get_message(timeout=0.3) is None
+        assert listener.get_message(timeout=0.3) is None
 
 
 @pytest.mark.parametrize("raised", [

@@ -1,4 +1,4 @@
-"""Settings: what is taken, and what is told of the rest."""
+"""Settings: which are accepted, and the errors of the others."""
 from __future__ import annotations
 
 import pytest
@@ -97,16 +97,16 @@ GOOD_SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize("settings, word", BAD_SETTINGS)
-def test_a_wrong_setting_is_named_with_what_is_allowed(settings, word):
+@pytest.mark.parametrize("settings, text", BAD_SETTINGS)
+def test_a_wrong_setting_is_named_with_what_is_allowed(settings, text):
     given = {"url": "redis://localhost", **settings}
     given["url"] = given.pop("backend", given["url"])
 
     with pytest.raises(ImproperlyConfigured) as caught:
         MemorySyncManager(**given)
 
-    assert word in str(caught.value)
-    assert f"memsync_{next(iter(settings))}" in str(caught.value) or "longer than" in word
+    assert text in str(caught.value)
+    assert f"memsync_{next(iter(settings))}" in str(caught.value) or "longer than" in text
 
 
 @pytest.mark.parametrize("name, meant", MISSPELT)
@@ -122,7 +122,7 @@ def test_a_setting_like_no_other_gets_the_list():
         MemorySyncManager(url="redis://localhost", qqq=1)
 
 
-def test_a_manager_without_a_url_says_what_a_url_looks_like():
+def test_error_of_a_missing_url_shows_an_example():
     with pytest.raises(ImproperlyConfigured, match="redis://localhost:6379/0"):
         MemorySyncManager()
 
@@ -157,6 +157,6 @@ def test_the_scheme_of_a_url_is_what_stands_before_the_slashes(url, scheme):
 def test_signing_key_is_the_only_setting_that_celery_report_hides():
     names = [f"memsync_{name}" for name in Settings().__dict__]
 
-    hidden = [name for name in names if any(word in name.upper() for word in HIDDEN)]
+    hidden = [name for name in names if any(part in name.upper() for part in HIDDEN)]
 
     assert hidden == ["memsync_signing_key"]

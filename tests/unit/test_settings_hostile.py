@@ -1,4 +1,4 @@
-"""Whatever somebody sets: it is taken, or refused in words that show no secret."""
+"""Any setting is accepted, or refused by an error that shows no secret."""
 from __future__ import annotations
 
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Signatures: who signed a text, for what, and that it is unchanged."""
+"""Signatures: the key that signed a text, its purpose, and that it is unchanged."""
 from __future__ import annotations
 
 import pytest

@@ -31,7 +31,7 @@ def test_every_server_and_option_of_a_url_is_read(url, addresses, options):
     assert (list(servers.addresses), servers.options) == (addresses, options)
 
 
-@pytest.mark.parametrize("settings, word", [
+@pytest.mark.parametrize("settings, text", [
     ({"backend": f"sentinel://:{SECRET}@h1"}, "master_name"),
     ({"backend": f"sentinel://:{SECRET}@h1:port/0?master_name=m"}, "sentinel://host"),
     ({"backend": "sentinel://?master_name=m"}, "sentinel://host"),
@@ -44,8 +44,8 @@ def test_every_server_and_option_of_a_url_is_read(url, addresses, options):
     ({"backend": "redis+cluster://h1", "namespace": "a{b"}, "braces"),
     ({"backend": "redis+cluster://h1", "lock_replicas": 1}, "memsync_lock_replicas is 1"),
 ])
-def test_a_wrong_url_of_several_servers_is_named_without_its_password(settings, word):
-    with pytest.raises(ImproperlyConfigured, match=word) as caught:
+def test_a_wrong_url_of_several_servers_is_named_without_its_password(settings, text):
+    with pytest.raises(ImproperlyConfigured, match=text) as caught:
         Settings.build(settings)
 
     assert SECRET not in str(caught.value)
@@ -151,7 +151,7 @@ def test_moving_the_login_keeps_what_a_url_means(scheme, hosts, options):
 
 
 def read(url):
-    """Return all that a URL says, or None if it can't be read."""
+    """Return all parts of a URL, or None if it can't be read."""
     try:
         if url.startswith(("sentinel", "redis+cluster")):
             return servers_of(url)

@@ -1,4 +1,4 @@
-"""What users give to this package harms only itself in threads of the package, and is heard of in any other."""
+"""Errors of user code are contained in threads of the package, and raised in any other."""
 from __future__ import annotations
 
 import functools

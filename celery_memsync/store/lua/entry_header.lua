@@ -11,13 +11,16 @@ local function parse(text)
   local version, run, rank, fence, time, ttl, lag, writes =
     string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%-?%d+) (%S+) ")
   if not version or #version > 14 or #time > 15 or #ttl > 14 or #lag > 15 or #fence > 16
-      or #fence == 16 and fence > "9007199254740991" or time + lag < 0 or time + lag >= 1e15 then return nil end
+      or #fence == 16 and fence > "9007199254740991" then return nil end
+  local stored_ms = time + lag
+  if stored_ms < 0 or stored_ms >= 1e15 then return nil end
   return version, run, rank, fence, time, ttl, lag, writes
 end
 
 -- Return a header.  The fence is a text, for it is compared as one; other numbers may be texts or numbers.  A number for
--- time or ttl has at most 14 digits, which %s writes exactly: it is faster where they are texts, as they are mostly.
+-- time or ttl has at most 14 digits, which .. writes exactly: it is faster where they are texts, as they are mostly.
 local function header(version, run, rank, fence, time, ttl_ms, lag, writes, worker)
-  return string.format("%.0f %s %s %s %s %s %.0f %s %s", version, run, rank, fence, time, ttl_ms, lag, writes, worker)
+  return whole(version) .. " " .. run .. " " .. rank .. " " .. fence .. " " .. time .. " " .. ttl_ms .. " "
+    .. whole(lag) .. " " .. writes .. " " .. worker
 end
 

@@ -24,23 +24,23 @@
 -- ARGV[7]     prefix   put before a path to make its channel
 -- ARGV[8]     together  path of what is in about, up to the last slash
 -- ARGV[9]     counters  names of counters by first digit of the rank, each with a comma after it
--- ARGV[10..]  1 for each write: three lines with one word each, a fourth with the others and a space between two, and
---             its body, which is not looked into; "" deletes.
+-- ARGV[10]    made     Redis's time when the call was made, ms, as the writer knows it
+-- ARGV[11..]  2 for each write, words and body.  The body is not looked into; "" deletes.  The words are five lines, in the
+--             first and the last a space between two:
+--   time     Redis's time when the write was made, ms, as the writer knows it
+--   serial   number of the write in its process
 --   where    slot in the record, or ":" and the field in the hash
---   path     the entry's; its changes are published there
+--   path     the entry's, or "" if that is its key; its changes are published there
 --   task     id of the task to which it belongs; "" for a user's own key
 --   seen     "<version>@<ms>": which one the writer saw, and when Redis took it; "<version>": that one, whenever;
 --            "*": whatever is there; "run": run and rank decide
 --   run      run key of the run that writes, see run_order.lua; "": the one that is there; "-": none
 --   rank     how far along in its run, sortable; "9..." absorbs what comes after; an equal one follows in the third slot
 --   fence    of the lock under which it is written; "0" for none
---   time     Redis's time when the write was made, ms, as the writer knows it
---   age      ms since then
 --   ttl_ms
---   serial   number of the write in its process
 --   figure   of a stage with rank "0" or "1": when the task was published, in tenths of a millisecond; of any other:
 --            us that the run took; "0" if that is not known
--- ARGV[n+10..]  1 for each set of members, see members.lua
+-- ARGV[2n+11..]  1 for each set of members, see members.lua
 --
 -- On a cluster only the keys of the entries are given, which are in one slot, and what follows from the entries is
 -- returned as index updates, for index_apply.lua.
@@ -66,7 +66,17 @@ index, names, pending, processing, metrics, about =
   KEYS[n + 1], KEYS[n + 2], KEYS[n + 3], KEYS[n + 4], KEYS[n + 5], KEYS[n + 6]
 local clock = KEYS[n + 7]
 
-local KNOWN = "^([^\n]*)\n([^\n]*)\n([^\n]*)\n(%S+) (%S*) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)\n(.*)$"
+-- Most ms by which what a writer takes for Redis's time may be wrong, unless the clock was set; and how far it was set.
+local UNNOTICED = 1000
+local set_by = ARGV[10] - now_ms
+if math.abs(set_by) <= UNNOTICED then set_by = 0 end
+
+-- The words of writes but for time and serial, by their text: many of a call have the same.
+local WORDS = "^([^\n]*)\n([^\n]*)\n([^\n]*)\n(%S+) (%S*) (%S+) (%S+) (%S+) (%S+)$"
+local words = setmetatable({}, { __index = function(known, text)
+  known[text] = { string.match(text, WORDS) }
+  return known[text]
+end })
 
 local tally = {}
 for counter in string.gmatch(counters, "([^,]*),") do
@@ -226,9 +236,6 @@ end
 -- The slot of a task's progress.
 local PROGRESS = 3
 
--- Most ms by which what a writer takes for Redis's time may be wrong, unless the clock was set.
-local UNNOTICED = 1000
-
 -- When an entry is taken to be stored (ms): never earlier than any before in this namespace, or on a cluster than the one
 -- before of its key, whatever Redis's clock says.
 local clock_ms
@@ -237,18 +244,23 @@ local function stored_ms_after(before)
   return math.max(clock_ms, before)
 end
 
-local function write(key, known)
-  local where, path, task, seen, run, rank, fence, time, age, ttl_ms, serial, figure, body = string.match(known, KNOWN)
+-- Write one entry and return what is answered.
+local function write(key, known, body, is_there)
+  local time, serial, rest = string.match(known, "^(%d+) (%d+)\n(.*)$")
+  local where, path, task, seen, run, rank, fence, ttl_ms, figure = unpack(words[rest])
+  if path == "" then path = key end
   -- A writer that does not know yet that the clock was set knows how long ago it was.
-  if math.abs(now_ms - age - time) > UNNOTICED then time = whole(now_ms - age) end
+  if set_by ~= 0 or time - now_ms > UNNOTICED then time = whole(math.min(time - set_by, now_ms)) end
   local slot, field = tonumber(where), nil
+  -- A user's key that its writer has not seen is mostly new, which SET finds out by itself.
+  local is_new = not is_there and seen == "0@0" and slot == 1 and task == ""
   local entries, text, record
-  if slot then
-    record = redis.pcall("GET", key)
-    text = record
-  else
+  if not slot then
     field = string.sub(where, 2)
     text = redis.pcall("HGET", key, field)
+  elseif not is_new then
+    record = redis.pcall("GET", key)
+    text = record
   end
   if type(text) == "table" then
     if not was_foreign(text, key) then return { "error", text.err } end
@@ -259,12 +271,13 @@ local function write(key, known)
     text = entries[slot]
   end
   local version, srun, srank, sfence, writes, expired = 0, "-", "-", "0", "", false
-  local stime, sttl, slag
+  local stime, sttl
+  local before_ms = 0 -- when it is taken to be stored
   local v, r, k, f, t, ttl, lag, w
   if text and text ~= "" then v, r, k, f, t, ttl, lag, w = parse(text) end
   if v then
-    version, sfence, writes, stime, sttl, slag = tonumber(v), f, w, t, ttl, lag
-    expired = t + ttl <= now_ms
+    version, sfence, writes, stime, sttl, before_ms = tonumber(v), f, w, tonumber(t), ttl, t + lag
+    expired = stime + ttl <= now_ms
     if not expired then srun, srank = r, k end
   else
     text = nil
@@ -272,7 +285,7 @@ local function write(key, known)
   local last, others = writes_of(writes)
   if last and last >= tonumber(serial) then
     if slot == 1 and task ~= "" then note_member(task, rank, time + ttl_ms - now_ms) end
-    if not index then update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body, stime + slag, version) end
+    if not index then update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body, before_ms, version) end
     return { "again", version, writes }
   end
   if fence ~= "0" and tonumber(fence) < tonumber(sfence) then return { "fenced", version } end
@@ -290,10 +303,10 @@ local function write(key, known)
       or run == srun and (rank > srank or slot == PROGRESS and rank == srank))
     if not follows then
       if run == srun and rank == srank and not absorbed then -- written again: it lives on
-        local stored = header(version, run, rank, fence, time, ttl_ms, stime + slag - time, writes, worker) .. "\n" .. body
+        local stored = header(version, run, rank, fence, time, ttl_ms, before_ms - time, writes, worker) .. "\n" .. body
         store(key, entries, slot, field, stored, time, ttl_ms)
         if staged and rank < "3" then
-          note_state(task, stime + slag, version)
+          note_state(task, before_ms, version)
           enlist(task, rank, time, ttl_ms, figure)
           note_member(task, rank, expiries[task])
           added[#added + 1] = task
@@ -313,15 +326,19 @@ local function write(key, known)
       keep_former(entries, where, srun, srank, text, run)
     end
   elseif seen ~= "run" and seen ~= "*" then
-    local wanted, at = string.match(seen, "^(%d+)@?(%d*)$")
-    if tonumber(wanted) ~= version or at ~= "" and version > 0 and tonumber(at) ~= stime + slag then
+    local there = whole(version)
+    if seen ~= there and seen ~= there .. "@" .. whole(before_ms) then
       return { "conflict", version, text, text and is_later(run, srun) and 1 or nil }
     end
   end
 
-  local stored_ms = stored_ms_after(text and stime + slag or 0)
+  local stored_ms = stored_ms_after(before_ms)
   local stored = header(version + 1, run, rank, fence, time, ttl_ms, stored_ms - time, writes, worker) .. "\n" .. body
-  local is_new = store(key, entries, slot, field, stored, time, ttl_ms) or slot and not record
+  if is_new then
+    if not redis.call("SET", key, stored, "PX", ttl_ms, "NX") then return write(key, known, body, true) end
+  else
+    is_new = store(key, entries, slot, field, stored, time, ttl_ms) or slot and not record
+  end
   local other = entries and slot < 3 and entries[3 - slot] or ""
   local published = publish(prefix .. path,
     where .. "\n" .. stored .. ((other == "" or other == "\n") and "" or "\n" .. other))
@@ -346,22 +363,24 @@ end
 -- Errors by place of the entry, for later writes must not overtake one that was refused.
 local refused = {}
 
+local function place_of(key, known)
+  return key .. "\n" .. string.match(known, "^[^\n]*\n([^\n]*)")
+end
+
 -- Write one entry, or return why Redis refuses that: an entry that can't be written stops no other.
-local function write_alone(key, known)
-  local place = next(refused) and key .. "\n" .. string.match(known, "^[^\n]*")
+local function write_alone(key, known, body)
+  local place = next(refused) and place_of(key, known)
   if place and refused[place] then return { "error", refused[place] } end
-  local fine, answer = pcall(write, key, known)
+  local fine, answer = pcall(write, key, known, body)
   if not fine then answer = { "error", type(answer) == "table" and answer.err or tostring(answer) } end
-  if type(answer) == "table" and answer[1] == "error" then
-    refused[key .. "\n" .. string.match(known, "^[^\n]*")] = answer[2]
-  end
+  if type(answer) == "table" and answer[1] == "error" then refused[place_of(key, known)] = answer[2] end
   return answer
 end
 
-read_members(10 + n)
+read_members(11 + 2 * n)
 local answers, versions = { tonumber(now[1]), tonumber(now[2]), "" }, {}
 for i = 1, n do
-  local answer = write_alone(KEYS[i], ARGV[i + 9])
+  local answer = write_alone(KEYS[i], ARGV[9 + 2 * i], ARGV[10 + 2 * i])
   local stored = type(answer) == "string"
   if not stored and answer[1] == "error" and string.find(answer[2], "READONLY", 1, true) then
     return redis.error_reply(answer[2])

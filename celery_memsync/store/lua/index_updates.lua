@@ -21,9 +21,9 @@ local states = {}
 -- Tasks that stay in the index when it begins anew.
 local KEPT = 500
 
--- Note which state of an entry what follows from it: when that is taken to be stored (ms), and its version.
+-- Note which state of an entry what follows from it, if that travels: when that is taken to be stored (ms), and its version.
 local function note_state(thing, stored_ms, version)
-  states[thing] = stored_ms * 1024 + version % 1024
+  if not index then states[thing] = stored_ms * 1024 + version % 1024 end
 end
 
 local function update_lists()

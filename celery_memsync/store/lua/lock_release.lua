@@ -13,7 +13,7 @@
 -- ARGV[5] ttl_ms   lease that was asked for
 -- ARGV[6] run      of the task that asked; "-" for none
 -- ARGV[7] body     as it was when it was asked for
--- ARGV[8] channel  where a waiter would hear that it has been given the lock; "-": the caller did not wait
+-- ARGV[8] channel  where a waiter receives that it has been given the lock; "-": the caller did not wait
 --
 -- Returns    "ok 0 0"  the caller had it until now, or gave it back already
 --            "lost"    the caller had it no more, or not yet

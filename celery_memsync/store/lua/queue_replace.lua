@@ -56,7 +56,7 @@ if last ~= "1" then return { "ok" } end
 
 for _, list in ipairs(lists) do
   if call("ZCOUNT", list.new, "-inf", "+inf") ~= list.size then
-    return redis.error_reply("ERR the new list of the queue has gone while it was made")
+    return redis.error_reply("ERR the new list of the queue was lost while it was made")
   end
 end
 for _, list in ipairs(lists) do

@@ -8,8 +8,15 @@ local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 -- where that does harm.
 local LONGEST, AHEAD = 1e13, 86400000
 
+-- Return a number as text, of which %s would leave digits out; a call has the same few again and again.
+local wholes = {}
 local function whole(number)
-  return string.format("%.0f", number)
+  local text = wholes[number]
+  if not text then
+    text = string.format("%.0f", number)
+    wholes[number] = text
+  end
+  return text
 end
 
 -- Return whether a text may be the id of a task or worker, as `check_id` in keys.py has it.

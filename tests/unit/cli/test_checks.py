@@ -19,7 +19,7 @@ def scene(**given):
                     "processing": {}, "locks": [], "holders": {}, "now": NOW, **given})
 
 
-@pytest.mark.parametrize("look, word, given", [
+@pytest.mark.parametrize("look, text, given", [
     (checks.examine_visibility, "1h06m", {"newest": {"t": {"status": "SUCCESS", "runtime": 4000.0}}}),
     (checks.examine_visibility, "1h06m", {"workers": [WorkerRecord("w", running=({"started_at": NOW - 4000},))]}),
     (checks.examine_visibility, "eta", {"late": False, "newest": {
@@ -38,11 +38,11 @@ def scene(**given):
     (checks.examine_locks, "printer", {"locks": [LOCK], "holders": {"t1": {"status": "STARTED", "worker": "w1"}},
                                        "workers": [WorkerRecord("w1", "lost")]}),
 ])
-def test_what_is_wrong_is_found(look, word, given):
+def test_what_is_wrong_is_found(look, text, given):
     (finding,) = look(scene(**given))
 
     assert not finding.fine and finding.advice
-    assert word in finding.what
+    assert text in finding.what
 
 
 @pytest.mark.parametrize("look, given", [
@@ -57,7 +57,7 @@ def test_what_is_wrong_is_found(look, word, given):
     (checks.examine_locks, {"locks": [LOCK], "holders": {"t1": {"status": "STARTED", "worker": "w1"}},
                             "workers": [WorkerRecord("w1")]}),
 ])
-def test_what_is_right_is_not_told_of(look, given):
+def test_check_reports_nothing_when_all_is_well(look, given):
     assert list(look(scene(**given))) == []
 
 

@@ -111,7 +111,7 @@ def test_workers_are_shown_in_an_order(order, first):
     assert View(worker_order=order).workers(FULL)[0].worker_id == first
 
 
-def test_the_newest_events_are_made_of_what_is_told():
+def test_newest_events_are_made_of_tasks_and_workers():
     tasks = [
         {"id": "t1", "state": {"status": "SUCCESS", "name": "a", "published_at": 1, "started_at": 2, "finished_at": 5}},
         {"id": "t2", "state": {"status": "STARTED", "published_at": 3, "started_at": "soon"}},
@@ -119,16 +119,16 @@ def test_the_newest_events_are_made_of_what_is_told():
     ]
     workers = [WorkerRecord("w1", "lost", started_at=0.5, last_beat=4.0)]
 
-    told = [(one.at, one.what, one.subject) for one in events_of(tasks, workers)]
+    rows = [(one.at, one.what, one.subject) for one in events_of(tasks, workers)]
 
-    assert told == [
+    assert rows == [
         (5, "SUCCESS", "t1"), (4.0, "lost", "w1"), (3, "PENDING", "t2"), (2, "STARTED", "t1"), (1, "PENDING", "t1"),
         (0.5, "online", "w1")]
 
 
 @pytest.mark.parametrize("capacity, load", [
     ({}, 0.0), ({"total": 4, "free": 1}, 0.75), ({"total": 4, "free": 9}, 0.0), ({"total": "x", "free": None}, 0.0)])
-def test_whatever_a_worker_tells_of_its_slots_it_has_a_load(capacity, load):
+def test_load_is_a_number_for_any_reported_capacity(capacity, load):
     assert load_of(WorkerRecord("w", capacity=capacity)) == load
 
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from celery_memsync import TaskCancelled
 from celery_memsync.cli.why import STALLED, KnownTask, reason_of
 from celery_memsync.models.lock import LockRecord
 from celery_memsync.models.worker import WorkerRecord
@@ -55,9 +56,10 @@ REASONS = [
      known("RETRY", eta=NOW + 30, exception={"type": "OSError", "message": "away"})),
     ("locked", "task t9 on w9", known("RETRY", lock={"task_id": "t9", "worker_id": "w9", "since": NOW - 9})),
     ("locked", "the lock invoice:7 of task t9 on w9", known("STARTED", awaited=LOCK, started_at=NOW - 5)),
-    ("worker-lost", "not beaten for 30.0s", known("STARTED", worker="w1", workers=[worker(status="lost")])),
+    ("worker-lost", "no heartbeat for 30.0s",
+     known("STARTED", worker="w1", workers=[worker(status="lost")])),
     ("worker-gone", "back in the broker: w1", known("RECEIVED", worker="w1", workers=[worker(status="offline")])),
-    ("worker-gone", "goodbye", known("STARTED", worker="w1", workers=[worker(status="offline")])),
+    ("worker-gone", "shut down", known("STARTED", worker="w1", workers=[worker(status="offline")])),
     ("retrying", "in 30.0s, attempt 2 of 4: OSError: away",
      known("RETRY", retry_at=NOW + 30, retries=0, max_retries=3, started_at=NOW - 1,
            exception={"type": "OSError", "message": "away"})),
@@ -70,6 +72,12 @@ REASONS = [
                                                 workers=[worker(empty_since={"q": NOW - 5})])),
     ("waiting", "It waits", known("PENDING", queue="q", published_at=NOW - 3,
                                   workers=[worker(empty_since={"q": NOW - 5})])),
+    ("cancelled", "It is cancelled by web1 at 1970-01-12 13:46:40Z: too late. A worker skips it",
+     known("PENDING")._replace(cancelled=TaskCancelled("web1", None, NOW, "too late"))),
+    ("cancelled", "A worker skips it", known("RETRY")._replace(cancelled=TaskCancelled("web1"))),
+    ("cancelled", "It runs on w1, and is cancelled by web1 in task t0 at",
+     known("STARTED", worker="w1", workers=[worker()])._replace(cancelled=TaskCancelled("web1", "t0"))),
+    ("succeeded", "It succeeded", known("SUCCESS")._replace(cancelled=TaskCancelled("web1"))),
     ("running", "for 5.0s", known("STARTED", worker="w1", workers=[worker()], started_at=NOW - 5)),
     ("stalled", "10m00s", known("STARTED", worker="w1", workers=[worker()], started_at=NOW - STALLED)),
     ("eta", "in 1m30s", known("RECEIVED", worker="w1", eta=NOW + 90)),
@@ -95,12 +103,12 @@ REASONS = [
 ]
 
 
-@pytest.mark.parametrize("reason, words, given", REASONS)
-def test_a_task_is_where_it_is_for_a_reason(reason, words, given):
+@pytest.mark.parametrize("reason, text, given", REASONS)
+def test_a_task_is_where_it_is_for_a_reason(reason, text, given):
     found = reason_of(given)
 
     assert found.reason == reason
-    assert words in found.answer
+    assert text in found.answer
 
 
 def test_each_reason_is_in_the_schema_and_in_the_reference():
@@ -112,7 +120,7 @@ def test_each_reason_is_in_the_schema_and_in_the_reference():
     assert {one for one in reasons if f"`{one}`" not in reference} == set()
 
 
-def test_progress_that_was_told_just_now_is_no_standstill():
+def test_task_with_recent_progress_is_not_stalled():
     progress = {"progress": 50.0, "current": 5, "total": 10, "message": None, "eta": None, "updated_at": NOW - 1}
 
     found = reason_of(known("STARTED", progress, [worker()], worker="w1", started_at=NOW - 2 * STALLED))
@@ -123,7 +131,7 @@ def test_progress_that_was_told_just_now_is_no_standstill():
 
 @pytest.mark.parametrize("status", ["SUCCESS", "RETRY", "STARTED", "RECEIVED", "PENDING", "MINE", 7, None])
 @pytest.mark.parametrize("junk", ["x", [], {}, True, 1e400, None])
-def test_whatever_users_told_it_is_no_error(status, junk):
+def test_why_accepts_any_state_and_progress(status, junk):
     names = ("eta", "started_at", "finished_at", "received_at", "runtime", "lock", "exception", "queue", "worker")
 
     found = reason_of(known(status, None, [worker()], **dict.fromkeys(names, junk)))

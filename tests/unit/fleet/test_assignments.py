@@ -1,4 +1,4 @@
-"""Assignments: which tasks workers have, told by their beats or by hand."""
+"""Assignments: which tasks workers have, by their heartbeats or set by hand."""
 from __future__ import annotations
 
 import time
@@ -11,18 +11,18 @@ from tests.support.waiting import eventually
 ASSIGNMENTS = "coordination/assignments"
 
 
-def beat(memsync, worker_id, *task_ids, status="active"):
-    """Tell the record of a worker that has some tasks."""
+def write_heartbeat(memsync, worker_id, *task_ids, status="active"):
+    """Write the record of a worker that has some tasks."""
     running = tuple({"id": task_id, "name": "proj.add", "started_at": 1.0} for task_id in task_ids)
     memsync.write(f"workers/{worker_id}/heartbeat", WorkerRecord(worker_id, status, running=running).as_dict())
     memsync.force_sync()
 
 
-def test_nobody_has_anything_at_first(memsync):
+def test_assignments_are_empty_at_first(memsync):
     assert memsync.get_assignments() == {}
 
 
-def test_each_worker_tells_its_own_and_the_others_stay(memsync, other):
+def test_sync_assignments_replaces_only_the_given_workers(memsync, other):
     memsync.sync_assignments({"w1": ["a", "b"], "w2": ["c"]})
     memsync.force_sync()
 
@@ -34,7 +34,7 @@ def test_each_worker_tells_its_own_and_the_others_stay(memsync, other):
     assert memsync.read_entry(ASSIGNMENTS).version == 2
 
 
-def test_many_that_tell_at_the_same_time_lose_nothing(make_memsync, other):
+def test_concurrent_sync_assignments_lose_nothing(make_memsync, other):
     everybody = [make_memsync(batch_interval=0.001) for _ in range(8)]
 
     for number in range(20):
@@ -58,36 +58,36 @@ def test_a_process_reads_its_own_assignments_at_once_and_then_all_do(memsync, ot
     assert other.get_assignments() == {"w1": ["a"], "w2": ["c"], "w3": ["d"]}
 
 
-def test_the_beats_of_workers_tell_what_they_have_and_a_word_by_hand_wins(memsync, other):
-    beat(memsync, "w1", "a", "b")
-    beat(memsync, "w2", "c")
-    beat(memsync, "idle")
-    beat(memsync, "gone", "d", status="offline")
-    told = other.get_assignments()
+def test_assignments_set_by_hand_replace_those_of_heartbeats(memsync, other):
+    write_heartbeat(memsync, "w1", "a", "b")
+    write_heartbeat(memsync, "w2", "c")
+    write_heartbeat(memsync, "idle")
+    write_heartbeat(memsync, "offline", "d", status="offline")
+    before = other.get_assignments()
 
     memsync.sync_assignments({"w2": ["x"], "w3": ["y"]})
     memsync.force_sync()
 
-    assert told == {"w1": ["a", "b"], "w2": ["c"]}
+    assert before == {"w1": ["a", "b"], "w2": ["c"]}
     assert other.get_assignments() == {"w1": ["a", "b"], "w2": ["x"], "w3": ["y"]}
 
 
-def test_a_worker_that_is_silent_for_too_long_has_nothing_any_more(memsync, make_memsync):
+def test_lost_worker_has_no_assignments(memsync, make_memsync):
     impatient = make_memsync(worker_ttl=0.5, heartbeat_interval=0.1)
-    beat(memsync, "w1", "a")
-    told_at = time.monotonic()
+    write_heartbeat(memsync, "w1", "a")
+    written_at = time.monotonic()
 
     eventually(lambda: impatient.get_assignments() == {})
 
-    assert time.monotonic() - told_at < 5
+    assert time.monotonic() - written_at < 5
     assert memsync.get_assignments() == {"w1": ["a"]}
 
 
 @pytest.mark.parametrize("running", [
     "a", ["a"], [None], [{}], [{"name": "proj.add"}], [["id"]], {"id": "a"}, 5,
 ])
-def test_beats_of_another_shape_are_passed_over(memsync, other, running):
-    beat(memsync, "w1", "a")
+def test_heartbeats_of_another_shape_are_ignored(memsync, other, running):
+    write_heartbeat(memsync, "w1", "a")
     memsync.write("workers/w2/heartbeat", {"status": "active", "running": running})
     memsync.force_sync()
 
@@ -97,7 +97,7 @@ def test_beats_of_another_shape_are_passed_over(memsync, other, running):
 
 @pytest.mark.parametrize("value", [None, 5, "w1", ["w1"], {"w1": 5}, {"w1": "a"}])
 def test_a_value_of_another_shape_is_no_assignment(memsync, other, value):
-    beat(memsync, "w0", "a")
+    write_heartbeat(memsync, "w0", "a")
     memsync.write(ASSIGNMENTS, value)
     memsync.force_sync()
 

@@ -48,7 +48,7 @@ def test_reading_and_writing_have_the_urls_that_the_app_gives_them(make_app, wri
 
 
 @pytest.mark.slow
-def test_a_broker_that_is_not_there_is_told_at_once(make_app, tmp_path):
+def test_missing_broker_is_reported_at_once(make_app, tmp_path):
     server = RedisServer(tmp_path / "broker")
     began = time.monotonic()
 

@@ -7,7 +7,7 @@ import pytest
 
 from celery_memsync.store import FIRST_HEARTBEAT
 from tests.support.redis_server import RedisServer
-from tests.support.simulated_worker import SILENCE, SimulatedWorker
+from tests.support.simulated_worker import TIMEOUT, SimulatedWorker
 
 
 @pytest.fixture
@@ -33,38 +33,38 @@ def restart(server):
     server.start()
 
 
-def beat_for(seconds, *workers):
+def send_heartbeats_for(seconds, *workers):
     """Send heartbeats of all workers for so long that each may judge others."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for worker in workers:
-            worker.beat()
+            worker.send_heartbeat()
         time.sleep(0.02)
 
 
 def test_no_worker_is_lost_by_an_older_snapshot(lasting, worker_of):
     one, other = worker_of("one"), worker_of("other")
-    beat_for(SILENCE, one, other)
+    send_heartbeats_for(TIMEOUT, one, other)
     lasting.client().save()
-    beat_for(2 * SILENCE, one, other)
+    send_heartbeats_for(2 * TIMEOUT, one, other)
 
     restart(lasting)
-    one.beat()
-    lost_at_once = one.heard("worker-lost")
-    beat_for(SILENCE, one, other)
+    one.send_heartbeat()
+    lost_at_once = one.events_of("worker-lost")
+    send_heartbeats_for(TIMEOUT, one, other)
 
     assert one.heartbeats[-1].since > one.heartbeats[0].since
-    assert lost_at_once == one.heard("worker-lost") == other.heard("worker-lost") == []
+    assert lost_at_once == one.events_of("worker-lost") == other.events_of("worker-lost") == []
 
 
 def test_a_worker_that_does_not_come_back_is_lost_after_the_timeout(lasting, worker_of):
     one, other = worker_of("one"), worker_of("other")
-    beat_for(SILENCE, one, other)
+    send_heartbeats_for(TIMEOUT, one, other)
     lasting.client().save()
     restart(lasting)
-    beat_for(2.5 * SILENCE, one)
+    send_heartbeats_for(2.5 * TIMEOUT, one)
 
-    assert one.heard("worker-lost") == [{"worker_id": "other"}]
+    assert one.events_of("worker-lost") == [{"worker_id": "other"}]
 
 
 @pytest.mark.parametrize("harm, went_back", [
@@ -72,14 +72,14 @@ def test_a_worker_that_does_not_come_back_is_lost_after_the_timeout(lasting, wor
 ])
 def test_a_heartbeat_notices_what_redis_has_lost(lasting, worker_of, harm, went_back):
     worker = worker_of("one")
-    worker.beat()
+    worker.send_heartbeat()
     lasting.client().save()
 
     harm(lasting)
-    worker.beat()
-    worker.beat()
+    worker.send_heartbeat()
+    worker.send_heartbeat()
 
-    assert [beat.went_back for beat in worker.heartbeats] == [False, went_back, False]
+    assert [reply.went_back for reply in worker.heartbeats] == [False, went_back, False]
 
 
 def test_a_heartbeat_whose_answer_was_lost_is_no_loss_of_data(worker_of):

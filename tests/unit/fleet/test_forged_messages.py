@@ -48,7 +48,7 @@ def resigned(sender, signed, key=KEY, namespace="task-sentinel", age=0.0, **chan
 
 
 def plain(sender, request, run, **changes):
-    """Return an unsigned message, as an attacker would write it who knows the format."""
+    """Return an unsigned message, as an attacker who knows the format would write it."""
     now = sender.memsync.runtime.store.clock.now()
     headers = {"id": request.id, "task": "proj.add", "lang": "py", "root_id": request.id}
     row = KeptMessage(request.id, run, f"000{int(now * 1000):013d}", 0, now, "q", json.dumps([[], {}, {}]), headers,
@@ -152,7 +152,7 @@ def test_signed_message_in_another_place_is_not_sent(make_sender, redis, where):
     ({"memsync_signing_key": "another-key-0123456789"}, {}),
     ({"memsync_signing_key": None}, {}),
 ], ids=str)
-def test_app_that_does_not_ask_for_it_requeues_nothing(make_sender, conf, options):
+def test_app_without_recover_setting_requeues_nothing(make_sender, conf, options):
     keeper, consumer = make_sender(), make_sender(**conf)
     task, same = keeper.task(), consumer.task(**options)
     request, _, _ = kept_message(keeper, task)

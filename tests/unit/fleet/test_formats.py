@@ -103,13 +103,13 @@ def test_process_without_workers_writes_its_own_format(memsync, release):
 @pytest.mark.parametrize("score, expected", [(-5, 1), (0, 1), ("inf", 2), ("-inf", 2), (1e300, 2), (1.5, 1)])
 def test_no_stored_number_makes_a_format_that_a_release_cannot_write(memsync, redis, release, score, expected):
     release(2)
-    redis.zadd(KEY, {"somebody": score})
+    redis.zadd(KEY, {"stranger": score})
 
     assert read_format(memsync.runtime.store) == expected
 
 
 def test_foreign_member_does_not_hold_the_format_down(send_heartbeat, redis):
-    redis.zadd(KEY, {"junk": 0, "abcdefgh gone": 1})
+    redis.zadd(KEY, {"junk": 0, "abcdefgh ended": 1})
 
     number = send_heartbeat("new", 2)
 
@@ -138,7 +138,7 @@ def test_formats_of_workers_that_ended_are_removed(send_heartbeat, redis):
     assert redis.pttl(KEY) > 0
 
 
-def test_format_is_read_only_by_a_process_that_asks_for_it(memsync, redis):
+def test_format_is_read_only_by_a_process_that_uses_it(memsync, redis):
     memsync.runtime.store.connect()
     redis.config_resetstat()
     memsync.write("a", 1)
@@ -149,7 +149,9 @@ def test_format_is_read_only_by_a_process_that_asks_for_it(memsync, redis):
 
 
 def test_doctor_reports_mixed_formats_of_live_workers():
-    workers = [WorkerRecord("old", format=1), WorkerRecord("new", format=2), WorkerRecord("gone", "lost", format=0)]
+    workers = [
+        WorkerRecord("old", format=1), WorkerRecord("new", format=2),
+        WorkerRecord("ended", "lost", format=0)]
 
     (finding,) = examine_formats(workers)
 
@@ -159,13 +161,13 @@ def test_doctor_reports_mixed_formats_of_live_workers():
 
 
 @pytest.mark.parametrize("others", [[], [1], [None], ["2"], [[3]]])
-def test_doctor_has_nothing_to_say_of_one_format(others):
+def test_doctor_reports_nothing_when_all_formats_are_equal(others):
     records = [WorkerRecord.from_dict(f"w{at}", {"format": number}) for at, number in enumerate([1, *others])]
 
     assert list(examine_formats(records)) == []
 
 
-def test_doctor_says_that_a_release_was_skipped():
+def test_doctor_reports_a_skipped_release():
     (finding,) = examine_formats([WorkerRecord("old", format=1), WorkerRecord("new", format=3)])
 
     assert "one release at a time" in finding.advice

@@ -1,4 +1,4 @@
-"""Workers: who is alive, by Redis's clock."""
+"""Heartbeats: which workers are alive, by the clock of Redis."""
 from __future__ import annotations
 
 import time
@@ -24,14 +24,14 @@ def make_heartbeat(memsync):
         heartbeat._thread.stop(1)
 
 
-def test_a_worker_that_beats_is_alive(make_heartbeat, other):
+def test_worker_that_sends_heartbeats_is_active(make_heartbeat, other):
     make_heartbeat("w2").send()
     make_heartbeat("w1").send()
 
     assert other.get_active_workers() == ["w1", "w2"]
 
 
-def test_a_beat_tells_the_record_of_the_worker(make_heartbeat, other):
+def test_heartbeat_writes_the_record_of_the_worker(make_heartbeat, other):
     heartbeat = make_heartbeat(capacity={"total": 4, "free": 3}, queues=("celery",), running=({"id": "t1"},))
     heartbeat.send()
     heartbeat.send()
@@ -46,7 +46,7 @@ def test_a_beat_tells_the_record_of_the_worker(make_heartbeat, other):
     assert other.get_worker_status("w1")["concurrency"] == 4
 
 
-def test_a_silent_worker_is_lost(make_heartbeat, make_memsync):
+def test_worker_that_stops_sending_heartbeats_is_lost(make_heartbeat, make_memsync):
     watcher = make_memsync(batch_interval=60.0, heartbeat_interval=0.05, worker_ttl=0.2)
     make_heartbeat().send()
     alive = watcher.get_active_workers()
@@ -68,7 +68,7 @@ def test_a_worker_that_comes_back_takes_its_name_again(make_heartbeat, make_mems
     assert watcher.get_active_workers() == ["w1"]
 
 
-def test_a_goodbye_is_told(make_heartbeat, other):
+def test_stopped_worker_is_recorded_as_offline(make_heartbeat, other):
     heartbeat = make_heartbeat(running=({"id": "t1"},))
     heartbeat.send()
 
@@ -79,7 +79,7 @@ def test_a_goodbye_is_told(make_heartbeat, other):
     assert other.get_active_workers() == []
 
 
-def test_a_worker_that_said_goodbye_may_come_back(make_heartbeat, other):
+def test_offline_worker_may_come_back(make_heartbeat, other):
     make_heartbeat().stop()
 
     make_heartbeat().send()
@@ -87,7 +87,7 @@ def test_a_worker_that_said_goodbye_may_come_back(make_heartbeat, other):
     assert other.get_active_workers() == ["w1"]
 
 
-def test_what_is_told_of_a_silent_worker_is_forgotten_in_the_end(make_heartbeat, other, redis):
+def test_record_of_a_lost_worker_expires(make_heartbeat, other, redis):
     make_heartbeat("w1", ttl=0.2).send()
     time.sleep(0.3)
 
@@ -96,7 +96,7 @@ def test_what_is_told_of_a_silent_worker_is_forgotten_in_the_end(make_heartbeat,
     assert [record.worker_id for record in other.get_workers()] == ["w2"]
 
 
-def test_a_fleet_that_is_gone_leaves_nothing_behind(make_heartbeat, redis):
+def test_ended_fleet_leaves_no_keys_behind(make_heartbeat, redis):
     make_heartbeat(ttl=0.1).send()
 
     time.sleep(0.2)
@@ -104,7 +104,7 @@ def test_a_fleet_that_is_gone_leaves_nothing_behind(make_heartbeat, redis):
     assert redis.keys() == []
 
 
-def test_beats_are_published(make_heartbeat, redis):
+def test_heartbeats_are_published(make_heartbeat, redis):
     with redis.pubsub() as listener:
         listener.subscribe("0:task-sentinel/workers/w1/heartbeat")
         listener.get_message(timeout=5)
@@ -114,7 +114,7 @@ def test_beats_are_published(make_heartbeat, redis):
         assert listener.get_message(timeout=5)["data"].startswith(b":w1/heartbeat\n1 ")
 
 
-def test_the_thread_beats_at_once_and_again(make_heartbeat, other):
+def test_heartbeat_thread_sends_at_once_and_repeatedly(make_heartbeat, other):
     heartbeat = make_heartbeat(interval=0.05)
 
     heartbeat.start()
@@ -122,7 +122,7 @@ def test_the_thread_beats_at_once_and_again(make_heartbeat, other):
     eventually(lambda: other.get_workers() and other.get_workers()[0].sequence >= 3)
 
 
-def test_hurrying_beats_before_the_interval_is_over(make_heartbeat, other):
+def test_run_now_sends_a_heartbeat_before_the_interval_ends(make_heartbeat, other):
     heartbeat = make_heartbeat(interval=60.0)
     heartbeat.start()
     eventually(lambda: other.get_workers())
@@ -145,7 +145,7 @@ def test_the_thread_goes_on_when_redis_is_back(make_heartbeat, make_memsync, own
     eventually(lambda: manager.get_active_workers() == ["w1"])
 
 
-def test_a_beat_by_hand_raises_while_redis_is_away(make_heartbeat, make_memsync, own_server):
+def test_send_raises_while_redis_is_away(make_heartbeat, make_memsync, own_server):
     heartbeat = make_heartbeat(manager=make_memsync(url=own_server.url))
     own_server.stop()
 
@@ -155,7 +155,7 @@ def test_a_beat_by_hand_raises_while_redis_is_away(make_heartbeat, make_memsync,
         heartbeat.stop(1)
 
 
-def test_asking_who_is_alive_is_one_round_trip_for_any_number(make_heartbeat, other, redis):
+def test_get_active_workers_is_one_round_trip_for_any_number(make_heartbeat, other, redis):
     for number in range(30):
         make_heartbeat(f"w{number:02}").send()
     other.read("a")
@@ -169,7 +169,7 @@ def test_asking_who_is_alive_is_one_round_trip_for_any_number(make_heartbeat, ot
     assert sum(calls.values()) <= 2
 
 
-def test_a_beat_says_in_its_first_line_what_tells_if_the_worker_is_alive(make_heartbeat, redis):
+def test_header_of_a_heartbeat_shows_whether_the_worker_is_alive(make_heartbeat, redis):
     heartbeat = make_heartbeat(status="busy")
     heartbeat.stretch = 2.5
 
@@ -181,7 +181,7 @@ def test_a_beat_says_in_its_first_line_what_tells_if_the_worker_is_alive(make_he
 
 # -- by hand
 
-def test_what_is_told_by_hand_over_a_beat_counts(make_heartbeat, memsync, other):
+def test_worker_record_set_by_hand_replaces_that_of_a_heartbeat(make_heartbeat, memsync, other):
     make_heartbeat("worker-1").stop()
     before = other.get_active_workers()
 
@@ -191,7 +191,7 @@ def test_what_is_told_by_hand_over_a_beat_counts(make_heartbeat, memsync, other)
     assert (before, other.get_active_workers()) == ([], ["worker-1"])
 
 
-def test_a_process_without_celery_tells_by_hand_that_it_is_alive(memsync, other):
+def test_process_without_celery_sends_a_heartbeat_by_hand(memsync, other):
     memsync.update_heartbeat()
     memsync.force_sync()
 
@@ -199,7 +199,7 @@ def test_a_process_without_celery_tells_by_hand_that_it_is_alive(memsync, other)
     assert other.get_worker_status("worker-1")["hostname"]
 
 
-def test_what_is_told_by_hand_and_not_written_yet_is_seen_by_its_process(memsync, other):
+def test_pending_worker_records_are_read_by_their_process(memsync, other):
     memsync.update_heartbeat()
     memsync.sync_worker_status("w9", "up")
     before = other.get_active_workers()
@@ -209,7 +209,7 @@ def test_what_is_told_by_hand_and_not_written_yet_is_seen_by_its_process(memsync
     assert other.get_active_workers() == ["w9", "worker-1"]
 
 
-def test_what_is_told_by_hand_is_shown(memsync, other):
+def test_worker_status_and_capacity_set_by_hand_are_read(memsync, other):
     memsync.sync_worker_status("w9", {"mood": "fine"})
     memsync.sync_worker_capacity("w9", 4)
     memsync.force_sync()
@@ -219,13 +219,13 @@ def test_what_is_told_by_hand_is_shown(memsync, other):
     assert other.get_active_workers() == ["w9"]
 
 
-def test_nothing_is_known_of_a_worker_that_nobody_told_of(other):
+def test_unknown_worker_has_no_status_and_no_capacity(other):
     assert other.get_worker_status("w9") is None
     assert other.get_worker_capacity("w9") is None
     assert other.get_workers() == []
 
 
-def test_a_worker_deleted_by_hand_is_gone(memsync, other):
+def test_worker_deleted_by_hand_is_not_listed(memsync, other):
     memsync.sync_worker_status("w9", "up")
     memsync.force_sync()
 

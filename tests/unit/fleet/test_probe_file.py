@@ -22,7 +22,7 @@ def path(tmp_path):
 
 
 def probe(*args):
-    """Run the probe as a user does; return exit code and what it says."""
+    """Run the probe as a user does; return its exit code and output."""
     done = subprocess.run(
         [sys.executable, "-m", "celery_memsync.probe", *args], cwd=ROOT, capture_output=True, text=True, timeout=20)
     return done.returncode, done.stdout + done.stderr
@@ -44,21 +44,22 @@ def test_a_worker_that_does_all_it_should_is_fine(path):
     assert probe("--alive", path)[0] == probe("--beating", path)[0] == FINE
 
 
-@pytest.mark.parametrize("facts, code, words", [
-    ({"pid": 2 ** 22 + 1}, DEAD, "is gone"),
-    ({"round": time.monotonic() - 100}, DEAD, "stands still"),
-    ({"round": time.monotonic() + 1e6}, DEAD, "stands still"),  # before the host was started anew
+@pytest.mark.parametrize("facts, code, text", [
+    ({"pid": 2 ** 22 + 1}, DEAD, "has ended"),
+    ({"round": time.monotonic() - 100}, DEAD, "heartbeat thread"),
+    # before the host was started anew
+    ({"round": time.monotonic() + 1e6}, DEAD, "heartbeat thread"),
     ({"replied_at": time.monotonic() - 100}, SILENT, "Redis has taken no heartbeat"),
     ({"replied_at": None}, SILENT, "Redis has taken no heartbeat"),
     ({"consuming": False}, IDLE, "consumes nothing"),
     ({"replied_at": None, "consuming": False}, SILENT, "Redis has taken no heartbeat"),
 ])
-def test_the_exit_code_tells_the_first_thing_that_is_wrong(path, facts, code, words):
+def test_probe_exit_code_shows_the_first_problem(path, facts, code, text):
     write_facts(path, **facts)
 
-    said = probe(path)
+    exit_code, output = probe(path)
 
-    assert (said[0], words in said[1]) == (code, True)
+    assert (exit_code, text in output) == (code, True)
     assert probe("--alive", path)[0] == (DEAD if code == DEAD else FINE)
     assert probe("--beating", path)[0] == (code if code != IDLE else FINE)
 
@@ -76,18 +77,18 @@ def test_without_a_file_there_is_no_worker(path):
 
 
 @pytest.mark.parametrize("args", [(), ("a", "b"), ("--dead", "a"), ("--alive", "--beating", "a")])
-def test_a_wrong_command_line_is_told_so(args):
-    code, said = probe(*args)
+def test_probe_refuses_a_wrong_command_line(args):
+    code, output = probe(*args)
 
     assert code == USAGE
-    assert said.startswith("usage: celery-memsync-probe")
+    assert output.startswith("usage: celery-memsync-probe")
 
 
 def test_the_probe_helps():
     assert probe("--help") == (FINE, probe_command.HELP)
 
 
-def test_a_process_of_somebody_else_is_there():
+def test_process_of_another_user_is_found():
     assert probe_command.is_there(1)
 
 
@@ -125,7 +126,7 @@ def test_the_file_is_replaced_as_a_whole_and_removed_at_the_end(path, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_file_that_can_not_be_written_hurts_nobody_and_is_told_once(tmp_path, caplog):
+def test_unwritable_probe_file_is_logged_once(tmp_path, caplog):
     file = ProbeFile(str(tmp_path / "none" / "worker.probe"))
 
     for _ in range(3):

@@ -104,7 +104,7 @@ def test_a_broker_that_is_away_or_hangs_costs_no_more_than_a_timeout(depths_of, 
 
 
 @pytest.mark.parametrize("url", ["memory://", "filesystem://"])
-def test_a_broker_of_another_kind_is_not_asked(make_app, url):
+def test_broker_of_another_kind_is_not_queried(make_app, url):
     depths = QueueDepths(make_app(url), lambda: ["q1"], 60.0)
 
     depths.read()
@@ -112,7 +112,7 @@ def test_a_broker_of_another_kind_is_not_asked(make_app, url):
     assert depths.known[1] == {}
 
 
-@pytest.mark.parametrize("beats, idle", [
+@pytest.mark.parametrize("heartbeats, idle", [
     ([(1, 5, 0, True), (2, 5, 0, True), (3, 5, 0, True)], True),
     ([(1, 5, 0, True), (1, 5, 0, True), (2, 5, 0, True)], False),
     ([(1, 0, 0, True), (2, 0, 0, True), (3, 0, 0, True)], False),
@@ -123,9 +123,9 @@ def test_a_broker_of_another_kind_is_not_asked(make_app, url):
     ([(1, 5, 0, True), (2, 5, 0, True), (2, 5, 1, True), (3, 5, 1, True)], False),
     ([(1, 5, 0, True), (2, 5, 0, True), (2, 5, 1, True), (3, 5, 1, True), (4, 5, 1, True)], True),
 ])
-def test_a_worker_is_idle_if_it_has_room_and_receives_nothing_through_two_looks_while_messages_wait(beats, idle):
+def test_worker_with_room_is_idle_after_two_looks_without_new_messages(heartbeats, idle):
     idleness = Idleness()
 
-    judged = [idleness.judge(*beat) for beat in beats]
+    judged = [idleness.judge(*heartbeat) for heartbeat in heartbeats]
 
     assert judged[-1] is idle

@@ -26,7 +26,9 @@ from tests.support.waiting import eventually
     ({"memsync_max_recoveries": 3}, {"memsync_max_recoveries": 0}, 0, False),
     ({"memsync_max_recoveries": 0}, {"memsync_max_recoveries": 1}, 0, True),
 ])
-def test_message_is_kept_if_the_task_or_else_the_app_asks(make_sender, conf, options, recoveries, kept):
+def test_message_is_kept_if_the_task_or_the_app_opts_in(
+    make_sender, conf, options, recoveries, kept,
+):
     sender = make_sender(**conf)
     task = sender.task(**options)
     task.delay(1)
@@ -66,7 +68,7 @@ def test_message_is_requeued_unchanged(make_sender, how):
 
 
 @pytest.mark.parametrize("skew", [0.0, 90.0, -90.0])
-def test_a_requeued_run_follows_the_lost_one_whatever_the_clock_says(make_sender, monkeypatch, skew):
+def test_requeued_run_follows_the_lost_one_despite_clock_skew(make_sender, monkeypatch, skew):
     sender = make_sender()
     task, clock = sender.task(), sender.memsync.runtime.store.clock
     first = sender.run_one(task)
@@ -176,7 +178,7 @@ def test_task_with_a_stored_result_is_not_requeued(make_sender, redis_url):
     assert sender.kept() == {}
 
 
-def test_task_is_requeued_with_a_warning_if_the_result_backend_cannot_be_asked(make_sender, caplog):
+def test_task_is_requeued_with_a_warning_without_a_result_backend(make_sender, caplog):
     sender = make_sender(
         result_backend="redis://:secret@localhost:1/0", result_backend_always_retry=False,
         result_backend_transport_options={"retry_policy": {"max_retries": 0}}, redis_socket_connect_timeout=0.5)

@@ -13,14 +13,15 @@ def remember(outcomes, task_id, pid, outcome=(False, None, 0.5), connected=True)
     outcomes.remember(SimpleNamespace(worker_pid=pid, time_start=5.0), run, outcome, 0.1, connected)
 
 
-def test_only_the_outcomes_of_children_that_are_gone_are_given_and_only_once():
+def test_outcomes_of_dead_children_are_returned_once():
     outcomes = ChildOutcomes()
     remember(outcomes, "t1", 11)
     remember(outcomes, "t2", 12)
 
-    gone = outcomes.pop_dead_children(alive=[12])
+    missing = outcomes.pop_dead_children(alive=[12])
 
-    assert [(one.pid, one.task_id, one.status, one.runtime) for one in gone] == [(11, "t1", "SUCCESS", 0.5)]
+    assert [(one.pid, one.task_id, one.status, one.runtime) for one in missing] == [
+        (11, "t1", "SUCCESS", 0.5)]
     assert outcomes.pop_dead_children(alive=[12]) == []
     assert [one.task_id for one in outcomes.pop_dead_children(alive=[])] == ["t2"]
 
@@ -53,7 +54,7 @@ def test_outcome_with_a_header_of_an_odd_type_raises_nothing():
     assert outcomes.pop_dead_children(alive=[]) == []
 
 
-def test_the_memory_of_a_child_has_a_bound_while_redis_is_away():
+def test_outcomes_kept_while_redis_is_away_are_bounded():
     outcomes = ChildOutcomes()
 
     for number in range(MAX_REMEMBERED + 5):

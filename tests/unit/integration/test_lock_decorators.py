@@ -13,7 +13,7 @@ from celery_memsync import InvalidKey, LockLost, LockNotAcquired, MemSync
 
 @pytest.fixture
 def memsync(redis_url):
-    """The memory of an app whose tasks run eagerly."""
+    """The manager of an app whose tasks run eagerly."""
     app = Celery("eager", set_as_current=False, broker="memory://", backend="cache+memory://")
     app.conf.update(task_always_eager=True, task_store_eager_result=True, memsync_backend=redis_url)
     memsync = MemSync(app, worker_id="eager")
@@ -79,7 +79,7 @@ def test_a_name_that_can_not_be_is_refused_where_the_function_is_decorated(memsy
             pass
 
 
-def test_the_error_says_which_argument_there_is_none_of(memsync):
+def test_error_names_the_missing_argument(memsync):
     with pytest.raises(TypeError, match=r"named by invoice, which send\(invoice_id\) has no argument for"):
         @memsync.locked("invoice:{invoice}")
         def send(invoice_id):
@@ -96,14 +96,14 @@ def test_an_argument_that_makes_no_name_is_refused_when_it_comes(memsync):
 
 
 @pytest.mark.parametrize("options", [{"on_locked": "wait"}, {"on_locked": None}])
-def test_a_word_that_says_nothing_is_refused(memsync, options):
+def test_unknown_on_locked_value_is_refused(memsync, options):
     with pytest.raises(ValueError, match="raise, retry, skip"):
         memsync.locked("a", **options)(lambda: None)
     with pytest.raises(ValueError, match="raise, retry, skip"):
         memsync.exclusive(**options)
 
 
-def test_a_lock_above_a_task_is_refused_with_a_word_of_what_to_do(memsync):
+def test_lock_decorator_above_a_task_is_refused_with_advice(memsync):
     @memsync.app.task(shared=False)
     def send(invoice_id):
         pass
@@ -169,7 +169,7 @@ def test_a_bound_task_and_a_task_that_is_a_class_have_their_self(memsync, seen):
     assert runner.apply((2,)).get() == ("runner", ["class:2"])
 
 
-def test_a_direct_call_locks_too_and_is_refused_whatever_is_said(memsync, hold):
+def test_direct_call_raises_if_locked_whatever_on_locked_is(memsync, hold):
     hold("a")
 
     for on_locked in ("raise", "retry", "skip"):

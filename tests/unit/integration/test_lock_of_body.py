@@ -11,7 +11,7 @@ from celery_memsync import LockNotAcquired, MemSync
 
 @pytest.fixture
 def memsync(redis_url):
-    """The memory of an app whose tasks run eagerly."""
+    """The manager of an app whose tasks run eagerly."""
     app = Celery("eager", set_as_current=False, broker="memory://", backend="cache+memory://")
     app.conf.update(task_always_eager=True, memsync_backend=redis_url)
     memsync = MemSync(app, worker_id="eager")

@@ -12,7 +12,7 @@ from celery_memsync import MemSync, NotInTask
 
 @pytest.fixture
 def memsync(redis_url):
-    """The memory of an app whose tasks run eagerly."""
+    """The manager of an app whose tasks run eagerly."""
     app = Celery("progress", broker="memory://", set_as_current=False)
     app.conf.update(memsync_backend=redis_url, memsync_batch_interval=60.0)
     memsync = MemSync(app)

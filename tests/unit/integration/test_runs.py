@@ -1,4 +1,4 @@
-"""Drafts: what there is to tell of a run is found out when a batch is made."""
+"""Deferred changes: those of a run are made when a batch is made."""
 from __future__ import annotations
 
 import threading
@@ -7,7 +7,8 @@ import pytest
 from celery import Celery
 
 from celery_memsync import MemSync
-from celery_memsync.integration.runs import ActiveRun, timestamp
+from celery_memsync.integration.requests import timestamp
+from celery_memsync.integration.runs import ActiveRun
 from celery_memsync.writing.changes import DeferredChange
 from celery_memsync.writing.writer import YOUNG
 from tests.support.waiting import eventually
@@ -31,15 +32,16 @@ def make_memsync(redis_url):
         memsync.shutdown(timeout=0.5)
 
 
-class Told(DeferredChange):
-    """A draft that tells what it is told to."""
+class ScriptedChange(DeferredChange):
+    """A deferred change with given answers."""
 
-    __slots__ = ("answers", "memsync", "done_by_now", "asked", "asked_in")
+    __slots__ = ("answers", "memsync", "done_by_now", "calls", "thread")
 
     def __init__(self, memsync, *answers, age=0.0, done=False):
-        super().__init__(memsync.runtime.store.clock.monotonic(memsync.runtime.store.clock.now() - age))
-        self.memsync, self.answers, self.done_by_now, self.asked = memsync, list(answers), done, 0
-        self.asked_in = None
+        clock = memsync.runtime.store.clock
+        super().__init__(clock.monotonic(clock.now() - age))
+        self.memsync, self.answers, self.done_by_now, self.calls = memsync, list(answers), done, 0
+        self.thread = None
 
     @property
     def key(self):
@@ -50,8 +52,8 @@ class Told(DeferredChange):
         return self.done_by_now
 
     def changes(self):
-        self.asked += 1
-        self.asked_in = threading.current_thread().name
+        self.calls += 1
+        self.thread = threading.current_thread().name
         answer = self.answers.pop(0)
         if isinstance(answer, BaseException):
             raise answer
@@ -66,10 +68,10 @@ def status(memsync):
     return (memsync.get_task_state("t1") or {}).get("status")
 
 
-def test_what_a_draft_tells_is_seen_at_once_and_written(make_memsync):
+def test_deferred_change_is_read_at_once_and_written(make_memsync):
     memsync = make_memsync(batch_interval=60.0)
 
-    memsync.runtime.writer.defer(Told(memsync, "STARTED"))
+    memsync.runtime.writer.defer(ScriptedChange(memsync, "STARTED"))
 
     assert memsync.runtime.writer.pending == 1
     assert status(memsync) == "STARTED"
@@ -78,20 +80,20 @@ def test_what_a_draft_tells_is_seen_at_once_and_written(make_memsync):
     assert status(make_memsync()) == "STARTED"
 
 
-def test_a_copy_that_was_read_before_is_not_believed_after_a_draft(make_memsync):
+def test_deferred_change_invalidates_the_cached_copy(make_memsync):
     memsync = make_memsync(batch_interval=60.0)
     assert memsync.get_task_state("t1") is None
     assert memsync.get_task_state("t1") is None
 
-    memsync.runtime.writer.defer(Told(memsync, "STARTED"))
+    memsync.runtime.writer.defer(ScriptedChange(memsync, "STARTED"))
 
     assert status(memsync) == "STARTED"
 
 
-def test_a_draft_is_written_without_being_asked_for(make_memsync):
+def test_deferred_change_is_written_without_a_read(make_memsync):
     memsync, other = make_memsync(batch_interval=0.05), make_memsync()
 
-    memsync.runtime.writer.defer(Told(memsync, "STARTED"))
+    memsync.runtime.writer.defer(ScriptedChange(memsync, "STARTED"))
 
     eventually(lambda: status(other) == "STARTED")
 
@@ -99,21 +101,23 @@ def test_a_draft_is_written_without_being_asked_for(make_memsync):
 def test_a_young_draft_is_left_for_the_next_batch_unless_it_is_done(make_memsync):
     memsync = make_memsync(batch_interval=10.0)
     writer = memsync.runtime.writer
-    young, done, old = Told(memsync, "RECEIVED"), Told(memsync, "SUCCESS", done=True), Told(memsync, "STARTED", age=2.0)
+    young = ScriptedChange(memsync, "RECEIVED")
+    done = ScriptedChange(memsync, "SUCCESS", done=True)
+    old = ScriptedChange(memsync, "STARTED", age=2.0)
     for draft in (young, done, old):
         writer.defer(draft)
 
     writer._thread.run_now()
     eventually(lambda: writer.counts["syncs"])
 
-    assert (young.asked, done.asked, old.asked) == (0, 1, 1)
+    assert (young.calls, done.calls, old.calls) == (0, 1, 1)
     assert writer.pending == 1
     assert YOUNG * 10.0 < 2.0
     memsync.force_sync()
-    assert young.asked == 1
+    assert young.calls == 1
 
 
-def test_what_is_handed_in_again_after_it_was_asked_is_asked_again(make_memsync):
+def test_run_deferred_again_is_written_again(make_memsync):
     memsync = make_memsync(batch_interval=60.0)
     run = run_of(memsync)
     memsync.runtime.writer.defer(run)
@@ -129,11 +133,11 @@ def test_what_is_handed_in_again_after_it_was_asked_is_asked_again(make_memsync)
     assert memsync.get_metrics()["writes"] == 2
 
 
-def test_a_draft_that_fails_is_dropped_and_told_and_holds_up_nothing(make_memsync, caplog):
+def test_failing_deferred_change_is_dropped_and_logged(make_memsync, caplog):
     memsync = make_memsync(batch_interval=60.0)
-    memsync.runtime.writer.defer(Told(memsync, ZeroDivisionError("oh")))
-    memsync.runtime.writer.defer(Told(memsync, IndexError("oh")))
-    memsync.runtime.writer.defer(Told(memsync, "STARTED"))
+    memsync.runtime.writer.defer(ScriptedChange(memsync, ZeroDivisionError("oh")))
+    memsync.runtime.writer.defer(ScriptedChange(memsync, IndexError("oh")))
+    memsync.runtime.writer.defer(ScriptedChange(memsync, "STARTED"))
 
     memsync.force_sync()
 
@@ -143,25 +147,25 @@ def test_a_draft_that_fails_is_dropped_and_told_and_holds_up_nothing(make_memsyn
     assert "entries were pending" not in caplog.text
 
 
-def test_a_draft_is_asked_where_no_soft_time_limit_strikes(make_memsync):
+def test_deferred_changes_are_made_in_the_writer_thread(make_memsync):
     memsync = make_memsync(batch_interval=60.0, batch_size=10)
-    drafts = [Told(memsync, "STARTED") for _ in range(30)]
+    drafts = [ScriptedChange(memsync, "STARTED") for _ in range(30)]
 
     for draft in drafts:
         memsync.runtime.writer.defer(draft)
     memsync.force_sync()
-    memsync.runtime.writer.defer(Told(memsync, "SUCCESS"))
+    memsync.runtime.writer.defer(ScriptedChange(memsync, "SUCCESS"))
     read = status(memsync)
 
-    assert {draft.asked_in for draft in drafts} == {"memsync-writer"}
+    assert {draft.thread for draft in drafts} == {"memsync-writer"}
     assert read == "SUCCESS"
 
 
-def test_what_waits_at_a_shutdown_is_told_and_opens_nothing_anew(make_memsync):
+def test_shutdown_writes_deferred_changes_and_opens_no_connection(make_memsync):
     memsync, other = make_memsync(batch_interval=60.0), make_memsync()
     memsync.force_sync()
     clock = memsync.runtime.store.clock
-    clock._offset += 1000.0  # so that its times can be told from those of another
+    clock._offset += 1000.0  # so that its times differ from those of another
     active = run_of(memsync)
     memsync.runtime.writer.defer(active)
     active.end("SUCCESS", None, 5.0)
@@ -178,14 +182,14 @@ def test_drafts_have_a_bound_while_the_thread_waits_for_redis(make_memsync, own_
     memsync = make_memsync(
         url=own_server.url, batch_interval=60.0, max_pending=100, backend_options={"socket_timeout": 10})
     memsync.force_sync()
-    under_way = Told(memsync, "STARTED", done=True)
+    under_way = ScriptedChange(memsync, "STARTED", done=True)
     own_server.pause()
     memsync.runtime.writer.defer(under_way)
     memsync.runtime.writer._thread.run_now()
-    eventually(lambda: under_way.asked)
+    eventually(lambda: under_way.calls)
 
     for _ in range(250):
-        memsync.runtime.writer.defer(Told(memsync, "STARTED"))
+        memsync.runtime.writer.defer(ScriptedChange(memsync, "STARTED"))
     pending = memsync.runtime.writer.pending
     own_server.resume()
     memsync.force_sync()
@@ -194,7 +198,7 @@ def test_drafts_have_a_bound_while_the_thread_waits_for_redis(make_memsync, own_
     assert memsync.get_metrics()["dropped"] == 150
 
 
-def test_drafts_of_many_threads_are_all_told(make_memsync):
+def test_deferred_changes_of_many_threads_are_all_written(make_memsync):
     memsync = make_memsync(batch_interval=0.01)
 
     def run(number):

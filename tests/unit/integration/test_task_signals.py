@@ -1,4 +1,4 @@
-"""Anybody may send anything in the headers of a message: what a task is told to be never comes to harm by it."""
+"""Foreign content in the headers of a message never harms the record of a task."""
 from __future__ import annotations
 
 from types import SimpleNamespace
@@ -43,14 +43,14 @@ def app(redis_url):
 
 
 @pytest.mark.parametrize("sent", HOSTILE, ids=repr)
-def test_what_travels_under_our_name_may_be_anything(app, sent):
-    task, told = app.tasks["report"], app.memsync.signals
+def test_message_headers_may_hold_anything(app, sent):
+    task, signals = app.tasks["report"], app.memsync.signals
     task.request_stack.push(Context({"id": "t1", "task": "report", "retries": 1, HEADER: sent, "delivery_info": {}}))
 
-    told.on_started("t1", task)
+    signals.on_started("t1", task)
     app.memsync.progress(3, 10)
-    told.on_ended("t1", None, "SUCCESS")
-    told.on_failed(task, "t2", ValueError("no"))
+    signals.on_ended("t1", None, "SUCCESS")
+    signals.on_failed(task, "t2", ValueError("no"))
     task.request_stack.pop()
     app.memsync.force_sync()
 
@@ -69,7 +69,7 @@ def test_an_id_that_is_not_fit_for_a_key_does_not_hurt_the_task(app):
     assert app.memsync.get_metrics()["pending_writes"] == 0
 
 
-def test_an_eager_task_is_told_like_any_other(app):
+def test_eager_task_is_recorded_like_any_other(app):
     result = app.tasks["report"].delay()
 
     app.memsync.force_sync()
@@ -127,7 +127,8 @@ def test_a_task_that_no_worker_knows_follows_its_publishing(app):
     message = SimpleNamespace(headers={"id": "t1", HEADER: {"key": "chain.0"}})
     consumer = SimpleNamespace(app=app)
 
-    app.memsync.signals.on_unknown(consumer, ValueError("unknown"), "t1", "nobody's", message=message)
+    app.memsync.signals.on_unknown(
+        consumer, ValueError("unknown"), "t1", "unknown", message=message)
     app.memsync.force_sync()
     app.memsync.sync_task_run("t1", TaskRun("PENDING"), "chain.0")
     app.memsync.force_sync()
@@ -141,7 +142,8 @@ def test_a_task_that_no_worker_knows_follows_its_publishing(app):
     None, 5, SimpleNamespace(), SimpleNamespace(headers=[]), SimpleNamespace(headers={HEADER: 5}),
 ])
 def test_a_task_that_no_worker_knows_may_have_any_headers(app, message):
-    app.memsync.signals.on_unknown(SimpleNamespace(app=app), ValueError("unknown"), "t1", "nobody's", message=message)
+    app.memsync.signals.on_unknown(
+        SimpleNamespace(app=app), ValueError("unknown"), "t1", "unknown", message=message)
 
     assert app.memsync.get_task_state("t1")["status"] == "FAILURE"
 

@@ -11,7 +11,7 @@ IDS = ["report/2026/11", "import[3]", "a*", "x" * 600, "a\nb", "\ud800"]
 
 @pytest.fixture
 def app(redis_url):
-    """An app with a task that uses the memory in every way."""
+    """An app with a task that uses the shared state in every way."""
     app = Celery("unfit", broker="memory://", set_as_current=False)
     app.conf.update(memsync_backend=redis_url, memsync_strict=True)
     memsync = MemSync(app)
@@ -36,7 +36,7 @@ def test_a_task_with_any_id_runs(app, task_id):
     assert result.get() == ([0, 1, 2], None)
 
 
-def test_it_is_said_once_per_task_that_nothing_is_recorded(app, caplog):
+def test_task_with_an_unfit_id_is_logged_once(app, caplog):
     for task_id in IDS * 2:
         app.tasks["busy"].apply(task_id=task_id)
 

@@ -11,7 +11,7 @@ from tests.support.redis_calls import round_trips
 
 @pytest.fixture
 def memsync(redis_url):
-    """The memory of an app whose tasks run eagerly."""
+    """The manager of an app whose tasks run eagerly."""
     app = Celery("update-state", broker="memory://", backend="cache+memory://", set_as_current=False)
     app.conf.update(memsync_backend=redis_url, memsync_batch_interval=60.0)
     app.backend.client.cache.clear()  # all apps of a process have the same one

@@ -1,4 +1,4 @@
-"""Fenced writes: who was paused beyond a lease can't overwrite a later holder."""
+"""Fenced writes: a holder paused beyond its lease can't overwrite a later holder."""
 from __future__ import annotations
 
 import pytest
@@ -9,7 +9,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture
 def stale(memsync, other, redis):
-    """A lock of ``memsync`` that is lost, and the one of ``other`` who has it now."""
+    """A lock of ``memsync`` that is lost, and that of ``other``, which holds it now."""
     mine, theirs = memsync.lock("a"), other.lock("a")
     mine.acquire()
     redis.delete("task-sentinel/locks/{a}")
@@ -26,13 +26,13 @@ def test_a_write_under_a_lost_lock_is_refused_when_a_later_holder_has_written(me
     memsync.write("balance", 1, fence=mine.fence if as_number else mine)
     with pytest.raises(LockLost, match="task-sentinel/balance was written"):
         memsync.force_sync()
-    memsync.force_sync()  # it is told once
+    memsync.force_sync()  # it is raised once
 
     assert other.read("balance", consistent=True) == 2
     assert memsync.read("balance") == 2
 
 
-def test_a_write_that_the_thread_had_refused_is_told_by_the_next_barrier(make_memsync, other, stale, redis):
+def test_write_refused_in_the_background_is_raised_by_force_sync(make_memsync, other, stale, redis):
     mine, theirs = stale
     other.write("balance", 2, fence=theirs)
     other.force_sync()
@@ -50,7 +50,7 @@ def test_a_write_that_the_thread_had_refused_is_told_by_the_next_barrier(make_me
     assert other.read("fine") == 1
 
 
-def test_a_refused_write_is_counted_and_told(memsync, other, stale):
+def test_refused_write_is_counted_and_emitted(memsync, other, stale):
     mine, theirs = stale
     dropped = []
     memsync.on("writes-dropped", lambda count: dropped.append(count))

@@ -1,4 +1,4 @@
-"""A run of a task that asks for a lock which an earlier run of it has."""
+"""A run of a task that acquires a lock which an earlier run of it holds."""
 from __future__ import annotations
 
 import time
@@ -91,7 +91,7 @@ def test_the_lock_of_another_task_or_of_the_same_run_is_not_waited_for(memsync, 
     assert seconds < 1.5
 
 
-def test_a_retry_waits_for_the_run_that_has_asked_for_it(memsync, other):
+def test_retry_waits_for_the_run_that_requested_it(memsync, other):
     hold(memsync, 20.0, dead=False)
 
     def refused():

@@ -1,4 +1,4 @@
-"""Locks that were asked for when the line to Redis was so slow that nobody waited for the answer."""
+"""Locks requested over so slow a line to Redis that the caller did not wait for the answer."""
 from __future__ import annotations
 
 import threading

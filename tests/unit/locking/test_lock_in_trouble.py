@@ -19,7 +19,7 @@ NOWHERE = "redis://127.0.0.1:1/0"
 
 
 def lose_answer(manager, monkeypatch, script):
-    """Let the next answer of a script be lost on its way, after Redis has done what was asked."""
+    """Lose the next answer of a script, after Redis has run it."""
     pool = manager.runtime.store.redis.connection_pool
     use, send, sent, left = pool._use, pool.connection_class.send_packed_command, [], [1]
 
@@ -39,7 +39,7 @@ def lose_answer(manager, monkeypatch, script):
     monkeypatch.setattr(pool, "_use", losing)
 
 
-def test_deciding_raises_while_redis_is_away(make_memsync):
+def test_locks_raise_while_redis_is_away(make_memsync):
     memsync = make_memsync(url=NOWHERE)
 
     for act in (memsync.lock("a").acquire, memsync.lock("a", wait=5).acquire, memsync.locks,
@@ -150,7 +150,7 @@ def test_a_paused_redis_makes_no_lock_owned_for_longer_than_its_lease(make_memsy
 
 
 @pytest.mark.slow
-def test_a_lease_is_trusted_from_the_moment_when_it_was_asked_for(make_memsync, own_server):
+def test_lease_is_valid_from_the_moment_it_was_requested(make_memsync, own_server):
     memsync = make_memsync(url=own_server.url)
     memsync.lock("warm").acquire()
     lock = memsync.lock("a", ttl=1.0)
@@ -162,11 +162,11 @@ def test_a_lease_is_trusted_from_the_moment_when_it_was_asked_for(make_memsync, 
     answered = time.monotonic() - began
     own_server.pause()
     eventually(lambda: not lock.owned)
-    believed = time.monotonic() - began
+    owned = time.monotonic() - began
     own_server.resume()
 
     assert 0.5 < answered < 0.95
-    assert believed < 1.4
+    assert owned < 1.4
 
 
 def test_attempts_in_an_outage_do_not_pile_up(make_memsync, monkeypatch):
@@ -202,7 +202,7 @@ def test_what_a_run_still_holds_at_its_end_is_given_back(memsync, other):
     eventually(lambda: [record.name for record in other.locks()] == ["another"])
 
 
-def test_locks_of_tasks_that_nobody_gives_back_are_not_remembered_for_ever(memsync):
+def test_task_locks_that_are_never_released_are_forgotten(memsync):
     locks = memsync.runtime.locks
     for number in range(20):
         locks.acquire_task(f"tasks/t{number}", 30.0, 0.0, Owner(f"t{number}", f"run-{number}"))
@@ -211,15 +211,15 @@ def test_locks_of_tasks_that_nobody_gives_back_are_not_remembered_for_ever(memsy
     eventually(lambda: not locks._leases and not locks._of_tasks)
 
 
-def test_what_a_run_of_another_process_holds_is_freed_when_that_is_gone(memsync, other):
+def test_lock_of_an_ended_process_is_released(memsync, other):
     memsync.runtime.locks.acquire("a", 30.0, 0.0, Owner("t1", "run-1"))
     memsync.runtime.locks.acquire("b", 30.0, 0.0, Owner("t2", "run-2"))
-    gone = []
+    ended = []
 
-    other.runtime.locks.release_if_ended("run-1", lambda: bool(gone))
+    other.runtime.locks.release_if_ended("run-1", lambda: bool(ended))
     time.sleep(0.2)
     before = [record.name for record in memsync.locks()]
-    gone.append(True)
+    ended.append(True)
 
     assert before == ["a", "b"]
     eventually(lambda: [record.name for record in memsync.locks()] == ["b"])
@@ -231,7 +231,7 @@ def test_a_child_forked_in_the_middle_of_taking_and_renewing_can_take_locks(mems
 
     def busy(number):
         while not stop.is_set():
-            with memsync.lock(f"busy-{number}", ttl=0.05, wait=1):
+            with memsync.lock(f"busy-{number}", ttl=0.05, wait=10):
                 pass
 
     threads = [threading.Thread(target=busy, args=(number % 2,)) for number in range(4)]

@@ -11,15 +11,15 @@ from tests.support.waiting import eventually
 
 
 def late(answer, seconds):
-    """Return a call whose first answer comes so much later; the moments when it was called are in ``asked``."""
+    """Return a call whose first answer comes so much later; ``called_at`` has its times."""
     def call(*args, **kwargs):
-        call.asked.append(time.monotonic())
+        call.called_at.append(time.monotonic())
         result = answer(*args, **kwargs)
-        if len(call.asked) == 1:
+        if len(call.called_at) == 1:
             time.sleep(seconds)
         return result
 
-    call.asked = []
+    call.called_at = []
     return call
 
 
@@ -77,7 +77,7 @@ def test_a_max_hold_that_is_no_number_of_seconds_is_refused(memsync, max_hold):
             make()
 
 
-def test_a_grant_whose_lease_was_over_when_the_answer_came_is_asked_for_again(memsync, monkeypatch):
+def test_lock_whose_lease_expired_before_the_answer_is_requested_again(memsync, monkeypatch):
     take = late(memsync.runtime.store.take_lock, 0.5)
     monkeypatch.setattr(memsync.runtime.store, "take_lock", take)
     lock = memsync.lock("a", ttl=0.3)
@@ -85,10 +85,10 @@ def test_a_grant_whose_lease_was_over_when_the_answer_came_is_asked_for_again(me
     acquired = lock.acquire(), lock.owned
 
     assert acquired == (True, True)
-    assert len(take.asked) == 2
+    assert len(take.called_at) == 2
 
 
-def test_a_turn_whose_lease_was_over_when_the_answer_came_is_asked_for_again(memsync, other, monkeypatch):
+def test_turn_whose_lease_expired_before_the_answer_is_requested_again(memsync, other, monkeypatch):
     theirs = other.lock("a")
     theirs.acquire()
     wait = late(lambda request: (theirs.release(), answer(request))[1], 0.5)
@@ -99,7 +99,7 @@ def test_a_turn_whose_lease_was_over_when_the_answer_came_is_asked_for_again(mem
     acquired = lock.acquire(), lock.owned
 
     assert acquired == (True, True)
-    assert len(wait.asked) == 2
+    assert len(wait.called_at) == 2
 
 
 def test_a_redis_that_answers_too_late_each_time_gives_no_lock_and_it_is_given_back(make_memsync, other, monkeypatch):

@@ -232,3 +232,16 @@ def test_a_lock_that_is_held_keeps_neither_object_nor_manager_alive(redis_url):
     gc.collect()
 
     assert lock_is_there() is None and manager_is_there() is None
+
+
+def test_lock_events_are_emitted(memsync):
+    emitted = []
+    for name in ("lock-acquired", "lock-released"):
+        memsync.on(name, lambda event=name, **details: emitted.append((event, details)))
+
+    with memsync.lock("a") as lock:
+        pass
+    assert memsync.events.wait_idle(5)
+
+    assert emitted == [
+        ("lock-acquired", {"name": "a", "fence": lock.fence}), ("lock-released", {"name": "a"})]

@@ -1,4 +1,4 @@
-"""Waiting for a lock: first come, first served, and nobody waits for the dead."""
+"""Waiting for a lock: first come, first served; dead waiters delay no one."""
 from __future__ import annotations
 
 import os
@@ -52,7 +52,7 @@ def start_waiter(redis_url, memsync):
 
 
 def kill(process, manager):
-    """Kill a process; return when Redis knows, which frees what is gone only after it has answered who is there."""
+    """Kill a process; return when Redis has closed its connections, which it may do late."""
     process.kill()
     process.wait()
     manager.runtime.store.ping()
@@ -90,7 +90,7 @@ def test_twenty_waiters_are_served_in_the_order_in_which_they_came(memsync, othe
 
 
 @pytest.mark.slow
-def test_who_comes_later_does_not_get_it_before_who_waits(memsync, other, start_waiter):
+def test_later_caller_does_not_overtake_a_waiter(memsync, other, start_waiter):
     lock = memsync.lock("a")
     lock.acquire()
     waiter = start_waiter(hold=0.5)
@@ -103,7 +103,7 @@ def test_who_comes_later_does_not_get_it_before_who_waits(memsync, other, start_
     assert other.lock("a", wait=10).acquire()
 
 
-def test_who_has_waited_long_enough_is_refused_and_stands_in_nobodys_way(memsync, other):
+def test_waiter_that_timed_out_leaves_the_queue(memsync, other):
     lock = memsync.lock("a")
     lock.acquire()
 
@@ -128,9 +128,9 @@ def test_waiters_that_were_killed_cost_the_next_no_time(memsync, start_waiter):
 
     began = time.monotonic()
     lock.release()
-    word = alive.stdout.readline()
+    line = alive.stdout.readline()
 
-    assert word.startswith("taken")
+    assert line.startswith("taken")
     assert time.monotonic() - began < 2
 
 
@@ -152,7 +152,9 @@ def test_a_waiter_that_was_paused_loses_its_turn_and_comes_to_it_later(memsync, 
 
 
 @pytest.mark.slow
-def test_the_lock_of_a_holder_that_died_goes_to_who_waits_when_its_lease_ends(memsync, start_waiter, redis_url):
+def test_lock_of_a_dead_holder_passes_to_a_waiter_at_the_lease_end(
+    memsync, start_waiter, redis_url,
+):
     dying = subprocess.Popen(
         [sys.executable, "-c", WAITER, redis_url, "a", "1.0", "0", "60"], stdout=subprocess.PIPE, text=True)
     with dying:
@@ -161,9 +163,9 @@ def test_the_lock_of_a_holder_that_died_goes_to_who_waits_when_its_lease_ends(me
         os.kill(dying.pid, signal.SIGKILL)
 
         began = time.monotonic()
-        word = waiter.stdout.readline()
+        line = waiter.stdout.readline()
 
-    assert word.startswith("taken")
+    assert line.startswith("taken")
     assert time.monotonic() - began < 3
 
 
@@ -183,20 +185,22 @@ def test_the_connections_of_waiters_are_killed_and_they_still_get_it(memsync, ot
     assert sorted(number for number, _ in order) == [0, 1, 2]
 
 
-def test_a_turn_that_was_over_before_one_asked_again_is_not_believed(memsync, other, redis):
+def test_outdated_turn_message_is_ignored(memsync, other, redis):
     lock = memsync.lock("a", ttl=60)
     lock.acquire()
     order = []
     thread = wait_in_thread(other, "a", order, 1)
     holder, _, channel = redis.lindex("task-sentinel/locks/{a}/queue/", 0).decode().split()[:3]
 
-    heard = redis.publish(channel, f"{holder} {lock.fence - 1} 3000"), redis.publish(channel, f"other.1 {10 ** 17} 3000")
+    receivers = (
+        redis.publish(channel, f"{holder} {lock.fence - 1} 3000"),
+        redis.publish(channel, f"other.1 {10 ** 17} 3000"))
     time.sleep(0.3)
     before = list(order)
     lock.release()
     thread.join(10)
 
-    assert heard == (1, 1) and before == []
+    assert receivers == (1, 1) and before == []
     assert order[0][1] > lock.fence
 
 
@@ -210,11 +214,11 @@ def test_waiting_does_not_poll(memsync, other, redis):
     redis.config_resetstat()
 
     time.sleep(1.5)
-    asked = calls_of(redis).get("evalsha", 0)
+    calls = calls_of(redis).get("evalsha", 0)
     lock.release()
     thread.join(10)
 
-    assert asked <= 1
+    assert calls <= 1
     assert order
 
 
@@ -242,7 +246,7 @@ def test_a_lock_that_is_handed_over_is_confirmed_and_then_has_its_whole_lease(me
     assert theirs.owned
 
 
-def test_who_subscribes_to_everything_is_not_taken_for_a_waiter(make_memsync, memsync, start_waiter):
+def test_subscriber_to_everything_is_not_taken_for_a_waiter(make_memsync, memsync, start_waiter):
     seen = []
     make_memsync().subscribe("*", lambda key, value: seen.append(key))
     lock = memsync.lock("a")

@@ -1,4 +1,4 @@
-"""Waiters that have gone without a word, or stand still: they cost who is alive no time, and one call little."""
+"""Waiters that ended silently, or hang: they delay no live waiter, and cost one call little."""
 from __future__ import annotations
 
 import os
@@ -22,7 +22,7 @@ for _ in range(int(sys.argv[2])):
 time.sleep(600)
 """
 
-QUEUE, ASKED = "task-sentinel/locks/{a}/queue/", "task-sentinel/locks/{a}/asked/"
+QUEUE, POLLED_AT = "task-sentinel/locks/{a}/queue/", "task-sentinel/locks/{a}/asked/"
 
 
 @pytest.fixture
@@ -42,16 +42,16 @@ def start_waiters(redis_url, memsync):
         process.wait()
 
 
-def stand_in_queue(redis, number, asked_ms):
-    """Let waiters that are subscribed to a channel of ours stand in the queue, who have asked at a time of ten seconds."""
+def stand_in_queue(redis, number, polled_at):
+    """Put waiters into the queue that last polled at a time, and subscribe for all of them."""
     listening = redis.pubsub()
-    channel = "0:task-sentinel//{locks}/turns/gone/1"
+    channel = "0:task-sentinel//{locks}/turns/ended/1"
     listening.subscribe(channel)
     listening.get_message(timeout=5)
-    redis.hset(ASKED, ":", f"10000 {round(time.time() * 1000)}")
+    redis.hset(POLLED_AT, ":", f"10000 {round(time.time() * 1000)}")
     for at in range(number):
-        redis.rpush(QUEUE, f"gone.{at} 30000 {channel} - w\n{{}}")
-        redis.hset(ASKED, f"gone.{at}", asked_ms)
+        redis.rpush(QUEUE, f"ended.{at} 30000 {channel} - w\n{{}}")
+        redis.hset(POLLED_AT, f"ended.{at}", polled_at)
     return listening
 
 
@@ -98,11 +98,11 @@ def test_a_call_passes_over_a_hundred_waiters_and_the_next_ones_the_others(memsy
 
     assert left == 900
     assert acquired
-    assert (redis.llen(QUEUE), redis.hkeys(ASKED)) == (0, [b":"])
+    assert (redis.llen(QUEUE), redis.hkeys(POLLED_AT)) == (0, [b":"])
     listening.close()
 
 
-def test_who_does_not_wait_does_not_overtake_who_may_be_there(memsync, other, redis):
+def test_caller_without_wait_does_not_overtake_a_waiter(memsync, other, redis):
     lock = memsync.lock("a")
     lock.acquire()
     listening = stand_in_queue(redis, 300, 1)
@@ -115,11 +115,11 @@ def test_who_does_not_wait_does_not_overtake_who_may_be_there(memsync, other, re
     listening.close()
 
 
-@pytest.mark.parametrize("asked", ["garbage", "-5", "9" * 20])
-def test_what_others_have_put_among_the_times_stops_nobody(memsync, other, redis, asked):
+@pytest.mark.parametrize("polled_at", ["garbage", "-5", "9" * 20])
+def test_foreign_polling_time_stops_no_waiter(memsync, other, redis, polled_at):
     lock = memsync.lock("a")
     lock.acquire()
-    listening = stand_in_queue(redis, 1, asked)
+    listening = stand_in_queue(redis, 1, polled_at)
 
     lock.release()
 
@@ -162,12 +162,12 @@ def test_a_lease_that_no_caller_has_got_ends(memsync, other):
     assert acquired
 
 
-def test_nothing_is_left_of_waiters_who_gave_up(memsync, other, redis):
+def test_waiters_that_gave_up_leave_nothing(memsync, other, redis):
     lock = memsync.lock("a")
     lock.acquire()
 
     acquired = other.lock("a", wait=0.2).acquire()
 
     assert not acquired
-    assert (redis.llen(QUEUE), redis.hkeys(ASKED)) == (0, [b":"])
-    assert 0 < redis.pttl(ASKED) <= 60_000
+    assert (redis.llen(QUEUE), redis.hkeys(POLLED_AT)) == (0, [b":"])
+    assert 0 < redis.pttl(POLLED_AT) <= 60_000

@@ -1,4 +1,4 @@
-"""One connection on which a process hears for all its waiters that it is their turn."""
+"""The one connection on which a process receives the turns of all its lock waiters."""
 from __future__ import annotations
 
 import gc
@@ -46,7 +46,9 @@ def test_waiters_for_many_locks_share_one_connection_and_one_thread(memsync, oth
     assert [take() for take in took] == [True] * 20
 
 
-def test_the_connection_is_closed_when_nobody_has_waited_for_a_while(held, memsync, other, redis, monkeypatch):
+def test_connection_is_closed_when_it_was_idle_for_a_while(
+    held, memsync, other, redis, monkeypatch,
+):
     monkeypatch.setattr(turns, "REST_AFTER", 0.3)
 
     assert not other.lock("a", wait=0.1).acquire()
@@ -83,7 +85,7 @@ def test_a_shutdown_ends_the_waiting_of_other_threads(held, memsync, other):
     assert waiting(memsync, "a") == 0
 
 
-def test_what_is_given_while_the_connection_is_away_is_asked_for(held, server, memsync, make_memsync):
+def test_turn_given_while_disconnected_is_queried(held, server, memsync, make_memsync):
     with Proxy(server.port) as proxy:
         other = make_memsync(url=proxy.url)
         took = [in_background(lambda: other.lock("a", wait=20, ttl=5).acquire()) for _ in range(3)]
@@ -98,33 +100,36 @@ def test_what_is_given_while_the_connection_is_away_is_asked_for(held, server, m
 
 
 @pytest.mark.parametrize("message", [
-    b"", b"x", b"\xff\xfe 1 1", b"nobody 1 1", b"nobody 1", b"a b c d", b"1" * 100_000, b"nobody 99999999999999999 1"])
-def test_what_others_publish_among_the_turns_harms_nobody(held, memsync, other, redis, message):
+    b"", b"x", b"\xff\xfe 1 1", b"unknown 1 1", b"unknown 1", b"a b c d", b"1" * 100_000,
+    b"unknown 99999999999999999 1"])
+def test_foreign_message_on_the_turn_channel_harms_no_waiter(held, memsync, other, redis, message):
     took = in_background(lambda: other.lock("a", wait=20).acquire())
     eventually(lambda: waiting(memsync, "a") == 1)
 
-    heard = redis.publish(other.runtime.store.turn_channel, message)
+    receivers = redis.publish(other.runtime.store.turn_channel, message)
     held.release()
 
-    assert heard == 1
+    assert receivers == 1
     assert took()
 
 
-def test_who_may_not_listen_is_told_at_once(held, memsync, redis, make_memsync, server):
-    redis.execute_command("ACL", "SETUSER", "deaf", "on", ">pw", "~*", "+@all", "resetchannels")
+def test_waiter_without_the_right_to_subscribe_fails_at_once(
+    held, memsync, redis, make_memsync, server,
+):
+    redis.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "+@all", "resetchannels")
     try:
-        deaf = make_memsync(url=f"redis://deaf:pw@127.0.0.1:{server.port}/0")
+        limited = make_memsync(url=f"redis://limited:pw@127.0.0.1:{server.port}/0")
 
         began = time.monotonic()
         with pytest.raises(StoreError, match="NOPERM|may not do that"):
-            deaf.lock("a", wait=30).acquire()
+            limited.lock("a", wait=30).acquire()
 
         assert time.monotonic() - began < 2
     finally:
-        redis.execute_command("ACL", "DELUSER", "deaf")
+        redis.execute_command("ACL", "DELUSER", "limited")
 
 
-def test_nothing_is_kept_of_who_has_waited(held, memsync, other):
+def test_waiters_that_ended_are_forgotten(held, memsync, other):
     for _ in range(3):
         assert not other.lock("a", wait=0.05).acquire()
 

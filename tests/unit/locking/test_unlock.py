@@ -1,4 +1,4 @@
-"""An operator takes a lock away from whoever holds it."""
+"""An operator takes a lock away from its holder."""
 from __future__ import annotations
 
 import threading
@@ -9,10 +9,10 @@ from celery_memsync import InvalidKey, InvalidValue, LockLost
 from tests.support.waiting import eventually
 
 
-def test_a_lock_that_was_taken_away_goes_to_who_waits_and_its_holder_is_told(make_memsync):
+def test_unlocked_lock_passes_to_a_waiter_and_its_holder_is_notified(make_memsync):
     memsync, other = make_memsync(), make_memsync()
-    told, lock = [], memsync.lock("a", ttl=1.0)
-    memsync.on("lock-lost", lambda **details: told.append(details))
+    lost, lock = [], memsync.lock("a", ttl=1.0)
+    memsync.on("lock-lost", lambda **details: lost.append(details))
     lock.acquire()
     waiter, got = other.lock("a", wait=20, thread_local=False), []
     thread = threading.Thread(target=lambda: got.append(waiter.acquire()))
@@ -23,13 +23,13 @@ def test_a_lock_that_was_taken_away_goes_to_who_waits_and_its_holder_is_told(mak
 
     thread.join(10)
     assert got == [True] and waiter.owned and waiter.fence > lock.fence
-    assert eventually(lambda: told) == [{"name": "a"}]
+    assert eventually(lambda: lost) == [{"name": "a"}]
     with pytest.raises(LockLost):
         lock.check()
     waiter.release()
 
 
-def test_nobody_but_who_had_it_with_that_fence_loses_it(memsync, other):
+def test_unlock_with_another_fence_changes_nothing(memsync, other):
     lock = memsync.lock("a")
     lock.acquire()
     before = lock.fence

@@ -15,9 +15,9 @@ from celery_memsync.models.worker import WorkerRecord
 HEADER = b"7 1.2:chain.0.run 4 0 1700000000000 60000 -25 abcdefgh.12,ijklmnop.3 worker 1@host"
 
 
-class Silent(Exception):
+class Unprintable(Exception):
     def __str__(self):
-        raise RuntimeError("no words")
+        raise RuntimeError("no message")
 
 
 class Outer:
@@ -91,7 +91,7 @@ def test_success_absorbs_every_other_status():
 
 
 @pytest.mark.parametrize("status", [None, 5, [], "crunching", ""])
-def test_a_status_of_the_users_own_is_at_work(status):
+def test_status_set_by_users_ranks_as_started(status):
     assert rank_of(status) == rank_of("STARTED")
 
 
@@ -112,14 +112,14 @@ def test_a_run_comes_back_as_it_was(run):
 
 
 @pytest.mark.parametrize("figure", [float("inf"), float("-inf"), float("nan"), 1e300, -1e300, 10 ** 400])
-def test_a_time_that_can_not_be_is_not_told(figure):
+def test_impossible_time_is_not_encoded(figure):
     run = TaskRun("PENDING", published_at=figure, runtime=figure)
 
     assert TaskRun.from_row(encoding.decode(run.encode("t1")), "t1") == TaskRun("PENDING")
 
 
 @pytest.mark.parametrize("figure", [10 ** 400, -10 ** 400, 10 ** 16])
-def test_a_time_that_can_not_be_is_not_shown(figure):
+def test_impossible_time_is_not_decoded(figure):
     body = TaskRun("PENDING", published_at=5.0).encode("t1").replace(b"50000", str(figure).encode())
 
     assert TaskRun.from_row(encoding.decode(body), "t1") == TaskRun("PENDING")
@@ -154,7 +154,7 @@ def test_figures_of_another_kind_read_as_unknown(row):
 
 
 @pytest.mark.parametrize("known", [None, 5, "text", [], {}])
-def test_what_is_no_record_of_a_worker_tells_its_name(known):
+def test_worker_record_of_a_foreign_value_has_only_a_name(known):
     assert WorkerRecord.from_dict("w1", known) == WorkerRecord("w1")
 
 
@@ -171,7 +171,7 @@ def test_evolve_leaves_the_run_as_it_was():
     (ValueError("no"), {"type": "ValueError", "message": "no"}),
     (KeyError(), {"type": "KeyError", "message": ""}),
     (Outer.Inner("x"), {"type": "Outer.Inner", "message": "x"}),
-    (Silent(), {"type": "Silent", "message": "<its message can't be shown>"}),
+    (Unprintable(), {"type": "Unprintable", "message": "<its message can't be shown>"}),
 ])
 def test_an_exception_is_described_by_type_and_message(exc, described):
     assert describe_exception(exc) == described
@@ -181,7 +181,7 @@ def test_a_long_message_is_cut():
     assert len(describe_exception(ValueError("x" * 100_000))["message"]) < 1010
 
 
-@pytest.mark.parametrize("run, told, state", [
+@pytest.mark.parametrize("run, own, state", [
     (None, None, None),
     (TaskRun("STARTED"), None, {"status": "STARTED", "retries": 0}),
     (None, {"a": 1}, {"a": 1}),
@@ -190,8 +190,8 @@ def test_a_long_message_is_cut():
     (TaskRun("SUCCESS"), {"status": "crunching"}, {"status": "SUCCESS", "retries": 0}),
     (TaskRun("PENDING"), {"status": "SUCCESS"}, {"status": "SUCCESS", "retries": 0}),
 ])
-def test_a_state_is_what_the_signals_know_and_what_users_told(run, told, state):
-    assert merge_state(run, told) == state
+def test_state_merges_records_of_signals_and_of_users(run, own, state):
+    assert merge_state(run, own) == state
 
 
 # -- progress

@@ -18,13 +18,13 @@ from tests.support.cached_values import NEVER, Source, value_of
 
 @pytest.fixture(autouse=True)
 def always_looking(monkeypatch):
-    """Whether something was told is looked at by every recall."""
+    """Every lookup checks whether an invalidation is pending."""
     monkeypatch.setattr(cache_module, "CHECK_PAUSE", -1)
 
 
 @pytest.fixture
 def cache():
-    """A cache to which nothing is told behind its back."""
+    """A cache without pending invalidations."""
     return EntryCache(3, 60.0, lambda: False)
 
 
@@ -98,7 +98,7 @@ def test_there_are_never_more_copies_than_the_size(size):
     assert [cache.get(f"key-{number}") is not None for number in range(30)] == [False] * (30 - size) + [True] * size
 
 
-def test_the_one_that_was_not_asked_for_the_longest_goes_first(cache):
+def test_full_cache_evicts_the_least_recently_used_copy(cache):
     for name in "abc":
         keep(cache, name)
     for name in "bca":
@@ -135,7 +135,7 @@ def pending_reads():
     return sum(type(thing) is PendingRead for thing in gc.get_objects())
 
 
-def test_what_has_gone_leaves_no_memory_behind(cache):
+def test_evicted_copies_leave_no_memory_behind(cache):
     before = pending_reads()
     tracemalloc.start()
     sizes = []
@@ -153,7 +153,7 @@ def test_what_has_gone_leaves_no_memory_behind(cache):
 
 # -- how long
 
-@pytest.mark.parametrize("until, vouched, age, max_age, believed", [
+@pytest.mark.parametrize("until, vouched, age, max_age, valid", [
     (NEVER, NEVER, 0, None, True),
     (50, 50, 9, 10, True),
     (-1, NEVER, 0, None, False),
@@ -167,13 +167,13 @@ def test_what_has_gone_leaves_no_memory_behind(cache):
     (NEVER, NEVER, 0, 0, False),
     (-1, NEVER, 0, 100, False),
 ])
-def test_a_copy_is_believed_until_the_first_of_its_limits(cache, until, vouched, age, max_age, believed):
+def test_copy_is_valid_until_the_first_of_its_limits(cache, until, vouched, age, max_age, valid):
     now = time.monotonic()
 
     keep(cache, "a", until=now + until, source=Source(now + vouched), age=age)
 
-    assert (cache.get("a", max_age) is not None) is believed
-    assert (cache.hits, cache.misses) == (int(believed), int(not believed))
+    assert (cache.get("a", max_age) is not None) is valid
+    assert (cache.hits, cache.misses) == (int(valid), int(not valid))
 
 
 def test_all_copies_of_a_source_go_when_it_vouches_no_more_and_no_others(cache):
@@ -187,15 +187,15 @@ def test_all_copies_of_a_source_go_when_it_vouches_no_more_and_no_others(cache):
     assert [cache.get(name) is not None for name in "abc"] == [False, False, True]
 
 
-def test_nothing_is_believed_while_something_was_told_that_nobody_has_heard():
-    told = []
-    cache = EntryCache(3, 60.0, lambda: bool(told))
+def test_no_copy_is_valid_while_an_invalidation_is_pending():
+    pending = []
+    cache = EntryCache(3, 60.0, lambda: bool(pending))
     keep(cache, "a")
     before = value_of(cache, "a")
 
-    told.append("something")
+    pending.append("invalidation")
     meanwhile = value_of(cache, "a")
-    told.clear()
+    pending.clear()
 
     assert (before, meanwhile, value_of(cache, "a")) == (1, None, 1)
 
@@ -223,7 +223,7 @@ def test_what_was_read_of_two_keys_goes_with_either(cache, key):
     assert cache.drop("k1") + cache.drop("k2") == 0
 
 
-def test_only_what_somebody_has_changed_counts_as_invalidated(cache):
+def test_only_invalidated_copies_are_counted_as_invalidated(cache):
     for name in "abcd":
         keep(cache, name)
 
@@ -235,7 +235,7 @@ def test_only_what_somebody_has_changed_counts_as_invalidated(cache):
     assert cache.invalidated == 1
 
 
-def test_clearing_tells_the_names_of_what_was_there(cache):
+def test_clear_returns_the_names_of_the_dropped_copies(cache):
     keep(cache, "a")
     keep(cache, ("state", "t1"), keys=("k1",))
 

@@ -28,7 +28,7 @@ def proxy(server):
 
 # -- slow lines
 
-@pytest.mark.parametrize("prepare, change, ask, old, new", [
+@pytest.mark.parametrize("prepare, change, read, old, new", [
     (lambda other: other.write("a", 1), lambda other: other.write("a", 2), lambda one: one.read("a"), 1, 2),
     (lambda other: other.write("b", 1), lambda other: other.write("a", 2), lambda one: one.read("a"), None, 2),
     (lambda other: other.write("a", 1), lambda other: other.delete("a"), lambda one: one.read("a"), 1, None),
@@ -38,7 +38,7 @@ def proxy(server):
      lambda other: other.sync_agent_coordination("t", "y", 1), lambda one: one.get_task_agents("t"), ["x"], ["x", "y"]),
 ], ids=["write", "absence", "delete", "state", "agents"])
 def test_an_answer_that_is_overtaken_on_its_way_is_not_kept(
-    redis_url, make_memsync, proxy, prepare, change, ask, old, new,
+    redis_url, make_memsync, proxy, prepare, change, read, old, new,
 ):
     memsync, other = make_memsync(url=proxy.url), make_memsync(batch_interval=60.0)
     publish(other, {"mark": 1})
@@ -47,7 +47,7 @@ def test_an_answer_that_is_overtaken_on_its_way_is_not_kept(
     memsync.read("mark")
 
     proxy.hold(READERS)
-    answer = in_background(lambda: ask(memsync))
+    answer = in_background(lambda: read(memsync))
     eventually(lambda: proxy.held)
     change(other)
     publish(other, {"mark": 2})
@@ -55,11 +55,13 @@ def test_an_answer_that_is_overtaken_on_its_way_is_not_kept(
     proxy.release()
 
     assert answer() == old
-    assert ask(memsync) == new
+    assert read(memsync) == new
 
 
 @pytest.mark.slow
-def test_while_nothing_is_heard_a_copy_is_believed_for_a_bounded_time_only(redis_url, make_memsync, proxy):
+def test_copy_is_valid_for_a_bounded_time_while_the_listener_is_blocked(
+    redis_url, make_memsync, proxy,
+):
     memsync, other = make_memsync(url=proxy.url), make_memsync(batch_interval=60.0)
     publish(other, {"a": 1})
     memsync.read("a")
@@ -77,7 +79,7 @@ def test_while_nothing_is_heard_a_copy_is_believed_for_a_bounded_time_only(redis
 
 @pytest.mark.slow
 @pytest.mark.parametrize("busy", stressed([False, True], [True]))
-def test_copies_of_a_connection_that_does_not_answer_are_believed_for_a_bounded_time_only(
+def test_copies_of_a_blocked_connection_are_valid_for_a_bounded_time(
     redis_url, make_memsync, proxy, busy,
 ):
     memsync = make_memsync(url=proxy.url, backend_options={"socket_timeout": 8 if busy else 1})
@@ -95,7 +97,7 @@ def test_copies_of_a_connection_that_does_not_answer_are_believed_for_a_bounded_
     assert eventually(lambda: is_hit(memsync, "a"))
 
 
-@pytest.mark.parametrize("ask, now", [
+@pytest.mark.parametrize("read, now", [
     (lambda one: one.read("a"), 2),
     (lambda one: one.read_many(["a", "b"]), {"a": 2, "b": 1}),
     (lambda one: one.get_task_state("t"), {"x": 1, "y": 2}),
@@ -103,14 +105,14 @@ def test_copies_of_a_connection_that_does_not_answer_are_believed_for_a_bounded_
     (lambda one: one.get_task_agents("t"), ["m", "n"]),
     (lambda one: one.get_agent_coordination("t", "n"), 2),
 ], ids=["read", "read_many", "state", "progress", "agents", "agent"])
-def test_what_is_on_its_way_to_redis_is_waited_for_and_read(redis_url, make_memsync, proxy, ask, now):
+def test_read_waits_for_the_flush_of_its_key(redis_url, make_memsync, proxy, read, now):
     memsync = make_memsync(url=proxy.url, batch_interval=60.0)
     publish(memsync, {"a": 1, "b": 1})
     memsync.sync_task_state("t", {"x": 1})
     memsync.sync_task_progress("t", 10)
     memsync.sync_agent_coordination("t", "m", 1)
     memsync.force_sync()
-    ask(memsync)
+    read(memsync)
 
     memsync.write("a", 2)
     memsync.sync_task_state("t", {"y": 2})
@@ -119,18 +121,18 @@ def test_what_is_on_its_way_to_redis_is_waited_for_and_read(redis_url, make_mems
     proxy.hold(WRITER)
     flush = in_background(lambda: memsync.force_sync(timeout=5) or "done")
     eventually(lambda: proxy.held)
-    on_its_way = [in_background(lambda: ask(memsync)) for _ in range(5)]
+    pending = [in_background(lambda: read(memsync)) for _ in range(5)]
     time.sleep(0.1)
-    early = [answer.answers for answer in on_its_way]
+    early = [answer.answers for answer in pending]
     proxy.release()
 
     assert early == [[]] * 5
-    assert [answer() for answer in on_its_way] == [now] * 5
-    assert (flush(), ask(memsync)) == ("done", now)
+    assert [answer() for answer in pending] == [now] * 5
+    assert (flush(), read(memsync)) == ("done", now)
 
 
 @pytest.mark.parametrize("held", [WRITER, b""], ids=["writes", "everything"])
-@pytest.mark.parametrize("ask", [
+@pytest.mark.parametrize("read", [
     pytest.param(lambda one: one.get_task_state("t"), id="state"),
     pytest.param(lambda one: one.get_queue(), id="queue"),
     pytest.param(lambda one: one.read_many(["a", "tasks/t/state"]), id="read_many"),
@@ -142,7 +144,7 @@ def test_what_is_on_its_way_to_redis_is_waited_for_and_read(redis_url, make_mems
     ], []),
 ])
 def test_while_redis_takes_nothing_a_whole_value_is_read_and_the_rest_is_an_error(
-    redis_url, make_memsync, proxy, ask, held,
+    redis_url, make_memsync, proxy, read, held,
 ):
     memsync = make_memsync(url=proxy.url, batch_interval=60.0, backend_options={"socket_timeout": 1})
     publish(memsync, {"a": 1})
@@ -158,7 +160,7 @@ def test_while_redis_takes_nothing_a_whole_value_is_read_and_the_rest_is_an_erro
     entry = memsync.read_entry("a")
 
     with pytest.raises(StoreError):
-        ask(memsync)
+        read(memsync)
     assert (entry.value, entry.version) == (2, 0)
     proxy.release()
     memsync.runtime.writer.timeout = 10
@@ -185,7 +187,7 @@ def test_an_older_answer_that_comes_late_does_not_replace_a_newer_copy(redis_url
 
 @pytest.mark.parametrize("how", [{"consistent": True}, {"max_age": 0}])
 @pytest.mark.parametrize("busy", [0, listener.MAX_SOURCES, 2 * listener.MAX_SOURCES])
-def test_what_was_asked_of_redis_is_not_followed_by_an_older_copy(redis_url, make_memsync, proxy, how, busy):
+def test_read_of_redis_is_not_followed_by_an_older_copy(redis_url, make_memsync, proxy, how, busy):
     memsync, other = make_memsync(url=proxy.url), make_memsync(batch_interval=60.0)
     publish(other, {"a": 1})
     memsync.read("a")
@@ -203,7 +205,7 @@ def test_what_was_asked_of_redis_is_not_followed_by_an_older_copy(redis_url, mak
     assert [answer() for answer in reading] == [None] * busy
 
 
-def test_what_was_written_at_an_expected_version_is_read_before_it_is_heard_of(redis_url, make_memsync, proxy):
+def test_compare_and_set_is_read_before_its_invalidation_arrives(redis_url, make_memsync, proxy):
     memsync = make_memsync(url=proxy.url, batch_interval=60.0)
     first = memsync.write("a", 1, expected_version=0)
     memsync.read("a")
@@ -233,7 +235,7 @@ def test_what_another_wrote_over_one_s_own_is_read_while_the_rest_is_on_its_way(
     assert memsync.read_entry("a") == meanwhile
 
 
-def test_nobody_finds_an_old_copy_after_he_has_seen_a_change(memsync):
+def test_no_read_returns_an_old_copy_once_the_change_is_visible(memsync):
     memsync.sync_task_state("t", {"x": 1})
     memsync.force_sync()
     assert eventually(lambda: is_hit(memsync, "tasks/t/state"))
@@ -266,7 +268,9 @@ def busy_machine():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [10, 60_000])
-def test_who_is_told_by_other_means_that_something_was_written_finds_no_old_copy(make_memsync, busy_machine, size):
+def test_read_after_the_flush_of_another_process_finds_no_old_copy(
+    make_memsync, busy_machine, size,
+):
     memsync, other = make_memsync(batch_interval=60.0), make_memsync(batch_interval=60.0)
     stale = 0
 

@@ -21,24 +21,24 @@ def always_looking(monkeypatch):
 
 
 @pytest.mark.slow
-def test_in_many_threads_nothing_is_recalled_that_was_known_to_be_old(request):
+def test_cache_in_many_threads_returns_no_value_known_to_be_old(request):
     request.addfinalizer(lambda interval=sys.getswitchinterval(): sys.setswitchinterval(interval))
     sys.setswitchinterval(1e-5)
     cache, names = EntryCache(3, 60.0, lambda: False), ["a", "b", "c", "d"]
-    truth, told, wrong = dict.fromkeys(names, 0), dict.fromkeys(names, 0), []
+    truth, least_known, wrong = dict.fromkeys(names, 0), dict.fromkeys(names, 0), []
     end = time.monotonic() + stressed(10.0)
 
     def change(name):
         while time.monotonic() < end:
             truth[name] += 1
             cache.invalidate(name)
-            told[name] = truth[name]
+            least_known[name] = truth[name]
             time.sleep(random.random() / 1000)
 
     def read():
         while time.monotonic() < end:
             name = random.choice(names)
-            least = told[name]
+            least = least_known[name]
             value = value_of(cache, name)
             if value is None:
                 reading = cache.begin((name,), Source())

@@ -12,7 +12,7 @@ keys = Keys("task-sentinel")
 
 HEADER = f"1 - - 0 {round(time.time() * 1000)} 3600000 0 - w\n".encode()
 
-#: Fields of hashes that somebody reads.
+#: Fields of hashes that are read.
 FIELDS = ("", "/", "x", "a1", "w1/heartbeat", "w1/status", "w1/capacity")
 
 FOREIGN = {

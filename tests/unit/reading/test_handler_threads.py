@@ -8,8 +8,8 @@ import time
 import pytest
 
 from celery_memsync.reading import handler_pool
-from tests.support.ear import Ear
 from tests.support.publishing import publish
+from tests.support.subscriber import Subscriber
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("fast_polling")
@@ -63,15 +63,15 @@ def block(memsync, other, handler, number):
 
 
 def test_200_subscriptions_have_one_listener_and_at_most_8_handler_threads(none_before, memsync, other):
-    ears, most = [Ear(memsync, f"a/{number}") for number in range(100)], 0
-    ears += [Ear(memsync, "a/*") for _ in range(100)]
+    subscribers, most = [Subscriber(memsync, f"a/{number}") for number in range(100)], 0
+    subscribers += [Subscriber(memsync, "a/*") for _ in range(100)]
 
     for value in range(3):
         publish(other, {f"a/{number}": value for number in range(100)})
         most = max(most, threads_of_subscriptions()[1])
 
-    for number, ear in enumerate(ears):
-        ear.hears(f"a/{number % 100}", 2)
+    for number, subscriber in enumerate(subscribers):
+        subscriber.wait_for(f"a/{number % 100}", 2)
     assert threads_of_subscriptions()[0] == 1
     assert most <= 8
 
@@ -91,14 +91,14 @@ def test_the_setting_limits_the_handlers_that_run_at_a_time(none_before, make_me
 
 def test_handler_threads_end_when_they_are_idle(none_before, memsync, other, monkeypatch):
     monkeypatch.setattr(handler_pool, "IDLE_TIMEOUT", 0.2)
-    ear = Ear(memsync)
+    subscriber = Subscriber(memsync)
     publish(other, {"a": 1})
-    ear.hears("a", 1)
+    subscriber.wait_for("a", 1)
 
     eventually(lambda: threads_of_subscriptions() == (1, 0))
     publish(other, {"a": 2})
 
-    ear.hears("a", 2)
+    subscriber.wait_for("a", 2)
 
 
 def test_a_watch_has_no_thread(none_before, memsync, other, monkeypatch):
@@ -117,11 +117,11 @@ def test_a_watch_has_no_thread(none_before, memsync, other, monkeypatch):
 def test_handlers_that_block_do_not_keep_others_from_being_called(make_memsync, other, blocking):
     memsync = make_memsync(handler_threads=2)
     block(memsync, other, blocking, 10)
-    ear = Ear(memsync, "a")
+    subscriber = Subscriber(memsync, "a")
 
     publish(other, {"a": 1})
 
-    ear.hears("a", 1)
+    subscriber.wait_for("a", 1)
     eventually(lambda: blocking.running == 10, timeout=20)
 
 
@@ -139,17 +139,17 @@ def test_64_slow_handlers_do_not_count_and_beyond_that_one_warning_names_them(
     block(memsync, other, blocking, 66)
     eventually(lambda: blocking.running == 66, timeout=30)
     before = warnings_in(caplog)
-    ears = [Ear(memsync, f"a/{number}") for number in range(3)]
+    subscribers = [Subscriber(memsync, f"a/{number}") for number in range(3)]
 
     for value in (1, 2):
         publish(other, {f"a/{number}": value for number in range(3)})
         eventually(lambda: warnings_in(caplog))
-    delivered = [ear.heard.copy() for ear in ears]
+    delivered = [subscriber.received.copy() for subscriber in subscribers]
     most = threads_of_subscriptions()[1]
     blocking.free.set()
 
-    for number, ear in enumerate(ears):
-        ear.hears(f"a/{number}", 2)
+    for number, subscriber in enumerate(subscribers):
+        subscriber.wait_for(f"a/{number}", 2)
     eventually(lambda: "no longer delayed" in caplog.text)
     assert before == [] and delivered == [[], [], []] and most == 66
     assert len(warnings_in(caplog)) == 1
@@ -157,18 +157,18 @@ def test_64_slow_handlers_do_not_count_and_beyond_that_one_warning_names_them(
 
 
 def test_a_slow_subscription_gets_the_newest_value_of_each_key_in_order(memsync, other):
-    ear = Ear(memsync, "k/*")
-    ear.free.clear()
+    subscriber = Subscriber(memsync, "k/*")
+    subscriber.free.clear()
     publish(other, {"k/busy": True})
-    ear.hears("k/busy", True)
+    subscriber.wait_for("k/busy", True)
     for value in range(5):
         publish(other, {f"k/{number}": value for number in range(3)})
 
-    ear.free.set()
+    subscriber.free.set()
 
     for number in range(3):
-        ear.hears(f"k/{number}", 4)
-    assert ear.never_goes_back()
+        subscriber.wait_for(f"k/{number}", 4)
+    assert subscriber.never_goes_back()
 
 
 def test_calls_of_one_subscription_never_overlap(memsync, other):
@@ -218,11 +218,11 @@ def test_a_thread_that_can_not_be_started_is_started_later(memsync, other, monke
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", refusing)
-    ear = Ear(memsync)
+    subscriber = Subscriber(memsync)
 
     publish(other, {"a": 1})
 
-    ear.hears("a", 1)
+    subscriber.wait_for("a", 1)
     assert next(refusals, None) is None
 
 

@@ -21,7 +21,7 @@ class Limit(Exception):
 class SlowProxy(Proxy):
     """A proxy that takes its time with each answer."""
 
-    def _wait(self, data, asked):
+    def _wait(self, data, sent):
         time.sleep(0.002)
 
 
@@ -31,7 +31,7 @@ def may_strike(frame):
 
 
 def raise_at(number, act):
-    """Call something and raise at that line of all the lines it runs; tell whether it has so many."""
+    """Call something and raise at the line of this number; return whether there is one."""
     count = 0
 
     def trace(frame, event, arg):

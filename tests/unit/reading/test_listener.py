@@ -14,13 +14,13 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("fast_polling")
 
-#: Longest that a copy is believed after its connection broke, with room for a slow machine.
+#: Seconds that a copy may stay valid after its connection broke, with room for a slow machine.
 BOUND = 3.0
 
 
 @pytest.fixture
 def redis_url(own_server):
-    """A Redis to which nobody else is connected."""
+    """A Redis to which nothing else is connected."""
     return own_server.url
 
 
@@ -35,7 +35,7 @@ def listeners(redis):
 
 
 def sources(redis):
-    """Return the ids of the connections whose reads Redis remembers, by whom it tells."""
+    """Return the ids of tracked connections, each with the id of the one that gets its messages."""
     return [(int(client["redir"]), client["id"]) for client in redis.client_list()
             if int(client["redir"]) > 0 and client["redir"] != client["id"]]
 
@@ -118,7 +118,7 @@ def test_a_process_that_reads_no_more_sends_nothing_after_a_while(memsync, other
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pubsub", "normal"])
-def test_what_breaks_while_a_process_rests_is_noticed_before_anything_is_believed(
+def test_connection_lost_while_idle_is_noticed_before_a_copy_is_used(
     memsync, other, redis, monkeypatch, kind,
 ):
     monkeypatch.setattr(listener, "REST_AFTER", 0.2)
@@ -155,7 +155,7 @@ def test_shutdown_closes_every_connection_and_ends_the_thread(memsync, other, re
 # -- how it breaks
 
 @pytest.mark.parametrize("kinds", [["pubsub"], ["normal"], ["pubsub", "normal"], ["normal", "pubsub"]])
-def test_after_connections_were_killed_nothing_old_is_believed_for_long_and_all_works_again(
+def test_killed_connections_leave_old_copies_for_a_bounded_time(
     memsync, other, redis, kinds,
 ):
     write_now(other, **{f"key-{number}": 1 for number in range(10)})
@@ -171,7 +171,7 @@ def test_after_connections_were_killed_nothing_old_is_believed_for_long_and_all_
     assert works(memsync, other)
 
 
-def test_when_the_listener_is_lost_nothing_is_believed_any_more(memsync, other, redis):
+def test_lost_listener_makes_all_copies_invalid(memsync, other, redis):
     write_now(other, **{f"key-{number}": 1 for number in range(100)})
     keys = [f"key-{number}" for number in range(100)]
     memsync.read_many(keys)
@@ -185,7 +185,7 @@ def test_when_the_listener_is_lost_nothing_is_believed_any_more(memsync, other, 
 
 
 @pytest.mark.slow
-def test_copies_are_not_believed_for_long_when_the_thread_that_listens_stands_still(memsync, other, redis):
+def test_copies_expire_when_the_listener_thread_is_blocked(memsync, other, redis):
     write_now(other, a=1, b=1)
     memsync.read_many(["a", "b"])
     listening, going_on = memsync.runtime.link, threading.Event()
@@ -243,7 +243,7 @@ def test_when_redis_is_emptied_that_is_read_in_a_moment(memsync, other, redis, c
 
 @pytest.mark.slow
 @pytest.mark.parametrize("away", [0.0, 1.5])
-def test_a_redis_that_dies_and_comes_back_empty_is_believed_and_no_copy_is(own_server, make_memsync, away):
+def test_no_copy_is_read_after_redis_comes_back_empty(own_server, make_memsync, away):
     memsync, other = (make_memsync(url=own_server.url, batch_interval=60.0) for _ in range(2))
     write_now(other, a=1, b=1)
     memsync.read_many(["a", "b"])
@@ -260,7 +260,7 @@ def test_a_redis_that_dies_and_comes_back_empty_is_believed_and_no_copy_is(own_s
 
 
 @pytest.mark.slow
-def test_copies_of_a_redis_that_stands_still_are_believed_for_a_bounded_time_only(own_server, make_memsync):
+def test_copies_of_a_stopped_redis_are_valid_for_a_bounded_time(own_server, make_memsync):
     memsync, other = (make_memsync(url=own_server.url, batch_interval=60.0) for _ in range(2))
     write_now(other, a=1)
     memsync.read("a")
@@ -278,14 +278,16 @@ def test_copies_of_a_redis_that_stands_still_are_believed_for_a_bounded_time_onl
     assert eventually(lambda: works(memsync, other))
 
 
-# -- where nothing can be heard
+# -- users without the right to subscribe
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rights", [
     ["-client"], ["-subscribe"], ["-client", "-subscribe", "-psubscribe"], ["resetchannels"],
     ["-client", "+client|id"], ["-client", "+client|tracking"],
 ], ids=" ".join)
-def test_a_user_who_may_not_hear_of_changes_reads_what_is_there_each_time(own_server, make_memsync, caplog, rights):
+def test_user_without_the_right_to_subscribe_reads_redis_each_time(
+    own_server, make_memsync, caplog, rights,
+):
     own_server.client().execute_command(
         "ACL", "SETUSER", "reader", "on", ">secret", "~*", "&*", "+@all", *rights)
     memsync = make_memsync(url=own_server.url.replace("redis://", "redis://reader:secret@"), batch_interval=60.0)

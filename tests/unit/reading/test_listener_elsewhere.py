@@ -68,8 +68,8 @@ def test_what_is_read_from_another_server_than_the_listeners_is_not_kept(
 
 
 def test_the_listener_goes_where_new_connections_go(redis, make_memsync, address, successor, busy):
-    memsync, other, heard = make_memsync(url=address.url), make_memsync(url=successor.url), []
-    memsync.subscribe("a", lambda key, value: heard.append(value))
+    memsync, other, received = make_memsync(url=address.url), make_memsync(url=successor.url), []
+    memsync.subscribe("a", lambda key, value: received.append(value))
     memsync.read("b")
     move(address, redis, successor)
 
@@ -77,22 +77,22 @@ def test_the_listener_goes_where_new_connections_go(redis, make_memsync, address
         memsync.read(key)
     publish(other, {"a": 1})
 
-    eventually(lambda: heard == [1], timeout=5)
+    eventually(lambda: received == [1], timeout=5)
 
 
-def test_a_subscriber_reads_from_the_server_to_which_its_listener_has_gone(
+def test_subscription_reads_from_the_server_its_listener_moved_to(
     redis, make_memsync, address, successor, redis_url,
 ):
-    memsync, former, other, heard = (
+    memsync, former, other, received = (
         make_memsync(url=address.url), make_memsync(url=redis_url), make_memsync(url=successor.url), [])
     for value in ("old", "lost"):
         publish(former, {"a": value})
     publish(other, {"a": "new"})
-    memsync.subscribe("a", lambda key, value: heard.append(value))
+    memsync.subscribe("a", lambda key, value: received.append(value))
     publish(former, {"a": "lost, too"})
-    eventually(lambda: heard)
+    eventually(lambda: received)
 
     address.port = successor.port
     redis.client_kill_filter(_type="pubsub", skipme=True)
 
-    eventually(lambda: heard[-1] == "new", timeout=5)
+    eventually(lambda: received[-1] == "new", timeout=5)

@@ -10,8 +10,8 @@ from celery_memsync.keys import Keys
 from celery_memsync.models.entry import EntryVersion, StoredEntry
 from celery_memsync.reading import subscription as module
 from celery_memsync.reading.subscription import PendingBytes, Subscription
-from tests.support.ear import GONE, Ear
 from tests.support.publishing import publish
+from tests.support.subscriber import INVALIDATED, Subscriber
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("fast_polling")
@@ -32,50 +32,50 @@ def pending_bytes(memsync):
     return memsync.runtime.subscriptions._pending_bytes.used
 
 
-def busy_ears(memsync, other, number):
-    ears = [Ear(memsync) for _ in range(number)]
-    for ear in ears:
-        ear.free.clear()
+def busy_subscribers(memsync, other, number):
+    subscribers = [Subscriber(memsync) for _ in range(number)]
+    for subscriber in subscribers:
+        subscriber.free.clear()
     publish(other, {"busy": True})
-    for ear in ears:
-        ear.hears("busy", True)
-    return ears
+    for subscriber in subscribers:
+        subscriber.wait_for("busy", True)
+    return subscribers
 
 
 @pytest.mark.slow
 def test_large_values_for_handlers_that_block_are_bounded_together_and_all_are_delivered(narrow, memsync, other):
-    ears, most = busy_ears(memsync, other, 4), 0
-    quick = Ear(memsync)
+    subscribers, most = busy_subscribers(memsync, other, 4), 0
+    quick = Subscriber(memsync)
 
     for value in range(2):
         for number in range(60):
             publish(other, {f"k/{number}": f"{value}" * LARGE})
             most = max(most, pending_bytes(memsync))
-    quick.hears("k/59", "1" * LARGE)
-    for ear in ears:
-        ear.free.set()
+    quick.wait_for("k/59", "1" * LARGE)
+    for subscriber in subscribers:
+        subscriber.free.set()
 
     assert 900_000 < most < 1_000_000 + 5 * 60_000
-    for ear in ears:
+    for subscriber in subscribers:
         for number in range(60):
-            ear.hears(f"k/{number}", "1" * LARGE)
-        assert ear.never_goes_back()
+            subscriber.wait_for(f"k/{number}", "1" * LARGE)
+        assert subscriber.never_goes_back()
     eventually(lambda: pending_bytes(memsync) == 0)
 
 
 def test_a_handler_that_blocks_takes_no_room_from_others(narrow, memsync, other, monkeypatch):
-    busy_ears(memsync, other, 2)
+    busy_subscribers(memsync, other, 2)
     for number in range(30):
         publish(other, {f"k/{number}": "x" * LARGE})
     eventually(lambda: pending_bytes(memsync) > 900_000)
     reader = memsync.runtime.reader
-    ear = Ear(memsync, "small")
+    subscriber = Subscriber(memsync, "small")
     reads = []
     monkeypatch.setattr(reader, "stored_parts", lambda locations: reads.append(locations) or {})
 
     for value in range(10):
         publish(other, {"small": value})
-        ear.hears("small", value)
+        subscriber.wait_for("small", value)
 
     assert not any(location.path.endswith("small") for locations in reads for location in locations)
 
@@ -83,32 +83,32 @@ def test_a_handler_that_blocks_takes_no_room_from_others(narrow, memsync, other,
 def test_values_are_read_in_bulk_when_it_is_their_turn(memsync, other, monkeypatch):
     monkeypatch.setattr(module, "MAX_PENDING_BYTES", 0)
     monkeypatch.setattr(module, "MIN_PENDING_BYTES", 0)
-    (ear,) = busy_ears(memsync, other, 1)
-    quick = Ear(memsync, "k/*", invalidate=False)
+    (subscriber,) = busy_subscribers(memsync, other, 1)
+    quick = Subscriber(memsync, "k/*", invalidate=False)
     publish(other, {f"k/{number}": number for number in range(100)})
     other.delete("k/0")
     other.force_sync()
-    quick.hears("k/99", 99)
+    quick.wait_for("k/99", 99)
     monkeypatch.setattr(module, "MIN_PENDING_BYTES", 64 * 1024)
     read, reads = memsync.runtime.reader.stored_parts, []
     monkeypatch.setattr(memsync.runtime.reader, "stored_parts", lambda places: (reads.append(len(places)), read(places))[1])
 
-    ear.free.set()
+    subscriber.free.set()
 
     for number in range(1, 100):
-        ear.hears(f"k/{number}", number)
-    assert ear.of("k/0") in ([], [GONE])
+        subscriber.wait_for(f"k/{number}", number)
+    assert subscriber.of("k/0") in ([], [INVALIDATED])
     assert len(reads) <= 4
 
 
 def test_what_was_pending_for_a_subscription_that_ends_is_free_again(memsync, other):
-    ears = busy_ears(memsync, other, 2)
+    subscribers = busy_subscribers(memsync, other, 2)
     publish(other, {f"k/{number}": "x" * LARGE for number in range(20)})
     eventually(lambda: pending_bytes(memsync) > 2 * 20 * LARGE)
 
-    for ear in ears:
-        memsync.unsubscribe(ear.id)
-        ear.free.set()
+    for subscriber in subscribers:
+        memsync.unsubscribe(subscriber.id)
+        subscriber.free.set()
 
     assert pending_bytes(memsync) == 0
 

@@ -32,7 +32,7 @@ def life(status, key="-", **known):
     return stored(TaskRun(status, **known).encode("t1"), key)
 
 
-def test_a_state_is_what_celery_told_with_what_users_told_over_it():
+def test_state_is_the_record_of_celery_overlaid_by_that_of_users():
     slots = {STAGE: life("STARTED", name="proj.add"), STATE: stored(encoding.dumps({"customer": 7}))}
 
     state = state_of("t1", slots)
@@ -40,14 +40,14 @@ def test_a_state_is_what_celery_told_with_what_users_told_over_it():
     assert state == {"status": "STARTED", "name": "proj.add", "retries": 0, "customer": 7}
 
 
-def test_a_status_of_the_users_shows_until_celery_told_a_later_one():
-    told = stored(encoding.dumps({"status": "reading"}))
+def test_status_set_by_users_shows_until_celery_records_a_later_one():
+    own = stored(encoding.dumps({"status": "reading"}))
 
-    assert state_of("t1", {STAGE: life("STARTED"), STATE: told})["status"] == "reading"
-    assert state_of("t1", {STAGE: life("FAILURE"), STATE: told})["status"] == "FAILURE"
+    assert state_of("t1", {STAGE: life("STARTED"), STATE: own})["status"] == "reading"
+    assert state_of("t1", {STAGE: life("FAILURE"), STATE: own})["status"] == "FAILURE"
 
 
-def test_nobody_told_is_none():
+def test_projections_of_an_unknown_task_are_none():
     assert state_of("t1", {}) is None
     assert progress_of(Task({}, {}, {}), None) is None
     assert entry_of(keys.location("a"), {1: None}, 1.0) is None
@@ -88,7 +88,7 @@ def test_progress_of_a_success_has_the_total_as_current_where_it_is_known(row, c
     assert (progress["progress"], progress["current"], progress["total"]) == (100, current, total)
 
 
-def test_the_version_of_a_state_counts_what_both_told():
+def test_version_of_a_state_counts_the_writes_of_both_parts():
     parts = {STAGE: stored(TaskRun("STARTED").encode("t1"), version=2), STATE: stored(b'{"x":1}', version=3, worker="me")}
 
     entry = entry_of(keys.location("tasks/t1/state"), parts, 1.0)
@@ -96,45 +96,52 @@ def test_the_version_of_a_state_counts_what_both_told():
     assert (entry.version, entry.key) == (5, "ns/tasks/t1/state")
 
 
-def test_a_worker_that_was_silent_is_lost_unless_it_said_goodbye():
-    beat = {name: stored(encoding.dumps({"status": name}), time=5000) for name in ("active", "offline")}
+def test_worker_without_heartbeat_is_lost_unless_it_went_offline():
+    heartbeats = {
+        name: stored(encoding.dumps({"status": name}), time=5000) for name in ("active", "offline")}
 
-    assert worker_record("w1", beat["active"], since=4.0).status == "active"
-    assert worker_record("w1", beat["active"], since=6.0).status == "lost"
-    assert worker_record("w1", beat["offline"], since=6.0).status == "offline"
-
-
-def test_workers_told_of_by_hand_are_listed_beside_those_that_beat():
-    told = {"w2/heartbeat": stored(encoding.dumps({"status": "busy"}), time=5000), "w1/status": stored(b'"up"', time=5000)}
-
-    assert [(one.worker_id, one.status) for one in worker_records(told, since=4.0)] == [("w1", "active"), ("w2", "busy")]
+    assert worker_record("w1", heartbeats["active"], since=4.0).status == "active"
+    assert worker_record("w1", heartbeats["active"], since=6.0).status == "lost"
+    assert worker_record("w1", heartbeats["offline"], since=6.0).status == "offline"
 
 
-def test_who_is_active_is_told_alike_with_and_without_their_records():
-    told = {"w0/status": stored(b'"up"', time=5000), "w00/status": stored(b'"up"', time=3000), "w9/heartbeat": stored(b"{")}
+def test_workers_set_by_hand_are_listed_beside_those_with_heartbeat():
+    rows = {
+        "w2/heartbeat": stored(encoding.dumps({"status": "busy"}), time=5000),
+        "w1/status": stored(b'"up"', time=5000)}
+
+    assert [(one.worker_id, one.status) for one in worker_records(rows, since=4.0)] == [
+        ("w1", "active"), ("w2", "busy")]
+
+
+def test_active_workers_agree_with_worker_records():
+    rows = {
+        "w0/status": stored(b'"up"', time=5000), "w00/status": stored(b'"up"', time=3000),
+        "w9/heartbeat": stored(b"{")}
     seconds, stretches, statuses = (1, 3, 5), (1.0, 2.5), ("active", "busy", "draining", "offline")
     for number, (time, stretch, status) in enumerate(itertools.product(seconds, stretches, statuses)):
         record = WorkerRecord(f"w{number}", status, stretch=stretch)
         body = encoding.dumps(record.as_dict())
-        told[f"w1{number}/heartbeat"] = stored(body, time=time * 1000, rank=record.pulse())
-        told[f"w2{number}/heartbeat"] = stored(body, time=time * 1000)
+        rows[f"w1{number}/heartbeat"] = stored(body, time=time * 1000, rank=record.pulse())
+        rows[f"w2{number}/heartbeat"] = stored(body, time=time * 1000)
 
-    active = active_workers(told, since=4.0, ttl=2.0)
+    active = active_workers(rows, since=4.0, ttl=2.0)
 
-    assert active == [one.worker_id for one in worker_records(told, since=4.0, ttl=2.0)
+    assert active == [one.worker_id for one in worker_records(rows, since=4.0, ttl=2.0)
                       if one.status not in ("lost", "offline")]
     assert len(active) == 1 + 2 * (3 * 2 + 3)
 
 
 @pytest.mark.parametrize("rank", ["active:1", "-", "active:x", ":", "active", "offline:1", "active:nan", "active:1:2"])
-def test_whatever_stands_in_the_rank_of_a_beat_it_can_be_told_whether_the_worker_is_alive(rank):
-    told = {"w1/heartbeat": stored(b'{"status":"active"}', time=5000, rank=rank)}
+def test_active_workers_accept_any_rank_of_a_heartbeat(rank):
+    rows = {"w1/heartbeat": stored(b'{"status":"active"}', time=5000, rank=rank)}
 
-    assert active_workers(told, since=4.0, ttl=2.0) == ([] if rank.startswith("offline") else ["w1"])
-    assert active_workers(told, since=6.0, ttl=2.0) == []
+    assert active_workers(rows, since=4.0, ttl=2.0) == (
+        [] if rank.startswith("offline") else ["w1"])
+    assert active_workers(rows, since=6.0, ttl=2.0) == []
 
 
-def test_bodies_of_beats_are_not_read_to_tell_who_is_alive():
-    told = {"w1/heartbeat": stored(b"[" * 10, time=5000, rank=WorkerRecord("w1").pulse())}
+def test_active_workers_do_not_read_bodies_of_heartbeats():
+    rows = {"w1/heartbeat": stored(b"[" * 10, time=5000, rank=WorkerRecord("w1").pulse())}
 
-    assert active_workers(told, since=4.0) == ["w1"]
+    assert active_workers(rows, since=4.0) == ["w1"]

@@ -1,4 +1,4 @@
-"""A process reads what it has told, wherever that is: waiting, on its way, in Redis, refused."""
+"""A process reads its own writes, wherever they are: pending, being sent, in Redis, refused."""
 from __future__ import annotations
 
 import random
@@ -14,29 +14,29 @@ from tests.support.ways import ways, write_now
 
 
 @ways
-def test_one_reads_what_one_has_told(memsync, write, ask):
+def test_process_reads_its_own_writes(memsync, write, read):
     answers = []
 
     for number in (1, 2, 3):
-        ask(memsync)
+        read(memsync)
         write(memsync, number)
-        answers.append([ask(memsync), ask(memsync)])
+        answers.append([read(memsync), read(memsync)])
         memsync.force_sync()
-        answers.append([ask(memsync), ask(memsync)])
+        answers.append([read(memsync), read(memsync)])
 
     assert answers == [[1, 1], [1, 1], [2, 2], [2, 2], [3, 3], [3, 3]]
 
 
 @ways
-def test_what_one_has_told_lies_over_what_another_told(memsync, other, write, ask):
+def test_own_pending_write_hides_the_stored_value(memsync, other, write, read):
     write_now(other, write, 1)
-    first = ask(memsync)
+    first = read(memsync)
 
     write(memsync, 2)
-    before = ask(other)
+    before = read(other)
 
-    assert (first, before, ask(memsync)) == (1, 1, 2)
-    assert eventually(lambda: ask(other) == 2)
+    assert (first, before, read(memsync)) == (1, 1, 2)
+    assert eventually(lambda: read(other) == 2)
 
 
 def test_a_task_that_waits_to_be_written_is_in_the_list_of_tasks(make_memsync):
@@ -57,7 +57,7 @@ def test_a_queue_that_waits_to_be_written_gives_its_tasks_their_positions(make_m
     assert [memsync.get_queue_position(task_id) for task_id in ("t1", "t2", "t3")] == [0, 1, None]
 
 
-def test_what_one_deletes_is_gone_at_once_and_stays_gone(memsync, other):
+def test_own_delete_is_visible_at_once_and_stays_so(memsync, other):
     write_now(other, lambda one: one.write("a", 1))
     before = memsync.read("a")
 
@@ -72,7 +72,7 @@ def test_what_one_deletes_is_gone_at_once_and_stays_gone(memsync, other):
 def test_refused_writes_are_read_by_their_process(make_memsync, limited):
     memsync = make_memsync(url=limited.url, batch_interval=60.0)
     memsync.read_many(["a", "b"])
-    limited.refuse("get")
+    limited.refuse("set")
 
     memsync.write("a", 1)
     memsync.write("b", 2)
@@ -82,7 +82,7 @@ def test_refused_writes_are_read_by_their_process(make_memsync, limited):
     assert [memsync.read_many(["a", "b"]) for _ in range(3)] == [{"a": 1, "b": 2}] * 3
 
 
-def test_while_redis_is_away_one_reads_what_one_has_told(own_server, make_memsync):
+def test_process_reads_its_pending_writes_while_redis_is_away(own_server, make_memsync):
     memsync = make_memsync(url=own_server.url, batch_interval=60.0)
     memsync.write("a", 1)
     memsync.write("b", 1)
@@ -101,7 +101,7 @@ def test_while_redis_is_away_one_reads_what_one_has_told(own_server, make_memsyn
     assert memsync.read("b") is None
 
 
-def test_what_is_neither_in_redis_nor_in_memory_is_an_error(own_server, make_memsync):
+def test_read_raises_while_redis_is_away_and_nothing_is_pending(own_server, make_memsync):
     memsync = make_memsync(url=own_server.url, batch_interval=60.0)
     write_now(memsync, lambda one: one.write("b", 1))
     memsync.read("b")
@@ -109,12 +109,15 @@ def test_what_is_neither_in_redis_nor_in_memory_is_an_error(own_server, make_mem
     own_server.kill()
     memsync.write("a", 2)
 
-    for ask in (memsync.read, memsync.read_entry, memsync.get_task_state, lambda key: memsync.read_many(["a", key])):
+    for read in (
+        memsync.read, memsync.read_entry, memsync.get_task_state,
+        lambda key: memsync.read_many(["a", key]),
+    ):
         with pytest.raises(StoreError):
-            ask("b")
+            read("b")
 
 
-def test_what_was_told_is_in_the_answer_however_often_it_is_written_meanwhile(memsync):
+def test_reads_return_own_writes_during_concurrent_flushes(memsync):
     wrong, end = [], threading.Event()
 
     def write_on():
@@ -140,7 +143,7 @@ def test_what_was_told_is_in_the_answer_however_often_it_is_written_meanwhile(me
 
 @pytest.mark.slow
 @pytest.mark.parametrize("interval", [0.0, 0.001, 0.1])
-def test_in_many_threads_everybody_reads_what_he_wrote(make_memsync, interval):
+def test_every_thread_reads_its_own_writes(make_memsync, interval):
     memsync = make_memsync(batch_interval=interval, batch_size=7)
     wrong, end = [], time.monotonic() + stressed(10.0)
 
@@ -187,7 +190,7 @@ def test_an_entry_that_redis_does_not_have_yet_is_shown_with_version_0(make_mems
 
 
 @pytest.mark.slow
-def test_who_is_told_by_other_means_that_something_was_written_hardly_ever_finds_the_old_copy(memsync, other):
+def test_read_after_the_flush_of_another_manager_rarely_finds_an_old_copy(memsync, other):
     old = []
 
     for number in range(3000):
@@ -197,7 +200,9 @@ def test_who_is_told_by_other_means_that_something_was_written_hardly_ever_finds
             old.append(number)
             assert eventually(lambda: other.read("a") == number)
 
-    # Without what is done for it there are some in a thousand; with it, one in many thousands, on a busy machine.
+    # Without the invalidation before a write there are some in a thousand old copies; with it, one
+    # in
+    # many thousands on a busy machine.
     assert len(old) <= 2
     assert other.get_metrics()["cache"]["invalidated"] > 1000
 

@@ -1,4 +1,4 @@
-"""What a process reads: from Redis once, then copies, for as long as they may be believed."""
+"""Reads: from Redis once, then from copies for as long as they are valid."""
 from __future__ import annotations
 
 import time
@@ -34,11 +34,12 @@ def hits_of(memsync, act):
 # -- hits
 
 @ways
-def test_what_was_read_once_costs_nothing_the_second_time(memsync, other, redis, write, ask):
+def test_second_read_sends_no_command(memsync, other, redis, write, read):
     write_now(other, write, 1)
-    first, cost = commands(redis, lambda: ask(memsync))
+    first, cost = commands(redis, lambda: read(memsync))
 
-    second, nothing = eventually(lambda: (answer := commands(redis, lambda: ask(memsync)))[1] == 0 and answer)
+    second, nothing = eventually(
+        lambda: (answer := commands(redis, lambda: read(memsync)))[1] == 0 and answer)
 
     assert (first, second) == (1, 1)
     assert cost in (1, 2)
@@ -46,61 +47,62 @@ def test_what_was_read_once_costs_nothing_the_second_time(memsync, other, redis,
 
 
 @ways
-def test_nearly_all_further_reads_are_hits(memsync, other, write, ask):
+def test_nearly_all_further_reads_are_hits(memsync, other, write, read):
     write_now(other, write, 1)
-    ask(memsync)
+    read(memsync)
 
-    hits, misses = hits_of(memsync, lambda: [ask(memsync) for _ in range(300)])
+    hits, misses = hits_of(memsync, lambda: [read(memsync) for _ in range(300)])
 
     assert hits >= 290 or hits >= 2 * 290
     assert hits + misses in (300, 600)
 
 
 @ways
-def test_that_a_thing_is_not_there_is_remembered_until_it_is(memsync, other, redis, write, ask):
-    first = ask(memsync)
+def test_absence_is_cached_until_the_key_is_written(memsync, other, redis, write, read):
+    first = read(memsync)
 
-    _, nothing = eventually(lambda: (answer := commands(redis, lambda: ask(memsync)))[1] == 0 and answer)
+    _, nothing = eventually(
+        lambda: (answer := commands(redis, lambda: read(memsync)))[1] == 0 and answer)
     write_now(other, write, 1)
 
     assert (first, nothing) == (None, 0)
-    assert eventually(lambda: ask(memsync), timeout=2) == 1
+    assert eventually(lambda: read(memsync), timeout=2) == 1
 
 
 @ways
-def test_what_another_process_tells_is_read_in_a_moment(memsync, other, write, ask):
+def test_write_of_another_process_is_read_soon(memsync, other, write, read):
     answers = []
 
     for number in (1, 2, 3, 4):
         write_now(other, write, number)
-        answers.append(eventually(lambda: ask(memsync) == number and ask(memsync), timeout=2))
+        answers.append(eventually(lambda: read(memsync) == number and read(memsync), timeout=2))
 
     assert answers == [1, 2, 3, 4]
     assert eventually(lambda: memsync.get_metrics()["cache"]["invalidated"])
 
 
-@pytest.mark.parametrize("ask, gone", [
+@pytest.mark.parametrize("read, deleted", [
     (lambda one: one.read("a"), None), (lambda one: one.read_entry("a"), None),
     (lambda one: one.read_many(["a", "b"]), {"a": None, "b": None}),
     (lambda one: one.get_agent_coordination("t1", "a1"), None), (lambda one: one.get_task_agents("t1"), []),
     (lambda one: one.get_task_state("t1"), None),
 ])
-def test_what_another_process_deletes_is_gone_in_a_moment(memsync, other, ask, gone):
+def test_delete_of_another_process_is_read_soon(memsync, other, read, deleted):
     other.write("a", 1)
     other.sync_task_state("t1", {"x": 1})
     other.sync_agent_coordination("t1", "a1", 1)
     other.force_sync()
-    before = ask(memsync)
+    before = read(memsync)
 
     for key in ("a", "tasks/t1/state", "tasks/t1/agents/a1"):
         other.delete(key)
     other.force_sync()
 
-    assert before != gone
-    eventually(lambda: ask(memsync) == gone, timeout=2)
+    assert before != deleted
+    eventually(lambda: read(memsync) == deleted, timeout=2)
 
 
-def test_reads_are_counted_as_hits_misses_and_those_that_ask_redis_anyway(memsync, other):
+def test_reads_are_counted_as_hits_misses_and_consistent_reads(memsync, other):
     write_now(other, lambda one: one.write("a", 1))
 
     memsync.read("a")
@@ -115,7 +117,7 @@ def test_reads_are_counted_as_hits_misses_and_those_that_ask_redis_anyway(memsyn
     assert metrics["cache_misses"] >= 3
 
 
-def test_read_many_asks_only_for_what_it_has_not_and_asks_once(memsync, other, redis):
+def test_read_many_reads_only_uncached_keys_in_one_call(memsync, other, redis):
     for number in range(10):
         other.write(f"key-{number}", number)
     other.force_sync()
@@ -125,7 +127,7 @@ def test_read_many_asks_only_for_what_it_has_not_and_asks_once(memsync, other, r
     answer, cost = commands(redis, lambda: memsync.read_many(wanted))
 
     assert answer == {**{f"key-{number}": number for number in range(10)}, "task-sentinel/key-1": 1, "nothing": None}
-    assert cost in (7, 12)  # all, if a word of Redis's arrived at that very moment
+    assert cost in (7, 12)  # all, if an invalidation arrived at that very moment
 
 
 @pytest.mark.parametrize("size", [0, 1, 7])
@@ -166,7 +168,7 @@ def spoil(value):
         value.append("spoilt")
 
 
-@pytest.mark.parametrize("ask", [
+@pytest.mark.parametrize("read", [
     lambda one: one.read("a"), lambda one: one.read("flat"), lambda one: one.read_entry("a").value,
     lambda one: one.read_many(["a", "flat"]), lambda one: one.read("a", consistent=True),
     lambda one: one.get_task_state("t1"), lambda one: one.get_task_progress("t1"), lambda one: one.get_task("t1"),
@@ -174,19 +176,19 @@ def spoil(value):
     lambda one: one.read("tasks/t1/state"), lambda one: one.read("tasks/t1/progress"),
 ], ids=["read", "flat", "entry", "many", "consistent", "state", "progress", "task", "agents", "agent", "path", "path2"])
 @pytest.mark.parametrize("writer", ["other", "itself", "not yet"])
-def test_what_is_done_to_a_value_that_was_read_changes_no_copy(memsync, other, ask, writer):
-    teller = other if writer == "other" else memsync
-    teller.write("a", VALUE)
-    teller.write("flat", [1])
-    teller.sync_task_state("t1", VALUE)
-    teller.sync_task_progress("t1", 10, message="here")
-    teller.sync_agent_coordination("t1", "a1", VALUE)
+def test_change_of_a_returned_value_changes_no_copy(memsync, other, read, writer):
+    source = other if writer == "other" else memsync
+    source.write("a", VALUE)
+    source.write("flat", [1])
+    source.sync_task_state("t1", VALUE)
+    source.sync_task_progress("t1", 10, message="here")
+    source.sync_agent_coordination("t1", "a1", VALUE)
     if writer != "not yet":
-        teller.force_sync()
+        source.force_sync()
 
     texts = []
     for _ in range(4):
-        value = ask(memsync)
+        value = read(memsync)
         texts.append(repr(value))
         spoil(value)
 
@@ -197,7 +199,7 @@ def test_what_is_done_to_a_value_that_was_read_changes_no_copy(memsync, other, a
 # -- for how long
 
 @pytest.mark.slow
-def test_a_copy_is_not_believed_beyond_the_ttl_of_the_entry(memsync, other):
+def test_copy_expires_with_the_ttl_of_its_entry(memsync, other):
     other.write("a", 1, ttl=1.5)
     other.force_sync()
     before = [memsync.read("a"), entry_value(memsync, "a"), memsync.read("a")]
@@ -231,7 +233,7 @@ def test_a_read_keeps_its_copy_though_no_time_of_redis_has_come_for_long(memsync
     other.force_sync()
     clock = memsync.runtime.store.clock
     memsync.read("other")
-    clock._heard = float("-inf")
+    clock._learned_at = float("-inf")
 
     before = read(memsync)
     redis.config_resetstat()
@@ -265,22 +267,22 @@ def test_a_part_that_ends_while_an_answer_is_put_together_is_not_kept(memsync, o
     ({}, {"consistent": True}, 1), ({}, {"consistent": True, "max_age": 100}, 1), ({"cache_max_age": 0.3}, {}, 1),
     ({"cache_max_age": 0.3}, {"max_age": 100}, 1), ({"cache_max_age": 0.0}, {"max_age": 100}, 1),
 ])
-@pytest.mark.parametrize("ask", [
+@pytest.mark.parametrize("read", [
     lambda one, **how: one.read("a", **how), lambda one, **how: one.read_entry("a", **how).value,
     lambda one, **how: one.read_many(["a"], **how)["a"],
 ], ids=["read", "read_entry", "read_many"])
-def test_it_is_the_caller_s_and_the_setting_s_to_say_how_old_a_copy_may_be(
-    make_memsync, other, redis, ask, settings, options, cost,
+def test_max_age_of_call_and_setting_bounds_the_age_of_a_copy(
+    make_memsync, other, redis, read, settings, options, cost,
 ):
     memsync = make_memsync(**settings)
     write_now(other, lambda one: one.write("a", 1))
 
-    def age_and_ask():
-        first = ask(memsync)
+    def age_and_read():
+        first = read(memsync)
         time.sleep(0.35)
-        return first, *commands(redis, lambda: ask(memsync, **options))
+        return first, *commands(redis, lambda: read(memsync, **options))
 
-    assert eventually(lambda: (answer := age_and_ask())[2] == cost and answer) == (1, 1, cost)
+    assert eventually(lambda: (answer := age_and_read())[2] == cost and answer) == (1, 1, cost)
 
 
 @pytest.mark.parametrize("max_age", [-1, float("nan"), "1", True])
@@ -298,14 +300,14 @@ def test_a_key_that_is_none_is_refused_also_if_copies_are_there(memsync, key):
     memsync.read("a")
     memsync.get_task_state("t1")
 
-    for ask in (memsync.read, memsync.read_entry, lambda key: memsync.read_many([key])):
+    for read in (memsync.read, memsync.read_entry, lambda key: memsync.read_many([key])):
         with pytest.raises(InvalidKey):
-            ask(key)
+            read(key)
 
 
-def test_clearing_the_cache_forgets_all_and_tells_how_much(memsync, other):
-    told = []
-    memsync.on("cache-cleared", lambda **details: told.append(details))
+def test_clear_cache_drops_all_copies_and_reports_their_number(memsync, other):
+    cleared = []
+    memsync.on("cache-cleared", lambda **details: cleared.append(details))
     write_now(other, lambda one: one.write("a", 1))
     memsync.read_many(["a", "b"])
     memsync.get_task_state("t1")
@@ -314,5 +316,5 @@ def test_clearing_the_cache_forgets_all_and_tells_how_much(memsync, other):
     assert memsync.events.wait_idle(5)
     size = memsync.get_metrics()["cache"]["size"]
 
-    assert (size, told) == (0, [{"count": 3}])
+    assert (size, cleared) == (0, [{"count": 3}])
     assert hits_of(memsync, lambda: memsync.read("a")) == (0, 1)

@@ -28,7 +28,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def hanging(own_server, tmp_path):
-    """A process that hears of everything, and the file into which it writes that."""
+    """A process that subscribes to everything, and the file to which it writes what it receives."""
     output = tmp_path / "output"
     with open(output, "wb") as file:
         process = subprocess.Popen(
@@ -41,7 +41,9 @@ def hanging(own_server, tmp_path):
 
 
 @pytest.mark.slow
-def test_who_hangs_until_redis_cuts_it_off_ends_at_the_last_value(make_memsync, own_server, hanging):
+def test_subscriber_cut_off_while_it_hangs_ends_at_the_last_value(
+    make_memsync, own_server, hanging,
+):
     process, output = hanging
     other, redis = make_memsync(url=own_server.url, batch_interval=60.0), own_server.client()
     redis.config_set("client-output-buffer-limit", "pubsub 65536 0 0")
@@ -58,9 +60,9 @@ def test_who_hangs_until_redis_cuts_it_off_ends_at_the_last_value(make_memsync, 
     eventually(lambda: output.read_text().count("final") == 2, timeout=30)
     process.stdin.close()
 
-    told = [json.loads(line) for line in output.read_text().splitlines()[1:]]
-    versions = [version for key, _, version in told if key.endswith("/a")]
+    received = [json.loads(line) for line in output.read_text().splitlines()[1:]]
+    versions = [version for key, _, version in received if key.endswith("/a")]
     assert number < 499
     assert versions == sorted(set(versions))
-    assert [key for key, _, _ in told].count("task-sentinel/unmoved") == 1
+    assert [key for key, _, _ in received].count("task-sentinel/unmoved") == 1
     assert process.wait(30) == 0

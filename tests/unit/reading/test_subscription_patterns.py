@@ -6,8 +6,8 @@ import time
 import pytest
 
 from celery_memsync import InvalidKey
-from tests.support.ear import Ear, cut_off
 from tests.support.publishing import publish
+from tests.support.subscriber import Subscriber, cut_off
 
 pytestmark = pytest.mark.usefixtures("fast_polling")
 
@@ -35,54 +35,54 @@ PATTERNS = [
 
 @pytest.mark.parametrize("pattern, others, matching", PATTERNS)
 def test_a_pattern_is_a_glob_of_redis_over_full_keys(memsync, other, pattern, others, matching):
-    ear = Ear(memsync, pattern)
+    subscriber = Subscriber(memsync, pattern)
 
     for key in [*others, *matching]:
         publish(other, {key: {"x": 1}})
 
-    ear.hears(matching[-1], {"x": 1})
-    assert ear.heard == [(key, {"x": 1}) for key in matching]
+    subscriber.wait_for(matching[-1], {"x": 1})
+    assert subscriber.received == [(key, {"x": 1}) for key in matching]
 
 
 @pytest.mark.parametrize("pattern", ["?", "[^a]"])
 def test_what_a_pattern_matches_does_not_depend_on_other_subscriptions(make_memsync, other, pattern):
     alone, beside = make_memsync(), make_memsync()
-    everything = Ear(beside, "*")
-    ears = [Ear(memsync, f"tasks/{pattern}/state") for memsync in (alone, beside)]
+    everything = Subscriber(beside, "*")
+    subscribers = [Subscriber(memsync, f"tasks/{pattern}/state") for memsync in (alone, beside)]
 
     for task_id in ("é", "b"):
         other.sync_task_state(task_id, {"x": 1})
         other.force_sync()
 
-    for ear in (everything, *ears):
-        ear.hears("tasks/b/state", {"x": 1})
-    assert ears[0].heard == ears[1].heard
+    for subscriber in (everything, *subscribers):
+        subscriber.wait_for("tasks/b/state", {"x": 1})
+    assert subscribers[0].received == subscribers[1].received
 
 
 @pytest.mark.parametrize("pattern", [None, 5, b"a", ["a"], "", "a\nb", "a\0", "[a", "a/[^b", "x" * 3000, "\ud800"])
-@pytest.mark.parametrize("hear", ["subscribe", "watch"])
-def test_a_bad_pattern_is_refused_at_once(memsync, hear, pattern):
+@pytest.mark.parametrize("method", ["subscribe", "watch"])
+def test_a_bad_pattern_is_refused_at_once(memsync, method, pattern):
     with pytest.raises(InvalidKey):
-        getattr(memsync, hear)(pattern)
+        getattr(memsync, method)(pattern)
 
     assert memsync.get_metrics()["subscriptions"] == 0
 
 
 def test_namespaces_and_databases_do_not_mix(memsync, make_memsync, redis_url):
-    ear = Ear(memsync)
+    subscriber = Subscriber(memsync)
     foreigners = [
         make_memsync(namespace="another"), make_memsync(namespace="task-sentinel2"),
         make_memsync(url=redis_url.replace("/0", "/1")), make_memsync(url=redis_url.replace("/0", "/10")),
     ]
-    ears = [Ear(foreigner, invalidate=False) for foreigner in foreigners[2:]]
+    subscribers = [Subscriber(foreigner, invalidate=False) for foreigner in foreigners[2:]]
 
     for number, foreigner in enumerate([*foreigners, memsync]):
         publish(foreigner, {"a": number})
 
-    for one, number in zip([*ears, ear], (2, 3, 4)):
-        one.hears("a", number)
-    assert ear.heard == [("a", 4)]
-    assert [ear.heard for ear in ears] == [[("a", 2)], [("a", 3)]]
+    for one, number in zip([*subscribers, subscriber], (2, 3, 4)):
+        one.wait_for("a", number)
+    assert subscriber.received == [("a", 4)]
+    assert [subscriber.received for subscriber in subscribers] == [[("a", 2)], [("a", 3)]]
 
 
 @pytest.mark.parametrize("pattern", ["a//b", "a/", "/a", "a]b", "task-sentinel/", "x" * 600, r"a\\", "tasks//state"])
@@ -92,21 +92,21 @@ def test_a_pattern_that_no_key_can_match_harms_no_other(memsync, other, redis, p
         memsync.subscribe(pattern, print)
     except InvalidKey:
         pass
-    ear = Ear(memsync)
+    subscriber = Subscriber(memsync)
 
     cut_off(memsync, redis)
     publish(other, {"b": 2})
 
-    ear.hears("b", 2)
-    assert ear.heard == [("b", 2)]
+    subscriber.wait_for("b", 2)
+    assert subscriber.received == [("b", 2)]
 
 
 def test_a_pattern_of_many_stars_does_not_hold_up_the_process(memsync, other):
-    hard, ear = Ear(memsync, "*-*-*-*-*-*-*x"), Ear(memsync)
+    hard, subscriber = Subscriber(memsync, "*-*-*-*-*-*-*x"), Subscriber(memsync)
     started = time.monotonic()
 
     publish(other, {"-".join(["ab"] * 75): 1, "end": 1})
 
-    ear.hears("end", 1)
+    subscriber.wait_for("end", 1)
     assert time.monotonic() - started < 10
-    assert hard.heard == []
+    assert hard.received == []

@@ -1,4 +1,4 @@
-"""Subscriptions: who is told of what, when, and how often."""
+"""Subscriptions: which changes are delivered, when, and how often."""
 from __future__ import annotations
 
 import functools
@@ -7,15 +7,15 @@ import threading
 import pytest
 
 from celery_memsync.models.task import TaskRun
-from tests.support.ear import Ear, short
 from tests.support.publishing import publish
 from tests.support.runs import run_key
+from tests.support.subscriber import Subscriber, short
 from tests.support.waiting import eventually
 
 RUN = run_key(0, 1_700_000_000.0)
 
 
-TELLINGS = [
+CHANGES = [
     ("a/b", lambda memsync: memsync.write("a/b", [1]), [1]),
     ("a/b", lambda memsync: memsync.write("a/b", [1], expected_version=0), [1]),
     ("tasks/t1/state", lambda memsync: memsync.sync_task_state("t1", {"x": 1}), {"x": 1}),
@@ -36,47 +36,52 @@ TELLINGS = [
 
 
 @pytest.mark.parametrize("whose", ["other", "own"])
-@pytest.mark.parametrize("key, act, value", TELLINGS)
-def test_a_change_is_told_to_who_subscribed_whoever_made_it(memsync, other, whose, key, act, value):
-    ears = [Ear(memsync, pattern) for pattern in (key, "*", key.rpartition("/")[0] + "/*")]
-    teller = memsync if whose == "own" else other
+@pytest.mark.parametrize("key, act, value", CHANGES)
+def test_subscriptions_receive_changes_of_other_and_own_process(
+    memsync, other, whose, key, act, value,
+):
+    subscribers = [
+        Subscriber(memsync, pattern) for pattern in (key, "*", key.rpartition("/")[0] + "/*")]
+    writer = memsync if whose == "own" else other
 
-    act(teller)
-    teller.force_sync()
+    act(writer)
+    writer.force_sync()
 
-    for ear in ears:
-        ear.hears(key, value)
-        assert ear.heard.count((key, value)) == 1
+    for subscriber in subscribers:
+        subscriber.wait_for(key, value)
+        assert subscriber.received.count((key, value)) == 1
 
 
-def test_progress_and_beats_are_told_as_they_are_read(memsync, other):
-    ears = {key: Ear(memsync, key) for key in ("tasks/t1/progress", "workers/worker-2/heartbeat")}
+def test_progress_and_heartbeats_are_delivered_as_they_are_read(memsync, other):
+    subscribers = {
+        key: Subscriber(memsync, key)
+        for key in ("tasks/t1/progress", "workers/worker-2/heartbeat")}
 
     other.sync_task_progress("t1", 50, message="half")
     other.update_heartbeat()
     other.force_sync()
 
-    for key, ear in ears.items():
-        eventually(lambda: ear.of(key))
-        assert ear.of(key) == [other.read(key, consistent=True)]
-    assert ears["tasks/t1/progress"].of("tasks/t1/progress")[0]["message"] == "half"
+    for key, subscriber in subscribers.items():
+        eventually(lambda: subscriber.of(key))
+        assert subscriber.of(key) == [other.read(key, consistent=True)]
+    assert subscribers["tasks/t1/progress"].of("tasks/t1/progress")[0]["message"] == "half"
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_what_celery_and_what_users_tell_of_a_task_is_told_in_one_value(memsync, other, reverse):
-    ear = Ear(memsync, "tasks/*/state")
+def test_state_of_celery_and_of_users_is_delivered_in_one_value(memsync, other, reverse):
+    subscriber = Subscriber(memsync, "tasks/*/state")
     acts = [lambda: other.sync_task_state("t1", {"x": 1}), lambda: other.sync_task_run("t1", TaskRun("STARTED"), RUN)]
 
     for number, act in enumerate(reversed(acts) if reverse else acts):
         act()
         other.force_sync()
-        eventually(lambda: len(ear.heard) > number)
+        eventually(lambda: len(subscriber.received) > number)
 
-    ear.hears("tasks/t1/state", {"status": "STARTED", "retries": 0, "x": 1})
-    assert ear.versions == [("tasks/t1/state", 1), ("tasks/t1/state", 2)]
+    subscriber.wait_for("tasks/t1/state", {"status": "STARTED", "retries": 0, "x": 1})
+    assert subscriber.versions == [("tasks/t1/state", 1), ("tasks/t1/state", 2)]
 
 
-def test_an_entry_says_who_wrote_what_and_when(memsync, other):
+def test_handler_receives_the_entry_with_writer_version_and_ttl(memsync, other):
     entries = []
     memsync.subscribe("a", lambda key, value, entry: entries.append(entry))
 
@@ -87,29 +92,31 @@ def test_an_entry_says_who_wrote_what_and_when(memsync, other):
     assert (entries[0].version, entries[0].worker_id, entries[0].ttl) == (1, "worker-2", 50.0)
 
 
-def test_what_was_there_before_is_not_told(memsync, other):
+def test_subscription_receives_no_values_from_before_it(memsync, other):
     publish(other, {"a": 1, "b": 1})
-    ear = Ear(memsync)
+    subscriber = Subscriber(memsync)
 
     publish(other, {"b": 2, "c": 1})
 
-    ear.hears("c", 1)
-    assert ear.heard == [("b", 2), ("c", 1)]
+    subscriber.wait_for("c", 1)
+    assert subscriber.received == [("b", 2), ("c", 1)]
 
 
-def test_own_writes_are_told_when_they_are_in_redis_and_not_before(memsync, other):
-    told = []
-    memsync.subscribe("*", lambda key, value: told.append((short(key), value, other.read(key, consistent=True))))
+def test_own_writes_are_delivered_once_they_are_in_redis(memsync, other):
+    received = []
+    memsync.subscribe(
+        "*", lambda key, value: received.append(
+            (short(key), value, other.read(key, consistent=True))))
 
     memsync.write("mine", 1)
     publish(other, {"theirs": 2})
-    eventually(lambda: told)
-    before = list(told)
+    eventually(lambda: received)
+    before = list(received)
     memsync.force_sync()
 
-    eventually(lambda: len(told) > 1)
+    eventually(lambda: len(received) > 1)
     assert before == [("theirs", 2, 2)]
-    assert told[1:] == [("mine", 1, 1)]
+    assert received[1:] == [("mine", 1, 1)]
 
 
 @pytest.mark.parametrize("wait, act, value", [
@@ -117,15 +124,15 @@ def test_own_writes_are_told_when_they_are_in_redis_and_not_before(memsync, othe
      {"pending": ["t1"], "processing": []}),
     (lambda memsync: memsync.sync_metrics({"mine": 1}), lambda other: other.increment_metrics(theirs=1), {"theirs": 1}),
 ])
-def test_what_waits_here_is_not_told_with_what_another_has_written(memsync, other, wait, act, value):
-    ear = Ear(memsync, "coordination/*")
+def test_own_pending_write_is_not_delivered_with_a_foreign_change(memsync, other, wait, act, value):
+    subscriber = Subscriber(memsync, "coordination/*")
     wait(memsync)
 
     act(other)
     other.force_sync()
 
-    eventually(lambda: ear.heard)
-    assert [told for _, told in ear.heard] == [value]
+    eventually(lambda: subscriber.received)
+    assert [got for _, got in subscriber.received] == [value]
 
 
 class Handler:
@@ -161,26 +168,29 @@ def test_a_handler_gets_the_entry_if_it_takes_three_arguments(memsync, other, ma
     assert calls == [count]
 
 
-def test_every_subscription_is_told_once_however_they_overlap(memsync, other):
-    ears = [Ear(memsync, pattern) for pattern in ("a", "a", "*", "[a]", "task-sentinel/*", "*")]
+def test_overlapping_subscriptions_receive_each_change_once(memsync, other):
+    subscribers = [
+        Subscriber(memsync, pattern) for pattern in ("a", "a", "*", "[a]", "task-sentinel/*", "*")]
 
     publish(other, {"a": 1})
     publish(other, {"a": 2})
 
-    for ear in ears:
-        ear.hears("a", 2)
-        assert ear.never_goes_back()
+    for subscriber in subscribers:
+        subscriber.wait_for("a", 2)
+        assert subscriber.never_goes_back()
 
 
 def test_what_a_handler_does_to_a_value_is_not_seen_by_others(memsync, other):
-    spoilt, told = threading.Event(), []
+    spoilt, received = threading.Event(), []
     memsync.subscribe("a", lambda key, value: (value["list"].append(2), spoilt.set()))
-    memsync.subscribe("a", lambda key, value, entry: spoilt.wait(10) and told.append((value, entry.value)))
+    memsync.subscribe(
+        "a",
+        lambda key, value, entry: spoilt.wait(10) and received.append((value, entry.value)))
 
     publish(other, {"a": {"list": [1]}})
 
-    eventually(lambda: told)
-    assert told == [({"list": [1]}, {"list": [1]})]
+    eventually(lambda: received)
+    assert received == [({"list": [1]}, {"list": [1]})]
 
 
 @pytest.mark.parametrize("handlers", [
@@ -194,59 +204,64 @@ def test_a_handler_that_is_not_callable_is_refused_at_once(memsync, handlers):
 
 # -- the end of it
 
-def test_after_unsubscribe_nothing_is_told(memsync, other):
-    ear, rest = Ear(memsync, "a"), Ear(memsync)
+def test_unsubscribed_handler_receives_nothing(memsync, other):
+    subscriber, rest = Subscriber(memsync, "a"), Subscriber(memsync)
     publish(other, {"a": 1})
-    ear.hears("a", 1)
+    subscriber.wait_for("a", 1)
 
-    answers = [memsync.unsubscribe(ear.id), memsync.unsubscribe(ear.id), memsync.unsubscribe("nobody")]
+    answers = [
+        memsync.unsubscribe(subscriber.id), memsync.unsubscribe(subscriber.id),
+        memsync.unsubscribe("unknown")]
     publish(other, {"a": 2})
 
-    rest.hears("a", 2)
+    rest.wait_for("a", 2)
     assert answers == [True, False, False]
-    assert ear.heard == [("a", 1)]
+    assert subscriber.received == [("a", 1)]
     assert memsync.get_metrics()["subscriptions"] == 1
 
 
 def test_a_handler_may_unsubscribe_itself(memsync, other):
-    told, ids = [], []
-    ids.append(memsync.subscribe("*", lambda key, value: (told.append(value), memsync.unsubscribe(ids[0]))))
-    rest = Ear(memsync)
+    received, ids = [], []
+    ids.append(memsync.subscribe(
+        "*", lambda key, value: (received.append(value), memsync.unsubscribe(ids[0]))))
+    rest = Subscriber(memsync)
 
     publish(other, {"a": 1, "b": 2, "c": 3})
 
-    rest.hears("c", 3)
+    rest.wait_for("c", 3)
     eventually(lambda: memsync.get_metrics()["subscriptions"] == 1)
-    assert told == [1]
+    assert received == [1]
 
 
 def test_an_id_is_never_given_twice(memsync, other):
-    old = Ear(memsync, "a")
+    old = Subscriber(memsync, "a")
     memsync.shutdown()
-    new = Ear(memsync, "a")
+    new = Subscriber(memsync, "a")
 
     answer = memsync.unsubscribe(old.id)
     publish(other, {"a": 1})
 
     assert not answer
-    new.hears("a", 1)
+    new.wait_for("a", 1)
 
 
-def test_events_and_metrics_tell_of_subscriptions(memsync, other):
-    told = []
+def test_events_and_metrics_show_subscriptions(memsync, other):
+    emitted = []
     for name in ("subscribed", "unsubscribed", "change"):
-        memsync.on(name, lambda name=name, **details: told.append((name, details)))
+        memsync.on(name, lambda name=name, **details: emitted.append((name, details)))
 
-    ear = Ear(memsync, "a")
+    subscriber = Subscriber(memsync, "a")
     counts = [memsync.get_metrics()["subscriptions"]]
     publish(other, {"a": 1})
-    ear.hears("a", 1)
-    memsync.unsubscribe(ear.id)
+    subscriber.wait_for("a", 1)
+    memsync.unsubscribe(subscriber.id)
     counts.append(memsync.get_metrics()["subscriptions"])
     assert memsync.events.wait_idle(5)
 
-    about = {"id": ear.id, "pattern": "task-sentinel/a"}
+    about = {"id": subscriber.id, "pattern": "task-sentinel/a"}
     entry = other.read_entry("a", consistent=True)
-    assert told == [("subscribed", about), ("change", {"key": "task-sentinel/a", "value": 1, "entry": entry}),
-                    ("unsubscribed", about)]
+    assert emitted == [
+        ("subscribed", about),
+        ("change", {"key": "task-sentinel/a", "value": 1, "entry": entry}),
+        ("unsubscribed", about)]
     assert counts == [1, 0]

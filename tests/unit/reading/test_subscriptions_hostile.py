@@ -1,4 +1,4 @@
-"""What others publish on our channels, or put into our indexes, never makes a subscriber deaf."""
+"""Foreign messages on our channels and foreign data in our indexes never stop a subscriber."""
 from __future__ import annotations
 
 import time
@@ -6,8 +6,8 @@ import time
 import pytest
 
 from celery_memsync.keys import Keys
-from tests.support.ear import Ear, cut_off
 from tests.support.publishing import publish
+from tests.support.subscriber import Subscriber, cut_off
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("fast_polling")
@@ -51,18 +51,18 @@ def header(number):
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
-def test_what_somebody_else_publishes_stops_no_subscriber(memsync, other, redis, kind):
-    ear, watch = Ear(memsync, "end"), memsync.watch("*")
+def test_foreign_message_stops_no_subscriber(memsync, other, redis, kind):
+    subscriber, watch = Subscriber(memsync, "end"), memsync.watch("*")
     memsync.subscribe("*", lambda key, value, entry: None, lambda key: None)
-    everything, line = Ear(memsync), memsync.runtime.link._line
+    everything, line = Subscriber(memsync), memsync.runtime.link._line
 
     for number, message in enumerate(MESSAGES[kind], 1):
         for channel in CHANNELS:
             redis.publish(b"0:task-sentinel/" + channel, message.replace(HEADER, header(number)))
     publish(other, {"end": 1})
 
-    ear.hears("end", 1)
-    everything.hears("end", 1)
+    subscriber.wait_for("end", 1)
+    everything.wait_for("end", 1)
     eventually(lambda: watch.get(timeout=5).key == "task-sentinel/end", timeout=60)
     assert memsync.runtime.link._line is line
 
@@ -70,27 +70,28 @@ def test_what_somebody_else_publishes_stops_no_subscriber(memsync, other, redis,
 @pytest.mark.parametrize("body", [
     b"", b"garbage", b"\xff", b"[" * 100_000, HUGE, b'{"__type__":[],"__value__":1}',
     b'{"__type__":"decimal","__value__":"x"}', b'{"__type__":"datetime","__value__":5}'], ids=lambda body: body[:30])
-def test_a_counter_that_can_not_be_read_stops_nobody(memsync, other, redis, body):
-    ear = Ear(memsync, "coordination/metrics")
+def test_unreadable_counter_stops_no_subscriber(memsync, other, redis, body):
+    subscriber = Subscriber(memsync, "coordination/metrics")
     redis.hset(keys.metrics, "odd", body)
 
     other.increment_metrics(done=1)
     other.force_sync()
 
-    eventually(lambda: ear.of("coordination/metrics") and ear.of("coordination/metrics")[-1]["done"] == 1)
+    received = subscriber.of
+    eventually(lambda: (rows := received("coordination/metrics")) and rows[-1]["done"] == 1)
     assert memsync.get_coordination_metrics()["odd"] in (None, int(HUGE))
 
 
 def test_a_message_that_claims_to_be_of_the_future_does_not_hide_what_is_true(memsync, other, redis):
-    ear = Ear(memsync)
+    subscriber = Subscriber(memsync)
     future = b"1\n99 - - 0 4102444800000 60000 0 x.1 w\n\"forged\""
 
     redis.publish("0:task-sentinel/a", future)
     publish(other, {"a": 1})
     publish(other, {"end": 1})
 
-    ear.hears("end", 1)
-    ear.hears("a", 1)
+    subscriber.wait_for("end", 1)
+    subscriber.wait_for("a", 1)
 
 
 @pytest.mark.parametrize("spoil", [
@@ -103,14 +104,14 @@ def test_a_message_that_claims_to_be_of_the_future_does_not_hide_what_is_true(me
     lambda redis: redis.set(keys.task("t1"), b"\xff\n" * 50),
     lambda redis: [redis.set(key, "x") for key in (keys.agents("t1"), keys.pending, keys.about)],
 ])
-def test_garbage_in_the_indexes_does_not_keep_who_was_cut_off_from_catching_up(memsync, other, redis, spoil):
+def test_subscriber_catches_up_despite_garbage_in_the_indexes(memsync, other, redis, spoil):
     other.sync_task_state("t1", {"x": 1})
     other.sync_worker_status("w1", "up")
     publish(other, {"a": 1})
     spoil(redis)
-    ear = Ear(memsync)
+    subscriber = Subscriber(memsync)
 
     cut_off(memsync, redis, meanwhile=lambda: publish(other, {"a": 2}))
 
-    ear.hears("a", 2)
+    subscriber.wait_for("a", 2)
     assert "task-sentinel/a" in memsync.search("*")

@@ -1,4 +1,4 @@
-"""Subscriptions while connections break, Redis is away, hangs or forgets: nothing that has moved on is missed."""
+"""Subscriptions miss no change while connections break and Redis is away, hangs or loses data."""
 from __future__ import annotations
 
 import random
@@ -9,10 +9,10 @@ import pytest
 
 from celery_memsync.models.task import TaskRun
 from celery_memsync.reading import subscriptions
-from tests.support.ear import GONE, Ear, caught_up, cut_off
 from tests.support.publishing import publish
 from tests.support.redis_server import RedisServer
 from tests.support.runs import run_key
+from tests.support.subscriber import INVALIDATED, Subscriber, caught_up, cut_off
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("fast_polling")
@@ -22,7 +22,7 @@ RUN = run_key(0, 1_700_000_000.0)
 
 @pytest.fixture
 def pair(make_memsync, own_server):
-    """One who hears and one who tells, on a server of their own."""
+    """A manager that subscribes and one that writes, on a server of their own."""
     return make_memsync(url=own_server.url), make_memsync(url=own_server.url, batch_interval=60.0)
 
 
@@ -45,9 +45,9 @@ def moved_on(other):
     other.force_sync(timeout=20)
 
 
-#: What was told before, and what is told of it after :func:`moved_on` was not heard.
+#: Keys that were received before, and what is received after :func:`moved_on` was missed.
 MOVES = {
-    "unmoved": [], "moved": [2], "new": [2], "deleted": [GONE], "tasks/t1/state": [{"x": 2}],
+    "unmoved": [], "moved": [2], "new": [2], "deleted": [INVALIDATED], "tasks/t1/state": [{"x": 2}],
     "tasks/t1/agents/coder": [2], "workers/w1/status": ["down"], "tasks/t2/state": [],
 }
 
@@ -67,74 +67,74 @@ def until_it_has_tried_often(memsync):
 
 # -- a connection that breaks
 
-@pytest.mark.parametrize("heard", [True, False])
-def test_after_a_broken_connection_what_moved_on_is_told_once_and_nothing_else(memsync, other, redis, heard):
-    if heard:
-        ear = Ear(memsync, invalidate=False)
+@pytest.mark.parametrize("known", [True, False])
+def test_changes_missed_by_a_broken_connection_are_delivered_once(memsync, other, redis, known):
+    if known:
+        subscriber = Subscriber(memsync, invalidate=False)
         set_the_scene(other)
-        ear.hears("deleted", 1)
+        subscriber.wait_for("deleted", 1)
     else:
         set_the_scene(other)
-        ear = Ear(memsync, invalidate=False)
-    gone = []
-    memsync.subscribe("*", on_invalidate=gone.append)
+        subscriber = Subscriber(memsync, invalidate=False)
+    invalidated = []
+    memsync.subscribe("*", on_invalidate=invalidated.append)
     caught_up(memsync)
-    ear.heard.clear()
+    subscriber.received.clear()
 
     cut_off(memsync, redis, meanwhile=lambda: moved_on(other))
     publish(other, {"end": 1})
 
-    ear.hears("end", 1)
-    for key, told in MOVES.items():
-        assert ear.of(key) == [value for value in told if value != GONE], key
-    eventually(lambda: "task-sentinel/deleted" in gone)
-    assert ear.never_goes_back()
+    subscriber.wait_for("end", 1)
+    for key, values in MOVES.items():
+        assert subscriber.of(key) == [value for value in values if value != INVALIDATED], key
+    eventually(lambda: "task-sentinel/deleted" in invalidated)
+    assert subscriber.never_goes_back()
 
 
 def test_a_task_of_which_a_part_was_deleted_has_not_moved_on(memsync, other, redis):
-    ear = Ear(memsync, invalidate=False)
+    subscriber = Subscriber(memsync, invalidate=False)
     other.sync_task_run("t1", TaskRun("STARTED"), RUN)
     other.sync_task_state("t1", {"x": 1})
     other.force_sync()
     other.delete("tasks/t1/state")
     other.force_sync()
-    ear.hears("tasks/t1/state", {"status": "STARTED", "retries": 0})
-    ear.hears("coordination/metrics", {"total": 1})
-    ear.heard.clear()
+    subscriber.wait_for("tasks/t1/state", {"status": "STARTED", "retries": 0})
+    subscriber.wait_for("coordination/metrics", {"total": 1})
+    subscriber.received.clear()
 
     cut_off(memsync, redis)
     publish(other, {"end": 1})
 
-    ear.hears("end", 1)
-    assert ear.of("tasks/t1/state") == []
+    subscriber.wait_for("end", 1)
+    assert subscriber.of("tasks/t1/state") == []
 
 
-def test_what_was_told_is_invalidated_once_when_the_connection_is_lost(pair, own_server):
+def test_received_keys_are_invalidated_once_when_the_connection_is_lost(pair, own_server):
     memsync, other = pair
     publish(other, {"before": 1})
-    ear = Ear(memsync)
+    subscriber = Subscriber(memsync)
     publish(other, {"a": 1, "b": 1})
-    ear.hears("b", 1)
+    subscriber.wait_for("b", 1)
     caught_up(memsync)
 
     own_server.stop()
     until_it_has_tried_often(memsync)
 
-    assert ear.heard[:2] == [("a", 1), ("b", 1)]
-    assert sorted(ear.heard[2:]) == [("a", GONE), ("b", GONE)]
+    assert subscriber.received[:2] == [("a", 1), ("b", 1)]
+    assert sorted(subscriber.received[2:]) == [("a", INVALIDATED), ("b", INVALIDATED)]
 
 
 def test_a_copy_that_may_be_outdated_is_invalidated_and_its_key_is_delivered_again(memsync, other, redis):
     publish(other, {"a": 1, "b": 1})
-    ear, beside = Ear(memsync, "a"), Ear(memsync, "b", invalidate=False)
+    subscriber, beside = Subscriber(memsync, "a"), Subscriber(memsync, "b", invalidate=False)
     memsync.read("a")
     memsync.read("b")
 
     cut_off(memsync, redis)
 
-    ear.hears("a", 1)
-    assert ear.of("a") == [GONE, 1]
-    assert beside.heard == []
+    subscriber.wait_for("a", 1)
+    assert subscriber.of("a") == [INVALIDATED, 1]
+    assert beside.received == []
 
 
 @pytest.mark.slow
@@ -142,18 +142,19 @@ def test_a_connection_that_breaks_during_the_first_look_loses_nothing(memsync, o
     for number in range(6000):
         other.sync_task_state(f"t{number}", {"x": 1})
     publish(other, {"a": 1})
-    ear = Ear(memsync)
+    subscriber = Subscriber(memsync)
 
     redis.client_kill_filter(_type="pubsub")
     publish(other, {"a": 2})
 
-    eventually(lambda: ear.of("a") == [2], timeout=60)
+    eventually(lambda: subscriber.of("a") == [2], timeout=60)
 
 
 @pytest.mark.slow
 def test_connections_that_break_again_and_again_lose_nothing(pair, own_server):
     memsync, other = pair
-    ears = [Ear(memsync, pattern, invalidate=False) for pattern in ("*", "a/*", "a/[0-4]")]
+    subscribers = [
+        Subscriber(memsync, pattern, invalidate=False) for pattern in ("*", "a/*", "a/[0-4]")]
     keys, stop = [f"a/{number}" for number in range(5)], threading.Event()
 
     def cut():
@@ -169,27 +170,27 @@ def test_connections_that_break_again_and_again_lose_nothing(pair, own_server):
     stop.set()
     cutting.join()
 
-    for ear in ears:
+    for subscriber in subscribers:
         for key in keys:
-            ear.hears(key, "last")
-        assert ear.never_goes_back()
+            subscriber.wait_for(key, "last")
+        assert subscriber.never_goes_back()
 
 
 # -- a Redis that is away
 
-def test_who_subscribes_while_redis_is_away_is_told_of_all_there_is_when_it_is_back(make_memsync, lasting):
+def test_subscription_made_while_redis_is_away_receives_all_keys_later(make_memsync, lasting):
     other = make_memsync(url=lasting.url, batch_interval=60.0)
     publish(other, {"a": 1, "b": 1})
     lasting.stop()
     memsync = make_memsync(url=lasting.url)
-    ear = Ear(memsync)
+    subscriber = Subscriber(memsync)
 
     lasting.start()
     caught_up(memsync)
     publish(other, {"end": 1})
 
-    ear.hears("end", 1)
-    assert sorted(ear.heard[:-1]) == [("a", 1), ("b", 1)]
+    subscriber.wait_for("end", 1)
+    assert sorted(subscriber.received[:-1]) == [("a", 1), ("b", 1)]
 
 
 @pytest.mark.slow
@@ -208,27 +209,27 @@ def test_to_subscribe_while_redis_is_away_neither_raises_nor_takes_long(make_mem
 
 
 @pytest.mark.slow
-def test_what_changes_after_subscribe_has_given_up_waiting_is_told(pair, own_server, monkeypatch):
+def test_change_after_subscribe_timed_out_is_delivered(pair, own_server, monkeypatch):
     memsync, other = pair
-    Ear(memsync, "x")
+    Subscriber(memsync, "x")
     own_server.stop()
     until_it_has_tried_often(memsync)
     own_server.start()
     monkeypatch.setattr(subscriptions, "CONFIRM_TIMEOUT", 0.01)
 
-    ear = Ear(memsync, "a")
+    subscriber = Subscriber(memsync, "a")
     publish(other, {"a": 1})
 
-    ear.hears("a", 1)
+    subscriber.wait_for("a", 1)
 
 
-def test_after_a_restart_with_its_data_what_moved_on_is_told_once_and_nothing_else(make_memsync, lasting):
+def test_changes_during_a_restart_with_data_are_delivered_once(make_memsync, lasting):
     memsync, other = make_memsync(url=lasting.url), make_memsync(url=lasting.url, batch_interval=60.0)
-    ear = Ear(memsync, invalidate=False)
+    subscriber = Subscriber(memsync, invalidate=False)
     set_the_scene(other)
-    ear.hears("deleted", 1)
+    subscriber.wait_for("deleted", 1)
     caught_up(memsync)
-    ear.heard.clear()
+    subscriber.received.clear()
     stopped_at = time.monotonic()
 
     lasting.stop()
@@ -237,18 +238,18 @@ def test_after_a_restart_with_its_data_what_moved_on_is_told_once_and_nothing_el
     caught_up(memsync, since=stopped_at)
     publish(other, {"end": 1})
 
-    ear.hears("end", 1)
-    for key, told in MOVES.items():
-        assert ear.of(key) == [value for value in told if value != GONE], key
+    subscriber.wait_for("end", 1)
+    for key, values in MOVES.items():
+        assert subscriber.of(key) == [value for value in values if value != INVALIDATED], key
 
 
-def test_after_a_restart_without_its_data_what_was_there_is_invalidated_and_then_what_is_new_is_told(pair, own_server):
+def test_restart_without_data_invalidates_old_keys_and_delivers_new_ones(pair, own_server):
     memsync, other = pair
     publish(other, {"before": 1})
-    ear = Ear(memsync)
+    subscriber = Subscriber(memsync)
     for value in range(3):
         publish(other, {"a": value, "b": value})
-    ear.hears("b", 2)
+    subscriber.wait_for("b", 2)
     caught_up(memsync)
 
     own_server.kill()
@@ -256,42 +257,42 @@ def test_after_a_restart_without_its_data_what_was_there_is_invalidated_and_then
     publish(other, {"b": "new"})
 
     for key in ("before", "a"):
-        ear.hears(key, GONE)
-    ear.hears("b", "new")
-    assert ear.of("b")[-2:] == [GONE, "new"]
+        subscriber.wait_for(key, INVALIDATED)
+    subscriber.wait_for("b", "new")
+    assert subscriber.of("b")[-2:] == [INVALIDATED, "new"]
 
 
-def test_a_redis_that_is_back_with_older_data_is_believed(make_memsync, lasting):
+def test_older_data_after_a_restart_is_delivered(make_memsync, lasting):
     memsync, other = make_memsync(url=lasting.url), make_memsync(url=lasting.url, batch_interval=60.0)
-    ear = Ear(memsync)
+    subscriber = Subscriber(memsync)
     publish(other, {"a": "old"})
     with lasting.client() as redis:
         redis.save()
     for number in range(3):
         publish(other, {"a": number})
-    ear.hears("a", 2)
+    subscriber.wait_for("a", 2)
 
     lasting.kill()
     lasting.start()
 
-    ear.hears("a", "old")
-    assert ear.of("a")[-2:] == [GONE, "old"]
+    subscriber.wait_for("a", "old")
+    assert subscriber.of("a")[-2:] == [INVALIDATED, "old"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.5, 3])
 def test_a_redis_that_is_paused_loses_nothing(pair, own_server, seconds):
     memsync, other = pair
-    ear = Ear(memsync)
+    subscriber = Subscriber(memsync)
     publish(other, {"a": 1})
-    ear.hears("a", 1)
+    subscriber.wait_for("a", 1)
 
     with own_server.client() as redis:
         redis.client_pause(int(seconds * 1000))
-    late = Ear(memsync)
+    late = Subscriber(memsync)
     publish(other, {"a": 2, "b": 2})
 
-    for one in (ear, late):
-        one.hears("a", 2)
-        one.hears("b", 2)
+    for one in (subscriber, late):
+        one.wait_for("a", 2)
+        one.wait_for("b", 2)
         assert one.never_goes_back()

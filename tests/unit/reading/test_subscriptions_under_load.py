@@ -8,10 +8,10 @@ import threading
 
 import pytest
 
-from tests.support.ear import Ear, short
 from tests.support.paths import ROOT
 from tests.support.publishing import publish
 from tests.support.redis_server import free_port
+from tests.support.subscriber import Subscriber, short
 from tests.support.waiting import eventually
 
 
@@ -31,32 +31,33 @@ def run_all(acts):
 
 
 def test_a_slow_handler_delays_only_itself_and_gets_the_newest(memsync, other):
-    slow, quick = Ear(memsync), Ear(memsync)
+    slow, quick = Subscriber(memsync), Subscriber(memsync)
     slow.keep_busy(other)
 
     for number in range(20):
         publish(other, {"a": number})
-        quick.hears("a", number)
+        quick.wait_for("a", number)
     slow.free.set()
 
-    slow.hears("a", 19)
+    slow.wait_for("a", 19)
     assert slow.of("a") == [19]
 
 
 def test_a_key_that_changes_all_the_time_has_its_turn_with_a_slow_handler(memsync, other):
-    told, turn = [], threading.Semaphore(0)
-    memsync.subscribe("*", lambda key, value: (told.append(short(key)), turn.acquire(timeout=60)))
-    quick = Ear(memsync)
+    received, turn = [], threading.Semaphore(0)
+    memsync.subscribe(
+        "*", lambda key, value: (received.append(short(key)), turn.acquire(timeout=60)))
+    quick = Subscriber(memsync)
 
     for number in range(10):
         publish(other, {"restless": number, f"calm-{number}": 1})
         publish(other, {"restless": f"{number} again"})
-        quick.hears("restless", f"{number} again")
-        eventually(lambda: len(told) > number)
+        quick.wait_for("restless", f"{number} again")
+        eventually(lambda: len(received) > number)
         turn.release()
     turn.release(100)
 
-    assert "restless" in told[1:10]
+    assert "restless" in received[1:10]
 
 
 # -- handlers that raise
@@ -70,45 +71,45 @@ def test_a_handler_that_raises_is_logged_and_all_else_goes_on(memsync, other, ca
         raise error("of the handler")
 
     memsync.subscribe("*", broken, broken)
-    ear = Ear(memsync)
+    subscriber = Subscriber(memsync)
 
     publish(other, {"a": 1, "b": 1})
     other.delete("a")
     publish(other, {"c": 1})
 
-    ear.hears("c", 1)
+    subscriber.wait_for("c", 1)
     eventually(lambda: "task-sentinel/c" in calls)
     assert {short(key) for key in calls} == {"a", "b", "c"}
     assert "of the handler" in caplog.text
 
 
-def test_an_event_handler_that_raises_does_not_keep_a_change_from_anybody(memsync, other):
+def test_event_handler_that_raises_does_not_stop_a_delivery(memsync, other):
     memsync.on("change", lambda **details: 1 / 0)
-    ear = Ear(memsync)
+    subscriber = Subscriber(memsync)
 
     publish(other, {"a": 1, "b": 2})
 
-    ear.hears("b", 2)
-    assert ear.heard == [("a", 1), ("b", 2)]
+    subscriber.wait_for("b", 2)
+    assert subscriber.received == [("a", 1), ("b", 2)]
 
 
 # -- many threads
 
 @pytest.mark.slow
-def test_who_subscribes_again_and_again_misses_nothing(memsync, other):
+def test_repeated_subscriptions_miss_no_change(memsync, other):
     numbers, turn, missed = iter(range(1, 10_000)), threading.Lock(), []
 
     def again():
         for _ in range(40):
-            told = []
-            one = memsync.subscribe("a", lambda key, value: told.append(value))
+            received = []
+            one = memsync.subscribe("a", lambda key, value: received.append(value))
             with turn:
                 number = next(numbers)
                 publish(other, {"a": number})
             try:
-                eventually(lambda: told and told[-1] >= number)
+                eventually(lambda: received and received[-1] >= number)
             except AssertionError:
-                missed.append((number, told))
+                missed.append((number, received))
             memsync.unsubscribe(one)
 
     run_all([again] * 4)
@@ -117,9 +118,9 @@ def test_who_subscribes_again_and_again_misses_nothing(memsync, other):
     assert memsync.get_metrics()["subscriptions"] == 0
 
 
-def test_who_subscribes_while_all_is_moving_ends_at_the_last_value(make_memsync):
+def test_subscription_made_during_writes_ends_at_the_last_value(make_memsync):
     writer, readers = make_memsync(batch_interval=0.001), [make_memsync(), make_memsync()]
-    ears, stop = [], threading.Event()
+    subscribers, stop = [], threading.Event()
     keys = [f"a/{number}" for number in range(5)]
 
     def write():
@@ -130,7 +131,7 @@ def test_who_subscribes_while_all_is_moving_ends_at_the_last_value(make_memsync)
 
     def subscribe(memsync, pattern):
         for _ in range(8):
-            ears.append(Ear(memsync, pattern))
+            subscribers.append(Subscriber(memsync, pattern))
 
     moving = threading.Thread(target=write)
     moving.start()
@@ -139,18 +140,18 @@ def test_who_subscribes_while_all_is_moving_ends_at_the_last_value(make_memsync)
     moving.join()
     publish(writer, dict.fromkeys(keys, "last"))
 
-    assert len(ears) == 32
-    for ear in ears:
+    assert len(subscribers) == 32
+    for subscriber in subscribers:
         for key in keys:
-            ear.hears(key, "last")
-        assert ear.never_goes_back()
+            subscriber.wait_for(key, "last")
+        assert subscriber.never_goes_back()
 
 
-def test_a_read_in_a_handler_is_never_older_than_what_is_told(memsync, other):
-    older, told, stop = [], [], threading.Event()
+def test_read_in_a_handler_is_never_older_than_its_change(memsync, other):
+    older, received, stop = [], [], threading.Event()
 
     def compare(key, value):
-        told.append(value)
+        received.append(value)
         if memsync.read(key) < value:
             older.append(value)
 
@@ -163,7 +164,7 @@ def test_a_read_in_a_handler_is_never_older_than_what_is_told(memsync, other):
     reading.start()
     for number in range(300):
         publish(other, {"a": number})
-    eventually(lambda: told[-1:] == [299])
+    eventually(lambda: received[-1:] == [299])
     stop.set()
     reading.join()
 
@@ -175,10 +176,10 @@ def test_a_read_in_a_handler_is_never_older_than_what_is_told(memsync, other):
 def test_shutdown_ends_all_threads(make_memsync):
     before = our_threads()
     memsync = make_memsync()
-    ears = [Ear(memsync, pattern) for pattern in ("*", "a", "b/*")]
+    subscribers = [Subscriber(memsync, pattern) for pattern in ("*", "a", "b/*")]
     watch = memsync.watch("*")
     publish(memsync, {"a": 1})
-    ears[0].hears("a", 1)
+    subscribers[0].wait_for("a", 1)
     running = our_threads()
 
     memsync.shutdown()
@@ -193,12 +194,12 @@ ENDING = """
 import sys, threading, time
 from celery_memsync import MemorySyncManager
 memsync = MemorySyncManager("ends", url=sys.argv[1])
-heard = threading.Event()
+received = threading.Event()
 watch = memsync.watch("*")
 threading.Thread(target=list, args=(watch,), daemon=True).start()
-memsync.subscribe("*", lambda key, value: (heard.set(), {handler}), print)
+memsync.subscribe("*", lambda key, value: (received.set(), {handler}), print)
 memsync.write("a", 1)
-heard.wait(float(sys.argv[2]))
+received.wait(float(sys.argv[2]))
 """
 
 
@@ -236,23 +237,23 @@ def in_child(act):
 
 
 def test_a_forked_child_has_no_subscriptions_and_its_parents_go_on(memsync, other):
-    ear, child = Ear(memsync), []
+    subscriber, child = Subscriber(memsync), []
     publish(other, {"a": 1})
-    ear.hears("a", 1)
+    subscriber.wait_for("a", 1)
 
     def of_child():
         before = memsync.get_metrics()["subscriptions"]
-        known = memsync.unsubscribe(ear.id)
-        own = Ear(memsync, "from-child")
+        known = memsync.unsubscribe(subscriber.id)
+        own = Subscriber(memsync, "from-child")
         publish(memsync, {"from-child": 1})
-        own.hears("from-child", 1)
-        heard = list(ear.heard)
+        own.wait_for("from-child", 1)
+        received = list(subscriber.received)
         memsync.shutdown()
-        return before, known, own.heard, heard
+        return before, known, own.received, received
 
     child.append(in_child(of_child))
     publish(other, {"b": 2})
 
-    ear.hears("b", 2)
+    subscriber.wait_for("b", 2)
     assert child == [repr((0, False, [("from-child", 1)], [("a", 1)]))]
-    assert ear.heard == [("a", 1), ("from-child", 1), ("b", 2)]
+    assert subscriber.received == [("a", 1), ("from-child", 1), ("b", 2)]

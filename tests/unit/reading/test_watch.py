@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from celery_memsync import InvalidKey, InvalidValue, MemorySyncManager
-from tests.support.ear import Ear, cut_off, short
 from tests.support.publishing import publish
+from tests.support.subscriber import Subscriber, cut_off, short
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("fast_polling")
@@ -53,7 +53,7 @@ def test_a_change_is_key_value_and_entry(memsync, other):
     assert entry == other.read_entry("tasks/t1/state", consistent=True)
 
 
-def test_what_was_there_before_is_not_told_and_own_writes_are(memsync, other):
+def test_watch_yields_own_writes_and_no_values_from_before_it(memsync, other):
     publish(other, {"a": 1})
     watch = memsync.watch("*")
 
@@ -64,10 +64,10 @@ def test_what_was_there_before_is_not_told_and_own_writes_are(memsync, other):
 
 
 def test_only_the_newest_of_each_key_waits(memsync, other):
-    watch, ear = memsync.watch("*"), Ear(memsync)
+    watch, subscriber = memsync.watch("*"), Subscriber(memsync)
     for value in range(10):
         publish(other, {"a": value, "b": value})
-    ear.hears("b", 9)
+    subscriber.wait_for("b", 9)
 
     changes = [watch.get(timeout=5), watch.get(timeout=5), watch.get(timeout=0)]
 
@@ -93,15 +93,15 @@ def test_the_end_of_a_key_is_a_change_without_a_value(memsync, other, end):
         "task-sentinel/a", None, None)
 
 
-def test_a_key_that_was_gone_meanwhile_is_told_as_gone_before_it_is_told_as_new(memsync, other, redis):
-    watch, ear = memsync.watch("a"), Ear(memsync)
+def test_recreated_key_is_yielded_as_deleted_and_then_as_new(memsync, other, redis):
+    watch, subscriber = memsync.watch("a"), Subscriber(memsync)
     for value in range(3):
         publish(other, {"a": value})
         assert watch.get(timeout=10).value == value
 
     redis.delete("task-sentinel/a")
     publish(other, {"a": "new"})
-    ear.hears("a", "new")
+    subscriber.wait_for("a", "new")
 
     changes = [watch.get(timeout=5), watch.get(timeout=5)]
     assert [change and change.value for change in changes] == [None, "new"]
@@ -124,10 +124,10 @@ def test_a_loop_ends_when_nothing_changes_for_its_timeout(memsync, other):
 def test_a_loop_that_has_ended_can_go_on(memsync, other):
     watch = memsync.watch("*", timeout=0.1)
     first = list(watch)
-    ear = Ear(memsync)
+    subscriber = Subscriber(memsync)
 
     publish(other, {"a": 1})
-    ear.hears("a", 1)
+    subscriber.wait_for("a", 1)
 
     assert first == []
     assert [change.value for change in watch] == [1]
@@ -202,7 +202,7 @@ def test_every_change_goes_to_one_of_those_that_share_a_watch(memsync, other):
     assert sorted(value for one in sharing for _, value in one.got) == list(range(200))
 
 
-def test_who_shares_a_watch_does_not_wait_for_one_that_is_slow(memsync, other):
+def test_consumer_of_a_shared_watch_does_not_wait_for_a_slow_one(memsync, other):
     watch, got, slow = memsync.watch("*"), [], threading.Event()
 
     def consume():
@@ -231,10 +231,10 @@ def test_a_watch_ends_with_its_block(memsync, other):
     assert watch.get() is None
 
 
-def test_what_waits_when_a_watch_ends_is_not_told(memsync, other):
-    watch, ear = memsync.watch("*"), Ear(memsync)
+def test_closed_watch_drops_its_pending_changes(memsync, other):
+    watch, subscriber = memsync.watch("*"), Subscriber(memsync)
     publish(other, {"a": 1})
-    ear.hears("a", 1)
+    subscriber.wait_for("a", 1)
 
     watch.close()
     watch.close()
@@ -242,36 +242,37 @@ def test_what_waits_when_a_watch_ends_is_not_told(memsync, other):
     assert watch.get(timeout=0) is None
 
 
-def test_events_tell_of_watches(memsync):
-    told = []
+def test_events_show_watches(memsync):
+    emitted = []
     for name in ("subscribed", "unsubscribed"):
-        memsync.on(name, lambda name=name, **details: told.append((name, details)))
+        memsync.on(name, lambda name=name, **details: emitted.append((name, details)))
 
     with memsync.watch("a") as watch:
         pass
     assert memsync.events.wait_idle(5)
 
     about = {"id": watch.id, "pattern": "task-sentinel/a"}
-    assert told == [("subscribed", about), ("unsubscribed", about)]
+    assert emitted == [("subscribed", about), ("unsubscribed", about)]
 
 
 # -- trouble
 
 @pytest.mark.slow
-def test_a_watch_tells_after_a_broken_connection_what_moved_on(memsync, other, redis):
+def test_watch_yields_the_changes_missed_by_a_broken_connection(memsync, other, redis):
     watch = memsync.watch("*")
-    publish(other, {"a": 1, "unmoved": 1, "gone": 1})
+    publish(other, {"a": 1, "unmoved": 1, "deleted": 1})
     before = [watch.get(timeout=10).value for _ in range(3)]
 
     def move_on():
-        other.delete("gone")
+        other.delete("deleted")
         publish(other, {"a": 2})
 
     cut_off(memsync, redis, meanwhile=move_on)
 
     after = [watch.get(timeout=10), watch.get(timeout=10), watch.get(timeout=0.5)]
     assert before == [1, 1, 1]
-    assert sorted((short(change.key), change.value) for change in after[:2]) == [("a", 2), ("gone", None)]
+    changes = sorted((short(change.key), change.value) for change in after[:2])
+    assert changes == [("a", 2), ("deleted", None)]
     assert after[2] is None
 
 
@@ -290,9 +291,10 @@ def test_a_watch_that_is_waited_for_outlives_a_restart_of_redis(make_memsync, ow
 @pytest.mark.slow
 def test_get_keeps_to_its_timeout_while_what_has_changed_can_not_be_read(make_memsync, own_server):
     memsync, other = make_memsync(url=own_server.url), make_memsync(url=own_server.url, batch_interval=60.0)
-    watch, ear, got = memsync.watch("coordination/queue"), Ear(memsync, "coordination/queue"), []
+    watch, got = memsync.watch("coordination/queue"), []
+    subscriber = Subscriber(memsync, "coordination/queue")
     other.enqueue("t1")
-    eventually(lambda: ear.heard)
+    eventually(lambda: subscriber.received)
     getting = threading.Thread(target=lambda: got.append(watch.get(timeout=0.1)), daemon=True)
 
     own_server.pause()
@@ -305,7 +307,7 @@ def test_get_keeps_to_its_timeout_while_what_has_changed_can_not_be_read(make_me
 
 
 def test_a_watch_keeps_the_manager_alive_that_made_it(redis_url, other):
-    watch = MemorySyncManager("nobody-keeps-it", url=redis_url).watch("a", timeout=10)
+    watch = MemorySyncManager("not-referenced", url=redis_url).watch("a", timeout=10)
     gc.collect()
 
     publish(other, {"a": 1})

@@ -10,7 +10,7 @@ import redis as redis_py
 from celery_memsync import MemorySyncManager, StoreError
 from celery_memsync.store.acl import CHANNELS, COMMANDS, KEYS, rules
 from tests.support.paths import ROOT
-from tests.support.redis_server import RedisServer, tested_server
+from tests.support.redis_server import RedisServer, server_binary
 from tests.support.samples import NAMESPACE, use_everything
 from tests.support.topologies import system_server
 
@@ -18,7 +18,7 @@ from tests.support.topologies import system_server
 @pytest.fixture(scope="module", params=["tested", "of the system"])
 def guarded(request, tmp_path_factory):
     """A redis-server whose users are made by the tests."""
-    binary = system_server() if request.param == "of the system" else tested_server()
+    binary = system_server() if request.param == "of the system" else server_binary()
     if binary is None:
         pytest.skip("there is no redis-server of the system")
     server = RedisServer(tmp_path_factory.mktemp("guarded"), binary=binary).start()
@@ -29,10 +29,11 @@ def guarded(request, tmp_path_factory):
 @pytest.fixture
 def grant(guarded):
     """Gives the user rights, and no others; returns the URL of that user."""
-    def grant(*words):
+    def grant(*rules):
         client = guarded.client()
         client.execute_command("ACL", "DELUSER", "app")
-        client.execute_command("ACL", "SETUSER", "app", "on", ">secret", "resetkeys", "resetchannels", "-@all", *words)
+        client.execute_command(
+            "ACL", "SETUSER", "app", "on", ">secret", "resetkeys", "resetchannels", "-@all", *rules)
         client.execute_command("ACL", "LOG", "RESET")
         client.flushall()
         return guarded.url.replace("redis://", "redis://app:secret@")
@@ -40,12 +41,12 @@ def grant(guarded):
 
 
 def refusals(server):
-    """Return what Redis refused, but for the version that redis-py tells of itself."""
-    told = [str(row["object"]) for row in server.client().acl_log()]
-    return [what for what in told if what not in ("client", "client|setinfo")]
+    """Return what Redis refused, except that redis-py reports its version."""
+    refused = [str(row["object"]) for row in server.client().acl_log()]
+    return [what for what in refused if what not in ("client", "client|setinfo")]
 
 
-def test_everything_works_with_the_rights_that_are_told_and_nothing_is_refused(guarded, grant):
+def test_documented_rights_are_enough_for_everything(guarded, grant):
     url = grant(*rules(NAMESPACE))
     with MemorySyncManager("w1", url, batch_interval=60.0) as memsync, MemorySyncManager("w2", url) as other:
 
@@ -57,15 +58,15 @@ def test_everything_works_with_the_rights_that_are_told_and_nothing_is_refused(g
 
 @pytest.mark.parametrize("right", COMMANDS)
 def test_a_command_that_is_not_allowed_is_named(grant, right):
-    url = grant(*(word for word in rules(NAMESPACE) if word != f"+{right}"))
+    url = grant(*(rule for rule in rules(NAMESPACE) if rule != f"+{right}"))
     with MemorySyncManager("w1", url) as memsync:
 
         assert memsync.runtime.store.check_rights() == ([right], [])
 
 
-@pytest.mark.parametrize("word, right", [(f"~{NAMESPACE}/*", KEYS), ("&*", CHANNELS)])
-def test_keys_and_channels_that_are_not_allowed_are_named(grant, word, right):
-    url = grant(*(rule for rule in rules(NAMESPACE) if rule != word))
+@pytest.mark.parametrize("missing, right", [(f"~{NAMESPACE}/*", KEYS), ("&*", CHANNELS)])
+def test_keys_and_channels_that_are_not_allowed_are_named(grant, missing, right):
+    url = grant(*(rule for rule in rules(NAMESPACE) if rule != missing))
     with MemorySyncManager("w1", url) as memsync:
 
         assert memsync.runtime.store.check_rights() == ([right], [])
@@ -86,19 +87,19 @@ def test_another_namespace_is_out_of_reach(grant):
             memsync.read("a")
 
 
-def test_no_right_is_told_that_nothing_needs():
+def test_no_documented_right_is_unused():
     scripts = "".join(path.read_text() for path in (ROOT / "celery_memsync" / "store" / "lua").glob("*.lua"))
     python = "".join(path.read_text() for name in ("store/*.py", "reading/listener.py")
                      for path in (ROOT / "celery_memsync").glob(name))
 
-    words = {word.lower() for word in re.findall(r'"([A-Z]+)"', scripts + python)}
-    words |= set(re.findall(r"(?:pipeline|client|redis)\.(\w+)\(", python)) | {"evalsha"}
+    commands = {name.lower() for name in re.findall(r'"([A-Z]+)"', scripts + python)}
+    commands |= set(re.findall(r"(?:pipeline|client|redis)\.(\w+)\(", python)) | {"evalsha"}
 
-    assert {one for one in COMMANDS if not set(one.replace("|", " ").split()) & words and
-            one.replace("|", "_") not in words} == set()
+    assert {one for one in COMMANDS if not set(one.replace("|", " ").split()) & commands and
+            one.replace("|", "_") not in commands} == set()
 
 
-def test_the_page_on_security_tells_all_rights():
+def test_security_page_shows_all_rights():
     page = (ROOT / "docs" / "howto" / "security.md").read_text()
 
     command = re.search(r"^\$ (redis-cli ACL SETUSER .*?)^```$", page, re.M | re.S).group(1)
@@ -106,7 +107,7 @@ def test_the_page_on_security_tells_all_rights():
     assert shlex.split(command.replace("\\\n", " "))[3:] == ["app", "on", ">secret", *rules(NAMESPACE)]
 
 
-def test_a_wrong_password_is_told_without_it(guarded, grant):
+def test_wrong_password_is_reported_without_the_password(guarded, grant):
     url = grant(*rules(NAMESPACE)).replace("secret", "geheim")
 
     with pytest.raises(StoreError, match="user or password") as caught:

@@ -69,7 +69,7 @@ def test_a_call_is_sent_again_when_its_connection_was_closed_by_the_server(redis
     assert client.get("a") == b"1"
 
 
-def test_a_redis_that_is_away_is_told_soon():
+def test_missing_redis_is_reported_soon():
     client = connect(f"redis://127.0.0.1:{free_port()}", {})
 
     with pytest.raises(redis_py.ConnectionError):
@@ -92,4 +92,4 @@ def test_a_read_that_is_under_way_at_shutdown_gets_its_answer(make_memsync, own_
         proxy.release()
 
         assert answer() == 1
-        assert len(proxy._asked) == 1
+        assert len(proxy._sent) == 1

@@ -32,7 +32,7 @@ def test_an_answer_sets_the_clock_with_half_the_round_trip_as_error():
     assert clock.at(20.0) == pytest.approx(1009.0)
 
 
-def test_the_answer_with_the_shortest_round_trip_is_believed():
+def test_answer_with_the_shortest_round_trip_sets_the_clock():
     clock = Clock()
 
     clock.learn(1000.0, asked=10.0, answered=10.2)
@@ -50,18 +50,18 @@ def test_a_better_answer_replaces_a_worse_one():
     assert clock.at(13.1) == pytest.approx(1002.5)
 
 
-@pytest.mark.parametrize("later, believed", [(100.0, 0.0), (1.0 / DRIFT, 0.4)])
-def test_an_old_measurement_gives_way_when_it_may_be_worse_because_clocks_drift(later, believed):
+@pytest.mark.parametrize("later, ahead", [(100.0, 0.0), (1.0 / DRIFT, 0.4)])
+def test_an_old_measurement_gives_way_when_it_may_be_worse_because_clocks_drift(later, ahead):
     clock = Clock()
 
     clock.learn(1000.0, asked=0.0, answered=0.0)
     clock.learn(1000.0 + later + 0.9, asked=later, answered=later + 1)
 
-    assert clock.at(later) == pytest.approx(1000.0 + later + believed)
+    assert clock.at(later) == pytest.approx(1000.0 + later + ahead)
 
 
 @pytest.mark.parametrize("step", [-3600.0, -2.0, 2.0, 3600.0])
-def test_a_clock_that_was_set_is_believed_at_once(step):
+def test_step_of_the_server_clock_is_followed_at_once(step):
     clock = Clock()
 
     clock.learn(1000.0, asked=10.0, answered=10.001)
@@ -77,15 +77,15 @@ def test_a_first_answer_that_was_slow_dates_nothing_wrongly(server, make_memsync
         proxy.hold(b"TIME")
         threading.Timer(0.8, proxy.release).start()
 
-        told_at = redis_time(redis)
+        written_at = redis_time(redis)
         memsync.write("a", 1)
         memsync.force_sync()
 
-        assert abs(other.read_entry("a").timestamp - told_at) < 0.25
+        assert abs(other.read_entry("a").timestamp - written_at) < 0.25
 
 
 @pytest.mark.parametrize("wrong", [3600.0, -3600.0, 1e8])
-def test_entries_carry_redis_time_whatever_the_host_believes(memsync, other, redis, wrong):
+def test_entries_carry_the_time_of_redis_despite_a_wrong_host_clock(memsync, other, redis, wrong):
     memsync.runtime.store.clock._offset += wrong
 
     before = redis_time(redis)
@@ -117,7 +117,7 @@ def test_a_pending_write_is_not_expired_by_a_wrong_host_clock(memsync):
     assert memsync.read("a") == 1
 
 
-def test_progress_is_told_on_redis_clock(memsync, other, redis):
+def test_progress_carries_the_time_of_redis(memsync, other, redis):
     memsync.runtime.store.clock._offset += 3600.0
     before = redis_time(redis)
 

@@ -1,4 +1,4 @@
-"""Which node has what, and who is asked for it."""
+"""Which node has which key, and from which node the slots are read."""
 from __future__ import annotations
 
 import random
@@ -8,7 +8,7 @@ import pytest
 from celery_memsync import MemorySyncManager, StoreError
 from celery_memsync.store.cluster_client import Cluster, slot_of
 from tests.support.redis_server import RedisServer, free_port
-from tests.support.topologies import ask, free_pair
+from tests.support.topologies import execute, free_pair
 
 ODD = ["}", "}x", "{", "{}", "}{", "a{b}c", "{a}{b}", "}}", "x}", "{a}", "{{a}}", "ö{ü}", ""]
 
@@ -25,35 +25,35 @@ def test_slots_are_counted_as_redis_does(tmp_path):
     server.start()
     keys = [*ODD, *("".join(random.choices("{}ab/", k=6)) for _ in range(200))]
     try:
-        counted = [ask(server, "CLUSTER", "KEYSLOT", key) for key in keys]
+        counted = [execute(server, "CLUSTER", "KEYSLOT", key) for key in keys]
     finally:
         server.kill()
 
     assert [slot_of(key) for key in keys] == counted
 
 
-def test_a_node_that_knows_no_better_is_not_the_only_one_that_is_asked():
-    asked = []
+def test_slots_are_read_from_more_than_one_node():
+    queried = []
 
     def answer(address, question):
-        asked.append(address[0])
+        queried.append(address[0])
         return rows_of("a", "b") if address[0] == "a" else rows_of("a", "c")
 
     cluster = Cluster([("a", 1), ("b", 1)], None, answer, "home")
     for _ in range(3):
         cluster.read_slots()
 
-    assert asked[0] == "a" and len(set(asked)) > 1
+    assert queried[0] == "a" and len(set(queried)) > 1
 
 
-def test_a_node_that_does_not_know_its_own_host_is_where_it_was_asked():
+def test_node_without_a_host_has_the_address_it_was_reached_at():
     cluster = Cluster([("a", 1)], None, lambda *_: [[0, 16383, [b"", 7, b"id"]]], "home")
 
     assert cluster.address_of("x") == ("a", 7)
 
 
 @pytest.mark.slow
-def test_a_cluster_that_is_away_is_told_to_who_asks_and_not_to_who_tells():
+def test_reads_and_not_buffered_writes_raise_while_a_cluster_is_away():
     with MemorySyncManager("w1", f"redis+cluster://127.0.0.1:{free_port()}") as memsync:
         memsync.sync_task_state("t1", {"x": 1})
 

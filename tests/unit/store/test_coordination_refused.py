@@ -65,7 +65,7 @@ def test_numbers_may_be_used_in_any_order(store, redis):
     assert (store.read_metrics(), remembered(redis, store, "metrics")) == ({"n": b"5"}, {1, 3, 5, 100, 128})
 
 
-def test_a_number_of_which_the_memory_is_too_short_is_not_used_again(store):
+def test_serial_that_redis_may_have_forgotten_is_not_used_again(store):
     for serial in (5, 5 + 128):
         store.change_coordination([add(serial, n=1)])
 
@@ -75,7 +75,7 @@ def test_a_number_of_which_the_memory_is_too_short_is_not_used_again(store):
     assert store.read_metrics() == {"n": b"2"}
 
 
-def test_what_is_older_than_the_memory_of_redis_is_not_sent(store, redis):
+def test_change_older_than_the_serials_kept_by_redis_is_not_sent(store, redis):
     changes = [add(1, n=1)._replace(since=time.monotonic() - MEMORY - 1), add(2, n=1)]
 
     results = store.change_coordination(changes)
@@ -95,12 +95,13 @@ def test_what_is_remembered_of_a_process_is_bounded_and_goes(store, redis):
 
 
 def test_a_second_try_names_the_counter_that_could_not_be_changed(store):
-    store.change_coordination([MetricsUpdate(1, 60.0, {"word": (b'"word"', 0)})])
+    store.change_coordination([MetricsUpdate(1, 60.0, {"text": (b'"text"', 0)})])
 
-    results = [store.change_coordination([add(2, word=1, n=1)])[0] for _ in range(2)]
+    results = [store.change_coordination([add(2, text=1, n=1)])[0] for _ in range(2)]
 
-    assert [(result.status, result.answer) for result in results] == [("ok", ["word"]), ("again", ["word"])]
-    assert store.read_metrics() == {"word": b'"word"', "n": b"1"}
+    assert [(result.status, result.answer) for result in results] == [
+        ("ok", ["text"]), ("again", ["text"])]
+    assert store.read_metrics() == {"text": b'"text"', "n": b"1"}
 
 
 # -- refusals
@@ -108,7 +109,8 @@ def test_a_second_try_names_the_counter_that_could_not_be_changed(store):
 @pytest.mark.parametrize("how", REFUSALS)
 def test_what_redis_refuses_is_an_error_of_that_change_and_nothing_is_done(own, own_server, how):
     changes = [
-        add(1, n=1, x=0.5), MetricsUpdate(2, 60.0, {"word": (b"5", 2)}), QueueReplacement(3, 60.0, {"pending": ["a"]}),
+        add(1, n=1, x=0.5), MetricsUpdate(2, 60.0, {"text": (b"5", 2)}),
+        QueueReplacement(3, 60.0, {"pending": ["a"]}),
     ]
 
     with refusing(own_server, how):
@@ -122,7 +124,7 @@ def test_what_redis_refuses_is_an_error_of_that_change_and_nothing_is_done(own, 
     assert all(isinstance(result.error, StoreError) for result in refused)
     assert (nothing, serials) == (({}, {"pending": [], "processing": []}), set())
     assert [result.status for result in done] == ["ok"] * 3
-    assert own.runtime.store.read_metrics() == {"n": b"1", "x": b"0.5", "word": b"7"}
+    assert own.runtime.store.read_metrics() == {"n": b"1", "x": b"0.5", "text": b"7"}
 
 
 @pytest.mark.parametrize("how", REFUSALS)
@@ -133,14 +135,14 @@ def test_what_was_refused_is_done_once_although_others_went_first(own, own_serve
     with refusing(own_server, how):
         for _ in range(5):
             own.increment_metrics(n=10)
-            own.sync_metrics({"word": "before"})
+            own.sync_metrics({"text": "before"})
             with pytest.raises(StoreError):
                 own.force_sync()
     own.sync_queue({"pending": ["a"]})
     own.enqueue("b")
     own.force_sync()
 
-    assert own.get_coordination_metrics() == {"n": 51, "word": "before"}
+    assert own.get_coordination_metrics() == {"n": 51, "text": "before"}
     assert own.get_queue()["pending"] == ["a", "b"]
     assert [own.runtime.writer.pending, own.get_metrics()["dropped"]] == [0, 0]
 

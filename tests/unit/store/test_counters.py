@@ -65,11 +65,12 @@ STEPS = {
     "set large, then added": ([set_to(n=2 ** 53 + 1), add(n=2)], {"n": 2 ** 53 + 3}),
     "set to a fraction, then added": ([set_to(x=0.5), add(x=2)], {"x": 2.5}),
     "set to many digits": ([set_to(n=12345678901234567890123)], {"n": 12345678901234567890123}),
-    "set to whatever": ([set_to(a=[], b={"c": [None]}, d="\u00e9")], {"a": [], "b": {"c": [None]}, "d": "\u00e9"}),
-    "a word, then added": ([set_to(n="word"), add(n=1, m=1)], {"n": "word", "m": 1}),
+    "set to anything": (
+        [set_to(a=[], b={"c": [None]}, d="\u00e9")], {"a": [], "b": {"c": [None]}, "d": "\u00e9"}),
+    "a text, then added": ([set_to(n="text"), add(n=1, m=1)], {"n": "text", "m": 1}),
     "yes, then added": ([set_to(n=True), add(n=1, m=1)], {"n": True, "m": 1}),
     "nothing known, then added": ([set_to(n=None), add(n=1, m=1)], {"n": None, "m": 1}),
-    "a word, then set, then added": ([set_to(n="word"), set_to(n=1), add(n=1)], {"n": 2}),
+    "a text, then set, then added": ([set_to(n="text"), set_to(n=1), add(n=1)], {"n": 2}),
     "names": ([lambda memsync: memsync.increment_metrics(**NAMES)], NAMES),
     "names of what is set": ([set_to(**NAMES)], NAMES),
     "numbers of other kinds": ([add(n=Figure.SEVEN, x=Share(0.5))] * 2, {"n": 14, "x": 1}),
@@ -94,9 +95,9 @@ def test_steps_of_several_processes_come_to_the_same_one_by_one(memsync, other, 
     steps, metrics = STEPS[name]
 
     for number, step in enumerate(steps):
-        teller = (memsync, other)[number % 2]
-        step(teller)
-        teller.force_sync()
+        writer = (memsync, other)[number % 2]
+        step(writer)
+        writer.force_sync()
 
     assert memsync.get_coordination_metrics() == other.get_coordination_metrics() == metrics
 
@@ -211,24 +212,26 @@ def test_the_version_of_the_metrics_grows_with_each_change_of_them(memsync, othe
     assert version(other) == version(memsync) == before + step
 
 
-def test_that_metrics_were_told_is_told_after_they_are_stored(memsync, other):
-    told = []
-    memsync.on("write", lambda key, value: told.append((key, value, other.get_coordination_metrics())))
+def test_write_event_of_metrics_is_emitted_after_they_are_stored(memsync, other):
+    emitted = []
+    memsync.on(
+        "write",
+        lambda key, value: emitted.append((key, value, other.get_coordination_metrics())))
     memsync.increment_metrics(n=1)
     memsync.sync_metrics({"m": [2]})
-    before = list(told)
+    before = list(emitted)
 
     memsync.force_sync()
     assert memsync.events.wait_idle(5)
 
     metrics = {"n": 1, "m": [2]}
     assert before == []
-    assert told == [(f"task-sentinel/{METRICS}", metrics, metrics)]
+    assert emitted == [(f"task-sentinel/{METRICS}", metrics, metrics)]
 
 
 # -- their end
 
-def test_counters_live_as_long_as_somebody_counts(memsync, other, redis):
+def test_counters_live_as_long_as_they_are_incremented(memsync, other, redis):
     memsync.increment_metrics(n=1)
     memsync.force_sync()
     key = Keys("task-sentinel").metrics
@@ -241,7 +244,7 @@ def test_counters_live_as_long_as_somebody_counts(memsync, other, redis):
     assert redis.ttl(key) > 3000
 
 
-def test_counters_leave_when_nobody_counts_any_more(make_memsync, other):
+def test_counters_expire_when_they_are_no_longer_incremented(make_memsync, other):
     memsync = make_memsync(batch_interval=60.0, default_ttl=0.5)
     memsync.increment_metrics(n=1)
     memsync.force_sync()
@@ -258,8 +261,11 @@ def test_the_end_of_a_process_loses_no_count(redis_url, other):
     assert other.get_coordination_metrics() == {"n": 1}
 
 
-@pytest.mark.parametrize("counter, stored, told", [(0.5, 1.5, 0.5), (100, 101, 100), ("word", "word", "word")])
-def test_what_is_counted_of_tasks_is_added_to_what_was_set_by_hand(memsync, other, counter, stored, told):
+@pytest.mark.parametrize(
+    "counter, stored, read", [(0.5, 1.5, 0.5), (100, 101, 100), ("text", "text", "text")])
+def test_what_is_counted_of_tasks_is_added_to_what_was_set_by_hand(
+    memsync, other, counter, stored, read,
+):
     memsync.sync_metrics({"succeeded": counter})
     memsync.force_sync()
     shown = other.get_coordination_metrics()
@@ -267,5 +273,5 @@ def test_what_is_counted_of_tasks_is_added_to_what_was_set_by_hand(memsync, othe
     memsync.sync_task_run("t", TaskRun("SUCCESS", runtime=0.25), run_key(0, 1))
     memsync.force_sync()
 
-    assert shown == {"succeeded": told}
+    assert shown == {"succeeded": read}
     assert other.get_coordination_metrics() == {"succeeded": stored, "total": 1, "runtime": 0.25}

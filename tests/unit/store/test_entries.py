@@ -1,4 +1,4 @@
-"""Entries: their ttl, their end, and writing them only if nobody else was first."""
+"""Entries: their ttl, their end, and compare-and-set."""
 from __future__ import annotations
 
 import threading
@@ -9,32 +9,32 @@ import pytest
 from celery_memsync import ConflictError
 
 
-def test_a_deleted_entry_is_gone_and_its_version_counts_on(memsync, other):
+def test_deleted_entry_is_not_read_and_its_version_counts_on(memsync, other):
     memsync.write("a", 1)
     memsync.force_sync()
 
     memsync.delete("a")
     memsync.force_sync()
-    gone = other.read_entry("a")
+    deleted = other.read_entry("a")
     memsync.write("a", 2)
     memsync.force_sync()
 
-    assert gone is None
+    assert deleted is None
     assert other.read_entry("a").version == 3
 
 
-def test_delete_is_told_as_an_event(memsync):
-    told = []
-    memsync.on("delete", lambda **details: told.append(details))
+def test_delete_event_is_emitted(memsync):
+    emitted = []
+    memsync.on("delete", lambda **details: emitted.append(details))
 
     memsync.delete("a")
     memsync.force_sync()
     assert memsync.events.wait_idle(5)
 
-    assert told == [{"key": "task-sentinel/a"}]
+    assert emitted == [{"key": "task-sentinel/a"}]
 
 
-def test_an_entry_is_gone_when_its_ttl_is_over(memsync, other, redis):
+def test_entry_expires_after_its_ttl(memsync, other, redis):
     memsync.write("a", 1, ttl=0.2)
     memsync.force_sync()
 
@@ -97,25 +97,25 @@ def test_expected_version_lets_the_first_writer_win(memsync, other):
 def test_expected_version_comes_after_pending_writes(memsync):
     memsync.write("a", "pending")
 
-    entry = memsync.write("a", "decided", expected_version=1)
+    entry = memsync.write("a", "new", expected_version=1)
 
     assert entry.version == 2
-    assert memsync.read("a") == "decided"
+    assert memsync.read("a") == "new"
 
 
 @pytest.mark.parametrize("leave", [
     lambda memsync: (memsync.write("tasks/t1/note", 1), memsync.force_sync(), memsync.delete("tasks/t1/note")),
     lambda memsync: (memsync.write("tasks/t1/note", 1, ttl=0.01), memsync.force_sync(), time.sleep(0.05)),
 ])
-def test_expected_version_0_takes_a_key_that_is_gone(memsync, other, leave):
+def test_expected_version_0_writes_a_deleted_key(memsync, other, leave):
     memsync.sync_task_progress("t1", 1)
     leave(memsync)
     memsync.force_sync()
-    gone = other.read_entry("tasks/t1/note")
+    before = other.read_entry("tasks/t1/note")
 
     other.write("tasks/t1/note", "new", expected_version=0)
 
-    assert gone is None
+    assert before is None
     assert memsync.read("tasks/t1/note") == "new"
 
 
@@ -158,17 +158,19 @@ def test_a_big_state_and_its_progress_share_a_page_without_harm(memsync, other):
     assert other.get_task_progress("t1")["progress"] == 100
 
 
-@pytest.mark.parametrize("gone", ["tasks/t1/state", "tasks/t1/progress"])
-def test_what_is_deleted_leaves_its_neighbours(memsync, other, gone):
-    left = {"tasks/t1/state", "tasks/t1/progress", "tasks/t1/agents/coder", "tasks/t1/note"} - {gone}
+@pytest.mark.parametrize("deleted", ["tasks/t1/state", "tasks/t1/progress"])
+def test_what_is_deleted_leaves_its_neighbours(memsync, other, deleted):
+    written = {"tasks/t1/state", "tasks/t1/progress", "tasks/t1/agents/coder", "tasks/t1/note"}
+    left = written - {deleted}
     memsync.sync_task_state("t1", {"x": "1\n2\n\n3"})
     memsync.sync_task_progress("t1", 50, message="a\n\nb")
     memsync.sync_agent_coordination("t1", "coder", "c\n")
     memsync.write("tasks/t1/note", "\n")
     memsync.force_sync()
 
-    memsync.delete(gone)
+    memsync.delete(deleted)
     memsync.force_sync()
 
-    assert {key for key, value in other.read_many([*left, gone]).items() if value is not None} == left
+    found = other.read_many([*left, deleted])
+    assert {key for key, value in found.items() if value is not None} == left
     assert other.read("tasks/t1/note") == "\n"

@@ -8,7 +8,7 @@ import pytest
 from celery_memsync import StoreUnavailable
 from celery_memsync.keys import STAGE, Keys
 from celery_memsync.models.task import TaskRun
-from celery_memsync.store import EntryWrite, ms
+from celery_memsync.store import EntryWrite
 from celery_memsync.writing.changes import StageChange
 from tests.support.runs import run_key
 from tests.support.waiting import eventually
@@ -17,7 +17,7 @@ KEYS = Keys("task-sentinel")
 
 
 def write(name, serial, body=b"1", seen="*"):
-    return EntryWrite(KEYS.location(name), seen, "", "-", 0, ms(time.time()), 0, 60_000, serial, body)
+    return EntryWrite(KEYS.location(name), seen, "", "-", 0, time.monotonic(), 60_000, serial, body)
 
 
 def statuses(outcomes):
@@ -45,7 +45,7 @@ def test_a_key_that_is_not_allowed_is_found_among_many(guarded, other, redis, ba
     assert len(other.search("k*")) == 149
 
 
-def test_where_nothing_is_allowed_each_write_says_so(guarded, redis):
+def test_every_write_is_refused_where_nothing_is_allowed(guarded, redis):
     redis.execute_command("ACL", "SETUSER", "limited", "-evalsha")
 
     outcomes = guarded.runtime.store.write_entries([write(f"k{number}", number + 1) for number in range(250)])
@@ -73,7 +73,7 @@ def test_later_writes_of_an_entry_do_not_overtake_one_that_was_refused(memsync, 
     assert other.read("a") is None
 
 
-def test_a_second_try_says_which_write_is_the_last(memsync):
+def test_second_try_reports_which_write_is_the_last(memsync):
     memsync.runtime.store.write_entries([write("a", 1), write("a", 2)])
 
     first, second = memsync.runtime.store.write_entries([write("a", 1), write("a", 2)])
@@ -114,23 +114,28 @@ def test_a_list_that_can_not_be_written_keeps_nothing_from_the_others(make_memsy
 # -- a right to channels that is taken away
 
 def test_what_may_not_be_published_is_stored_and_published_later(make_memsync, other, redis, limited):
-    memsync, heard = make_memsync(url=limited.url, batch_interval=0.01), {}
-    other.subscribe("*", lambda key, value: heard.__setitem__(key, value))
+    memsync, received = make_memsync(url=limited.url, batch_interval=0.01), {}
+    other.subscribe("*", lambda key, value: received.__setitem__(key, value))
     redis.execute_command("ACL", "SETUSER", "limited", "resetchannels")
     memsync.write("a", 1)
     memsync.sync_task_state("t1", {"x": 1})
     memsync.sync_agent_coordination("t1", "coder", 7)
     memsync.force_sync()
-    decided = memsync.write("b", 2, expected_version=0), memsync.enqueue("q"), memsync.lock("l").acquire()
+    answers = (
+        memsync.write("b", 2, expected_version=0), memsync.enqueue("q"),
+        memsync.lock("l").acquire())
     unpublished = memsync.runtime.store.unpublished
 
     redis.execute_command("ACL", "SETUSER", "limited", "&*")
 
     eventually(lambda: memsync.runtime.store.unpublished == 0)
-    eventually(lambda: len(heard) >= 4)
-    assert unpublished == 4 and decided[0].version == 1 and decided[1:] == (True, True)
+    eventually(lambda: len(received) >= 4)
+    assert unpublished == 4 and answers[0].version == 1 and answers[1:] == (True, True)
     assert other.search("?") == ["task-sentinel/a", "task-sentinel/b"]
-    assert {key.partition("/")[2]: value for key, value in heard.items() if "coordination" not in key.split("/")[1]} == {
+    assert {
+        key.partition("/")[2]: value for key, value in received.items()
+        if "coordination" not in key.split("/")[1]
+    } == {
         "a": 1, "b": 2, "tasks/t1/state": {"x": 1}, "tasks/t1/agents/coder": 7}
 
 

@@ -27,14 +27,14 @@ def answered(redis, text):
     "OOM", "NOREPLICAS", "READONLY", "MISCONF", "NOPERM", "LOADING", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN",
     "NOSCRIPT"])
 def test_what_may_pass_is_unavailable(redis, code):
-    error = answered(redis, f"{code} some words")
+    error = answered(redis, f"{code} some text")
 
     assert (type(error), error.code, error.maybe_done) == (StoreUnavailable, code, False)
 
 
 @pytest.mark.parametrize("code", ["WRONGTYPE", "ERR", "NOPROTO", "WRONGPASS", "CROSSSLOT"])
 def test_what_does_not_pass_by_itself_is_refused(redis, code):
-    error = answered(redis, f"{code} some words")
+    error = answered(redis, f"{code} some text")
 
     assert (type(error), error.code) == (StoreRefused, code)
 
@@ -73,9 +73,9 @@ def test_a_pool_without_a_free_connection_is_unavailable(make_memsync, redis_url
     assert memsync.enqueue("a")
 
 
-# -- what it says
+# -- messages
 
-def test_an_error_says_what_was_tried_where_and_what_to_do_without_credentials(make_memsync):
+def test_error_names_attempt_address_and_advice_without_credentials(make_memsync):
     port = free_port()
     memsync = make_memsync(url=f"redis://user:{SECRET}@127.0.0.1:{port}/3", batch_interval=60.0)
 
@@ -92,7 +92,7 @@ def test_an_error_says_what_was_tried_where_and_what_to_do_without_credentials(m
     ("sentinel://127.0.0.1:1,127.0.0.1:2/0?master_name=m", "m of Sentinels 127.0.0.1:1, 127.0.0.1:2"),
     ("redis://[::1]:1/2", "[::1]:1/2"), ("unix:///nowhere/r.sock?db=4", "/nowhere/r.sock, database 4"),
 ])
-def test_an_error_says_where_whatever_the_url(make_memsync, url, where):
+def test_error_names_the_address_for_any_url(make_memsync, url, where):
     memsync = make_memsync(url=url, batch_interval=60.0)
 
     with pytest.raises(StoreUnavailable) as caught:
@@ -147,8 +147,8 @@ def test_what_redis_has_no_room_for_is_not_done(tmp_path, make_memsync, name):
     server.stop()
 
 
-def test_what_others_sent_says_nothing_of_who_decides(proxied, proxy):
-    proxied.write("told", 1)
+def test_error_of_a_buffered_write_is_not_that_of_an_atomic_operation(proxied, proxy):
+    proxied.write("buffered", 1)
     proxy.cut(b"PING", 4)
 
     with pytest.raises(StoreUnavailable) as caught:
@@ -165,8 +165,8 @@ def test_what_others_sent_says_nothing_of_who_decides(proxied, proxy):
     lambda redis: redis.execute_command("ACL", "SETUSER", "default", "-set"),
 ], ids=["full", "replica", "few replicas", "right"])
 def test_a_redis_that_takes_no_writes_is_not_lost(own_server, make_memsync, refusal):
-    memsync, told = make_memsync(url=own_server.url, batch_interval=60.0), []
-    memsync.on("connection-lost", lambda **details: told.append(details))
+    memsync, emitted = make_memsync(url=own_server.url, batch_interval=60.0), []
+    memsync.on("connection-lost", lambda **details: emitted.append(details))
     memsync.read("a")
     with own_server.client() as client:
         refusal(client)
@@ -175,7 +175,7 @@ def test_a_redis_that_takes_no_writes_is_not_lost(own_server, make_memsync, refu
     with pytest.raises(StoreUnavailable):
         memsync.force_sync()
 
-    assert told == [] and memsync.get_metrics()["connected"]
+    assert emitted == [] and memsync.get_metrics()["connected"]
     assert memsync.runtime.writer.pending == 1
     with own_server.client() as client, contextlib.suppress(redis_py.RedisError):
         client.replicaof("NO", "ONE")
@@ -187,8 +187,8 @@ def test_a_redis_that_takes_no_writes_is_not_lost(own_server, make_memsync, refu
 
 
 def test_a_redis_that_is_away_is_lost(own_server, make_memsync):
-    memsync, told = make_memsync(url=own_server.url, batch_interval=60.0), []
-    memsync.on("connection-lost", lambda error: told.append(type(error)))
+    memsync, emitted = make_memsync(url=own_server.url, batch_interval=60.0), []
+    memsync.on("connection-lost", lambda error: emitted.append(type(error)))
     own_server.stop()
     memsync.write("a", 1)
 
@@ -196,4 +196,4 @@ def test_a_redis_that_is_away_is_lost(own_server, make_memsync):
         memsync.force_sync()
 
     assert not memsync.get_metrics()["connected"]
-    assert memsync.events.wait_idle(5) and told == [StoreUnavailable]
+    assert memsync.events.wait_idle(5) and emitted == [StoreUnavailable]

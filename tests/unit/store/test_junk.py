@@ -41,8 +41,8 @@ def fill(memsync):
     memsync.enqueue("q1")
     memsync.enqueue("q2")
     memsync.dequeue()
-    beat(store, "w1")
-    beat(store, "gone", timeout=0.01)
+    send_heartbeat(store, "w1")
+    send_heartbeat(store, "ended", timeout=0.01)
     store.keep_messages(store.token, {f"{store.token}-1": b"message"}, 60.0)
     lock = memsync.lock("l1")
     lock.acquire()
@@ -52,7 +52,7 @@ def fill(memsync):
     return lock, {key.decode().replace(store.token, "TOKEN"): key for key in store.redis.keys("task-sentinel*")}
 
 
-def beat(store, worker_id, timeout=5.0, since=0.0):
+def send_heartbeat(store, worker_id, timeout=5.0, since=0.0):
     return store.write_heartbeat(
         worker_id, encoding.dumps({"worker_id": worker_id, "status": "active"}), 60.0, timeout=timeout,
         last=FIRST_HEARTBEAT._replace(since=since), until=1e10, pulse="active:1")
@@ -100,12 +100,15 @@ def assert_coordination_goes_on(memsync, other, name):
     assert all(map(is_id, taken))
     assert other.complete(f"queued-{name}")
 
-    assert [beat(memsync.runtime.store, name).status for _ in range(2)] == ["online", "ok"]
+    statuses = [send_heartbeat(memsync.runtime.store, name).status for _ in range(2)]
+    assert statuses == ["online", "ok"]
     assert name in other.get_active_workers()
-    beat(memsync.runtime.store, f"silent-{name}", timeout=0.001)
+    send_heartbeat(memsync.runtime.store, f"stopped-{name}", timeout=0.001)
     time.sleep(0.005)
-    found = [loss.worker_id for _ in range(4) for loss in beat(other.runtime.store, name, timeout=0.001, since=1.0).losses]
-    assert f"silent-{name}" in found
+    found = [
+        loss.worker_id for _ in range(4)
+        for loss in send_heartbeat(other.runtime.store, name, timeout=0.001, since=1.0).losses]
+    assert f"stopped-{name}" in found
 
 
 def assert_locks_go_on(memsync, other, name, held):
@@ -177,7 +180,7 @@ def test_junk_members_of_a_sorted_set_are_removed(make_memsync, redis, key, chan
         memsync.write(f"own/n{number}", 1)
         memsync.force_sync()
         locks[number].acquire()
-        beat(memsync.runtime.store, "w1")
+        send_heartbeat(memsync.runtime.store, "w1")
     memsync.dequeue()
     other.search("own/*")
     other.locks()

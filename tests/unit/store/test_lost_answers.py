@@ -33,7 +33,7 @@ def version(memsync, thing="queue"):
 
 # -- lost
 
-DECISIONS = {
+ATOMIC = {
     "enqueue": (lambda memsync: memsync.enqueue("c"), True, {"pending": ["a", "b", "c"], "processing": ["p"]}),
     "dequeue": (lambda memsync: memsync.dequeue(), "a", {"pending": ["b"], "processing": ["p", "a"]}),
     "complete": (lambda memsync: memsync.complete("p"), True, {"pending": ["a", "b"], "processing": []}),
@@ -41,25 +41,25 @@ DECISIONS = {
 
 
 @pytest.mark.parametrize("times", [1, 2, 3, 5])
-@pytest.mark.parametrize("kind", DECISIONS)
-def test_what_is_decided_is_done_once_although_its_answer_was_lost(proxied, other, proxy, kind, times):
-    act, answer, queue = DECISIONS[kind]
+@pytest.mark.parametrize("kind", ATOMIC)
+def test_atomic_operation_is_done_once_despite_lost_answers(proxied, other, proxy, kind, times):
+    act, answer, queue = ATOMIC[kind]
     raised = []
     other.sync_queue({"pending": ["a", "b"], "processing": ["p"]})
     other.force_sync()
     before = version(other)
     proxy.cut(getattr(scripts, f"QUEUE_{kind.upper()}").sha.encode(), times)
 
-    decided = persist(lambda: act(proxied), raised)
+    answers = persist(lambda: act(proxied), raised)
 
     assert proxy.cuts == 0
     assert bool(raised) == (times > 1)
-    assert decided == answer
+    assert answers == answer
     assert other.get_queue() == queue
     assert version(other) == before + 1
 
 
-TOLD = {
+BUFFERED = {
     "queue": (
         scripts.QUEUE_REPLACE, lambda memsync: memsync.sync_queue({"pending": ["a"], "processing": ["b"]}), ["a"], {}),
     "metrics": (
@@ -68,9 +68,9 @@ TOLD = {
 
 
 @pytest.mark.parametrize("times", [1, 2, 3, 5])
-@pytest.mark.parametrize("thing", TOLD)
-def test_what_is_told_is_done_once_although_its_answer_was_lost(proxied, other, proxy, thing, times):
-    script, act, pending, metrics = TOLD[thing]
+@pytest.mark.parametrize("thing", BUFFERED)
+def test_buffered_write_is_done_once_despite_lost_answers(proxied, other, proxy, thing, times):
+    script, act, pending, metrics = BUFFERED[thing]
     raised = []
     act(proxied)
     proxy.cut(script.sha.encode(), times)
@@ -84,7 +84,7 @@ def test_what_is_told_is_done_once_although_its_answer_was_lost(proxied, other, 
     assert version(other, thing) == 1
 
 
-def test_what_was_told_before_an_answer_was_lost_is_not_told_again_with_what_comes_after(proxied, other, proxy):
+def test_write_whose_answer_was_lost_is_not_repeated_with_later_ones(proxied, other, proxy):
     proxied.increment_metrics(n=1)
     proxied.sync_queue({"processing": ["x"]})
     proxy.cut(b"EVALSHA", 2)
@@ -177,10 +177,10 @@ def test_a_task_is_out_of_the_queue_after_complete_whatever_became_of_an_earlier
 # -- late
 
 def test_a_handler_of_a_signal_may_use_the_queue_in_the_middle_of_its_use(proxied, other, proxy):
-    told = []
+    answers = []
 
     def handler(*_):
-        told.append(proxied.enqueue("inner"))
+        answers.append(proxied.enqueue("inner"))
         proxy.released.set()
 
     def interrupt():
@@ -194,12 +194,12 @@ def test_a_handler_of_a_signal_may_use_the_queue_in_the_middle_of_its_use(proxie
 
     interrupting.start()
     try:
-        told.append(proxied.enqueue("outer"))
+        answers.append(proxied.enqueue("outer"))
     finally:
         interrupting.join()
         signal.signal(signal.SIGUSR1, before)
 
-    assert told == [True, True]
+    assert answers == [True, True]
     assert other.get_queue()["pending"] == ["first", "outer", "inner"]
 
 
@@ -209,11 +209,13 @@ def test_own_counts_that_are_under_way_are_waited_for_and_read_once(proxied, oth
     flush = in_background(lambda: proxied.force_sync() or "done")
     assert proxy.held.wait(10)
 
-    asked = [in_background(proxied.get_coordination_metrics), in_background(lambda: proxied.read("coordination/metrics"))]
+    reads = [
+        in_background(proxied.get_coordination_metrics),
+        in_background(lambda: proxied.read("coordination/metrics"))]
     time.sleep(0.2)
     proxy.released.set()
 
-    assert [answer() for answer in asked] == [{"n": 1}] * 2
+    assert [answer() for answer in reads] == [{"n": 1}] * 2
     assert flush() == "done"
     assert other.get_coordination_metrics() == {"n": 1}
 
@@ -234,24 +236,26 @@ def test_own_counts_that_do_not_arrive_in_time_are_an_error_and_are_counted_once
     assert other.get_coordination_metrics() == {"n": 1}
 
 
-@pytest.mark.parametrize("word, ask, answer", [
+@pytest.mark.parametrize("command, read, answer", [
     (b"HGETALL", lambda memsync: memsync.get_coordination_metrics(), {"n": 1}),
     (b"ZRANGE", lambda memsync: memsync.get_queue(), {"pending": ["a"], "processing": []}),
 ])
-def test_own_words_are_read_although_they_arrive_after_redis_has_answered(proxied, proxy, word, ask, answer):
-    told = []
+def test_own_writes_are_read_although_they_arrive_after_the_answer(
+    proxied, proxy, command, read, answer,
+):
+    answers = []
     proxied.increment_metrics(n=1)
     proxied.sync_queue({"pending": ["a"]})
-    proxy.hold(word)
+    proxy.hold(command)
 
-    reading = threading.Thread(target=lambda: told.append(ask(proxied)))
+    reading = threading.Thread(target=lambda: answers.append(read(proxied)))
     reading.start()
     assert proxy.held.wait(10)
     proxied.force_sync()
     proxy.released.set()
     reading.join(10)
 
-    assert told == [answer]
+    assert answers == [answer]
 
 
 @pytest.mark.acceptance

@@ -42,27 +42,29 @@ def store(make_store):
 
 
 def write(location=A, body=b"1", *, seen="*", run="", rank="-", serial=1, ttl_ms=60_000, fence=0):
-    return EntryWrite(location, seen, run, rank, fence, ms(time.time()), 0, ttl_ms, serial, body)
+    return EntryWrite(location, seen, run, rank, fence, time.monotonic(), ttl_ms, serial, body)
 
 
 def outcomes(store, *writes):
     return [(outcome.status, outcome.version) for outcome in store.write_entries(writes)]
 
 
-def test_an_entry_is_stored_versioned_told_and_given_its_ttl(store, redis):
+def test_entry_is_stored_versioned_published_and_given_its_ttl(store, redis):
     one = write(body=b"[1]")
 
     messages = published(redis, lambda: store.write_entries([one]))
 
     stored = store.read_entries([A])[0]
-    lag = stored.header.lag
-    assert stored == StoredEntry(Header(1, "-", "-", 0, one.time, 60_000, lag, "tokenone.1", "worker of tokenone"), b"[1]")
+    made, lag = round(store.clock.at(one.at) * 1000), stored.header.lag
+    assert abs(stored.header.time - made) < 1000
+    assert stored == StoredEntry(
+        Header(1, "-", "-", 0, stored.header.time, 60_000, lag, "tokenone.1", "worker of tokenone"), b"[1]")
     assert 0 <= lag < 5_000
     assert 0 < redis.pttl(A.key) <= 60_000
     assert messages == [("0:" + A.path, b"1\n" + redis.get(A.key).strip(b"\n"))]
 
 
-def test_what_is_told_is_the_slot_and_what_is_stored(store, redis):
+def test_message_is_the_slot_and_the_stored_text(store, redis):
     ((channel, data),) = published(redis, lambda: store.write_entries([write(STATE, b"{}")]))
 
     assert channel == "0:" + STATE.path
@@ -70,7 +72,7 @@ def test_what_is_told_is_the_slot_and_what_is_stored(store, redis):
     assert data[2:] == redis.get(STATE.key).strip(b"\n")
 
 
-def test_a_batch_sent_twice_is_stored_and_told_once(store, redis):
+def test_batch_sent_twice_is_stored_and_published_once(store, redis):
     batch = [write(A, serial=1), write(STATE, b"{}", seen="0", serial=2), write(LIFE, b"[]", seen="run", run=RUN_1,
                                                                                 rank="2", serial=3)]
 
@@ -115,7 +117,7 @@ def test_a_write_is_stored_if_the_version_it_saw_is_there(make_store, seen, stat
     assert (outcome.stored.body if outcome.stored else None) == (b"first" if status == "conflict" else None)
 
 
-def test_a_version_that_was_seen_and_is_gone_is_a_conflict_with_nothing(store):
+def test_version_of_a_deleted_entry_is_a_conflict_with_nothing(store):
     (outcome,) = store.write_entries([write(seen="5")])
 
     assert (outcome.status, outcome.version, outcome.stored) == ("conflict", 0, None)
@@ -134,7 +136,7 @@ def test_a_lower_fence_is_refused(make_store):
     ((RUN_1, "5"), (RUN_2, "0"), "ok"), ((RUN_2, "0"), (RUN_1, "5"), "kept"), ((RUN_2, "2"), (RUN_1, "9"), "ok"),
     ((RUN_1, "9"), (RUN_2, "2"), "kept"), ((RUN_1, "2"), ("", "4"), "ok"),
 ])
-def test_run_and_rank_decide_what_follows(make_store, stored, later, status):
+def test_run_and_rank_order_the_stages(make_store, stored, later, status):
     make_store("tokenone").write_entries([write(LIFE, seen="run", run=stored[0], rank=stored[1])])
 
     answers = outcomes(make_store("tokentwo"), write(LIFE, seen="run", run=later[0], rank=later[1]))
@@ -229,7 +231,7 @@ def test_redis_calls_a_script_by_the_name_that_we_do(redis, name):
 
 # -- errors
 
-def test_redis_away_is_a_store_error_that_says_what_was_tried(make_store):
+def test_store_error_names_what_was_tried_while_redis_is_away(make_store):
     store = make_store(url="unix:///nowhere/redis.sock")
 
     with pytest.raises(StoreError, match="Could not read entries .*its socket is not there") as caught:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -16,10 +17,11 @@ from tests.support.waiting import eventually
 RUNS = {"p": "chain.0", "a": "chain.0.a", "b": "chain.0.b", "c": "chain.1.c"}
 
 
-def record_stage(memsync, words, task_id="t"):
+def record_stage(memsync, stage, task_id="t"):
     """Record a stage: its run, its status, and how long the run took."""
-    run, status, *runtime = words.split()
-    memsync.sync_task_run(task_id, TaskRun(status, runtime=float(runtime[0]) if runtime else None), RUNS[run])
+    run, status, *runtime = stage.split()
+    record = TaskRun(status, runtime=float(runtime[0]) if runtime else None)
+    memsync.sync_task_run(task_id, record, RUNS[run])
 
 
 def counters(memsync):
@@ -32,17 +34,17 @@ def list_of(memsync, task_id="t"):
     return ",".join(name for name, ids in memsync.get_queue().items() if task_id in ids)
 
 
-#: What is told in this order; what is counted; the list at the end.
+#: What is recorded in this order; what is counted; the list at the end.
 STAGES = {
     "it was published": (["p PENDING"], {}, "pending"),
     "a worker has it": (["p PENDING", "a RECEIVED"], {}, "pending"),
-    "it is at work": (["p PENDING", "a RECEIVED", "a STARTED"], {}, "processing"),
+    "it is running": (["p PENDING", "a RECEIVED", "a STARTED"], {}, "processing"),
     "it has a status of its own": (["a STARTED", "a READING"], {}, "processing"),
     "success": (["p PENDING", "a RECEIVED", "a STARTED", "a SUCCESS 2"], {"succeeded": 1, "runtime": 2}, ""),
     "success at once": (["a SUCCESS 0.125"], {"succeeded": 1, "runtime": 0.125}, ""),
     "failure": (["p PENDING", "a STARTED", "a FAILURE 0.5"], {"failed": 1, "runtime": 0.5}, ""),
     "revoked in the queue": (["p PENDING", "a REVOKED"], {"revoked": 1}, ""),
-    "revoked at work": (["p PENDING", "a STARTED", "a REVOKED"], {"revoked": 1}, ""),
+    "revoked while running": (["p PENDING", "a STARTED", "a REVOKED"], {"revoked": 1}, ""),
     "ignored": (["p PENDING", "a STARTED", "a IGNORED 1"], {"ignored": 1, "runtime": 1}, ""),
     "rejected": (["p PENDING", "a STARTED", "a REJECTED 1"], {"ignored": 1, "runtime": 1}, ""),
     "skipped": (["p PENDING", "a STARTED", "a SKIPPED"], {"skipped": 1}, ""),
@@ -51,14 +53,15 @@ STAGES = {
     "retried": (["a STARTED", "a RETRY 1", "c RECEIVED", "c STARTED"], {"retried": 1, "runtime": 1}, "processing"),
     "retry, success": (["a STARTED", "a RETRY 1", "c STARTED", "c SUCCESS 2"],
                        {"retried": 1, "succeeded": 1, "runtime": 3}, ""),
-    "late retry, at work": (["a STARTED", "c STARTED", "a RETRY 1"], {"retried": 1, "runtime": 1}, "processing"),
+    "late retry, running": (
+        ["a STARTED", "c STARTED", "a RETRY 1"], {"retried": 1, "runtime": 1}, "processing"),
     "late retry, waiting": (["a STARTED", "c RECEIVED", "a RETRY 1"], {"retried": 1, "runtime": 1}, "pending"),
     "late retry, never started": (["c STARTED", "a RETRY 1"], {"retried": 1, "runtime": 1}, "processing"),
     "late retry, success": (["a STARTED", "c STARTED", "c SUCCESS 2", "a RETRY 1"],
                             {"retried": 1, "succeeded": 1, "runtime": 3}, ""),
     "late publishing, success": (["a STARTED", "a SUCCESS 1", "p PENDING"], {"succeeded": 1, "runtime": 1}, ""),
     "late publishing, failure": (["a STARTED", "a FAILURE 1", "p PENDING"], {"failed": 1, "runtime": 1}, ""),
-    "late publishing, at work": (["a STARTED", "p PENDING"], {}, "processing"),
+    "late publishing, running": (["a STARTED", "p PENDING"], {}, "processing"),
     "late receiving": (["a STARTED", "a RECEIVED", "p PENDING"], {}, "processing"),
     "late start, success": (["a SUCCESS 1", "a STARTED", "a RECEIVED"], {"succeeded": 1, "runtime": 1}, ""),
     "late start, retry": (["a RETRY 1", "a STARTED"], {"retried": 1, "runtime": 1}, "pending"),
@@ -69,7 +72,8 @@ STAGES = {
     "lost, runs again": (["a STARTED", "a LOST", "b STARTED"], {"lost": 1}, "processing"),
     "lost, success of another run": (["a STARTED", "a LOST", "b STARTED", "b SUCCESS 1"],
                                      {"lost": 1, "succeeded": 1, "runtime": 1}, ""),
-    "two runs, one at work": (["a STARTED", "b STARTED", "a FAILURE 1"], {"failed": 1, "runtime": 1}, "processing"),
+    "two runs, one running": (
+        ["a STARTED", "b STARTED", "a FAILURE 1"], {"failed": 1, "runtime": 1}, "processing"),
     "two runs, both a success": (["a STARTED", "b STARTED", "a SUCCESS 1", "b SUCCESS 2"],
                                  {"succeeded": 2, "runtime": 3}, ""),
     "two runs, the later first": (["a STARTED", "b STARTED", "b SUCCESS 2", "a SUCCESS 1"],
@@ -83,23 +87,27 @@ STAGES = {
 }
 
 WAYS = {
-    "one by one": lambda memsync, other, words: [(record_stage(memsync, one), memsync.force_sync()) for one in words],
-    "by two processes": lambda memsync, other, words: [
-        (record_stage(who, one), who.force_sync()) for one, who in zip(words, [memsync, other] * len(words))],
-    "at once": lambda memsync, other, words: ([record_stage(memsync, one) for one in words], memsync.force_sync()),
-    "each twice": lambda memsync, other, words: [
-        (record_stage(who, one), who.force_sync()) for one in words for who in (memsync, memsync, other)],
-    "all of it twice": lambda memsync, other, words: [
-        (record_stage(memsync, one), memsync.force_sync()) for one in words * 2],
+    "one by one": lambda memsync, other, stages: [
+        (record_stage(memsync, one), memsync.force_sync()) for one in stages],
+    "by two processes": lambda memsync, other, stages: [
+        (record_stage(writer, one), writer.force_sync())
+        for one, writer in zip(stages, [memsync, other] * len(stages))],
+    "at once": lambda memsync, other, stages: (
+        [record_stage(memsync, one) for one in stages], memsync.force_sync()),
+    "each twice": lambda memsync, other, stages: [
+        (record_stage(writer, one), writer.force_sync())
+        for one in stages for writer in (memsync, memsync, other)],
+    "all of it twice": lambda memsync, other, stages: [
+        (record_stage(memsync, one), memsync.force_sync()) for one in stages * 2],
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", STAGES)
 def test_each_run_is_counted_once_and_its_task_is_in_one_list(memsync, other, name, way):
-    words, counted, in_list = STAGES[name]
+    stages, counted, in_list = STAGES[name]
 
-    WAYS[way](memsync, other, words)
+    WAYS[way](memsync, other, stages)
 
     assert counters(other) == {"total": 1, **counted}
     assert list_of(other) == in_list
@@ -110,9 +118,9 @@ def test_a_batch_that_is_sent_twice_is_counted_once(memsync, other):
         ("t1", "STARTED", "a"), ("t1", "RETRY", "a"), ("t1", "SUCCESS", "c"),
         ("t2", "SUCCESS", "a"), ("t3", "RECEIVED", "a"),
     ]
-    now = round(memsync.runtime.store.clock.now() * 1000)
+    now = time.monotonic()
     batch = [
-        EntryWrite(Keys("task-sentinel").task_location(task_id, STAGE), "run", RUNS[run], rank_of(status), 0, now, 0, 60_000,
+        EntryWrite(Keys("task-sentinel").task_location(task_id, STAGE), "run", RUNS[run], rank_of(status), 0, now, 60_000,
                    serial, TaskRun(status).encode(task_id), 500_000 if status in ("SUCCESS", "RETRY") else 0)
         for serial, (task_id, status, run) in enumerate(stages, 1)
     ]
@@ -135,14 +143,15 @@ def test_every_retry_of_many_is_counted(memsync, other):
     assert counters(other) == {"total": 1, "retried": 20, "succeeded": 1}
 
 
-def test_every_task_of_many_that_are_told_at_the_same_time_is_counted(make_memsync, other):
+def test_tasks_recorded_at_the_same_time_are_all_counted(make_memsync, other):
     everybody = [make_memsync(batch_interval=0.001) for _ in range(4)]
 
     def work(memsync, number):
         for serial in range(100):
-            for words in ("p PENDING", "a STARTED", "a SUCCESS 0.5" if serial % 2 else "a FAILURE 0.5"):
-                record_stage(memsync, words, f"{number}-{serial}")
-                record_stage(memsync, words, f"shared-{serial}")
+            end = "a SUCCESS 0.5" if serial % 2 else "a FAILURE 0.5"
+            for stage in ("p PENDING", "a STARTED", end):
+                record_stage(memsync, stage, f"{number}-{serial}")
+                record_stage(memsync, stage, f"shared-{serial}")
 
     threads = [threading.Thread(target=work, args=pair) for pair in zip(everybody, range(4))]
     for thread in threads:
@@ -184,7 +193,7 @@ def test_a_task_keeps_its_place_when_a_worker_has_it(memsync, other, first, then
     assert memsync.get_queue()["pending"] == ["a", "b", "c", "d"]
 
 
-def test_a_task_that_is_told_again_keeps_its_place(memsync, other):
+def test_task_recorded_again_keeps_its_position(memsync, other):
     for task_id in "abc":
         record_stage(memsync, "p PENDING", task_id)
         memsync.force_sync()
@@ -197,17 +206,17 @@ def test_a_task_that_is_told_again_keeps_its_place(memsync, other):
     assert other.get_queue()["pending"] == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("words", ["p PENDING", "a STARTED", "a RETRY"])
-def test_what_is_told_when_its_time_is_over_leaves_nothing(memsync, other, redis, words):
-    run, status = words.split()
+@pytest.mark.parametrize("stage", ["p PENDING", "a STARTED", "a RETRY"])
+def test_stage_written_after_its_ttl_leaves_nothing(memsync, other, redis, stage):
+    run, status = stage.split()
     memsync.sync_task_run("t", TaskRun(status), RUNS[run], ttl=0.05)
-    told_at = memsync.runtime.store.clock.now()
-    eventually(lambda: memsync.runtime.store.clock.now() > told_at + 0.1)
+    written_at = memsync.runtime.store.clock.now()
+    eventually(lambda: memsync.runtime.store.clock.now() > written_at + 0.1)
 
     memsync.force_sync()
 
     assert other.get_queue() == {"pending": [], "processing": []}
-    assert [key for key in redis.keys() if redis.pttl(key) < 0] == [b"task-sentinel//{clock}"]
+    assert [key for key in redis.keys() if redis.pttl(key) == -1] == [b"task-sentinel//{clock}"]
 
 
 @pytest.mark.slow
@@ -231,21 +240,23 @@ def test_what_crashed_processes_left_is_forgotten_while_others_go_on(make_memsyn
 
 
 def test_a_task_to_be_retried_waits_behind_the_others(memsync, other):
-    told = [("a STARTED", "first"), ("p PENDING", "second"), ("a RETRY", "first"), ("p PENDING", "third")]
-    for words, task_id in told:
+    stages = [
+        ("a STARTED", "first"), ("p PENDING", "second"), ("a RETRY", "first"),
+        ("p PENDING", "third")]
+    for stage, task_id in stages:
         last = memsync.runtime.store.clock.now()
         eventually(lambda: memsync.runtime.store.clock.now() > last + 0.002)
-        record_stage(memsync, words, task_id)
+        record_stage(memsync, stage, task_id)
     memsync.force_sync()
 
     assert other.get_queue()["pending"] == ["second", "first", "third"]
 
 
 @pytest.mark.slow
-def test_a_task_that_is_told_again_stays_when_others_leave(make_memsync, memsync):
+def test_task_recorded_again_stays_when_others_expire(make_memsync, memsync):
     brief = make_memsync(batch_interval=60.0, default_ttl=3.0)
-    for number, words in enumerate(("a RECEIVED", "a STARTED") * 2):
-        record_stage(brief, words, f"{number}")
+    for number, stage in enumerate(("a RECEIVED", "a STARTED") * 2):
+        record_stage(brief, stage, f"{number}")
     brief.force_sync()
 
     def only_these_are_left():
@@ -263,10 +274,10 @@ def test_a_task_that_is_told_again_stays_when_others_leave(make_memsync, memsync
 def test_dequeue_takes_what_was_published(memsync, other):
     record_stage(memsync, "p PENDING", "first")
     record_stage(memsync, "a RECEIVED", "second")
-    record_stage(memsync, "a STARTED", "at work")
+    record_stage(memsync, "a STARTED", "running")
     memsync.force_sync()
 
     taken = [other.dequeue(), memsync.dequeue(), other.dequeue()]
 
     assert taken == ["first", "second", None]
-    assert other.get_queue() == {"pending": [], "processing": ["at work", "first", "second"]}
+    assert other.get_queue() == {"pending": [], "processing": ["running", "first", "second"]}

@@ -1,4 +1,4 @@
-"""What waits in memory: how changes are joined."""
+"""Pending changes: how they are joined."""
 from __future__ import annotations
 
 import pytest
@@ -70,7 +70,7 @@ def test_what_can_not_become_one_stays_two(older, newer):
 @pytest.mark.parametrize("older, newer, status", [
     ("STARTED", "SUCCESS", "SUCCESS"), ("SUCCESS", "STARTED", "SUCCESS"), ("PENDING", "RECEIVED", "RECEIVED"),
 ])
-def test_of_two_stages_of_one_run_the_later_is_told(older, newer, status):
+def test_later_of_two_stages_of_one_run_is_written(older, newer, status):
     assert stage(older).coalesce(stage(newer)).task_run.status == status
 
 
@@ -88,14 +88,14 @@ def test_the_later_ttl_counts():
     assert value().coalesce(newer).ttl == 5.0
 
 
-@pytest.mark.parametrize("stored, told, status", [
+@pytest.mark.parametrize("stored, written, status", [
     (("RETRY", RUN_1), ("SUCCESS", RUN_1), "SUCCESS"), (("SUCCESS", RUN_1), ("STARTED", RUN_1), "SUCCESS"),
     (("STARTED", RUN_1), ("STARTED", RUN_1), "STARTED"), (("RETRY", RUN_1), ("STARTED", RUN_2), "STARTED"),
     (("STARTED", RUN_2), ("SUCCESS", RUN_1), "SUCCESS"), (("STARTED", RUN_2), ("FAILURE", RUN_1), "STARTED"),
     (("SUCCESS", RUN_1), ("STARTED", RUN_2), "SUCCESS"), (("SUCCESS", RUN_1), ("SUCCESS", RUN_2), "SUCCESS"),
 ])
-def test_a_later_run_or_stage_follows_and_success_absorbs(memsync, other, stored, told, status):
-    for manager, (name, run_key) in ((memsync, stored), (other, told)):
+def test_a_later_run_or_stage_follows_and_success_absorbs(memsync, other, stored, written, status):
+    for manager, (name, run_key) in ((memsync, stored), (other, written)):
         manager.sync_task_run("t1", TaskRun(name, run=run_key), run_key)
         manager.force_sync()
 

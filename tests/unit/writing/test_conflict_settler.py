@@ -1,4 +1,4 @@
-"""What becomes of a change that somebody else was quicker than; in processes together: test_conflicts*.py."""
+"""How a change is settled that lost to another process; with real processes: test_conflicts*.py."""
 from __future__ import annotations
 
 import sys
@@ -55,8 +55,8 @@ def value(text, **more):
     return SetValue(KEYS.location("a"), b"" if text is None else encoding.dumps(text), 60.0, **more)
 
 
-def fields(told, **more):
-    bodies = {name: encoding.dumps(one) for name, one in told.items()}
+def fields(values, **more):
+    bodies = {name: encoding.dumps(one) for name, one in values.items()}
     return MergeFields(KEYS.task_location("t1", STATE), bodies, 60.0, **more)
 
 
@@ -73,21 +73,21 @@ def test_a_value_is_settled_by_the_resolver_and_follows_what_is_stored(settle):
     ("last_write_wins", True), ("max_value", True), ("merge_objects", True), (lambda entries: None, False),
     ({"a": "merge_arrays", "*": lambda entries: None}, True), ({"a": lambda entries: None}, False),
 ])
-def test_a_dispute_says_whether_a_user_settles_it(settle, resolver, is_quick):
+def test_dispute_knows_whether_a_user_function_settles_it(settle, resolver, is_quick):
     settle(value("mine"), stored(settle, "theirs"), resolver=resolver)
 
     assert [dispute.is_quick for dispute in settle.disputes] == [is_quick]
 
 
-def test_nobody_is_asked_before_the_dispute_is_to_be_resolved(settle):
-    asked = []
-    settler = ConflictSettler(settle.clock, "me", Resolvers(asked.append, "ns"), 1000)
+def test_resolver_is_not_called_before_the_dispute_is_resolved(settle):
+    called = []
+    settler = ConflictSettler(settle.clock, "me", Resolvers(called.append, "ns"), 1000)
 
     dispute = settler.settle(value("mine"), stored(settle, "theirs"), {})
-    before = list(asked)
+    before = list(called)
     dispute.resolve()
 
-    assert (before, len(asked)) == ([], 1)
+    assert (before, len(called)) == ([], 1)
 
 
 def test_what_comes_to_the_same_is_not_written(settle):

@@ -12,7 +12,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture
 def full(tmp_path):
-    """A Redis that takes no writes any more, for somebody else has filled it."""
+    """A Redis that takes no writes any more, because another program has filled it."""
     server = RedisServer(tmp_path, "--maxmemory", "8mb", "--maxmemory-policy", "noeviction").start()
     with server.client() as client:
         with pytest.raises(Exception, match="maxmemory"):
@@ -28,7 +28,7 @@ def make_room(server):
         client.config_set("maxmemory", "100mb")
 
 
-def test_what_is_told_waits_until_there_is_room(full, make_memsync):
+def test_buffered_writes_wait_until_there_is_room(full, make_memsync):
     memsync, other = make_memsync(url=full.url, batch_interval=0.05), make_memsync(url=full.url)
     for number in range(200):
         memsync.write(f"a/{number}", number)
@@ -46,12 +46,12 @@ def test_what_is_told_waits_until_there_is_room(full, make_memsync):
     assert memsync.runtime.writer.pending == 0 and memsync.get_metrics()["dropped"] == 0
 
 
-def test_who_decides_is_told(full, make_memsync):
+def test_atomic_operations_raise_while_redis_is_full(full, make_memsync):
     memsync = make_memsync(url=full.url)
 
-    for decide in (lambda: memsync.enqueue("t1"), lambda: memsync.write("a", 1, expected_version=0)):
+    for act in (lambda: memsync.enqueue("t1"), lambda: memsync.write("a", 1, expected_version=0)):
         with pytest.raises(StoreError, match="it is full"):
-            decide()
+            act()
     make_room(full)
 
     assert memsync.enqueue("t1")

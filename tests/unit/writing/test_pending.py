@@ -1,4 +1,4 @@
-"""What is pending: nothing is lost, whoever is interrupted where."""
+"""Pending changes: nothing is lost, wherever a thread is interrupted."""
 from __future__ import annotations
 
 import sys
@@ -21,8 +21,8 @@ KEYS = Keys("ns")
 FAR = 1e12
 
 
-def fields(name, **told):
-    bodies = {field: str(value).encode() for field, value in told.items()}
+def fields(name, **values):
+    bodies = {field: str(value).encode() for field, value in values.items()}
     return MergeFields(KEYS.task_location(name, STATE), bodies, 60.0)
 
 
@@ -30,8 +30,8 @@ def value(name, number):
     return SetValue(KEYS.location(name), str(number).encode(), 60.0)
 
 
-class Told(DeferredChange):
-    """Tells one field of a state."""
+class DeferredField(DeferredChange):
+    """A deferred change of one field of a state."""
 
     __slots__ = ("change", "done_by_now")
 
@@ -71,42 +71,43 @@ STEPS = st.tuples(
 @settings(deadline=None, max_examples=300)
 @given(st.lists(STEPS, max_size=40), st.integers(1, 6))
 def test_no_order_of_steps_loses_or_swaps_anything(steps, inbox_size):
-    pending, stored, told, held = PendingChanges(100, inbox_size), Stored(), {}, []
+    pending, stored, written, held = PendingChanges(100, inbox_size), Stored(), {}, []
     for number, (step, entry) in enumerate(steps):
         if step in ("put", "defer"):
             change = fields(f"t{entry}", **{f"f{number % 2}": number})
             if step == "defer":
-                pending.defer(Told(change))
+                pending.defer(DeferredField(change))
                 pending.drain(FAR)  # between a deferred change and one that is not there is no order
             else:
                 pending.put(change.location.key, change)
-            told.setdefault(change.location.key, {})[f"f{number % 2}"] = number
+            written.setdefault(change.location.key, {})[f"f{number % 2}"] = number
         elif step == "drain":
             pending.drain(FAR)
         elif step == "count":
-            assert (len(pending) == 0) is (not unstored(stored, told))
+            assert (len(pending) == 0) is (not unstored(stored, written))
         elif step == "release" and held:
             change = held.pop()
             pending.settle(change, change)
         else:
             send(pending, stored, held, step, entry)
-        assert all(pending.has(key) for key in unstored(stored, told))
+        assert all(pending.has(key) for key in unstored(stored, written))
 
     for change in held:
         pending.settle(change, change)
     send(pending, stored, held, "send", 0)
 
-    assert {key: {field: row[-1] for field, row in history.items()} for key, history in stored.items()} == told
+    last = {key: {field: row[-1] for field, row in rows.items()} for key, rows in stored.items()}
+    assert last == written
     assert all(row == sorted(row) for history in stored.values() for row in history.values())
     assert len(pending) == 0
     pending.end_batch()
-    assert not pending.has(*told)
+    assert not pending.has(*written)
 
 
-def unstored(stored, told):
-    """Return the keys of which something that was told is not stored."""
+def unstored(stored, written):
+    """Return the keys of which something that was written is not stored."""
     return [
-        key for key, row in told.items()
+        key for key, row in written.items()
         if any(stored.get(key, {}).get(field, [None])[-1] != number for field, number in row.items())]
 
 
@@ -178,7 +179,7 @@ def test_young_deferred_changes_are_left_unless_they_are_done():
     pending = PendingChanges(100)
     for name, at, done in (("old", 1.0, False), ("young", 3.0, False), ("done", 3.0, True)):
         change = fields(name, x=1)
-        pending.defer(Told(change, at, done))
+        pending.defer(DeferredField(change, at, done))
 
     pending.drain(2.0)
 
@@ -190,7 +191,7 @@ def test_young_deferred_changes_are_left_unless_they_are_done():
 def test_deferred_changes_beyond_the_limit_drop_the_oldest():
     pending = PendingChanges(3)
     for number in range(5):
-        pending.defer(Told(fields(f"t{number}", x=1)))
+        pending.defer(DeferredField(fields(f"t{number}", x=1)))
 
     pending.drain(FAR)
 
@@ -204,26 +205,26 @@ def test_deferred_changes_beyond_the_limit_drop_the_oldest():
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 50), st.integers(1, 4), st.booleans(), st.booleans())
 def test_whatever_threads_do_at_once_no_change_is_lost(inbox_size, entries, counting, deferring):
-    pending, stored, told, unseen = PendingChanges(1000, inbox_size), Stored(), {}, []
+    pending, stored, written, unseen = PendingChanges(1000, inbox_size), Stored(), {}, []
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
 
-    def tell(name):
+    def write(name):
         for number in range(150):
             change = fields(f"t{number % entries}", **{name: number})
             key = change.location.key
             if deferring:
-                pending.defer(Told(change))
+                pending.defer(DeferredField(change))
             else:
                 pending.put(key, change)
-            told.setdefault(key, {})[name] = number
+            written.setdefault(key, {})[name] = number
             # What is stored is noted before it is settled.
             if not pending.has(key) and number not in stored.get(key, {}).get(name, []):
                 unseen.append((key, name, number))
             if counting:
                 len(pending)
 
-    threads = [threading.Thread(target=tell, args=(name,)) for name in "xyz"]
+    threads = [threading.Thread(target=write, args=(name,)) for name in "xyz"]
     try:
         for thread in threads:
             thread.start()
@@ -234,7 +235,8 @@ def test_whatever_threads_do_at_once_no_change_is_lost(inbox_size, entries, coun
         sys.setswitchinterval(before)
 
     assert unseen == []
-    assert {key: {field: row[-1] for field, row in history.items()} for key, history in stored.items()} == told
+    last = {key: {field: row[-1] for field, row in rows.items()} for key, rows in stored.items()}
+    assert last == written
     assert all(row == sorted(set(row)) for history in stored.values() for row in history.values())
 
 
@@ -259,7 +261,7 @@ ACTS = {
     "put": lambda pending: pending.put(KEYS.task("t3"), fields("t3", x=3)),
     "put into a full inbox": lambda pending: (
         setattr(pending, "inbox_size", 1), pending.put(KEYS.task("t3"), fields("t3", x=3))),
-    "defer": lambda pending: pending.defer(Told(fields("t3", x=3))),
+    "defer": lambda pending: pending.defer(DeferredField(fields("t3", x=3))),
     "count": len,
 }
 
@@ -268,12 +270,12 @@ def filled():
     pending = PendingChanges(100)
     for number in range(2):
         pending.put(KEYS.task("t1"), fields("t1", x=number))
-    pending.defer(Told(fields("t2", x=1)))
+    pending.defer(DeferredField(fields("t2", x=1)))
     pending.empty_inbox()
     for number in range(2, 4):
         pending.put(KEYS.task("t1"), fields("t1", x=number))
     pending.put(KEYS.task("t2"), fields("t2", y=1))
-    pending.defer(Told(fields("t4", x=1)))
+    pending.defer(DeferredField(fields("t4", x=1)))
     return pending
 
 
@@ -303,25 +305,25 @@ def test_an_exception_at_any_bytecode_loses_nothing_and_leaves_nothing_locked(na
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="where signals are handled differs")
-@pytest.mark.parametrize("tell", [
+@pytest.mark.parametrize("report", [
     lambda cell: cell.report(5, 10, "five", "at it", fields={"rows": 5}), lambda cell: cell.count(5, None, "five"),
 ], ids=["report", "count"])
-def test_a_report_that_is_interrupted_leaves_its_mutex_open_and_takes_back_nothing(tell):
+def test_a_report_that_is_interrupted_leaves_its_mutex_open_and_takes_back_nothing(report):
     def cell():
         one = Progress(KEYS.task_location("t", PROGRESS), 60.0)
         one.report(1, 10, "one")
         return one
 
-    number = strike(lambda: tell(cell()), None, progress_module)
+    number = strike(lambda: report(cell()), None, progress_module)
     wrong = []
     for at in range(1, number + 1):
         one = cell()
-        strike(lambda: tell(one), at, progress_module)
+        strike(lambda: report(one), at, progress_module)
         if not is_free(one._mutex) or one.figures[:3] not in ((None, 1, 10), (None, 5, 10)):
             wrong.append((at, one.figures))
         one.snapshot()
         if not one.report(6, 10, None) or one.figures[:3] != (None, 6, 10):
-            wrong.append((at, "told again"))
+            wrong.append((at, "not reported again"))
 
     assert number > 10
     assert wrong == []
@@ -329,13 +331,13 @@ def test_a_report_that_is_interrupted_leaves_its_mutex_open_and_takes_back_nothi
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, KeyboardInterrupt])
 def test_what_can_not_be_described_is_dropped_and_holds_up_nothing(error):
-    class Spoiled(Told):
+    class Spoiled(DeferredField):
         def changes(self):
             raise error
 
     pending = PendingChanges(100)
     pending.defer(Spoiled(fields("s", x=1)))
-    pending.defer(Told(fields("t", x=1)))
+    pending.defer(DeferredField(fields("t", x=1)))
 
     pending.drain(FAR)
 

@@ -1,4 +1,4 @@
-"""Progress: it does not go back, whoever tells of it."""
+"""Progress: it never goes backward, whichever process reports it."""
 from __future__ import annotations
 
 import os
@@ -24,7 +24,7 @@ def progress(run_key="", run=None):
     return Progress(PROGRESS, 60.0, run=run, run_key=run_key)
 
 
-def told(cell):
+def written(cell):
     return progress_from(encoding.decode(cell.entry_write(Clock()).body))
 
 
@@ -45,7 +45,7 @@ def test_progress_does_not_go_back(reports, percent):
     for one, current, total in reports:
         cell.report(current, total, None, percent=one)
 
-    assert told(cell)["progress"] == percent
+    assert written(cell)["progress"] == percent
 
 
 def test_counting_fast_and_reporting_come_to_the_same():
@@ -55,8 +55,8 @@ def test_counting_fast_and_reporting_come_to_the_same():
         fast.count(current, total, message)
         plain.report(current, total, message)
 
-    assert {**told(fast), "updated_at": 0, "started_at": 0, "eta": 0} == {
-        **told(plain), "updated_at": 0, "started_at": 0, "eta": 0}
+    times = dict.fromkeys(("updated_at", "started_at", "phase_started_at", "eta"), 0)
+    assert {**written(fast), **times} == {**written(plain), **times}
 
 
 @pytest.fixture
@@ -85,41 +85,41 @@ def slow(monkeypatch):
     go_on()
 
 
-@pytest.mark.parametrize("tell", [
+@pytest.mark.parametrize("report", [
     lambda cell: cell.report(100, None, None),
     lambda cell: cell.count(100, None, None),
 ])
-def test_of_two_threads_none_takes_back_what_the_other_has_told(slow, tell):
+def test_report_of_one_thread_does_not_undo_that_of_another(slow, report):
     cell, go_on = slow
-    other = threading.Thread(target=tell, args=(cell,))
+    other = threading.Thread(target=report, args=(cell,))
     other.start()
     other.join(0.2)
 
     go_on()
     other.join(10)
 
-    assert told(cell)["progress"] == 100
+    assert written(cell)["progress"] == 100
 
 
-def test_a_process_forked_while_a_thread_tells_can_tell_too(slow):
+def test_process_forked_during_a_report_can_report_too(slow):
     cell, _ = slow
 
     child = os.fork()
     if child == 0:
         threading.Timer(5, os._exit, (1,)).start()
         cell.report(30, None, None)
-        os._exit(0 if told(cell)["progress"] == 30 else 2)
+        os._exit(0 if written(cell)["progress"] == 30 else 2)
 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_words_are_taken_with_a_lower_figure():
+def test_message_is_taken_with_a_lower_figure():
     cell = progress()
     cell.report(50, 100, "half", "crunching")
 
     cell.report(40, None, "again", fields={"rows": 7})
 
-    shown = told(cell)
+    shown = written(cell)
     assert (shown["progress"], shown["message"], shown["status"], shown["rows"]) == (50, "again", "crunching", 7)
 
 
@@ -130,7 +130,7 @@ def test_ten_thousand_reports_are_queued_once():
     later = {cell.count(number, 10_000, None) for number in range(1, 10_000)}
 
     assert (first, later) == (True, {False})
-    assert told(cell)["current"] == 9999
+    assert written(cell)["current"] == 9999
 
 
 def test_a_report_after_the_snapshot_is_queued_again():
@@ -146,26 +146,27 @@ def test_a_report_after_the_snapshot_is_queued_again():
     assert not cell.report(3, 10, None)
 
 
-@pytest.mark.parametrize("tell", [
+@pytest.mark.parametrize("report", [
     lambda cell, number: cell.report(number, 10, None), lambda cell, number: cell.count(number, None, None),
 ])
-def test_what_was_perhaps_not_queued_is_queued_by_the_next_report(tell):
+def test_what_was_perhaps_not_queued_is_queued_by_the_next_report(report):
     cell = progress()
 
-    assert [tell(cell, 1), tell(cell, 2)] == [True, True]  # an exception has struck before it was put
+    # an exception has struck before it was put
+    assert [report(cell, 1), report(cell, 2)] == [True, True]
 
 
-@pytest.mark.parametrize("tell", [
+@pytest.mark.parametrize("report", [
     lambda cell, number: cell.report(number, 10, None), lambda cell, number: cell.count(number, None, None),
 ])
-def test_what_was_taken_before_it_was_noted_as_put_is_queued_by_the_next_report(tell):
+def test_what_was_taken_before_it_was_noted_as_put_is_queued_by_the_next_report(report):
     cell = progress()
-    assert tell(cell, 1)
+    assert report(cell, 1)
     reports = cell.reports
     cell.snapshot()
     cell.note_put(reports)
 
-    assert tell(cell, 2)
+    assert report(cell, 2)
 
 
 def test_a_forked_process_has_it_to_queue():
@@ -187,7 +188,7 @@ def test_a_snapshot_does_not_change_any_more():
     snapshot = cell.snapshot()
     cell.report(5, 10, None)
 
-    assert told(snapshot)["current"] == 1
+    assert written(snapshot)["current"] == 1
 
 
 def test_progress_that_travels_with_a_retry_keeps_its_phase():
@@ -199,9 +200,9 @@ def test_progress_that_travels_with_a_retry_keeps_its_phase():
 
     travelled = ProgressChange.from_row(PROGRESS, encoding.decode(body), RUN_1, 60.0, clock)
 
-    written = [one.entry_write(clock)._replace(time=0, age_ms=0, ttl_ms=0) for one in (travelled, change)]
-    assert written[0] == written[1]
-    assert told(travelled)["phase_number"] == 2
+    writes = [one.entry_write(clock)._replace(at=0.0, ttl_ms=0) for one in (travelled, change)]
+    assert writes[0] == writes[1]
+    assert written(travelled)["phase_number"] == 2
 
 
 @pytest.mark.parametrize("phase", [
@@ -250,7 +251,9 @@ def test_progress_shows_figures_times_and_what_is_left(memsync, other):
 
 
 @pytest.mark.parametrize("flushed_between", [True, False])
-def test_words_are_taken_with_a_lower_or_equal_figure_by_every_reader(memsync, other, flushed_between):
+def test_message_of_a_lower_or_equal_figure_is_read_by_every_process(
+    memsync, other, flushed_between,
+):
     memsync.sync_task_progress("t1", 50, message="half")
     if flushed_between:
         memsync.force_sync()
@@ -273,7 +276,7 @@ def test_a_lower_figure_of_another_process_is_ignored(memsync, other):
     assert memsync.get_task_progress("t1")["progress"] == 50
 
 
-def test_the_higher_figure_of_two_processes_stays_whoever_is_flushed_last(memsync, other):
+def test_higher_figure_of_two_processes_stays_in_any_order_of_flushes(memsync, other):
     memsync.sync_task_progress("t1", 70)
     other.sync_task_progress("t1", 30)
 
@@ -307,7 +310,7 @@ def test_a_new_run_starts_over_and_keeps_the_previous(memsync, other):
         assert (shown["previous"]["progress"], shown["previous"]["run"]) == (90, "first")
 
 
-def test_two_runs_told_in_one_batch_are_both_kept(memsync, other):
+def test_two_runs_written_in_one_batch_are_both_kept(memsync, other):
     for run_key, percent in ((RUN_1, 90), (RUN_2, 10)):
         cell = progress(run_key)
         cell.report(percent, 100, None)
@@ -319,7 +322,7 @@ def test_two_runs_told_in_one_batch_are_both_kept(memsync, other):
     assert (shown["progress"], shown["previous"]["progress"]) == (10, 90)
 
 
-def test_a_late_word_of_the_former_run_does_not_undo_the_new_one(memsync, other):
+def test_late_report_of_the_former_run_does_not_undo_the_new_one(memsync, other):
     late, new = progress(RUN_1, "first"), progress(RUN_2, "second")
     new.report(10, 100, None)
     memsync.runtime.writer.put(new)

@@ -200,7 +200,7 @@ def test_what_redis_has_forgotten_is_an_error_and_not_done_again(proxied, other,
     assert getattr(proxied, kind)(*args) in (False, None)
 
 
-def test_what_is_older_than_the_memory_of_redis_is_an_error_and_not_done_again(proxied, other, proxy):
+def test_call_older_than_the_serials_of_redis_raises_and_is_not_repeated(proxied, other, proxy):
     lose_answer(proxy, proxied.enqueue, "a")
     run_all(other)
     ((attempt,),) = proxied.runtime.coordination._attempts.values()

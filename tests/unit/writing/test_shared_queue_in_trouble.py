@@ -17,7 +17,7 @@ WHERE = {"pending": keys.pending, "processing": keys.processing, "metrics": keys
 
 @pytest.fixture
 def away(make_memsync, own_server):
-    """A manager whose Redis has just gone away."""
+    """A manager whose Redis is away since a moment ago."""
     memsync = make_memsync(url=own_server.url, batch_interval=60.0)
     memsync.get_queue()
     own_server.stop()
@@ -94,14 +94,14 @@ def test_what_is_too_large_is_refused_at_once_and_nothing_is_queued(make_memsync
     lambda memsync: memsync.read("coordination/queue"),
     lambda memsync: memsync.read_entry("coordination/metrics"),
 ])
-def test_deciding_and_asking_raise_while_redis_is_away(away, act):
+def test_atomic_operations_and_reads_raise_while_redis_is_away(away, act):
     with pytest.raises(StoreError, match="it refused the connection") as caught:
         act(away)
 
     assert caught.value.__cause__ is not None
 
 
-def test_what_is_told_while_redis_is_away_arrives_once_and_added_up(away, own_server, make_memsync):
+def test_buffered_changes_during_an_outage_arrive_once_and_added_up(away, own_server, make_memsync):
     for number in range(1000):
         away.increment_metrics(n=1, x=0.25)
         away.sync_queue({"pending": [f"{number}"]})
@@ -121,7 +121,7 @@ def test_what_is_told_while_redis_is_away_arrives_once_and_added_up(away, own_se
     assert other.get_assignments() == {"w0": ["998"], "w1": ["999"]}
 
 
-def test_what_could_not_be_decided_while_redis_was_away_can_be_decided_afterwards(away, own_server):
+def test_failed_atomic_operations_succeed_after_an_outage(away, own_server):
     for act in (lambda: away.enqueue("a"), away.dequeue, lambda: away.complete("b")):
         with pytest.raises(StoreError):
             act()
@@ -138,7 +138,8 @@ FOREIGN = {
     "string": lambda redis, key: redis.set(key, "a string"),
     "list": lambda redis, key: redis.lpush(key, "a list"),
     "sorted-set": lambda redis, key: redis.zadd(key, {b"\xff": 4e15, "a*b": 5e15}),
-    "hash": lambda redis, key: redis.hset(key, mapping={b"\xff": b"\xff", "queue": "5", "metrics": "x", "n": "word"}),
+    "hash": lambda redis, key: redis.hset(
+        key, mapping={b"\xff": b"\xff", "queue": "5", "metrics": "x", "n": "text"}),
 }
 
 CALLS = [

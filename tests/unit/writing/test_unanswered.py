@@ -79,7 +79,7 @@ def test_after_many_others_it_can_not_be_known_and_is_no_conflict(proxied, other
 
 
 def pretend_lost(memsync, version):
-    """Let a process believe that it has written, and got no answer."""
+    """Let a process remember a write that got no answer, and that Redis never received."""
     location, calls = memsync.runtime.store.keys.location("a"), memsync.runtime.writer.unanswered
     with pytest.raises(KeyboardInterrupt), calls.attempt(location, unanswered.digest_of(b'"mine"'), version):
         raise KeyboardInterrupt
@@ -96,7 +96,7 @@ def test_a_call_that_was_never_stored_conflicts(memsync, others):
     assert caught.value.version == 3
 
 
-def test_who_goes_on_with_the_same_call_means_a_new_one_at_last(memsync, others, monkeypatch):
+def test_same_call_after_a_minute_counts_as_a_new_one(memsync, others, monkeypatch):
     others[0].write("a", 0, expected_version=0)
     pretend_lost(memsync, 1)
     overwrite(3 * others)
@@ -128,13 +128,13 @@ def test_own_writes_since_do_not_pass_for_the_one_that_was_lost(memsync, other):
     assert (entry.version, other.read("a")) == (2, "mine")
 
 
-# -- the memory
+# -- remembered calls
 
 def numbers():
     return iter(range(1, 10 ** 6)).__next__
 
 
-def ask(calls, *arguments, error=None):
+def attempt_call(calls, *arguments, error=None):
     with calls.attempt(*arguments) as attempt:
         if error is not None:
             raise error
@@ -144,9 +144,9 @@ def ask(calls, *arguments, error=None):
 def test_a_call_without_an_answer_has_its_number_again_and_once():
     calls = Unanswered(numbers())
     with pytest.raises(StoreUnavailable):
-        ask(calls, "a", 1, error=StoreUnavailable("lost", maybe_done=True))
+        attempt_call(calls, "a", 1, error=StoreUnavailable("lost", maybe_done=True))
 
-    other, again, fresh = ask(calls, "a", 2), ask(calls, "a", 1), ask(calls, "a", 1)
+    other, again, fresh = (attempt_call(calls, "a", number) for number in (2, 1, 1))
 
     assert [(one.number, one.maybe_done) for one in (other, again, fresh)] == [(2, False), (1, True), (3, False)]
 
@@ -157,7 +157,7 @@ def test_what_was_not_sent_or_was_answered_is_not_remembered(error):
     calls = Unanswered(numbers())
 
     with pytest.raises(type(error)):
-        ask(calls, "a", error=error)
+        attempt_call(calls, "a", error=error)
 
     assert len(calls) == 0
 
@@ -166,40 +166,42 @@ def test_an_interrupted_call_is_remembered():
     calls = Unanswered(numbers())
 
     with pytest.raises(KeyboardInterrupt):
-        ask(calls, "a", error=KeyboardInterrupt())
+        attempt_call(calls, "a", error=KeyboardInterrupt())
 
-    assert ask(calls, "a").maybe_done
+    assert attempt_call(calls, "a").maybe_done
 
 
 def test_a_second_try_that_is_not_sent_may_be_done_still():
     calls = Unanswered(numbers())
     with pytest.raises(StoreUnavailable):
-        ask(calls, "a", error=StoreUnavailable("lost", maybe_done=True))
+        attempt_call(calls, "a", error=StoreUnavailable("lost", maybe_done=True))
 
     with pytest.raises(StoreUnavailable) as caught:
-        ask(calls, "a", error=StoreUnavailable("refused", code="OOM"))
+        attempt_call(calls, "a", error=StoreUnavailable("refused", code="OOM"))
 
     assert (caught.value.maybe_done, caught.value.code) == (True, "OOM")
-    assert ask(calls, "a").number == 1
+    assert attempt_call(calls, "a").number == 1
 
 
-def test_the_memory_is_bounded(monkeypatch):
+def test_number_of_remembered_calls_is_bounded(monkeypatch):
     calls = Unanswered(numbers())
     for number in range(unanswered.MAX_CALLS + 10):
         with pytest.raises(StoreUnavailable):
-            ask(calls, number, error=StoreUnavailable("lost", maybe_done=True))
+            attempt_call(calls, number, error=StoreUnavailable("lost", maybe_done=True))
     monkeypatch.setattr(unanswered.time, "monotonic", lambda now=unanswered.time.monotonic(): now + unanswered.MEMORY + 60)
 
     assert len(calls) == unanswered.MAX_CALLS
-    assert not ask(calls, unanswered.MAX_CALLS).maybe_done
+    assert not attempt_call(calls, unanswered.MAX_CALLS).maybe_done
     assert len(calls) == 0
 
 
 def test_of_many_threads_one_has_the_number():
     calls, had = Unanswered(numbers()), []
     with pytest.raises(StoreUnavailable):
-        ask(calls, "a", error=StoreUnavailable("lost", maybe_done=True))
-    threads = [threading.Thread(target=lambda: had.append(ask(calls, "a").number)) for _ in range(20)]
+        attempt_call(calls, "a", error=StoreUnavailable("lost", maybe_done=True))
+    threads = [
+        threading.Thread(target=lambda: had.append(attempt_call(calls, "a").number))
+        for _ in range(20)]
 
     for thread in threads:
         thread.start()
@@ -210,7 +212,7 @@ def test_of_many_threads_one_has_the_number():
 
 
 @pytest.mark.parametrize("given, wanted", [(True, False), (False, True), (True, True)])
-def test_errors_of_others_say_what_the_call_itself_came_to(given, wanted):
+def test_error_of_another_call_has_the_outcome_of_this_one(given, wanted):
     with pytest.raises(StoreUnavailable, match="away") as caught:
         with maybe_done_is(wanted):
             raise StoreUnavailable("away", maybe_done=given, code="OOM")

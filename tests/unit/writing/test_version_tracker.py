@@ -73,14 +73,14 @@ def test_what_is_forgotten_is_unknown():
     assert known._size == 0
 
 
-def test_what_celery_tells_is_not_taken_for_what_users_tell():
+def test_stage_of_celery_is_not_taken_for_a_state_of_users():
     known, path = VersionTracker(), "ns/tasks/t1/state"
-    told = Location("ns/tasks/{t1}/", STATE, "", path, "t1")
-    known.note(told, EntryVersion(1, 1))
+    location = Location("ns/tasks/{t1}/", STATE, "", path, "t1")
+    known.note(location, EntryVersion(1, 1))
 
-    known.note(told._replace(slot=STAGE), EntryVersion(2, 2))
+    known.note(location._replace(slot=STAGE), EntryVersion(2, 2))
 
-    assert known.stamp(told) == EntryVersion(1, 1)
+    assert known.stamp(location) == EntryVersion(1, 1)
 
 
 def test_threads_that_note_what_they_read_do_not_disturb_the_writer(monkeypatch):

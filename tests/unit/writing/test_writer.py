@@ -97,7 +97,7 @@ def test_a_value_then_fields_are_merged(memsync, other):
     assert other.get_task_state("t1") == {"x": 2, "y": 1}
 
 
-def test_fields_told_after_a_value_was_flushed_are_merged_into_it(memsync, other):
+def test_fields_written_after_a_value_was_flushed_are_merged_into_it(memsync, other):
     memsync.write("tasks/t1/state", {"x": 1, "y": 1})
     memsync.force_sync()
 
@@ -107,7 +107,7 @@ def test_fields_told_after_a_value_was_flushed_are_merged_into_it(memsync, other
     assert other.get_task_state("t1") == {"x": 2, "y": 1}
 
 
-def test_fields_told_after_the_writer_forgot_the_key_are_merged(memsync, other, monkeypatch):
+def test_fields_written_after_the_writer_forgot_the_key_are_merged(memsync, other, monkeypatch):
     monkeypatch.setattr("celery_memsync.writing.version_tracker.MAX_SEEN", 1)
     memsync.sync_task_state("t1", {"x": 1})
     memsync.sync_task_state("t2", {"x": 1})
@@ -120,7 +120,7 @@ def test_fields_told_after_the_writer_forgot_the_key_are_merged(memsync, other, 
     assert memsync.get_metrics()["conflicts"] == 0
 
 
-def test_force_sync_with_nothing_to_write_asks_nothing(memsync, redis):
+def test_force_sync_with_nothing_to_write_sends_nothing(memsync, redis):
     memsync.force_sync()
     redis.config_resetstat()
 
@@ -137,14 +137,14 @@ def test_force_sync_waits_for_a_batch_in_flight_in_another_thread(make_memsync, 
     flush = in_background(lambda: memsync.runtime.writer.flush() or "done")
     time.sleep(0.1)
     forced = in_background(lambda: memsync.force_sync() or "done")
-    ask = in_background(lambda: memsync.read("a"))
+    read = in_background(lambda: memsync.read("a"))
 
     time.sleep(0.3)
-    early = [call for call in (flush, forced, ask) if call.answers]
+    early = [call for call in (flush, forced, read) if call.answers]
     own_server.resume()
 
     assert early == []
-    assert (flush(), forced(), ask()) == ("done", "done", 1)
+    assert (flush(), forced(), read()) == ("done", "done", 1)
     with own_server.client() as client:
         assert client.exists("task-sentinel/a")
 
@@ -181,13 +181,13 @@ def test_after_a_barrier_a_write_waits_for_its_interval(memsync, other):
 
 
 def test_force_sync_does_not_hang_in_a_handler_of_an_event(memsync):
-    told = []
-    memsync.on("write", lambda **details: told.append(memsync.force_sync()))
+    returned = []
+    memsync.on("write", lambda **details: returned.append(memsync.force_sync()))
     memsync.write("a", 1)
 
     memsync.force_sync()
 
-    assert eventually(lambda: told) == [None]
+    assert eventually(lambda: returned) == [None]
 
 
 def test_a_write_made_in_a_handler_is_written_by_the_next_flush(memsync, other):

@@ -14,7 +14,7 @@ from tests.support.waiting import eventually
 
 @pytest.fixture
 def away(make_memsync, own_server):
-    """A manager whose Redis has just gone away."""
+    """A manager whose Redis is away since a moment ago."""
     memsync = make_memsync(url=own_server.url, batch_interval=60.0)
     memsync.read("a")
     own_server.stop()
@@ -29,7 +29,7 @@ def short_timeout(make_memsync, own_server):
 
 # -- away
 
-def test_telling_goes_on_while_redis_is_away(away):
+def test_buffered_writes_go_on_while_redis_is_away(away):
     away.write("a", 1)
     away.sync_task_state("t1", {"x": 1})
     away.sync_task_progress("t1", 50)
@@ -41,7 +41,7 @@ def test_telling_goes_on_while_redis_is_away(away):
     assert away.runtime.writer.pending == 7
 
 
-@pytest.mark.parametrize("ask", [
+@pytest.mark.parametrize("call", [
     lambda memsync: memsync.read("b"),
     lambda memsync: memsync.get_task_state("t1"),
     lambda memsync: memsync.get_task_progress("t1"),
@@ -51,9 +51,9 @@ def test_telling_goes_on_while_redis_is_away(away):
     lambda memsync: memsync.get_worker_status("w1"),
     lambda memsync: memsync.write("b", 1, expected_version=0),
 ])
-def test_asking_and_deciding_raise_while_redis_is_away(away, ask):
+def test_reads_and_atomic_operations_raise_while_redis_is_away(away, call):
     with pytest.raises(StoreError, match="it refused the connection") as caught:
-        ask(away)
+        call(away)
 
     assert caught.value.__cause__ is not None
 
@@ -117,9 +117,9 @@ def test_newer_values_win_over_those_that_were_put_back(away, own_server):
 @pytest.mark.slow
 def test_the_thread_writes_by_itself_when_redis_is_back(make_memsync, own_server):
     memsync = make_memsync(url=own_server.url, batch_interval=0.01)
-    told = []
+    emitted = []
     for name in ("connection-lost", "connection-restored"):
-        memsync.on(name, lambda name=name, **details: told.append(name))
+        memsync.on(name, lambda name=name, **details: emitted.append(name))
     own_server.stop()
     memsync.write("a", 1)
     eventually(lambda: memsync.get_metrics()["flush_failures"] >= 2)
@@ -129,7 +129,7 @@ def test_the_thread_writes_by_itself_when_redis_is_back(make_memsync, own_server
     eventually(lambda: memsync.runtime.writer.pending == 0)
     assert memsync.read("a") == 1
     assert memsync.events.wait_idle(5)
-    assert told == ["connection-lost", "connection-restored"]
+    assert emitted == ["connection-lost", "connection-restored"]
     assert memsync.get_metrics()["connected"]
 
 

@@ -29,7 +29,7 @@ def memsync(make_memsync, limited):
 
 
 def away(make_memsync, own_server, max_pending):
-    """Return a manager whose Redis has just gone away."""
+    """Return a manager whose Redis is away since a moment ago."""
     memsync = make_memsync(url=own_server.url, batch_interval=60.0, max_pending=max_pending)
     memsync.read("a")
     own_server.stop()
@@ -94,12 +94,12 @@ def test_refused_write_is_not_overtaken_by_a_newer_one_of_its_key(memsync, other
 
 
 def test_newer_value_wins_over_a_refused_one(memsync, other, limited):
-    limited.refuse("get")
+    limited.refuse("set")
     memsync.write("a", "old")
     with pytest.raises(StoreError):
         memsync.force_sync()
 
-    limited.allow("get")
+    limited.allow("set")
     memsync.write("a", "new")
     memsync.runtime.writer.flush()
     memsync.force_sync()
@@ -118,7 +118,7 @@ def test_refused_write_does_not_stop_atomic_operations_of_others(memsync, limite
 
 def test_refused_writes_are_bounded(make_memsync, limited):
     memsync = make_memsync(url=limited.url, batch_interval=60.0, max_pending=3)
-    limited.refuse("get")
+    limited.refuse("set")
     for number in range(3):
         memsync.write(f"key-{number}", number)
     with pytest.raises(StoreError, match="key-0 and 2 more"):
@@ -134,7 +134,7 @@ def test_refused_writes_are_bounded(make_memsync, limited):
 
 
 def test_refusal_is_logged_once(memsync, limited, caplog):
-    limited.refuse("get")
+    limited.refuse("set")
 
     for number in range(3):
         memsync.write("a", number)
@@ -142,12 +142,12 @@ def test_refusal_is_logged_once(memsync, limited, caplog):
             memsync.force_sync()
 
     assert len([line for line in caplog.messages if "refuses to write" in line]) == 1
-    limited.allow("get")
+    limited.allow("set")
     assert memsync.read("b") is None
 
 
 def test_process_reads_its_own_refused_writes(memsync, limited):
-    limited.refuse("get")
+    limited.refuse("set")
     memsync.write("a", 1)
     with pytest.raises(StoreError):
         memsync.force_sync()
@@ -159,8 +159,8 @@ def test_process_reads_its_own_refused_writes(memsync, limited):
 
 def test_above_max_pending_the_oldest_progress_goes_first(make_memsync, own_server):
     memsync = make_memsync(url=own_server.url, batch_interval=60.0, max_pending=6)
-    told = []
-    memsync.on("writes-dropped", lambda count: told.append(count))
+    counts = []
+    memsync.on("writes-dropped", lambda count: counts.append(count))
     memsync.read("a")
     own_server.stop()
     for number in (1, 2, 3):
@@ -177,7 +177,7 @@ def test_above_max_pending_the_oldest_progress_goes_first(make_memsync, own_serv
     assert memsync.events.wait_idle(5)
 
     assert dropped == 4
-    assert told == [4]
+    assert counts == [4]
     assert [memsync.get_task_progress(f"p{number}") for number in (1, 2, 3)] == [None] * 3
     assert memsync.read_many([f"w{number}" for number in range(1, 8)]) == {
         "w1": None, **{f"w{number}": number for number in range(2, 8)}}
@@ -211,7 +211,7 @@ def test_many_changes_of_one_key_are_not_too_many(make_memsync, own_server):
     assert memsync.get_metrics()["dropped"] == 0
 
 
-def test_a_progress_that_was_dropped_can_be_told_again(make_memsync, own_server):
+def test_dropped_progress_can_be_reported_again(make_memsync, own_server):
     memsync = away(make_memsync, own_server, 2)
     memsync.sync_task_progress("t1", 50)
     memsync.write("a", 1)
@@ -227,7 +227,7 @@ def test_a_progress_that_was_dropped_can_be_told_again(make_memsync, own_server)
     assert memsync.get_task_progress("t1")["progress"] == 70
 
 
-def test_a_flood_is_told_with_one_warning(make_memsync, own_server, caplog):
+def test_flood_of_writes_is_logged_with_one_warning(make_memsync, own_server, caplog):
     memsync = away(make_memsync, own_server, 2)
 
     for number in range(50):

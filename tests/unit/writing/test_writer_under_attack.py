@@ -68,7 +68,7 @@ def test_a_write_that_is_interrupted_by_a_shutdown_is_written(make_memsync, stri
     assert lost == []
 
 
-def test_a_refused_write_is_told_to_the_next_who_asks_if_the_first_was_interrupted(make_memsync, monkeypatch):
+def test_refused_write_is_raised_again_if_the_first_call_was_interrupted(make_memsync, monkeypatch):
     memsync = make_memsync(batch_interval=60.0)
     memsync.write("a", 1, fence=10)
     memsync.force_sync()
@@ -89,7 +89,7 @@ def test_a_refused_write_is_told_to_the_next_who_asks_if_the_first_was_interrupt
 
 
 @pytest.mark.parametrize("first", ["author", "other"])
-def test_a_refused_write_is_told_once_and_once_to_the_thread_that_made_it(make_memsync, first):
+def test_refused_write_is_raised_once_and_once_in_its_thread(make_memsync, first):
     memsync = make_memsync(batch_interval=60.0)
     memsync.write("a", 1, fence=10)
     memsync.force_sync()
@@ -97,12 +97,14 @@ def test_a_refused_write_is_told_once_and_once_to_the_thread_that_made_it(make_m
     author.submit(memsync.write, "a", 2, fence=9).result()
     threads = [author, other, author, other] if first == "author" else [other, other, author, author]
 
-    told = [isinstance(thread.submit(memsync.force_sync).exception(), LockLost) for thread in threads]
+    raised = [
+        isinstance(thread.submit(memsync.force_sync).exception(), LockLost) for thread in threads]
 
-    assert told == ([True, False, False, False] if first == "author" else [True, False, True, False])
+    assert raised == (
+        [True, False, False, False] if first == "author" else [True, False, True, False])
 
 
-def test_a_write_that_was_refused_after_others_of_its_key_is_told_to_the_thread_that_made_it(make_memsync):
+def test_write_refused_after_others_of_its_key_is_raised_in_its_thread(make_memsync):
     memsync = make_memsync(batch_interval=60.0)
     memsync.write("a", 1, fence=10)
     memsync.force_sync()
@@ -117,7 +119,7 @@ def test_a_write_that_was_refused_after_others_of_its_key_is_told_to_the_thread_
         author.submit(memsync.force_sync).result()
 
 
-def test_a_thread_that_has_ended_is_not_told(make_memsync):
+def test_refused_write_of_an_ended_thread_is_not_kept(make_memsync):
     memsync = make_memsync(batch_interval=60.0)
     memsync.write("a", 1, fence=10)
     memsync.force_sync()

@@ -8,14 +8,14 @@ from tests.support.publishing import publish
 from tests.support.waiting import eventually
 
 #: Recorded for a key that was invalidated.
-GONE = "gone"
+INVALIDATED = "invalidated"
 
 
-class Ear:
+class Subscriber:
     """Subscribes and records what it receives; its handler can be kept busy."""
 
     def __init__(self, memsync, pattern="*", invalidate=True):
-        self.heard = []
+        self.received = []
         self.versions = []
         #: Keys and versions in the order in which they came, None for one that was invalidated.
         self.history = []
@@ -27,25 +27,27 @@ class Ear:
         assert key == entry.key and value == entry.value
         self.versions.append((short(key), entry.version))
         self.history.append((short(key), entry.version))
-        self.heard.append((short(key), value))
+        self.received.append((short(key), value))
         self.free.wait(60)
 
     def on_invalidate(self, key):
         self.history.append((short(key), None))
-        self.heard.append((short(key), GONE))
+        self.received.append((short(key), INVALIDATED))
 
     def of(self, key):
-        return [value for heard, value in self.heard if heard == key]
+        return [value for name, value in self.received if name == key]
 
-    def hears(self, key, value):
-        """Return when the latest value that was received for a key is that one."""
-        eventually(lambda: self.of(key)[-1:] == [value], message=f"{key} is not {value!r}: {self.of(key)[-5:]}")
+    def wait_for(self, key, value):
+        """Return when the last value that was received for a key is this one."""
+        eventually(
+            lambda: self.of(key)[-1:] == [value],
+            message=f"{key} is not {value!r}: {self.of(key)[-5:]}")
 
-    def keep_busy(self, teller):
-        """Return when the handler is at work, where it stays until ``free`` is set."""
+    def keep_busy(self, writer):
+        """Return when the handler is running; it runs until ``free`` is set."""
         self.free.clear()
-        publish(teller, {"busy": True})
-        self.hears("busy", True)
+        publish(writer, {"busy": True})
+        self.wait_for("busy", True)
 
     def never_goes_back(self):
         """Whether the versions of each key only grow; one that was invalidated may come again."""
@@ -73,7 +75,7 @@ def caught_up(memsync, since=0.0):
 
 
 def cut_off(memsync, redis, meanwhile=lambda: None):
-    """Kill the connection of a manager's subscriptions when nothing is under way; return when it has read what it missed."""
+    """Kill the idle connection of a manager's subscriptions; return once it has caught up."""
     caught_up(memsync)
     line, cut_at = memsync.runtime.link._line, time.monotonic()
     assert redis.client_kill_filter(_type="pubsub")

@@ -1,4 +1,4 @@
-"""A worker whose memory answers what it should not: its tasks do not notice."""
+"""A worker whose Redis sends wrong answers: its tasks do not notice."""
 from __future__ import annotations
 
 import random
@@ -8,7 +8,7 @@ from tests.support.lying_proxy import ANSWERS, Liar
 from tests.support.waiting import eventually
 
 
-def test_tasks_end_as_ever_although_the_memory_lies(make_fleet, memory):
+def test_tasks_end_normally_when_redis_sends_wrong_answers(make_fleet, store):
     chance = random.Random(7)
 
     def lie():
@@ -16,8 +16,8 @@ def test_tasks_end_as_ever_although_the_memory_lies(make_fleet, memory):
             return None
         return chance.choice([*ANSWERS, chance.randbytes(chance.randrange(40))])
 
-    with Liar(memory.port) as liar:
-        fleet = make_fleet(memory=liar)
+    with Liar(store.port) as liar:
+        fleet = make_fleet(store=liar)
         worker = fleet.worker("-c", "2")
         liar.lies = lie
         worker.start()

@@ -1,0 +1,41 @@
+"""`celery memsync cancel`."""
+from __future__ import annotations
+
+import click
+from celery.bin.base import CeleryOption
+
+from ..models.order import FINAL, RUNNING, rank_of
+from .command import command
+from .ids import task_id_of
+from .output import json_option, memory_of, print_json, print_line, shorten
+
+
+@command(examples=["cancel <id>", "cancel <root id> --reason 'wrong file'", "cancel <group id> --terminate"])
+@click.argument("task_id", metavar="ID")
+@click.option("--reason", cls=CeleryOption, metavar="TEXT", help_group="Writing", help="Why, for people.")
+@click.option("--terminate", cls=CeleryOption, is_flag=True, help_group="Writing",
+              help="Terminate the processes of running tasks.")
+@json_option
+@click.pass_context
+def cancel(ctx: click.Context, task_id: str, reason: str | None, terminate: bool, as_json: bool) -> None:
+    """Cancel a task, or all tasks of a root or a group."""
+    with memory_of(ctx) as memsync:
+        task_id = task_id_of(memsync, task_id)
+        status = memsync.cancel(task_id, reason, terminate=terminate)
+    if as_json:
+        print_json(ctx, {"id": task_id, "status": status, "ended": status in FINAL, "reason": reason,
+                         "terminate": terminate})
+    else:
+        print_line(ctx, f"Cancelled: {task_id}. {_words(status, terminate)}")
+
+
+def _words(status: str | None, terminate: bool) -> str:
+    """Return what becomes of the task with the cancelled id."""
+    if status is None:
+        return "No task has this id: workers skip those of that root or group, and one that is sent under it."
+    if status in FINAL:
+        return f"Its task had ended before, as {status}; workers skip what else has this root."
+    if rank_of(status) == RUNNING:
+        return "Its task is running, and is terminated." if terminate else \
+            "Its task is running, and ends when it looks whether it is cancelled."
+    return f"Its task was {shorten(status)}; workers skip it."
