@@ -20,6 +20,7 @@ from ..writing.changes import Change, DeferredChange, StageChange
 from ..writing.progress import Progress
 from .app_manager import AppManager
 from .requests import count_of, timestamp
+from .sent_groups import sizes_in
 from .steps import Step, Steps, is_member, part_of
 
 #: Seconds that another process's notion of Redis's time may be ahead; what is further ahead comes from a wrong clock.
@@ -88,7 +89,8 @@ class Run(DeferredChange):
         known.update(more)
         until = known["eta"] if until is None else until
         ttl = services.settings.default_ttl if until is None else lifetime(services, until)
-        return StageChange(self.location, TaskRun.of(known), self.run_key, ttl, fence)
+        notes = sizes_in(self.sent) if "sizes" in self.sent else ()
+        return StageChange(self.location, TaskRun.of(known), self.run_key, ttl, fence, notes)
 
 
 class Watcher(Protocol):

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from celery import canvas
@@ -15,6 +15,9 @@ from ..store.members import SINCE, TOTAL, TOTAL_FROM, note
 
 #: Most members of a group; what has more is wrong.
 MAX_MEMBERS = 10 ** 9
+
+#: Most groups, each in the next, of which the sizes are taken from a message.
+MAX_GROUPS = 20
 
 
 class SentGroup:
@@ -34,6 +37,14 @@ class SentGroup:
         self.size = size
         self.outer = outer
         self.is_noted = False
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes of this group and of those around it, which travel with its messages.
+
+        A worker may record members before the sender has recorded anything, and no reader may take them for all.
+        """
+        return {self.group_id: self.size, **({} if self.outer is None else self.outer.sizes)}
 
     @property
     def outermost(self) -> str:
@@ -64,6 +75,14 @@ def size_notes(group_id: str, size: int, since: float | None) -> tuple[tuple[str
     """Return what to note of the size of a group, and of when it was sent, in seconds of Redis's clock."""
     total = (group_id, note(TOTAL, TOTAL_FROM + size))
     return (total,) if since is None else (total, (group_id, note(SINCE, -round(since * 1000))))
+
+
+def sizes_in(sent: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return what to note of the sizes of groups that came with a message: anybody may send anything."""
+    sizes = sent.get("sizes")
+    rows = islice(sizes.items(), MAX_GROUPS) if isinstance(sizes, dict) else ()
+    return tuple((group_id, note(TOTAL, TOTAL_FROM + size)) for group_id, size in rows
+                 if is_id(group_id) and type(size) is int and 0 < size < MAX_MEMBERS)
 
 
 def count_sent_groups() -> None:

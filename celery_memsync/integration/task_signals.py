@@ -31,7 +31,7 @@ from .endings import HARMLESS, REPLACED, end_of_ignored, end_of_unwound, is_unst
 from .requests import HEADER, RECORDED, ReceivedRequests, count_of, failing, nesting_of, sent_of
 from .revokes import RevokedTasks
 from .runs import ActiveRun, ReceivedRun, active_run, known_of, latest, lifetime, received
-from .sent_groups import sent_group
+from .sent_groups import sent_group, sizes_in
 from .steps import embed_in
 from .update_state import take_over
 from .workflows import Workflows, record_unsent
@@ -132,8 +132,8 @@ class TaskSignals:
         known = known_of(self.memsync.runtime, headers["id"], headers, headers[HEADER])
         delivery = {"exchange": getattr(exchange, "name", exchange), "routing_key": routing_key}
         known.update(status="PENDING", worker=None, queue=self._queue_names.of(delivery))
-        run, group = TaskRun.of(known), sent_group.get()
-        self._record(headers["id"], headers[HEADER]["key"], run, () if group is None else group.notes(run))
+        run, group, sent = TaskRun.of(known), sent_group.get(), headers[HEADER]
+        self._record(headers["id"], sent["key"], run, sizes_in(sent) if group is None else group.notes(run))
         if "workflow" in headers[HEADER]:
             self.workflows.record(self.memsync.runtime, run, headers["id"], body)
 

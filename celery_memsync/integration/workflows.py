@@ -49,14 +49,14 @@ class Workflows:
             before: What came with the run of the same task that sends it, if it is to be retried or replaced.
         """
         if before is not None:
-            known = {name: before[name] for name in ("depends_on", "group", "member") if name in before}
+            known = {name: before[name] for name in ("depends_on", "group", "member", "sizes") if name in before}
             return {**known, **_workflow_in(before)}
         active, embed = active_run.get(), embed_of(body)
         if active is not None:
             return _sent_by(active, headers, embed)
         group = sent_group.get()
         if group is not None:
-            return {"workflow": group.outermost}
+            return {"workflow": group.outermost, "sizes": group.sizes}
         if headers.get("task") == UNLOCK:
             return {"workflow": awaited} if (awaited := _awaited_by(body)) is not None else {}
         if not has_steps(embed):
@@ -137,6 +137,9 @@ def _sent_by(active: ActiveRun, headers: Mapping[str, Any], embed: Mapping[str, 
         known["workflow"] = headers["root_id"]
     if step is not None:
         known["depends_on"] = list(step.depends_on)
+        known.update({"sizes": active.sent["sizes"]} if "sizes" in active.sent else {})
+    if sent is not None:
+        known["sizes"] = sent.sizes
     if sent is not None and group not in (None, sent.group_id):
         known["group"] = sent.group_id  # the body of a chord, whose members have the id of its header
     elif group is not None and headers.get("group_index") is None and embed.get("chord"):

@@ -106,6 +106,7 @@ def test_step_of_a_chain_is_known_before_it_is_sent(fleet):
     result = chain(sig(fleet, "wait"), sig(fleet, "ok"), sig(fleet, "bad")).apply_async()
     last, middle, first = result, result.parent, result.parent.parent
     fleet.wait(first, "STARTED")
+    fleet.wait(last, "PENDING")
 
     states = fleet.state(middle.id), fleet.state(last.id)
     queue = fleet.reader.get_queue()
@@ -201,6 +202,17 @@ def test_group_knows_its_total_before_its_members_are_sent(fleet):
 
     assert (found.total, found.done) == (4, 0)
     eventually(lambda: fleet.reader.get_group(result.id).succeeded == 4, 20)
+
+
+def test_group_knows_its_total_before_its_sender_has_recorded_it(fleet):
+    wait = fleet.producer(memsync_batch_interval=60.0).tasks[f"{FLOWS}.wait"]
+    # More than the worker takes at once.
+    result = group(wait.s(seconds=0.1) for _ in range(20)).apply_async()
+
+    totals = set()
+    eventually(lambda: (found := fleet.reader.get_group(result.id)) and (totals.add(found.total) or found.done == 20))
+
+    assert totals == {20}
 
 
 def test_group_from_chunks_is_counted(fleet):

@@ -68,7 +68,7 @@ def test_message_with_a_hostile_rest_of_its_chain_is_sent_and_recorded(fleet, ju
 
 @pytest.mark.parametrize("junk", [5, "a/b", [], {"a": 1}, "x" * 600, None], ids=repr)
 def test_task_with_a_hostile_workflow_in_its_message_runs(fleet, junk):
-    sent = {"workflow": junk, "depends_on": junk, "group": junk, "member": junk}
+    sent = {"workflow": junk, "depends_on": junk, "group": junk, "member": junk, "sizes": {"g": junk, "h/h": 5}}
     result = sig(fleet, "ok").apply_async(headers={"memsync": sent})
     again = fleet.app.send_task(f"{FLOWS}.ok", headers={"memsync": sent})
 
