@@ -92,7 +92,7 @@ def _output() -> Any:
 
 @click.group(name="memsync", cls=Commands, commands=_Lazily(COMMANDS))
 def memsync() -> None:
-    """Look into the shared memory of an app."""
+    """Read and change the shared state of an app."""
 
 
 def on_worker_init(sender: WorkController, **_: Any) -> None:

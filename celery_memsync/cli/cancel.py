@@ -26,16 +26,17 @@ def cancel(ctx: click.Context, task_id: str, reason: str | None, terminate: bool
         print_json(ctx, {"id": task_id, "status": status, "ended": status in FINAL, "reason": reason,
                          "terminate": terminate})
     else:
-        print_line(ctx, f"Cancelled: {task_id}. {_words(status, terminate)}")
+        print_line(ctx, _words(task_id, status, terminate))
 
 
-def _words(status: str | None, terminate: bool) -> str:
+def _words(task_id: str, status: str | None, terminate: bool) -> str:
     """Return what becomes of the task with the cancelled id."""
     if status is None:
-        return "No task has this id: workers skip those of that root or group, and one that is sent under it."
+        return (f"No task with the id {task_id} is known. If that is a root or a group, or is sent "
+                "later, workers skip its tasks.")
     if status in FINAL:
-        return f"Its task had ended before, as {status}; workers skip what else has this root."
+        return f"The task {task_id} had ended before, as {status}. Workers skip other tasks of this root."
     if rank_of(status) == RUNNING:
-        return "Its task is running, and is terminated." if terminate else \
-            "Its task is running, and ends when it looks whether it is cancelled."
-    return f"Its task was {shorten(status)}; workers skip it."
+        end = "is terminated" if terminate else "ends when it looks whether it is cancelled"
+        return f"Cancelled {task_id}: it is running, and {end}."
+    return f"Cancelled {task_id}: it was {shorten(status)}, and workers skip it."

@@ -18,6 +18,7 @@ from .command import command
 from .ids import task_id_of
 from .output import (
     EX_TIMEOUT,
+    figure,
     json_option,
     memory_of,
     padded,
@@ -35,6 +36,9 @@ from .watch import POLL_INTERVAL, deadline_of, patiently
 
 #: Most tasks whose changes are subscribed to, a thread for each; more are read every second.
 MAX_SUBSCRIPTIONS = 50
+
+#: Seconds after which a lost task that no worker has requeued counts as ended: that follows at once.
+LOST_GRACE = 10.0
 
 #: Most tasks that an error names.
 NAMED = 5
@@ -85,8 +89,8 @@ def follow_tasks(ctx: click.Context, memsync: MemSync, task_ids: Iterable[str], 
         if found is None:
             print_error(ctx, f"The record of task {task_id} has expired.")
         else:
-            page.report(found, status in FINAL)
-        if found is None or status in FINAL:
+            page.report(found, has_ended(found, memsync))
+        if found is None or has_ended(found, memsync):
             del remaining[task_id]
             code = max(code, 0 if status == "SUCCESS" else 1)
     if not remaining:
@@ -101,6 +105,14 @@ def follow_tasks(ctx: click.Context, memsync: MemSync, task_ids: Iterable[str], 
 def status_of(found: dict[str, Any]) -> str:
     """Return the status of a task."""
     return str((found["state"] or {}).get("status", "-"))
+
+
+def has_ended(found: dict[str, Any], memsync: MemSync) -> bool:
+    """Return whether nothing more is expected of a task."""
+    if status_of(found) != "LOST":
+        return status_of(found) in FINAL
+    lost_at = figure(found["state"].get("finished_at"))
+    return lost_at is not None and memsync.runtime.store.clock.now() > lost_at + LOST_GRACE
 
 
 def _news(
@@ -131,7 +143,7 @@ def _news(
         while True:
             for task_id in asked:
                 found = patiently(ctx, partial(_read, memsync, task_id), deadline)
-                if found != known.get(task_id):
+                if found != known.get(task_id) or found is not None and has_ended(found, memsync):
                     yield task_id, found
                 if found is not None:
                     known[task_id] = found

@@ -143,7 +143,8 @@ def confirm(ctx: click.Context, description: str, question: str) -> None:
 
 def unknown_task(task_id: str) -> str:
     """Return what to say of a task that has no record."""
-    return f"Unknown task {task_id}: never sent, or its record has expired (see memsync_default_ttl)."
+    return (f"Unknown task {task_id}: never sent, or its record has expired (see memsync_default_ttl), "
+            "or its sender has no MemSync(app) and no worker has received it.")
 
 
 def safe(text: object) -> str:

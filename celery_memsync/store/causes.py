@@ -29,7 +29,7 @@ UNREACHABLE: tuple[tuple[type[BaseException], str], ...] = (
 TEXTS = (
     ("closed by server", "it closed the connection; was it stopped, or does it want TLS (rediss:// in memsync_backend)?"),
     ("Protocol Error", "its answer makes no sense; is that a Redis?"),
-    ("Authentication required", "it wants a password, and memsync_backend has none"),
+    ("Authentication required", "it wants a password, and memsync_backend has none; the URL is redis://:password@host"),
     ("without any password configured", "it has no password; remove the one of memsync_backend, or set its requirepass"),
     ("DB index is out of range", "it has no database of that number; see `databases` in its configuration"),
     ("cluster support disabled", "it is not a cluster; let memsync_backend begin with redis://"),

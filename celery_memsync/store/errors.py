@@ -58,7 +58,7 @@ REFUSALS = {
     "MOVED": "it is a node of a cluster; let memsync_backend begin with redis+cluster://, or wait, if it does, until "
     "the nodes agree on which of them has this key",
     "ASK": "the nodes of the cluster do not agree on which of them has this key",
-    "WRONGPASS": "it refuses the user or password of memsync_backend",
+    "WRONGPASS": "it refuses the user or password of memsync_backend; correct them in its URL",
 }
 
 #: Our own code: Redis does not remember an earlier try any more.

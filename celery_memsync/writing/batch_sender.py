@@ -272,6 +272,7 @@ class BatchSender:
         # Versions begin anew when a key is gone; the time says which one it is, if this process has read it.
         at = f"@{shown.stored_at}" if expected and shown.version == expected else ""
         resent = self.store.resent
+        made_ms = ms(self.store.clock.at(change.at))  # before the answer, which may correct the clock
         (outcome,) = self.store.write_entries([write._replace(seen=f"{expected}{at}")])
         attempt.maybe_done = attempt.maybe_done or resent != self.store.resent
         if outcome.status == "again" and number_of(outcome.writes, self.store.token) != attempt.number:
@@ -292,7 +293,6 @@ class BatchSender:
         # If this is a second try others may have written since.
         is_last = f"{outcome.writes},".startswith(f"{self.store.token}.{attempt.number},")
         version = expected + 1 if outcome.status == "again" and not is_last else outcome.version
-        made_ms = ms(self.store.clock.at(change.at))
         header = Header(version, "-", "-", change.fence, made_ms, write.ttl_ms, 0, "-", self.store.worker_id)
         return StoredEntry(header, change.body)
 

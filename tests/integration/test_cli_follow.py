@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import time
 
 import pytest
 
@@ -77,6 +78,17 @@ def test_those_that_do_not_end_in_time_are_named(shell, fleet):
 
     assert done.returncode == 75
     assert done.stderr == "The tasks t2, t3 have not ended in time.\n"
+
+
+def test_task_that_stays_lost_has_ended(shell, fleet):
+    publish_state(fleet, "old", "LOST", finished_at=time.time() - 60)
+    publish_state(fleet, "new", "LOST", finished_at=time.time())
+
+    done = shell.run("follow", "old", "new", "--timeout", "3")
+
+    assert done.stdout.splitlines() == ["old  LOST", "new  LOST"]
+    assert (done.returncode, done.stderr) == (75, "The task new has not ended in time.\n")
+    assert shell.run("follow", "old").returncode == 1
 
 
 def test_json_documents_name_their_task(shell, fleet):
