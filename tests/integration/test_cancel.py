@@ -10,6 +10,7 @@ from celery import chain, chord, group
 from celery.states import REVOKED
 
 from tests.support.fleet import TASKS, Fleet
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 CANCEL_TASKS = "tests.support.cancel_tasks"
@@ -23,7 +24,7 @@ POOLS = {
 }
 
 
-@pytest.fixture(scope="module", params=list(POOLS))
+@pytest.fixture(scope="module", params=stressed(list(POOLS), ["prefork", "threads", "gevent"]))
 def pool(request):
     """Name of the pool under test."""
     return request.param
