@@ -36,12 +36,13 @@ if TYPE_CHECKING:
     from .models.entry import Entry
     from .models.lock import LockRecord
     from .models.worker import WorkerRecord
+    from .models.workflow import Group, Workflow, WorkflowNode
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "MemorySyncManager", "MemSync", "Lock",
-    "Resolution", "Entry", "LockRecord", "WorkerRecord",
+    "Resolution", "Entry", "Group", "LockRecord", "WorkerRecord", "Workflow", "WorkflowNode",
     "ConflictError", "InvalidKey", "InvalidValue", "LockError", "LockLost", "LockNotAcquired", "MemSyncError",
     "NotInTask", "StoreError", "StoreRefused", "StoreUnavailable", "TaskCancelled", "ValueTooLarge",
 ]
@@ -50,6 +51,7 @@ __all__ = [
 _HOMES = {
     "MemorySyncManager": "manager", "MemSync": "activation", "Lock": "locking.lock", "Resolution": "conflicts",
     "Entry": "models.entry", "LockRecord": "models.lock", "WorkerRecord": "models.worker",
+    "Group": "models.workflow", "Workflow": "models.workflow", "WorkflowNode": "models.workflow",
 }
 
 

@@ -19,6 +19,7 @@ from .integration.lock_decorators import RETRY_DELAY, F
 from .integration.publishing import end_with_app, mark_publishing
 from .integration.revokes import record_sent_revokes
 from .integration.runs import ActiveRun, active_run
+from .integration.sent_groups import count_sent_groups
 from .integration.task_signals import TaskSignals
 from .keys import is_id
 from .manager import MemorySyncManager
@@ -73,6 +74,7 @@ class MemSync(AppManager):
         mark_publishing(app)
         end_with_app(app)
         record_sent_revokes()
+        count_sent_groups()
         return self
 
     # -- in the body of a task

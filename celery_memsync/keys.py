@@ -166,6 +166,8 @@ class Keys:
         self.processing = f"{self.about}/processing"
         #: Hash of counters.
         self.metrics = f"{self.about}/metrics"
+        #: Sorted sets of the tasks of groups and workflows, by how far they are.
+        self._members = self._shared("members")
         #: Sorted set of cancelled ids, by when they are forgotten (ms).
         self.cancelled = f"{self.about}/cancelled"
         #: Sorted set of the locks that are held, by the end of their lease (ms).
@@ -187,6 +189,10 @@ class Keys:
     def messages(self, token: str) -> str:
         """The hash of the messages that a worker keeps of its running tasks, a field per run."""
         return f"{self.workers}/messages/{token}"
+
+    def members(self, group_id: str) -> str:
+        """The sorted set of the tasks of a group or workflow; the id is taken as checked."""
+        return f"{self._members}/{group_id}"
 
     # -- places, by noun
 

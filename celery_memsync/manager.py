@@ -1,11 +1,9 @@
 """`MemorySyncManager`: the shared state as one process sees it."""
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from .deadline import within
 from .environment import Environment, given_settings
 from .events import Events, Handler
 from .keys import check_id
@@ -14,6 +12,7 @@ from .models.entry import Entry
 from .models.lock import LockRecord
 from .models.task import TaskRun
 from .models.worker import WorkerRecord
+from .models.workflow import Group, Workflow
 from .reading.handlers import Handlers, OnChange, OnInvalidate
 from .reading.reader import LONGEST_LIST
 from .reading.watch import Watch
@@ -37,9 +36,7 @@ class MemorySyncManager:
     a name, a key or a pattern that is not fit for a key in Redis raises :exc:`InvalidKey`; a value that can't be stored as
     JSON, or an argument out of its range, :exc:`InvalidValue`, and one that is too large :exc:`ValueTooLarge`.  A ``ttl``
     is the seconds until what is written expires, ``memsync_default_ttl`` unless it is given.  Nothing is connected or
-    started before it is needed, and a forked child begins anew.
-
-    Usage::
+    started before it is needed, and a forked child begins anew.  Usage::
 
         with MemorySyncManager(worker_id="worker-1", url="redis://localhost") as memsync:
             memsync.sync_task_state("task-123", {"status": "processing"})
@@ -84,8 +81,7 @@ class MemorySyncManager:
         Args:
             progress: Percent, 0 to 100.  None: computed from current and total.
             status: A word for what the task is doing.
-            current: How many items are done.
-            total: How many items there are.
+            current, total: How many items are done, of how many.
         """
         self.runtime.tasks.set_progress(task_id, progress, status, current, total, message)
 
@@ -181,10 +177,18 @@ class MemorySyncManager:
         """Yield tasks as :meth:`get_tasks` returns them, read as they are taken.
 
         Args:
-            since: When the oldest was recorded first, in seconds since the epoch on Redis's clock.  None: any time.
+            since: When the oldest was recorded first, in seconds on Redis's clock.  None: any time.
             at_once: How many are read at a time, each time within ``memsync_timeout``.
         """
         yield from self.runtime.tasks.iterate(since, at_once)
+
+    def get_group(self, group_id: str) -> Group | None:
+        """Return how far a group, or the header of a chord, is, or None if it is unknown; at the same cost for any size."""
+        return self.runtime.workflows.group(group_id)
+
+    def get_workflow(self, workflow_id: str) -> Workflow | None:
+        """Return the workflow of a task or group with all its steps, also those not sent yet, or None if it is unknown."""
+        return self.runtime.workflows.workflow(workflow_id)
 
     def get_agent_coordination(self, task_id: str, agent_id: str) -> Any:
         """Return what an agent of a task shared, or None."""
@@ -362,10 +366,7 @@ class MemorySyncManager:
             ConflictError: If a write lost every round of conflict resolution.
             LockLost: Once, if a later holder's fence has refused a write; and once in the thread that made it.
         """
-        check_timeout(timeout)
-        started, runtime = time.monotonic(), self.runtime
-        count = within(runtime.settings.timeout + (timeout or 0), runtime.writer.force, timeout)
-        self.events.emit("force-sync", count=count, seconds=time.monotonic() - started)
+        self.events.emit("force-sync", **self.runtime.entries.force(timeout))
 
     # -- subscriptions
 

@@ -33,6 +33,7 @@ from .records.lock_records import LockRecords
 from .records.queue_records import QueueRecords
 from .records.task_records import TaskRecords
 from .records.worker_records import WorkerRecords
+from .records.workflow_records import WorkflowRecords
 from .redaction import leave_logs, redact_logs
 from .store import Store
 from .store.client import connect, connect_to_nothing
@@ -108,7 +109,7 @@ class Runtime:
         locks: Acquires and renews the locks of this process.
         coordination: Makes the atomic operations of the shared queue.
         progress: The progress of the tasks that this process reports, by task id.
-        entries, tasks, workers, queue, counters, lock_records, cancellations: What the methods of the manager do.
+        entries, tasks, workflows, workers, queue, counters, lock_records, cancellations: What the methods of the manager do.
     """
 
     def __init__(self, environment: Environment, events: Events, was_away: bool) -> None:
@@ -151,6 +152,7 @@ class Runtime:
         self.progress: dict[str, Progress] = {}
         self.entries = EntryRecords(settings, self.reader, self.search)
         self.tasks = TaskRecords(self.entries, self.progress, environment.run_of)
+        self.workflows = WorkflowRecords(self.reader, settings.timeout)
         self.workers = WorkerRecords(self.entries, worker_id)
         self.queue = QueueRecords(settings, self.reader, self.coordination)
         self.counters = Counters(settings, self.reader)

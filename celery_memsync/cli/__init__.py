@@ -27,6 +27,7 @@ COMMANDS = {
     "task": "tasks:task",
     "why": "why:why",
     "cancel": "cancel:cancel",
+    "workflow": "workflow:workflow",
     "agents": "tasks:agents",
     "follow": "follow:follow",
     "queue": "coordination:queue",

@@ -1,4 +1,4 @@
-"""`celery memsync follow TASK...`: tasks to their ends."""
+"""`celery memsync follow ID...`: tasks and groups to their ends."""
 from __future__ import annotations
 
 import contextlib
@@ -12,6 +12,8 @@ import click
 from ..app import MemSync
 from ..background_loop import Wakeup
 from ..models.order import FINAL
+from ..models.progress import progress_from
+from ..models.workflow import Group
 from .command import command
 from .ids import task_id_of
 from .output import (
@@ -44,12 +46,12 @@ NAMED = 5
 
 @command(examples=["follow <id>", "follow <id> <id> --timeout 60"],
          exit_codes={0: "all tasks succeeded", 1: "a task ended in another way", EX_TIMEOUT: "the time was over"})
-@click.argument("task_ids", metavar="TASK...", nargs=-1, required=True)
+@click.argument("task_ids", metavar="ID...", nargs=-1, required=True)
 @timeout_option
 @json_option
 @click.pass_context
 def follow(ctx: click.Context, task_ids: tuple[str, ...], timeout: float | None, as_json: bool) -> None:
-    """Show how far tasks are until all have ended, side by side."""
+    """Show how far tasks and groups are until all have ended."""
     deadline = deadline_of(timeout)
     with memory_of(ctx) as memsync:
         memsync.runtime.store.ping()
@@ -140,7 +142,7 @@ def _news(
         asked = list(remaining)
         while True:
             for task_id in asked:
-                found = patiently(ctx, partial(memsync.get_task, task_id), deadline)
+                found = patiently(ctx, partial(_read, memsync, task_id), deadline)
                 if found != known.get(task_id) or found is not None and has_ended(found, memsync):
                     yield task_id, found
                 if found is not None:
@@ -154,6 +156,29 @@ def _news(
             changed.difference_update(asked)
             if time.monotonic() >= min(due, deadline):
                 looked_at, asked = time.monotonic(), list(remaining)
+
+
+def _read(memsync: MemSync, given: str) -> dict[str, Any] | None:
+    """Return what is known of a task, or of a group in the form of a task: its members are what it counts."""
+    found = memsync.get_task(given)
+    group = memsync.get_group(given) if found is None else None
+    return found if group is None else group_document(group)
+
+
+def group_document(group: Group) -> dict[str, Any]:
+    """Return a group in the form of a task."""
+    if group.done < group.total:
+        status = "STARTED" if group.done or group.running else "PENDING"
+    else:
+        status = "SUCCESS" if group.succeeded == group.total else "FAILURE"
+    others = group.done - group.succeeded - group.failed
+    counts = {"running": group.running, "failed": group.failed, "revoked or ignored": others}
+    message = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or None
+    progress = progress_from({
+        "progress": group.percent, "current": group.done, "total": group.total, "message": message,
+        "started_at": group.started_at})
+    return {"id": group.id, "state": {"status": status}, "progress": {**(progress or {}), "eta": group.eta}, "runs": [],
+            "agents": {}}
 
 
 def _on_change(notify: Callable[..., None]) -> Callable[[str, Any], None]:

@@ -78,7 +78,7 @@ GONE = ("lost", "offline")
 #: Colour of a status on a terminal.
 COLOURS = {
     "SUCCESS": "green", "active": "green", "STARTED": "cyan", "busy": "cyan", "RECEIVED": "blue", "RETRY": "yellow",
-    "draining": "yellow", "FAILURE": "red", "LOST": "red", "lost": "red", "REVOKED": "magenta",
+    "draining": "yellow", "CANCELLED": "magenta", "FAILURE": "red", "LOST": "red", "lost": "red", "REVOKED": "magenta",
 }
 
 
@@ -258,6 +258,11 @@ def print_error(ctx: click.Context, text: str) -> None:
 def rewrite_line(text: str) -> None:
     """Replace the current line of a terminal at standard error."""
     print(end=REWRITE + safe(text), file=sys.stderr, flush=True)
+
+
+def rewind(lines: int) -> None:
+    """Empty the last lines of a terminal at standard output, and go on in the first of them."""
+    print(end=f"\x1b[{lines}A\x1b[J", flush=True)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

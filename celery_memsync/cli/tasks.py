@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple
@@ -70,11 +70,15 @@ class Wanted(NamedTuple):
         status: In capitals or not.
         name: Glob of Redis's.
         worker: Glob of Redis's.
+        root: Id of the task or group with which their workflow began.
+        group: Id of the group that they are members of.
     """
 
     status: str | None = None
     name: str | None = None
     worker: str | None = None
+    root: str | None = None
+    group: str | None = None
 
     def picks(self) -> Callable[[dict[str, Any]], bool]:
         """Return a function that returns whether a task is one of them.
@@ -102,18 +106,21 @@ class Wanted(NamedTuple):
 @click.option("--worker", cls=CeleryOption, metavar="GLOB", help_group="Selection", help="Only tasks of such workers.")
 @click.option("--since", cls=CeleryOption, type=Span(), help_group="Selection",
               help="Only tasks that were first recorded within this time, such as 10m.")
+@click.option("--root", cls=CeleryOption, metavar="ID", help_group="Selection",
+              help="Only tasks of the workflow that began with this task or group.")
+@click.option("--group", cls=CeleryOption, metavar="ID", help_group="Selection", help="Only members of this group.")
 @click.option("--sort", cls=CeleryOption, type=click.Choice(list(ORDERS)), default="newest", show_default=True,
               help_group="Output", help="What comes first, of the newest 10,000.")
 @json_option
 @click.pass_context
 def tasks(
     ctx: click.Context, limit: int, status: str | None, name: str | None, worker: str | None, since: float | None,
-    sort: str, as_json: bool,
+    root: str | None, group: str | None, sort: str, as_json: bool,
 ) -> None:
     """Show tasks, newest first."""
     with memory_of(ctx) as memsync:
         memsync.runtime.store.connect()
-        found = _select(memsync, Wanted(status, name, worker), since, sort, limit)
+        found = _select(memsync, Wanted(status, name, worker, root, group), since, sort, limit)
         now = memsync.runtime.store.clock.now()
     if not found and status is not None:
         status = _known_status(status)
@@ -122,7 +129,7 @@ def tasks(
     elif not found:
         print_line(
             ctx, f"No task has the status {status}." if status is not None else
-            "No task is like that." if name or worker or since else "No tasks found.")
+            "No task is like that." if name or worker or since or root or group else "No tasks found.")
     else:
         print_table(ctx, ["ID", "STATUS", "NAME", "PROGRESS", "RUNTIME", "AGE", "WORKER"],
                     [_row(one, now) for one in found], colour=1)
@@ -188,12 +195,24 @@ def _select(memsync: MemSync, wanted: Wanted, since: float | None, sort: str, li
     if wanted == Wanted() and since is None and sort == "newest":
         return memsync.get_tasks(limit=limit)
     begin = None if since is None else memsync.runtime.store.clock.now() - since
-    picked = filter(wanted.picks(), islice(memsync.iter_tasks(begin), LOOKED_AT if sort == "newest" else SORTED))
+    picked = filter(wanted.picks(), islice(_candidates(memsync, wanted, begin), LOOKED_AT if sort == "newest" else SORTED))
     if sort == "newest":
         return list(islice(picked, limit))
     if sort == "oldest":
         return list(picked)[:-limit - 1:-1]
     return sorted(picked, key=lambda one: _rank(one, sort))[:limit]
+
+
+def _candidates(memsync: MemSync, wanted: Wanted, since: float | None) -> Iterator[dict[str, Any]]:
+    """Yield tasks, newest first, of a workflow or group if one is asked for."""
+    whole = wanted.group or wanted.root
+    if whole is None:
+        yield from memsync.iter_tasks(since)
+        return
+    for one in memsync.runtime.workflows.tasks(task_id_of(memsync, whole), wanted.group is not None, SORTED):
+        published = figure((one["state"] or {}).get("published_at"))
+        if since is None or published is None or published >= since:
+            yield one
 
 
 def _rank(one: dict[str, Any], sort: str) -> tuple[bool, Any]:

@@ -11,6 +11,7 @@ from ..exceptions import TaskCancelled
 from ..models.lock import LockRecord
 from ..models.order import FINAL, RUNNING, rank_of
 from ..models.worker import WorkerRecord
+from ..models.workflow import Workflow, WorkflowNode
 from .command import command
 from .ids import task_id_of
 from .output import (
@@ -26,6 +27,7 @@ from .output import (
     shorten,
     unknown_task,
 )
+from .workflow import part_words
 
 #: Seconds without new progress after which a running task is reported as stalled.
 STALLED = 600.0
@@ -44,6 +46,7 @@ class KnownTask(NamedTuple):
         awaited: The lock in whose queue it stands.
         position: How many wait before it, in all queues; None: it is not among those that wait.
         now: Redis's time, in seconds.
+        workflow: What it is a part of, if it is not sent yet.
         cancelled: By whom and why it is cancelled, or None.
     """
 
@@ -53,6 +56,7 @@ class KnownTask(NamedTuple):
     awaited: LockRecord | None = None
     position: int | None = None
     now: float = 0.0
+    workflow: Workflow | None = None
     cancelled: TaskCancelled | None = None
 
     @property
@@ -82,8 +86,12 @@ def reason_of(known: KnownTask) -> Reason:
     if known.state.get("status") is None:
         return _revoke_sent(known) or _without_status(known)
     status = str(known.state["status"])
+    if known.state.get("never_ran"):
+        return _never_ran(known, status)
     if status in FINAL:
         return _ended(known, status)
+    if known.state.get("never_ran") is False:
+        return _revoke_sent(known) or _depends(known)
     if status == "LOST":
         return Reason(f"Its worker {_worker(known)} was lost while it ran the task"
                       f"{_error(known.state)}.",
@@ -117,6 +125,50 @@ def _ended(known: KnownTask, status: str) -> Reason:
     if isinstance(lock, dict):
         answer += f", held back by {_describe_lock(lock, known.now)}"
     return Reason(answer + ".", ENDS.get(status, "ended"), _facts(known, "finished_at", "runtime", "exception", "lock"))
+
+
+def _never_ran(known: KnownTask, status: str) -> Reason:
+    """Return that a step of a workflow is not sent, because one before it did not succeed."""
+    cause = known.state.get("cause")
+    facts = _facts(known, "cause", "exception", "depends_on")
+    if not isinstance(cause, dict):
+        return Reason("It was revoked before it was sent.", "never-ran", facts)
+    name, task_id, ended = (shorten(cause.get(field) or "-") for field in ("name", "task_id", "status"))
+    return Reason(f"It never ran, and is {shorten(status)}: {name} ({task_id}), before it, ended as {ended}"
+                  f"{_error(known.state)}.", "never-ran", facts)
+
+
+def _depends(known: KnownTask) -> Reason:
+    """Return on which step of its workflow a task depends that is not sent yet."""
+    facts = _facts(known, "depends_on", "workflow")
+    path = [] if known.workflow is None else path_to(known.workflow.root, known.task_id)
+    for outer, inner in zip(path[-2::-1], path[:0:-1]):
+        before = () if outer.kind not in ("chain", "chord") else outer.children[:outer.children.index(inner)]
+        for number, node in enumerate(before, 1):
+            if node.status not in FINAL:
+                facts.update(step=node.id, progress=round(node.progress, 3))
+                which = f"step {number} of {len(outer.children)}" if outer.kind == "chain" else "the header of its chord"
+                return Reason(f"It depends on {which} ({part_words(node)}){_step_words(node, known.now)}.", "depends", facts)
+    return Reason("It was not sent yet; the task before it has ended.", "depends", facts)
+
+
+def _step_words(node: WorkflowNode, now: float) -> str:
+    if node.kind != "task":
+        return f", {node.progress:.0f}%"
+    if rank_of(node.status) < RUNNING:
+        return ", which waits"
+    if rank_of(node.status) > RUNNING:
+        return f", which is {shorten(node.status)}"
+    done = f", {node.progress:.0f}%" if node.progress else ""
+    return f", running on {shorten(node.worker or 'a worker')} for {ago(node.started_at, now)}{done}"
+
+
+def path_to(node: WorkflowNode, task_id: str) -> list[WorkflowNode]:
+    """Return the parts that lead to a task, the whole first; [] if it is not among them."""
+    if node.kind == "task" and node.id == task_id:
+        return [node]
+    below = next((path for child in node.children if (path := path_to(child, task_id))), [])
+    return [node, *below] if below else []
 
 
 def _retried(known: KnownTask) -> Reason:
@@ -300,6 +352,8 @@ def why(ctx: click.Context, task_id: str, as_json: bool) -> None:
         task_id = task_id_of(memsync, task_id)
         known = KnownTask(task_id, memsync.get_task(task_id), memsync.get_workers(), memsync.get_awaited_lock(task_id),
                           memsync.get_queue_position(task_id), memsync.runtime.store.clock.now())
+        if known.state.get("never_ran") is False:
+            known = known._replace(workflow=memsync.get_workflow(task_id))
         known = known._replace(cancelled=_cancelled(memsync, known))
     found = reason_of(known)
     if as_json:

@@ -159,12 +159,13 @@ class KeptMessages:
         if run not in self._orphans and self._kept.pop(run, None) is not None:
             self._wake()
 
-    def orphan(self, run: str) -> None:
-        """Leave the message of a run to another worker, which is to requeue it."""
+    def orphan(self, run: str) -> bool:
+        """Leave the message of a run to another worker, which is to requeue it; return whether it was kept."""
         _, message = self._kept.get(run, (None, None))
         if message is not None:
             self._orphans.add(run)
             self._kept[run] = _there, message
+        return message is not None
 
     @property
     def has_orphans(self) -> bool:

@@ -16,6 +16,7 @@ from ..models.order import RUNNING, rank_of, run_key_of
 from ..models.task import TaskRun
 from ..models.worker import WorkerRecord
 from ..store import EntryWrite, HeartbeatReply, LostWorkerClaim, Store, in_chunks, raise_unanswered
+from .dependents import cancellations
 
 logger = logging.getLogger(__name__)
 
@@ -213,6 +214,9 @@ class LostWorkerMonitor:
         outcomes = self.store.write_entries(writes)
         raise_unanswered(outcomes)
         self._reporting = [], []
+        lost = [(task_id, run.evolve(status="LOST")) for (task_id, _, run), outcome in zip(found, outcomes)
+                if outcome.status in ("ok", "again")]
+        self.store.write_entries(cancellations(self.store, lost, self._serials))
         for (task_id, one, run), outcome in zip(found, outcomes):
             if outcome.status in ("ok", "again"):
                 self._marked.setdefault(one.loss.name, {})[task_id] = None

@@ -11,36 +11,12 @@ from typing import Any
 from celery.exceptions import TaskRevokedError
 
 from ..exceptions import TaskCancelled
-from ..keys import is_id
 from ..models.cancellation import Cancellation, ids_of
 from .app_manager import AppManager
 from .requests import sent_of
 from .revokes import RevokedTasks
-from .runs import active_run
 
 logger = logging.getLogger(__name__)
-
-#: Celery's task that waits for the members of a chord where the result backend does not count them.
-CHORD_UNLOCK = "celery.chord_unlock"
-
-
-def workflow_of(request: Any, headers: Mapping[str, Any], body: Any) -> dict[str, str]:
-    """Return what travels with a message so that its task is cancelled with the group with which its workflow begins.
-
-    The members of such a group have no root in common, and what follows them has one of theirs.
-
-    Args:
-        request: That of the run which is tried again, if a worker's main process publishes it.
-        body: Arguments, keyword arguments and what is embedded.
-    """
-    active = active_run.get()
-    if active is not None or request is not None:
-        workflow = (sent_of(request.request_dict) if active is None else active.sent).get("workflow")
-    elif headers.get("task") == CHORD_UNLOCK and isinstance(body, (list, tuple)) and isinstance(body[0], (list, tuple)):
-        workflow = next(iter(body[0]), None)  # the group for which it waits
-    else:
-        workflow = headers.get("group") if headers.get("root_id") == headers["id"] else None
-    return {"workflow": workflow} if workflow is not None and is_id(workflow) else {}
 
 
 class CancelledTasks:

@@ -8,7 +8,8 @@ from ..keys import PROGRESS
 from ..models.order import is_earlier_step, is_run_key
 from ..runtime import Runtime
 from ..writing.progress import ProgressChange
-from .runs import ActiveRun, count_of
+from .requests import count_of
+from .runs import ActiveRun
 
 #: Longest progress that travels with a retry, in bytes of JSON.
 MAX_PREVIOUS = 4096

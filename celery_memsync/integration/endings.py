@@ -87,3 +87,24 @@ def stored_state(task: Any, task_id: str) -> Any:
         # ended, whose end is still to be recorded.
         logger.debug("Could not read what the result backend has of the task %s", task_id, exc_info=True)
         return None
+
+
+class _Harmless:
+    """Logs what goes wrong in recording: Celery's own callback comes next, and must."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: Any) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        log_unrecorded(error)
+        return True
+
+
+HARMLESS = _Harmless()
+
+
+def log_unrecorded(error: Exception) -> None:
+    """Log that the end of a task could not be recorded."""
+    logger.error("Could not record the outcome of a task", exc_info=error)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from celery.utils.time import maybe_iso8601
+
 #: Attribute of a request whose end was recorded.
 RECORDED = "memsync_recorded"
 
@@ -14,6 +16,9 @@ HEADER = "memsync"
 
 #: The request that could not end and whose failure Celery handles; its signals name the task only.
 failing: ContextVar[Any] = ContextVar("failing", default=None)
+
+#: Most retries that are taken for a count.
+MAX_RETRIES = 10 ** 9
 
 #: Times to look at a set of requests that changes while one looks.
 MAX_LOOKS = 10
@@ -28,6 +33,21 @@ def sent_of(facts: Mapping[str, Any]) -> dict[str, Any]:
 def nesting_of(facts: Mapping[str, Any]) -> Any:
     """Return how often a task was replaced, as its request or its headers have it."""
     return facts.get("replaced_task_nesting") or 0
+
+
+def count_of(value: Any) -> int | None:
+    """Return a count, None for anything else and for 0."""
+    return value if type(value) is int and 0 < value <= MAX_RETRIES else None
+
+
+def timestamp(moment: Any) -> float | None:
+    """Return an ETA as it comes with a message in seconds since the epoch."""
+    if moment is None:
+        return None
+    try:
+        return float(maybe_iso8601(moment).timestamp())
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        return None
 
 
 def reserved_requests() -> Any:

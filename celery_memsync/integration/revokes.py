@@ -12,11 +12,12 @@ from celery.app.control import Control
 
 from ..background_loop import BackgroundLoop
 from ..exceptions import TaskCancelled
+from ..fleet.dependents import cancellations
 from ..keys import STAGE, is_id, new_token
 from ..models.entry import StoredEntry
-from ..models.order import WAITING
+from ..models.order import PLANNED, WAITING
 from ..models.task import TaskRun, describe_exception
-from ..store import EntryWrite, Store, in_chunks
+from ..store import in_chunks
 from ..user_code import ends_here
 from .app_manager import AppManager
 
@@ -96,24 +97,28 @@ class RevokedTasks:
     def _record(self, causes: Mapping[str, TaskCancelled | None]) -> None:
         store = self.memsync.runtime.store.with_token(self._token)
         waiting = list(causes)
+        ended: dict[str, TaskRun] = {}
         # Each at the version that was read, for a run may begin meanwhile; then it is looked at again.
         while waiting:
             stages = [task.slots.get(STAGE) for task in store.read_tasks(waiting)]
-            rows = [(task_id, write) for task_id, stage in zip(waiting, stages)
-                    if stage is not None and (write := self._write(store, task_id, stage, causes[task_id])) is not None]
-            results = store.write_entries([write for _, write in rows])
-            waiting = [task_id for (task_id, _), result in zip(rows, results) if result.status == "conflict"]
+            rows = [(task_id, stage, run) for task_id, stage in zip(waiting, stages) if stage is not None
+                    and (run := self._revoked(stage, task_id, store.clock.now(), causes[task_id])) is not None]
+            results = store.write_entries([
+                store.stage_write(task_id, stage, run, next(self._serials), str(stage.header.version))
+                for task_id, stage, run in rows])
+            waiting = [task_id for (task_id, *_), result in zip(rows, results) if result.status == "conflict"]
+            ended.update((task_id, run) for (task_id, _, run), result in zip(rows, results)
+                         if result.status in ("ok", "again"))
+        store.write_entries(cancellations(store, ended.items(), self._serials))
 
-    def _write(
-        self, store: Store, task_id: str, stage: StoredEntry, cause: TaskCancelled | None,
-    ) -> EntryWrite | None:
-        """Return the write that records a revoke; None if the task is running, or has ended."""
-        header, run = stage.header, TaskRun.from_row(stage.value, task_id)
-        if run is None or header.rank not in WAITING and run.status != "RETRY":
+    def _revoked(self, stage: StoredEntry, task_id: str, now: float, cause: TaskCancelled | None) -> TaskRun | None:
+        """Return a run as it is revoked, or None if the task is running, or has ended."""
+        run = TaskRun.from_row(stage.value, task_id)
+        if run is None or stage.header.rank not in (*WAITING, PLANNED) and run.status != "RETRY":
             return None
         exception = run.exception if cause is None else describe_exception(cause, self.memsync.runtime.redact)
-        revoked = run.evolve(status="REVOKED", finished_at=store.clock.now(), exception=exception)
-        return store.stage_write(task_id, stage, revoked, next(self._serials), str(header.version))
+        never_ran = run.never_ran is not None or None
+        return run.evolve(status="REVOKED", finished_at=now, exception=exception, never_ran=never_ran)
 
 
 def record_received_revokes(panel: Any) -> None:

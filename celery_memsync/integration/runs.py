@@ -8,7 +8,6 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
 from celery.exceptions import Ignore, Reject, Retry
-from celery.utils.time import maybe_iso8601
 
 from ..exceptions import LockNotAcquired, Skipped
 from ..keys import PROGRESS, STAGE, Location, is_id
@@ -20,16 +19,16 @@ from ..runtime import Runtime
 from ..writing.changes import Change, DeferredChange, StageChange
 from ..writing.progress import Progress
 from .app_manager import AppManager
+from .requests import count_of, timestamp
+from .sent_groups import sizes_in
+from .steps import Step, Steps, is_member, part_of
 
 #: Seconds that another process's notion of Redis's time may be ahead; what is further ahead comes from a wrong clock.
 AHEAD = 1.0
 
 #: What is recorded of a request; keeping the rest of it would keep a task's arguments.
-_FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "group", "argsrepr", "kwargsrepr",
-          "replaced_task_nesting")
-
-#: Most retries that are taken for a count.
-MAX_RETRIES = 10 ** 9
+_FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "group", "group_index", "argsrepr",
+          "kwargsrepr", "replaced_task_nesting")
 
 #: Most characters of shown arguments; a publisher of Celery's shortens them to fewer.
 MAX_SHOWN = 4096
@@ -90,7 +89,8 @@ class Run(DeferredChange):
         known.update(more)
         until = known["eta"] if until is None else until
         ttl = services.settings.default_ttl if until is None else lifetime(services, until)
-        return StageChange(self.location, TaskRun.of(known), self.run_key, ttl, fence)
+        notes = sizes_in(self.sent) if "sizes" in self.sent else ()
+        return StageChange(self.location, TaskRun.of(known), self.run_key, ttl, fence, notes)
 
 
 class Watcher(Protocol):
@@ -211,10 +211,11 @@ class ActiveRun(Run):
         ending: How it has ended; None: it has not.
         shown_status: The status that it has reported itself, and until when that is valid, as monotonic time.
         stored_state: The state that its body has stored last by ``update_state``; a SUCCESS stays, as in Celery.
+        embed: What comes after it, as its message has it: the rest of its chain, the body of its chord; None: nothing.
     """
 
     __slots__ = ("find_memsync", "name", "started_at", "outer", "fence", "lock_owners", "ending", "shown_status",
-                 "stored_state", "_progress", "_cancel_watch")
+                 "stored_state", "embed", "_progress", "_steps", "_cancel_watch")
 
     def __init__(
         self, memsync: AppManager, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], name: str, at: float,
@@ -235,8 +236,19 @@ class ActiveRun(Run):
         self.ending: Ending | None = None
         self.shown_status = _NO_STATUS
         self.stored_state: str | None = None
+        chain, chord = facts.get("chain"), facts.get("chord")
+        # Celery takes the next step out of the list before it sends that.
+        self.embed = {"chain": chain[:] if isinstance(chain, list) else None, "chord": chord} if chain or chord else None
         self._progress: Progress | None = None
+        self._steps: Mapping[str, Step] | None = None
         self._cancel_watch: Watch | None = None
+
+    @property
+    def steps(self) -> Mapping[str, Step]:
+        """The steps that come after it, by task id."""
+        if self._steps is None:
+            self._steps = Steps(self.task_id, self.facts.get("group"), self.embed or {}).by_id
+        return self._steps
 
     @property
     def memsync(self) -> AppManager | None:
@@ -374,12 +386,14 @@ def known_of(services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Ma
         # They come with the message, so they may be anything; a task that retries is its own parent to Celery.
         "root_id": root_id if root_id == task_id or is_id(root_id) else task_id,
         "parent_id": parent_id if parent_id != task_id and parent_id is not None and is_id(parent_id) else None,
-        "group": group if group is not None and is_id(group) else None,
+        "group": group if group is not None and is_member(facts, sent) and is_id(group) else None,
         "eta": None if eta is None else timestamp(eta),
         "published_at": sent.get("published_at"),
         "received_at": sent.get("received_at"),
         "recoveries": count_of(recoveries) if recoveries else None,
     }
+    if "workflow" in sent:
+        known.update(part_of(sent))
     if services.settings.task_args:
         known.update(args=_cut(facts.get("argsrepr")), kwargs=_cut(facts.get("kwargsrepr")))
     return known
@@ -410,21 +424,6 @@ def exception_of(error: BaseException, redact: Callable[[str], str] | None) -> d
 
 def _cut(text: Any) -> str | None:
     return text[:MAX_SHOWN] if isinstance(text, str) else None
-
-
-def count_of(value: Any) -> int | None:
-    """Return a count, None for anything else and for 0."""
-    return value if type(value) is int and 0 < value <= MAX_RETRIES else None
-
-
-def timestamp(moment: Any) -> float | None:
-    """Return an ETA as it comes with a message in seconds since the epoch."""
-    if moment is None:
-        return None
-    try:
-        return float(maybe_iso8601(moment).timestamp())
-    except (TypeError, ValueError, AttributeError, OverflowError):
-        return None
 
 
 def _retry_at(error: BaseException, now: float) -> float | None:

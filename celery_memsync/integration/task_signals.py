@@ -25,13 +25,16 @@ from ..store.clock import UNKNOWN
 from ..writing.changes import StageChange
 from . import earlier_progress, signal_receivers
 from .app_manager import AppManager
-from .cancels import CancelledTasks, workflow_of
+from .cancels import CancelledTasks
 from .child_outcomes import ChildOutcomes, TaskOutcome, has_ended, unwrapped
-from .endings import REPLACED, end_of_ignored, end_of_unwound, is_unstored, stored_state
-from .requests import HEADER, RECORDED, ReceivedRequests, failing, nesting_of, sent_of
+from .endings import HARMLESS, REPLACED, end_of_ignored, end_of_unwound, is_unstored, log_unrecorded, stored_state
+from .requests import HEADER, RECORDED, ReceivedRequests, count_of, failing, nesting_of, sent_of
 from .revokes import RevokedTasks
-from .runs import ActiveRun, ReceivedRun, active_run, count_of, known_of, latest, lifetime, received
+from .runs import ActiveRun, ReceivedRun, active_run, known_of, latest, lifetime, received
+from .sent_groups import sent_group, sizes_in
+from .steps import embed_in
 from .update_state import take_over
+from .workflows import Workflows, record_unsent
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +77,8 @@ class TaskSignals:
         self.revoked = RevokedTasks(memsync)
         #: Skips what is cancelled.
         self.cancels = CancelledTasks(memsync, self.revoked)
+        #: Records steps that are not sent yet.
+        self.workflows = Workflows()
 
     def connect(self) -> None:
         """Receive signals from now on, for as long as this object is referred to."""
@@ -102,9 +107,10 @@ class TaskSignals:
             request = self._requests.find(headers["id"], {}) if headers.get("retries") and not active else None
             before = active.run_key if active else request and request.request_dict[HEADER]["key"]
             key = published_key(self._new_run(self.memsync.runtime), before)
-            headers[HEADER] = {"published_at": self._next_moment(), "key": key, **workflow_of(request, headers, body),
-                               **earlier_progress.sent_along(active)}
             origin = active.facts if active else request and request.request_dict
+            same = active.sent if active else sent_of(origin) if origin else None
+            headers[HEADER] = {"published_at": self._next_moment(), "key": key, **earlier_progress.sent_along(active),
+                               **self.workflows.sent_along(headers, body, same)}
             if origin and nesting_of(headers) == nesting_of(origin):
                 headers[HEADER]["retry"] = True  # and not a replacement, of which Celery counts how deep it is
 
@@ -116,7 +122,9 @@ class TaskSignals:
         self._published_at = now
         return now
 
-    def on_published(self, headers: Any = None, exchange: Any = None, routing_key: Any = None, **_: Any) -> None:
+    def on_published(
+        self, headers: Any = None, body: Any = None, exchange: Any = None, routing_key: Any = None, **_: Any,
+    ) -> None:
         """Record that a task is pending; a retry is recorded by the run that requests it."""
         if not isinstance(headers, dict) or HEADER not in headers or headers.get("retries") or \
                 publishing.get() is not self.memsync.app or self._active(headers["id"]):
@@ -124,7 +132,10 @@ class TaskSignals:
         known = known_of(self.memsync.runtime, headers["id"], headers, headers[HEADER])
         delivery = {"exchange": getattr(exchange, "name", exchange), "routing_key": routing_key}
         known.update(status="PENDING", worker=None, queue=self._queue_names.of(delivery))
-        self._record(headers["id"], headers[HEADER]["key"], TaskRun.of(known))
+        run, group, sent = TaskRun.of(known), sent_group.get(), headers[HEADER]
+        self._record(headers["id"], sent["key"], run, sizes_in(sent) if group is None else group.notes(run))
+        if "workflow" in headers[HEADER]:
+            self.workflows.record(self.memsync.runtime, run, headers["id"], body)
 
     # -- where it is received: a worker's main process
 
@@ -150,14 +161,14 @@ class TaskSignals:
             recoveries = (count_of(sent["recoveries"]) or 0) if sent.get("recoveries") else 0
             self.kept.add(request, run, key, recoveries, services.settings, sender)
         except Exception as exc:
-            _log_unrecorded(exc)
+            log_unrecorded(exc)
         services.writer.defer(ReceivedRun(services, request, sent, moment, self))
         if services.cancelled.known or not self.has_children or request.id in self.revoked.known:
             self.cancels.receive(request)
 
     def on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
         """Keep the outcome of a body, which its child records, or this process if the child is killed first."""
-        try:  # and not _HARMLESS: that takes twice the time, in the one process that all tasks go through
+        try:  # and not HARMLESS: that takes twice the time, in the one process that all tasks go through
             services = run.services
             if run.change is not None:
                 run.change.withdrawn = True
@@ -168,25 +179,27 @@ class TaskSignals:
             if self.has_children and isinstance(outcome, tuple):
                 is_there = services.writer.report.connected
                 self._outcomes.remember(request, run, outcome, services.settings.batch_interval, is_there)
+            if isinstance(outcome, tuple) and outcome[0]:
+                self.workflows.record_outcome(services, request, run, outcome[1].exception)
         except Exception as exc:
-            _log_unrecorded(exc)
+            log_unrecorded(exc)
 
     def on_lost(self, request: Any, run: ReceivedRun, error: Any, fail: Callable[[], Any]) -> Any:
         """Record a run whose body could not end, if Celery sends no signal."""
         cause = unwrapped(error.exception)
-        with _HARMLESS:
+        with HARMLESS:
             self.kept.end(run.run_id)
         token = failing.set(request)
         try:
             answer = fail()
         except Exception:
             # Before 5.7 Celery can't store some errors in its result backend, and then sends no signal.
-            with _HARMLESS:
+            with HARMLESS:
                 self._end(request.id, request.request_dict, "FAILURE", cause)
             raise
         finally:
             failing.reset(token)
-        with _HARMLESS:
+        with HARMLESS:
             if isinstance(cause, WorkerLostError) and not hasattr(request, RECORDED):
                 self._report_lost(request, cause)
         return answer
@@ -194,7 +207,7 @@ class TaskSignals:
     def _report_lost(self, request: Any, error: BaseException) -> None:
         """Record a run whose child was killed, if Celery sends no signal: it had stored a success, or runs again."""
         stored = not request.ignore_result and stored_state(request.task, request.id) == "SUCCESS"
-        self._end(request.id, request.request_dict, "SUCCESS" if stored else "LOST", None if stored else error)
+        self._end(request.id, request.request_dict, "SUCCESS" if stored else "LOST", None if stored else error, True)
 
     def report_lost_outcomes(self, alive: Iterable[int] = ()) -> None:
         """Record the last outcomes of children that have ended.
@@ -227,7 +240,9 @@ class TaskSignals:
             known.update(
                 {"status": "STARTED"} if begun else received(facts[HEADER], facts, request.task.max_retries),
                 pid=self._pid_of(request), started_at=self._moment(begun, facts[HEADER]["received_at"]))
-            self._record(request.id, facts[HEADER]["key"], TaskRun.of(known))
+            run = TaskRun.of(known)
+            self._record(request.id, facts[HEADER]["key"], run)
+            record_unsent(self.memsync.runtime, request, run)
 
     def unended(self) -> list[Any]:
         """Return the requests that this process has received and has not done with."""
@@ -317,7 +332,6 @@ class TaskSignals:
         app = getattr(sender, "app", None)
         if app is not self.memsync.app or self._active(task_id):
             return
-        # With an internal error comes the request, which is not the task's own any more.
         self._end(task_id, request if isinstance(request, dict) else sender.request.__dict__, "FAILURE", exception)
 
     def on_retried(self, sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
@@ -341,8 +355,9 @@ class TaskSignals:
         """
         if request.task.acks_late or not request.acknowledged:
             return False
-        self.kept.orphan(str(sent_of(request.request_dict).get("run")))
-        self._end(request.id, request.request_dict, "LOST", WorkerLostError("its worker was shut down while it ran"))
+        is_kept = self.kept.orphan(str(sent_of(request.request_dict).get("run")))
+        lost = WorkerLostError("its worker was shut down while it ran")
+        self._end(request.id, request.request_dict, "LOST", lost, goes_on=is_kept)
         return True
 
     def on_revoked(self, sender: Any, request: Any, **_: Any) -> None:
@@ -355,9 +370,12 @@ class TaskSignals:
         if getattr(sender, "app", None) is self.memsync.app and id:
             headers = getattr(message, "headers", None)
             sent = headers.get(HEADER) if isinstance(headers, dict) else None
-            self._end(id, {"task": name, HEADER: sent}, "FAILURE", NotRegistered(name))
+            embed = embed_in(message)
+            self._end(id, {**embed, "task": name, HEADER: sent}, "FAILURE", NotRegistered(name))
 
-    def _end(self, task_id: str, facts: Mapping[str, Any], status: str, exception: BaseException | None) -> None:
+    def _end(
+        self, task_id: str, facts: Mapping[str, Any], status: str, exception: BaseException | None, goes_on: bool = False,
+    ) -> None:
         request = self._requests.find(task_id, facts)
         if request is not None:
             facts = request.request_dict
@@ -378,7 +396,10 @@ class TaskSignals:
             pid=self._pid_of(request),
             started_at=self._moment(getattr(request, "time_start", None), sent.get("received_at")),
         )
-        self._record(task_id, sent["key"], TaskRun.of(known))
+        ended = TaskRun.of(known)
+        self._record(task_id, sent["key"], ended)
+        if not goes_on:
+            self.workflows.record_end(self.memsync.runtime, task_id, request, facts, ended)
         if known["pid"] not in (None, os.getpid()) and known["run"]:
             self.memsync.runtime.locks.release_if_ended(
                 known["run"], partial(has_ended, known["pid"]))
@@ -421,28 +442,9 @@ class TaskSignals:
             return None
         return latest(self.memsync.runtime.store.clock.now() - (time.time() - local), earlier)
 
-    def _record(self, task_id: str, key: str, run: TaskRun) -> None:
+    def _record(self, task_id: str, key: str, run: TaskRun, notes: tuple[tuple[str, str], ...] = ()) -> None:
         """Record a stage."""
         if is_id(task_id):
-            location = self.memsync.runtime.keys.task_location(task_id, STAGE)
-            self.memsync.runtime.writer.put(StageChange(location, run, key, lifetime(self.memsync.runtime, run.eta)))
-
-
-class _Harmless:
-    """Logs what goes wrong in recording: Celery's own callback comes next, and must."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: Any) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        _log_unrecorded(error)
-        return True
-
-
-_HARMLESS = _Harmless()
-
-
-def _log_unrecorded(error: Exception) -> None:
-    logger.error("Could not record the outcome of a task", exc_info=error)
+            runtime = self.memsync.runtime
+            location, ttl = runtime.keys.task_location(task_id, STAGE), lifetime(runtime, run.eta)
+            runtime.writer.put(StageChange(location, run, key, ttl, notes=notes))

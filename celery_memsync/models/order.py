@@ -34,12 +34,19 @@ RANKS = {
     "LOST": "3",
     "RETRY": "4",
     "REVOKED": "5",  # a signal that ends no process lets the body go on
+    "CANCELLED": "5",
     "FAILURE": "6",
     "IGNORED": "7",
     "REJECTED": "7",
     "SKIPPED": "8",
     "SUCCESS": "9",
 }
+
+#: The same of tasks that were not sent: below all others, so that they follow nothing, and are neither counted nor queued.
+UNSENT_RANKS = {"PENDING": "+", "CANCELLED": ",", "REVOKED": "-", "FAILURE": "."}
+
+#: Rank of a task that is to be sent.
+PLANNED = UNSENT_RANKS["PENDING"]
 
 #: Ranks of tasks that have never run.
 WAITING = frozenset({"0", "1"})
@@ -51,7 +58,7 @@ RETRY_WAITS = "1"
 RUNNING = "2"
 
 #: Statuses after which nothing more is expected of a task.
-FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED", "IGNORED", "REJECTED", "SKIPPED"})
+FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED", "IGNORED", "REJECTED", "SKIPPED", "CANCELLED"})
 
 
 def rank_of(status: object) -> str:

@@ -8,13 +8,13 @@ from typing import Any
 
 from .. import encoding
 from ..user_code import plain_text
-from .order import RANKS, RETRY_WAITS, RUNNING, later_status
+from .order import RANKS, RETRY_WAITS, RUNNING, UNSENT_RANKS, later_status
 
 #: Fields of a run's body, in this order for ever: new ones go to the end.
 RUN_FIELDS = (
     "status", "name", "queue", "worker", "pid", "run", "retries", "root_id", "parent_id", "group", "eta",
     "published_at", "received_at", "started_at", "finished_at", "runtime", "exception", "args", "kwargs", "lock",
-    "recoveries", "retry_at", "max_retries",
+    "recoveries", "retry_at", "max_retries", "workflow", "depends_on", "never_ran", "cause",
 )
 
 #: Those that are times, or last: position, name, and how many times a second their unit is.  Whole numbers take half the
@@ -32,7 +32,8 @@ TOO_LATE = 1e11
 _RUN_KINDS = (
     ("name", str), ("queue", str), ("worker", str), ("pid", int), ("run", str), ("retries", int), ("root_id", str),
     ("parent_id", str), ("group", str), ("exception", dict), ("args", str), ("kwargs", str), ("lock", dict),
-    ("recoveries", int), ("max_retries", int))
+    ("recoveries", int), ("max_retries", int), ("workflow", str), ("depends_on", list), ("never_ran", bool),
+    ("cause", dict))
 
 _ROW = itemgetter(*RUN_FIELDS)
 
@@ -62,6 +63,10 @@ class TaskRun:
         max_retries: Most retries of a task that is retried; None: any number.
         args: Arguments as Celery shows them in its log; kept only with ``memsync_task_args``.
         lock: Of a run that was held back: which lock, and who had it (``worker_id``, ``task_id``, ``since``).
+        workflow: Id of the workflow that it is a part of, if that is not its root.
+        depends_on: Ids of the tasks and groups that come before it in a chain or chord.
+        never_ran: Of a step that was not sent: whether it never will be, because of its cause.
+        cause: ``{"task_id": ..., "status": ...}`` of the task because of which it is not sent.
     """
 
     status: str
@@ -87,6 +92,10 @@ class TaskRun:
     recoveries: int | None = None
     retry_at: float | None = None
     max_retries: int | None = None
+    workflow: str | None = None
+    depends_on: list[str] | None = None
+    never_ran: bool | None = None
+    cause: dict[str, Any] | None = None
 
     @property
     def rank(self) -> str:
@@ -95,6 +104,8 @@ class TaskRun:
         A retry that a worker has received waits, as what it has received otherwise does.
         """
         status = self.status
+        if self.never_ran is not None:
+            return UNSENT_RANKS.get(status, RUNNING)
         return RETRY_WAITS if status == "RETRY" and self.is_waiting_retry else RANKS.get(status, RUNNING)
 
     @property

@@ -1,6 +1,7 @@
 """Entries: what users store under keys of their own, and the general form of reading what is shared."""
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from ..reading.search import Search
 from ..settings import Settings, short
 from ..writing.changes import SetValue
 from ..writing.unanswered import digest_of, maybe_done_is
-from .checks import check_count, check_fence, check_keys, check_seconds, check_ttl
+from .checks import check_count, check_fence, check_keys, check_seconds, check_timeout, check_ttl
 
 
 class EntryRecords:
@@ -96,6 +97,13 @@ class EntryRecords:
         self.writer.flush()
         stored = self.reader.stored_parts([location])[location]
         return sum(one.header.version for slot, one in stored.items() if one is not None and slot != location.slot)
+
+    def force(self, timeout: float | None) -> dict[str, float]:
+        """Return when every write made before this call is in Redis: how many there were, and how many seconds it took."""
+        check_timeout(timeout)
+        started = time.monotonic()
+        count = within(self.timeout + (timeout or 0), self.writer.force, timeout)
+        return {"count": count, "seconds": time.monotonic() - started}
 
     # -- read
 

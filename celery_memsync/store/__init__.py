@@ -11,19 +11,21 @@ from .coordination import MEMORY, CoordinationChange, CoordinationResult, Coordi
 from .entries import EntryStore, EntryWrite, WriteResult, outcomes_of, raise_unanswered
 from .errors import UNANSWERED, UNREACHABLE, explain_code, forgotten, may_be_done, was_forgotten, was_refused
 from .locks import LockAnswer, LockRequest, LockStore, renewal
+from .members import GroupCounts, Members, MemberStore
 from .queue_reading import LISTS
 from .script_caller import SCRIPT_SIZE, TOLERATED_SKEW, Call, in_chunks, ms, raise_first
 from .tasks import Task, TaskStore
 from .workers import FIRST_HEARTBEAT, HeartbeatReply, LostWorkerClaim, WorkerStore
 
 
-class Store(EntryStore, TaskStore, WorkerStore, CoordinationStore, CancelStore, LockStore):
+class Store(EntryStore, TaskStore, MemberStore, WorkerStore, CoordinationStore, CancelStore, LockStore):
     """The shared memory in one Redis."""
 
 
 __all__ = [
-    "FIRST_HEARTBEAT", "LISTS", "MEMORY", "SCRIPT_SIZE", "TOLERATED_SKEW", "UNANSWERED", "UNREACHABLE", "HeartbeatReply",
-    "Call", "CoordinationChange", "CoordinationResult", "EntryWrite", "LockAnswer", "LockRequest", "LostWorkerClaim",
-    "MetricsUpdate", "QueueReplacement", "WriteResult", "Store", "Task", "explain_code", "forgotten", "in_chunks",
-    "may_be_done", "ms", "outcomes_of", "raise_first", "raise_unanswered", "renewal", "was_forgotten", "was_refused",
+    "FIRST_HEARTBEAT", "LISTS", "MEMORY", "SCRIPT_SIZE", "TOLERATED_SKEW", "UNANSWERED", "UNREACHABLE", "Call",
+    "CoordinationChange", "CoordinationResult", "EntryWrite", "GroupCounts", "HeartbeatReply", "LockAnswer", "LockRequest",
+    "LostWorkerClaim", "Members", "MetricsUpdate", "QueueReplacement", "Store", "Task", "WriteResult", "explain_code",
+    "forgotten", "in_chunks", "may_be_done", "ms", "outcomes_of", "raise_first", "raise_unanswered", "renewal",
+    "was_forgotten", "was_refused",
 ]

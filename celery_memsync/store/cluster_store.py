@@ -33,7 +33,7 @@ from .causes import SENSELESS
 from .cluster_client import slot_of, slot_tags
 from .cluster_commands import Address, Command
 from .errors import explain, is_lost, is_of_all, redis_call
-from .index_queue import IndexQueue, IndexUpdate
+from .index_queue import IndexQueue, IndexUpdate, PackedUpdate
 from .locks import Renewal, renewals_of
 from .push import ClusterPushConnection, PushConnection
 from .script_caller import answers_of
@@ -138,7 +138,9 @@ class ClusterStore(Store):
         """Return what one call answers, and queue its index updates."""
         outcomes = super()._read_answer(writes, answer[:-1])
         if answer[-1]:
-            self._index.add(answer[-1])
+            update = PackedUpdate(answer[-1])
+            update.keys = tuple(self._member_sets(writes))
+            self._index.add(update)
         return [outcome if outcome.stored is None else
                 outcome._replace(stored=self.in_our_time(write.location.key, outcome.stored))
                 for write, outcome in zip(writes, outcomes)]
@@ -193,8 +195,9 @@ class ClusterStore(Store):
         packed = [update for update in updates if isinstance(update, bytes)]
         if not packed:
             return
-        keys = [*super()._shared_keys(), self.keys.done(self.token, "notes"), self.keys.noted]
-        args = [self.worker_id, self._index_ttl, self.prefix, self._together, serial, *packed]
+        sets = dict.fromkeys(key for update in packed if isinstance(update, PackedUpdate) for key in update.keys)
+        keys = [*super()._shared_keys(), self.keys.done(self.token, "notes"), self.keys.noted, *sets]
+        args = [self.worker_id, self._index_ttl, self.prefix, self._together, serial, *map(bytes, packed)]
         asked = time.monotonic()
         seconds, micros = self._run([(INDEX_APPLY, keys, args)])[0]
         self._sync_clock(seconds, micros, asked)
@@ -217,6 +220,8 @@ class ClusterStore(Store):
     read_recent_tasks = after_updates(Store.read_recent_tasks)
     find_names = after_updates(Store.find_names)
     read_held_locks = after_updates(Store.read_held_locks)
+    read_group_counts = after_updates(Store.read_group_counts)
+    read_members = after_updates(Store.read_members)
 
     def _shared_keys(self) -> tuple[str, ...]:
         return ()

@@ -39,6 +39,7 @@ class EntryWrite(NamedTuple):
         at: Monotonic time when it was made.
         serial: Its number in this process; a second try has the same.
         figure: Of a stage: when its task was published, or how long its run took; see there.
+        parts: Of a stage: groups and workflows, and what is to be noted there, see ``store/lua/members.lua``.
     """
 
     location: Location
@@ -51,6 +52,7 @@ class EntryWrite(NamedTuple):
     serial: int
     body: bytes
     figure: int = 0
+    parts: tuple[tuple[str, str], ...] = ()
 
 
 class WriteResult(NamedTuple):
@@ -181,15 +183,24 @@ class EntryStore(ScriptCaller):
             len(writes), self.worker_id, self.token, self._index_ttl, SLOTS, MAX_RUNS,
             self.prefix, self._together, "".join(name + "," for name in COUNTERS), ms(time.monotonic() + ahead),
         ]
-        for (key, slot, field, path, task_id), seen, run, rank, fence, at, ttl_ms, serial, body, figure in writes:
+        for (key, slot, field, path, task_id), seen, run, rank, fence, at, ttl_ms, serial, body, figure, _ in writes:
             keys.append(key)
             # One text, and not eleven: they take three times as long.
             args += (
                 f"{round((at + ahead) * 1000)} {serial}\n{slot or ':' + field}\n"
                 f"{'' if path == key else path}\n{task_id}\n{seen} {run} {rank} {fence} {ttl_ms} {figure}",
                 body)
+        sets = self._member_sets(writes)
+        args += ["\n".join((key, *lines)) for key, lines in sets.items()]
         shared = self._shared_keys()
-        return ENTRY_WRITE, [*keys, *shared, *[self.keys.clock] * bool(shared)], args
+        return ENTRY_WRITE, [*keys, *shared, *[self.keys.clock, *sets] * bool(shared)], args
+
+    def _member_sets(self, writes: Sequence[EntryWrite]) -> dict[str, dict[str, None]]:
+        """Return what is to be noted of the tasks of groups and workflows, by the key of each."""
+        sets: dict[str, dict[str, None]] = {}
+        for group_id, line in [part for write in writes for part in write.parts]:
+            sets.setdefault(self.keys.members(group_id), {})[line] = None
+        return sets
 
     def _shared_keys(self) -> tuple[str, ...]:
         """Return the keys of what follows from entries."""

@@ -19,6 +19,17 @@ UPDATES_PER_CALL = 500
 #: Most updates, and most bytes of them, that are kept while the node of the indexes is away.
 MAX_UPDATES, MAX_BYTES = 100_000, 16 * 2 ** 20
 
+
+class PackedUpdate(bytes):
+    """Index updates as ``store/lua/entry_write.lua`` returns them.
+
+    Attributes:
+        keys: Of the sets of groups and workflows that are in them.
+    """
+
+    keys: tuple[str, ...] = ()
+
+
 #: Index updates as ``store/lua/entry_write.lua`` returns them, or the path of a lock and when its lease ends (ms).
 IndexUpdate = bytes | tuple[str, int]
 

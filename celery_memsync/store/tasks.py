@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 from ..keys import FORMER, SLOTS, STAGE, is_id
 from ..models.entry import StoredEntry
-from ..models.order import rank_of, run_key_of, run_order
+from ..models.order import run_key_of, run_order
 from ..models.task import TaskRun
 from .entries import EntryWrite, slot_of, split_page
 from .errors import redis_call
+from .members import parts_of
 from .push import TrackedConnection
 from .script_caller import ScriptCaller, answers_of
 
@@ -83,8 +84,8 @@ class TaskStore(ScriptCaller):
         """
         header = stage.header
         return EntryWrite(
-            self.keys.task_location(task_id, STAGE), seen, run_key_of(header.run), rank_of(run.status), 0,
-            time.monotonic(), header.ttl_ms, serial, run.encode(task_id))
+            self.keys.task_location(task_id, STAGE), seen, run_key_of(header.run), run.rank, 0,
+            time.monotonic(), header.ttl_ms, serial, run.encode(task_id), parts=parts_of(task_id, run))
 
     @redis_call
     def read_recent_tasks(

@@ -16,6 +16,7 @@ from ..models.order import WAITING, is_earlier_step, rank_of, run_key_of
 from ..models.task import TOO_LATE, TaskRun
 from ..store import CoordinationChange, EntryWrite, MetricsUpdate, QueueReplacement, ms
 from ..store.clock import Clock
+from ..store.members import parts_of
 from .version_tracker import EMPTY_BASE, MergeBase
 
 #: Milliseconds of a ttl: there are few of them.
@@ -314,14 +315,19 @@ class StageChange(Change):
     Args:
         task_run: All that is known of the run.
         run_key: Which run; "" for the one that is stored.
+        notes: Of groups and workflows, see :class:`EntryWrite`; beside that the task is a part of one.
     """
 
-    __slots__ = ("task_run", "run_key")
+    __slots__ = ("task_run", "run_key", "notes")
 
-    def __init__(self, location: Location, task_run: TaskRun, run_key: str, ttl: float, fence: int = 0) -> None:
+    def __init__(
+        self, location: Location, task_run: TaskRun, run_key: str, ttl: float, fence: int = 0,
+        notes: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         super().__init__(location, ttl, fence)
         self.task_run = task_run
         self.run_key = run_key
+        self.notes = notes
 
     def coalesce(self, newer: Change) -> Change | None:
         """The later stage, if both are of one run."""
@@ -346,7 +352,12 @@ class StageChange(Change):
             took = run.runtime
             is_sound = isinstance(took, (int, float)) and 0 <= took < TOO_LATE
             figure = round(took * 1e6) if took is not None and is_sound else 0
-        return self._entry_write("run", self.run_key, rank, run.encode(self.location.task_id), figure)
+        task_id = self.location.task_id
+        write = self._entry_write("run", self.run_key, rank, run.encode(task_id), figure)
+        is_alone = run.group is None and run.workflow is None and (run.root_id is None or run.root_id == task_id)
+        if is_alone and not self.notes:
+            return write
+        return write._replace(parts=(*self.notes, *parts_of(task_id, run)))
 
 
 def preview_of_run(

@@ -122,6 +122,10 @@ class BatchWriter:
         if self._closed:
             self._write_late()
 
+    def hurry(self) -> None:
+        """Write what was taken until now without waiting for the rest of ``interval``."""
+        self._thread.run_now()
+
     def _write_late(self) -> None:
         """Write what came while the writer was being closed, as by the handler of a signal in the middle of a write."""
         with contextlib.suppress(RuntimeError):  # no threads any more: the process is at its end

@@ -39,7 +39,7 @@ def targets():
     from celery_memsync import encoding
     from celery_memsync.exceptions import InvalidKey
     from celery_memsync.globs import matcher
-    from celery_memsync.integration.runs import timestamp
+    from celery_memsync.integration.requests import timestamp
     from celery_memsync.keys import Keys, check_id
     from celery_memsync.models.entry import Header, StoredEntry
     from celery_memsync.models.progress import progress_from

@@ -11,7 +11,7 @@ from tests.support.paths import ROOT
 from tests.support.stress import stressed
 
 PAGES = ("quickstart.md", "howto/progress.md", "howto/testing.md", "howto/locks.md", "howto/cancel.md",
-         "howto/fleet.md", "howto/commands.md",
+         "howto/fleet.md", "howto/commands.md", "howto/workflows.md",
          *stressed(("howto/web.md", "howto/several-apps.md", "howto/backup.md", "howto/agents.md"), ()))
 
 #: Pages that need no worker.

@@ -55,17 +55,20 @@ def options_of(command):
         yield " ".join((*one.opts, *one.secondary_opts)) if isinstance(one, click.Option) else one.name.upper()
 
 
-def keys_of(schema, path=""):
-    """Yield the paths of all names that JSON of a schema may have."""
-    schema = {**SCHEMA["$defs"].get(schema.get("$ref", "").rpartition("/")[2], {}), **schema}
+def keys_of(schema, path="", around=()):
+    """Yield the paths of all names that JSON of a schema may have; of what contains itself once."""
+    own = schema.get("$ref", "").rpartition("/")[2]
+    if own in around:
+        return
+    schema, around = {**SCHEMA["$defs"].get(own, {}), **schema}, (*around, *filter(None, [own]))
     for name, part in schema.get("properties", {}).items():
         yield f"{path}.{name}"
-        yield from keys_of(part, f"{path}.{name}")
+        yield from keys_of(part, f"{path}.{name}", around)
     for part in (schema.get("items"), schema.get("additionalProperties")):
         if isinstance(part, dict):
-            yield from keys_of(part, f"{path}[]")
+            yield from keys_of(part, f"{path}[]", around)
     for part in (*schema.get("anyOf", ()), *schema.get("oneOf", ()), *schema.get("allOf", ())):
-        yield from keys_of(part, path)
+        yield from keys_of(part, path, around)
 
 
 def public_names():

@@ -14,6 +14,7 @@
 -- KEYS[n+5]   metrics     hash of counters
 -- KEYS[n+6]   about       hash: an entry for each of "queue" and "metrics", which counts their versions
 -- KEYS[n+7]   clock       string: high-water mark, see hybrid_clock.lua
+-- KEYS[n+8..]  members    sorted sets of groups and workflows, see members.lua
 -- ARGV[1]     n        number of writes
 -- ARGV[2]     worker   who writes
 -- ARGV[3]     writer   token of the writing process
@@ -39,6 +40,7 @@
 --   ttl_ms
 --   figure   of a stage with rank "0" or "1": when the task was published, in tenths of a millisecond; of any other:
 --            us that the run took; "0" if that is not known
+-- ARGV[2n+11..]  1 for each set of members, see members.lua
 --
 -- On a cluster only the keys of the entries are given, which are in one slot, and what follows from the entries is
 -- returned as index updates, for index_apply.lua.
@@ -282,6 +284,7 @@ local function write(key, known, body, is_there)
   end
   local last, others = writes_of(writes)
   if last and last >= tonumber(serial) then
+    if slot == 1 and task ~= "" then note_member(task, rank, time + ttl_ms - now_ms) end
     if not index then update_again(slot, task, path, rank, srank, time, ttl_ms, figure, body, before_ms, version) end
     return { "again", version, writes }
   end
@@ -305,6 +308,7 @@ local function write(key, known, body, is_there)
         if staged and rank < "3" then
           note_state(task, before_ms, version)
           enlist(task, rank, time, ttl_ms, figure)
+          note_member(task, rank, expiries[task])
           added[#added + 1] = task
         end
       end
@@ -343,6 +347,7 @@ local function write(key, known, body, is_there)
     if not text or expired then count("total", 1) end
     count_stage(stage_before, rank, figure)
     enlist(task, rank, time, ttl_ms, figure)
+    note_member(task, rank, expiries[task])
   end
   if task == "" and entries or task ~= "" and tonumber(ttl_ms) > index_ttl then
     note_state(path, stored_ms, version + 1)
@@ -372,6 +377,7 @@ local function write_alone(key, known, body)
   return answer
 end
 
+read_members(11 + 2 * n)
 local answers, versions = { tonumber(now[1]), tonumber(now[2]), "" }, {}
 for i = 1, n do
   local answer = write_alone(KEYS[i], ARGV[9 + 2 * i], ARGV[10 + 2 * i])

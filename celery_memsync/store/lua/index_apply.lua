@@ -8,6 +8,7 @@
 -- KEYS[6]  about
 -- KEYS[7]  done        number of the last call of this process, for a second try
 -- KEYS[8]  applied     sorted set: tasks and paths by the state of their entry from which the last update follows
+-- KEYS[9..]  members   sorted sets of groups and workflows, see members.lua
 -- ARGV[1]   worker     who writes
 -- ARGV[2]   index_ttl  ms that an id stays in the index
 -- ARGV[3]   prefix     put before a path to make its channel
@@ -38,7 +39,7 @@ end
 
 -- Add updates to those that are to be applied.
 local function add_updates(text)
-  local its_states, its_added, its_lists, its_orders, its_expiries, its_counted, its_named = unpack_updates(text)
+  local its_states, its_added, its_lists, its_orders, its_expiries, its_counted, its_named, its_sets = unpack_updates(text)
   local is_added = {}
   for _, task in ipairs(its_added) do
     added[#added + 1], is_added[task] = task, true
@@ -54,6 +55,9 @@ local function add_updates(text)
     if is_new(path, its_states[path]) then named[path] = expires end
   end
   for counter, by in pairs(its_counted) do counted[counter] = (counted[counter] or 0) + by end
+  for key, scores in pairs(its_sets) do
+    for member, score in pairs(scores) do set_score(key, member, score) end
+  end
 end
 
 local function keep_states()

@@ -9,6 +9,7 @@ from celery_memsync import TaskCancelled
 from celery_memsync.cli.why import STALLED, KnownTask, reason_of
 from celery_memsync.models.lock import LockRecord
 from celery_memsync.models.worker import WorkerRecord
+from celery_memsync.models.workflow import Group, Workflow, WorkflowNode
 from tests.support.paths import ROOT
 
 NOW = 1_000_000.0
@@ -22,6 +23,19 @@ def known(status, progress=None, workers=(), awaited=None, position=None, **stat
 
 def worker(worker_id="w1", status="active", queues=("q",), free=1, **facts):
     return WorkerRecord(worker_id, status, queues=queues, capacity={"free": free, "total": 2}, last_beat=NOW - 30, **facts)
+
+
+def planned(task_id, status="STARTED", **state):
+    """Return a step that is not sent yet, of a chain whose second step has a status, or of a chord."""
+    two = WorkflowNode("task", "two", status, 40.0, "proj.two", NOW - 12, worker="w1@h")
+    one, three = (WorkflowNode("task", name, end, figure) for name, end, figure in (
+        ("one", "SUCCESS", 100.0), ("three", "PENDING", 0.0)))
+    header = WorkflowNode("group", "g", "STARTED", 37.5, group=Group("g", 8, 3, 2, 1, 2, 37.5))
+    body = WorkflowNode("task", "body", "PENDING", 0.0)
+    root = WorkflowNode("chord", "body", "STARTED", 20.0, children=(header, body)) if task_id == "body" else \
+        WorkflowNode("chain", "three", "STARTED", 50.0, children=(one, two, three))
+    task = {"state": {"status": "PENDING", "never_ran": False, **state}, "progress": None}
+    return KnownTask(task_id, task, now=NOW, workflow=Workflow("one", root, 50.0))
 
 
 REASONS = [
@@ -73,6 +87,18 @@ REASONS = [
     ("no-consumer", "consumes the queue q", known("PENDING", queue="q", workers=[worker(queues=("other",))])),
     ("not-consuming", "takes messages", known("PENDING", queue="q", workers=[worker(consuming=False)])),
     ("not-consuming", "takes messages", known("PENDING", queue="q", workers=[worker(status="draining")])),
+    ("depends", "step 2 of 3 (proj.two), running on w1@h for 12.0s, 40%.", planned("three")),
+    ("depends", "step 2 of 3 (proj.two), which waits.", planned("three", status="RECEIVED")),
+    ("depends", "step 2 of 3 (proj.two), which is RETRY.", planned("three", status="RETRY")),
+    ("depends", "the header of its chord (group 3/8, 1 failed), 38%.", planned("body")),
+    ("depends", "the task before it has ended", planned("two")),
+    ("revoke-sent", "no worker has confirmed it", planned("three", revoke_requested_at=NOW)),
+    ("never-ran", "is FAILURE: proj.bad (t0), before it, ended as FAILURE: ValueError: no cup.", known(
+        "FAILURE", never_ran=True, exception={"type": "ValueError", "message": "no cup"},
+        cause={"task_id": "t0", "status": "FAILURE", "name": "proj.bad"})),
+    ("never-ran", "is CANCELLED: - (t0), before it, ended as LOST.", known(
+        "CANCELLED", never_ran=True, cause={"task_id": "t0", "status": "LOST", "name": None})),
+    ("never-ran", "revoked before it was sent", known("REVOKED", never_ran=True)),
     ("waiting", "position 3 of all", known("PENDING", queue="q", workers=[worker(consuming=True)], position=2)),
 ]
 

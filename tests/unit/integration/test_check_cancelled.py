@@ -161,6 +161,16 @@ def test_members_of_a_first_group_are_cancelled_with_it(memsync, sent, make_work
         assert headers[HEADER]["workflow"] == first.id
 
 
+def test_task_that_waits_for_a_first_chord_is_cancelled_with_it(memsync, sent, tmp_path):
+    memsync.app.conf.result_backend = f"file://{tmp_path}"  # which does not count
+    step = memsync.app.task(name="step", shared=False)(nothing)
+
+    body = chord([step.si(), step.si()], step.si()).apply_async()
+
+    assert [headers["task"] for headers in sent.values()].count("celery.chord_unlock") == 1
+    assert {headers[HEADER]["workflow"] for headers in sent.values()} == {body.parent.id}
+
+
 def test_what_a_task_sends_belongs_to_the_group_of_the_task(memsync, sent):
     step = memsync.app.task(name="step", shared=False)(nothing)
 

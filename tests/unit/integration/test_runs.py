@@ -7,7 +7,8 @@ import pytest
 from celery import Celery
 
 from celery_memsync import MemSync
-from celery_memsync.integration.runs import ActiveRun, timestamp
+from celery_memsync.integration.requests import timestamp
+from celery_memsync.integration.runs import ActiveRun
 from celery_memsync.writing.changes import DeferredChange
 from celery_memsync.writing.writer import YOUNG
 from tests.support.waiting import eventually

@@ -23,6 +23,7 @@ STATES = {
     "`SUCCESS`": "test_pools.py::test_a_task_that_returns_is_a_success",
     "`FAILURE`": "test_pools.py::test_a_task_that_raises_is_a_failure",
     "`REVOKED`": "test_agreement.py::test_task_reserved_by_a_worker_is_revoked_at_once",
+    "`CANCELLED`": "test_workflows.py::test_step_of_a_chain_is_known_before_it_is_sent",
     "`IGNORED`": "test_prefork.py::test_an_ignored_task_is_ignored",
     "`REJECTED`": "test_brokers.py::test_rejected_task_stays_rejected_after_celerys_failure_signal",
     "`SKIPPED`": "test_locked_flows.py::test_skipped_task_shows_the_holder_of_its_lock",

@@ -1,0 +1,115 @@
+"""The groups that are being sent: Celery's messages do not say how many members a group has."""
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from itertools import chain, islice
+from typing import Any
+
+from celery import canvas
+
+from ..keys import is_id
+from ..models.task import TaskRun
+from ..store.members import SINCE, TOTAL, TOTAL_FROM, note
+
+#: Most members of a group; what has more is wrong.
+MAX_MEMBERS = 10 ** 9
+
+#: Most groups, each in the next, of which the sizes are taken from a message.
+MAX_GROUPS = 20
+
+
+class SentGroup:
+    """A group whose members are being sent by this thread or greenlet.
+
+    Attributes:
+        group_id: Its id.
+        size: How many members it has, of which some may be sent later, as the last task of a chain.
+        outer: The group as a member of which it is sent, if there is one.
+        is_noted: Whether this was recorded, with its first message.
+    """
+
+    __slots__ = ("group_id", "size", "outer", "is_noted")
+
+    def __init__(self, group_id: str, size: int, outer: SentGroup | None) -> None:
+        self.group_id = group_id
+        self.size = size
+        self.outer = outer
+        self.is_noted = False
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes of this group and of those around it, which travel with its messages.
+
+        A worker may record members before the sender has recorded anything, and no reader may take them for all.
+        """
+        return {self.group_id: self.size, **({} if self.outer is None else self.outer.sizes)}
+
+    @property
+    def outermost(self) -> str:
+        """The id of the group of which all others are a part."""
+        return self.group_id if self.outer is None else self.outer.outermost
+
+    def notes(self, run: TaskRun) -> tuple[tuple[str, str], ...]:
+        """Return what to note of this group, and of those around it, with the first message of each.
+
+        Args:
+            run: What that message sends.
+        """
+        outer = () if self.outer is None else self.outer.notes(run)
+        if self.is_noted:
+            return outer
+        self.is_noted = True
+        own = size_notes(self.group_id, self.size, run.published_at)
+        whole = run.workflow or run.root_id
+        is_part = whole is not None and whole != self.group_id and is_id(whole)
+        return (*outer, *own, *([(str(whole), note(f"/{self.group_id}"))] if is_part else []))
+
+
+#: The group whose members are being sent by this thread or greenlet.
+sent_group: ContextVar[SentGroup | None] = ContextVar("sent_group", default=None)
+
+
+def size_notes(group_id: str, size: int, since: float | None) -> tuple[tuple[str, str], ...]:
+    """Return what to note of the size of a group, and of when it was sent, in seconds of Redis's clock."""
+    total = (group_id, note(TOTAL, TOTAL_FROM + size))
+    return (total,) if since is None else (total, (group_id, note(SINCE, -round(since * 1000))))
+
+
+def sizes_in(sent: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return what to note of the sizes of groups that came with a message: anybody may send anything."""
+    sizes = sent.get("sizes")
+    rows = islice(sizes.items(), MAX_GROUPS) if isinstance(sizes, dict) else ()
+    return tuple((group_id, note(TOTAL, TOTAL_FROM + size)) for group_id, size in rows
+                 if is_id(group_id) and type(size) is int and 0 < size < MAX_MEMBERS)
+
+
+def count_sent_groups() -> None:
+    """Let the sending of every group say how many members it has; there is no signal."""
+    send = canvas.group._apply_tasks
+    if hasattr(send, "counts_members"):
+        return
+
+    @functools.wraps(send)
+    def send_counted(self: Any, tasks: Iterable[Any], *args: Any, **kwargs: Any) -> Iterator[Any]:
+        outer = sent_group.get()
+        rest = iter(tasks)
+        first = next(rest, None)
+        sent_group.set(_sent(self, first, outer))
+        try:
+            yield from send(self, rest if first is None else chain((first,), rest), *args, **kwargs)
+        finally:
+            sent_group.set(outer)
+
+    send_counted.counts_members = True  # type: ignore[attr-defined]
+    canvas.group._apply_tasks = send_counted
+
+
+def _sent(group: Any, first: Any, outer: SentGroup | None) -> SentGroup | None:
+    """Return the group that is about to be sent; the one around it if this can't be known."""
+    try:
+        group_id, size = first[2], canvas._chord._descend(group)
+    except Exception:  # it is Celery's, and counts what users have put together
+        return outer
+    return SentGroup(group_id, size, outer) if is_id(group_id) and 0 < size < MAX_MEMBERS else outer

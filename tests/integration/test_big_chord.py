@@ -1,0 +1,120 @@
+"""The figure of a big chord: it equals the truth, never goes back, and costs next to nothing."""
+from __future__ import annotations
+
+import threading
+
+import pytest
+from celery import chord, group
+from celery.signals import before_task_publish
+
+from tests.support.fleet import TASKS, Fleet
+from tests.support.redis_calls import calls_of, round_trips
+from tests.support.waiting import eventually
+
+FLOWS = "tests.support.flow_tasks"
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory, broker, store):
+    """A fleet with a worker of two processes."""
+    fleet = Fleet(tmp_path_factory.mktemp("chord"), broker, store, include=[TASKS, FLOWS])
+    fleet.start_worker("-c", "2")
+    yield fleet
+    fleet.close()
+
+
+def sig(fleet, name, *args, **kwargs):
+    return fleet.app.tasks[f"{FLOWS}.{name}"].s(*args, **kwargs)
+
+
+class Watcher:
+    """Reads a group again and again, as another process, from its first message on."""
+
+    def __init__(self, fleet):
+        self.seen = []
+        self._reader = fleet.reader
+        self._group_id = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _on_publish(self, headers, **_):
+        self._group_id = self._group_id or headers["group"]
+
+    def _watch(self):
+        while not self._stop.wait(0.02):
+            found = self._group_id and self._reader.get_group(self._group_id)
+            if found:
+                self.seen.append(found)
+
+    def __enter__(self):
+        before_task_publish.connect(self._on_publish)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info):
+        before_task_publish.disconnect(self._on_publish)
+        self._stop.set()
+        self._thread.join()
+
+
+def run_chord(fleet, members, kills, timeout):
+    """Run a chord with failures, retries and killed children; return its group as others have seen it, and the truth."""
+    header = [sig(fleet, "any_end", number, kills=kills) for number in range(members)]
+    with Watcher(fleet) as watcher:
+        header_id = chord(header, sig(fleet, "ok")).apply_async().parent.id
+        eventually(lambda: (one := fleet.reader.get_group(header_id)) and one.done == members, timeout)
+    ends = fleet.reader.runtime.workflows.tasks(header_id, True, members)
+    return fleet.reader.get_group(header_id), watcher.seen, [one["state"]["status"] for one in ends]
+
+
+def check(fleet, members, kills, timeout):
+    last, seen, statuses = run_chord(fleet, members, kills, timeout)
+
+    assert len(statuses) == members
+    assert (last.succeeded, last.failed) == (statuses.count("SUCCESS"), statuses.count("FAILURE"))
+    assert last.failed == members // 8 + kills
+    assert (last.total, last.done, last.percent, last.running) == (members, members, 100, 0)
+    assert {one.total for one in seen} == {members}
+    assert [one.percent for one in seen] == sorted(one.percent for one in seen)
+    assert [one.done for one in seen] == sorted(one.done for one in seen)
+
+
+def test_figure_of_a_chord_with_300_members_is_the_truth_and_never_goes_back(fleet):
+    check(fleet, 304, 1, 90)
+
+
+@pytest.mark.acceptance
+@pytest.mark.timeout(900)
+def test_figure_of_a_chord_with_10_000_members_is_the_truth_and_never_goes_back(fleet):
+    check(fleet, 10_000, 3, 600)
+
+
+def test_group_is_read_in_one_round_trip(fleet):
+    result = group(sig(fleet, "ok") for _ in range(50)).apply_async()
+    eventually(lambda: (one := fleet.reader.get_group(result.id)) and one.done == 50)
+
+    assert round_trips(fleet.reader, lambda: fleet.reader.get_group(result.id)) == 1
+
+
+@pytest.mark.acceptance
+def test_member_costs_hardly_more_commands_than_a_plain_task(fleet):
+    """Batches are as large as they come, so the one measured is the best of three."""
+    def cost(send, count):
+        with fleet.store.client() as client:
+            client.config_resetstat()
+            send()
+            eventually(lambda: fleet.reader.get_queue() == {"pending": [], "processing": []}, 60)
+            fleet.app.memsync.force_sync()
+            return sum(calls_of(client).values()) / count
+
+    def plain():
+        results.extend(sig(fleet, "ok").apply_async() for _ in range(500))
+
+    def members():
+        results.append(group(sig(fleet, "ok") for _ in range(500)).apply_async())
+
+    results = []
+    costs = [(cost(members, 500), cost(plain, 500)) for _ in range(3)]
+
+    print("commands a member, and a plain task:", costs)
+    assert min(grouped / alone for grouped, alone in costs) < 1.1

@@ -1,0 +1,145 @@
+"""`celery memsync workflow`, and what other commands show of groups and workflows."""
+from __future__ import annotations
+
+import json
+
+import pytest
+from celery import chain, group
+
+from tests.support.fleet import TASKS, Fleet
+from tests.support.shell import Shell
+from tests.support.terminal import Terminal
+from tests.support.waiting import eventually
+
+FLOWS = "tests.support.flow_tasks"
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory, broker, store):
+    """A fleet with a worker of two processes."""
+    fleet = Fleet(tmp_path_factory.mktemp("cli"), broker, store, include=[TASKS, FLOWS])
+    fleet.start_worker("-c", "2")
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture
+def shell(fleet):
+    return Shell(fleet.env())
+
+
+def sig(fleet, name, *args, **kwargs):
+    return fleet.app.tasks[f"{FLOWS}.{name}"].s(*args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def ended(fleet):
+    """The result of a workflow that has ended, and its group."""
+    result = chain(sig(fleet, "ok"), group(sig(fleet, "ok"), sig(fleet, "retried")), sig(fleet, "ok")).apply_async()
+    fleet.wait(result, "SUCCESS")
+    return result
+
+
+def test_workflow_is_shown_as_a_tree_of_80_columns(shell, ended):
+    done = shell.run("workflow", ended.id)
+
+    lines = done.stdout.splitlines()
+    parts = [line[:line.index("SUCCESS")].rstrip() for line in lines[1:-1]]
+    assert parts[:2] == ["chain", f"  {FLOWS}.ok"]
+    assert parts[2:4] == ["  chord", "    group 2/2"]
+    assert sorted(parts[4:6]) == [f"      {FLOWS}.ok", f"      {FLOWS}.retried"]
+    assert parts[6] == f"    {FLOWS}.ok"
+    assert lines[-1] == "100%"
+    assert max(map(len, lines)) <= 80
+    assert done.returncode == 0
+
+
+def test_workflow_is_found_by_the_begin_of_an_id(shell, ended):
+    found = json.loads(shell.run("workflow", ended.id[:20], "--json").stdout)
+
+    assert found["root"]["children"][1]["id"] == ended.id
+    assert found["status"] == "SUCCESS"
+
+
+def test_workflow_that_is_unknown_ends_with_1(shell, fleet):
+    done = shell.run("workflow", "nothing")
+
+    assert done.returncode == 1
+    assert "Unknown task nothing" in done.stderr
+
+
+def test_workflow_is_followed_to_its_end_and_no_figure_falls(shell, fleet):
+    result = chain(sig(fleet, "ok"), sig(fleet, "wait", seconds=1.5), sig(fleet, "bad")).apply_async()
+    fleet.wait(result, "PENDING")
+
+    done = shell.run("workflow", result.id, "--follow", "--json", "--timeout", "60")
+
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    figures = [one["progress"] for one in found]
+    assert (done.returncode, found[-1]["status"]) == (1, "FAILURE")
+    assert len(figures) > 2 and figures == sorted(figures)
+
+
+def test_workflow_that_does_not_end_in_time_ends_with_75(shell, fleet):
+    result = chain(sig(fleet, "wait"), sig(fleet, "ok")).apply_async()
+    fleet.wait(result, "PENDING")
+
+    done = shell.run("workflow", result.id, "--follow", "--timeout", "0.1")
+    result.parent.revoke(terminate=True)
+
+    assert done.returncode == 75
+    assert "has not ended in time" in done.stderr
+
+
+def test_tree_is_drawn_in_place_on_a_terminal(shell, fleet):
+    result = chain(sig(fleet, "wait", seconds=5.0), sig(fleet, "ok")).apply_async()
+    fleet.wait(result, "PENDING")
+    terminal = Terminal(shell, "workflow", result.id, "--follow")
+
+    terminal.shows("100%")
+    code = terminal.end()
+
+    # The tree is there once, though it was shown several times.
+    assert sum(line.startswith("chain ") for line in terminal.lines) == 1
+    assert terminal.raw.count(b"chain ") > 1
+    assert code == 0
+
+
+def test_group_is_followed_as_one_bar(shell, fleet):
+    result = group(*(sig(fleet, "ok") for _ in range(5)), sig(fleet, "bad")).apply_async()
+    eventually(lambda: fleet.reader.get_group(result.id))
+
+    done = shell.run("follow", result.id, "--timeout", "60")
+
+    assert done.stdout.splitlines()[-1] == "FAILURE   100%, 6 of 6, 1 failed"
+    assert done.returncode == 1
+
+
+def test_tasks_of_a_group_and_of_a_workflow_are_listed(shell, ended):
+    members = json.loads(shell.run("tasks", "--group", ended.parent.id, "--json").stdout)
+    retried = json.loads(shell.run("tasks", "--group", ended.parent.id, "--name", "*.retried", "--json").stdout)
+    whole = json.loads(shell.run("tasks", "--root", ended.parent.parent.id, "--json").stdout)
+    none = shell.run("tasks", "--group", "nothing")
+
+    assert {one["id"] for one in members} == {one.id for one in ended.parent.results}
+    assert [one["state"]["name"] for one in retried] == [f"{FLOWS}.retried"]
+    assert {one["id"] for one in whole} == {one["id"] for one in members} | {ended.id, ended.parent.parent.id}
+    assert none.stdout == "No task is like that.\n"
+
+
+def test_why_names_the_step_on_which_a_task_depends(shell, fleet):
+    result = chain(sig(fleet, "ok"), sig(fleet, "wait"), sig(fleet, "ok"), sig(fleet, "ok")).apply_async()
+    running = result.parent.parent
+    eventually(lambda: (fleet.reader.get_task_progress(running.id) or {}).get("progress"))
+
+    said = json.loads(shell.run("why", result.id, "--json").stdout)
+    running.revoke(terminate=True)
+    fleet.wait(result, "CANCELLED")
+    after = json.loads(shell.run("why", result.id, "--json").stdout)
+
+    worker = fleet.workers[0].name
+    assert said["reason"] == "depends"
+    assert said["answer"].startswith(f"It depends on step 2 of 4 ({FLOWS}.wait), running on {worker} for ")
+    assert said["answer"].endswith("%.")
+    assert after["reason"] == "never-ran"
+    assert f"{FLOWS}.wait ({running.id}), before it, ended as REVOKED" in after["answer"]
