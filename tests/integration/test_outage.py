@@ -47,8 +47,7 @@ def test_progress_takes_no_time_while_redis_is_away_and_is_there_afterwards(flee
     assert took["longest"] < ALLOWED_ONCE
     wake(own_store, how)
     fleet.wait(result, "SUCCESS")
-    eventually(lambda: fleet.reader.get_task_progress(result.id))
-    assert fleet.reader.get_task_progress(result.id)["current"] == CALLS
+    fleet.wait_progress(result, CALLS)
 
 
 @pytest.mark.parametrize("how", stressed(["stopped", "paused", "killed"], ["paused"]))

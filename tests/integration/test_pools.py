@@ -33,12 +33,6 @@ def fleet(tmp_path_factory, broker, store, pool):
     fleet.close()
 
 
-def progress_at(fleet, result, current):
-    """Return the progress of a task if it has come so far."""
-    progress = fleet.reader.get_task_progress(result.id)
-    return progress if progress and progress["current"] == current else None
-
-
 def test_a_task_that_returns_is_a_success(fleet):
     result = fleet.send("add", 2, 3)
 
@@ -85,7 +79,7 @@ def test_a_retry_resumes_where_the_attempt_before_was(fleet):
 def test_progress_is_seen_while_the_task_runs(fleet):
     result = fleet.send("count_to", 8, 1.0)
 
-    progress = eventually(lambda: progress_at(fleet, result, 8))
+    progress = fleet.wait_progress(result, 8)
 
     assert progress["total"] == 8
     assert not result.ready()
@@ -173,7 +167,7 @@ def test_worker_has_logged_no_error_of_this_package(fleet):
 def test_what_a_task_reports_by_update_state_is_seen_while_it_runs(fleet):
     result = fleet.send("count_by_update_state", 8, 1.0)
 
-    progress = eventually(lambda: progress_at(fleet, result, 8))
+    progress = fleet.wait_progress(result, 8)
 
     assert (progress["total"], progress["message"]) == (8, "counting")
     assert fleet.state(result.id)["status"] == "COUNTING"

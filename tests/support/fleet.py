@@ -161,6 +161,14 @@ class Fleet:
         except AssertionError:
             raise AssertionError(f"the runs of {result.id} are {self.runs(result.id)}, not {statuses}") from None
 
+    def wait_progress(self, result, current, timeout=10):
+        """Return the progress of a task when it has come so far."""
+        def reached():
+            progress = self.reader.get_task_progress(result.id)
+            return progress if progress and progress["current"] == current else None
+
+        return eventually(reached, timeout, f"the progress of {result.id}")
+
     def notes(self, what, task_id):
         """Return what workers noted of a task."""
         lines = self.notes_file.read_text().splitlines() if self.notes_file.exists() else []
