@@ -182,7 +182,7 @@ def _runtimes(tasks: Mapping[str, KnownTask]) -> dict[str, float]:
 
 
 def _progress(known: KnownTask) -> float:
-    if known.state.get("status") in FINAL:
+    if str(known.state.get("status")) in FINAL:
         return 100.0
     return min(100.0, max(0.0, known.progress or 0.0))
 

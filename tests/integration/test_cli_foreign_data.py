@@ -92,7 +92,7 @@ def commands():
         ["workers"], ["workers", "w1"], ["workers", "w2"], ["locks"], ["queue"], ["assignments"],
         ["metrics"], ["search"], ["get", "own/1"], ["get", "workers/w1/heartbeat"],
         ["get", "coordination/assignments"], ["get", "tasks/t0/state"], ["agents", "t0"],
-        *([command, f"t{number}"] for command in ("task", "why") for number in range(4)),
+        *([command, f"t{number}"] for command in ("task", "why", "workflow") for number in range(4)),
         ["follow", "t0", "t1", "-t", "0"], ["watch", "-t", "0"],
         ["cancel", "t0", "--reason", "no need"], ["unlock", "printer", "--fence", "1", "--yes"],
     ]

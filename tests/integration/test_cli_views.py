@@ -23,7 +23,7 @@ COMMANDS = (
 LOOKING = {
     "client|setinfo", "client|setname", "client|id", "client|tracking", "get", "hget", "hgetall", "hello", "info",
     "llen", "ping", "psubscribe", "punsubscribe", "select", "subscribe", "time", "unsubscribe", "xrevrange", "zrange",
-    "zcount", "zrangebyscore", "zrank", "zscan", "client",
+    "zcount", "zrangebyscore", "zrank", "zscan", "zscore", "client",
 }
 
 #: Commands that the test itself sends.
@@ -276,11 +276,11 @@ def test_a_value_is_set_read_and_deleted(shell, fleet):
     (["delete", "notes/2", "--yes"], 1, "notes/2"),
     (["delete", "notes/2"], 64, "there is no terminal to ask on; --yes deletes the entry"),
     (["tasks", "--status", "failur"], 64, "did you mean FAILURE?"),
-    (["tasks", "--status", "qqq", "--json"], 64, "there are: FAILURE, IGNORED"),
+    (["tasks", "--status", "qqq", "--json"], 64, "there are: CANCELLED, FAILURE, IGNORED"),
     (["workers", "--status", "unknown"], 64, "'active', 'busy'"),
     (["no-such-command"], 64, "no-such-command"),
     (["tasks", "--limit", "0"], 64, "limit"),
-    (["follow"], 64, "TASK"),
+    (["follow"], 64, "ID"),
 ])
 def test_failed_command_prints_its_reason_and_exit_code(shell, command, code, text):
     done = shell.run(*command)
