@@ -56,7 +56,7 @@ def _store_revoked(task: Any, error: TaskCancelled) -> None:
     try:
         task.backend.mark_as_revoked(
             request.id, str(error), request=request, store_result=not ignored or task.store_errors_even_if_ignored)
-    except Exception:
+    except Exception:  # also a soft time limit: the body has ended, and its end is still to be recorded
         logger.warning("Could not store in the result backend that the task %s was cancelled", request.id, exc_info=True)
 
 

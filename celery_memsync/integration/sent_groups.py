@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from itertools import chain, islice
@@ -12,6 +13,9 @@ from celery import canvas
 from ..keys import is_id
 from ..models.task import TaskRun
 from ..store.members import SINCE, TOTAL, TOTAL_FROM, note
+from ..user_code import ends_here
+
+logger = logging.getLogger(__name__)
 
 #: Most members of a group; what has more is wrong.
 MAX_MEMBERS = 10 ** 9
@@ -110,6 +114,9 @@ def _sent(group: Any, first: Any, outer: SentGroup | None) -> SentGroup | None:
     """Return the group that is about to be sent; the one around it if this can't be known."""
     try:
         group_id, size = first[2], canvas._chord._descend(group)
-    except Exception:  # it is Celery's, and counts what users have put together
+    except Exception as exc:  # it is Celery's, and counts what users have put together
+        if not ends_here(exc):
+            raise
+        logger.debug("Could not count the members of a group", exc_info=True)
         return outer
     return SentGroup(group_id, size, outer) if is_id(group_id) and 0 < size < MAX_MEMBERS else outer

@@ -5,11 +5,14 @@ Signatures are dicts that may have come with a message, where anybody may write 
 """
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
 from ..keys import is_id
+
+logger = logging.getLogger(__name__)
 
 #: Most steps that are taken of a message, most bytes of their ids and names, and how deep they may be nested.
 MAX_STEPS, MAX_BYTES, MAX_DEPTH = 50, 64 * 1024, 20
@@ -150,6 +153,7 @@ def embed_in(message: Any) -> Mapping[str, Any]:
     try:
         return embed_of(getattr(message, "payload", None))
     except Exception:  # of kombu's decoders, whatever they are
+        logger.debug("Could not read which steps come after a message", exc_info=True)
         return {}
 
 

@@ -8,7 +8,7 @@
 --
 -- An argument of entry_write.lua is the key of a set, then a line for each member, or for a note and its score.
 
--- Scores by the first letter of a rank; of others it is that digit.  AGAIN is a member that waits once more.
+-- Scores by the first letter of a rank; of others it is that digit.  AGAIN is a member that waits for another try.
 local AGAIN = 0.5
 local SCORES = { ["0"] = 0, ["1"] = 0, ["+"] = 0, ["2"] = 1, ["3"] = AGAIN, ["4"] = AGAIN, [","] = 2, ["-"] = 2, ["."] = 3 }
 local ENDED = 2
