@@ -4,7 +4,8 @@ from __future__ import annotations
 import pytest
 
 from celery_memsync import MemorySyncManager
-from tests.support.fleet import Fleet
+from tests.support.fleet import TASKS, Fleet
+from tests.support.flows import FLOWS
 from tests.support.rabbitmq_server import SERVER, RabbitServer
 from tests.support.redis_server import RedisServer
 from tests.support.shell import Shell
@@ -77,6 +78,15 @@ def make_fleet(tmp_path, broker, store):
 def module_fleet(tmp_path_factory, broker, store):
     """A fleet for the tests of one module."""
     fleet = Fleet(tmp_path_factory.mktemp("fleet"), broker, store)
+    yield fleet
+    fleet.close()
+
+
+@pytest.fixture(scope="module")
+def flow_fleet(tmp_path_factory, broker, store):
+    """A fleet with the tasks of workflows, and a worker of two processes."""
+    fleet = Fleet(tmp_path_factory.mktemp("flows"), broker, store, include=[TASKS, FLOWS])
+    fleet.start_worker("-c", "2")
     yield fleet
     fleet.close()
 

@@ -7,24 +7,14 @@ import pytest
 from celery import chord, group
 from celery.signals import before_task_publish
 
-from tests.support.fleet import TASKS, Fleet
+from tests.support.flows import sig
 from tests.support.redis_calls import calls_of, round_trips
 from tests.support.waiting import eventually
 
-FLOWS = "tests.support.flow_tasks"
-
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, store):
-    """A fleet with a worker of two processes."""
-    fleet = Fleet(tmp_path_factory.mktemp("chord"), broker, store, include=[TASKS, FLOWS])
-    fleet.start_worker("-c", "2")
-    yield fleet
-    fleet.close()
-
-
-def sig(fleet, name, *args, **kwargs):
-    return fleet.app.tasks[f"{FLOWS}.{name}"].s(*args, **kwargs)
+def fleet(flow_fleet):
+    return flow_fleet
 
 
 class Watcher:

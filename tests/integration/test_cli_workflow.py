@@ -6,30 +6,14 @@ import json
 import pytest
 from celery import chain, group
 
-from tests.support.fleet import TASKS, Fleet
-from tests.support.shell import Shell
+from tests.support.flows import FLOWS, sig
 from tests.support.terminal import Terminal
 from tests.support.waiting import eventually
 
-FLOWS = "tests.support.flow_tasks"
-
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, store):
-    """A fleet with a worker of two processes."""
-    fleet = Fleet(tmp_path_factory.mktemp("cli"), broker, store, include=[TASKS, FLOWS])
-    fleet.start_worker("-c", "2")
-    yield fleet
-    fleet.close()
-
-
-@pytest.fixture
-def shell(fleet):
-    return Shell(fleet.env())
-
-
-def sig(fleet, name, *args, **kwargs):
-    return fleet.app.tasks[f"{FLOWS}.{name}"].s(*args, **kwargs)
+def fleet(flow_fleet):
+    return flow_fleet
 
 
 @pytest.fixture(scope="module")

@@ -7,26 +7,16 @@ import pytest
 from celery import chain, chord, group
 from celery.result import GroupResult
 
-from tests.support.fleet import TASKS, Fleet
+from tests.support.fleet import TASKS
+from tests.support.flows import FLOWS, sig
 from tests.support.waiting import eventually
-
-FLOWS = "tests.support.flow_tasks"
 
 ENDED = {"SUCCESS", "FAILURE", "REVOKED", "IGNORED", "REJECTED", "CANCELLED"}
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, store):
-    """A fleet with a worker of two processes."""
-    fleet = Fleet(tmp_path_factory.mktemp("workflows"), broker, store, include=[TASKS, FLOWS])
-    fleet.start_worker("-c", "2")
-    yield fleet
-    fleet.close()
-
-
-def sig(fleet, name, *args, **kwargs):
-    """Return the signature of a task as the app of a fleet has it."""
-    return fleet.app.tasks[f"{FLOWS}.{name}"].s(*args, **kwargs)
+def fleet(flow_fleet):
+    return flow_fleet
 
 
 def ids_of(result):

@@ -6,12 +6,11 @@ from celery import chain, group
 
 from celery_memsync import MemorySyncManager
 from celery_memsync.models.task import TaskRun
-from tests.support.fleet import TASKS, Fleet
+from tests.support.fleet import TASKS
+from tests.support.flows import FLOWS, sig
 from tests.support.junk import JUNK
 from tests.support.runs import run_key
 from tests.support.waiting import eventually
-
-FLOWS = "tests.support.flow_tasks"
 
 #: What may stand in the place of the rest of a chain, of the body of a chord, or of what this package sends along.
 HOSTILE = (5, "text", [5], [[]], {}, {"task": 5}, [{"options": {"task_id": "a/b"}, "task": "x"}],
@@ -19,16 +18,8 @@ HOSTILE = (5, "text", [5], [[]], {}, {"task": 5}, [{"options": {"task_id": "a/b"
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory, broker, store):
-    """A fleet with a worker of two processes."""
-    fleet = Fleet(tmp_path_factory.mktemp("trouble"), broker, store, include=[TASKS, FLOWS])
-    fleet.start_worker("-c", "2")
-    yield fleet
-    fleet.close()
-
-
-def sig(fleet, name, *args, **kwargs):
-    return fleet.app.tasks[f"{FLOWS}.{name}"].s(*args, **kwargs)
+def fleet(flow_fleet):
+    return flow_fleet
 
 
 def test_groups_are_counted_in_a_cluster(make_fleet, cluster):
