@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from ..keys import STAGE, is_id
 from ..models.entry import StoredEntry
 from ..models.order import PLANNED
-from ..models.task import TaskRun
+from ..models.task import TaskRun, workflow_id_of
 from ..store import EntryWrite, Store
 
 #: Most tasks of a workflow that are looked at.
@@ -28,7 +28,7 @@ def cancellations(
     runs = {task_id: run for task_id, run in ended if run.workflow is not None or run.group is not None}
     if not runs:
         return []
-    wholes = {one for run in runs.values() for one in (run.workflow or run.root_id, run.group) if is_id(one)}
+    wholes = {one for run in runs.values() for one in (workflow_id_of(run), run.group) if is_id(one)}
     found = store.read_members(sorted(str(one) for one in wholes), MAX_TASKS)
     ids = list(dict.fromkeys(task_id for row in found for task_id in (*row.others, *row.members)))[:MAX_TASKS]
     steps = [(task_id, stage, run) for task_id, task in zip(ids, store.read_tasks(ids))

@@ -11,7 +11,7 @@ from typing import Any
 from celery import canvas
 
 from ..keys import is_id
-from ..models.task import TaskRun
+from ..models.task import TaskRun, workflow_id_of
 from ..store.members import SINCE, TOTAL, TOTAL_FROM, note
 from ..user_code import ends_here
 
@@ -66,7 +66,7 @@ class SentGroup:
             return outer
         self.is_noted = True
         own = size_notes(self.group_id, self.size, run.published_at)
-        whole = run.workflow or run.root_id
+        whole = workflow_id_of(run)
         is_part = whole is not None and whole != self.group_id and is_id(whole)
         return (*outer, *own, *([(str(whole), note(f"/{self.group_id}"))] if is_part else []))
 

@@ -13,7 +13,7 @@ from typing import Any
 from celery.exceptions import Reject
 
 from ..keys import STAGE, is_id
-from ..models.task import TaskRun
+from ..models.task import TaskRun, workflow_id_of
 from ..models.workflow import UNLOCK
 from ..runtime import Runtime
 from ..store.members import note
@@ -174,7 +174,7 @@ def _unsent(services: Runtime, steps: Steps, run: TaskRun, task_id: str) -> list
     Args:
         run: The task before them.
     """
-    known = {"status": "PENDING", "root_id": run.root_id, "workflow": run.workflow or run.root_id, "never_ran": False}
+    known = {"status": "PENDING", "root_id": run.root_id, "workflow": workflow_id_of(run), "never_ran": False}
     ttl = lifetime(services, run.eta)
     return [_change(services, step, known, ttl) for step in steps if step.task_id != task_id]
 
@@ -184,7 +184,7 @@ def _never_sent(services: Runtime, steps: Steps, task_id: str, run: TaskRun) -> 
     is_rejected = run.exception is not None and run.exception["type"] == "Reject"
     cause = {"task_id": task_id, "status": "REJECTED" if is_rejected else run.status, "name": run.name}
     known: dict[str, Any] = {
-        "root_id": run.root_id, "workflow": run.workflow or run.root_id, "never_ran": True, "cause": cause}
+        "root_id": run.root_id, "workflow": workflow_id_of(run), "never_ran": True, "cause": cause}
     failed = {**known, "status": "FAILURE", "exception": run.exception}
     of_chord = {**failed, "exception": _chord_error(task_id, run)}
     cancelled = {**known, "status": "CANCELLED"}
@@ -220,5 +220,5 @@ def _chord_error(task_id: str, run: TaskRun) -> dict[str, str]:
 
 
 def _part_notes(run: TaskRun, task_id: str, group: str) -> tuple[tuple[str, str], ...]:
-    whole = run.workflow or run.root_id or task_id
+    whole = workflow_id_of(run) or task_id
     return () if whole == group else ((whole, note(f"/{group}")),)

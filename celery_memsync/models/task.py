@@ -167,6 +167,11 @@ class TaskRun:
         return {name: value for name, value in self.__dict__.items() if value is not None}
 
 
+def workflow_id_of(run: TaskRun) -> str | None:
+    """Return the id of the workflow of a run: as it came with its message, or else that of its root."""
+    return run.workflow or run.root_id
+
+
 def describe_exception(exc: BaseException, redact: Callable[[str], str] | None = None) -> dict[str, str]:
     """Return type and message of an exception; long messages are cut.
 

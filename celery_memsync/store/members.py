@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..keys import is_id
-from ..models.task import TaskRun
+from ..models.task import TaskRun, workflow_id_of
 from .errors import redis_call
 from .script_caller import ScriptCaller
 
@@ -59,7 +59,7 @@ def parts_of(task_id: str, run: TaskRun) -> tuple[tuple[str, str], ...]:
     """Return of which group or workflow a task is a part, and how: as a script takes it."""
     if run.group is not None:
         return ((run.group, task_id),) if is_id(run.group) else ()
-    whole = run.workflow or run.root_id
+    whole = workflow_id_of(run)
     return () if whole is None or whole == task_id or not is_id(whole) else ((whole, note(f"/{task_id}")),)
 
 

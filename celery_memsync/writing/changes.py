@@ -354,6 +354,7 @@ class StageChange(Change):
             figure = round(took * 1e6) if took is not None and is_sound else 0
         task_id = self.location.task_id
         write = self._entry_write("run", self.run_key, rank, run.encode(task_id), figure)
+        # Spares most tasks, which are no part of anything, two calls each.
         is_alone = run.group is None and run.workflow is None and (run.root_id is None or run.root_id == task_id)
         if is_alone and not self.notes:
             return write
