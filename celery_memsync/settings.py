@@ -37,8 +37,8 @@ FIXED_OPTIONS = ("decode_responses", "protocol")
 TIMEOUT_OPTIONS = ("socket_timeout", "socket_connect_timeout")
 OBJECT_OPTIONS = ("retry", "sentinel_kwargs")
 
-#: Settings that a task may have of its own, as attributes.
-TASK_SETTINGS = ("recover", "max_recoveries")
+#: What a task may have as attributes of its own.
+TASK_SETTINGS = ("recover", "max_recoveries", "stall_after")
 
 #: No given time is as long, in seconds: Redis and the C library can't wait so long.
 MAX_SECONDS = 1e10
@@ -92,6 +92,9 @@ class Settings:
     recover: str = "mark"
     #: Most times that a task is sent again because its worker was lost.
     max_recoveries: int = 1
+    #: Seconds without new progress after which a running task is stalled; ``None`` or 0: never.  A task may have another as
+    #: its attribute ``memsync_stall_after``.
+    stall_timeout: float | None = None
     #: Secret that signs what is stored in Redis and sent to the broker later: a text, or several of which the
     #: first one signs and all are accepted.  ``recover = "requeue"`` needs it.
     signing_key: Any = field(default=None, repr=False)
@@ -205,7 +208,7 @@ def unknown(name: str, known: Iterable[str], what: str = "setting") -> str:
 
 def allowed_for(name: str, value: object) -> str | None:
     """Return what a setting must be, or None if a value is allowed."""
-    return _CHECKS[name](value)
+    return (_CHECKS.get(name) or _TASK_CHECKS[name])(value)
 
 
 def _is_number(value: object) -> bool:
@@ -218,6 +221,10 @@ def _seconds(value: object) -> str | None:
 
 def _seconds_or_0(value: object) -> str | None:
     return None if _is_number(value) and value >= 0 else "a number of seconds, 0 or more"  # type: ignore[operator]
+
+
+def _seconds_or_none(value: object) -> str | None:
+    return None if value is None or _seconds_or_0(value) is None else "a number of seconds, 0 or more, or None"
 
 
 def _count(value: object) -> str | None:
@@ -364,6 +371,7 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "probe_file": _file,
     "recover": _recover,
     "max_recoveries": _count_or_0,
+    "stall_timeout": _seconds_or_none,
     "signing_key": _signing_key,
     "redact": _redact,
     "lock_ttl": _seconds,
@@ -371,3 +379,6 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "strict": _flag_or_none,
     "task_args": _flag,
 }
+
+#: Those of attributes of tasks that are no settings.
+_TASK_CHECKS = {"stall_after": _seconds_or_none}

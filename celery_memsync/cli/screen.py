@@ -12,7 +12,22 @@ from rich.table import Table
 from rich.text import Text
 
 from ..models.worker import WorkerRecord
-from .output import COLOURS, Part, ago, cell, duration, figure, mebibytes, moment, percent, safe, shorten, width_of
+from .output import (
+    COLOURS,
+    Part,
+    ago,
+    cell,
+    duration,
+    figure,
+    is_stalled,
+    mebibytes,
+    moment,
+    percent,
+    percent_cell,
+    safe,
+    shorten,
+    width_of,
+)
 from .snapshot import MOST, Event, Running, Snapshot, View, load_of
 
 #: A task's id, status, progress and what there is to say of it, as :func:`bars` takes them.
@@ -158,7 +173,7 @@ def _tasks(tasks: Sequence[Running], room: int, now: float, plain: bool, wide: b
         progress = one.progress or {}
         table.add_row(
             _text(one.task_id), _text(one.name), *([_text(one.worker)] if wide else []), bar(one.done / 100, plain),
-            _text(_percent(one.progress)), _text(ago(one.started_at, now)), _text(duration(progress.get("eta"))),
+            _text(_percent(one.progress, True)), _text(ago(one.started_at, now)), _text(duration(progress.get("eta"))),
             _text(progress.get("message") or ""))
     return table
 
@@ -207,7 +222,9 @@ def bars(
 def _words(progress: Mapping[str, Any]) -> str:
     current, total, left = (figure(progress.get(name)) for name in ("current", "total", "eta"))
     parts = [f"{current:g} of {total:g}" if current is not None and total is not None else "",
-             f"{duration(left)} left" if left else "", *(shorten(progress.get(name) or "") for name in ("phase", "message"))]
+             f"{duration(left)} left" if left else "",
+             f"stalled since {moment(progress.get('updated_at'))}" if is_stalled(progress) else "",
+             *(shorten(progress.get(name) or "") for name in ("phase", "message"))]
     return ", ".join(filter(None, parts))
 
 
@@ -218,10 +235,12 @@ def bar(part: float, plain: bool = False, width: int = BAR) -> Text:
     return Text.assemble((full * done, "green"), (rest * (width - done), "dim"))
 
 
-def _percent(progress: Mapping[str, Any] | None) -> str:
+def _percent(progress: Mapping[str, Any] | None, marked: bool = False) -> str:
+    """Return how far a task is, and whether it has stalled if there is room for that."""
     if progress is None:
         return "-"
-    return percent({"progress": figure(progress.get("progress")), "current": figure(progress.get("current"))})
+    known = {name: figure(progress.get(name)) for name in ("progress", "current", "stalled_at")}
+    return percent_cell(known) if marked else percent(known)
 
 
 def _table(*columns: tuple[str, int]) -> Table:

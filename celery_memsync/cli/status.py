@@ -17,7 +17,7 @@ from .output import (
     latency_of,
     mebibytes,
     memory_of,
-    percent,
+    percent_cell,
     print_json,
     print_line,
     print_table,
@@ -135,7 +135,7 @@ def _say_running(ctx: click.Context, running: list[dict[str, Any]], now: float) 
         return
     print_line(ctx)
     rows = [
-        [task["id"], task["state"].get("name") or "-", percent(task["progress"]),
+        [task["id"], task["state"].get("name") or "-", percent_cell(task["progress"]),
          ago(task["state"].get("started_at"), now),
          shorten((task["progress"] or {}).get("message") or "-", 60)]
         for task in running[:20]

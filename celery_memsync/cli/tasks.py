@@ -25,7 +25,7 @@ from .output import (
     limit_option,
     memory_of,
     moment,
-    percent,
+    percent_cell,
     print_facts,
     print_json,
     print_line,
@@ -230,7 +230,7 @@ def _row(one: dict[str, Any], now: float) -> list[object]:
                  None)
     return [
         one["id"], state.get("status", "-"), state.get("name") or "-",
-        percent(one["progress"]), duration(state.get("runtime")), ago(since, now),
+        percent_cell(one["progress"]), duration(state.get("runtime")), ago(since, now),
         state.get("worker") or "-",
     ]
 

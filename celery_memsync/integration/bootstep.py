@@ -18,6 +18,7 @@ from ..exceptions import InvalidKey, StoreError
 from ..fleet.heartbeat import Heartbeat
 from ..fleet.lost_workers import LostWorkerMonitor
 from ..fleet.probe_file import ProbeFile
+from ..fleet.stalled_tasks import StallMonitor
 from ..keys import check_id
 from ..models.worker import WorkerRecord
 from ..store import HeartbeatReply
@@ -60,6 +61,9 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._losses = LostWorkerMonitor(
             self.memsync.runtime.store, self.memsync.events, settings.worker_ttl,
             running_tasks=self.memsync.signals.running_tasks, settled=self.memsync.signals.requeuer.settle)
+        self._stalls = StallMonitor(
+            self.memsync.runtime.store, self.memsync.events, self._describer.watched_tasks, settings.batch_interval,
+            settings.default_ttl)
         self._heartbeat = Heartbeat(
             self.memsync.runtime.store, self._before_heartbeat, settings.heartbeat_interval,
             ttl=max(settings.default_ttl, 2 * settings.worker_ttl), timeout=settings.worker_ttl, on_reply=self._on_reply,
@@ -176,12 +180,14 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if self._has_lost(reply) or reply.went_back:
             self._refresh()
         self._losses.note_reply(reply)
+        self._stalls.note_reply(reply)
 
     def _on_shutdown(self, **_: Any) -> None:
         self._leave()
 
     def _say_goodbye(self) -> None:
         self._losses.stop(min(LOSSES_TIMEOUT, remaining()))
+        self._stalls.stop(min(LOSSES_TIMEOUT, remaining()))
         self._describer.depths.stop()
         self.memsync.signals.revoked.stop(min(LOSSES_TIMEOUT, remaining()))
         try:
