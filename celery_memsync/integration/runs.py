@@ -13,6 +13,7 @@ from ..exceptions import LockNotAcquired, Skipped
 from ..keys import PROGRESS, STAGE, Location, is_id
 from ..locking.lock_service import LockService
 from ..models.cancellation import ids_of
+from ..models.stamps import stamps_of
 from ..models.task import TaskRun, describe_exception
 from ..reading.cancelled import Watch
 from ..runtime import Runtime
@@ -28,7 +29,7 @@ AHEAD = 1.0
 
 #: What is recorded of a request; keeping the rest of it would keep a task's arguments.
 _FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "group", "group_index", "argsrepr",
-          "kwargsrepr", "replaced_task_nesting")
+          "kwargsrepr", "replaced_task_nesting", "stamped_headers", "stamps")
 
 #: Most characters of shown arguments; a publisher of Celery's shortens them to fewer.
 MAX_SHOWN = 4096
@@ -394,6 +395,8 @@ def known_of(services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Ma
     }
     if "workflow" in sent:
         known.update(part_of(sent))
+    if facts.get("stamped_headers"):
+        known["stamps"] = stamps_of(facts["stamped_headers"], facts.get("stamps"))
     if services.settings.task_args:
         known.update(args=_cut(facts.get("argsrepr")), kwargs=_cut(facts.get("kwargsrepr")))
     return known

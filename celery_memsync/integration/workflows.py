@@ -209,7 +209,8 @@ def _is_new(remembered: OrderedDict[str, str], last: str | None, status: str) ->
 
 
 def _change(services: Runtime, step: Step, known: Mapping[str, Any], ttl: float) -> StageChange:
-    run = TaskRun.of({**known, "name": step.name, "group": step.group, "depends_on": list(step.depends_on)})
+    run = TaskRun.of({
+        **known, "name": step.name, "group": step.group, "depends_on": list(step.depends_on), "stamps": step.stamps})
     return StageChange(services.keys.task_location(step.task_id, STAGE), run, "", ttl)
 
 
