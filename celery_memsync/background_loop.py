@@ -64,6 +64,20 @@ class Wakeup:
         self._closed.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
 
 
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread; raise what interrupts that as it is.
+
+    ``Thread.start`` of CPython hides a signal's exception behind a KeyError of its own, of ``del _limbo[self]``.
+
+    Raises:
+        RuntimeError: The interpreter is shutting down, or the process can have no more threads.
+    """
+    try:
+        thread.start()
+    except KeyError as exc:
+        raise exc.__context__ or exc from None
+
+
 class _Run:
     """One thread of a loop.
 
@@ -137,7 +151,7 @@ class BackgroundLoop:
         """Begin, unless it has begun or was stopped; begin again if the thread has died."""
         if not self._runs and not self._stopped:
             run = _Run(self._run, self.name)
-            run.thread.start()
+            start_thread(run.thread)
             run.begun.wait(START_TIMEOUT)
 
     def wake(self) -> None:
