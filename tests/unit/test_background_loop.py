@@ -303,7 +303,7 @@ def test_what_interrupts_the_start_of_a_thread_is_raised_as_it_is():
             try:
                 raise Limit
             except Limit:
-                raise KeyError(self)  # as CPython's own, when the thread has taken itself out of `_limbo` meanwhile
+                raise KeyError(self) from None  # like the one of CPython, which hides what came before
 
     with pytest.raises(Limit):
         start_thread(Interrupted())
