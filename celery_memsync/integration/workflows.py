@@ -49,7 +49,7 @@ class Workflows:
             before: What came with the run of the same task that sends it, if it is to be retried or replaced.
         """
         if before is not None:
-            known = {name: before[name] for name in ("depends_on", "group", "member", "sizes") if name in before}
+            known = {name: before[name] for name in ("depends_on", "group", "member", "sizes", "replaced") if name in before}
             return {**known, **_workflow_in(before)}
         active, embed = active_run.get(), embed_of(body)
         if active is not None:
@@ -138,6 +138,7 @@ def _sent_by(active: ActiveRun, headers: Mapping[str, Any], embed: Mapping[str, 
     if step is not None:
         known["depends_on"] = list(step.depends_on)
         known.update({"sizes": active.sent["sizes"]} if "sizes" in active.sent else {})
+    known.update(_replaced_by(active, step, headers, embed))
     if sent is not None:
         known["sizes"] = sent.sizes
     if sent is not None and group not in (None, sent.group_id):
@@ -145,6 +146,26 @@ def _sent_by(active: ActiveRun, headers: Mapping[str, Any], embed: Mapping[str, 
     elif group is not None and headers.get("group_index") is None and embed.get("chord"):
         known["member"] = True  # by ``add_to_chord``
     return known
+
+
+def _replaced_by(
+    active: ActiveRun, step: Step | None, headers: Mapping[str, Any], embed: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the id and the run key of the run that a workflow replaces, which travel to its task of that id.
+
+    So that task is known to come after the run, whatever is recorded first of the two.
+    """
+    replaced = active.sent.get("replaced")
+    if replaced is not None or step is not None or not has_steps(embed):
+        return {} if replaced is None else {"replaced": replaced}
+    comes_again = active.task_id in Steps(headers["id"], headers.get("group"), embed).by_id
+    return {"replaced": [active.task_id, active.run_key]} if comes_again else {}
+
+
+def replaced_key(task_id: str, sent: Mapping[str, Any]) -> Any:
+    """Return the run key of the run that a task replaces, as it came with its message; None if it replaces none."""
+    replaced = sent.get("replaced")
+    return replaced[1] if isinstance(replaced, list) and len(replaced) == 2 and replaced[0] == task_id else None
 
 
 def _workflow_in(sent: Mapping[str, Any]) -> dict[str, Any]:

@@ -251,3 +251,16 @@ def test_chain_that_fails_fails_in_any_pool(make_fleet, pool):
     assert fleet.wait(body, "FAILURE")["never_ran"]
 
 
+def test_replacement_is_the_later_run_if_it_is_recorded_before_the_run_that_it_replaces(make_fleet):
+    fleet = make_fleet(include=[TASKS, FLOWS], memsync_batch_interval=0.5)
+    fleet.start_worker("-c", "4")
+    # So nothing is recorded of the first run before its process does, half a second after it has begun.
+    task = fleet.producer(memsync_batch_interval=60.0).tasks[f"{FLOWS}.replaced_by_failure"]
+
+    results = [task.apply_async() for _ in range(2)]
+    for result in results:
+        eventually(lambda: result.state == "FAILURE")
+
+    for result in results:
+        fleet.wait_runs(result, ["IGNORED", "FAILURE"])
+        assert fleet.status(result.id) == "FAILURE"

@@ -19,6 +19,12 @@ def bad(*args):
     raise ValueError("bad")
 
 
+@shared_task
+def bad_later(*args):
+    time.sleep(0.8)
+    raise ValueError("bad")
+
+
 @shared_task(bind=True)
 def wait(self, *args, seconds=60.0):
     for _ in self.app.memsync.track(range(int(seconds * 20))):
@@ -61,6 +67,11 @@ def any_end(self, number, kills=0):
 @shared_task(bind=True)
 def replaced(self, *args):
     raise self.replace(chain(ok.si(), ok.si()))
+
+
+@shared_task(bind=True)
+def replaced_by_failure(self, *args):
+    raise self.replace(chain(ok.si(), bad_later.si()))
 
 
 @shared_task(bind=True)
