@@ -52,9 +52,10 @@ def killed(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@shared_task(bind=True)
-def any_end(self, number, kills=0):
+@shared_task(bind=True, memsync_recover="requeue")
+def any_end(self, number, kills=0, slow=()):
     """End in a way that depends on the number: of eight one fails, one is retried, and one may kill its process."""
+    time.sleep(8.0 if number in slow else 0.0)
     if number % 8 == 3:
         raise ValueError(number)
     if number % 8 == 5 and not self.request.retries:
