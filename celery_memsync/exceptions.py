@@ -165,11 +165,10 @@ class NotInTask(MemSyncError):
     """
 
     def __init__(self, call: str) -> None:
-        super().__init__(
-            f"{call} acts on the task that is running, and none is running here; "
-            "outside of a task name it: sync_task_progress(task_id, ...) "
-            "or sync_agent_coordination(task_id, ...)"
-        )
+        instead = {"progress()": "sync_task_progress(task_id, ...)",
+                   "agent()": "sync_agent_coordination(task_id, ...)"}.get(call)
+        advice = f"; outside of a task call {instead}" if instead else ""
+        super().__init__(f"{call} acts on the task that is running, and none is running here{advice}")
 
 
 class TaskCancelled(MemSyncError, Ignore):  # type: ignore[misc]

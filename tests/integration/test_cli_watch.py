@@ -154,7 +154,8 @@ def test_follow_waits_for_an_unknown_task(shell, fleet, client):
 
     publish_state(fleet, "t1", "SUCCESS")
 
-    assert plain(command.end()) == "SUCCESS\n"
+    done = command.end()
+    assert (done.returncode, done.stdout) == (0, "SUCCESS\n")
 
 
 def test_a_task_that_has_ended_already_is_shown_at_once(shell, fleet):
