@@ -121,7 +121,7 @@ class LockNotAcquired(LockError):
             task = f" for task {holder.task_id}" if holder is not None and holder.task_id else ""
             whose = "another holder" if holder is None else f"{holder.worker_id}{task}"
             waiting = f" after {waited:.3g} s of waiting" if waited else ""
-            message = f"the lock {name} is held by {whose}{waiting}; try again later, or wait longer for it"
+            message = f"the lock {name} is held by {whose}{waiting}; try again later"
         # Result backends keep the arguments, as JSON, and make the error anew from them.
         super().__init__(name, None, waited, message)
         self.name = name

@@ -145,7 +145,7 @@ def examine_workers(workers: Sequence[WorkerRecord], now: float) -> Iterator[Fin
         yield Finding(True, f"workers: {listed}")
     else:
         yield Finding(False, "no worker is alive",
-                      "start one; it takes part if its app has memsync_backend, or a MemSync")
+                      "start one; it takes part if its app sets memsync_backend or makes a MemSync(app)")
     lost = [one for one in workers if one.status == "lost"]
     lately = [one.worker_id for one in lost if now - (one.last_beat or 0.0) < LOST_LATELY or not alive]
     if lately:
