@@ -181,7 +181,7 @@ def test_bars_go_on_when_redis_was_away(terminal, fleet, own_store):
     screen = terminal("t1").shows("STARTED")
 
     own_store.stop()
-    screen.shows("waiting for it")
+    screen.shows("aiting for it")
     own_store.start()
     screen.shows("Redis is back")
     publish_state(fleet, "t1", "SUCCESS")

@@ -89,7 +89,7 @@ def test_watch_continues_when_redis_is_back_and_reports_it(shell, fleet, client,
     write(fleet, "prices/eur", 1.08)
     done = command.end()
 
-    assert first.endswith("waiting for it.\n") and second == "Redis is back.\n"
+    assert first.lower().endswith("waiting for it.\n") and second == "Redis is back.\n"
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{fleet.name}/prices/eur" in done.stdout
 
