@@ -92,7 +92,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
                 check_tasks(parent.app.tasks)
                 self.memsync.signals.requeuer.check()
         except ImproperlyConfigured as exc:
-            raise WorkerMisconfigured(f"celery-memsync: {exc}") from exc
+            raise WorkerMisconfigured(f"celery-memsync: {exc} (ImproperlyConfigured)") from exc
         return settings
 
     def include_if(self, parent: WorkController) -> bool:

@@ -163,3 +163,16 @@ def test_tasks_with_a_stamp_are_selected(shell, fleet):
     assert "stamps        number=42, tenant=acme" in shell.run("task", result.id).stdout
     wrong = shell.run("tasks", "--stamp", "tenant")
     assert (wrong.returncode, "tenant is no stamp with its value" in wrong.stderr) == (64, True)
+
+
+def test_parts_that_did_not_succeed_have_no_percentage(shell, fleet):
+    result = chain(sig(fleet, "bad"), sig(fleet, "ok")).apply_async()
+    fleet.wait(result, "FAILURE")
+
+    fleet.wait(result.parent, "FAILURE")
+
+    def shown():
+        lines = shell.run("workflow", result.id).stdout.splitlines()
+        return [line.split()[1:3] for line in lines[1:-1]], lines[-1]
+
+    eventually(lambda: shown() == ([["FAILURE", "-"]] * 3, "Ended as FAILURE."))

@@ -155,7 +155,7 @@ def test_end_of_a_task_ends_its_stall(worker, other):
     worker.record_stage("t1", "SUCCESS")
 
     assert worker.events_of("task-stalled")
-    assert (other.get_task_progress("t1")["stalled_at"], other.get_task_progress("t1")["progress"]) == (None, 100)
+    assert (other.get_task_progress("t1")["stalled_at"], other.get_task_progress("t1")["progress"]) == (None, None)
 
 
 def test_stall_whose_recording_was_not_answered_is_reported(worker):
