@@ -28,6 +28,7 @@ from ..activation import activate
 from ..app import MemSync
 from ..exceptions import InvalidKey, StoreError
 from ..models.entry import MAX_FIGURE
+from ..models.worker import WorkerRecord
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -291,6 +292,14 @@ def moment(seconds: Any) -> str:
 def ago(seconds: Any, now: float) -> str:
     """Return how long ago a time was; "-" if it is none."""
     return "-" if figure(seconds) is None else duration(max(0.0, now - seconds))
+
+
+def held_words(workers: Sequence[WorkerRecord], now: float) -> str:
+    """Return how many messages workers hold at a Redis broker, and when they last renewed them; at least one does."""
+    count = sum(int(figure(one.held_messages.get("count")) or 0) for one in workers)
+    oldest = min((figure(one.held_messages.get("renewed_at")) or 0.0 for one in workers), default=0.0)
+    timeouts = [figure(one.held_messages.get("visibility_timeout")) or 0.0 for one in workers]
+    return f"{count}, renewed {ago(oldest, now)} ago; visibility_timeout {duration(min(timeouts, default=0.0))}"
 
 
 def duration(seconds: Any) -> str:

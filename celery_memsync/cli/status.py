@@ -13,6 +13,7 @@ from .output import (
     ago,
     duration,
     figure,
+    held_words,
     json_option,
     latency_of,
     mebibytes,
@@ -39,11 +40,12 @@ def status(ctx: click.Context, as_json: bool) -> None:
     with memory_of(ctx) as memsync:
         latency = latency_of(memsync)
         info = memsync.runtime.store.read_server_info()
-        workers = [record.as_dict() for record in memsync.get_workers()]
+        records = memsync.get_workers()
         tasks = memsync.get_tasks(limit=COUNTED)
         held = memsync.locks()
         now = memsync.runtime.store.clock.now()
         namespace, address = memsync.settings.namespace, memsync.runtime.store.address
+    workers = [record.as_dict() for record in records]
     counts = dict(Counter(str((task["state"] or {}).get("status", NO_STATUS)) for task in tasks).most_common())
     running = [task for task in tasks if _is_running(task["state"] or {})]
     server = {
@@ -68,6 +70,9 @@ def status(ctx: click.Context, as_json: bool) -> None:
         print_line(ctx, f"Queues: {depths}")
     _say_tasks(ctx, counts, len(tasks))
     print_line(ctx, f"Locks: {locks['held']} held, {locks['waiting']} waiting")
+    renewing = [one for one in records if one.held_messages and one.status not in GONE]
+    if renewing:
+        print_line(ctx, f"Held messages: {held_words(renewing, now)}")
     if workers:
         numbers = ", ".join(f"{number} {name}" for name, number in writers.items())
         print_line(ctx, f"Writers: {numbers}")

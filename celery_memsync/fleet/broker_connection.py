@@ -22,3 +22,24 @@ def bounded_connection(app: Any, write: bool = False) -> Any:
     connect = app.connection_for_write if write else app.connection_for_read
     kind = connect().get_transport_cls().driver_type
     return connect(connect_timeout=TIMEOUT, transport_options=_TIMEOUTS.get(kind, {}))
+
+
+def bounded_copy(connection: Any) -> Any:
+    """Return another connection of kombu to the same broker, which is not open yet.
+
+    Args:
+        connection: One to a Redis.
+    """
+    options = {**connection.transport_options, **_TIMEOUTS["redis"]}
+    return connection.clone(connect_timeout=TIMEOUT, transport_options=options)
+
+
+def place_of(connection: Any) -> str:
+    """Return where a broker is, without user and password; "-" if that is not known."""
+    if connection is None or not connection.hostname:
+        return "-"
+    _, scheme, path = connection.hostname.partition("://")
+    if scheme:  # of a socket, with its password in front
+        return str(path.rpartition("@")[2].partition("?")[0])
+    port, database = connection.port or connection.transport.default_port, (connection.virtual_host or "").strip("/")
+    return f"{connection.hostname}:{port}/{database or 0}"

@@ -96,6 +96,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         signals.worker_ready.connect(self._on_ready)
         atexit.register(self._leave)
         self._log_start()
+        if self.memsync.settings.renew_visibility:
+            self._describer.renewal.start()
         self._heartbeat.start()
 
     def _follow_cancelled(self, parent: WorkController) -> None:
@@ -130,6 +132,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def terminate(self, parent: WorkController) -> None:
         """Leave when the worker has ended: its process may go on, as with the workers of Celery's tests."""
+        self._describer.renewal.stop()  # what it does not finish is for other workers
         threading.Thread(
             target=self._leave_after, args=(parent.blueprint.shutdown_complete,), name="memsync-goodbye", daemon=True,
         ).start()
@@ -183,6 +186,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _say_goodbye(self) -> None:
         self._losses.stop(min(LOSSES_TIMEOUT, remaining()))
         self._describer.depths.stop()
+        self._describer.renewal.stop()
         self.memsync.signals.revoked.stop(min(LOSSES_TIMEOUT, remaining()))
         try:
             self._heartbeat.stop(remaining(), goodbye=not self._kept.has_orphans)
