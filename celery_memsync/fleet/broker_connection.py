@@ -1,6 +1,8 @@
 """Connections to the broker that block no thread for long."""
 from __future__ import annotations
 
+import os
+import weakref
 from typing import Any
 
 #: Longest that connecting to the broker, or one answer of it, may take, in seconds.
@@ -11,6 +13,31 @@ _TIMEOUTS = {
     "redis": {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT},
     "amqp": {"read_timeout": TIMEOUT, "write_timeout": TIMEOUT},
 }
+
+
+#: Channels of connections that threads of this package use.
+_channels: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def _forget_pools() -> None:
+    """Let a forked child leave the connections of its parent alone.
+
+    Kombu closes them there.  For that it takes a lock of redis-py, which no thread of the child ever releases if another
+    thread of the parent had it.
+    """
+    for channel in _channels:
+        if hasattr(channel, "_disconnect_pools"):
+            channel._pool = channel._async_pool = None
+
+
+os.register_at_fork(after_in_child=_forget_pools)
+
+
+def open_channel(connection: Any) -> Any:
+    """Return a channel of a connection of kombu that no other thread uses."""
+    channel = connection.channel()
+    _channels.add(channel)
+    return channel
 
 
 def bounded_connection(app: Any, write: bool = False) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..background_loop import BackgroundLoop
 from ..exceptions import MemSyncError
 from ..user_code import ends_here, message_of
-from .broker_connection import bounded_connection, bounded_copy, place_of
+from .broker_connection import bounded_connection, bounded_copy, open_channel, place_of
 from .unacked import channel_class, is_closed, missing_names
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ class VisibilityRenewal:
         if self._channel is None:
             # By itself it would sleep for two seconds after the first failure.
             self._connection.ensure_connection(max_retries=1, interval_start=0)
-            self._channel = self._connection.channel()
+            self._channel = open_channel(self._connection)
         return self._channel
 
     def _close(self) -> None:

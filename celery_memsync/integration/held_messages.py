@@ -1,4 +1,8 @@
-"""The messages that a worker holds, also after it has connected to its broker anew."""
+"""The messages that a worker holds, also after it has connected to its broker anew.
+
+Celery keeps a request as long as it means to run it, and this package refers to it weakly.  So a message whose request
+is gone is not renewed, and comes back, whatever Celery dropped it for.
+"""
 from __future__ import annotations
 
 import logging
