@@ -302,6 +302,11 @@ def held_words(workers: Sequence[WorkerRecord], now: float) -> str:
     return f"{count}, renewed {ago(oldest, now)} ago; visibility_timeout {duration(min(timeouts, default=0.0))}"
 
 
+def heartbeat_words(worker: WorkerRecord, now: float, interval: float) -> str:
+    """Return how old the last heartbeat of a worker is, and whether the next is late."""
+    return ago(worker.last_beat, now) + (" late" if worker.is_late(now, interval) else "")
+
+
 def duration(seconds: Any) -> str:
     """Return a span of time in its largest fitting unit; "-" if it is none."""
     if figure(seconds) is None:
