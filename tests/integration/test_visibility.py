@@ -167,6 +167,22 @@ def test_cold_stop_leaves_its_messages_to_other_workers(tmp_path, kept_broker, s
 
 
 @pytest.mark.acceptance
+def test_worker_that_takes_no_messages_any_more_loses_those_that_it_holds(tmp_path, kept_broker, store):
+    with swept_fleet(tmp_path, kept_broker, store) as fleet:
+        worker = fleet.start_worker("-c", "2")
+        held = fleet.send("sleep", 100 * TIMEOUT)
+        fleet.wait(held, "STARTED")
+
+        fleet.app.control.broadcast("go_deaf", destination=[worker.name], reply=True)
+        fleet.send("sleep", 0.1)
+
+        with kept_broker.client() as client:
+            eventually(lambda: client.llen(fleet.name) == 2, timeout=4 * TIMEOUT + 30)
+        assert "Stopped renewing the messages of this worker" in worker.output()
+        assert fleet.wait_record(worker, lambda one: not one.held_messages).consuming is False
+
+
+@pytest.mark.acceptance
 def test_broker_that_was_away_delivers_no_running_task_again(tmp_path, store):
     broker = RedisServer(tmp_path / "broker", keep=True).start()
     # Without remote control: Celery 5.7 ends a worker whose connection for that breaks first.
