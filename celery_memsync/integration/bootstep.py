@@ -99,7 +99,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             check_id(self.memsync.worker_id, "worker")
         except InvalidKey as exc:
             logger.warning("celery-memsync sends no heartbeats of this worker, so it is not among the workers, and its "
-                           "tasks are not found if it is lost: %s. Choose another name with -n", exc)
+                           "tasks are not found if it is lost, nor its messages renewed at a Redis broker: %s. Choose another name "
+                           "with -n", exc)
             return False
         return True
 
