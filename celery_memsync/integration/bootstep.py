@@ -98,9 +98,9 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         try:
             check_id(self.memsync.worker_id, "worker")
         except InvalidKey as exc:
-            logger.warning("celery-memsync sends no heartbeats of this worker, so it is not among the workers, and its "
-                           "tasks are not found if it is lost, nor its messages renewed at a Redis broker: %s. Choose another name "
-                           "with -n", exc)
+            logger.warning("celery-memsync sends no heartbeats of this worker, so it is not listed, its tasks are "
+                           "not found if it is lost, and its messages are not renewed at a Redis broker: %s. Choose another "
+                           "name with -n", exc)
             return False
         return True
 
