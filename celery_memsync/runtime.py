@@ -133,6 +133,7 @@ class Runtime:
         client = connect_to_nothing() if not settings.enabled else connect(
             url, settings.backend_options, keys.about, settings.timeout)
         self.store: Store = make_store(client, keys, worker_id, token, settings.default_ttl, settings.timeout)
+        self.store.counts_exceptions = settings.failure_types
         resolvers = Resolvers(settings.conflict_resolver, settings.namespace)
         make_writer = BatchWriter if settings.enabled else DiscardingWriter
         self.writer = make_writer(

@@ -232,6 +232,7 @@ class ClusterStore(Store):
     read_group_counts = after_updates(Store.read_group_counts)
     read_members = after_updates(Store.read_members)
     read_statistics = after_updates(Store.read_statistics)
+    read_totals = after_updates(Store.read_totals)
 
     def _shared_keys(self) -> tuple[str, ...]:
         return ()

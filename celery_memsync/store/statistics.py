@@ -2,11 +2,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from ..keys import is_id
 from ..models.statistics import MAX_EXCEPTIONS, MAX_RECORDS, RunCounts, RunStatistics, name_of
 from .errors import redis_call
+from .queue_reading import expires_at
 from .script_caller import ScriptCaller
+
+#: Pending tasks, and held locks, that are looked at.
+OLDEST = 200
 
 
 class CountedLines:
@@ -54,6 +59,23 @@ class CountedLines:
         return [f"{statistics}/{name[:-1]}{end}" for name, failed in self.records.items() for end in ("", "\n")[:1 + failed]]
 
 
+class Totals(NamedTuple):
+    """How much of each kind there is.
+
+    Attributes:
+        pending, processing: Tasks in the lists of the queue, also some that have expired.
+        oldest: Ids of the first pending tasks, in the order in which they were sent.
+        locks: Held locks.
+        counters: As :meth:`CoordinationStore.read_metrics` returns them.
+    """
+
+    pending: int
+    processing: int
+    oldest: list[str]
+    locks: int
+    counters: dict[str, bytes]
+
+
 class StatisticsStore(ScriptCaller):
     """What is about statistics."""
 
@@ -72,6 +94,23 @@ class StatisticsStore(ScriptCaller):
         answers = self._answers(pipeline) if names else []
         return [RunStatistics.parse(queue, task, record, _failures(failures))
                 for (queue, task), record, failures in zip(names, answers[::2], answers[1::2])]
+
+    @redis_call
+    def read_totals(self) -> Totals:
+        """Return how much of each kind there is, in one round trip."""
+        own = self.keys
+        pipeline = self._pipeline(None)
+        pipeline.zcount(own.pending, "-inf", "+inf")
+        pipeline.zcount(own.processing, "-inf", "+inf")
+        pipeline.zrangebyscore(own.pending, "-inf", "+inf", start=0, num=OLDEST, withscores=True)
+        pipeline.zcount(own.locks, f"({self.clock.now() * 1000:.0f}", "+inf")
+        pipeline.hgetall(own.metrics)
+        pending, processing, rows, locks, counters = self._answers(pipeline)
+        now = self.clock.now() * 1000
+        oldest = [task_id for name, score in rows or ()
+                  if expires_at(score) > now and is_id(task_id := name.decode(errors="replace"))]
+        bodies = {name.decode(errors="replace"): body for name, body in (counters or {}).items()}
+        return Totals(pending or 0, processing or 0, oldest, locks or 0, bodies)
 
 
 def _record_of(member: bytes) -> tuple[str, str] | None:

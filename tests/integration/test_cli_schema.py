@@ -43,8 +43,9 @@ def check(printed, name):
 @pytest.mark.parametrize("name, args", [
     ("status", []), ("tasks", []), ("task", ["BUSY"]), ("why", ["BUSY"]), ("why", ["DONE"]), ("why", ["none"]),
     ("agents", ["BUSY"]), ("follow", ["DONE"]), ("workflow", ["DONE"]), ("workers", []), ("workers ID", ["WORKER"]),
-    ("locks", []), ("queue", []), ("assignments", []), ("metrics", []), ("search", []), ("get", ["notes/1"]),
-    ("set", ["notes/2", "1"]), ("watch", ["workers/*", "--limit", "1", "--timeout", "30"]), ("doctor", []),
+    ("locks", []), ("queue", []), ("assignments", []), ("counters", []), ("metrics", []), ("search", []),
+    ("get", ["notes/1"]), ("set", ["notes/2", "1"]), ("watch", ["workers/*", "--limit", "1", "--timeout", "30"]),
+    ("doctor", []),
 ])
 def test_printed_json_matches_the_schema(fleet, name, args):
     names = {"BUSY": fleet.busy.id, "DONE": fleet.done.id, "WORKER": fleet.workers[0].name}
