@@ -43,7 +43,7 @@ class Address(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 def metrics(
     ctx: click.Context, serve: tuple[str, int] | None, names: str, per_worker: bool, as_json: bool,
 ) -> None:
-    """Show runs, runtimes, waiting times, queues and workers as Prometheus takes them."""
+    """Show runs, times, queues and workers for Prometheus."""
     if serve and as_json:
         raise click.UsageError("--serve and --json exclude each other")
     with memory_of(ctx) as memsync:

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..exceptions import StoreError
 from ..manager import MemorySyncManager
@@ -13,9 +13,6 @@ from ..models.statistics import Histogram
 from . import exporter_names, families
 from .families import Family, Sample, own_families
 from .reading import Reading, read
-
-if TYPE_CHECKING:
-    from prometheus_client.metrics_core import Metric
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +47,11 @@ class MemsyncCollector:
         #: Counters and histograms that were shown, by name and labels; None: none were read yet.
         self._shown: set[tuple[str, tuple[str, ...]]] | None = None
 
-    def describe(self) -> Iterable[Metric]:
+    def describe(self) -> Iterable[Any]:
         """Return no metrics, so that registering reads nothing."""
         return ()
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[Any]:
         """Yield the metrics of prometheus_client, read now; it never raises.
 
         While Redis is away there are ``redis_up 0`` and what needs no Redis.  A counter that is new since the last time is
@@ -93,18 +90,18 @@ def _zero(sample: Sample) -> Sample:
     return Sample(sample.labels, value - value if isinstance(value, Histogram) else 0.0)
 
 
-def _metric(family: Family) -> Metric:
+def _metric(family: Family) -> Any:
     """Return a metric of prometheus_client."""
     from prometheus_client import core
 
     kinds: dict[str, Any] = {
         "gauge": core.GaugeMetricFamily, "counter": core.CounterMetricFamily, "histogram": core.HistogramMetricFamily}
-    metric: Metric = kinds[family.kind](family.name, family.help, labels=family.labels)
+    metric = kinds[family.kind](family.name, family.help, labels=family.labels)
     for labels, value in family.samples:
         if isinstance(value, Histogram):
-            metric.add_metric(labels, buckets=buckets_of(value), sum_value=value.sum)  # type: ignore[attr-defined]
+            metric.add_metric(labels, buckets=buckets_of(value), sum_value=value.sum)
         else:
-            metric.add_metric(labels, value)  # type: ignore[attr-defined]
+            metric.add_metric(labels, value)
     return metric
 
 
