@@ -168,7 +168,8 @@ def _of_tasks(reading: Reading, alive: list[WorkerRecord]) -> Iterator[Family]:
     totals = reading.totals
     yield gauge("tasks", "Tasks by list.", {"pending": totals.pending, "processing": totals.processing}, "list")
     names = Counter(name_of(one.get("name")) for worker in alive for one in worker.running if isinstance(one, dict))
-    shown = dict(names.most_common(MAX_TASKS))
+    known = sorted({one.task for one in reading.statistics})[:MAX_TASKS]
+    shown = {**dict.fromkeys(known, 0), **dict(names.most_common(MAX_TASKS))}
     rest = sum(names.values()) - sum(shown.values())
     yield gauge("tasks_running", "Running tasks.", {**shown, **({OTHER: rest} if rest else {})}, "task")
     yield gauge("locks", "Held locks.", totals.locks)

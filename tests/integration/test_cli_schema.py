@@ -17,12 +17,15 @@ SCHEMA = json.loads((REFERENCE / "commands.schema.json").read_text())
 #: Commands that print no JSON.
 MUTE = {"delete", "top"}
 
+#: Id of a trace.
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
 
 @pytest.fixture(scope="module")
 def fleet(module_fleet):
     """A fleet with something to be shown of each kind."""
     worker = module_fleet.start_worker("-c", "1")
-    module_fleet.done = module_fleet.send("count_to", 3)
+    module_fleet.done = module_fleet.send("count_to", 3, headers={"traceparent": f"00-{TRACE}-{'b' * 16}-01"})
     module_fleet.wait(module_fleet.done, "SUCCESS")
     module_fleet.busy = module_fleet.send("sleep", 60)
     module_fleet.wait(module_fleet.busy, "STARTED")
@@ -33,6 +36,11 @@ def fleet(module_fleet):
     module_fleet.lock = module_fleet.reader.lock("printer", ttl=60)
     module_fleet.lock.acquire()
     return module_fleet
+
+
+def test_state_has_the_trace_with_which_the_message_came(fleet):
+    assert fleet.state(fleet.done.id)["trace_id"] == TRACE
+    assert "trace_id" not in fleet.state(fleet.busy.id)
 
 
 def check(printed, name):

@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+from collections import Counter
 
 import pytest
 import yaml
@@ -87,6 +88,7 @@ def prometheus(fleet, tmp_path_factory):
     try:
         began = time.monotonic()
         sender.start()
+        eventually(lambda: scrapes(server, 'celery_memsync_runs_total{task=~".*sleep"}', "celery_worker_up"), timeout=60)
         doomed = fleet.worker("-c", "1", "-Q", "doomed")
         doomed.start()
         fleet.wait(fleet.send("sleep", 60, queue="doomed"), "STARTED")
@@ -99,6 +101,14 @@ def prometheus(fleet, tmp_path_factory):
         server.close()
         for one in servers:
             one.end(signal.SIGINT)
+
+
+def scrapes(server, *selectors):
+    """Whether a server is there and has data of each kind."""
+    try:
+        return all(map(server.query, selectors))
+    except OSError:
+        return False
 
 
 def send_tasks(fleet, ended):
@@ -171,7 +181,9 @@ def test_counts_of_prometheus_are_those_of_redis(prometheus, fleet):
 
     def compared():
         scraped = {row["metric"]["task"]: float(row["value"][1]) for row in prometheus.query(expr)}
-        found = {one.task: one.outcomes["succeeded"] for one in fleet.reader.runtime.store.read_statistics()}
+        found = Counter()
+        for one in fleet.reader.runtime.store.read_statistics():
+            found[one.task] += one.outcomes["succeeded"]
         return scraped if abs(sum(scraped.values()) - sum(found.values())) < 20 and scraped.keys() == found.keys() else None
 
     assert eventually(compared, timeout=20)
