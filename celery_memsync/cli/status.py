@@ -23,6 +23,7 @@ from .output import (
     print_table,
     shorten,
 )
+from .usual import statistics_lines, statistics_of
 
 #: What is counted for tasks of which something else than a status was recorded.
 NO_STATUS = "-"
@@ -42,6 +43,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
         workers = [record.as_dict() for record in memsync.get_workers()]
         tasks = memsync.get_tasks(limit=COUNTED)
         held = memsync.locks()
+        statistics = statistics_of(memsync)
         now = memsync.runtime.store.clock.now()
         namespace, address = memsync.settings.namespace, memsync.runtime.store.address
     counts = dict(Counter(str((task["state"] or {}).get("status", NO_STATUS)) for task in tasks).most_common())
@@ -55,7 +57,8 @@ def status(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         print_json(ctx, {
             "namespace": namespace, "redis": server, "workers": workers, "queues": queues,
-            "tasks": counts, "locks": locks, "writers": writers, "running": running})
+            "tasks": counts, "locks": locks, "writers": writers, "running": running,
+            "statistics": statistics})
         return
     print_line(ctx, f"Redis at {address}, namespace {namespace}")
     print_line(ctx, _server_words(server))
@@ -67,6 +70,8 @@ def status(ctx: click.Context, as_json: bool) -> None:
             f"{shorten(name)} {'-' if depth is None else depth}" for name, depth in queues.items())
         print_line(ctx, f"Queues: {depths}")
     _say_tasks(ctx, counts, len(tasks))
+    for line in statistics_lines(statistics):
+        print_line(ctx, line)
     print_line(ctx, f"Locks: {locks['held']} held, {locks['waiting']} waiting")
     if workers:
         numbers = ", ".join(f"{number} {name}" for name, number in writers.items())

@@ -16,6 +16,7 @@ from celery.worker.control import Panel
 from ..deadline import remaining, within
 from ..exceptions import InvalidKey, StoreError
 from ..fleet.heartbeat import Heartbeat
+from ..fleet.history import HistoryWriter
 from ..fleet.lost_workers import LostWorkerMonitor
 from ..fleet.probe_file import ProbeFile
 from ..keys import check_id
@@ -64,6 +65,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self.memsync.runtime.store, self._before_heartbeat, settings.heartbeat_interval,
             ttl=max(settings.default_ttl, 2 * settings.worker_ttl), timeout=settings.worker_ttl, on_reply=self._on_reply,
         )
+        self._history = HistoryWriter(self.memsync.runtime.store, settings.history)
         path = settings.probe_file
         self._probe_file = None if path is None else ProbeFile(node_format(path, parent.hostname))
         self._left = False
@@ -176,6 +178,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if self._has_lost(reply) or reply.went_back:
             self._refresh()
         self._losses.note_reply(reply)
+        self._history.note(reply.at)
 
     def _on_shutdown(self, **_: Any) -> None:
         self._leave()
@@ -183,6 +186,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _say_goodbye(self) -> None:
         self._losses.stop(min(LOSSES_TIMEOUT, remaining()))
         self._describer.depths.stop()
+        self._history.stop(0)
         self.memsync.signals.revoked.stop(min(LOSSES_TIMEOUT, remaining()))
         try:
             self._heartbeat.stop(remaining(), goodbye=not self._kept.has_orphans)

@@ -4,12 +4,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any, NamedTuple
 
 from .. import __version__, encoding
 from ..models.entry import MAX_FIGURE
-from ..models.statistics import OTHER, Histogram, RunStatistics, name_of
+from ..models.statistics import OTHER, Histogram, RunStatistics, name_of, sums_by
 from ..models.worker import WorkerRecord
 from .reading import GONE, Reading
 
@@ -78,19 +77,8 @@ def families_of(reading: Reading, per_worker: bool = False) -> list[Family]:
             *_of_tasks(reading, alive), *(_of_each_worker(reading) if per_worker else ()), *_of_redis(reading)]
 
 
-def total(statistics: Iterable[RunStatistics], name: Callable[[RunStatistics], str], most: int) -> dict[str, RunStatistics]:
-    """Return the sums of statistics by a name; those of the names that are too many are :data:`OTHER`."""
-    rows = sorted(statistics, key=lambda one: (name(one) == OTHER, name(one)))
-    sums: dict[str, RunStatistics] = {}
-    for key, group in groupby(rows, key=name):
-        kept = key if key in sums or len(sums) < most else OTHER
-        for one in group:
-            sums[kept] = sums[kept] + one if kept in sums else one
-    return sums
-
-
 def _of_runs(statistics: list[RunStatistics]) -> Iterator[Family]:
-    tasks = total(statistics, lambda one: one.task, MAX_TASKS)
+    tasks = sums_by(statistics, lambda one: one.task, MAX_TASKS)
     runs = Family(PREFIX + "runs", "counter", "Runs that have ended, by outcome.", ("task", "outcome"))
     failures = Family(PREFIX + "failures", "counter", "Failures by type of exception.", ("task", "exception"))
     simple: dict[str, tuple[str, Callable[[RunStatistics], int]]] = {
@@ -108,7 +96,7 @@ def _of_runs(statistics: list[RunStatistics]) -> Iterator[Family]:
             failures.add(count, task, exception)
         for name, (_, value) in simple.items():
             counters[name].add(value(one), task)
-    for queue, one in total(statistics, lambda one: one.queue, MAX_QUEUES).items():
+    for queue, one in sums_by(statistics, lambda one: one.queue, MAX_QUEUES).items():
         wait.add(one.wait, queue)
     yield from (runs, runtime, wait, *counters.values(), failures)
 

@@ -55,7 +55,7 @@ def _read(memsync: MemorySyncManager) -> Reading:
     info = store.read_server_info()
     latency = time.monotonic() - asked
     workers = memsync.get_workers()
-    statistics = store.read_statistics()
+    statistics = memsync.runtime.statistics.all()
     totals = store.read_totals()
     now = store.clock.now()
     oldest = _oldest(totals.oldest, store.read_tasks(totals.oldest), now)

@@ -7,6 +7,7 @@ runs that began, seven outcomes, runs that had another outcome before, buckets o
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -188,3 +189,54 @@ class RunStatistics:
         return RunStatistics(
             self.task, self.queue, self.created + other.created, self.started + other.started, outcomes,
             self.revised + other.revised, self.wait + other.wait, self.runtime + other.runtime, failures)
+
+
+class RunSums(NamedTuple):
+    """What the runs of a task, or of all tasks, came to until a moment, or between two.
+
+    Attributes:
+        started, ended, failed: Numbers of runs.
+        runtimes, runtime: How many runtimes there are, and their sum in us.
+        waits, wait: The same of waiting times.
+    """
+
+    started: int = 0
+    ended: int = 0
+    failed: int = 0
+    runtimes: int = 0
+    runtime: int = 0
+    waits: int = 0
+    wait: int = 0
+
+    @classmethod
+    def of(cls, one: RunStatistics) -> RunSums:
+        """Return the sums of a record."""
+        return cls(one.started, one.ended, one.outcomes["failed"], one.runtime.count, round(one.runtime.sum * 1e6),
+                   one.wait.count, round(one.wait.sum * 1e6))
+
+    @classmethod
+    def parse(cls, row: object) -> RunSums | None:
+        """Read sums that were stored, or return None for anything else."""
+        is_sound = isinstance(row, list) and len(row) == len(cls._fields) and all(
+            type(number) is int and 0 <= number < 2 ** 63 for number in row)
+        return cls(*row) if is_sound and isinstance(row, list) else None
+
+    def plus(self, other: RunSums) -> RunSums:
+        """Return the sums of both."""
+        return RunSums(*map(sum, zip(self, other)))
+
+    def since(self, before: RunSums) -> RunSums:
+        """Return what was added since other sums; if one is less, Redis has lost its data, and all of it was."""
+        added = RunSums(*(mine - its for mine, its in zip(self, before)))
+        return added if min(added) >= 0 else self
+
+
+def sums_by(
+    statistics: Iterable[RunStatistics], name: Callable[[RunStatistics], str], most: int = MAX_RECORDS,
+) -> dict[str, RunStatistics]:
+    """Return the sums of statistics by a name; those of the names that are too many are :data:`OTHER`."""
+    sums: dict[str, RunStatistics] = {}
+    for one in sorted(statistics, key=lambda one: (name(one) == OTHER, name(one))):
+        key = name(one) if name(one) in sums or len(sums) < most else OTHER
+        sums[key] = sums[key] + one if key in sums else one
+    return sums

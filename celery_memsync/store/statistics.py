@@ -1,11 +1,13 @@
 """Statistics of the runs of tasks: how a write refers to what it counts, and how they are read."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
+from .. import encoding
 from ..keys import is_id
-from ..models.statistics import MAX_EXCEPTIONS, MAX_RECORDS, RunCounts, RunStatistics, name_of
+from ..models.statistics import MAX_EXCEPTIONS, MAX_RECORDS, RunCounts, RunStatistics, RunSums, name_of
 from .errors import redis_call
 from .queue_reading import expires_at
 from .script_caller import ScriptCaller
@@ -57,6 +59,13 @@ class CountedLines:
             statistics: The key of the set of all records.
         """
         return [f"{statistics}/{name[:-1]}{end}" for name, failed in self.records.items() for end in ("", "\n")[:1 + failed]]
+
+
+#: Ms for which the totals of a minute, and those of tasks of ten minutes, are kept.
+MINUTE_TTL, NAMES_TTL = 86_400_000, 3 * 86_400_000
+
+#: Minutes between two times at which the sums of tasks are kept.
+NAMES_INTERVAL = 10
 
 
 class Totals(NamedTuple):
@@ -111,6 +120,63 @@ class StatisticsStore(ScriptCaller):
                   if expires_at(score) > now and is_id(task_id := name.decode(errors="replace"))]
         bodies = {name.decode(errors="replace"): body for name, body in (counters or {}).items()}
         return Totals(pending or 0, processing or 0, oldest, locks or 0, bodies)
+
+    def _history(self, kind: str, number: int) -> str:
+        return f"{self.keys.statistics}/{kind}/{number}"
+
+    @redis_call
+    def claim_history(self, minute: int) -> list[str]:
+        """Return the keys of what is to be kept of a minute since the epoch; no other process gets them."""
+        claims = {self._history("minute", minute): MINUTE_TTL, self._history("names", minute // NAMES_INTERVAL): NAMES_TTL}
+        pipeline = self._pipeline(None)
+        for key, ttl_ms in claims.items():
+            pipeline.set(key, b"", nx=True, px=ttl_ms)
+        return [key for key, is_new in zip(claims, self._answers(pipeline)) if is_new]
+
+    @redis_call
+    def write_history(self, keys: Sequence[str], statistics: Sequence[RunStatistics]) -> None:
+        """Keep the sums of all tasks, and of each, as far as they are wanted.
+
+        Args:
+            keys: As :meth:`claim_history` returned them.
+        """
+        by_name = {f"{one.queue}\n{one.task}": RunSums.of(one) for one in statistics}
+        whole = reduce(RunSums.plus, by_name.values(), RunSums())
+        pipeline = self._pipeline(None)
+        for key in keys:
+            if "/minute/" in key[len(self.keys.statistics):]:
+                pipeline.set(key, encoding.dumps(whole), px=MINUTE_TTL)
+            else:
+                pipeline.set(key, encoding.dumps(by_name), px=NAMES_TTL)
+        self._answers(pipeline)
+
+    @redis_call
+    def read_minutes(self, minutes: Sequence[int]) -> dict[int, RunSums]:
+        """Return the sums of all tasks at the begin of minutes since the epoch, of those that are kept."""
+        pipeline = self._pipeline(None)
+        for minute in minutes:
+            pipeline.get(self._history("minute", minute))
+        rows = zip(minutes, self._answers(pipeline) if minutes else [])
+        return {minute: sums for minute, body in rows if (sums := RunSums.parse(_decoded(body))) is not None}
+
+    @redis_call
+    def read_names(self, minute: int) -> dict[tuple[str, str], RunSums] | None:
+        """Return the sums of each queue and task about a minute since the epoch, or None if they are not kept."""
+        pipeline = self._pipeline(None)
+        pipeline.get(self._history("names", minute // NAMES_INTERVAL))
+        (body,) = self._answers(pipeline)
+        rows = _decoded(body)
+        if not isinstance(rows, dict):
+            return None
+        pairs = ((_record_of(name.encode(errors="replace")), RunSums.parse(row)) for name, row in rows.items())
+        return {name: sums for name, sums in pairs if name is not None and sums is not None}
+
+
+def _decoded(body: bytes | None) -> Any:
+    try:
+        return encoding.decode(body) if body else None
+    except encoding.UNREADABLE:
+        return None
 
 
 def _record_of(member: bytes) -> tuple[str, str] | None:

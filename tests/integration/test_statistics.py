@@ -32,7 +32,7 @@ def ledger(tmp_path_factory, broker, store):
     proxy = LossyProxy(store.port)
     fleet = Fleet(
         tmp_path_factory.mktemp("ledger"), broker, store, include=[LEDGER], memsync_worker_ttl=2.0,
-        memsync_failure_types=True, worker_prefetch_multiplier=2)
+        memsync_failure_types=True, memsync_history=True, worker_prefetch_multiplier=2)
     fleet.proxy = proxy
     doomed_queue = f"{fleet.name}-doomed"
     lossy = {"memsync_backend": proxy.url}
@@ -116,7 +116,8 @@ def test_every_count_equals_what_the_bodies_wrote(ledger):
     assert len(found) == 54
     differences = [
         f"{record}: {name} is {counted(found[record])[name]}, written {counts[name]}"
-        for record, counts in expected.items() for name in counted(found[record]) if counted(found[record])[name] != counts[name]]
+        for record, counts in expected.items() for name in counted(found[record])
+        if counted(found[record])[name] != counts[name]]
     assert not differences, "\n".join(differences)
     assert found.keys() == expected.keys()
     assert sum(one.revised for one in found.values()) == 0
@@ -152,6 +153,15 @@ def test_failures_are_counted_by_exception(ledger):
         assert sum(one.failures.values()) == one.outcomes["failed"]
         types.update(one.failures)
     assert types.keys() <= {"ValueError", "WorkerLostError"} and types["ValueError"]
+
+
+def test_workers_keep_the_history_of_each_minute(ledger):
+    store = ledger.reader.runtime.store
+    minute = int(store.clock.now() // 60)
+
+    kept = eventually(lambda: store.read_minutes(range(minute - 30, minute + 3)))
+
+    assert max(one.ended for one in kept.values()) <= sum(one.ended for one in read(ledger).values())
 
 
 def test_a_scrape_has_the_same_counts(ledger):
