@@ -28,6 +28,7 @@ from ..activation import activate
 from ..app import MemSync
 from ..exceptions import InvalidKey, StoreError
 from ..models.entry import MAX_FIGURE
+from ..models.worker import WorkerRecord
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -291,6 +292,11 @@ def moment(seconds: Any) -> str:
 def ago(seconds: Any, now: float) -> str:
     """Return how long ago a time was; "-" if it is none."""
     return "-" if figure(seconds) is None else duration(max(0.0, now - seconds))
+
+
+def heartbeat_words(worker: WorkerRecord, now: float, interval: float) -> str:
+    """Return how old the last heartbeat of a worker is, and whether the next is late."""
+    return ago(worker.last_beat, now) + (" late" if worker.is_late(now, interval) else "")
 
 
 def duration(seconds: Any) -> str:

@@ -1,6 +1,7 @@
 """`celery memsync why ID`: why a task is where it is."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ class KnownTask(NamedTuple):
         now: Redis's time, in seconds.
         workflow: What it is a part of, if it is not sent yet.
         cancelled: By whom and why it is cancelled, or None.
+        interval: Seconds between two heartbeats of a worker.
     """
 
     task_id: str
@@ -58,6 +60,7 @@ class KnownTask(NamedTuple):
     now: float = 0.0
     workflow: Workflow | None = None
     cancelled: TaskCancelled | None = None
+    interval: float = math.inf
 
     @property
     def state(self) -> dict[str, Any]:
@@ -226,6 +229,9 @@ def _running(known: KnownTask) -> Reason:
     since = figure((progress or {}).get("updated_at")) or figure(state.get("started_at"))
     done = f", {progress_words(progress)}" if progress else ""
     facts["progress"] = progress
+    late = _worker_late(known)
+    if late is not None:
+        return Reason(f"It runs on {_worker(known)}{done}, {late}.", "worker-late", {**facts, **_last_beat(known)})
     if since is not None and known.now - since >= STALLED:
         return Reason(f"It runs on {_worker(known)}{done}, but has reported nothing for {ago(since, known.now)}.",
                       "stalled", {**facts, "silent": round(known.now - since, 3)})
@@ -278,6 +284,9 @@ def _has_left(known: KnownTask, there: Sequence[WorkerRecord]) -> bool:
 def _reserved(known: KnownTask) -> Reason:
     one = _record(known)
     facts = _facts(known, "received_at")
+    late = _worker_late(known)
+    if late is not None:
+        return Reason(f"{_worker(known)} has it, {late}.", "worker-late", {**facts, **_last_beat(known)})
     if one is not None and one.status == "busy":
         return Reason(f"{_worker(known)} has it, and all its {one.capacity.get('total', '-')} slots are taken.",
                       "reserved", {**facts, "running": [task.get("id") for task in one.running if isinstance(task, dict)]})
@@ -290,7 +299,7 @@ def _worker_gone(known: KnownTask) -> Reason | None:
     one = _record(known)
     if one is None or one.status not in ("lost", "offline"):
         return None
-    facts = {**_facts(known), "last_beat": one.last_beat}
+    facts = {**_facts(known), **_last_beat(known)}
     since = ago(one.last_beat, known.now)
     if one.status == "lost":
         return Reason(f"Its worker {_worker(known)} is lost: it has sent no heartbeat for {since}.",
@@ -300,6 +309,19 @@ def _worker_gone(known: KnownTask) -> Reason | None:
             f"Its message is back in the broker: {_worker(known)}, which had received it, "
             f"left {since} ago.", "worker-gone", facts)
     return Reason(f"Its worker {_worker(known)} shut down {since} ago.", "worker-gone", facts)
+
+
+def _worker_late(known: KnownTask) -> str | None:
+    """Return that the worker of a task has missed a heartbeat and is not lost yet, or None if it has not."""
+    one = _record(known)
+    if one is None or not one.is_late(known.now, known.interval):
+        return None
+    return f"which has sent no heartbeat for {ago(one.last_beat, known.now)}, and is lost if none comes"
+
+
+def _last_beat(known: KnownTask) -> dict[str, Any]:
+    one = _record(known)
+    return {} if one is None else {"last_beat": one.last_beat}
 
 
 def _record(known: KnownTask) -> WorkerRecord | None:
@@ -354,7 +376,8 @@ def why(ctx: click.Context, task_id: str, as_json: bool) -> None:
                           memsync.get_queue_position(task_id), memsync.runtime.store.clock.now())
         if known.state.get("never_ran") is False:
             known = known._replace(workflow=memsync.get_workflow(task_id))
-        known = known._replace(cancelled=_cancelled(memsync, known))
+        known = known._replace(
+            cancelled=_cancelled(memsync, known), interval=memsync.settings.heartbeat_interval)
     found = reason_of(known)
     if as_json:
         print_json(ctx, {"id": task_id, **found._asdict()})

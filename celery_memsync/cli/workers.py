@@ -15,6 +15,7 @@ from .output import (
     duration,
     fail,
     figure,
+    heartbeat_words,
     json_option,
     mebibytes,
     memory_of,
@@ -43,6 +44,7 @@ def workers(ctx: click.Context, worker_id: str | None, status: str | None, as_js
         return
     with memory_of(ctx) as memsync:
         found = memsync.get_workers()
+        interval = memsync.settings.heartbeat_interval
         now = memsync.runtime.store.clock.now()
     if status is not None:
         found = [one for one in found if one.status.lower() == status.lower()]
@@ -53,7 +55,7 @@ def workers(ctx: click.Context, worker_id: str | None, status: str | None, as_js
                    f"No worker has the status {status}.")
     else:
         titles = ["WORKER", "STATUS", "POOL", "FREE", "WAITING", "CONSUMING", "CPU", "MEMORY", "UP", "HEARTBEAT"]
-        print_table(ctx, titles, [_row(one, now) for one in found], colour=1)
+        print_table(ctx, titles, [_row(one, now, interval) for one in found], colour=1)
 
 
 def _say_one(ctx: click.Context, worker_id: str, as_json: bool) -> None:
@@ -69,14 +71,14 @@ def _say_one(ctx: click.Context, worker_id: str, as_json: bool) -> None:
         print_facts(ctx, _facts(found, now))
 
 
-def _row(one: WorkerRecord, now: float) -> list[str]:
+def _row(one: WorkerRecord, now: float, interval: float) -> list[str]:
     if one.status in GONE:  # what it reported last is true no longer
         return [one.worker_id, one.status, one.pool or "-", *["-"] * 6, ago(one.last_beat, now)]
     return [
         one.worker_id, one.status, one.pool or "-", _free(one),
         str(sum(figure(depth) or 0 for depth in one.depths.values())) if one.depths else "-",
         _yes_or_no(one.consuming), _percent(one.cpu), mebibytes(one.rss),
-        ago(one.started_at, now), ago(one.last_beat, now),
+        ago(one.started_at, now), heartbeat_words(one, now, interval),
     ]
 
 

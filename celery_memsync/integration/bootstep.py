@@ -8,7 +8,9 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import click
 from celery import bootsteps, signals
+from celery.exceptions import ImproperlyConfigured
 from celery.utils.nodenames import node_format
 from celery.worker import state
 from celery.worker.control import Panel
@@ -21,6 +23,7 @@ from ..fleet.lost_workers import LostWorkerMonitor
 from ..fleet.probe_file import ProbeFile
 from ..keys import check_id
 from ..models.worker import WorkerRecord
+from ..settings import Settings
 from ..store import HeartbeatReply
 from ..store.clock import UNNOTICED
 from .app_manager import AppManager
@@ -35,6 +38,10 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that a leaving worker waits for its reports of others that are lost; another one goes on with it.
 LOSSES_TIMEOUT = 0.5
+
+
+class WorkerMisconfigured(ImproperlyConfigured, click.ClickException):  # type: ignore[misc]
+    """A worker can't start with its settings: ``celery worker`` prints this as its one error, without a traceback."""
 
 
 class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -52,11 +59,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, parent: WorkController, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
         self.memsync: AppManager = parent.app.memsync
+        settings = self._check(parent)
         self._describer = WorkerInspector(parent, self.memsync)
-        settings = self.memsync.settings
-        if settings.enabled:
-            check_tasks(parent.app.tasks)
-            self.memsync.signals.requeuer.check()
         self._kept = self.memsync.signals.kept
         self._losses = LostWorkerMonitor(
             self.memsync.runtime.store, self.memsync.events, settings.worker_ttl,
@@ -73,6 +77,21 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._refreshed = time.monotonic()
         #: Seconds that Redis's time was ahead of this host's monotonic time at the last heartbeat.
         self._offset = float("inf")
+
+    def _check(self, parent: WorkController) -> Settings:
+        """Return the settings.
+
+        Raises:
+            WorkerMisconfigured: One of them, or an attribute of a task, is wrong.
+        """
+        try:
+            settings = self.memsync.settings
+            if settings.enabled:
+                check_tasks(parent.app.tasks)
+                self.memsync.signals.requeuer.check()
+        except ImproperlyConfigured as exc:
+            raise WorkerMisconfigured(f"celery-memsync: {exc} (ImproperlyConfigured)") from exc
+        return settings
 
     def include_if(self, parent: WorkController) -> bool:
         """Whether this takes part: not if ``memsync_enabled`` is False, or if the worker's name can't be a key."""

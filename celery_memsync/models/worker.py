@@ -77,6 +77,16 @@ class WorkerRecord:
             for name, value in self.__dict__.items()
         }
 
+    def is_late(self, now: float, interval: float) -> bool:
+        """Return whether it has missed a heartbeat, and is not lost yet.
+
+        Args:
+            now: Redis's time, in seconds.
+            interval: Seconds between two heartbeats, as in ``memsync_heartbeat_interval``.
+        """
+        return (self.status not in ("lost", "offline") and self.last_beat is not None
+                and now - self.last_beat > 2 * interval * self.stretch)
+
     def pulse(self) -> str:
         """Return ``<status>:<stretch>``, which shows with the heartbeat's time if it is alive."""
         return f"{self.status}:{self.stretch:g}"

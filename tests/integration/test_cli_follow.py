@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.publishing import publish_state
 from tests.support.shell import plain
+from tests.support.stress import stressed
 from tests.support.terminal import Terminal
 
 
@@ -139,7 +140,7 @@ def test_a_terminal_shows_a_bar_for_each_task_until_it_has_ended(terminal, fleet
     assert max(map(len, lines)) <= 80
 
 
-@pytest.mark.parametrize("how, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("how, code", stressed([(signal.SIGINT, 130), (signal.SIGTERM, 143)], [(signal.SIGINT, 130)]))
 def test_a_signal_leaves_the_terminal_as_it_was(terminal, fleet, how, code):
     publish_state(fleet, "t1", "STARTED")
     screen = terminal("t1").shows("STARTED")
