@@ -44,17 +44,19 @@ class RunCounts(NamedTuple):
 
     Attributes:
         name: Queue and task, a line each.
-        words: As ``count_run`` in ``store/lua/statistics.lua`` takes them, between the first and the last.
+        words: As ``run_words`` in ``store/lua/statistics.lua`` takes them, between the first and the last.
+        wait: Microseconds that the run has waited, or 0.
         exception: Type of the exception, or "".
     """
 
     name: str
     words: str
+    wait: int
     exception: str
 
 
 #: Words of a run of which only is known that it is there.
-_NO_WORDS = "0   "
+_NO_WORDS = "0  "
 
 
 def name_of(value: object) -> str:
@@ -81,17 +83,17 @@ def counts_of(run: TaskRun, rank: str) -> RunCounts | None:
         name = _record_name(OTHER, OTHER)
     began, runtime, exception = run.started_at, run.runtime, run.exception
     if rank in WAITING or began is None and exception is None:
-        return RunCounts(name, _NO_WORDS, "")
-    waited, bucket = " ", ""
+        return RunCounts(name, _NO_WORDS, 0, "")
+    waited, bucket, wait = "", "", 0.0
     published = run.published_at
     if type(published) is float and began is not None and run.eta is None and not run.retries and not run.recoveries \
             and -MAX_WAIT < began - published < MAX_WAIT:
         wait = max(0.0, began - published)
-        waited = f"{bisect_left(WAIT_BOUNDS, wait)} {wait * 1e6:.0f}"
+        waited = str(bisect_left(WAIT_BOUNDS, wait))
     if runtime is not None and 0 <= runtime < TOO_LATE:
         bucket = str(bisect_left(RUNTIME_BOUNDS, runtime))
     cause = name_of(exception.get("type")) if exception is not None and rank == RANKS["FAILURE"] else ""
-    return RunCounts(name, f"{0 if began is None else 1} {waited} {bucket}", cause)
+    return RunCounts(name, f"{0 if began is None else 1} {waited} {bucket}", round(wait * 1e6), cause)
 
 
 @dataclass(frozen=True)

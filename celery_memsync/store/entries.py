@@ -15,7 +15,7 @@ from .pool import noted
 from .push import TrackedConnection
 from .script_caller import SCRIPT_SIZE, Call, ScriptCaller, in_chunks, ms
 from .scripts import ENTRY_PUBLISH, ENTRY_WRITE
-from .statistics import CountedLines
+from .statistics import NO_COUNTS, CountedLines
 
 #: Entries of earlier runs that are kept of a task.
 MAX_RUNS = 12
@@ -196,8 +196,8 @@ class EntryStore(ScriptCaller):
             # One text, and not eleven: they take three times as long.
             args += (
                 f"{round((at + ahead) * 1000)} {serial}\n{slot or ':' + field}\n"
-                f"{'' if path == key else path}\n{task_id}\n{seen} {run} {rank} {fence} {ttl_ms} {figure}\n"
-                f"{'' if counts is None else lines.words(counts)}",
+                f"{'' if path == key else path}\n{task_id}\n{seen} {run} {rank} {fence} {ttl_ms} {figure} "
+                f"{NO_COUNTS if counts is None else lines.words(counts)}",
                 body)
         args[10] = lines.text()
         sets = self._member_sets(writes)

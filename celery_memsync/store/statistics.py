@@ -16,6 +16,10 @@ from .script_caller import ScriptCaller
 OLDEST = 200
 
 
+#: What stands for the waiting time and the words of a write that counts nothing.
+NO_COUNTS = "0\n"
+
+
 class CountedLines:
     """The lines to which the words of the writes of one call refer, see ``store/lua/statistics.lua``.
 
@@ -32,21 +36,21 @@ class CountedLines:
         self.records: dict[str, bool] = {}
 
     def words(self, counts: RunCounts) -> str:
-        """Return the words of a write."""
-        name, words, exception = counts
+        """Return the waiting time and the words of a write, a line each."""
+        name, words, wait, exception = counts
         number = self._numbers.get(name)
         if number is None:
             number = self._numbers[name] = self._next
             self._next += 2
             self.records[name] = False
         if not exception or not self._with_exceptions:
-            return f"{number} {words} "
+            return f"{wait}\n{number} {words} "
         self.records[name] = True
         cause = self._numbers.get(f"{exception}\n")
         if cause is None:
             cause = self._numbers[f"{exception}\n"] = self._next
             self._next += 1
-        return f"{number} {words} {cause}"
+        return f"{wait}\n{number} {words} {cause}"
 
     def text(self) -> str:
         """Return the lines, each with a line feed after it."""

@@ -42,7 +42,8 @@
 --   ttl_ms
 --   figure   of a stage with rank "0" or "1": when the task was published, in tenths of a millisecond; of any other:
 --            us that the run took; "0" if that is not known
---   counts   of a stage: six words, see count_run in statistics.lua; "" else
+--   wait     us that the run has waited; "0" if that is not counted
+--   counts   of a stage: five words, see run_words in statistics.lua; "" else
 -- ARGV[2n+12..]  1 for each set of members, see members.lua
 --
 -- On a cluster only the keys of the entries are given, which are in one slot, and what follows from the entries is
@@ -75,7 +76,7 @@ local set_by = ARGV[10] - now_ms
 if math.abs(set_by) <= UNNOTICED then set_by = 0 end
 
 -- The words of writes but for time and serial, by their text: many of a call have the same.
-local WORDS = "^([^\n]*)\n([^\n]*)\n([^\n]*)\n(%S+) (%S*) (%S+) (%S+) (%S+) (%S+)\n(.*)$"
+local WORDS = "^([^\n]*)\n([^\n]*)\n([^\n]*)\n(%S+) (%S*) (%S+) (%S+) (%S+) (%S+) (%S+)\n(.*)$"
 local words = setmetatable({}, { __index = function(known, text)
   known[text] = { string.match(text, WORDS) }
   return known[text]
@@ -91,10 +92,10 @@ local function count(counter, by)
 end
 
 -- Count a stage of a run in place of the one before; is_first: it is the first that is known of its task.
-local function count_stage(before, rank, runtime, counts, is_first)
-  if counts ~= "" then count_run(counts, is_first, before, rank, runtime) end
-  local old = tally[(tonumber(string.sub(before or "", 1, 1)) or -1) + 1]
-  local new = tally[(tonumber(string.sub(rank, 1, 1)) or -1) + 1]
+local function count_stage(before, rank, runtime, wait, counts, is_first)
+  local was, is = tonumber(string.sub(before or "", 1, 1)) or -1, tonumber(string.sub(rank, 1, 1)) or -1
+  if counts ~= "" then count_run(counts, is_first, was, is, runtime, wait) end
+  local old, new = tally[was + 1], tally[is + 1]
   if old == new then return end
   count(old, -1)
   count(new, 1)
@@ -251,7 +252,7 @@ end
 -- Write one entry and return what is answered.
 local function write(key, known, body, is_there)
   local time, serial, rest = string.match(known, "^(%d+) (%d+)\n(.*)$")
-  local where, path, task, seen, run, rank, fence, ttl_ms, figure, counts = unpack(words[rest])
+  local where, path, task, seen, run, rank, fence, ttl_ms, figure, wait, counts = unpack(words[rest])
   if path == "" then path = key end
   -- A writer that does not know yet that the clock was set knows how long ago it was.
   if set_by ~= 0 or time - now_ms > UNNOTICED then time = whole(math.min(time - set_by, now_ms)) end
@@ -320,7 +321,7 @@ local function write(key, known, body, is_there)
         local former = header(1, run, rank, fence, time, ttl_ms, now_ms - time, writes, worker) .. "\n" .. body
         local kept, replaced = keep_former(entries, where, run, rank, former, srun)
         if kept then join(key, entries, slots, 0, 0) end
-        if kept and staged then count_stage(replaced, rank, figure, counts) end
+        if kept and staged then count_stage(replaced, rank, figure, wait, counts) end
       end
       return { "kept", version }
     end
@@ -349,7 +350,7 @@ local function write(key, known, body, is_there)
   if staged then
     note_state(task, stored_ms, version + 1)
     if not text or expired then count("total", 1) end
-    count_stage(stage_before, rank, figure, counts, srank < "0")
+    count_stage(stage_before, rank, figure, wait, counts, srank < "0")
     enlist(task, rank, time, ttl_ms, figure)
     note_member(task, rank, expiries[task])
   end

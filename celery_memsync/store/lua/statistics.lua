@@ -25,52 +25,77 @@ local function read_lines(text)
   for line in string.gmatch(text, "([^\n]*)\n") do lines[#lines + 1] = line end
 end
 
-local function add_count(counts, name, what, by)
+local function counts_of(counts, name)
   local row = counts[name]
   if not row then
     row = {}
     counts[name] = row
   end
-  row[what] = (row[what] or 0) + by
+  return row
 end
 
 -- Add what other calls have counted, as it travels with index updates.
 local function add_counts(its_records, its_exceptions)
   for _, pair in ipairs({ { record_counts, its_records }, { exception_counts, its_exceptions } }) do
     for name, row in pairs(pair[2]) do
-      for what, by in pairs(row) do add_count(pair[1], name, what, by) end
+      local counts = counts_of(pair[1], name)
+      for what, by in pairs(row) do counts[what] = (counts[what] or 0) + by end
     end
   end
 end
 
--- Count a stage of a run, once for each step from one digit of its rank to another.
+-- What the words of a write come to, by their text, for many of a call have the same: what its record counts, whether its body
+-- began, the counters of its waiting time and runtime, its name and its exception.
 --
--- Words are: line of the queue, after which comes the task; whether its body began; bucket and us of its waiting time; bucket
--- of its runtime; line of its exception.  What is "" does not count.
-local function count_run(words, is_first, before, rank, runtime)
-  local at, began, wait_bucket, wait, bucket, exception = string.match(words, "^(%d+) (%d) (%d*) (%d*) (%d*) (%d*)$")
+-- Words are: line of the queue, after which comes the task; whether its body began; bucket of its waiting time; bucket of its
+-- runtime; line of its exception.  What is "" does not count.
+local run_words = setmetatable({}, { __index = function(known, text)
+  local at, began, waited, took, exception = string.match(text, "^(%d+) (%d) (%d*) (%d*) (%d*)$")
   local queue, task = lines[tonumber(at)], lines[(tonumber(at) or 0) + 1]
-  if not task then return end
-  local name = queue .. "\n" .. task
-  -- Nothing was counted of a run below "2", and of steps that were not sent.
-  local old, new = tonumber(string.sub(before or "", 1, 1)) or -1, tonumber(string.sub(rank, 1, 1)) or -1
-  if is_first and new >= 0 then add_count(record_counts, name, CREATED, 1) end
+  local row = {}
+  if task then
+    local name = queue .. "\n" .. task
+    waited, took = tonumber(waited) or BUCKETS, tonumber(took) or BUCKETS
+    row = {
+      counts_of(record_counts, name), began == "1", waited < BUCKETS and WAITS + waited, took < BUCKETS and RUNTIMES + took,
+      name, lines[tonumber(exception)] }
+  end
+  known[text] = row
+  return row
+end })
+
+-- Return whether anything is counted; of records without anything nothing stays.
+local function is_counted()
+  for name, counts in pairs(record_counts) do
+    if not next(counts) then record_counts[name] = nil end
+  end
+  return next(record_counts) ~= nil
+end
+
+-- Count a stage of a run, once for each step from one digit of its rank to another; -1: there is none.
+local function count_run(words, is_first, old, new, runtime, wait)
+  local counts, began, waited, took, name, exception = unpack(run_words[words], 1, 6)
+  if not counts then return end
+  if is_first and new >= 0 then counts[CREATED] = (counts[CREATED] or 0) + 1 end
   if old == new then return end
-  if old < 2 and new >= 2 and began == "1" then
-    add_count(record_counts, name, STARTED, 1)
-    if wait_bucket ~= "" and tonumber(wait_bucket) < BUCKETS then
-      add_count(record_counts, name, WAITS + wait_bucket, 1)
-      add_count(record_counts, name, WAIT_SUM, tonumber(wait))
+  if old < 2 and new >= 2 and began then
+    counts[STARTED] = (counts[STARTED] or 0) + 1
+    if waited then
+      counts[waited] = (counts[waited] or 0) + 1
+      counts[WAIT_SUM] = (counts[WAIT_SUM] or 0) + wait
     end
   end
-  if old >= 3 then add_count(record_counts, name, REVISED, 1) end
+  if old >= 3 then counts[REVISED] = (counts[REVISED] or 0) + 1 end
   if new < 3 then return end
-  add_count(record_counts, name, new - 1, 1)
-  if bucket ~= "" and tonumber(bucket) < BUCKETS then
-    add_count(record_counts, name, RUNTIMES + bucket, 1)
-    add_count(record_counts, name, RUNTIME_SUM, tonumber(runtime))
+  counts[new - 1] = (counts[new - 1] or 0) + 1
+  if took then
+    counts[took] = (counts[took] or 0) + 1
+    counts[RUNTIME_SUM] = (counts[RUNTIME_SUM] or 0) + runtime
   end
-  if lines[tonumber(exception)] then add_count(exception_counts, name, lines[tonumber(exception)], 1) end
+  if exception then
+    local causes = counts_of(exception_counts, name)
+    causes[exception] = (causes[exception] or 0) + 1
+  end
 end
 
 -- Return whether a record that was not written today may stay; it does for some days then.
