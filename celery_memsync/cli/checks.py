@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..app import MemSync
@@ -12,10 +12,7 @@ from ..models.worker import WorkerRecord
 from ..reading.projections import state_of
 from ..settings import Settings
 from ..store import TOLERATED_SKEW
-from .output import GONE, duration, figure, shorten
-
-#: Most names that a finding lists.
-NAMED = 5
+from .output import GONE, duration, figure, named
 
 #: Seconds above which Redis answers slowly, even at its best.
 SLOW = 0.05
@@ -130,15 +127,20 @@ def examine_names(processes: Mapping[str, int]) -> Iterator[Finding]:
 
 def examine_queues(scene: Scene) -> Iterator[Finding]:
     """Yield in which queues tasks wait that no worker consumes."""
-    alive = [one for one in scene.workers if one.status not in GONE]
-    consumed = {str(queue) for one in alive for queue in one.queues}
-    waiting = Counter(
-        queue for state in scene.newest.values() if state is not None and state.get("status") == "PENDING"
-        and isinstance(queue := state.get("queue"), str) and queue not in consumed)
+    waiting = unconsumed(scene.workers, scene.newest.values())
     if waiting:
         listed = named([f"{queue} ({count})" for queue, count in waiting.most_common()])
         yield Finding(False, f"no worker consumes queues in which tasks wait: {listed}",
-                      "start a worker with -Q and the queue, or correct the route of the tasks")
+                      "start a worker with -Q and the queue, let one consume it (celery control add_consumer), "
+                      "or correct the route of the tasks")
+
+
+def unconsumed(workers: Sequence[WorkerRecord], states: Iterable[Mapping[str, Any] | None]) -> Counter[str]:
+    """Return how many of some tasks are pending by queue, of queues that no live worker consumes."""
+    consumed = {str(queue) for one in workers if one.status not in GONE for queue in one.queues}
+    return Counter(
+        queue for state in states if state is not None and state.get("status") == "PENDING"
+        and isinstance(queue := state.get("queue"), str) and queue not in consumed)
 
 
 def examine_clocks(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
@@ -236,9 +238,3 @@ def examine_locks(scene: Scene) -> Iterator[Finding]:
 def _ended(state: Mapping[str, Any] | None, now: float) -> bool:
     at = figure((state or {}).get("finished_at"))
     return bool(state and str(state.get("status")) in FINAL and at is not None and now - at > AFTER)
-
-
-def named(names: Sequence[str]) -> str:
-    """Return the first of some names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(shorten(name) for name in names[:NAMED]) + more

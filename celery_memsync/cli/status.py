@@ -8,10 +8,12 @@ import click
 
 from ..models.order import RUNNING, rank_of
 from ..models.worker import WorkerRecord
+from .checks import unconsumed
 from .command import command
 from .output import (
     GONE,
     ago,
+    as_lost,
     duration,
     figure,
     heartbeat_words,
@@ -19,6 +21,7 @@ from .output import (
     latency_of,
     mebibytes,
     memory_of,
+    named,
     percent,
     print_json,
     print_line,
@@ -43,7 +46,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
         latency = latency_of(memsync)
         info = memsync.runtime.store.read_server_info()
         records = memsync.get_workers()
-        tasks = memsync.get_tasks(limit=COUNTED)
+        tasks = [as_lost(task, records) for task in memsync.get_tasks(limit=COUNTED)]
         held = memsync.locks()
         statistics = statistics_of(memsync)
         now = memsync.runtime.store.clock.now()
@@ -56,7 +59,8 @@ def status(ctx: click.Context, as_json: bool) -> None:
         "maxmemory_policy": info.get("maxmemory_policy"), "uptime": info.get("uptime_in_seconds"), "latency": latency,
     }
     workers = [record.as_dict() for record in records]
-    queues, writers = _queues(workers), _writers(workers)
+    left = unconsumed(records, (task["state"] for task in tasks))
+    queues, writers = {**_queues(workers), **dict.fromkeys(left)}, _writers(workers)
     locks = {"held": len(held), "waiting": sum(one.waiters or 0 for one in held)}
     if as_json:
         print_json(ctx, {
@@ -71,8 +75,11 @@ def status(ctx: click.Context, as_json: bool) -> None:
     print_line(ctx)
     if queues:
         depths = ", ".join(
-            f"{shorten(name)} {'-' if depth is None else depth}" for name, depth in queues.items())
-        print_line(ctx, f"Queues: {depths}")
+            f"{shorten(name)} {'-' if depth is None else depth}" for name, depth in queues.items() if name not in left)
+        print_line(ctx, f"Queues: {depths or 'none is consumed'}")
+    if left:
+        pending = named([f"{name} ({count} pending)" for name, count in left.most_common()])
+        print_line(ctx, f"Queues that no worker consumes: {pending}")
     _say_tasks(ctx, counts, len(tasks))
     for line in statistics_lines(statistics):
         print_line(ctx, line)
