@@ -33,6 +33,7 @@ def test_metrics_have_the_names_of_celery_exporter_on_request(shell):
     assert "# TYPE celery_task_succeeded_total counter" in lines
 
 
+@pytest.mark.acceptance
 def test_metrics_are_served_until_ctrl_c(shell):
     port = free_port()
     running = shell.start("metrics", "--serve", f"127.0.0.1:{port}")

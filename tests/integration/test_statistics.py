@@ -47,7 +47,7 @@ def ledger(tmp_path_factory, broker, store):
 def run_everything(fleet, doomed, doomed_queue):
     tasks = [fleet.app.tasks[name] for name in NAMES]
     chosen = random.Random(7)
-    number = stressed(10_000, 200)
+    number = stressed(10_000, 120)
     for at in range(number):
         how = chosen.choices(list(WAYS), list(WAYS.values()))[0]
         result = tasks[at % 50].apply_async((how, chosen.uniform(*stressed((0.1, 0.4), (0.05, 0.15)))))
@@ -55,8 +55,8 @@ def run_everything(fleet, doomed, doomed_queue):
             tasks[at % 50].apply_async((how, 0.03), task_id=result.id)
     wait_ended(fleet)
     for at in range(stressed(10, 2)):
-        result = tasks[at].apply_async(("die after", 0.03))
-        fleet.wait(result, "SUCCESS")
+        result = tasks[at].apply_async((("succeed and die", "fail and die")[at % 2], 0.03))
+        fleet.wait(result, "SUCCESS", "FAILURE")
         wait_ended(fleet)
     results = [tasks[at].apply_async(("hang", 0), queue=doomed_queue) for at in range(4)]
     for result in results:

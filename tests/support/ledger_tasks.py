@@ -57,15 +57,16 @@ def body(task, how, seconds):
         open(f"{os.environ['MEMSYNC_TEST_NOTES']}-{request.id}", "w").close()
         kill_self()
     retries = how == "retry" and not request.retries
-    request.what = "retried" if retries else {"fail": "failed", "ignore": "ignored"}.get(how, "succeeded")
+    ends = {"fail": "failed", "fail and die": "failed", "ignore": "ignored"}
+    request.what = "retried" if retries else ends.get(how, "succeeded")
+    if how.endswith("and die"):
+        threading.Timer(0.03, kill_self).start()
     if retries:
         raise task.retry(countdown=0.05, max_retries=3)
-    if how == "fail":
+    if how.startswith("fail"):
         raise ValueError("it went wrong")
     if how == "ignore":
         raise Ignore
-    if how == "die after":
-        threading.Timer(0.03, kill_self).start()
 
 
 for one in NAMES:
