@@ -22,6 +22,7 @@ from .checks import (
     examine_nodes,
     examine_persistence,
     examine_queues,
+    examine_renewal,
     examine_settings,
     examine_visibility,
     read_scene,
@@ -81,6 +82,7 @@ def _examined(ctx: click.Context, memsync: MemSync) -> Iterator[Finding]:
     yield from examine_nodes(memsync.runtime.store.node_skews())
     yield from examine_settings(scene)
     yield from examine_visibility(scene)
+    yield from examine_renewal(scene)
     yield from examine_indexes(scene)
     yield from examine_locks(scene)
 

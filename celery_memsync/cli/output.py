@@ -314,6 +314,14 @@ def ago(seconds: Any, now: float) -> str:
     return "-" if figure(seconds) is None else duration(max(0.0, now - seconds))
 
 
+def held_words(workers: Sequence[WorkerRecord], now: float) -> str:
+    """Return how many messages workers hold at a Redis broker, and when they last renewed them; at least one does."""
+    count = sum(int(figure(one.held_messages.get("count")) or 0) for one in workers)
+    oldest = min((figure(one.held_messages.get("renewed_at")) or 0.0 for one in workers), default=0.0)
+    timeouts = [figure(one.held_messages.get("visibility_timeout")) or 0.0 for one in workers]
+    return f"{count}, renewed {ago(oldest, now)} ago; visibility_timeout {duration(min(timeouts, default=0.0))}"
+
+
 def named(names: Sequence[str]) -> str:
     """Return the first of some names, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""

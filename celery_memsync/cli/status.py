@@ -17,6 +17,7 @@ from .output import (
     duration,
     figure,
     heartbeat_words,
+    held_words,
     json_option,
     latency_of,
     mebibytes,
@@ -84,6 +85,9 @@ def status(ctx: click.Context, as_json: bool) -> None:
     for line in statistics_lines(statistics):
         print_line(ctx, line)
     print_line(ctx, f"Locks: {locks['held']} held, {locks['waiting']} waiting")
+    renewing = [one for one in records if one.held_messages and one.status not in GONE]
+    if renewing:
+        print_line(ctx, f"Held messages: {held_words(renewing, now)}")
     if workers:
         numbers = ", ".join(f"{number} {name}" for name, number in writers.items())
         print_line(ctx, f"Writers: {numbers}")

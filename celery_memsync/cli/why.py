@@ -16,6 +16,7 @@ from ..models.workflow import Workflow, WorkflowNode
 from .command import command
 from .ids import task_id_of
 from .output import (
+    GONE,
     ago,
     duration,
     figure,
@@ -83,7 +84,28 @@ class Reason(NamedTuple):
 
 
 def reason_of(known: KnownTask) -> Reason:
-    """Return why a task is where it is."""
+    """Return why a task is where it is, and who holds its message."""
+    reason, held = _reason_of(known), _held_message(known)
+    if held is None:
+        return reason
+    answer = f"{reason.answer} Its message is held by {_worker(known)}, renewed {ago(held['renewed_at'], known.now)} ago."
+    return reason._replace(answer=answer, evidence={**reason.evidence, "message": held})
+
+
+def _held_message(known: KnownTask) -> dict[str, Any] | None:
+    """Return which worker renews the message of a task at a Redis broker, and since when; None if none does."""
+    one = _record(known)
+    if one is None or one.status in GONE or figure(one.held_messages.get("renewed_at")) is None:
+        return None
+    is_running = any(isinstance(task, dict) and task.get("id") == known.task_id and task.get("held") is True
+                     for task in one.running)
+    # A message is acknowledged at the earliest when its task starts.
+    if not is_running and known.state.get("status") != "RECEIVED":
+        return None
+    return {"held_by": one.worker_id, "renewed_at": one.held_messages["renewed_at"]}
+
+
+def _reason_of(known: KnownTask) -> Reason:
     if known.task is None:
         return Reason(unknown_task(known.task_id), "unknown", {})
     if known.state.get("status") is None:

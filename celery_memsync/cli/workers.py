@@ -16,6 +16,7 @@ from .output import (
     fail,
     figure,
     heartbeat_words,
+    held_words,
     json_option,
     mebibytes,
     memory_of,
@@ -91,6 +92,7 @@ def _facts(one: WorkerRecord, now: float) -> list[tuple[str, str]]:
         ("free", f"{_free(one)} slots, {one.capacity.get('reserved', '-')} reserved"),
         ("received", f"{one.counters.get('total', '-')} since {moment(one.started_at)}"),
         ("consuming", _yes_or_no(one.consuming)),
+        *([("held messages", held_words([one], now))] if one.held_messages else []),
         ("last heartbeat", f"{ago(one.last_beat, now)} ago, number {one.sequence}, "
                            f"{duration(one.round_trip)} to Redis and back"),
         ("cpu", f"{_percent(one.cpu)} of a core; load of the host {' '.join(map(str, one.load)) or '-'}"),

@@ -100,8 +100,9 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         try:
             check_id(self.memsync.worker_id, "worker")
         except InvalidKey as exc:
-            logger.warning("celery-memsync sends no heartbeats of this worker, so it is not among the workers, and its "
-                           "tasks are not found if it is lost: %s. Choose another name with -n", exc)
+            logger.warning("celery-memsync sends no heartbeats of this worker, so it is not listed, its tasks are "
+                           "not found if it is lost, and its messages are not renewed at a Redis broker: %s. Choose another "
+                           "name with -n", exc)
             return False
         return True
 
@@ -117,6 +118,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         signals.worker_ready.connect(self._on_ready)
         atexit.register(self._leave)
         self._log_start()
+        if self.memsync.settings.renew_visibility:
+            self._describer.renewal.start()
         self._heartbeat.start()
 
     def _follow_cancelled(self, parent: WorkController) -> None:
@@ -151,6 +154,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def terminate(self, parent: WorkController) -> None:
         """Leave when the worker has ended: its process may go on, as with the workers of Celery's tests."""
+        self._describer.renewal.stop()  # what it does not finish is for other workers
         threading.Thread(
             target=self._leave_after, args=(parent.blueprint.shutdown_complete,), name="memsync-goodbye", daemon=True,
         ).start()
@@ -206,6 +210,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._losses.stop(min(LOSSES_TIMEOUT, remaining()))
         self._describer.depths.stop()
         self._history.stop(0)
+        self._describer.renewal.stop()
         self.memsync.signals.revoked.stop(min(LOSSES_TIMEOUT, remaining()))
         try:
             self._heartbeat.stop(remaining(), goodbye=not self._kept.has_orphans)

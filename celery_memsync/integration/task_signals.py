@@ -154,9 +154,9 @@ class TaskSignals:
         facts[HEADER] = sent = {
             **sent, "run": run, "key": key, "received_at": now, "monotonic": moment, "pid": os.getpid(),
             "queue": self._queue_names.of(request.message.delivery_info, sender)}
+        self._requests.by_run[run] = request
         if not is_id(request.id):
             return
-        self._requests.by_run[run] = request
         try:
             recoveries = (count_of(sent["recoveries"]) or 0) if sent.get("recoveries") else 0
             self.kept.add(request, run, key, recoveries, services.settings, sender)

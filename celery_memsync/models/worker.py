@@ -18,7 +18,8 @@ class WorkerRecord:
         concurrency: Most tasks at once.
         capacity: Slots: ``{"total", "active", "reserved", "free"}``.
         queues: Names of the queues it consumes.
-        running: ``{"id", "name", "started_at"}`` of every running task.
+        running: ``{"id", "name", "started_at"}`` of every running task; ``"held"`` if its message is not acknowledged yet
+            and is renewed.
         counters: Tasks accepted since the start: ``{"total": n}``.
         rss: Resident memory of the main process, in bytes.
         cpu: Percent of one core that the main process used since the last heartbeat.
@@ -38,6 +39,9 @@ class WorkerRecord:
         format: Newest format of what is shared that it knows, see ``models/formats.py``.
         writer: Of its main process, not of pool children: writes that are ``pending``, were ``dropped``, and
             ``conflicts`` that it met.
+        held_messages: What it renews at a Redis broker: the ``count`` of its messages at the last renewal, when that was
+            (``renewed_at``, on Redis's clock), the ``interval`` in seconds, and the ``visibility_timeout``; empty if it
+            renews nothing.
     """
 
     worker_id: str
@@ -65,6 +69,7 @@ class WorkerRecord:
     skew: float | None = None
     format: int | None = None
     writer: dict[str, int] = field(default_factory=dict)
+    held_messages: dict[str, Any] = field(default_factory=dict)
 
     def evolve(self, **changes: Any) -> WorkerRecord:
         """Return a copy with some fields changed."""

@@ -144,3 +144,30 @@ def test_why_accepts_any_state_and_progress(status, junk):
     found = reason_of(known(status, None, [worker()], **dict.fromkeys(names, junk)))
 
     assert found.answer
+
+
+HELD = {"count": 1, "renewed_at": NOW - 3, "interval": 20.0, "visibility_timeout": 60.0}
+
+
+@pytest.mark.parametrize("status, facts, reason", [
+    ("RECEIVED", {}, "reserved"), ("RECEIVED", {"eta": NOW + 60}, "eta"),
+    ("STARTED", {"running": ({"id": "t1", "held": True},)}, "running")])
+def test_message_that_its_worker_renews_is_shown(status, facts, reason):
+    running = facts.pop("running", ())
+    holder = worker(held_messages=HELD, running=running)
+
+    found = reason_of(known(status, worker="w1", workers=[holder], started_at=NOW - 9, received_at=NOW - 9, **facts))
+
+    assert found.reason == reason
+    assert found.answer.endswith("Its message is held by w1, renewed 3.0s ago.")
+    assert found.evidence["message"] == {"held_by": "w1", "renewed_at": NOW - 3}
+
+
+@pytest.mark.parametrize("status, facts", [
+    ("RECEIVED", {}), ("RECEIVED", {"held_messages": HELD, "status": "lost"}), ("SUCCESS", {"held_messages": HELD}),
+    ("STARTED", {"held_messages": HELD, "running": ({"id": "t1"}, {"id": "t2", "held": True}, 5)}),
+    ("RECEIVED", {"held_messages": {"renewed_at": "now"}})])
+def test_message_that_its_worker_does_not_renew_is_not_shown(status, facts):
+    found = reason_of(known(status, worker="w1", workers=[worker(**facts)]))
+
+    assert "message is held" not in found.answer and "message" not in found.evidence
