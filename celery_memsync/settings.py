@@ -113,6 +113,10 @@ class Settings:
     strict: bool | None = None
     #: Whether the state of a task shows its arguments, as Celery's log does.
     task_args: bool = False
+    #: Whether failures are counted by type of exception, too: at most 10 of each task.
+    failure_types: bool = False
+    #: Whether the statistics of each minute are kept for a day, and by task each ten minutes for three days.
+    history: bool = False
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -355,6 +359,8 @@ def _worker_id(value: object) -> str | None:
 
 _CHECKS: dict[str, Callable[[object], str | None]] = {
     "enabled": _flag,
+    "failure_types": _flag,
+    "history": _flag,
     "backend": _url,
     "backend_options": _options,
     "timeout": _seconds,

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..models.worker import WorkerRecord
+from ..records.statistics import total
 from .output import (
     COLOURS,
     Part,
@@ -142,7 +143,16 @@ def _head(snapshot: Snapshot) -> list[Text]:
     if snapshot.away:
         return [first, _line((f"Trying again: {shorten(snapshot.away)}", "bold red"))]
     return [first, _line(f"workers: {counts}   tasks: {_many(len(snapshot.running))} running, "
-                         f"{_many(snapshot.pending)} waiting")]
+                         f"{_many(snapshot.pending)} waiting{_rates(snapshot)}")]
+
+
+def _rates(snapshot: Snapshot) -> str:
+    """Return how many runs have ended a minute in the last minutes, and how many of them have failed."""
+    sums = total(added for _, added in snapshot.minutes)
+    if not snapshot.minutes or not sums.ended:
+        return ""
+    span = snapshot.minutes[-1][0] - snapshot.minutes[0][0] + 1
+    return f"   runs: {sums.ended / span:.3g} a minute, {sums.failed / sums.ended:.1%} failed"
 
 
 def _many(count: int) -> str:
@@ -173,9 +183,15 @@ def _tasks(tasks: Sequence[Running], room: int, now: float, plain: bool, wide: b
         progress = one.progress or {}
         table.add_row(
             _text(one.task_id), _text(one.name), *([_text(one.worker)] if wide else []), bar(one.done / 100, plain),
-            _text(_percent(one.progress, True)), _text(ago(one.started_at, now)), _text(duration(progress.get("eta"))),
+            _text(_percent(one.progress, True)), _text(_runtime(one, now)), _text(duration(progress.get("eta"))),
             _text(progress.get("message") or ""))
     return table
+
+
+def _runtime(one: Running, now: float) -> str:
+    """Return how long a task has run, and behind a slash how long its runs usually take."""
+    shown = ago(one.started_at, now)
+    return shown if one.usual is None else f"{shown}/{duration(one.usual)}"
 
 
 def _events(events: Sequence[Event], now: float) -> Table:

@@ -36,6 +36,7 @@ from .output import (
     shown,
     unknown_task,
 )
+from .usual import usual_of, usual_words
 
 #: Most tasks that are looked at for those that are asked for.
 LOOKED_AT = 100_000
@@ -165,6 +166,7 @@ def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
     with memory_of(ctx) as memsync:
         task_id = task_id_of(memsync, task_id)
         found = memsync.get_task(task_id)
+        usual = None if found is None else usual_of(memsync, (found["state"] or {}).get("name"))
     if found is None:
         fail(unknown_task(task_id))
     if as_json:
@@ -174,6 +176,8 @@ def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
     rows = [("id", task_id), *((name, _shown(name, value)) for name, value in state.items())]
     if progress is not None:
         rows.append(("progress", progress_words(progress)))
+    if usual is not None:
+        rows.append(("usual runtime", usual_words(usual)))
     if len(found["runs"]) > 1:
         rows += [(f"run {run.get('run', '-')}", _since(run)) for run in found["runs"]]
     rows += [(f"agent {agent}", shown(data)) for agent, data in sorted(found["agents"].items())]

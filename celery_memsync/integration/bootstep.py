@@ -18,6 +18,7 @@ from celery.worker.control import Panel
 from ..deadline import remaining, within
 from ..exceptions import InvalidKey, StoreError
 from ..fleet.heartbeat import Heartbeat
+from ..fleet.history import HistoryWriter
 from ..fleet.lost_workers import LostWorkerMonitor
 from ..fleet.probe_file import ProbeFile
 from ..fleet.stalled_tasks import StallMonitor
@@ -72,6 +73,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self.memsync.runtime.store, self._before_heartbeat, settings.heartbeat_interval,
             ttl=max(settings.default_ttl, 2 * settings.worker_ttl), timeout=settings.worker_ttl, on_reply=self._on_reply,
         )
+        self._history = HistoryWriter(self.memsync.runtime.store, settings.history)
         path = settings.probe_file
         self._probe_file = None if path is None else ProbeFile(node_format(path, parent.hostname))
         self._left = False
@@ -204,6 +206,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._refresh()
         self._losses.note_reply(reply)
         self._stalls.note_reply(reply)
+        self._history.note(reply.at)
 
     def _on_shutdown(self, **_: Any) -> None:
         self._leave()
@@ -212,6 +215,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._losses.stop(min(LOSSES_TIMEOUT, remaining()))
         self._stalls.stop(min(LOSSES_TIMEOUT, remaining()))
         self._describer.depths.stop()
+        self._history.stop(0)
         self._describer.renewal.stop()
         self.memsync.signals.revoked.stop(min(LOSSES_TIMEOUT, remaining()))
         try:

@@ -1,6 +1,7 @@
 """What Celery knows of a task: requests of a worker, and what this package sends along with a message."""
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -13,6 +14,9 @@ RECORDED = "memsync_recorded"
 
 #: Name of what travels with a message and its request: when it was published, which run it became.
 HEADER = "memsync"
+
+#: The header by which a trace travels, version 00 of W3C's Trace Context: trace, span and flags.
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 
 #: The request that could not end and whose failure Celery handles; its signals name the task only.
 failing: ContextVar[Any] = ContextVar("failing", default=None)
@@ -48,6 +52,12 @@ def timestamp(moment: Any) -> float | None:
         return float(maybe_iso8601(moment).timestamp())
     except (TypeError, ValueError, AttributeError, OverflowError):
         return None
+
+
+def trace_id_of(traceparent: Any) -> str | None:
+    """Return the id of a trace, from the header ``traceparent`` of a message, or None if that is none of W3C's."""
+    found = _TRACEPARENT(traceparent) if isinstance(traceparent, str) else None
+    return None if found is None or not found[1].strip("0") else found[1]
 
 
 def reserved_requests() -> Any:

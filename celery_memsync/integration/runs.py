@@ -20,7 +20,7 @@ from ..runtime import Runtime
 from ..writing.changes import Change, DeferredChange, StageChange
 from ..writing.progress import Progress
 from .app_manager import AppManager
-from .requests import count_of, timestamp
+from .requests import count_of, timestamp, trace_id_of
 from .sent_groups import sizes_in
 from .steps import Step, Steps, is_member, part_of
 
@@ -29,7 +29,7 @@ AHEAD = 1.0
 
 #: What is recorded of a request; keeping the rest of it would keep a task's arguments.
 _FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "group", "group_index", "argsrepr",
-          "kwargsrepr", "replaced_task_nesting", "stamped_headers", "stamps")
+          "kwargsrepr", "replaced_task_nesting", "stamped_headers", "stamps", "traceparent")
 
 #: Most characters of shown arguments; a publisher of Celery's shortens them to fewer.
 MAX_SHOWN = 4096
@@ -375,9 +375,9 @@ def known_of(services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Ma
         facts: What travels with the request.
         sent: The part of it that this package put there.
     """
-    # Most tasks have none of the three that are checked only if they are there.
     root_id, parent_id, group = facts.get("root_id"), facts.get("parent_id"), facts.get("group")
     retries, eta, recoveries = facts.get("retries"), facts.get("eta"), sent.get("recoveries")
+    traceparent = facts.get("traceparent")  # most tasks lack these, which are checked only if they are there
     known = {
         "name": facts.get("task"),
         "queue": sent.get("queue"),
@@ -392,6 +392,7 @@ def known_of(services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Ma
         "published_at": sent.get("published_at"),
         "received_at": sent.get("received_at"),
         "recoveries": count_of(recoveries) if recoveries else None,
+        "trace_id": None if traceparent is None else trace_id_of(traceparent),
     }
     if "workflow" in sent:
         known.update(part_of(sent))

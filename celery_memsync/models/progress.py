@@ -15,6 +15,9 @@ PROGRESS_FIELDS = ("progress", "current", "total", "message", "status", "started
 #: Those that are numbers.
 _FIGURES = ("progress", "current", "total", "started_at", "updated_at", "phase_number", "phase_started_at", "stalled_at")
 
+#: Those that a task reports.
+_REPORTED = ("progress", "current", "total", "message", "status", "phase")
+
 #: The first phase of a run, which has no name unless it is given one.
 FIRST_PHASE = 1
 
@@ -77,7 +80,7 @@ def at_status(progress: dict[str, Any], status: object) -> dict[str, Any]:
     """
     if status is None or rank_of(status) == RUNNING:
         return progress
-    if status != "SUCCESS" or progress["progress"] is None and progress["current"] is None:
+    if status != "SUCCESS" or not any(progress[name] is not None for name in _REPORTED):
         return {**progress, "eta": None, "stalled_at": None}
     current = progress["current"] if progress["total"] is None else progress["total"]
     return {**progress, "eta": None, "stalled_at": None, "progress": 100.0, "current": current}

@@ -16,6 +16,7 @@ RUN_FIELDS = (
     "published_at", "received_at", "started_at", "finished_at", "runtime", "exception", "args", "kwargs", "lock",
     "recoveries", "retry_at", "max_retries", "workflow", "depends_on", "never_ran", "cause",
     "stamps",
+    "trace_id",
 )
 
 #: Those that are times, or last: position, name, and how many times a second their unit is.  Whole numbers take half the
@@ -34,7 +35,7 @@ _RUN_KINDS = (
     ("name", str), ("queue", str), ("worker", str), ("pid", int), ("run", str), ("retries", int), ("root_id", str),
     ("parent_id", str), ("group", str), ("exception", dict), ("args", str), ("kwargs", str), ("lock", dict),
     ("recoveries", int), ("max_retries", int), ("workflow", str), ("depends_on", list), ("never_ran", bool),
-    ("cause", dict), ("stamps", dict))
+    ("cause", dict), ("stamps", dict), ("trace_id", str))
 
 _ROW = itemgetter(*RUN_FIELDS)
 
@@ -69,6 +70,7 @@ class TaskRun:
         never_ran: Of a step that was not sent: whether it never will be, because of its cause.
         cause: ``{"task_id": ..., "status": ...}`` of the task because of which it is not sent.
         stamps: What its sender has stamped it with, see :mod:`celery_memsync.models.stamps`.
+        trace_id: Of the trace of OpenTelemetry with which its message came, 32 hexadecimal digits.
     """
 
     status: str
@@ -99,6 +101,7 @@ class TaskRun:
     never_ran: bool | None = None
     cause: dict[str, Any] | None = None
     stamps: dict[str, Any] | None = None
+    trace_id: str | None = None
 
     @property
     def rank(self) -> str:
