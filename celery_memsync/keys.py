@@ -178,6 +178,8 @@ class Keys:
         self.heartbeats = f"{self.workers}/heartbeats"
         #: Sorted set of lost workers whose tasks are not recorded yet, by the end of the lease of the recording worker (ms).
         self.lost = f"{self.workers}/lost"
+        #: Hash of how many workers were lost.
+        self.worker_totals = f"{self.workers}/totals"
         #: Sorted set of workers by the newest format that each knows.
         self.formats = f"{self.workers}/formats"
         #: Sorted set of tasks and paths by when what was noted of them last was written (us); of a cluster.

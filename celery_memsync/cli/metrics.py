@@ -64,10 +64,16 @@ def metrics(
 def _serve(ctx: click.Context, collector: MemsyncCollector, host: str, port: int) -> None:
     try:
         server = MetricsServer(collector, host, port)
-    except OSError as exc:
-        fail(f"could not listen at {host}:{port}: {exc.strerror or type(exc).__name__}", EX_CANTCREAT)
+    except (OSError, UnicodeError) as exc:  # a name that DNS can't have is no OSError
+        reason = getattr(exc, "strerror", None) or "it is no name of a host"
+        fail(f"could not listen at {_shown(host)}:{port}: {reason}", EX_CANTCREAT)
     try:
-        print_line(ctx, f"Serving http://{host}:{server.port}/metrics")
+        print_line(ctx, f"Serving http://{_shown(host)}:{server.port}/metrics")
         threading.Event().wait()
     finally:
         server.close()
+
+
+def _shown(host: str) -> str:
+    """Return a host as it is in a URL."""
+    return f"[{host}]" if ":" in host else host

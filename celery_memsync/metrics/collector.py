@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
@@ -15,6 +16,10 @@ from .families import Family, Sample, own_families
 from .reading import Reading, read
 
 logger = logging.getLogger(__name__)
+
+#: Seconds after which Prometheus takes series for ended.  What is new since an earlier scrape may have counted for long; to
+#: show 0 of it would be taken for a restart if another process has shown it meanwhile.
+STALE = 300.0
 
 #: Sets of names of metrics, by name.
 NAMES: dict[str, Callable[[Reading, bool], list[Family]]] = {
@@ -46,6 +51,8 @@ class MemsyncCollector:
         self._per_worker = per_worker
         #: Counters and histograms that were shown, by name and labels; None: none were read yet.
         self._shown: set[tuple[str, tuple[str, ...]]] | None = None
+        #: Monotonic time when they were.
+        self._shown_at = -math.inf
 
     def describe(self) -> Iterable[Any]:
         """Return no metrics, so that registering reads nothing."""
@@ -75,10 +82,12 @@ class MemsyncCollector:
         return [*found, *own_families(is_up, time.monotonic() - began)]
 
     def _with_zeros(self, found: list[Family]) -> list[Family]:
-        shown = self._shown
+        now = time.monotonic()
+        shown = self._shown if now - self._shown_at <= STALE else None
         counted = [one for one in found if one.kind != "gauge"]
         if counted:
             self._shown = {(one.name, sample.labels) for one in counted for sample in one.samples}
+            self._shown_at = now
         if shown is not None:
             for one in counted:
                 one.samples = [sample if (one.name, sample.labels) in shown else _zero(sample) for sample in one.samples]

@@ -26,7 +26,8 @@ _COUNTERS: dict[str, tuple[str, Callable[[RunStatistics], int]]] = {
 
 def families_of(reading: Reading, per_worker: bool = False) -> list[Family]:
     """Return the metrics of what was read; those of workers are there in any case, for the dashboards choose by them."""
-    return [*_of_runs(reading.statistics), *_of_workers(reading), *_of_queues(reading)]
+    shown = [one for one in reading.statistics if not one.is_forgotten]
+    return [*_of_runs(shown), *_of_workers(reading), *_of_queues(reading)]
 
 
 def _of_runs(statistics: list[RunStatistics]) -> Iterator[Family]:
@@ -62,9 +63,10 @@ def _of_queues(reading: Reading) -> Iterator[Family]:
     consumers = Family("celery_active_consumer_count", "gauge", "Workers that consume a queue.", ("queue_name",))
     workers = Family("celery_active_worker_count", "gauge", "Workers that consume a queue.", ("queue_name",))
     processes = Family("celery_active_process_count", "gauge", "Slots of these workers.", ("queue_name",))
-    for queue, (depth, _, alive) in queues_of(reading).items():
-        length.add(depth, queue)
+    for queue, one in queues_of(reading).items():
+        alive = one.consumers.values()
+        length.add(one.depth, queue)
         consumers.add(len(alive), queue)
         workers.add(len(alive), queue)
-        processes.add(sum(figure(one.capacity.get("total")) or 0 for one in alive), queue)
+        processes.add(sum(figure(worker.capacity.get("total")) or 0 for worker in alive), queue)
     yield from (length, consumers, workers, processes)

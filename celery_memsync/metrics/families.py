@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from .. import __version__, encoding
@@ -15,8 +15,8 @@ from .reading import GONE, Reading
 #: First part of each name.
 PREFIX = "celery_memsync_"
 
-#: Most values of a label: of names of queues, tasks, counters and workers.
-MAX_QUEUES, MAX_TASKS, MAX_COUNTERS, MAX_WORKERS = 100, 200, 100, 200
+#: Most values of a label of gauges: of names of queues, tasks, counters and workers.
+MAX_QUEUES, MAX_TASKS, MAX_COUNTERS, MAX_WORKERS = 100, 500, 100, 200
 
 #: Statuses of workers, all of which are shown.
 STATUSES = ("active", "busy", "draining", "offline", "lost")
@@ -73,12 +73,13 @@ def families_of(reading: Reading, per_worker: bool = False) -> list[Family]:
         per_worker: Whether there are metrics of each worker.
     """
     alive = [one for one in reading.workers if one.status not in GONE]
-    return [*_of_runs(reading.statistics), *_of_workers(reading.workers, alive), *_of_queues(reading, alive),
+    return [*_of_runs(reading.statistics), *_of_workers(reading, alive), *_of_queues(reading, alive),
             *_of_tasks(reading, alive), *(_of_each_worker(reading) if per_worker else ()), *_of_redis(reading)]
 
 
 def _of_runs(statistics: list[RunStatistics]) -> Iterator[Family]:
-    tasks = sums_by(statistics, lambda one: one.task, MAX_TASKS)
+    # As many names as are counted: if some were put together here, what they come to would get less with each that is new.
+    tasks = sums_by(statistics, lambda one: one.task)
     runs = Family(PREFIX + "runs", "counter", "Runs that have ended, by outcome.", ("task", "outcome"))
     failures = Family(PREFIX + "failures", "counter", "Failures by type of exception.", ("task", "exception"))
     simple: dict[str, tuple[str, Callable[[RunStatistics], int]]] = {
@@ -96,14 +97,17 @@ def _of_runs(statistics: list[RunStatistics]) -> Iterator[Family]:
             failures.add(count, task, exception)
         for name, (_, value) in simple.items():
             counters[name].add(value(one), task)
-    for queue, one in sums_by(statistics, lambda one: one.queue, MAX_QUEUES).items():
+    for queue, one in sums_by(statistics, lambda one: one.queue).items():
         wait.add(one.wait, queue)
     yield from (runs, runtime, wait, *counters.values(), failures)
 
 
-def _of_workers(workers: list[WorkerRecord], alive: list[WorkerRecord]) -> Iterator[Family]:
-    statuses = Counter(one.status for one in workers)
+def _of_workers(reading: Reading, alive: list[WorkerRecord]) -> Iterator[Family]:
+    statuses = Counter(one.status for one in reading.workers)
     yield gauge("workers", "Workers by status.", {name: statuses[name] for name in STATUSES}, "status")
+    lost = Family(PREFIX + "workers_lost", "counter", "Workers that were lost.")
+    lost.add(reading.totals.workers_lost)
+    yield lost
     yield gauge("workers_not_consuming", "Live workers that take no messages.",
                 sum(one.consuming is False and one.status != "draining" for one in alive))
     yield gauge("slots", "Slots of live workers for tasks.", _slots(alive), "state")
@@ -120,46 +124,86 @@ def _slots(workers: Iterable[WorkerRecord]) -> dict[str, float]:
     return {"busy": max(0, sum(figure(row.get("total")) or 0 for row in rows) - free), "free": free}
 
 
-def queues_of(reading: Reading) -> dict[str, tuple[float | None, float, list[WorkerRecord]]]:
-    """Return the queues that workers consume or in which tasks wait.
+@dataclass(frozen=True)
+class QueueFigures:
+    """What is known of a queue.
 
-    Returns:
-        By name: how many messages wait in the broker, None if that is not known; how many seconds ago that was looked at;
-        the live workers that consume it.
+    Attributes:
+        depth: How many messages wait in the broker, or None if that is not known.
+        age: How many seconds ago that was looked at.
+        consumers: The live workers that consume it, by id.
+        oldest: Seconds for which its longest waiting task has waited.
     """
-    found: dict[str, tuple[float | None, float, list[WorkerRecord]]] = {name: (None, 0.0, []) for name in reading.oldest}
+
+    depth: float | None = None
+    age: float = 0.0
+    consumers: Mapping[str, WorkerRecord] = field(default_factory=dict)
+    oldest: float = 0.0
+
+    def plus(self, other: QueueFigures) -> QueueFigures:
+        """Return the figures of both queues together."""
+        depths = [depth for depth in (self.depth, other.depth) if depth is not None]
+        return QueueFigures(sum(depths) if depths else None, max(self.age, other.age),
+                            {**self.consumers, **other.consumers}, max(self.oldest, other.oldest))
+
+
+def queues_of(reading: Reading) -> dict[str, QueueFigures]:
+    """Return what is known of the queues that workers consume or in which tasks wait, by name.
+
+    Those that are too many, or have no name that can be shown, are :data:`OTHER`: first of them queues that no live worker
+    consumes, for their names came with messages.
+    """
+    found: dict[str, QueueFigures] = {}
     for one in sorted(reading.workers, key=lambda one: figure(one.last_beat) or 0.0):
-        for name in {name_of(queue) for queue in one.queues}:
-            depth, age, consumers = found.get(name, (None, 0.0, []))
-            seen = figure(one.depths.get(name))
-            if seen is not None:
-                depth, age = seen, max(0.0, reading.at - (figure(one.last_beat) or reading.at))
-            found[name] = depth, age, consumers + [one] * (one.status not in GONE)
-    return dict(list(found.items())[:MAX_QUEUES])
+        for queue in {queue if isinstance(queue, str) else OTHER for queue in one.queues}:
+            known, depth = found.get(queue, QueueFigures()), figure(one.depths.get(queue))
+            if depth is not None:
+                known = replace(known, depth=depth, age=_age(one, reading.at) or 0.0)
+            consumers = {one.worker_id: one} if one.status not in GONE else {}
+            found[queue] = replace(known, consumers={**known.consumers, **consumers})
+    for queue, seconds in reading.oldest.items():
+        found[queue] = replace(found.get(queue, QueueFigures()), oldest=seconds)
+    return _bounded_queues(found)
+
+
+def _bounded_queues(found: dict[str, QueueFigures]) -> dict[str, QueueFigures]:
+    shown: dict[str, QueueFigures] = {}
+    for queue in sorted(found, key=lambda queue: (not found[queue].consumers, queue)):
+        name = name_of(queue) if len(shown) < MAX_QUEUES else OTHER
+        shown[name] = shown.get(name, QueueFigures()).plus(found[queue])
+    return shown
 
 
 def _of_queues(reading: Reading, alive: list[WorkerRecord]) -> Iterator[Family]:
     queues = queues_of(reading)
     yield gauge("queue_messages", "Messages that wait in the broker.",
-                {name: row[0] for name, row in queues.items()}, "queue")
+                {name: one.depth for name, one in queues.items()}, "queue")
     yield gauge("queue_messages_age_seconds", "Age of the report of queue_messages.",
-                {name: row[1] for name, row in queues.items() if row[0] is not None}, "queue")
+                {name: one.age for name, one in queues.items() if one.depth is not None}, "queue")
     yield gauge("queue_consumers", "Live workers that consume a queue.",
-                {name: len(row[2]) for name, row in queues.items()}, "queue")
-    slots = {(name, state): count for name, row in queues.items() for state, count in _slots(row[2]).items()}
+                {name: len(one.consumers) for name, one in queues.items()}, "queue")
+    slots = {(name, state): count for name, one in queues.items() for state, count in _slots(one.consumers.values()).items()}
     yield gauge("queue_slots", "Slots of the workers that consume a queue.", slots, "queue", "state")
     yield gauge("queue_oldest_seconds", "Age of the longest waiting task of a queue.",
-                {name: reading.oldest.get(name, 0.0) for name in queues}, "queue")
+                {name: one.oldest for name, one in queues.items()}, "queue")
+
+
+def _running_by_name(reading: Reading, alive: list[WorkerRecord]) -> dict[str, float]:
+    """Return how many tasks run, by name; 0 of those that are counted and do not run."""
+    running = Counter(name_of(one.get("name")) for worker in alive for one in worker.running if isinstance(one, dict))
+    counted = sorted({one.task for one in reading.statistics if not one.is_forgotten})
+    names = dict.fromkeys([*(name for name, _ in running.most_common(MAX_TASKS)), *counted])
+    shown: dict[str, float] = {name: running[name] for name in [*names][:MAX_TASKS]}
+    rest = sum(running.values()) - sum(shown.values())
+    return {**shown, OTHER: shown.get(OTHER, 0) + rest} if rest else shown
 
 
 def _of_tasks(reading: Reading, alive: list[WorkerRecord]) -> Iterator[Family]:
     totals = reading.totals
     yield gauge("tasks", "Tasks by list.", {"pending": totals.pending, "processing": totals.processing}, "list")
-    names = Counter(name_of(one.get("name")) for worker in alive for one in worker.running if isinstance(one, dict))
-    known = sorted({one.task for one in reading.statistics})[:MAX_TASKS]
-    shown = {**dict.fromkeys(known, 0), **dict(names.most_common(MAX_TASKS))}
-    rest = sum(names.values()) - sum(shown.values())
-    yield gauge("tasks_running", "Running tasks.", {**shown, **({OTHER: rest} if rest else {})}, "task")
+    yield gauge("tasks_running", "Running tasks.", _running_by_name(reading, alive), "task")
+    yield gauge("tasks_stalled", "Running tasks whose progress has stalled.", reading.stalled)
+    yield gauge("lock_waiters", "Callers that wait for held locks.", reading.lock_waiters)
     yield gauge("locks", "Held locks.", totals.locks)
     numbers = {name_of(name): number for name, body in sorted(totals.counters.items())
                if (number := _number(body)) is not None}

@@ -26,6 +26,10 @@ OUTCOMES = ("lost", "retried", "revoked", "failed", "ignored", "skipped", "succe
 #: Name of all tasks, queues and exceptions that are too many, or have a name that can't be shown.
 OTHER = "(other)"
 
+#: Instead of the task, or the queue, of a record that holds what was forgotten of its queue, or its task: it is added to
+#: their sums, which must not get less, and is not shown itself.
+FORGOTTEN = "\t"
+
 #: Most records, and most exceptions of one, before :data:`OTHER`.
 MAX_RECORDS, MAX_EXCEPTIONS = 500, 10
 
@@ -147,7 +151,8 @@ class RunStatistics:
     """Statistics of the runs of a task that came from a queue.
 
     Attributes:
-        task, queue: Their names; :data:`OTHER` together for what is too many, "" of a task without a queue.
+        task, queue: Their names; :data:`OTHER` together for what is too many, "" of a task without a queue,
+            :data:`FORGOTTEN` for one of them in what was forgotten of the other.
         created: Tasks that were sent, or recorded first in another way.
         started: Runs whose body began.
         outcomes: How many runs ended, by :data:`OUTCOMES`.  It never gets less.
@@ -166,6 +171,11 @@ class RunStatistics:
     wait: Histogram
     runtime: Histogram
     failures: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_forgotten(self) -> bool:
+        """Whether it holds what was forgotten of a task or queue."""
+        return FORGOTTEN in (self.task, self.queue)
 
     @property
     def ended(self) -> int:
@@ -227,6 +237,10 @@ class RunSums(NamedTuple):
         """Return the sums of both."""
         return RunSums(*map(sum, zip(self, other)))
 
+    def added(self, before: RunSums) -> RunSums:
+        """Return what was added since other sums, of all tasks; what is less, for a task was forgotten, is 0."""
+        return RunSums(*(max(0, mine - its) for mine, its in zip(self, before)))
+
     def since(self, before: RunSums) -> RunSums:
         """Return what was added since other sums; if one is less, Redis has lost its data, and all of it was."""
         added = RunSums(*(mine - its for mine, its in zip(self, before)))
@@ -238,7 +252,8 @@ def sums_by(
 ) -> dict[str, RunStatistics]:
     """Return the sums of statistics by a name; those of the names that are too many are :data:`OTHER`."""
     sums: dict[str, RunStatistics] = {}
-    for one in sorted(statistics, key=lambda one: (name(one) == OTHER, name(one))):
+    named = (one for one in statistics if name(one) != FORGOTTEN)
+    for one in sorted(named, key=lambda one: (name(one) == OTHER, name(one))):
         key = name(one) if name(one) in sums or len(sums) < most else OTHER
         sums[key] = sums[key] + one if key in sums else one
     return sums

@@ -11,7 +11,7 @@ from ..reading.reader import Reader
 
 
 class Statistics:
-    """Reads what was counted of the runs of tasks in the last week; it is the home of what is usual for a task."""
+    """Reads what was counted of the tasks that ran in the last week; it is the home of what is usual for a task."""
 
     def __init__(self, reader: Reader, timeout: float) -> None:
         self.reader = reader
@@ -45,7 +45,7 @@ class Statistics:
         if before is None:
             return None
         sums: dict[str, RunSums] = {}
-        for one in now:
+        for one in (one for one in now if not one.is_forgotten):
             added = RunSums.of(one).since(before.get((one.queue, one.task), RunSums()))
             sums[one.task] = added.plus(sums.get(one.task, RunSums()))
         return sums
@@ -62,7 +62,7 @@ class Statistics:
         """
         last = int(self.reader.store.clock.now() // 60)
         kept = sorted(self.reader.store.read_minutes(range(last - min(count, 1440), last + 1)).items())
-        return [(minute, sums.since(before)) for (_, before), (minute, sums) in pairwise(kept)]
+        return [(minute, sums.added(before)) for (_, before), (minute, sums) in pairwise(kept)]
 
 
 def total(sums: Iterable[RunSums]) -> RunSums:

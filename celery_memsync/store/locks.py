@@ -191,6 +191,15 @@ class LockStore(ScriptCaller):
         return None
 
     @redis_call
+    def count_waiters(self, paths: Sequence[str]) -> int:
+        """Return how many wait for locks, by their paths in the index of held locks; what is no lock of ours has none."""
+        names = [name for path in paths if (name := self._lock_name(path)) is not None]
+        pipeline = self._pipeline(None)
+        for name in names:
+            pipeline.llen(self.keys.lock_location(name).key + "/queue/")
+        return sum(count or 0 for count in (answers_of(pipeline) if names else ()))
+
+    @redis_call
     def read_locks(self, names: Sequence[str]) -> list[tuple[StoredEntry | None, int]]:
         """Return locks as they are stored, and how many wait for each."""
         pipeline = self._pipeline(None)

@@ -1,20 +1,28 @@
 """Statistics of the runs of tasks: how a write refers to what it counts, and how they are read."""
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any, NamedTuple
 
 from .. import encoding
 from ..keys import is_id
-from ..models.statistics import MAX_EXCEPTIONS, MAX_RECORDS, RunCounts, RunStatistics, RunSums, name_of
+from ..models.statistics import (
+    FORGOTTEN,
+    MAX_EXCEPTIONS,
+    MAX_RECORDS,
+    RECORD_SIZE,
+    RunCounts,
+    RunStatistics,
+    RunSums,
+    name_of,
+)
 from .errors import redis_call
 from .queue_reading import expires_at
 from .script_caller import ScriptCaller
 
 #: Pending tasks, and held locks, that are looked at.
 OLDEST = 200
-
 
 #: What stands for the waiting time and the words of a write that counts nothing.
 NO_COUNTS = "0\n"
@@ -79,6 +87,8 @@ class Totals(NamedTuple):
         pending, processing: Tasks in the lists of the queue, also some that have expired.
         oldest: Ids of the first pending tasks, in the order in which they were sent.
         locks: Held locks.
+        lock_paths: Paths of the first of them to expire.
+        workers_lost: How many workers were lost.
         counters: As :meth:`CoordinationStore.read_metrics` returns them.
     """
 
@@ -87,6 +97,8 @@ class Totals(NamedTuple):
     oldest: list[str]
     locks: int
     counters: dict[str, bytes]
+    lock_paths: Sequence[str] = ()
+    workers_lost: int = 0
 
 
 class StatisticsStore(ScriptCaller):
@@ -97,13 +109,15 @@ class StatisticsStore(ScriptCaller):
         """Return the statistics of all tasks by queue, in two round trips; what has no name of ours is left out."""
         key = self.keys.statistics
         pipeline = self._pipeline(None)
-        pipeline.zrangebyscore(key, round(self.clock.now() * 1000), "+inf", start=0, num=MAX_RECORDS + 1)
+        # Also those that are to be forgotten: the script that does so keeps the sums.
+        pipeline.zrangebyscore(key, "-inf", "+inf", start=0, num=MAX_RECORDS + 1)
         (members,) = self._answers(pipeline)
         names = [name for member in members or () if (name := _record_of(member)) is not None]
         pipeline = self._pipeline(None)
         for queue, task in names:
-            pipeline.get(f"{key}/{queue}\n{task}")
-            pipeline.hgetall(f"{key}/{queue}\n{task}\n")
+            # Another program may have put anything of any size there.
+            pipeline.getrange(f"{key}/{queue}\n{task}", 0, RECORD_SIZE - 1)
+            pipeline.hrandfield(f"{key}/{queue}\n{task}\n", 2 * MAX_EXCEPTIONS, withvalues=True)
         answers = self._answers(pipeline) if names else []
         return [RunStatistics.parse(queue, task, record, _failures(failures))
                 for (queue, task), record, failures in zip(names, answers[::2], answers[1::2])]
@@ -116,14 +130,18 @@ class StatisticsStore(ScriptCaller):
         pipeline.zcount(own.pending, "-inf", "+inf")
         pipeline.zcount(own.processing, "-inf", "+inf")
         pipeline.zrangebyscore(own.pending, "-inf", "+inf", start=0, num=OLDEST, withscores=True)
-        pipeline.zcount(own.locks, f"({self.clock.now() * 1000:.0f}", "+inf")
+        held = f"({self.clock.now() * 1000:.0f}", "+inf"
+        pipeline.zcount(own.locks, *held)
+        pipeline.zrangebyscore(own.locks, *held, start=0, num=OLDEST)
         pipeline.hgetall(own.metrics)
-        pending, processing, rows, locks, counters = self._answers(pipeline)
+        pipeline.hget(own.worker_totals, "lost")
+        pending, processing, rows, locks, paths, counters, lost = self._answers(pipeline)
         now = self.clock.now() * 1000
         oldest = [task_id for name, score in rows or ()
                   if expires_at(score) > now and is_id(task_id := name.decode(errors="replace"))]
         bodies = {name.decode(errors="replace"): body for name, body in (counters or {}).items()}
-        return Totals(pending or 0, processing or 0, oldest, locks or 0, bodies)
+        lock_paths = [path.decode(errors="surrogateescape") for path in paths or ()]
+        return Totals(pending or 0, processing or 0, oldest, locks or 0, bodies, lock_paths, _count(lost))
 
     def _history(self, kind: str, number: int) -> str:
         return f"{self.keys.statistics}/{kind}/{number}"
@@ -189,14 +207,25 @@ def _record_of(member: bytes) -> tuple[str, str] | None:
         queue, _, task = member.decode().partition("\n")
     except UnicodeDecodeError:
         return None
-    is_ours = task and name_of(task) == task and (not queue or name_of(queue) == queue)
+    is_ours = task and _is_name(task) and (not queue or _is_name(queue))
     return (queue, task) if is_ours else None
 
 
-def _failures(stored: Mapping[bytes, bytes] | Any) -> dict[str, int]:
-    rows = ((name_of(name.decode(errors="replace")), count) for name, count in (stored or {}).items())
+def _is_name(name: str) -> bool:
+    return name == FORGOTTEN or name_of(name) == name
+
+
+def _failures(stored: Sequence[bytes] | None) -> dict[str, int]:
+    """Return failures by exception, of names and counts in turn."""
+    pairs = zip((stored or ())[::2], (stored or ())[1::2])
+    rows = ((name_of(name.decode(errors="replace")), count) for name, count in pairs)
     counts: dict[str, int] = {}
     for name, count in sorted(rows)[:2 * MAX_EXCEPTIONS]:
-        if count.isdigit() and len(count) < 16:
-            counts[name] = counts.get(name, 0) + int(count)
+        if _count(count):
+            counts[name] = counts.get(name, 0) + _count(count)
     return counts
+
+
+def _count(text: bytes | None) -> int:
+    """Return a count, or 0 for what is none."""
+    return int(text) if text and len(text) < 16 and text.isdigit() else 0

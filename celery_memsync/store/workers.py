@@ -105,7 +105,7 @@ class WorkerStore(ScriptCaller):
         location = self.keys.worker_location(worker_id, "heartbeat")
         args = [worker_id, self.token, self.prefix + location.path, int(leaving), ms(ttl), ms(timeout),
                 round(last.since * 1000), round(until * 1000), pulse, body, last.score, last.run_id, formats.FORMAT]
-        keys = [self.keys.workers, self.keys.heartbeats, self.keys.lost, self.keys.formats]
+        keys = [self.keys.workers, self.keys.heartbeats, self.keys.lost, self.keys.formats, self.keys.worker_totals]
         answer = self._run([(HEARTBEAT_WRITE, keys, args)])[0]
         status, version, seconds, micros, steady, workers, score, run_id, went_back, lowest, *claims = answer
         self.format.note(lowest)

@@ -7,6 +7,7 @@
 --                      when the claim of the worker that settles them ends (ms); negative: nor may it be published that
 --                      the worker is lost
 -- KEYS[4]  formats     sorted set: members as of heartbeats, by the newest format that each knows
+-- KEYS[5]  totals      hash: how many workers were "lost"
 -- ARGV[1]   id
 -- ARGV[2]   token     of the process
 -- ARGV[3]   channel   on which it is published
@@ -26,7 +27,7 @@
 --            there), or "back" (it was lost); run id: "" if this user may not read it; 1 if Redis may lack what it had
 --            at the heartbeat before, which leaves since at now
 -- Publishes  field, header and body on the channel, unless it is a goodbye and another live process has the name
-local workers, heartbeats, lost, formats = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local workers, heartbeats, lost, formats, totals = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local id, token, channel, leaving, ttl_ms = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local timeout, since, until_ms, pulse, body = ARGV[6], ARGV[7], ARGV[8], ARGV[9], ARGV[10]
 local left, known_run_id = tonumber(ARGV[11]), ARGV[12]
@@ -148,6 +149,7 @@ if leaving ~= "1" and now_ms - since >= tonumber(timeout) then
     local at, its_token, its_id = whole(tonumber(overdue[i + 1])), worker_of(overdue[i])
     if its_id then
       redis.call("ZADD", heartbeats, "-" .. at, overdue[i])
+      try("HINCRBY", totals, "lost", 1)
       claim(its_token .. " " .. at .. " " .. its_id, "-")
     else
       redis.call("ZREM", heartbeats, overdue[i])

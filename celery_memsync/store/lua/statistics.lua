@@ -3,6 +3,10 @@
 -- Each task of a queue has a record, under the key of the sorted set of all records, a slash, and its name: queue and task
 -- with a line feed between.  It is a string of 40 counters, two sums and a day, see models/statistics.py.  The same name with
 -- a line feed behind it is a hash of what its failures were, by exception.
+--
+-- Readers add the records of a task, and those of a queue, and such a sum must never get less: Prometheus would take that for
+-- a restart, and count all of it once more.  So what a record held that is forgotten is added to one of its queue, and to one
+-- of its task, while there are others of them.
 
 -- Bits of a counter, of a sum and of the day; where the sums and the day are.
 local COUNTER, SUM, DAY, SUMS_AT, DAY_AT = "u40", "u56", "u16", 1600, 1712
@@ -12,8 +16,13 @@ local CREATED, STARTED, REVISED, WAITS, RUNTIMES, WAIT_SUM, RUNTIME_SUM = 0, 1, 
 local BUCKETS = 15
 -- Most records, and exceptions of one; what comes on top of them has this name.
 local MAX_RECORDS, MAX_EXCEPTIONS, OTHER = 500, 10, "(other)"
--- Ms that a record is kept after the first run of the last day on which there was one.
-local RECORD_TTL, DAY_MS = 8 * 86400000, 86400000
+-- What a record has instead of a task, or a queue, that holds what was forgotten of its queue, or its task; no name of ours.
+local FORGOTTEN = "\t"
+-- Ms that a record is kept after the first run of the last day on which there was one.  It is forgotten by the next record that
+-- is written first on a day, so its key is there for longer.
+local RECORD_TTL, KEY_TTL, DAY_MS = 8 * 86400000, 24 * 86400000, 86400000
+-- Most records that one call forgets.
+local FORGET = 100
 
 -- Set by the script: the key of the set, and the lines to which the words of writes refer.
 local statistics
@@ -98,21 +107,87 @@ local function count_run(words, is_first, old, new, runtime, wait)
   end
 end
 
+local add_to_record
+
+-- Add some of the counters of a record, and a sum if its number is given, to another one.
+local function move_counts(name, target, first, last, sum)
+  local get, numbers, counts = {}, {}, {}
+  for number = first, last do
+    get[#get + 1], get[#get + 2], get[#get + 3] = "GET", COUNTER, 40 * number
+    numbers[#numbers + 1] = number
+  end
+  if sum then
+    get[#get + 1], get[#get + 2], get[#get + 3] = "GET", SUM, SUMS_AT + 56 * (sum - WAIT_SUM)
+    numbers[#numbers + 1] = sum
+  end
+  local answer = try("BITFIELD", statistics .. "/" .. name, unpack(get))
+  for i, count in ipairs(answer) do
+    if count > 0 then counts[numbers[i]] = count end
+  end
+  if next(counts) and not add_to_record(target, counts) then redis.call("DEL", statistics .. "/" .. target) end
+end
+
+-- Add the exceptions of a record to those of another one; they are written with the others of this call.
+local function move_exceptions(name, target)
+  local row = try("HRANDFIELD", statistics .. "/" .. name .. "\n", 2 * MAX_EXCEPTIONS, "WITHVALUES")
+  for i = 1, #row, 2 do
+    local by = tonumber(string.match(row[i + 1], "^%d+$"))
+    if by and #row[i + 1] < 16 then
+      local causes = counts_of(exception_counts, target)
+      causes[row[i]] = (causes[row[i]] or 0) + by
+    end
+  end
+end
+
+-- Forget a record; queues and tasks are those of the records that stay.  What holds what was forgotten stays as long as they.
+local function forget_record(name, queues, tasks)
+  local queue, task = string.match(name, "^([^\n]*)\n([^\n]+)$")
+  if not task then return end
+  if task == FORGOTTEN and queues[queue] or queue == FORGOTTEN and tasks[task] then
+    redis.call("ZADD", statistics, whole(now_ms + RECORD_TTL), name)
+    redis.call("PEXPIRE", statistics .. "/" .. name, whole(KEY_TTL))
+    redis.call("PEXPIRE", statistics .. "/" .. name .. "\n", whole(KEY_TTL))
+    return
+  end
+  if queues[queue] and task ~= FORGOTTEN then
+    move_counts(name, queue .. "\n" .. FORGOTTEN, WAITS, RUNTIMES - 1, WAIT_SUM)
+  end
+  if tasks[task] and queue ~= FORGOTTEN then
+    move_counts(name, FORGOTTEN .. "\n" .. task, CREATED, REVISED)
+    move_counts(name, FORGOTTEN .. "\n" .. task, RUNTIMES, RUNTIMES + BUCKETS - 1, RUNTIME_SUM)
+    move_exceptions(name, FORGOTTEN .. "\n" .. task)
+  end
+  redis.call("DEL", statistics .. "/" .. name, statistics .. "/" .. name .. "\n")
+end
+
+-- Forget records without a run for a week.
+local function forget_records()
+  local due = try("ZRANGEBYSCORE", statistics, "-inf", whole(now_ms), "LIMIT", 0, FORGET)
+  if not due[1] then return end
+  redis.call("ZREM", statistics, unpack(due))
+  local queues, tasks = {}, {}
+  for _, name in ipairs(redis.call("ZRANGEBYSCORE", statistics, "-inf", "+inf", "LIMIT", 0, 2 * MAX_RECORDS)) do
+    local queue, task = string.match(name, "^([^\n]*)\n([^\n]+)$")
+    if task and task ~= FORGOTTEN and queue ~= FORGOTTEN then queues[queue], tasks[task] = true, true end
+  end
+  for _, name in ipairs(due) do forget_record(name, queues, tasks) end
+end
+
 -- Return whether a record that was not written today may stay; it does for some days then.
 local function keep_record(name, key)
+  forget_records()
   if name ~= OTHER .. "\n" .. OTHER and not tonumber(try("ZSCORE", statistics, name)) then
-    redis.call("ZREMRANGEBYSCORE", statistics, "-inf", whole(now_ms))
     redis.call("ZREMRANGEBYSCORE", statistics, whole(now_ms + 2 * RECORD_TTL), "+inf")
     if redis.call("ZCOUNT", statistics, "-inf", "+inf") >= MAX_RECORDS then return false end
   end
   redis.call("ZADD", statistics, whole(now_ms + RECORD_TTL), name)
-  redis.call("PEXPIRE", key, whole(RECORD_TTL))
+  redis.call("PEXPIRE", key, whole(KEY_TTL))
   redis.call("PEXPIRE", statistics, whole(RECORD_TTL))
   return true
 end
 
 -- Add to a record, and return whether it may stay.  It is one command: the answer has the day of the last one before.
-local function add_to_record(name, counts)
+function add_to_record(name, counts)
   local today = math.floor(now_ms / DAY_MS) % 65536
   local row = {}
   for number, by in pairs(counts) do
@@ -138,7 +213,7 @@ local function add_exceptions(name, counts)
       redis.call("HINCRBY", key, OTHER, by)
     end
   end
-  outlives(key, RECORD_TTL)
+  outlives(key, KEY_TTL)
 end
 
 local function update_statistics()

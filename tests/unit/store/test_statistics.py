@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 
 import pytest
 
@@ -167,7 +168,10 @@ def test_a_name_without_runs_makes_room_for_another(memsync, redis):
 def test_records_stay_for_a_week(memsync, redis):
     record(memsync, stage("SUCCESS"))
 
-    assert {7 * 86400 < redis.ttl(key) <= 8 * 86400 for key in redis.keys(f"{KEY}*")} == {True}
+    assert 7 * 86400 < redis.ttl(KEY) <= 8 * 86400
+    (score,) = [score for _, score in redis.zrange(KEY, 0, -1, withscores=True)]
+    assert 7 * 86400 < score / 1000 - time.time() <= 8 * 86400
+    assert {redis.ttl(key) <= 24 * 86400 for key in redis.keys(f"{KEY}/*")} == {True}
 
 
 def test_a_record_of_another_day_is_renewed(memsync, redis):
