@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-import threading
+import time
 
 import click
 from celery.bin.base import CeleryOption
@@ -12,6 +12,9 @@ from ..metrics.collector import NAMES, MemsyncCollector
 from ..metrics.server import MetricsServer, json_of, text_of
 from .command import command
 from .output import fail, json_option, memory_of, print_json, print_line
+
+#: Most seconds until Ctrl-C ends a server.
+WAKE_INTERVAL = 0.5
 
 #: What to do without prometheus_client.
 MISSING = "prometheus_client is not installed: pip install 'celery-memsync[metrics]'; --json does without"
@@ -69,7 +72,9 @@ def _serve(ctx: click.Context, collector: MemsyncCollector, host: str, port: int
         fail(f"could not listen at {_shown(host)}:{port}: {reason}", EX_CANTCREAT)
     try:
         print_line(ctx, f"Serving http://{_shown(host)}:{server.port}/metrics")
-        threading.Event().wait()
+        while True:
+            # Another thread may take the signal of Ctrl-C; the handler runs when this one wakes.
+            time.sleep(WAKE_INTERVAL)
     finally:
         server.close()
 
