@@ -53,6 +53,8 @@ class MemsyncCollector:
         self._shown: set[tuple[str, tuple[str, ...]]] | None = None
         #: Monotonic time when they were.
         self._shown_at = -math.inf
+        #: Code of the error of Redis that was logged; "": none was since it answered.
+        self._reported = ""
 
     def describe(self) -> Iterable[Any]:
         """Return no metrics, so that registering reads nothing."""
@@ -74,12 +76,19 @@ class MemsyncCollector:
         try:
             found = self._families_of(read(self._memsync), self._per_worker)
             is_up = True
+            self._reported = ""
         except StoreError as exc:
-            logger.debug("Could not read what is monitored: %s", exc)
+            self._report(exc)
         except Exception:
             # A scrape that fails would hide what is known, and whatever else its registry has.
             logger.exception("Could not read what is monitored")
         return [*found, *own_families(is_up, time.monotonic() - began)]
+
+    def _report(self, exc: StoreError) -> None:
+        """Log why nothing was read; what Redis has answered, as that a right is missing, does not pass by itself."""
+        level = logging.WARNING if exc.code and exc.code != self._reported else logging.DEBUG
+        self._reported = exc.code or self._reported
+        logger.log(level, "Could not read what is monitored: %s", exc)
 
     def _with_zeros(self, found: list[Family]) -> list[Family]:
         now = time.monotonic()

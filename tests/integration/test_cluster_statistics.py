@@ -6,6 +6,7 @@ import redis as redis_py
 
 from celery_memsync import StoreError
 from celery_memsync.metrics import MemsyncCollector
+from celery_memsync.models.statistics import sums_by
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store.errors import note_lost
 from tests.support.runs import run_key
@@ -76,3 +77,21 @@ def test_counts_are_never_too_high_after_lost_answers(make_on_cluster, monkeypat
     succeeded = sum(counts[2] for counts in outcomes(other).values())
     assert 1 <= succeeded <= 31
     assert {other.get_task_state(f"t{number}")["status"] for number in range(31)} == {"SUCCESS"}
+
+
+def test_what_is_forgotten_stays_in_the_sums_of_its_queue(make_on_cluster):
+    memsync = make_on_cluster()
+    for number in range(30):
+        record(memsync, number)
+    memsync.force_sync()
+    key = memsync.runtime.keys.statistics
+    redis = memsync.runtime.store.redis.client_of(key)
+    redis.zadd(key, {"celery\nproj.task1": 1})
+    redis.setrange(f"{key}/celery\nproj.task0", 214, b"\0\1")
+
+    record(memsync, 30)
+    memsync.force_sync()
+
+    found = memsync.runtime.store.read_statistics()
+    assert sums_by(found, lambda one: one.queue)["celery"].wait.count == 31
+    assert "proj.task1" not in {one.task for one in found}

@@ -62,6 +62,7 @@ def test_stopped_worker_and_its_tasks_are_reported_lost_once(make_worker, other)
     assert (state["status"], state["worker"], state["exception"]["type"]) == ("LOST", "w0", "WorkerLostError")
     assert other.get_task_state("t3")["status"] == "STARTED"
     assert other.get_coordination_metrics()["lost"] == 2
+    assert other.runtime.store.read_totals().workers_lost == 1
 
 
 def test_only_what_ran_is_lost(make_worker, other):

@@ -143,6 +143,7 @@ def test_loss_is_reported_once_when_answers_of_redis_are_lost(
     assert sorted(one["task_id"] for one in watcher.events_of("task-lost")) == task_ids
     assert statuses(other, task_ids) == ["LOST"] * 5
     assert other.get_coordination_metrics()["lost"] == 5
+    assert other.runtime.store.read_totals().workers_lost == 1
 
 
 def test_five_hundred_running_tasks_are_lost_once_each(make_worker, other):
