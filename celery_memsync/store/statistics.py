@@ -110,7 +110,7 @@ class StatisticsStore(ScriptCaller):
         key = self.keys.statistics
         pipeline = self._pipeline(None)
         # Also those that are to be forgotten: the script that does so keeps the sums.
-        pipeline.zrangebyscore(key, "-inf", "+inf", start=0, num=MAX_RECORDS + 1)
+        pipeline.zrange(key, -MAX_RECORDS - 1, -1)
         (members,) = self._answers(pipeline)
         names = [name for member in members or () if (name := _record_of(member)) is not None]
         pipeline = self._pipeline(None)

@@ -46,7 +46,10 @@ def test_metrics_are_served_until_ctrl_c(shell):
             return None
 
     text = eventually(served, timeout=30)
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
     done = running.end(signal.SIGINT)
+    for one in silent:
+        one.close()
 
     assert "celery_memsync_redis_up 1.0" in text
     assert (done.returncode, done.stderr) == (130, "")

@@ -21,8 +21,8 @@ local FORGOTTEN = "\t"
 -- Ms that a record is kept after the first run of the last day on which there was one.  It is forgotten by the next record that
 -- is written first on a day, so its key is there for longer.
 local RECORD_TTL, KEY_TTL, DAY_MS = 8 * 86400000, 24 * 86400000, 86400000
--- Most records that one call forgets.
-local FORGET = 100
+-- Most records that one call forgets: Redis does nothing else meanwhile.
+local FORGET = 10
 
 -- Set by the script: the key of the set, and the lines to which the words of writes refer.
 local statistics
@@ -139,7 +139,8 @@ local function move_exceptions(name, target)
   end
 end
 
--- Forget a record; queues and tasks are those of the records that stay.  What holds what was forgotten stays as long as they.
+-- Forget a record; queues and tasks are those of the records that stay, true or, if they hold what was forgotten, false.
+-- These stay as long as there are others.
 local function forget_record(name, queues, tasks)
   local queue, task = string.match(name, "^([^\n]*)\n([^\n]+)$")
   if not task then return end
@@ -149,10 +150,10 @@ local function forget_record(name, queues, tasks)
     redis.call("PEXPIRE", statistics .. "/" .. name .. "\n", whole(KEY_TTL))
     return
   end
-  if queues[queue] and task ~= FORGOTTEN then
+  if queues[queue] ~= nil and task ~= FORGOTTEN then
     move_counts(name, queue .. "\n" .. FORGOTTEN, WAITS, RUNTIMES - 1, WAIT_SUM)
   end
-  if tasks[task] and queue ~= FORGOTTEN then
+  if tasks[task] ~= nil and queue ~= FORGOTTEN then
     move_counts(name, FORGOTTEN .. "\n" .. task, CREATED, REVISED)
     move_counts(name, FORGOTTEN .. "\n" .. task, RUNTIMES, RUNTIMES + BUCKETS - 1, RUNTIME_SUM)
     move_exceptions(name, FORGOTTEN .. "\n" .. task)
@@ -160,15 +161,20 @@ local function forget_record(name, queues, tasks)
   redis.call("DEL", statistics .. "/" .. name, statistics .. "/" .. name .. "\n")
 end
 
--- Forget records without a run for a week.
+-- Forget some records without a run for a week, once a call.
+local has_forgotten = false
 local function forget_records()
+  if has_forgotten then return end
+  has_forgotten = true
+  try("ZREMRANGEBYSCORE", statistics, whole(now_ms + 2 * RECORD_TTL), "+inf")
   local due = try("ZRANGEBYSCORE", statistics, "-inf", whole(now_ms), "LIMIT", 0, FORGET)
   if not due[1] then return end
   redis.call("ZREM", statistics, unpack(due))
   local queues, tasks = {}, {}
   for _, name in ipairs(redis.call("ZRANGEBYSCORE", statistics, "-inf", "+inf", "LIMIT", 0, 2 * MAX_RECORDS)) do
     local queue, task = string.match(name, "^([^\n]*)\n([^\n]+)$")
-    if task and task ~= FORGOTTEN and queue ~= FORGOTTEN then queues[queue], tasks[task] = true, true end
+    local is_own = task ~= FORGOTTEN and queue ~= FORGOTTEN
+    if task then queues[queue], tasks[task] = is_own or queues[queue] or false, is_own or tasks[task] or false end
   end
   for _, name in ipairs(due) do forget_record(name, queues, tasks) end
 end
@@ -176,10 +182,8 @@ end
 -- Return whether a record that was not written today may stay; it does for some days then.
 local function keep_record(name, key)
   forget_records()
-  if name ~= OTHER .. "\n" .. OTHER and not tonumber(try("ZSCORE", statistics, name)) then
-    redis.call("ZREMRANGEBYSCORE", statistics, whole(now_ms + 2 * RECORD_TTL), "+inf")
-    if redis.call("ZCOUNT", statistics, "-inf", "+inf") >= MAX_RECORDS then return false end
-  end
+  local is_known = name == OTHER .. "\n" .. OTHER or tonumber(try("ZSCORE", statistics, name))
+  if not is_known and redis.call("ZCOUNT", statistics, "-inf", "+inf") >= MAX_RECORDS then return false end
   redis.call("ZADD", statistics, whole(now_ms + RECORD_TTL), name)
   redis.call("PEXPIRE", key, whole(KEY_TTL))
   redis.call("PEXPIRE", statistics, whole(RECORD_TTL))

@@ -109,6 +109,7 @@ def test_a_forgotten_record_is_nothing_that_runs_came_to_in_the_last_minutes(cou
     lambda redis, key: (redis.delete(f"{key}/a\nold"), redis.lpush(f"{key}/a\nold", "x")),
     lambda redis, key: redis.set(f"{key}/a\nold\n", b"text"),
     lambda redis, key: redis.hset(f"{key}/a\nold\n", mapping={f"\xff{at}": "x" * 30 for at in range(100)}),
+    lambda redis, key: redis.zadd(key, {f"q\n{at}": float("inf") for at in range(1000)}),
     lambda redis, key: redis.zadd(key, {"no name": 1, "\n": 2, "a\n\n\n": 3, "x\n\t": 4, "\t\ty": 5, "": 6}),
 ])
 def test_foreign_data_in_forgotten_records_hurts_nothing(counted, redis, harm):
@@ -123,3 +124,24 @@ def test_foreign_data_in_forgotten_records_hurts_nothing(counted, redis, harm):
     assert after["celery_memsync_redis_up", "value"] == 1
     assert after["celery_memsync_tasks_created_total", "new", "value"] == 3
     assert redis.zcount(counted.runtime.keys.statistics, "-inf", 1000) == 0
+
+
+def test_sums_of_a_queue_that_ends_get_no_less_while_it_is_shown(make_memsync, redis):
+    memsync = make_memsync()
+    for at in range(50):
+        succeed(memsync, f"t{at}", f"old{at}", "ends")
+    memsync.force_sync()
+    waits = ("celery_memsync_wait_seconds", "ends", "count")
+
+    for at in range(6):
+        make_due(memsync, redis, *(f"ends\nold{number}" for number in range(50) if redis.zscore(
+            memsync.runtime.keys.statistics, f"ends\nold{number}")))
+        succeed(memsync, f"n{at}", "new", "other")
+        memsync.force_sync()
+        assert shown(memsync)[waits] == 50
+
+    make_due(memsync, redis, f"ends\n{FORGOTTEN}")
+    succeed(memsync, "n9", "new", "other")
+    memsync.force_sync()
+    assert waits not in shown(memsync)
+    assert len(redis.zrange(memsync.runtime.keys.statistics, 0, -1)) == 1
