@@ -47,18 +47,26 @@ def bounded_connection(app: Any, write: bool = False) -> Any:
         write: Whether it is for publishing.
     """
     connect = app.connection_for_write if write else app.connection_for_read
-    kind = connect().get_transport_cls().driver_type
-    return connect(connect_timeout=TIMEOUT, transport_options=_TIMEOUTS.get(kind, {}))
+    return connect(connect_timeout=TIMEOUT, transport_options=_timeouts_of(connect()))
 
 
 def bounded_copy(connection: Any) -> Any:
     """Return another connection of kombu to the same broker, which is not open yet.
 
-    Args:
-        connection: One to a Redis.
+    Of several URLs it keeps the one that is used now, because the next may be of a broker with other messages.
     """
-    options = {**connection.transport_options, **_TIMEOUTS["redis"]}
-    return connection.clone(connect_timeout=TIMEOUT, transport_options=options)
+    options = {**connection.transport_options, **_timeouts_of(connection)}
+    copy = connection.clone(connect_timeout=TIMEOUT, transport_options=options)
+    copy.cycle = None
+    return copy
+
+
+def _timeouts_of(connection: Any) -> dict[str, Any]:
+    """Return the transport options of a connection that bound it in time."""
+    timeouts = _TIMEOUTS.get(connection.get_transport_cls().driver_type, {})
+    of_sentinels = connection.transport_options.get("sentinel_kwargs")
+    # Without options of their own, Sentinels have the timeouts of the broker.
+    return {**timeouts, "sentinel_kwargs": {**of_sentinels, **timeouts}} if of_sentinels else {**timeouts}
 
 
 def place_of(connection: Any) -> str:

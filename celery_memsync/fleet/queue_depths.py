@@ -111,24 +111,24 @@ class QueueDepths:
 
 
 class Idleness:
-    """Whether a worker lets messages wait that it could take, through two looks at its queues with nothing received."""
+    """Whether a worker lets messages wait that it could take, through two looks at its queues with nothing taken."""
 
     def __init__(self) -> None:
-        self._received = -1
-        #: The last look that does not count, for something was received after it, and the first that does.
+        self._taken = -1
+        #: The last look that does not count, for something was taken after it, and the first that does.
         self._before = self._first = float("-inf")
 
-    def judge(self, looked_at: float, waiting: int, received: int, room: bool) -> bool:
+    def judge(self, looked_at: float, waiting: int, taken: int, room: bool) -> bool:
         """Return whether it is idle though messages wait.
 
         Args:
             looked_at: When the queues were looked at last.
             waiting: How many messages waited in them then.
-            received: How many messages the worker has received since its start.
+            taken: How many messages the worker has taken since its start.
             room: Whether it could take another.
         """
-        if received != self._received or not room or not waiting:
-            self._received, self._before, self._first = received, looked_at, float("inf")
+        if taken != self._taken or not room or not waiting:
+            self._taken, self._before, self._first = taken, looked_at, float("inf")
         elif looked_at > self._before:
             self._first = min(self._first, looked_at)
         return looked_at > self._first

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -175,9 +176,10 @@ class VisibilityRenewal:
         return self._channel
 
     def _close(self) -> None:
-        connection, self._connection, self._channel, self._source = self._connection, None, None, None
-        if connection is not None:
-            connection.release()
+        """Close the connection; it is opened again to the same broker, unless messages come from another one by then."""
+        self._channel = None
+        if self._connection is not None:
+            self._connection.release()
 
 
 def interval_of(timeout: float) -> float:
@@ -190,7 +192,7 @@ def interval_of(timeout: float) -> float:
 
 
 def _is_time(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def _pieces(tags: Iterator[Any]) -> Iterator[list[Any]]:

@@ -112,6 +112,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         record_received_revokes(Panel)
         self.memsync.signals.revoked.known = state.revoked
         self._follow_cancelled(parent)
+        self._follow_soft_shutdown(parent)
+        self._describer.count_messages()
         signals.worker_shutdown.connect(self._on_shutdown, sender=parent)
         signals.worker_ready.connect(self._on_ready)
         atexit.register(self._leave)
@@ -129,6 +131,16 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             within(self.memsync.settings.timeout, cancelled.follow, cancels.on_new)
         except StoreError:
             cancelled.request()  # a thread tries again, and logs that Redis is away
+
+    def _follow_soft_shutdown(self, parent: WorkController) -> None:
+        """Close when a soft shutdown begins: Celery waits in it before it closes its steps, and sends no signal."""
+        wait = parent.wait_for_soft_shutdown
+
+        def close_and_wait() -> None:
+            self.close(parent)
+            wait()
+
+        parent.wait_for_soft_shutdown = close_and_wait
 
     def _log_start(self) -> None:
         memsync = self.memsync

@@ -83,13 +83,17 @@ class ReceivedRequests:
 
         Those that have ended may stay for long: the traceback of a failure refers to its request.
         """
-        return [request for request in live(self.by_run.values) if not hasattr(request, RECORDED)]
+        return [request for request in self._live() if not hasattr(request, RECORDED)]
+
+    def _live(self) -> list[Any]:
+        # By one step of CPython: a loop over many would never end without one that comes or goes meanwhile.
+        return [request for reference in self.by_run.valuerefs() if (request := reference()) is not None]
 
     def find(self, task_id: str, facts: Mapping[str, Any]) -> Any:
         """Return the request of the run of a task that has ended, None if this process has none."""
         request = self.by_run.get(str(sent_of(facts).get("run"))) or failing.get()
         if request is not None and request.id == task_id:
             return request
-        found = [one for one in live(self.by_run.values) if one.id == task_id]
+        found = [one for one in self._live() if one.id == task_id]
         # Of several it is the one that Celery does not count as received any more.  The hard time limit is signalled twice.
         return min(found, key=lambda one: (one in reserved_requests(), hasattr(one, RECORDED)), default=None)

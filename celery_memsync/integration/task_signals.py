@@ -60,8 +60,6 @@ class TaskSignals:
         #: When the last task was published.
         self._published_at = 0.0
         self._requests = ReceivedRequests()
-        #: How many messages this process has received.
-        self.received = 0
         #: Names of tasks of which an id can't be a key.
         self._unrecorded: set[str] = set()
         #: Whether the pool of the worker in this process has processes of its own; only there a pid is one.
@@ -143,7 +141,6 @@ class TaskSignals:
         """Make the run, send it to the pool with the request, record that a worker has it."""
         if request.app is not self.memsync.app:
             return
-        self.received += 1
         facts = request.request_dict
         sent = sent_of(facts)
         services = self.memsync.runtime

@@ -5,6 +5,7 @@ import os
 import platform
 import socket
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import celery
@@ -47,6 +48,8 @@ class WorkerInspector:
         self.memsync = memsync
         #: Whether the worker is finishing what it has.
         self.draining = False
+        #: How many messages the worker has taken, also of unknown, expired and malformed tasks.
+        self.taken = 0
         self.depths = QueueDepths(worker.app, self._queues, BROKER_CHECK_INTERVAL * memsync.settings.heartbeat_interval)
         self._idleness = Idleness()
         #: What the renewal judges by, in a thread of its own.
@@ -54,6 +57,21 @@ class WorkerInspector:
         self.renewal = VisibilityRenewal(worker.app, self._held, self._is_stuck)
         self._started_at = time.monotonic()
         self._looked = time.monotonic(), time.process_time()
+
+    def count_messages(self) -> None:
+        """Count the messages that the worker takes, when it consumes."""
+        create = self.worker.consumer.create_task_handler
+
+        def create_task_handler(*args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+            handle = create(*args, **kwargs)
+
+            def on_task_received(message: Any) -> Any:
+                self.taken += 1
+                return handle(message)
+
+            return on_task_received
+
+        self.worker.consumer.create_task_handler = create_task_handler
 
     def describe(self) -> WorkerRecord:
         """Return the worker's present record."""
@@ -136,9 +154,9 @@ class WorkerInspector:
         return bool(self._connected() and self._queues() and not idle)
 
     def _is_idle(self, idleness: Idleness, looked_at: float, waiting: int, free: int) -> bool:
-        tasks, prefetch = self.memsync.signals, self._prefetch()
-        room = free > 0 and (not prefetch or len(tasks.unended()) < prefetch)
-        return idleness.judge(looked_at, waiting, tasks.received, room)
+        prefetch = self._prefetch()
+        room = free > 0 and (not prefetch or len(self.memsync.signals.unended()) < prefetch)
+        return idleness.judge(looked_at, waiting, self.taken, room)
 
     def _is_stuck(self) -> bool:
         """Return whether it takes no messages although it should: not if it shuts down or has no queues."""

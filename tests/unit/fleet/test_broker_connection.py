@@ -10,7 +10,7 @@ import pytest
 from billiard.util import _run_after_forkers
 from celery import Celery
 
-from celery_memsync.fleet.broker_connection import TIMEOUT, bounded_connection, open_channel
+from celery_memsync.fleet.broker_connection import TIMEOUT, bounded_connection, bounded_copy, open_channel
 from tests.support.redis_server import RedisServer
 
 
@@ -40,6 +40,15 @@ def test_connections_have_timeouts_and_the_options_of_the_app(make_app, url, opt
 
     assert connection.transport_options == {"visibility_timeout": 77, **options}
     assert connection.connect_timeout == TIMEOUT
+
+
+def test_sentinels_with_options_of_their_own_have_timeouts(make_app):
+    options = {"master_name": "mymaster", "sentinel_kwargs": {"password": "geheim", "socket_timeout": 100}}
+    connection = bounded_connection(make_app("sentinel://localhost", broker_transport_options=options))
+
+    for one in (connection, bounded_copy(connection)):
+        assert one.transport_options["sentinel_kwargs"] == {
+            "password": "geheim", "socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
 
 
 @pytest.mark.parametrize("write", [False, True])
