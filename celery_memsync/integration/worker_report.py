@@ -50,7 +50,8 @@ class WorkerInspector:
         self.draining = False
         #: How many messages the worker has taken, also of unknown, expired and malformed tasks.
         self.taken = 0
-        self.depths = QueueDepths(worker.app, self._queues, BROKER_CHECK_INTERVAL * memsync.settings.heartbeat_interval)
+        interval = BROKER_CHECK_INTERVAL * memsync.settings.heartbeat_interval
+        self.depths = QueueDepths(worker.app, self._queues, interval, self._connection)
         self._idleness = Idleness()
         #: What the renewal judges by, in a thread of its own.
         self._idleness_of_renewal = Idleness()
@@ -151,7 +152,7 @@ class WorkerInspector:
 
     def _consuming(self, looked_at: float, waiting: int, free: int) -> bool:
         idle = self._is_idle(self._idleness, looked_at, waiting, free)
-        return bool(self._connected() and self._queues() and not idle)
+        return bool(self._connection() is not None and self._queues() and not idle)
 
     def _is_idle(self, idleness: Idleness, looked_at: float, waiting: int, free: int) -> bool:
         prefetch = self._prefetch()
@@ -162,20 +163,21 @@ class WorkerInspector:
         """Return whether it takes no messages although it should: not if it shuts down or has no queues."""
         looked_at, depths = self.depths.known
         idle = self._is_idle(self._idleness_of_renewal, looked_at, sum(depths.values()), self._capacity()["free"])
-        return not self.draining and (not self._connected() or bool(self._queues() and idle))
+        return not self.draining and (self._connection() is None or bool(self._queues() and idle))
 
     def _prefetch(self) -> int:
         return getattr(getattr(getattr(self.worker, "consumer", None), "qos", None), "value", None) or 0
 
-    def _connected(self) -> bool:
+    def _connection(self) -> Any:
+        """Return the open connection of the consumer, None if it has none."""
         connection = getattr(getattr(self.worker, "consumer", None), "connection", None)
         try:
-            return bool(connection is not None and connection.connected)
+            return connection if connection is not None and connection.connected else None
         except BaseException as exc:
             if not ends_here(exc):
                 raise
             # Looked at while the consumer's thread is closing it.
-            return False
+            return None
 
 
 def _running_requests() -> list[Any]:

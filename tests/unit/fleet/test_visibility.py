@@ -216,7 +216,8 @@ def test_messages_of_a_closed_channel_are_renewed_where_they_came_from(make_deli
     own_server.start()
     renewal.renew()
 
-    assert renewal._connection.port == own_server.port
+    message.channel.closed = False
+    assert renewal._own.connection.port == own_server.port
 
 
 def test_failure_names_the_broker_without_its_password(make_deliveries, own_server):
