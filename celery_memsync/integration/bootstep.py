@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
@@ -102,7 +103,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Read which ids are cancelled, before the worker consumes."""
         cancels, cancelled = self.memsync.signals.cancels, self.memsync.runtime.cancelled
         if self.memsync.signals.has_children or getattr(parent.pool, "is_green", False):
-            cancels.terminates = parent.hostname
+            cancels.terminating = weakref.ref(parent)
         try:
             within(self.memsync.settings.timeout, cancelled.follow, cancels.on_new)
         except StoreError:

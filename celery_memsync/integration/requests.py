@@ -1,12 +1,18 @@
 """What Celery knows of a task: requests of a worker, and what this package sends along with a message."""
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from celery.exceptions import Retry
 from celery.utils.time import maybe_iso8601
+
+from ..settings import short
+
+logger = logging.getLogger(__name__)
 
 #: Attribute of a request whose end was recorded.
 RECORDED = "memsync_recorded"
@@ -50,6 +56,18 @@ def timestamp(moment: Any) -> float | None:
         return None
 
 
+def retry_at_of(error: BaseException, now: float) -> float | None:
+    """Return when a run that is to be retried is tried again, None for any other.
+
+    Args:
+        now: Redis's time, in seconds.
+    """
+    when = error.when if isinstance(error, Retry) else None
+    if isinstance(when, (int, float)) and not isinstance(when, bool):
+        return now + max(0.0, when)
+    return timestamp(when)
+
+
 def reserved_requests() -> Any:
     """Return the requests that Celery's worker has and that have not ended; an import that a producer does without."""
     from celery.worker import state
@@ -68,15 +86,31 @@ def live(requests: Callable[[], Iterable[Any]]) -> list[Any]:
     return []
 
 
+class UnfitIds:
+    """Logs once for each task that it has ids of which nothing is recorded."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+
+    def warn(self, name: str, task_id: Any) -> None:
+        """Log an id of a task that can't be a key."""
+        if name not in self._names:
+            self._names.add(name)
+            logger.warning("Nothing is recorded of the task %s with the id %s, which can't be part of a key in Redis (no "
+                           "slash, star or bracket, at most 512 bytes); it runs as any other", name, short(task_id))
+
+
 class ReceivedRequests:
     """The requests that this process has received, as long as something refers to them.
 
     Attributes:
         by_run: By the id of the run, because one task may be delivered twice.
+        unfit: The same of those whose ids can't be keys, so that nothing is recorded of them.
     """
 
     def __init__(self) -> None:
         self.by_run: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        self.unfit: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
     def unended(self) -> list[Any]:
         """Return the requests that this process has received and has not done with.
@@ -84,6 +118,10 @@ class ReceivedRequests:
         Those that have ended may stay for long: the traceback of a failure refers to its request.
         """
         return [request for request in live(self.by_run.values) if not hasattr(request, RECORDED)]
+
+    def waiting(self) -> list[Any]:
+        """Return the requests that have not begun, also those of which nothing is recorded."""
+        return [one for one in (*self.unended(), *live(self.unfit.values)) if one.time_start is None]
 
     def find(self, task_id: str, facts: Mapping[str, Any]) -> Any:
         """Return the request of the run of a task that has ended, None if this process has none."""

@@ -27,6 +27,9 @@ from .steps import Step, Steps, embed_of, has_steps, last_id
 #: Workflows of which a process remembers that it has recorded their steps, or that they are never sent.
 MAX_REMEMBERED = 1000
 
+#: What travels with each run of a task as it came with the first.
+CARRIED = ("depends_on", "group", "header", "member", "sizes")
+
 #: Statuses after which what follows is sent, or may be.
 GOES_ON = frozenset({"SUCCESS", "RETRY", "PENDING"})
 
@@ -49,7 +52,7 @@ class Workflows:
             before: What came with the run of the same task that sends it, if it is to be retried or replaced.
         """
         if before is not None:
-            known = {name: before[name] for name in ("depends_on", "group", "member", "sizes") if name in before}
+            known = {name: before[name] for name in CARRIED if name in before}
             return {**known, **_workflow_in(before)}
         active, embed = active_run.get(), embed_of(body)
         if active is not None:
@@ -131,20 +134,29 @@ def _sent_by(active: ActiveRun, headers: Mapping[str, Any], embed: Mapping[str, 
     """Return what travels with a message that a running task sends, or Celery when it has ended."""
     known, group, sent = _workflow_in(active.sent), headers.get("group"), sent_group.get()
     if active.name == UNLOCK and is_id(group):
-        return {"workflow": group, "depends_on": [group], **known}
+        known = {"workflow": group, "depends_on": [group], **known}
     step = active.steps.get(headers["id"])
     if not known and (step is not None or sent is not None or has_steps(embed)):
         known["workflow"] = headers["root_id"]
     if step is not None:
         known["depends_on"] = list(step.depends_on)
-        known.update({"sizes": active.sent["sizes"]} if "sizes" in active.sent else {})
+        known.update(_sizes_around(active.sent, step))
     if sent is not None:
         known["sizes"] = sent.sizes
     if sent is not None and group not in (None, sent.group_id):
         known["group"] = sent.group_id  # the body of a chord, whose members have the id of its header
+        if active.name != UNLOCK and group != active.facts.get("group"):
+            known["header"] = group  # or of the one around the chord, where they count
     elif group is not None and headers.get("group_index") is None and embed.get("chord"):
         known["member"] = True  # by ``add_to_chord``
     return known
+
+
+def _sizes_around(sent: Mapping[str, Any], step: Step) -> dict[str, Any]:
+    """Return the sizes of groups that came with a message, but for those that a step comes after: it is no part of them."""
+    sizes = sent.get("sizes")
+    around = {name: size for name, size in sizes.items() if name not in step.depends_on} if isinstance(sizes, dict) else {}
+    return {"sizes": around} if around else {}
 
 
 def _workflow_in(sent: Mapping[str, Any]) -> dict[str, Any]:
