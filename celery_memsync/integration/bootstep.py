@@ -184,7 +184,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _say_goodbye(self) -> None:
         self._losses.stop(min(LOSSES_TIMEOUT, remaining()))
         self._describer.depths.stop()
-        self.memsync.signals.revoked.stop(min(LOSSES_TIMEOUT, remaining()))
+        for thread in (self.memsync.signals.revoked, self.memsync.signals.revived):
+            thread.stop(min(LOSSES_TIMEOUT, remaining()))
         try:
             self._heartbeat.stop(remaining(), goodbye=not self._kept.has_orphans)
             self._kept.close(remaining())

@@ -81,7 +81,7 @@ class CancelledTasks:
 
     def _terminate(self, worker: WorkController) -> None:
         signals, cancelled = self.memsync.signals, self.memsync.runtime.cancelled
-        for request in signals.unended():
+        for request in signals.requests.unended():
             facts = request.request_dict
             is_wanted = any(one.terminate for one in cancelled.find_all(ids_of(request.id, facts, sent_of(facts))))
             # One that the pool has and has not begun is terminated when it begins.

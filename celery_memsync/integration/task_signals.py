@@ -28,6 +28,7 @@ from .cancels import CancelledTasks, send_revoked_event
 from .child_outcomes import ChildOutcomes, TaskOutcome, has_ended, unwrapped
 from .endings import HARMLESS, REPLACED, end_of_ignored, end_of_unwound, is_unstored, log_unrecorded, stored_state
 from .requests import HEADER, RECORDED, ReceivedRequests, UnfitIds, count_of, failing, nesting_of, sent_of
+from .revived_steps import RevivedSteps
 from .revokes import RevokedTasks
 from .runs import ActiveRun, ReceivedRun, active_run, known_of, latest, lifetime, received
 from .sent_groups import sent_group, sizes_in
@@ -75,8 +76,9 @@ class TaskSignals:
         self.revoked = RevokedTasks(memsync)
         #: Skips what is cancelled.
         self.cancels = CancelledTasks(memsync, self.revoked)
-        #: Records steps that are not sent yet.
+        #: Records steps that are not sent yet; those of lost tasks that run again.
         self.workflows = Workflows()
+        self.revived = RevivedSteps(memsync)
 
     def connect(self) -> None:
         """Receive signals from now on, for as long as this object is referred to."""
@@ -94,6 +96,7 @@ class TaskSignals:
         self.requeuer.forget()
         self.kept.forget()
         self.revoked.forget()
+        self.revived.forget()
 
     # -- where a task is sent
 
@@ -166,6 +169,7 @@ class TaskSignals:
         try:
             recoveries = (count_of(sent["recoveries"]) or 0) if sent.get("recoveries") else 0
             self.kept.add(request, sent["run"], sent["key"], recoveries, services.settings, sender)
+            self.revived.receive(request)
         except Exception as exc:
             log_unrecorded(exc)
         services.writer.defer(ReceivedRun(services, request, sent, moment, self))
@@ -248,10 +252,6 @@ class TaskSignals:
             run = TaskRun.of(known)
             self._record(request.id, facts[HEADER]["key"], run)
             record_unsent(self.memsync.runtime, request, run)
-
-    def unended(self) -> list[Any]:
-        """Return the requests that this process has received and has not done with."""
-        return self.requests.unended()
 
     def running_tasks(self) -> list[tuple[str, str]]:
         """Return ids and run keys of the tasks that this process has received and has not done with."""

@@ -113,7 +113,7 @@ class WorkerInspector:
 
     def _consuming(self, looked_at: float, waiting: int, free: int) -> bool:
         tasks, prefetch = self.memsync.signals, self._prefetch()
-        room = free > 0 and (not prefetch or len(tasks.unended()) < prefetch)
+        room = free > 0 and (not prefetch or len(tasks.requests.unended()) < prefetch)
         idle = self._idleness.judge(looked_at, waiting, tasks.received, room)
         return bool(self._connected() and self._queues() and not idle)
 

@@ -123,3 +123,41 @@ def test_single_task_is_a_workflow_of_its_own(fleet):
 
 def test_workflow_of_an_unknown_id_is_none(fleet):
     assert fleet.reader.get_workflow("nothing") is None
+
+
+#: Workflows whose groups Celery names only when it sends them, or counts elsewhere, and their shape at the end.
+NESTED = {
+    "group with a chord behind a task": (
+        lambda s: chain(s("ok"), group(s("ok"), chord([s("ok"), s("ok")], s("ok")))),
+        {"chain": ["ok", {"group": ["ok", {"chord": [{"group": ["ok", "ok"]}, "ok"]}]}]}),
+    "group with a chain and a chord of one behind a task": (
+        lambda s: chain(s("ok"), group(s("retried"), chain(s("ok"), s("ok")), chord([s("ok")], s("ok")))),
+        {"chain": ["ok", {"group": ["retried", {"chain": ["ok", "ok"]}, {"chord": [{"group": ["ok"]}, "ok"]}]}]}),
+    "chord with a group in a chord": (
+        lambda s: chord([chord([s("ok"), s("ok")], group(s("ok"), s("retried"))), s("ok")], s("ok")),
+        {"chord": [{"group": ["ok", {"chain": [{"group": ["ok", "ok"]}, {"group": ["ok", "retried"]}]}]}, "ok"]}),
+    "chord as the body of a chord in a chain": (
+        lambda s: chain(s("ok"), chord([s("ok"), s("ok")], chord([s("ok"), s("retried")], s("ok"))), s("ok")),
+        {"chain": ["ok", {"group": ["ok", "ok"]}, {"chord": [{"group": ["ok", "retried"]}, "ok"]}, "ok"]}),
+    "chords in a chord with a group": (
+        lambda s: chord([chain(s("ok"), chord([s("ok"), s("ok")], group(s("ok"), s("ok")))), s("ok"),
+                         chord([s("ok"), s("ok")], s("ok"))], group(s("ok"), s("ok"))),
+        {"chain": [
+            {"group": ["ok", {"chain": ["ok", {"group": ["ok", "ok"]}, {"group": ["ok", "ok"]}]},
+                       {"chord": [{"group": ["ok", "ok"]}, "ok"]}]},
+            {"group": ["ok", "ok"]}]}),
+}
+
+
+@pytest.mark.parametrize("make, expected", NESTED.values(), ids=list(NESTED))
+def test_groups_in_groups_are_counted_to_their_end_and_leave_nothing_behind(fleet, make, expected):
+    result = make(lambda *args: sig(fleet, *args)).apply_async()
+    fleet.app.memsync.force_sync()
+
+    def ended():
+        tree = fleet.reader.get_workflow(result.id)
+        groups = [node.group for node in tree.root.walk() if node.group is not None]
+        return (tree.status == "SUCCESS" and shape(tree.root) == expected
+                and all(one.total == one.done == one.succeeded > 0 for one in groups))
+
+    assert eventually(ended, 20)
