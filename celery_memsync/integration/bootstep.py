@@ -155,6 +155,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.memsync.signals.refresh()
         self._losses.schedule_recheck()
         self._kept.refresh()
+        self.memsync.runtime.cancelled.request()
 
     def _has_lost(self, reply: HeartbeatReply) -> bool:
         """Return whether Redis may have lost what it had: this worker, or by a clock that was set ahead what expires."""

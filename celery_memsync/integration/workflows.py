@@ -7,7 +7,7 @@ records all steps that come later (`steps.py`); the worker whose task does not s
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from celery.exceptions import Reject
@@ -28,7 +28,7 @@ from .steps import Step, Steps, embed_of, has_steps, last_id
 MAX_REMEMBERED = 1000
 
 #: What travels with each run of a task as it came with the first.
-CARRIED = ("depends_on", "group", "header", "member", "sizes")
+CARRIED = ("awaits", "depends_on", "group", "header", "member", "sizes")
 
 #: Statuses after which what follows is sent, or may be.
 GOES_ON = frozenset({"SUCCESS", "RETRY", "PENDING"})
@@ -54,14 +54,16 @@ class Workflows:
         if before is not None:
             known = {name: before[name] for name in CARRIED if name in before}
             return {**known, **_workflow_in(before)}
+        awaited = _awaited_by(body) if headers.get("task") == UNLOCK else None
+        known = {} if awaited is None else {"awaits": awaited}
         active, embed = active_run.get(), embed_of(body)
         if active is not None:
-            return _sent_by(active, headers, embed)
+            return {**known, **_sent_by(active, headers, embed)}
         group = sent_group.get()
         if group is not None:
-            return {"workflow": group.outermost, "sizes": group.sizes}
-        if headers.get("task") == UNLOCK:
-            return {"workflow": awaited} if (awaited := _awaited_by(body)) is not None else {}
+            return {**known, "workflow": group.outermost, "sizes": group.sizes}
+        if awaited is not None:
+            return {**known, "workflow": awaited}
         if not has_steps(embed):
             return {}
         # Of a chord that something else than a group sends.
@@ -133,30 +135,34 @@ class Workflows:
 def _sent_by(active: ActiveRun, headers: Mapping[str, Any], embed: Mapping[str, Any]) -> dict[str, Any]:
     """Return what travels with a message that a running task sends, or Celery when it has ended."""
     known, group, sent = _workflow_in(active.sent), headers.get("group"), sent_group.get()
-    if active.name == UNLOCK and is_id(group):
-        known = {"workflow": group, "depends_on": [group], **known}
-    step = active.steps.get(headers["id"])
+    step, awaited = active.steps.get(headers["id"]), _awaited_in(active)
     if not known and (step is not None or sent is not None or has_steps(embed)):
         known["workflow"] = headers["root_id"]
-    if step is not None:
-        known["depends_on"] = list(step.depends_on)
-        known.update(_sizes_around(active.sent, step))
+    before = list(step.depends_on) if step is not None else [] if awaited is None else [awaited]
+    if before:
+        known.update(_sizes_around(active.sent, before), depends_on=before)
     if sent is not None:
-        known["sizes"] = sent.sizes
+        known["sizes"] = {**known.get("sizes", {}), **sent.sizes}
     if sent is not None and group not in (None, sent.group_id):
         known["group"] = sent.group_id  # the body of a chord, whose members have the id of its header
-        if active.name != UNLOCK and group != active.facts.get("group"):
+        if group != (active.facts.get("group") if awaited is None else awaited):
             known["header"] = group  # or of the one around the chord, where they count
     elif group is not None and headers.get("group_index") is None and embed.get("chord"):
         known["member"] = True  # by ``add_to_chord``
     return known
 
 
-def _sizes_around(sent: Mapping[str, Any], step: Step) -> dict[str, Any]:
-    """Return the sizes of groups that came with a message, but for those that a step comes after: it is no part of them."""
+def _sizes_around(sent: Mapping[str, Any], before: Sequence[str]) -> dict[str, Any]:
+    """Return the sizes of groups that came with a message, but for those that come before a step: it is no part of them."""
     sizes = sent.get("sizes")
-    around = {name: size for name, size in sizes.items() if name not in step.depends_on} if isinstance(sizes, dict) else {}
+    around = {name: size for name, size in sizes.items() if name not in before} if isinstance(sizes, dict) else {}
     return {"sizes": around} if around else {}
+
+
+def _awaited_in(active: ActiveRun) -> str | None:
+    """Return the group after which a task of Celery's sends the body of a chord, None for any other task."""
+    awaited = active.sent.get("awaits") if active.name == UNLOCK else None
+    return awaited if is_id(awaited) else None
 
 
 def _workflow_in(sent: Mapping[str, Any]) -> dict[str, Any]:

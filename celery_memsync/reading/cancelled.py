@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Any
 from uuid import UUID
 
@@ -163,6 +163,8 @@ class CancelledIds:
             new = self._take(found.rows)
             if new and self._on_new is not None:
                 self._on_new(new)
+            if found.is_all and self._on_new is not None:
+                self._restore({one.id for one, _ in found.rows})
             self._mark = found.mark
         self._forget()
         self._read_at, self._is_away = began, False
@@ -177,6 +179,10 @@ class CancelledIds:
                 self.known[one.id] = one
             self._until[one.id] = until
         return new
+
+    def _restore(self, there: Set[str]) -> None:
+        """Cancel again what Redis has lost: a worker that starts now is to find it."""
+        self.store.restore_cancelled([self.known[one] for one in self._until if one not in there and one in self.known])
 
     def _forget(self) -> None:
         """Forget what has expired; it is in the order in which that happens."""

@@ -1,13 +1,14 @@
 """The cancelled ids: one small sorted set that expires."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..exceptions import StoreRefused
 from ..keys import CANCELLED
 from ..models.cancellation import Cancellation
 from .errors import redis_call
-from .script_caller import ScriptCaller, ms
+from .script_caller import Call, ScriptCaller, in_chunks, ms
 from .scripts import CANCELLED_ADD
 
 #: Seconds that a cancelled id is kept: a worker that was down overnight, or a message that waited as long, must find it.
@@ -15,6 +16,9 @@ CANCELLED_TTL = 86400.0
 
 #: Most ids that are kept: every worker reads them all.
 MAX_CANCELLED = 10_000
+
+#: Ids that are added in one round trip.
+IDS_PER_CALL = 200
 
 #: The last row that was read: an id, and when it is forgotten, in ms of Redis's clock.
 Mark = tuple[bytes, float]
@@ -26,10 +30,12 @@ class CancelledSet(NamedTuple):
     Attributes:
         mark: The last of them; with it only what comes after that is read.
         rows: What was cancelled, oldest first, and when that is forgotten, in seconds of Redis's clock.
+        is_all: Whether these are all that Redis has.
     """
 
     mark: Mark | None
     rows: list[tuple[Cancellation, float]]
+    is_all: bool
 
 
 class CancelStore(ScriptCaller):
@@ -47,12 +53,21 @@ class CancelStore(ScriptCaller):
         Raises:
             StoreRefused: If there are too many.
         """
-        args = [cancelled.id.encode(), cancelled.encode(), int(cancelled.terminate), ms(CANCELLED_TTL), MAX_CANCELLED,
-                self.prefix + self.cancelled_path]
-        if self._run([(CANCELLED_ADD, [self.keys.cancelled, self.keys.cancel_causes], args)])[0][0] == b"full":
+        if self._run([self._addition(cancelled)])[0][0] == b"full":
             raise StoreRefused(
                 f"Could not cancel: {MAX_CANCELLED} ids were cancelled within {CANCELLED_TTL / 3600:g} hours; "
                 "cancel the root or the group instead of each task")
+
+    @redis_call
+    def restore_cancelled(self, lost: Sequence[Cancellation]) -> None:
+        """Add ids again that Redis has lost, as far as there is room; processes are not terminated again."""
+        for chunk in in_chunks(lost, IDS_PER_CALL):
+            self._run([self._addition(one._replace(terminate=False)) for one in chunk])
+
+    def _addition(self, cancelled: Cancellation) -> Call:
+        args = [cancelled.id.encode(), cancelled.encode(), int(cancelled.terminate), ms(CANCELLED_TTL), MAX_CANCELLED,
+                self.prefix + self.cancelled_path]
+        return CANCELLED_ADD, [self.keys.cancelled, self.keys.cancel_causes], args
 
     @redis_call
     def read_cancelled(self, mark: Mark | None = None) -> CancelledSet | None:
@@ -65,9 +80,10 @@ class CancelStore(ScriptCaller):
         now = self.clock.now()
         latest = now + 2 * CANCELLED_TTL
         sound = [row for row in rows if now < row[1] / 1000 < latest and row != mark]
-        causes = self._causes([name for name, _ in sound], mark is None)
+        causes = self._causes([name for name, _ in sound])
         parsed = [(Cancellation.parse(name, cause), score / 1000) for (name, score), cause in zip(sound, causes)]
-        return CancelledSet(sound[-1] if sound else mark, [(one, until) for one, until in parsed if one is not None])
+        rows_of_ours = [(one, until) for one, until in parsed if one is not None]
+        return CancelledSet(sound[-1] if sound else mark, rows_of_ours, mark is None)
 
     def _rows(self, first: object) -> list[Mark]:
         pipeline = self._pipeline(None)
@@ -75,15 +91,9 @@ class CancelStore(ScriptCaller):
         (rows,) = self._answers(pipeline)
         return [(name, score) for name, score in rows or ()]
 
-    def _causes(self, names: list[bytes], of_all: bool) -> list[bytes | None]:
+    def _causes(self, names: list[bytes]) -> list[bytes | None]:
         """Return the causes of ids; None of those without one."""
-        if not names:
-            return []
         pipeline = self._pipeline(None)
-        if of_all:
-            pipeline.hgetall(self.keys.cancel_causes)
-            (found,) = self._answers(pipeline)
-            return [(found or {}).get(name) for name in names]
-        for name in names:
+        for name in names:  # and not all that is there: other programs may have put in anything
             pipeline.hget(self.keys.cancel_causes, name)
-        return list(self._answers(pipeline))
+        return list(self._answers(pipeline)) if names else []

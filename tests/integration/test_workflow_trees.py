@@ -4,7 +4,9 @@ from __future__ import annotations
 import pytest
 from celery import chain, chord, group
 
-from tests.support.flows import sig
+from tests.support.fleet import TASKS
+from tests.support.flows import FLOWS, sig
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 
@@ -77,6 +79,7 @@ def test_tree_is_found_by_any_of_its_ids(fleet):
 
 def test_tree_shows_progress_of_what_runs(fleet):
     result = chain(sig(fleet, "ok"), sig(fleet, "wait"), sig(fleet, "ok")).apply_async()
+    fleet.app.memsync.force_sync()
     running = result.parent
     eventually(lambda: (fleet.reader.get_task_progress(running.id) or {}).get("progress"))
 
@@ -149,8 +152,8 @@ NESTED = {
 }
 
 
-@pytest.mark.parametrize("make, expected", NESTED.values(), ids=list(NESTED))
-def test_groups_in_groups_are_counted_to_their_end_and_leave_nothing_behind(fleet, make, expected):
+def assert_ends_as(fleet, make, expected):
+    """Fail unless the tree of a workflow gets this shape, and the counts of all its groups are complete."""
     result = make(lambda *args: sig(fleet, *args)).apply_async()
     fleet.app.memsync.force_sync()
 
@@ -161,3 +164,19 @@ def test_groups_in_groups_are_counted_to_their_end_and_leave_nothing_behind(flee
                 and all(one.total == one.done == one.succeeded > 0 for one in groups))
 
     assert eventually(ended, 20)
+
+
+@pytest.mark.parametrize("make, expected", NESTED.values(), ids=list(NESTED))
+def test_groups_in_groups_are_counted_to_their_end_and_leave_nothing_behind(fleet, make, expected):
+    assert_ends_as(fleet, make, expected)
+
+
+def test_chords_are_the_same_with_a_result_backend_that_does_not_count(make_fleet, tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    fleet = make_fleet(include=[TASKS, FLOWS], result_backend=f"file://{results}")
+    fleet.start_worker("-c", "2")
+    flows = {**SHAPES, **NESTED}
+
+    for name in stressed([name for name in flows if "chord" in name], ["chord with a group in a chord"]):
+        assert_ends_as(fleet, *flows[name])

@@ -152,6 +152,20 @@ def test_follower_knows_at_once_what_its_own_process_cancels(memsync):
     eventually(lambda: seen == ["t1"])
 
 
+def test_follower_restores_what_redis_has_lost(memsync, other, redis):
+    ids = memsync.runtime.cancelled
+    ids.follow(lambda new: None)
+    for number in range(300):
+        other.cancel(f"t{number}", "for good")
+    eventually(lambda: len(ids._until) == 300)
+
+    redis.flushall()
+    ids.request()
+
+    found = eventually(lambda: len(rows := other.runtime.store.read_cancelled().rows) == 300 and rows)
+    assert {(one.id, one.reason) for one, _ in found} == {(f"t{number}", "for good") for number in range(300)}
+
+
 def test_uuid_of_a_message_is_found(memsync):
     found = uuid.uuid4()
     memsync.cancel(found)
