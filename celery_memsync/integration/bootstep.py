@@ -24,6 +24,7 @@ from ..models.worker import WorkerRecord
 from ..store import HeartbeatReply
 from ..store.clock import UNNOTICED
 from .app_manager import AppManager
+from .cancels import catch_up_after_pauses
 from .revokes import record_received_revokes
 from .task_attributes import check_tasks
 from .worker_report import VERSIONS, WorkerInspector
@@ -104,6 +105,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         cancels, cancelled = self.memsync.signals.cancels, self.memsync.runtime.cancelled
         if self.memsync.signals.has_children or getattr(parent.pool, "is_green", False):
             cancels.terminating = weakref.ref(parent)
+        catch_up_after_pauses(cancelled)
         try:
             within(self.memsync.settings.timeout, cancelled.follow, cancels.on_new)
         except StoreError:

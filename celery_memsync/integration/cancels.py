@@ -1,18 +1,21 @@
 """Cancelled tasks in a worker's main process: Celery skips them as it skips revoked ones."""
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import TaskRevokedError
+from celery.worker.request import Request
 
 from ..exceptions import TaskCancelled
 from ..models.cancellation import Cancellation, ids_of
+from ..reading.cancelled import CancelledIds
 from .app_manager import AppManager
 from .child_outcomes import unwrapped, verdict
 from .requests import sent_of
@@ -73,7 +76,7 @@ class CancelledTasks:
 
     def _terminate_soon(self, worker: WorkController) -> None:
         """Terminate what runs, in the thread that may do so; greenlets may do it in any."""
-        terminate = partial(self._terminate, worker)
+        terminate = functools.partial(self._terminate, worker)
         if self.memsync.signals.has_children:
             worker.consumer.call_soon(terminate)
         else:
@@ -115,12 +118,38 @@ def _revoke(request: Any, revoked: RevokedTasks) -> None:
     request.revoked = is_revoked
 
 
+#: What the workers of this process follow.
+_followed: list[weakref.ref[CancelledIds]] = []
+
+
+def catch_up_after_pauses(cancelled: CancelledIds) -> None:
+    """Let Celery find what was cancelled while this worker was paused before it hands on a task that had waited."""
+    _followed[:] = [*(find for find in _followed if find() is not None), weakref.ref(cancelled)]
+    revoked = Request.revoked
+    if hasattr(revoked, "catches_up"):
+        return
+
+    @functools.wraps(revoked)
+    def look(self: Any) -> Any:
+        now = time.monotonic()
+        for find in _followed:  # and no further call, for this is done for every task
+            followed = find()
+            if followed is not None and now > followed.stale_at:
+                followed.catch_up()
+        return revoked(self)
+
+    look.catches_up = True  # type: ignore[attr-defined]
+    Request.revoked = look
+
+
 def _guard(request: Any, revoked: RevokedTasks) -> None:
     """Let a request be skipped although Celery has handed it to the pool, where threads and greenlets let it wait."""
     find, accept = weakref.ref(request), type(request).on_accepted
 
     def accept_unless_revoked(pid: int, time_accepted: float) -> Any:
         accepted: Any = find()  # its pool, which calls this, refers to it
+        for followed in filter(None, (find() for find in _followed)):
+            followed.catch_up()
         if accepted.id in revoked.known and accepted.revoked():
             raise _quiet_end(pid)
         return accept(accepted, pid, time_accepted)

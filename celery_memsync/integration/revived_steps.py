@@ -12,7 +12,6 @@ from ..models.order import UNSENT_RANKS
 from ..models.task import TaskRun
 from ..store import Store, Task
 from .app_manager import AppManager
-from .requests import sent_of
 from .steps import Steps, embed_of, has_steps
 
 #: Seconds after which is looked once more: the worker that reports a task as lost may be at its steps only then.
@@ -41,14 +40,11 @@ class RevivedSteps:
         self._thread = BackgroundLoop("memsync-steps", self.record, 0, on_demand=True)
 
     def receive(self, request: Any) -> None:
-        """Take a request that was received, if its task may have run before."""
-        facts = request.request_dict
-        delivery = facts.get("delivery_info")
-        if not (sent_of(facts).get("recoveries") or isinstance(delivery, dict) and delivery.get("redelivered")):
-            return
+        """Take a request that was received, whose task may have run before."""
         embed = embed_of(request._payload)
         if has_steps(embed):
-            ids = list(Steps(request.id, facts.get("group"), embed).by_id)
+            self.memsync.signals.workflows.begin_again(embed)
+            ids = list(Steps(request.id, request.request_dict.get("group"), embed).by_id)
             now = time.monotonic()
             self._due.extend(((now, request.id, ids), (now + LATER, request.id, ids)))
             self._thread.wake()

@@ -157,22 +157,18 @@ class TaskSignals:
             "queue": self._queue_names.of(request.message.delivery_info, sender)}
         if is_id(request.id):
             self.requests.by_run[run] = request
-            self._take(request, sent, moment, sender)
+            try:
+                recoveries = (count_of(sent["recoveries"]) or 0) if sent.get("recoveries") else 0
+                self.kept.add(request, run, key, recoveries, services.settings, sender)
+                if recoveries or request.message.delivery_info.get("redelivered"):
+                    self.revived.receive(request)
+            except Exception as exc:
+                log_unrecorded(exc)
+            services.writer.defer(ReceivedRun(services, request, sent, moment, self))
         else:
             self.requests.unfit[run] = request
         if services.cancelled.known or not self.has_children or request.id in self.revoked.known:
             self.cancels.receive(request)
-
-    def _take(self, request: Any, sent: Mapping[str, Any], moment: float, sender: Any) -> None:
-        """Record that a worker has a request, and keep its message if it is to be requeued."""
-        services = self.memsync.runtime
-        try:
-            recoveries = (count_of(sent["recoveries"]) or 0) if sent.get("recoveries") else 0
-            self.kept.add(request, sent["run"], sent["key"], recoveries, services.settings, sender)
-            self.revived.receive(request)
-        except Exception as exc:
-            log_unrecorded(exc)
-        services.writer.defer(ReceivedRun(services, request, sent, moment, self))
 
     def on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
         """Keep the outcome of a body, which its child records, or this process if the child is killed first."""

@@ -21,7 +21,7 @@ from ..writing.changes import StageChange
 from .child_outcomes import unwrapped, verdict
 from .endings import REPLACED
 from .runs import ActiveRun, ReceivedRun, active_run, known_of, lifetime
-from .sent_groups import sent_group, size_notes
+from .sent_groups import sent_group, size_notes, sizes_of
 from .steps import Step, Steps, embed_of, has_steps, last_id
 
 #: Workflows of which a process remembers that it has recorded their steps, or that they are never sent.
@@ -115,6 +115,10 @@ class Workflows:
         """
         self._record_never_sent(services, task_id, facts if request is None else embed_of(request._payload), run)
 
+    def begin_again(self, embed: Mapping[str, Any]) -> None:
+        """Take note that a task runs again, so that what was recorded of the steps after it may change."""
+        self._failed.pop(last_id(embed) or "", None)
+
     def _record_never_sent(self, services: Runtime, task_id: str, embed: Any, run: TaskRun) -> None:
         """Record that the steps after a task are never sent, because it did not succeed.
 
@@ -154,8 +158,7 @@ def _sent_by(active: ActiveRun, headers: Mapping[str, Any], embed: Mapping[str, 
 
 def _sizes_around(sent: Mapping[str, Any], before: Sequence[str]) -> dict[str, Any]:
     """Return the sizes of groups that came with a message, but for those that come before a step: it is no part of them."""
-    sizes = sent.get("sizes")
-    around = {name: size for name, size in sizes.items() if name not in before} if isinstance(sizes, dict) else {}
+    around = {name: size for name, size in sizes_of(sent).items() if name not in before}
     return {"sizes": around} if around else {}
 
 

@@ -17,6 +17,12 @@ from .listener import ChangeListener
 #: Seconds between two reads while a task of this process wants to know whether it is cancelled.
 POLL_INTERVAL = 0.5
 
+#: Seconds after which a process that follows changes was paused, if the thread that reads has not run meanwhile.
+PAUSE = 1.0
+
+#: Seconds until such a process waits again for a Redis that has not answered.
+PATIENCE = 60.0
+
 #: Seconds for which what a task knows is fresh enough.
 FRESH = 0.5
 
@@ -45,6 +51,7 @@ class CancelledIds:
     Attributes:
         known: Cancelled ids; empty as long as nothing is cancelled.
         watchers: Names of tasks that have wanted to know it: the next ones want to, too.
+        stale_at: Monotonic time at which a process that follows changes has been paused if that was not put off.
     """
 
     def __init__(self, store: Store, link: ChangeListener) -> None:
@@ -52,13 +59,14 @@ class CancelledIds:
         self.link = link
         self.known: dict[str, Cancellation] = {}
         self.watchers: set[str] = set()
+        self.stale_at = float("inf")
         #: Until when each id that was read is kept, in seconds of Redis's clock.
         self._until: dict[str, float] = {}
         self._on_new: Callable[[Sequence[Cancellation]], object] | None = None
         self._mark: Mark | None = None
         self._read_at = float("-inf")
-        #: Whether Redis has not answered the last time.
-        self._is_away = False
+        #: Whether Redis has not answered the last time; is to be read, of a process that follows changes.
+        self._is_away = self._is_wanted = False
         self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
         self._waiting: list[Wakeup] = []
         self._thread = BackgroundLoop("memsync-cancelled", self._look, POLL_INTERVAL, on_demand=True)
@@ -77,7 +85,7 @@ class CancelledIds:
         """Take what a task of this process, or a worker, has cancelled; a later read finds out when that is forgotten."""
         if cancelled.task_id is not None or self._on_new is not None:
             self.known.setdefault(cancelled.id, cancelled)
-            self._thread.call_now()
+            self._read_now()
 
     def follow(self, on_new: Callable[[Sequence[Cancellation]], object]) -> None:
         """Read the set, and follow all changes of it from now on.
@@ -90,6 +98,7 @@ class CancelledIds:
         """
         self._on_new = on_new
         self.link.subscribe_to(self.store.cancelled_path)
+        self.request()
         self.read()
 
     def watch(self) -> Watch:
@@ -111,15 +120,36 @@ class CancelledIds:
         began = time.monotonic()
         if self._on_new is not None or self._is_away or began <= max(self._read_at, since) + FRESH:
             return
+        self._wait(began)
+
+    def catch_up(self) -> None:
+        """Wait for an answer of Redis if this process, which follows changes, was paused: it may have missed some.
+
+        Its main thread may go on sooner than the one that reads.  While Redis is away it waits once a minute at most.
+        """
+        now = time.monotonic()
+        if now > self.stale_at:
+            self.stale_at = now + PATIENCE
+            # What was read when it was paused has failed by now, for its time was over.
+            for _ in range(2):
+                if self._read_at < now and time.monotonic() < now + FIRST_TIMEOUT / 2:
+                    self._wait(now)
+
+    def _wait(self, began: float) -> None:
         bell = Wakeup()
         self._waiting.append(bell)
-        self._thread.call_now()
+        self._read_now()
         timeout = min(FIRST_TIMEOUT, remaining())
         bell.wait(timeout)
         self._is_away = self._is_away or time.monotonic() >= began + timeout
 
+    def _read_now(self) -> None:
+        self._is_wanted = True
+        self._thread.call_now()
+
     def request(self) -> None:
         """Read soon, and try again until Redis answers."""
+        self._is_wanted = True
         self._thread.wake()
 
     def stop(self, timeout: float) -> None:
@@ -131,25 +161,33 @@ class CancelledIds:
     def on_message(self, path: str) -> None:
         """Note that something was published under a path."""
         if self._on_new is not None and path == self.store.cancelled_path:
-            self._thread.call_now()
+            self._read_now()
 
     def on_up(self, patterns: Sequence[str]) -> None:
         """Note that changes of what matches these patterns are received from now on."""
         if self._on_new is not None and self.store.cancelled_path in patterns:
-            self._thread.call_now()
+            self._read_now()
 
     # -- the thread
 
     def _look(self) -> float | None:
+        follows = self._on_new is not None
+        if not follows or self._is_wanted or self._waiting or time.monotonic() > self.stale_at:
+            self._look_at_redis()
+        if follows:
+            self.stale_at = time.monotonic() + PAUSE
+        return 0.0 if self._watches or follows else None
+
+    def _look_at_redis(self) -> None:
+        self._is_wanted = False
         try:
             self.read()
         except BaseException:
-            self._is_away = True
+            self._is_away = self._is_wanted = True
             raise
         finally:
             while self._waiting:
                 self._waiting.pop().set()
-        return 0.0 if self._watches and self._on_new is None else None
 
     def read(self) -> None:
         """Read what was cancelled since the last read.

@@ -166,6 +166,33 @@ def test_follower_restores_what_redis_has_lost(memsync, other, redis):
     assert {(one.id, one.reason) for one, _ in found} == {(f"t{number}", "for good") for number in range(300)}
 
 
+def test_follower_that_was_paused_reads_what_it_has_missed(memsync, other, monkeypatch):
+    ids = memsync.runtime.cancelled
+    ids.follow(lambda new: None)
+    eventually(lambda: ids.stale_at < float("inf"))
+    monkeypatch.setattr(ids, "on_message", lambda path: None)
+    other.cancel("t1")
+    assert round_trips(memsync, ids.catch_up) == 0
+
+    monkeypatch.setattr(ids, "stale_at", 0.0)
+    ids.catch_up()
+
+    assert ids.find(["t1"])
+
+
+def test_follower_waits_once_for_a_redis_that_does_not_answer(make_memsync, own_server):
+    ids = make_memsync(url=own_server.url, timeout=3.0).runtime.cancelled
+    ids.follow(lambda new: None)
+    eventually(lambda: ids.stale_at < float("inf"))
+    own_server.pause()
+
+    ids.stale_at = 0.0
+    took = sum(waited(ids.catch_up) for _ in range(20))
+
+    own_server.resume()
+    assert took < 2.0
+
+
 def test_uuid_of_a_message_is_found(memsync):
     found = uuid.uuid4()
     memsync.cancel(found)
