@@ -39,7 +39,7 @@ unit: .venv/installed
 # A process runs the tests of a file in their order, because they share workers, which take seconds to start; without
 # reordering the slow folders come first, so that no process ends long after the others.
 test: .venv/installed lint
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 5 --dist loadfile --no-loadscope-reorder
 
 acceptance: .venv/installed lint
 	MEMSYNC_STRESS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --timeout 300
@@ -57,7 +57,7 @@ counts: .venv/installed
 	$(BIN)/python -m pytest -q -s tests/integration/test_counts.py tests/unit/test_budgets.py
 
 # All at the same time: mypy takes the longest, and the audit waits for a service.
-LINTERS := lint-ruff lint-mypy lint-audit
+LINTERS := lint-ruff lint-mypy lint-audit lint-tests
 .PHONY: $(LINTERS)
 lint: .venv/installed
 	+$(MAKE) --no-print-directory --jobs=4 --output-sync $(LINTERS)
@@ -70,6 +70,10 @@ lint-mypy:
 
 lint-audit:
 	$(BIN)/python .ci/audit.py
+
+# All tests can be imported; this compiles them for the processes that run them.
+lint-tests:
+	@tests=$$($(BIN)/python -m pytest --collect-only -qq 2>&1) || { echo "$$tests" | tail -50; exit 1; }
 
 docs: .venv/installed
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/site

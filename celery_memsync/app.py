@@ -15,6 +15,7 @@ from .integration.app_environment import AppEnvironment
 from .integration.app_manager import AppManager
 from .integration.app_settings import mask_reports
 from .integration.bootstep import HeartbeatStep
+from .integration.held_messages import ReconnectStep
 from .integration.lock_decorators import RETRY_DELAY, F
 from .integration.publishing import end_with_app, mark_publishing
 from .integration.revokes import record_sent_revokes
@@ -71,6 +72,7 @@ class MemSync(AppManager):
         app.memsync = self
         self.signals.connect()
         app.steps["worker"].add(HeartbeatStep)
+        app.steps["consumer"].add(ReconnectStep)
         mark_publishing(app)
         end_with_app(app)
         record_sent_revokes()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from redis.backoff import EqualJitterBackoff
 
-from .exceptions import StoreUnavailable
+from .exceptions import StoreError
 from .user_code import call_user_code, mark_library_thread, message_of
 
 logger = logging.getLogger(__name__)
@@ -22,8 +22,14 @@ LONGEST_PAUSE = 2.0
 START_TIMEOUT = 1.0
 
 
-#: Which loop reports that a Redis is away, by the address of that: the others that fail because of it log nothing.
-_outages: dict[str, BackgroundLoop] = {}
+#: Codes of errors that every call to a Redis meets alike; "" if it has not answered.
+OF_EVERY_CALL = frozenset({"", "WRONGPASS", "LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN"})
+
+#: Which loop reports an outage, by the address of the Redis and its code: the others that fail because of it log nothing.
+_outages: dict[tuple[str, str], BackgroundLoop] = {}
+
+#: Address and code of a failure that concerns one loop.
+NO_OUTAGE = ("", "")
 
 os.register_at_fork(after_in_child=_outages.clear)
 
@@ -56,6 +62,20 @@ class Wakeup:
     def wait(self, timeout: float | None = None) -> None:
         """Return when it rings, or after ``timeout`` seconds."""
         self._closed.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """Start a thread; raise what interrupts that as it is.
+
+    ``Thread.start`` of CPython hides a signal's exception behind a KeyError of its own, of ``del _limbo[self]``.
+
+    Raises:
+        RuntimeError: The interpreter is shutting down, or the process can have no more threads.
+    """
+    try:
+        thread.start()
+    except KeyError as exc:
+        raise exc.__context__ or exc from None
 
 
 class _Run:
@@ -108,9 +128,9 @@ class BackgroundLoop:
         #: Whether a caller waits for the next call.
         self._urgent = False
         self._failures = 0
-        #: When the first of them was, and where the Redis is that did not answer; "": it was something else.
+        #: When the first of them was, and of which outage, if it was one.
         self._failed_at = 0.0
-        self._away = ""
+        self._outage = NO_OUTAGE
         self._again: float | None = None
         self._backoff = EqualJitterBackoff(cap=LONGEST_PAUSE, base=0.1)
 
@@ -131,7 +151,7 @@ class BackgroundLoop:
         """Begin, unless it has begun or was stopped; begin again if the thread has died."""
         if not self._runs and not self._stopped:
             run = _Run(self._run, self.name)
-            run.thread.start()
+            start_thread(run.thread)
             run.begun.wait(START_TIMEOUT)
 
     def wake(self) -> None:
@@ -229,22 +249,25 @@ class BackgroundLoop:
         self._wanted.set()
         if self._failures == 1:
             self._failed_at = time.monotonic()
-            self._away = error.address if isinstance(error, StoreUnavailable) and not error.code else ""
-            if not self._away:
+            is_outage = isinstance(error, StoreError) and error.code in OF_EVERY_CALL and error.address
+            self._outage = (error.address, error.code) if is_outage else NO_OUTAGE  # type: ignore[attr-defined]
+            if not is_outage:
                 self._log(logger.warning, "%s: %s; trying again until it works", self.name, message_of(error))
-            elif _outages.setdefault(self._away, self) is self:
-                self._log(logger.warning, "%s Trying again until it answers", message_of(error))
+            elif _outages.setdefault(self._outage, self) is self:
+                message = message_of(error)
+                ended = message if message.endswith((".", "?")) else f"{message}."
+                self._log(logger.warning, "%s Trying again until it answers", ended)
 
     def _log_end(self, failures: int) -> None:
-        if not self._away:
+        if self._outage == NO_OUTAGE:
             self._log(logger.info, "%s: works again after %d failures", self.name, failures)
         elif self._end_outage():
             seconds = time.monotonic() - self._failed_at
-            self._log(logger.info, "Redis at %s answers again after %.1f s", self._away, seconds)
+            self._log(logger.info, "Redis at %s answers again after %.1f s", self._outage[0], seconds)
 
     def _end_outage(self) -> bool:
         """Return whether this loop has reported an outage; it does so no longer."""
-        return _outages.get(self._away) is self and _outages.pop(self._away, None) is self
+        return _outages.get(self._outage) is self and _outages.pop(self._outage, None) is self
 
     def _log(self, log: Callable[..., None], *args: object) -> None:
         # Handlers of the log are user code, too.

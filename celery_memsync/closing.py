@@ -12,6 +12,8 @@ from functools import partial
 from itertools import count
 from multiprocessing import util as multiprocessing_util
 
+from .background_loop import start_thread
+
 logger = logging.getLogger(__name__)
 
 #: Seconds that the end of a process waits for what is just being closed.
@@ -76,7 +78,7 @@ class Closer:
     def _start_thread(self) -> None:
         # A thread that `threading` does not know stays on its list once it has read its name.
         try:
-            threading.Thread(target=self._run, name="memsync-closing", daemon=True).start()
+            start_thread(threading.Thread(target=self._run, name="memsync-closing", daemon=True))
         except RuntimeError:
             self._closing.release()
 

@@ -121,7 +121,7 @@ class LockNotAcquired(LockError):
             task = f" for task {holder.task_id}" if holder is not None and holder.task_id else ""
             whose = "another holder" if holder is None else f"{holder.worker_id}{task}"
             waiting = f" after {waited:.3g} s of waiting" if waited else ""
-            message = f"the lock {name} is held by {whose}{waiting}; try again later, or wait longer for it"
+            message = f"the lock {name} is held by {whose}{waiting}; try again later"
         # Result backends keep the arguments, as JSON, and make the error anew from them.
         super().__init__(name, None, waited, message)
         self.name = name
@@ -165,11 +165,10 @@ class NotInTask(MemSyncError):
     """
 
     def __init__(self, call: str) -> None:
-        super().__init__(
-            f"{call} acts on the task that is running, and none is running here; "
-            "outside of a task name it: sync_task_progress(task_id, ...) "
-            "or sync_agent_coordination(task_id, ...)"
-        )
+        instead = {"progress()": "sync_task_progress(task_id, ...)",
+                   "agent()": "sync_agent_coordination(task_id, ...)"}.get(call)
+        advice = f"; outside of a task call {instead}" if instead else ""
+        super().__init__(f"{call} acts on the task that is running, and none is running here{advice}")
 
 
 class TaskCancelled(MemSyncError, Ignore):  # type: ignore[misc]

@@ -206,7 +206,8 @@ class Runtime:
             self.writer.close(remaining())
         except Exception as exc:
             # What a newer fence has refused is pending no more.
-            left = f"{self.writer.pending} writes could not be written" if self.writer.pending else "a write was refused"
+            pending = self.writer.pending
+            left = f"{pending} write{'s' * (pending != 1)} could not be written" if pending else "a write was refused"
             logger.warning("At shutdown %s: %s", left, message_of(exc))
 
     # -- what the listener receives goes to the cache and to the subscriptions

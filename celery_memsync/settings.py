@@ -98,6 +98,8 @@ class Settings:
     #: Hides secrets in texts of exceptions, messages of progress and lines of the log before they are written: a callable
     #: that takes and returns a text, or the dotted path of one.
     redact: Any = None
+    #: Whether a worker renews the messages that it holds at a Redis broker, which delivers them again otherwise.
+    renew_visibility: bool = True
     #: Lease of a lock, in seconds.
     lock_ttl: float = 30.0
     #: Replicas of Redis that must have a lock before it is had.
@@ -370,4 +372,5 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "lock_replicas": _count_or_0,
     "strict": _flag_or_none,
     "task_args": _flag,
+    "renew_visibility": _flag,
 }

@@ -37,6 +37,6 @@ def _words(task_id: str, status: str | None, terminate: bool) -> str:
     if status in FINAL:
         return f"The task {task_id} had ended before, as {status}. Workers skip other tasks of this root."
     if rank_of(status) == RUNNING:
-        end = "is terminated" if terminate else "ends when it looks whether it is cancelled"
+        end = "is terminated" if terminate else "ends at its next track() or check_cancelled(), or by --terminate"
         return f"Cancelled {task_id}: it is running, and {end}."
     return f"Cancelled {task_id}: it was {shorten(status)}, and workers skip it."

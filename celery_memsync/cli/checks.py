@@ -2,20 +2,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..app import MemSync
+from ..fleet.unacked import sweep_of
 from ..models.lock import LockRecord
 from ..models.order import FINAL
 from ..models.worker import WorkerRecord
 from ..reading.projections import state_of
 from ..settings import Settings
 from ..store import TOLERATED_SKEW
-from .output import GONE, duration, figure, shorten
-
-#: Most names that a finding lists.
-NAMED = 5
+from .output import GONE, duration, figure, named
 
 #: Seconds above which Redis answers slowly, even at its best.
 SLOW = 0.05
@@ -31,6 +29,13 @@ AFTER = 10.0
 
 #: Seconds after which brokers that count them deliver a message again, unless `visibility_timeout` says otherwise.
 VISIBILITY = {"redis": 3600.0, "sqs": 1800.0}
+
+
+#: Part of the visibility timeout after which a renewal is late: two of three were missed.
+LATE_RENEWAL = 0.9
+
+#: Seconds above which a visibility timeout is longer than it need be, and a sweep above which that counts.
+LONG_VISIBILITY, SHORT_SWEEP = 300.0, 10.0
 
 
 class Finding(NamedTuple):
@@ -53,6 +58,7 @@ class Scene(NamedTuple):
     Attributes:
         settings: Of this app.
         visibility: Seconds after which the broker delivers again; None: it does not.
+        sweep: Seconds between two looks of a Redis broker for what is to be delivered again; None for other brokers.
         late: Whether the app acknowledges tasks after they ran.
         workers: All of them.
         newest: States of the newest tasks by id; None for those that have expired.
@@ -71,6 +77,17 @@ class Scene(NamedTuple):
     locks: Sequence[LockRecord]
     holders: Mapping[str, dict[str, Any] | None]
     now: float
+    sweep: float | None = None
+
+    @property
+    def alive(self) -> list[WorkerRecord]:
+        """The workers that are neither lost nor have left."""
+        return [one for one in self.workers if one.status not in GONE]
+
+    @property
+    def is_renewed(self) -> bool:
+        """Whether all workers renew their messages at the broker."""
+        return bool(self.alive) and all(one.held_messages for one in self.alive)
 
 
 def read_scene(app: Any, memsync: MemSync, workers: Sequence[WorkerRecord]) -> Scene:
@@ -90,18 +107,20 @@ def read_scene(app: Any, memsync: MemSync, workers: Sequence[WorkerRecord]) -> S
     def of(some: Sequence[str]) -> dict[str, dict[str, Any] | None]:
         return {task_id: states[task_id] for task_id in some}
 
-    return Scene(memsync.settings, _visibility(app), bool(app.conf.task_acks_late), workers, of(newest),
-                 of(processing), held, of(holders), store.clock.now())
+    visibility, sweep = _times_of_broker(app)
+    return Scene(memsync.settings, visibility, bool(app.conf.task_acks_late), workers, of(newest),
+                 of(processing), held, of(holders), store.clock.now(), sweep)
 
 
-def _visibility(app: Any) -> float | None:
+def _times_of_broker(app: Any) -> tuple[float | None, float | None]:
     try:
         with app.connection_for_read() as connection:
             usual = VISIBILITY.get(connection.transport.driver_type)
             value = figure(connection.transport_options.get("visibility_timeout"))
+            sweep = sweep_of(connection)
     except Exception:
-        return None  # the transport is not installed here; what is to be found is none of its doings
-    return usual if usual is None or value is None else value
+        return None, None  # the transport is not installed here; what is to be found is none of its doings
+    return usual if usual is None or value is None else value, sweep
 
 
 def examine_persistence(info: Mapping[str, Any]) -> Iterator[Finding]:
@@ -130,15 +149,20 @@ def examine_names(processes: Mapping[str, int]) -> Iterator[Finding]:
 
 def examine_queues(scene: Scene) -> Iterator[Finding]:
     """Yield in which queues tasks wait that no worker consumes."""
-    alive = [one for one in scene.workers if one.status not in GONE]
-    consumed = {str(queue) for one in alive for queue in one.queues}
-    waiting = Counter(
-        queue for state in scene.newest.values() if state is not None and state.get("status") == "PENDING"
-        and isinstance(queue := state.get("queue"), str) and queue not in consumed)
+    waiting = unconsumed(scene.workers, scene.newest.values())
     if waiting:
         listed = named([f"{queue} ({count})" for queue, count in waiting.most_common()])
         yield Finding(False, f"no worker consumes queues in which tasks wait: {listed}",
-                      "start a worker with -Q and the queue, or correct the route of the tasks")
+                      "start a worker with -Q and the queue, let one consume it (celery control add_consumer), "
+                      "or correct the route of the tasks")
+
+
+def unconsumed(workers: Sequence[WorkerRecord], states: Iterable[Mapping[str, Any] | None]) -> Counter[str]:
+    """Return how many of some tasks are pending by queue, of queues that no live worker consumes."""
+    consumed = {str(queue) for one in workers if one.status not in GONE for queue in one.queues}
+    return Counter(
+        queue for state in states if state is not None and state.get("status") == "PENDING"
+        and isinstance(queue := state.get("queue"), str) and queue not in consumed)
 
 
 def examine_clocks(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
@@ -185,17 +209,17 @@ def examine_visibility(scene: Scene) -> Iterator[Finding]:
     most = scene.visibility
     if most is None:
         return
+    yield from _examine_skews(scene, most)
+    if not scene.is_renewed:
+        yield from _examine_lasting(scene, most)
+
+
+def _examine_lasting(scene: Scene, most: float) -> Iterator[Finding]:
     states = [state for state in scene.newest.values() if state is not None]
     runs = [figure(state.get("runtime")) or 0.0 for state in states]
-    runs += [scene.now - since for one in scene.workers if one.status not in ("lost", "offline")
-             for task in one.running if isinstance(task, dict) and (since := figure(task.get("started_at")))]
+    runs += [scene.now - since for one in scene.alive for task in one.running
+             if isinstance(task, dict) and (since := figure(task.get("started_at")))]
     longest = max(runs, default=0.0)
-    skews = [figure(one.skew) or 0.0 for one in scene.workers if one.status not in ("lost", "offline")]
-    apart = max(skews, default=0.0) - min(skews, default=0.0)
-    if apart > most / 10:
-        yield Finding(False, f"the clocks of workers are {duration(apart)} apart, and the broker delivers again after "
-                             f"{duration(most)} by these clocks",
-                      "let NTP set them, or raise visibility_timeout in broker_transport_options")
     if scene.late and longest > most:
         yield Finding(False, f"a task ran for {duration(longest)}, and the broker delivers again after {duration(most)}",
                       "raise visibility_timeout in broker_transport_options, or guard tasks by exclusive")
@@ -205,6 +229,36 @@ def examine_visibility(scene: Scene) -> Iterator[Finding]:
         yield Finding(False, f"a task has its eta {duration(max(ahead))} ahead, and the broker delivers again after "
                              f"{duration(most)}",
                       "raise visibility_timeout in broker_transport_options above that")
+
+
+def _examine_skews(scene: Scene, most: float) -> Iterator[Finding]:
+    skews = [figure(one.skew) or 0.0 for one in scene.alive]
+    apart = max(skews, default=0.0) - min(skews, default=0.0)
+    if apart > most / 10:
+        yield Finding(False, f"the clocks of workers are {duration(apart)} apart, and the broker delivers again after "
+                             f"{duration(most)} by these clocks",
+                      "let NTP set them, or raise visibility_timeout in broker_transport_options")
+
+
+def examine_renewal(scene: Scene) -> Iterator[Finding]:
+    """Yield whether workers renew their messages at a Redis broker, and when those of a dead one come back."""
+    most, sweep = scene.visibility, scene.sweep
+    if most is None or sweep is None:
+        return
+    late = [one.worker_id for one in scene.alive if one.held_messages
+            and (figure(one.last_beat) or scene.now) - (figure(one.held_messages.get("renewed_at")) or 0.0)
+            > LATE_RENEWAL * most]
+    if late:
+        yield Finding(False, f"messages at the broker are not renewed in time by {named(late)}",
+                      f"see their logs; after {duration(most)} the broker delivers them again")
+    if scene.is_renewed:
+        advice = []
+        if most > LONG_VISIBILITY:
+            advice.append("workers renew their messages, so visibility_timeout in broker_transport_options may be a minute")
+        if sweep > most / 2 or advice and sweep > SHORT_SWEEP:
+            advice.append("unacked_restore_interval and unacked_restore_throttle of kombu 5.7 shorten the sweep")
+        yield Finding(True, f"messages of a dead worker come back after {duration(most)} and a sweep of up to "
+                            f"{duration(sweep)}", "; ".join(advice))
 
 
 def examine_indexes(scene: Scene) -> Iterator[Finding]:
@@ -236,9 +290,3 @@ def examine_locks(scene: Scene) -> Iterator[Finding]:
 def _ended(state: Mapping[str, Any] | None, now: float) -> bool:
     at = figure((state or {}).get("finished_at"))
     return bool(state and str(state.get("status")) in FINAL and at is not None and now - at > AFTER)
-
-
-def named(names: Sequence[str]) -> str:
-    """Return the first of some names, and how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(shorten(name) for name in names[:NAMED]) + more

@@ -22,13 +22,13 @@ from .checks import (
     examine_nodes,
     examine_persistence,
     examine_queues,
+    examine_renewal,
     examine_settings,
     examine_visibility,
-    named,
     read_scene,
 )
 from .command import command
-from .output import figure, json_option, latency_of, mebibytes, memory_of, print_json, print_line, shorten
+from .output import duration, figure, json_option, latency_of, mebibytes, memory_of, named, print_json, print_line, shorten
 
 #: The oldest server whose commands are all that is needed.
 OLDEST = (6, 2)
@@ -38,6 +38,9 @@ FULL = 0.9
 
 #: Seconds that a worker may take after its start until it consumes.
 STARTING = 10.0
+
+#: Seconds for which a lost worker is something wrong, while others are alive; its record stays for longer.
+LOST_LATELY = 600.0
 
 
 @command(examples=["doctor", "doctor --json"], exit_codes={0: "nothing is wrong", 1: "something is wrong"})
@@ -71,7 +74,7 @@ def _examined(ctx: click.Context, memsync: MemSync) -> Iterator[Finding]:
     yield from examine_redis(info)
     yield from examine_persistence(info)
     yield from examine_latency(latency)
-    yield from examine_workers(workers)
+    yield from examine_workers(workers, scene.now)
     yield from examine_formats(workers)
     yield from examine_names(memsync.runtime.store.read_worker_processes())
     yield from examine_queues(scene)
@@ -79,6 +82,7 @@ def _examined(ctx: click.Context, memsync: MemSync) -> Iterator[Finding]:
     yield from examine_nodes(memsync.runtime.store.node_skews())
     yield from examine_settings(scene)
     yield from examine_visibility(scene)
+    yield from examine_renewal(scene)
     yield from examine_indexes(scene)
     yield from examine_locks(scene)
 
@@ -130,8 +134,12 @@ def _examine_memory(info: dict[str, Any]) -> Iterator[Finding]:
                       "states and locks may be among them; set maxmemory-policy to noeviction")
 
 
-def examine_workers(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
-    """Yield the findings about workers."""
+def examine_workers(workers: Sequence[WorkerRecord], now: float) -> Iterator[Finding]:
+    """Yield the findings about workers.
+
+    Args:
+        now: Redis's time, in seconds.
+    """
     counts = Counter(one.status for one in workers)
     alive = [one for one in workers if one.status not in ("lost", "offline")]
     if alive:
@@ -139,10 +147,14 @@ def examine_workers(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
         yield Finding(True, f"workers: {listed}")
     else:
         yield Finding(False, "no worker is alive",
-                      "start one; it takes part if its app has memsync_backend, or a MemSync")
-    lost = [one.worker_id for one in workers if one.status == "lost"]
-    if lost:
-        yield Finding(False, f"lost: {named(lost)}", "see whether they were killed, or are cut off from Redis")
+                      "start one; it takes part if its app sets memsync_backend or makes a MemSync(app)")
+    lost = [one for one in workers if one.status == "lost"]
+    lately = [one.worker_id for one in lost if now - (one.last_beat or 0.0) < LOST_LATELY or not alive]
+    if lately:
+        yield Finding(False, f"lost: {named(lately)}", "see whether they were killed, or are cut off from Redis")
+    earlier = [one.worker_id for one in lost if one.worker_id not in lately]
+    if earlier:
+        yield Finding(True, f"lost more than {duration(LOST_LATELY)} ago: {named(earlier)}")
     deaf = [one.worker_id for one in alive if one.consuming is False and one.status != "draining" and not _starting(one)]
     if deaf:
         yield Finding(False, f"alive, but consume nothing: {named(deaf)}", "see their logs, or start them again")

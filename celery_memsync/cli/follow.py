@@ -18,9 +18,11 @@ from .command import command
 from .ids import task_id_of
 from .output import (
     EX_TIMEOUT,
+    as_lost,
     figure,
     json_option,
     memory_of,
+    named,
     padded,
     print_error,
     print_json,
@@ -40,8 +42,8 @@ MAX_SUBSCRIPTIONS = 50
 #: Seconds after which a lost task that no worker has requeued counts as ended: that follows at once.
 LOST_GRACE = 10.0
 
-#: Most tasks that an error names.
-NAMED = 5
+#: Seconds after which a line says which tasks are unknown, and are waited for.
+UNKNOWN_GRACE = 2.0
 
 
 @command(examples=["follow <id>", "follow <id> <id> --timeout 60"],
@@ -95,10 +97,8 @@ def follow_tasks(ctx: click.Context, memsync: MemSync, task_ids: Iterable[str], 
             code = max(code, 0 if status == "SUCCESS" else 1)
     if not remaining:
         return code
-    names = ", ".join(list(remaining)[:NAMED])
-    more = f" and {len(remaining) - NAMED} more" if len(remaining) > NAMED else ""
-    print_error(ctx, f"The task {names} has not ended in time." if len(remaining) == 1 else
-                f"The tasks {names}{more} have not ended in time.")
+    print_error(ctx, f"The task {named(list(remaining))} has not ended in time." if len(remaining) == 1 else
+                f"The tasks {named(list(remaining))} have not ended in time.")
     return EX_TIMEOUT
 
 
@@ -138,8 +138,9 @@ def _news(
         for task_id in list(remaining)[:MAX_SUBSCRIPTIONS]:
             notify = teller(task_id)
             stack.callback(memsync.unsubscribe, memsync.subscribe(f"tasks/{task_id}/*", _on_change(notify), notify))
-        looked_at = time.monotonic()
+        began = looked_at = time.monotonic()
         asked = list(remaining)
+        unknown = False
         while True:
             for task_id in asked:
                 found = patiently(ctx, partial(_read, memsync, task_id), deadline)
@@ -149,6 +150,9 @@ def _news(
                     known[task_id] = found
             if not remaining or time.monotonic() >= deadline:
                 return
+            if not unknown and time.monotonic() >= began + UNKNOWN_GRACE:
+                unknown = True
+                _say_unknown(ctx, [task_id for task_id in remaining if task_id not in known])
             # All are read also while nothing is published: what expires is not published.
             due = looked_at + POLL_INTERVAL
             bell.wait(max(0.0, min(deadline, due) - time.monotonic()))
@@ -158,11 +162,27 @@ def _news(
                 looked_at, asked = time.monotonic(), list(remaining)
 
 
+def _say_unknown(ctx: click.Context, task_ids: list[str]) -> None:
+    if task_ids:
+        print_error(ctx, f"Unknown so far, and waited for: {named(task_ids)}")
+
+
 def _read(memsync: MemSync, given: str) -> dict[str, Any] | None:
     """Return what is known of a task, or of a group in the form of a task: its members are what it counts."""
     found = memsync.get_task(given)
-    group = memsync.get_group(given) if found is None else None
-    return found if group is None else group_document(group)
+    if found is not None:
+        return _as_it_is(memsync, found)
+    group = memsync.get_group(given)
+    return None if group is None else group_document(group)
+
+
+def _as_it_is(memsync: MemSync, found: dict[str, Any]) -> dict[str, Any]:
+    """Return a task, LOST if its worker is, which is looked at if nothing was recorded for as long as that may live."""
+    state = found["state"] or {}
+    at = figure((found["progress"] or {}).get("updated_at")) or figure(state.get("started_at"))
+    if at is None or memsync.runtime.store.clock.now() - at < memsync.settings.worker_ttl:
+        return found
+    return as_lost(found, memsync.get_workers())
 
 
 def group_document(group: Group) -> dict[str, Any]:

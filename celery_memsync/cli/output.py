@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime, timezone
 from json import dumps
 from typing import Any, NoReturn, TypeVar
@@ -28,6 +28,8 @@ from ..activation import activate
 from ..app import MemSync
 from ..exceptions import InvalidKey, StoreError
 from ..models.entry import MAX_FIGURE
+from ..models.order import RUNNING, rank_of
+from ..models.worker import WorkerRecord
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,6 +76,9 @@ yes_option = click.option(
 
 #: Statuses of workers that are not there any more: figures of theirs are old.
 GONE = ("lost", "offline")
+
+#: Most names that a line lists.
+NAMED = 5
 
 #: Colour of a status on a terminal.
 COLOURS = {
@@ -145,6 +150,22 @@ def unknown_task(task_id: str) -> str:
     """Return what to say of a task that has no record."""
     return (f"Unknown task {task_id}: never sent, or its record has expired (see memsync_default_ttl), "
             "or its sender has no MemSync(app) and no worker has received it.")
+
+
+def as_lost(task: dict[str, Any], workers: Iterable[WorkerRecord]) -> dict[str, Any]:
+    """Return a task as it is: one that runs on a lost worker is lost, though no live worker has marked it yet.
+
+    Args:
+        task: As of ``get_task``.
+    """
+    state = task["state"] or {}
+    if state.get("status") is None or rank_of(state["status"]) != RUNNING:
+        return task
+    worker = next((one for one in workers if one.worker_id == state.get("worker") and one.status == "lost"), None)
+    if worker is None:
+        return task
+    progress = None if task["progress"] is None else {**task["progress"], "eta": None}
+    return {**task, "state": {**state, "status": "LOST", "finished_at": worker.last_beat}, "progress": progress}
 
 
 def safe(text: object) -> str:
@@ -291,6 +312,25 @@ def moment(seconds: Any) -> str:
 def ago(seconds: Any, now: float) -> str:
     """Return how long ago a time was; "-" if it is none."""
     return "-" if figure(seconds) is None else duration(max(0.0, now - seconds))
+
+
+def held_words(workers: Sequence[WorkerRecord], now: float) -> str:
+    """Return how many messages workers hold at a Redis broker, and when they last renewed them; at least one does."""
+    count = sum(int(figure(one.held_messages.get("count")) or 0) for one in workers)
+    oldest = min((figure(one.held_messages.get("renewed_at")) or 0.0 for one in workers), default=0.0)
+    timeouts = [figure(one.held_messages.get("visibility_timeout")) or 0.0 for one in workers]
+    return f"{count}, renewed {ago(oldest, now)} ago; visibility_timeout {duration(min(timeouts, default=0.0))}"
+
+
+def named(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(shorten(name) for name in names[:NAMED]) + more
+
+
+def heartbeat_words(worker: WorkerRecord, now: float, interval: float) -> str:
+    """Return how old the last heartbeat of a worker is, and whether the next is late."""
+    return ago(worker.last_beat, now) + (" late" if worker.is_late(now, interval) else "")
 
 
 def duration(seconds: Any) -> str:

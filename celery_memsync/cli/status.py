@@ -7,16 +7,22 @@ from typing import Any
 import click
 
 from ..models.order import RUNNING, rank_of
+from ..models.worker import WorkerRecord
+from .checks import unconsumed
 from .command import command
 from .output import (
     GONE,
     ago,
+    as_lost,
     duration,
     figure,
+    heartbeat_words,
+    held_words,
     json_option,
     latency_of,
     mebibytes,
     memory_of,
+    named,
     percent,
     print_json,
     print_line,
@@ -39,10 +45,11 @@ def status(ctx: click.Context, as_json: bool) -> None:
     with memory_of(ctx) as memsync:
         latency = latency_of(memsync)
         info = memsync.runtime.store.read_server_info()
-        workers = [record.as_dict() for record in memsync.get_workers()]
-        tasks = memsync.get_tasks(limit=COUNTED)
+        records = memsync.get_workers()
+        tasks = [as_lost(task, records) for task in memsync.get_tasks(limit=COUNTED)]
         held = memsync.locks()
         now = memsync.runtime.store.clock.now()
+        interval = memsync.settings.heartbeat_interval
         namespace, address = memsync.settings.namespace, memsync.runtime.store.address
     counts = dict(Counter(str((task["state"] or {}).get("status", NO_STATUS)) for task in tasks).most_common())
     running = [task for task in tasks if _is_running(task["state"] or {})]
@@ -50,7 +57,9 @@ def status(ctx: click.Context, as_json: bool) -> None:
         "address": address, "version": info.get("redis_version"), "used_memory": info.get("used_memory"),
         "maxmemory_policy": info.get("maxmemory_policy"), "uptime": info.get("uptime_in_seconds"), "latency": latency,
     }
-    queues, writers = _queues(workers), _writers(workers)
+    workers = [record.as_dict() for record in records]
+    left = unconsumed(records, (task["state"] for task in tasks))
+    queues, writers = {**_queues(workers), **dict.fromkeys(left)}, _writers(workers)
     locks = {"held": len(held), "waiting": sum(one.waiters or 0 for one in held)}
     if as_json:
         print_json(ctx, {
@@ -60,14 +69,20 @@ def status(ctx: click.Context, as_json: bool) -> None:
     print_line(ctx, f"Redis at {address}, namespace {namespace}")
     print_line(ctx, _server_words(server))
     print_line(ctx)
-    _say_workers(ctx, workers, now)
+    _say_workers(ctx, records, now, interval)
     print_line(ctx)
     if queues:
         depths = ", ".join(
-            f"{shorten(name)} {'-' if depth is None else depth}" for name, depth in queues.items())
-        print_line(ctx, f"Queues: {depths}")
+            f"{shorten(name)} {'-' if depth is None else depth}" for name, depth in queues.items() if name not in left)
+        print_line(ctx, f"Queues: {depths or 'none is consumed'}")
+    if left:
+        pending = named([f"{name} ({count} pending)" for name, count in left.most_common()])
+        print_line(ctx, f"Queues that no worker consumes: {pending}")
     _say_tasks(ctx, counts, len(tasks))
     print_line(ctx, f"Locks: {locks['held']} held, {locks['waiting']} waiting")
+    renewing = [one for one in records if one.held_messages and one.status not in GONE]
+    if renewing:
+        print_line(ctx, f"Held messages: {held_words(renewing, now)}")
     if workers:
         numbers = ", ".join(f"{number} {name}" for name, number in writers.items())
         print_line(ctx, f"Writers: {numbers}")
@@ -106,15 +121,15 @@ def _writers(workers: list[dict[str, Any]]) -> dict[str, int]:
             for name in ("pending", "dropped", "conflicts")}
 
 
-def _say_workers(ctx: click.Context, workers: list[dict[str, Any]], now: float) -> None:
+def _say_workers(ctx: click.Context, workers: list[WorkerRecord], now: float, interval: float) -> None:
     if not workers:
         print_line(ctx, "No workers found.")
         return
     rows = [
-        [one["worker_id"], one["status"], one["pool"] or "-",
-         "-" if one["status"] in GONE else f"{one['capacity'].get('free', '-')}/{one['capacity'].get('total', '-')}",
-         one["counters"].get("total", "-"),
-         ago(one["last_beat"], now), ",".join(map(str, one["queues"])) or "-"]
+        [one.worker_id, one.status, one.pool or "-",
+         "-" if one.status in GONE else f"{one.capacity.get('free', '-')}/{one.capacity.get('total', '-')}",
+         one.counters.get("total", "-"),
+         heartbeat_words(one, now, interval), ",".join(map(str, one.queues)) or "-"]
         for one in workers
     ]
     titles = ["WORKER", "STATUS", "POOL", "FREE", "RECEIVED", "HEARTBEAT", "QUEUES"]

@@ -82,7 +82,7 @@ def patiently(ctx: click.Context, ask: Callable[[], T], deadline: float) -> T:
             if isinstance(exc, StoreRefused) or time.monotonic() >= deadline:
                 raise
             if not away:
-                print_error(ctx, f"{exc}; waiting for it.")
+                print_error(ctx, f"{exc} Waiting for it." if str(exc).endswith("?") else f"{exc}; waiting for it.")
             away = True
             threading.Event().wait(max(0.0, min(POLL_INTERVAL, deadline - time.monotonic())))
         else:

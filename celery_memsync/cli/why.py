@@ -1,6 +1,7 @@
 """`celery memsync why ID`: why a task is where it is."""
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from ..models.workflow import Workflow, WorkflowNode
 from .command import command
 from .ids import task_id_of
 from .output import (
+    GONE,
     ago,
     duration,
     figure,
@@ -49,6 +51,7 @@ class KnownTask(NamedTuple):
         now: Redis's time, in seconds.
         workflow: What it is a part of, if it is not sent yet.
         cancelled: By whom and why it is cancelled, or None.
+        interval: Seconds between two heartbeats of a worker.
     """
 
     task_id: str
@@ -59,6 +62,7 @@ class KnownTask(NamedTuple):
     now: float = 0.0
     workflow: Workflow | None = None
     cancelled: TaskCancelled | None = None
+    interval: float = math.inf
 
     @property
     def state(self) -> dict[str, Any]:
@@ -81,7 +85,28 @@ class Reason(NamedTuple):
 
 
 def reason_of(known: KnownTask) -> Reason:
-    """Return why a task is where it is."""
+    """Return why a task is where it is, and who holds its message."""
+    reason, held = _reason_of(known), _held_message(known)
+    if held is None:
+        return reason
+    answer = f"{reason.answer} Its message is held by {_worker(known)}, renewed {ago(held['renewed_at'], known.now)} ago."
+    return reason._replace(answer=answer, evidence={**reason.evidence, "message": held})
+
+
+def _held_message(known: KnownTask) -> dict[str, Any] | None:
+    """Return which worker renews the message of a task at a Redis broker, and since when; None if none does."""
+    one = _record(known)
+    if one is None or one.status in GONE or figure(one.held_messages.get("renewed_at")) is None:
+        return None
+    is_running = any(isinstance(task, dict) and task.get("id") == known.task_id and task.get("held") is True
+                     for task in one.running)
+    # A message is acknowledged at the earliest when its task starts.
+    if not is_running and known.state.get("status") != "RECEIVED":
+        return None
+    return {"held_by": one.worker_id, "renewed_at": one.held_messages["renewed_at"]}
+
+
+def _reason_of(known: KnownTask) -> Reason:
     if known.task is None:
         return Reason(unknown_task(known.task_id), "unknown", {})
     if known.state.get("status") is None:
@@ -227,6 +252,9 @@ def _running(known: KnownTask) -> Reason:
     since = figure((progress or {}).get("updated_at")) or figure(state.get("started_at"))
     done = f", {progress_words(progress)}" if progress else ""
     facts["progress"] = progress
+    late = _worker_late(known)
+    if late is not None:
+        return Reason(f"It runs on {_worker(known)}{done}, {late}.", "worker-late", {**facts, **_last_beat(known)})
     if since is not None and known.now - since >= STALLED:
         return Reason(f"It runs on {_worker(known)}{done}, but has reported nothing for {ago(since, known.now)}.",
                       "stalled", {**facts, "silent": round(known.now - since, 3)})
@@ -279,6 +307,9 @@ def _has_left(known: KnownTask, there: Sequence[WorkerRecord]) -> bool:
 def _reserved(known: KnownTask) -> Reason:
     one = _record(known)
     facts = _facts(known, "received_at")
+    late = _worker_late(known)
+    if late is not None:
+        return Reason(f"{_worker(known)} has it, {late}.", "worker-late", {**facts, **_last_beat(known)})
     if one is not None and one.status == "busy":
         return Reason(f"{_worker(known)} has it, and all its {one.capacity.get('total', '-')} slots are taken.",
                       "reserved", {**facts, "running": [task.get("id") for task in one.running if isinstance(task, dict)]})
@@ -291,7 +322,7 @@ def _worker_gone(known: KnownTask) -> Reason | None:
     one = _record(known)
     if one is None or one.status not in ("lost", "offline"):
         return None
-    facts = {**_facts(known), "last_beat": one.last_beat}
+    facts = {**_facts(known), **_last_beat(known)}
     since = ago(one.last_beat, known.now)
     if one.status == "lost":
         return Reason(f"Its worker {_worker(known)} is lost: it has sent no heartbeat for {since}.",
@@ -301,6 +332,19 @@ def _worker_gone(known: KnownTask) -> Reason | None:
             f"Its message is back in the broker: {_worker(known)}, which had received it, "
             f"left {since} ago.", "worker-gone", facts)
     return Reason(f"Its worker {_worker(known)} shut down {since} ago.", "worker-gone", facts)
+
+
+def _worker_late(known: KnownTask) -> str | None:
+    """Return that the worker of a task has missed a heartbeat and is not lost yet, or None if it has not."""
+    one = _record(known)
+    if one is None or not one.is_late(known.now, known.interval):
+        return None
+    return f"which has sent no heartbeat for {ago(one.last_beat, known.now)}, and is lost if none comes"
+
+
+def _last_beat(known: KnownTask) -> dict[str, Any]:
+    one = _record(known)
+    return {} if one is None else {"last_beat": one.last_beat}
 
 
 def _record(known: KnownTask) -> WorkerRecord | None:
@@ -356,7 +400,8 @@ def why(ctx: click.Context, task_id: str, as_json: bool) -> None:
                           memsync.get_queue_position(task_id), memsync.runtime.store.clock.now())
         if known.state.get("never_ran") is False:
             known = known._replace(workflow=memsync.get_workflow(task_id))
-        known = known._replace(cancelled=_cancelled(memsync, known))
+        known = known._replace(
+            cancelled=_cancelled(memsync, known), interval=memsync.settings.heartbeat_interval)
     found = reason_of(known)
     if as_json:
         print_json(ctx, {"id": task_id, **found._asdict()})

@@ -15,6 +15,8 @@ from .output import (
     duration,
     fail,
     figure,
+    heartbeat_words,
+    held_words,
     json_option,
     mebibytes,
     memory_of,
@@ -43,6 +45,7 @@ def workers(ctx: click.Context, worker_id: str | None, status: str | None, as_js
         return
     with memory_of(ctx) as memsync:
         found = memsync.get_workers()
+        interval = memsync.settings.heartbeat_interval
         now = memsync.runtime.store.clock.now()
     if status is not None:
         found = [one for one in found if one.status.lower() == status.lower()]
@@ -53,7 +56,7 @@ def workers(ctx: click.Context, worker_id: str | None, status: str | None, as_js
                    f"No worker has the status {status}.")
     else:
         titles = ["WORKER", "STATUS", "POOL", "FREE", "WAITING", "CONSUMING", "CPU", "MEMORY", "UP", "HEARTBEAT"]
-        print_table(ctx, titles, [_row(one, now) for one in found], colour=1)
+        print_table(ctx, titles, [_row(one, now, interval) for one in found], colour=1)
 
 
 def _say_one(ctx: click.Context, worker_id: str, as_json: bool) -> None:
@@ -69,14 +72,14 @@ def _say_one(ctx: click.Context, worker_id: str, as_json: bool) -> None:
         print_facts(ctx, _facts(found, now))
 
 
-def _row(one: WorkerRecord, now: float) -> list[str]:
+def _row(one: WorkerRecord, now: float, interval: float) -> list[str]:
     if one.status in GONE:  # what it reported last is true no longer
         return [one.worker_id, one.status, one.pool or "-", *["-"] * 6, ago(one.last_beat, now)]
     return [
         one.worker_id, one.status, one.pool or "-", _free(one),
         str(sum(figure(depth) or 0 for depth in one.depths.values())) if one.depths else "-",
         _yes_or_no(one.consuming), _percent(one.cpu), mebibytes(one.rss),
-        ago(one.started_at, now), ago(one.last_beat, now),
+        ago(one.started_at, now), heartbeat_words(one, now, interval),
     ]
 
 
@@ -89,6 +92,7 @@ def _facts(one: WorkerRecord, now: float) -> list[tuple[str, str]]:
         ("free", f"{_free(one)} slots, {one.capacity.get('reserved', '-')} reserved"),
         ("received", f"{one.counters.get('total', '-')} since {moment(one.started_at)}"),
         ("consuming", _yes_or_no(one.consuming)),
+        *([("held messages", held_words([one], now))] if one.held_messages else []),
         ("last heartbeat", f"{ago(one.last_beat, now)} ago, number {one.sequence}, "
                            f"{duration(one.round_trip)} to Redis and back"),
         ("cpu", f"{_percent(one.cpu)} of a core; load of the host {' '.join(map(str, one.load)) or '-'}"),

@@ -115,7 +115,8 @@ class _Shown:
             print_line(self._ctx, "")
         print_table(self._ctx, ["PART", "STATUS", "PROGRESS", "RUNTIME", "ID"], rows, colour=1)
         left = "" if not found.eta else f", {duration(found.eta)} left"
-        print_line(self._ctx, f"{found.progress:.0f}%{left}")
+        failed = found.status in FINAL and found.status != "SUCCESS"
+        print_line(self._ctx, f"Ended as {shorten(found.status)}." if failed else f"{found.progress:.0f}%{left}")
         self._lines = len(rows) + 2
 
     def _rising(self, node: WorkflowNode) -> WorkflowNode:
@@ -134,7 +135,9 @@ def _row(node: WorkflowNode, depth: int, now: float) -> list[object]:
     part = "  " * depth + part_words(node)
     began, ended = figure(node.started_at), figure(node.finished_at)
     took = None if began is None else (now if ended is None else ended) - began
-    return [shorten(part, PART), node.status, f"{node.progress:.0f}%", duration(took), shorten(node.id, ID + 3)[:ID]]
+    failed = node.status in FINAL and node.status != "SUCCESS"
+    progress = "-" if failed else f"{node.progress:.0f}%"
+    return [shorten(part, PART), node.status, progress, duration(took), shorten(node.id, ID + 3)[:ID]]
 
 
 def part_words(node: WorkflowNode) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..background_loop import BackgroundLoop
 from ..user_code import ends_here
-from .broker_connection import bounded_connection
+from .broker_connection import bounded_connection, open_channel
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class QueueDepths:
     def _depth(self, connection: Any, queue: str) -> int:
         # RabbitMQ closes a channel on which something was asked that is not there.
         if self._channel is None or not getattr(self._channel, "is_open", True):
-            self._channel = connection.channel()
+            self._channel = open_channel(connection)
         if connection.transport.driver_type == "redis":
             # Not by queue_declare, which looks for the list without the global_keyprefix of the broker.
             return int(self._channel._size(queue))

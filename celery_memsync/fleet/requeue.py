@@ -20,7 +20,7 @@ from ..settings import Settings
 from ..store import LostWorkerClaim
 from ..store.script_caller import AHEAD
 from ..user_code import ends_here
-from .broker_connection import bounded_connection
+from .broker_connection import bounded_connection, open_channel
 from .kept_messages import KeptMessage, signed_size, signer_of
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class TaskRequeuer:
             return [loss]
         with bounded_connection(self.memsync.app, write=True) as connection:
             connection.connect()
-            producer: Any = Producer(connection.channel(), auto_declare=False)  # type: ignore[no-untyped-call]
+            producer: Any = Producer(open_channel(connection), auto_declare=False)  # type: ignore[no-untyped-call]
             for message, stage in chain([first], messages):
                 # For each message: the worker may be back, or this one may have been paused.
                 renewed = store.renew_losses([loss], settings.worker_ttl)

@@ -31,7 +31,7 @@ def app_settings(app: Any) -> dict[str, Any]:
     """Return the settings of an app that are ours, by name without a namespace such as ``CELERY_``.
 
     Raises:
-        ImproperlyConfigured: If one lacks the namespace that the others have.
+        ImproperlyConfigured: If one lacks the namespace that the others have, or is in capitals without one.
     """
     conf = app.conf
     hide_password(conf)
@@ -42,7 +42,17 @@ def app_settings(app: Any) -> dict[str, Any]:
     settings = {name: conf.get(name) for name in ours if name.startswith("memsync_")}
     if prefix:
         _check_prefix(app, prefix, settings)
+    else:
+        _check_case(conf)
     return settings
+
+
+def _check_case(conf: Any) -> None:
+    """Notice a setting in capitals, which Celery reads with a namespace only."""
+    for name in map(str, conf):
+        if name.lower().startswith("memsync_") and name != name.lower():
+            raise ImproperlyConfigured(f"{name} is not read, because settings of Celery have small letters here; "
+                                       f"call it {name.lower()}")
 
 
 def _check_prefix(app: Any, prefix: str, settings: Mapping[str, Any]) -> None:

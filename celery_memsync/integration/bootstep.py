@@ -9,7 +9,9 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import click
 from celery import bootsteps, signals
+from celery.exceptions import ImproperlyConfigured
 from celery.utils.nodenames import node_format
 from celery.worker import state
 from celery.worker.control import Panel
@@ -21,6 +23,7 @@ from ..fleet.lost_workers import LostWorkerMonitor
 from ..fleet.probe_file import ProbeFile
 from ..keys import check_id
 from ..models.worker import WorkerRecord
+from ..settings import Settings
 from ..store import HeartbeatReply
 from ..store.clock import UNNOTICED
 from .app_manager import AppManager
@@ -38,6 +41,10 @@ logger = logging.getLogger(__name__)
 LOSSES_TIMEOUT = 0.5
 
 
+class WorkerMisconfigured(ImproperlyConfigured, click.ClickException):  # type: ignore[misc]
+    """A worker can't start with its settings: ``celery worker`` prints this as its one error, without a traceback."""
+
+
 class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     """Send heartbeats from the start to the very end of a worker.
 
@@ -53,11 +60,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, parent: WorkController, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
         self.memsync: AppManager = parent.app.memsync
+        settings = self._check(parent)
         self._describer = WorkerInspector(parent, self.memsync)
-        settings = self.memsync.settings
-        if settings.enabled:
-            check_tasks(parent.app.tasks)
-            self.memsync.signals.requeuer.check()
         self._kept = self.memsync.signals.kept
         self._losses = LostWorkerMonitor(
             self.memsync.runtime.store, self.memsync.events, settings.worker_ttl,
@@ -74,6 +78,21 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         #: Seconds that Redis's time was ahead of this host's monotonic time at the last heartbeat.
         self._offset = float("inf")
 
+    def _check(self, parent: WorkController) -> Settings:
+        """Return the settings.
+
+        Raises:
+            WorkerMisconfigured: One of them, or an attribute of a task, is wrong.
+        """
+        try:
+            settings = self.memsync.settings
+            if settings.enabled:
+                check_tasks(parent.app.tasks)
+                self.memsync.signals.requeuer.check()
+        except ImproperlyConfigured as exc:
+            raise WorkerMisconfigured(f"celery-memsync: {exc} (ImproperlyConfigured)") from exc
+        return settings
+
     def include_if(self, parent: WorkController) -> bool:
         """Whether this takes part: not if ``memsync_enabled`` is False, or if the worker's name can't be a key."""
         if not self.memsync.enabled:
@@ -81,8 +100,9 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         try:
             check_id(self.memsync.worker_id, "worker")
         except InvalidKey as exc:
-            logger.warning("celery-memsync sends no heartbeats of this worker, so it is not among the workers, and its "
-                           "tasks are not found if it is lost: %s. Choose another name with -n", exc)
+            logger.warning("celery-memsync sends no heartbeats of this worker, so it is not listed, its tasks are "
+                           "not found if it is lost, and its messages are not renewed at a Redis broker: %s. Choose another "
+                           "name with -n", exc)
             return False
         return True
 
@@ -98,6 +118,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         signals.worker_ready.connect(self._on_ready)
         atexit.register(self._leave)
         self._log_start()
+        if self.memsync.settings.renew_visibility:
+            self._describer.renewal.start()
         self._heartbeat.start()
 
     def _follow_cancelled(self, parent: WorkController) -> None:
@@ -133,6 +155,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def terminate(self, parent: WorkController) -> None:
         """Leave when the worker has ended: its process may go on, as with the workers of Celery's tests."""
+        self._describer.renewal.stop()  # what it does not finish is for other workers
         threading.Thread(
             target=self._leave_after, args=(parent.blueprint.shutdown_complete,), name="memsync-goodbye", daemon=True,
         ).start()
@@ -187,6 +210,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
     def _say_goodbye(self) -> None:
         self._losses.stop(min(LOSSES_TIMEOUT, remaining()))
         self._describer.depths.stop()
+        self._describer.renewal.stop()
         for thread in (self.memsync.signals.revoked, self.memsync.signals.revived):
             thread.stop(min(LOSSES_TIMEOUT, remaining()))
         try:

@@ -18,7 +18,7 @@ from ..models.cancellation import Cancellation, ids_of
 from ..reading.cancelled import CancelledIds
 from .app_manager import AppManager
 from .child_outcomes import unwrapped, verdict
-from .requests import sent_of
+from .requests import reserved_requests, sent_of
 from .revokes import RevokedTasks
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class CancelledTasks:
 
     def _terminate(self, worker: WorkController) -> None:
         signals, cancelled = self.memsync.signals, self.memsync.runtime.cancelled
-        for request in signals.requests.unended():
+        for request in filter(reserved_requests().__contains__, signals.requests.unended()):
             facts = request.request_dict
             is_wanted = any(one.terminate for one in cancelled.find_all(ids_of(request.id, facts, sent_of(facts))))
             # One that the pool has and has not begun is terminated when it begins.

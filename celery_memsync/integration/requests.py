@@ -105,12 +105,10 @@ class ReceivedRequests:
 
     Attributes:
         by_run: By the id of the run, because one task may be delivered twice.
-        unfit: The same of those whose ids can't be keys, so that nothing is recorded of them.
     """
 
     def __init__(self) -> None:
         self.by_run: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-        self.unfit: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
     def unended(self) -> list[Any]:
         """Return the requests that this process has received and has not done with.
@@ -120,8 +118,8 @@ class ReceivedRequests:
         return [request for request in live(self.by_run.values) if not hasattr(request, RECORDED)]
 
     def waiting(self) -> list[Any]:
-        """Return the requests that have not begun, also those of which nothing is recorded."""
-        return [one for one in (*self.unended(), *live(self.unfit.values)) if one.time_start is None]
+        """Return the requests that have not begun."""
+        return [one for one in self.unended() if one.time_start is None]
 
     def find(self, task_id: str, facts: Mapping[str, Any]) -> Any:
         """Return the request of the run of a task that has ended, None if this process has none."""

@@ -155,8 +155,8 @@ class TaskSignals:
         facts[HEADER] = sent = {
             **sent, "run": run, "key": key, "received_at": now, "monotonic": moment, "pid": os.getpid(),
             "queue": self._queue_names.of(request.message.delivery_info, sender)}
+        self.requests.by_run[run] = request
         if is_id(request.id):
-            self.requests.by_run[run] = request
             try:
                 recoveries = (count_of(sent["recoveries"]) or 0) if sent.get("recoveries") else 0
                 self.kept.add(request, run, key, recoveries, services.settings, sender)
@@ -165,8 +165,6 @@ class TaskSignals:
             except Exception as exc:
                 log_unrecorded(exc)
             services.writer.defer(ReceivedRun(services, request, sent, moment, self))
-        else:
-            self.requests.unfit[run] = request
         if services.cancelled.known or not self.has_children or request.id in self.revoked.known:
             self.cancels.receive(request)
 

@@ -13,10 +13,13 @@ from celery.worker import state
 
 from .. import __version__
 from ..fleet.queue_depths import Idleness, QueueDepths
+from ..fleet.unacked import is_unacked
+from ..fleet.visibility import VisibilityRenewal, interval_of
 from ..models import formats
 from ..models.worker import WorkerRecord
 from ..user_code import ends_here
 from .app_manager import AppManager
+from .held_messages import held_messages, held_while_draining
 from .requests import RECORDED, live
 
 if TYPE_CHECKING:
@@ -46,6 +49,9 @@ class WorkerInspector:
         self.draining = False
         self.depths = QueueDepths(worker.app, self._queues, BROKER_CHECK_INTERVAL * memsync.settings.heartbeat_interval)
         self._idleness = Idleness()
+        #: What the renewal judges by, in a thread of its own.
+        self._idleness_of_renewal = Idleness()
+        self.renewal = VisibilityRenewal(worker.app, self._held, self._is_stuck)
         self._started_at = time.monotonic()
         self._looked = time.monotonic(), time.process_time()
 
@@ -77,6 +83,7 @@ class WorkerInspector:
             skew=round(time.time() - clock.now(), 3),
             writer=self._writer(),
             consuming=self._consuming(looked_at, sum(depths.values()), capacity["free"]),
+            held_messages=self._held_messages(),
         )
 
     def _queues(self) -> list[str]:
@@ -98,9 +105,22 @@ class WorkerInspector:
         local_to_redis = self.memsync.runtime.store.clock.now() - time.time()
         return tuple(
             {"id": request.id, "name": request.name,
-             "started_at": None if request.time_start is None else round(request.time_start + local_to_redis, 3)}
+             "started_at": None if request.time_start is None else round(request.time_start + local_to_redis, 3),
+             **({"held": True} if self.renewal.last is not None and is_unacked(request.message) else {})}
             for request in _running_requests()
         )
+
+    def _held(self) -> list[Any]:
+        if self.draining:
+            return held_while_draining(self.memsync, getattr(self.worker, "consumer", None))
+        return held_messages(self.memsync)
+
+    def _held_messages(self) -> dict[str, Any]:
+        timeout, last = self.renewal.timeout, self.renewal.last
+        if timeout is None or last is None:
+            return {}
+        return {"count": last.messages, "renewed_at": round(self.memsync.runtime.store.clock.at(last.at), 3),
+                "interval": interval_of(timeout), "visibility_timeout": timeout}
 
     def _writer(self) -> dict[str, int]:
         writer = self.memsync.runtime.writer
@@ -112,10 +132,19 @@ class WorkerInspector:
         return round(100 * (used - used_before) / (now - before), 1) if now > before else 0.0
 
     def _consuming(self, looked_at: float, waiting: int, free: int) -> bool:
+        idle = self._is_idle(self._idleness, looked_at, waiting, free)
+        return bool(self._connected() and self._queues() and not idle)
+
+    def _is_idle(self, idleness: Idleness, looked_at: float, waiting: int, free: int) -> bool:
         tasks, prefetch = self.memsync.signals, self._prefetch()
         room = free > 0 and (not prefetch or len(tasks.requests.unended()) < prefetch)
-        idle = self._idleness.judge(looked_at, waiting, tasks.received, room)
-        return bool(self._connected() and self._queues() and not idle)
+        return idleness.judge(looked_at, waiting, tasks.received, room)
+
+    def _is_stuck(self) -> bool:
+        """Return whether it takes no messages although it should: not if it shuts down or has no queues."""
+        looked_at, depths = self.depths.known
+        idle = self._is_idle(self._idleness_of_renewal, looked_at, sum(depths.values()), self._capacity()["free"])
+        return not self.draining and (not self._connected() or bool(self._queues() and idle))
 
     def _prefetch(self) -> int:
         return getattr(getattr(getattr(self.worker, "consumer", None), "qos", None), "value", None) or 0

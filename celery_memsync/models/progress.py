@@ -52,12 +52,14 @@ def progress_from(row: Any) -> dict[str, Any] | None:
 def at_status(progress: dict[str, Any], status: object) -> dict[str, Any]:
     """Return progress as it is shown of a task with a status: a success is 100 %, and only a running task has an ETA.
 
+    A retried run that reports nothing has progress all the same, which hides that of the run before; it stays unknown.
+
     Args:
         status: None if it is unknown.
     """
     if status is None or rank_of(status) == RUNNING:
         return progress
-    if status != "SUCCESS":
+    if status != "SUCCESS" or progress["progress"] is None and progress["current"] is None:
         return {**progress, "eta": None}
     current = progress["current"] if progress["total"] is None else progress["total"]
     return {**progress, "eta": None, "progress": 100.0, "current": current}

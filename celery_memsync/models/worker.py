@@ -18,7 +18,8 @@ class WorkerRecord:
         concurrency: Most tasks at once.
         capacity: Slots: ``{"total", "active", "reserved", "free"}``.
         queues: Names of the queues it consumes.
-        running: ``{"id", "name", "started_at"}`` of every running task.
+        running: ``{"id", "name", "started_at"}`` of every running task; ``"held"`` if its message is not acknowledged yet
+            and is renewed.
         counters: Tasks accepted since the start: ``{"total": n}``.
         rss: Resident memory of the main process, in bytes.
         cpu: Percent of one core that the main process used since the last heartbeat.
@@ -38,6 +39,9 @@ class WorkerRecord:
         format: Newest format of what is shared that it knows, see ``models/formats.py``.
         writer: Of its main process, not of pool children: writes that are ``pending``, were ``dropped``, and
             ``conflicts`` that it met.
+        held_messages: What it renews at a Redis broker: the ``count`` of its messages at the last renewal, when that was
+            (``renewed_at``, on Redis's clock), the ``interval`` in seconds, and the ``visibility_timeout``; empty if it
+            renews nothing.
     """
 
     worker_id: str
@@ -65,6 +69,7 @@ class WorkerRecord:
     skew: float | None = None
     format: int | None = None
     writer: dict[str, int] = field(default_factory=dict)
+    held_messages: dict[str, Any] = field(default_factory=dict)
 
     def evolve(self, **changes: Any) -> WorkerRecord:
         """Return a copy with some fields changed."""
@@ -76,6 +81,16 @@ class WorkerRecord:
             name: list(value) if isinstance(value, tuple) else value
             for name, value in self.__dict__.items()
         }
+
+    def is_late(self, now: float, interval: float) -> bool:
+        """Return whether it has missed a heartbeat, and is not lost yet.
+
+        Args:
+            now: Redis's time, in seconds.
+            interval: Seconds between two heartbeats, as in ``memsync_heartbeat_interval``.
+        """
+        return (self.status not in ("lost", "offline") and self.last_beat is not None
+                and now - self.last_beat > 2 * interval * self.stretch)
 
     def pulse(self) -> str:
         """Return ``<status>:<stretch>``, which shows with the heartbeat's time if it is alive."""

@@ -8,7 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 
-from ..background_loop import Wakeup
+from ..background_loop import Wakeup, start_thread
 from ..user_code import call_user_code, mark_library_thread, message_of
 
 logger = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ class HandlerPool:
 
     def _start(self, thread: _Thread) -> bool:
         try:
-            threading.Thread(target=self._run, args=(thread,), name="memsync-handler", daemon=True).start()
+            start_thread(threading.Thread(target=self._run, args=(thread,), name="memsync-handler", daemon=True))
         except RuntimeError:
             # The system, or an interpreter that shuts down, gives no more threads: it is tried again later.
             with self._mutex:

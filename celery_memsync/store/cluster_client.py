@@ -17,6 +17,7 @@ from redis.commands import CoreCommands
 from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 from redis.crc import key_slot
 
+from ..background_loop import start_thread
 from ..deadline import remaining, within
 from .causes import SENSELESS
 from .clock import Clock
@@ -273,7 +274,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         threads = [threading.Thread(target=self._execute_on, args=one, name="memsync-node", daemon=True) for one in others]
         for thread, one in zip(threads, others):
             try:
-                thread.start()
+                start_thread(thread)
             except RuntimeError:  # the interpreter is shutting down and starts no other one
                 self._execute_on(*one)
         self._execute_on(*last)

@@ -70,6 +70,10 @@ _CODE = re.compile(r"(?:^|: -?)([A-Z]{2,}) ")
 #: Redis 7's error in a script instead of NOPERM.
 _NOT_ALLOWED = re.compile(r"The user executing the script|ACL failure in script")
 
+#: What was tried, by the name of a method for which its name is not the word.
+WHAT = {"listen": "subscribe to changes", "listen at": "subscribe to changes", "await message": "receive changes",
+        "read message": "receive changes", "ping": "reach Redis", "check": "check the connection"}
+
 #: Names of arguments that say on what a method of the store acts; the values of others are not shown.
 _SUBJECTS = frozenset({"locations", "writes", "task_ids", "task_id", "worker_id", "location", "names", "pattern", "request"})
 
@@ -82,7 +86,8 @@ def redis_call(method: F) -> F:
     It ends by the deadline of the public call under way, and within ``timeout`` of its object in any case.
     """
 
-    what, named = method.__name__.strip("_").replace("_", " "), [*inspect.signature(method).parameters][1:2]
+    name = method.__name__.strip("_").replace("_", " ")
+    what, named = WHAT.get(name, name), [*inspect.signature(method).parameters][1:2]
     is_named = not _SUBJECTS.isdisjoint(named)
 
     @functools.wraps(method)

@@ -13,7 +13,7 @@ from itertools import count
 
 from redis.backoff import EqualJitterBackoff
 
-from ..background_loop import LONGEST_PAUSE, BackgroundLoop
+from ..background_loop import LONGEST_PAUSE, BackgroundLoop, start_thread
 from ..deadline import remaining, within
 from ..events import Events
 from ..exceptions import ConflictError, MemSyncError, StoreError, StoreRefused, StoreUnavailable
@@ -129,7 +129,7 @@ class BatchWriter:
     def _write_late(self) -> None:
         """Write what came while the writer was being closed, as by the handler of a signal in the middle of a write."""
         with contextlib.suppress(RuntimeError):  # no threads any more: the process is at its end
-            threading.Thread(target=self._write_what_is_left, name="memsync-late", daemon=True).start()
+            start_thread(threading.Thread(target=self._write_what_is_left, name="memsync-late", daemon=True))
 
     def _write_what_is_left(self) -> None:
         # Of many threads one goes on.  It looks again when it has released the lock, so what the others came for is written.

@@ -135,7 +135,7 @@ def test_a_forked_child_has_its_own_cache_and_connections_and_leaves_the_parent_
         assert (parent_before, script.ends()) == ("before 2", ["after 3"])
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", stressed(["fork", "spawn", "forkserver"], ["fork", "spawn"]))
 def test_child_of_multiprocessing_reads_and_follows_changes(tmp_path, redis_url, other, method):
     publish(other, {"a": 1})
     (tmp_path / "work.py").write_text(textwrap.dedent("""

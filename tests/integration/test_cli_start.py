@@ -12,6 +12,7 @@ import pytest
 from celery_memsync.cli import COMMANDS, memsync
 from tests.support.paths import ROOT
 from tests.support.shell import Shell, plain
+from tests.support.stress import stressed
 
 
 def python(code, **env):
@@ -55,7 +56,8 @@ def test_celerys_help_imports_nothing_because_of_this_package():
     assert "redis" not in ours
 
 
-@pytest.mark.parametrize("name", ["MemSync", "MemorySyncManager", "Lock", "StoreError", "Entry", "Resolution"])
+@pytest.mark.parametrize("name", stressed(
+    ["MemSync", "MemorySyncManager", "Lock", "StoreError", "Entry", "Resolution"], ["MemSync", "StoreError"]))
 def test_public_name_is_imported_when_it_is_used(name):
     found = python(f"import celery_memsync, json; from celery_memsync import {name} as one; "
                    f"print(json.dumps([one is celery_memsync.{name}, one.__name__]))")
@@ -135,8 +137,7 @@ def bash(tmp_path, make_fleet):
 
 
 @pytest.mark.parametrize("line, wanted", [
-    ("celery mems", "memsync"),
-    ("celery -A tests.support.proj memsync ex", "export"),
+    *stressed([("celery mems", "memsync"), ("celery -A tests.support.proj memsync ex", "export")], []),
     ("celery -A tests.support.proj memsync tasks --st", "--status"),
 ])
 def test_a_shell_completes(bash, line, wanted):

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.redis_server import free_port
 from tests.support.shell import Shell, one_line
+from tests.support.stress import stressed
 from tests.support.terminal import Terminal
 
 
@@ -96,7 +97,8 @@ def test_keys_sort_and_filter_and_q_ends_with_the_terminal_as_it_was(top):
     assert terminal.restored
 
 
-@pytest.mark.parametrize("how, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("how, code", stressed(
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)], [(signal.SIGTERM, 143)]))
 def test_a_signal_ends_it_with_the_terminal_as_it_was(top, how, code):
     terminal = top().shows("task-alpha")
 
@@ -144,7 +146,7 @@ def test_a_redis_that_does_not_answer_does_not_hold_up_keys(top, own_store):
     own_store.resume()
 
 
-@pytest.mark.parametrize("size", [(40, 10), (200, 50), (20, 5), (2, 1)])
+@pytest.mark.parametrize("size", stressed([(40, 10), (200, 50), (20, 5), (2, 1)], [(40, 10), (2, 1)]))
 def test_it_follows_the_size_of_the_terminal(top, size):
     terminal = top().shows("task-alpha")
 

@@ -10,6 +10,7 @@ import pytest
 
 from celery_memsync.locking.lease import Owner
 from tests.support.shell import one_line, plain
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 
@@ -75,8 +76,7 @@ def test_the_lock_of_a_task_is_freed_by_its_name(fleet):
 
 @pytest.mark.parametrize("args, code, text", [
     (["unlock", "invoice:7"], 64, "--yes"),
-    (["unlock", "no-lock", "--yes"], 1, "no-lock"),
-    (["unlock", "a/b", "--yes"], 64, "lock id"),
+    *stressed([(["unlock", "no-lock", "--yes"], 1, "no-lock"), (["unlock", "a/b", "--yes"], 64, "lock id")], []),
 ])
 def test_failed_unlock_prints_its_reason_and_exit_code(shell, lock, args, code, text):
     done = shell.run_process(*args)
@@ -86,7 +86,7 @@ def test_failed_unlock_prints_its_reason_and_exit_code(shell, lock, args, code, 
     assert lock.release() is True
 
 
-@pytest.mark.parametrize("answer, code, held", [(b"n\n", 1, True), (b"y\n", 0, False)])
+@pytest.mark.parametrize("answer, code, held", [(b"n\n", 1, True), *stressed([(b"y\n", 0, False)], [])])
 def test_unlock_on_a_terminal_asks_for_confirmation(shell, fleet, lock, answer, code, held):
     master, slave = pty.openpty()
     os.write(master, answer)
@@ -100,7 +100,7 @@ def test_unlock_on_a_terminal_asks_for_confirmation(shell, fleet, lock, answer, 
     assert lock.release() is held
 
 
-@pytest.mark.parametrize("answer, code, left", [(b"n\n", 1, 5), (b"y\n", 0, None)])
+@pytest.mark.parametrize("answer, code, left", [*stressed([(b"n\n", 1, 5)], []), (b"y\n", 0, None)])
 def test_delete_on_a_terminal_asks_for_confirmation(shell, fleet, answer, code, left):
     fleet.reader.write("notes/1", 5)
     fleet.reader.force_sync()

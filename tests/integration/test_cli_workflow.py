@@ -127,3 +127,16 @@ def test_why_names_the_step_on_which_a_task_depends(shell, fleet):
     assert said["answer"].endswith("%.")
     assert after["reason"] == "never-ran"
     assert f"{FLOWS}.wait ({running.id}), before it, ended as REVOKED" in after["answer"]
+
+
+def test_parts_that_did_not_succeed_have_no_percentage(shell, fleet):
+    result = chain(sig(fleet, "bad"), sig(fleet, "ok")).apply_async()
+    fleet.wait(result, "FAILURE")
+
+    fleet.wait(result.parent, "FAILURE")
+
+    def shown():
+        lines = shell.run("workflow", result.id).stdout.splitlines()
+        return [line.split()[1:3] for line in lines[1:-1]], lines[-1]
+
+    eventually(lambda: shown() == ([["FAILURE", "-"]] * 3, "Ended as FAILURE."))

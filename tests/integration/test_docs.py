@@ -10,9 +10,9 @@ from tests.support.pages import Page
 from tests.support.paths import ROOT
 from tests.support.stress import stressed
 
-PAGES = ("quickstart.md", "howto/progress.md", "howto/testing.md", "howto/locks.md", "howto/cancel.md",
-         "howto/fleet.md", "howto/commands.md", "howto/workflows.md",
-         *stressed(("howto/web.md", "howto/several-apps.md", "howto/backup.md", "howto/agents.md"), ()))
+PAGES = ("quickstart.md", "howto/progress.md", "howto/locks.md", "howto/workflows.md", *stressed((
+    "howto/testing.md", "howto/cancel.md", "howto/fleet.md", "howto/commands.md", "howto/web.md", "howto/several-apps.md",
+    "howto/backup.md", "howto/agents.md"), ()))
 
 #: Pages that need no worker.
 BY_HAND = ("howto/changes.md", "howto/queue.md", "howto/cache.md")

@@ -16,7 +16,7 @@ def fleet(make_fleet, own_broker):
     """A fleet whose broker delivers again, on request, what was not acknowledged for a second."""
     return make_fleet(
         own_broker, include=["tests.support.tasks", TASKS], memsync_lock_ttl=6.0, worker_prefetch_multiplier=1,
-        broker_transport_options={"visibility_timeout": 1})
+        broker_transport_options={"visibility_timeout": 1}, memsync_renew_visibility=False)
 
 
 def deliver_again(fleet):

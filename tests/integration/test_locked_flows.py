@@ -140,7 +140,8 @@ def test_an_id_that_is_sent_twice_runs_once_at_a_time(fleet):
 
 def test_a_message_that_is_delivered_again_while_its_task_runs_is_held_back(make_fleet, own_broker):
     fleet = make_fleet(
-        own_broker, include=["tests.support.tasks", TASKS], broker_transport_options={"visibility_timeout": 1})
+        own_broker, include=["tests.support.tasks", TASKS], broker_transport_options={"visibility_timeout": 1},
+        memsync_renew_visibility=False)
     for _ in range(2):
         fleet.start_worker("-c", "2")
     result = send(fleet, "alone", 3)

@@ -201,7 +201,7 @@ def test_locks_hold_in_children_that_are_spawned(make_fleet, name):
     assert seconds_until_free(fleet, "k" + name) < 1
 
 
-@pytest.mark.parametrize("pool", ["threads", "solo", "gevent", "eventlet"])
+@pytest.mark.parametrize("pool", stressed(["threads", "solo", "gevent", "eventlet"], ["threads", "gevent"]))
 def test_locks_hold_in_every_pool(make_fleet, name, pool):
     pytest.importorskip(pool) if pool in ("gevent", "eventlet") else None
     fleet = make_fleet(include=["tests.support.tasks", TASKS])

@@ -11,6 +11,7 @@ from celery_memsync.reading.cache import EntryCache
 from celery_memsync.store.clock import Clock
 from tests.support.histories import CLOCKS, History
 from tests.support.model import run, show
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 SEED = os.environ.get("MEMSYNC_SEED", "1")
@@ -163,7 +164,7 @@ def test_a_history_that_contradicts_a_claim_is_found_out(claim, rows):
 
 
 @pytest.mark.parametrize("faults, processes, sessions, seconds", [
-    ("", 2, 2, 1.5), ("kill,pause,restart", 3, 1, 3.0), ("empty,kill", 2, 1, 2.5),
+    ("", 2, 2, 1.5), ("kill,pause,restart", 3, 1, 3.0), *stressed([("empty,kill", 2, 1, 2.5)], []),
 ])
 def test_random_processes_see_coherent_shared_state(tmp_path, faults, processes, sessions, seconds):
     kinds = [kind for kind in faults.split(",") if kind]

@@ -25,6 +25,18 @@ def fleet(module_fleet):
     return module_fleet
 
 
+def test_messages_of_rabbitmq_are_not_renewed(fleet, tmp_path):
+    result = fleet.send("wait_acks_late", str(tmp_path / "go on"))
+
+    record = fleet.wait_running(fleet.workers[0], result)
+
+    assert record.held_messages == {}
+    assert set(record.running[0]) == {"id", "name", "started_at"}
+    (tmp_path / "go on").touch()
+    fleet.wait(result, "SUCCESS")
+    assert "renew" not in fleet.workers[0].output()
+
+
 def test_both_runs_are_seen_when_the_broker_gives_a_task_out_twice(fleet, broker, tmp_path):
     result = fleet.send("wait_acks_late", str(tmp_path / "go on"))
     fleet.wait(result, "STARTED")

@@ -36,10 +36,17 @@ def test_worker_whose_name_cannot_be_a_key_logs_it_and_works(fleet):
     worker.stop()
 
 
-def test_worker_does_not_start_with_a_wrong_attribute_of_a_task(fleet):
-    worker = fleet.worker("-P", "solo", task_annotations={"tests.support.tasks.add": {"memsync_recovr": "requeue"}})
-    with pytest.raises(AssertionError, match="tests.support.tasks.add: there is no attribute memsync_recovr"):
+@pytest.mark.parametrize("wrong, message", [
+    ({"task_annotations": {"tests.support.tasks.add": {"memsync_recovr": "requeue"}}},
+     "the task tests.support.tasks.add: there is no attribute memsync_recovr"),
+    ({"memsync_heartbeat_intervall": 3.0}, "there is no setting memsync_heartbeat_intervall; did you mean"),
+])
+def test_worker_does_not_start_with_what_is_wrong_and_prints_it_as_its_error(fleet, wrong, message):
+    worker = fleet.worker("-P", "solo", **wrong)
+    with pytest.raises(AssertionError):
         worker.start()
 
     assert eventually(lambda: worker.process.poll()) not in (None, 0)
+    assert f"Error: celery-memsync: {message}" in worker.output()
+    assert "Traceback" not in worker.output()
     worker.process = None

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from celery_memsync.background_loop import BackgroundLoop
+from celery_memsync.background_loop import BackgroundLoop, start_thread
 from celery_memsync.user_code import message_of
 from tests.support.raising import ENDS
 from tests.support.waiting import eventually
@@ -292,3 +292,18 @@ def test_loop_whose_thread_an_exception_made_look_dead_is_still_running():
     assert called.wait(5)
     run.thread._is_stopped = False
     loop.stop(5)
+
+
+def test_what_interrupts_the_start_of_a_thread_is_raised_as_it_is():
+    class Limit(Exception):
+        pass
+
+    class Interrupted(threading.Thread):
+        def start(self):
+            try:
+                raise Limit
+            except Limit:
+                raise KeyError(self) from None  # like the one of CPython, which hides what came before
+
+    with pytest.raises(Limit):
+        start_thread(Interrupted())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from celery_memsync.store import scripts
-from tests.support.paths import ROOT
+from tests.support.paths import ROOT, found_in, tree_of
 
 PACKAGE = ROOT / "celery_memsync"
 LUA = PACKAGE / "store" / "lua"
@@ -43,7 +43,6 @@ FRAGMENTS = sorted({path.stem for path in LUA.glob("*.lua")} - set(SCRIPTS))
 TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 MODULES = sorted(PACKAGE.rglob("*.py"))
 STORE = sorted((PACKAGE / "store").glob("*.py"))
-TREES = {path: ast.parse(path.read_text()) for path in MODULES}
 
 HEADER_PARTS = ("KEYS[", "ARGV[", "Returns", "Publishes")
 
@@ -66,7 +65,7 @@ def imports_of(path: Path) -> set[str]:
     """Return the modules of this package that a module imports, wherever in it."""
     package = module_of(path).split(".") if path.name == "__init__.py" else module_of(path).split(".")[:-1]
     found = set()
-    for node in ast.walk(TREES[path]):
+    for node in ast.walk(tree_of(path)):
         if not isinstance(node, ast.ImportFrom) or not node.level:
             continue
         base = ".".join(filter(None, [*package[:len(package) - node.level + 1], *(node.module or "").split(".")]))
@@ -98,14 +97,13 @@ def body_of(name: str) -> str:
 
 # -- layers
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_module_imports_from_lower_layers_only(path):
-    own = place_of(path)
+def test_module_imports_from_lower_layers_only():
+    def above(path):
+        own = place_of(path)
+        return [name for name in imports_of(path)
+                if name.split(".")[0] not in ("", own) and LEVEL[name.split(".")[0]] >= LEVEL[own] > 0]
 
-    above = {name for name in imports_of(path)
-             if name.split(".")[0] not in ("", own) and LEVEL[name.split(".")[0]] >= LEVEL[own] > 0}
-
-    assert above == set()
+    assert found_in(MODULES, above) == {}
 
 
 def test_no_modules_import_each_other_in_a_circle():
@@ -158,7 +156,7 @@ def test_imports_are_found_where_there_are_some():
 
 def test_only_the_store_and_the_connections_talk_to_redis():
     importers = {
-        place_of(path) for path in MODULES for node in ast.walk(TREES[path])
+        place_of(path) for path in MODULES for node in ast.walk(tree_of(path))
         if (isinstance(node, ast.Import) and any(alias.name == "redis" for alias in node.names))
         or (isinstance(node, ast.ImportFrom) and node.module == "redis")
     }
@@ -166,22 +164,25 @@ def test_only_the_store_and_the_connections_talk_to_redis():
     assert importers - {"integration"} == {"store"}  # a worker reports the version of redis-py
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_nothing_outside_a_module_touches_its_underscore(path):
+def private_of_others(path):
+    """Return the names with an underscore that a module takes from another one."""
     siblings = {
-        alias.asname or alias.name for node in ast.walk(TREES[path]) if isinstance(node, ast.ImportFrom) and node.level
+        alias.asname or alias.name for node in ast.walk(tree_of(path)) if isinstance(node, ast.ImportFrom) and node.level
         for alias in node.names if any(alias.name == name.rpartition(".")[2] for name in NAMES)}
     private = [
-        ast.unparse(node) for node in ast.walk(TREES[path])
+        ast.unparse(node) for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in siblings
         and node.attr.startswith("_") and not node.attr.startswith("__")
     ]
     private += [
-        alias.name for node in ast.walk(TREES[path]) if isinstance(node, ast.ImportFrom) and node.level
+        alias.name for node in ast.walk(tree_of(path)) if isinstance(node, ast.ImportFrom) and node.level
         for alias in node.names if alias.name.startswith("_") and not alias.name.startswith("__")
     ]
+    return private
 
-    assert private == []
+
+def test_nothing_outside_a_module_touches_its_underscore():
+    assert found_in(MODULES, private_of_others) == {}
 
 
 # -- sizes
@@ -193,7 +194,7 @@ def test_no_file_is_longer_than_450_lines():
 
 
 def test_nine_in_ten_functions_are_shorter_than_20_lines():
-    lengths = [node.end_lineno - node.lineno + 1 for tree in TREES.values() for node in ast.walk(tree)
+    lengths = [node.end_lineno - node.lineno + 1 for tree in map(tree_of, MODULES) for node in ast.walk(tree)
                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
 
     assert sum(length < 20 for length in lengths) > 0.9 * len(lengths)
@@ -201,22 +202,20 @@ def test_nine_in_ten_functions_are_shorter_than_20_lines():
 
 # -- docstrings
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_everything_public_has_a_docstring(path):
-    tree = TREES[path]
-    missing = [
-        name for name, node in public_definitions(tree) if not ast.get_docstring(node) and not is_overload(node)
-    ]
+def test_everything_public_has_a_docstring():
+    def missing(path):
+        named = [("the module", tree_of(path)), *public_definitions(tree_of(path))]
+        return [name for name, node in named if not ast.get_docstring(node) and not is_overload(node)]
 
-    assert ast.get_docstring(tree)
-    assert missing == []
+    assert found_in(MODULES, missing) == {}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_begins_as_all_do(path):
-    imports = [node for node in TREES[path].body if isinstance(node, ast.ImportFrom)]
+def test_a_module_begins_as_all_do():
+    def first_import(path):
+        imports = [node.module for node in tree_of(path).body if isinstance(node, ast.ImportFrom)]
+        return [name for name in imports[:1] if name != "__future__"]
 
-    assert imports == [] or imports[0].module == "__future__"
+    assert found_in(MODULES, first_import) == {}
 
 
 def test_nothing_is_left_to_do():
@@ -227,16 +226,14 @@ def test_nothing_is_left_to_do():
     assert [str(path) for path in files if path != own and marks.search(path.read_text())] == []
 
 
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_of_tests_is_short_enough_to_be_read(path):
-    assert len(path.read_text().splitlines()) <= 350
+def test_a_file_of_tests_is_short_enough_to_be_read():
+    assert found_in(TESTS, lambda path: path.read_text().splitlines()[350:]) == {}
 
 
-@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_of_tests_imports_from_no_other(path):
-    imported = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
+def test_a_file_of_tests_imports_from_no_other():
+    imports = re.compile(r"^ *(?:from|import) ([\w.]*\b(?:test_\w+|conftest)) ", re.M)
 
-    assert {name for name in imported if name and re.search(r"\b(test_\w+|conftest)$", name)} == set()
+    assert found_in(TESTS, lambda path: imports.findall(path.read_text())) == {}
 
 
 # -- output
@@ -251,14 +248,11 @@ COMMANDS = sorted({*OUTPUT.parent.glob("*.py")} - {OUTPUT})
 
 
 def calls_of(path: Path) -> set[str]:
-    return {ast.unparse(node.func) for node in ast.walk(TREES[path]) if isinstance(node, ast.Call)}
+    return {ast.unparse(node.func) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)}
 
 
-@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
-def test_command_prints_through_the_functions_of_output_only(path):
-    raw = {name for name in calls_of(path) if RAW_OUTPUT.fullmatch(name)}
-
-    assert raw == set()
+def test_command_prints_through_the_functions_of_output_only():
+    assert found_in(COMMANDS, lambda path: [name for name in calls_of(path) if RAW_OUTPUT.fullmatch(name)]) == {}
 
 
 def test_calls_that_print_are_found_where_there_are_some():

@@ -31,7 +31,7 @@ def test_lost_writes_are_seen_in_a_process_that_has_not_configured_logging():
     shown = run("import time; time.sleep(0.3)")
 
     assert re.search(r"Could not .*Redis at 127.0.0.1.*it refused the connection", shown)
-    assert "1 writes could not be written" in shown
+    assert "1 write could not be written" in shown
 
 
 def test_the_log_of_this_package_can_be_switched_off_as_any_other():

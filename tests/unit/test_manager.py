@@ -76,7 +76,7 @@ def test_shutdown_while_redis_is_away_logs_what_is_lost(make_memsync, own_server
 
     memsync.shutdown(timeout=0.2)
 
-    assert "1 writes could not be written" in caplog.text
+    assert "1 write could not be written" in caplog.text
 
 
 def test_shutdown_from_another_thread_writes_what_waits(memsync, other):

@@ -1,7 +1,9 @@
 """An outage of Redis in the log: its begin once for a process, and its end once."""
 from __future__ import annotations
 
-from celery_memsync import StoreUnavailable
+import pytest
+
+from celery_memsync import StoreRefused, StoreUnavailable
 from celery_memsync.background_loop import BackgroundLoop
 from tests.support.waiting import eventually
 
@@ -12,13 +14,20 @@ def unavailable(address="h:1/0"):
     return error
 
 
-def test_an_outage_is_logged_by_one_loop_of_a_process(caplog):
+def wrong_password(address="h:1/0"):
+    error = StoreRefused(f"Could not do it (Redis at {address}): it refuses the password", "WRONGPASS")
+    error.address = address
+    return error
+
+
+@pytest.mark.parametrize("error, cause", [(unavailable, "it is away."), (wrong_password, "it refuses the password.")])
+def test_an_outage_is_logged_by_one_loop_of_a_process(caplog, error, cause):
     caplog.set_level("INFO")
     away = [True]
 
     def fail():
         if away[0]:
-            raise unavailable()
+            raise error()
 
     loops = [BackgroundLoop(f"a-test-{number}", fail, 0.01) for number in range(3)]
     for loop in loops:
@@ -30,7 +39,7 @@ def test_an_outage_is_logged_by_one_loop_of_a_process(caplog):
         loop.stop(1)
 
     begin, end = [message for message in caplog.messages if "h:1/0" in message]
-    assert begin == "Could not do it (Redis at h:1/0): it is away. Trying again until it answers"
+    assert begin == f"Could not do it (Redis at h:1/0): {cause} Trying again until it answers"
     assert end.startswith("Redis at h:1/0 answers again after ")
 
 

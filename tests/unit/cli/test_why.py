@@ -18,11 +18,12 @@ LOCK = LockRecord("invoice:7", 5, "w9", "t9", NOW - 60, 20.0, 1)
 
 def known(status, progress=None, workers=(), awaited=None, position=None, **state):
     task = {"state": {"status": status, **state}, "progress": progress}
-    return KnownTask("t1", task, workers, awaited, position, NOW)
+    return KnownTask("t1", task, workers, awaited, position, NOW, interval=5.0)
 
 
-def worker(worker_id="w1", status="active", queues=("q",), free=1, **facts):
-    return WorkerRecord(worker_id, status, queues=queues, capacity={"free": free, "total": 2}, last_beat=NOW - 30, **facts)
+def worker(worker_id="w1", status="active", queues=("q",), free=1, last_beat=NOW - 3, **facts):
+    return WorkerRecord(
+        worker_id, status, queues=queues, capacity={"free": free, "total": 2}, last_beat=last_beat, **facts)
 
 
 def planned(task_id, status="STARTED", **state):
@@ -57,7 +58,13 @@ REASONS = [
     ("locked", "task t9 on w9", known("RETRY", lock={"task_id": "t9", "worker_id": "w9", "since": NOW - 9})),
     ("locked", "the lock invoice:7 of task t9 on w9", known("STARTED", awaited=LOCK, started_at=NOW - 5)),
     ("worker-lost", "no heartbeat for 30.0s",
-     known("STARTED", worker="w1", workers=[worker(status="lost")])),
+     known("STARTED", worker="w1", workers=[worker(status="lost", last_beat=NOW - 30)])),
+    ("worker-late", "runs on w1, which has sent no heartbeat for 11.0s",
+     known("STARTED", worker="w1", started_at=NOW - 60, workers=[worker(last_beat=NOW - 11)])),
+    ("worker-late", "w1 has it, which has sent no heartbeat for 11.0s",
+     known("RECEIVED", worker="w1", workers=[worker(last_beat=NOW - 11)])),
+    ("running", "It has run on w1 for 1m00s",
+     known("STARTED", worker="w1", started_at=NOW - 60, workers=[worker(last_beat=NOW - 11, stretch=2.0)])),
     ("worker-gone", "back in the broker: w1", known("RECEIVED", worker="w1", workers=[worker(status="offline")])),
     ("worker-gone", "shut down", known("STARTED", worker="w1", workers=[worker(status="offline")])),
     ("retrying", "in 30.0s, attempt 2 of 4: OSError: away",
@@ -83,7 +90,7 @@ REASONS = [
     ("eta", "in 1m30s", known("RECEIVED", worker="w1", eta=NOW + 90)),
     ("reserved", "all its 2 slots", known("RECEIVED", worker="w1", workers=[worker(status="busy", free=0)])),
     ("reserved", "not begun", known("RECEIVED", worker="w1", workers=[worker()], received_at=NOW - 3)),
-    ("no-worker", "no worker is alive", known("PENDING", queue="q", workers=[worker(status="lost")])),
+    ("no-worker", "no worker is alive", known("PENDING", queue="q", workers=[worker(status="lost", last_beat=NOW - 30)])),
     ("no-consumer", "consumes the queue q", known("PENDING", queue="q", workers=[worker(queues=("other",))])),
     ("not-consuming", "takes messages", known("PENDING", queue="q", workers=[worker(consuming=False)])),
     ("not-consuming", "takes messages", known("PENDING", queue="q", workers=[worker(status="draining")])),
@@ -137,3 +144,30 @@ def test_why_accepts_any_state_and_progress(status, junk):
     found = reason_of(known(status, None, [worker()], **dict.fromkeys(names, junk)))
 
     assert found.answer
+
+
+HELD = {"count": 1, "renewed_at": NOW - 3, "interval": 20.0, "visibility_timeout": 60.0}
+
+
+@pytest.mark.parametrize("status, facts, reason", [
+    ("RECEIVED", {}, "reserved"), ("RECEIVED", {"eta": NOW + 60}, "eta"),
+    ("STARTED", {"running": ({"id": "t1", "held": True},)}, "running")])
+def test_message_that_its_worker_renews_is_shown(status, facts, reason):
+    running = facts.pop("running", ())
+    holder = worker(held_messages=HELD, running=running)
+
+    found = reason_of(known(status, worker="w1", workers=[holder], started_at=NOW - 9, received_at=NOW - 9, **facts))
+
+    assert found.reason == reason
+    assert found.answer.endswith("Its message is held by w1, renewed 3.0s ago.")
+    assert found.evidence["message"] == {"held_by": "w1", "renewed_at": NOW - 3}
+
+
+@pytest.mark.parametrize("status, facts", [
+    ("RECEIVED", {}), ("RECEIVED", {"held_messages": HELD, "status": "lost"}), ("SUCCESS", {"held_messages": HELD}),
+    ("STARTED", {"held_messages": HELD, "running": ({"id": "t1"}, {"id": "t2", "held": True}, 5)}),
+    ("RECEIVED", {"held_messages": {"renewed_at": "now"}})])
+def test_message_that_its_worker_does_not_renew_is_not_shown(status, facts):
+    found = reason_of(known(status, worker="w1", workers=[worker(**facts)]))
+
+    assert "message is held" not in found.answer and "message" not in found.evidence

@@ -1,12 +1,16 @@
 """Connections to the broker: bounded in time, otherwise as the app has them."""
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import time
 
 import pytest
+from billiard.util import _run_after_forkers
 from celery import Celery
 
-from celery_memsync.fleet.broker_connection import TIMEOUT, bounded_connection
+from celery_memsync.fleet.broker_connection import TIMEOUT, bounded_connection, open_channel
 from tests.support.redis_server import RedisServer
 
 
@@ -45,6 +49,35 @@ def test_reading_and_writing_have_the_urls_that_the_app_gives_them(make_app, wri
     connection = bounded_connection(app, write=write)
 
     assert (connection.hostname, connection.virtual_host) == (("writer", "2") if write else ("reader", "1"))
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_child_does_not_wait_for_a_lock_that_a_thread_of_its_parent_had(make_app, redis_url, is_ours):
+    connection = bounded_connection(make_app(redis_url))
+    channel = open_channel(connection) if is_ours else connection.channel()
+    channel.queue_declare("q1")
+    held, release = threading.Event(), threading.Event()
+
+    def hold():
+        with channel.pool._lock:
+            held.set()
+            release.wait(10)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(10)
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(1)
+        _run_after_forkers()
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    release.set()
+    thread.join()
+    connection.release()
+
+    assert os.waitstatus_to_exitcode(status) == (0 if is_ours else -signal.SIGALRM)
 
 
 @pytest.mark.slow

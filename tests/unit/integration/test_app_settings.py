@@ -49,6 +49,16 @@ def test_a_setting_without_the_prefix_of_the_others_is_noticed(make_memsync):
         memsync.check()
 
 
+@pytest.mark.parametrize("make", [
+    lambda: app_of(None, MEMSYNC_BACKEND="redis://localhost/1"),
+    lambda: Celery("proj", set_as_current=False, changes={"MEMSYNC_BACKEND": "redis://localhost/1"})])
+def test_a_setting_in_capitals_is_noticed(make_memsync, make):
+    memsync = make_memsync(make())
+
+    with pytest.raises(ImproperlyConfigured, match="MEMSYNC_BACKEND is not read.*call it memsync_backend"):
+        memsync.check()
+
+
 def test_a_name_without_the_prefix_may_be_there_beside_the_setting(make_memsync):
     memsync = make_memsync(app_of(
         CELERY_MEMSYNC_BACKEND="redis://localhost/1", MEMSYNC_BACKEND="redis://localhost/1", MEMSYNC_OF_OURS=1))

@@ -8,7 +8,7 @@ import pytest
 from celery_memsync import encoding
 from celery_memsync.models.entry import Header, StoredEntry
 from celery_memsync.models.order import FINAL, RANKS, later_status, rank_of
-from celery_memsync.models.progress import encode_progress, progress_from
+from celery_memsync.models.progress import at_status, encode_progress, progress_from
 from celery_memsync.models.task import TaskRun, describe_exception, merge_state
 from celery_memsync.models.worker import WorkerRecord
 
@@ -241,3 +241,8 @@ def test_a_worker_record_of_another_version_is_read():
     record = WorkerRecord.from_dict("w1", {"worker_id": "w1", "new": 1})
 
     assert record == WorkerRecord("w1")
+
+
+@pytest.mark.parametrize("known, shown", [({"current": 3, "total": 10}, 100.0), ({"current": 3}, 100.0), ({}, None)])
+def test_success_is_100_percent_of_what_was_reported(known, shown):
+    assert at_status(progress_from(known), "SUCCESS")["progress"] == shown
