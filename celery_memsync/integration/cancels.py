@@ -11,7 +11,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from celery.exceptions import TaskRevokedError
-from celery.worker.request import Request
 
 from ..exceptions import TaskCancelled
 from ..models.cancellation import Cancellation, ids_of
@@ -124,6 +123,8 @@ _followed: list[weakref.ref[CancelledIds]] = []
 
 def catch_up_after_pauses(cancelled: CancelledIds) -> None:
     """Let Celery find what was cancelled while this worker was paused before it hands on a task that had waited."""
+    from celery.worker.request import Request  # which a producer does without
+
     _followed[:] = [*(find for find in _followed if find() is not None), weakref.ref(cancelled)]
     revoked = Request.revoked
     if hasattr(revoked, "catches_up"):

@@ -56,6 +56,7 @@ def test_task_of_a_killed_worker_is_not_started_by_the_next_one(fleet):
     assert len(fleet.notes("begin", result.id)) == 1
 
 
+@pytest.mark.acceptance
 def test_worker_that_was_paused_starts_nothing_that_was_cancelled_meanwhile(fleet):
     worker = fleet.start_worker("-c", "4")
     busy = [send(fleet, "hold", 1.0) for _ in range(4)]

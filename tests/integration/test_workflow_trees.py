@@ -6,7 +6,6 @@ from celery import chain, chord, group
 
 from tests.support.fleet import TASKS
 from tests.support.flows import FLOWS, sig
-from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 
@@ -171,6 +170,7 @@ def test_groups_in_groups_are_counted_to_their_end_and_leave_nothing_behind(flee
     assert_ends_as(fleet, make, expected)
 
 
+@pytest.mark.acceptance
 def test_chords_are_the_same_with_a_result_backend_that_does_not_count(make_fleet, tmp_path):
     results = tmp_path / "results"
     results.mkdir()
@@ -178,5 +178,5 @@ def test_chords_are_the_same_with_a_result_backend_that_does_not_count(make_flee
     fleet.start_worker("-c", "2")
     flows = {**SHAPES, **NESTED}
 
-    for name in stressed([name for name in flows if "chord" in name], ["chord with a group in a chord"]):
+    for name in [name for name in flows if "chord" in name]:
         assert_ends_as(fleet, *flows[name])
