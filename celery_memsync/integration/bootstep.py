@@ -19,8 +19,10 @@ from celery.worker.control import Panel
 from ..deadline import remaining, within
 from ..exceptions import InvalidKey, StoreError
 from ..fleet.heartbeat import Heartbeat
+from ..fleet.history import HistoryWriter
 from ..fleet.lost_workers import LostWorkerMonitor
 from ..fleet.probe_file import ProbeFile
+from ..fleet.stalled_tasks import StallMonitor
 from ..keys import check_id
 from ..models.worker import WorkerRecord
 from ..settings import Settings
@@ -66,10 +68,14 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._losses = LostWorkerMonitor(
             self.memsync.runtime.store, self.memsync.events, settings.worker_ttl,
             running_tasks=self.memsync.signals.running_tasks, settled=self.memsync.signals.requeuer.settle)
+        self._stalls = StallMonitor(
+            self.memsync.runtime.store, self.memsync.events, self._describer.watched_tasks, settings.batch_interval,
+            settings.default_ttl)
         self._heartbeat = Heartbeat(
             self.memsync.runtime.store, self._before_heartbeat, settings.heartbeat_interval,
             ttl=max(settings.default_ttl, 2 * settings.worker_ttl), timeout=settings.worker_ttl, on_reply=self._on_reply,
         )
+        self._history = HistoryWriter(self.memsync.runtime.store, settings.history)
         path = settings.probe_file
         self._probe_file = None if path is None else ProbeFile(node_format(path, parent.hostname))
         self._left = False
@@ -203,13 +209,17 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if self._has_lost(reply) or reply.went_back:
             self._refresh()
         self._losses.note_reply(reply)
+        self._stalls.note_reply(reply)
+        self._history.note(reply.at)
 
     def _on_shutdown(self, **_: Any) -> None:
         self._leave()
 
     def _say_goodbye(self) -> None:
         self._losses.stop(min(LOSSES_TIMEOUT, remaining()))
+        self._stalls.stop(min(LOSSES_TIMEOUT, remaining()))
         self._describer.depths.stop()
+        self._history.stop(0)
         self._describer.renewal.stop()
         for thread in (self.memsync.signals.revoked, self.memsync.signals.revived):
             thread.stop(min(LOSSES_TIMEOUT, remaining()))

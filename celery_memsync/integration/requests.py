@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -19,6 +20,9 @@ RECORDED = "memsync_recorded"
 
 #: Name of what travels with a message and its request: when it was published, which run it became.
 HEADER = "memsync"
+
+#: The header by which a trace travels, version 00 of W3C's Trace Context: trace, span and flags.
+_TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}").fullmatch
 
 #: The request that could not end and whose failure Celery handles; its signals name the task only.
 failing: ContextVar[Any] = ContextVar("failing", default=None)
@@ -66,6 +70,12 @@ def retry_at_of(error: BaseException, now: float) -> float | None:
     if isinstance(when, (int, float)) and not isinstance(when, bool):
         return now + max(0.0, when)
     return timestamp(when)
+
+
+def trace_id_of(traceparent: Any) -> str | None:
+    """Return the id of a trace, from the header ``traceparent`` of a message, or None if that is none of W3C's."""
+    found = _TRACEPARENT(traceparent) if isinstance(traceparent, str) else None
+    return None if found is None or not found[1].strip("0") else found[1]
 
 
 def reserved_requests() -> Any:

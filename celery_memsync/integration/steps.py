@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from ..keys import is_id
+from ..models.stamps import size_of, stamps_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Step(NamedTuple):
         group: Id of the group that it is a member of.
         depends_on: Ids of the tasks and groups that come before it.
         is_body: Whether it comes after the chord of which the task itself is a part of the header.
+        stamps: What it is stamped with.
     """
 
     task_id: str
@@ -40,6 +42,7 @@ class Step(NamedTuple):
     group: str | None
     depends_on: tuple[str, ...]
     is_body: bool
+    stamps: dict[str, Any] | None = None
 
 
 class Steps:
@@ -107,7 +110,7 @@ class Steps:
             self._most += 1
             ends = self._walk(kwargs.get("body"), ends, is_body, depth + 1, group)
         else:
-            ends = self._add(own, signature.get("task"), group, before, is_body)
+            ends = self._add(options, signature.get("task"), group, before, is_body)
         rest = self._walk_all(_reversed(options.get("chain")), ends, is_body, depth + 1)
         self._walk(options.get("chord"), (group,) if group else ends, is_body, depth + 1)
         return rest
@@ -122,14 +125,19 @@ class Steps:
         ends = [end for row in islice(rows, MAX_STEPS) for end in self._walk(row, before, is_body, depth, group)]
         return (group,) if group is not None else tuple(dict.fromkeys(ends))
 
-    def _add(self, task_id: Any, name: Any, group: str | None, before: tuple[str, ...], is_body: bool) -> tuple[str, ...]:
+    def _add(
+        self, options: dict[str, Any], name: Any, group: str | None, before: tuple[str, ...], is_body: bool,
+    ) -> tuple[str, ...]:
+        task_id: Any = options.get("task_id")
+        stamps = stamps_of(options.get("stamped_headers"), options)
         if not is_id(task_id):
             return before
         name = name if isinstance(name, str) and 0 < len(name) <= MAX_NAME else None
         self._bytes += len(task_id.encode()) + len((name or "").encode(errors="replace")) + sum(map(len, before))
+        self._bytes += size_of(stamps)
         if self._bytes > MAX_BYTES:
             return before
-        self.by_id.setdefault(task_id, Step(task_id, name, group, before[:MAX_STEPS], is_body))
+        self.by_id.setdefault(task_id, Step(task_id, name, group, before[:MAX_STEPS], is_body, stamps))
         return (task_id,)
 
 

@@ -34,7 +34,7 @@ from .runs import ActiveRun, ReceivedRun, active_run, known_of, latest, lifetime
 from .sent_groups import sent_group, sizes_in
 from .steps import embed_in
 from .update_state import take_over
-from .workflows import Workflows, record_unsent
+from .workflows import Workflows, record_unsent, replaced_key
 
 logger = logging.getLogger(__name__)
 
@@ -107,11 +107,11 @@ class TaskSignals:
             # Of a run whose child was lost, the worker's main process publishes the retry.
             request = self.requests.find(headers["id"], {}) if headers.get("retries") and not active else None
             before = active.run_key if active else request and request.request_dict[HEADER]["key"]
-            key = published_key(self._new_run(self.memsync.runtime), before)
             origin = active.facts if active else request and request.request_dict
-            same = active.sent if active else sent_of(origin) if origin else None
-            headers[HEADER] = {"published_at": self._next_moment(), "key": key, **earlier_progress.sent_along(active),
-                               **self.workflows.sent_along(headers, body, same)}
+            along = self.workflows.sent_along(headers, body, active.sent if active else sent_of(origin) if origin else None)
+            key = published_key(self._new_run(self.memsync.runtime), before or replaced_key(headers["id"], along))
+            along.update(published_at=self._next_moment(), key=key, **earlier_progress.sent_along(active))
+            headers[HEADER] = along
             if origin and nesting_of(headers) == nesting_of(origin):
                 headers[HEADER]["retry"] = True  # and not a replacement, of which Celery counts how deep it is
 

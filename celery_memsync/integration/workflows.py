@@ -28,7 +28,7 @@ from .steps import Step, Steps, embed_of, has_steps, last_id
 MAX_REMEMBERED = 1000
 
 #: What travels with each run of a task as it came with the first.
-CARRIED = ("awaits", "depends_on", "group", "header", "member", "sizes")
+CARRIED = ("awaits", "depends_on", "group", "header", "member", "replaced", "sizes")
 
 #: Statuses after which what follows is sent, or may be.
 GOES_ON = frozenset({"SUCCESS", "RETRY", "PENDING"})
@@ -145,6 +145,7 @@ def _sent_by(active: ActiveRun, headers: Mapping[str, Any], embed: Mapping[str, 
     before = list(step.depends_on) if step is not None else [] if awaited is None else [awaited]
     if before:
         known.update(_sizes_around(active.sent, before), depends_on=before)
+    known.update(_replaced_by(active, step, headers, embed))
     if sent is not None:
         known["sizes"] = {**known.get("sizes", {}), **sent.sizes}
     if sent is not None and group not in (None, sent.group_id):
@@ -166,6 +167,26 @@ def _awaited_in(active: ActiveRun) -> str | None:
     """Return the group after which a task of Celery's sends the body of a chord, None for any other task."""
     awaited = active.sent.get("awaits") if active.name == UNLOCK else None
     return awaited if is_id(awaited) else None
+
+
+def _replaced_by(
+    active: ActiveRun, step: Step | None, headers: Mapping[str, Any], embed: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the id and the run key of the run that a workflow replaces, which travel to its task of that id.
+
+    So that task is known to come after the run, whatever is recorded first of the two.
+    """
+    replaced = active.sent.get("replaced")
+    if replaced is not None or step is not None or not has_steps(embed):
+        return {} if replaced is None else {"replaced": replaced}
+    comes_again = active.task_id in Steps(headers["id"], headers.get("group"), embed).by_id
+    return {"replaced": [active.task_id, active.run_key]} if comes_again else {}
+
+
+def replaced_key(task_id: str, sent: Mapping[str, Any]) -> Any:
+    """Return the run key of the run that a task replaces, as it came with its message; None if it replaces none."""
+    replaced = sent.get("replaced")
+    return replaced[1] if isinstance(replaced, list) and len(replaced) == 2 and replaced[0] == task_id else None
 
 
 def _workflow_in(sent: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,7 +251,8 @@ def _is_new(remembered: OrderedDict[str, str], last: str | None, status: str) ->
 
 
 def _change(services: Runtime, step: Step, known: Mapping[str, Any], ttl: float) -> StageChange:
-    run = TaskRun.of({**known, "name": step.name, "group": step.group, "depends_on": list(step.depends_on)})
+    run = TaskRun.of({
+        **known, "name": step.name, "group": step.group, "depends_on": list(step.depends_on), "stamps": step.stamps})
     return StageChange(services.keys.task_location(step.task_id, STAGE), run, "", ttl)
 
 

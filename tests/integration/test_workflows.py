@@ -7,6 +7,7 @@ import signal
 import pytest
 from celery import chain, chord, group
 from celery.result import GroupResult
+from celery.signals import before_task_publish
 
 from tests.support.fleet import TASKS
 from tests.support.flows import FLOWS, sig
@@ -203,12 +204,38 @@ def test_group_knows_its_total_before_its_members_are_sent(fleet):
 def test_group_knows_its_total_before_its_sender_has_recorded_it(fleet):
     wait = fleet.producer(memsync_batch_interval=60.0).tasks[f"{FLOWS}.wait"]
     # More than the worker takes at once.
-    result = group(wait.s(seconds=0.1) for _ in range(20)).apply_async()
+    result = group([wait.s(seconds=0.1) for _ in range(20)]).apply_async()
 
     totals = set()
     eventually(lambda: (found := fleet.reader.get_group(result.id)) and (totals.add(found.total) or found.done == 20))
 
     assert totals == {20}
+
+
+def test_group_from_a_generator_is_sent_while_it_is_made(fleet):
+    sent, seen = [], []
+
+    def members():
+        for _ in range(4):
+            yield sig(fleet, "ok")
+        # As Celery does it: the first ones run before the last one is made.
+        eventually(lambda: sent and (one := fleet.reader.get_group(sent[0][1])) and one.done)
+        seen.append(fleet.reader.get_group(sent[0][1]))
+        yield sig(fleet, "ok")
+
+    def on_publish(headers, **_):
+        sent.append((headers["id"], headers["group"]))
+
+    before_task_publish.connect(on_publish)
+    try:
+        result = chord(members())(sig(fleet, "ok"))
+    finally:
+        before_task_publish.disconnect(on_publish)
+    fleet.wait(result, "SUCCESS")
+    found = eventually(lambda: (one := fleet.reader.get_group(sent[0][1])).done == 5 and one)
+
+    assert (seen[0].percent, seen[0].eta, seen[0].done < seen[0].total < 5) == (0, None, True)
+    assert (found.total, found.succeeded, found.percent) == (5, 5, 100)
 
 
 def test_group_from_chunks_is_counted(fleet):
@@ -278,3 +305,16 @@ def test_chain_that_fails_fails_in_any_pool(make_fleet, pool):
     assert fleet.wait(body, "FAILURE")["never_ran"]
 
 
+def test_replacement_is_the_later_run_if_it_is_recorded_before_the_run_that_it_replaces(make_fleet):
+    fleet = make_fleet(include=[TASKS, FLOWS], memsync_batch_interval=0.5)
+    fleet.start_worker("-c", "4")
+    # So nothing is recorded of the first run before its process does, half a second after it has begun.
+    task = fleet.producer(memsync_batch_interval=60.0).tasks[f"{FLOWS}.replaced_by_failure"]
+
+    results = [task.apply_async() for _ in range(2)]
+    for result in results:
+        eventually(lambda: result.state == "FAILURE")
+
+    for result in results:
+        fleet.wait_runs(result, ["IGNORED", "FAILURE"])
+        assert fleet.status(result.id) == "FAILURE"
