@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from .locking.lock import Lock
     from .manager import MemorySyncManager
+    from .metrics.collector import MemsyncCollector
     from .models.entry import Entry
     from .models.lock import LockRecord
     from .models.worker import WorkerRecord
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
-    "MemorySyncManager", "MemSync", "Lock",
+    "MemorySyncManager", "MemSync", "Lock", "MemsyncCollector",
     "Resolution", "Entry", "Group", "LockRecord", "WorkerRecord", "Workflow", "WorkflowNode",
     "ConflictError", "InvalidKey", "InvalidValue", "LockError", "LockLost", "LockNotAcquired", "MemSyncError",
     "NotInTask", "StoreError", "StoreRefused", "StoreUnavailable", "TaskCancelled", "ValueTooLarge",
@@ -49,7 +50,8 @@ __all__ = [
 
 #: Modules of what is public, by name; errors have one.  That of MemSync also activates its app in a worker.
 _HOMES = {
-    "MemorySyncManager": "manager", "MemSync": "activation", "Lock": "locking.lock", "Resolution": "conflicts",
+    "MemorySyncManager": "manager", "MemSync": "activation", "Lock": "locking.lock", "MemsyncCollector": "metrics.collector",
+    "Resolution": "conflicts",
     "Entry": "models.entry", "LockRecord": "models.lock", "WorkerRecord": "models.worker",
     "Group": "models.workflow", "Workflow": "models.workflow", "WorkflowNode": "models.workflow",
 }

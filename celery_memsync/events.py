@@ -47,6 +47,7 @@ EVENTS: dict[str, tuple[str, ...]] = {
     "worker-online": ("worker_id",),
     "worker-lost": ("worker_id",),
     "task-lost": ("task_id", "name", "worker_id", "since"),
+    "task-stalled": ("task_id", "name", "worker_id", "since"),
     "connection-lost": ("error",),
     "connection-restored": (),
 }

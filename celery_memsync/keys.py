@@ -168,8 +168,11 @@ class Keys:
         self.metrics = f"{self.about}/metrics"
         #: Sorted sets of the tasks of groups and workflows, by how far they are.
         self._members = self._shared("members")
-        #: Sorted set of cancelled ids, by when they are forgotten (ms).
+        #: Sorted set of the records of statistics, by when they are forgotten (ms), see ``store/lua/statistics.lua``.
+        self.statistics = f"{self.about}/statistics"
+        #: Sorted set of cancelled ids, by when they are forgotten (ms); hash of who cancelled each, when and why.
         self.cancelled = f"{self.about}/cancelled"
+        self.cancel_causes = f"{self.cancelled}/causes"
         #: Sorted set of the locks that are held, by the end of their lease (ms).
         self.locks = self._shared("locks")
         #: Sorted set of workers by when they are lost without a further heartbeat (ms).

@@ -160,8 +160,8 @@ class MemorySyncManager:
         Returns:
             ``progress`` (percent), ``status``, ``current``, ``total``, ``message``, ``phase`` (its name),
             ``phase_number`` (1 of the first), ``started_at``, ``phase_started_at`` and ``updated_at`` (seconds since the
-            epoch on Redis's clock), ``run``, ``eta`` (seconds left of the phase, None if unknown or not running), the
-            task's own fields, and ``previous``: the last progress of the run before, if there was one.
+            epoch on Redis's clock), ``stalled_at`` (when it had reported nothing for too long), ``run``, ``eta`` (seconds
+            left of the phase, None if unknown), the task's own fields, ``previous``: the last progress of the run before.
         """
         return self.runtime.tasks.progress_of(task_id)
 

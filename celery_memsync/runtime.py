@@ -31,6 +31,7 @@ from .records.counters import Counters
 from .records.entry_records import EntryRecords
 from .records.lock_records import LockRecords
 from .records.queue_records import QueueRecords
+from .records.statistics import Statistics
 from .records.task_records import TaskRecords
 from .records.worker_records import WorkerRecords
 from .records.workflow_records import WorkflowRecords
@@ -110,6 +111,7 @@ class Runtime:
         coordination: Makes the atomic operations of the shared queue.
         progress: The progress of the tasks that this process reports, by task id.
         entries, tasks, workflows, workers, queue, counters, lock_records, cancellations: What the methods of the manager do.
+        statistics: Reads what was counted of the runs of tasks.
     """
 
     def __init__(self, environment: Environment, events: Events, was_away: bool) -> None:
@@ -133,6 +135,7 @@ class Runtime:
         client = connect_to_nothing() if not settings.enabled else connect(
             url, settings.backend_options, keys.about, settings.timeout)
         self.store: Store = make_store(client, keys, worker_id, token, settings.default_ttl, settings.timeout)
+        self.store.counts_exceptions = settings.failure_types
         resolvers = Resolvers(settings.conflict_resolver, settings.namespace)
         make_writer = BatchWriter if settings.enabled else DiscardingWriter
         self.writer = make_writer(
@@ -156,6 +159,7 @@ class Runtime:
         self.workers = WorkerRecords(self.entries, worker_id)
         self.queue = QueueRecords(settings, self.reader, self.coordination)
         self.counters = Counters(settings, self.reader)
+        self.statistics = Statistics(self.reader, settings.timeout)
         self.lock_records = LockRecords(settings, self.locks, LockReader(self.store))
         self.cancellations = Cancellations(
             self.reader, self.cancelled, worker_id, environment.running_task, self.redact)

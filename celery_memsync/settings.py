@@ -37,8 +37,8 @@ FIXED_OPTIONS = ("decode_responses", "protocol")
 TIMEOUT_OPTIONS = ("socket_timeout", "socket_connect_timeout")
 OBJECT_OPTIONS = ("retry", "sentinel_kwargs")
 
-#: Settings that a task may have of its own, as attributes.
-TASK_SETTINGS = ("recover", "max_recoveries")
+#: What a task may have as attributes of its own.
+TASK_SETTINGS = ("recover", "max_recoveries", "stall_after")
 
 #: No given time is as long, in seconds: Redis and the C library can't wait so long.
 MAX_SECONDS = 1e10
@@ -92,6 +92,9 @@ class Settings:
     recover: str = "mark"
     #: Most times that a task is sent again because its worker was lost.
     max_recoveries: int = 1
+    #: Seconds without new progress after which a running task is stalled; ``None`` or 0: never.  A task may have another as
+    #: its attribute ``memsync_stall_after``.
+    stall_timeout: float | None = None
     #: Secret that signs what is stored in Redis and sent to the broker later: a text, or several of which the
     #: first one signs and all are accepted.  ``recover = "requeue"`` needs it.
     signing_key: Any = field(default=None, repr=False)
@@ -110,6 +113,10 @@ class Settings:
     strict: bool | None = None
     #: Whether the state of a task shows its arguments, as Celery's log does.
     task_args: bool = False
+    #: Whether failures are counted by type of exception, too: at most 10 of each task.
+    failure_types: bool = False
+    #: Whether the statistics of each minute are kept for a day, and by task each ten minutes for three days.
+    history: bool = False
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -207,7 +214,7 @@ def unknown(name: str, known: Iterable[str], what: str = "setting") -> str:
 
 def allowed_for(name: str, value: object) -> str | None:
     """Return what a setting must be, or None if a value is allowed."""
-    return _CHECKS[name](value)
+    return (_CHECKS.get(name) or _TASK_CHECKS[name])(value)
 
 
 def _is_number(value: object) -> bool:
@@ -220,6 +227,10 @@ def _seconds(value: object) -> str | None:
 
 def _seconds_or_0(value: object) -> str | None:
     return None if _is_number(value) and value >= 0 else "a number of seconds, 0 or more"  # type: ignore[operator]
+
+
+def _seconds_or_none(value: object) -> str | None:
+    return None if value is None or _seconds_or_0(value) is None else "a number of seconds, 0 or more, or None"
 
 
 def _count(value: object) -> str | None:
@@ -348,6 +359,8 @@ def _worker_id(value: object) -> str | None:
 
 _CHECKS: dict[str, Callable[[object], str | None]] = {
     "enabled": _flag,
+    "failure_types": _flag,
+    "history": _flag,
     "backend": _url,
     "backend_options": _options,
     "timeout": _seconds,
@@ -366,6 +379,7 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "probe_file": _file,
     "recover": _recover,
     "max_recoveries": _count_or_0,
+    "stall_timeout": _seconds_or_none,
     "signing_key": _signing_key,
     "redact": _redact,
     "lock_ttl": _seconds,
@@ -374,3 +388,6 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "task_args": _flag,
     "renew_visibility": _flag,
 }
+
+#: Those of attributes of tasks that are no settings.
+_TASK_CHECKS = {"stall_after": _seconds_or_none}

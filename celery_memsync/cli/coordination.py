@@ -1,4 +1,4 @@
-"""`celery memsync queue`, `assignments` and `metrics`: what all processes keep together."""
+"""`celery memsync queue`, `assignments` and `counters`: what all processes keep together."""
 from __future__ import annotations
 
 import click
@@ -43,16 +43,16 @@ def assignments(ctx: click.Context, as_json: bool) -> None:
             [worker_id, task_id] for worker_id, ids in sorted(found.items()) for task_id in ids])
 
 
-@command(examples=["metrics --json"])
+@command(examples=["counters --json"])
 @json_option
 @click.pass_context
-def metrics(ctx: click.Context, as_json: bool) -> None:
+def counters(ctx: click.Context, as_json: bool) -> None:
     """Show the counters that all processes share."""
     with memory_of(ctx) as memsync:
-        counters = memsync.get_coordination_metrics()
+        found = memsync.get_coordination_metrics()
     if as_json:
-        print_json(ctx, counters)
-    elif not counters:
+        print_json(ctx, found)
+    elif not found:
         print_line(ctx, "Nothing has been counted yet.")
     else:
-        print_facts(ctx, [(name, shown(value)) for name, value in sorted(counters.items())])
+        print_facts(ctx, [(name, shown(value)) for name, value in sorted(found.items())])

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from json import dumps
 from typing import Any, NoReturn, TypeVar
@@ -348,6 +348,19 @@ def duration(seconds: Any) -> str:
     return f"{hours}h{minutes:02d}m"
 
 
+def is_stalled(progress: Mapping[str, Any] | None) -> bool:
+    """Whether a task was found to have reported nothing for too long, and has reported nothing since."""
+    return figure((progress or {}).get("stalled_at")) is not None
+
+
+def percent_cell(progress: dict[str, Any] | None) -> str:
+    """Return how far a task is, and whether it has stalled, for a cell of a table."""
+    if not is_stalled(progress):
+        return percent(progress)
+    done = percent(progress)
+    return "stalled" if done == "-" else f"{done} stalled"
+
+
 def percent(progress: dict[str, Any] | None) -> str:
     """Return how far a task is."""
     if progress is None:
@@ -365,6 +378,8 @@ def progress_words(progress: dict[str, Any]) -> str:
     parts += [shorten(progress[name]) for name in ("phase", "message") if progress.get(name)]
     if progress["eta"]:
         parts.append(f"{duration(progress['eta'])} left")
+    if is_stalled(progress):
+        parts.append(f"stalled since {moment(progress['updated_at'])}")
     return ", ".join(parts)
 
 

@@ -12,7 +12,23 @@ from rich.table import Table
 from rich.text import Text
 
 from ..models.worker import WorkerRecord
-from .output import COLOURS, Part, ago, cell, duration, figure, mebibytes, moment, percent, safe, shorten, width_of
+from ..records.statistics import total
+from .output import (
+    COLOURS,
+    Part,
+    ago,
+    cell,
+    duration,
+    figure,
+    is_stalled,
+    mebibytes,
+    moment,
+    percent,
+    percent_cell,
+    safe,
+    shorten,
+    width_of,
+)
 from .snapshot import MOST, Event, Running, Snapshot, View, load_of
 
 #: A task's id, status, progress and what there is to say of it, as :func:`bars` takes them.
@@ -127,7 +143,16 @@ def _head(snapshot: Snapshot) -> list[Text]:
     if snapshot.away:
         return [first, _line((f"Trying again: {shorten(snapshot.away)}", "bold red"))]
     return [first, _line(f"workers: {counts}   tasks: {_many(len(snapshot.running))} running, "
-                         f"{_many(snapshot.pending)} waiting")]
+                         f"{_many(snapshot.pending)} waiting{_rates(snapshot)}")]
+
+
+def _rates(snapshot: Snapshot) -> str:
+    """Return how many runs have ended a minute in the last minutes, and how many of them have failed."""
+    sums = total(added for _, added in snapshot.minutes)
+    if not snapshot.minutes or not sums.ended:
+        return ""
+    span = snapshot.minutes[-1][0] - snapshot.minutes[0][0] + 1
+    return f"   runs: {sums.ended / span:.3g} a minute, {sums.failed / sums.ended:.1%} failed"
 
 
 def _many(count: int) -> str:
@@ -158,9 +183,15 @@ def _tasks(tasks: Sequence[Running], room: int, now: float, plain: bool, wide: b
         progress = one.progress or {}
         table.add_row(
             _text(one.task_id), _text(one.name), *([_text(one.worker)] if wide else []), bar(one.done / 100, plain),
-            _text(_percent(one.progress)), _text(ago(one.started_at, now)), _text(duration(progress.get("eta"))),
+            _text(_percent(one.progress, True)), _text(_runtime(one, now)), _text(duration(progress.get("eta"))),
             _text(progress.get("message") or ""))
     return table
+
+
+def _runtime(one: Running, now: float) -> str:
+    """Return how long a task has run, and behind a slash how long its runs usually take."""
+    shown = ago(one.started_at, now)
+    return shown if one.usual is None else f"{shown}/{duration(one.usual)}"
 
 
 def _events(events: Sequence[Event], now: float) -> Table:
@@ -207,7 +238,9 @@ def bars(
 def _words(progress: Mapping[str, Any]) -> str:
     current, total, left = (figure(progress.get(name)) for name in ("current", "total", "eta"))
     parts = [f"{current:g} of {total:g}" if current is not None and total is not None else "",
-             f"{duration(left)} left" if left else "", *(shorten(progress.get(name) or "") for name in ("phase", "message"))]
+             f"{duration(left)} left" if left else "",
+             f"stalled since {moment(progress.get('updated_at'))}" if is_stalled(progress) else "",
+             *(shorten(progress.get(name) or "") for name in ("phase", "message"))]
     return ", ".join(filter(None, parts))
 
 
@@ -218,10 +251,12 @@ def bar(part: float, plain: bool = False, width: int = BAR) -> Text:
     return Text.assemble((full * done, "green"), (rest * (width - done), "dim"))
 
 
-def _percent(progress: Mapping[str, Any] | None) -> str:
+def _percent(progress: Mapping[str, Any] | None, marked: bool = False) -> str:
+    """Return how far a task is, and whether it has stalled if there is room for that."""
     if progress is None:
         return "-"
-    return percent({"progress": figure(progress.get("progress")), "current": figure(progress.get("current"))})
+    known = {name: figure(progress.get(name)) for name in ("progress", "current", "stalled_at")}
+    return percent_cell(known) if marked else percent(known)
 
 
 def _table(*columns: tuple[str, int]) -> Table:

@@ -11,6 +11,7 @@ from ..app import MemSync
 from ..exceptions import InvalidKey
 from ..keys import check_id
 from ..models.order import RUNNING, rank_of
+from ..models.statistics import RunSums
 from ..models.worker import WorkerRecord
 from .output import figure, shorten
 
@@ -39,6 +40,7 @@ class Running:
     Attributes:
         started_at: In seconds of Redis's clock, None if unknown.
         progress: As :meth:`MemorySyncManager.get_task_progress` has it.
+        usual: Seconds that half of the runs of its task take at most, or None if that is not known.
     """
 
     task_id: str
@@ -47,6 +49,7 @@ class Running:
     worker: str = "-"
     started_at: float | None = None
     progress: Mapping[str, Any] | None = None
+    usual: float | None = None
 
     @property
     def done(self) -> float:
@@ -74,6 +77,7 @@ class Snapshot:
         pending: How many tasks wait, up to :data:`MOST`.
         away: Why Redis could not be asked again since; "" if it could.
         address: Where Redis is.
+        minutes: What all runs came to in the last minutes, with ``memsync_history``.
     """
 
     at: float
@@ -87,10 +91,11 @@ class Snapshot:
     events: tuple[Event, ...] = ()
     away: str = ""
     address: str = ""
+    minutes: tuple[tuple[int, RunSums], ...] = ()
 
 
 def take(memsync: MemSync) -> Snapshot:
-    """Read all that is shown: five round trips.
+    """Read all that is shown: eight round trips.
 
     Raises:
         StoreError: If Redis is away.
@@ -101,11 +106,15 @@ def take(memsync: MemSync) -> Snapshot:
     workers = memsync.get_workers()
     queue = memsync.get_queue(limit=MOST)
     newest = memsync.get_tasks(limit=NEWEST)
-    running = _running(memsync, queue["processing"])
+    running = list(_running(memsync, queue["processing"]))
+    usual = memsync.runtime.statistics.usual_runtimes(one.name for one in running)
+    minutes = memsync.runtime.statistics.minutes()
+    running = [replace(one, usual=usual.get(one.name)) for one in running]
     return Snapshot(
         at=memsync.runtime.store.clock.now(), address=memsync.runtime.store.address, namespace=memsync.settings.namespace,
         version=shorten(info.get("redis_version")),
         used_memory=figure(info.get("used_memory")), latency=latency, workers=tuple(workers), running=tuple(running),
+        minutes=tuple(minutes),
         pending=len(queue["pending"]), events=tuple(events_of(newest, workers)))
 
 

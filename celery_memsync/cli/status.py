@@ -23,12 +23,13 @@ from .output import (
     mebibytes,
     memory_of,
     named,
-    percent,
+    percent_cell,
     print_json,
     print_line,
     print_table,
     shorten,
 )
+from .usual import statistics_lines, statistics_of
 
 #: What is counted for tasks of which something else than a status was recorded.
 NO_STATUS = "-"
@@ -48,6 +49,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
         records = memsync.get_workers()
         tasks = [as_lost(task, records) for task in memsync.get_tasks(limit=COUNTED)]
         held = memsync.locks()
+        statistics = statistics_of(memsync)
         now = memsync.runtime.store.clock.now()
         interval = memsync.settings.heartbeat_interval
         namespace, address = memsync.settings.namespace, memsync.runtime.store.address
@@ -64,7 +66,8 @@ def status(ctx: click.Context, as_json: bool) -> None:
     if as_json:
         print_json(ctx, {
             "namespace": namespace, "redis": server, "workers": workers, "queues": queues,
-            "tasks": counts, "locks": locks, "writers": writers, "running": running})
+            "tasks": counts, "locks": locks, "writers": writers, "running": running,
+            "statistics": statistics})
         return
     print_line(ctx, f"Redis at {address}, namespace {namespace}")
     print_line(ctx, _server_words(server))
@@ -79,6 +82,8 @@ def status(ctx: click.Context, as_json: bool) -> None:
         pending = named([f"{name} ({count} pending)" for name, count in left.most_common()])
         print_line(ctx, f"Queues that no worker consumes: {pending}")
     _say_tasks(ctx, counts, len(tasks))
+    for line in statistics_lines(statistics):
+        print_line(ctx, line)
     print_line(ctx, f"Locks: {locks['held']} held, {locks['waiting']} waiting")
     renewing = [one for one in records if one.held_messages and one.status not in GONE]
     if renewing:
@@ -150,7 +155,7 @@ def _say_running(ctx: click.Context, running: list[dict[str, Any]], now: float) 
         return
     print_line(ctx)
     rows = [
-        [task["id"], task["state"].get("name") or "-", percent(task["progress"]),
+        [task["id"], task["state"].get("name") or "-", percent_cell(task["progress"]),
          ago(task["state"].get("started_at"), now),
          shorten((task["progress"] or {}).get("message") or "-", 60)]
         for task in running[:20]

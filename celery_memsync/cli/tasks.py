@@ -14,6 +14,7 @@ from celery.platforms import EX_USAGE
 from ..app import MemSync
 from ..globs import matcher
 from ..models.order import RANKS
+from ..models.stamps import texts_of
 from .command import command
 from .ids import task_id_of
 from .output import (
@@ -25,7 +26,7 @@ from .output import (
     limit_option,
     memory_of,
     moment,
-    percent,
+    percent_cell,
     print_facts,
     print_json,
     print_line,
@@ -35,6 +36,7 @@ from .output import (
     shown,
     unknown_task,
 )
+from .usual import usual_of, usual_words
 
 #: Most tasks that are looked at for those that are asked for.
 LOOKED_AT = 100_000
@@ -63,6 +65,19 @@ class Span(click.ParamType):  # type: ignore[type-arg]
         return float(found[1]) * self.units[found[2] or "s"]
 
 
+class Stamp(click.ParamType):  # type: ignore[type-arg]
+    """A stamp and its value: ``tenant=acme``."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Return the name and the value."""
+        name, sign, text = str(value).partition("=")
+        if not name or not sign:
+            self.fail(f"{shorten(value)} is no stamp with its value, such as tenant=acme", param, ctx)
+        return name, text
+
+
 class Wanted(NamedTuple):
     """Which tasks are asked for.
 
@@ -72,6 +87,7 @@ class Wanted(NamedTuple):
         worker: Glob of Redis's.
         root: Id of the task or group with which their workflow began.
         group: Id of the group that they are members of.
+        stamps: Names and values of stamps that they all have.
     """
 
     status: str | None = None
@@ -79,6 +95,7 @@ class Wanted(NamedTuple):
     worker: str | None = None
     root: str | None = None
     group: str | None = None
+    stamps: tuple[tuple[str, str], ...] = ()
 
     def picks(self) -> Callable[[dict[str, Any]], bool]:
         """Return a function that returns whether a task is one of them.
@@ -93,6 +110,9 @@ class Wanted(NamedTuple):
         def picked(one: dict[str, Any]) -> bool:
             state = one["state"] or {}
             if status is not None and str(state.get("status", "")).upper() != status:
+                return False
+            stamps = _stamps(state)
+            if not all(name in stamps and value in texts_of(stamps[name]) for name, value in self.stamps):
                 return False
             return all(matches(str(state.get(field) or "")) for field, matches in globs)
 
@@ -109,18 +129,20 @@ class Wanted(NamedTuple):
 @click.option("--root", cls=CeleryOption, metavar="ID", help_group="Selection",
               help="Only tasks of the workflow that began with this task or group.")
 @click.option("--group", cls=CeleryOption, metavar="ID", help_group="Selection", help="Only members of this group.")
+@click.option("--stamp", "stamps", cls=CeleryOption, type=Stamp(), multiple=True, help_group="Selection",
+              help="Only tasks with this stamp; may be given several times.")
 @click.option("--sort", cls=CeleryOption, type=click.Choice(list(ORDERS)), default="newest", show_default=True,
               help_group="Output", help="What comes first, of the newest 10,000.")
 @json_option
 @click.pass_context
 def tasks(
     ctx: click.Context, limit: int, status: str | None, name: str | None, worker: str | None, since: float | None,
-    root: str | None, group: str | None, sort: str, as_json: bool,
+    root: str | None, group: str | None, stamps: tuple[tuple[str, str], ...], sort: str, as_json: bool,
 ) -> None:
     """Show tasks, newest first."""
     with memory_of(ctx) as memsync:
         memsync.runtime.store.connect()
-        found = _select(memsync, Wanted(status, name, worker, root, group), since, sort, limit)
+        found = _select(memsync, Wanted(status, name, worker, root, group, stamps), since, sort, limit)
         now = memsync.runtime.store.clock.now()
     if not found and status is not None:
         status = _known_status(status)
@@ -129,7 +151,7 @@ def tasks(
     elif not found:
         print_line(
             ctx, f"No task has the status {status}." if status is not None else
-            "No task is like that." if name or worker or since or root or group else "No tasks found.")
+            "No task is like that." if name or worker or since or root or group or stamps else "No tasks found.")
     else:
         print_table(ctx, ["ID", "STATUS", "NAME", "PROGRESS", "RUNTIME", "AGE", "WORKER"],
                     [_row(one, now) for one in found], colour=1)
@@ -144,6 +166,7 @@ def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
     with memory_of(ctx) as memsync:
         task_id = task_id_of(memsync, task_id)
         found = memsync.get_task(task_id)
+        usual = None if found is None else usual_of(memsync, (found["state"] or {}).get("name"))
     if found is None:
         fail(unknown_task(task_id))
     if as_json:
@@ -153,6 +176,8 @@ def task(ctx: click.Context, task_id: str, as_json: bool) -> None:
     rows = [("id", task_id), *((name, _shown(name, value)) for name, value in state.items())]
     if progress is not None:
         rows.append(("progress", progress_words(progress)))
+    if usual is not None:
+        rows.append(("usual runtime", usual_words(usual)))
     if len(found["runs"]) > 1:
         rows += [(f"run {run.get('run', '-')}", _since(run)) for run in found["runs"]]
     rows += [(f"agent {agent}", shown(data)) for agent, data in sorted(found["agents"].items())]
@@ -230,7 +255,7 @@ def _row(one: dict[str, Any], now: float) -> list[object]:
                  None)
     return [
         one["id"], state.get("status", "-"), state.get("name") or "-",
-        percent(one["progress"]), duration(state.get("runtime")), ago(since, now),
+        percent_cell(one["progress"]), duration(state.get("runtime")), ago(since, now),
         state.get("worker") or "-",
     ]
 
@@ -240,7 +265,14 @@ def _since(run: dict[str, Any]) -> str:
     return shorten(f"{run['status']} since {began}")
 
 
+def _stamps(state: dict[str, Any]) -> dict[str, Any]:
+    stamps = state.get("stamps")
+    return stamps if isinstance(stamps, dict) else {}
+
+
 def _shown(name: str, value: Any) -> str:
+    if name == "stamps" and isinstance(value, dict):
+        return shorten(", ".join(f"{stamp}={text}" for stamp, known in sorted(value.items()) for text in texts_of(known)))
     if isinstance(value, float) and (name.endswith("_at") or name == "eta"):
         return moment(value)
     if name == "runtime" and figure(value) is not None:

@@ -9,6 +9,7 @@ import click
 
 from ..app import MemSync
 from ..exceptions import TaskCancelled
+from ..models.cancellation import ids_of
 from ..models.lock import LockRecord
 from ..models.order import FINAL, RUNNING, rank_of
 from ..models.worker import WorkerRecord
@@ -20,6 +21,7 @@ from .output import (
     ago,
     duration,
     figure,
+    is_stalled,
     json_option,
     memory_of,
     moment,
@@ -30,9 +32,6 @@ from .output import (
     unknown_task,
 )
 from .workflow import part_words
-
-#: Seconds without new progress after which a running task is reported as stalled.
-STALLED = 600.0
 
 #: Reasons of which there is nothing more to come, by status.
 ENDS = {"SUCCESS": "succeeded", "FAILURE": "failed", "REVOKED": "revoked", "SKIPPED": "skipped"}
@@ -248,16 +247,19 @@ def _running(known: KnownTask) -> Reason:
     if known.cancelled is not None:
         return Reason(f"It runs on {_worker(known)}, and is {shorten(known.cancelled)}. It ends when it looks whether it is "
                       "cancelled.", "cancelled", {**facts, "progress": progress})
-    since = figure((progress or {}).get("updated_at")) or figure(state.get("started_at"))
-    done = f", {progress_words(progress)}" if progress else ""
+    words = progress_words({**progress, "stalled_at": None}) if progress else "-"
+    done = "" if words == "-" else f", {words}"
     facts["progress"] = progress
+    reported_at = figure((progress or {}).get("updated_at"))
     late = _worker_late(known)
     if late is not None:
         return Reason(f"It runs on {_worker(known)}{done}, {late}.", "worker-late", {**facts, **_last_beat(known)})
-    if since is not None and known.now - since >= STALLED:
-        return Reason(f"It runs on {_worker(known)}{done}, but has reported nothing for {ago(since, known.now)}.",
-                      "stalled", {**facts, "silent": round(known.now - since, 3)})
-    return Reason(f"It has run on {_worker(known)} for {ago(state.get('started_at'), known.now)}{done}.", "running", facts)
+    if is_stalled(progress):
+        return Reason(f"It runs on {_worker(known)}{done}, but has stalled: it has reported nothing for "
+                      f"{ago(reported_at, known.now)}.", "stalled", facts)
+    last = f"; it reported last {ago(reported_at, known.now)} ago" if reported_at is not None else ""
+    return Reason(f"It has run on {_worker(known)} for {ago(state.get('started_at'), known.now)}{done}{last}.",
+                  "running", facts)
 
 
 def _waits(known: KnownTask) -> Reason:
@@ -382,7 +384,8 @@ def _describe_lock(lock: dict[str, Any], now: float) -> str:
 def _cancelled(memsync: MemSync, known: KnownTask) -> TaskCancelled | None:
     """Return by whom and why a task is cancelled, or None."""
     memsync.runtime.cancelled.read()
-    found = memsync.runtime.cancelled.find((known.task_id, known.state.get("root_id"), known.state.get("group")))
+    waits = rank_of(known.state.get("status")) < RUNNING
+    found = memsync.runtime.cancelled.find(ids_of(known.task_id, known.state, known.state, waits))
     return None if found is None else found.error()
 
 

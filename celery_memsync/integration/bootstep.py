@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,14 +19,17 @@ from celery.worker.control import Panel
 from ..deadline import remaining, within
 from ..exceptions import InvalidKey, StoreError
 from ..fleet.heartbeat import Heartbeat
+from ..fleet.history import HistoryWriter
 from ..fleet.lost_workers import LostWorkerMonitor
 from ..fleet.probe_file import ProbeFile
+from ..fleet.stalled_tasks import StallMonitor
 from ..keys import check_id
 from ..models.worker import WorkerRecord
 from ..settings import Settings
 from ..store import HeartbeatReply
 from ..store.clock import UNNOTICED
 from .app_manager import AppManager
+from .cancels import catch_up_after_pauses
 from .revokes import record_received_revokes
 from .task_attributes import check_tasks
 from .worker_report import VERSIONS, WorkerInspector
@@ -64,10 +68,14 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._losses = LostWorkerMonitor(
             self.memsync.runtime.store, self.memsync.events, settings.worker_ttl,
             running_tasks=self.memsync.signals.running_tasks, settled=self.memsync.signals.requeuer.settle)
+        self._stalls = StallMonitor(
+            self.memsync.runtime.store, self.memsync.events, self._describer.watched_tasks, settings.batch_interval,
+            settings.default_ttl)
         self._heartbeat = Heartbeat(
             self.memsync.runtime.store, self._before_heartbeat, settings.heartbeat_interval,
             ttl=max(settings.default_ttl, 2 * settings.worker_ttl), timeout=settings.worker_ttl, on_reply=self._on_reply,
         )
+        self._history = HistoryWriter(self.memsync.runtime.store, settings.history)
         path = settings.probe_file
         self._probe_file = None if path is None else ProbeFile(node_format(path, parent.hostname))
         self._left = False
@@ -126,7 +134,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Read which ids are cancelled, before the worker consumes."""
         cancels, cancelled = self.memsync.signals.cancels, self.memsync.runtime.cancelled
         if self.memsync.signals.has_children or getattr(parent.pool, "is_green", False):
-            cancels.terminates = parent.hostname
+            cancels.terminating = weakref.ref(parent)
+        catch_up_after_pauses(cancelled)
         try:
             within(self.memsync.settings.timeout, cancelled.follow, cancels.on_new)
         except StoreError:
@@ -189,6 +198,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.memsync.signals.refresh()
         self._losses.schedule_recheck()
         self._kept.refresh()
+        self.memsync.runtime.cancelled.request()
 
     def _has_lost(self, reply: HeartbeatReply) -> bool:
         """Return whether Redis may have lost what it had: this worker, or by a clock that was set ahead what expires."""
@@ -211,15 +221,20 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         if self._has_lost(reply) or reply.went_back:
             self._refresh()
         self._losses.note_reply(reply)
+        self._stalls.note_reply(reply)
+        self._history.note(reply.at)
 
     def _on_shutdown(self, **_: Any) -> None:
         self._leave()
 
     def _say_goodbye(self) -> None:
         self._losses.stop(min(LOSSES_TIMEOUT, remaining()))
+        self._stalls.stop(min(LOSSES_TIMEOUT, remaining()))
         self._describer.depths.stop()
+        self._history.stop(0)
         self._describer.renewal.stop()
-        self.memsync.signals.revoked.stop(min(LOSSES_TIMEOUT, remaining()))
+        for thread in (self.memsync.signals.revoked, self.memsync.signals.revived):
+            thread.stop(min(LOSSES_TIMEOUT, remaining()))
         try:
             self._heartbeat.stop(remaining(), goodbye=not self._kept.has_orphans)
             self._kept.close(remaining())

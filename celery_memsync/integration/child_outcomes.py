@@ -92,6 +92,8 @@ class ChildOutcomes:
         while connected and recent and recent[0][0] < now - FLUSH_GRACE - interval:
             recent.popleft()
         failed, retval, runtime = outcome
+        if runtime is None and request.time_start:  # Celery measures it of a success only
+            runtime = max(0.0, time.time() - request.time_start)
         status, exception = verdict(retval.exception, run.services.redact) if failed else ("SUCCESS", None)
         row: Any = now, run.task_id, facts_of(run.facts), run.sent, status, exception, request.time_start, runtime
         try:

@@ -13,13 +13,14 @@ from ..exceptions import LockNotAcquired, Skipped
 from ..keys import PROGRESS, STAGE, Location, is_id
 from ..locking.lock_service import LockService
 from ..models.cancellation import ids_of
+from ..models.stamps import stamps_of
 from ..models.task import TaskRun, describe_exception
-from ..reading.cancelled import Watch
+from ..reading.cancelled import CancelledIds, Watch
 from ..runtime import Runtime
 from ..writing.changes import Change, DeferredChange, StageChange
 from ..writing.progress import Progress
 from .app_manager import AppManager
-from .requests import count_of, timestamp
+from .requests import count_of, retry_at_of, timestamp, trace_id_of
 from .sent_groups import sizes_in
 from .steps import Step, Steps, is_member, part_of
 
@@ -28,7 +29,7 @@ AHEAD = 1.0
 
 #: What is recorded of a request; keeping the rest of it would keep a task's arguments.
 _FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "group", "group_index", "argsrepr",
-          "kwargsrepr", "replaced_task_nesting")
+          "kwargsrepr", "replaced_task_nesting", "stamped_headers", "stamps", "traceparent")
 
 #: Most characters of shown arguments; a publisher of Celery's shortens them to fewer.
 MAX_SHOWN = 4096
@@ -297,7 +298,7 @@ class ActiveRun(Run):
         """
         if isinstance(retval, BaseException):
             exception = None if status == "SUCCESS" else exception_of(retval, self.services.redact)
-            retry_at = _retry_at(retval, self.services.store.clock.at(at))
+            retry_at = retry_at_of(retval, self.services.store.clock.at(at))
             status = "SKIPPED" if isinstance(retval, Skipped) else status
             self.ending = Ending(
                 status, at, exception, _lock_of(retval), retry_at, max_retries if status == "RETRY" else None)
@@ -307,16 +308,28 @@ class ActiveRun(Run):
         else:
             self.ending = Ending(status, at)
 
+    @property
+    def cancelled(self) -> CancelledIds:
+        """The cancelled ids, as this process knows them; a body may have forked it."""
+        memsync = self.find_memsync()
+        return (self.services if memsync is None else memsync.runtime).cancelled
+
     def watch_cancelled(self) -> bool:
         """Let it be known within a second if it is cancelled; return whether that is new."""
-        if self._cancel_watch is not None:
+        cancelled, watch = self.cancelled, self._cancel_watch
+        if watch is not None and watch.ids is cancelled:
             return False
-        self._cancel_watch = self.services.cancelled.watch()
+        cancelled.watchers.add(self.name)
+        self._cancel_watch = cancelled.watch()
         return True
+
+    def wait_fresh(self) -> None:
+        """Return when it is known whether it is cancelled, or Redis does not answer."""
+        self.cancelled.wait_fresh(self.at if "received_at" in self.sent else float("-inf"))
 
     def raise_if_cancelled(self) -> None:
         """Raise :exc:`TaskCancelled` if it is known that it is cancelled."""
-        found = self.services.cancelled.find(ids_of(self.task_id, self.facts, self.sent))
+        found = self.cancelled.find(ids_of(self.task_id, self.facts, self.sent))
         if found is not None:
             raise found.error()
 
@@ -374,9 +387,9 @@ def known_of(services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Ma
         facts: What travels with the request.
         sent: The part of it that this package put there.
     """
-    # Most tasks have none of the three that are checked only if they are there.
     root_id, parent_id, group = facts.get("root_id"), facts.get("parent_id"), facts.get("group")
     retries, eta, recoveries = facts.get("retries"), facts.get("eta"), sent.get("recoveries")
+    traceparent = facts.get("traceparent")  # most tasks lack these, which are checked only if they are there
     known = {
         "name": facts.get("task"),
         "queue": sent.get("queue"),
@@ -391,9 +404,12 @@ def known_of(services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Ma
         "published_at": sent.get("published_at"),
         "received_at": sent.get("received_at"),
         "recoveries": count_of(recoveries) if recoveries else None,
+        "trace_id": None if traceparent is None else trace_id_of(traceparent),
     }
     if "workflow" in sent:
         known.update(part_of(sent))
+    if facts.get("stamped_headers"):
+        known["stamps"] = stamps_of(facts["stamped_headers"], facts.get("stamps"))
     if services.settings.task_args:
         known.update(args=_cut(facts.get("argsrepr")), kwargs=_cut(facts.get("kwargsrepr")))
     return known
@@ -424,18 +440,6 @@ def exception_of(error: BaseException, redact: Callable[[str], str] | None) -> d
 
 def _cut(text: Any) -> str | None:
     return text[:MAX_SHOWN] if isinstance(text, str) else None
-
-
-def _retry_at(error: BaseException, now: float) -> float | None:
-    """Return when a run that is to be retried is tried again, None for any other.
-
-    Args:
-        now: Redis's time, in seconds.
-    """
-    when = error.when if isinstance(error, Retry) else None
-    if isinstance(when, (int, float)) and not isinstance(when, bool):
-        return now + max(0.0, when)
-    return timestamp(when)
 
 
 def _lock_of(error: BaseException) -> dict[str, Any] | None:

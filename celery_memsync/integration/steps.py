@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from ..keys import is_id
+from ..models.stamps import size_of, stamps_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Step(NamedTuple):
         group: Id of the group that it is a member of.
         depends_on: Ids of the tasks and groups that come before it.
         is_body: Whether it comes after the chord of which the task itself is a part of the header.
+        stamps: What it is stamped with.
     """
 
     task_id: str
@@ -40,6 +42,7 @@ class Step(NamedTuple):
     group: str | None
     depends_on: tuple[str, ...]
     is_body: bool
+    stamps: dict[str, Any] | None = None
 
 
 class Steps:
@@ -60,8 +63,14 @@ class Steps:
         self.sizes: dict[str, int] = {}
         self._looks = 0
         self._bytes = 0
-        ends = self._walk_all(_reversed(embed.get("chain")), (task_id,), False, 0)
-        self._walk(embed.get("chord"), (group,) if is_id(group) else ends, True, 0)
+        chain, chord = _reversed(embed.get("chain")), embed.get("chord")
+        # A sender is given the id of what comes last, so a place is left for that.
+        self._most = MAX_STEPS - bool(chain) - bool(chord)
+        ends = self._walk_all(chain[:-1][:MAX_STEPS], (task_id,), False, 0)
+        self._most += bool(chain)
+        ends = self._walk_all(chain[-1:], ends, False, 0)
+        self._most += bool(chord)
+        self._walk(chord, (group,) if is_id(group) else ends, True, 0)
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.by_id.values())
@@ -80,7 +89,7 @@ class Steps:
     ) -> tuple[str, ...]:
         """Take the steps of a signature; return the ids of what the next one depends on."""
         self._looks += 1
-        if not isinstance(signature, dict) or depth > MAX_DEPTH or self._looks > MAX_LOOKS or len(self.by_id) >= MAX_STEPS:
+        if not isinstance(signature, dict) or depth > MAX_DEPTH or self._looks > MAX_LOOKS or len(self.by_id) >= self._most:
             return before
         options, kwargs = _dict(signature.get("options")), _dict(signature.get("kwargs"))
         own = options.get("task_id")
@@ -93,12 +102,15 @@ class Steps:
         elif _is_of(signature, "chord"):
             header = kwargs.get("header")
             inner = _dict(header)
-            header_id = _dict(inner.get("options")).get("task_id") or own
+            # Celery makes up another id when it sends what is around it.
+            header_id = None if depth else _dict(inner.get("options")).get("task_id") or own
             members = _dict(inner.get("kwargs")).get("tasks") if inner else header
+            self._most -= 1  # for the body
             ends = self._walk_group(members, header_id, before, is_body, depth + 1)
+            self._most += 1
             ends = self._walk(kwargs.get("body"), ends, is_body, depth + 1, group)
         else:
-            ends = self._add(own, signature.get("task"), group, before, is_body)
+            ends = self._add(options, signature.get("task"), group, before, is_body)
         rest = self._walk_all(_reversed(options.get("chain")), ends, is_body, depth + 1)
         self._walk(options.get("chord"), (group,) if group else ends, is_body, depth + 1)
         return rest
@@ -113,14 +125,19 @@ class Steps:
         ends = [end for row in islice(rows, MAX_STEPS) for end in self._walk(row, before, is_body, depth, group)]
         return (group,) if group is not None else tuple(dict.fromkeys(ends))
 
-    def _add(self, task_id: Any, name: Any, group: str | None, before: tuple[str, ...], is_body: bool) -> tuple[str, ...]:
+    def _add(
+        self, options: dict[str, Any], name: Any, group: str | None, before: tuple[str, ...], is_body: bool,
+    ) -> tuple[str, ...]:
+        task_id: Any = options.get("task_id")
+        stamps = stamps_of(options.get("stamped_headers"), options)
         if not is_id(task_id):
             return before
         name = name if isinstance(name, str) and 0 < len(name) <= MAX_NAME else None
         self._bytes += len(task_id.encode()) + len((name or "").encode(errors="replace")) + sum(map(len, before))
+        self._bytes += size_of(stamps)
         if self._bytes > MAX_BYTES:
             return before
-        self.by_id.setdefault(task_id, Step(task_id, name, group, before[:MAX_STEPS], is_body))
+        self.by_id.setdefault(task_id, Step(task_id, name, group, before[:MAX_STEPS], is_body, stamps))
         return (task_id,)
 
 
@@ -129,7 +146,8 @@ def part_of(sent: Mapping[str, Any]) -> dict[str, Any]:
     workflow, before, group = sent.get("workflow"), sent.get("depends_on"), sent.get("group")
     ids = [one for one in before if is_id(one)][:MAX_STEPS] if isinstance(before, list) else None
     known = {"workflow": workflow if is_id(workflow) else None, "depends_on": ids or None}
-    return {**known, "group": group} if is_id(group) else known
+    header = sent.get("header")
+    return {**known, "group": group, "header": header if is_id(header) else None} if is_id(group) else known
 
 
 def is_member(facts: Mapping[str, Any], sent: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import celery
@@ -14,14 +14,17 @@ from celery.worker import state
 
 from .. import __version__
 from ..fleet.queue_depths import Idleness, QueueDepths
+from ..fleet.stalled_tasks import WatchedTask
 from ..fleet.unacked import is_unacked
 from ..fleet.visibility import VisibilityRenewal, interval_of
+from ..keys import is_id
 from ..models import formats
+from ..models.order import is_delivered
 from ..models.worker import WorkerRecord
 from ..user_code import ends_here
 from .app_manager import AppManager
 from .held_messages import held_messages, held_while_draining
-from .requests import RECORDED, live
+from .requests import RECORDED, live, sent_of
 
 if TYPE_CHECKING:
     from celery.worker import WorkController
@@ -105,6 +108,16 @@ class WorkerInspector:
             held_messages=self._held_messages(),
         )
 
+    def watched_tasks(self) -> Iterator[WatchedTask]:
+        """Yield the running tasks that stall if they report nothing for too long."""
+        clock, default = self.memsync.runtime.store.clock, self.memsync.settings.stall_timeout
+        local_to_redis = clock.now() - time.time()
+        for request in _running_requests():
+            limit, sent = getattr(request.task, "memsync_stall_after", default), sent_of(request.request_dict)
+            if limit and request.time_start is not None and is_delivered(sent.get("key")) and is_id(request.id):
+                started_at = request.time_start + local_to_redis
+                yield WatchedTask(request.id, request.name, sent["run"], sent["key"], started_at, limit)
+
     def _queues(self) -> list[str]:
         return list(self.worker.app.amqp.queues.consume_from)
 
@@ -156,7 +169,7 @@ class WorkerInspector:
 
     def _is_idle(self, idleness: Idleness, looked_at: float, waiting: int, free: int) -> bool:
         prefetch = self._prefetch()
-        room = free > 0 and (not prefetch or len(self.memsync.signals.unended()) < prefetch)
+        room = free > 0 and (not prefetch or len(self.memsync.signals.requests.unended()) < prefetch)
         return idleness.judge(looked_at, waiting, self.taken, room)
 
     def _is_stuck(self) -> bool:

@@ -10,10 +10,13 @@ from .order import RUNNING, rank_of
 
 #: Fields of a progress body, in this order for ever: new ones go to the end.  ``fields`` is a dict of the user's own.
 PROGRESS_FIELDS = ("progress", "current", "total", "message", "status", "started_at", "updated_at", "run", "fields",
-                   "phase", "phase_number", "phase_started_at")
+                   "phase", "phase_number", "phase_started_at", "stalled_at")
 
 #: Those that are numbers.
-_FIGURES = ("progress", "current", "total", "started_at", "updated_at", "phase_number", "phase_started_at")
+_FIGURES = ("progress", "current", "total", "started_at", "updated_at", "phase_number", "phase_started_at", "stalled_at")
+
+#: Those that a task reports.
+_REPORTED = ("progress", "current", "total", "message", "status", "phase")
 
 #: The first phase of a run, which has no name unless it is given one.
 FIRST_PHASE = 1
@@ -25,6 +28,24 @@ def encode_progress(row: Sequence[Any]) -> bytes:
     while last and row[last - 1] is None:
         last -= 1
     return encoding.dumps(row[:last])
+
+
+def stalled(row: Any, at: float, since: float, run: str | None) -> bytes:
+    """Return a progress with the note that it has stood still, which the next report replaces.
+
+    Args:
+        row: What is stored: a list, or a dict of a user's own; of anything else, nothing was reported.
+        at: When that was found, in seconds of Redis's clock.
+        since: When the run began, in seconds of Redis's clock.
+        run: Id of the run, as shown.
+    """
+    if isinstance(row, dict):
+        return encoding.dumps({**row, "stalled_at": at})
+    known = dict(zip(PROGRESS_FIELDS, row)) if isinstance(row, list) else {
+        "started_at": since, "updated_at": since, "run": run}
+    known["stalled_at"] = at
+    newer = row[len(PROGRESS_FIELDS):] if isinstance(row, list) else []
+    return encode_progress([*map(known.get, PROGRESS_FIELDS), *newer])
 
 
 def progress_from(row: Any) -> dict[str, Any] | None:
@@ -45,12 +66,12 @@ def progress_from(row: Any) -> dict[str, Any] | None:
         known[name] = known[name] if _is_number(known[name]) else None
     known["phase_number"] = known["phase_number"] or FIRST_PHASE
     known["phase_started_at"] = known["phase_started_at"] or known["started_at"]
-    known["eta"] = _eta(known)
+    known["eta"] = _eta(known) if known["stalled_at"] is None else None
     return {**extra, **known} if isinstance(extra, dict) else known
 
 
 def at_status(progress: dict[str, Any], status: object) -> dict[str, Any]:
-    """Return progress as it is shown of a task with a status: a success is 100 %, and only a running task has an ETA.
+    """Return progress as it is shown of a task with a status: a success is 100 %; only a running task has an ETA, or stalls.
 
     A retried run that reports nothing has progress all the same, which hides that of the run before; it stays unknown.
 
@@ -59,10 +80,10 @@ def at_status(progress: dict[str, Any], status: object) -> dict[str, Any]:
     """
     if status is None or rank_of(status) == RUNNING:
         return progress
-    if status != "SUCCESS" or progress["progress"] is None and progress["current"] is None:
-        return {**progress, "eta": None}
+    if status != "SUCCESS" or not any(progress[name] is not None for name in _REPORTED):
+        return {**progress, "eta": None, "stalled_at": None}
     current = progress["current"] if progress["total"] is None else progress["total"]
-    return {**progress, "eta": None, "progress": 100.0, "current": current}
+    return {**progress, "eta": None, "stalled_at": None, "progress": 100.0, "current": current}
 
 
 def percent_of(current: float | None, total: float | None) -> float | None:

@@ -8,13 +8,16 @@ from typing import Any
 
 from .. import encoding
 from ..user_code import plain_text
-from .order import RANKS, RETRY_WAITS, RUNNING, UNSENT_RANKS, later_status
+from .order import RANKS, RETRY_WAITS, REVOKED_WAITING, RUNNING, UNSENT_RANKS, later_status
 
 #: Fields of a run's body, in this order for ever: new ones go to the end.
 RUN_FIELDS = (
     "status", "name", "queue", "worker", "pid", "run", "retries", "root_id", "parent_id", "group", "eta",
     "published_at", "received_at", "started_at", "finished_at", "runtime", "exception", "args", "kwargs", "lock",
     "recoveries", "retry_at", "max_retries", "workflow", "depends_on", "never_ran", "cause",
+    "stamps",
+    "trace_id",
+    "header",
 )
 
 #: Those that are times, or last: position, name, and how many times a second their unit is.  Whole numbers take half the
@@ -33,7 +36,8 @@ _RUN_KINDS = (
     ("name", str), ("queue", str), ("worker", str), ("pid", int), ("run", str), ("retries", int), ("root_id", str),
     ("parent_id", str), ("group", str), ("exception", dict), ("args", str), ("kwargs", str), ("lock", dict),
     ("recoveries", int), ("max_retries", int), ("workflow", str), ("depends_on", list), ("never_ran", bool),
-    ("cause", dict))
+    ("cause", dict), ("stamps", dict), ("trace_id", str),
+    ("header", str))
 
 _ROW = itemgetter(*RUN_FIELDS)
 
@@ -67,6 +71,9 @@ class TaskRun:
         depends_on: Ids of the tasks and groups that come before it in a chain or chord.
         never_ran: Of a step that was not sent: whether it never will be, because of its cause.
         cause: ``{"task_id": ..., "status": ...}`` of the task because of which it is not sent.
+        stamps: What its sender has stamped it with, see :mod:`celery_memsync.models.stamps`.
+        trace_id: Of the trace of OpenTelemetry with which its message came, 32 hexadecimal digits.
+        header: Id of another group in which it is counted: the header around the chord of which its group is the body.
     """
 
     status: str
@@ -96,6 +103,9 @@ class TaskRun:
     depends_on: list[str] | None = None
     never_ran: bool | None = None
     cause: dict[str, Any] | None = None
+    stamps: dict[str, Any] | None = None
+    trace_id: str | None = None
+    header: str | None = None
 
     @property
     def rank(self) -> str:
@@ -106,6 +116,8 @@ class TaskRun:
         status = self.status
         if self.never_ran is not None:
             return UNSENT_RANKS.get(status, RUNNING)
+        if status == "REVOKED" and self.started_at is None:
+            return REVOKED_WAITING
         return RETRY_WAITS if status == "RETRY" and self.is_waiting_retry else RANKS.get(status, RUNNING)
 
     @property

@@ -11,6 +11,7 @@ from ..models.workflow_tree import KnownTask, workflow_of
 from ..reading.projections import progress_of, state_of
 from ..reading.reader import Reader
 from ..store import GroupCounts, Task, in_chunks
+from ..store.members import OPEN
 from .task_records import TASKS_PER_CALL
 
 #: Most members that are read of one group, and most tasks of a workflow.
@@ -132,8 +133,8 @@ def group_of(group_id: str, counts: GroupCounts, now: float) -> Group:
         now: Redis's time, in seconds.
     """
     # A task may add members to its own group.
-    total = max(counts.total, counts.known)
-    percent = 100 * counts.done / total
+    total = counts.known + 1 if counts.total == OPEN else max(counts.total, counts.known)
+    percent = 0.0 if counts.total == OPEN else 100 * counts.done / total
     return Group(group_id, total, counts.done, counts.succeeded, counts.failed, counts.running, percent, counts.since,
                  eta_of(percent, counts.since, now))
 

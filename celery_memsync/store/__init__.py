@@ -14,11 +14,12 @@ from .locks import LockAnswer, LockRequest, LockStore, renewal
 from .members import GroupCounts, Members, MemberStore
 from .queue_reading import LISTS
 from .script_caller import SCRIPT_SIZE, TOLERATED_SKEW, Call, in_chunks, ms, raise_first
+from .statistics import StatisticsStore
 from .tasks import Task, TaskStore
 from .workers import FIRST_HEARTBEAT, HeartbeatReply, LostWorkerClaim, WorkerStore
 
 
-class Store(EntryStore, TaskStore, MemberStore, WorkerStore, CoordinationStore, CancelStore, LockStore):
+class Store(EntryStore, TaskStore, MemberStore, StatisticsStore, WorkerStore, CoordinationStore, CancelStore, LockStore):
     """The shared memory in one Redis."""
 
 

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 #: What the store and its scripts run: command, and the part of it that is needed, if not all.
 COMMANDS = (
-    "client|id", "client|tracking", "del", "evalsha", "get", "hdel", "hget", "hgetall", "hincrby", "hincrbyfloat",
-    "hrandfield", "hscan", "hset", "info", "llen", "lpop", "lpos", "lrange", "lrem", "pexpire", "ping", "psubscribe", "pttl",
-    "publish", "pubsub|numsub", "punsubscribe", "rename", "rpush", "script|load", "set", "subscribe", "time", "unlink",
-    "xadd", "xrevrange", "zadd", "zcount", "zpopmin", "zrange", "zrangebyscore", "zrank", "zrem", "zremrangebyscore",
-    "zscan", "zscore",
+    "bitfield", "client|id", "client|tracking", "del", "evalsha", "get", "hdel", "hget", "hgetall", "hincrby",
+    "hincrbyfloat", "hrandfield", "hscan", "hset", "info", "llen", "lpop", "lpos", "lrange", "lrem", "pexpire", "ping",
+    "psubscribe", "pttl", "publish", "pubsub|numsub", "punsubscribe", "rename", "rpush", "script|load", "set",
+    "subscribe", "time", "unlink", "xadd", "xrevrange", "zadd", "zcount", "zpopmin", "zrange", "zrangebyscore", "zrank",
+    "zrem", "zremrangebyscore", "zscan", "zscore",
 )
 
 #: Rights that are no commands.
@@ -57,6 +57,7 @@ def probes(key: str, channel: str) -> list[Probe]:
     """
     # While a text is stored there, all that is for other types is refused, which takes the right all the same.
     arguments = {
+        "bitfield": (key, "GET", "u8", "0"),
         "client|id": (), "client|tracking": ("OFF",), "evalsha": ("0" * 40, "1", key), "hdel": (key, "a"),
         "hget": (key, "a"), "hincrby": (key, "a", "1"), "hincrbyfloat": (key, "a", "1"), "hscan": (key, "0"),
         "hset": (key, "a", "1"), "info": ("server",),

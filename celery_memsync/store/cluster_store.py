@@ -38,6 +38,7 @@ from .locks import Renewal, renewals_of
 from .push import ClusterPushConnection, PushConnection
 from .script_caller import answers_of
 from .scripts import INDEX_APPLY, Script
+from .statistics import CountedLines
 
 #: Writes in one round trip to the nodes.
 WRITES_PER_CALL = 500
@@ -139,7 +140,7 @@ class ClusterStore(Store):
         outcomes = super()._read_answer(writes, answer[:-1])
         if answer[-1]:
             update = PackedUpdate(answer[-1])
-            update.keys = tuple(self._member_sets(writes))
+            update.keys = (*self._member_sets(writes), *self._record_keys(writes))
             self._index.add(update)
         return [outcome if outcome.stored is None else
                 outcome._replace(stored=self.in_our_time(write.location.key, outcome.stored))
@@ -154,6 +155,14 @@ class ClusterStore(Store):
             if self._client.is_away:
                 raise
             return [CoordinationResult("error", [], UNREACHABLE, exc) for _ in changes]
+
+    def _record_keys(self, writes: Sequence[EntryWrite]) -> list[str]:
+        """Return the keys of the records of statistics that writes count in."""
+        lines = CountedLines(self.counts_exceptions)
+        for write in writes:
+            if write.counts is not None:
+                lines.words(write.counts)
+        return lines.keys(self.keys.statistics)
 
     # -- clocks
 
@@ -222,6 +231,8 @@ class ClusterStore(Store):
     read_held_locks = after_updates(Store.read_held_locks)
     read_group_counts = after_updates(Store.read_group_counts)
     read_members = after_updates(Store.read_members)
+    read_statistics = after_updates(Store.read_statistics)
+    read_totals = after_updates(Store.read_totals)
 
     def _shared_keys(self) -> tuple[str, ...]:
         return ()

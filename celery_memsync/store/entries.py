@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 from ..exceptions import StoreUnavailable
 from ..keys import SLOTS, Location
 from ..models.entry import UNWRITTEN, EntryVersion, StoredEntry
+from ..models.statistics import OUTCOMES, RunCounts
 from .errors import PASSING, UNANSWERED, UNREACHABLE, code_in, code_of, is_lost, is_of_all, redis_call
 from .pool import noted
 from .push import TrackedConnection
 from .script_caller import SCRIPT_SIZE, Call, ScriptCaller, in_chunks, ms
 from .scripts import ENTRY_PUBLISH, ENTRY_WRITE
+from .statistics import NO_COUNTS, CountedLines
 
 #: Entries of earlier runs that are kept of a task.
 MAX_RUNS = 12
@@ -25,7 +27,7 @@ MAX_UNPUBLISHED = 10_000
 UNPUBLISHED = "UNPUBLISHED"
 
 #: Names of the counters by the first digit of the rank of the stage that is counted.
-COUNTERS = ("", "", "", "lost", "retried", "revoked", "failed", "ignored", "skipped", "succeeded")
+COUNTERS = ("", "", "", *OUTCOMES)
 
 
 class EntryWrite(NamedTuple):
@@ -40,6 +42,8 @@ class EntryWrite(NamedTuple):
         serial: Its number in this process; a second try has the same.
         figure: Of a stage: when its task was published, or how long its run took; see there.
         parts: Of a stage: groups and workflows, and what is to be noted there, see ``store/lua/members.lua``.
+        counts: Of a stage: what it adds to the statistics of its task.
+        counts: Of a stage: what it adds to the statistics of its task.
     """
 
     location: Location
@@ -53,6 +57,7 @@ class EntryWrite(NamedTuple):
     body: bytes
     figure: int = 0
     parts: tuple[tuple[str, str], ...] = ()
+    counts: RunCounts | None = None
 
 
 class WriteResult(NamedTuple):
@@ -101,6 +106,8 @@ class EntryStore(ScriptCaller):
         super().__init__(*args)
         #: Places of entries that are stored and could not be published.
         self._unpublished: dict[Location, None] = {}
+        #: Whether failures are counted by exception.
+        self.counts_exceptions = False
 
     @redis_call
     def write_entries(self, writes: Iterable[EntryWrite], repeated: bool = False) -> list[WriteResult]:
@@ -181,19 +188,24 @@ class EntryStore(ScriptCaller):
         keys: list[str] = []
         args: list[Any] = [
             len(writes), self.worker_id, self.token, self._index_ttl, SLOTS, MAX_RUNS,
-            self.prefix, self._together, "".join(name + "," for name in COUNTERS), ms(time.monotonic() + ahead),
+            self.prefix, self._together, "".join(name + "," for name in COUNTERS), ms(time.monotonic() + ahead), "",
         ]
-        for (key, slot, field, path, task_id), seen, run, rank, fence, at, ttl_ms, serial, body, figure, _ in writes:
+        lines = CountedLines(self.counts_exceptions)
+        for (key, slot, field, path, task_id), seen, run, rank, fence, at, ttl_ms, serial, body, figure, _, counts in writes:
             keys.append(key)
             # One text, and not eleven: they take three times as long.
             args += (
                 f"{round((at + ahead) * 1000)} {serial}\n{slot or ':' + field}\n"
-                f"{'' if path == key else path}\n{task_id}\n{seen} {run} {rank} {fence} {ttl_ms} {figure}",
+                f"{'' if path == key else path}\n{task_id}\n{seen} {run} {rank} {fence} {ttl_ms} {figure} "
+                f"{NO_COUNTS if counts is None else lines.words(counts)}",
                 body)
+        args[10] = lines.text()
         sets = self._member_sets(writes)
-        args += ["\n".join((key, *lines)) for key, lines in sets.items()]
+        args += ["\n".join((key, *members)) for key, members in sets.items()]
         shared = self._shared_keys()
-        return ENTRY_WRITE, [*keys, *shared, *[self.keys.clock, *sets] * bool(shared)], args
+        if shared:
+            shared = *shared, self.keys.clock, *sets, *lines.keys(self.keys.statistics)
+        return ENTRY_WRITE, [*keys, *shared], args
 
     def _member_sets(self, writes: Sequence[EntryWrite]) -> dict[str, dict[str, None]]:
         """Return what is to be noted of the tasks of groups and workflows, by the key of each."""
@@ -205,7 +217,7 @@ class EntryStore(ScriptCaller):
     def _shared_keys(self) -> tuple[str, ...]:
         """Return the keys of what follows from entries."""
         own = self.keys
-        return own.task_index, own.names, own.pending, own.processing, own.metrics, own.about
+        return own.task_index, own.names, own.pending, own.processing, own.metrics, own.about, own.statistics
 
     @redis_call
     def read_entries(

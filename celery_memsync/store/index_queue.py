@@ -24,7 +24,7 @@ class PackedUpdate(bytes):
     """Index updates as ``store/lua/entry_write.lua`` returns them.
 
     Attributes:
-        keys: Of the sets of groups and workflows that are in them.
+        keys: Of the sets of groups and workflows, and records of statistics, that are in them.
     """
 
     keys: tuple[str, ...] = ()

@@ -12,6 +12,9 @@ from .script_caller import ScriptCaller
 #: Names of notes in a set of members, see ``store/lua/members.lua``, and what the number of members is added to.
 TOTAL, SINCE, TOTAL_FROM = "//total", "//since", 1000
 
+#: The total of a group whose members come from a generator that has not made the last one yet.
+OPEN = -1
+
 #: Ranges of scores that are counted, by name: see ``store/lua/members.lua``.
 COUNTED = {
     "known": (0, 9), "running": (1, 1), "done": (2, 9), "succeeded": (9, 9), "failed": (6, 6), "never_ran": (3, 3)}
@@ -21,7 +24,7 @@ class GroupCounts(NamedTuple):
     """How many members of a group there are, by how far they are.
 
     Attributes:
-        total: As it was sent; 0 if that is not known.
+        total: As it was sent; 0 if that is not known, and `OPEN` while a generator still makes members.
         since: When it was sent, in seconds of Redis's clock, or None.
         known: Of whom something is recorded.
         running: That were begun, and do not wait for another try.
@@ -58,7 +61,7 @@ def note(name: str, score: int = -1) -> str:
 def parts_of(task_id: str, run: TaskRun) -> tuple[tuple[str, str], ...]:
     """Return of which group or workflow a task is a part, and how: as a script takes it."""
     if run.group is not None:
-        return ((run.group, task_id),) if is_id(run.group) else ()
+        return tuple((str(group), task_id) for group in (run.group, run.header) if is_id(group))
     whole = workflow_id_of(run)
     return () if whole is None or whole == task_id or not is_id(whole) else ((whole, note(f"/{task_id}")),)
 
@@ -97,7 +100,7 @@ def _counts(total: float | None, since: float | None, *counts: int | None) -> Gr
     by_name["failed"] += by_name.pop("never_ran")
     planned = int(total) - TOTAL_FROM if total is not None and TOTAL_FROM < total < 1e12 else 0
     sent_at = -since / 1000 if since is not None and -1e15 < since < 0 else None
-    return GroupCounts(planned, sent_at, **by_name)
+    return GroupCounts(OPEN if total == TOTAL_FROM else planned, sent_at, **by_name)
 
 
 def _ids(names: Sequence[bytes] | None, prefix: str) -> list[str]:

@@ -27,11 +27,12 @@ def load(*names: str) -> Script:
 
 ENTRY_WRITE = load(
     "counters", "queue_score", "coordination_version", "entry_format", "hybrid_clock", "run_order", "members",
-    "index_updates", "entry_write")
+    "statistics", "index_updates", "entry_write")
 
 ENTRY_PUBLISH = load("entry_format", "entry_publish")
 
-INDEX_APPLY = load("counters", "queue_score", "coordination_version", "members", "index_updates", "index_apply")
+INDEX_APPLY = load(
+    "counters", "queue_score", "coordination_version", "members", "statistics", "index_updates", "index_apply")
 
 QUEUE_ENQUEUE = load("queue_score", "queue_list", "coordination_version", "coordination_change", "queue_enqueue")
 

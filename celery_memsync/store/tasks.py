@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ..keys import FORMER, SLOTS, STAGE, is_id
 from ..models.entry import StoredEntry
 from ..models.order import run_key_of, run_order
+from ..models.statistics import counts_of
 from ..models.task import TaskRun
 from .entries import EntryWrite, slot_of, split_page
 from .errors import redis_call
@@ -85,7 +86,8 @@ class TaskStore(ScriptCaller):
         header = stage.header
         return EntryWrite(
             self.keys.task_location(task_id, STAGE), seen, run_key_of(header.run), run.rank, 0,
-            time.monotonic(), header.ttl_ms, serial, run.encode(task_id), parts=parts_of(task_id, run))
+            time.monotonic(), header.ttl_ms, serial, run.encode(task_id), parts=parts_of(task_id, run),
+            counts=counts_of(run, run.rank))
 
     @redis_call
     def read_recent_tasks(

@@ -84,7 +84,7 @@ class ProgressChange(Change):
         if not isinstance(row, list):
             return None
         padded = [*row, *[None] * len(PROGRESS_FIELDS)][:len(PROGRESS_FIELDS)]
-        percent, current, total, message, status, started_at, updated_at, run, fields, name, number, begun_at = padded
+        percent, current, total, message, status, started_at, updated_at, run, fields, name, number, begun_at, _ = padded
         figures = ((percent, 100), (current, TOO_LARGE), (total, TOO_LARGE), (number, MAX_PHASES))
         moments = (started_at, updated_at, started_at if begun_at is None else begun_at)
         sound = (

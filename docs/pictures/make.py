@@ -85,7 +85,7 @@ WHY = ("report-2", "invoice-18", "order-7", "report-4")
 #: What goes into the transcript, while all of that runs.
 COMMANDS = (
     "status", "tasks", "tasks --name *.convert --sort runtime --limit 1", "task report-2", "agents report-2",
-    "workers", "workers w1", "locks", "queue --limit 3", "assignments", "metrics", "search prices/*",
+    "workers", "workers w1", "locks", "queue --limit 3", "assignments", "counters", "search prices/*",
     "set prices/chf 0.93", "get prices/chf", "delete prices/chf --yes", "follow report-1",
     "watch tasks/report-2/progress --limit 2 --timeout 5", "why report-2", "why invoice-18", "why order-7",
     "unlock printer --yes", "export -", "doctor",

@@ -23,7 +23,7 @@ def broker_beside(backend: str) -> str:
     return f"redis+socket://{quote(embedded.socket_path(folder))}?virtual_host=1"
 
 
-app = Celery("proj", include=["proj.tasks"])
+app = Celery("proj", include=["proj.tasks", "proj.words"])
 app.conf.broker_url = os.environ.get("CENSUS_BROKER") or broker_beside(BACKEND)
 app.conf.result_backend = os.environ.get("CENSUS_RESULTS") or app.conf.broker_url
 app.conf.broker_connection_retry_on_startup = True

@@ -49,7 +49,8 @@ def shown(done):
     return done.output
 
 
-@pytest.mark.parametrize("command", ["status", "tasks", "workers", "queue", "metrics", "locks", "search", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["status", "tasks", "workers", "queue", "counters", "metrics", "locks", "search", "doctor"])
 def test_odd_facts_are_shown_in_a_list(run, command):
     assert shown(run(command))
 
@@ -70,7 +71,7 @@ def test_an_odd_value_is_shown_as_it_is(run):
     assert '"c": "?d"' in shown(done)
 
 
-@pytest.mark.parametrize("command", [["tasks"], ["workers"], ["metrics"], ["tasks", "--status", "5"]])
+@pytest.mark.parametrize("command", [["tasks"], ["workers"], ["counters"], ["metrics"], ["tasks", "--status", "5"]])
 def test_odd_facts_are_kept_in_json(run, command):
     rows = json.loads(shown(run(*command, "--json")))
 
@@ -90,7 +91,7 @@ def commands():
     listed = [
         ["status"], ["doctor"], ["tasks"], ["tasks", "--sort", "name"], ["tasks", "--name", "*"],
         ["workers"], ["workers", "w1"], ["workers", "w2"], ["locks"], ["queue"], ["assignments"],
-        ["metrics"], ["search"], ["get", "own/1"], ["get", "workers/w1/heartbeat"],
+        ["counters"], ["metrics"], ["search"], ["get", "own/1"], ["get", "workers/w1/heartbeat"],
         ["get", "coordination/assignments"], ["get", "tasks/t0/state"], ["agents", "t0"],
         *([command, f"t{number}"] for command in ("task", "why", "workflow") for number in range(4)),
         ["follow", "t0", "t1", "-t", "0"], ["watch", "-t", "0"],

@@ -17,12 +17,15 @@ SCHEMA = json.loads((REFERENCE / "commands.schema.json").read_text())
 #: Commands that print no JSON.
 MUTE = {"delete", "top"}
 
+#: Id of a trace.
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
 
 @pytest.fixture(scope="module")
 def fleet(module_fleet):
     """A fleet with something to be shown of each kind."""
     worker = module_fleet.start_worker("-c", "1")
-    module_fleet.done = module_fleet.send("count_to", 3)
+    module_fleet.done = module_fleet.send("count_to", 3, headers={"traceparent": f"00-{TRACE}-{'b' * 16}-01"})
     module_fleet.wait(module_fleet.done, "SUCCESS")
     module_fleet.busy = module_fleet.send("sleep", 60)
     module_fleet.wait(module_fleet.busy, "STARTED")
@@ -35,6 +38,11 @@ def fleet(module_fleet):
     return module_fleet
 
 
+def test_state_has_the_trace_with_which_the_message_came(fleet):
+    assert fleet.state(fleet.done.id)["trace_id"] == TRACE
+    assert "trace_id" not in fleet.state(fleet.busy.id)
+
+
 def check(printed, name):
     schema = {"$defs": SCHEMA["$defs"], **SCHEMA["properties"][name]}
     jsonschema.Draft202012Validator(schema).validate(json.loads(printed))
@@ -43,8 +51,9 @@ def check(printed, name):
 @pytest.mark.parametrize("name, args", [
     ("status", []), ("tasks", []), ("task", ["BUSY"]), ("why", ["BUSY"]), ("why", ["DONE"]), ("why", ["none"]),
     ("agents", ["BUSY"]), ("follow", ["DONE"]), ("workflow", ["DONE"]), ("workers", []), ("workers ID", ["WORKER"]),
-    ("locks", []), ("queue", []), ("assignments", []), ("metrics", []), ("search", []), ("get", ["notes/1"]),
-    ("set", ["notes/2", "1"]), ("watch", ["workers/*", "--limit", "1", "--timeout", "30"]), ("doctor", []),
+    ("locks", []), ("queue", []), ("assignments", []), ("counters", []), ("metrics", []), ("search", []),
+    ("get", ["notes/1"]), ("set", ["notes/2", "1"]), ("watch", ["workers/*", "--limit", "1", "--timeout", "30"]),
+    ("doctor", []),
 ])
 def test_printed_json_matches_the_schema(fleet, name, args):
     names = {"BUSY": fleet.busy.id, "DONE": fleet.done.id, "WORKER": fleet.workers[0].name}

@@ -139,14 +139,14 @@ def test_queue_limit_bounds_the_number_of_tasks(make_fleet):
     assert shown == {"pending": ["a", "b"], "processing": []}
 
 
-def test_metrics_shows_the_counters(make_fleet):
+def test_counters_shows_the_counters(make_fleet):
     fleet = make_fleet()
     fleet.reader.sync_metrics({"region": "north"})
     fleet.reader.increment_metrics(pages=12)
     fleet.reader.force_sync()
     shell = Shell(fleet.env())
 
-    table, shown = plain(shell.run("metrics")), json.loads(plain(shell.run("metrics", "--json")))
+    table, shown = plain(shell.run("counters")), json.loads(plain(shell.run("counters", "--json")))
 
     assert [line.split() for line in table.splitlines()] == [["pages", "12"], ["region", '"north"']]
     assert shown == {"pages": 12, "region": "north"}
@@ -217,7 +217,7 @@ def test_what_is_not_fit_for_a_key_is_exit_code_64(shell, command):
 
 @pytest.mark.parametrize("command, text", [
     (["workers"], "No worker"), (["assignments"], "No worker"), (["agents", "t1"], "No agent"),
-    (["locks"], "No lock"), (["queue"], "No task"), (["metrics"], "Nothing"),
+    (["locks"], "No lock"), (["queue"], "No task"), (["counters"], "Nothing"),
 ])
 def test_empty_store_is_reported_in_one_line(empty, command, text):
     (line,) = plain(empty.run(*command)).splitlines()
@@ -226,8 +226,8 @@ def test_empty_store_is_reported_in_one_line(empty, command, text):
 
 
 @pytest.mark.parametrize("command", [
-    ["workers"], ["workers", "some-id"], ["locks"], ["queue"], ["metrics"], ["search"], ["get", "some/key"], ["watch"],
-    ["follow", "some-id"], ["doctor"],
+    ["workers"], ["workers", "some-id"], ["locks"], ["queue"], ["counters"], ["metrics"], ["search"], ["get", "some/key"],
+    ["watch"], ["follow", "some-id"], ["doctor"],
 ])
 def test_redis_away_is_exit_code_69_and_one_line_without_the_password(make_fleet, command):
     shell = Shell(make_fleet().env(memsync_backend=f"redis://user:hushhush@127.0.0.1:{free_port()}/0"))

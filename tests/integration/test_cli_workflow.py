@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from celery import chain, group
+from celery.canvas import StampingVisitor
 
 from tests.support.flows import FLOWS, sig
 from tests.support.terminal import Terminal
@@ -14,6 +16,13 @@ from tests.support.waiting import eventually
 @pytest.fixture(scope="module")
 def fleet(flow_fleet):
     return flow_fleet
+
+
+class Tenant(StampingVisitor):
+    """Stamps all tasks; without a visitor Celery leaves the body of a chord out."""
+
+    def on_signature(self, sig, **headers):
+        return {"tenant": "acme", "number": 42}
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +136,34 @@ def test_why_names_the_step_on_which_a_task_depends(shell, fleet):
     assert said["answer"].endswith("%.")
     assert after["reason"] == "never-ran"
     assert f"{FLOWS}.wait ({running.id}), before it, ended as REVOKED" in after["answer"]
+
+
+def test_tasks_with_a_stamp_are_selected(shell, fleet):
+    flow = chain(sig(fleet, "retried"), group(sig(fleet, "ok"), sig(fleet, "ok")), sig(fleet, "ok"))
+    flow.stamp(visitor=Tenant())
+    result = flow.apply_async()
+    other = sig(fleet, "ok")
+    other.stamp(tenant="beta")
+    other = other.apply_async()
+    ids = {result.id, *(one.id for one in result.parent.results), result.parent.parent.id}
+
+    planned = eventually(lambda: fleet.state(result.id))
+    fleet.wait(result, "SUCCESS")
+    fleet.wait(other, "SUCCESS")
+
+    def selected(*stamps):
+        args = [part for stamp in stamps for part in ("--stamp", stamp)]
+        return {task["id"]: task for task in json.loads(shell.run("tasks", "--json", *args).stdout)}
+
+    assert planned["stamps"] == {"tenant": "acme", "number": 42}
+    assert {task_id: task["state"]["stamps"] for task_id, task in selected("tenant=acme").items()} == dict.fromkeys(
+        ids, {"tenant": "acme", "number": 42})
+    assert set(selected("tenant=acme", "number=42")) == ids
+    assert set(selected("tenant=beta")) == {other.id}
+    assert selected("tenant=beta", "number=42") == selected("tenant=") == selected("Tenant=acme") == {}
+    assert re.search(r"^stamps +number=42, tenant=acme$", shell.run("task", result.id).stdout, re.M)
+    wrong = shell.run("tasks", "--stamp", "tenant")
+    assert (wrong.returncode, "tenant is no stamp with its value" in wrong.stderr) == (64, True)
 
 
 def test_parts_that_did_not_succeed_have_no_percentage(shell, fleet):

@@ -34,9 +34,10 @@ class Demo:
     Args:
         folder: Where it is run.
         added: Code that is added to files of a copy of the example, by name.
+        script: What is run.
     """
 
-    def __init__(self, folder, added=None):
+    def __init__(self, folder, added=None, script="demo.py"):
         self.folder = folder
         self.temporary = folder / "tmp"
         self.temporary.mkdir(parents=True)
@@ -46,7 +47,7 @@ class Demo:
             for name, code in added.items():
                 with (example / name).open("a") as file:
                     file.write(code)
-        self.command = [sys.executable, str(example / "demo.py")]
+        self.command = [sys.executable, str(example / script)]
         self.env = {**os.environ, "TMPDIR": str(self.temporary), "TERM": "xterm", "COLUMNS": "120"}
 
     def run(self, *args, **env):
@@ -293,6 +294,39 @@ def test_a_demo_that_is_ended_early_leaves_nothing_behind(tmp_path):
             assert process.returncode == 130
             assert output.endswith("Interrupted; all that was started is stopped.\n")
         demo.check_nothing_left()
+
+
+def test_workflow_is_followed_and_another_one_is_cancelled(tmp_path):
+    demo = Demo(tmp_path, script="workflow.py")
+
+    done = demo.run()
+
+    _, planned, followed, ended, cancelled, why = done.stdout.split("$ celery -A proj memsync ")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert planned.count("proj.words.count") == ended.count("proj.words.count  SUCCESS  100%") == 4
+    assert re.search(r"  proj.words.rank +PENDING  0%", planned)
+    assert "SUCCESS   100%, 4 of 4" in followed
+    assert cancelled.count("proj.words.count  REVOKED") == 4
+    assert re.search(r"  proj.words.rank +(FAILURE|REVOKED)", cancelled)
+    assert "enough" in why
+    assert why.endswith("All is as it should be.\n")
+    demo.check_nothing_left()
+
+
+@pytest.mark.acceptance
+def test_workflow_with_a_wrong_end_is_reported_and_exits_with_one(tmp_path):
+    demo = Demo(tmp_path, {"proj/words.py": """
+
+def words_of(module):
+    return Counter({"wrong": os.getpid()})
+
+
+import os
+"""}, script="workflow.py")
+
+    done = demo.run()
+
+    assert (done.returncode, "WRONG: a plain count finds other words" in done.stdout) == (1, True)
 
 
 def read_all(file):

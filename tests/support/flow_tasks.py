@@ -19,6 +19,12 @@ def bad(*args):
     raise ValueError("bad")
 
 
+@shared_task
+def bad_later(*args):
+    time.sleep(0.8)
+    raise ValueError("bad")
+
+
 @shared_task(bind=True)
 def wait(self, *args, seconds=60.0):
     for _ in self.app.memsync.track(range(int(seconds * 20))):
@@ -46,9 +52,10 @@ def killed(*args):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@shared_task(bind=True)
-def any_end(self, number, kills=0):
+@shared_task(bind=True, memsync_recover="requeue")
+def any_end(self, number, kills=0, slow=()):
     """End in a way that depends on the number: of eight one fails, one is retried, and one may kill its process."""
+    time.sleep(8.0 if number in slow else 0.0)
     if number % 8 == 3:
         raise ValueError(number)
     if number % 8 == 5 and not self.request.retries:
@@ -61,6 +68,11 @@ def any_end(self, number, kills=0):
 @shared_task(bind=True)
 def replaced(self, *args):
     raise self.replace(chain(ok.si(), ok.si()))
+
+
+@shared_task(bind=True)
+def replaced_by_failure(self, *args):
+    raise self.replace(chain(ok.si(), bad_later.si()))
 
 
 @shared_task(bind=True)

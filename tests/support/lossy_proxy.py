@@ -1,6 +1,7 @@
 """A proxy that loses answers."""
 from __future__ import annotations
 
+import contextlib
 import random
 import select
 import socket
@@ -40,7 +41,7 @@ class LossyProxy:
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client):
-        with client, socket.create_connection(("127.0.0.1", self.port)) as server:
+        with contextlib.suppress(ConnectionError), client, socket.create_connection(("127.0.0.1", self.port)) as server:
             question = b""
             while True:
                 ready, _, _ = select.select([client, server], [], [])

@@ -47,6 +47,7 @@ def note_event(name, subject):
 note_event("worker-online", "worker_id")
 note_event("worker-lost", "worker_id")
 note_event("task-lost", "task_id")
+note_event("task-stalled", "task_id")
 
 
 @control_command()

@@ -207,6 +207,24 @@ def count_to_in_halves(self, last, sign):
     return {"seconds": seconds, "longest": longest}
 
 
+def _report_by_signs(self, sign, last):
+    """Report each number when a file of its name is there, and then end."""
+    for number in range(1, last + 1):
+        while not os.path.exists(f"{sign}{number}"):
+            time.sleep(0.02)
+        self.app.memsync.progress(number, last)
+
+
+@shared_task(bind=True)
+def report_by_signs(self, sign, last):
+    _report_by_signs(self, sign, last)
+
+
+@shared_task(bind=True, memsync_stall_after=0)
+def report_by_signs_and_never_stall(self, sign, last):
+    _report_by_signs(self, sign, last)
+
+
 @shared_task(bind=True, memsync_recover="requeue")
 def hold_again(self, key, seconds=60.0, **facts):
     """Take long the first time, and no time when it is sent again."""

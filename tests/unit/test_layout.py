@@ -31,6 +31,7 @@ LAYERS = (
     ("app",),
     ("activation",),
     ("spawned_child",),
+    ("metrics",),
     ("cli",),
     ("__init__",),
 )

@@ -15,7 +15,11 @@ import celery_memsync
 from celery_memsync import exceptions
 from celery_memsync.cli import memsync as group
 from celery_memsync.events import EVENTS
+from celery_memsync.metrics import exporter_names
+from celery_memsync.metrics.families import families_of, own_families
+from celery_memsync.metrics.reading import Reading
 from celery_memsync.settings import TASK_SETTINGS, Settings
+from celery_memsync.store.statistics import Totals
 from tests.support.paths import ROOT, names_in, read_setup
 
 GOLDEN = ROOT / "tests" / "golden" / "public_names.txt"
@@ -71,6 +75,13 @@ def keys_of(schema, path="", around=()):
         yield from keys_of(part, path, around)
 
 
+def metric_names():
+    """Yield the metrics that a scrape shows, and their labels."""
+    nothing = Reading(0.0, 0.0, {}, [], [], Totals(0, 0, [], 0, {}), {})
+    for family in (*families_of(nothing, per_worker=True), *own_families(True, 0.0), *exporter_names.families_of(nothing)):
+        yield f"{family.name} {family.kind} ({', '.join(family.labels)})"
+
+
 def public_names():
     """Yield every public name, by kind."""
     classes = [getattr(celery_memsync, name) for name in sorted(celery_memsync.__all__)]
@@ -86,6 +97,7 @@ def public_names():
                        for name, command in group.commands.items())
     yield "options of all commands", options_of(group)
     yield "names in JSON", (f"{name}{key}" for name, schema in SCHEMA["properties"].items() for key in keys_of(schema, ":"))
+    yield "metrics", metric_names()
     yield "extras", read_setup("options.extras_require")
     yield "programs", (f"{kind}: {name}" for kind, lines in read_setup("options.entry_points").items()
                        for name in names_in(lines))

@@ -89,7 +89,7 @@ def log():
 
 def everything(redis):
     """Return all that is stored."""
-    return contents(SimpleNamespace(client=lambda: redis)).decode()
+    return contents(SimpleNamespace(client=lambda: redis)).decode(errors="replace")
 
 
 @pytest.mark.parametrize("redact, expected", HOSTILE)

@@ -13,8 +13,9 @@
 -- KEYS[n+4]   processing  the same
 -- KEYS[n+5]   metrics     hash of counters
 -- KEYS[n+6]   about       hash: an entry for each of "queue" and "metrics", which counts their versions
--- KEYS[n+7]   clock       string: high-water mark, see hybrid_clock.lua
--- KEYS[n+8..]  members    sorted sets of groups and workflows, see members.lua
+-- KEYS[n+7]   statistics  sorted set of the records of statistics, see statistics.lua
+-- KEYS[n+8]   clock       string: high-water mark, see hybrid_clock.lua
+-- KEYS[n+9..]  members    sorted sets of groups and workflows, see members.lua; records of statistics
 -- ARGV[1]     n        number of writes
 -- ARGV[2]     worker   who writes
 -- ARGV[3]     writer   token of the writing process
@@ -25,7 +26,8 @@
 -- ARGV[8]     together  path of what is in about, up to the last slash
 -- ARGV[9]     counters  names of counters by first digit of the rank, each with a comma after it
 -- ARGV[10]    made     Redis's time when the call was made, ms, as the writer knows it
--- ARGV[11..]  2 for each write, words and body.  The body is not looked into; "" deletes.  The words are five lines, in the
+-- ARGV[11]    lines    to which words of writes refer, see statistics.lua, each with a line feed after it
+-- ARGV[12..]  2 for each write, words and body.  The body is not looked into; "" deletes.  The words are five lines, in the
 --             first and the last a space between two:
 --   time     Redis's time when the write was made, ms, as the writer knows it
 --   serial   number of the write in its process
@@ -40,7 +42,9 @@
 --   ttl_ms
 --   figure   of a stage with rank "0" or "1": when the task was published, in tenths of a millisecond; of any other:
 --            us that the run took; "0" if that is not known
--- ARGV[2n+11..]  1 for each set of members, see members.lua
+--   wait     us that the run has waited; "0" if that is not counted
+--   counts   of a stage: five words, see run_words in statistics.lua; "" else
+-- ARGV[2n+12..]  1 for each set of members, see members.lua
 --
 -- On a cluster only the keys of the entries are given, which are in one slot, and what follows from the entries is
 -- returned as index updates, for index_apply.lua.
@@ -62,9 +66,9 @@ local n, writer = tonumber(ARGV[1]), ARGV[3]
 local slots, max_runs, counters = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[9]
 local prefix = ARGV[7]
 worker, index_ttl, channels = ARGV[2], tonumber(ARGV[4]), prefix .. ARGV[8]
-index, names, pending, processing, metrics, about =
-  KEYS[n + 1], KEYS[n + 2], KEYS[n + 3], KEYS[n + 4], KEYS[n + 5], KEYS[n + 6]
-local clock = KEYS[n + 7]
+index, names, pending, processing, metrics, about, statistics =
+  KEYS[n + 1], KEYS[n + 2], KEYS[n + 3], KEYS[n + 4], KEYS[n + 5], KEYS[n + 6], KEYS[n + 7]
+local clock = KEYS[n + 8]
 
 -- Most ms by which what a writer takes for Redis's time may be wrong, unless the clock was set; and how far it was set.
 local UNNOTICED = 1000
@@ -72,7 +76,7 @@ local set_by = ARGV[10] - now_ms
 if math.abs(set_by) <= UNNOTICED then set_by = 0 end
 
 -- The words of writes but for time and serial, by their text: many of a call have the same.
-local WORDS = "^([^\n]*)\n([^\n]*)\n([^\n]*)\n(%S+) (%S*) (%S+) (%S+) (%S+) (%S+)$"
+local WORDS = "^([^\n]*)\n([^\n]*)\n([^\n]*)\n(%S+) (%S*) (%S+) (%S+) (%S+) (%S+) (%S+)\n(.*)$"
 local words = setmetatable({}, { __index = function(known, text)
   known[text] = { string.match(text, WORDS) }
   return known[text]
@@ -87,10 +91,11 @@ local function count(counter, by)
   if counter and counter ~= "" then counted[counter] = (counted[counter] or 0) + by end
 end
 
--- Count a stage of a run in place of the one before.
-local function count_stage(before, rank, runtime)
-  local old = tally[(tonumber(string.sub(before or "", 1, 1)) or -1) + 1]
-  local new = tally[(tonumber(string.sub(rank, 1, 1)) or -1) + 1]
+-- Count a stage of a run in place of the one before; is_first: it is the first that is known of its task.
+local function count_stage(before, rank, runtime, wait, counts, is_first)
+  local was, is = tonumber(string.sub(before or "", 1, 1)) or -1, tonumber(string.sub(rank, 1, 1)) or -1
+  if counts ~= "" then count_run(counts, is_first, was, is, runtime, wait) end
+  local old, new = tally[was + 1], tally[is + 1]
   if old == new then return end
   count(old, -1)
   count(new, 1)
@@ -233,6 +238,9 @@ local function store(key, entries, slot, field, text, time, ttl_ms)
   return left == -2
 end
 
+-- Ranks: a run that has begun; one that was revoked before it was known to have begun, which it may have.
+local STARTED, REVOKED_WAITING = "2", "50"
+
 -- The slot of a task's progress.
 local PROGRESS = 3
 
@@ -247,7 +255,7 @@ end
 -- Write one entry and return what is answered.
 local function write(key, known, body, is_there)
   local time, serial, rest = string.match(known, "^(%d+) (%d+)\n(.*)$")
-  local where, path, task, seen, run, rank, fence, ttl_ms, figure = unpack(words[rest])
+  local where, path, task, seen, run, rank, fence, ttl_ms, figure, wait, counts = unpack(words[rest])
   if path == "" then path = key end
   -- A writer that does not know yet that the clock was set knows how long ago it was.
   if set_by ~= 0 or time - now_ms > UNNOTICED then time = whole(math.min(time - set_by, now_ms)) end
@@ -300,7 +308,8 @@ local function write(key, known, body, is_there)
     local absorbed = string.sub(srank, 1, 1) == "9"
     -- Of two texts at the same progress the one that comes later counts.
     local follows = not absorbed and (string.sub(rank, 1, 1) == "9" or is_later(run, srun)
-      or run == srun and (rank > srank or slot == PROGRESS and rank == srank))
+      or run == srun and (rank > srank or slot == PROGRESS and rank == srank
+        or slot == 1 and srank == REVOKED_WAITING and rank >= STARTED))
     if not follows then
       if run == srun and rank == srank and not absorbed then -- written again: it lives on
         local stored = header(version, run, rank, fence, time, ttl_ms, before_ms - time, writes, worker) .. "\n" .. body
@@ -316,7 +325,7 @@ local function write(key, known, body, is_there)
         local former = header(1, run, rank, fence, time, ttl_ms, now_ms - time, writes, worker) .. "\n" .. body
         local kept, replaced = keep_former(entries, where, run, rank, former, srun)
         if kept then join(key, entries, slots, 0, 0) end
-        if kept and staged then count_stage(replaced, rank, figure) end
+        if kept and staged then count_stage(replaced, rank, figure, wait, counts) end
       end
       return { "kept", version }
     end
@@ -345,7 +354,7 @@ local function write(key, known, body, is_there)
   if staged then
     note_state(task, stored_ms, version + 1)
     if not text or expired then count("total", 1) end
-    count_stage(stage_before, rank, figure)
+    count_stage(stage_before, rank, figure, wait, counts, srank < "0")
     enlist(task, rank, time, ttl_ms, figure)
     note_member(task, rank, expiries[task])
   end
@@ -377,10 +386,11 @@ local function write_alone(key, known, body)
   return answer
 end
 
-read_members(11 + 2 * n)
+read_lines(ARGV[11])
+read_members(12 + 2 * n)
 local answers, versions = { tonumber(now[1]), tonumber(now[2]), "" }, {}
 for i = 1, n do
-  local answer = write_alone(KEYS[i], ARGV[9 + 2 * i], ARGV[10 + 2 * i])
+  local answer = write_alone(KEYS[i], ARGV[10 + 2 * i], ARGV[11 + 2 * i])
   local stored = type(answer) == "string"
   if not stored and answer[1] == "error" and string.find(answer[2], "READONLY", 1, true) then
     return redis.error_reply(answer[2])

@@ -6,9 +6,10 @@
 -- KEYS[4]  processing
 -- KEYS[5]  metrics
 -- KEYS[6]  about
--- KEYS[7]  done        number of the last call of this process, for a second try
--- KEYS[8]  applied     sorted set: tasks and paths by the state of their entry from which the last update follows
--- KEYS[9..]  members   sorted sets of groups and workflows, see members.lua
+-- KEYS[7]  statistics
+-- KEYS[8]  done        number of the last call of this process, for a second try
+-- KEYS[9]  applied     sorted set: tasks and paths by the state of their entry from which the last update follows
+-- KEYS[10..]  members  sorted sets of groups and workflows, see members.lua; records of statistics
 -- ARGV[1]   worker     who writes
 -- ARGV[2]   index_ttl  ms that an id stays in the index
 -- ARGV[3]   prefix     put before a path to make its channel
@@ -18,9 +19,10 @@
 --
 -- Returns   {seconds, microseconds}
 -- Publishes that queue or metrics have changed, with their new version
-index, names, pending, processing, metrics, about = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+index, names, pending, processing, metrics, about, statistics =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 worker, index_ttl, channels = ARGV[1], tonumber(ARGV[2]), ARGV[3] .. ARGV[4]
-local done, applied, serial = KEYS[7], KEYS[8], ARGV[5]
+local done, applied, serial = KEYS[8], KEYS[9], ARGV[5]
 local MEMORY = 50000 -- tasks and paths of which it is known from which state the last of their updates follows
 local answer = { tonumber(now[1]), tonumber(now[2]) }
 
@@ -39,7 +41,8 @@ end
 
 -- Add updates to those that are to be applied.
 local function add_updates(text)
-  local its_states, its_added, its_lists, its_orders, its_expiries, its_counted, its_named, its_sets = unpack_updates(text)
+  local its_states, its_added, its_lists, its_orders, its_expiries, its_counted, its_named, its_sets,
+    its_records, its_exceptions = unpack_updates(text)
   local is_added = {}
   for _, task in ipairs(its_added) do
     added[#added + 1], is_added[task] = task, true
@@ -58,6 +61,7 @@ local function add_updates(text)
   for key, scores in pairs(its_sets) do
     for member, score in pairs(scores) do set_score(key, member, score) end
   end
+  add_counts(its_records, its_exceptions)
 end
 
 local function keep_states()

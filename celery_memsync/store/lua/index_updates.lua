@@ -127,12 +127,15 @@ local function apply_updates()
   if next(lists) then pcall(update_lists) end
   if next(counted) then pcall(update_counters) end
   if next(member_sets) then pcall(update_members, index_ttl) end
+  if is_counted() then pcall(update_statistics) end
 end
 
 -- Return all of it as index updates, "" if there is nothing.
 local function pack_updates()
-  if not (next(added) or next(named) or next(lists) or next(counted) or next(member_sets)) then return "" end
-  return cmsgpack.pack({ states, added, lists, orders, expiries, counted, named, member_sets })
+  local is_full = is_counted() or next(added) or next(named) or next(lists) or next(counted) or next(member_sets)
+  if not is_full then return "" end
+  return cmsgpack.pack({
+    states, added, lists, orders, expiries, counted, named, member_sets, record_counts, exception_counts })
 end
 
 -- Return what index updates hold, in that order.

@@ -6,13 +6,14 @@ import json
 import pytest
 
 from celery_memsync import TaskCancelled
-from celery_memsync.cli.why import STALLED, KnownTask, reason_of
+from celery_memsync.cli.why import KnownTask, reason_of
 from celery_memsync.models.lock import LockRecord
 from celery_memsync.models.worker import WorkerRecord
 from celery_memsync.models.workflow import Group, Workflow, WorkflowNode
 from tests.support.paths import ROOT
 
 NOW = 1_000_000.0
+PROGRESS = {"progress": 0.0, "current": None, "total": None, "message": None, "eta": None, "stalled_at": None}
 LOCK = LockRecord("invoice:7", 5, "w9", "t9", NOW - 60, 20.0, 1)
 
 
@@ -86,7 +87,10 @@ REASONS = [
      known("STARTED", worker="w1", workers=[worker()])._replace(cancelled=TaskCancelled("web1", "t0"))),
     ("succeeded", "It succeeded", known("SUCCESS")._replace(cancelled=TaskCancelled("web1"))),
     ("running", "for 5.0s", known("STARTED", worker="w1", workers=[worker()], started_at=NOW - 5)),
-    ("stalled", "10m00s", known("STARTED", worker="w1", workers=[worker()], started_at=NOW - STALLED)),
+    ("stalled", "0%, but has stalled: it has reported nothing for 10m00s.", known(
+        "STARTED", {**PROGRESS, "stalled_at": NOW - 1, "updated_at": NOW - 600}, [worker()], worker="w1")),
+    ("stalled", "It runs on w1, but has stalled: it has reported nothing for 10m00s.", known(
+        "STARTED", {**PROGRESS, "progress": None, "stalled_at": NOW - 1, "updated_at": NOW - 600}, [worker()], worker="w1")),
     ("eta", "in 1m30s", known("RECEIVED", worker="w1", eta=NOW + 90)),
     ("reserved", "all its 2 slots", known("RECEIVED", worker="w1", workers=[worker(status="busy", free=0)])),
     ("reserved", "not begun", known("RECEIVED", worker="w1", workers=[worker()], received_at=NOW - 3)),
@@ -127,13 +131,13 @@ def test_each_reason_is_in_the_schema_and_in_the_reference():
     assert {one for one in reasons if f"`{one}`" not in reference} == set()
 
 
-def test_task_with_recent_progress_is_not_stalled():
-    progress = {"progress": 50.0, "current": 5, "total": 10, "message": None, "eta": None, "updated_at": NOW - 1}
+def test_task_whose_worker_has_found_no_stall_is_running():
+    progress = {**PROGRESS, "current": 5, "total": 10, "updated_at": NOW - 900}
 
-    found = reason_of(known("STARTED", progress, [worker()], worker="w1", started_at=NOW - 2 * STALLED))
+    found = reason_of(known("STARTED", progress, [worker()], worker="w1", started_at=NOW - 1000))
 
     assert found.reason == "running"
-    assert "5 of 10" in found.answer
+    assert found.answer == "It has run on w1 for 16m40s, 0%, 5 of 10; it reported last 15m00s ago."
 
 
 @pytest.mark.parametrize("status", ["SUCCESS", "RETRY", "STARTED", "RECEIVED", "PENDING", "MINE", 7, None])

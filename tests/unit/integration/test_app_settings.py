@@ -119,6 +119,9 @@ def test_a_provider_of_credentials_may_be_named_by_its_path(make_memsync, url):
     ({"memsync_recover": ["requeue"]}, "memsync_recover of the task proj.add is of type list"),
     ({"memsync_max_recoveries": -1}, "memsync_max_recoveries of the task proj.add is -1; .* a whole number, 0 or more"),
     ({"memsync_max_recoveries": "2"}, "memsync_max_recoveries of the task proj.add is '2'"),
+    ({"memsync_stall_after": -1}, "memsync_stall_after of the task proj.add is -1; .* seconds, 0 or more, or None"),
+    ({"memsync_stall_after": "soon"}, "memsync_stall_after of the task proj.add is 'soon'"),
+    ({"memsync_stall_timeout": 5}, "the task proj.add: .* memsync_stall_timeout; did you mean memsync_stall_after?"),
 ])
 def test_wrong_attributes_of_a_task_are_named(attributes, message):
     app = Celery("proj", set_as_current=False)

@@ -11,6 +11,8 @@ from celery_memsync.integration.sent_groups import count_sent_groups
 class Struck:
     """A group whose members are counted at the moment when a soft time limit strikes."""
 
+    tasks = ()
+
     def __len__(self):
         raise SoftTimeLimitExceeded
 

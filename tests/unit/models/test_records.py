@@ -132,9 +132,9 @@ def test_what_is_not_known_is_not_shown():
 
 
 def test_a_run_of_a_newer_version_is_read():
-    body = TaskRun("STARTED", cause={}).encode("t1")[:-1] + b',"new",5]'
+    body = TaskRun("STARTED", header="g").encode("t1")[:-1] + b',"new",5]'
 
-    assert TaskRun.from_row(encoding.decode(body), "t1") == TaskRun("STARTED", cause={})
+    assert TaskRun.from_row(encoding.decode(body), "t1") == TaskRun("STARTED", header="g")
 
 
 @pytest.mark.parametrize("row", [None, 5, "text", {}, [], [5], [None], [["STARTED"]]])
@@ -211,7 +211,8 @@ def test_progress_shows_every_field_and_the_tasks_own():
 
     assert progress_from(encoding.decode(body)) == {
         "progress": 50, "current": 5, "total": 10, "message": "half", "status": "crunching", "started_at": 1.0,
-        "updated_at": 2.0, "run": "r1", "eta": 1.0, "rows": 7, "phase": None, "phase_number": 1, "phase_started_at": 1.0}
+        "updated_at": 2.0, "run": "r1", "eta": 1.0, "rows": 7, "phase": None, "phase_number": 1, "phase_started_at": 1.0,
+        "stalled_at": None}
 
 
 def test_own_fields_do_not_hide_the_figures():

@@ -81,7 +81,8 @@ def test_progress_is_100_percent_of_a_success_and_has_an_eta_while_the_task_runs
     assert (progress["previous"]["progress"], progress["previous"]["eta"]) == (40, None)
 
 
-@pytest.mark.parametrize("row, current, total", [((None, 7), 7, None), ((None,), None, None), ((100.0, 0, 0), 0, 0)])
+@pytest.mark.parametrize("row, current, total", [
+    ((None, 7), 7, None), ((None, None, None, "at it"), None, None), ((100.0, 0, 0), 0, 0)])
 def test_progress_of_a_success_has_the_total_as_current_where_it_is_known(row, current, total):
     progress = progress_of(Task({PROGRESS: stored(encode_progress(row))}, {}, {}), {"status": "SUCCESS"})
 
