@@ -5,6 +5,9 @@ import os
 import weakref
 from typing import Any
 
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 #: Longest that connecting to the broker, or one answer of it, may take, in seconds.
 TIMEOUT = 2.0
 
@@ -108,10 +111,12 @@ def bounded_copy(connection: Any) -> Any:
 
 def _timeouts_of(connection: Any) -> dict[str, Any]:
     """Return the transport options of a connection that bound it in time."""
-    timeouts = _TIMEOUTS.get(connection.get_transport_cls().driver_type, {})
-    of_sentinels = connection.transport_options.get("sentinel_kwargs")
-    # Without options of their own, Sentinels have the timeouts of the broker.
-    return {**timeouts, "sentinel_kwargs": {**of_sentinels, **timeouts}} if of_sentinels else {**timeouts}
+    options, timeouts = connection.transport_options, _TIMEOUTS.get(connection.get_transport_cls().driver_type, {})
+    if "master_name" not in options:
+        return {**timeouts}
+    # A client of redis-py, as that for Sentinels is, tries four times.
+    once = {**timeouts, "retry": Retry(NoBackoff(), 0)}
+    return {**timeouts, "sentinel_kwargs": {**(options.get("sentinel_kwargs") or {}), **once}}
 
 
 def place_of(connection: Any) -> str:

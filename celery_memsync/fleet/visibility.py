@@ -123,7 +123,8 @@ class VisibilityRenewal:
         """Return what went wrong; of errors of user code the text may be secret."""
         cause = exc.__cause__ or exc
         is_known = isinstance(cause, OSError) or type(cause).__module__.partition(".")[0] in ("redis", "kombu")
-        text = message_of(cause)[:200].rstrip(".") if is_known else type(cause).__name__
+        # Behind that, redis-py 7 shows the options of Sentinels, with their password.
+        text = message_of(cause).partition(" : <")[0][:200].rstrip(".") if is_known else type(cause).__name__
         where = place_of(self._own.connection)
         return (f"Could not renew the messages of this worker ({count}) at the broker ({where}): {text}. "
                 f"What is not renewed for {self.timeout:g} s is delivered again")

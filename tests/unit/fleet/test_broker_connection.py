@@ -42,13 +42,15 @@ def test_connections_have_timeouts_and_the_options_of_the_app(make_app, url, opt
     assert connection.connect_timeout == TIMEOUT
 
 
-def test_sentinels_with_options_of_their_own_have_timeouts(make_app):
-    options = {"master_name": "mymaster", "sentinel_kwargs": {"password": "geheim", "socket_timeout": 100}}
-    connection = bounded_connection(make_app("sentinel://localhost", broker_transport_options=options))
+@pytest.mark.parametrize("own", [{}, {"sentinel_kwargs": {"password": "geheim", "socket_timeout": 100}}])
+def test_sentinels_have_timeouts_and_their_options(make_app, own):
+    app = make_app("sentinel://localhost", broker_transport_options={"master_name": "mymaster", **own})
+    connection = bounded_connection(app)
 
     for one in (connection, bounded_copy(connection)):
-        assert one.transport_options["sentinel_kwargs"] == {
-            "password": "geheim", "socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
+        options = dict(one.transport_options["sentinel_kwargs"])
+        assert options.pop("retry")._retries == 0
+        assert options == {**own.get("sentinel_kwargs", {}), "socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
 
 
 @pytest.mark.parametrize("write", [False, True])

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from kombu.transport.redis import Channel
+from redis.sentinel import MasterNotFoundError
 
 from celery_memsync import MemSyncError
 from celery_memsync.fleet import visibility
@@ -243,6 +244,21 @@ def test_text_of_an_error_of_user_code_is_not_shown(make_deliveries, monkeypatch
     monkeypatch.setattr(Channel, "conn_or_acquire", lambda *_: {}["geheim"])
 
     with pytest.raises(MemSyncError, match="KeyError") as caught:
+        renewal.renew()
+
+    assert "geheim" not in str(caught.value)
+
+
+def test_options_of_sentinels_are_not_shown(make_deliveries, monkeypatch):
+    def fail(*_):
+        raise MasterNotFoundError("No master found for 'm' : <redis.client.Redis(<ConnectionPool(password=geheim)>)>")
+
+    deliveries = make_deliveries()
+    deliveries.take()
+    renewal = ready(deliveries.renewal())
+    monkeypatch.setattr(Channel, "conn_or_acquire", fail)
+
+    with pytest.raises(MemSyncError, match="No master found for 'm'. What is not") as caught:
         renewal.renew()
 
     assert "geheim" not in str(caught.value)
