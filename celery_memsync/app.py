@@ -113,8 +113,9 @@ class MemSync(AppManager):
     def check_cancelled(self) -> None:
         """Raise :exc:`TaskCancelled` if the running task is cancelled; let that pass, so that the task ends.
 
-        The first call of a task may wait for one answer of Redis.  No other call does: what was cancelled is known here
-        within a second.  While Redis is away no task is known to be cancelled.
+        It needs no round trip: what was cancelled is known here within a second.  Only the first call of a process for
+        each task, if that began more than half a second ago, waits for one answer of Redis, at most a second.  While Redis
+        is away no task is known to be cancelled.
 
         Raises:
             TaskCancelled: If its id, its root or its group was cancelled.
@@ -125,7 +126,7 @@ class MemSync(AppManager):
             self._refuse_outside("check_cancelled()")
         else:
             if active.watch_cancelled():
-                active.services.cancelled.wait_fresh()
+                active.wait_fresh()
             active.raise_if_cancelled()
 
     def track(
@@ -150,8 +151,8 @@ class MemSync(AppManager):
     ) -> Iterator[T]:
         progress, done = active.progress, 0
         self._queue(active, progress.report(0, total, message, phase=phase, begin=True))
-        number, cancelled = progress.phase_number, active.services.cancelled.known
         active.watch_cancelled()
+        number, cancelled = progress.phase_number, active.cancelled.known
         for done, item in enumerate(iterable, 1):
             if cancelled:
                 active.raise_if_cancelled()

@@ -170,8 +170,9 @@ class Keys:
         self._members = self._shared("members")
         #: Sorted set of the records of statistics, by when they are forgotten (ms), see ``store/lua/statistics.lua``.
         self.statistics = f"{self.about}/statistics"
-        #: Sorted set of cancelled ids, by when they are forgotten (ms).
+        #: Sorted set of cancelled ids, by when they are forgotten (ms); hash of who cancelled each, when and why.
         self.cancelled = f"{self.about}/cancelled"
+        self.cancel_causes = f"{self.cancelled}/causes"
         #: Sorted set of the locks that are held, by the end of their lease (ms).
         self.locks = self._shared("locks")
         #: Sorted set of workers by when they are lost without a further heartbeat (ms).

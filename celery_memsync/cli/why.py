@@ -9,6 +9,7 @@ import click
 
 from ..app import MemSync
 from ..exceptions import TaskCancelled
+from ..models.cancellation import ids_of
 from ..models.lock import LockRecord
 from ..models.order import FINAL, RUNNING, rank_of
 from ..models.worker import WorkerRecord
@@ -383,7 +384,8 @@ def _describe_lock(lock: dict[str, Any], now: float) -> str:
 def _cancelled(memsync: MemSync, known: KnownTask) -> TaskCancelled | None:
     """Return by whom and why a task is cancelled, or None."""
     memsync.runtime.cancelled.read()
-    found = memsync.runtime.cancelled.find((known.task_id, known.state.get("root_id"), known.state.get("group")))
+    waits = rank_of(known.state.get("status")) < RUNNING
+    found = memsync.runtime.cancelled.find(ids_of(known.task_id, known.state, known.state, waits))
     return None if found is None else found.error()
 
 

@@ -5,6 +5,9 @@ import os
 import weakref
 from typing import Any
 
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
 #: Longest that connecting to the broker, or one answer of it, may take, in seconds.
 TIMEOUT = 2.0
 
@@ -47,18 +50,73 @@ def bounded_connection(app: Any, write: bool = False) -> Any:
         write: Whether it is for publishing.
     """
     connect = app.connection_for_write if write else app.connection_for_read
-    kind = connect().get_transport_cls().driver_type
-    return connect(connect_timeout=TIMEOUT, transport_options=_TIMEOUTS.get(kind, {}))
+    return connect(connect_timeout=TIMEOUT, transport_options=_timeouts_of(connect()))
+
+
+class WorkerConnection:
+    """A connection of a thread's own to the broker that its worker is connected to.
+
+    Args:
+        app: Of the worker.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        #: Of kombu; None until it is needed.
+        self.connection: Any = None
+        #: What the connection was made like.
+        self._like: tuple[Any, ...] | None = None
+        self._channel: Any = None
+
+    def follow(self, used: Any) -> None:
+        """Be to the broker of another connection from now on.
+
+        Args:
+            used: That of the worker.  If it has none (None), this goes on as before, or as the app is configured.
+        """
+        like = None if used is None else (used.hostname, used.port, used.virtual_host)
+        if like is not None and like != self._like:
+            self.close()
+            self.connection, self._like = bounded_copy(used), like
+        elif self.connection is None:
+            self.connection = bounded_connection(self.app)
+
+    def channel(self) -> Any:
+        """Return an open channel; `follow` comes first."""
+        # RabbitMQ closes a channel on which something was read that is not there.
+        if self._channel is None or not getattr(self._channel, "is_open", True):
+            # By itself it would sleep for two seconds after the first failure.
+            self.connection.ensure_connection(max_retries=1, interval_start=0)
+            self._channel = open_channel(self.connection)
+        return self._channel
+
+    def close(self) -> None:
+        """Close the connection; the next channel opens it again."""
+        self._channel = None
+        if self.connection is not None:
+            self.connection.release()
 
 
 def bounded_copy(connection: Any) -> Any:
     """Return another connection of kombu to the same broker, which is not open yet.
 
-    Args:
-        connection: One to a Redis.
+    Of several URLs it keeps the one that is used now, because the next may be of a broker with other messages.
     """
-    options = {**connection.transport_options, **_TIMEOUTS["redis"]}
-    return connection.clone(connect_timeout=TIMEOUT, transport_options=options)
+    options = {**connection.transport_options, **_timeouts_of(connection)}
+    # Without heartbeats, which no thread would send.
+    copy = connection.clone(connect_timeout=TIMEOUT, transport_options=options, heartbeat=0)
+    copy.cycle = None
+    return copy
+
+
+def _timeouts_of(connection: Any) -> dict[str, Any]:
+    """Return the transport options of a connection that bound it in time."""
+    options, timeouts = connection.transport_options, _TIMEOUTS.get(connection.get_transport_cls().driver_type, {})
+    if "master_name" not in options:
+        return {**timeouts}
+    # A client of redis-py, as that for Sentinels is, tries four times.
+    once = {**timeouts, "retry": Retry(NoBackoff(), 0)}
+    return {**timeouts, "sentinel_kwargs": {**(options.get("sentinel_kwargs") or {}), **once}}
 
 
 def place_of(connection: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..background_loop import BackgroundLoop
 from ..user_code import ends_here
-from .broker_connection import bounded_connection, open_channel
+from .broker_connection import WorkerConnection
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +28,14 @@ class QueueDepths:
     Args:
         queues: Returns the names of the queues.
         interval: Seconds between two looks.
+        used: Returns the connection of the worker, None if it has none.
     """
 
-    def __init__(self, app: Any, queues: Callable[[], Iterable[str]], interval: float) -> None:
-        self.app = app
+    def __init__(self, app: Any, queues: Callable[[], Iterable[str]], interval: float, used: Callable[[], Any]) -> None:
         self.queues = queues
         self.interval = interval
-        self._connection: Any = None
-        self._channel: Any = None
+        self.used = used
+        self._own = WorkerConnection(app)
         self._known: tuple[float, dict[str, int]] = float("-inf"), {}
         #: The look before the last one.
         self._before: tuple[float, dict[str, int]] = float("-inf"), {}
@@ -72,63 +72,51 @@ class QueueDepths:
                 raise
             # Whatever it was, the next look has a connection of its own.
             logger.debug("The broker does not report how many messages are pending: %s", type(exc).__name__)
-            self.close()
+            self._own.close()
         else:
             # By when it began: what is sent meanwhile may not be seen.
             self._before, self._known = self._known, (began, depths)
-
-    def close(self) -> None:
-        """Close the connection; the next look opens another."""
-        connection, self._connection, self._channel = self._connection, None, None
-        if connection is not None:
-            connection.release()
 
     def stop(self) -> None:
         """Look no more; a look under way is not waited for."""
         self._thread.stop(timeout=0)
 
     def _read_depths(self) -> dict[str, int]:
-        connection = self._connection
-        if connection is None:
-            connection = bounded_connection(self.app)
-            if connection.transport.driver_type not in READABLE_BROKERS:
-                return {}
-            self._connection = connection
-            connection.connect()
-        return {queue: self._depth(connection, queue) for queue in sorted(self.queues())}
+        self._own.follow(self.used())
+        if self._own.connection.transport.driver_type not in READABLE_BROKERS:
+            return {}
+        return {queue: self._depth(queue) for queue in sorted(self.queues())}
 
-    def _depth(self, connection: Any, queue: str) -> int:
-        # RabbitMQ closes a channel on which something was asked that is not there.
-        if self._channel is None or not getattr(self._channel, "is_open", True):
-            self._channel = open_channel(connection)
+    def _depth(self, queue: str) -> int:
+        connection, channel = self._own.connection, self._own.channel()
         if connection.transport.driver_type == "redis":
             # Not by queue_declare, which looks for the list without the global_keyprefix of the broker.
-            return int(self._channel._size(queue))
+            return int(channel._size(queue))
         try:
-            return int(self._channel.queue_declare(queue=queue, passive=True).message_count)
+            return int(channel.queue_declare(queue=queue, passive=True).message_count)
         except connection.channel_errors:
             return 0  # there is no such queue
 
 
 class Idleness:
-    """Whether a worker lets messages wait that it could take, through two looks at its queues with nothing received."""
+    """Whether a worker lets messages wait that it could take, through two looks at its queues with nothing taken."""
 
     def __init__(self) -> None:
-        self._received = -1
-        #: The last look that does not count, for something was received after it, and the first that does.
+        self._taken = -1
+        #: The last look that does not count, for something was taken after it, and the first that does.
         self._before = self._first = float("-inf")
 
-    def judge(self, looked_at: float, waiting: int, received: int, room: bool) -> bool:
+    def judge(self, looked_at: float, waiting: int, taken: int, room: bool) -> bool:
         """Return whether it is idle though messages wait.
 
         Args:
             looked_at: When the queues were looked at last.
             waiting: How many messages waited in them then.
-            received: How many messages the worker has received since its start.
+            taken: How many messages the worker has taken since its start.
             room: Whether it could take another.
         """
-        if received != self._received or not room or not waiting:
-            self._received, self._before, self._first = received, looked_at, float("inf")
+        if taken != self._taken or not room or not waiting:
+            self._taken, self._before, self._first = taken, looked_at, float("inf")
         elif looked_at > self._before:
             self._first = min(self._first, looked_at)
         return looked_at > self._first

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from ..background_loop import BackgroundLoop
 from ..exceptions import MemSyncError
 from ..user_code import ends_here, message_of
-from .broker_connection import bounded_connection, bounded_copy, open_channel, place_of
+from .broker_connection import WorkerConnection, place_of
 from .unacked import channel_class, is_closed, missing_names
 
 logger = logging.getLogger(__name__)
@@ -61,10 +62,7 @@ class VisibilityRenewal:
         self.timeout: float | None = None
         #: None before the first renewal, and after the worker has given up its messages.
         self.last: Renewed | None = None
-        self._connection: Any = None
-        #: What the connection was made from, as kombu compares connections.
-        self._source: Any = None
-        self._channel: Any = None
+        self._own = WorkerConnection(app)
         #: When the worker last took messages, or could not because the broker was away; monotonic.
         self._taking_at = 0.0
         self._gave_up = False
@@ -117,7 +115,7 @@ class VisibilityRenewal:
                 raise
             self._taking_at = time.monotonic()  # a worker can't take messages from a broker that is away
             problem = self._problem(exc, len(messages))
-            self._close()
+            self._own.close()
             raise MemSyncError(problem) from exc
         self.last = Renewed(began, len(messages))
 
@@ -125,8 +123,9 @@ class VisibilityRenewal:
         """Return what went wrong; of errors of user code the text may be secret."""
         cause = exc.__cause__ or exc
         is_known = isinstance(cause, OSError) or type(cause).__module__.partition(".")[0] in ("redis", "kombu")
-        text = message_of(cause)[:200].rstrip(".") if is_known else type(cause).__name__
-        where = place_of(self._connection)
+        # Behind that, redis-py 7 shows the options of Sentinels, with their password.
+        text = message_of(cause).partition(" : <")[0][:200].rstrip(".") if is_known else type(cause).__name__
+        where = place_of(self._own.connection)
         return (f"Could not renew the messages of this worker ({count}) at the broker ({where}): {text}. "
                 f"What is not renewed for {self.timeout:g} s is delivered again")
 
@@ -152,32 +151,19 @@ class VisibilityRenewal:
     def _send(self, messages: Sequence[Any]) -> None:
         if not messages:
             return
-        channel = self._channel_for(messages)
+        self._own.follow(_used(messages))
+        channel = self._own.channel()
         tags = (message.delivery_tag for message in messages)
         with channel.conn_or_acquire() as client:
             for piece in _pieces(tags):
                 # By the clock of this host, as kombu does.
                 client.zadd(channel.unacked_index_key, dict.fromkeys(piece, time.time()), xx=True, gt=True)
 
-    def _channel_for(self, messages: Sequence[Any]) -> Any:
-        """Return a channel to the broker from which messages came, over a connection that no other thread uses."""
-        used = next((transport.client for message in messages
-                     if not is_closed(message) and (transport := message.channel.connection) is not None), None)
-        if used is not None and used.__eqhash__() != self._source:
-            self._close()
-            self._connection, self._source = bounded_copy(used), used.__eqhash__()
-        elif self._connection is None:
-            self._connection = bounded_connection(self.app)
-        if self._channel is None:
-            # By itself it would sleep for two seconds after the first failure.
-            self._connection.ensure_connection(max_retries=1, interval_start=0)
-            self._channel = open_channel(self._connection)
-        return self._channel
 
-    def _close(self) -> None:
-        connection, self._connection, self._channel, self._source = self._connection, None, None, None
-        if connection is not None:
-            connection.release()
+def _used(messages: Sequence[Any]) -> Any:
+    """Return the connection over which messages came, None if it is closed."""
+    return next((transport.client for message in messages
+                 if not is_closed(message) and (transport := message.channel.connection) is not None), None)
 
 
 def interval_of(timeout: float) -> float:
@@ -190,7 +176,7 @@ def interval_of(timeout: float) -> float:
 
 
 def _is_time(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def _pieces(tags: Iterator[Any]) -> Iterator[list[Any]]:

@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +29,7 @@ from ..settings import Settings
 from ..store import HeartbeatReply
 from ..store.clock import UNNOTICED
 from .app_manager import AppManager
+from .cancels import catch_up_after_pauses
 from .revokes import record_received_revokes
 from .task_attributes import check_tasks
 from .worker_report import VERSIONS, WorkerInspector
@@ -118,6 +120,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         record_received_revokes(Panel)
         self.memsync.signals.revoked.known = state.revoked
         self._follow_cancelled(parent)
+        self._follow_soft_shutdown(parent)
+        self._describer.count_messages()
         signals.worker_shutdown.connect(self._on_shutdown, sender=parent)
         signals.worker_ready.connect(self._on_ready)
         atexit.register(self._leave)
@@ -130,11 +134,22 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Read which ids are cancelled, before the worker consumes."""
         cancels, cancelled = self.memsync.signals.cancels, self.memsync.runtime.cancelled
         if self.memsync.signals.has_children or getattr(parent.pool, "is_green", False):
-            cancels.terminates = parent.hostname
+            cancels.terminating = weakref.ref(parent)
+        catch_up_after_pauses(cancelled)
         try:
             within(self.memsync.settings.timeout, cancelled.follow, cancels.on_new)
         except StoreError:
             cancelled.request()  # a thread tries again, and logs that Redis is away
+
+    def _follow_soft_shutdown(self, parent: WorkController) -> None:
+        """Close when a soft shutdown begins: Celery waits in it before it closes its steps, and sends no signal."""
+        wait = parent.wait_for_soft_shutdown
+
+        def close_and_wait() -> None:
+            self.close(parent)
+            wait()
+
+        parent.wait_for_soft_shutdown = close_and_wait
 
     def _log_start(self) -> None:
         memsync = self.memsync
@@ -183,6 +198,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self.memsync.signals.refresh()
         self._losses.schedule_recheck()
         self._kept.refresh()
+        self.memsync.runtime.cancelled.request()
 
     def _has_lost(self, reply: HeartbeatReply) -> bool:
         """Return whether Redis may have lost what it had: this worker, or by a clock that was set ahead what expires."""
@@ -217,7 +233,8 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._describer.depths.stop()
         self._history.stop(0)
         self._describer.renewal.stop()
-        self.memsync.signals.revoked.stop(min(LOSSES_TIMEOUT, remaining()))
+        for thread in (self.memsync.signals.revoked, self.memsync.signals.revived):
+            thread.stop(min(LOSSES_TIMEOUT, remaining()))
         try:
             self._heartbeat.stop(remaining(), goodbye=not self._kept.has_orphans)
             self._kept.close(remaining())

@@ -23,7 +23,7 @@ def held_messages(memsync: AppManager) -> list[Any]:
 
     When a worker connects to its broker anew, Celery drops its requests, except those that are running.
     """
-    return [request.message for request in memsync.signals.unended() if is_unacked(request.message)
+    return [request.message for request in memsync.signals.requests.unended() if is_unacked(request.message)
             and (request in state.active_requests or not is_closed(request.message))]
 
 

@@ -1,13 +1,19 @@
 """What Celery knows of a task: requests of a worker, and what this package sends along with a message."""
 from __future__ import annotations
 
+import logging
 import re
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from celery.exceptions import Retry
 from celery.utils.time import maybe_iso8601
+
+from ..settings import short
+
+logger = logging.getLogger(__name__)
 
 #: Attribute of a request whose end was recorded.
 RECORDED = "memsync_recorded"
@@ -54,6 +60,18 @@ def timestamp(moment: Any) -> float | None:
         return None
 
 
+def retry_at_of(error: BaseException, now: float) -> float | None:
+    """Return when a run that is to be retried is tried again, None for any other.
+
+    Args:
+        now: Redis's time, in seconds.
+    """
+    when = error.when if isinstance(error, Retry) else None
+    if isinstance(when, (int, float)) and not isinstance(when, bool):
+        return now + max(0.0, when)
+    return timestamp(when)
+
+
 def trace_id_of(traceparent: Any) -> str | None:
     """Return the id of a trace, from the header ``traceparent`` of a message, or None if that is none of W3C's."""
     found = _TRACEPARENT(traceparent) if isinstance(traceparent, str) else None
@@ -78,6 +96,20 @@ def live(requests: Callable[[], Iterable[Any]]) -> list[Any]:
     return []
 
 
+class UnfitIds:
+    """Logs once for each task that it has ids of which nothing is recorded."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+
+    def warn(self, name: str, task_id: Any) -> None:
+        """Log an id of a task that can't be a key."""
+        if name not in self._names:
+            self._names.add(name)
+            logger.warning("Nothing is recorded of the task %s with the id %s, which can't be part of a key in Redis (no "
+                           "slash, star or bracket, at most 512 bytes); it runs as any other", name, short(task_id))
+
+
 class ReceivedRequests:
     """The requests that this process has received, as long as something refers to them.
 
@@ -93,13 +125,21 @@ class ReceivedRequests:
 
         Those that have ended may stay for long: the traceback of a failure refers to its request.
         """
-        return [request for request in live(self.by_run.values) if not hasattr(request, RECORDED)]
+        return [request for request in self._live() if not hasattr(request, RECORDED)]
+
+    def _live(self) -> list[Any]:
+        # By one step of CPython: a loop over many would never end without one that comes or goes meanwhile.
+        return [request for reference in self.by_run.valuerefs() if (request := reference()) is not None]
+
+    def waiting(self) -> list[Any]:
+        """Return the requests that have not begun."""
+        return [one for one in self.unended() if one.time_start is None]
 
     def find(self, task_id: str, facts: Mapping[str, Any]) -> Any:
         """Return the request of the run of a task that has ended, None if this process has none."""
         request = self.by_run.get(str(sent_of(facts).get("run"))) or failing.get()
         if request is not None and request.id == task_id:
             return request
-        found = [one for one in live(self.by_run.values) if one.id == task_id]
+        found = [one for one in self._live() if one.id == task_id]
         # Of several it is the one that Celery does not count as received any more.  The hard time limit is signalled twice.
         return min(found, key=lambda one: (one in reserved_requests(), hasattr(one, RECORDED)), default=None)

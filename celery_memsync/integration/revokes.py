@@ -69,7 +69,7 @@ class RevokedTasks:
         """Let Celery not run a task of this worker, which is cancelled."""
         if self.known != ():
             self.known.add(task_id)
-            self.add(task_id, cause)
+            self.add([task_id], cause)
 
     def stop(self, timeout: float) -> None:
         """Record no more; return after ``timeout`` seconds at the latest."""

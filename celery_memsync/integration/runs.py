@@ -15,12 +15,12 @@ from ..locking.lock_service import LockService
 from ..models.cancellation import ids_of
 from ..models.stamps import stamps_of
 from ..models.task import TaskRun, describe_exception
-from ..reading.cancelled import Watch
+from ..reading.cancelled import CancelledIds, Watch
 from ..runtime import Runtime
 from ..writing.changes import Change, DeferredChange, StageChange
 from ..writing.progress import Progress
 from .app_manager import AppManager
-from .requests import count_of, timestamp, trace_id_of
+from .requests import count_of, retry_at_of, timestamp, trace_id_of
 from .sent_groups import sizes_in
 from .steps import Step, Steps, is_member, part_of
 
@@ -298,7 +298,7 @@ class ActiveRun(Run):
         """
         if isinstance(retval, BaseException):
             exception = None if status == "SUCCESS" else exception_of(retval, self.services.redact)
-            retry_at = _retry_at(retval, self.services.store.clock.at(at))
+            retry_at = retry_at_of(retval, self.services.store.clock.at(at))
             status = "SKIPPED" if isinstance(retval, Skipped) else status
             self.ending = Ending(
                 status, at, exception, _lock_of(retval), retry_at, max_retries if status == "RETRY" else None)
@@ -308,16 +308,28 @@ class ActiveRun(Run):
         else:
             self.ending = Ending(status, at)
 
+    @property
+    def cancelled(self) -> CancelledIds:
+        """The cancelled ids, as this process knows them; a body may have forked it."""
+        memsync = self.find_memsync()
+        return (self.services if memsync is None else memsync.runtime).cancelled
+
     def watch_cancelled(self) -> bool:
         """Let it be known within a second if it is cancelled; return whether that is new."""
-        if self._cancel_watch is not None:
+        cancelled, watch = self.cancelled, self._cancel_watch
+        if watch is not None and watch.ids is cancelled:
             return False
-        self._cancel_watch = self.services.cancelled.watch()
+        cancelled.watchers.add(self.name)
+        self._cancel_watch = cancelled.watch()
         return True
+
+    def wait_fresh(self) -> None:
+        """Return when it is known whether it is cancelled, or Redis does not answer."""
+        self.cancelled.wait_fresh(self.at if "received_at" in self.sent else float("-inf"))
 
     def raise_if_cancelled(self) -> None:
         """Raise :exc:`TaskCancelled` if it is known that it is cancelled."""
-        found = self.services.cancelled.find(ids_of(self.task_id, self.facts, self.sent))
+        found = self.cancelled.find(ids_of(self.task_id, self.facts, self.sent))
         if found is not None:
             raise found.error()
 
@@ -428,18 +440,6 @@ def exception_of(error: BaseException, redact: Callable[[str], str] | None) -> d
 
 def _cut(text: Any) -> str | None:
     return text[:MAX_SHOWN] if isinstance(text, str) else None
-
-
-def _retry_at(error: BaseException, now: float) -> float | None:
-    """Return when a run that is to be retried is tried again, None for any other.
-
-    Args:
-        now: Redis's time, in seconds.
-    """
-    when = error.when if isinstance(error, Retry) else None
-    if isinstance(when, (int, float)) and not isinstance(when, bool):
-        return now + max(0.0, when)
-    return timestamp(when)
 
 
 def _lock_of(error: BaseException) -> dict[str, Any] | None:

@@ -82,12 +82,17 @@ def size_notes(group_id: str, size: int, since: float | None) -> tuple[tuple[str
     return (total,) if since is None else (total, (group_id, note(SINCE, -round(since * 1000))))
 
 
-def sizes_in(sent: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Return what to note of the sizes of groups that came with a message: anybody may send anything."""
+def sizes_of(sent: Mapping[str, Any]) -> dict[str, int]:
+    """Return the sizes of groups that came with a message: anybody may send anything."""
     sizes = sent.get("sizes")
     rows = islice(sizes.items(), MAX_GROUPS) if isinstance(sizes, dict) else ()
-    return tuple((group_id, note(TOTAL, TOTAL_FROM + size)) for group_id, size in rows
-                 if is_id(group_id) and type(size) is int and 0 <= size < MAX_MEMBERS)
+    return {group_id: size for group_id, size in rows
+            if is_id(group_id) and type(size) is int and 0 <= size < MAX_MEMBERS}
+
+
+def sizes_in(sent: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Return what to note of the sizes of groups that came with a message."""
+    return tuple((group_id, note(TOTAL, TOTAL_FROM + size)) for group_id, size in sizes_of(sent).items())
 
 
 def count_sent_groups() -> None:

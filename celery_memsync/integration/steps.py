@@ -63,8 +63,14 @@ class Steps:
         self.sizes: dict[str, int] = {}
         self._looks = 0
         self._bytes = 0
-        ends = self._walk_all(_reversed(embed.get("chain")), (task_id,), False, 0)
-        self._walk(embed.get("chord"), (group,) if is_id(group) else ends, True, 0)
+        chain, chord = _reversed(embed.get("chain")), embed.get("chord")
+        # A sender is given the id of what comes last, so a place is left for that.
+        self._most = MAX_STEPS - bool(chain) - bool(chord)
+        ends = self._walk_all(chain[:-1][:MAX_STEPS], (task_id,), False, 0)
+        self._most += bool(chain)
+        ends = self._walk_all(chain[-1:], ends, False, 0)
+        self._most += bool(chord)
+        self._walk(chord, (group,) if is_id(group) else ends, True, 0)
 
     def __iter__(self) -> Iterator[Step]:
         return iter(self.by_id.values())
@@ -83,7 +89,7 @@ class Steps:
     ) -> tuple[str, ...]:
         """Take the steps of a signature; return the ids of what the next one depends on."""
         self._looks += 1
-        if not isinstance(signature, dict) or depth > MAX_DEPTH or self._looks > MAX_LOOKS or len(self.by_id) >= MAX_STEPS:
+        if not isinstance(signature, dict) or depth > MAX_DEPTH or self._looks > MAX_LOOKS or len(self.by_id) >= self._most:
             return before
         options, kwargs = _dict(signature.get("options")), _dict(signature.get("kwargs"))
         own = options.get("task_id")
@@ -96,9 +102,12 @@ class Steps:
         elif _is_of(signature, "chord"):
             header = kwargs.get("header")
             inner = _dict(header)
-            header_id = _dict(inner.get("options")).get("task_id") or own
+            # Celery makes up another id when it sends what is around it.
+            header_id = None if depth else _dict(inner.get("options")).get("task_id") or own
             members = _dict(inner.get("kwargs")).get("tasks") if inner else header
+            self._most -= 1  # for the body
             ends = self._walk_group(members, header_id, before, is_body, depth + 1)
+            self._most += 1
             ends = self._walk(kwargs.get("body"), ends, is_body, depth + 1, group)
         else:
             ends = self._add(options, signature.get("task"), group, before, is_body)
@@ -137,7 +146,8 @@ def part_of(sent: Mapping[str, Any]) -> dict[str, Any]:
     workflow, before, group = sent.get("workflow"), sent.get("depends_on"), sent.get("group")
     ids = [one for one in before if is_id(one)][:MAX_STEPS] if isinstance(before, list) else None
     known = {"workflow": workflow if is_id(workflow) else None, "depends_on": ids or None}
-    return {**known, "group": group} if is_id(group) else known
+    header = sent.get("header")
+    return {**known, "group": group, "header": header if is_id(header) else None} if is_id(group) else known
 
 
 def is_member(facts: Mapping[str, Any], sent: Mapping[str, Any]) -> bool:

@@ -20,15 +20,15 @@ from ..keys import STAGE, is_id
 from ..models.order import comes_from_run, delivered_key, is_delivered, published_key
 from ..models.task import TaskRun, describe_exception
 from ..runtime import Runtime
-from ..settings import short
 from ..store.clock import UNKNOWN
 from ..writing.changes import StageChange
 from . import earlier_progress, signal_receivers
 from .app_manager import AppManager
-from .cancels import CancelledTasks
+from .cancels import CancelledTasks, send_revoked_event
 from .child_outcomes import ChildOutcomes, TaskOutcome, has_ended, unwrapped
 from .endings import HARMLESS, REPLACED, end_of_ignored, end_of_unwound, is_unstored, log_unrecorded, stored_state
-from .requests import HEADER, RECORDED, ReceivedRequests, count_of, failing, nesting_of, sent_of
+from .requests import HEADER, RECORDED, ReceivedRequests, UnfitIds, count_of, failing, nesting_of, sent_of
+from .revived_steps import RevivedSteps
 from .revokes import RevokedTasks
 from .runs import ActiveRun, ReceivedRun, active_run, known_of, latest, lifetime, received
 from .sent_groups import sent_group, sizes_in
@@ -59,11 +59,8 @@ class TaskSignals:
         self._runs = count(1)
         #: When the last task was published.
         self._published_at = 0.0
-        self._requests = ReceivedRequests()
-        #: How many messages this process has received.
-        self.received = 0
-        #: Names of tasks of which an id can't be a key.
-        self._unrecorded: set[str] = set()
+        self.requests = ReceivedRequests()
+        self._unfit_ids = UnfitIds()
         #: Whether the pool of the worker in this process has processes of its own; only there a pid is one.
         self.has_children = False
         #: What the tasks of the pool's children came to lately.
@@ -77,8 +74,9 @@ class TaskSignals:
         self.revoked = RevokedTasks(memsync)
         #: Skips what is cancelled.
         self.cancels = CancelledTasks(memsync, self.revoked)
-        #: Records steps that are not sent yet.
+        #: Records steps that are not sent yet; those of lost tasks that run again.
         self.workflows = Workflows()
+        self.revived = RevivedSteps(memsync)
 
     def connect(self) -> None:
         """Receive signals from now on, for as long as this object is referred to."""
@@ -91,11 +89,12 @@ class TaskSignals:
     def forget(self) -> None:
         """Begin anew in a forked child: requests and outcomes are the parent's."""
         self._runs = count(1)
-        self._requests = ReceivedRequests()
+        self.requests = ReceivedRequests()
         self._outcomes = ChildOutcomes()
         self.requeuer.forget()
         self.kept.forget()
         self.revoked.forget()
+        self.revived.forget()
 
     # -- where a task is sent
 
@@ -104,7 +103,7 @@ class TaskSignals:
         if isinstance(headers, dict) and "id" in headers and publishing.get() is self.memsync.app:
             active = self._active(headers["id"])
             # Of a run whose child was lost, the worker's main process publishes the retry.
-            request = self._requests.find(headers["id"], {}) if headers.get("retries") and not active else None
+            request = self.requests.find(headers["id"], {}) if headers.get("retries") and not active else None
             before = active.run_key if active else request and request.request_dict[HEADER]["key"]
             origin = active.facts if active else request and request.request_dict
             along = self.workflows.sent_along(headers, body, active.sent if active else sent_of(origin) if origin else None)
@@ -143,7 +142,6 @@ class TaskSignals:
         """Make the run, send it to the pool with the request, record that a worker has it."""
         if request.app is not self.memsync.app:
             return
-        self.received += 1
         facts = request.request_dict
         sent = sent_of(facts)
         services = self.memsync.runtime
@@ -154,15 +152,16 @@ class TaskSignals:
         facts[HEADER] = sent = {
             **sent, "run": run, "key": key, "received_at": now, "monotonic": moment, "pid": os.getpid(),
             "queue": self._queue_names.of(request.message.delivery_info, sender)}
-        self._requests.by_run[run] = request
-        if not is_id(request.id):
-            return
-        try:
-            recoveries = (count_of(sent["recoveries"]) or 0) if sent.get("recoveries") else 0
-            self.kept.add(request, run, key, recoveries, services.settings, sender)
-        except Exception as exc:
-            log_unrecorded(exc)
-        services.writer.defer(ReceivedRun(services, request, sent, moment, self))
+        self.requests.by_run[run] = request
+        if is_id(request.id):
+            try:
+                recoveries = (count_of(sent["recoveries"]) or 0) if sent.get("recoveries") else 0
+                self.kept.add(request, run, key, recoveries, services.settings, sender)
+                if recoveries or request.message.delivery_info.get("redelivered"):
+                    self.revived.receive(request)
+            except Exception as exc:
+                log_unrecorded(exc)
+            services.writer.defer(ReceivedRun(services, request, sent, moment, self))
         if services.cancelled.known or not self.has_children or request.id in self.revoked.known:
             self.cancels.receive(request)
 
@@ -180,6 +179,7 @@ class TaskSignals:
                 is_there = services.writer.report.connected
                 self._outcomes.remember(request, run, outcome, services.settings.batch_interval, is_there)
             if isinstance(outcome, tuple) and outcome[0]:
+                send_revoked_event(request, outcome[1].exception)
                 self.workflows.record_outcome(services, request, run, outcome[1].exception)
         except Exception as exc:
             log_unrecorded(exc)
@@ -233,7 +233,7 @@ class TaskSignals:
 
     def refresh(self) -> None:
         """Record the tasks of this process again, so that long ones outlive their ttl."""
-        for request in self._requests.unended():
+        for request in self.requests.unended():
             facts = request.request_dict
             begun = request.time_start
             known = known_of(self.memsync.runtime, request.id, facts, facts[HEADER])
@@ -244,13 +244,9 @@ class TaskSignals:
             self._record(request.id, facts[HEADER]["key"], run)
             record_unsent(self.memsync.runtime, request, run)
 
-    def unended(self) -> list[Any]:
-        """Return the requests that this process has received and has not done with."""
-        return self._requests.unended()
-
     def running_tasks(self) -> list[tuple[str, str]]:
         """Return ids and run keys of the tasks that this process has received and has not done with."""
-        return [(request.id, request.request_dict[HEADER]["key"]) for request in self._requests.unended()]
+        return [(request.id, request.request_dict[HEADER]["key"]) for request in self.requests.unended()]
 
     # -- where it runs
 
@@ -277,10 +273,12 @@ class TaskSignals:
             queue = self._queue_names.of(facts.get("delivery_info"))
             sent = {"run": run, "key": delivered_key(sent.get("key"), run), "queue": queue}
         if not is_id(task_id):
-            self._warn_of_id(task.name, task_id)
+            self._unfit_ids.warn(task.name, task_id)
             return
         active = ActiveRun(memsync, task_id, facts, sent, task.name, started, now)
         active_run.set(active)
+        if task.name in services.cancelled.watchers:
+            active.watch_cancelled()
         services.writer.defer(active)
         if facts.get("retries") or comes_from_run(sent["key"]) or (facts.get("delivery_info") or {}).get("redelivered"):
             # A new run starts over; what the one before reached is kept as ``previous``.
@@ -338,13 +336,13 @@ class TaskSignals:
         """Record that a worker gave a task up, at its shutdown or when its child was lost."""
         if sender.app is self.memsync.app and not self._active(request.id):
             # Without a reason it was not sent again.
-            given_up = self._requests.find(request.id, request.__dict__) if reason is None else None
+            given_up = self.requests.find(request.id, request.__dict__) if reason is None else None
             if given_up is None or not self._give_up(given_up):
                 self._end(request.id, request.__dict__, "RETRY", getattr(reason, "exc", None))
 
     def give_up_running(self) -> None:
         """Record the tasks that are still running while this worker leaves and for which it does not wait."""
-        for request in self._requests.unended():
+        for request in self.requests.unended():
             if request.time_start is not None and not self._give_up(request):
                 self._end(request.id, request.request_dict, "RETRY", None)
 
@@ -376,7 +374,7 @@ class TaskSignals:
     def _end(
         self, task_id: str, facts: Mapping[str, Any], status: str, exception: BaseException | None, goes_on: bool = False,
     ) -> None:
-        request = self._requests.find(task_id, facts)
+        request = self.requests.find(task_id, facts)
         if request is not None:
             facts = request.request_dict
             setattr(request, RECORDED, True)
@@ -425,13 +423,6 @@ class TaskSignals:
         """Return the run of a task that is running in this thread, which records its end itself."""
         active = active_run.get()
         return active if active is not None and active.task_id == task_id and active.find_memsync() is self.memsync else None
-
-    def _warn_of_id(self, name: str, task_id: Any) -> None:
-        """Log once for each task that it has ids of which nothing is recorded."""
-        if name not in self._unrecorded:
-            self._unrecorded.add(name)
-            logger.warning("Nothing is recorded of the task %s with the id %s, which can't be part of a key in Redis (no "
-                           "slash, star or bracket, at most 512 bytes); it runs as any other", name, short(task_id))
 
     def _new_run(self, services: Runtime) -> str:
         return f"{services.token}-{next(self._runs):x}"

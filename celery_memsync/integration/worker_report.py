@@ -5,7 +5,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import celery
@@ -51,13 +51,31 @@ class WorkerInspector:
         self.memsync = memsync
         #: Whether the worker is finishing what it has.
         self.draining = False
-        self.depths = QueueDepths(worker.app, self._queues, BROKER_CHECK_INTERVAL * memsync.settings.heartbeat_interval)
+        #: How many messages the worker has taken, also of unknown, expired and malformed tasks.
+        self.taken = 0
+        interval = BROKER_CHECK_INTERVAL * memsync.settings.heartbeat_interval
+        self.depths = QueueDepths(worker.app, self._queues, interval, self._connection)
         self._idleness = Idleness()
         #: What the renewal judges by, in a thread of its own.
         self._idleness_of_renewal = Idleness()
         self.renewal = VisibilityRenewal(worker.app, self._held, self._is_stuck)
         self._started_at = time.monotonic()
         self._looked = time.monotonic(), time.process_time()
+
+    def count_messages(self) -> None:
+        """Count the messages that the worker takes, when it consumes."""
+        create = self.worker.consumer.create_task_handler
+
+        def create_task_handler(*args: Any, **kwargs: Any) -> Callable[[Any], Any]:
+            handle = create(*args, **kwargs)
+
+            def on_task_received(message: Any) -> Any:
+                self.taken += 1
+                return handle(message)
+
+            return on_task_received
+
+        self.worker.consumer.create_task_handler = create_task_handler
 
     def describe(self) -> WorkerRecord:
         """Return the worker's present record."""
@@ -147,31 +165,32 @@ class WorkerInspector:
 
     def _consuming(self, looked_at: float, waiting: int, free: int) -> bool:
         idle = self._is_idle(self._idleness, looked_at, waiting, free)
-        return bool(self._connected() and self._queues() and not idle)
+        return bool(self._connection() is not None and self._queues() and not idle)
 
     def _is_idle(self, idleness: Idleness, looked_at: float, waiting: int, free: int) -> bool:
-        tasks, prefetch = self.memsync.signals, self._prefetch()
-        room = free > 0 and (not prefetch or len(tasks.unended()) < prefetch)
-        return idleness.judge(looked_at, waiting, tasks.received, room)
+        prefetch = self._prefetch()
+        room = free > 0 and (not prefetch or len(self.memsync.signals.requests.unended()) < prefetch)
+        return idleness.judge(looked_at, waiting, self.taken, room)
 
     def _is_stuck(self) -> bool:
         """Return whether it takes no messages although it should: not if it shuts down or has no queues."""
         looked_at, depths = self.depths.known
         idle = self._is_idle(self._idleness_of_renewal, looked_at, sum(depths.values()), self._capacity()["free"])
-        return not self.draining and (not self._connected() or bool(self._queues() and idle))
+        return not self.draining and (self._connection() is None or bool(self._queues() and idle))
 
     def _prefetch(self) -> int:
         return getattr(getattr(getattr(self.worker, "consumer", None), "qos", None), "value", None) or 0
 
-    def _connected(self) -> bool:
+    def _connection(self) -> Any:
+        """Return the open connection of the consumer, None if it has none."""
         connection = getattr(getattr(self.worker, "consumer", None), "connection", None)
         try:
-            return bool(connection is not None and connection.connected)
+            return connection if connection is not None and connection.connected else None
         except BaseException as exc:
             if not ends_here(exc):
                 raise
             # Looked at while the consumer's thread is closing it.
-            return False
+            return None
 
 
 def _running_requests() -> list[Any]:

@@ -7,7 +7,7 @@ records all steps that come later (`steps.py`); the worker whose task does not s
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from celery.exceptions import Reject
@@ -21,11 +21,14 @@ from ..writing.changes import StageChange
 from .child_outcomes import unwrapped, verdict
 from .endings import REPLACED
 from .runs import ActiveRun, ReceivedRun, active_run, known_of, lifetime
-from .sent_groups import sent_group, size_notes
+from .sent_groups import sent_group, size_notes, sizes_of
 from .steps import Step, Steps, embed_of, has_steps, last_id
 
 #: Workflows of which a process remembers that it has recorded their steps, or that they are never sent.
 MAX_REMEMBERED = 1000
+
+#: What travels with each run of a task as it came with the first.
+CARRIED = ("awaits", "depends_on", "group", "header", "member", "replaced", "sizes")
 
 #: Statuses after which what follows is sent, or may be.
 GOES_ON = frozenset({"SUCCESS", "RETRY", "PENDING"})
@@ -49,16 +52,18 @@ class Workflows:
             before: What came with the run of the same task that sends it, if it is to be retried or replaced.
         """
         if before is not None:
-            known = {name: before[name] for name in ("depends_on", "group", "member", "sizes", "replaced") if name in before}
+            known = {name: before[name] for name in CARRIED if name in before}
             return {**known, **_workflow_in(before)}
+        awaited = _awaited_by(body) if headers.get("task") == UNLOCK else None
+        known = {} if awaited is None else {"awaits": awaited}
         active, embed = active_run.get(), embed_of(body)
         if active is not None:
-            return _sent_by(active, headers, embed)
+            return {**known, **_sent_by(active, headers, embed)}
         group = sent_group.get()
         if group is not None:
-            return {"workflow": group.outermost, "sizes": group.sizes}
-        if headers.get("task") == UNLOCK:
-            return {"workflow": awaited} if (awaited := _awaited_by(body)) is not None else {}
+            return {**known, "workflow": group.outermost, "sizes": group.sizes}
+        if awaited is not None:
+            return {**known, "workflow": awaited}
         if not has_steps(embed):
             return {}
         # Of a chord that something else than a group sends.
@@ -110,6 +115,10 @@ class Workflows:
         """
         self._record_never_sent(services, task_id, facts if request is None else embed_of(request._payload), run)
 
+    def begin_again(self, embed: Mapping[str, Any]) -> None:
+        """Take note that a task runs again, so that what was recorded of the steps after it may change."""
+        self._failed.pop(last_id(embed) or "", None)
+
     def _record_never_sent(self, services: Runtime, task_id: str, embed: Any, run: TaskRun) -> None:
         """Record that the steps after a task are never sent, because it did not succeed.
 
@@ -130,22 +139,34 @@ class Workflows:
 def _sent_by(active: ActiveRun, headers: Mapping[str, Any], embed: Mapping[str, Any]) -> dict[str, Any]:
     """Return what travels with a message that a running task sends, or Celery when it has ended."""
     known, group, sent = _workflow_in(active.sent), headers.get("group"), sent_group.get()
-    if active.name == UNLOCK and is_id(group):
-        return {"workflow": group, "depends_on": [group], **known}
-    step = active.steps.get(headers["id"])
+    step, awaited = active.steps.get(headers["id"]), _awaited_in(active)
     if not known and (step is not None or sent is not None or has_steps(embed)):
         known["workflow"] = headers["root_id"]
-    if step is not None:
-        known["depends_on"] = list(step.depends_on)
-        known.update({"sizes": active.sent["sizes"]} if "sizes" in active.sent else {})
+    before = list(step.depends_on) if step is not None else [] if awaited is None else [awaited]
+    if before:
+        known.update(_sizes_around(active.sent, before), depends_on=before)
     known.update(_replaced_by(active, step, headers, embed))
     if sent is not None:
-        known["sizes"] = sent.sizes
+        known["sizes"] = {**known.get("sizes", {}), **sent.sizes}
     if sent is not None and group not in (None, sent.group_id):
         known["group"] = sent.group_id  # the body of a chord, whose members have the id of its header
+        if group != (active.facts.get("group") if awaited is None else awaited):
+            known["header"] = group  # or of the one around the chord, where they count
     elif group is not None and headers.get("group_index") is None and embed.get("chord"):
         known["member"] = True  # by ``add_to_chord``
     return known
+
+
+def _sizes_around(sent: Mapping[str, Any], before: Sequence[str]) -> dict[str, Any]:
+    """Return the sizes of groups that came with a message, but for those that come before a step: it is no part of them."""
+    around = {name: size for name, size in sizes_of(sent).items() if name not in before}
+    return {"sizes": around} if around else {}
+
+
+def _awaited_in(active: ActiveRun) -> str | None:
+    """Return the group after which a task of Celery's sends the body of a chord, None for any other task."""
+    awaited = active.sent.get("awaits") if active.name == UNLOCK else None
+    return awaited if is_id(awaited) else None
 
 
 def _replaced_by(

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any, NamedTuple
 
 from .. import encoding
@@ -9,11 +10,14 @@ from ..exceptions import TaskCancelled
 from ..keys import is_id
 from .task import MAX_MESSAGE, TOO_LATE
 
+#: Most ids that are taken from one field of a message.
+MAX_IDS = 50
+
 
 class Cancellation(NamedTuple):
     """An id of a task, a root or a group that was cancelled.
 
-    The members of the set in Redis are these fields as a JSON list, in this order; new fields go to the end.
+    Redis keeps, by id, the other fields as a JSON list, in this order; new fields go to the end.
 
     Attributes:
         at: When, in seconds of Redis's clock.
@@ -30,19 +34,19 @@ class Cancellation(NamedTuple):
     terminate: bool = False
 
     def encode(self) -> bytes:
-        """Return it as a member of the set."""
-        return encoding.dumps(list(self))
+        """Return all but the id, as it is kept."""
+        return encoding.dumps(list(self[1:]))
 
     @classmethod
-    def parse(cls, member: bytes) -> Cancellation | None:
-        """Read a member of the set, or return None for anything that :meth:`encode` does not write."""
+    def parse(cls, name: bytes, cause: bytes | None) -> Cancellation | None:
+        """Read an id and what :meth:`encode` has made of the rest, or return None for anything else."""
         try:
-            row = encoding.decode(member)
+            cancelled_id, row = name.decode(), encoding.decode(cause or b"null")
         except encoding.UNREADABLE:
             return None
-        if not isinstance(row, list) or len(row) < len(cls._fields):
+        if not isinstance(row, list) or len(row) < len(cls._fields) - 1:
             return None
-        found = cls(*row[:len(cls._fields)])
+        found = cls(cancelled_id, *row[:len(cls._fields) - 1])
         return found if found._is_sound() else None
 
     def _is_sound(self) -> bool:
@@ -57,11 +61,19 @@ class Cancellation(NamedTuple):
         return TaskCancelled(self.worker_id, self.task_id, self.at, self.reason)
 
 
-def ids_of(task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any]) -> Iterable[Any]:
+def ids_of(task_id: Any, facts: Mapping[str, Any], sent: Mapping[str, Any], waits: bool = False) -> Iterable[Any]:
     """Return the ids by which a run is cancelled; what came with its message may be anything.
+
+    Its own, its root's and its workflow's; those of the groups that it is a part of, of which a message has only some:
+    of a chain that is a member the last task names the group, and the first ones come with its size.
 
     Args:
         facts: What travels with its request.
         sent: The part of that which this package put there.
+        waits: Whether it has not begun: then also those of what comes before it.  What follows a cancelled task, or group,
+            does not start.
     """
-    return (task_id, facts.get("root_id"), facts.get("group"), sent.get("workflow"))
+    sizes, before = sent.get("sizes"), sent.get("depends_on") if waits else None
+    return (task_id, facts.get("root_id"), facts.get("group"), sent.get("workflow"), sent.get("group"),
+            *islice(sizes if isinstance(sizes, dict) else (), MAX_IDS),
+            *islice(before if isinstance(before, list) else (), MAX_IDS))

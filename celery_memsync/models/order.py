@@ -45,6 +45,9 @@ RANKS = {
 #: The same of tasks that were not sent: below all others, so that they follow nothing, and are neither counted nor queued.
 UNSENT_RANKS = {"PENDING": "+", "CANCELLED": ",", "REVOKED": "-", "FAILURE": "."}
 
+#: Rank of a task that was revoked while it waited, as far as was known: its run may have begun all the same, and follows.
+REVOKED_WAITING = "50"
+
 #: Rank of a task that is to be sent.
 PLANNED = UNSENT_RANKS["PENDING"]
 

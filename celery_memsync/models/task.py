@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import encoding
 from ..user_code import plain_text
-from .order import RANKS, RETRY_WAITS, RUNNING, UNSENT_RANKS, later_status
+from .order import RANKS, RETRY_WAITS, REVOKED_WAITING, RUNNING, UNSENT_RANKS, later_status
 
 #: Fields of a run's body, in this order for ever: new ones go to the end.
 RUN_FIELDS = (
@@ -17,6 +17,7 @@ RUN_FIELDS = (
     "recoveries", "retry_at", "max_retries", "workflow", "depends_on", "never_ran", "cause",
     "stamps",
     "trace_id",
+    "header",
 )
 
 #: Those that are times, or last: position, name, and how many times a second their unit is.  Whole numbers take half the
@@ -35,7 +36,8 @@ _RUN_KINDS = (
     ("name", str), ("queue", str), ("worker", str), ("pid", int), ("run", str), ("retries", int), ("root_id", str),
     ("parent_id", str), ("group", str), ("exception", dict), ("args", str), ("kwargs", str), ("lock", dict),
     ("recoveries", int), ("max_retries", int), ("workflow", str), ("depends_on", list), ("never_ran", bool),
-    ("cause", dict), ("stamps", dict), ("trace_id", str))
+    ("cause", dict), ("stamps", dict), ("trace_id", str),
+    ("header", str))
 
 _ROW = itemgetter(*RUN_FIELDS)
 
@@ -71,6 +73,7 @@ class TaskRun:
         cause: ``{"task_id": ..., "status": ...}`` of the task because of which it is not sent.
         stamps: What its sender has stamped it with, see :mod:`celery_memsync.models.stamps`.
         trace_id: Of the trace of OpenTelemetry with which its message came, 32 hexadecimal digits.
+        header: Id of another group in which it is counted: the header around the chord of which its group is the body.
     """
 
     status: str
@@ -102,6 +105,7 @@ class TaskRun:
     cause: dict[str, Any] | None = None
     stamps: dict[str, Any] | None = None
     trace_id: str | None = None
+    header: str | None = None
 
     @property
     def rank(self) -> str:
@@ -112,6 +116,8 @@ class TaskRun:
         status = self.status
         if self.never_ran is not None:
             return UNSENT_RANKS.get(status, RUNNING)
+        if status == "REVOKED" and self.started_at is None:
+            return REVOKED_WAITING
         return RETRY_WAITS if status == "RETRY" and self.is_waiting_retry else RANKS.get(status, RUNNING)
 
     @property

@@ -14,6 +14,9 @@ from .workflow import Group, Workflow, WorkflowNode, eta_of
 #: Members of a group in which is looked for what they have in common before them.
 LOOKED_AT = 20
 
+#: Most rounds to find what comes before groups that are members of others.
+MAX_ROUNDS = 5
+
 #: How deep a tree is at most, and how many steps are shown as one chain.
 MAX_DEPTH, MAX_STEPS = 50, 1000
 
@@ -53,7 +56,10 @@ class _Tree:
     ) -> None:
         self.tasks = tasks
         self.groups = groups
-        self.members = {group: [one for one in ids if one in tasks] for group, ids in members.items()}
+        self._known = {group: [one for one in ids if one in tasks] for group, ids in members.items()}
+        # A body that is a group is one part of the header around its chord.
+        self.members = {group: list(dict.fromkeys(self._part(one, group) for one in ids))
+                        for group, ids in self._known.items()}
         self._runtimes = _runtimes(tasks)
         self._is_member = {one for ids in self.members.values() for one in ids}
         self._drawn: set[str] = set()
@@ -61,13 +67,21 @@ class _Tree:
         for unit in tasks:
             self._before[unit] = tuple(one for one in _ids(tasks[unit].state.get("depends_on"))
                                        if one in tasks or one in groups)
-        for group in groups:
-            self._before[group] = self._before_group(group)
+        for _ in range(MAX_ROUNDS):  # what comes before a group follows from what comes before those in it
+            found = {group: self._before_group(group) for group in groups}
+            if found.items() <= self._before.items():
+                break
+            self._before.update(found)
         self._children: dict[str, list[str]] = {}
         for unit in (*tasks, *groups):
             parent = None if self._before[unit] else self._parent_of(unit)
             if parent is not None:
                 self._children.setdefault(parent, []).append(unit)
+
+    def _part(self, task_id: str, group: str) -> str:
+        own = self.tasks[task_id].state.get("group")
+        is_other = self.tasks[task_id].state.get("header") == group != own
+        return own if is_other and isinstance(own, str) and own in self.groups else task_id
 
     def root(self, whole: str) -> WorkflowNode:
         """Return the whole tree."""
@@ -98,14 +112,15 @@ class _Tree:
 
     def _line(self, unit: str) -> list[str]:
         """Return the units up to one, as far as each depends on one other only."""
-        line = [unit]
-        while len(before := self._before.get(line[0], ())) == 1 and before[0] not in line and len(line) < MAX_STEPS:
-            line.insert(0, before[0])
-        return line
+        line, known = [unit], {unit}
+        while len(before := self._before.get(line[-1], ())) == 1 and before[0] not in known and len(line) < MAX_STEPS:
+            line.append(before[0])
+            known.add(before[0])
+        return line[::-1]
 
     def _parent_of(self, unit: str) -> str | None:
         """Return the task that has sent a unit while it ran, if that is one of the tree."""
-        task_id = unit if unit in self.tasks else next(iter(self.members.get(unit, ())), None)
+        task_id = unit if unit in self.tasks else next(iter(self._known.get(unit, ())), None)
         if task_id is None or unit in self.tasks and unit in self._is_member:
             return None
         parent = self.tasks[task_id].state.get("parent_id")
@@ -154,7 +169,7 @@ class _Tree:
         nodes = tuple(self._sequences(self.members.get(group, ()), outside, depth + 1))
         node = _joined("group", group, nodes, [self._weight(one) for one in nodes])
         counts = self.groups[group]
-        omitted = max(0, counts.total - len(self.members.get(group, ())))
+        omitted = max(0, counts.total - len(self._known.get(group, ())))
         status = node.status if not omitted else _group_status(counts)
         progress = node.progress if not omitted else counts.percent
         return WorkflowNode("group", group, status, progress, None, node.started_at or counts.started_at, node.finished_at,

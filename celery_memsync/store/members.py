@@ -61,7 +61,7 @@ def note(name: str, score: int = -1) -> str:
 def parts_of(task_id: str, run: TaskRun) -> tuple[tuple[str, str], ...]:
     """Return of which group or workflow a task is a part, and how: as a script takes it."""
     if run.group is not None:
-        return ((run.group, task_id),) if is_id(run.group) else ()
+        return tuple((str(group), task_id) for group in (run.group, run.header) if is_id(group))
     whole = workflow_id_of(run)
     return () if whole is None or whole == task_id or not is_id(whole) else ((whole, note(f"/{task_id}")),)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 
 import pytest
 
@@ -53,6 +54,30 @@ def test_task_of_a_killed_worker_is_not_started_by_the_next_one(fleet):
 
     fleet.wait(result, "REVOKED")
     assert len(fleet.notes("begin", result.id)) == 1
+
+
+@pytest.mark.acceptance
+def test_worker_that_was_paused_starts_nothing_that_was_cancelled_meanwhile(fleet):
+    worker = fleet.start_worker("-c", "4")
+    busy = [send(fleet, "hold", 1.0) for _ in range(4)]
+    for result in busy:
+        begun(fleet, result)
+    waiting = [send(fleet, "step") for _ in range(4)]
+    for result in waiting:
+        fleet.wait(result, "RECEIVED")
+
+    worker.process.send_signal(signal.SIGSTOP)
+    for result in waiting:
+        fleet.reader.cancel(result.id)
+    for result in busy:
+        eventually(lambda result=result: fleet.notes("end", result.id))
+    until = time.monotonic() + 1.2
+    eventually(lambda: time.monotonic() > until)
+    worker.process.send_signal(signal.SIGCONT)
+
+    for result in waiting:
+        fleet.wait(result, "REVOKED")
+    assert not any(fleet.notes("begin", result.id) for result in waiting)
 
 
 def give_back(fleet, client):

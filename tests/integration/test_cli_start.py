@@ -138,7 +138,7 @@ def bash(tmp_path, make_fleet):
 
 @pytest.mark.parametrize("line, wanted", [
     *stressed([("celery mems", "memsync"), ("celery -A tests.support.proj memsync ex", "export")], []),
-    ("celery -A tests.support.proj memsync tasks --st", "--status"),
+    ("celery -A tests.support.proj memsync tasks --stat", "--status"),
 ])
 def test_a_shell_completes(bash, line, wanted):
     assert bash(line) == [wanted]

@@ -107,7 +107,7 @@ def test_a_worker_may_be_abbreviated(shell, fleet):
     (["--name", "*.add", "--status", "success"], {"done"}),
     (["--worker", "w1-*", "--status", "STARTED"], {"busy"}),
     (["--since", "1h", "--name", "*.fail"], {"failed"}),
-    (["--since", "1s", "--name", "*.fail"], set()),
+    (["--since", "0.001s", "--name", "*.fail"], set()),
     (["--worker", "unknown"], set()),
 ])
 def test_tasks_are_chosen_by_what_they_are(shell, fleet, options, expected):

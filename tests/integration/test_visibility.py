@@ -152,6 +152,44 @@ def test_messages_of_a_killed_worker_come_back_and_end_once(fleet, sent):
     assert [counts(fleet, task) for task in left] == [(2, 1), (1, 1), (1, 1)]
 
 
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory, kept_broker, store):
+    """A fleet with a worker that looks at its queues often, and waits in a soft shutdown."""
+    conf = {"memsync_heartbeat_interval": 0.1, "worker_soft_shutdown_timeout": 600.0}
+    with swept_fleet(tmp_path_factory.mktemp("watched"), kept_broker, store, **conf) as fleet:
+        fleet.start_worker("-c", "2")
+        yield fleet
+
+
+def test_worker_that_takes_only_messages_without_a_task_consumes(watched):
+    (worker,) = watched.workers
+    watched.app.send_task("unknown", queue="unknown")
+    with watched.broker.client() as client:
+        client.lpush(watched.name, *[client.rpop("unknown")] * 5000)
+    watched.wait_record(worker, lambda one: one.depths.get(watched.name))
+    end, consuming = time.monotonic() + 2.0, set()
+
+    while time.monotonic() < end:
+        consuming.add(watched.record(worker).consuming)
+
+    with watched.broker.client() as client:
+        assert client.llen(watched.name)
+        client.delete(watched.name)
+    assert consuming == {True}
+
+
+def test_worker_drains_while_it_waits_in_a_soft_shutdown(watched):
+    (worker,) = watched.workers
+    task = watched.send("sleep", 600)
+    eventually(lambda: watched.notes("begin", task.id))
+
+    worker.signal(signal.SIGQUIT)
+
+    watched.wait_record(worker, lambda one: one.status == "draining" and one.held_messages["count"] == 1)
+    assert counts(watched, task) == (1, 0)
+    worker.stop(signal.SIGKILL)
+
+
 @pytest.mark.acceptance
 def test_cold_stop_leaves_its_messages_to_other_workers(tmp_path, kept_broker, store):
     with swept_fleet(tmp_path, kept_broker, store) as fleet:

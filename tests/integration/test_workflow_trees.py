@@ -4,7 +4,8 @@ from __future__ import annotations
 import pytest
 from celery import chain, chord, group
 
-from tests.support.flows import sig
+from tests.support.fleet import TASKS
+from tests.support.flows import FLOWS, sig
 from tests.support.waiting import eventually
 
 
@@ -77,6 +78,7 @@ def test_tree_is_found_by_any_of_its_ids(fleet):
 
 def test_tree_shows_progress_of_what_runs(fleet):
     result = chain(sig(fleet, "ok"), sig(fleet, "wait"), sig(fleet, "ok")).apply_async()
+    fleet.app.memsync.force_sync()
     running = result.parent
     eventually(lambda: (fleet.reader.get_task_progress(running.id) or {}).get("progress"))
 
@@ -123,3 +125,58 @@ def test_single_task_is_a_workflow_of_its_own(fleet):
 
 def test_workflow_of_an_unknown_id_is_none(fleet):
     assert fleet.reader.get_workflow("nothing") is None
+
+
+#: Workflows whose groups Celery names only when it sends them, or counts elsewhere, and their shape at the end.
+NESTED = {
+    "group with a chord behind a task": (
+        lambda s: chain(s("ok"), group(s("ok"), chord([s("ok"), s("ok")], s("ok")))),
+        {"chain": ["ok", {"group": ["ok", {"chord": [{"group": ["ok", "ok"]}, "ok"]}]}]}),
+    "group with a chain and a chord of one behind a task": (
+        lambda s: chain(s("ok"), group(s("retried"), chain(s("ok"), s("ok")), chord([s("ok")], s("ok")))),
+        {"chain": ["ok", {"group": ["retried", {"chain": ["ok", "ok"]}, {"chord": [{"group": ["ok"]}, "ok"]}]}]}),
+    "chord with a group in a chord": (
+        lambda s: chord([chord([s("ok"), s("ok")], group(s("ok"), s("retried"))), s("ok")], s("ok")),
+        {"chord": [{"group": ["ok", {"chain": [{"group": ["ok", "ok"]}, {"group": ["ok", "retried"]}]}]}, "ok"]}),
+    "chord as the body of a chord in a chain": (
+        lambda s: chain(s("ok"), chord([s("ok"), s("ok")], chord([s("ok"), s("retried")], s("ok"))), s("ok")),
+        {"chain": ["ok", {"group": ["ok", "ok"]}, {"chord": [{"group": ["ok", "retried"]}, "ok"]}, "ok"]}),
+    "chords in a chord with a group": (
+        lambda s: chord([chain(s("ok"), chord([s("ok"), s("ok")], group(s("ok"), s("ok")))), s("ok"),
+                         chord([s("ok"), s("ok")], s("ok"))], group(s("ok"), s("ok"))),
+        {"chain": [
+            {"group": ["ok", {"chain": ["ok", {"group": ["ok", "ok"]}, {"group": ["ok", "ok"]}]},
+                       {"chord": [{"group": ["ok", "ok"]}, "ok"]}]},
+            {"group": ["ok", "ok"]}]}),
+}
+
+
+def assert_ends_as(fleet, make, expected):
+    """Fail unless the tree of a workflow gets this shape, and the counts of all its groups are complete."""
+    result = make(lambda *args: sig(fleet, *args)).apply_async()
+    fleet.app.memsync.force_sync()
+
+    def ended():
+        tree = fleet.reader.get_workflow(result.id)
+        groups = [node.group for node in tree.root.walk() if node.group is not None]
+        return (tree.status == "SUCCESS" and shape(tree.root) == expected
+                and all(one.total == one.done == one.succeeded > 0 for one in groups))
+
+    assert eventually(ended, 20)
+
+
+@pytest.mark.parametrize("make, expected", NESTED.values(), ids=list(NESTED))
+def test_groups_in_groups_are_counted_to_their_end_and_leave_nothing_behind(fleet, make, expected):
+    assert_ends_as(fleet, make, expected)
+
+
+@pytest.mark.acceptance
+def test_chords_are_the_same_with_a_result_backend_that_does_not_count(make_fleet, tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    fleet = make_fleet(include=[TASKS, FLOWS], result_backend=f"file://{results}")
+    fleet.start_worker("-c", "2")
+    flows = {**SHAPES, **NESTED}
+
+    for name in [name for name in flows if "chord" in name]:
+        assert_ends_as(fleet, *flows[name])

@@ -1,6 +1,7 @@
 """Tasks that are cancelled, or cancel others."""
 from __future__ import annotations
 
+import os
 import time
 
 from celery import shared_task
@@ -98,3 +99,23 @@ def retry_by_itself(self, seconds=30.0):
     while time.monotonic() < until:
         self.app.memsync.check_cancelled()
         time.sleep(0.02)
+
+
+@shared_task(bind=True)
+def check_in_fork(self, seconds=5.0):
+    """Look, fork a process, and look in there until it is cancelled."""
+    self.app.memsync.check_cancelled()
+    note("begin", self.request.id)
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        return
+    try:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.app.memsync.check_cancelled()
+            time.sleep(0.02)
+    except TaskCancelled:
+        note("cancelled", self.request.id)
+    finally:
+        os._exit(0)

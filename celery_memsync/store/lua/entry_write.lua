@@ -238,6 +238,9 @@ local function store(key, entries, slot, field, text, time, ttl_ms)
   return left == -2
 end
 
+-- Ranks: a run that has begun; one that was revoked before it was known to have begun, which it may have.
+local STARTED, REVOKED_WAITING = "2", "50"
+
 -- The slot of a task's progress.
 local PROGRESS = 3
 
@@ -305,7 +308,8 @@ local function write(key, known, body, is_there)
     local absorbed = string.sub(srank, 1, 1) == "9"
     -- Of two texts at the same progress the one that comes later counts.
     local follows = not absorbed and (string.sub(rank, 1, 1) == "9" or is_later(run, srun)
-      or run == srun and (rank > srank or slot == PROGRESS and rank == srank))
+      or run == srun and (rank > srank or slot == PROGRESS and rank == srank
+        or slot == 1 and srank == REVOKED_WAITING and rank >= STARTED))
     if not follows then
       if run == srun and rank == srank and not absorbed then -- written again: it lives on
         local stored = header(version, run, rank, fence, time, ttl_ms, before_ms - time, writes, worker) .. "\n" .. body

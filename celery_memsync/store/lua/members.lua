@@ -13,8 +13,8 @@ local AGAIN = 0.5
 local SCORES = { ["0"] = 0, ["1"] = 0, ["+"] = 0, ["2"] = 1, ["3"] = AGAIN, ["4"] = AGAIN, [","] = 2, ["-"] = 2, ["."] = 3 }
 local ENDED = 2
 
--- Scores by key and member, under "" how many ms the set is to stay; the key of the set in which a task is a member.
-local member_sets, set_of = {}, {}
+-- Scores by key and member, under "" how many ms the set is to stay; the keys of the sets in which a task is a member.
+local member_sets, sets_of = {}, {}
 
 local function set_score(key, member, score)
   local scores = member_sets[key] or {}
@@ -31,7 +31,8 @@ local function read_members(first)
       if note then
         set_score(key, note, tonumber(score))
       else
-        set_of[line] = key
+        sets_of[line] = sets_of[line] or {}
+        table.insert(sets_of[line], key)
       end
     end
   end
@@ -39,11 +40,11 @@ end
 
 -- Note how far a member of a group is.
 local function note_member(task, rank, left)
-  local key = set_of[task]
-  if not key then return end
   local digit = string.sub(rank, 1, 1)
-  set_score(key, task, SCORES[digit] or tonumber(digit) or 0)
-  member_sets[key][""] = math.max(member_sets[key][""] or 0, left)
+  for _, key in ipairs(sets_of[task] or {}) do
+    set_score(key, task, SCORES[digit] or tonumber(digit) or 0)
+    member_sets[key][""] = math.max(member_sets[key][""] or 0, left)
+  end
 end
 
 -- Let a member that was begun wait, unless it has ended.

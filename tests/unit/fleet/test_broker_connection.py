@@ -10,7 +10,7 @@ import pytest
 from billiard.util import _run_after_forkers
 from celery import Celery
 
-from celery_memsync.fleet.broker_connection import TIMEOUT, bounded_connection, open_channel
+from celery_memsync.fleet.broker_connection import TIMEOUT, bounded_connection, bounded_copy, open_channel
 from tests.support.redis_server import RedisServer
 
 
@@ -40,6 +40,17 @@ def test_connections_have_timeouts_and_the_options_of_the_app(make_app, url, opt
 
     assert connection.transport_options == {"visibility_timeout": 77, **options}
     assert connection.connect_timeout == TIMEOUT
+
+
+@pytest.mark.parametrize("own", [{}, {"sentinel_kwargs": {"password": "geheim", "socket_timeout": 100}}])
+def test_sentinels_have_timeouts_and_their_options(make_app, own):
+    app = make_app("sentinel://localhost", broker_transport_options={"master_name": "mymaster", **own})
+    connection = bounded_connection(app)
+
+    for one in (connection, bounded_copy(connection)):
+        options = dict(one.transport_options["sentinel_kwargs"])
+        assert options.pop("retry")._retries == 0
+        assert options == {**own.get("sentinel_kwargs", {}), "socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
 
 
 @pytest.mark.parametrize("write", [False, True])

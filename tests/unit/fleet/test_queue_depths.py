@@ -5,6 +5,7 @@ import time
 
 import pytest
 from celery import Celery
+from kombu import Connection
 
 from celery_memsync.fleet.broker_connection import TIMEOUT
 from celery_memsync.fleet.queue_depths import Idleness, QueueDepths
@@ -30,7 +31,7 @@ def make_app():
 @pytest.fixture
 def depths_of(redis_url, make_app):
     def make(*queues, url=redis_url, interval=60.0):
-        return QueueDepths(make_app(url), lambda: queues, interval)
+        return QueueDepths(make_app(url), lambda: queues, interval, lambda: None)
 
     return make
 
@@ -50,11 +51,23 @@ def test_messages_under_a_prefix_of_the_broker_are_counted(make_app, redis_url):
     with make_app(redis_url, broker_transport_options={"global_keyprefix": "shop:"}) as app:
         for _ in range(3):
             app.send_task("proj.add", queue="q1")
-        depths = QueueDepths(app, lambda: ["q1", "q2"], 60.0)
+        depths = QueueDepths(app, lambda: ["q1", "q2"], 60.0, lambda: None)
 
         depths.read()
 
     assert depths.known[1] == {"q1": 3, "q2": 0}
+
+
+def test_queues_are_read_where_the_worker_is_connected(make_app, redis_url, own_server):
+    urls = f"{redis_url};{own_server.url}"
+    with make_app(urls) as app, make_app(own_server.url) as other, Connection(urls) as used:
+        used.switch(own_server.url)
+        other.send_task("proj.add", queue="q1")
+        depths = QueueDepths(app, lambda: ["q1"], 60.0, lambda: used)
+
+        depths.read()
+
+    assert depths.known[1] == {"q1": 1}
 
 
 def test_nothing_is_known_before_the_first_look_and_after_a_long_time(depths_of):
@@ -105,7 +118,7 @@ def test_a_broker_that_is_away_or_hangs_costs_no_more_than_a_timeout(depths_of, 
 
 @pytest.mark.parametrize("url", ["memory://", "filesystem://"])
 def test_broker_of_another_kind_is_not_queried(make_app, url):
-    depths = QueueDepths(make_app(url), lambda: ["q1"], 60.0)
+    depths = QueueDepths(make_app(url), lambda: ["q1"], 60.0, lambda: None)
 
     depths.read()
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from kombu.transport.redis import Channel
+from redis.sentinel import MasterNotFoundError
 
 from celery_memsync import MemSyncError
 from celery_memsync.fleet import visibility
@@ -39,7 +40,9 @@ def test_missing_name_is_reported_once_and_nothing_is_renewed(deliveries, monkey
 
 
 @pytest.mark.parametrize("url, options", [
-    ("memory://", {}), ("redis://", {"ack_emulation": False}), ("redis://", {"visibility_timeout": 0})])
+    ("memory://", {}), ("redis://", {"ack_emulation": False}),
+    *(("redis://", {"visibility_timeout": value})
+      for value in (0, -1, None, "60", True, float("nan"), float("inf"), 10 ** 400))])
 def test_broker_whose_messages_do_not_come_back_is_left_alone(make_deliveries, caplog, url, options):
     renewal = ready(make_deliveries(url, **options).renewal())
 
@@ -188,6 +191,36 @@ def test_messages_are_renewed_at_the_master_that_sentinels_name(make_deliveries,
         sentinel.stop()
 
 
+def test_other_urls_of_the_broker_are_not_tried(make_deliveries, own_server, redis_url):
+    deliveries = make_deliveries(f"{own_server.url};{redis_url}")
+    deliveries.take()
+    renewal = ready(deliveries.renewal())
+    own_server.stop()
+
+    for _ in range(2):
+        with pytest.raises(MemSyncError, match=f"127.0.0.1:{own_server.port}"):
+            renewal.renew()
+
+
+def test_messages_of_a_closed_channel_are_renewed_where_they_came_from(make_deliveries, own_server, redis_url):
+    deliveries = make_deliveries(f"{redis_url};{own_server.url}")
+    deliveries.connection.switch(own_server.url)
+    (message,) = deliveries.take()
+    renewal = ready(deliveries.renewal())
+    renewal.held = lambda: [message]
+    renewal.renew()
+    own_server.stop()
+    with pytest.raises(MemSyncError):
+        renewal.renew()
+
+    message.channel.closed = True
+    own_server.start()
+    renewal.renew()
+
+    message.channel.closed = False
+    assert renewal._own.connection.port == own_server.port
+
+
 def test_failure_names_the_broker_without_its_password(make_deliveries, own_server):
     with own_server.client() as client:
         client.config_set("requirepass", "geheim")
@@ -211,6 +244,21 @@ def test_text_of_an_error_of_user_code_is_not_shown(make_deliveries, monkeypatch
     monkeypatch.setattr(Channel, "conn_or_acquire", lambda *_: {}["geheim"])
 
     with pytest.raises(MemSyncError, match="KeyError") as caught:
+        renewal.renew()
+
+    assert "geheim" not in str(caught.value)
+
+
+def test_options_of_sentinels_are_not_shown(make_deliveries, monkeypatch):
+    def fail(*_):
+        raise MasterNotFoundError("No master found for 'm' : <redis.client.Redis(<ConnectionPool(password=geheim)>)>")
+
+    deliveries = make_deliveries()
+    deliveries.take()
+    renewal = ready(deliveries.renewal())
+    monkeypatch.setattr(Channel, "conn_or_acquire", fail)
+
+    with pytest.raises(MemSyncError, match="No master found for 'm'. What is not") as caught:
         renewal.renew()
 
     assert "geheim" not in str(caught.value)

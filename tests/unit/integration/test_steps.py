@@ -130,3 +130,26 @@ def test_random_nestings_are_read_in_a_moment():
     for _ in range(500):
         found = Steps("first", "g", {"chain": [any_of(5) for _ in range(3)], "chord": any_of(5)})
         assert len(found.by_id) <= MAX_STEPS
+
+
+@pytest.mark.parametrize("embed, last", [
+    ({"chain": [sig(str(number)) for number in range(10_000)]}, "0"),
+    ({"chain": [canvas("chord", "g", header=[sig(f"m{number}") for number in range(90)], body=sig("end"))]}, "end"),
+    ({"chain": [sig("x", group_id="g", group_index=0)] * 90, "chord": sig("end")}, "end"),
+    ({"chain": [canvas("chord", "g", header=[sig(f"m{number}") for number in range(90)], body=sig("end")),
+                *(sig(str(number)) for number in range(90))]}, "end"),
+], ids=["task", "chord", "body", "chord after many"])
+def test_last_step_has_a_place_however_many_there_are(embed, last):
+    found = Steps("first", "g", embed)
+
+    assert last in found.by_id
+    assert len(found.by_id) <= MAX_STEPS
+
+
+def test_header_of_a_chord_in_a_group_that_is_not_sent_yet_has_no_name():
+    chord = canvas("chord", "made-up", header=[sig("x"), sig("y")], body=sig("body"))
+    found = Steps("first", None, {"chain": [canvas("group", "g", tasks=[sig("a"), chord])]})
+
+    assert {one.task_id: one.group for one in found} == {"a": "g", "x": None, "y": None, "body": "g"}
+    assert set(found.by_id["body"].depends_on) == {"x", "y"}
+    assert found.sizes == {"g": 2}

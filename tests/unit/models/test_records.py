@@ -132,9 +132,9 @@ def test_what_is_not_known_is_not_shown():
 
 
 def test_a_run_of_a_newer_version_is_read():
-    body = TaskRun("STARTED", trace_id="x").encode("t1")[:-1] + b',"new",5]'
+    body = TaskRun("STARTED", header="g").encode("t1")[:-1] + b',"new",5]'
 
-    assert TaskRun.from_row(encoding.decode(body), "t1") == TaskRun("STARTED", trace_id="x")
+    assert TaskRun.from_row(encoding.decode(body), "t1") == TaskRun("STARTED", header="g")
 
 
 @pytest.mark.parametrize("row", [None, 5, "text", {}, [], [5], [None], [["STARTED"]]])

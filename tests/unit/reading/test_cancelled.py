@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 
 import pytest
 
@@ -55,7 +56,7 @@ def reads_in_a_second(redis):
     redis.config_resetstat()
     until = time.monotonic() + 2.5 * cancelled.POLL_INTERVAL
     eventually(lambda: time.monotonic() > until)
-    return calls_of(redis).get("zcount", 0)
+    return calls_of(redis).get("zrangebyscore", 0)
 
 
 def test_first_look_waits_for_one_answer_and_no_other_does(memsync, other):
@@ -91,9 +92,119 @@ def test_what_is_known_expires(memsync, other, monkeypatch):
     assert ids.known == {}
 
 
+def test_what_a_task_knew_at_its_begin_is_fresh_for_a_moment(memsync, other):
+    ids = memsync.runtime.cancelled
+    other.cancel("t1")
+
+    assert round_trips(memsync, lambda: ids.wait_fresh(time.monotonic())) == 0
+    ids.wait_fresh(time.monotonic() - 10)
+
+    assert ids.find(["t1"])
+
+
+def test_one_task_alone_waits_for_a_redis_that_does_not_answer(make_memsync, own_server):
+    ids = make_memsync(url=own_server.url, timeout=3.0).runtime.cancelled
+    own_server.pause()
+
+    took = [waited(ids.wait_fresh) for _ in range(20)]
+
+    own_server.resume()
+    assert 0.9 < sum(took) < 2.0
+    watch = ids.watch()
+    eventually(lambda: not ids._is_away and watch)
+
+
+def waited(call):
+    began = time.monotonic()
+    call()
+    return time.monotonic() - began
+
+
+def test_process_that_only_cancels_keeps_nothing(memsync):
+    for number in range(20):
+        memsync.cancel(f"t{number}")
+
+    assert memsync.runtime.cancelled.known == {}
+    assert "memsync-cancelled" not in threads()
+
+
+def test_follower_is_called_again_if_what_it_knows_is_to_be_terminated(memsync, other):
+    seen = []
+    memsync.runtime.cancelled.follow(lambda new: seen.extend((one.id, one.terminate) for one in new))
+
+    other.cancel("t1")
+    eventually(lambda: seen == [("t1", False)])
+    other.cancel("t1")
+    other.cancel("t1", terminate=True)
+
+    # It may be called twice: what is read in two steps changes meanwhile.
+    eventually(lambda: ("t1", True) in seen)
+    assert seen.count(("t1", False)) == 1
+
+
+def test_follower_knows_at_once_what_its_own_process_cancels(memsync):
+    seen = []
+    memsync.runtime.cancelled.follow(lambda new: seen.extend(one.id for one in new))
+
+    memsync.cancel("t1")
+
+    assert memsync.runtime.cancelled.find(["t1"])
+    eventually(lambda: seen == ["t1"])
+
+
+def test_follower_restores_what_redis_has_lost(memsync, other, redis):
+    ids = memsync.runtime.cancelled
+    ids.follow(lambda new: None)
+    for number in range(300):
+        other.cancel(f"t{number}", "for good")
+    eventually(lambda: len(ids._until) == 300)
+
+    redis.flushall()
+    ids.request()
+
+    found = eventually(lambda: len(rows := other.runtime.store.read_cancelled().rows) == 300 and rows)
+    assert {(one.id, one.reason) for one, _ in found} == {(f"t{number}", "for good") for number in range(300)}
+
+
+def test_follower_that_was_paused_reads_what_it_has_missed(memsync, other, monkeypatch):
+    ids = memsync.runtime.cancelled
+    ids.follow(lambda new: None)
+    eventually(lambda: ids.stale_at < float("inf"))
+    monkeypatch.setattr(ids, "on_message", lambda path: None)
+    other.cancel("t1")
+    assert round_trips(memsync, ids.catch_up) == 0
+
+    monkeypatch.setattr(ids, "stale_at", 0.0)
+    ids.catch_up()
+
+    assert ids.find(["t1"])
+
+
+def test_follower_waits_once_for_a_redis_that_does_not_answer(make_memsync, own_server):
+    ids = make_memsync(url=own_server.url, timeout=3.0).runtime.cancelled
+    ids.follow(lambda new: None)
+    eventually(lambda: ids.stale_at < float("inf"))
+    own_server.pause()
+
+    ids.stale_at = 0.0
+    took = sum(waited(ids.catch_up) for _ in range(20))
+
+    own_server.resume()
+    assert took < 2.0
+
+
+def test_uuid_of_a_message_is_found(memsync):
+    found = uuid.uuid4()
+    memsync.cancel(found)
+    memsync.runtime.cancelled.read()
+
+    assert memsync.runtime.cancelled.find([found])
+
+
 @pytest.mark.parametrize("ids", [[None], [7], [["t1"]], [{}], []])
 def test_find_takes_whatever_comes_with_a_message(memsync, ids):
     memsync.cancel("t1")
+    memsync.runtime.cancelled.read()
 
     assert memsync.runtime.cancelled.find(ids) is None
 
@@ -118,6 +229,7 @@ def test_reason_is_redacted_and_cut(make_memsync):
     memsync = make_memsync(redact="tests.unit.reading.test_cancelled:hide")
 
     memsync.cancel("t1", "the secret " + "x" * 2000)
+    memsync.runtime.cancelled.read()
 
     reason = memsync.runtime.cancelled.known["t1"].reason
     assert reason.startswith("the ****** x")

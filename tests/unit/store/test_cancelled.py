@@ -12,9 +12,9 @@ from tests.support.redis_calls import round_trips
 KEY = Keys("task-sentinel").cancelled
 
 
-def ids(memsync):
-    found = memsync.runtime.store.read_cancelled()
-    return [one.id for one, _ in found.rows]
+def ids(memsync, mark=None):
+    found = memsync.runtime.store.read_cancelled(mark)
+    return [] if found is None else [one.id for one, _ in found.rows]
 
 
 def test_cancelled_id_is_kept_for_a_day(memsync, redis):
@@ -24,7 +24,9 @@ def test_cancelled_id_is_kept_for_a_day(memsync, redis):
     seconds, _ = redis.time()
     assert 86390 < redis.pttl(KEY) / 1000 <= 86400
     assert 86390 < row[1] / 1000 - seconds <= 86401
-    assert Cancellation.parse(row[0])[0] == "t1"
+    assert row[0] == b"t1"
+    assert redis.pttl(f"{KEY}/causes") / 1000 > 86390
+    assert Cancellation.parse(b"t1", redis.hget(f"{KEY}/causes", "t1")).reason == "no need"
 
 
 def test_same_cancel_twice_answers_as_the_first_one(memsync, other):
@@ -51,16 +53,18 @@ def test_set_that_is_full_refuses_and_keeps_what_it_has(memsync, monkeypatch):
 
 def test_forgotten_ids_and_those_kept_too_long_make_room(memsync, redis, monkeypatch):
     monkeypatch.setattr(cancelled, "MAX_CANCELLED", 2)
-    redis.zadd(KEY, {Cancellation("old", 1.0, "w1").encode(): 1000, Cancellation("new", 1.0, "w1").encode(): 1e300})
+    redis.zadd(KEY, {"old": 1000, "new": 1e300})
+    redis.hset(f"{KEY}/causes", mapping={"old": "[]", "new": "[]"})
 
     memsync.cancel("t1")
 
     assert ids(memsync) == ["t1"]
-    assert redis.zcard(KEY) == 1
+    assert redis.zcard(KEY) == redis.hlen(f"{KEY}/causes") == 1
 
 
 def test_set_of_another_type_is_replaced(memsync, redis):
     redis.set(KEY, "a text")
+    redis.set(f"{KEY}/causes", "another")
 
     assert ids(memsync) == []
     memsync.cancel("t1")
@@ -83,18 +87,78 @@ def test_cancel_takes_two_round_trips(memsync):
     assert round_trips(memsync, lambda: memsync.cancel("t2")) == 2
 
 
-@pytest.mark.parametrize("row", [
-    b"", b"{}", b"null", b"[]", b'["t1"]', b'["a/b",1,"w",null,null,false]', b'["t1","1","w",null,null,false]',
-    b'["t1",true,"w",null,null,false]', b'["t1",-1,"w",null,null,false]', b'["t1",1e300,"w",null,null,false]',
-    b'["t1",1,null,null,null,false]', b'["t1",1,"w","a/b",null,false]', b'["t1",1,"w",null,7,false]',
-    b'["t1",1,"w",null,null,1]', b"[" * 9999, b"\xff", b'["t1",1,"w",null,"' + b"x" * 1001 + b'",false]',
+def test_id_that_is_cancelled_again_and_again_takes_one_place(memsync, other, monkeypatch):
+    monkeypatch.setattr(cancelled, "MAX_CANCELLED", 2)
+    memsync.cancel("t1", "first")
+    memsync.cancel("t2")
+
+    for _ in range(5):
+        other.cancel("t1", "again")
+
+    (_, first) = memsync.runtime.store.read_cancelled().rows
+    assert (first[0].id, first[0].reason) == ("t1", "first")
+
+
+def test_cancel_that_terminates_replaces_one_that_does_not_and_no_other(memsync):
+    memsync.cancel("t1", "please")
+    memsync.cancel("t1", "now", terminate=True)
+    memsync.cancel("t1", "please")
+
+    ((found, _),) = memsync.runtime.store.read_cancelled().rows
+    assert (found.reason, found.terminate) == ("now", True)
+
+
+def test_reader_reads_only_what_was_cancelled_since(memsync, redis):
+    for number in range(5):
+        memsync.cancel(f"t{number}")
+        redis.zincrby(KEY, 1000 * (number - 5), f"t{number}")
+    mark = memsync.runtime.store.read_cancelled().mark
+
+    memsync.cancel("t5")
+    memsync.cancel("t3")
+
+    assert set(ids(memsync, mark)) == {"t5", "t3"}
+
+
+def test_reader_reads_only_what_is_new_although_the_clock_was_set_back(memsync, redis):
+    memsync.cancel("t1")
+    redis.zadd(KEY, {"t1": redis.zscore(KEY, "t1") + 3e6})
+    mark = memsync.runtime.store.read_cancelled().mark
+
+    memsync.cancel("t2")
+
+    assert ids(memsync, mark) == ["t2"]
+
+
+@pytest.mark.parametrize("lose", [lambda redis: redis.flushall(), lambda redis: redis.zrem(KEY, "t2")], ids=["all", "last"])
+def test_reader_reads_all_if_what_it_read_last_is_lost(memsync, redis, lose):
+    memsync.cancel("t1")
+    memsync.cancel("t2")
+    mark = memsync.runtime.store.read_cancelled().mark
+
+    lose(redis)
+    memsync.cancel("t0")
+
+    assert ids(memsync, mark)[-1] == "t0"
+
+
+@pytest.mark.parametrize("cause", [
+    None, b"", b"{}", b"null", b"[]", b'["t1"]', b'["1","w",null,null,false]', b'[true,"w",null,null,false]',
+    b'[-1,"w",null,null,false]', b'[1e300,"w",null,null,false]', b'[1,null,null,null,false]',
+    b'[1,"w","a/b",null,false]', b'[1,"w",null,7,false]', b'[1,"w",null,null,1]', b"[" * 9999, b"\xff",
+    b'[1,"w",null,"' + b"x" * 1001 + b'",false]',
 ])
-def test_member_that_is_none_of_ours_is_ignored(row):
-    assert Cancellation.parse(row) is None
+def test_cause_that_is_none_of_ours_is_ignored(cause):
+    assert Cancellation.parse(b"t1", cause) is None
 
 
-def test_member_of_a_newer_release_is_read():
-    assert Cancellation.parse(b'["t1",1,"w",null,null,false,"more"]') == Cancellation("t1", 1, "w")
+@pytest.mark.parametrize("name", [b"", b"a/b", b"\xff", b"*", b"x" * 513])
+def test_id_that_is_none_is_ignored(name):
+    assert Cancellation.parse(name, b'[1,"w",null,null,false]') is None
+
+
+def test_cause_of_a_newer_release_is_read():
+    assert Cancellation.parse(b"t1", b'[1,"w",null,null,false,"more"]') == Cancellation("t1", 1, "w")
 
 
 def test_cancel_raises_while_redis_is_away_and_notes_nothing(make_memsync):

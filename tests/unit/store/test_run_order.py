@@ -262,3 +262,26 @@ def test_a_chain_keeps_its_place_when_another_has_had_more_runs_than_are_kept(st
 
     assert late == "kept"
     assert (task.runs[0], task.runs[-1]) == (("zombie", "FAILURE"), ("r29", "RETRY"))
+
+
+@pytest.mark.parametrize("what, follows", [
+    ("PENDING", False), ("RECEIVED", False), ("STARTED", True), ("RETRY", True), ("FAILURE", True), ("SUCCESS", True)])
+def test_run_that_was_revoked_while_it_waited_may_have_begun(make_memsync, what, follows):
+    memsync = make_memsync(batch_interval=60.0)
+
+    for status in ("RECEIVED", "REVOKED", what):
+        memsync.sync_task_run("t1", TaskRun(status, group="g"), "chain.0.a")
+        memsync.force_sync()
+
+    assert memsync.get_task_state("t1")["status"] == (what if follows else "REVOKED")
+    assert memsync.get_group("g").done == 1
+
+
+def test_run_that_was_revoked_while_it_ran_stays_so(make_memsync):
+    memsync = make_memsync(batch_interval=60.0)
+
+    for status in ("STARTED", "REVOKED", "STARTED", "RETRY"):
+        memsync.sync_task_run("t1", TaskRun(status, started_at=1.0), "chain.0.a")
+        memsync.force_sync()
+
+    assert memsync.get_task_state("t1")["status"] == "REVOKED"
