@@ -54,7 +54,9 @@ def test_watch_as_json_is_one_document_a_line(shell, fleet, client):
 
 def test_watch_shows_what_was_deleted(shell, fleet, client):
     write(fleet, "prices/eur", 1.08)
-    command = shell.start("watch", "prices/*", "--limit", "1").wait_subscribed(client)
+    command = shell.start("watch", "prices/*", "--limit", "2").wait_subscribed(client)
+    write(fleet, "prices/usd", 1.0)
+    assert "prices/usd" in command.process.stdout.readline()  # by now it knows what there is
 
     fleet.reader.delete("prices/eur")
     fleet.reader.force_sync()
