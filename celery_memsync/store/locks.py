@@ -4,12 +4,15 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
+
+import redis
 
 from ..exceptions import InvalidKey
 from ..keys import Location
 from ..models.entry import StoredEntry
-from .errors import redis_call
+from .errors import is_lost, redis_call
 from .pool import packed
 from .push import PushConnection
 from .script_caller import CLOCK_AGE, SCRIPT_SIZE, Call, ScriptCaller, answers_of, ms, stored_of
@@ -99,7 +102,15 @@ class LockStore(ScriptCaller):
     def wait_for_lock(self, request: LockRequest) -> LockAnswer:
         """Take a lock, or join its queue: the channel gets a message when it is granted."""
         location, holder, ttl, run, body, channel = request
-        return self._lock_answer(location, self._run_for_lock(LOCK_WAIT, location, holder, ms(ttl), run, body, channel))
+        send = partial(self._run_for_lock, LOCK_WAIT, location, holder, ms(ttl), run, body, channel)
+        try:
+            answer = send()
+        except redis.ConnectionError as exc:
+            # A waiter has time, and one request that comes twice is done once.
+            if not is_lost(exc):
+                raise
+            answer = send()
+        return self._lock_answer(location, answer)
 
     @redis_call
     def leave_lock(self, request: LockRequest) -> bool:

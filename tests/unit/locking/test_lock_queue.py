@@ -13,6 +13,7 @@ import pytest
 from celery_memsync import LockNotAcquired
 from celery_memsync.locking.lease import LockLease, Owner
 from celery_memsync.store import LockRequest
+from celery_memsync.store.scripts import LOCK_WAIT
 from tests.support.redis_calls import calls_of
 from tests.support.waiting import eventually
 
@@ -260,3 +261,17 @@ def test_subscriber_to_everything_is_not_taken_for_a_waiter(make_memsync, memsyn
     assert time.monotonic() - began < 2
     eventually(lambda: "task-sentinel/locks/a" in seen)
     assert not [key for key in seen if "//" in key]
+
+
+def test_waiter_whose_connections_break_while_it_joins_the_queue_gets_the_lock(memsync, proxied, proxy):
+    lock = memsync.lock("a")
+    lock.acquire()
+    proxy.cut(LOCK_WAIT.sha.encode(), times=2)
+    order = []
+    thread = wait_in_thread(proxied, "a", order, 1)
+
+    lock.release()
+    thread.join(10)
+
+    assert proxy.cuts == 0
+    assert [number for number, _ in order] == [1]
