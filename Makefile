@@ -9,8 +9,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help:
 	@echo "make demo        install, run two workers, kill one of them, check that nothing is lost"
 	@echo "make unit        the quick unit tests, in under a minute; the inner loop of a change"
-	@echo "make test        install, run the linters and the whole test suite, in about 11 minutes"
-	@echo "make acceptance  the same with long histories and stress, and soaks, in about 42 minutes"
+	@echo "make test        install, run the linters and the whole test suite, in about 8 minutes"
+	@echo "make acceptance  the same with long histories and stress, and soaks, in about an hour"
 	@echo "make counts      calls, commands and round trips of an operation, against their budgets"
 	@echo "make lint        only the linters and mypy"
 	@echo "make docs        build the documentation site into build/site"

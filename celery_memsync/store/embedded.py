@@ -46,6 +46,9 @@ _users: dict[tuple[int, Path], int] = {}
 
 _mutex = threading.Lock()
 
+#: What is said of a server that does not answer.
+LATE = "the embedded Redis did not answer in time; is it overloaded or paused?"
+
 
 def _renew_mutex() -> None:
     global _mutex
@@ -77,12 +80,12 @@ def start(path: str) -> bool:
         StoreError: If there is no redis-server, if it does not start, if it does not answer, or if another user could
             write to the folder, replace it, or runs the server there.
     """
-    with _store_errors(path), _mutex:
+    with _store_errors(path), _one_thread():
         folder = _folder(path)
         server_socket = _socket_path(folder)
         _join(folder)
         with _exclusive(folder / "start.lock"):
-            if _answers(server_socket, min(START_TIMEOUT, remaining())):
+            if _answers(server_socket, _patience()):
                 return False
             _launch(folder, server_socket, keep=bool(path))
             return True
@@ -232,13 +235,42 @@ def _join(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    file = open_file(str(path))
+def _one_thread() -> Iterator[None]:
+    """Let no other thread of this process in; raise if one is in there for too long: its server does not answer."""
+    mutex = _mutex
+    if not mutex.acquire(timeout=_patience()):
+        raise StoreUnavailable(LATE)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        mutex.release()
+
+
+@contextlib.contextmanager
+def _exclusive(path: Path) -> Iterator[None]:
+    """Let no other process in; raise if one is in there for too long."""
+    file, until = open_file(str(path)), time.monotonic() + _patience()
+    try:
+        while not _is_locked(file):
+            if time.monotonic() >= until:
+                raise StoreUnavailable(LATE)
+            time.sleep(0.005)
         yield
     finally:
         os.close(file)
+
+
+def _is_locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _patience() -> float:
+    """Return how many seconds the call under way waits for a server."""
+    return min(START_TIMEOUT, remaining())
 
 
 def _answers(server_socket: Path, timeout: float) -> bool:
@@ -258,7 +290,7 @@ def _answers(server_socket: Path, timeout: float) -> bool:
             connection.sendall(b"PING\r\n")
             return connection.recv(5) == b"+PONG"
         except TimeoutError as exc:
-            raise StoreUnavailable("the embedded Redis did not answer in time; is it overloaded or paused?") from exc
+            raise StoreUnavailable(LATE) from exc
         except OSError:
             return False
 
