@@ -215,7 +215,7 @@ def test_why_reports_a_purged_message(make_fleet):
         known = KnownTask(result.id, reader.get_task(result.id), reader.get_workers(), now=reader.runtime.store.clock.now())
         return reason_of(known).reason
 
-    assert reason() == "waiting"
+    assert reason() in ("waiting", "not-consuming")  # its first heartbeat may be older than its consumer
     assert eventually(lambda: reason() == "message-gone", timeout=20)
 
 
