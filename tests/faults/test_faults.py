@@ -5,6 +5,7 @@ import pytest
 
 from tests.faults.servers import OneServer
 from tests.faults.soak import KINDS, Soak
+from tests.support.stress import stressed
 
 
 @pytest.fixture(scope="module")
@@ -14,7 +15,7 @@ def soak(tmp_path_factory):
     soak.close()
 
 
-@pytest.mark.parametrize("kind", KINDS + OneServer.kinds)
+@pytest.mark.parametrize("kind", stressed(KINDS + OneServer.kinds, (KINDS + OneServer.kinds)[::2]))
 def test_tasks_are_done_and_recorded_after_each_fault(soak, kind):
     assert soak.inject(kind) < 60
 

@@ -148,6 +148,7 @@ def test_what_processes_write_blindly_at_once_ends_the_same(start, memsync, reso
     assert sum(all_do(programs, "conflicts()")) == 3
 
 
+@pytest.mark.acceptance
 def test_fields_of_many_processes_are_all_there_and_are_no_conflict(start, memsync):
     programs = start(4)
 
@@ -161,6 +162,7 @@ def test_fields_of_many_processes_are_all_there_and_are_no_conflict(start, memsy
     assert all_do(programs, "conflicts()") == [0] * 4
 
 
+@pytest.mark.acceptance
 def test_items_that_processes_add_to_what_they_read_are_all_there(start, memsync):
     programs = start(3, conflict_resolver="merge_arrays")
 
@@ -254,6 +256,7 @@ def test_the_version_of_a_state_that_was_read_is_the_one_to_expect(memsync, othe
 
 # -- hosts whose clocks are wrong
 
+@pytest.mark.acceptance
 def test_the_later_write_wins_however_wrong_the_clocks_of_the_hosts_are(start, memsync, redis):
     hosts = {ahead: start(1, ahead)[0] for ahead in (0.0, HOUR, -HOUR)}
     now = redis.time()[0]

@@ -191,6 +191,7 @@ def spawned(module_fleet):
     return module_fleet
 
 
+@pytest.mark.acceptance
 def test_spawned_children_record_100_tasks(spawned):
     results = [spawned.send("add", number, 1) for number in range(100)]
 

@@ -37,6 +37,7 @@ def test_messages_of_rabbitmq_are_not_renewed(fleet, tmp_path):
     assert "renew" not in fleet.workers[0].output()
 
 
+@pytest.mark.acceptance
 def test_both_runs_are_seen_when_the_broker_gives_a_task_out_twice(fleet, broker, tmp_path):
     result = fleet.send("wait_acks_late", str(tmp_path / "go on"))
     fleet.wait(result, "STARTED")
