@@ -9,11 +9,10 @@ import pytest
 from celery import chain, chord, group
 from celery.states import REVOKED
 
+from tests.support.cancels import CANCEL_TASKS, begun, signature
 from tests.support.fleet import TASKS, Fleet
 from tests.support.stress import stressed
 from tests.support.waiting import eventually
-
-CANCEL_TASKS = "tests.support.cancel_tasks"
 
 POOLS = {
     "prefork": ["-c", "2"],
@@ -37,14 +36,6 @@ def fleet(tmp_path_factory, broker, store, pool):
     fleet.start_worker(*POOLS[pool])
     yield fleet
     fleet.close()
-
-
-def signature(fleet, name, *args, **options):
-    return fleet.app.tasks[f"{CANCEL_TASKS}.{name}"].si(*args).set(**options)
-
-
-def begun(fleet, result):
-    return eventually(lambda: fleet.notes("begin", result.id), message=f"{result.id} has not begun")
 
 
 def wait_second():

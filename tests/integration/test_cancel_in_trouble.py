@@ -9,10 +9,9 @@ import pytest
 
 from celery_memsync import StoreUnavailable
 from celery_memsync.keys import Keys
+from tests.support.cancels import CANCEL_TASKS, begun
 from tests.support.fleet import TASKS
 from tests.support.waiting import eventually
-
-CANCEL_TASKS = "tests.support.cancel_tasks"
 
 
 @pytest.fixture
@@ -23,10 +22,6 @@ def fleet(make_fleet, broker, own_store):
 
 def send(fleet, name, *args, **options):
     return fleet.app.tasks[f"{CANCEL_TASKS}.{name}"].apply_async(args, **options)
-
-
-def begun(fleet, result):
-    return eventually(lambda: fleet.notes("begin", result.id), message=f"{result.id} has not begun")
 
 
 def test_worker_that_was_down_skips_what_was_cancelled_meanwhile(fleet):

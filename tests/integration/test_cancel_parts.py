@@ -8,10 +8,9 @@ import uuid
 import pytest
 from celery import chain, group
 
+from tests.support.cancels import CANCEL_TASKS, begun, signature
 from tests.support.fleet import TASKS, Fleet
 from tests.support.waiting import eventually
-
-CANCEL_TASKS = "tests.support.cancel_tasks"
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +24,6 @@ def fleet(tmp_path_factory, broker, store):
     few.undo()
     yield fleet
     fleet.close()
-
-
-def signature(fleet, name, *args, **options):
-    return fleet.app.tasks[f"{CANCEL_TASKS}.{name}"].si(*args).set(**options)
-
-
-def begun(fleet, result):
-    return eventually(lambda: fleet.notes("begin", result.id), message=f"{result.id} has not begun")
 
 
 def keep_busy(fleet, seconds):
