@@ -33,8 +33,9 @@ class RevivedSteps:
 
     def forget(self) -> None:
         """Begin anew in a forked child: its parent receives the tasks."""
-        #: When to look (monotonic), the task, and the steps after it.
-        self._due: deque[tuple[float, str, list[str]]] = deque(maxlen=MAX_WAITING)
+        #: Tasks that were received, with the steps after them; when to look again (monotonic), and at what.
+        self._received: deque[tuple[str, list[str]]] = deque(maxlen=MAX_WAITING)
+        self._again: deque[tuple[float, str, list[str]]] = deque(maxlen=MAX_WAITING)
         self._serials = count(1)
         self._token = new_token()
         self._thread = BackgroundLoop("memsync-steps", self.record, 0, on_demand=True)
@@ -45,8 +46,7 @@ class RevivedSteps:
         if has_steps(embed):
             self.memsync.signals.workflows.begin_again(embed)
             ids = list(Steps(request.id, request.request_dict.get("group"), embed).by_id)
-            now = time.monotonic()
-            self._due.extend(((now, request.id, ids), (now + LATER, request.id, ids)))
+            self._received.append((request.id, ids))
             self._thread.wake()
 
     def stop(self, timeout: float) -> None:
@@ -60,14 +60,16 @@ class RevivedSteps:
             StoreError: If Redis is away; the next call does the rest.
         """
         store = self.memsync.runtime.store.with_token(self._token)
-        for _ in range(len(self._due)):
-            at, task_id, ids = self._due[0]
-            if at <= time.monotonic():
-                self._record(store, task_id, ids)
-                self._due.popleft()
-            else:
-                self._due.rotate(-1)
-        return LATER if self._due else None
+        while self._received:
+            task_id, ids = self._received[0]
+            self._record(store, task_id, ids)
+            self._received.popleft()
+            self._again.append((time.monotonic() + LATER, task_id, ids))
+        # In the order of their times.
+        while self._again and self._again[0][0] <= time.monotonic():
+            self._record(store, *self._again[0][1:])
+            self._again.popleft()
+        return max(0.0, self._again[0][0] - time.monotonic()) if self._again else None
 
     def _record(self, store: Store, task_id: str, ids: list[str]) -> None:
         found = [(step_id, stage, run) for step_id, step in zip(ids, store.read_tasks(ids))
