@@ -8,10 +8,7 @@ from celery.platforms import EX_USAGE
 from ..app import MemSync
 from ..keys import check_id
 from ..models.worker import WorkerRecord
-from .output import fail
-
-#: Most ids that an error lists.
-NAMED = 5
+from .output import fail, named
 
 #: Ids that are read in one round trip, and most that are looked at.
 PAGE_SIZE, MOST = 500, 100_000
@@ -67,7 +64,5 @@ def _beginning_with(memsync: MemSync, given: str) -> list[str]:
 def _one_of(found: Iterable[str], given: str, what: str) -> str:
     candidates = list(found)
     if len(candidates) > 1:
-        more = f" and {len(candidates) - NAMED} more" if len(candidates) > NAMED else ""
-        named = ", ".join(candidates[:NAMED])
-        fail(f"Several {what}s begin with {given}: {named}{more}; give more of the id.", EX_USAGE)
+        fail(f"Several {what}s begin with {given}: {named(candidates)}; give more of the id.", EX_USAGE)
     return candidates[0] if candidates else given

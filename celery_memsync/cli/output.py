@@ -29,6 +29,7 @@ from ..app import MemSync
 from ..exceptions import InvalidKey, StoreError
 from ..models.entry import MAX_FIGURE
 from ..models.order import RUNNING, rank_of
+from ..models.progress import at_status
 from ..models.worker import WorkerRecord
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -164,7 +165,7 @@ def as_lost(task: dict[str, Any], workers: Iterable[WorkerRecord]) -> dict[str, 
     worker = next((one for one in workers if one.worker_id == state.get("worker") and one.status == "lost"), None)
     if worker is None:
         return task
-    progress = None if task["progress"] is None else {**task["progress"], "eta": None}
+    progress = None if task["progress"] is None else at_status(task["progress"], "LOST")
     return {**task, "state": {**state, "status": "LOST", "finished_at": worker.last_beat}, "progress": progress}
 
 
