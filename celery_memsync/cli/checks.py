@@ -9,11 +9,11 @@ from ..app import MemSync
 from ..fleet.unacked import sweep_of
 from ..models.lock import LockRecord
 from ..models.order import FINAL
-from ..models.worker import WorkerRecord
+from ..models.worker import GONE, WorkerRecord
 from ..reading.projections import state_of
 from ..settings import Settings
 from ..store import TOLERATED_SKEW
-from .output import GONE, duration, figure, named
+from .output import duration, figure, named
 
 #: Seconds above which Redis answers slowly, even at its best.
 SLOW = 0.05
@@ -168,7 +168,7 @@ def unconsumed(workers: Sequence[WorkerRecord], states: Iterable[Mapping[str, An
 def examine_clocks(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
     """Yield whose clocks are wrong."""
     wrong = [one.worker_id for one in workers
-             if one.status not in ("lost", "offline") and abs(figure(one.skew) or 0.0) > SKEW]
+             if one.status not in GONE and abs(figure(one.skew) or 0.0) > SKEW]
     if wrong:
         yield Finding(False, f"clocks differ from Redis's by more than {SKEW:.0f}s: {named(wrong)}",
                       "let NTP set them; Celery starts tasks with an eta by these clocks")

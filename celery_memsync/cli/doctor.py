@@ -10,7 +10,7 @@ import click
 
 from ..app import MemSync
 from ..exceptions import StoreError
-from ..models.worker import WorkerRecord
+from ..models.worker import GONE, WorkerRecord
 from ..store.acl import CHANNELS, KEYS, MissingRights
 from .checks import (
     Finding,
@@ -141,7 +141,7 @@ def examine_workers(workers: Sequence[WorkerRecord], now: float) -> Iterator[Fin
         now: Redis's time, in seconds.
     """
     counts = Counter(one.status for one in workers)
-    alive = [one for one in workers if one.status not in ("lost", "offline")]
+    alive = [one for one in workers if one.status not in GONE]
     if alive:
         listed = ", ".join(f"{number} {shorten(status)}" for status, number in counts.items())
         yield Finding(True, f"workers: {listed}")
@@ -168,7 +168,7 @@ def examine_formats(workers: Sequence[WorkerRecord]) -> Iterator[Finding]:
     """Yield whether live workers know different formats of what is shared."""
     known: dict[int, list[str]] = {}
     for one in workers:
-        if one.status not in ("lost", "offline") and type(one.format) is int:
+        if one.status not in GONE and type(one.format) is int:
             known.setdefault(one.format, []).append(one.worker_id)
     if len(known) < 2:
         return

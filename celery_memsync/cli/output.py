@@ -75,9 +75,6 @@ timeout_option = click.option(
 yes_option = click.option(
     "-y", "--yes", cls=CeleryOption, is_flag=True, help_group="Writing", help="Do not ask.")
 
-#: Statuses of workers that are not there any more: figures of theirs are old.
-GONE = ("lost", "offline")
-
 #: Most names that a line lists.
 NAMED = 5
 

@@ -7,11 +7,10 @@ from typing import Any
 import click
 
 from ..models.order import RUNNING, rank_of
-from ..models.worker import WorkerRecord
+from ..models.worker import GONE, WorkerRecord
 from .checks import unconsumed
 from .command import command
 from .output import (
-    GONE,
     ago,
     as_lost,
     duration,

@@ -12,12 +12,11 @@ from ..exceptions import TaskCancelled
 from ..models.cancellation import ids_of
 from ..models.lock import LockRecord
 from ..models.order import FINAL, RUNNING, rank_of
-from ..models.worker import WorkerRecord
+from ..models.worker import GONE, WorkerRecord
 from ..models.workflow import Workflow, WorkflowNode
 from .command import command
 from .ids import task_id_of
 from .output import (
-    GONE,
     ago,
     duration,
     figure,
@@ -278,7 +277,7 @@ def _waits(known: KnownTask) -> Reason:
     if state.get("status") == "RECEIVED":
         return _reserved(known)
     queue = state.get("queue")
-    alive = [one for one in known.workers if one.status not in ("lost", "offline")]
+    alive = [one for one in known.workers if one.status not in GONE]
     there = [one for one in alive if queue is None or queue in one.queues]
     facts = {**_facts(known, "queue", "published_at"), "position": known.position,
              "workers": [one.worker_id for one in there]}
@@ -321,7 +320,7 @@ def _reserved(known: KnownTask) -> Reason:
 def _worker_gone(known: KnownTask) -> Reason | None:
     """Return that the worker of a task is lost or has shut down, or None if it is alive."""
     one = _record(known)
-    if one is None or one.status not in ("lost", "offline"):
+    if one is None or one.status not in GONE:
         return None
     facts = {**_facts(known), **_last_beat(known)}
     since = ago(one.last_beat, known.now)

@@ -6,11 +6,10 @@ from typing import Any
 import click
 from celery.bin.base import CeleryOption
 
-from ..models.worker import WorkerRecord
+from ..models.worker import GONE, WorkerRecord
 from .command import command
 from .ids import worker_of
 from .output import (
-    GONE,
     ago,
     duration,
     fail,

@@ -4,8 +4,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from ..models.statistics import OTHER, RunStatistics
+from ..models.worker import GONE
 from .families import MAX_WORKERS, Family, figure, queues_of
-from .reading import GONE, Reading
+from .reading import Reading
 
 #: Label of all that is not of one worker, as celery-exporter has it with ``--generic-hostname-task-sent-metric``.
 HOSTNAME = "generic"

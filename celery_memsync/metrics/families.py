@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from .. import __version__, encoding
 from ..models.entry import MAX_FIGURE
 from ..models.statistics import OTHER, Histogram, RunStatistics, name_of, sums_by
-from ..models.worker import WorkerRecord
-from .reading import GONE, Reading
+from ..models.worker import GONE, WorkerRecord
+from .reading import Reading
 
 #: First part of each name.
 PREFIX = "celery_memsync_"

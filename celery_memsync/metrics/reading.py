@@ -15,15 +15,12 @@ from ..models.order import RUNNING, run_key_of
 from ..models.progress import progress_from
 from ..models.statistics import MAX_WAIT, RunStatistics, name_of
 from ..models.task import TaskRun
-from ..models.worker import WorkerRecord
+from ..models.worker import GONE, WorkerRecord
 from ..store import Task
 from ..store.statistics import Totals
 
 #: Running tasks of which it is looked whether they have stalled.
 MAX_RUNNING = 200
-
-#: Statuses of workers that are not there any more.
-GONE = ("lost", "offline")
 
 
 @dataclass(frozen=True)

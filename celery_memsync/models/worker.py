@@ -5,6 +5,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+#: Statuses of workers that are not there any more: figures of theirs are old.
+GONE = ("lost", "offline")
+
 
 @dataclass(frozen=True)
 class WorkerRecord:
@@ -89,7 +92,7 @@ class WorkerRecord:
             now: Redis's time, in seconds.
             interval: Seconds between two heartbeats, as in ``memsync_heartbeat_interval``.
         """
-        return (self.status not in ("lost", "offline") and self.last_beat is not None
+        return (self.status not in GONE and self.last_beat is not None
                 and now - self.last_beat > 2 * interval * self.stretch)
 
     def pulse(self) -> str:
