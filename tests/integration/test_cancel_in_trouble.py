@@ -61,7 +61,7 @@ def test_worker_that_was_paused_starts_nothing_that_was_cancelled_meanwhile(flee
     for result in waiting:
         fleet.wait(result, "RECEIVED")
 
-    worker.process.send_signal(signal.SIGSTOP)
+    worker.pause()
     for result in waiting:
         fleet.reader.cancel(result.id)
     for result in busy:

@@ -57,7 +57,7 @@ def test_running_tasks_are_back_with_the_next_heartbeat_after_the_clock_was_set_
     result = fleet.send("sleep", 60)
     fleet.wait(result, "STARTED")
 
-    worker.signal(signal.SIGSTOP)  # it might be back before its loss is noticed
+    worker.pause()  # it might be back before its loss is noticed
     stepped.set_clock(7200)
     with stepped.client() as client:
         expired = client.get(fleet.reader.runtime.store.keys.task(result.id)) is None

@@ -32,7 +32,7 @@ def test_a_fleet_of_all_pools_is_seen_as_it_is(make_fleet):
     eventually(lambda: len(fleet.reader.get_assignments()) == 3)
 
     killed.signal(signal.SIGKILL)
-    paused.signal(signal.SIGSTOP)
+    paused.pause()
     drained.signal(signal.SIGTERM)
     left.stop()
 

@@ -62,7 +62,7 @@ def test_log_of_a_day_shows_an_operator_what_happened_and_no_more(make_fleet, ow
 
     # A worker stands still, and comes back.
     away = fleet.start_worker(*threads, "-Q", "other")
-    away.signal(signal.SIGSTOP)
+    away.pause()
     logs(steady, f"Worker {away.name} lost")
     away.signal(signal.SIGCONT)
     logs(away, "is back")

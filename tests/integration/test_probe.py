@@ -26,7 +26,7 @@ def test_the_probe_sees_a_worker_live_stand_still_and_leave(make_fleet, tmp_path
     path = tmp_path / f"{worker.name.partition('@')[0]}.probe"
     eventually(lambda: probe(path) == FINE)
 
-    worker.signal(signal.SIGSTOP)
+    worker.pause()
     eventually(lambda: probe(path) == probe("--alive", path) == DEAD)
     worker.signal(signal.SIGCONT)
     eventually(lambda: probe(path) == FINE)

@@ -100,7 +100,7 @@ def test_a_worker_that_is_back_after_its_task_was_sent_again_leaves_two_runs(fle
     eventually(lambda: fleet.notes("begin", result.id) and fleet.status(result.id) == "STARTED")
     other.start()
 
-    paused.signal(signal.SIGSTOP)
+    paused.pause()
     eventually(lambda: fleet.runs(result.id) == ["LOST", "SUCCESS"], timeout=15)
     paused.signal(signal.SIGCONT)
 

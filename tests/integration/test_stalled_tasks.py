@@ -58,7 +58,7 @@ def test_stall_is_found_in_every_pool_and_ends_with_the_next_report(fleet, tmp_p
     for result, worker, end in zip(results.values(), fleet.workers, ends):
         first, second = (one["details"] for one in fleet.notes("task-stalled", result.id))
         assert (first["name"], first["worker_id"]) == (f"{TASKS}.report_by_signs", worker.name)
-        assert first["since"] == pytest.approx(end["started_at"], abs=0.1)
+        assert first["since"] == pytest.approx(end["started_at"], abs=LIMIT / 2)
         assert second["since"] > first["since"] + LIMIT
         assert f"Task {TASKS}.report_by_signs[{result.id}] has stalled" in worker.output()
         assert stalled_at(fleet, result) is None

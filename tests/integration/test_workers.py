@@ -325,7 +325,7 @@ def test_a_worker_that_is_paused_longer_than_its_ttl_is_lost_until_it_goes_on(ma
     worker = fleet.start_worker("-c", "1")
     fleet.wait_record(worker, is_active)
 
-    worker.signal(signal.SIGSTOP)
+    worker.pause()
 
     fleet.wait_record(worker, lambda record: record.status == "lost")
     worker.signal(signal.SIGCONT)

@@ -83,3 +83,8 @@ class Worker:
 
     def signal(self, number):
         self.process.send_signal(number)
+
+    def pause(self):
+        """Stop the main process until it gets SIGCONT; return when all of its threads stand still."""
+        self.signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
