@@ -12,7 +12,7 @@ from ..exceptions import InvalidKey
 from ..keys import check_id
 from ..models.order import RUNNING, rank_of
 from ..models.statistics import RunSums
-from ..models.worker import WorkerRecord
+from ..models.worker import GONE, WorkerRecord
 from .output import figure, shorten
 
 #: Most tasks of each list of the queue that are read.
@@ -147,7 +147,7 @@ def events_of(tasks: Sequence[Mapping[str, Any]], workers: Sequence[WorkerRecord
     for one in workers:
         if figure(one.started_at) is not None:
             found.append(Event(one.started_at or 0.0, "online", one.worker_id))
-        if one.status in ("lost", "offline") and figure(one.last_beat) is not None:
+        if one.status in GONE and figure(one.last_beat) is not None:
             found.append(Event(one.last_beat or 0.0, one.status, one.worker_id))
     return sorted(found, key=lambda event: event.at, reverse=True)
 

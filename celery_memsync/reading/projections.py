@@ -9,7 +9,7 @@ from ..models.entry import Entry, EntryVersion, StoredEntry
 from ..models.order import run_order
 from ..models.progress import at_status, progress_from
 from ..models.task import TaskRun, merge_state, with_cause
-from ..models.worker import WorkerRecord
+from ..models.worker import GONE, WorkerRecord
 from ..store import Task
 
 
@@ -135,7 +135,7 @@ def _is_alive(heartbeat: StoredEntry, since: float, ttl: float) -> bool:
     try:
         return status != "offline" and not _is_late(heartbeat, float(stretch), since, ttl)
     except ValueError:  # it was written by hand, or by an earlier version: the body has it
-        return heartbeat.readable and worker_record("", heartbeat, since, ttl).status not in ("lost", "offline")
+        return heartbeat.readable and worker_record("", heartbeat, since, ttl).status not in GONE
 
 
 def _is_late(heartbeat: StoredEntry, stretch: float, since: float, ttl: float) -> bool:

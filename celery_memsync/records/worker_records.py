@@ -10,7 +10,7 @@ from .. import encoding
 from ..deadline import bounded
 from ..keys import ASSIGNMENTS, check_id, is_id
 from ..models.entry import StoredEntry
-from ..models.worker import WorkerRecord
+from ..models.worker import GONE, WorkerRecord
 from ..reading.projections import active_workers, worker_record, worker_records
 from ..writing.changes import MergeFields
 from .checks import check_assignments
@@ -95,7 +95,7 @@ class WorkerRecords:
         """Return the ids of the tasks that workers have, by worker id."""
         assignments = {
             record.worker_id: [task["id"] for task in record.running if isinstance(task, dict) and is_id(task.get("id"))]
-            for record in self.all() if record.running and record.status not in ("lost", "offline")
+            for record in self.all() if record.running and record.status not in GONE
         }
         by_hand = self.entries.read(self.keys.coordination_location(ASSIGNMENTS).path)
         for worker_id, ids in by_hand.items() if isinstance(by_hand, dict) else ():
