@@ -169,7 +169,10 @@ def decode(body: bytes) -> Any:
         ValueError: And the others of :data:`UNREADABLE`, for what :func:`encode` does not make.
     """
     marked = b"__type__" in body or b"\\u" in body
-    value = (_DECODER if marked else _PLAIN_DECODER).decode(body.decode())
+    text = body.decode().strip(" \t\n\r")
+    value, end = (_DECODER if marked else _PLAIN_DECODER).raw_decode(text)
+    if end != len(text):
+        raise ValueError("something follows the JSON")
     _check_depth(body)
     return value
 

@@ -67,12 +67,11 @@ class Header(NamedTuple):
             ValueError: If this is no header.
         """
         version, run, rank, fence, time, ttl_ms, lag, writes, worker_id = line.decode(errors="replace").split(" ", 8)
-        header = cls(int(version), run, rank, int(fence), int(time), int(ttl_ms), int(lag), writes, worker_id)
-        if not (0 <= header.version < MAX_HEADER_FIGURE and 0 <= header.time < MAX_HEADER_FIGURE
-                and 0 <= header.ttl_ms < MAX_HEADER_FIGURE and 0 <= header.fence < MAX_FENCE
-                and abs(header.lag) < MAX_HEADER_FIGURE and 0 <= header.stored_at < MAX_HEADER_FIGURE):
+        number, at, length, late, most = int(version), int(time), int(ttl_ms), int(lag), MAX_HEADER_FIGURE
+        if not (0 <= number < most and 0 <= at < most and 0 <= length < most and 0 <= int(fence) < MAX_FENCE
+                and -most < late < most and 0 <= at + late < most):
             raise ValueError("a figure is too large for a header")
-        return header
+        return cls(number, run, rank, int(fence), at, length, late, writes, worker_id)
 
     @property
     def stored_at(self) -> int:
@@ -140,11 +139,11 @@ class StoredEntry:
 
     def absent(self, now: float) -> bool:
         """Whether it is deleted, over, or nothing that can be read; only its version counts then."""
-        return self.ended(now) or not self.readable
+        return not self.body or self.header.expires_at <= now * 1000 or self._decoded() is _UNREADABLE
 
     def ended(self, now: float) -> bool:
         """Whether it is deleted, or its ttl over."""
-        return self.deleted or self.expired(now)
+        return not self.body or self.expired(now)
 
     def expired(self, now: float) -> bool:
         """Whether its ttl is over.

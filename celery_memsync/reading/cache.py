@@ -86,6 +86,8 @@ class EntryCache:
         self.size = size
         self.max_age = max_age
         self.is_stale = is_stale
+        #: Whether it keeps anything at all.
+        self.enabled = size > 0 and max_age > 0
         self.hits = 0
         self.misses = 0
         #: Copies that were dropped because what they are of was changed.
@@ -101,11 +103,6 @@ class EntryCache:
 
     def __len__(self) -> int:
         return len(self._copies)
-
-    @property
-    def enabled(self) -> bool:
-        """Whether it keeps anything at all."""
-        return self.size > 0 and self.max_age > 0
 
     def get(self, name: Hashable, max_age: float | None = None) -> CacheEntry | None:
         """Return a copy that may be believed, or None.

@@ -106,8 +106,8 @@ class ChangeListener:
         now = self._read_at = time.monotonic()
         if now > self.confirmed_at + CHECK_INTERVAL + ANSWER_TIMEOUT / 2:
             self._come_up()
-        if time.monotonic() > self.confirmed_at + TRUST:
-            return None
+            if time.monotonic() > self.confirmed_at + TRUST:
+                return None
         with self._mutex:
             if self._idle:
                 return self._idle.pop()

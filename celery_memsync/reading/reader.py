@@ -68,12 +68,8 @@ class CacheableRead:
 
     def __enter__(self) -> CacheableRead:
         reader = self._reader
-        try:
-            reader.writer.flush_for(*self._keys)
-            self.lacks_writes = reader.writer.is_stuck(*self._keys)
-        except StoreError as exc:
-            # What Redis refuses to write does not keep it from answering a read.
-            self.lacks_writes, self.error = True, None if exc.code else exc
+        if reader.writer.is_pending(*self._keys):
+            self._send_writes()
         self._source = reader.link.checkout() if self._to_keep else None
         self._asked_at = time.monotonic()
         if self._source is not None:
@@ -82,6 +78,14 @@ class CacheableRead:
                 # Another thread wrote between the flush and this: what is read may be older, and is not to be kept.
                 self._stop_keeping()
         return self
+
+    def _send_writes(self) -> None:
+        try:
+            self._reader.writer.flush_for(*self._keys)
+            self.lacks_writes = self._reader.writer.is_stuck(*self._keys)
+        except StoreError as exc:
+            # What Redis refuses to write does not keep it from answering a read.
+            self.lacks_writes, self.error = True, None if exc.code else exc
 
     def __exit__(self, *exc_info: object) -> None:
         if self._reading is not None:
@@ -171,23 +175,41 @@ class Reader:
 
     def read(self, wanted: Mapping[str, Location]) -> dict[str, Entry | None]:
         """Read the entries of locations from Redis, and keep copies under the names that are given."""
-        rows = {key: parts_of(location) for key, location in wanted.items()}
         with CacheableRead(self, [location.key for location in wanted.values()]) as cacheable:
-            stored, unsent = self._read_locations(cacheable, {part for row in rows.values() for part in row})
-            now = self.store.clock.now()
-            found = {}
-            for key, row in rows.items():
-                location = wanted[key]
-                parts = {part.slot: stored[part] for part in row}
-                entry = self.whole_entry(location, parts, now)
-                if entry is not None and not unsent.isdisjoint(row):
-                    entry = replace(entry, version=0)
-                found[key] = entry
-                if location not in unsent:
-                    self.writer.note_read(location, stored[location])
-                if location.key != self.keys.about:
-                    cacheable.keep(key, None if entry is None else entry.value, (location.key,),
-                                   expires_at(parts.values(), now), entry)
+            return self._read_all(cacheable, wanted)
+
+    def read_one(self, key: str, location: Location) -> Entry | None:
+        """Do the same for one location; the shortest way to a key of a user's own, which is one entry in one string."""
+        keys = (location.key,)
+        with CacheableRead(self, keys) as cacheable:
+            if location.path != location.key or cacheable.lacks_writes:
+                return self._read_all(cacheable, {key: location})[key]
+            stored = cacheable.read(self.store.read_entry, location)
+            self.writer.note_read(location, stored)
+            if stored is None or stored.absent(self.store.clock.now()):
+                cacheable.keep(key, None, keys, float("inf"))
+                return None
+            entry = stored.entry(location.path)
+            cacheable.keep(key, entry.value, keys, stored.header.expires_at / 1000, entry)
+            return entry
+
+    def _read_all(self, cacheable: CacheableRead, wanted: Mapping[str, Location]) -> dict[str, Entry | None]:
+        rows = {key: parts_of(location) for key, location in wanted.items()}
+        stored, unsent = self._read_locations(cacheable, {part for row in rows.values() for part in row})
+        now = self.store.clock.now()
+        found = {}
+        for key, row in rows.items():
+            location = wanted[key]
+            parts = {part.slot: stored[part] for part in row}
+            entry = self.whole_entry(location, parts, now)
+            if entry is not None and not unsent.isdisjoint(row):
+                entry = replace(entry, version=0)
+            found[key] = entry
+            if location not in unsent:
+                self.writer.note_read(location, stored[location])
+            if location.key != self.keys.about:
+                cacheable.keep(key, None if entry is None else entry.value, (location.key,),
+                               expires_at(parts.values(), now), entry)
         return found
 
     def _read_locations(

@@ -135,8 +135,12 @@ class PendingChanges:
     def has(self, *keys: str) -> bool:
         """Return whether a change of what is under one of some Redis keys is pending, perhaps True just after it was."""
         # In this order: a deferred change moves from there to the others, and a change from left to right.
-        deferred = [one.key for one in (*list(self._deferred), self._making) if one is not None]
-        return any(key in deferred or key in self._fresh or key in self._taken or key in self._held for key in keys)
+        deferred = ([one.key for one in (*list(self._deferred), self._making) if one is not None]
+                    if self._deferred or self._making is not None else ())
+        for key in keys:
+            if key in deferred or key in self._fresh or key in self._taken or key in self._held:
+                return True
+        return False
 
     def is_stuck(self, *keys: str) -> bool:
         """Return whether a change of what is under one of some Redis keys could not be sent with the last batch."""
