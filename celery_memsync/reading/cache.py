@@ -1,12 +1,10 @@
 """What was read lately, for as long as it may be believed."""
 from __future__ import annotations
 
-import marshal
 import threading
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from functools import partial
+from time import monotonic
 from typing import Any, Protocol
 
 #: Seconds between two looks, by those who read, whether something has arrived that was not received yet: a look takes a
@@ -36,7 +34,7 @@ class CacheEntry:
         reading: How it was read.
         source: What it was read with.
         keys: Redis keys from which it was read.
-        about: Anything else to remember of it.
+        about: What else there is to it, such as its entry without the value.
     """
 
     __slots__ = ("take", "at", "until", "reading", "source", "keys", "about")
@@ -65,7 +63,7 @@ class PendingRead:
     def __init__(self, keys: Iterable[str], source: Vouching) -> None:
         self.keys = frozenset(keys)
         self.source = source
-        self.at = time.monotonic()
+        self.at = monotonic()
         self.stale = False
 
 
@@ -111,27 +109,27 @@ class EntryCache:
             max_age: Seconds that it may be old.
         """
         # No lock: each step is one of C's, and a copy is never changed.
+        now = monotonic()
         try:
-            copy = self._copies.get(name)
+            copy: CacheEntry | None = self._copies[name]  # which takes half the time of get()
+        except KeyError:
+            copy = None
         except TypeError:  # a name that can't be one
             return None
-        now = time.monotonic()
         if copy is not None and now - self._looked_at > CHECK_PAUSE:
             if self.is_stale():
-                self.misses += 1
-                return None
-            self._looked_at = now
-            # A message meanwhile has dropped it.
-            copy = self._copies.get(name)
-        if copy is not None:
-            sound = not copy.reading.stale and now < copy.until and now < copy.source.until
-            if sound and (max_age is None or now - copy.at < max_age):
-                try:
-                    self._copies.move_to_end(name)
-                except KeyError:  # dropped just now by another thread, and good until then
-                    pass
-                self.hits += 1
-                return copy
+                copy = None
+            else:
+                self._looked_at = now
+                copy = self._copies.get(name)  # a message meanwhile has dropped it
+        if copy is not None and now < copy.until and now < copy.source.until and not copy.reading.stale and (
+                max_age is None or now - copy.at < max_age):
+            try:
+                self._copies.move_to_end(name)
+            except KeyError:  # dropped just now by another thread, and good until then
+                pass
+            self.hits += 1
+            return copy
         self.misses += 1
         return None
 
@@ -254,22 +252,22 @@ class EntryCache:
 
 
 def copier(value: Any) -> Callable[[], Any]:
-    """Return a function that returns a value of JSON's kind, each time one that may be changed."""
+    """Return a function that returns a value of JSON's kind, each time one that may be changed.
+
+    It knows what in there is to be copied, which takes a third of the time of finding that out, or of `marshal.loads`.
+    """
     if not isinstance(value, (dict, list)):
         return lambda: value
-    children = value.values() if isinstance(value, dict) else value
-    if _CHANGEABLE.isdisjoint(map(type, children)):
-        return value.copy().copy
-    try:
-        return partial(marshal.loads, marshal.dumps(value))  # half the time of a twin
-    except ValueError:  # it holds something that is not JSON's own, such as a datetime
-        return partial(deep_copy, deep_copy(value))
+    copy: Callable[[], Any] = value.copy().copy
+    children = value.items() if isinstance(value, dict) else enumerate(value)
+    parts = [(at, copier(part)) for at, part in children if type(part) in _CHANGEABLE]
+    if not parts:
+        return copy
 
+    def take() -> Any:
+        made = copy()
+        for at, take_part in parts:
+            made[at] = take_part()
+        return made
 
-def deep_copy(value: Any) -> Any:
-    """Return a copy in depth of a value of JSON's kind; `copy.deepcopy` is twenty times slower."""
-    if isinstance(value, dict):
-        return {name: deep_copy(child) for name, child in value.items()}
-    if isinstance(value, list):
-        return [deep_copy(child) for child in value]
-    return value
+    return take

@@ -178,20 +178,21 @@ class Reader:
         with CacheableRead(self, [location.key for location in wanted.values()]) as cacheable:
             return self._read_all(cacheable, wanted)
 
-    def read_one(self, key: str, location: Location) -> Entry | None:
-        """Do the same for one location; the shortest way to a key of a user's own, which is one entry in one string."""
+    def read_value(self, key: str, location: Location) -> Any:
+        """Do the same for one location, and return its value, or None; the shortest way to a key of a user's own."""
         keys = (location.key,)
         with CacheableRead(self, keys) as cacheable:
             if location.path != location.key or cacheable.lacks_writes:
-                return self._read_all(cacheable, {key: location})[key]
+                entry = self._read_all(cacheable, {key: location})[key]
+                return None if entry is None else entry.value
             stored = cacheable.read(self.store.read_entry, location)
             self.writer.note_read(location, stored)
             if stored is None or stored.absent(self.store.clock.now()):
                 cacheable.keep(key, None, keys, float("inf"))
                 return None
-            entry = stored.entry(location.path)
-            cacheable.keep(key, entry.value, keys, stored.header.expires_at / 1000, entry)
-            return entry
+            value, path, until = stored.value, location.path, stored.header.expires_at / 1000
+            cacheable.keep(key, value, keys, until, stored.entry(path, None))
+            return value
 
     def _read_all(self, cacheable: CacheableRead, wanted: Mapping[str, Location]) -> dict[str, Entry | None]:
         rows = {key: parts_of(location) for key, location in wanted.items()}
@@ -208,8 +209,8 @@ class Reader:
             if location not in unsent:
                 self.writer.note_read(location, stored[location])
             if location.key != self.keys.about:
-                cacheable.keep(key, None if entry is None else entry.value, (location.key,),
-                               expires_at(parts.values(), now), entry)
+                value, about = (None, None) if entry is None else (entry.value, entry.evolve(None))
+                cacheable.keep(key, value, (location.key,), expires_at(parts.values(), now), about)
         return found
 
     def _read_locations(

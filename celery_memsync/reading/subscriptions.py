@@ -16,7 +16,7 @@ from ..events import Events
 from ..exceptions import InvalidKey, StoreError
 from ..keys import STAGE, STATE, Location
 from ..models.entry import Entry, StoredEntry
-from .cache import deep_copy
+from .cache import copier
 from .handler_pool import HandlerPool, Job
 from .handlers import Handlers
 from .listener import ChangeListener
@@ -349,7 +349,8 @@ class Subscriptions:
         if entry is None:
             return KeyChange(path, None, None)
         if self.events.wanted("change"):
-            self.events.emit("change", key=path, value=deep_copy(entry.value), entry=entry.evolve(deep_copy(entry.value)))
+            take = copier(entry.value)
+            self.events.emit("change", key=path, value=take(), entry=entry.evolve(take()))
         self.reader.shown(location, news.parts)
         return KeyChange(path, entry.value, entry)
 

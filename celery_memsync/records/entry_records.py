@@ -115,8 +115,7 @@ class EntryRecords:
             self.reader.uncached += 1
         elif (copy := self.cache.get(key, max_age)) is not None:
             return copy.take()
-        entry = within(self.timeout, self.reader.read_one, key, self.keys.location(key))
-        return None if entry is None else entry.value
+        return within(self.timeout, self.reader.read_value, key, self.keys.location(key))
 
     @bounded
     def entry(self, key: str, max_age: float | None, consistent: bool) -> Entry | None:

@@ -31,6 +31,9 @@ TEXTS = (
     HEADER + b'{"status":[]}', HEADER + b'{"__type__":"x","__value__":1}',
 )
 
+#: Where one line more or less is than of one entry.
+LONGER = (HEADER + b"5\n" + HEADER + b"6", HEADER + b" 5 \n", b"\n" + HEADER + b"5")
+
 READS = [
     lambda memsync: memsync.read("a"),
     lambda memsync: memsync.read("tasks/t1/x"),
@@ -89,6 +92,25 @@ def test_a_text_of_another_kind_never_makes_a_reader_crash(memsync, redis, text)
     garble(redis, text)
 
     assert crashes_of(memsync) == {}
+
+
+@pytest.mark.parametrize("text", [*TEXTS, *LONGER], ids=range(len(TEXTS + LONGER)))
+def test_a_text_reads_the_same_alone_and_with_others(memsync, redis, text):
+    memsync.read("warm")
+    redis.set(keys.location("a").key, text)
+
+    alone = memsync.read("a")
+
+    assert alone == memsync.read_many(["a", "b"], consistent=True)["a"]
+    assert memsync.read("a") == alone
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_a_key_of_another_kind_reads_as_nothing(memsync, redis, foreign):
+    memsync.read("warm")
+    FOREIGN[foreign](redis, keys.location("a").key)
+
+    assert memsync.read("a") is None
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
