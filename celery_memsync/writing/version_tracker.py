@@ -71,7 +71,7 @@ class VersionTracker:
 
     def __init__(self) -> None:
         #: By path, and plain tuples: what holds texts and numbers only is nothing to Python's collector.
-        self._stamps: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._stamps: OrderedDict[str, tuple[int, ...]] = OrderedDict()
         self._bases: OrderedDict[Location, MergeBase] = OrderedDict()
         self._size = 0
 
