@@ -88,6 +88,10 @@ class Header(NamedTuple):
         """When its ttl is over, in milliseconds."""
         return self.time + self.ttl_ms
 
+    def entry(self, key: str, value: Any) -> Entry:
+        """Return an entry with this header as the user sees it."""
+        return Entry(key, value, self.version, self.time / 1000, self.worker_id, self.ttl_ms / 1000)
+
 
 #: Stands for a body that can not be read.
 _UNREADABLE: Any = object()
@@ -155,9 +159,7 @@ class StoredEntry:
 
     def entry(self, key: str, value: Any = _UNREADABLE) -> Entry:
         """Return it as the user sees it, with another value if one is given."""
-        header = self.header
-        value = self.value if value is _UNREADABLE else value
-        return Entry(key, value, header.version, header.time / 1000, header.worker_id, header.ttl_ms / 1000)
+        return self.header.entry(key, self.value if value is _UNREADABLE else value)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,9 @@ CHECK_PAUSE = 0.00005
 
 _CHANGEABLE = frozenset({dict, list})
 
+#: What makes an entry of a value, None for what is no entry, or of none.
+MakeEntry = Callable[[Any], Any] | None
+
 
 class Vouching(Protocol):
     """What vouches for what was read with it.
@@ -34,13 +37,13 @@ class CacheEntry:
         reading: How it was read.
         source: What it was read with.
         keys: Redis keys from which it was read.
-        about: What else there is to it, such as its entry without the value.
+        make_entry: Returns its entry with a value, or None if it is of none.
     """
 
-    __slots__ = ("take", "at", "until", "reading", "source", "keys", "about")
+    __slots__ = ("take", "at", "until", "reading", "source", "keys", "make_entry")
 
     def __init__(
-        self, value: Any, at: float, until: float, reading: PendingRead, keys: tuple[str, ...], about: Any,
+        self, value: Any, at: float, until: float, reading: PendingRead, keys: tuple[str, ...], make_entry: MakeEntry,
     ) -> None:
         self.take = copier(value)
         self.at = at
@@ -48,7 +51,7 @@ class CacheEntry:
         self.reading = reading
         self.source = reading.source
         self.keys = keys
-        self.about = about
+        self.make_entry = make_entry
 
 
 class PendingRead:
@@ -61,7 +64,7 @@ class PendingRead:
     __slots__ = ("keys", "source", "at", "stale")
 
     def __init__(self, keys: Iterable[str], source: Vouching) -> None:
-        self.keys = frozenset(keys)
+        self.keys = tuple(keys)
         self.source = source
         self.at = monotonic()
         self.stale = False
@@ -153,7 +156,8 @@ class EntryCache:
                         del self._readings[key]
 
     def keep(
-        self, reading: PendingRead, name: Hashable, value: Any, keys: tuple[str, ...], until: float, about: Any = None,
+        self, reading: PendingRead, name: Hashable, value: Any, keys: tuple[str, ...], until: float,
+        make_entry: MakeEntry = None,
     ) -> None:
         """Keep what was read, unless it was overtaken.
 
@@ -164,14 +168,15 @@ class EntryCache:
         with self._mutex:
             if reading.stale:
                 return self.compare(name, value)
-            self._forget(name)
+            if name in self._copies:
+                self._forget(name)
             for key in keys:
                 for other in self._readings.get(key, ()):
                     # Who asked at the same time may have an older answer.
                     other.stale = other.stale or other is not reading
             self._unlink_dropped()
             self._copies[name] = CacheEntry(
-                value, reading.at, min(until, reading.at + self.max_age), reading, keys, about)
+                value, reading.at, min(until, reading.at + self.max_age), reading, keys, make_entry)
             for key in keys:
                 self._names.setdefault(key, set()).add(name)
             if len(self._copies) > self.size:

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from .. import encoding
@@ -16,7 +17,7 @@ from ..store import Store, Task
 from ..store.push import TrackedConnection
 from ..writing.changes import Change, SetValue
 from ..writing.writer import BatchWriter
-from .cache import EntryCache, PendingRead
+from .cache import EntryCache, MakeEntry, PendingRead
 from .listener import ChangeListener
 from .projections import entry_of, expires_at
 
@@ -119,7 +120,7 @@ class CacheableRead:
         self._stop_keeping()
         return read(*args, None)
 
-    def keep(self, name: Hashable, value: Any, keys: tuple[str, ...], until: float, about: Any = None) -> None:
+    def keep(self, name: Hashable, value: Any, keys: tuple[str, ...], until: float, make_entry: MakeEntry = None) -> None:
         """Keep what was made of the answer.
 
         Args:
@@ -127,7 +128,7 @@ class CacheableRead:
         """
         cache = self._reader.cache
         if self._reading is not None:
-            cache.keep(self._reading, name, value, keys, self._reader.store.clock.monotonic(until), about)
+            cache.keep(self._reading, name, value, keys, self._reader.store.clock.monotonic(until), make_entry)
         else:
             cache.compare(name, value)
 
@@ -168,7 +169,7 @@ class Reader:
             if copy is None:
                 missing[key] = self.keys.location(key)
             else:
-                found[key] = None if copy.about is None else copy.about.evolve(copy.take())
+                found[key] = None if copy.make_entry is None else copy.make_entry(copy.take())
         if missing:
             found.update(self.read(missing))
         return found
@@ -190,8 +191,8 @@ class Reader:
             if stored is None or stored.absent(self.store.clock.now()):
                 cacheable.keep(key, None, keys, float("inf"))
                 return None
-            value, path, until = stored.value, location.path, stored.header.expires_at / 1000
-            cacheable.keep(key, value, keys, until, stored.entry(path, None))
+            value, header = stored.value, stored.header
+            cacheable.keep(key, value, keys, header.expires_at / 1000, partial(header.entry, location.path))
             return value
 
     def _read_all(self, cacheable: CacheableRead, wanted: Mapping[str, Location]) -> dict[str, Entry | None]:
@@ -209,8 +210,8 @@ class Reader:
             if location not in unsent:
                 self.writer.note_read(location, stored[location])
             if location.key != self.keys.about:
-                value, about = (None, None) if entry is None else (entry.value, entry.evolve(None))
-                cacheable.keep(key, value, (location.key,), expires_at(parts.values(), now), about)
+                value, make_entry = (None, None) if entry is None else (entry.value, entry.evolve)
+                cacheable.keep(key, value, (location.key,), expires_at(parts.values(), now), make_entry)
         return found
 
     def _read_locations(

@@ -69,11 +69,11 @@ def test_what_is_taken_is_equal_and_changing_it_changes_no_other(value, kind):
 def test_what_is_kept_is_recalled_with_all_that_is_remembered_of_it(cache):
     reading = cache.begin(("k1", "k2"), Source())
 
-    cache.keep(reading, "a", [1], ("k1",), NEVER, about="more")
+    cache.keep(reading, "a", [1], ("k1",), NEVER, make_entry=lambda value: [value])
 
     copy = cache.get("a")
     assert isinstance(copy, CacheEntry)
-    assert (copy.take(), copy.about, copy.keys) == ([1], "more", ("k1",))
+    assert (copy.take(), copy.make_entry(2), copy.keys) == ([1], [2], ("k1",))
 
 
 @pytest.mark.parametrize("name", ["b", ("state", "a"), 1, None, b"a", ["a"], {"a": 1}])
