@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,9 +24,8 @@ MAX_WAITERS = 100
 #: Locks of which is remembered how they are spelled.
 MAX_LOCK_WORDS = 1000
 
-#: Words that every script on one lock takes first: the number of its keys, five keys, three arguments.
-LOCK_WORDS = 9
-
+#: Words that every call of a script on one lock begins with: two, the number of its keys, five keys, three arguments.
+LOCK_WORDS = 11
 
 #: A row of the queue, as ``WAITER_ROW`` in ``store/lua/lock_entry.lua``.
 _WAITER_ROW = re.compile(rb"(\S+) (\d+) [^\n]*?/\w+/\d+ (\S+) ([^\n]*)\n(.*)", re.DOTALL).fullmatch
@@ -163,8 +162,14 @@ class LockStore(ScriptCaller):
             begin = self._lock_words[key] = packed(
                 5, key, key + "/queue/", key + "/asked/", self.keys.clock, self.keys.locks, location.path, self._turns,
                 self.worker_id)
-        answer: bytes = self._run_quickly(script, LOCK_WORDS + len(args), begin + packed(*args))
-        return answer
+        command = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n%b%b" % (
+            LOCK_WORDS + len(args), script.sha.encode(), begin, packed(*args))
+        execute: Callable[[bytes], bytes] = self._client.connection_pool.execute_one
+        try:
+            return execute(command)
+        except redis.exceptions.NoScriptError:
+            self.redis.script_load(script.text)
+            return execute(command)
 
     @redis_call
     def renew_locks(self, requests: Sequence[LockRequest], replicas: int = 0) -> list[Renewal | None]:

@@ -277,19 +277,6 @@ class ScriptCaller:
                 answers[at] = answer
         return answers
 
-    def _run_quickly(self, script: Script, count: int, words: bytes) -> Any:
-        """Run a script for a caller that waits for it.
-
-        Args:
-            words: ``count`` words as they are sent: number of keys, keys, arguments.
-        """
-        command = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n%b" % (count + 2, script.sha.encode(), words)
-        try:
-            return self._client.connection_pool.execute_one(command)
-        except redis.exceptions.NoScriptError:
-            self.redis.script_load(script.text)
-            return self._client.connection_pool.execute_one(command)
-
     def _send(self, calls: Iterable[Call], publishes: bool, replicas: int = 0) -> list[Any]:
         calls = iter(calls)
         first = next(calls, None)
