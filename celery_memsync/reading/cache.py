@@ -263,11 +263,14 @@ def copier(value: Any) -> Callable[[], Any]:
     """
     if not isinstance(value, (dict, list)):
         return lambda: value
-    copy: Callable[[], Any] = value.copy().copy
-    children = value.items() if isinstance(value, dict) else enumerate(value)
-    parts = [(at, copier(part)) for at, part in children if type(part) in _CHANGEABLE]
+    kept: Any = value.copy()
+    copy: Callable[[], Any] = kept.copy
+    parts = [(at, copier(part)) for at, part in (value.items() if isinstance(value, dict) else enumerate(value))
+             if type(part) in _CHANGEABLE]
     if not parts:
         return copy
+    for at, _ in parts:
+        kept[at] = None  # not the caller's, which would stay alive
 
     def take() -> Any:
         made = copy()

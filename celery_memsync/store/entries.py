@@ -13,7 +13,7 @@ from ..models.statistics import OUTCOMES, RunCounts
 from .errors import PASSING, UNANSWERED, UNREACHABLE, code_in, code_of, is_lost, is_of_all, redis_call
 from .pool import noted
 from .push import TrackedConnection
-from .script_caller import CLOCK_AGE, SCRIPT_SIZE, Call, ScriptCaller, in_chunks, ms, stored_of
+from .script_caller import CLOCK_AGE, SCRIPT_SIZE, Call, ScriptCaller, in_chunks, ms, read_by, stored_of
 from .scripts import ENTRY_PUBLISH, ENTRY_WRITE
 from .statistics import NO_COUNTS, CountedLines
 
@@ -249,7 +249,7 @@ class EntryStore(ScriptCaller):
         """Return the entry of a key of a user's own; see :meth:`read_entries`, of which this is the shortest way."""
         if source is None or self.clock.age > CLOCK_AGE:
             return self.read_entries([location], source)[0]
-        entries = split_page(source.get(location.key))
+        entries = split_page(read_by(source.get(location.key)))
         return stored_of(entries[0]) if entries else None
 
     @redis_call

@@ -220,15 +220,10 @@ class TrackedConnection:
         return Reads(self._connection)
 
     def get(self, key: str) -> Any:
-        """Read a string; what is of another type reads as nothing."""
+        """Return the answer to GET; an error that Redis answers is one."""
         name = key.encode()
         self._connection.send_packed_command([b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name)], check_health=False)
-        try:
-            return self._connection.read_response()
-        except redis.ResponseError as exc:
-            if "WRONGTYPE" not in str(exc):
-                raise
-            return None
+        return read_answer(self._connection)
 
     @redis_call
     def check(self) -> float:

@@ -361,14 +361,17 @@ def stored_of(text: bytes | None) -> StoredEntry | None:
 
 
 def answers_of(pipeline: Any) -> list[Any]:
-    """Return what reads in one round trip gave; what is of another type than ours reads as nothing."""
-    answers = pipeline.execute(raise_on_error=False)
-    for i, answer in enumerate(answers):
-        if isinstance(answer, redis.ResponseError) and "WRONGTYPE" in str(answer):
-            answers[i] = None
-        elif isinstance(answer, Exception):
-            raise answer
-    return list(answers)
+    """Return what reads in one round trip gave, as :func:`read_by`."""
+    return [read_by(answer) for answer in pipeline.execute(raise_on_error=False)]
+
+
+def read_by(answer: Any) -> Any:
+    """Return what a read gave, or raise the error that it is; what is of another type than ours reads as nothing."""
+    if not isinstance(answer, Exception):
+        return answer
+    if isinstance(answer, redis.ResponseError) and "WRONGTYPE" in str(answer):
+        return None
+    raise answer
 
 
 def ms(seconds: float) -> int:

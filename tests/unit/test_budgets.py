@@ -16,7 +16,7 @@ from tests.support.redis_calls import calls_of, round_trips
 from tests.support.runs import run_key
 
 #: Calls of our own functions that a read from Redis is deep, and all of them.
-MOST_DEEP, MOST_READ_CALLS = 12, 62
+MOST_DEEP, MOST_READ_CALLS = 12, 60
 
 #: Bytes of Redis memory for one finished task.
 MOST_BYTES = 800

@@ -61,6 +61,7 @@ def test_what_is_taken_is_equal_and_changing_it_changes_no_other(value, kind):
     text = repr(value)
 
     change_all(take())
+    change_all(value)
 
     assert repr(take()) == text
     assert type(take()) is kind
