@@ -124,7 +124,7 @@ def test_connection_lost_while_idle_is_noticed_before_a_copy_is_used(
     monkeypatch.setattr(listener, "REST_AFTER", 0.2)
     write_now(other, a=1, b=1)
     memsync.read_many(["a", "b"])
-    time.sleep(listener.TRUST + listener.CHECK_INTERVAL)
+    time.sleep(listener.REST_AFTER + listener.TRUST + 2 * listener.CHECK_INTERVAL)
 
     redis.client_kill_filter(_type=kind, skipme=True)
     write_now(other, a=2, b=2)
