@@ -27,32 +27,42 @@ local MEMORY = 50000 -- tasks and paths of which it is known from which state th
 local answer = { tonumber(now[1]), tonumber(now[2]) }
 
 -- Of two processes that write the same, the updates of the one that wrote first may come last: they are old, and not taken.
-local applied_states, is_unknown = {}, {}
-local function is_new(thing, state)
-  local known = applied_states[thing] or try("ZSCORE", applied, thing)
-  is_unknown[thing] = not known
-  -- A score further ahead than clocks differ is none of ours.
-  if type(known) ~= "table" and known and tonumber(known) > state and tonumber(known) < state + AHEAD * 1024 then
-    return false
+local applied_states, known_states = {}, {}
+
+-- Read the states of all that is in some updates at once: one command for each would be on the path of every write.
+local function read_states(all)
+  local things, is_there = {}, {}
+  for _, update in ipairs(all) do
+    for thing in pairs(update[1]) do
+      if not is_there[thing] then things[#things + 1], is_there[thing] = thing, true end
+    end
   end
+  known_states = scores_in(applied, things)
+end
+
+local function is_new(thing, state)
+  local known = tonumber(applied_states[thing] or known_states[thing] or nil)
+  -- A score further ahead than clocks differ is none of ours.
+  if known and known > state and known < state + AHEAD * 1024 then return false end
   applied_states[thing] = state
   return true
 end
 
 -- Add updates to those that are to be applied.
-local function add_updates(text)
+local function add_updates(update)
   local its_states, its_added, its_lists, its_orders, its_expiries, its_counted, its_named, its_sets,
-    its_records, its_exceptions = unpack_updates(text)
+    its_records, its_exceptions = unpack(update)
   local is_added = {}
   for _, task in ipairs(its_added) do
     added[#added + 1], is_added[task] = task, true
   end
   for task, list in pairs(its_lists) do
+    -- The update with which its first stage went into the index may have been lost with its process, or in a failover.
+    local is_unknown = not (applied_states[task] or known_states[task])
     if is_new(task, its_states[task]) then
       lists[task], orders[task], expiries[task] = list, its_orders[task], its_expiries[task]
     end
-    -- The update with which its first stage went into the index may have been lost with its process, or in a failover.
-    if is_unknown[task] and not is_added[task] then added[#added + 1] = task end
+    if is_unknown and not is_added[task] then added[#added + 1] = task end
   end
   for path, expires in pairs(its_named) do
     if is_new(path, its_states[path]) then named[path] = expires end
@@ -82,7 +92,10 @@ if last > 2 ^ 53 then last = 0 end
 if last >= tonumber(serial) then return answer end
 -- If Redis takes no writes this raises before anything was written.
 redis.call("SET", done, serial, "PX", 3600000)
-for i = 6, #ARGV do add_updates(ARGV[i]) end
+local all = {}
+for i = 6, #ARGV do all[#all + 1] = cmsgpack.unpack(ARGV[i]) end
+read_states(all)
+for _, update in ipairs(all) do add_updates(update) end
 apply_updates()
 pcall(keep_states)
 return answer
