@@ -66,7 +66,7 @@ class _Waiter:
 class IndexQueue:
     """Sends index updates to the node of the indexes, in their order; no write waits for that.
 
-    They are sent at once, but for those that come within `CALL_INTERVAL` of the call before: these are gathered.  A call that got no answer is sent again under the same number, until there
+    They are sent at once, but for those of entries that come within `CALL_INTERVAL` of the call before: these are gathered.  A call that got no answer is sent again under the same number, until there
     is one.  No method takes a lock.
 
     Args:
@@ -88,12 +88,14 @@ class IndexQueue:
         self._thread = BackgroundLoop("memsync-indexes", self._send_all, 0, on_demand=True)
 
     def add(self, update: IndexUpdate) -> None:
-        """Take an update; it is sent within `CALL_INTERVAL`."""
+        """Take an update; it is sent within `CALL_INTERVAL`, one of a lock at once."""
         self._updates.append(update)
         self._size += _size_of(update)
         while len(self._updates) > MAX_UPDATES or self._size > MAX_BYTES:
             self._dropped += self._remove_first()
         self._thread.interval = max(0.0, self._next_at - time.monotonic())
+        if not isinstance(update, bytes):
+            self._thread.run_now()
         self._thread.wake()
 
     def wait(self) -> None:

@@ -29,17 +29,6 @@ local answer = { tonumber(now[1]), tonumber(now[2]) }
 -- Of two processes that write the same, the updates of the one that wrote first may come last: they are old, and not taken.
 local applied_states, known_states = {}, {}
 
--- Read the states of all that is in some updates at once: one command for each would be on the path of every write.
-local function read_states(all)
-  local things, is_there = {}, {}
-  for _, update in ipairs(all) do
-    for thing in pairs(update[1]) do
-      if not is_there[thing] then things[#things + 1], is_there[thing] = thing, true end
-    end
-  end
-  known_states = scores_in(applied, things)
-end
-
 local function is_new(thing, state)
   local known = tonumber(applied_states[thing] or known_states[thing] or nil)
   -- A score further ahead than clocks differ is none of ours.
@@ -48,37 +37,55 @@ local function is_new(thing, state)
   return true
 end
 
--- Add updates to those that are to be applied.
-local function add_updates(update)
-  local its_states, its_added, its_lists, its_orders, its_expiries, its_counted, its_named, its_sets,
-    its_records, its_exceptions = unpack(update)
-  local is_added = {}
-  for _, task in ipairs(its_added) do
-    added[#added + 1], is_added[task] = task, true
+local function add_stage(task, state, list, order, expires, is_added)
+  -- The update with which its first stage went into the index may have been lost with its process, or in a failover.
+  if is_added or not (applied_states[task] or known_states[task]) then added[#added + 1] = task end
+  if is_new(task, state) then lists[task], orders[task], expiries[task] = list, order, expires end
+end
+
+-- Add what some updates have counted alike.
+local function add_counted(times, its_counted, its_records, its_exceptions)
+  for counter, by in pairs(its_counted) do counted[counter] = (counted[counter] or 0) + times * by end
+  add_counts(record_counts, its_records, times)
+  add_counts(exception_counts, its_exceptions, times)
+end
+
+local function add_others(others, paths, its_sets)
+  for _, task in ipairs(others) do added[#added + 1] = task end
+  for at = 1, #paths, 3 do
+    if is_new(paths[at], paths[at + 1]) then named[paths[at]] = paths[at + 2] end
   end
-  for task, list in pairs(its_lists) do
-    -- The update with which its first stage went into the index may have been lost with its process, or in a failover.
-    local is_unknown = not (applied_states[task] or known_states[task])
-    if is_new(task, its_states[task]) then
-      lists[task], orders[task], expiries[task] = list, its_orders[task], its_expiries[task]
-    end
-    if is_unknown and not is_added[task] then added[#added + 1] = task end
-  end
-  for path, expires in pairs(its_named) do
-    if is_new(path, its_states[path]) then named[path] = expires end
-  end
-  for counter, by in pairs(its_counted) do counted[counter] = (counted[counter] or 0) + by end
   for key, scores in pairs(its_sets) do
     for member, score in pairs(scores) do set_score(key, member, score) end
   end
-  add_counts(its_records, its_exceptions)
+end
+
+-- Add updates to those that are to be applied.  States are read at once: a command for each would be on the path of every write.
+local function add_updates(texts)
+  local rows, rests, counts, things = {}, {}, {}, {}
+  for i, text in ipairs(texts) do
+    local row = cmsgpack.unpack(text)
+    rows[i] = row
+    for at = 3, #row, 6 do things[#things + 1] = row[at] end
+    if row[1] ~= "" then counts[row[1]] = (counts[row[1]] or 0) + 1 end
+    if row[2] ~= "" then
+      rests[i] = cmsgpack.unpack(row[2])
+      for at = 1, #rests[i][2], 3 do things[#things + 1] = rests[i][2][at] end
+    end
+  end
+  known_states = scores_in(applied, things)
+  for i, row in ipairs(rows) do
+    for at = 3, #row, 6 do add_stage(unpack(row, at, at + 5)) end
+    if rests[i] then add_others(unpack(rests[i])) end
+  end
+  for text, times in pairs(counts) do add_counted(times, unpack(cmsgpack.unpack(text))) end
 end
 
 local function keep_states()
   if not next(applied_states) then return end
   local row = {}
   for thing, state in pairs(applied_states) do
-    row[#row + 1] = whole(state)
+    row[#row + 1] = state
     row[#row + 1] = thing
   end
   try("ZADD", applied, unpack(row))
@@ -92,10 +99,7 @@ if last > 2 ^ 53 then last = 0 end
 if last >= tonumber(serial) then return answer end
 -- If Redis takes no writes this raises before anything was written.
 redis.call("SET", done, serial, "PX", 3600000)
-local all = {}
-for i = 6, #ARGV do all[#all + 1] = cmsgpack.unpack(ARGV[i]) end
-read_states(all)
-for _, update in ipairs(all) do add_updates(update) end
+add_updates({ unpack(ARGV, 6) })
 apply_updates()
 pcall(keep_states)
 return answer

@@ -143,10 +143,25 @@ local function apply_updates()
   if is_counted() then pcall(update_statistics) end
 end
 
--- Return all of it as index updates, "" if there is nothing.
+-- Return all of it as index updates, "" if there is nothing: what index_apply.lua reads.  Each task is there once, what many
+-- have in common is one text, and what few have comes last, because reading them is most of what they cost.
 local function pack_updates()
-  local is_full = is_counted() or next(added) or next(named) or next(lists) or next(counted) or next(member_sets)
-  if not is_full then return "" end
-  return cmsgpack.pack({
-    states, added, lists, orders, expiries, counted, named, member_sets, record_counts, exception_counts })
+  local is_added, row, others, paths = {}, { "", "" }, {}, {}
+  for _, task in ipairs(added) do
+    is_added[task] = true
+    if not lists[task] then others[#others + 1] = task end
+  end
+  for task, list in pairs(lists) do
+    local at = #row
+    row[at + 1], row[at + 2], row[at + 3] = task, states[task], list
+    row[at + 4], row[at + 5], row[at + 6] = orders[task], expiries[task], is_added[task] or false
+  end
+  for path, expires in pairs(named) do
+    local at = #paths
+    paths[at + 1], paths[at + 2], paths[at + 3] = path, states[path], expires
+  end
+  if is_counted() or next(counted) then row[1] = cmsgpack.pack({ counted, record_counts, exception_counts }) end
+  if others[1] or paths[1] or next(member_sets) then row[2] = cmsgpack.pack({ others, paths, member_sets }) end
+  if row[1] == "" and row[2] == "" and not row[3] then return "" end
+  return cmsgpack.pack(row)
 end
