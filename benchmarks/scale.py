@@ -33,7 +33,7 @@ from celery_memsync.metrics import MemsyncCollector
 
 WORKERS, TASKS, WRITERS = common.sized((10_000, 1_000_000, 100), quick=(300, 20_000, 8))
 #: Tasks a second in the first step, and on the cluster; steps at most; seconds of each, and before.
-FIRST_RATE, CLUSTER_RATE = common.sized((250, 1000), quick=(100, 400))
+FIRST_RATE, CLUSTER_RATE = common.sized((250, 2000), quick=(100, 1000))
 STEPS, SECONDS, SETTLE = common.sized((8, 15.0, 5.0), quick=(4, 3.0, 1.0))
 CLUSTER_SECONDS, CALLS = common.sized((30.0, 5), quick=(5.0, 1))
 

@@ -18,7 +18,7 @@ UPDATES_PER_CALL = 500
 
 #: Least seconds between two calls of a process, unless a caller waits: what a busy process writes meanwhile is one call.  A call
 #: for each of its batches would be on the path of every write, and all of them go to one node.
-CALL_INTERVAL = 0.5
+CALL_INTERVAL = 1.0
 
 #: Most updates, and most bytes of them, that are kept while the node of the indexes is away.
 MAX_UPDATES, MAX_BYTES = 100_000, 16 * 2 ** 20

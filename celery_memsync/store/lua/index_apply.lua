@@ -24,6 +24,7 @@ index, names, pending, processing, metrics, about, statistics =
 worker, index_ttl, channels = ARGV[1], tonumber(ARGV[2]), ARGV[3] .. ARGV[4]
 local done, applied, serial = KEYS[8], KEYS[9], ARGV[5]
 local MEMORY = 50000 -- tasks and paths of which it is known from which state the last of their updates follows
+local LOOK = 16 -- calls of a process after which it is looked how many there are
 local answer = { tonumber(now[1]), tonumber(now[2]) }
 
 -- Of two processes that write the same, the updates of the one that wrote first may come last: they are old, and not taken.
@@ -89,9 +90,10 @@ local function keep_states()
     row[#row + 1] = thing
   end
   try("ZADD", applied, unpack(row))
+  if serial % LOOK ~= 1 then return end -- among them is the first call of each process
   local surplus = redis.call("ZCOUNT", applied, "-inf", "+inf") - MEMORY
   if surplus > 0 then redis.call("ZPOPMIN", applied, surplus) end
-  redis.call("PEXPIRE", applied, whole(index_ttl))
+  redis.call("PEXPIRE", applied, whole(2 * index_ttl))
 end
 
 local last = tonumber(string.match(call("GET", done) or "", "^%d+$") or 0)
