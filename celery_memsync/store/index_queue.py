@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count, islice
+from math import ceil
 
 from ..background_loop import BackgroundLoop, Wakeup
 from ..deadline import remaining
@@ -18,7 +19,7 @@ UPDATES_PER_CALL = 500
 
 #: Least seconds between two calls of a process, unless a caller waits: what a busy process writes meanwhile is one call.  A call
 #: for each of its batches would be on the path of every write, and all of them go to one node.
-CALL_INTERVAL = 1.0
+CALL_INTERVAL = 2.0
 
 #: Most updates, and most bytes of them, that are kept while the node of the indexes is away.
 MAX_UPDATES, MAX_BYTES = 100_000, 16 * 2 ** 20
@@ -126,8 +127,8 @@ class IndexQueue:
         waiters = [self._waiters.popleft() for _ in range(len(self._waiters))]
         error: StoreError | None = None
         try:
-            # What is under way first, then all that is there by now.
-            for _ in range(-UPDATES_PER_CALL, len(self._updates), UPDATES_PER_CALL):
+            # What is under way first, then all that is there by now; what comes meanwhile is gathered.
+            for _ in range(bool(self._under_way) + ceil(len(self._updates) / UPDATES_PER_CALL)):
                 self._send_some()
         except StoreError as exc:
             error = exc
