@@ -67,8 +67,9 @@ class _Waiter:
 class IndexQueue:
     """Sends index updates to the node of the indexes, in their order; no write waits for that.
 
-    They are sent at once, but for those of entries that come within `CALL_INTERVAL` of the call before: these are gathered.  A call that got no answer is sent again under the same number, until there
-    is one.  No method takes a lock.
+    They are sent at once, but for those of entries that come within
+    `CALL_INTERVAL` of the call before: these are gathered.  A call that got no
+    answer is sent again under the same number, until there is one.  No method takes a lock.
 
     Args:
         send: Sends updates under a number; a second try has the same.
