@@ -1,4 +1,4 @@
-"""Processes that load a Redis: some write tasks at a rate that is set, one sends heartbeats, one waits for answers.
+"""Processes that load a Redis: some write tasks at a rate that is set, one sends heartbeats, one reads.
 
 They are forked from one process, which has imported everything, so a hundred of them share most of
 their memory. Each ends with the block that started it, or with the process that did.
@@ -25,7 +25,7 @@ fork = multiprocessing.get_context("fork")
 #: Seconds between two heartbeats of a worker of a small fleet: the default of memsync_heartbeat_interval.
 HEARTBEAT_INTERVAL = 5.0
 
-#: Seconds for which a writer gathers what it has to do, and between two questions of the process that waits for answers.
+#: Seconds for which a writer gathers what it has to do, and between two reads of the process that reads.
 TICK, PAUSE = 0.1, 0.02
 
 #: Of a writer that is behind: seconds of work that it forgets.
@@ -126,7 +126,7 @@ def fill(is_wanted: Callable[[], bool], url: str, begin: int, end: int, pipe: An
         time.sleep(0.1)
 
 
-class Asking:
+class Sampler:
     """A process that does the same again and again, and measures how long it takes.
 
     Args:
@@ -166,10 +166,12 @@ class Asking:
         self._target(is_wanted, note, lambda: self._theirs.send("ready"), *self._args)
 
 
-def ask(is_wanted: Callable[[], bool], note: Callable[..., None], ready: Callable[[], None],
-        url: str, tasks: int) -> None:
+def read_and_lock(
+    is_wanted: Callable[[], bool], note: Callable[..., None], ready: Callable[[], None],
+    url: str, tasks: int,
+) -> None:
     """Read tasks of `fill`, and take a lock that is free, one after the other."""
-    memsync = manager("asking", url)
+    memsync = manager("sampler", url)
     ready()
     while is_wanted():
         task_id = f"task-{random.randrange(tasks):032}"
@@ -179,8 +181,10 @@ def ask(is_wanted: Callable[[], bool], note: Callable[..., None], ready: Callabl
         time.sleep(PAUSE)
 
 
-def beat(is_wanted: Callable[[], bool], note: Callable[..., None], ready: Callable[[], None],
-         url: str, workers: int) -> None:
+def send_heartbeats(
+    is_wanted: Callable[[], bool], note: Callable[..., None], ready: Callable[[], None],
+    url: str, workers: int,
+) -> None:
     """Send the heartbeats of workers, as often as the package has each of them do so."""
     memsync = manager("heartbeats", url)
     hearts = [heartbeat_of(memsync, number, HEARTBEAT_INTERVAL) for number in range(workers)]

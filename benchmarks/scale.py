@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import common
 import redis
 from celery import Celery
-from load import Asking, Writers, ask, beat, fill, fork, manager, process
+from load import Sampler, Writers, fill, fork, manager, process, read_and_lock, send_heartbeats
 
 from celery_memsync import MemorySyncManager, MemSync
 from celery_memsync.metrics import MemsyncCollector
@@ -192,7 +192,7 @@ class Step(NamedTuple):
 
 
 def measure_steps(
-    client: Any, writers: Writers, asking: Asking, beating: Asking,
+    client: Any, writers: Writers, readers: Sampler, heartbeats: Sampler,
 ) -> Iterator[Step]:
     """Yield what is used, and how long others wait, at no writes and then at ever more."""
     pid, rate = client.info("server")["process_id"], 0.0
@@ -200,11 +200,11 @@ def measure_steps(
         print(".", end="", file=sys.stderr, flush=True)
         writers.set_rate(rate)
         time.sleep(SETTLE)
-        slowest(client), asking.read(), beating.read()
+        slowest(client), readers.read(), heartbeats.read()
         before = Usage.read(client, pid, writers)
         time.sleep(SECONDS)
         used = Usage.read(client, pid, writers).since(before)
-        latencies = quantiles({**asking.read(), **beating.read()})
+        latencies = quantiles({**readers.read(), **heartbeats.read()})
         step = Step(rate, used, latencies, slowest(client), writers.read()[2])
         yield step
         if rate and step.is_last:
@@ -238,11 +238,12 @@ def one_redis() -> tuple[dict[str, common.Table], dict[str, Any]]:
         client.config_set("slowlog-log-slower-than", 500)
         client_limit = int(client.config_get("maxclients")["maxclients"])
         filled = fill_redis(url)
-        asking, beating = Asking(ask, url, TASKS), Asking(beat, url, WORKERS)
+        readers = Sampler(read_and_lock, url, TASKS)
+        heartbeats = Sampler(send_heartbeats, url, WORKERS)
         writers = Writers(url, WRITERS)
-        with beating.running():
-            with asking.running(), writers.running():
-                steps = list(measure_steps(client, writers, asking, beating))
+        with heartbeats.running():
+            with readers.running(), writers.running():
+                steps = list(measure_steps(client, writers, readers, heartbeats))
                 connections = client.info("clients")["connected_clients"] / (2 + WRITERS)
             with manager("reader", url) as memsync:
                 reads = timed_reads(client, url, memsync)

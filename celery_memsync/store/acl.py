@@ -8,8 +8,8 @@ COMMANDS = (
     "bitfield", "client|id", "client|tracking", "del", "evalsha", "get", "getrange", "hdel", "hget", "hgetall", "hincrby",
     "hincrbyfloat", "hrandfield", "hscan", "hset", "info", "llen", "lpop", "lpos", "lrange", "lrem", "pexpire", "ping",
     "psubscribe", "pttl", "publish", "pubsub|numsub", "punsubscribe", "rename", "rpush", "script|load", "set",
-    "subscribe", "time", "unlink", "xadd", "xrevrange", "zadd", "zcount", "zmscore", "zpopmin", "zrange", "zrangebyscore", "zrank",
-    "zrem", "zremrangebyscore", "zscan", "zscore",
+    "subscribe", "time", "unlink", "xadd", "xrevrange", "zadd", "zcount", "zmscore", "zpopmin", "zrange", "zrangebyscore",
+    "zrank", "zrem", "zremrangebyscore", "zscan", "zscore",
 )
 
 #: Rights that are no commands.

@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 #: Most updates in one call.
 UPDATES_PER_CALL = 500
 
-#: Least seconds between two calls of a process, unless a caller waits: what a busy process writes meanwhile is one call.  A call
-#: for each of its batches would be on the path of every write, and all of them go to one node.
+#: Least seconds between two calls of a process, unless a caller waits: what a busy process writes meanwhile is one call.
+#: A call for each of its batches would be on the path of every write, and all of them go to one node.
 CALL_INTERVAL = 2.0
 
 #: Most updates, and most bytes of them, that are kept while the node of the indexes is away.

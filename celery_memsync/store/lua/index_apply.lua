@@ -65,12 +65,12 @@ end
 local function add_updates(texts)
   local rows, rests, counts, things = {}, {}, {}, {}
   for i, text in ipairs(texts) do
-    local row = cmsgpack.unpack(text)
+    local row = unpack_updates(text)
     rows[i] = row
     for at = 3, #row, 6 do things[#things + 1] = row[at] end
     if row[1] ~= "" then counts[row[1]] = (counts[row[1]] or 0) + 1 end
     if row[2] ~= "" then
-      rests[i] = cmsgpack.unpack(row[2])
+      rests[i] = unpack_updates(row[2])
       for at = 1, #rests[i][2], 3 do things[#things + 1] = rests[i][2][at] end
     end
   end
@@ -79,7 +79,7 @@ local function add_updates(texts)
     for at = 3, #row, 6 do add_stage(unpack(row, at, at + 5)) end
     if rests[i] then add_others(unpack(rests[i])) end
   end
-  for text, times in pairs(counts) do add_counted(times, unpack(cmsgpack.unpack(text))) end
+  for text, times in pairs(counts) do add_counted(times, unpack(unpack_updates(text))) end
 end
 
 local function keep_states()

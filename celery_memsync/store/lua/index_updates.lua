@@ -2,7 +2,7 @@
 -- before entry_write.lua and index_apply.lua.
 --
 -- On a cluster it is in another slot than the entries, and on a node with another clock.  So times are counted from now.
--- It travels as index updates: the tables here, packed here, and read by index_apply.lua alone.
+-- It travels as index updates: the tables here, packed and unpacked by these functions, and read by no other program.
 
 -- Set by the script, from its keys and arguments; channels is what stands before "queue" and "metrics" in their channels.
 local worker, index_ttl, channels
@@ -165,3 +165,9 @@ local function pack_updates()
   if row[1] == "" and row[2] == "" and not row[3] then return "" end
   return cmsgpack.pack(row)
 end
+
+-- Return index updates, or a part of them that is packed by itself, as a table.
+local function unpack_updates(text)
+  return cmsgpack.unpack(text)
+end
+
