@@ -67,9 +67,9 @@ class _Waiter:
 class IndexQueue:
     """Sends index updates to the node of the indexes, in their order; no write waits for that.
 
-    They are sent at once, but for those of entries that come within
-    `CALL_INTERVAL` of the call before: these are gathered.  A call that got no
-    answer is sent again under the same number, until there is one.  No method takes a lock.
+    Those that are not urgent, and come within `CALL_INTERVAL` of the call
+    before, are gathered.  A call that got no answer is sent again under the
+    same number, until there is one.  No method takes a lock.
 
     Args:
         send: Sends updates under a number; a second try has the same.
@@ -89,14 +89,18 @@ class IndexQueue:
         self._next_at = 0.0
         self._thread = BackgroundLoop("memsync-indexes", self._send_all, 0, on_demand=True)
 
-    def add(self, update: IndexUpdate) -> None:
-        """Take an update; it is sent within `CALL_INTERVAL`, one of a lock at once."""
+    def add(self, update: IndexUpdate, urgent: bool = False) -> None:
+        """Take an update; it is sent within `CALL_INTERVAL`, with all before it.
+
+        Args:
+            urgent: Whether it is sent at once.
+        """
         self._updates.append(update)
         self._size += _size_of(update)
         while len(self._updates) > MAX_UPDATES or self._size > MAX_BYTES:
             self._dropped += self._remove_first()
         self._thread.interval = max(0.0, self._next_at - time.monotonic())
-        if not isinstance(update, bytes):
+        if urgent:
             self._thread.run_now()
         self._thread.wake()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 
 from celery_memsync.models.task import TaskRun
+from celery_memsync.store import index_queue
 from tests.support.redis_calls import calls_of
 from tests.support.runs import run_key
 from tests.support.waiting import eventually
@@ -76,12 +77,23 @@ def test_lists_of_another_process_follow_batches_that_are_not_waited_for(make_on
     assert {task["id"] for task in other.get_tasks(limit=60)} == set(ids)
 
 
+def test_a_task_that_has_started_is_listed_at_once(make_on_cluster, monkeypatch):
+    monkeypatch.setattr(index_queue, "CALL_INTERVAL", 3600.0)
+    memsync, other = make_on_cluster(batch_interval=0.01), make_on_cluster()
+    record(memsync, "first", "PENDING")
+    eventually(lambda: other.get_queue()["pending"] == ["first"])
+
+    record(memsync, "t", "STARTED")
+
+    eventually(lambda: other.get_queue()["processing"] == ["t"])
+
+
 def test_an_end_whose_index_update_was_lost_leaves_the_lists_when_it_is_written_again(make_on_cluster):
     killed, parent, other = make_on_cluster(), make_on_cluster(), make_on_cluster()
     record(killed, "t", "STARTED")
     killed.force_sync()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(killed.runtime.store._index, "add", lambda update: None)
+        patch.setattr(killed.runtime.store._index, "add", lambda update, urgent: None)
         record(killed, "t", "SUCCESS")
         killed.force_sync()
     assert other.get_queue()["processing"] == ["t"]

@@ -100,12 +100,12 @@ def test_updates_of_a_busy_process_are_gathered(node, queue, monkeypatch):
     assert node.calls == [(1, [b"first"]), (2, [b"%d" % number for number in range(100)])]
 
 
-def test_an_update_of_a_lock_waits_for_no_other(node, queue, monkeypatch):
+def test_an_urgent_update_is_sent_at_once_with_those_before(node, queue, monkeypatch):
     monkeypatch.setattr(index_queue, "CALL_INTERVAL", 3600.0)
     queue.add(b"first")
     eventually(lambda: node.calls)
     queue.add(b"second")
-    queue.add(("lock", 1))
+    queue.add(("lock", 1), urgent=True)
     eventually(lambda: len(node.calls) > 1)
 
     assert [update for _, updates in node.calls for update in updates] == [b"first", b"second", ("lock", 1)]
