@@ -31,6 +31,9 @@ TICK, PAUSE = 0.1, 0.02
 #: Of a writer that is behind: seconds of work that it forgets.
 BEHIND = 1.0
 
+#: How much a writer steps back: latencies are to show how long Redis takes, and not how long a core is waited for.
+NICE = 10
+
 #: How much is in each row of the shared counters of writers: tasks, CPU seconds, pending writes.
 COUNTERS = 3
 
@@ -91,6 +94,7 @@ class Writers:
             yield
 
     def _write(self, is_wanted: Callable[[], bool], number: int) -> None:
+        os.nice(NICE)
         memsync = manager(f"writer-{number}", self.url)
         sent: list[tuple[str, int]] = []
         at, written, due = COUNTERS * number, 0, 0.0

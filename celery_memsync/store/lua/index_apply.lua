@@ -62,10 +62,10 @@ local function add_others(others, paths, its_sets)
 end
 
 -- Add updates to those that are to be applied.  States are read at once: a command for each would be on the path of every write.
-local function add_updates(texts)
+local function add_updates(first)
   local rows, rests, counts, things = {}, {}, {}, {}
-  for i, text in ipairs(texts) do
-    local row = unpack_updates(text)
+  for i = 1, #ARGV - first + 1 do
+    local row = unpack_updates(ARGV[first + i - 1])
     rows[i] = row
     for at = 3, #row, 6 do things[#things + 1] = row[at] end
     if row[1] ~= "" then counts[row[1]] = (counts[row[1]] or 0) + 1 end
@@ -101,7 +101,7 @@ if last > 2 ^ 53 then last = 0 end
 if last >= tonumber(serial) then return answer end
 -- If Redis takes no writes this raises before anything was written.
 redis.call("SET", done, serial, "PX", 3600000)
-add_updates({ unpack(ARGV, 6) })
+add_updates(6)
 apply_updates()
 pcall(keep_states)
 return answer
