@@ -220,7 +220,7 @@ def full_first(idle: Step, step: Step, filled: Row) -> dict[str, Row]:
     network = (step.used.network - idle.used.network) / tasks
     left = 1 - idle.used.redis / idle.used.at
     return {
-        "a core, µs": {"of a task": cpu * 1e6, "full at tasks, 1/s": left / cpu},
+        "a core of Redis, µs": {"of a task": cpu * 1e6, "full at tasks, 1/s": left / cpu},
         "16 GiB, tasks kept for an hour, bytes": {
             "of a task": filled["memory, bytes a task"],
             "full at tasks, 1/s": MEMORY / TTL / filled["memory, bytes a task"]},
