@@ -8,7 +8,7 @@ local function touch(about, thing, channels, worker, ttl_ms, left_ms)
   local version = tonumber(parse(type(before) == "string" and before or "") or 0) + 1
   local text = header(version, "-", "-", "0", now_ms, ttl_ms, 0, "-", worker) .. "\n1"
   try("HSET", about, thing, text)
-  outlives(about, left_ms, 1.25)
+  outlives(about, left_ms)
   publish(channels .. thing, ":" .. thing .. "\n" .. text)
 end
 

@@ -55,7 +55,7 @@ local function update_lists()
     if #out > 0 then changed = try("ZREM", key, unpack(out)) ~= 0 or changed end
     if #into > 0 then
       changed = try("ZADD", key, unpack(into)) ~= 0 or changed
-      outlives(key, left, 1.25)
+      outlives(key, left)
       longest = math.max(longest, left)
       trim(key, index_ttl)
     end

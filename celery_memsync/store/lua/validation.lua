@@ -52,9 +52,8 @@ local function publish(channel, text)
   return type(redis.pcall("PUBLISH", channel, text)) ~= "table"
 end
 
--- Let a key expire not before so many ms from now, and some times that if it has to be prolonged: of a key that is prolonged at
--- each call more than 1 spares most of it.
-local function outlives(key, ms, times)
-  if redis.call("PTTL", key) < tonumber(ms) then redis.call("PEXPIRE", key, whole(ms * (times or 1))) end
+-- Let a key expire not before so many ms from now.
+local function outlives(key, ms)
+  if redis.call("PTTL", key) < tonumber(ms) then redis.call("PEXPIRE", key, whole(ms)) end
 end
 
