@@ -15,7 +15,7 @@ help:
 	@echo "make lint        only the linters and mypy"
 	@echo "make docs        build the documentation site into build/site"
 	@echo "make pictures    draw the pictures of the documents from a real run"
-	@echo "make bench       measure against peers and goals, and write docs/performance.md, in half an hour; QUICK=1 a few minutes"
+	@echo "make bench       measure against peers and goals, and write docs/performance.md, in three quarters of an hour; QUICK=1 a few minutes"
 	@echo "make soak        real workers under faults for MINUTES=60, or without any: STEADY=--steady; TOPOLOGY=cluster, sentinel"
 	@echo "make fuzz        throw made-up bytes at what reads (SECONDS= for each target)"
 	@echo "make clean       remove what the others made"

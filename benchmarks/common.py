@@ -7,11 +7,13 @@ import json
 import math
 import os
 import platform
+import random
 import signal
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any, TypeVar
 
 import celery
 import redis
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS as SLOTS
 
 from celery_memsync.store.embedded import find_server
 
@@ -48,29 +51,63 @@ def sized(full: T, quick: T) -> T:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[str]:
+def server(*options: str) -> Iterator[str]:
     """Start an empty redis-server; yield its URL without a database.
 
     ``BENCH_REDIS_SERVER`` names another binary.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     binary = os.environ.get("BENCH_REDIS_SERVER") or find_server()
     process = subprocess.Popen(
-        [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", ""],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    client = redis.Redis(port=port)
-    while True:
-        with contextlib.suppress(redis.ConnectionError):
-            if client.ping():
-                break
-        time.sleep(0.05)
+        [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", *options],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
+        client = redis.Redis(port=port)
+        while True:
+            with contextlib.suppress(redis.ConnectionError):
+                if client.ping():
+                    break
+            time.sleep(0.05)
         yield f"redis://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait(10)
+
+
+def free_port() -> int:
+    """Return a port on which no process listens, and not on the one 10,000 above it either.
+
+    That is the second port of a node of a cluster. Both are below those that the kernel gives away.
+    """
+    while True:
+        port = random.SystemRandom().randrange(10_000, 20_000)
+        with (contextlib.suppress(OSError), socket.socket() as first, socket.socket() as second):
+            first.bind(("127.0.0.1", port))
+            second.bind(("127.0.0.1", port + 10_000))
+            return port
+
+
+@contextlib.contextmanager
+def cluster(masters: int = 3) -> Iterator[list[str]]:
+    """Start an empty cluster without replicas; yield the URLs of its masters, without a database."""
+    with contextlib.ExitStack() as stack:
+        folders = [stack.enter_context(tempfile.TemporaryDirectory()) for _ in range(masters)]
+        urls = [stack.enter_context(server("--cluster-enabled", "yes", "--dir", folder))
+                for folder in folders]
+        clients: list[Any] = [redis.Redis.from_url(url) for url in urls]
+        for number, client in enumerate(clients):
+            slots = range(number * SLOTS // masters, (number + 1) * SLOTS // masters)
+            client.execute_command("CLUSTER ADDSLOTS", *slots)
+        for url in urls[1:]:
+            clients[0].execute_command("CLUSTER MEET", "127.0.0.1", url.rpartition(":")[2])
+        while not all(_is_whole(client, masters) for client in clients):
+            time.sleep(0.05)
+        yield urls
+
+
+def _is_whole(client: Any, masters: int) -> bool:
+    info = client.cluster("info")
+    return bool(info["cluster_state"] == "ok") and int(info["cluster_known_nodes"]) == masters
 
 
 @contextlib.contextmanager

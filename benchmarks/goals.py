@@ -62,6 +62,9 @@ GOALS = (
          "memory", "Private memory of a worker", "added to main, MB", 3.5, "MB"),
     Goal("memory added to a child", CELERY,
          "memory", "Private memory of a worker", "added to a child, MB", 3.5, "MB"),
+    *(Goal(f"a cluster: how far a node's share of {figure} is from a third", "",
+           "scale", "The node farthest from a third", figure, 0.2, "of it")
+      for figure in ("commands", "CPU")),
 )
 
 

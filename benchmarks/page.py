@@ -43,15 +43,49 @@ QUICK = """\
 **Quick mode: little work in few rounds. This is noisy and shows large changes only.**"""
 
 
+#: Between these lines of a page that people write is what was measured.
+MEASURED = "<!-- Written by `make bench ONLY=scale`; do not edit. -->"
+END = "<!-- The end of what it has written. -->"
+
+
+def with_measured(text: str, lines: Iterable[str]) -> str:
+    """Return a page with other lines as what was measured."""
+    head, _, rest = text.partition(MEASURED)
+    _, end, tail = rest.partition(END)
+    if not end:
+        raise ValueError(f"the page lacks the line {MEASURED} or {END}")
+    return "\n".join((head + MEASURED, "", *lines, "", end + tail))
+
+
+def scale(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a large fleet was measured to take."""
+    if result["quick"]:
+        yield from (QUICK, "")
+    yield f"{machine(result)}, {time.strftime('%Y-%m-%d')}."
+    yield from facts_of(result)
+    for title, table in result["tables"].items():
+        yield from ("", f"### {title}", "", *figures(table))
+
+
+def facts_of(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a benchmark found beside its tables."""
+    for fact, value in result["facts"].items():
+        yield from ("", f"{fact}: {value}.")
+
+
+def machine(result: Mapping[str, Any]) -> str:
+    """Return the machine on which a benchmark ran, and with which versions."""
+    return (f"{os.cpu_count()} cores, {cpu_name()}, Linux {platform.release().split('-')[0]}.\n"
+            f"Python {result['python']}, celery {result['celery']}, redis-py {result['redis-py']}")
+
+
 def lines_of(results: Mapping[str, Any], plots: Path) -> Iterator[str]:
     """Yield the lines of the page; write the plots, which it shows, into a folder."""
     any_result = next(iter(results.values()))
     redis = results["reads"]["facts"]["Redis"]
     yield from (
         HEAD, "",
-        f"Machine: {os.cpu_count()} cores, {cpu_name()}, Linux {platform.release().split('-')[0]}.",
-        f"Python {any_result['python']}, celery {any_result['celery']}, "
-        f"redis-py {any_result['redis-py']},",
+        f"Machine: {machine(any_result)},",
         f"Redis {redis}, {time.strftime('%Y-%m-%d')}.",
         "", "## Goals", "", GOALS, "", *goals(results))
     for section, benchmarks in SECTIONS.items():
@@ -59,8 +93,7 @@ def lines_of(results: Mapping[str, Any], plots: Path) -> Iterator[str]:
         for name in benchmarks:
             for title, table in results[name]["tables"].items():
                 yield from ("", f"### {title}", "", *figures(table))
-            for fact, value in results[name]["facts"].items():
-                yield from ("", f"{fact}: {value}.")
+            yield from facts_of(results[name])
     yield from growth(results["growth"]["facts"], plots)
     yield from ("", DECISIONS.read_text().rstrip())
 

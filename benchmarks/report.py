@@ -1,12 +1,13 @@
-"""Run the benchmarks, print which goals are met, and write docs/performance.md with its plots.
+"""Run the benchmarks, print which goals are met, write docs/performance.md and its plots.
 
 Usage::
 
     python benchmarks/report.py [--quick] [NAME...]
 
 NAME is a benchmark, such as ``writes``; without one all run. What each printed last is kept in
-``build/benchmarks``, and the page is written from that. With ``--quick`` they take a few minutes,
-and both are in ``build/benchmarks/quick``.
+``build/benchmarks``, and the page is written from that; what ``scale`` printed goes into
+docs/scaling.md. With ``--quick`` they take a few minutes, and all of it is in
+``build/benchmarks/quick``.
 """
 from __future__ import annotations
 
@@ -24,18 +25,31 @@ import page
 from common import ROOT
 
 BENCHMARKS = ("overhead", "calls", "progress", "writes", "reads", "locks", "subscriptions",
-              "fleet", "commands", "memory", "growth")
+              "fleet", "commands", "memory", "growth", "scale")
+
+#: Seconds that a benchmark may take to stop what it has started.
+STOP_TIMEOUT = 60.0
 
 #: Where the results of each benchmark are kept.
 OUTPUT = ROOT / "build" / "benchmarks"
 
 
 def run(name: str, quick: bool) -> bytes:
-    """Run a benchmark; return what it printed."""
+    """Run a benchmark; return what it printed.
+
+    At Ctrl-C, which reaches it as well, it has the time to stop what it has started.
+    """
     environment = {**os.environ, "BENCH_QUICK": "1" if quick else ""}
-    script = str(ROOT / "benchmarks" / f"{name}.py")
-    return subprocess.run(
-        [sys.executable, script], env=environment, stdout=subprocess.PIPE, check=True).stdout
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py")]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+        try:
+            printed, _ = process.communicate()
+        except KeyboardInterrupt:
+            process.wait(STOP_TIMEOUT)
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return printed
 
 
 def run_all(names: Sequence[str], quick: bool, folder: Path) -> None:
@@ -68,6 +82,9 @@ def main() -> None:
     if len(results) == len(BENCHMARKS):
         lines = page.lines_of(results, docs / "plots")
         (docs / "performance.md").write_text("\n".join(lines) + "\n")
+    if "scale" in results:
+        text = (ROOT / "docs" / "scaling.md").read_text()
+        (docs / "scaling.md").write_text(page.with_measured(text, page.scale(results["scale"])))
     print("\n".join(page.goals(read(names, folder))))
 
 

@@ -8,6 +8,14 @@ from celery_memsync.models.task import TaskRun
 from celery_memsync.models.worker import WorkerRecord
 
 
+def send_task(memsync: MemorySyncManager, task_id: str, number: int) -> None:
+    """Record a task that was sent, as Celery's signals do in its producer."""
+    now = memsync.runtime.store.clock.now()
+    facts = TaskRun("PENDING", name="proj.tasks.convert", queue="celery", root_id=task_id,
+                    published_at=now)
+    memsync.sync_task_run(task_id, facts, published_key(f"eFgH5678-{number:x}"))
+
+
 def record_task(memsync: MemorySyncManager, task_id: str, number: int) -> None:
     """Record a finished task, as Celery's signals do at its end."""
     now, run = memsync.runtime.store.clock.now(), f"PtGcmlu6-{number:x}"
@@ -19,7 +27,7 @@ def record_task(memsync: MemorySyncManager, task_id: str, number: int) -> None:
     memsync.sync_task_run(task_id, facts, key)
 
 
-def heartbeat_of(memsync: MemorySyncManager, number: int) -> Heartbeat:
+def heartbeat_of(memsync: MemorySyncManager, number: int, interval: float = 60.0) -> Heartbeat:
     """Return the heartbeat of a worker with two running tasks; it is not sent yet."""
     store = memsync.runtime.store.with_token(f"t{number:07}")
     running = tuple({"id": f"{number:032}-{i}", "name": "proj.tasks.convert", "started_at": 1.0}
@@ -29,4 +37,4 @@ def heartbeat_of(memsync: MemorySyncManager, number: int) -> Heartbeat:
         concurrency=8, running=running, queues=("celery",), consuming=True,
         capacity={"total": 8, "active": 2, "reserved": 0, "free": 6}, depths={"celery": 7},
         versions={"celery": "5.7.0"})
-    return Heartbeat(store, lambda: record, 60.0, 3600.0)
+    return Heartbeat(store, lambda: record, interval, 3600.0)

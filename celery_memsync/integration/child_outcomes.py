@@ -15,8 +15,8 @@ from ..exceptions import Skipped, TaskCancelled
 from .runs import ReceivedRun, exception_of, facts_of
 
 #: Seconds, beside those that a child gathers what it writes, for which its parent remembers what its tasks came to: that
-#: is in Redis by then.
-FLUSH_GRACE = 2.0
+#: is in Redis by then, and what follows from it in the indexes of a cluster.
+FLUSH_GRACE = 3.0
 
 #: Attribute of the Ignore of a body that has stored an end of its own by ``update_state``: that.
 STORED_END = "memsync_stored_end"

@@ -8,8 +8,8 @@ COMMANDS = (
     "bitfield", "client|id", "client|tracking", "del", "evalsha", "get", "getrange", "hdel", "hget", "hgetall", "hincrby",
     "hincrbyfloat", "hrandfield", "hscan", "hset", "info", "llen", "lpop", "lpos", "lrange", "lrem", "pexpire", "ping",
     "psubscribe", "pttl", "publish", "pubsub|numsub", "punsubscribe", "rename", "rpush", "script|load", "set",
-    "subscribe", "time", "unlink", "xadd", "xrevrange", "zadd", "zcount", "zpopmin", "zrange", "zrangebyscore", "zrank",
-    "zrem", "zremrangebyscore", "zscan", "zscore",
+    "subscribe", "time", "unlink", "xadd", "xrevrange", "zadd", "zcount", "zmscore", "zpopmin", "zrange", "zrangebyscore",
+    "zrank", "zrem", "zremrangebyscore", "zscan", "zscore",
 )
 
 #: Rights that are no commands.
@@ -65,7 +65,7 @@ def probes(key: str, channel: str) -> list[Probe]:
         "publish": (channel, ""),
         "pubsub|numsub": (channel,), "rename": (key, key), "rpush": (key, "a"), "script|load": ("return 1",),
         "set": (key, "", "PX", "1000"), "time": (), "xadd": (key, "*", "a", "1"), "xrevrange": (key, "+", "-"),
-        "zadd": (key, "1", "a"), "zcount": (key, "0", "1"), "zrange": (key, "0", "1"),
+        "zadd": (key, "1", "a"), "zcount": (key, "0", "1"), "zmscore": (key, "a"), "zrange": (key, "0", "1"),
         "zrangebyscore": (key, "0", "1"), "zrank": (key, "a"), "zrem": (key, "a"),
         "zremrangebyscore": (key, "0", "1"), "zscan": (key, "0"), "zscore": (key, "a"),
         "psubscribe": (channel,), "punsubscribe": (channel,), "subscribe": (channel,),

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import redis
 
 from ..exceptions import StoreUnavailable
-from ..keys import Location
+from ..keys import STAGE, Location
 from ..models.entry import StoredEntry
+from ..models.order import RUNNING
 from . import (
     SCRIPT_SIZE,
     TOLERATED_SKEW,
@@ -141,7 +142,8 @@ class ClusterStore(Store):
         if answer[-1]:
             update = PackedUpdate(answer[-1])
             update.keys = (*self._member_sets(writes), *self._record_keys(writes))
-            self._index.add(update)
+            # A task that is in no list is not found when its worker is lost.
+            self._index.add(update, urgent=any(map(_is_start, writes)))
         return [outcome if outcome.stored is None else
                 outcome._replace(stored=self.in_our_time(write.location.key, outcome.stored))
                 for write, outcome in zip(writes, outcomes)]
@@ -253,7 +255,7 @@ class ClusterStore(Store):
 
     def _index_lock(self, request: LockRequest) -> None:
         self._ensure_clock()
-        self._index.add((request.location.path, ms(self.clock.now() + request.ttl)))
+        self._index.add((request.location.path, ms(self.clock.now() + request.ttl)), urgent=True)
 
     def _run_for_lock(self, script: Script, location: Location, *args: Any) -> bytes:
         """Run a script on the node of a lock."""
@@ -339,6 +341,10 @@ class ClusterStore(Store):
         self._ensure_clock()
         answers: list[Any] = self._client.execute_all(commands, skip_away) if commands else []
         return answers
+
+
+def _is_start(write: EntryWrite) -> bool:
+    return write.location.slot == STAGE and write.rank[:1] == RUNNING
 
 
 def _by_slot(items: Sequence[Any], key_of: Callable[[Any], str]) -> list[list[int]]:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count, islice
+from math import ceil
 
 from ..background_loop import BackgroundLoop, Wakeup
 from ..deadline import remaining
@@ -15,6 +16,10 @@ logger = logging.getLogger(__name__)
 
 #: Most updates in one call.
 UPDATES_PER_CALL = 500
+
+#: Least seconds between two calls of a process, unless a caller waits: what a busy process writes meanwhile is one call.
+#: A call for each of its batches would be on the path of every write, and all of them go to one node.
+CALL_INTERVAL = 2.0
 
 #: Most updates, and most bytes of them, that are kept while the node of the indexes is away.
 MAX_UPDATES, MAX_BYTES = 100_000, 16 * 2 ** 20
@@ -62,8 +67,9 @@ class _Waiter:
 class IndexQueue:
     """Sends index updates to the node of the indexes, in their order; no write waits for that.
 
-    A call that got no answer is sent again under the same number, until there
-    is one.  No method takes a lock.
+    Those that are not urgent, and come within `CALL_INTERVAL` of the call
+    before, are gathered.  A call that got no answer is sent again under the
+    same number, until there is one.  No method takes a lock.
 
     Args:
         send: Sends updates under a number; a second try has the same.
@@ -79,14 +85,23 @@ class IndexQueue:
         self._serials = count(1)
         self._waiters: deque[_Waiter] = deque()
         self._dropped = 0
+        #: Monotonic time before which nothing is sent unless a caller waits.
+        self._next_at = 0.0
         self._thread = BackgroundLoop("memsync-indexes", self._send_all, 0, on_demand=True)
 
-    def add(self, update: IndexUpdate) -> None:
-        """Take an update; it is sent at once."""
+    def add(self, update: IndexUpdate, urgent: bool = False) -> None:
+        """Take an update; it is sent within `CALL_INTERVAL`, with all before it.
+
+        Args:
+            urgent: Whether it is sent at once.
+        """
         self._updates.append(update)
         self._size += _size_of(update)
         while len(self._updates) > MAX_UPDATES or self._size > MAX_BYTES:
             self._dropped += self._remove_first()
+        self._thread.interval = max(0.0, self._next_at - time.monotonic())
+        if urgent:
+            self._thread.run_now()
         self._thread.wake()
 
     def wait(self) -> None:
@@ -113,11 +128,12 @@ class IndexQueue:
 
     def _send_all(self) -> None:
         """Send what there is, and let those go on that wait for it."""
+        self._next_at = time.monotonic() + CALL_INTERVAL
         waiters = [self._waiters.popleft() for _ in range(len(self._waiters))]
         error: StoreError | None = None
         try:
-            # What is under way first, then all that is there by now.
-            for _ in range(-UPDATES_PER_CALL, len(self._updates), UPDATES_PER_CALL):
+            # What is under way first, then all that is there by now; what comes meanwhile is gathered.
+            for _ in range(bool(self._under_way) + ceil(len(self._updates) / UPDATES_PER_CALL)):
                 self._send_some()
         except StoreError as exc:
             error = exc

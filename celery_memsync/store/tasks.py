@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ..keys import FORMER, SLOTS, STAGE, is_id
@@ -101,9 +101,25 @@ class TaskStore(ScriptCaller):
             since: When the first of them was recorded, in seconds of Redis's clock.  None: however long ago.
         """
         after = "-" if since is None else str(max(0, int(since * 1000)))
+        start, _, seen = before.partition("/")
         pipeline = self._pipeline(None)
-        pipeline.xrevrange(self.keys.task_index, before, after, limit)
+        pipeline.xrevrange(self.keys.task_index, start, after, limit)
         (rows,) = answers_of(pipeline)
-        ids = [(item or {}).get(b"id", b"").decode(errors="replace") for _, item in rows or ()]
-        more = f"({rows[-1][0].decode()}" if rows and len(rows) == limit else None
+        items = [(item_id.decode(), ids_of(item)) for item_id, item in rows or ()]
+        if seen and items and items[0][0] == start:
+            del items[0][1][:int(seen)]
+        ids: list[str] = []
+        for item_id, its_ids in items:
+            room = limit - len(ids)
+            ids += its_ids[:room]
+            if len(its_ids) > room:
+                read = room + int(seen) if item_id == start else room
+                return RecentTasks(list(filter(is_id, ids)), f"{item_id}/{read}")
+        more = f"({items[-1][0]}" if items and len(items) == limit else None
         return RecentTasks(list(filter(is_id, ids)), more)
+
+
+def ids_of(item: Mapping[bytes, bytes] | None) -> list[str]:
+    """Return the ids of an item of the index, newest first; none of what another program has put there."""
+    text = (item or {}).get(b"ids", b"").decode(errors="replace")
+    return text.split("\n")[::-1] if text else []

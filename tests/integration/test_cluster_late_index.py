@@ -22,7 +22,7 @@ def test_a_key_that_comes_late_into_the_index_is_delivered_after_a_lost_connecti
         away.setattr(other.runtime.store, "listen", refuse)
         for server in cluster.servers:
             server.client().client_kill_filter(_type="pubsub", skipme=True)
-        away.setattr(memsync.runtime.store._index, "add", late.append)
+        away.setattr(memsync.runtime.store._index, "add", lambda update, urgent: late.append(update))
         memsync.write(name, 1)
         eventually(lambda: late)
     other.subscribe("m", lambda key, value: received.__setitem__(key, value))

@@ -50,15 +50,15 @@ def scatter_scores(redis, key):
 def end_stream(redis, key):
     """Add the last item that a stream can have."""
     if redis.type(key) == b"stream":
-        redis.xadd(key, {"id": "last"}, id=f"{2 ** 64 - 1}-{2 ** 64 - 1}")
+        redis.xadd(key, {"ids": "last"}, id=f"{2 ** 64 - 1}-{2 ** 64 - 1}")
 
 
 def add_items(redis, key):
     """Add items without an id, and with one that is none."""
     if redis.type(key) == b"stream":
-        for item in ({"x": 1}, {"id": ""}, {"id": b"\xff"}, {"id": "a/b"}, {"id": "x" * 5000}, {"id": "\x1b[31m"}):
+        for item in ({"x": 1}, {"ids": ""}, {"ids": b"\xff"}, {"ids": "a/b"}, {"ids": "x" * 5000}, {"ids": "\x1b[31m"}):
             redis.xadd(key, item)
-        redis.xadd(key, {"id": "future"}, id=f"{NOW * 2}-0")
+        redis.xadd(key, {"ids": "future"}, id=f"{NOW * 2}-0")
 
 
 def add_rows(redis, key):

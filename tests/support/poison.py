@@ -129,7 +129,7 @@ def poison(redis, namespace, change):
             redis.rpush(key, *(_poisoned(row, change) for row in redis.lrange(key, 0, -1)))
         elif kind == b"stream":
             for name in _beside(b"t0"):
-                redis.xadd(key, {"id": name, name: name})
+                redis.xadd(key, {"ids": name, name: name})
     for key in ("tasks/{t0%s}/", "locks/{printer%s}", "own/1%s"):
         redis.copy(f"{namespace}/{key % ''}", f"{namespace}/{key % HOSTILE_ID}")
     redis.set(f"{namespace}/own/{HOSTILE_PART}", b"\xff\x00\x1b[31m")

@@ -1,6 +1,9 @@
 """How benchmarks compare what they measured with peers, floors and goals."""
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -8,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.waiting import eventually
 
 FOLDER = ROOT / "benchmarks"
 
@@ -19,9 +23,10 @@ def bench():
         patch.syspath_prepend(str(FOLDER))
         import common
         import goals
+        import load
         import page
         import report
-    return SimpleNamespace(common=common, goals=goals, page=page, report=report)
+    return SimpleNamespace(common=common, goals=goals, load=load, page=page, report=report)
 
 
 def rounds(*times):
@@ -164,6 +169,58 @@ def test_report_ends_with_what_misses_and_the_worst_first(bench, results):
 def test_report_says_that_quick_mode_is_noisy(bench, results):
     assert "noisy" in next(bench.page.goals(results(150, quick=True)))
     assert "noisy" not in "".join(bench.page.goals(results(150)))
+
+
+def test_report_replaces_what_was_measured_in_a_page_that_people_write(bench):
+    page = bench.page
+    text = f"# Scaling\n\n{page.MEASURED}\nold\n{page.END}\n\n## More\n"
+
+    once = page.with_measured(text, ["new"])
+
+    assert once == f"# Scaling\n\n{page.MEASURED}\n\nnew\n\n{page.END}\n\n## More\n"
+    assert page.with_measured(once, ["new"]) == once
+
+
+def test_report_refuses_a_page_without_a_place_for_what_was_measured(bench):
+    with pytest.raises(ValueError, match="lacks the line"):
+        bench.page.with_measured("# Scaling\n", ["new"])
+
+
+def test_scaling_page_has_a_place_for_what_was_measured(bench):
+    text = (ROOT / "docs" / "scaling.md").read_text()
+
+    assert "new" in bench.page.with_measured(text, ["new"]).splitlines()
+
+
+def test_report_waits_at_an_interrupt_until_a_benchmark_has_stopped_what_it_started(bench, tmp_path, monkeypatch):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "slow.py").write_text(
+        "import pathlib, time\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "try:\n    (folder / 'started').touch()\n    time.sleep(60)\n"
+        "finally:\n    time.sleep(1)\n    (folder / 'stopped').touch()\n")
+    code = (f"import sys; sys.path.insert(0, {str(FOLDER)!r}); import pathlib, report; "
+            f"report.ROOT = pathlib.Path({str(tmp_path)!r}); report.run('slow', True)")
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, start_new_session=True)
+    eventually((tmp_path / "started").exists, timeout=30)
+
+    os.killpg(process.pid, signal.SIGINT)
+
+    assert process.wait(30) != 0
+    assert (tmp_path / "stopped").exists()
+
+
+@pytest.mark.slow
+def test_processes_of_a_load_end_with_their_block(bench, redis_url):
+    writers = bench.load.Writers(redis_url, 3)
+    with pytest.raises(KeyboardInterrupt), writers.running():
+        writers.set_rate(300.0)
+        eventually(lambda: writers.read()[0] > 50, timeout=30)
+        children = multiprocessing.active_children()
+        raise KeyboardInterrupt
+
+    assert len(children) == 3
+    assert not any(child.is_alive() for child in children)
 
 
 # -- floors

@@ -9,7 +9,7 @@ end
 -- Add a number, as text, to a counter and return whether it was added; nil and the error if the server refuses.  What a
 -- user stored there and is no number stays; what is no JSON, or a number that nothing can be added to, is replaced.
 local function add_to(metrics, counter, text)
-  local result = try("HINCRBY", metrics, counter, text)
+  local result = try(string.find(text, ".", 1, true) and "HINCRBYFLOAT" or "HINCRBY", metrics, counter, text)
   if type(result) == "table" and is_of_numbers(result) then -- one of the two has a fraction
     result = redis.pcall("HINCRBYFLOAT", metrics, counter, text)
   end

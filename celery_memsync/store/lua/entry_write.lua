@@ -321,6 +321,11 @@ local function write(key, known, body, is_there)
           added[#added + 1] = task
         end
       end
+      -- The one that wrote it first may have been killed before it sent its index updates.
+      if staged and not index and run == srun and rank == srank and rank >= "3" then
+        note_state(task, before_ms, version)
+        enlist(task, rank, time, ttl_ms, figure)
+      end
       if run ~= srun and run ~= "-" then
         local former = header(1, run, rank, fence, time, ttl_ms, now_ms - time, writes, worker) .. "\n" .. body
         local kept, replaced = keep_former(entries, where, run, rank, former, srun)

@@ -24,57 +24,76 @@ index, names, pending, processing, metrics, about, statistics =
 worker, index_ttl, channels = ARGV[1], tonumber(ARGV[2]), ARGV[3] .. ARGV[4]
 local done, applied, serial = KEYS[8], KEYS[9], ARGV[5]
 local MEMORY = 50000 -- tasks and paths of which it is known from which state the last of their updates follows
+local LOOK = 16 -- calls of a process after which it is looked how many there are
 local answer = { tonumber(now[1]), tonumber(now[2]) }
 
 -- Of two processes that write the same, the updates of the one that wrote first may come last: they are old, and not taken.
-local applied_states, is_unknown = {}, {}
+local applied_states, known_states = {}, {}
+
 local function is_new(thing, state)
-  local known = applied_states[thing] or try("ZSCORE", applied, thing)
-  is_unknown[thing] = not known
+  local known = tonumber(applied_states[thing] or known_states[thing] or nil)
   -- A score further ahead than clocks differ is none of ours.
-  if type(known) ~= "table" and known and tonumber(known) > state and tonumber(known) < state + AHEAD * 1024 then
-    return false
-  end
+  if known and known > state and known < state + AHEAD * 1024 then return false end
   applied_states[thing] = state
   return true
 end
 
--- Add updates to those that are to be applied.
-local function add_updates(text)
-  local its_states, its_added, its_lists, its_orders, its_expiries, its_counted, its_named, its_sets,
-    its_records, its_exceptions = unpack_updates(text)
-  local is_added = {}
-  for _, task in ipairs(its_added) do
-    added[#added + 1], is_added[task] = task, true
+local function add_stage(task, state, list, order, expires, is_added)
+  -- The update with which its first stage went into the index may have been lost with its process, or in a failover.
+  if is_added or not (applied_states[task] or known_states[task]) then added[#added + 1] = task end
+  if is_new(task, state) then lists[task], orders[task], expiries[task] = list, order, expires end
+end
+
+-- Add what some updates have counted alike.
+local function add_counted(times, its_counted, its_records, its_exceptions)
+  for counter, by in pairs(its_counted) do counted[counter] = (counted[counter] or 0) + times * by end
+  add_counts(record_counts, its_records, times)
+  add_counts(exception_counts, its_exceptions, times)
+end
+
+local function add_others(others, paths, its_sets)
+  for _, task in ipairs(others) do added[#added + 1] = task end
+  for at = 1, #paths, 3 do
+    if is_new(paths[at], paths[at + 1]) then named[paths[at]] = paths[at + 2] end
   end
-  for task, list in pairs(its_lists) do
-    if is_new(task, its_states[task]) then
-      lists[task], orders[task], expiries[task] = list, its_orders[task], its_expiries[task]
-    end
-    -- The update with which its first stage went into the index may have been lost with its process, or in a failover.
-    if is_unknown[task] and not is_added[task] then added[#added + 1] = task end
-  end
-  for path, expires in pairs(its_named) do
-    if is_new(path, its_states[path]) then named[path] = expires end
-  end
-  for counter, by in pairs(its_counted) do counted[counter] = (counted[counter] or 0) + by end
   for key, scores in pairs(its_sets) do
     for member, score in pairs(scores) do set_score(key, member, score) end
   end
-  add_counts(its_records, its_exceptions)
+end
+
+-- Add updates to those that are to be applied.  States are read at once: a command for each would be on the path of every write.
+local function add_updates(first)
+  local rows, rests, counts, things = {}, {}, {}, {}
+  for i = 1, #ARGV - first + 1 do
+    local row = unpack_updates(ARGV[first + i - 1])
+    rows[i] = row
+    for at = 3, #row, 6 do things[#things + 1] = row[at] end
+    if row[1] ~= "" then counts[row[1]] = (counts[row[1]] or 0) + 1 end
+    if row[2] ~= "" then
+      rests[i] = unpack_updates(row[2])
+      for at = 1, #rests[i][2], 3 do things[#things + 1] = rests[i][2][at] end
+    end
+  end
+  known_states = scores_in(applied, things)
+  for i, row in ipairs(rows) do
+    for at = 3, #row, 6 do add_stage(unpack(row, at, at + 5)) end
+    if rests[i] then add_others(unpack(rests[i])) end
+  end
+  for text, times in pairs(counts) do add_counted(times, unpack(unpack_updates(text))) end
 end
 
 local function keep_states()
   if not next(applied_states) then return end
   local row = {}
   for thing, state in pairs(applied_states) do
-    row[#row + 1] = whole(state)
+    row[#row + 1] = state
     row[#row + 1] = thing
   end
   try("ZADD", applied, unpack(row))
+  if serial % LOOK ~= 1 then return end -- among them is the first call of each process
   local surplus = redis.call("ZCOUNT", applied, "-inf", "+inf") - MEMORY
   if surplus > 0 then redis.call("ZPOPMIN", applied, surplus) end
-  redis.call("PEXPIRE", applied, whole(index_ttl))
+  redis.call("PEXPIRE", applied, whole(2 * index_ttl))
 end
 
 local last = tonumber(string.match(call("GET", done) or "", "^%d+$") or 0)
@@ -82,7 +101,7 @@ if last > 2 ^ 53 then last = 0 end
 if last >= tonumber(serial) then return answer end
 -- If Redis takes no writes this raises before anything was written.
 redis.call("SET", done, serial, "PX", 3600000)
-for i = 6, #ARGV do add_updates(ARGV[i]) end
+add_updates(6)
 apply_updates()
 pcall(keep_states)
 return answer

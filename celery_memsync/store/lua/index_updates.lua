@@ -18,30 +18,39 @@ local named = {}
 -- Which state of its entry each list and name follows from, by task id or path; a later state has a greater number.
 local states = {}
 
--- Tasks that stay in the index when it begins anew.
-local KEPT = 500
+-- Most tasks of an item of the index; items that stay in the index when it begins anew.
+local PER_ITEM, KEPT = 8, 500
 
 -- Note which state of an entry what follows from it, if that travels: when that is taken to be stored (ms), and its version.
 local function note_state(thing, stored_ms, version)
   if not index then states[thing] = stored_ms * 1024 + version % 1024 end
 end
 
+-- Return the scores of members of a sorted set, false of those that it lacks, in one command for many of them.
+local function scores_in(key, members)
+  local scores = {}
+  for first = 1, #members, 1000 do
+    local last = math.min(first + 999, #members)
+    local some = try("ZMSCORE", key, unpack(members, first, last))
+    for i = first, last do scores[members[i]] = not some.err and some[i - first + 1] or false end
+  end
+  return scores
+end
+
 local function update_lists()
   local changed, longest = false, 1
   for list, key in pairs({ pending = pending, processing = processing }) do
-    local out, into, left = {}, {}, 0
-    for task, wanted in pairs(lists) do
-      if wanted ~= list then
-        out[#out + 1] = task
-      else
-        -- A task that is there keeps its order; it only expires later.
-        local score = try("ZSCORE", key, task)
-        local order = type(score) == "string" and expires_at(score) > 0 and order_of(score) or orders[task]
-        if order < EPOCH then order = order + now_ms * 10 end
-        into[#into + 1] = score_of(order, now_ms + expiries[task])
-        into[#into + 1] = task
-        left = math.max(left, expiries[task])
-      end
+    local out, wanted, into, left = {}, {}, {}, 0
+    for task, its_list in pairs(lists) do
+      if its_list == list then wanted[#wanted + 1] = task else out[#out + 1] = task end
+    end
+    -- A task that is there keeps its order; it only expires later.
+    for task, score in pairs(scores_in(key, wanted)) do
+      local order = score and expires_at(score) > 0 and order_of(score) or orders[task]
+      if order < EPOCH then order = order + now_ms * 10 end
+      into[#into + 1] = score_of(order, now_ms + expiries[task])
+      into[#into + 1] = task
+      left = math.max(left, expiries[task])
     end
     if #out > 0 then changed = try("ZREM", key, unpack(out)) ~= 0 or changed end
     if #into > 0 then
@@ -96,14 +105,14 @@ local function renew_index()
   redis.call("DEL", index)
   for i = #rows, 1, -1 do
     local fields = rows[i][2]
-    if #fields == 2 and fields[1] == "id" then try("XADD", index, "*", "id", fields[2]) end
+    if #fields == 2 and fields[1] == "ids" then try("XADD", index, "*", "ids", fields[2]) end
   end
   return #rows
 end
 
--- Add a task to the index.  After an id of the future, of another program or from before the clock was set back, no item
+-- Add an item to the index.  After an id of the future, of another program or from before the clock was set back, no item
 -- could be trimmed, or added at all.
-local function index_task(...)
+local function add_item(...)
   local at = try("XADD", index, ...)
   local is_last = type(at) == "table" and (string.find(at.err, "XADD", 1, true) or string.find(at.err, "stream", 1, true))
   if is_last or type(at) == "string" and tonumber(string.match(at, "^%d+")) > now_ms + AHEAD then
@@ -112,12 +121,16 @@ local function index_task(...)
 end
 
 local function update_index()
-  local last = table.remove(added)
-  if not last then return end
-  for _, task in ipairs(added) do index_task("*", "id", task) end
-  -- Once is enough for all of them.
-  index_task("MINID", "~", whole(now_ms - index_ttl), "*", "id", last)
-  redis.call("PEXPIRE", index, whole(index_ttl))
+  for first = 1, #added, PER_ITEM do
+    local last = math.min(first + PER_ITEM - 1, #added)
+    local ids = table.concat(added, "\n", first, last)
+    if last < #added then
+      add_item("*", "ids", ids)
+    else -- Once is enough for all of them.
+      add_item("MINID", "~", whole(now_ms - index_ttl), "*", "ids", ids)
+      redis.call("PEXPIRE", index, whole(index_ttl))
+    end
+  end
 end
 
 -- Write all of it.  What can't be written of it, for a right is missing, keeps nothing from the rest.
@@ -130,16 +143,31 @@ local function apply_updates()
   if is_counted() then pcall(update_statistics) end
 end
 
--- Return all of it as index updates, "" if there is nothing.
+-- Return all of it as index updates, "" if there is nothing: what index_apply.lua reads.  Each task is there once, what many
+-- have in common is one text, and what few have comes last, because reading them is most of what they cost.
 local function pack_updates()
-  local is_full = is_counted() or next(added) or next(named) or next(lists) or next(counted) or next(member_sets)
-  if not is_full then return "" end
-  return cmsgpack.pack({
-    states, added, lists, orders, expiries, counted, named, member_sets, record_counts, exception_counts })
+  local is_added, row, others, paths = {}, { "", "" }, {}, {}
+  for _, task in ipairs(added) do
+    is_added[task] = true
+    if not lists[task] then others[#others + 1] = task end
+  end
+  for task, list in pairs(lists) do
+    local at = #row
+    row[at + 1], row[at + 2], row[at + 3] = task, states[task], list
+    row[at + 4], row[at + 5], row[at + 6] = orders[task], expiries[task], is_added[task] or false
+  end
+  for path, expires in pairs(named) do
+    local at = #paths
+    paths[at + 1], paths[at + 2], paths[at + 3] = path, states[path], expires
+  end
+  if is_counted() or next(counted) then row[1] = cmsgpack.pack({ counted, record_counts, exception_counts }) end
+  if others[1] or paths[1] or next(member_sets) then row[2] = cmsgpack.pack({ others, paths, member_sets }) end
+  if row[1] == "" and row[2] == "" and not row[3] then return "" end
+  return cmsgpack.pack(row)
 end
 
--- Return what index updates hold, in that order.
+-- Return index updates, or a part of them that is packed by itself, as a table.
 local function unpack_updates(text)
-  return unpack(cmsgpack.unpack(text))
+  return cmsgpack.unpack(text)
 end
 

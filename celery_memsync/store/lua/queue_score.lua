@@ -9,9 +9,12 @@
 -- Above any score: the year 2069.  Numbers beyond are soon not exact in a sorted set.
 local MAX_SCORE = 8e15
 
+-- A step of that power; the logarithm of a constant.
+local STEP = math.log(1.07)
+
 local function score_of(order, expires_ms)
   local halves = math.max(1, (expires_ms - order / 10) / 500)
-  return whole(order * 256 + math.min(255, math.ceil(math.log(halves) / math.log(1.07))))
+  return order * 256 + math.min(255, math.ceil(math.log(halves) / STEP))
 end
 
 local function order_of(score)

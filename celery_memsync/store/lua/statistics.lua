@@ -43,13 +43,11 @@ local function counts_of(counts, name)
   return row
 end
 
--- Add what other calls have counted, as it travels with index updates.
-local function add_counts(its_records, its_exceptions)
-  for _, pair in ipairs({ { record_counts, its_records }, { exception_counts, its_exceptions } }) do
-    for name, row in pairs(pair[2]) do
-      local counts = counts_of(pair[1], name)
-      for what, by in pairs(row) do counts[what] = (counts[what] or 0) + by end
-    end
+-- Add what other calls have counted alike, as it travels with index updates.
+local function add_counts(counts_by_name, its_counts, times)
+  for name, row in pairs(its_counts) do
+    local counts = counts_of(counts_by_name, name)
+    for what, by in pairs(row) do counts[what] = (counts[what] or 0) + times * by end
   end
 end
 

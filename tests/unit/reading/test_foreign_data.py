@@ -20,7 +20,7 @@ FOREIGN = {
     "list": lambda redis, key: redis.lpush(key, "a list"),
     "set": lambda redis, key: redis.sadd(key, "a set"),
     "stream": lambda redis, key: redis.xadd(key, {"x": 1}),
-    "stream-of-bytes": lambda redis, key: redis.xadd(key, {"id": b"\xff\xfe"}),
+    "stream-of-bytes": lambda redis, key: redis.xadd(key, {"ids": b"\xff\xfe"}),
     "sorted-set": lambda redis, key: redis.zadd(key, {b"\xff": 5e15, "w": 1}),
     "fields-of-bytes": lambda redis, key: redis.hset(key, b"\xff\xfe", b"\xff\xfe"),
 }

@@ -98,7 +98,7 @@ def test_a_message_that_claims_to_be_of_the_future_does_not_hide_what_is_true(me
     lambda redis: redis.zadd(keys.names, {"task-sentinel/a//b": 9e15}),
     lambda redis: redis.zadd(keys.names, {"task-sentinel/a*b": 9e15, "task-sentinel/" + "x" * 600: 9e15}),
     lambda redis: redis.zadd(keys.names, {b"task-sentinel/\xff\xfe": 9e15, "garbage": 9e15}),
-    lambda redis: [redis.xadd(keys.task_index, {"id": task_id}) for task_id in ("a/b", "a*b", b"\xff", "x" * 600)],
+    lambda redis: [redis.xadd(keys.task_index, {"ids": task_id}) for task_id in ("a/b", "a*b", b"\xff", "x" * 600)],
     lambda redis: redis.hset(keys.workers, mapping=dict.fromkeys(["", "/", b"\xff/*"], header(1) + b"1")),
     lambda redis: redis.hset(keys.agents("t1"), mapping=dict.fromkeys(["", "a//b", b"\xff"], header(1) + b"1")),
     lambda redis: redis.set(keys.task("t1"), b"\xff\n" * 50),

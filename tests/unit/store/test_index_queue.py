@@ -89,6 +89,28 @@ def test_the_oldest_are_dropped_and_logged_when_there_are_too_many(node, queue, 
     assert "Dropped 2 index updates" in caplog.text
 
 
+def test_updates_of_a_busy_process_are_gathered(node, queue, monkeypatch):
+    monkeypatch.setattr(index_queue, "CALL_INTERVAL", 0.3)
+    queue.add(b"first")
+    eventually(lambda: node.calls)
+    for number in range(100):
+        queue.add(b"%d" % number)
+    eventually(lambda: len(node.calls) == 2)
+
+    assert node.calls == [(1, [b"first"]), (2, [b"%d" % number for number in range(100)])]
+
+
+def test_an_urgent_update_is_sent_at_once_with_those_before(node, queue, monkeypatch):
+    monkeypatch.setattr(index_queue, "CALL_INTERVAL", 3600.0)
+    queue.add(b"first")
+    eventually(lambda: node.calls)
+    queue.add(b"second")
+    queue.add(("lock", 1), urgent=True)
+    eventually(lambda: len(node.calls) > 1)
+
+    assert [update for _, updates in node.calls for update in updates] == [b"first", b"second", ("lock", 1)]
+
+
 def test_after_closing_a_caller_sends_what_is_left(node, queue):
     queue.close()
     queue.add(b"a")

@@ -195,6 +195,21 @@ def test_index_pages_go_back_in_time(store):
     assert second.before is None
 
 
+def test_index_pages_end_in_the_middle_of_an_item(store, redis):
+    for first in range(0, 40, 20):
+        store.write_entries([
+            write(keys.task_location(f"t{number}", names.STAGE), serial=number + 1) for number in range(first, first + 20)])
+
+    assert redis.xlen(keys.task_index) < 10
+    ids, before = [], "+"
+    while before:
+        page, before = store.read_recent_tasks(7, before)
+        assert len(page) <= 7
+        ids += page
+
+    assert ids == [f"t{number}" for number in reversed(range(40))]
+
+
 def test_scripts_are_taught_once_and_again_when_they_are_forgotten(store, redis):
     store.write_entries([write(serial=1)])
 
