@@ -82,7 +82,8 @@ def own_state(app: Any, url: str) -> Iterator[MemSync]:
     in the memory of the process, broker and results, is there, too: that takes a tenth of the time, and works with
     ``prefork``.  Other settings stay as the app has them.
     """
-    memsync, namespace = activate(app), f"test-{new_token()}"
+    is_new, namespace = not isinstance(getattr(app, "memsync", None), MemSync), f"test-{new_token()}"
+    memsync = activate(app)
     given, strict = memsync.environment.given, app.conf.get("memsync_strict", True)
     conf = dict(app.conf.changes)
     memsync.shutdown()
@@ -96,6 +97,8 @@ def own_state(app: Any, url: str) -> Iterator[MemSync]:
     finally:
         _await_goodbye()
         memsync.shutdown()
+        if is_new:
+            memsync.signals.disconnect()  # of an app whose end may be noticed later
         memsync.environment.given, memsync.node_name, memsync.in_worker = given, None, False
         # A worker has written the settings of its children there.
         app.conf.changes.clear()
