@@ -26,7 +26,7 @@ from ..writing.progress import RESERVED
 TIMEOUT = 10.0
 
 #: Most seconds between two looks at a condition; a change in the namespace comes at once.
-INTERVAL = 0.1
+INTERVAL = 0.05
 
 #: Seconds between two batches of a writer: tests wait for them.
 BATCH_INTERVAL = 0.01
