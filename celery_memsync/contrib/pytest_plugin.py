@@ -1,13 +1,13 @@
 """The pytest plugin: fixtures for tests of tasks; pytest finds it by the entry point ``memsync``.
 
-Only what a test uses is imported: the plugin is loaded in every run of pytest, also where no test is about tasks.
+Only what a test uses is imported: the plugin is loaded in every run of pytest, also where no test is about tasks.  For the
+same reason Celery's own fixtures are not loaded here, and because a project's fixtures must go before them.
 """
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 #: Setting in pytest's configuration, and variable of the environment that goes before it: URL of a Redis to use.
 OPTION, VARIABLE = "memsync_redis_url", "MEMSYNC_TEST_REDIS_URL"
-
-#: Where Celery has its fixtures.
-CELERY_PLUGIN = "celery.contrib.pytest"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -80,18 +77,21 @@ def memsync(request: pytest.FixtureRequest, memsync_server: str) -> Iterator[Mem
 @pytest.fixture
 def memsync_worker(request: pytest.FixtureRequest, memsync: MemSync) -> Any:
     """A worker for one test: ``celery_worker`` of Celery, whose state is in `memsync`."""
-    return _taking_part(_fixture_of_celery(request, "celery_worker"))
+    return _worker(request, "celery_worker")
 
 
 @pytest.fixture(scope="session")
 def memsync_session_worker(request: pytest.FixtureRequest, _memsync_session: MemSync) -> Any:
     """A worker for the whole session: ``celery_session_worker`` of Celery; `memsync` is its app's then."""
-    return _taking_part(_fixture_of_celery(request, "celery_session_worker"))
+    return _worker(request, "celery_session_worker")
 
 
 @pytest.fixture
 def wait_for(memsync: MemSync) -> Callable[..., Any]:
-    """``wait_for(task_or_condition, timeout=10.0, status=None)``; see :func:`.testing.wait_for`."""
+    """Function that waits for a task or a condition: ``wait_for(result, timeout=10.0)``, ``wait_for(lambda: ...)``.
+
+    See :func:`.testing.wait_for`.
+    """
     from functools import partial
 
     from . import testing
@@ -101,7 +101,10 @@ def wait_for(memsync: MemSync) -> Callable[..., Any]:
 
 @pytest.fixture
 def assert_progress(memsync: MemSync) -> Callable[..., dict[str, Any]]:
-    """``assert_progress(task, percent=None, *, ..., timeout=10.0)``; see :func:`.testing.assert_progress`."""
+    """Function that waits until a task has reported a progress: ``assert_progress(result, 40, message="reading")``.
+
+    See :func:`.testing.assert_progress`.
+    """
     from functools import partial
 
     from . import testing
@@ -110,19 +113,25 @@ def assert_progress(memsync: MemSync) -> Callable[..., dict[str, Any]]:
 
 
 def _fixture_of_celery(request: pytest.FixtureRequest, name: str) -> Any:
-    """Return a fixture of Celery's plugin, which is loaded now if no conftest has done it: it imports Celery."""
-    plugins, module = request.config.pluginmanager, import_module(CELERY_PLUGIN)
-    if not plugins.is_registered(module):
-        plugins.register(module, CELERY_PLUGIN)
-    return request.getfixturevalue(name)
+    """Return one of Celery's fixtures, which may be one of the project's own."""
+    try:
+        return request.getfixturevalue(name)
+    except pytest.FixtureLookupError as exc:
+        if exc.argname != name:
+            raise
+    pytest.fail(f"memsync needs the fixture {name} of Celery; put pytest_plugins = [\"celery.contrib.pytest\"] into the "
+                "conftest.py at the root of the tests", pytrace=False)
 
 
-def _taking_part(worker: Any) -> Any:
+def _worker(request: pytest.FixtureRequest, name: str) -> Any:
+    from celery.contrib.testing import tasks  # noqa: F401 # Celery's fixture sends one, and a project's app lacks it
+
     from ..integration.bootstep import HeartbeatStep
 
+    worker = _fixture_of_celery(request, name)
     if worker is not None and not any(isinstance(step, HeartbeatStep) for step in worker.steps):
-        pytest.fail("the worker of Celery's fixture began before the fixture memsync, so it records nothing: name "
-                    "memsync_worker first among the arguments of the test", pytrace=False)
+        pytest.fail(f"the fixture {name} began before memsync, so its worker records nothing: use memsync_worker "
+                    f"instead of {name}, or name it first", pytrace=False)
     return worker
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import tempfile
 import threading
 import time
@@ -51,15 +52,7 @@ def private_server() -> Iterator[str]:
         yield f"redis+socket://{embedded.socket_path(folder)}"
     finally:
         embedded.leave(folder)
-        with contextlib.suppress(FileNotFoundError):
-            _remove(folder)
-
-
-def _remove(folder: str) -> None:
-    """Remove a folder that no supervisor has removed, because it never came to start one."""
-    import shutil
-
-    shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # if there was no server to start
 
 
 @contextlib.contextmanager
@@ -91,12 +84,15 @@ def own_state(app: Any, url: str) -> Iterator[MemSync]:
         "strict": strict, **given, "backend": url, "backend_options": {}, "namespace": namespace,
         "batch_interval": BATCH_INTERVAL, "enabled": True}
     memsync.signals.connect()
-    app.conf.update(_instead_of_memory(app.conf, url, namespace))
+    for name, value in _instead_of_memory(app.conf, url, namespace).items():
+        app.conf[name] = value  # under the prefix of the app's settings, which update() leaves out
     try:
         yield memsync
     finally:
         _await_goodbye()
         memsync.shutdown()
+        if app.conf.result_backend == url:
+            _forget_results(app.backend)
         if is_new:
             memsync.signals.disconnect()  # of an app whose end may be noticed later
         memsync.environment.given, memsync.node_name, memsync.in_worker = given, None, False
@@ -113,6 +109,17 @@ def _instead_of_memory(conf: Any, url: str, namespace: str) -> dict[str, Any]:
     return {
         **(broker if conf.get("broker_url") == "memory://" else {}),
         **(results if conf.get("result_backend") == "cache+memory://" else {})}
+
+
+def _forget_results(backend: Any) -> None:
+    """End the subscription of an app's results.
+
+    A result that outlives the server, as in the traceback of a test that failed, would try for 20 s to end it.
+    """
+    consumer = getattr(backend, "result_consumer", None)  # one that was made before is in memory
+    if consumer is not None:
+        consumer.stop()
+        consumer.subscribed_to.clear()
 
 
 def _await_goodbye() -> None:

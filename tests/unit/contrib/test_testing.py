@@ -211,7 +211,8 @@ def test_progress_is_as_expected(memsync, count, expected):
 
 @pytest.mark.parametrize("expected, wrong", [
     ({"percent": 70}, "progress is not 70"), ({"at_least": 76}, "at_least is not 76"), ({"total": 3}, "total is not 3"),
-    ({"message": "other"}, "message is not 'other'"), ({"message": re.compile("^ount")}, "message is not re.compile('^ount')"),
+    ({"message": "other"}, "message is not 'other'"),
+    ({"message": re.compile("^ount")}, "message is not re.compile('^ount')"),
     ({"file": "b.mp4", "phase": "x"}, "file is not 'b.mp4'; phase is not 'x'"), ({"nothing": 1}, "nothing is not 1")])
 def test_progress_that_is_not_as_expected_fails_at_once_after_the_end(memsync, count, expected, wrong):
     result = count.apply()
