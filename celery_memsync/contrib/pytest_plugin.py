@@ -140,7 +140,7 @@ def _failing_clearly() -> Iterator[None]:
     try:
         yield
     except Exception as exc:
-        from .. import StoreError
+        from ..exceptions import StoreError
 
         if not isinstance(exc, StoreError):
             raise

@@ -38,6 +38,9 @@ SHOWN = ("progress", "current", "total", "message", "phase")
 #: How exact a percentage is that Redis has.
 ROUNDING = 0.001
 
+#: Those that have a state of their own now.
+_in_use: set[Any] = set()
+
 
 @contextlib.contextmanager
 def private_server() -> Iterator[str]:
@@ -73,8 +76,12 @@ def own_state(app: Any, url: str) -> Iterator[MemSync]:
 
     Bad values raise, also in a worker of this process, unless the app sets ``memsync_strict``.  What Celery's test app has
     in the memory of the process, broker and results, is there, too: that takes a tenth of the time, and works with
-    ``prefork``.  Other settings stay as the app has them.
+    ``prefork``.  Other settings stay as the app has them.  A block inside of another one for the same app, as in a session
+    with a worker, uses the state of that.
     """
+    if getattr(app, "memsync", None) in _in_use:
+        yield app.memsync
+        return
     is_new, namespace = not isinstance(getattr(app, "memsync", None), MemSync), f"test-{new_token()}"
     memsync = activate(app)
     given, strict = memsync.environment.given, app.conf.get("memsync_strict", True)
@@ -84,11 +91,13 @@ def own_state(app: Any, url: str) -> Iterator[MemSync]:
         "strict": strict, **given, "backend": url, "backend_options": {}, "namespace": namespace,
         "batch_interval": BATCH_INTERVAL, "enabled": True}
     memsync.signals.connect()
+    _in_use.add(memsync)
     for name, value in _instead_of_memory(app.conf, url, namespace).items():
         app.conf[name] = value  # under the prefix of the app's settings, which update() leaves out
     try:
         yield memsync
     finally:
+        _in_use.discard(memsync)
         _await_goodbye()
         memsync.shutdown()
         if app.conf.result_backend == url:

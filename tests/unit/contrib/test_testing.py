@@ -110,6 +110,17 @@ def test_state_keeps_a_broker_that_is_not_in_memory(app, redis_url):
         assert (app.conf.broker_url, app.conf.result_backend) == ("redis://localhost:2", "rpc://")
 
 
+def test_state_inside_of_another_one_of_the_same_app_is_that_one(app, redis_url):
+    with own_state(app, redis_url) as outer:
+        outer.write("a", 1)
+        with own_state(app, redis_url) as inner:
+            assert inner is outer
+        assert outer.read("a", consistent=True) == 1
+
+    with own_state(app, redis_url) as later:
+        assert later.read("a") is None
+
+
 def test_state_of_an_app_that_is_switched_off_is_recorded(app, redis_url):
     app.conf.memsync_enabled = False
     memsync = MemSync(app)
