@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.embedded_processes import servers_of
 from tests.support.plugin_project import Project
+from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 #: What a test prints of the server that it uses.
@@ -35,7 +36,7 @@ SHOW_SERVER = """
 
 
 def test_plugin_imports_nothing_before_a_fixture_is_used(tmp_path):
-    project = Project(tmp_path, test_nothing="""
+    project = Project(tmp_path, conftest="", test_nothing="""
         import sys
 
         def test_nothing(pytestconfig):
@@ -69,7 +70,7 @@ def test_server_is_gone_with_its_folder_after_the_session(tmp_path):
     assert servers_of(folder) == []
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", stressed((signal.SIGINT, signal.SIGTERM, signal.SIGKILL), (signal.SIGINT, signal.SIGKILL)))
 def test_server_is_gone_with_its_folder_after_a_signal(tmp_path, how):
     process = Project(tmp_path, test_a=SHOW_SERVER, test_b="""
         import time

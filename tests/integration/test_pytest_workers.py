@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.support.plugin_project import Project
+from tests.support.stress import stressed
 
 TASKS = """
     import os
@@ -263,7 +264,7 @@ def test_fixtures_work_with_django(tmp_path):
     project.passes("--ds", "settings", tests=4)
 
 
-@pytest.mark.parametrize("mode", ["strict", "auto"])
+@pytest.mark.parametrize("mode", stressed(("strict", "auto"), ("strict",)))
 def test_fixtures_work_with_asyncio(tmp_path, mode):
     Project(tmp_path, tasks=TASKS, test_a="""
         import asyncio
