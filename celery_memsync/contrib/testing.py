@@ -14,13 +14,14 @@ import pytest
 
 from ..activation import activate
 from ..app import MemSync
+from ..exceptions import StoreRefused
 from ..integration.bootstep import GOODBYE
 from ..keys import new_token
 from ..manager import MemorySyncManager
 from ..models.order import FINAL
 from ..store import embedded
 from ..store.client import connect
-from ..urls import as_redis_py
+from ..urls import as_redis_py, is_cluster
 from ..writing.progress import RESERVED
 
 #: Seconds that a wait lasts unless the test says otherwise.
@@ -63,8 +64,10 @@ def named_server(url: str) -> Iterator[str]:
     """Yield the URL of a server that runs.
 
     Raises:
-        StoreError: If it can't be reached.
+        StoreError: If it can't be reached, or is a cluster.
     """
+    if is_cluster(url):
+        raise StoreRefused("the Redis of tests can't be a cluster; name one server")
     with MemorySyncManager(url=url) as memsync:
         memsync.runtime.store.ping()
     yield url

@@ -64,6 +64,7 @@ def test_fixtures_are_listed_with_what_they_are(tmp_path):
 def test_server_is_gone_with_its_folder_after_the_session(tmp_path):
     output = Project(tmp_path, test_a=SHOW_SERVER).passes("-W", "error::ResourceWarning", tests=1)
 
+    assert "ResourceWarning" not in output
     folder = SERVER.search(output).group(1)
     assert Path(folder).name.startswith("memsync-test-")
     assert not Path(folder).exists()
@@ -140,6 +141,7 @@ def test_named_server_is_used_and_left_without_a_key(tmp_path, redis_url, redis,
 @pytest.mark.parametrize("env, part", [
     ({"PATH": "/nowhere"}, "needs a redis-server or valkey-server and there is none; install"),
     ({"MEMSYNC_TEST_REDIS_URL": "redis://localhost:1/0"}, "localhost:1"),
+    ({"MEMSYNC_TEST_REDIS_URL": "redis+cluster://localhost:1"}, "can't be a cluster"),
 ])
 def test_missing_server_is_an_error_that_says_what_to_do(tmp_path, env, part):
     project = Project(tmp_path, test_a=SHOW_SERVER, conftest="""

@@ -196,7 +196,7 @@ def test_failure_with_a_result_at_hand_ends_without_a_delay_or_a_warning(tmp_pat
             result.get(timeout=5)
             other = hold.delay()
             assert False
-    """).run("-p", "no:randomly")
+    """).run()
 
     assert "Unraisable" not in output and "Retry limit" not in output
     assert "1 failed" in output.splitlines()[-1]

@@ -8,6 +8,7 @@ import pytest
 from celery import Celery
 
 from celery_memsync import MemSync
+from celery_memsync.contrib import testing
 from celery_memsync.contrib.testing import assert_progress, own_state, wait_for
 from tests.support.threads import in_background
 
@@ -163,7 +164,8 @@ def test_wait_goes_on_while_the_condition_raises(memsync):
     assert wait_for(memsync, condition) == "there"
 
 
-def test_wait_returns_with_a_change_of_another_process(memsync, make_memsync):
+def test_wait_returns_with_a_change_of_another_process(memsync, make_memsync, monkeypatch):
+    monkeypatch.setattr(testing, "INTERVAL", 60.0)
     other = make_memsync(namespace=memsync.settings.namespace)
     waiting = in_background(lambda: wait_for(memsync, lambda: memsync.read("a") == 1))
 
