@@ -26,7 +26,10 @@ FILE = 4
 
 
 class Nowhere:
-    """A file that keeps nothing: in a worker there is no terminal, and each redrawing would be a line of its log."""
+    """A file that keeps nothing: in a worker there is no terminal, and each redrawing would be a line of its log.
+
+    It has no ``isatty``: tqdm disables a bar with ``disable=None`` where that returns False.
+    """
 
     encoding = "utf-8"
 
@@ -72,11 +75,9 @@ class tqdm(auto.tqdm):  # type: ignore[type-arg] # at run time it is not generic
         self._run = active_run.get()
         if self._run is not None:
             _use_lock_of_threads()
-            self._draws = len(args) > FILE or kwargs.get("file") is not None
+            self._draws = len(args) > FILE or None not in (kwargs.get("file"), kwargs.get("disable", False))
             if not self._draws:
                 kwargs["file"] = NOWHERE
-            if kwargs.get("disable", True) is None:
-                kwargs["disable"] = False
         super().__init__(*args, **kwargs)
 
     def display(self, *args: Any, **kwargs: Any) -> Any:

@@ -9,7 +9,6 @@ import threading
 
 import pytest
 from celery import Celery
-from celery.exceptions import SoftTimeLimitExceeded
 from tqdm import std
 from tqdm.contrib.concurrent import thread_map
 
@@ -122,14 +121,17 @@ def test_bar_with_a_delay_reports_at_its_end(run):
     assert shown(run(body)) == (100, 5, 5, None, 1)
 
 
-def test_bar_of_a_loop_that_raises_has_reported_how_far_it_came(run):
+def test_bar_of_a_loop_that_raises_has_reported_how_far_it_came(run, memsync):
     def body():
         with contextlib.suppress(ValueError):
             for number in tqdm(range(10), mininterval=0):
                 if number == 4:
                     raise ValueError
+        assert memsync.get_task_progress("t1")["current"] == 4
+        for _ in trange(3):
+            pass
 
-    assert shown(run(body)) == (40, 4, 10, None, 1)
+    assert shown(run(body)) == (100, 3, 3, None, 2)
 
 
 def test_bar_with_figures_that_are_none_leaves_them_out(run, memsync):
@@ -188,7 +190,7 @@ def test_bar_after_one_that_was_not_closed_is_the_next_phase(run):
 def test_bar_that_is_reset_is_the_next_phase(run):
     def body():
         with tqdm(total=2, mininterval=0) as bar:
-            bar.update(2)
+            bar.update(1)
             bar.reset(total=8)
             bar.update(2)
 
@@ -201,6 +203,17 @@ def test_phase_of_the_task_itself_ends_that_of_a_bar(run, memsync):
             memsync.progress(1, 4, phase="checking")
 
     assert shown(run(body)) == (25, 1, 4, None, 2)
+
+
+def test_bar_after_a_phase_of_the_task_itself_reports_beside_one_that_is_open(run, memsync):
+    def body():
+        first = tqdm(total=5, mininterval=0)
+        memsync.progress(1, 4, phase="checking")
+        for _ in trange(3, desc="later"):
+            pass
+        first.close()
+
+    assert shown(run(body)) == (100, 3, 3, "later", 3)
 
 
 def test_bars_of_two_tasks_report_both(memsync):
@@ -276,6 +289,17 @@ def test_bar_of_a_task_draws_into_the_file_that_it_is_given(run):
     assert "resizing: 100%" in file.getvalue()
 
 
+def test_bar_for_terminals_only_reports_and_draws_nothing(run):
+    file = io.StringIO()
+
+    def body():
+        for _ in tqdm(range(3), disable=None, file=file):
+            pass
+
+    assert shown(run(body))[:3] == (100, 3, 3)
+    assert file.getvalue() == ""
+
+
 def test_bar_that_is_disabled_does_not_report(run):
     def body():
         for _ in tqdm(range(3), disable=True):
@@ -302,18 +326,6 @@ def test_bar_of_a_task_does_not_use_a_lock_that_other_processes_share(run):
 
     assert isinstance(before, std.TqdmDefaultWriteLock)
     assert isinstance(tqdm.get_lock(), type(threading.RLock()))
-
-
-def test_bar_is_ended_by_a_soft_time_limit_as_any_loop(run):
-    def body():
-        with pytest.raises(SoftTimeLimitExceeded):
-            for number in tqdm(range(10), mininterval=0):
-                if number == 2:
-                    raise SoftTimeLimitExceeded
-        for _ in trange(4):
-            pass
-
-    assert shown(run(body)) == (100, 4, 4, None, 2)
 
 
 def test_bar_of_a_task_that_has_ended_reports_no_more(run, memsync):
