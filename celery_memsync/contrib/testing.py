@@ -95,8 +95,7 @@ def own_state(app: Any, url: str) -> Iterator[MemSync]:
         "batch_interval": BATCH_INTERVAL, "enabled": True}
     memsync.signals.connect()
     _in_use.add(memsync)
-    for name, value in _instead_of_memory(app.conf, url, namespace).items():
-        app.conf[name] = value  # under the prefix of the app's settings, which update() leaves out
+    app.conf.update(_instead_of_memory(app.conf, url, namespace))
     try:
         yield memsync
     finally:

@@ -236,7 +236,7 @@ def test_fixtures_work_with_django(tmp_path):
 
         @pytest.fixture
         def celery_app(memsync_server):
-            app.conf.broker_url = app.conf.result_backend = memsync_server
+            app.conf.update(broker_url=memsync_server, result_backend=memsync_server)
             return app
     """, test_a="""
         import pytest
