@@ -21,6 +21,7 @@ import celery_memsync
 package = resources.files("celery_memsync")
 assert package.joinpath("py.typed").is_file() and package.joinpath("store/lua/entry_write.lua").is_file()
 assert all(hasattr(celery_memsync, name) for name in celery_memsync.__all__)
+assert "memsync" in metadata.entry_points(group="pytest11").names
 print("celery-memsync", metadata.version("celery-memsync"))
 """
 

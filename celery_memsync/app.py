@@ -150,7 +150,7 @@ class MemSync(AppManager):
         self, active: ActiveRun, iterable: Iterable[T], total: float | None, message: str | None, phase: str | None,
     ) -> Iterator[T]:
         progress, done = active.progress, 0
-        self._queue(active, progress.report(0, total, message, phase=phase, begin=True))
+        queue_progress(active, progress.report(0, total, message, phase=phase, begin=True))
         active.watch_cancelled()
         number, cancelled = progress.phase_number, active.cancelled.known
         for done, item in enumerate(iterable, 1):
@@ -159,13 +159,9 @@ class MemSync(AppManager):
             yield item
             # Of loops inside of each other the one that began last is shown.
             if progress.phase_number == number:
-                self._queue(active, progress.count(done, None, None))
+                queue_progress(active, progress.count(done, None, None))
         if total is None and progress.phase_number == number:
-            self._queue(active, progress.count(done, done, None))
-
-    def _queue(self, active: ActiveRun, to_queue: bool) -> None:
-        if to_queue and (memsync := active.find_memsync()) is not None:
-            memsync.runtime.writer.put(active.progress)
+            queue_progress(active, progress.count(done, done, None))
 
     def agent(self, agent_id: str) -> Agent:
         """Return an agent, or a sub-step, of the running task.
@@ -278,6 +274,12 @@ class MemSync(AppManager):
         given = {f"memsync_{name.removeprefix('memsync_')}": value for name, value in self.environment.given.items()}
         settings = self.settings
         return {**given, "memsync_backend": settings.backend, "memsync_backend_options": dict(settings.backend_options)}
+
+
+def queue_progress(active: ActiveRun, to_queue: bool) -> None:
+    """Let the progress of a run be written, if its last report has said that it has to be queued."""
+    if to_queue and (memsync := active.find_memsync()) is not None:
+        memsync.runtime.writer.put(active.progress)
 
 
 def _length_of(iterable: Iterable[Any]) -> float | None:

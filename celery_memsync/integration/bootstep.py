@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 #: Seconds that a leaving worker waits for its reports of others that are lost; another one goes on with it.
 LOSSES_TIMEOUT = 0.5
 
+#: Name of the thread in which a worker leaves whose process goes on.
+GOODBYE = "memsync-goodbye"
+
 
 class WorkerMisconfigured(ImproperlyConfigured, click.ClickException):  # type: ignore[misc]
     """A worker can't start with its settings: ``celery worker`` prints this as its one error, without a traceback."""
@@ -175,7 +178,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         """Leave when the worker has ended: its process may go on, as with the workers of Celery's tests."""
         self._describer.renewal.stop()  # what it does not finish is for other workers
         threading.Thread(
-            target=self._leave_after, args=(parent.blueprint.shutdown_complete,), name="memsync-goodbye", daemon=True,
+            target=self._leave_after, args=(parent.blueprint.shutdown_complete,), name=GOODBYE, daemon=True,
         ).start()
 
     def _leave_after(self, ended: threading.Event) -> None:

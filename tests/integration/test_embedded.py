@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 
 from celery_memsync import MemorySyncManager
 from celery_memsync.store import embedded
-from tests.support.embedded_processes import StayingUsers, begin, run, servers_of
+from tests.support.embedded_processes import STAYS, StayingUsers, begin, run, servers_of
 from tests.support.paths import read_setup
 from tests.support.waiting import eventually
 
@@ -284,3 +284,32 @@ def test_rights_are_probed_by_the_first_call_of_a_process(tmp_path):
 
     assert missing == ([], [])
     memsync.shutdown(timeout=0.5)
+
+
+def test_temporary_folder_is_gone_when_its_last_user_has_left(tmp_path):
+    folder = tmp_path / "temporary"
+    assert embedded.start(str(folder), temporary=True)
+    assert not embedded.start(str(folder), temporary=True)
+    running = servers_of(folder)
+
+    embedded.leave(str(folder))
+
+    assert running
+    assert servers_of(folder) == []
+    assert not folder.exists()
+
+
+def test_temporary_folder_is_there_for_other_users_until_they_end(tmp_path, monkeypatch):
+    folder = tmp_path / "temporary"
+    embedded.start(str(folder), temporary=True)
+    other = begin(STAYS, f"embedded://{folder}")
+    assert other.stdout.readline() == "ready\n"
+
+    monkeypatch.setattr(embedded, "START_TIMEOUT", 0.2)
+    embedded.leave(str(folder))
+    running = servers_of(folder)
+    other.kill()
+    other.communicate()
+
+    assert running
+    eventually(lambda: not folder.exists())

@@ -14,6 +14,7 @@ import click
 import celery_memsync
 from celery_memsync import exceptions
 from celery_memsync.cli import memsync as group
+from celery_memsync.contrib import pytest_plugin, testing
 from celery_memsync.events import EVENTS
 from celery_memsync.metrics import exporter_names
 from celery_memsync.metrics.families import families_of, own_families
@@ -98,9 +99,19 @@ def public_names():
     yield "options of all commands", options_of(group)
     yield "names in JSON", (f"{name}{key}" for name, schema in SCHEMA["properties"].items() for key in keys_of(schema, ":"))
     yield "metrics", metric_names()
+    yield "fixtures of pytest", fixture_names()
     yield "extras", read_setup("options.extras_require")
     yield "programs", (f"{kind}: {name}" for kind, lines in read_setup("options.entry_points").items()
                        for name in names_in(lines))
+
+
+def fixture_names():
+    """Yield the fixtures of the pytest plugin, with their arguments where they are functions."""
+    functions = {"wait_for": testing.wait_for, "assert_progress": testing.assert_progress}
+    for name, value in vars(pytest_plugin).items():
+        is_fixture = hasattr(value, "_pytestfixturefunction") or "Fixture" in type(value).__name__  # as of pytest 8.4
+        if is_fixture and not name.startswith("_"):
+            yield name + (f"({parameters_of(functions[name])})" if name in functions else "")
 
 
 def test_public_names_are_those_of_the_committed_list():

@@ -1,0 +1,5 @@
+"""Bridges to other libraries; each module needs its library, and nothing else imports these modules.
+
+* :mod:`.pytest_plugin`: fixtures for tests of tasks, which pytest finds by itself; :mod:`.testing` is what they do.
+* :mod:`.tqdm`: a progress bar that reports the progress of the running task.
+"""
