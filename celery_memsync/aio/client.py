@@ -81,8 +81,8 @@ class AsyncMemSync:
     arguments and errors.  They are made by at most 8 threads for each manager, whatever the number of coroutines and event
     loops; :meth:`wait`, :meth:`watch` and :meth:`lock` take none while they wait.  There may be many of these for one
     manager, in any thread.  A coroutine that is cancelled leaves nothing behind: what it was waiting for is
-    finished or undone, no lock, no place in a queue and no subscription remains.  What it had sent may be
-    done; the same call again recognises that, and does nothing twice.
+    finished or undone, no lock, no place in a queue and no subscription remains.  What it had sent may be done; after
+    that the same call is recognised, and does nothing twice.
 
     Usage::
 

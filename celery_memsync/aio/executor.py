@@ -71,12 +71,21 @@ class Executor:
         return True
 
     def _run(self) -> None:
+        thread = threading.current_thread()
         try:
-            while (work := self._next()) is not None:
-                work()
-                del work  # it refers to its answer
+            while self._work_until_idle() and len(self._threads) < MAX_THREADS:
+                self._threads.add(thread)
         finally:
-            self._threads.discard(threading.current_thread())
+            self._threads.discard(thread)
+
+    def _work_until_idle(self) -> bool:
+        """Work until this thread is to end; return whether there is work for it all the same."""
+        while (work := self._next()) is not None:
+            work()
+            del work  # it refers to its answer
+        # In this order: who brings work sees that this thread is gone, or this thread sees the work.
+        self._threads.discard(threading.current_thread())
+        return not self._work.empty()
 
     def _next(self) -> Work | None:
         """Return what to do next; None: this thread is to end."""
@@ -85,10 +94,8 @@ class Executor:
         self._idle.append(None)
         with contextlib.suppress(queue.Empty):
             return self._work.get(timeout=IDLE_TIMEOUT)
-        try:
+        with contextlib.suppress(IndexError):
             self._idle.pop()
-        except IndexError:  # there is work for it now
-            return self._work.get()
         return None
 
 
