@@ -11,7 +11,6 @@ from ..locking.lock import Acquisition, Lock
 from ..locking.lock_service import LockService
 from .calls import Call, take_steps
 from .executor import Executor
-from .loops import running_loop
 
 
 class AsyncLock:
@@ -32,7 +31,6 @@ class AsyncLock:
     """
 
     def __init__(self, lock: Lock, executor: Executor, find: Callable[[], LockService]) -> None:
-        running_loop()
         self.name = lock.name
         self._lock = lock
         self._executor = executor

@@ -7,6 +7,9 @@ from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Callable
 
+#: Longest that a coroutine waits before it looks again, in seconds; timers of loops take no infinity.
+LONGEST_WAIT = 3600.0
+
 
 def running_loop() -> AbstractEventLoop:
     """Return the event loop that runs in this thread.
@@ -59,13 +62,16 @@ def inbox_of(loop: AbstractEventLoop) -> Inbox:
 
 
 class LoopWakeup:
-    """Wakes one coroutine that waits for it, from any thread."""
+    """Wakes one coroutine that waits for it, from any thread.
+
+    It does not keep that coroutine alive, but the timers of the loop do: so what waits in a loop that was closed is collected.
+    """
 
     def __init__(self) -> None:
         self.loop = running_loop()
         self._inbox = inbox_of(self.loop)
         self._is_set = False
-        self._waiting: asyncio.Future[None] | None = None
+        self._find_waiting: Callable[[], asyncio.Future[None] | None] = _none
 
     def set(self) -> None:
         """Wake the coroutine that waits, or that waits next."""
@@ -74,18 +80,27 @@ class LoopWakeup:
             self._inbox.call(self._wake)
 
     def _wake(self) -> None:
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
+        waiting = self._find_waiting()
+        if waiting is not None:
+            _end(waiting)
 
     async def wait(self, seconds: float) -> None:
-        """Return when it is set, or after ``seconds``."""
+        """Return when it is set, or after ``seconds``, or an hour."""
         if not self._is_set and seconds > 0:
-            future = self._waiting = self.loop.create_future()
-            timer = None if seconds == float("inf") else self.loop.call_later(seconds, self._wake)
+            future: asyncio.Future[None] = self.loop.create_future()
+            self._find_waiting = weakref.ref(future)
+            timer = self.loop.call_later(min(seconds, LONGEST_WAIT), _end, future)
             try:
                 await future
             finally:
-                self._waiting = None
-                if timer is not None:
-                    timer.cancel()
+                timer.cancel()
         self._is_set = False
+
+
+def _end(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _none() -> None:
+    """Stand for a reference to nothing."""

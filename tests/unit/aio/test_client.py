@@ -200,7 +200,7 @@ def test_lost_fence_is_reported_to_the_coroutine_that_wrote(aio, other, make_mem
 
 
 def test_without_an_event_loop_there_is_a_clear_error_at_once(aio):
-    for call in (lambda: aio.watch("*"), lambda: aio.lock("a"), lambda: aio.read("a").send(None),
+    for call in (lambda: aio.watch("*"), lambda: aio.lock("a").acquire().send(None), lambda: aio.read("a").send(None),
                  lambda: aio.wait("a").send(None), lambda: aio.force_sync().send(None)):
         with pytest.raises(RuntimeError, match=r"AsyncMemSync needs a running event loop of asyncio .* trio"):
             call()
