@@ -19,7 +19,7 @@ from .loops import LoopWakeup, inbox_of, running_loop
 T = TypeVar("T")
 
 
-class Outcome(NamedTuple, Generic[T]):
+class Outcome(NamedTuple):
     """What a call has returned or raised."""
 
     result: Any
@@ -49,7 +49,7 @@ class Call(Generic[T]):
         self._inbox = inbox_of(loop)
         self._context = copy_context()
         self._caller = Caller()
-        self._outcome: Outcome[T] | None = None
+        self._outcome: Outcome | None = None
         self._has_begun = False
         self._timer: asyncio.TimerHandle | None = None
         if not executor.submit(self._run) and seconds < float("inf"):
@@ -100,7 +100,7 @@ class Call(Generic[T]):
                 self._undo(outcome.result)
 
 
-def _outcome_of(end: float, function: Callable[[], T]) -> Outcome[T]:
+def _outcome_of(end: float, function: Callable[[], T]) -> Outcome:
     # Apart from the call, so that the traceback of an error does not refer to the future that holds it.
     try:
         return Outcome(within(max(0.0, end - time.monotonic()), function), None)

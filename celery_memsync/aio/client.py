@@ -91,7 +91,7 @@ class AsyncMemSync:
             state = await aio.wait("task-123", timeout=60)
 
     The block shuts the manager down at its end.  What a task reports of itself (``progress``, ``track``) waits for nothing:
-    call the manager, which is :attr:`memsync`.
+    call the manager.
 
     Args:
         memsync: A :class:`MemorySyncManager` or :class:`MemSync`.

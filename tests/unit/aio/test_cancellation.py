@@ -47,7 +47,6 @@ async def block(aio, wait=0.0):
 
 
 async def acquire(aio, wait=0.0):
-    """Acquire a lock, and let go of it only if that is told."""
     lock = aio.lock("a", wait=wait)
     if await lock.acquire():
         await lock.release()
