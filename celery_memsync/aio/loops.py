@@ -64,7 +64,7 @@ def inbox_of(loop: AbstractEventLoop) -> Inbox:
 class LoopWakeup:
     """Wakes one coroutine that waits for it, from any thread.
 
-    It does not keep that coroutine alive, but the timers of the loop do: so what waits in a loop that was closed is collected.
+    It does not keep that coroutine alive, but the timers of the loop do: what waits in a loop that was closed is collected.
     """
 
     def __init__(self) -> None:

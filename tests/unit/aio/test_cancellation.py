@@ -55,7 +55,7 @@ async def acquire(aio, wait=0.0):
 async def follow(aio, other):
     async with aio.watch("k/*") as changes:
         other.write("k/a", 1)
-        other.force_sync()
+        asyncio.get_running_loop().call_later(0.01, other.force_sync)
         return await changes.get(10)
 
 

@@ -106,20 +106,16 @@ def test_subscription_ends_when_the_block_is_left(aio, other):
 
 def test_subscription_ends_when_the_loop_over_it_is_left(aio, other):
     async def main():
-        task = asyncio.create_task(soon(lambda: subscriptions(aio)))
-        async for change in aio.watch("k/*"):
+        async for _ in aio.watch("k/*"):
             break
-        await task
 
-    async def written():
-        await asyncio.gather(main(), write_soon())
-
-    async def write_soon():
+    async def both():
+        leaving = asyncio.create_task(main())
         await soon(lambda: aio.memsync._lifetime.runtime and subscriptions(aio))
         write(other, a=1)
+        await leaving
 
-    run(written())
-    gc.collect()
+    run(both())
     eventually(lambda: subscriptions(aio) == 0)
 
 
