@@ -313,6 +313,17 @@ def test_workflow_is_followed_and_another_one_is_cancelled(tmp_path):
     demo.check_nothing_left()
 
 
+def test_tasks_are_followed_from_asyncio(tmp_path):
+    demo = Demo(tmp_path, script="follow_async.py")
+
+    done = demo.run()
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {line.split("  ")[0] for line in done.stdout.splitlines()[:-1]} == {f"part {number}" for number in range(1, 5)}
+    assert done.stdout.endswith("All is as it should be.\n")
+    demo.check_nothing_left()
+
+
 @pytest.mark.acceptance
 def test_workflow_with_a_wrong_end_is_reported_and_exits_with_one(tmp_path):
     demo = Demo(tmp_path, {"proj/words.py": """
