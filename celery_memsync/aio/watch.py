@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, cast
 
@@ -30,6 +30,11 @@ class Changes:
         """Take a change, in place of an earlier one of its key."""
         self._changes[change.key] = change
         self._wakeup.set()
+
+    def begin_with(self, changes: Iterable[KeyChange]) -> None:
+        """Take changes of which newer ones may have come; the coroutine itself does that before it takes any."""
+        for change in changes:
+            self._changes.setdefault(change.key, change)
 
     def ring(self) -> None:
         """Have the coroutine look."""
@@ -158,6 +163,7 @@ async def wait_for_end(runtime: Runtime, task_id: str, timeout: float | None) ->
     end = float("inf") if timeout is None else time.monotonic() + timeout
     state: Any = None
     feed = runtime.feeds.follow(f"tasks/{task_id}/state", changes, with_present=True)
+    changes.begin_with(feed.present)
     try:
         while (ends := ends_at(state) if isinstance(state, dict) else float("inf")) > clock.now():
             left = end - time.monotonic()

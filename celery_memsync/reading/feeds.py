@@ -23,7 +23,7 @@ class Feed(Handlers):
     """A subscription with its followers.
 
     Args:
-        with_present: Whether each follower begins with what is there.
+        with_present: Whether what is there is delivered, too, and a copy of it is kept.
     """
 
     def __init__(self, subscriptions: Subscriptions, pattern: str, with_present: bool) -> None:
@@ -53,15 +53,14 @@ class Feed(Handlers):
     def call(self, change: KeyChange) -> None:
         """Give a change to all followers."""
         if self._present is not None:
-            self._present[change.key] = change  # first: who comes now gets it by this, or by the next line
+            self._present[change.key] = change  # first: a follower that comes now finds it here, or is given it below
         for follower in list(self.followers):
             follower.put(change)
 
-    def add(self, follower: Follower) -> None:
-        """Give a follower the changes from now on."""
-        self.followers[follower] = None
-        for change in list((self._present or {}).values()):
-            follower.put(change)
+    @property
+    def present(self) -> list[KeyChange]:
+        """What is there, as far as it was delivered; nothing unless the feed is one with that."""
+        return list((self._present or {}).values())
 
     def ring(self) -> None:
         """Have all followers look."""
@@ -86,7 +85,7 @@ class Feeds:
         """Give a follower the changes of what matches a pattern; return their feed.
 
         Args:
-            with_present: Whether it begins with what is there, of which the feed keeps a copy; for patterns of few keys.
+            with_present: Whether it is to find in the feed what is there, which is delivered, too; for patterns of few keys.
 
         Raises:
             InvalidKey: If the pattern can't be used.
@@ -97,7 +96,7 @@ class Feeds:
             feed = self._feeds.get((pattern, with_present))
             if feed is None or feed.has_ended:
                 feed = self._feeds[pattern, with_present] = new
-            feed.add(follower)
+            feed.followers[follower] = None
         if feed is new:
             self._subscriptions.begin(feed.subscription)
         return feed

@@ -7,6 +7,8 @@ import gc
 import pytest
 
 from celery_memsync import AsyncMemSync
+from celery_memsync.aio.watch import Changes
+from celery_memsync.reading.subscription import KeyChange
 from tests.support.coroutines import run, soon
 from tests.support.waiting import eventually
 
@@ -74,6 +76,16 @@ def test_slow_consumer_gets_the_newest_value_of_each_key_and_no_more_is_kept(aio
             return last
 
     assert run(main()) == {"a": 99, "b": -99}
+
+
+def test_what_was_there_does_not_follow_what_has_changed_since():
+    async def main():
+        changes = Changes()
+        changes.put(KeyChange("a", "new", None))
+        changes.begin_with([KeyChange("a", "old", None), KeyChange("b", "old", None)])
+        return [changes.take().value, changes.take().value, changes.take()]
+
+    assert run(main()) == ["new", "old", None]
 
 
 def test_watchers_of_one_pattern_share_a_subscription_and_no_value(aio, other):
