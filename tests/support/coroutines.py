@@ -108,3 +108,19 @@ async def soon(check, timeout=10.0):
         assert loop.time() < end, f"{answer!r} after {timeout} s"
         await asyncio.sleep(0.01)
     return answer
+
+
+async def everything(aio, name):
+    """Use all kinds of calls; return what they return."""
+    key = f"{name}/k"
+    async with aio.watch(f"{name}/*") as changes, aio.lock(f"{name}", wait=5) as lock:
+        aio.write(key, 1, fence=lock)
+        await aio.force_sync()
+        change = await changes.get(10)
+        waiting = asyncio.create_task(aio.wait(name, timeout=20))
+        other = asyncio.create_task(aio.lock(name, wait=20).acquire())
+        await asyncio.sleep(0.05)
+        await lock.release()
+        aio.sync_task_state(name, {"status": "SUCCESS"})
+        await aio.force_sync()
+        return change.value, await aio.read(key), await other, (await waiting)["status"]

@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
-from celery_memsync import AsyncMemSync
-from tests.support.coroutines import run, soon, threads_of
+from celery_memsync import AsyncMemSync, MemorySyncManager
+from tests.support.coroutines import everything, run, soon, threads_of
 
 #: Threads for calls, those of the manager, and handlers.
 MOST_THREADS = 8 + 4 + 8
@@ -91,3 +93,14 @@ def test_no_call_is_lost_when_threads_end_while_work_comes(memsync, monkeypatch)
             await asyncio.sleep(0.0005 * (number % 3))
 
     run(main())
+
+
+def test_manager_that_coroutines_have_used_is_collected(redis_url):
+    memsync = MemorySyncManager("m", redis_url)
+    find = weakref.ref(memsync)
+    run(everything(AsyncMemSync(memsync), "a"))
+
+    del memsync
+    gc.collect()
+
+    assert find() is None

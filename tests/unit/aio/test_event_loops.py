@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from celery_memsync import AsyncMemSync
-from tests.support.coroutines import run, soon
+from tests.support.coroutines import everything, run, soon
 from tests.support.threads import in_background
 from tests.support.waiting import eventually
 
@@ -45,22 +45,6 @@ def run_with_anyio(coroutine):
 
 
 RUNNERS = [run, run_with_anyio, *([run_with_uvloop] if uvloop else [])]
-
-
-async def everything(aio, name):
-    """Use all kinds of calls; return what they return."""
-    key = f"{name}/k"
-    async with aio.watch(f"{name}/*") as changes, aio.lock(f"{name}", wait=5) as lock:
-        aio.write(key, 1, fence=lock)
-        await aio.force_sync()
-        change = await changes.get(10)
-        waiting = asyncio.create_task(aio.wait(name, timeout=20))
-        other = asyncio.create_task(aio.lock(name, wait=20).acquire())
-        await asyncio.sleep(0.05)
-        await lock.release()
-        aio.sync_task_state(name, {"status": "SUCCESS"})
-        await aio.force_sync()
-        return change.value, await aio.read(key), await other, (await waiting)["status"]
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
