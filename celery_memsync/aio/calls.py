@@ -61,7 +61,8 @@ class Call(Generic[T]):
             return await self._future
         except BaseException:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._future.cancel()
+                if not self._future.cancel() and not self._future.cancelled():
+                    self._future.exception()  # it is not wanted any more, and not to be logged
             self._miss()  # the answer may have come together with the cancel
             raise
         finally:

@@ -77,12 +77,13 @@ class CancelAt:
 
 
 async def cancelled_everywhere(make, check):
-    """Cancel an operation at each of its suspensions, before and with the answer; return at how many.
+    """Cancel an operation at each of its suspensions, before and with the answer; return at most how many.
 
     Args:
         make: Returns the coroutine of the operation.
         check: Called after each; raises if something is left.
     """
+    most = 0
     for with_answer in (False, True):
         number, ended = 0, False
         while not ended:
@@ -93,7 +94,8 @@ async def cancelled_everywhere(make, check):
                 await task
             ended = attempt.count < number
             await check()
-    return number - 1
+        most = max(most, number - 1)
+    return most
 
 
 async def _awaited(awaitable):
