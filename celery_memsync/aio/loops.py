@@ -85,7 +85,14 @@ class LoopWakeup:
             _end(waiting)
 
     async def wait(self, seconds: float) -> None:
-        """Return when it is set, or after ``seconds``, or an hour."""
+        """Return when it is set, or after ``seconds``, or an hour.
+
+        Raises:
+            RuntimeError: If another coroutine waits for it.
+        """
+        waiting = self._find_waiting()
+        if waiting is not None and not waiting.done():
+            raise RuntimeError("another coroutine waits for the next change already; give each a watch of its own")
         if not self._is_set and seconds > 0:
             future: asyncio.Future[None] = self.loop.create_future()
             self._find_waiting = weakref.ref(future)

@@ -78,6 +78,19 @@ def test_slow_consumer_gets_the_newest_value_of_each_key_and_no_more_is_kept(aio
     assert run(main()) == {"a": 99, "b": -99}
 
 
+def test_second_coroutine_that_waits_for_the_same_watch_gets_an_error(aio, other):
+    async def main():
+        async with aio.watch("k/*") as changes:
+            first = asyncio.create_task(changes.get(20))
+            await asyncio.sleep(0.05)
+            with pytest.raises(RuntimeError, match="give each a watch of its own"):
+                await changes.get(20)
+            write(other, a=1)
+            return (await first).value
+
+    assert run(main()) == 1
+
+
 def test_what_was_there_does_not_follow_what_has_changed_since():
     async def main():
         changes = Changes()
