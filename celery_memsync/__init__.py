@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     # What a user makes
+    from .aio.client import AsyncMemSync
     from .app import MemSync
 
     # What comes back
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 __all__ = [
-    "MemorySyncManager", "MemSync", "Lock", "MemsyncCollector",
+    "MemorySyncManager", "MemSync", "AsyncMemSync", "Lock", "MemsyncCollector",
     "Resolution", "Entry", "Group", "LockRecord", "WorkerRecord", "Workflow", "WorkflowNode",
     "ConflictError", "InvalidKey", "InvalidValue", "LockError", "LockLost", "LockNotAcquired", "MemSyncError",
     "NotInTask", "StoreError", "StoreRefused", "StoreUnavailable", "TaskCancelled", "ValueTooLarge",
@@ -50,7 +51,8 @@ __all__ = [
 
 #: Modules of what is public, by name; errors have one.  That of MemSync also activates its app in a worker.
 _HOMES = {
-    "MemorySyncManager": "manager", "MemSync": "activation", "Lock": "locking.lock", "MemsyncCollector": "metrics.collector",
+    "MemorySyncManager": "manager", "MemSync": "activation", "AsyncMemSync": "aio.client", "Lock": "locking.lock",
+    "MemsyncCollector": "metrics.collector",
     "Resolution": "conflicts",
     "Entry": "models.entry", "LockRecord": "models.lock", "WorkerRecord": "models.worker",
     "Group": "models.workflow", "Workflow": "models.workflow", "WorkflowNode": "models.workflow",

@@ -6,7 +6,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from typing import TypeAlias, TypeVar
 
 from redis.backoff import EqualJitterBackoff
 
@@ -33,6 +34,8 @@ NO_OUTAGE = ("", "")
 
 os.register_at_fork(after_in_child=_outages.clear)
 
+T = TypeVar("T")
+
 
 class Wakeup:
     """Wakes one thread that waits for it.
@@ -42,6 +45,9 @@ class Wakeup:
     at any bytecode of a task's thread and must not leave a lock closed that
     another thread waits for.
     """
+
+    #: Called after it was set, by the same thread: for what waits without a thread.
+    on_set: Callable[[], object] | None = None
 
     def __init__(self) -> None:
         self._closed = threading.Lock()
@@ -54,6 +60,8 @@ class Wakeup:
         if self._closed.locked():
             with contextlib.suppress(RuntimeError):  # another thread has set it meanwhile
                 self._closed.release()
+        if self.on_set is not None:
+            self.on_set()
 
     def clear(self) -> None:
         """Forget that it was set: what it was set for is done now."""
@@ -62,6 +70,26 @@ class Wakeup:
     def wait(self, timeout: float | None = None) -> None:
         """Return when it rings, or after ``timeout`` seconds."""
         self._closed.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+
+
+#: What is to be waited for before the next step, and how many seconds at most.
+Pause: TypeAlias = tuple[Wakeup, float]
+
+#: An operation that does not wait itself: its caller waits, in a thread or in a coroutine, and closes it if it gives up.
+Steps: TypeAlias = Generator[Pause, None, T]
+
+
+def take_steps(steps: Steps[T]) -> T:
+    """Return what an operation comes to; this thread waits in between."""
+    try:
+        while True:
+            wakeup, seconds = next(steps)
+            wakeup.wait(seconds)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        steps.close()
 
 
 def start_thread(thread: threading.Thread) -> None:

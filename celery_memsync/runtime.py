@@ -21,6 +21,7 @@ from .locking.lock_reader import LockReader
 from .locking.lock_service import LockService
 from .reading.cache import EntryCache
 from .reading.cancelled import CancelledIds
+from .reading.feeds import Feeds
 from .reading.handlers import Handlers
 from .reading.listener import ChangeListener
 from .reading.reader import VIEW, Reader
@@ -106,6 +107,7 @@ class Runtime:
         store: Talks to Redis.
         writer: Sends buffered writes in batches.
         cache, link, reader, search, subscriptions: Read, and follow changes.
+        feeds: The subscriptions that those share who follow the same.
         cancelled: Knows which ids are cancelled.
         locks: Acquires and renews the locks of this process.
         coordination: Makes the atomic operations of the shared queue.
@@ -150,6 +152,7 @@ class Runtime:
         self.reader = Reader(self.store, self.writer, self.cache, self.link)
         self.search = Search(self.reader)
         self.subscriptions = Subscriptions(self.reader, self.search, self.link, events, settings.handler_threads)
+        self.feeds = Feeds(self.subscriptions)
         self.coordination = SharedQueue(self.store, settings.default_ttl)
         self.locks = LockService(self.store, events, environment.lock_owner, settings.lock_replicas)
         self.progress: dict[str, Progress] = {}

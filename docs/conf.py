@@ -68,6 +68,8 @@ def qualify(app, env, node, contnode):
     matches = next(filter(None, (
         {full: one for full, one in domain.objects.items() if full.endswith(name) and not one.aliased}
         for name in names)), {})
+    if len(matches) > 1:  # what AsyncMemSync has is named as in the manager
+        matches = {full: one for full, one in matches.items() if "Async" not in full}
     if len(matches) != 1:
         return None
     ((full, one),) = matches.items()

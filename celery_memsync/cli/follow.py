@@ -11,7 +11,7 @@ import click
 
 from ..app import MemSync
 from ..background_loop import Wakeup
-from ..models.order import FINAL
+from ..models.order import ends_at
 from ..models.progress import progress_from
 from ..models.workflow import Group
 from .command import command
@@ -38,9 +38,6 @@ from .watch import POLL_INTERVAL, deadline_of, patiently
 
 #: Most tasks whose changes are subscribed to, a thread for each; more are read every second.
 MAX_SUBSCRIPTIONS = 50
-
-#: Seconds after which a lost task that no worker has requeued counts as ended: that follows at once.
-LOST_GRACE = 10.0
 
 #: Seconds after which a line says which tasks are unknown, and are waited for.
 UNKNOWN_GRACE = 2.0
@@ -109,10 +106,7 @@ def status_of(found: dict[str, Any]) -> str:
 
 def has_ended(found: dict[str, Any], memsync: MemSync) -> bool:
     """Return whether nothing more is expected of a task."""
-    if status_of(found) != "LOST":
-        return status_of(found) in FINAL
-    lost_at = figure(found["state"].get("finished_at"))
-    return lost_at is not None and memsync.runtime.store.clock.now() > lost_at + LOST_GRACE
+    return memsync.runtime.store.clock.now() >= ends_at(found["state"] or {})
 
 
 def _news(

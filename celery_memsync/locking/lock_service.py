@@ -10,28 +10,19 @@ from collections.abc import Callable
 from functools import partial
 from itertools import count
 
-from ..background_loop import BackgroundLoop
-from ..deadline import current, within
+from ..background_loop import BackgroundLoop, Steps, take_steps
+from ..deadline import within
 from ..events import Events
 from ..exceptions import LockLost, LockNotAcquired, StoreError, StoreUnavailable
 from ..models.lock import LockRecord
 from ..store import LockAnswer, LockRequest, Store
 from ..store.errors import run_all
 from .ended_runs import ENDED_RUN_INTERVAL, EndedRuns, release
-from .former_run import FormerRun, former_run
+from .former_run import former_run
 from .lease import LockLease, Owner, body_of
-from .turns import Turns
+from .waiting import CONFIRM_AFTER, LockRequester
 
 logger = logging.getLogger(__name__)
-
-#: Seconds after which a lock that was handed over is renewed; until then Redis keeps it for a moment only.
-CONFIRM_AFTER = 0.05
-
-#: Longest that a waiter sleeps before it sends its request again, in seconds: the first may have missed its turn.
-LONGEST_SLEEP = 2.0
-
-#: Seconds of a lease that are left when it is handed over, at least; with less it is requested again.
-MARGIN = 0.1
 
 #: Seconds until a lease is renewed again whose node of a cluster gave no answer.
 AWAY_PAUSE = 0.2
@@ -75,7 +66,7 @@ class LockService:
         #: Monotonic time when the thread will look again unasked.
         self._next_look = float("inf")
         self._thread = BackgroundLoop("memsync-locks", self.renew, 0, on_demand=True)
-        self._turns = Turns(store)
+        self._requester = LockRequester(store, self._note_held)
 
     # -- acquire, extend, release
 
@@ -94,11 +85,14 @@ class LockService:
             LockNotAcquired: If another holder has it all the time.
             StoreError: If Redis is away, or too few replicas have it.
         """
-        return within(self.store.timeout + wait, self._acquire, name, min(ttl, max_hold), wait, owner, max_hold, own_wait)
+        return within(
+            self.store.timeout + wait, take_steps, self.acquisition(name, ttl, wait, owner, max_hold, own_wait))
 
-    def _acquire(
-        self, name: str, ttl: float, wait: float, owner: Owner, max_hold: float, own_wait: float,
-    ) -> LockLease:
+    def acquisition(
+        self, name: str, ttl: float, wait: float, owner: Owner, max_hold: float = float("inf"), own_wait: float = 0.0,
+    ) -> Steps[LockLease]:
+        """Return the steps of :meth:`acquire`, whose arguments these are; closed before their end they leave no lock."""
+        ttl = min(ttl, max_hold)
         holder = f"{self.store.token}.{next(self._numbers)}"
         body = body_of(owner, self.store.worker_id)
         request = LockRequest(self.store.keys.lock_location(name), holder, ttl, owner.run, body)
@@ -107,14 +101,14 @@ class LockService:
         self._read_first_run_id()
         try:
             self._leases[holder] = lease
-            answer = self._request(lease)
+            answer = self._requester.request(lease)
             former = former_run(self.store, answer, owner.task_id, owner.run, ttl, own_wait)
             if answer.status != "ok" and (wait > 0 or former is not None):
-                answer = self._wait(lease, answer, began + wait, former)
+                answer = yield from self._requester.wait(lease, answer, began + wait, former)
             if self.replicas and lease.state == "held":
                 self._confirm(lease)
         except BaseException:
-            self._give_up(lease)
+            self.give_up(lease)
             raise
         if lease.state == "held":
             self.events.emit("lock-acquired", name=name, fence=lease.fence)
@@ -129,69 +123,8 @@ class LockService:
             with contextlib.suppress(StoreError):  # to acquire it will fail, too
                 self._run_id = self.store.read_run_id()
 
-    def _request(self, lease: LockLease) -> LockAnswer:
-        """Take a lock if it is free; send the request again if its lease had ended when the answer came."""
-        while True:
-            sent_at = time.monotonic()
-            answer = self.store.take_lock(lease.request)
-            if answer.status != "ok" or self._hold(lease, answer.fence, sent_at, answer.lease):
-                return answer
-
     def _record(self, name: str, answer: LockAnswer) -> LockRecord | None:
         return None if answer.stored is None else LockRecord.of(name, answer.stored, self.store.clock.now())
-
-    def _wait(self, lease: LockLease, answer: LockAnswer, deadline: float, former: FormerRun | None) -> LockAnswer:
-        """Wait in the queue until the lock is handed over, or the deadline, or that of an earlier run."""
-        if former is not None and (call := current()) is not None:
-            call.postpone(max(0.0, former.deadline - max(deadline, time.monotonic())))
-        request = lease.request = lease.request._replace(channel=self._turns.channel)
-        while lease.state == "requested":
-            turn = self._turns.turn_of(request)
-            turn.listen(self.store.timeout)
-            sent_at = time.monotonic()
-            answer = self.store.wait_for_lock(request)
-            if answer.status == "ok":
-                if self._hold(lease, answer.fence, sent_at, answer.lease):
-                    return answer
-                continue
-            if former is not None and former.is_dead(answer):
-                self.store.free_lock(request.location, answer.fence)
-                continue
-            until = deadline if former is None else max(deadline, former.wait_until(answer))
-            left = until - time.monotonic()
-            if left <= 0:
-                break
-            handed = turn.wait(answer.fence, min(left, answer.lease + 0.001, LONGEST_SLEEP))
-            if handed is not None and self._take_turn(lease, handed, sent_at):
-                return answer
-        self.store.leave_lock(request)
-        return answer
-
-    def _take_turn(self, lease: LockLease, handed: tuple[int, float], sent_at: float) -> bool:
-        """Take a lock that was handed over; return False if so much time has passed that it is requested again.
-
-        Until it is renewed its lease counts from the last request.
-        """
-        fence, seconds = handed
-        now = time.monotonic()
-        until = sent_at + min(seconds, lease.request.ttl)
-        if until < now + MARGIN and until < now + lease.request.ttl / 2:
-            return False
-        lease.hold_until = now + lease.max_hold
-        lease.fence, lease.until = fence, until
-        lease.renew_at = now + min(CONFIRM_AFTER, (until - now) / 4)
-        self._note_held(lease)
-        return True
-
-    def _hold(self, lease: LockLease, fence: int, sent_at: float, seconds: float) -> bool:
-        """Note that a lock was granted; return False if its lease had ended when the answer came."""
-        lease.fence = fence
-        lease.hold_until = sent_at + lease.max_hold
-        lease.extend(sent_at, seconds)
-        if time.monotonic() >= lease.until:
-            return False
-        self._note_held(lease)
-        return True
 
     def _note_held(self, lease: LockLease) -> None:
         lease.run_id = self._run_id or ""
@@ -247,7 +180,7 @@ class LockService:
         try:
             held = self.store.leave_lock(lease.request)
         except BaseException:
-            self._give_up(lease)
+            self.give_up(lease)
             raise
         self._end(lease)
         if held:
@@ -263,11 +196,15 @@ class LockService:
     def acquire_task(self, name: str, ttl: float, wait: float, owner: Owner | None = None) -> bool:
         """Acquire the lock of a task and keep it by its name; return whether that was possible."""
         try:
-            lease = self._of_tasks[name] = self.acquire(name, ttl, wait, owner or self.owner())
-            lease.claim = weakref.ref(self)
+            self.keep(self.acquire(name, ttl, wait, owner or self.owner()))
         except LockNotAcquired:
             return False
         return True
+
+    def keep(self, lease: LockLease) -> None:
+        """Keep the lock of a task by its name."""
+        self._of_tasks[lease.name] = lease
+        lease.claim = weakref.ref(self)
 
     def release_task(self, name: str) -> bool:
         """Release the lock of a task that :meth:`acquire_task` has acquired."""
@@ -281,7 +218,7 @@ class LockService:
         for lease in list(self._leases.values()):
             # A child that was forked in the body of the task may come here, too.
             if lease.owner.run == run and lease.pid == os.getpid():
-                self._give_up(lease)
+                self.give_up(lease)
 
     def release_if_ended(self, run: str, is_ended: Callable[[], bool]) -> None:
         """Have the thread release what a run of another process holds, as soon as that process is gone."""
@@ -306,7 +243,7 @@ class LockService:
             lease.state = "abandoned"
         end = time.monotonic() + (min(timeout, STOP_TIMEOUT) if free else 0)
         # Before the rest: a connection that a thread takes after the store was closed stays open.
-        self._turns.close(max(0.0, end - time.monotonic()))
+        self._requester.close(max(0.0, end - time.monotonic()))
         self._thread.stop(max(0.0, end - time.monotonic()))
         try:
             if free:
@@ -415,7 +352,7 @@ class LockService:
         """Lose a lock whose lease had ended when the answer to its renewal came; release what Redis has renewed."""
         if lease.state == "held" and lease.expired:
             self._report_lost(lease)
-            self._give_up(lease)
+            self.give_up(lease)
 
     def _report_lost(self, lease: LockLease) -> None:
         logger.warning("The lock %s is lost: %s, another holder may have it", lease.name, lease.why_lost)
@@ -435,7 +372,7 @@ class LockService:
             self._next_look = moment
             self._thread.wake()
 
-    def _give_up(self, lease: LockLease) -> None:
+    def give_up(self, lease: LockLease) -> None:
         """Have a lock released by the thread, whether it is held, or was only requested."""
         if lease.state == "requested":
             lease.arrives_until = time.monotonic() + ON_ITS_WAY

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from copy import copy
 from typing import Any
 
-from ..background_loop import BackgroundLoop, Wakeup
+from ..background_loop import BackgroundLoop, Steps, Wakeup
 from ..deadline import remaining
 from ..exceptions import StoreError, StoreUnavailable
 from ..store import LockRequest, Store
@@ -37,8 +37,8 @@ class Turn:
         self._line = line
         self._opening: object | None = None
 
-    def listen(self, timeout: float) -> None:
-        """Return when all is received that is published from now on.
+    def listen(self, timeout: float) -> Steps[None]:
+        """End when all is received that is published from now on.
 
         Args:
             timeout: Most seconds to wait.
@@ -53,13 +53,13 @@ class Turn:
             if left <= 0 or self._line.is_closed:
                 why = "this manager was shut down" if self._line.is_closed else f"Redis did not answer within {timeout:g} s"
                 raise StoreUnavailable(f"Waiting for a lock was given up: {why}")
-            self.bell.wait(left)
+            yield self.bell, left
             if self.error is not None:
                 # Several waiters may get the same one.
                 raise copy(self.error) from self.error
         self._opening = opening
 
-    def wait(self, after: int, seconds: float) -> tuple[int, float] | None:
+    def wait(self, after: int, seconds: float) -> Steps[tuple[int, float] | None]:
         """Return the fence and the lease (seconds) with which the lock is given to this waiter.
 
         None: it is not within ``seconds``, or may have been while the connection was away.  What comes late was meant
@@ -69,7 +69,7 @@ class Turn:
         while self._line.opening is self._opening and (left := end - time.monotonic()) > 0:
             if self.message is not None and self.message[0] > after:
                 return self.message
-            self.bell.wait(left)
+            yield self.bell, left
         return None
 
 

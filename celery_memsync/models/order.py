@@ -12,7 +12,8 @@ runs, of as many chains as possible; a run of a chain that is forgotten would be
 from __future__ import annotations
 
 import re
-from typing import TypeGuard
+from collections.abc import Mapping
+from typing import Any, TypeGuard
 
 #: Most steps that are counted in a chain of runs; those after them are in the order in which Redis accepts them.
 MAX_STEPS = 999_999
@@ -62,6 +63,21 @@ RUNNING = "2"
 
 #: Statuses after which nothing more is expected of a task.
 FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED", "IGNORED", "REJECTED", "SKIPPED", "CANCELLED"})
+
+#: Seconds after which a lost task that no worker has requeued counts as ended: that follows at once.
+LOST_GRACE = 10.0
+
+
+def ends_at(state: Mapping[str, Any]) -> float:
+    """Return when nothing more is expected of a task, on Redis's clock: 0.0 if it has ended, infinity while it goes on.
+
+    Args:
+        state: As :meth:`MemorySyncManager.get_task_state` returns it.
+    """
+    status, lost_at = state.get("status"), state.get("finished_at")
+    if status == "LOST" and isinstance(lost_at, (int, float)):
+        return lost_at + LOST_GRACE
+    return 0.0 if isinstance(status, str) and status in FINAL else float("inf")
 
 
 def rank_of(status: object) -> str:

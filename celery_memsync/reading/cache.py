@@ -136,6 +136,12 @@ class EntryCache:
         self.misses += 1
         return None
 
+    def peek(self, name: Hashable, max_age: float | None = None) -> CacheEntry | None:
+        """Return what :meth:`get` does; that there is none is not counted, because it will be before Redis is read."""
+        copy = self.get(name, max_age)
+        self.misses -= copy is None
+        return copy
+
     def begin(self, keys: Iterable[str], source: Vouching) -> PendingRead:
         """Take note that Redis keys are about to be read; :meth:`finish` has to follow."""
         reading = PendingRead(keys, source)

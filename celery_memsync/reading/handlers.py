@@ -46,6 +46,9 @@ class Handlers:
         elif change.entry is not None and self.on_change is not None:
             call_user_code("A handler of changes", self.on_change, *(change if self._with_entry else change[:2]))
 
+    def ended(self) -> None:
+        """Take note that the subscription has ended; it may be called by any thread."""
+
 
 def takes_entry(handler: OnChange) -> bool:
     """Whether a handler takes the entry too, as a third argument that is not merely a default."""

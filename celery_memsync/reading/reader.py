@@ -17,7 +17,7 @@ from ..store import Store, Task
 from ..store.push import TrackedConnection
 from ..writing.changes import Change, SetValue
 from ..writing.writer import BatchWriter
-from .cache import EntryCache, MakeEntry, PendingRead
+from .cache import CacheEntry, EntryCache, MakeEntry, PendingRead
 from .listener import ChangeListener
 from .projections import entry_of, expires_at
 
@@ -297,6 +297,10 @@ class Reader:
         if copy is not None:
             return copy.take()
         return within(self.store.timeout, self._read_of_task, name, task_id, make, agents)
+
+    def peek(self, name: str, task_id: str) -> CacheEntry | None:
+        """Return a valid copy of what :meth:`of_task` returns, or None."""
+        return self.cache.peek(f"{VIEW}{name}{VIEW}{task_id}")
 
     def _read_of_task(self, name: str, task_id: str, make: Callable[[Task], Any], agents: bool) -> Any:
         keys = self._keys_of(task_id, agents)

@@ -95,12 +95,17 @@ class Subscriptions:
     @bounded
     def subscribe(self, pattern: str, handlers: Handlers) -> str:
         """Call handlers from now on, as long as the caller keeps them; return an id for :meth:`unsubscribe`."""
+        subscription = self.prepare(pattern, handlers)
+        self._begin(subscription)
+        return subscription.id
+
+    def prepare(self, pattern: str, handlers: Handlers) -> Subscription:
+        """Return a subscription that calls handlers from its :meth:`begin`, as long as the caller keeps them."""
         delivery = _Delivery(self, self._pool, handlers)
         subscription = delivery.subscription = Subscription(
             self._new_id(), self.keys.pattern(pattern), delivery.wake, handlers.on_invalidate is not None,
             self._pending_bytes)
-        self._begin(subscription)
-        return subscription.id
+        return subscription
 
     @bounded
     def watch(self, pattern: str, timeout: float | None, owner: object = None) -> Watch:
@@ -145,17 +150,26 @@ class Subscriptions:
         self._pool.close(timeout)
 
     def _begin(self, subscription: Subscription) -> None:
+        self.begin(subscription)
+        subscription.answered.wait(min(CONFIRM_TIMEOUT, remaining()))
+        if not self.deliver_all_if_down(subscription):
+            subscription.found.wait(min(FIND_TIMEOUT, remaining()))
+
+    def begin(self, subscription: Subscription) -> None:
+        """Subscribe, without waiting for Redis."""
         with self._mutex:
             self._subscriptions[subscription.id] = subscription
             self._by_pattern[subscription.pattern] = (*self._by_pattern.get(subscription.pattern, ()), subscription)
         if self.link.subscribe_to(subscription.pattern):
             self.on_up([subscription.pattern])
-        subscription.answered.wait(min(CONFIRM_TIMEOUT, remaining()))
-        if self.link.subscription_line(subscription.pattern) is None:
-            self._restart_snapshot(subscription)
-        else:
-            subscription.found.wait(min(FIND_TIMEOUT, remaining()))
         self.events.emit("subscribed", id=subscription.id, pattern=subscription.pattern)
+
+    def deliver_all_if_down(self, subscription: Subscription) -> bool:
+        """Have all that matches delivered when Redis is back, if it has not confirmed by now; return whether that is so."""
+        is_down = self.link.subscription_line(subscription.pattern) is None
+        if is_down:
+            self._restart_snapshot(subscription)
+        return is_down
 
     def _read_soon(self) -> None:
         """Have what has to be read be read by a thread of the pool, which the listener's thread starts."""
@@ -166,11 +180,10 @@ class Subscriptions:
 
     def on_up(self, patterns: Sequence[str]) -> None:
         """Note that changes of paths that match these patterns are received from now on."""
-        for subscription in self._all():
-            if subscription.pattern in patterns:
-                subscription.answered.set()
-                if subscription.look:
-                    self._read_soon()
+        for subscription in [one for pattern in patterns for one in self._by_pattern.get(pattern, ())]:
+            subscription.answered.set()
+            if subscription.look:
+                self._read_soon()
 
     def on_down(self, confirmed_at: float, copies: Sequence[str]) -> None:
         """Note that the connection is lost.
@@ -387,6 +400,8 @@ class _Delivery:
         # One that has ended needs no thread, and its caller may be in the middle of a task.
         if not self.subscription.closed:
             self._pool.submit(self._job)
+        elif (handlers := self._handlers()) is not None:
+            handlers.ended()
 
     def deliver(self) -> bool:
         """Deliver the next change; return whether more are pending."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ..exceptions import MemSyncError, StoreUnavailable
 from ..models.entry import StoredEntry
+from .callers import calling_thread
 from .changes import SetValue
 from .unanswered import Attempt
 
@@ -50,7 +51,7 @@ class FlushRequest:
         waits: Whether it is not answered while a resolver runs.
         given_up: Whether the caller does not wait any more.
         may_be_done: Whether it may have been sent already.
-        caller: The thread that waits.
+        caller: The thread whose wish it is.
         fenced: What newer fences have refused, as it is reported to the caller.
     """
 
@@ -60,7 +61,7 @@ class FlushRequest:
         self.error: MemSyncError | None = None
         self.given_up = False
         self.may_be_done = False
-        self.caller = threading.current_thread()
+        self.caller = calling_thread()
         self.fenced: tuple[FencedWrite, ...] = ()
         self._answered = False
         self._closed = threading.Lock()

@@ -5,11 +5,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from typing import TypeVar
 
 from ..exceptions import StoreUnavailable
 from ..store import MEMORY, Store, forgotten, may_be_done, was_forgotten, was_refused
+from .callers import calling_thread, if_missed
 
 #: Most calls whose answers were lost that are remembered; beyond it no new ones are made.
 MAX_UNANSWERED = 10_000
@@ -38,9 +40,10 @@ class Attempt:
     def __init__(self, serial: int) -> None:
         self.serial = serial
         self.since = time.monotonic()
-        self.thread_id = threading.get_ident()
-        self.thread = weakref.ref(threading.current_thread())
-        self.outdated_for: tuple[int, ...] = ()
+        thread = calling_thread()
+        self.thread_id = thread.ident
+        self.thread = weakref.ref(thread)
+        self.outdated_for: tuple[int | None, ...] = ()
         self.refused = False
         self.busy = True
 
@@ -52,7 +55,7 @@ class Attempt:
     @property
     def is_own(self) -> bool:
         """Whether it was made by the calling thread."""
-        return self.thread_id == threading.get_ident()
+        return self.thread_id == calling_thread().ident
 
     @property
     def is_orphan(self) -> bool:
@@ -98,7 +101,7 @@ class SharedQueue:
         task_id = self._once(self.store.dequeue_task, "dequeue")
         with self._mutex:
             for attempt in self._attempts.get(("complete", task_id or ""), ()):
-                attempt.outdated_for += (threading.get_ident(),)
+                attempt.outdated_for += (calling_thread().ident,)
         return task_id
 
     def complete(self, task_id: str) -> bool:
@@ -123,6 +126,7 @@ class SharedQueue:
                 raise forgotten(f"a call of {call[0]}")
             answer = change(attempt.serial, self.ttl, *call[1:])
             self._forget(call, attempt)  # in here, for an interruption is to leave it to the next equal call
+            if_missed(partial(self._remember, call, attempt))
         except BaseException as exc:
             attempt.refused = was_refused(exc)
             if attempt.refused:
@@ -148,8 +152,12 @@ class SharedQueue:
             if len(self._attempts) >= MAX_UNANSWERED:
                 self._make_room()
             attempt = Attempt(next(self._serials[call[0]]))
-            self._attempts.setdefault(call, []).append(attempt)
+            self._remember(call, attempt)
             return attempt, True
+
+    def _remember(self, call: Call, attempt: Attempt) -> None:
+        with self._mutex:
+            self._attempts.setdefault(call, []).append(attempt)
 
     def _forget(self, call: Call, attempt: Attempt) -> None:
         """Take note that a call has its answer."""
@@ -174,4 +182,4 @@ def _continues(call: Call, attempt: Attempt) -> bool:
     """Whether a call of this thread is a second try of an earlier one."""
     if call[0] == "dequeue":
         return attempt.is_own or attempt.is_orphan
-    return threading.get_ident() not in attempt.outdated_for
+    return calling_thread().ident not in attempt.outdated_for

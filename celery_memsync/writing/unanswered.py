@@ -6,11 +6,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple
 
 from ..exceptions import ConflictError, MemSyncError, StoreError, StoreUnavailable
 from ..models.entry import StoredEntry
+from .callers import if_missed
 
 #: Most calls that are remembered.
 MAX_CALLS = 1000
@@ -92,6 +94,7 @@ class Unanswered:
             attempt = Attempt(earlier.number, True, earlier.until)
         try:
             yield attempt
+            if_missed(partial(self._note, arguments, attempt))
         except StoreError as exc:
             if not attempt.maybe_done and not getattr(exc, "maybe_done", False):
                 raise

@@ -11,7 +11,7 @@ from tests.support.paths import ROOT
 from tests.support.plugin_project import plugin_options
 from tests.support.stress import stressed
 
-PAGES = ("quickstart.md", "howto/progress.md", "howto/locks.md", "howto/workflows.md", *stressed((
+PAGES = ("quickstart.md", "howto/progress.md", "howto/locks.md", "howto/workflows.md", "howto/asyncio.md", *stressed((
     "howto/testing.md", "howto/cancel.md", "howto/fleet.md", "howto/commands.md", "howto/web.md", "howto/several-apps.md",
     "howto/backup.md", "howto/agents.md"), ()))
 

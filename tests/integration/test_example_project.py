@@ -2,14 +2,10 @@
 from __future__ import annotations
 
 import ast
-import json
 import os
 import pty
 import re
-import shutil
 import signal
-import subprocess
-import sys
 import sysconfig
 import time
 from importlib.util import find_spec
@@ -19,68 +15,11 @@ import celery
 import pytest
 
 from celery_memsync.store.embedded import PACKAGED_SERVERS
-from tests.support.paths import ROOT
+from tests.support.demo import Demo
 from tests.support.stress import stressed
-from tests.support.waiting import eventually
 
-EXAMPLE = ROOT / "example_project"
 STDLIB = Path(sysconfig.get_path("stdlib"))
 HAS_PACKAGED_SERVER = any(find_spec(package) for package, _ in PACKAGED_SERVERS)
-
-
-class Demo:
-    """Runs of the demo whose processes are recognised by their folder for temporary files.
-
-    Args:
-        folder: Where it is run.
-        added: Code that is added to files of a copy of the example, by name.
-        script: What is run.
-    """
-
-    def __init__(self, folder, added=None, script="demo.py"):
-        self.folder = folder
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir(parents=True)
-        example = EXAMPLE
-        if added:
-            example = shutil.copytree(EXAMPLE, folder / "example_project")
-            for name, code in added.items():
-                with (example / name).open("a") as file:
-                    file.write(code)
-        self.command = [sys.executable, str(example / script)]
-        self.env = {**os.environ, "TMPDIR": str(self.temporary), "TERM": "xterm", "COLUMNS": "120"}
-
-    def run(self, *args, **env):
-        """Run it to its end, into a pipe."""
-        return subprocess.run(
-            [*self.command, *args], cwd=self.folder, env={**self.env, **env}, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=100,
-        )
-
-    def start(self, *args, stdout=subprocess.PIPE):
-        """Start it and go on."""
-        return subprocess.Popen(
-            [*self.command, *args], cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, stdout=stdout,
-            stderr=subprocess.STDOUT, text=True,
-        )
-
-    def left(self):
-        """Return the processes and files that are left of it."""
-        return [*filter(None, map(self._process, Path("/proc").glob("[0-9]*"))), *self.temporary.iterdir()]
-
-    def check_nothing_left(self):
-        eventually(lambda: not self.left(), message=f"something is left: {self.left()}")
-
-    def _process(self, entry):
-        try:
-            command, env = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
-        except OSError:
-            return None
-        return command if os.fsencode(self.temporary) in command + env else None
-
-    def census(self):
-        """Return what it wrote."""
-        return json.loads((self.folder / "census" / "census.json").read_text())
 
 
 @pytest.fixture
@@ -310,6 +249,17 @@ def test_workflow_is_followed_and_another_one_is_cancelled(tmp_path):
     assert re.search(r"  proj.words.rank +(FAILURE|REVOKED)", cancelled)
     assert "enough" in why
     assert why.endswith("All is as it should be.\n")
+    demo.check_nothing_left()
+
+
+def test_tasks_are_followed_from_asyncio(tmp_path):
+    demo = Demo(tmp_path, script="follow_async.py")
+
+    done = demo.run()
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {line.split("  ")[0] for line in done.stdout.splitlines()[:-1]} == {f"part {number}" for number in range(1, 5)}
+    assert done.stdout.endswith("All is as it should be.\n")
     demo.check_nothing_left()
 
 

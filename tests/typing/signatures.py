@@ -8,7 +8,9 @@ from typing import Any
 
 from typing_extensions import assert_type
 
-from celery_memsync import Entry, Lock, LockRecord, MemorySyncManager, MemSync, WorkerRecord
+from celery_memsync import AsyncMemSync, Entry, Lock, LockRecord, MemorySyncManager, MemSync, WorkerRecord
+from celery_memsync.aio.lock import AsyncLock
+from celery_memsync.reading.subscription import KeyChange
 
 memsync = MemSync()
 
@@ -55,3 +57,23 @@ def manager_returns_records() -> None:
     with memsync.lock("printer", ttl=60.0) as lock:
         assert_type(lock, Lock)
         assert_type(lock.fence, int)
+
+
+async def coroutines_return_what_the_manager_returns() -> None:
+    async with AsyncMemSync(memsync) as aio:
+        assert_type(aio, AsyncMemSync)
+        assert_type(await aio.get_task_state("t1"), dict[str, Any] | None)
+        assert_type(await aio.get_workers(), list[WorkerRecord])
+        assert_type(await aio.enqueue("t1"), bool)
+        assert_type(await aio.wait("t1", timeout=3), dict[str, Any])
+        assert_type(await aio.write("a", 1, expected_version=0), Entry)
+        await aio.get_task_state(1)  # type: ignore[arg-type]
+        await aio.sync_task_state("t1", {})  # type: ignore[misc]
+        async for entry in aio.iter_entries():
+            assert_type(entry, Entry)
+        async with aio.watch("a/*") as changes:
+            async for change in changes:
+                assert_type(change, KeyChange)
+        async with aio.lock("printer", wait=3) as lock:
+            assert_type(lock, AsyncLock)
+            aio.write("a", 1, fence=lock)

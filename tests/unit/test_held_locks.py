@@ -5,12 +5,13 @@ import threading
 
 import pytest
 
-from celery_memsync import MemorySyncManager, Resolution
+from celery_memsync import AsyncMemSync, MemorySyncManager, Resolution
 from celery_memsync.events import EVENTS
 from celery_memsync.keys import PROGRESS, Keys
 from celery_memsync.reading.cache import EntryCache
 from celery_memsync.writing.pending import PendingChanges
 from celery_memsync.writing.progress import Progress
+from tests.support.coroutines import everything, run
 from tests.support.held_locks import HeldLocks, held
 from tests.support.waiting import eventually
 
@@ -72,6 +73,7 @@ def test_no_mutex_is_held_where_a_handler_runs_or_redis_is_waited_for(locks, red
         take_locks_in_turn(memsync, other)
         redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         write_and_read(other, memsync)
+        assert run(everything(AsyncMemSync(other), "coroutines")) == (1, 1, True, "SUCCESS")
         assert changes.get(timeout=5)
     memsync.unsubscribe(subscription)
     memsync.shutdown()

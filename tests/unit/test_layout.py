@@ -27,7 +27,7 @@ LAYERS = (
     ("records",),
     ("runtime",),
     ("manager",),
-    ("integration",),
+    ("aio", "integration"),
     ("app",),
     ("activation",),
     ("spawned_child",),

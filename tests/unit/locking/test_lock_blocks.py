@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
-from celery_memsync import LockLost, LockNotAcquired
+from celery_memsync import LockLost, LockNotAcquired, background_loop
 from celery_memsync.locking import lease as lease_module
 from celery_memsync.locking import lock as lock_module
-from celery_memsync.locking import lock_service
+from celery_memsync.locking import lock_service, waiting
 from celery_memsync.locking.lock import Lock
 from tests.support.strikes import strike
 
@@ -29,7 +29,8 @@ def use_stack(lock):
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="code has no tables of exceptions from which to read its blocks")
 @pytest.mark.parametrize("thread_local", [True, False])
 @pytest.mark.parametrize(
-    "module, least", [(lock_module, 30), (lock_service, 30), (lease_module, 10)], ids=["lock", "service", "lease"])
+    "module, least", [(lock_module, 30), (lock_service, 30), (waiting, 5), (background_loop, 1), (lease_module, 10)],
+    ids=["lock", "service", "waiting", "steps", "lease"])
 def test_an_exception_at_any_bytecode_of_a_block_leaves_no_lease_that_is_renewed(
     memsync, redis, module, least, thread_local,
 ):

@@ -134,6 +134,6 @@ def test_waiters_that_ended_are_forgotten(held, memsync, other):
         assert not other.lock("a", wait=0.05).acquire()
 
     gc.collect()
-    (line,) = other.runtime.locks._turns._lines.values()
+    (line,) = other.runtime.locks._requester._turns._lines.values()
 
     assert len(line._turns) == 0
