@@ -7,6 +7,7 @@ from ..deadline import bounded
 from ..keys import QUEUE, check_id
 from ..reading.reader import Reader
 from ..settings import Settings
+from ..types import QueueLists
 from ..writing.changes import SyncQueue
 from ..writing.shared_queue import SharedQueue
 from ..writing.unanswered import maybe_done_is
@@ -35,7 +36,7 @@ class QueueRecords:
         self.writer.put(SyncQueue(self.keys.coordination_location(QUEUE), lists, settings.default_ttl))
 
     @bounded
-    def lists(self, limit: int) -> dict[str, list[str]]:
+    def lists(self, limit: int) -> QueueLists:
         """Return the ids of pending and of running tasks, at most ``limit`` each."""
         return self.reader.queue(check_count(limit, "limit"))
 
