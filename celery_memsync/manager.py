@@ -57,7 +57,7 @@ class MemorySyncManager:
         self, worker_id: str | None = None, url: str | None = None, *, environment: Environment | None = None,
         **settings: Any,
     ) -> None:
-        self.environment = environment or Environment(given_settings(worker_id, url, **settings))
+        self.environment: Environment = environment or Environment(given_settings(worker_id, url, **settings))
         self._lifetime = Lifetime(self.environment)
 
     # -- buffered writes
