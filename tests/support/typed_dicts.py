@@ -52,7 +52,8 @@ def schema_mistakes(schema, hint, path="") -> list[str]:
     kinds = choices_of(hint)
     named = {JSON_TYPES[dict if is_typeddict(one) else get_origin(one) or one] for one in kinds if one is not Any}
     parts = schema.get("oneOf", [schema])
-    said = {name for part in parts for name in ([part["type"]] if isinstance(part.get("type"), str) else part.get("type", ()))}
+    types_of_parts = [part.get("type", []) for part in parts]
+    said = {name for one in types_of_parts for name in ([one] if isinstance(one, str) else one)}
     found = [] if not named or said == named else [f"{path} is {sorted(said)}, and not {sorted(named)}"]
     for one in filter(is_typeddict, kinds):
         found += [mistake for part in parts if "properties" in part for mistake in _schema_of_dict(part, one, path)]

@@ -57,7 +57,8 @@ def test_state_has_the_fields_of_a_run_with_their_types():
 
 
 @pytest.mark.parametrize("row", [
-    [None] * len(PROGRESS_FIELDS), [50.0, 1, 2, "text", None, 1.0, 2.0, "r1", None, "read", 2, 1.5, 3.0], {}, {"current": 3}])
+    [None] * len(PROGRESS_FIELDS), {}, {"current": 3},
+    [50.0, 1, 2, "text", None, 1.0, 2.0, "r1", None, "read", 2, 1.5, 3.0]])
 def test_progress_has_the_fields_that_are_stored_and_an_eta(row):
     stored = json.loads(encode_progress(row)) if isinstance(row, list) else row
 
@@ -91,8 +92,9 @@ def test_a_record_as_a_dict_has_its_fields(name):
         "w1", capacity={"total": 2, "active": 1, "reserved": 0, "free": 1}, queues=("a",), load=(0.5,), cpu=1.0,
         running=({"id": "t1", "name": "a", "started_at": None},), depths={"a": 3}, writer={"pending": 1})),
     ("GroupDict", Group("g1", 2, 1, 1, 0, 0, 50.0)),
-    ("WorkflowDict", Workflow("g1", WorkflowNode("group", "g1", "STARTED", 50.0, group=Group("g1", 2, 1, 1, 0, 0, 50.0), children=(
-        WorkflowNode("task", "t1", "FAILURE", 100.0, "a", cause={"task_id": "t2", "status": "FAILURE", "name": None}),)), 50.0)),
+    ("WorkflowDict", Workflow("g1", WorkflowNode(
+        "group", "g1", "STARTED", 50.0, group=Group("g1", 2, 1, 1, 0, 0, 50.0), children=(WorkflowNode(
+            "task", "t1", "FAILURE", 100.0, "a", cause={"task_id": "t2", "status": "FAILURE", "name": None}),)), 50.0)),
 ])
 def test_a_record_as_a_dict_is_of_its_type(name, record):
     assert mistakes(record.as_dict(), TYPES[name]) == []
