@@ -1,11 +1,8 @@
 """The dicts that reads return, for type checkers; while the program runs they are plain dicts.
 
 They stand in one module below all others, because what builds them is spread from ``exceptions.py`` to ``runtime.py``, and a
-user looks for them in one place.  Each key is explained once: here, or at the class whose ``as_dict`` returns it.
-
-A class made of another adds the keys that need not be there, which Python 3.10 has no other way to say.  What is meant to be
-extended by its users, :class:`TaskState` and :class:`TaskProgress`, has their keys too, which no class here can name: in a
-class of their own they can.
+user looks for them in one place.  Each key is explained once: here, or at the class whose ``as_dict`` returns it.  A class
+made of another adds the keys that may be missing, because ``NotRequired`` came with Python 3.11 only.
 
 Times are seconds since the epoch on Redis's clock, durations are seconds.
 """
@@ -66,12 +63,8 @@ class TaskCause(TypedDict):
 class TaskState(TypedDict, total=False):
     """The state of a task, or of one run of it: what Celery's signals have recorded; only what is known is there.
 
-    That of a task has the fields, too, that ``sync_task_state`` has merged into it.  To read those, extend it::
-
-        class RenderState(TaskState, total=False):
-            frames: int
-
-        state = cast("RenderState | None", memsync.get_task_state(task_id))
+    That of a task has the fields, too, that ``sync_task_state`` has merged into it.  They are read by a class made of this
+    one that names them, to which :func:`typing.cast` changes the state.
 
     Attributes:
         status: Celery's name of the stage, or ``LOST``, ``SKIPPED``, ...; see the page on task states.
@@ -144,19 +137,19 @@ class RunProgress(TypedDict):
     """How far one run of a task is; every key is there.
 
     Attributes:
-        progress: Percent; None if it is not known.
-        current: How many items are done.
-        total: How many there are; None if that is not known.
-        message: A text for people.
-        status: A word for what the task is doing, if it was recorded by ``sync_task_progress``.
-        started_at: When the first report was made.
-        updated_at: When the last report was made.
+        progress: Percent, 0 to 100; None while the total is not known.
+        current: How many items are done, as reported; after success the total.
+        total: How many there are, as reported.
+        message: The last text for people that was reported.
+        status: The last word that was given to ``sync_task_progress``.
+        started_at: When the run began.
+        updated_at: When progress was last reported.
         run: Id of the run that reported it, as in :class:`TaskState`.
-        phase: Name of the part of the task that it is in.
-        phase_number: 1 of the first part.
-        phase_started_at: When that part began.
-        stalled_at: When a worker found that it had reported nothing for too long; None if it has not stalled.
-        eta: How many seconds are left of the phase; None if that is not known.
+        phase: Name of the phase, if it has one.
+        phase_number: 1 of the first phase of the run.
+        phase_started_at: When the phase began.
+        stalled_at: When a worker found that the task has stalled; None if it has not, and after the next report.
+        eta: How many seconds are left of the phase; None if that is not known, or if the task does not run.
     """
 
     progress: float | None
@@ -175,7 +168,9 @@ class RunProgress(TypedDict):
 
 
 class TaskProgress(RunProgress, total=False):
-    """How far a task is, with the fields that it gave to ``progress()``; see :class:`TaskState` for how to read those.
+    """How far a task is: :class:`RunProgress`, and the fields that it gave to ``progress()``.
+
+    Those are read as the fields of users in :class:`TaskState`.
 
     Attributes:
         previous: The last progress of the run before, if that reported any.
@@ -199,7 +194,7 @@ class ListedTask(TypedDict):
 
 
 class TaskRecord(ListedTask):
-    """All that is known of a task.
+    """All that is known of a task: :class:`ListedTask`, and what else there is.
 
     Attributes:
         runs: The states of all its runs that are known, the oldest first.
@@ -260,7 +255,7 @@ class WriterCounts(TypedDict):
 
 
 class ProcessMetrics(WriterCounts):
-    """What a process has counted since it started, or since its last ``shutdown()``.
+    """What a process has counted since it started, or since its last ``shutdown()``: :class:`WriterCounts`, and the rest.
 
     Attributes:
         reads: Keys requested by ``read*`` and ``get_*``.

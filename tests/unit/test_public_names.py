@@ -50,8 +50,8 @@ def members_of(cls):
         return
     if not issubclass(cls, BaseException):
         yield f"{cls.__name__}({parameters_of(cls)})"
-    names = {name for name in dir(cls) if not name.startswith("_")}
-    names |= set(getattr(cls, "__dataclass_fields__", ())) | set(getattr(cls, "__annotations__", ()))
+    names = {*dir(cls), *getattr(cls, "__dataclass_fields__", ()), *getattr(cls, "__annotations__", ())}
+    names = {name for name in names if not name.startswith("_")}
     bases = [base for base in cls.__mro__[1:] if base is BaseException or base.__name__ in celery_memsync.__all__]
     hidden = INTERNAL if issubclass(cls, celery_memsync.MemorySyncManager) else set()
     for name in names - {name for base in bases for name in dir(base)} - hidden:
