@@ -37,8 +37,8 @@ def reasons_of(symbol: dict) -> list[str]:
     """Return why the type of a symbol is not known, but for types of other names, and methods made by a typed function."""
     known = symbol["isTypeKnown"] and not symbol["isTypeAmbiguous"]
     passed = (OF_ANOTHER, UNANNOTATED) if symbol["category"] == "function" else (OF_ANOTHER,)
-    return [] if known else [one["message"] for one in symbol["diagnostics"]
-                               if not any(text in one["message"] for text in passed)]
+    return [] if known else [
+        one["message"] for one in symbol["diagnostics"] if not any(text in one["message"] for text in passed)]
 
 
 def main() -> int:

@@ -102,7 +102,7 @@ class MemorySyncManager:
         """Record once that this process is alive, under its worker id."""
         self.runtime.workers.record_heartbeat()
 
-    def sync_queue(self, queue: Mapping[str, Iterable[str]]) -> None:
+    def sync_queue(self, queue: Mapping[str, Iterable[str]] | QueueLists) -> None:
         """Replace the lists ``"pending"``, ``"processing"`` or both, oldest first; with Celery the signals keep them."""
         self.runtime.queue.replace(queue)
 

@@ -123,6 +123,7 @@ def workers_are_records() -> None:
     assert_type(manager.get_workers(), list[WorkerRecord])
     assert_type(manager.get_active_workers(), list[str])
     assert_type(manager.get_worker_status("w1"), Any)
+    assert_type(manager.get_worker_capacity("w1"), Any)
     for worker in manager.get_workers():
         assert_type(worker.capacity.get("free"), int | None)
         assert_type(worker.running, tuple[RunningTask, ...])
@@ -136,7 +137,6 @@ def queue_and_counters_have_their_keys() -> None:
     assert_type(manager.get_queue(), QueueLists)
     assert_type(manager.get_queue()["pending"], list[str])
     manager.get_queue()["failed"]  # type: ignore[typeddict-item]  # pyright: ignore[reportGeneralTypeIssues]
-    manager.sync_queue(manager.get_queue())  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     assert_type(manager.get_queue_position("t1"), int | None)
     assert_type(manager.get_assignments(), dict[str, list[str]])
     assert_type(manager.get_coordination_metrics(), dict[str, Any])

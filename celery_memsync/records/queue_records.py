@@ -1,7 +1,8 @@
 """The shared queue, as callers use it."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from ..deadline import bounded
 from ..keys import QUEUE, check_id
@@ -29,7 +30,7 @@ class QueueRecords:
         self.reader = reader
         self.queue = queue
 
-    def replace(self, queue: Mapping[str, Iterable[str]]) -> None:
+    def replace(self, queue: Mapping[str, Any]) -> None:
         """Replace the lists that are given."""
         settings = self.settings
         lists = check_queue(queue, settings.max_value_size)

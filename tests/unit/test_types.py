@@ -22,6 +22,8 @@ from tests.support.typed_dicts import keys_of, mistakes, schema_mistakes
 
 SCHEMA = json.loads((ROOT / "docs" / "reference" / "commands.schema.json").read_text())
 
+GOLDEN = ROOT / "tests" / "golden" / "public_names.txt"
+
 TYPES = {name: one for name, one in vars(types).items() if is_typeddict(one)}
 
 #: What is a record as a dict, and explained there.
@@ -76,6 +78,16 @@ def test_a_mistake_is_found_where_there_is_one():
     assert mistakes({"pending": ["a", None], "processing": []}, types.QueueLists) == [
         ".pending[1] is None, and not str"]
     assert mistakes(None, types.QueueLists) == [" is None"]
+
+
+# -- what type checkers see
+
+def test_every_public_method_is_called_for_type_checkers():
+    calls = "".join(path.read_text() for path in (ROOT / "typing_tests").glob("*.py"))
+    public = re.findall(r"^(?:Lock|MemSync|MemorySyncManager)\.(\w+)", GOLDEN.read_text(), re.M)
+
+    assert [name for name in public if not re.search(rf"\b[a-z]+\.{name}\b", calls)] == []
+    assert len(public) > 50
 
 
 # -- records
