@@ -12,7 +12,7 @@ help:
 	@echo "make test        install, run the linters and the whole test suite, in about 8 minutes"
 	@echo "make acceptance  the same with long histories and stress, and soaks, in about an hour"
 	@echo "make counts      calls, commands and round trips of an operation, against their budgets"
-	@echo "make lint        only the linters and mypy"
+	@echo "make lint        only the linters, mypy and pyright"
 	@echo "make docs        build the documentation site into build/site"
 	@echo "make pictures    draw the pictures of the documents from a real run"
 	@echo "make bench       measure against peers and goals, and write docs/performance.md, in three quarters of an hour; QUICK=1 a few minutes"
@@ -57,16 +57,21 @@ counts: .venv/installed
 	$(BIN)/python -m pytest -q -s tests/integration/test_counts.py tests/unit/test_budgets.py
 
 # All at the same time: mypy takes the longest, and the audit waits for a service.
-LINTERS := lint-ruff lint-mypy lint-audit lint-tests
+LINTERS := lint-ruff lint-mypy lint-pyright lint-audit lint-tests
 .PHONY: $(LINTERS)
 lint: .venv/installed
-	+$(MAKE) --no-print-directory --jobs=4 --output-sync $(LINTERS)
+	+$(MAKE) --no-print-directory --jobs=5 --output-sync $(LINTERS)
 
 lint-ruff:
 	$(BIN)/python -m ruff check --quiet .
 
 lint-mypy:
 	$(BIN)/python -m mypy
+
+# It comes with a Node.js of its own, and needs no network.
+lint-pyright:
+	$(BIN)/python -m pyright --pythonpath $(BIN)/python
+	$(BIN)/python .ci/typed_names.py
 
 lint-audit:
 	$(BIN)/python .ci/audit.py

@@ -12,7 +12,7 @@ import venv
 from pathlib import Path
 
 #: Folders that the sdist has, so that what was installed can be tested and measured.
-IN_SDIST = ("benchmarks", "docs", "example_project", "tests")
+IN_SDIST = ("benchmarks", "docs", "example_project", "tests", "typing_tests")
 
 #: What the package has beside its modules.
 CHECK = """

@@ -6,6 +6,7 @@ from celery_memsync.fleet.heartbeat import Heartbeat
 from celery_memsync.models.order import delivered_key, published_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.models.worker import WorkerRecord
+from celery_memsync.types import RunningTask
 
 
 def send_task(memsync: MemorySyncManager, task_id: str, number: int) -> None:
@@ -30,8 +31,7 @@ def record_task(memsync: MemorySyncManager, task_id: str, number: int) -> None:
 def heartbeat_of(memsync: MemorySyncManager, number: int, interval: float = 60.0) -> Heartbeat:
     """Return the heartbeat of a worker with two running tasks; it is not sent yet."""
     store = memsync.runtime.store.with_token(f"t{number:07}")
-    running = tuple({"id": f"{number:032}-{i}", "name": "proj.tasks.convert", "started_at": 1.0}
-                    for i in range(2))
+    running = tuple(RunningTask(id=f"{number:032}-{i}", name="proj.tasks.convert", started_at=1.0) for i in range(2))
     record = WorkerRecord(
         f"celery@host-{number}", hostname=f"host-{number}", pid=number, pool="prefork",
         concurrency=8, running=running, queues=("celery",), consuming=True,

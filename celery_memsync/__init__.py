@@ -40,11 +40,40 @@ if TYPE_CHECKING:
     from .models.worker import WorkerRecord
     from .models.workflow import Group, Workflow, WorkflowNode
 
+    # What comes back as a dict
+    from .types import (
+        CacheMetrics,
+        ExceptionRecord,
+        GroupDict,
+        HeldMessages,
+        ListedTask,
+        LockDict,
+        LockFacts,
+        ProcessMetrics,
+        QueueLists,
+        RunningTask,
+        RunProgress,
+        TaskCause,
+        TaskProgress,
+        TaskRecord,
+        TaskState,
+        WorkerCapacity,
+        WorkerDict,
+        WorkerWrites,
+        WorkflowDict,
+        WorkflowNodeDict,
+        WriterCounts,
+    )
+
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "MemorySyncManager", "MemSync", "AsyncMemSync", "Lock", "MemsyncCollector",
     "Resolution", "Entry", "Group", "LockRecord", "WorkerRecord", "Workflow", "WorkflowNode",
+    "TaskState", "ExceptionRecord", "LockFacts", "TaskCause", "TaskProgress", "RunProgress", "TaskRecord", "ListedTask",
+    "QueueLists", "ProcessMetrics", "WriterCounts", "CacheMetrics",
+    "WorkerCapacity", "RunningTask", "WorkerWrites", "HeldMessages",
+    "LockDict", "WorkerDict", "GroupDict", "WorkflowDict", "WorkflowNodeDict",
     "ConflictError", "InvalidKey", "InvalidValue", "LockError", "LockLost", "LockNotAcquired", "MemSyncError",
     "NotInTask", "StoreError", "StoreRefused", "StoreUnavailable", "TaskCancelled", "ValueTooLarge",
 ]
@@ -56,6 +85,10 @@ _HOMES = {
     "Resolution": "conflicts",
     "Entry": "models.entry", "LockRecord": "models.lock", "WorkerRecord": "models.worker",
     "Group": "models.workflow", "Workflow": "models.workflow", "WorkflowNode": "models.workflow",
+    **dict.fromkeys((
+        "TaskState", "ExceptionRecord", "LockFacts", "TaskCause", "TaskProgress", "RunProgress", "TaskRecord", "ListedTask",
+        "QueueLists", "ProcessMetrics", "WriterCounts", "CacheMetrics", "WorkerCapacity", "RunningTask", "WorkerWrites",
+        "HeldMessages", "LockDict", "WorkerDict", "GroupDict", "WorkflowDict", "WorkflowNodeDict"), "types"),
 }
 
 

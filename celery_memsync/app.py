@@ -49,10 +49,10 @@ class MemSync(AppManager):
     """
 
     def __init__(self, app: Celery | None = None, **overrides: Any) -> None:
-        self.app = None
-        self.node_name = None
+        self.app: Any = None
+        self.node_name: str | None = None
         self.in_worker = False
-        self.signals = TaskSignals(self)
+        self.signals: Any = TaskSignals(self)
         super().__init__(environment=AppEnvironment(self, given_settings(**overrides)))
         if app is not None:
             self.init_app(app)

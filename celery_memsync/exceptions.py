@@ -24,6 +24,8 @@ from typing import Any
 
 from celery.exceptions import Ignore
 
+from .types import LockFacts
+
 __all__ = [
     "MemSyncError", "StoreError", "StoreUnavailable", "StoreRefused", "ConflictError", "LockError", "LockNotAcquired",
     "LockLost", "NotInTask", "TaskCancelled", "InvalidKey", "InvalidValue", "ValueTooLarge",
@@ -128,12 +130,13 @@ class LockNotAcquired(LockError):
         self.holder = holder
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What to report: the lock's ``name``, and its holder's ``worker_id``, ``task_id``, ``since`` and ``fence``."""
+    def facts(self) -> LockFacts:
+        """What to report of the lock and its holder."""
         holder = self.holder
-        known = {} if holder is None else {
-            "worker_id": holder.worker_id, "task_id": holder.task_id, "since": holder.since, "fence": holder.fence}
-        return {"name": self.name, **known}
+        if holder is None:
+            return {"name": self.name}
+        return {"name": self.name, "worker_id": holder.worker_id, "task_id": holder.task_id, "since": holder.since,
+                "fence": holder.fence}
 
     def __str__(self) -> str:
         return str(self.args[3])
@@ -232,7 +235,7 @@ class Skipped(Ignore):  # type: ignore[misc]
         lock: What to report, as :attr:`LockNotAcquired.facts`.
     """
 
-    def __init__(self, lock: dict[str, Any]) -> None:
+    def __init__(self, lock: LockFacts) -> None:
         super().__init__(lock)
         self.lock = lock
 

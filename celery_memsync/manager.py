@@ -21,6 +21,7 @@ from .records.lock_records import name_of
 from .records.task_records import TASKS_PER_CALL
 from .runtime import Lifetime, Runtime
 from .settings import Settings
+from .types import ListedTask, ProcessMetrics, QueueLists, TaskProgress, TaskRecord, TaskState
 from .writing.changes import Change
 
 
@@ -56,7 +57,7 @@ class MemorySyncManager:
         self, worker_id: str | None = None, url: str | None = None, *, environment: Environment | None = None,
         **settings: Any,
     ) -> None:
-        self.environment = environment or Environment(given_settings(worker_id, url, **settings))
+        self.environment: Environment = environment or Environment(given_settings(worker_id, url, **settings))
         self._lifetime = Lifetime(self.environment)
 
     # -- buffered writes
@@ -101,7 +102,7 @@ class MemorySyncManager:
         """Record once that this process is alive, under its worker id."""
         self.runtime.workers.record_heartbeat()
 
-    def sync_queue(self, queue: Mapping[str, Iterable[str]]) -> None:
+    def sync_queue(self, queue: Mapping[str, Iterable[str]] | QueueLists) -> None:
         """Replace the lists ``"pending"``, ``"processing"`` or both, oldest first; with Celery the signals keep them."""
         self.runtime.queue.replace(queue)
 
@@ -148,32 +149,26 @@ class MemorySyncManager:
 
     # -- reads
 
-    def get_task_state(self, task_id: str) -> dict[str, Any] | None:
+    def get_task_state(self, task_id: str) -> TaskState | None:
         """Return the state of a task, or None if the task is unknown."""
         return self.runtime.tasks.state(task_id)
 
-    def get_task_progress(self, task_id: str) -> dict[str, Any] | None:
+    def get_task_progress(self, task_id: str) -> TaskProgress | None:
         """Return how far a task is, or None if it has reported no progress.
 
         A task that has succeeded is at 100 %, whatever it reported last.
-
-        Returns:
-            ``progress`` (percent), ``status``, ``current``, ``total``, ``message``, ``phase`` (its name),
-            ``phase_number`` (1 of the first), ``started_at``, ``phase_started_at`` and ``updated_at`` (seconds since the
-            epoch on Redis's clock), ``stalled_at`` (when it had reported nothing for too long), ``run``, ``eta`` (seconds
-            left of the phase, None if unknown), the task's own fields, ``previous``: the last progress of the run before.
         """
         return self.runtime.tasks.progress_of(task_id)
 
-    def get_task(self, task_id: str) -> dict[str, Any] | None:
-        """Return ``id``, ``state``, ``progress``, ``runs`` and ``agents`` of a task, or None if it is unknown."""
+    def get_task(self, task_id: str) -> TaskRecord | None:
+        """Return all that is known of a task, or None if it is unknown."""
         return self.runtime.tasks.whole(task_id)
 
-    def get_tasks(self, limit: int = 50) -> list[dict[str, Any]]:
-        """Return ``id``, ``state`` and ``progress`` of the newest tasks, newest first, at most ``limit``."""
+    def get_tasks(self, limit: int = 50) -> list[ListedTask]:
+        """Return states and progress of the newest tasks, newest first, at most ``limit``."""
         return self.runtime.tasks.newest(limit)
 
-    def iter_tasks(self, since: float | None = None, at_once: int = TASKS_PER_CALL) -> Iterator[dict[str, Any]]:
+    def iter_tasks(self, since: float | None = None, at_once: int = TASKS_PER_CALL) -> Iterator[ListedTask]:
         """Yield tasks as :meth:`get_tasks` returns them, read as they are taken.
 
         Args:
@@ -198,8 +193,8 @@ class MemorySyncManager:
         """Return the ids of the agents of a task, sorted."""
         return self.runtime.tasks.agents(task_id)
 
-    def get_queue(self, limit: int = LONGEST_LIST) -> dict[str, list[str]]:
-        """Return task ids, oldest first, as ``{"pending": [...], "processing": [...]}``, at most ``limit`` each."""
+    def get_queue(self, limit: int = LONGEST_LIST) -> QueueLists:
+        """Return the ids of the tasks in the shared queue, at most ``limit`` of each list."""
         return self.runtime.queue.lists(limit)
 
     def get_queue_position(self, task_id: str) -> int | None:
@@ -277,7 +272,7 @@ class MemorySyncManager:
         """
         return self.runtime.entries.iterate(pattern)
 
-    def get_metrics(self) -> dict[str, Any]:
+    def get_metrics(self) -> ProcessMetrics:
         """Return counters of this process, without a call to Redis."""
         return self.runtime.metrics(self.events.dropped)
 

@@ -40,6 +40,7 @@ from .redaction import leave_logs, redact_logs
 from .store import Store
 from .store.client import connect, connect_to_nothing
 from .store.cluster_store import ClusterStore
+from .types import ProcessMetrics
 from .urls import is_cluster
 from .user_code import message_of
 from .writing.conflict_settler import ConflictSettler
@@ -174,7 +175,7 @@ class Runtime:
             return self._was_away
         return not self.writer.connected
 
-    def metrics(self, events_dropped: int) -> dict[str, Any]:
+    def metrics(self, events_dropped: int) -> ProcessMetrics:
         """Return counters of this process, without a call to Redis."""
         writer, cache = self.writer, self.cache
         return {

@@ -59,14 +59,15 @@ def link_to_repository(app, docname, source):
 
 
 def qualify(app, env, node, contnode):
-    """Find a public class that a docstring names without its module, as `:exc:` and napoleon do."""
+    """Find a public class or method that a docstring names without its module, as `:exc:` and napoleon do."""
     if node.get("refdomain") != "py":
         return None
     domain = env.domains.python_domain
     target = node["reftarget"]
     names = f".{target}", f".{target.rpartition('.')[2]}"
     matches = next(filter(None, (
-        {full: one for full, one in domain.objects.items() if full.endswith(name) and not one.aliased}
+        {full: one for full, one in domain.objects.items()
+         if full.endswith(name) and not one.aliased and (node["reftype"] != "meth" or one.objtype == "method")}
         for name in names)), {})
     if len(matches) > 1:  # what AsyncMemSync has is named as in the manager
         matches = {full: one for full, one in matches.items() if "Async" not in full}

@@ -13,6 +13,7 @@ from ..models.worker import GONE, WorkerRecord
 from ..reading.projections import state_of
 from ..settings import Settings
 from ..store import TOLERATED_SKEW
+from ..types import TaskState
 from .output import duration, figure, named
 
 #: Seconds above which Redis answers slowly, even at its best.
@@ -72,10 +73,10 @@ class Scene(NamedTuple):
     visibility: float | None
     late: bool
     workers: Sequence[WorkerRecord]
-    newest: Mapping[str, dict[str, Any] | None]
-    processing: Mapping[str, dict[str, Any] | None]
+    newest: Mapping[str, TaskState | None]
+    processing: Mapping[str, TaskState | None]
     locks: Sequence[LockRecord]
-    holders: Mapping[str, dict[str, Any] | None]
+    holders: Mapping[str, TaskState | None]
     now: float
     sweep: float | None = None
 
@@ -104,7 +105,7 @@ def read_scene(app: Any, memsync: MemSync, workers: Sequence[WorkerRecord]) -> S
     ids = list(dict.fromkeys([*newest, *processing, *holders]))
     states = {task_id: state_of(task_id, task.slots, task.former) for task_id, task in zip(ids, store.read_tasks(ids))}
 
-    def of(some: Sequence[str]) -> dict[str, dict[str, Any] | None]:
+    def of(some: Sequence[str]) -> dict[str, TaskState | None]:
         return {task_id: states[task_id] for task_id in some}
 
     visibility, sweep = _times_of_broker(app)

@@ -14,6 +14,7 @@ from ..background_loop import Wakeup
 from ..models.order import ends_at
 from ..models.progress import progress_from
 from ..models.workflow import Group
+from ..types import TaskRecord
 from .command import command
 from .ids import task_id_of
 from .output import (
@@ -63,7 +64,7 @@ def follow(ctx: click.Context, task_ids: tuple[str, ...], timeout: float | None,
 class Page(Protocol):
     """Where it is shown how far tasks are."""
 
-    def report(self, found: dict[str, Any], ended: bool) -> None:
+    def report(self, found: TaskRecord, ended: bool) -> None:
         """Show what is known of a task.
 
         Args:
@@ -99,19 +100,19 @@ def follow_tasks(ctx: click.Context, memsync: MemSync, task_ids: Iterable[str], 
     return EX_TIMEOUT
 
 
-def status_of(found: dict[str, Any]) -> str:
+def status_of(found: TaskRecord) -> str:
     """Return the status of a task."""
     return str((found["state"] or {}).get("status", "-"))
 
 
-def has_ended(found: dict[str, Any], memsync: MemSync) -> bool:
+def has_ended(found: TaskRecord, memsync: MemSync) -> bool:
     """Return whether nothing more is expected of a task."""
     return memsync.runtime.store.clock.now() >= ends_at(found["state"] or {})
 
 
 def _news(
     ctx: click.Context, memsync: MemSync, remaining: dict[str, None], deadline: float,
-) -> Iterator[tuple[str, dict[str, Any] | None]]:
+) -> Iterator[tuple[str, TaskRecord | None]]:
     """Yield what is known of tasks whenever that has changed; None for one that is forgotten.
 
     Args:
@@ -127,7 +128,7 @@ def _news(
 
         return notify
 
-    known: dict[str, dict[str, Any]] = {}
+    known: dict[str, TaskRecord] = {}
     with contextlib.ExitStack() as stack:
         for task_id in list(remaining)[:MAX_SUBSCRIPTIONS]:
             notify = teller(task_id)
@@ -161,7 +162,7 @@ def _say_unknown(ctx: click.Context, task_ids: list[str]) -> None:
         print_error(ctx, f"Unknown so far, and waited for: {named(task_ids)}")
 
 
-def _read(memsync: MemSync, given: str) -> dict[str, Any] | None:
+def _read(memsync: MemSync, given: str) -> TaskRecord | None:
     """Return what is known of a task, or of a group in the form of a task: its members are what it counts."""
     found = memsync.get_task(given)
     if found is not None:
@@ -170,16 +171,17 @@ def _read(memsync: MemSync, given: str) -> dict[str, Any] | None:
     return None if group is None else group_document(group)
 
 
-def _as_it_is(memsync: MemSync, found: dict[str, Any]) -> dict[str, Any]:
+def _as_it_is(memsync: MemSync, found: TaskRecord) -> TaskRecord:
     """Return a task, LOST if its worker is, which is looked at if nothing was recorded for as long as that may live."""
-    state = found["state"] or {}
-    at = figure((found["progress"] or {}).get("updated_at")) or figure(state.get("started_at"))
+    state, progress = found["state"] or {}, found["progress"]
+    reported_at = None if progress is None else figure(progress["updated_at"])
+    at = reported_at or figure(state.get("started_at"))
     if at is None or memsync.runtime.store.clock.now() - at < memsync.settings.worker_ttl:
         return found
     return as_lost(found, memsync.get_workers())
 
 
-def group_document(group: Group) -> dict[str, Any]:
+def group_document(group: Group) -> TaskRecord:
     """Return a group in the form of a task."""
     if group.done < group.total:
         status = "STARTED" if group.done or group.running else "PENDING"
@@ -191,8 +193,9 @@ def group_document(group: Group) -> dict[str, Any]:
     progress = progress_from({
         "progress": group.percent, "current": group.done, "total": group.total, "message": message,
         "started_at": group.started_at})
-    return {"id": group.id, "state": {"status": status}, "progress": {**(progress or {}), "eta": group.eta}, "runs": [],
-            "agents": {}}
+    if progress is not None:
+        progress["eta"] = group.eta
+    return {"id": group.id, "state": {"status": status}, "progress": progress, "runs": [], "agents": {}}
 
 
 def _on_change(notify: Callable[..., None]) -> Callable[[str, Any], None]:
@@ -223,7 +226,7 @@ class Documents:
     def __init__(self, ctx: click.Context) -> None:
         self._ctx = ctx
 
-    def report(self, found: dict[str, Any], ended: bool) -> None:
+    def report(self, found: TaskRecord, ended: bool) -> None:
         """Print it."""
         print_json(self._ctx, found)
 
@@ -237,7 +240,7 @@ class Lines:
         self._width = max(widths) if len(widths) > 1 else 0
         self._said: dict[str, str] = {}
 
-    def report(self, found: dict[str, Any], ended: bool) -> None:
+    def report(self, found: TaskRecord, ended: bool) -> None:
         """Print it, unless it was printed just now."""
         task_id, text = found["id"], _line(found)
         if text != self._said.get(task_id):
@@ -246,7 +249,7 @@ class Lines:
             print_line(self._ctx, first + text)
 
 
-def _line(found: dict[str, Any]) -> str:
+def _line(found: TaskRecord) -> str:
     parts = [shorten(status_of(found)).ljust(8)]
     if found["progress"] is not None:
         parts.append(progress_words(found["progress"]))

@@ -31,8 +31,11 @@ from ..models.entry import MAX_FIGURE
 from ..models.order import RUNNING, rank_of
 from ..models.progress import at_status
 from ..models.worker import WorkerRecord
+from ..types import ListedTask
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+AnyTask = TypeVar("AnyTask", bound=ListedTask)
 
 #: A part of a line: a text, or a text with its style, which is "bold", a colour or "" for none.
 Part = str | tuple[str, str]
@@ -150,7 +153,7 @@ def unknown_task(task_id: str) -> str:
             "or its sender has no MemSync(app) and no worker has received it.")
 
 
-def as_lost(task: dict[str, Any], workers: Iterable[WorkerRecord]) -> dict[str, Any]:
+def as_lost(task: AnyTask, workers: Iterable[WorkerRecord]) -> AnyTask:
     """Return a task as it is: one that runs on a lost worker is lost, though no live worker has marked it yet.
 
     Args:
@@ -163,7 +166,8 @@ def as_lost(task: dict[str, Any], workers: Iterable[WorkerRecord]) -> dict[str, 
     if worker is None:
         return task
     progress = None if task["progress"] is None else at_status(task["progress"], "LOST")
-    return {**task, "state": {**state, "status": "LOST", "finished_at": worker.last_beat}, "progress": progress}
+    lost = {**task, "state": {**state, "status": "LOST", "finished_at": worker.last_beat}, "progress": progress}
+    return lost  # type: ignore[return-value]
 
 
 def safe(text: object) -> str:
@@ -351,7 +355,7 @@ def is_stalled(progress: Mapping[str, Any] | None) -> bool:
     return figure((progress or {}).get("stalled_at")) is not None
 
 
-def percent_cell(progress: dict[str, Any] | None) -> str:
+def percent_cell(progress: Mapping[str, Any] | None) -> str:
     """Return how far a task is, and whether it has stalled, for a cell of a table."""
     if not is_stalled(progress):
         return percent(progress)
@@ -359,7 +363,7 @@ def percent_cell(progress: dict[str, Any] | None) -> str:
     return "stalled" if done == "-" else f"{done} stalled"
 
 
-def percent(progress: dict[str, Any] | None) -> str:
+def percent(progress: Mapping[str, Any] | None) -> str:
     """Return how far a task is."""
     if progress is None:
         return "-"
@@ -368,7 +372,7 @@ def percent(progress: dict[str, Any] | None) -> str:
     return "-" if progress["current"] is None else f"{progress['current']:g}"
 
 
-def progress_words(progress: dict[str, Any]) -> str:
+def progress_words(progress: Mapping[str, Any]) -> str:
     """Return all that is to be said of how far a task is, or came."""
     parts = [percent(progress)]
     if progress["current"] is not None and progress["total"] is not None:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from ..models.worker import WorkerRecord
 from ..records.statistics import total
+from ..types import TaskRecord
 from .output import (
     COLOURS,
     Part,
@@ -32,7 +33,7 @@ from .output import (
 from .snapshot import MOST, Event, Running, Snapshot, View, load_of
 
 #: A task's id, status, progress and what there is to say of it, as :func:`bars` takes them.
-Row = tuple[str, str, "dict[str, Any] | None"]
+Row = tuple[str, str, "Mapping[str, Any] | None"]
 
 
 class Bars:
@@ -44,7 +45,7 @@ class Bars:
         self._id_width = id_width
         self._rows: dict[str, Row] = {}
 
-    def report(self, found: dict[str, Any], ended: bool) -> None:
+    def report(self, found: TaskRecord, ended: bool) -> None:
         """Show what is known of a task, as `follow` has it."""
         row = row_of(found)
         if ended:
@@ -76,9 +77,10 @@ def shown(task_ids: Sequence[str], no_color: bool) -> Iterator[Bars]:
         page.leave()
 
 
-def row_of(found: dict[str, Any]) -> Row:
+def row_of(found: TaskRecord) -> Row:
     """Return what a bar shows of a task; of one that has failed, why in the place of its message."""
-    state, progress = found["state"] or {}, found["progress"]
+    state = found["state"] or {}
+    progress: Mapping[str, Any] | None = found["progress"]
     exception = state.get("exception")
     if isinstance(exception, dict):
         progress = {**(progress or {}), "message": f"{exception.get('type')}: {exception.get('message')}"}

@@ -8,6 +8,7 @@ import click
 
 from ..models.order import RUNNING, rank_of
 from ..models.worker import GONE, WorkerRecord
+from ..types import ListedTask, TaskState, WorkerDict
 from .checks import unconsumed
 from .command import command
 from .output import (
@@ -93,7 +94,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
     _say_running(ctx, running, now)
 
 
-def _is_running(state: dict[str, Any]) -> bool:
+def _is_running(state: TaskState) -> bool:
     """Whether a task runs; of one without a status, which Celery has not sent, that is not known."""
     return state.get("status") is not None and rank_of(state["status"]) == RUNNING
 
@@ -107,7 +108,7 @@ def _server_words(server: dict[str, Any]) -> str:
             f"{answers}, {shorten(server['maxmemory_policy'])}")
 
 
-def _queues(workers: list[dict[str, Any]]) -> dict[str, int | None]:
+def _queues(workers: list[WorkerDict]) -> dict[str, int | None]:
     """Return how many messages are pending by queue, by the newest record, or None if that is unknown."""
     depths: dict[str, int | None] = {}
     alive = [one for one in workers if one["status"] not in GONE]
@@ -118,7 +119,7 @@ def _queues(workers: list[dict[str, Any]]) -> dict[str, int | None]:
     return dict(sorted(depths.items()))
 
 
-def _writers(workers: list[dict[str, Any]]) -> dict[str, int]:
+def _writers(workers: list[WorkerDict]) -> dict[str, int]:
     """Return what the writers of the workers' main processes report, added up."""
     alive = [one for one in workers if one["status"] not in GONE]
     return {name: sum(int(figure(one["writer"].get(name)) or 0) for one in alive)
@@ -149,14 +150,16 @@ def _say_tasks(ctx: click.Context, counts: dict[str, int], total: int) -> None:
     print_line(ctx, f"Tasks: {numbers}" + (f" (of the newest {COUNTED})" if total >= COUNTED else ""))
 
 
-def _say_running(ctx: click.Context, running: list[dict[str, Any]], now: float) -> None:
+def _say_running(ctx: click.Context, running: list[ListedTask], now: float) -> None:
     if not running:
         return
     print_line(ctx)
-    rows = [
-        [task["id"], task["state"].get("name") or "-", percent_cell(task["progress"]),
-         ago(task["state"].get("started_at"), now),
-         shorten((task["progress"] or {}).get("message") or "-", 60)]
-        for task in running[:20]
-    ]
+    rows = [_row(task, now) for task in running[:20]]
     print_table(ctx, ["RUNNING", "NAME", "PROGRESS", "RUNTIME", "MESSAGE"], rows)
+
+
+def _row(task: ListedTask, now: float) -> list[object]:
+    state, progress = task["state"] or {}, task["progress"]
+    message = None if progress is None else progress["message"]
+    return [task["id"], state.get("name") or "-", percent_cell(progress), ago(state.get("started_at"), now),
+            shorten(message or "-", 60)]

@@ -15,6 +15,7 @@ from ..app import MemSync
 from ..globs import matcher
 from ..models.order import RANKS
 from ..models.stamps import texts_of
+from ..types import ListedTask, TaskState
 from .command import command
 from .ids import task_id_of
 from .output import (
@@ -97,7 +98,7 @@ class Wanted(NamedTuple):
     group: str | None = None
     stamps: tuple[tuple[str, str], ...] = ()
 
-    def picks(self) -> Callable[[dict[str, Any]], bool]:
+    def picks(self) -> Callable[[ListedTask], bool]:
         """Return a function that returns whether a task is one of them.
 
         Raises:
@@ -107,7 +108,7 @@ class Wanted(NamedTuple):
         globs = [(field, matcher(glob)) for field, glob in given.items() if glob is not None]
         status = None if self.status is None else self.status.upper()
 
-        def picked(one: dict[str, Any]) -> bool:
+        def picked(one: ListedTask) -> bool:
             state = one["state"] or {}
             if status is not None and str(state.get("status", "")).upper() != status:
                 return False
@@ -215,7 +216,7 @@ def _known_status(status: str) -> str:
     return status.upper()
 
 
-def _select(memsync: MemSync, wanted: Wanted, since: float | None, sort: str, limit: int) -> list[dict[str, Any]]:
+def _select(memsync: MemSync, wanted: Wanted, since: float | None, sort: str, limit: int) -> list[ListedTask]:
     """Return tasks of those looked at; the newest are taken as they come, for any other order all are seen first."""
     if wanted == Wanted() and since is None and sort == "newest":
         return memsync.get_tasks(limit=limit)
@@ -228,7 +229,7 @@ def _select(memsync: MemSync, wanted: Wanted, since: float | None, sort: str, li
     return sorted(picked, key=lambda one: _rank(one, sort))[:limit]
 
 
-def _candidates(memsync: MemSync, wanted: Wanted, since: float | None) -> Iterator[dict[str, Any]]:
+def _candidates(memsync: MemSync, wanted: Wanted, since: float | None) -> Iterator[ListedTask]:
     """Yield tasks, newest first, of a workflow or group if one is asked for."""
     whole = wanted.group or wanted.root
     if whole is None:
@@ -240,7 +241,7 @@ def _candidates(memsync: MemSync, wanted: Wanted, since: float | None) -> Iterat
             yield one
 
 
-def _rank(one: dict[str, Any], sort: str) -> tuple[bool, Any]:
+def _rank(one: ListedTask, sort: str) -> tuple[bool, Any]:
     """Return what sorts a task: those of which it is not known come last."""
     value = (one["state"] or {}).get(FIELDS.get(sort, sort))
     if ORDERS[sort]:
@@ -249,7 +250,7 @@ def _rank(one: dict[str, Any], sort: str) -> tuple[bool, Any]:
     return value is None, str(value)
 
 
-def _row(one: dict[str, Any], now: float) -> list[object]:
+def _row(one: ListedTask, now: float) -> list[object]:
     state = one["state"] or {}
     since = next((state[name] for name in ("finished_at", "started_at", "received_at", "published_at") if state.get(name)),
                  None)
@@ -260,12 +261,12 @@ def _row(one: dict[str, Any], now: float) -> list[object]:
     ]
 
 
-def _since(run: dict[str, Any]) -> str:
+def _since(run: TaskState) -> str:
     began = moment(run.get("started_at") or run.get("received_at"))
     return shorten(f"{run['status']} since {began}")
 
 
-def _stamps(state: dict[str, Any]) -> dict[str, Any]:
+def _stamps(state: TaskState) -> dict[str, Any]:
     stamps = state.get("stamps")
     return stamps if isinstance(stamps, dict) else {}
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import click
@@ -52,7 +52,7 @@ class KnownTask(NamedTuple):
     """
 
     task_id: str
-    task: dict[str, Any] | None
+    task: Mapping[str, Any] | None
     workers: Sequence[WorkerRecord] = ()
     awaited: LockRecord | None = None
     position: int | None = None
@@ -62,7 +62,7 @@ class KnownTask(NamedTuple):
     interval: float = math.inf
 
     @property
-    def state(self) -> dict[str, Any]:
+    def state(self) -> Mapping[str, Any]:
         """Its state, as far as it is known."""
         return (self.task or {}).get("state") or {}
 
@@ -223,7 +223,7 @@ def _revoke_sent(known: KnownTask) -> Reason | None:
                   _facts(known, "revoke_requested_at"))
 
 
-def _held_back(known: KnownTask, run: dict[str, Any]) -> Reason | None:
+def _held_back(known: KnownTask, run: Mapping[str, Any]) -> Reason | None:
     """Return that a lock held a run back which is tried again, if one did."""
     lock = run.get("lock")
     if run.get("status") != "RETRY" or not isinstance(lock, dict):
@@ -361,7 +361,7 @@ def _facts(known: KnownTask, *names: str) -> dict[str, Any]:
     return {name: known.state[name] for name in shown_fields if known.state.get(name) is not None}
 
 
-def _error(state: dict[str, Any]) -> str:
+def _error(state: Mapping[str, Any]) -> str:
     error = state.get("exception")
     if not isinstance(error, dict):
         return ""
@@ -373,7 +373,7 @@ def _when(known: KnownTask) -> str:
     return f" in {duration(eta - known.now)}" if eta is not None and eta > known.now else ""
 
 
-def _describe_lock(lock: dict[str, Any], now: float) -> str:
+def _describe_lock(lock: Mapping[str, Any], now: float) -> str:
     name = f"the lock {shorten(lock['name'])}" if lock.get("name") else "a lock"
     task = f" of task {shorten(lock['task_id'])}" if lock.get("task_id") else ""
     since = f" since {moment(lock['since'])}" if figure(lock.get("since")) is not None else ""

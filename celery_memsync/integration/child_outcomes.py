@@ -12,6 +12,7 @@ from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Ignore, Reject, Retry
 
 from ..exceptions import Skipped, TaskCancelled
+from ..types import ExceptionRecord
 from .runs import ReceivedRun, exception_of, facts_of
 
 #: Seconds, beside those that a child gathers what it writes, for which its parent remembers what its tasks came to: that
@@ -47,7 +48,7 @@ class TaskOutcome(NamedTuple):
         facts: What is recorded of the request.
         sent: What this package sent along with it.
         status: As a task's state has it.
-        exception: ``{"type": ..., "message": ...}``.
+        exception: What it raised.
         time_start: When it began, on this host's clock.
         runtime: Seconds that it took.
     """
@@ -58,7 +59,7 @@ class TaskOutcome(NamedTuple):
     facts: dict[str, Any]
     sent: dict[str, Any]
     status: str
-    exception: dict[str, str] | None
+    exception: ExceptionRecord | None
     time_start: float | None
     runtime: float | None
 
@@ -111,7 +112,7 @@ class ChildOutcomes:
 
 def verdict(
     error: BaseException, redact: Callable[[str], str] | None = None,
-) -> tuple[str, dict[str, str] | None]:
+) -> tuple[str, ExceptionRecord | None]:
     """Return status and exception of what came back from a child instead of a result."""
     error = unwrapped(error)
     if isinstance(error, Skipped):

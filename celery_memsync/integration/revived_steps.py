@@ -74,7 +74,7 @@ class RevivedSteps:
     def _record(self, store: Store, task_id: str, ids: list[str]) -> None:
         found = [(step_id, stage, run) for step_id, step in zip(ids, store.read_tasks(ids))
                  if (stage := step.slots.get(STAGE)) is not None and (run := _cancelled(step, step_id)) is not None
-                 and (run.cause or {}).get("task_id") == task_id]
+                 and run.cause is not None and run.cause.get("task_id") == task_id]
         # Each at the version that was read: it may be sent meanwhile.
         store.write_entries([
             store.stage_write(step_id, stage, run.evolve(status="PENDING", never_ran=False, cause=None),

@@ -17,6 +17,7 @@ from ..models.stamps import stamps_of
 from ..models.task import TaskRun, describe_exception
 from ..reading.cancelled import CancelledIds, Watch
 from ..runtime import Runtime
+from ..types import ExceptionRecord, LockFacts
 from ..writing.changes import Change, DeferredChange, StageChange
 from ..writing.progress import Progress
 from .app_manager import AppManager
@@ -183,16 +184,15 @@ class Ending(NamedTuple):
 
     Attributes:
         at: Monotonic time.
-        exception: ``{"type": ..., "message": ...}``.
-        lock: Which lock held it back, and who had it.
+        exception, lock: As in :class:`~celery_memsync.TaskState`.
         retry_at: When it is to be tried again, in seconds of Redis's clock.
         max_retries: Most retries, if it is to be tried again; None: any number.
     """
 
     status: str
     at: float
-    exception: dict[str, str] | None = None
-    lock: dict[str, Any] | None = None
+    exception: ExceptionRecord | None = None
+    lock: LockFacts | None = None
     retry_at: float | None = None
     max_retries: int | None = None
 
@@ -426,7 +426,7 @@ def latest(moment: float, earlier: Any) -> float:
     return earlier if isinstance(earlier, (int, float)) and moment < earlier < moment + AHEAD else moment
 
 
-def exception_of(error: BaseException, redact: Callable[[str], str] | None) -> dict[str, str] | None:
+def exception_of(error: BaseException, redact: Callable[[str], str] | None) -> ExceptionRecord | None:
     """Return what to record of an exception: the cause of a retry, nothing of an Ignore without arguments.
 
     Args:
@@ -442,7 +442,7 @@ def _cut(text: Any) -> str | None:
     return text[:MAX_SHOWN] if isinstance(text, str) else None
 
 
-def _lock_of(error: BaseException) -> dict[str, Any] | None:
+def _lock_of(error: BaseException) -> LockFacts | None:
     """Return what to record of the lock that held a run back, or None if none did."""
     if isinstance(error, Skipped):
         return error.lock

@@ -21,6 +21,7 @@ from ..keys import is_id
 from ..models import formats
 from ..models.order import is_delivered
 from ..models.worker import WorkerRecord
+from ..types import HeldMessages, RunningTask, WorkerCapacity, WorkerWrites
 from ..user_code import ends_here
 from .app_manager import AppManager
 from .held_messages import held_messages, held_while_draining
@@ -121,7 +122,7 @@ class WorkerInspector:
     def _queues(self) -> list[str]:
         return list(self.worker.app.amqp.queues.consume_from)
 
-    def _capacity(self) -> dict[str, int]:
+    def _capacity(self) -> WorkerCapacity:
         active = len(_running_requests())
         pool = self.worker.pool
         # Before 5.7 a pool of greenlets counts those that are running.
@@ -133,28 +134,30 @@ class WorkerInspector:
             "free": max(0, total - active),
         }
 
-    def _running(self) -> tuple[dict[str, Any], ...]:
+    def _running(self) -> tuple[RunningTask, ...]:
         local_to_redis = self.memsync.runtime.store.clock.now() - time.time()
-        return tuple(
-            {"id": request.id, "name": request.name,
-             "started_at": None if request.time_start is None else round(request.time_start + local_to_redis, 3),
-             **({"held": True} if self.renewal.last is not None and is_unacked(request.message) else {})}
-            for request in _running_requests()
-        )
+        return tuple(self._running_task(request, local_to_redis) for request in _running_requests())
+
+    def _running_task(self, request: Any, local_to_redis: float) -> RunningTask:
+        began = None if request.time_start is None else round(request.time_start + local_to_redis, 3)
+        running: RunningTask = {"id": request.id, "name": request.name, "started_at": began}
+        if self.renewal.last is not None and is_unacked(request.message):
+            running["held"] = True
+        return running
 
     def _held(self) -> list[Any]:
         if self.draining:
             return held_while_draining(self.memsync, getattr(self.worker, "consumer", None))
         return held_messages(self.memsync)
 
-    def _held_messages(self) -> dict[str, Any]:
+    def _held_messages(self) -> HeldMessages:
         timeout, last = self.renewal.timeout, self.renewal.last
         if timeout is None or last is None:
             return {}
         return {"count": last.messages, "renewed_at": round(self.memsync.runtime.store.clock.at(last.at), 3),
                 "interval": interval_of(timeout), "visibility_timeout": timeout}
 
-    def _writer(self) -> dict[str, int]:
+    def _writer(self) -> WorkerWrites:
         writer = self.memsync.runtime.writer
         return {"pending": writer.pending, "dropped": writer.counts["dropped"], "conflicts": writer.counts["conflicts"]}
 

@@ -113,7 +113,7 @@ class Lock:
         self.max_hold = max_hold
         #: Seconds to wait at least if an earlier run of the same task holds it; infinity: until that renews its lease, or
         #: is dead.
-        self.own_wait = 0.0
+        self.own_wait: float = 0.0
         self._find = find
         #: Of the calling thread: ``taken`` by acquire() and not released; ``block``, a weak reference
         #: to the one it is in; ``entering``, one to the next; the last ``fence``.
@@ -243,7 +243,7 @@ class Lock:
             taken.claim()
         return self
 
-    __exit__ = BlockMaker()
+    __exit__: BlockMaker = BlockMaker()
 
     def _leave(self, taken: Acquisition | None) -> None:
         """Release what a block has acquired, or what this thread has if that is None."""

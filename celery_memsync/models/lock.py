@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..keys import is_id
+from ..types import LockDict
 from .entry import StoredEntry
 
 #: More digits than the longest lease has in ms.
@@ -54,6 +54,6 @@ class LockRecord:
         task_id = task_id if is_id(task_id) else None
         return cls(name, header.fence, header.worker_id, task_id, header.time / 1000, ttl, waiters)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> LockDict:
         """Return all fields."""
-        return dict(self.__dict__)
+        return dict(self.__dict__)  # type: ignore[return-value]

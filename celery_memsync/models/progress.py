@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import encoding
+from ..types import TaskProgress
 from .entry import MAX_FIGURE
 from .order import RUNNING, rank_of
 
@@ -48,7 +49,7 @@ def stalled(row: Any, at: float, since: float, run: str | None) -> bytes:
     return encode_progress([*map(known.get, PROGRESS_FIELDS), *newer])
 
 
-def progress_from(row: Any) -> dict[str, Any] | None:
+def progress_from(row: Any) -> TaskProgress | None:
     """Return progress as users see it, with ``eta`` in seconds, None when unknown.
 
     Args:
@@ -67,10 +68,10 @@ def progress_from(row: Any) -> dict[str, Any] | None:
     known["phase_number"] = known["phase_number"] or FIRST_PHASE
     known["phase_started_at"] = known["phase_started_at"] or known["started_at"]
     known["eta"] = _eta(known) if known["stalled_at"] is None else None
-    return {**extra, **known} if isinstance(extra, dict) else known
+    return {**extra, **known} if isinstance(extra, dict) else known  # type: ignore[return-value]
 
 
-def at_status(progress: dict[str, Any], status: object) -> dict[str, Any]:
+def at_status(progress: TaskProgress, status: object) -> TaskProgress:
     """Return progress as it is shown of a task with a status: a success is 100 %; only a running task has an ETA, or stalls.
 
     A retried run that reports nothing has progress all the same, which hides that of the run before; it stays unknown.
@@ -80,7 +81,7 @@ def at_status(progress: dict[str, Any], status: object) -> dict[str, Any]:
     """
     if status is None or rank_of(status) == RUNNING:
         return progress
-    if status != "SUCCESS" or not any(progress[name] is not None for name in _REPORTED):
+    if status != "SUCCESS" or not any(progress.get(name) is not None for name in _REPORTED):
         return {**progress, "eta": None, "stalled_at": None}
     current = progress["current"] if progress["total"] is None else progress["total"]
     return {**progress, "eta": None, "stalled_at": None, "progress": 100.0, "current": current}

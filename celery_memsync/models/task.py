@@ -7,6 +7,7 @@ from operator import itemgetter
 from typing import Any
 
 from .. import encoding
+from ..types import ExceptionRecord, LockFacts, TaskCause, TaskState
 from ..user_code import plain_text
 from .order import RANKS, RETRY_WAITS, REVOKED_WAITING, RUNNING, UNSENT_RANKS, later_status
 
@@ -54,26 +55,7 @@ class TaskRun:
     Every later stage knows all that the earlier ones knew, so that a stage
     replaces the one before and nothing need be merged.
 
-    Attributes:
-        status: Celery's name of the stage, or ``LOST``, ``SKIPPED``.
-        run: Id of this run of the task, made when a worker received it.
-        group: Id of the group that it is a member of.
-        eta: When it may start, seconds since the epoch.
-        published_at: Like the other times: seconds since the epoch on Redis's clock.
-        runtime: Seconds that the body took.
-        exception: ``{"type": ..., "message": ...}``.
-        recoveries: How often it was sent again because its worker was lost.
-        retry_at: When a run that was to be retried is tried again; like the other times.
-        max_retries: Most retries of a task that is retried; None: any number.
-        args: Arguments as Celery shows them in its log; kept only with ``memsync_task_args``.
-        lock: Of a run that was held back: which lock, and who had it (``worker_id``, ``task_id``, ``since``).
-        workflow: Id of the workflow that it is a part of, if that is not its root.
-        depends_on: Ids of the tasks and groups that come before it in a chain or chord.
-        never_ran: Of a step that was not sent: whether it never will be, because of its cause.
-        cause: ``{"task_id": ..., "status": ...}`` of the task because of which it is not sent.
-        stamps: What its sender has stamped it with, see :mod:`celery_memsync.models.stamps`.
-        trace_id: Of the trace of OpenTelemetry with which its message came, 32 hexadecimal digits.
-        header: Id of another group in which it is counted: the header around the chord of which its group is the body.
+    Its fields are explained at :class:`~celery_memsync.TaskState`; None: it is not known, or there is none.
     """
 
     status: str
@@ -92,17 +74,17 @@ class TaskRun:
     started_at: float | None = None
     finished_at: float | None = None
     runtime: float | None = None
-    exception: dict[str, str] | None = None
+    exception: ExceptionRecord | None = None
     args: str | None = None
     kwargs: str | None = None
-    lock: dict[str, Any] | None = None
+    lock: LockFacts | None = None
     recoveries: int | None = None
     retry_at: float | None = None
     max_retries: int | None = None
     workflow: str | None = None
     depends_on: list[str] | None = None
     never_ran: bool | None = None
-    cause: dict[str, Any] | None = None
+    cause: TaskCause | None = None
     stamps: dict[str, Any] | None = None
     trace_id: str | None = None
     header: str | None = None
@@ -174,9 +156,9 @@ class TaskRun:
                 del known[name]
         return cls.of(known)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> TaskState:
         """Return the fields that are known."""
-        return {name: value for name, value in self.__dict__.items() if value is not None}
+        return {name: value for name, value in self.__dict__.items() if value is not None}  # type: ignore[return-value]
 
 
 def workflow_id_of(run: TaskRun) -> str | None:
@@ -184,7 +166,7 @@ def workflow_id_of(run: TaskRun) -> str | None:
     return run.workflow or run.root_id
 
 
-def describe_exception(exc: BaseException, redact: Callable[[str], str] | None = None) -> dict[str, str]:
+def describe_exception(exc: BaseException, redact: Callable[[str], str] | None = None) -> ExceptionRecord:
     """Return type and message of an exception; long messages are cut.
 
     Args:
@@ -203,7 +185,7 @@ def with_cause(run: TaskRun, former: TaskRun | None) -> TaskRun:
     return run.evolve(exception=former.exception, lock=former.lock, retry_at=run.retry_at or former.retry_at)
 
 
-def merge_state(run: TaskRun | None, state_fields: Any) -> dict[str, Any] | None:
+def merge_state(run: TaskRun | None, state_fields: TaskState | None) -> TaskState | None:
     """Return a task's state: what the signals know, then what users wrote.
 
     A status that a user wrote shows while the task is running; it does not
@@ -213,7 +195,7 @@ def merge_state(run: TaskRun | None, state_fields: Any) -> dict[str, Any] | None
         return None if run is None else run.as_dict()
     if run is None:
         return state_fields
-    state = {**run.as_dict(), **state_fields}
+    state: TaskState = {**run.as_dict(), **state_fields}
     if "status" in state_fields:
-        state["status"] = later_status(run.status, state_fields["status"])
+        state["status"] = later_status(run.status, state_fields["status"])  # type: ignore[typeddict-item]
     return state

@@ -5,6 +5,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..types import HeldMessages, RunningTask, WorkerCapacity, WorkerDict, WorkerWrites
+
 #: Statuses of workers that are not there any more: figures of theirs are old.
 GONE = ("lost", "offline")
 
@@ -19,10 +21,9 @@ class WorkerRecord:
             it has), ``offline`` (has shut down) or ``lost`` (sends no heartbeats).
         pool: Kind of pool, such as ``prefork``.
         concurrency: Most tasks at once.
-        capacity: Slots: ``{"total", "active", "reserved", "free"}``.
+        capacity: Its slots.
         queues: Names of the queues it consumes.
-        running: ``{"id", "name", "started_at"}`` of every running task; ``"held"`` if its message is not acknowledged yet
-            and is renewed.
+        running: The tasks that it runs.
         counters: Tasks accepted since the start: ``{"total": n}``.
         rss: Resident memory of the main process, in bytes.
         cpu: Percent of one core that the main process used since the last heartbeat.
@@ -40,11 +41,8 @@ class WorkerRecord:
             workers are many; so many times longer is its timeout.
         skew: Seconds that the clock of its host is ahead of Redis's.
         format: Newest format of what is shared that it knows, see ``models/formats.py``.
-        writer: Of its main process, not of pool children: writes that are ``pending``, were ``dropped``, and
-            ``conflicts`` that it met.
-        held_messages: What it renews at a Redis broker: the ``count`` of its messages at the last renewal, when that was
-            (``renewed_at``, on Redis's clock), the ``interval`` in seconds, and the ``visibility_timeout``; empty if it
-            renews nothing.
+        writer: The writes of its main process, not of pool children.
+        held_messages: What it renews at a Redis broker.
     """
 
     worker_id: str
@@ -53,9 +51,9 @@ class WorkerRecord:
     pid: int = 0
     pool: str = ""
     concurrency: int = 0
-    capacity: dict[str, int] = field(default_factory=dict)
+    capacity: WorkerCapacity = field(default_factory=WorkerCapacity)
     queues: tuple[str, ...] = ()
-    running: tuple[dict[str, Any], ...] = ()
+    running: tuple[RunningTask, ...] = ()
     counters: dict[str, int] = field(default_factory=dict)
     rss: int | None = None
     cpu: float | None = None
@@ -71,16 +69,16 @@ class WorkerRecord:
     stretch: float = 1.0
     skew: float | None = None
     format: int | None = None
-    writer: dict[str, int] = field(default_factory=dict)
-    held_messages: dict[str, Any] = field(default_factory=dict)
+    writer: WorkerWrites = field(default_factory=WorkerWrites)
+    held_messages: HeldMessages = field(default_factory=HeldMessages)
 
     def evolve(self, **changes: Any) -> WorkerRecord:
         """Return a copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> WorkerDict:
         """Return all fields, lists for tuples."""
-        return {
+        return {  # type: ignore[return-value]
             name: list(value) if isinstance(value, tuple) else value
             for name, value in self.__dict__.items()
         }

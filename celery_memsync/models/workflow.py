@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from ..types import GroupDict, TaskCause, WorkflowDict
 
 #: The task that sends the body of a chord if the result backend does not count; no step of a workflow.
 UNLOCK = "celery.chord_unlock"
@@ -35,9 +36,9 @@ class Group:
     started_at: float | None = None
     eta: float | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> GroupDict:
         """Return the same as a dict."""
-        return asdict(self)
+        return asdict(self)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class WorkflowNode:
     finished_at: float | None = None
     worker: str | None = None
     group: Group | None = None
-    cause: dict[str, Any] | None = None
+    cause: TaskCause | None = None
     children: tuple[WorkflowNode, ...] = ()
     omitted: int = 0
 
@@ -105,9 +106,9 @@ class Workflow:
         """Return the task or group of that id, or None if it is no part of this."""
         return next((one for one in self.root.walk() if one.id == node_id and one.kind in ("task", "group")), None)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> WorkflowDict:
         """Return the same as a dict."""
-        return {**asdict(self), "status": self.status}
+        return {**asdict(self), "status": self.status}  # type: ignore[typeddict-item]
 
 
 def eta_of(percent: float, started_at: float | None, now: float) -> float | None:

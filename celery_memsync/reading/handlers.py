@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Any
 
+from ..models.entry import Entry
 from ..user_code import call_user_code, name_of
 from .subscription import KeyChange
 
-OnChange = Callable[..., object]
+OnChange = Callable[[str, Any], object] | Callable[[str, Any, Entry], object]
 
 OnInvalidate = Callable[[str], object]
 

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from ..keys import PROGRESS, STAGE, STATE, Location
 from ..models.entry import Entry, EntryVersion, StoredEntry
@@ -11,11 +10,12 @@ from ..models.progress import at_status, progress_from
 from ..models.task import TaskRun, merge_state, with_cause
 from ..models.worker import GONE, WorkerRecord
 from ..store import Task
+from ..types import TaskProgress, TaskState
 
 
 def state_of(
     task_id: str, slots: Mapping[int, StoredEntry | None], former: Mapping[int, Sequence[StoredEntry]] | None = None,
-) -> dict[str, Any] | None:
+) -> TaskState | None:
     """Return the state of a task from its slots, or None if it is unknown.
 
     Args:
@@ -37,7 +37,7 @@ def _is_of_earlier_run(state: StoredEntry, stage: StoredEntry) -> bool:
     return (0, 0, 0) < run_order(state.header.run) < run_order(stage.header.run)
 
 
-def progress_of(task: Task, state: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def progress_of(task: Task, state: TaskState | None) -> TaskProgress | None:
     """Return how far a task is, with ``previous`` if an earlier run reported too, or None.
 
     Args:
@@ -55,7 +55,7 @@ def progress_of(task: Task, state: Mapping[str, Any] | None) -> dict[str, Any] |
     return at_status(progress, (state or {}).get("status"))
 
 
-def runs_of(task_id: str, task: Task) -> list[dict[str, Any]]:
+def runs_of(task_id: str, task: Task) -> list[TaskState]:
     """Return all runs of a task that are known, oldest first."""
     stored_records = [*task.former.get(STAGE, []), *([task.slots[STAGE]] if STAGE in task.slots else [])]
     stored_records.sort(key=lambda stored: run_order(stored.header.run))

@@ -15,6 +15,7 @@ from ..keys import PROGRESS, QUEUE, STAGE, STATE, Keys, Location
 from ..models.entry import Entry, StoredEntry
 from ..store import Store, Task
 from ..store.push import TrackedConnection
+from ..types import QueueLists
 from ..writing.changes import Change, SetValue
 from ..writing.writer import BatchWriter
 from .cache import CacheEntry, EntryCache, MakeEntry, PendingRead
@@ -348,7 +349,7 @@ class Reader:
             if not exc.code:
                 raise
 
-    def queue(self, limit: int = LONGEST_LIST) -> dict[str, list[str]]:
+    def queue(self, limit: int = LONGEST_LIST) -> QueueLists:
         """Return the ids of pending and running tasks, first come first, at most ``limit`` each."""
         self.uncached += 1
         self.send_pending()

@@ -39,7 +39,7 @@ class Watch:
         self, subscription: Subscription, bell: Wakeup, timeout: float | None, next_change: Callable[[], KeyChange | None],
         end: Callable[[], object], owner: object,
     ) -> None:
-        self.id = subscription.id
+        self.id: str = subscription.id
         self.timeout = timeout
         self._subscription = subscription
         self._bell = bell

@@ -98,7 +98,7 @@ def check_run_key(run_key: str) -> str:
     return run_key
 
 
-def check_queue(queue: Mapping[str, Iterable[str]], limit: int) -> dict[str, list[str]]:
+def check_queue(queue: Mapping[str, Any], limit: int) -> dict[str, list[str]]:
     """Return the lists of a queue.
 
     Args:

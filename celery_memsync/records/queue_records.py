@@ -1,12 +1,14 @@
 """The shared queue, as callers use it."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from ..deadline import bounded
 from ..keys import QUEUE, check_id
 from ..reading.reader import Reader
 from ..settings import Settings
+from ..types import QueueLists
 from ..writing.changes import SyncQueue
 from ..writing.shared_queue import SharedQueue
 from ..writing.unanswered import maybe_done_is
@@ -28,14 +30,14 @@ class QueueRecords:
         self.reader = reader
         self.queue = queue
 
-    def replace(self, queue: Mapping[str, Iterable[str]]) -> None:
+    def replace(self, queue: Mapping[str, Any]) -> None:
         """Replace the lists that are given."""
         settings = self.settings
         lists = check_queue(queue, settings.max_value_size)
         self.writer.put(SyncQueue(self.keys.coordination_location(QUEUE), lists, settings.default_ttl))
 
     @bounded
-    def lists(self, limit: int) -> dict[str, list[str]]:
+    def lists(self, limit: int) -> QueueLists:
         """Return the ids of pending and of running tasks, at most ``limit`` each."""
         return self.reader.queue(check_count(limit, "limit"))
 

@@ -11,6 +11,7 @@ from ..deadline import bounded, within
 from ..keys import PROGRESS, STAGE, STATE, check_id
 from ..models.task import TaskRun
 from ..reading.projections import progress_of, runs_of, state_of
+from ..types import ListedTask, TaskProgress, TaskRecord, TaskState
 from ..writing.changes import Change, MergeFields, StageChange
 from ..writing.progress import Progress
 from .checks import check_run_key, check_ttl
@@ -90,23 +91,23 @@ class TaskRecords:
 
     # -- read
 
-    def state(self, task_id: str) -> dict[str, Any] | None:
+    def state(self, task_id: str) -> TaskState | None:
         """Return the state of a task, or None if the task is unknown."""
         task_id = check_id(task_id, "task")
-        state: dict[str, Any] | None = self.reader.of_task(
+        state: TaskState | None = self.reader.of_task(
             "state", task_id, lambda task: state_of(task_id, task.slots, task.former))
         return state
 
-    def progress_of(self, task_id: str) -> dict[str, Any] | None:
+    def progress_of(self, task_id: str) -> TaskProgress | None:
         """Return how far a task is, or None if it has reported no progress."""
         task_id = check_id(task_id, "task")
-        progress: dict[str, Any] | None = self.reader.of_task(
+        progress: TaskProgress | None = self.reader.of_task(
             "progress", task_id, lambda task: progress_of(task, state_of(task_id, task.slots)))
         return progress
 
     @bounded
-    def whole(self, task_id: str) -> dict[str, Any] | None:
-        """Return state, progress, runs and agents of a task, or None if it is unknown."""
+    def whole(self, task_id: str) -> TaskRecord | None:
+        """Return all that is known of a task, or None if it is unknown."""
         task_id = check_id(task_id, "task")
         task = self.reader.task(task_id, agents=True)
         state = state_of(task_id, task.slots, task.former)
@@ -117,11 +118,11 @@ class TaskRecords:
         return {"id": task_id, "state": state, "progress": progress, "runs": runs_of(task_id, task), "agents": agents}
 
     @bounded
-    def newest(self, limit: int) -> list[dict[str, Any]]:
+    def newest(self, limit: int) -> list[ListedTask]:
         """Return the newest tasks, newest first."""
         return list(islice(self.iterate(None, min(limit, TASKS_PER_CALL)), limit)) if limit > 0 else []
 
-    def iterate(self, since: float | None, at_once: int) -> Iterator[dict[str, Any]]:
+    def iterate(self, since: float | None, at_once: int) -> Iterator[ListedTask]:
         """Yield tasks, newest first; see :meth:`MemorySyncManager.iter_tasks`."""
         known: set[str] = set()
         before: str | None = "+"

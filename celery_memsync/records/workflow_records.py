@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from ..deadline import bounded, within
 from ..keys import check_id, is_id
@@ -12,6 +11,7 @@ from ..reading.projections import progress_of, state_of
 from ..reading.reader import Reader
 from ..store import GroupCounts, Task, in_chunks
 from ..store.members import OPEN
+from ..types import ListedTask
 from .task_records import TASKS_PER_CALL
 
 #: Most members that are read of one group, and most tasks of a workflow.
@@ -61,13 +61,13 @@ class WorkflowRecords:
             return None
         return workflow_of(whole, tasks, groups, members, self.store.clock.now())
 
-    def tasks(self, given: str, members_only: bool, limit: int) -> list[dict[str, Any]]:
-        """Return ``id``, ``state`` and ``progress`` of the tasks of a workflow, or of the members of a group, newest first.
+    def tasks(self, given: str, members_only: bool, limit: int) -> list[ListedTask]:
+        """Return the tasks of a workflow, or of the members of a group, newest first.
 
         Args:
             given: The task or group with which the workflow began; the group.
         """
-        found = []
+        found: list[ListedTask] = []
         for ids in in_chunks(self._ids(given, members_only, limit), TASKS_PER_CALL):
             for task_id, task in zip(ids, within(self.timeout, self.store.read_tasks, ids)):
                 state = state_of(task_id, task.slots, task.former)
@@ -139,8 +139,8 @@ def group_of(group_id: str, counts: GroupCounts, now: float) -> Group:
                  eta_of(percent, counts.since, now))
 
 
-def _age(one: dict[str, Any]) -> float:
-    published = one["state"].get("published_at")
+def _age(one: ListedTask) -> float:
+    published = (one["state"] or {}).get("published_at")
     return -published if isinstance(published, (int, float)) else 0.0
 
 

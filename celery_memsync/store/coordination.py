@@ -10,6 +10,7 @@ import redis
 
 from ..exceptions import StoreError, StoreUnavailable
 from ..keys import is_id
+from ..types import QueueLists
 from .errors import code_of, forgotten, redis_call, store_error
 from .queue_reading import LISTS, PIECE_OF_LIST, QueueReading
 from .script_caller import Call, ScriptCaller, answers_of, in_chunks, ms, raise_first
@@ -156,7 +157,7 @@ class CoordinationStore(ScriptCaller):
         return self.worker_id, serial, ms(ttl), self.prefix, self._together
 
     @redis_call
-    def read_queue(self, limit: int) -> dict[str, list[str]]:
+    def read_queue(self, limit: int) -> QueueLists:
         """Return the ids of pending and of running tasks, in the order in which they came.
 
         A queue that is replaced meanwhile is read anew, so that it is the old or the new one.

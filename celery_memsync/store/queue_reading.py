@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..keys import is_id
+from ..types import QueueLists
 
 #: Names of the lists of the queue.
 LISTS = ("pending", "processing")
@@ -82,9 +83,12 @@ class QueueReading:
         """Whether all that was read is of one queue, which was not replaced meanwhile."""
         return len(self._replaced) <= 1
 
-    def lists(self) -> dict[str, list[str]]:
+    def lists(self) -> QueueLists:
         """Return the ids that were read."""
-        return {name: list(part.ids)[:self.limit] for name, part in self._all.items()}
+        return {"pending": self._ids("pending"), "processing": self._ids("processing")}
+
+    def _ids(self, name: str) -> list[str]:
+        return list(self._all[name].ids)[:self.limit]
 
 
 def expires_at(score: float) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 from ..events import Events
 from ..exceptions import MemSyncError, StoreError
 from ..keys import Location
+from ..types import WriterCounts
 from .pending import PendingChanges
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ class WriteReport:
         self.connected = True
         self.last_flush_seconds = 0.0
         self._pending = pending
-        self._counts = dict.fromkeys(("writes", "conflicts", "syncs", "flush_failures", "dropped"), 0)
+        self._counts: WriterCounts = {
+            "writes": 0, "conflicts": 0, "syncs": 0, "flush_failures": 0, "dropped": 0, "coalesced": 0}
         #: Drops that were reported, and those of them because too many changes were pending.
         self._reported_drops = 0
         self._reported_as_too_many = 0
@@ -38,7 +40,7 @@ class WriteReport:
         self._warned: set[Location] = set()
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> WriterCounts:
         """Counters since the start of this process."""
         pending, counts = self._pending, self._counts
         return {**counts, "dropped": counts["dropped"] + pending.all_dropped, "coalesced": pending.all_coalesced}

@@ -20,6 +20,7 @@ from ..exceptions import ConflictError, MemSyncError, StoreError, StoreRefused, 
 from ..keys import ASSIGNMENTS, STATE, Location
 from ..models.entry import UNWRITTEN, StoredEntry
 from ..store import Store
+from ..types import WriterCounts
 from .batch_sender import BatchSender
 from .changes import Change, DeferredChange, SetValue
 from .conflict_settler import ConflictSettler
@@ -160,7 +161,7 @@ class BatchWriter:
         return len(self._pending)
 
     @property
-    def counts(self) -> dict[str, int]:
+    def counts(self) -> WriterCounts:
         """Counters since the start of this process."""
         return self.report.counts
 

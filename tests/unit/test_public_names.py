@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 from dataclasses import fields
+from typing import is_typeddict
 
 import click
 
@@ -41,11 +42,17 @@ def parameters_of(function):
 
 
 def members_of(cls):
-    """Yield the public attributes of a class that no other public class has, and how it is made, if it is no exception."""
+    """Yield the public attributes of a class that no other public class has, and how it is made, if it is no exception.
+
+    Of the type of a dict these are its keys, marked if they may be missing.
+    """
+    if is_typeddict(cls):
+        yield from (f'{cls.__name__}["{key}"]' + "?" * (key in cls.__optional_keys__) for key in cls.__annotations__)
+        return
     if not issubclass(cls, BaseException):
         yield f"{cls.__name__}({parameters_of(cls)})"
-    names = {name for name in dir(cls) if not name.startswith("_")}
-    names |= set(getattr(cls, "__dataclass_fields__", ())) | set(getattr(cls, "__annotations__", ()))
+    names = {*dir(cls), *getattr(cls, "__dataclass_fields__", ()), *getattr(cls, "__annotations__", ())}
+    names = {name for name in names if not name.startswith("_")}
     bases = [base for base in cls.__mro__[1:] if base is BaseException or base.__name__ in celery_memsync.__all__]
     hidden = INTERNAL if issubclass(cls, celery_memsync.MemorySyncManager) else set()
     for name in names - {name for base in bases for name in dir(base)} - hidden:
