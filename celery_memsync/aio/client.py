@@ -21,6 +21,7 @@ from ..reading.reader import READ_AT_ONCE
 from ..records.checks import check_timeout
 from ..records.task_records import TASKS_PER_CALL
 from ..runtime import Runtime
+from ..types import ListedTask, TaskState
 from .calls import Call, take_steps
 from .executor import executor_of
 from .lock import AsyncLock
@@ -177,7 +178,7 @@ class AsyncMemSync:
 
     def iter_tasks(
         self, since: float | None = None, at_once: int = TASKS_PER_CALL,
-    ) -> AsyncGenerator[dict[str, Any], None]:
+    ) -> AsyncGenerator[ListedTask, None]:
         """Yield tasks as :meth:`MemorySyncManager.iter_tasks`."""
         return self._iterate(partial(self.memsync.iter_tasks, since, at_once), at_once)
 
@@ -250,7 +251,7 @@ class AsyncMemSync:
         await self._open()
         return self.memsync.runtime.feeds
 
-    async def wait(self, task_id: str, timeout: float | None = None) -> dict[str, Any]:
+    async def wait(self, task_id: str, timeout: float | None = None) -> TaskState:
         """Return the state of a task as soon as it has ended.
 
         It has ended with a status after which nothing more is expected: SUCCESS, FAILURE, REVOKED, IGNORED, REJECTED,

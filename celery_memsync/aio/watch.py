@@ -15,6 +15,7 @@ from ..reading.feeds import Feed, Feeds
 from ..reading.subscription import KeyChange
 from ..reading.subscriptions import CONFIRM_TIMEOUT
 from ..runtime import Runtime
+from ..types import TaskState
 from .loops import LoopWakeup
 
 
@@ -152,7 +153,7 @@ class AsyncWatch:
         self.close()
 
 
-async def wait_for_end(runtime: Runtime, task_id: str, timeout: float | None) -> dict[str, Any]:
+async def wait_for_end(runtime: Runtime, task_id: str, timeout: float | None) -> TaskState:
     """Return the state of a task when it has ended.
 
     Raises:
@@ -177,7 +178,7 @@ async def wait_for_end(runtime: Runtime, task_id: str, timeout: float | None) ->
                 raise StoreUnavailable(f"Waiting for the task {task_id} was given up: this manager was shut down")
     finally:
         runtime.feeds.leave(feed, changes)
-    return cast("dict[str, Any]", state)
+    return cast("TaskState", state)
 
 
 def _nothing() -> None:
