@@ -266,7 +266,8 @@ def _fits(progress: Mapping[str, Any], name: str, expected: Any) -> bool:
 
 def _describe(memsync: MemSync, task_id: str) -> str:
     """Return what is recorded of a task, for a failure."""
-    state, progress = memsync.get_task_state(task_id), memsync.get_task_progress(task_id)
+    progress: Mapping[str, Any] | None = memsync.get_task_progress(task_id)
+    state: Mapping[str, Any] | None = memsync.get_task_state(task_id)
     if state is None and progress is None:
         return "nothing is recorded of it; was it sent by another app, or before the fixture memsync?"
     state = state or {}
