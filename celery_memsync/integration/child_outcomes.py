@@ -12,7 +12,7 @@ from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Ignore, Reject, Retry
 
 from ..exceptions import Skipped, TaskCancelled
-from .runs import ReceivedRun, exception_of, facts_of
+from .runs import FACTS, ReceivedRun, exception_of
 
 #: Seconds, beside those that a child gathers what it writes, for which its parent remembers what its tasks came to: that
 #: is in Redis by then.
@@ -95,7 +95,8 @@ class ChildOutcomes:
         if runtime is None and request.time_start:  # Celery measures it of a success only
             runtime = max(0.0, time.time() - request.time_start)
         status, exception = verdict(retval.exception, run.services.redact) if failed else ("SUCCESS", None)
-        row: Any = now, run.task_id, facts_of(run.facts), run.sent, status, exception, request.time_start, runtime
+        facts = tuple(map(run.facts.get, FACTS))
+        row: Any = now, run.task_id, facts, run.sent, status, exception, request.time_start, runtime
         try:
             recent.append((now, marshal.dumps(row)))
         except ValueError:
@@ -106,7 +107,8 @@ class ChildOutcomes:
         """Return, and forget, the outcomes of all children but those that are alive."""
         dead = set(self._by_pid) - set(alive)
         rows = [(pid, body) for pid in dead for _, body in self._by_pid.pop(pid)]
-        return [TaskOutcome(pid, *marshal.loads(body)) for pid, body in rows]  # noqa: S302 # packed by `remember`
+        outcomes = (TaskOutcome(pid, *marshal.loads(body)) for pid, body in rows)  # noqa: S302 # packed by `remember`
+        return [outcome._replace(facts=dict(zip(FACTS, outcome.facts))) for outcome in outcomes]
 
 
 def verdict(

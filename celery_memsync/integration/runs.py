@@ -5,7 +5,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from celery.exceptions import Ignore, Reject, Retry
 
@@ -28,8 +28,8 @@ from .steps import Step, Steps, is_member, part_of
 AHEAD = 1.0
 
 #: What is recorded of a request; keeping the rest of it would keep a task's arguments.
-_FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "group", "group_index", "argsrepr",
-          "kwargsrepr", "replaced_task_nesting", "stamped_headers", "stamps", "traceparent")
+FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "group", "group_index", "argsrepr",
+         "kwargsrepr", "replaced_task_nesting", "stamped_headers", "stamps", "traceparent")
 
 #: Most characters of shown arguments; a publisher of Celery's shortens them to fewer.
 MAX_SHOWN = 4096
@@ -94,47 +94,28 @@ class Run(DeferredChange):
         return StageChange(self.location, TaskRun.of(known), self.run_key, ttl, fence, notes)
 
 
-class Watcher(Protocol):
-    """Wants to know what comes back from the pool."""
-
-    def on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
-        """Called when a body has ended, with what Celery's pool hands back."""
-
-    def on_lost(self, request: Any, run: ReceivedRun, error: Any, fail: Callable[[], Any]) -> Any:
-        """Called when a body could not end: its child was lost, or the hard time limit has struck.
-
-        Args:
-            fail: Celery's own callback; what it returns is to be returned.
-        """
-
-
 class ReceivedRun(Run):
-    """A run that a worker's main process has received and gives to its pool.
-
-    There is no signal in that process for what came back from the pool, so the request's callbacks are wrapped.
-
-    Args:
-        watcher: Is called with what comes back.
+    """A run that a worker's main process has received and gives to its pool; it does not keep the request alive.
 
     Attributes:
+        max_retries: Of its task, if it is a retry.
         change: What was recorded of it.
-        ended: Whether it came back.
     """
 
-    __slots__ = ("change", "ended", "max_retries", "_watcher", "_wrapped")
+    __slots__ = ("max_retries", "change", "withdrawn")
 
-    def __init__(self, services: Runtime, request: Any, sent: Mapping[str, Any], at: float, watcher: Watcher) -> None:
+    def __init__(
+        self, services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], at: float,
+        max_retries: int | None,
+    ) -> None:
         self.services = services
-        self.task_id = request.id
-        self.facts = request.request_dict
+        self.task_id = task_id
+        self.facts = facts
         self.sent = sent
         self.at = at
+        self.max_retries = max_retries
         self.change: Change | None = None
-        self.ended = False
-        self.max_retries = request.task.max_retries
-        self._watcher = watcher
-        self._wrapped: tuple[Any, ...] = request, request.on_success, request.on_failure
-        request.on_success, request.on_failure = self.succeeded, self.failed
+        self.withdrawn = False
 
     @property
     def done(self) -> bool:
@@ -142,33 +123,11 @@ class ReceivedRun(Run):
         return False
 
     def changes(self) -> Iterable[Change]:
-        """Return that it was received, unless it has ended."""
-        if self.ended:
+        """Return that it was received."""
+        if not is_id(self.task_id):
             return ()
         self.change = self.stage_change(**received(self.sent, self.facts, self.max_retries))
         return (self.change,)
-
-    def succeeded(self, outcome: Any, **kwargs: Any) -> Any:
-        """Take over for the request's ``on_success``, which is called when the body has ended, however."""
-        request, go_on, _ = self._let_go()
-        self._watcher.on_outcome(request, self, outcome)
-        self.facts = {}
-        return go_on(outcome, **kwargs)
-
-    def failed(self, error: Any, *args: Any, **kwargs: Any) -> Any:
-        """Take over for the request's ``on_failure``, which is called when the body could not end."""
-        request, _, fail = self._let_go()
-        return self._watcher.on_lost(request, self, error, lambda: fail(error, *args, **kwargs))
-
-    def _let_go(self) -> tuple[Any, ...]:
-        """Give the request its callbacks back.
-
-        The request leads here and back; that circle ends, and a deferred change keeps nothing
-        alive.
-        """
-        wrapped, self._wrapped, self.ended = self._wrapped, (None, None, None), True
-        del wrapped[0].on_success, wrapped[0].on_failure
-        return wrapped
 
 
 def received(sent: Mapping[str, Any], facts: Mapping[str, Any], max_retries: Any) -> dict[str, Any]:
@@ -224,7 +183,7 @@ class ActiveRun(Run):
     ) -> None:
         self.services = memsync.runtime
         self.task_id = task_id
-        self.facts = facts_of(facts)
+        self.facts = dict(zip(FACTS, map(facts.get, FACTS)))
         self.sent = sent
         self.at = at
         # A deferred change of it waits in the writer, which must not keep the manager alive.
@@ -373,11 +332,6 @@ class ActiveRun(Run):
             self._progress.fence = fence
         if (memsync := self.memsync) is not None:
             memsync.runtime.writer.defer(self)
-
-
-def facts_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is recorded of a request."""
-    return dict(zip(_FACTS, map(facts.get, _FACTS)))
 
 
 def known_of(services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:

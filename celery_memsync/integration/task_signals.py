@@ -5,10 +5,10 @@ import logging
 import os
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from functools import partial
-from itertools import count
 from typing import Any
 
 from celery.exceptions import Ignore, NotRegistered, WorkerLostError
@@ -56,7 +56,6 @@ class TaskSignals:
 
     def __init__(self, memsync: AppManager) -> None:
         self.memsync = memsync
-        self._runs = count(1)
         #: When the last task was published.
         self._published_at = 0.0
         self.requests = ReceivedRequests()
@@ -88,7 +87,6 @@ class TaskSignals:
 
     def forget(self) -> None:
         """Begin anew in a forked child: requests and outcomes are the parent's."""
-        self._runs = count(1)
         self.requests = ReceivedRequests()
         self._outcomes = ChildOutcomes()
         self.requeuer.forget()
@@ -107,7 +105,7 @@ class TaskSignals:
             before = active.run_key if active else request and request.request_dict[HEADER]["key"]
             origin = active.facts if active else request and request.request_dict
             along = self.workflows.sent_along(headers, body, active.sent if active else sent_of(origin) if origin else None)
-            key = published_key(self._new_run(self.memsync.runtime), before or replaced_key(headers["id"], along))
+            key = published_key(next(self.memsync.runtime.new_runs), before or replaced_key(headers["id"], along))
             along.update(published_at=self._next_moment(), key=key, **earlier_progress.sent_along(active))
             headers[HEADER] = along
             if origin and nesting_of(headers) == nesting_of(origin):
@@ -139,39 +137,57 @@ class TaskSignals:
     # -- where it is received: a worker's main process
 
     def on_received(self, request: Any, sender: Any = None, **_: Any) -> None:
-        """Make the run, send it to the pool with the request, record that a worker has it."""
+        """Make the run, send it to the pool with the request, record that a worker has it.
+
+        There is no signal in this process for what comes back from the pool, so the request's callbacks are wrapped.
+        """
         if request.app is not self.memsync.app:
             return
-        facts = request.request_dict
+        facts, services, delivery = request.request_dict, self.memsync.runtime, request.message.delivery_info
         sent = sent_of(facts)
-        services = self.memsync.runtime
-        moment = time.monotonic()
-        now = latest(services.store.clock.at(moment), sent.get("published_at"))
-        run = self._new_run(services)
-        key = delivered_key(sent.get("key"), run)
+        moment, run = time.monotonic(), next(services.new_runs)
+        now = latest(services.store.clock.offset + moment, sent.get("published_at"))
         facts[HEADER] = sent = {
-            **sent, "run": run, "key": key, "received_at": now, "monotonic": moment, "pid": os.getpid(),
-            "queue": self._queue_names.of(request.message.delivery_info, sender)}
-        self.requests.by_run[run] = request
-        if is_id(request.id):
-            try:
-                recoveries = (count_of(sent["recoveries"]) or 0) if sent.get("recoveries") else 0
-                self.kept.add(request, run, key, recoveries, services.settings, sender)
-                if recoveries or request.message.delivery_info.get("redelivered"):
-                    self.revived.receive(request)
-            except Exception as exc:
-                log_unrecorded(exc)
-            services.writer.defer(ReceivedRun(services, request, sent, moment, self))
+            **sent, "run": run, "key": delivered_key(sent.get("key"), run), "received_at": now, "monotonic": moment,
+            "pid": os.getpid(), "queue": self._queue_names.of(delivery, sender)}
+        requests = self.requests.by_run
+        requests[run] = weakref.ref(request, partial(requests.pop, run))
+        received = ReceivedRun(services, request.id, facts, sent, moment, request.task.max_retries if "retry" in sent else None)
+        request.on_success = partial(self.on_outcome, received, request, request.on_success)
+        request.on_failure = partial(self.on_lost, received, request, request.on_failure)
+        if isinstance(request.id, str):
+            services.writer.defer(received)
+        if services.settings.signing_key or sent.get("recoveries") or delivery.get("redelivered"):
+            self._keep(request, sent, sender)
         if services.cancelled.known or not self.has_children or request.id in self.revoked.known:
             self.cancels.receive(request)
 
-    def on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
-        """Keep the outcome of a body, which its child records, or this process if the child is killed first."""
+    def _keep(self, request: Any, sent: Mapping[str, Any], consumer: Any) -> None:
+        """Keep the message of a request, if it is to be requeued; begin again what comes after one that was."""
+        try:
+            recoveries = count_of(sent.get("recoveries")) or 0
+            if is_id(request.id):
+                self.kept.add(request, sent["run"], sent["key"], recoveries, self.memsync.settings, consumer)
+                if recoveries or request.message.delivery_info.get("redelivered"):
+                    self.revived.receive(request)
+        except Exception as exc:
+            log_unrecorded(exc)
+
+    def on_outcome(self, run: ReceivedRun, request: Any, go_on: Callable[..., Any], outcome: Any, **details: Any) -> Any:
+        """Keep the outcome of a body, which its child records, or this process if the child is killed first.
+
+        Args:
+            go_on: Celery's own callback.
+            outcome: What Celery's pool hands back when a body has ended, however.
+        """
+        del request.on_success, request.on_failure  # which lead to the request
+        run.withdrawn = True
         try:  # and not HARMLESS: that takes twice the time, in the one process that all tasks go through
             services = run.services
             if run.change is not None:
                 run.change.withdrawn = True
-            self.kept.end(run.sent["run"])
+            if services.settings.signing_key:
+                self.kept.end(run.run_id)
             if self.has_children or outcome != KILLED:
                 setattr(request, RECORDED, True)
             # Celery's own callback can't take what comes back of a body that raised no Exception.
@@ -183,15 +199,25 @@ class TaskSignals:
                 self.workflows.record_outcome(services, request, run, outcome[1].exception)
         except Exception as exc:
             log_unrecorded(exc)
+        run.facts = {}
+        return go_on(outcome, **details)
 
-    def on_lost(self, request: Any, run: ReceivedRun, error: Any, fail: Callable[[], Any]) -> Any:
-        """Record a run whose body could not end, if Celery sends no signal."""
+    def on_lost(
+        self, run: ReceivedRun, request: Any, fail: Callable[..., Any], error: Any, *args: Any, **details: Any,
+    ) -> Any:
+        """Record a run whose body could not end, if Celery sends no signal: its child was lost, or killed for its time.
+
+        Args:
+            fail: Celery's own callback.
+        """
+        del request.on_success, request.on_failure
+        run.withdrawn = True
         cause = unwrapped(error.exception)
         with HARMLESS:
             self.kept.end(run.run_id)
         token = failing.set(request)
         try:
-            answer = fail()
+            answer = fail(error, *args, **details)
         except Exception:
             # Before 5.7 Celery can't store some errors in its result backend, and then sends no signal.
             with HARMLESS:
@@ -269,7 +295,7 @@ class TaskSignals:
         now = latest(clock.at(started), received_at)
         if not is_delivered(sent.get("key")):
             # No worker received it: it runs eagerly.
-            run = self._new_run(services)
+            run = next(services.new_runs)
             queue = self._queue_names.of(facts.get("delivery_info"))
             sent = {"run": run, "key": delivered_key(sent.get("key"), run), "queue": queue}
         if not is_id(task_id):
@@ -318,7 +344,7 @@ class TaskSignals:
         """Record that a task goes on under its id as what has replaced it, which may be sent by another task later."""
         known = known_of(self.memsync.runtime, active.task_id, active.facts, {"published_at": self._next_moment()})
         known.update(status="PENDING", worker=None, eta=None)
-        key = published_key(self._new_run(self.memsync.runtime), active.run_key)
+        key = published_key(next(self.memsync.runtime.new_runs), active.run_key)
         self._record(active.task_id, key, TaskRun.of(known))
 
     # -- what only the main process knows
@@ -384,7 +410,7 @@ class TaskSignals:
         now = self.memsync.runtime.store.clock.now()
         if not is_delivered(sent.get("key")):
             # It was never received, or by a worker that does not take part.
-            run = self._new_run(self.memsync.runtime)
+            run = next(self.memsync.runtime.new_runs)
             sent = {**sent, "run": run, "key": delivered_key(sent.get("key"), run), "received_at": now,
                     "queue": self._queue_names.of(facts.get("delivery_info"))}
         known = known_of(self.memsync.runtime, task_id, facts, sent)
@@ -423,9 +449,6 @@ class TaskSignals:
         """Return the run of a task that is running in this thread, which records its end itself."""
         active = active_run.get()
         return active if active is not None and active.task_id == task_id and active.find_memsync() is self.memsync else None
-
-    def _new_run(self, services: Runtime) -> str:
-        return f"{services.token}-{next(self._runs):x}"
 
     def _moment(self, local: float | None, earlier: float | None) -> float | None:
         """Return Redis's time of a moment of this host's clock that comes after an earlier one."""

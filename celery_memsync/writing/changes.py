@@ -99,9 +99,12 @@ class DeferredChange:
 
     Attributes:
         at: Monotonic time when there was something to write first.
+        withdrawn: Whether there is no need to write it any more.
     """
 
     __slots__ = ("at",)
+
+    withdrawn = False
 
     def __init__(self, at: float) -> None:
         self.at = at

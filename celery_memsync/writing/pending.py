@@ -213,7 +213,8 @@ class PendingChanges:
                     # In this order: readers see it all the time, and what is handed in from now on is looked at again.
                     self._making = deferred
                     self._deferred.pop(deferred, None)
-                    self._append_deferred(deferred)
+                    if not deferred.withdrawn:
+                        self._append_deferred(deferred)
             self._making = None
 
     def due(self, now: float, everything: bool = False) -> list[Change]:

@@ -74,7 +74,7 @@ def test_requeued_run_follows_the_lost_one_despite_clock_skew(make_sender, monke
     first = sender.run_one(task)
     lost = sender.run_key(first.id)
     monkeypatch.setattr(clock, "learn", lambda *answer: None)
-    monkeypatch.setattr(clock, "_offset", clock._offset + skew)
+    monkeypatch.setattr(clock, "offset", clock.offset + skew)
 
     sender.lose(first.id)
     published = sender.take(task).request_dict[HEADER]["key"]

@@ -165,7 +165,7 @@ def test_shutdown_writes_deferred_changes_and_opens_no_connection(make_memsync):
     memsync, other = make_memsync(batch_interval=60.0), make_memsync()
     memsync.force_sync()
     clock = memsync.runtime.store.clock
-    clock._offset += 1000.0  # so that its times differ from those of another
+    clock.offset += 1000.0  # so that its times differ from those of another
     active = run_of(memsync)
     memsync.runtime.writer.defer(active)
     active.end("SUCCESS", None, 5.0)
