@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from celery.exceptions import Ignore, Reject, Retry
 
 from ..exceptions import LockNotAcquired, Skipped
-from ..keys import PROGRESS, STAGE, Location, is_id
+from ..keys import PROGRESS, STAGE, is_id
 from ..locking.lock_service import LockService
 from ..models.cancellation import ids_of
 from ..models.stamps import stamps_of
@@ -74,11 +74,6 @@ class Run(DeferredChange):
         """Names it, and its place among the runs of its task."""
         return str(self.sent["key"])
 
-    @property
-    def location(self) -> Location:
-        """Where its stage is kept."""
-        return self.services.keys.task_location(self.task_id, STAGE)
-
     def stage_change(self, fence: int = 0, until: float | None = None, **more: Any) -> StageChange:
         """Return the change that records a stage of it: what is known of it, and more.
 
@@ -91,7 +86,8 @@ class Run(DeferredChange):
         until = known["eta"] if until is None else until
         ttl = services.settings.default_ttl if until is None else lifetime(services, until)
         notes = sizes_in(self.sent) if "sizes" in self.sent else ()
-        return StageChange(self.location, TaskRun.of(known), self.run_key, ttl, fence, notes)
+        location = services.keys.task_location(self.task_id, STAGE)
+        return StageChange(location, TaskRun.of(known), self.sent["key"], ttl, fence, notes)
 
 
 class ReceivedRun(Run):
@@ -172,16 +168,17 @@ class ActiveRun(Run):
         shown_status: The status that it has reported itself, and until when that is valid, as monotonic time.
         stored_state: The state that its body has stored last by ``update_state``; a SUCCESS stays, as in Celery.
         embed: What comes after it, as its message has it: the rest of its chain, the body of its chord; None: nothing.
+        reports: The progress that it has reported; None: none.
     """
 
     __slots__ = ("find_memsync", "name", "started_at", "outer", "fence", "lock_owners", "ending", "shown_status",
-                 "stored_state", "embed", "_progress", "_steps", "_cancel_watch")
+                 "stored_state", "embed", "reports", "_steps", "_cancel_watch")
 
     def __init__(
-        self, memsync: AppManager, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], name: str, at: float,
-        started_at: float,
+        self, memsync: AppManager, services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any],
+        name: str, at: float, started_at: float,
     ) -> None:
-        self.services = memsync.runtime
+        self.services = services
         self.task_id = task_id
         self.facts = dict(zip(FACTS, map(facts.get, FACTS)))
         self.sent = sent
@@ -199,7 +196,7 @@ class ActiveRun(Run):
         chain, chord = facts.get("chain"), facts.get("chord")
         # Celery takes the next step out of the list before it sends that.
         self.embed = {"chain": chain[:] if isinstance(chain, list) else None, "chord": chord} if chain or chord else None
-        self._progress: Progress | None = None
+        self.reports: Progress | None = None
         self._steps: Mapping[str, Step] | None = None
         self._cancel_watch: Watch | None = None
 
@@ -228,23 +225,21 @@ class ActiveRun(Run):
 
     def changes(self) -> Iterable[Change]:
         """Return its end, or that it has begun."""
-        ending = self.ending
-        if ending is None:
-            return (self._final_change("STARTED"),)
-        return (self._final_change(
-            ending.status,
-            lock=ending.lock,
-            finished_at=latest(self.services.store.clock.at(ending.at), self.started_at),
-            runtime=ending.at - self.at,
-            exception=ending.exception,
-            retry_at=ending.retry_at,
-            max_retries=ending.max_retries,
-            until=ending.retry_at,
-        ),)
-
-    def _final_change(self, status: str, **more: Any) -> StageChange:
-        return self.stage_change(
-            self.fence, status=status, name=self.name, pid=os.getpid(), started_at=self.started_at, **more)
+        ending, until = self.ending, None
+        known: dict[str, Any] = {
+            "status": "STARTED", "name": self.name, "pid": os.getpid(), "started_at": self.started_at}
+        if ending is not None:
+            until = ending.retry_at
+            known.update(
+                status=ending.status,
+                lock=ending.lock,
+                finished_at=latest(self.services.store.clock.offset + ending.at, self.started_at),
+                runtime=ending.at - self.at,
+                exception=ending.exception,
+                retry_at=until,
+                max_retries=ending.max_retries,
+            )
+        return (self.stage_change(self.fence, until, **known),)
 
     def end(self, status: str, retval: Any, at: float, max_retries: int | None = None) -> None:
         """Take note of its end.
@@ -261,9 +256,9 @@ class ActiveRun(Run):
             status = "SKIPPED" if isinstance(retval, Skipped) else status
             self.ending = Ending(
                 status, at, exception, _lock_of(retval), retry_at, max_retries if status == "RETRY" else None)
-            if self.reported and retry_at is not None:
+            if self.reports is not None and retry_at is not None:
                 # How far it came is shown beside the next run.
-                self.progress.ttl = lifetime(self.services, retry_at)
+                self.reports.ttl = lifetime(self.services, retry_at)
         else:
             self.ending = Ending(status, at)
 
@@ -299,7 +294,7 @@ class ActiveRun(Run):
     @property
     def progress(self) -> Progress:
         """How far it is."""
-        progress = self._progress
+        progress = self.reports
         if progress is None:
             location = self.services.keys.task_location(self.task_id, PROGRESS)
             settings = self.services.settings
@@ -309,7 +304,7 @@ class ActiveRun(Run):
             progress.fence = self.fence
             # Threads of the task, which do not know the run, report by its id.
             self.services.progress[self.task_id] = progress
-            self._progress = progress
+            self.reports = progress
         return progress
 
     @property
@@ -318,18 +313,13 @@ class ActiveRun(Run):
         memsync = self.memsync
         return None if memsync is None or memsync.strict else self.name
 
-    @property
-    def reported(self) -> bool:
-        """Whether it has reported any progress."""
-        return self._progress is not None
-
     def set_fence(self, fence: int) -> None:
         """Write under the fence of a lock from now on: a run that has lost it is refused then."""
         if self.fence:
             return
         self.fence = fence
-        if self._progress is not None:
-            self._progress.fence = fence
+        if self.reports is not None:
+            self.reports.fence = fence
         if (memsync := self.memsync) is not None:
             memsync.runtime.writer.defer(self)
 

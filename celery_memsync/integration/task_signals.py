@@ -17,9 +17,8 @@ from ..fleet.kept_messages import KeptMessages
 from ..fleet.queue_names import QueueNames
 from ..fleet.requeue import TaskRequeuer
 from ..keys import STAGE, is_id
-from ..models.order import comes_from_run, delivered_key, is_delivered, published_key
+from ..models.order import FIRST_STEP, delivered_key, is_delivered, published_key
 from ..models.task import TaskRun, describe_exception
-from ..runtime import Runtime
 from ..store.clock import UNKNOWN
 from ..writing.changes import StageChange
 from . import earlier_progress, signal_receivers
@@ -152,7 +151,8 @@ class TaskSignals:
             "pid": os.getpid(), "queue": self._queue_names.of(delivery, sender)}
         requests = self.requests.by_run
         requests[run] = weakref.ref(request, partial(requests.pop, run))
-        received = ReceivedRun(services, request.id, facts, sent, moment, request.task.max_retries if "retry" in sent else None)
+        max_retries = request.task.max_retries if "retry" in sent else None
+        received = ReceivedRun(services, request.id, facts, sent, moment, max_retries)
         request.on_success = partial(self.on_outcome, received, request, request.on_success)
         request.on_failure = partial(self.on_lost, received, request, request.on_failure)
         if isinstance(request.id, str):
@@ -292,7 +292,7 @@ class TaskSignals:
         if clock.error == UNKNOWN:
             # Its worker's main process, on the same host, knows Redis's time.
             clock.assume(received_at, sent.get("monotonic"))
-        now = latest(clock.at(started), received_at)
+        now = latest(clock.offset + started, received_at)
         if not is_delivered(sent.get("key")):
             # No worker received it: it runs eagerly.
             run = next(services.new_runs)
@@ -301,12 +301,12 @@ class TaskSignals:
         if not is_id(task_id):
             self._unfit_ids.warn(task.name, task_id)
             return
-        active = ActiveRun(memsync, task_id, facts, sent, task.name, started, now)
+        active = ActiveRun(memsync, services, task_id, facts, sent, task.name, started, now)
         active_run.set(active)
         if task.name in services.cancelled.watchers:
             active.watch_cancelled()
         services.writer.defer(active)
-        if facts.get("retries") or comes_from_run(sent["key"]) or (facts.get("delivery_info") or {}).get("redelivered"):
+        if facts.get("retries") or FIRST_STEP not in sent["key"] or (facts.get("delivery_info") or {}).get("redelivered"):
             # A new run starts over; what the one before reached is kept as ``previous``.
             earlier_progress.record(services, task_id, sent.get("previous"), active.run_key)
             memsync.runtime.writer.put(active.progress)
@@ -328,9 +328,9 @@ class TaskSignals:
             state = end_of_ignored(active, task, retval)
         if state is not None:
             active.end(state, retval, time.monotonic(), getattr(task, "max_retries", None))
-        if active.reported:
+        if active.reports is not None:
             # A soft time limit may have struck between a report and its queue.
-            memsync.runtime.writer.put(active.progress)
+            memsync.runtime.writer.put(active.reports)
             active.services.progress.pop(task_id, None)
         owners, active.lock_owners = active.lock_owners, frozenset()
         for owner in owners:

@@ -95,7 +95,10 @@ class BatchWriter:
 
     def defer(self, deferred: DeferredChange) -> None:
         """Take a deferred change; what it comes to is written within ``interval``, and a tenth of that."""
-        self._pending.defer(deferred)
+        pending = self._pending
+        pending.defer(deferred)
+        if len(pending.deferred) > pending.limit:
+            pending.drop_deferred()
         if any(self.copies):
             self.on_put(deferred.key)
         if self._thread.is_asleep():
@@ -326,7 +329,7 @@ class BatchWriter:
         refused = self._pending.end_batch()
         self._refusals.keep(refused)
         self.report.pending_dropped()
-        if self._pending.deferring:
+        if self._pending.deferred:
             self._thread.wake()
         # At last, for the callers are waiting for this thread, too.
         if failure is not None:

@@ -61,7 +61,7 @@ class ScriptedChange(DeferredChange):
 
 
 def run_of(memsync):
-    return ActiveRun(memsync, "t1", {}, {"key": KEY, "run": "r1"}, "proj.add", 0.0, 5.0)
+    return ActiveRun(memsync, memsync.runtime, "t1", {}, {"key": KEY, "run": "r1"}, "proj.add", 0.0, 5.0)
 
 
 def status(memsync):
@@ -203,7 +203,7 @@ def test_deferred_changes_of_many_threads_are_all_written(make_memsync):
 
     def run(number):
         for at in range(200):
-            active = ActiveRun(memsync, f"t{number}-{at}", {}, {"key": KEY}, "proj.add", 0.0, 5.0)
+            active = ActiveRun(memsync, memsync.runtime, f"t{number}-{at}", {}, {"key": KEY}, "proj.add", 0.0, 5.0)
             memsync.runtime.writer.defer(active)
             active.end("SUCCESS", None, 1.0)
             memsync.runtime.writer.defer(active)
