@@ -94,7 +94,7 @@ class ReceivedRun(Run):
     """A run that a worker's main process has received and gives to its pool; it does not keep the request alive.
 
     Attributes:
-        max_retries: Of its task, if it is a retry.
+        max_retries: Of its task.
         change: What was recorded of it.
     """
 
@@ -102,7 +102,7 @@ class ReceivedRun(Run):
 
     def __init__(
         self, services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], at: float,
-        max_retries: int | None,
+        max_retries: Any,
     ) -> None:
         self.services = services
         self.task_id = task_id

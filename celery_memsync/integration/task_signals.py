@@ -15,7 +15,7 @@ from celery.exceptions import Ignore, NotRegistered, WorkerLostError
 
 from ..fleet.kept_messages import KeptMessages
 from ..fleet.queue_names import QueueNames
-from ..fleet.requeue import TaskRequeuer
+from ..fleet.requeue import REQUEUE, TaskRequeuer
 from ..keys import STAGE, is_id
 from ..models.order import FIRST_STEP, delivered_key, is_delivered, published_key
 from ..models.task import TaskRun, describe_exception
@@ -151,13 +151,14 @@ class TaskSignals:
             "pid": os.getpid(), "queue": self._queue_names.of(delivery, sender)}
         requests = self.requests.by_run
         requests[run] = weakref.ref(request, partial(requests.pop, run))
-        max_retries = request.task.max_retries if "retry" in sent else None
-        received = ReceivedRun(services, request.id, facts, sent, moment, max_retries)
+        task = request.task
+        received = ReceivedRun(services, request.id, facts, sent, moment, task.max_retries)
         request.on_success = partial(self.on_outcome, received, request, request.on_success)
         request.on_failure = partial(self.on_lost, received, request, request.on_failure)
         if isinstance(request.id, str):
             services.writer.defer(received)
-        if services.settings.signing_key or sent.get("recoveries") or delivery.get("redelivered"):
+        recover = getattr(task, "memsync_recover", None) or services.settings.recover
+        if recover == REQUEUE or sent.get("recoveries") or delivery.get("redelivered"):
             self._keep(request, sent, sender)
         if services.cancelled.known or not self.has_children or request.id in self.revoked.known:
             self.cancels.receive(request)
@@ -186,7 +187,7 @@ class TaskSignals:
             services = run.services
             if run.change is not None:
                 run.change.withdrawn = True
-            if services.settings.signing_key:
+            if run.sent["run"] in self.kept.by_run:
                 self.kept.end(run.run_id)
             if self.has_children or outcome != KILLED:
                 setattr(request, RECORDED, True)
@@ -337,8 +338,9 @@ class TaskSignals:
             owner.end_run(active.run_id)
         if isinstance(retval, Ignore) and retval.args == REPLACED:
             self._record_replaced(active)
-        if state is not None:
-            memsync.runtime.writer.defer(active)
+        # A short run is there still, since it has begun.
+        if state is not None and active not in (writer := memsync.runtime.writer).deferred:
+            writer.defer(active)
 
     def _record_replaced(self, active: ActiveRun) -> None:
         """Record that a task goes on under its id as what has replaced it, which may be sent by another task later."""

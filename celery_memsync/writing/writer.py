@@ -70,6 +70,8 @@ class BatchWriter:
         self.copies = copies
         self.timeout = timeout
         self._pending = PendingChanges(max_pending, min(batch_size, max_pending))
+        #: Deferred changes that are not described yet.
+        self.deferred = self._pending.deferred
         self._versions = VersionTracker()
         self.report = WriteReport(events, self._pending)
         self._refusals = Refusals(self._pending, self.report, store.address)
@@ -95,10 +97,9 @@ class BatchWriter:
 
     def defer(self, deferred: DeferredChange) -> None:
         """Take a deferred change; what it comes to is written within ``interval``, and a tenth of that."""
-        pending = self._pending
-        pending.defer(deferred)
-        if len(pending.deferred) > pending.limit:
-            pending.drop_deferred()
+        self._pending.defer(deferred)
+        if len(self.deferred) > self._pending.limit:
+            self._pending.drop_deferred()
         if any(self.copies):
             self.on_put(deferred.key)
         if self._thread.is_asleep():
@@ -329,7 +330,7 @@ class BatchWriter:
         refused = self._pending.end_batch()
         self._refusals.keep(refused)
         self.report.pending_dropped()
-        if self._pending.deferred:
+        if self.deferred:
             self._thread.wake()
         # At last, for the callers are waiting for this thread, too.
         if failure is not None:

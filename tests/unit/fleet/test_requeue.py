@@ -248,7 +248,7 @@ def test_message_is_dropped_when_its_run_has_ended(make_sender):
     sender.messages.sync()
 
     assert list(sender.kept()) == [runs[2]]
-    assert set(sender.messages._kept) == {runs[2]}
+    assert set(sender.messages.by_run) == {runs[2]}
     sender.messages.close(timeout=1)
     assert sender.kept() == {}
 
@@ -262,7 +262,7 @@ def test_forked_child_starts_without_messages(make_sender):
     with sender.messages._syncing:
         sender.messages.forget()
 
-    assert sender.messages._kept == {}
+    assert sender.messages.by_run == {}
     sender.messages.sync()
 
 
