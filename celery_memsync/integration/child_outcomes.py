@@ -21,6 +21,9 @@ FLUSH_GRACE = 2.0
 #: Attribute of the Ignore of a body that has stored an end of its own by ``update_state``: that.
 STORED_END = "memsync_stored_end"
 
+#: What Celery's pool of gevent hands back of a greenlet that was killed; why, its killer knows.
+KILLED = (False, None, None)
+
 #: Most outcomes remembered of one child while Redis is away.
 MAX_REMEMBERED = 10_000
 

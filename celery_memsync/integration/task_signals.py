@@ -24,7 +24,7 @@ from ..writing.changes import StageChange
 from . import earlier_progress, signal_receivers
 from .app_manager import AppManager
 from .cancels import CancelledTasks, send_revoked_event
-from .child_outcomes import ChildOutcomes, TaskOutcome, has_ended, unwrapped
+from .child_outcomes import KILLED, ChildOutcomes, TaskOutcome, has_ended, unwrapped
 from .endings import HARMLESS, REPLACED, end_of_ignored, end_of_unwound, is_unstored, log_unrecorded, stored_state
 from .requests import HEADER, RECORDED, ReceivedRequests, UnfitIds, count_of, failing, nesting_of, sent_of
 from .revived_steps import RevivedSteps
@@ -39,9 +39,6 @@ logger = logging.getLogger(__name__)
 
 #: The app that is sending a task; the signals of publishing do not name it.
 publishing: ContextVar[Any] = ContextVar("publishing", default=None)
-
-#: What Celery's pool of gevent hands back of a greenlet that was killed; why, its killer knows.
-KILLED = (False, None, None)
 
 #: Shortest time between two tasks that are published, in seconds.
 MOMENT = 0.0001
@@ -136,15 +133,11 @@ class TaskSignals:
     # -- where it is received: a worker's main process
 
     def on_received(self, request: Any, sender: Any = None, **_: Any) -> None:
-        """Make the run, send it to the pool with the request, record that a worker has it.
-
-        There is no signal in this process for what comes back from the pool, so the request's callbacks are wrapped.
-        """
+        """Make the run, send it to the pool with the request, record that a worker has it."""
         if request.app is not self.memsync.app:
             return
         facts, services, delivery = request.request_dict, self.memsync.runtime, request.message.delivery_info
-        sent = sent_of(facts)
-        moment, run = time.monotonic(), next(services.new_runs)
+        sent, run, moment = sent_of(facts), next(services.new_runs), time.monotonic()
         now = latest(services.store.clock.offset + moment, sent.get("published_at"))
         facts[HEADER] = sent = {
             **sent, "run": run, "key": delivered_key(sent.get("key"), run), "received_at": now, "monotonic": moment,
@@ -153,6 +146,7 @@ class TaskSignals:
         requests[run] = weakref.ref(request, partial(requests.pop, run))
         task = request.task
         received = ReceivedRun(services, request.id, facts, sent, moment, task.max_retries)
+        # There is no signal in this process for what comes back from the pool.
         request.on_success = partial(self.on_outcome, received, request, request.on_success)
         request.on_failure = partial(self.on_lost, received, request, request.on_failure)
         if isinstance(request.id, str):
@@ -164,23 +158,16 @@ class TaskSignals:
             self.cancels.receive(request)
 
     def _keep(self, request: Any, sent: Mapping[str, Any], consumer: Any) -> None:
-        """Keep the message of a request, if it is to be requeued; begin again what comes after one that was."""
-        try:
+        """Keep the message of a request, if it is to be requeued; let what comes after one that was begin again."""
+        with HARMLESS:
             recoveries = count_of(sent.get("recoveries")) or 0
             if is_id(request.id):
                 self.kept.add(request, sent["run"], sent["key"], recoveries, self.memsync.settings, consumer)
                 if recoveries or request.message.delivery_info.get("redelivered"):
                     self.revived.receive(request)
-        except Exception as exc:
-            log_unrecorded(exc)
 
-    def on_outcome(self, run: ReceivedRun, request: Any, go_on: Callable[..., Any], outcome: Any, **details: Any) -> Any:
-        """Keep the outcome of a body, which its child records, or this process if the child is killed first.
-
-        Args:
-            go_on: Celery's own callback.
-            outcome: What Celery's pool hands back when a body has ended, however.
-        """
+    def on_outcome(self, run: ReceivedRun, request: Any, go_on: Callable[..., Any], outcome: Any, **more: Any) -> Any:
+        """Keep the outcome of a body, which its child records, or this process if the child is killed first."""
         del request.on_success, request.on_failure  # which lead to the request
         run.withdrawn = True
         try:  # and not HARMLESS: that takes twice the time, in the one process that all tasks go through
@@ -201,16 +188,10 @@ class TaskSignals:
         except Exception as exc:
             log_unrecorded(exc)
         run.facts = {}
-        return go_on(outcome, **details)
+        return go_on(outcome, **more)
 
-    def on_lost(
-        self, run: ReceivedRun, request: Any, fail: Callable[..., Any], error: Any, *args: Any, **details: Any,
-    ) -> Any:
-        """Record a run whose body could not end, if Celery sends no signal: its child was lost, or killed for its time.
-
-        Args:
-            fail: Celery's own callback.
-        """
+    def on_lost(self, run: ReceivedRun, request: Any, fail: Callable[..., Any], error: Any, *args: Any, **more: Any) -> Any:
+        """Record a run whose body could not end, if Celery sends no signal: its child was lost, or killed for its time."""
         del request.on_success, request.on_failure
         run.withdrawn = True
         cause = unwrapped(error.exception)
@@ -218,7 +199,7 @@ class TaskSignals:
             self.kept.end(run.run_id)
         token = failing.set(request)
         try:
-            answer = fail(error, *args, **details)
+            answer = fail(error, *args, **more)
         except Exception:
             # Before 5.7 Celery can't store some errors in its result backend, and then sends no signal.
             with HARMLESS:

@@ -248,6 +248,30 @@ def test_dead_thread_is_logged_and_restarted_by_the_next_call(make_thread, caplo
     assert not thread.running
 
 
+def test_dead_thread_leaves_the_loop_to_be_woken(make_thread):
+    thread = make_thread(lambda: None, on_demand=True)
+    thread.start()
+    kill(thread)
+
+    assert eventually(lambda: not thread.running and thread.is_asleep())
+
+
+def test_thread_that_could_not_be_started_is_started_by_the_next_call(make_thread, monkeypatch):
+    calls, start = [], threading.Thread.start
+    thread = make_thread(lambda: calls.append(1), on_demand=True)
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    thread.wake()
+    is_asleep = thread.is_asleep()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    thread.wake()
+
+    assert eventually(lambda: calls) and is_asleep
+
+
 def test_only_one_of_several_started_threads_runs(make_thread):
     running, most = [], []
 
