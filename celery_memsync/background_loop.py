@@ -206,7 +206,8 @@ class BackgroundLoop:
         finally:
             if self._runs.get(self.name) is run:
                 del self._runs[self.name]
-                self._wanted.clear()  # so that the next call of `wake` starts another one
+                if not self.is_asleep():  # who sees that wakes it no more
+                    self.wake()
             self._end_outage()
             run.begun.set()
             run.ended.set()

@@ -248,12 +248,19 @@ def test_dead_thread_is_logged_and_restarted_by_the_next_call(make_thread, caplo
     assert not thread.running
 
 
-def test_dead_thread_leaves_the_loop_to_be_woken(make_thread):
-    thread = make_thread(lambda: None, on_demand=True)
-    thread.start()
+def test_thread_that_has_died_when_it_was_woken_is_started_again(make_thread, caplog):
+    calls = []
+    thread = make_thread(lambda: calls.append(1), interval=60.0, on_demand=True)
+    thread.wake()
+    eventually(thread.is_asleep)
     kill(thread)
+    was_asleep = thread.is_asleep()
+    thread.run_now()
+    eventually(lambda: "its thread was ended by SystemExit" in caplog.text)
 
-    assert eventually(lambda: not thread.running and thread.is_asleep())
+    thread.run_now()
+
+    assert eventually(lambda: calls) and not was_asleep
 
 
 def test_thread_that_could_not_be_started_is_started_by_the_next_call(make_thread, monkeypatch):
