@@ -154,7 +154,7 @@ class TaskSignals:
         recover = getattr(task, "memsync_recover", None) or services.settings.recover
         if recover == REQUEUE or sent.get("recoveries") or delivery.get("redelivered"):
             self._keep(request, sent, sender)
-        if services.cancelled.known or not self.has_children or request.id in self.revoked.known:
+        if services.cancelled.known or not self.has_children:  # Celery has looked at what is revoked
             self.cancels.receive(request)
 
     def _keep(self, request: Any, sent: Mapping[str, Any], consumer: Any) -> None:
