@@ -1,7 +1,6 @@
 """What a task costs in calls of Python functions, against a committed budget.
 
-It is 14 in the main process and 35 in a child.  On a busy machine it is up to two more: the listener of the main
-process, which follows what is cancelled, makes about 80 calls a second, and batches are smaller.
+It is 13.2 in the main process and 34.8 in a child, on a busy machine a little more, because batches are smaller.
 """
 from __future__ import annotations
 
