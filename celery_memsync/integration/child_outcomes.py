@@ -110,8 +110,8 @@ class ChildOutcomes:
         """Return, and forget, the outcomes of all children but those that are alive."""
         dead = set(self._by_pid) - set(alive)
         rows = [(pid, body) for pid in dead for _, body in self._by_pid.pop(pid)]
-        outcomes = (TaskOutcome(pid, *marshal.loads(body)) for pid, body in rows)  # noqa: S302 # packed by `remember`
-        return [outcome._replace(facts=dict(zip(FACTS, outcome.facts))) for outcome in outcomes]
+        unpacked = ((pid, *marshal.loads(body)) for pid, body in rows)  # noqa: S302 # packed by `remember`
+        return [TaskOutcome(pid, at, task_id, dict(zip(FACTS, facts)), *rest) for pid, at, task_id, facts, *rest in unpacked]
 
 
 def verdict(

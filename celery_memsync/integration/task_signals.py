@@ -136,12 +136,12 @@ class TaskSignals:
         """Make the run, send it to the pool with the request, record that a worker has it."""
         if request.app is not self.memsync.app:
             return
-        facts, services, delivery = request.request_dict, self.memsync.runtime, request.message.delivery_info
+        facts, services = request.request_dict, self.memsync.runtime
         sent, run, moment = sent_of(facts), next(services.new_runs), time.monotonic()
         now = latest(services.store.clock.offset + moment, sent.get("published_at"))
         facts[HEADER] = sent = {
             **sent, "run": run, "key": delivered_key(sent.get("key"), run), "received_at": now, "monotonic": moment,
-            "pid": os.getpid(), "queue": self._queue_names.of(delivery, sender)}
+            "pid": os.getpid(), "queue": self._queue_names.of(request.message.delivery_info, sender)}
         requests = self.requests.by_run
         requests[run] = weakref.ref(request, partial(requests.pop, run))
         task = request.task
@@ -152,7 +152,7 @@ class TaskSignals:
         if isinstance(request.id, str):
             services.writer.defer(received)
         recover = getattr(task, "memsync_recover", None) or services.settings.recover
-        if recover == REQUEUE or sent.get("recoveries") or delivery.get("redelivered"):
+        if recover == REQUEUE or sent.get("recoveries") or facts["delivery_info"]["redelivered"]:
             self._keep(request, sent, sender)
         if services.cancelled.known or not self.has_children:  # Celery has looked at what is revoked
             self.cancels.receive(request)
@@ -163,7 +163,7 @@ class TaskSignals:
             recoveries = count_of(sent.get("recoveries")) or 0
             if is_id(request.id):
                 self.kept.add(request, sent["run"], sent["key"], recoveries, self.memsync.settings, consumer)
-                if recoveries or request.message.delivery_info.get("redelivered"):
+                if recoveries or request.delivery_info["redelivered"]:
                     self.revived.receive(request)
 
     def on_outcome(self, run: ReceivedRun, request: Any, go_on: Callable[..., Any], outcome: Any, **more: Any) -> Any:
@@ -182,7 +182,7 @@ class TaskSignals:
             if self.has_children and isinstance(outcome, tuple):
                 is_there = services.writer.report.connected
                 self._outcomes.remember(request, run, outcome, services.settings.batch_interval, is_there)
-            if isinstance(outcome, tuple) and outcome[0]:
+            if isinstance(outcome, tuple) and outcome[0] and is_id(run.task_id):
                 send_revoked_event(request, outcome[1].exception)
                 self.workflows.record_outcome(services, request, run, outcome[1].exception)
         except Exception as exc:

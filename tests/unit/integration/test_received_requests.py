@@ -6,6 +6,7 @@ import weakref
 from types import SimpleNamespace
 
 import pytest
+from billiard.einfo import ExceptionInfo
 
 from tests.support.sender import Sender
 
@@ -18,19 +19,20 @@ def sender(redis_url):
     sender.close()
 
 
-def taken(sender):
+def taken(sender, **options):
     """Return the request of a task that was sent, and is recorded as pending."""
     task = sender.app.tasks["proj.add"]
-    task.apply_async((1,))
+    task.apply_async((1,), **options)
     sender.memsync.force_sync()
     request = sender.take(task)
     sender.taken.clear()
     return request
 
 
-def received(sender):
+def received(sender, task_id=None, **options):
     """Return such a request when it was received."""
-    request = taken(sender)
+    request = taken(sender, **options)
+    request.id = task_id or request.id
     sender.memsync.signals.on_received(request)
     return request
 
@@ -96,3 +98,17 @@ def test_id_that_can_be_no_key_harms_neither_reads_nor_writes(sender, task_id):
     assert not pending
     assert sender.memsync.get_metrics()["pending_writes"] == 0
     assert signals.requests.unended() == [request]
+
+
+@pytest.mark.parametrize("task_id, status_of_next", [("t1", "FAILURE"), ("t/1", "PENDING")])
+def test_steps_after_a_failure_are_never_sent_if_its_id_can_be_a_key(sender, task_id, status_of_next):
+    following = sender.app.tasks["proj.add"].si(2).set(task_id="next")
+    request = received(sender, task_id, chain=[following])
+    try:
+        raise ValueError("no")
+    except ValueError:
+        failed = ExceptionInfo()
+
+    request.on_success((True, failed, None))
+
+    assert status(sender, "next") == status_of_next
