@@ -145,7 +145,7 @@ def by_writers(url: str) -> dict[str, Any]:
             writers = [
                 BatchWriter(store, Events(), settler, interval=3600.0, batch_size=500,
                             max_pending=1000, on_put=lambda _: None,
-                            has_copies=lambda: False)
+                            copies=())
                 for store in stores]
 
             def write(at: int, writers: list[BatchWriter] = writers) -> None:

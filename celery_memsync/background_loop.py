@@ -147,6 +147,8 @@ class BackgroundLoop:
         self._action = action
         self._on_demand = on_demand
         self._wanted = Wakeup()
+        #: Returns whether it is to be woken.
+        self.is_asleep = self._wanted.is_clear
         self._hurried = Wakeup()
         self._stopped = False
         #: Whether the interpreter starts no threads any more.
@@ -184,9 +186,7 @@ class BackgroundLoop:
 
     def wake(self) -> None:
         """Ask for a call; start the thread if need be."""
-        if not self._runs:
-            self._start_if_possible()
-        if self._wanted.is_clear():
+        if self._runs or self._start_if_possible():
             self._wanted.set()
 
     def run_now(self) -> None:
@@ -210,14 +210,16 @@ class BackgroundLoop:
             run.ended.wait(timeout)
             run.ended.set()
 
-    def _start_if_possible(self) -> None:
+    def _start_if_possible(self) -> bool:
         try:
             self.start()
+            return True
         except RuntimeError:
             # No threads any more, the interpreter is shutting down: what is
             # waiting goes with the last flush, which needs none.
             self.cannot_start = True
             logger.debug("%s: no thread can be started", self.name)
+            return False
 
     def _run(self, run: _Run) -> None:
         mark_library_thread()
@@ -232,6 +234,8 @@ class BackgroundLoop:
         finally:
             if self._runs.get(self.name) is run:
                 del self._runs[self.name]
+                if not self.is_asleep():  # who sees that wakes it no more
+                    self.wake()
             self._end_outage()
             run.begun.set()
             run.ended.set()

@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
 from .closing import closer
@@ -130,6 +131,8 @@ class Runtime:
         self.worker_id = worker_id
         self.keys = keys
         self.token = token
+        #: Ids of the runs of tasks of this process.
+        self.new_runs: Iterator[str] = map(f"{token}-{{:x}}".format, count(1))
         self._was_away = was_away
         # A node of a cluster can't invalidate over one connection what was read over others.
         cache_size = 0 if is_cluster(url) else settings.cache_size
@@ -144,7 +147,7 @@ class Runtime:
         self.writer = make_writer(
             self.store, events, ConflictSettler(self.store.clock, worker_id, resolvers, settings.max_value_size),
             interval=settings.batch_interval, batch_size=settings.batch_size, max_pending=settings.max_pending,
-            on_put=self.cache.drop_for, has_copies=self.cache.has_copies, timeout=settings.timeout,
+            on_put=self.cache.drop_for, copies=self.cache.parts, timeout=settings.timeout,
         )
         self.link = ChangeListener(
             self.store, on_invalid=self._on_invalid, on_message=self._on_message, on_taken=self._on_taken,

@@ -120,7 +120,8 @@ class KeptMessages:
 
     def forget(self) -> None:
         """Start empty in a forked child: the parent keeps what the parent received."""
-        self._kept: dict[str, tuple[Callable[[], Any], KeptMessage]] = {}
+        #: What returns the request of each message, and the message, by run.
+        self.by_run: dict[str, tuple[Callable[[], Any], KeptMessage]] = {}
         #: Runs that this worker has given up and that another one is to requeue.
         self._orphans: set[str] = set()
         self._stored: set[str] = set()
@@ -151,20 +152,20 @@ class KeptMessages:
         except ValueError as exc:
             self._warn(request, exc)
             return
-        self._kept[run] = weakref.ref(request), message
+        self.by_run[run] = weakref.ref(request), message
         self._wake()
 
     def end(self, run: str) -> None:
         """Drop the message of a run that has ended, unless it was left to another worker."""
-        if run not in self._orphans and self._kept.pop(run, None) is not None:
+        if run not in self._orphans and self.by_run.pop(run, None) is not None:
             self._wake()
 
     def orphan(self, run: str) -> bool:
         """Leave the message of a run to another worker, which is to requeue it; return whether it was kept."""
-        _, message = self._kept.get(run, (None, None))
+        _, message = self.by_run.get(run, (None, None))
         if message is not None:
             self._orphans.add(run)
-            self._kept[run] = _there, message
+            self.by_run[run] = _there, message
         return message is not None
 
     @property
@@ -175,7 +176,7 @@ class KeptMessages:
     def refresh(self) -> None:
         """Store all messages again: Redis may have lost them, or their time is nearly over."""
         self._stored = set()
-        if self._kept:
+        if self.by_run:
             self._wake()
 
     def close(self, timeout: float) -> None:
@@ -187,7 +188,7 @@ class KeptMessages:
         Raises:
             StoreError: If Redis cannot be reached.
         """
-        self._kept = {run: self._kept[run] for run in self._orphans & self._kept.keys()}
+        self.by_run = {run: self.by_run[run] for run in self._orphans & self.by_run.keys()}
         if self._thread is not None:
             within(timeout, self._close, self._thread)
 
@@ -210,9 +211,9 @@ class KeptMessages:
             self._sync()
 
     def _sync(self) -> None:
-        kept = {run: message for run, (request, message) in self._kept.copy().items() if request() is not None}
-        for run in set(self._kept) - set(kept):
-            self._kept.pop(run, None)
+        kept = {run: message for run, (request, message) in self.by_run.copy().items() if request() is not None}
+        for run in set(self.by_run) - set(kept):
+            self.by_run.pop(run, None)
         stored = self._stored
         changed = [*(kept.keys() - stored), *(stored - kept.keys())]
         for start in range(0, len(changed), MESSAGES_PER_CALL):

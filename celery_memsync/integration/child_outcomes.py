@@ -13,7 +13,7 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from ..exceptions import Skipped, TaskCancelled
 from ..types import ExceptionRecord
-from .runs import ReceivedRun, exception_of, facts_of
+from .runs import FACTS, ReceivedRun, exception_of
 
 #: Seconds, beside those that a child gathers what it writes, for which its parent remembers what its tasks came to: that
 #: is in Redis by then, and what follows from it in the indexes of a cluster.
@@ -21,6 +21,9 @@ FLUSH_GRACE = 3.0
 
 #: Attribute of the Ignore of a body that has stored an end of its own by ``update_state``: that.
 STORED_END = "memsync_stored_end"
+
+#: What Celery's pool of gevent hands back of a greenlet that was killed; why, its killer knows.
+KILLED = (False, None, None)
 
 #: Most outcomes remembered of one child while Redis is away.
 MAX_REMEMBERED = 10_000
@@ -96,7 +99,8 @@ class ChildOutcomes:
         if runtime is None and request.time_start:  # Celery measures it of a success only
             runtime = max(0.0, time.time() - request.time_start)
         status, exception = verdict(retval.exception, run.services.redact) if failed else ("SUCCESS", None)
-        row: Any = now, run.task_id, facts_of(run.facts), run.sent, status, exception, request.time_start, runtime
+        facts = tuple(map(run.facts.get, FACTS))
+        row: Any = now, run.task_id, facts, run.sent, status, exception, request.time_start, runtime
         try:
             recent.append((now, marshal.dumps(row)))
         except ValueError:
@@ -107,7 +111,8 @@ class ChildOutcomes:
         """Return, and forget, the outcomes of all children but those that are alive."""
         dead = set(self._by_pid) - set(alive)
         rows = [(pid, body) for pid in dead for _, body in self._by_pid.pop(pid)]
-        return [TaskOutcome(pid, *marshal.loads(body)) for pid, body in rows]  # noqa: S302 # packed by `remember`
+        unpacked = ((pid, *marshal.loads(body)) for pid, body in rows)  # noqa: S302 # packed by `remember`
+        return [TaskOutcome(pid, at, task_id, dict(zip(FACTS, facts)), *rest) for pid, at, task_id, facts, *rest in unpacked]
 
 
 def verdict(

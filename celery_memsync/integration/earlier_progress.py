@@ -21,7 +21,7 @@ def sent_along(active: ActiveRun | None) -> dict[str, Any]:
         return {}
     recoveries = count_of(active.sent.get("recoveries"))
     known = {"recoveries": recoveries} if recoveries else {}
-    body = active.progress.entry_write(active.services.store.clock).body if active.reported else b""
+    body = b"" if active.reports is None else active.reports.entry_write(active.services.store.clock).body
     return {"previous": [active.run_key, encoding.decode(body)], **known} if 0 < len(body) <= MAX_PREVIOUS else known
 
 

@@ -114,11 +114,11 @@ class ReceivedRequests:
     """The requests that this process has received, as long as something refers to them.
 
     Attributes:
-        by_run: By the id of the run, because one task may be delivered twice.
+        by_run: By the id of the run, because one task may be delivered twice: refers to the request, and goes with it.
     """
 
     def __init__(self) -> None:
-        self.by_run: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+        self.by_run: dict[str, weakref.ref[Any]] = {}
 
     def unended(self) -> list[Any]:
         """Return the requests that this process has received and has not done with.
@@ -129,7 +129,7 @@ class ReceivedRequests:
 
     def _live(self) -> list[Any]:
         # By one step of CPython: a loop over many would never end without one that comes or goes meanwhile.
-        return [request for reference in self.by_run.valuerefs() if (request := reference()) is not None]
+        return [request for find in list(self.by_run.values()) if (request := find()) is not None]
 
     def waiting(self) -> list[Any]:
         """Return the requests that have not begun."""
@@ -137,7 +137,7 @@ class ReceivedRequests:
 
     def find(self, task_id: str, facts: Mapping[str, Any]) -> Any:
         """Return the request of the run of a task that has ended, None if this process has none."""
-        request = self.by_run.get(str(sent_of(facts).get("run"))) or failing.get()
+        request = self.by_run.get(str(sent_of(facts).get("run")), failing.get)() or failing.get()
         if request is not None and request.id == task_id:
             return request
         found = [one for one in self._live() if one.id == task_id]

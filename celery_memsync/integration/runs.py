@@ -5,12 +5,12 @@ import os
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from celery.exceptions import Ignore, Reject, Retry
 
 from ..exceptions import LockNotAcquired, Skipped
-from ..keys import PROGRESS, STAGE, Location, is_id
+from ..keys import PROGRESS, STAGE, is_id
 from ..locking.lock_service import LockService
 from ..models.cancellation import ids_of
 from ..models.stamps import stamps_of
@@ -29,8 +29,8 @@ from .steps import Step, Steps, is_member, part_of
 AHEAD = 1.0
 
 #: What is recorded of a request; keeping the rest of it would keep a task's arguments.
-_FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "group", "group_index", "argsrepr",
-          "kwargsrepr", "replaced_task_nesting", "stamped_headers", "stamps", "traceparent")
+FACTS = ("task", "delivery_info", "eta", "hostname", "retries", "root_id", "parent_id", "group", "group_index", "argsrepr",
+         "kwargsrepr", "replaced_task_nesting", "stamped_headers", "stamps", "traceparent")
 
 #: Most characters of shown arguments; a publisher of Celery's shortens them to fewer.
 MAX_SHOWN = 4096
@@ -75,11 +75,6 @@ class Run(DeferredChange):
         """Names it, and its place among the runs of its task."""
         return str(self.sent["key"])
 
-    @property
-    def location(self) -> Location:
-        """Where its stage is kept."""
-        return self.services.keys.task_location(self.task_id, STAGE)
-
     def stage_change(self, fence: int = 0, until: float | None = None, **more: Any) -> StageChange:
         """Return the change that records a stage of it: what is known of it, and more.
 
@@ -92,50 +87,32 @@ class Run(DeferredChange):
         until = known["eta"] if until is None else until
         ttl = services.settings.default_ttl if until is None else lifetime(services, until)
         notes = sizes_in(self.sent) if "sizes" in self.sent else ()
-        return StageChange(self.location, TaskRun.of(known), self.run_key, ttl, fence, notes)
-
-
-class Watcher(Protocol):
-    """Wants to know what comes back from the pool."""
-
-    def on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
-        """Called when a body has ended, with what Celery's pool hands back."""
-
-    def on_lost(self, request: Any, run: ReceivedRun, error: Any, fail: Callable[[], Any]) -> Any:
-        """Called when a body could not end: its child was lost, or the hard time limit has struck.
-
-        Args:
-            fail: Celery's own callback; what it returns is to be returned.
-        """
+        location = services.keys.task_location(self.task_id, STAGE)
+        return StageChange(location, TaskRun.of(known), self.sent["key"], ttl, fence, notes)
 
 
 class ReceivedRun(Run):
-    """A run that a worker's main process has received and gives to its pool.
-
-    There is no signal in that process for what came back from the pool, so the request's callbacks are wrapped.
-
-    Args:
-        watcher: Is called with what comes back.
+    """A run that a worker's main process has received and gives to its pool; it does not keep the request alive.
 
     Attributes:
+        max_retries: Of its task.
         change: What was recorded of it.
-        ended: Whether it came back.
     """
 
-    __slots__ = ("change", "ended", "max_retries", "_watcher", "_wrapped")
+    __slots__ = ("max_retries", "change", "withdrawn")
 
-    def __init__(self, services: Runtime, request: Any, sent: Mapping[str, Any], at: float, watcher: Watcher) -> None:
+    def __init__(
+        self, services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], at: float,
+        max_retries: Any,
+    ) -> None:
         self.services = services
-        self.task_id = request.id
-        self.facts = request.request_dict
+        self.task_id = task_id
+        self.facts = facts
         self.sent = sent
         self.at = at
+        self.max_retries = max_retries
         self.change: Change | None = None
-        self.ended = False
-        self.max_retries = request.task.max_retries
-        self._watcher = watcher
-        self._wrapped: tuple[Any, ...] = request, request.on_success, request.on_failure
-        request.on_success, request.on_failure = self.succeeded, self.failed
+        self.withdrawn = False
 
     @property
     def done(self) -> bool:
@@ -143,33 +120,11 @@ class ReceivedRun(Run):
         return False
 
     def changes(self) -> Iterable[Change]:
-        """Return that it was received, unless it has ended."""
-        if self.ended:
+        """Return that it was received."""
+        if not is_id(self.task_id):
             return ()
         self.change = self.stage_change(**received(self.sent, self.facts, self.max_retries))
         return (self.change,)
-
-    def succeeded(self, outcome: Any, **kwargs: Any) -> Any:
-        """Take over for the request's ``on_success``, which is called when the body has ended, however."""
-        request, go_on, _ = self._let_go()
-        self._watcher.on_outcome(request, self, outcome)
-        self.facts = {}
-        return go_on(outcome, **kwargs)
-
-    def failed(self, error: Any, *args: Any, **kwargs: Any) -> Any:
-        """Take over for the request's ``on_failure``, which is called when the body could not end."""
-        request, _, fail = self._let_go()
-        return self._watcher.on_lost(request, self, error, lambda: fail(error, *args, **kwargs))
-
-    def _let_go(self) -> tuple[Any, ...]:
-        """Give the request its callbacks back.
-
-        The request leads here and back; that circle ends, and a deferred change keeps nothing
-        alive.
-        """
-        wrapped, self._wrapped, self.ended = self._wrapped, (None, None, None), True
-        del wrapped[0].on_success, wrapped[0].on_failure
-        return wrapped
 
 
 def received(sent: Mapping[str, Any], facts: Mapping[str, Any], max_retries: Any) -> dict[str, Any]:
@@ -213,18 +168,19 @@ class ActiveRun(Run):
         shown_status: The status that it has reported itself, and until when that is valid, as monotonic time.
         stored_state: The state that its body has stored last by ``update_state``; a SUCCESS stays, as in Celery.
         embed: What comes after it, as its message has it: the rest of its chain, the body of its chord; None: nothing.
+        reports: The progress that it has reported; None: none.
     """
 
     __slots__ = ("find_memsync", "name", "started_at", "outer", "fence", "lock_owners", "ending", "shown_status",
-                 "stored_state", "embed", "_progress", "_steps", "_cancel_watch")
+                 "stored_state", "embed", "reports", "_steps", "_cancel_watch")
 
     def __init__(
-        self, memsync: AppManager, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any], name: str, at: float,
-        started_at: float,
+        self, memsync: AppManager, services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any],
+        name: str, at: float, started_at: float,
     ) -> None:
-        self.services = memsync.runtime
+        self.services = services
         self.task_id = task_id
-        self.facts = facts_of(facts)
+        self.facts = dict(zip(FACTS, map(facts.get, FACTS)))
         self.sent = sent
         self.at = at
         # A deferred change of it waits in the writer, which must not keep the manager alive.
@@ -240,7 +196,7 @@ class ActiveRun(Run):
         chain, chord = facts.get("chain"), facts.get("chord")
         # Celery takes the next step out of the list before it sends that.
         self.embed = {"chain": chain[:] if isinstance(chain, list) else None, "chord": chord} if chain or chord else None
-        self._progress: Progress | None = None
+        self.reports: Progress | None = None
         self._steps: Mapping[str, Step] | None = None
         self._cancel_watch: Watch | None = None
 
@@ -269,23 +225,21 @@ class ActiveRun(Run):
 
     def changes(self) -> Iterable[Change]:
         """Return its end, or that it has begun."""
-        ending = self.ending
-        if ending is None:
-            return (self._final_change("STARTED"),)
-        return (self._final_change(
-            ending.status,
-            lock=ending.lock,
-            finished_at=latest(self.services.store.clock.at(ending.at), self.started_at),
-            runtime=ending.at - self.at,
-            exception=ending.exception,
-            retry_at=ending.retry_at,
-            max_retries=ending.max_retries,
-            until=ending.retry_at,
-        ),)
-
-    def _final_change(self, status: str, **more: Any) -> StageChange:
-        return self.stage_change(
-            self.fence, status=status, name=self.name, pid=os.getpid(), started_at=self.started_at, **more)
+        ending, until = self.ending, None
+        known: dict[str, Any] = {
+            "status": "STARTED", "name": self.name, "pid": os.getpid(), "started_at": self.started_at}
+        if ending is not None:
+            until = ending.retry_at
+            known.update(
+                status=ending.status,
+                lock=ending.lock,
+                finished_at=latest(self.services.store.clock.offset + ending.at, self.started_at),
+                runtime=ending.at - self.at,
+                exception=ending.exception,
+                retry_at=until,
+                max_retries=ending.max_retries,
+            )
+        return (self.stage_change(self.fence, until, **known),)
 
     def end(self, status: str, retval: Any, at: float, max_retries: int | None = None) -> None:
         """Take note of its end.
@@ -302,9 +256,9 @@ class ActiveRun(Run):
             status = "SKIPPED" if isinstance(retval, Skipped) else status
             self.ending = Ending(
                 status, at, exception, _lock_of(retval), retry_at, max_retries if status == "RETRY" else None)
-            if self.reported and retry_at is not None:
+            if self.reports is not None and retry_at is not None:
                 # How far it came is shown beside the next run.
-                self.progress.ttl = lifetime(self.services, retry_at)
+                self.reports.ttl = lifetime(self.services, retry_at)
         else:
             self.ending = Ending(status, at)
 
@@ -340,7 +294,7 @@ class ActiveRun(Run):
     @property
     def progress(self) -> Progress:
         """How far it is."""
-        progress = self._progress
+        progress = self.reports
         if progress is None:
             location = self.services.keys.task_location(self.task_id, PROGRESS)
             settings = self.services.settings
@@ -350,7 +304,7 @@ class ActiveRun(Run):
             progress.fence = self.fence
             # Threads of the task, which do not know the run, report by its id.
             self.services.progress[self.task_id] = progress
-            self._progress = progress
+            self.reports = progress
         return progress
 
     @property
@@ -359,25 +313,15 @@ class ActiveRun(Run):
         memsync = self.memsync
         return None if memsync is None or memsync.strict else self.name
 
-    @property
-    def reported(self) -> bool:
-        """Whether it has reported any progress."""
-        return self._progress is not None
-
     def set_fence(self, fence: int) -> None:
         """Write under the fence of a lock from now on: a run that has lost it is refused then."""
         if self.fence:
             return
         self.fence = fence
-        if self._progress is not None:
-            self._progress.fence = fence
+        if self.reports is not None:
+            self.reports.fence = fence
         if (memsync := self.memsync) is not None:
             memsync.runtime.writer.defer(self)
-
-
-def facts_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is recorded of a request."""
-    return dict(zip(_FACTS, map(facts.get, _FACTS)))
 
 
 def known_of(services: Runtime, task_id: str, facts: Mapping[str, Any], sent: Mapping[str, Any]) -> dict[str, Any]:

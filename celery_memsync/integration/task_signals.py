@@ -5,27 +5,26 @@ import logging
 import os
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from functools import partial
-from itertools import count
 from typing import Any
 
 from celery.exceptions import Ignore, NotRegistered, WorkerLostError
 
 from ..fleet.kept_messages import KeptMessages
 from ..fleet.queue_names import QueueNames
-from ..fleet.requeue import TaskRequeuer
+from ..fleet.requeue import REQUEUE, TaskRequeuer
 from ..keys import STAGE, is_id
-from ..models.order import comes_from_run, delivered_key, is_delivered, published_key
+from ..models.order import FIRST_STEP, delivered_key, is_delivered, published_key
 from ..models.task import TaskRun, describe_exception
-from ..runtime import Runtime
 from ..store.clock import UNKNOWN
 from ..writing.changes import StageChange
 from . import earlier_progress, signal_receivers
 from .app_manager import AppManager
 from .cancels import CancelledTasks, send_revoked_event
-from .child_outcomes import ChildOutcomes, TaskOutcome, has_ended, unwrapped
+from .child_outcomes import KILLED, ChildOutcomes, TaskOutcome, has_ended, unwrapped
 from .endings import HARMLESS, REPLACED, end_of_ignored, end_of_unwound, is_unstored, log_unrecorded, stored_state
 from .requests import HEADER, RECORDED, ReceivedRequests, UnfitIds, count_of, failing, nesting_of, sent_of
 from .revived_steps import RevivedSteps
@@ -41,9 +40,6 @@ logger = logging.getLogger(__name__)
 #: The app that is sending a task; the signals of publishing do not name it.
 publishing: ContextVar[Any] = ContextVar("publishing", default=None)
 
-#: What Celery's pool of gevent hands back of a greenlet that was killed; why, its killer knows.
-KILLED = (False, None, None)
-
 #: Shortest time between two tasks that are published, in seconds.
 MOMENT = 0.0001
 
@@ -56,7 +52,6 @@ class TaskSignals:
 
     def __init__(self, memsync: AppManager) -> None:
         self.memsync = memsync
-        self._runs = count(1)
         #: When the last task was published.
         self._published_at = 0.0
         self.requests = ReceivedRequests()
@@ -88,7 +83,6 @@ class TaskSignals:
 
     def forget(self) -> None:
         """Begin anew in a forked child: requests and outcomes are the parent's."""
-        self._runs = count(1)
         self.requests = ReceivedRequests()
         self._outcomes = ChildOutcomes()
         self.requeuer.forget()
@@ -107,7 +101,7 @@ class TaskSignals:
             before = active.run_key if active else request and request.request_dict[HEADER]["key"]
             origin = active.facts if active else request and request.request_dict
             along = self.workflows.sent_along(headers, body, active.sent if active else sent_of(origin) if origin else None)
-            key = published_key(self._new_run(self.memsync.runtime), before or replaced_key(headers["id"], along))
+            key = published_key(next(self.memsync.runtime.new_runs), before or replaced_key(headers["id"], along))
             along.update(published_at=self._next_moment(), key=key, **earlier_progress.sent_along(active))
             headers[HEADER] = along
             if origin and nesting_of(headers) == nesting_of(origin):
@@ -142,56 +136,70 @@ class TaskSignals:
         """Make the run, send it to the pool with the request, record that a worker has it."""
         if request.app is not self.memsync.app:
             return
-        facts = request.request_dict
-        sent = sent_of(facts)
-        services = self.memsync.runtime
-        moment = time.monotonic()
-        now = latest(services.store.clock.at(moment), sent.get("published_at"))
-        run = self._new_run(services)
-        key = delivered_key(sent.get("key"), run)
+        facts, services = request.request_dict, self.memsync.runtime
+        sent, run, moment = sent_of(facts), next(services.new_runs), time.monotonic()
+        now = latest(services.store.clock.offset + moment, sent.get("published_at"))
         facts[HEADER] = sent = {
-            **sent, "run": run, "key": key, "received_at": now, "monotonic": moment, "pid": os.getpid(),
-            "queue": self._queue_names.of(request.message.delivery_info, sender)}
-        self.requests.by_run[run] = request
-        if is_id(request.id):
-            try:
-                recoveries = (count_of(sent["recoveries"]) or 0) if sent.get("recoveries") else 0
-                self.kept.add(request, run, key, recoveries, services.settings, sender)
-                if recoveries or request.message.delivery_info.get("redelivered"):
-                    self.revived.receive(request)
-            except Exception as exc:
-                log_unrecorded(exc)
-            services.writer.defer(ReceivedRun(services, request, sent, moment, self))
-        if services.cancelled.known or not self.has_children or request.id in self.revoked.known:
+            **sent, "run": run, "key": delivered_key(sent.get("key"), run), "received_at": now, "monotonic": moment,
+            "pid": os.getpid(), "queue": self._queue_names.of(request.message.delivery_info, sender)}
+        requests = self.requests.by_run
+        requests[run] = weakref.ref(request, partial(requests.pop, run))
+        task = request.task
+        received = ReceivedRun(services, request.id, facts, sent, moment, task.max_retries)
+        # There is no signal in this process for what comes back from the pool.
+        request.on_success = partial(self.on_outcome, received, request, request.on_success)
+        request.on_failure = partial(self.on_lost, received, request, request.on_failure)
+        if isinstance(request.id, str):
+            services.writer.defer(received)
+        recover = getattr(task, "memsync_recover", None) or services.settings.recover
+        if recover == REQUEUE or sent.get("recoveries") or facts["delivery_info"]["redelivered"]:
+            self._keep(request, sent, sender)
+        if services.cancelled.known or not self.has_children:  # Celery has looked at what is revoked
             self.cancels.receive(request)
 
-    def on_outcome(self, request: Any, run: ReceivedRun, outcome: Any) -> None:
+    def _keep(self, request: Any, sent: Mapping[str, Any], consumer: Any) -> None:
+        """Keep the message of a request, if it is to be requeued; let what comes after one that was begin again."""
+        with HARMLESS:
+            recoveries = count_of(sent.get("recoveries")) or 0
+            if is_id(request.id):
+                self.kept.add(request, sent["run"], sent["key"], recoveries, self.memsync.settings, consumer)
+                if recoveries or request.delivery_info["redelivered"]:
+                    self.revived.receive(request)
+
+    def on_outcome(self, run: ReceivedRun, request: Any, go_on: Callable[..., Any], outcome: Any, **more: Any) -> Any:
         """Keep the outcome of a body, which its child records, or this process if the child is killed first."""
+        del request.on_success, request.on_failure  # which lead to the request
+        run.withdrawn = True
         try:  # and not HARMLESS: that takes twice the time, in the one process that all tasks go through
             services = run.services
             if run.change is not None:
                 run.change.withdrawn = True
-            self.kept.end(run.sent["run"])
+            if run.sent["run"] in self.kept.by_run:
+                self.kept.end(run.run_id)
             if self.has_children or outcome != KILLED:
                 setattr(request, RECORDED, True)
             # Celery's own callback can't take what comes back of a body that raised no Exception.
             if self.has_children and isinstance(outcome, tuple):
                 is_there = services.writer.report.connected
                 self._outcomes.remember(request, run, outcome, services.settings.batch_interval, is_there)
-            if isinstance(outcome, tuple) and outcome[0]:
+            if isinstance(outcome, tuple) and outcome[0] and is_id(run.task_id):
                 send_revoked_event(request, outcome[1].exception)
                 self.workflows.record_outcome(services, request, run, outcome[1].exception)
         except Exception as exc:
             log_unrecorded(exc)
+        run.facts = {}
+        return go_on(outcome, **more)
 
-    def on_lost(self, request: Any, run: ReceivedRun, error: Any, fail: Callable[[], Any]) -> Any:
-        """Record a run whose body could not end, if Celery sends no signal."""
+    def on_lost(self, run: ReceivedRun, request: Any, fail: Callable[..., Any], error: Any, *args: Any, **more: Any) -> Any:
+        """Record a run whose body could not end, if Celery sends no signal: its child was lost, or killed for its time."""
+        del request.on_success, request.on_failure
+        run.withdrawn = True
         cause = unwrapped(error.exception)
         with HARMLESS:
             self.kept.end(run.run_id)
         token = failing.set(request)
         try:
-            answer = fail()
+            answer = fail(error, *args, **more)
         except Exception:
             # Before 5.7 Celery can't store some errors in its result backend, and then sends no signal.
             with HARMLESS:
@@ -266,21 +274,21 @@ class TaskSignals:
         if clock.error == UNKNOWN:
             # Its worker's main process, on the same host, knows Redis's time.
             clock.assume(received_at, sent.get("monotonic"))
-        now = latest(clock.at(started), received_at)
+        now = latest(clock.offset + started, received_at)
         if not is_delivered(sent.get("key")):
             # No worker received it: it runs eagerly.
-            run = self._new_run(services)
+            run = next(services.new_runs)
             queue = self._queue_names.of(facts.get("delivery_info"))
             sent = {"run": run, "key": delivered_key(sent.get("key"), run), "queue": queue}
         if not is_id(task_id):
             self._unfit_ids.warn(task.name, task_id)
             return
-        active = ActiveRun(memsync, task_id, facts, sent, task.name, started, now)
+        active = ActiveRun(memsync, services, task_id, facts, sent, task.name, started, now)
         active_run.set(active)
         if task.name in services.cancelled.watchers:
             active.watch_cancelled()
         services.writer.defer(active)
-        if facts.get("retries") or comes_from_run(sent["key"]) or (facts.get("delivery_info") or {}).get("redelivered"):
+        if facts.get("retries") or FIRST_STEP not in sent["key"] or (facts.get("delivery_info") or {}).get("redelivered"):
             # A new run starts over; what the one before reached is kept as ``previous``.
             earlier_progress.record(services, task_id, sent.get("previous"), active.run_key)
             memsync.runtime.writer.put(active.progress)
@@ -302,23 +310,24 @@ class TaskSignals:
             state = end_of_ignored(active, task, retval)
         if state is not None:
             active.end(state, retval, time.monotonic(), getattr(task, "max_retries", None))
-        if active.reported:
+        if active.reports is not None:
             # A soft time limit may have struck between a report and its queue.
-            memsync.runtime.writer.put(active.progress)
+            memsync.runtime.writer.put(active.reports)
             active.services.progress.pop(task_id, None)
         owners, active.lock_owners = active.lock_owners, frozenset()
         for owner in owners:
             owner.end_run(active.run_id)
         if isinstance(retval, Ignore) and retval.args == REPLACED:
             self._record_replaced(active)
-        if state is not None:
-            memsync.runtime.writer.defer(active)
+        # A short run is there still, since it has begun.
+        if state is not None and active not in (writer := memsync.runtime.writer).deferred:
+            writer.defer(active)
 
     def _record_replaced(self, active: ActiveRun) -> None:
         """Record that a task goes on under its id as what has replaced it, which may be sent by another task later."""
         known = known_of(self.memsync.runtime, active.task_id, active.facts, {"published_at": self._next_moment()})
         known.update(status="PENDING", worker=None, eta=None)
-        key = published_key(self._new_run(self.memsync.runtime), active.run_key)
+        key = published_key(next(self.memsync.runtime.new_runs), active.run_key)
         self._record(active.task_id, key, TaskRun.of(known))
 
     # -- what only the main process knows
@@ -384,7 +393,7 @@ class TaskSignals:
         now = self.memsync.runtime.store.clock.now()
         if not is_delivered(sent.get("key")):
             # It was never received, or by a worker that does not take part.
-            run = self._new_run(self.memsync.runtime)
+            run = next(self.memsync.runtime.new_runs)
             sent = {**sent, "run": run, "key": delivered_key(sent.get("key"), run), "received_at": now,
                     "queue": self._queue_names.of(facts.get("delivery_info"))}
         known = known_of(self.memsync.runtime, task_id, facts, sent)
@@ -423,9 +432,6 @@ class TaskSignals:
         """Return the run of a task that is running in this thread, which records its end itself."""
         active = active_run.get()
         return active if active is not None and active.task_id == task_id and active.find_memsync() is self.memsync else None
-
-    def _new_run(self, services: Runtime) -> str:
-        return f"{services.token}-{next(self._runs):x}"
 
     def _moment(self, local: float | None, earlier: float | None) -> float | None:
         """Return Redis's time of a moment of this host's clock that comes after an earlier one."""

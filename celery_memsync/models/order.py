@@ -25,6 +25,9 @@ _RUN_KEY = re.compile(_NAMED).fullmatch
 #: A run key as the script keeps it: the numbers of chain and delivery, the step.
 _STORED_RUN = re.compile(rf"([0-9]{{1,8}})\.([0-9]{{1,8}}):{_NAMED}").fullmatch
 
+#: In the run key of a run that comes from no other: it is no retry, no replacement, and was not requeued.
+FIRST_STEP = ".0."
+
 #: How far along its life a status is, within one run.  The store compares
 #: ranks as text.  Below "2" nothing ran yet and nothing is kept of it; "9"
 #: absorbs whatever comes after.
@@ -93,11 +96,6 @@ def is_run_key(text: object) -> TypeGuard[str]:
 def is_delivered(text: object) -> TypeGuard[str]:
     """Whether this names a run that a worker has received, and not only its publishing."""
     return isinstance(text, str) and (named := _RUN_KEY(text)) is not None and named[3] is not None
-
-
-def comes_from_run(run_key: str) -> bool:
-    """Whether a run that was received comes from another: it is a retry, a replacement or requeued."""
-    return run_key.split(".")[1] != "0"
 
 
 def published_key(chain: str, before: object = None) -> str:

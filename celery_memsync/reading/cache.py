@@ -97,6 +97,8 @@ class EntryCache:
         #: Names of the copies that were read from a Redis key.
         self._names: dict[str, set[Hashable]] = {}
         self._readings: dict[str, set[PendingRead]] = {}
+        #: All of them are empty if there is no copy and no read under way.
+        self.parts = self._copies, self._readings
         #: What was dropped without the mutex.
         self._dropped: deque[tuple[Hashable, CacheEntry]] = deque()
         self._mutex = threading.RLock()
@@ -196,10 +198,6 @@ class EntryCache:
             if copy is not None and copy.take() != value:
                 self._forget(name)
 
-    def has_copies(self) -> bool:
-        """Return whether there is any copy, or any read under way."""
-        return bool(self._copies or self._readings)
-
     def drop_for(self, key: str) -> None:
         """Drop what was read from a Redis key, and what is being read, for this process is changing it.
 
@@ -237,9 +235,10 @@ class EntryCache:
             for readings in self._readings.values():
                 for reading in readings:
                     reading.stale = True
-            copies, self._copies = self._copies, OrderedDict()
+            names = list(self._copies)
+            self._copies.clear()
             self._names.clear()
-            return list(copies)
+            return names
 
     def _unlink_dropped(self) -> None:
         """Forget the keys of what was dropped without the mutex, but for those of what was kept under its name since."""

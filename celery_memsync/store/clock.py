@@ -28,7 +28,8 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self._offset = time.time() - time.monotonic()
+        #: Seconds by which Redis's time is ahead of this process's monotonic clock.
+        self.offset = time.time() - time.monotonic()
         #: Most seconds by which the mapping was wrong when it was made.
         self.error = UNKNOWN
         self._measured = 0.0
@@ -36,15 +37,15 @@ class Clock:
 
     def now(self) -> float:
         """Return Redis's time, in seconds since the epoch."""
-        return time.monotonic() + self._offset
+        return time.monotonic() + self.offset
 
     def at(self, monotonic: float) -> float:
         """Return Redis's time at a moment of this process's monotonic clock."""
-        return monotonic + self._offset
+        return monotonic + self.offset
 
     def monotonic(self, redis_time: float) -> float:
         """Return the moment of this process's monotonic clock at which Redis's time was that."""
-        return redis_time - self._offset
+        return redis_time - self.offset
 
     @property
     def age(self) -> float:
@@ -65,7 +66,7 @@ class Clock:
         """
         if isinstance(redis_time, float) and isinstance(monotonic, float) and 0 < redis_time < LATEST and \
                 abs(monotonic - time.monotonic()) < LATEST:
-            self._offset = redis_time - monotonic
+            self.offset = redis_time - monotonic
 
     def learn(self, redis_time: float, asked: float, answered: float) -> None:
         """Correct the mapping by one answer.
@@ -78,8 +79,8 @@ class Clock:
         error = (answered - asked) / 2
         offset = redis_time - (asked + answered) / 2
         present = self.error + (answered - self._measured) * DRIFT if self.measured else float("inf")
-        if error <= present or abs(offset - self._offset) > error + present:
-            self._offset = offset
+        if error <= present or abs(offset - self.offset) > error + present:
+            self.offset = offset
             self.error = error
             self._measured = answered
         self._learned_at = answered

@@ -182,21 +182,18 @@ class BatchSender:
         """Yield changes as the store takes them, and keep each with its write; drop those that can't be made."""
         for change in changes:
             try:
-                write = self._as_write(change)
+                if change.serial is None:
+                    change.serial = next(self._serials)
+                if isinstance(change, MergeFields):
+                    write = change.entry_write(self.store.clock, self.outcomes.base_of(change))
+                    change.note_sent()
+                else:
+                    write = change.entry_write(self.store.clock)
             except Exception:
                 self.outcomes.drop(change)
             else:
                 written.append((change, write))
                 yield write
-
-    def _as_write(self, change: Change) -> EntryWrite:
-        if change.serial is None:
-            change.serial = next(self._serials)
-        if not isinstance(change, MergeFields):
-            return change.entry_write(self.store.clock)
-        write = change.entry_write(self.store.clock, self.outcomes.base_of(change))
-        change.note_sent()
-        return write
 
     # -- the queue and the counters
 
@@ -267,7 +264,7 @@ class BatchSender:
             raise self.refusals.error([location]) or StoreUnavailable(f"an earlier write of {key} waits for another try")
         change.serial = attempt.number
         self.store.connect()
-        write = self._as_write(change)
+        write = change.entry_write(self.store.clock)
         shown = self.outcomes.versions.stamp(location)
         # Versions begin anew when a key is gone; the time says which one it is, if this process has read it.
         at = f"@{shown.stored_at}" if expected and shown.version == expected else ""

@@ -13,7 +13,7 @@ from .. import encoding
 from ..keys import Location
 from ..models.entry import UNWRITTEN, EntryVersion, Header, StoredEntry
 from ..models.order import WAITING, is_earlier_step, rank_of, run_key_of
-from ..models.statistics import RunCounts, counts_of
+from ..models.statistics import counts_of
 from ..models.task import TOO_LATE, TaskRun
 from ..store import CoordinationChange, EntryWrite, MetricsUpdate, QueueReplacement, ms
 from ..store.clock import Clock
@@ -76,12 +76,9 @@ class Change:
         """
         raise NotImplementedError
 
-    def _entry_write(
-        self, seen: str, run: str, rank: str, body: bytes, figure: int = 0, at: float | None = None,
-        counts: RunCounts | None = None,
-    ) -> EntryWrite:
+    def _entry_write(self, seen: str, run: str, rank: str, body: bytes, at: float | None = None) -> EntryWrite:
         return EntryWrite(self.location, seen, run, rank, self.fence, self.at if at is None else at, _ms(self.ttl),
-                          self.serial or 0, body, figure, counts=counts)
+                          self.serial or 0, body)
 
     def preview(self, stored: StoredEntry | None, clock: Clock, worker_id: str) -> StoredEntry | None:
         """Return what a reader of this process sees of an entry while this can't be written.
@@ -99,9 +96,12 @@ class DeferredChange:
 
     Attributes:
         at: Monotonic time when there was something to write first.
+        withdrawn: Whether there is no need to write it any more.
     """
 
     __slots__ = ("at",)
+
+    withdrawn = False
 
     def __init__(self, at: float) -> None:
         self.at = at
@@ -355,12 +355,12 @@ class StageChange(Change):
             is_sound = isinstance(took, (int, float)) and 0 <= took < TOO_LATE
             figure = round(took * 1e6) if took is not None and is_sound else 0
         task_id = self.location.task_id
-        write = self._entry_write("run", self.run_key, rank, run.encode(task_id), figure, counts=counts_of(run, rank))
-        # Spares most tasks, which are no part of anything, two calls each.
+        # Spares most tasks, which are no part of anything, a call each.
         is_alone = run.group is None and run.workflow is None and (run.root_id is None or run.root_id == task_id)
-        if is_alone and not self.notes:
-            return write
-        return write._replace(parts=(*self.notes, *parts_of(task_id, run)))
+        return EntryWrite(
+            self.location, "run", self.run_key, rank, self.fence, self.at, _ms(self.ttl), self.serial or 0,
+            run.encode(task_id), figure, self.notes if is_alone else (*self.notes, *parts_of(task_id, run)),
+            counts_of(run, rank))
 
 
 def preview_of_run(

@@ -70,7 +70,8 @@ class Outcomes:
         again: list[Change] = []
         for (change, write), result in zip(sent, results):
             if result.status == "ok":
-                self._remember(change, result.stamp)
+                if isinstance(change, (MergeFields, SetValue)):
+                    self._remember(change, result.stamp)
             elif result.status == "again":
                 # Others may have written since; what they wrote was not read.
                 self.versions.forget(change.location)
@@ -127,17 +128,15 @@ class Outcomes:
         """Note the version that a caller was given as that of a conflict."""
         self.versions.note(location, UNWRITTEN if stored is None else stored.header.stamp)
 
-    def _remember(self, change: Change, stamp: EntryVersion) -> None:
+    def _remember(self, change: MergeFields | SetValue, stamp: EntryVersion) -> None:
         location = change.location
         if isinstance(change, MergeFields):
             base = self.base_of(change)
             recorded_at = max(change.at, base.recorded_at)
             merged = change.merged(base.fields)
             self.versions.note_base(location, MergeBase(stamp, merged, recorded_at + change.ttl, recorded_at))
-        elif isinstance(change, SetValue):
-            self.versions.forget_base(location)
         else:
-            return
+            self.versions.forget_base(location)
         self.versions.note(location, stamp)
         # What this process has written since then follows what it wrote before.
         for later in self.pending.later(location):

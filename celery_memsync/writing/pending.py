@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
+from operator import attrgetter
 
 from ..keys import Location
 from .changes import Change, Coordinated, DeferredChange
@@ -103,21 +104,21 @@ class PendingChanges:
         #: Redis keys of what could not be sent with the last batch.
         self._stuck: set[str] = set()
         #: Deferred changes in their order, and the one whose content is being made.
-        self._deferred: dict[DeferredChange, None] = {}
+        self.deferred: dict[DeferredChange, None] = {}
         self._making: DeferredChange | None = None
         self._ordinary: OrderedDict[Location, Row] = OrderedDict()
         self._expendable: OrderedDict[Location, Row] = OrderedDict()
+        #: Takes a deferred change; :meth:`drop_deferred` is to be called if there are more of them than ``limit``.
+        self.defer: Callable[[DeferredChange], None] = self.deferred.setdefault
         self._mutex = threading.RLock()
 
     # -- called by any thread
 
-    def defer(self, deferred: DeferredChange) -> None:
-        """Take a deferred change; if there are too many the oldest is dropped."""
-        self._deferred[deferred] = None
-        if len(self._deferred) > self.limit:
-            with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # another thread has just taken it
-                del self._deferred[next(iter(self._deferred))]
-                self.dropped += 1
+    def drop_deferred(self) -> None:
+        """Drop the oldest deferred change."""
+        with contextlib.suppress(KeyError, StopIteration, RuntimeError):  # another thread has just taken it
+            del self.deferred[next(iter(self.deferred))]
+            self.dropped += 1
 
     def put(self, key: str, change: Change) -> bool:
         """Take a change of what is under a Redis key; return whether :meth:`empty_inbox` is to be called."""
@@ -135,8 +136,8 @@ class PendingChanges:
     def has(self, *keys: str) -> bool:
         """Return whether a change of what is under one of some Redis keys is pending, perhaps True just after it was."""
         # In this order: a deferred change moves from there to the others, and a change from left to right.
-        deferred = ([one.key for one in (*list(self._deferred), self._making) if one is not None]
-                    if self._deferred or self._making is not None else ())
+        deferred = ([one.key for one in (*list(self.deferred), self._making) if one is not None]
+                    if self.deferred or self._making is not None else ())
         for key in keys:
             if key in deferred or key in self._fresh or key in self._taken or key in self._held:
                 return True
@@ -155,13 +156,13 @@ class PendingChanges:
 
     def __bool__(self) -> bool:
         """Return whether anything is pending."""
-        return bool(self._inbox or self._ordinary or self._expendable or self._deferred)
+        return bool(self._inbox or self._ordinary or self._expendable or self.deferred)
 
     def __len__(self) -> int:
         """Return how many changes are pending."""
         rows = [*list(self._ordinary.values()), *list(self._expendable.values())]
         entries = self._new_entries()
-        return sum(len(row.changes) for row in rows) + len(entries) + len(self._deferred) - self._overflow(entries)
+        return sum(len(row.changes) for row in rows) + len(entries) + len(self.deferred) - self._overflow(entries)
 
     @property
     def all_coalesced(self) -> int:
@@ -212,12 +213,17 @@ class PendingChanges:
         """
         with self._mutex:
             self._empty_inbox()
-            for deferred in list(self._deferred):
-                if deferred.at <= born or deferred.done:
-                    # In this order: readers see it all the time, and what is handed in from now on is looked at again.
-                    self._making = deferred
-                    self._deferred.pop(deferred, None)
-                    self._append_deferred(deferred)
+            for deferred in [one for one in list(self.deferred) if one.at <= born or one.done]:
+                # In this order: readers see it all the time, and what is handed in from now on is looked at again.
+                self._making = deferred
+                self.deferred.pop(deferred, None)
+                try:
+                    for change in () if deferred.withdrawn else deferred.changes():
+                        self._append(change)
+                except BaseException:  # a thread of this package: whatever is raised, the next batch would meet it again
+                    logger.exception("Dropped a stage of a task that could not be described")
+                    self.dropped += 1
+                    self.spoiled += 1
             self._making = None
 
     def due(self, now: float, everything: bool = False) -> list[Change]:
@@ -230,7 +236,7 @@ class PendingChanges:
         with self._mutex:
             found: list[Change] = []
             # What may be refused again comes last, behind what can be written.
-            for row in sorted(self._rows(), key=lambda row: row.refusals > 0):
+            for row in sorted(self._rows(), key=attrgetter("refusals")):
                 if row.resolving is None and (everything or row.retry_at <= now):
                     if row.changes[0].expendable:
                         row.changes = [change.snapshot() for change in row.changes]
@@ -304,11 +310,6 @@ class PendingChanges:
         with self._mutex:
             return any(row.resolving is not None for row in self._rows())
 
-    @property
-    def deferring(self) -> bool:
-        """Whether deferred changes are left."""
-        return bool(self._deferred)
-
     def later(self, location: Location) -> Iterable[Change]:
         """Return the changes of an entry that are in its row."""
         row = self._ordinary.get(location)
@@ -363,15 +364,6 @@ class PendingChanges:
             row.changes = [first, *others]
             self.dropped += 1
 
-    def _append_deferred(self, deferred: DeferredChange) -> None:
-        try:
-            for change in deferred.changes():
-                self._append(change)
-        except BaseException:  # a thread of this package: whatever is raised, the next batch would meet it again
-            logger.exception("Dropped a stage of a task that could not be described")
-            self.dropped += 1
-            self.spoiled += 1
-
     def _drop_oldest(self) -> None:
         location, row = (self._expendable or self._ordinary).popitem(last=False)
         self._release(location.key)
@@ -389,13 +381,16 @@ class PendingChanges:
     def _row_of(self, change: Change) -> Row | None:
         return (self._expendable if change.expendable else self._ordinary).get(change.location)
 
-    def _rows(self) -> Iterator[Row]:
+    def _rows(self) -> list[Row]:
+        """Return the rows that have anything to write; remove the others."""
+        rows = []
         for queue in (self._ordinary, self._expendable):
             for location, row in list(queue.items()):
                 if row.changes[0].withdrawn and row.changes[0].serial is None:
                     row.changes = row.changes[1:]
                 if row.changes:
-                    yield row
+                    rows.append(row)
                 else:
                     del queue[location]
                     self._release(location.key)
+        return rows

@@ -7,7 +7,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sized
 from copy import copy
 from itertools import count
 
@@ -56,21 +56,23 @@ class BatchWriter:
         batch_size: Most changes in one round trip.
         max_pending: Most entries with pending changes.
         on_put: Called with the Redis key of what each change is of.
-        has_copies: Returns whether there is anything that ``on_put`` would drop.
+        copies: One of them is not empty if there is anything that ``on_put`` would drop.
         timeout: Seconds that a caller waits at most; see :mod:`celery_memsync.deadline`.
     """
 
     def __init__(
         self, store: Store, events: Events, settler: ConflictSettler, *, interval: float, batch_size: int,
-        max_pending: int, on_put: Callable[[str], object], has_copies: Callable[[], bool], timeout: float = 3.0,
+        max_pending: int, on_put: Callable[[str], object], copies: Iterable[Sized], timeout: float = 3.0,
     ) -> None:
         self.store = store
         self.settler = settler
         self.batch_size = batch_size
         self.on_put = on_put
-        self.has_copies = has_copies
+        self.copies = copies
         self.timeout = timeout
         self._pending = PendingChanges(max_pending, min(batch_size, max_pending))
+        #: Deferred changes that are not described yet.
+        self.deferred = self._pending.deferred
         self._versions = VersionTracker()
         self.report = WriteReport(events, self._pending)
         self._refusals = Refusals(self._pending, self.report, store.address)
@@ -97,9 +99,12 @@ class BatchWriter:
     def defer(self, deferred: DeferredChange) -> None:
         """Take a deferred change; what it comes to is written within ``interval``, and a tenth of that."""
         self._pending.defer(deferred)
-        if self.has_copies():
+        if len(self.deferred) > self._pending.limit:
+            self._pending.drop_deferred()
+        if any(self.copies):
             self.on_put(deferred.key)
-        self._thread.wake()
+        if self._thread.is_asleep():
+            self._thread.wake()
         if self._closed:
             self._write_late()
 
@@ -326,7 +331,7 @@ class BatchWriter:
         refused = self._pending.end_batch()
         self._refusals.keep(refused)
         self.report.pending_dropped()
-        if self._pending.deferring:
+        if self.deferred:
             self._thread.wake()
         # At last, for the callers are waiting for this thread, too.
         if failure is not None:

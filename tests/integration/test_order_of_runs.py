@@ -20,7 +20,7 @@ def fleet(module_fleet):
 def send(fleet, request):
     """Sends a task from a process whose clock is wrong, before it has read the clock of Redis."""
     app = fleet.producer()
-    app.memsync.runtime.store.clock._offset += CLOCKS[request.param]
+    app.memsync.runtime.store.clock.offset += CLOCKS[request.param]
     return lambda name, *args, **options: app.tasks[fleet.task(name).name].apply_async(args, **options)
 
 

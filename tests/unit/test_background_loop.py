@@ -248,6 +248,37 @@ def test_dead_thread_is_logged_and_restarted_by_the_next_call(make_thread, caplo
     assert not thread.running
 
 
+def test_thread_that_has_died_when_it_was_woken_is_started_again(make_thread, caplog):
+    calls = []
+    thread = make_thread(lambda: calls.append(1), interval=60.0, on_demand=True)
+    thread.wake()
+    eventually(thread.is_asleep)
+    kill(thread)
+    was_asleep = thread.is_asleep()
+    thread.run_now()
+    eventually(lambda: "its thread was ended by SystemExit" in caplog.text)
+
+    thread.run_now()
+
+    assert eventually(lambda: calls) and not was_asleep
+
+
+def test_thread_that_could_not_be_started_is_started_by_the_next_call(make_thread, monkeypatch):
+    calls, start = [], threading.Thread.start
+    thread = make_thread(lambda: calls.append(1), on_demand=True)
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    thread.wake()
+    is_asleep = thread.is_asleep()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    thread.wake()
+
+    assert eventually(lambda: calls) and is_asleep
+
+
 def test_only_one_of_several_started_threads_runs(make_thread):
     running, most = [], []
 

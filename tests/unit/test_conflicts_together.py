@@ -107,7 +107,7 @@ def test_two_writes_in_one_millisecond_end_the_same_in_any_order(
     for memsync, clock in zip(managers, clocks):
         memsync.read("a")
         monkeypatch.setattr(clock, "learn", lambda *answer: None)
-        clock._offset = clocks[0]._offset
+        clock.offset = clocks[0].offset
     noon = float(round(clocks[0].now()))
 
     for key, order in (("a", (0, 1)), ("b", (1, 0))):

@@ -226,7 +226,7 @@ def test_a_message_from_before_the_clock_was_set_back_is_remembered_as_long_as_i
     task, clock = sender.task(), sender.memsync.runtime.store.clock
     request, _, _ = kept_message(sender, task)
     monkeypatch.setattr(clock, "learn", lambda *answer: None)
-    monkeypatch.setattr(clock, "_offset", clock._offset - 3600)
+    monkeypatch.setattr(clock, "offset", clock.offset - 3600)
 
     sender.lose(request.id)
 

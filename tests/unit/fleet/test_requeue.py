@@ -74,7 +74,7 @@ def test_requeued_run_follows_the_lost_one_despite_clock_skew(make_sender, monke
     first = sender.run_one(task)
     lost = sender.run_key(first.id)
     monkeypatch.setattr(clock, "learn", lambda *answer: None)
-    monkeypatch.setattr(clock, "_offset", clock._offset + skew)
+    monkeypatch.setattr(clock, "offset", clock.offset + skew)
 
     sender.lose(first.id)
     published = sender.take(task).request_dict[HEADER]["key"]
@@ -248,7 +248,7 @@ def test_message_is_dropped_when_its_run_has_ended(make_sender):
     sender.messages.sync()
 
     assert list(sender.kept()) == [runs[2]]
-    assert set(sender.messages._kept) == {runs[2]}
+    assert set(sender.messages.by_run) == {runs[2]}
     sender.messages.close(timeout=1)
     assert sender.kept() == {}
 
@@ -262,7 +262,7 @@ def test_forked_child_starts_without_messages(make_sender):
     with sender.messages._syncing:
         sender.messages.forget()
 
-    assert sender.messages._kept == {}
+    assert sender.messages.by_run == {}
     sender.messages.sync()
 
 

@@ -22,6 +22,7 @@ def test_outcomes_of_dead_children_are_returned_once():
 
     assert [(one.pid, one.task_id, one.status, one.runtime) for one in missing] == [
         (11, "t1", "SUCCESS", 0.5)]
+    assert (missing[0].facts["task"], missing[0].facts["kwargsrepr"], missing[0].sent) == ("proj.add", None, {"key": "k"})
     assert outcomes.pop_dead_children(alive=[12]) == []
     assert [one.task_id for one in outcomes.pop_dead_children(alive=[])] == ["t2"]
 

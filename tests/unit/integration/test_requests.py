@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 
 from celery_memsync.integration.requests import ReceivedRequests
 
@@ -16,12 +17,12 @@ class Request:
 
 def test_unended_requests_are_found_while_others_are_received():
     received, kept, stopped = ReceivedRequests(), [Request() for _ in range(MANY)], threading.Event()
-    received.by_run.update({str(number): request for number, request in enumerate(kept)})
+    received.by_run.update({str(number): weakref.ref(request) for number, request in enumerate(kept)})
 
     def receive():
         while not stopped.is_set():
             kept.append(Request())
-            received.by_run[str(len(kept))] = kept[-1]
+            received.by_run[str(len(kept))] = weakref.ref(kept[-1])
             time.sleep(0.0001)
 
     thread = threading.Thread(target=receive)

@@ -23,7 +23,7 @@ def memsync(redis_url):
 
 @pytest.mark.parametrize("when", [500, 500.0, "eta"])
 def test_record_and_progress_outlive_the_time_of_the_next_try(memsync, redis, when):
-    run = ActiveRun(memsync, "t1", {}, {"key": run_key(0, 1.0), "run": "r1"}, "proj.add", 0.0, 5.0)
+    run = ActiveRun(memsync, memsync.runtime, "t1", {}, {"key": run_key(0, 1.0), "run": "r1"}, "proj.add", 0.0, 5.0)
     assert run.progress.report(4, 10, None)
     memsync.runtime.writer.put(run.progress)
     memsync.force_sync()
@@ -42,7 +42,7 @@ def test_record_and_progress_outlive_the_time_of_the_next_try(memsync, redis, wh
 
 @pytest.mark.parametrize("when", [None, True, -5, "soon"])
 def test_run_without_a_time_for_the_next_try_has_the_usual_ttl(memsync, when):
-    run = ActiveRun(memsync, "t1", {}, {"key": run_key(0, 1.0), "run": "r1"}, "proj.add", 0.0, 5.0)
+    run = ActiveRun(memsync, memsync.runtime, "t1", {}, {"key": run_key(0, 1.0), "run": "r1"}, "proj.add", 0.0, 5.0)
 
     run.end("RETRY", Retry("later", None, when), time.monotonic())
 

@@ -61,7 +61,7 @@ class ScriptedChange(DeferredChange):
 
 
 def run_of(memsync):
-    return ActiveRun(memsync, "t1", {}, {"key": KEY, "run": "r1"}, "proj.add", 0.0, 5.0)
+    return ActiveRun(memsync, memsync.runtime, "t1", {}, {"key": KEY, "run": "r1"}, "proj.add", 0.0, 5.0)
 
 
 def status(memsync):
@@ -165,7 +165,7 @@ def test_shutdown_writes_deferred_changes_and_opens_no_connection(make_memsync):
     memsync, other = make_memsync(batch_interval=60.0), make_memsync()
     memsync.force_sync()
     clock = memsync.runtime.store.clock
-    clock._offset += 1000.0  # so that its times differ from those of another
+    clock.offset += 1000.0  # so that its times differ from those of another
     active = run_of(memsync)
     memsync.runtime.writer.defer(active)
     active.end("SUCCESS", None, 5.0)
@@ -203,7 +203,7 @@ def test_deferred_changes_of_many_threads_are_all_written(make_memsync):
 
     def run(number):
         for at in range(200):
-            active = ActiveRun(memsync, f"t{number}-{at}", {}, {"key": KEY}, "proj.add", 0.0, 5.0)
+            active = ActiveRun(memsync, memsync.runtime, f"t{number}-{at}", {}, {"key": KEY}, "proj.add", 0.0, 5.0)
             memsync.runtime.writer.defer(active)
             active.end("SUCCESS", None, 1.0)
             memsync.runtime.writer.defer(active)

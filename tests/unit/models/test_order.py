@@ -6,8 +6,8 @@ import itertools
 import pytest
 
 from celery_memsync.models.order import (
+    FIRST_STEP,
     MAX_STEPS,
-    comes_from_run,
     delivered_key,
     is_delivered,
     is_earlier_step,
@@ -40,7 +40,7 @@ def test_what_comes_from_a_run_is_the_next_step_of_its_chain():
     published = published_key("another", before)
 
     assert published == "chain.1"
-    assert comes_from_run(delivered_key(published, "token-2")) and not comes_from_run(before)
+    assert FIRST_STEP not in delivered_key(published, "token-2") and FIRST_STEP in before
     assert is_earlier_step(before, published)
     assert not is_earlier_step(published, before)
 

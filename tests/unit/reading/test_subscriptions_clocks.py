@@ -78,7 +78,7 @@ def test_key_does_not_expire_early_when_the_clock_was_set_back(memsync, other):
     subscriber = Subscriber(memsync, "a")
     clock = memsync.runtime.store.clock
     memsync.read("a")
-    clock._offset += 30.0
+    clock.offset += 30.0
 
     publish(other, {"a": 1}, ttl=20)
     subscriber.wait_for("a", 1)

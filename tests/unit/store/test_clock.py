@@ -86,7 +86,7 @@ def test_a_first_answer_that_was_slow_dates_nothing_wrongly(server, make_memsync
 
 @pytest.mark.parametrize("wrong", [3600.0, -3600.0, 1e8])
 def test_entries_carry_the_time_of_redis_despite_a_wrong_host_clock(memsync, other, redis, wrong):
-    memsync.runtime.store.clock._offset += wrong
+    memsync.runtime.store.clock.offset += wrong
 
     before = redis_time(redis)
     memsync.write("a", 1, ttl=60.0)
@@ -98,7 +98,7 @@ def test_entries_carry_the_time_of_redis_despite_a_wrong_host_clock(memsync, oth
 
 @pytest.mark.parametrize("fast", [0, 1])
 def test_a_host_whose_clock_is_ahead_does_not_win(memsync, other, fast):
-    (memsync, other)[fast].runtime.store.clock._offset += 3600.0
+    (memsync, other)[fast].runtime.store.clock.offset += 3600.0
     memsync.write("a", "first")
     time.sleep(0.05)
     other.write("a", "second")
@@ -110,7 +110,7 @@ def test_a_host_whose_clock_is_ahead_does_not_win(memsync, other, fast):
 
 
 def test_a_pending_write_is_not_expired_by_a_wrong_host_clock(memsync):
-    memsync.runtime.store.clock._offset -= 1e6
+    memsync.runtime.store.clock.offset -= 1e6
 
     memsync.write("a", 1, ttl=30.0)
 
@@ -118,7 +118,7 @@ def test_a_pending_write_is_not_expired_by_a_wrong_host_clock(memsync):
 
 
 def test_progress_carries_the_time_of_redis(memsync, other, redis):
-    memsync.runtime.store.clock._offset += 3600.0
+    memsync.runtime.store.clock.offset += 3600.0
     before = redis_time(redis)
 
     memsync.sync_task_progress("t1", 50)

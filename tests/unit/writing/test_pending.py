@@ -184,15 +184,17 @@ def test_young_deferred_changes_are_left_unless_they_are_done():
     pending.drain(2.0)
 
     assert {change.location.task_id for change in pending.due(FAR)} == {"old", "done"}
-    assert pending.deferring
+    assert pending.deferred
     assert pending.has(KEYS.task("young"))
 
 
-def test_deferred_changes_beyond_the_limit_drop_the_oldest():
+def test_the_oldest_deferred_changes_are_dropped():
     pending = PendingChanges(3)
     for number in range(5):
         pending.defer(DeferredField(fields(f"t{number}", x=1)))
 
+    for _ in range(2):
+        pending.drop_deferred()
     pending.drain(FAR)
 
     assert [change.location.task_id for change in pending.due(FAR)] == ["t2", "t3", "t4"]
