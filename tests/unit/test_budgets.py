@@ -69,7 +69,7 @@ def test_a_flush_of_300_writes_is_one_round_trip_of_three_calls(warmed_up, redis
 
 def test_a_barrier_costs_one_more_if_redis_reads_the_batch_in_pieces(warmed_up):
     for number in range(100):
-        warmed_up.write(f"key-{number}", "x" * 100)
+        warmed_up.write(f"key-{number}", "x" * 150)
 
     trips = round_trips(warmed_up, warmed_up.force_sync)
 
