@@ -157,7 +157,9 @@ class BatchSender:
             outcomes = self.store.write_entries(self._writes_of(changes, written), repeated=True)
             again = self.outcomes.settle_all(written, outcomes)
             for (change, _), outcome in zip(written, outcomes):
-                if outcome.status == "error" and outcome.is_of_all:  # what was not stored stays pending
+                if outcome.status != "error":
+                    continue
+                if outcome.is_of_all:  # what was not stored stays pending
                     raise refusal(change.location.path, [outcome], self.store.address)
                 if outcome.code == UNANSWERED:
                     raise StoreUnavailable(f"No answer came to a write of {change.location.path}", outcome.maybe_done)

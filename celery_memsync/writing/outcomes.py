@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..background_loop import BackgroundLoop
@@ -70,10 +70,11 @@ class Outcomes:
         again: list[Change] = []
         for (change, write), result in zip(sent, results):
             if result.status == "ok":
-                self._remember(change, result.stamp)
+                self._remember(change, result.stamp, self.pending.settle(change))
             elif result.status == "again":
                 # Others may have written since; what they wrote was not read.
                 self.versions.forget(change.location)
+                self.pending.settle(change)
             else:
                 instead = self._settle_unwritten(change, result)
                 again += () if instead is None else (instead,)
@@ -83,7 +84,6 @@ class Outcomes:
                 self.report.conflict_resolved(change.conflict)
             if has_handlers:
                 self._write_events.written(change, write.body)
-            self.pending.settle(change)
         self.report.written(written)
         return again
 
@@ -127,7 +127,12 @@ class Outcomes:
         """Note the version that a caller was given as that of a conflict."""
         self.versions.note(location, UNWRITTEN if stored is None else stored.header.stamp)
 
-    def _remember(self, change: Change, stamp: EntryVersion) -> None:
+    def _remember(self, change: Change, stamp: EntryVersion, left: Iterable[Change]) -> None:
+        """Note what was written.
+
+        Args:
+            left: The changes of the entry that follow it.
+        """
         location = change.location
         if isinstance(change, MergeFields):
             base = self.base_of(change)
@@ -140,7 +145,7 @@ class Outcomes:
             return
         self.versions.note(location, stamp)
         # What this process has written since then follows what it wrote before.
-        for later in self.pending.later(location):
+        for later in left:
             if isinstance(later, SetValue):
                 later.seen = stamp
 

@@ -95,7 +95,7 @@ class PendingChanges:
         self.coalesced = 0
         self.dropped = 0
         self.spoiled = 0
-        self._inbox: deque[tuple[str, Change]] = deque()
+        self._inbox: deque[Change] = deque()
         #: Redis keys of what is in the inbox, and of what is being taken out of it; of the rest, with their number.
         self._fresh: set[str] = set()
         self._taken: set[str] = set()
@@ -123,7 +123,7 @@ class PendingChanges:
         """Take a change of what is under a Redis key; return whether :meth:`empty_inbox` is to be called."""
         fresh = self._fresh
         fresh.add(key)
-        self._inbox.append((key, change))
+        self._inbox.append(change)
         while fresh is not self._fresh:  # the inbox was emptied meanwhile, perhaps before the change was in it
             fresh = self._fresh
             fresh.add(key)
@@ -146,7 +146,7 @@ class PendingChanges:
         """Return the pending changes of an entry, in their order."""
         rows = [self._ordinary.get(location), self._expendable.get(location)]
         found = [change for row in rows if row is not None for change in row.changes]
-        fresh = [change for _, change in list(self._inbox) if change.location == location]
+        fresh = [change for change in list(self._inbox) if change.location == location]
         return found + [change for change in fresh if change not in found]
 
     def __bool__(self) -> bool:
@@ -171,7 +171,7 @@ class PendingChanges:
 
     def _new_entries(self) -> set[Location]:
         """Return the entries that get a row when the inbox is emptied."""
-        entries = {change.location for _, change in list(self._inbox) if not change.withdrawn}
+        entries = {change.location for change in list(self._inbox) if not change.withdrawn}
         return entries - self._ordinary.keys() - self._expendable.keys()
 
     def _overflow(self, entries: set[Location]) -> int:
@@ -187,7 +187,7 @@ class PendingChanges:
 
     def _drop_from_inbox(self) -> None:
         with contextlib.suppress(IndexError):  # another thread has just emptied it
-            _, change = self._inbox.popleft()
+            change = self._inbox.popleft()
             change.snapshot()  # a progress that is dropped may be queued again
             self.dropped += 1
 
@@ -234,23 +234,25 @@ class PendingChanges:
                     found += row.changes
             return found
 
-    def settle(self, change: Change, instead: Change | None = None) -> None:
-        """Remove a change whose outcome is known, or put another one in its place."""
+    def settle(self, change: Change, instead: Change | None = None) -> Iterable[Change]:
+        """Remove a change whose outcome is known, or put another one in its place; return what there is of its entry then."""
         with self._mutex:
             location = change.location
             queue = self._expendable if change.expendable else self._ordinary
             row = queue.get(location)
             if row is None or change not in row.changes:
-                return  # it was dropped, or joined with a newer one
+                return ()  # it was dropped, or joined with a newer one
+            if instead is None and len(row.changes) == 1:
+                del queue[location]
+                self._release(location.key)
+                return ()
             changes: list[Change] = row.changes.copy()
             at = changes.index(change)
             changes[at:at + 1] = () if instead is None else (instead,)
             row.changes = changes
             row.sending = instead if row.sending is change else row.sending
             row.resolving, row.retry_at, row.refusals = None, 0.0, 0
-            if not changes:
-                del queue[location]
-                self._release(location.key)
+            return changes
 
     def refuse(self, change: Change, maybe_done: bool = False, longest: float = LONGEST_REFUSED_PAUSE) -> None:
         """Try a change again later, because Redis refuses it.
@@ -305,11 +307,6 @@ class PendingChanges:
         """Whether deferred changes are left."""
         return bool(self._deferred)
 
-    def later(self, location: Location) -> Iterable[Change]:
-        """Return the changes of an entry that are in its row."""
-        row = self._ordinary.get(location)
-        return () if row is None else row.changes
-
     def end_batch(self) -> list[Location]:
         """Join what may be joined now; return the entries that Redis refuses to write."""
         with self._mutex:
@@ -332,13 +329,11 @@ class PendingChanges:
 
     def _empty_inbox(self) -> None:
         self._taken, self._fresh = self._fresh, set()
-        for _ in range(len(self._inbox)):
-            try:
-                _, change = self._inbox.popleft()
-            except IndexError:  # it was dropped
-                break
-            if not change.withdrawn:
-                self._append(change)
+        with contextlib.suppress(IndexError):  # some were dropped
+            for _ in range(len(self._inbox)):
+                change = self._inbox.popleft()
+                if not change.withdrawn:
+                    self._append(change)
         self._taken = set()
         while len(self._ordinary) + len(self._expendable) > self.limit:
             self._drop_oldest()

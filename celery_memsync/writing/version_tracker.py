@@ -87,7 +87,7 @@ class VersionTracker:
         # No lock: each step is one of C's, and it does not matter who is the last.
         stamps, path = self._stamps, location.path
         stamps.pop(path, None)
-        stamps[path] = (stamp.stored_at, stamp.version)
+        stamps[path] = tuple(stamp)
         if len(stamps) > MAX_SEEN:
             stamps.popitem(last=False)
 
@@ -105,7 +105,7 @@ class VersionTracker:
 
     def forget_base(self, location: Location) -> None:
         """Forget the fields of an entry."""
-        base = self._bases.pop(location, None)
+        base = self._bases.pop(location, None) if self._bases else None
         if base is not None:
             self._size -= base.size
 
