@@ -63,12 +63,12 @@ class Outcomes:
         return self.versions.base(change.location) if change.base is None else change.base.present
 
     def settle_all(
-        self, sent: Sequence[tuple[Change, EntryWrite]], results: Sequence[WriteResult],
+        self, changes: Sequence[Change], writes: Sequence[EntryWrite], results: Sequence[WriteResult],
     ) -> list[Change]:
-        """Note what writes came to; return what is to be written instead at once."""
+        """Note what the writes of changes came to; return what is to be written instead at once."""
         has_handlers, written = self.report.events.has_handlers, 0
         again: list[Change] = []
-        for (change, write), result in zip(sent, results):
+        for change, write, result in zip(changes, writes, results):
             if result.status == "ok":
                 self._remember(change, result.stamp, self.pending.settle(change))
             elif result.status == "again":
@@ -134,13 +134,13 @@ class Outcomes:
             left: The changes of the entry that follow it.
         """
         location = change.location
-        if isinstance(change, MergeFields):
+        if isinstance(change, SetValue):
+            self.versions.forget_base(location)
+        elif isinstance(change, MergeFields):
             base = self.base_of(change)
             recorded_at = max(change.at, base.recorded_at)
             merged = change.merged(base.fields)
             self.versions.note_base(location, MergeBase(stamp, merged, recorded_at + change.ttl, recorded_at))
-        elif isinstance(change, SetValue):
-            self.versions.forget_base(location)
         else:
             return
         self.versions.note(location, stamp)

@@ -31,7 +31,7 @@ class Row:
     """The pending changes of one entry, in their order.
 
     Attributes:
-        changes: A list that is replaced, never changed: other threads read it without a lock.
+        changes: They are replaced in one step, for other threads read them without a lock.
         sending: The last of them that is in the batch under way.
         resolving: The first of them, if a resolver runs for it.
         retry_at: Monotonic time before which it is not sent, because Redis refuses it.
@@ -41,7 +41,7 @@ class Row:
     __slots__ = ("changes", "sending", "resolving", "retry_at", "refusals")
 
     def __init__(self, change: Change) -> None:
-        self.changes = [change]
+        self.changes: tuple[Change, ...] = (change,)
         self.sending: Change | None = None
         self.resolving: Change | None = None
         self.retry_at = 0.0
@@ -52,17 +52,17 @@ class Row:
         last = self.changes[-1]
         joined = None if last is self.sending or last is self.resolving else last.coalesce(change)
         if joined is None:
-            self.changes = [*self.changes, change]
+            self.changes = *self.changes, change
             return False
         joined.rounds = max(last.rounds, joined.rounds)
         joined.authors = last.authors | change.authors
-        self.changes = [*self.changes[:-1], joined]
+        self.changes = *self.changes[:-1], joined
         return True
 
     def join(self) -> int:
         """Join changes that came while others were under way; return how many."""
         first, *others = self.changes
-        self.changes = [first]
+        self.changes = (first,)
         return sum(self.append(change) for change in others)
 
 
@@ -229,7 +229,7 @@ class PendingChanges:
             for row in sorted(self._rows(), key=lambda row: row.refusals > 0):
                 if row.resolving is None and (everything or row.retry_at <= now):
                     if row.changes[0].expendable:
-                        row.changes = [change.snapshot() for change in row.changes]
+                        row.changes = tuple([change.snapshot() for change in row.changes])
                     row.sending = row.changes[-1]
                     found += row.changes
             return found
@@ -246,13 +246,11 @@ class PendingChanges:
                 del queue[location]
                 self._release(location.key)
                 return ()
-            changes: list[Change] = row.changes.copy()
-            at = changes.index(change)
-            changes[at:at + 1] = () if instead is None else (instead,)
-            row.changes = changes
+            at = row.changes.index(change)
+            row.changes = *row.changes[:at], *(() if instead is None else (instead,)), *row.changes[at + 1:]
             row.sending = instead if row.sending is change else row.sending
             row.resolving, row.retry_at, row.refusals = None, 0.0, 0
-            return changes
+            return row.changes
 
     def refuse(self, change: Change, maybe_done: bool = False, longest: float = LONGEST_REFUSED_PAUSE) -> None:
         """Try a change again later, because Redis refuses it.
@@ -351,7 +349,7 @@ class PendingChanges:
             # Not the first, for which a resolver may run.
             first, dropped, *others = row.changes
             dropped.snapshot()  # a progress that is dropped may be queued again
-            row.changes = [first, *others]
+            row.changes = first, *others
             self.dropped += 1
 
     def _append_deferred(self, deferred: DeferredChange) -> None:

@@ -87,7 +87,7 @@ class VersionTracker:
         # No lock: each step is one of C's, and it does not matter who is the last.
         stamps, path = self._stamps, location.path
         stamps.pop(path, None)
-        stamps[path] = tuple(stamp)
+        stamps[path] = (stamp.stored_at, stamp.version)
         if len(stamps) > MAX_SEEN:
             stamps.popitem(last=False)
 

@@ -25,10 +25,10 @@ MOST_BYTES = 800
 NEW_KEYS = 400
 
 #: Calls of our own functions for a write of a new key: in its caller, and in the writer's thread.
-MOST_CALLS = {"caller": 20.5, "writer": 15.0}
+MOST_CALLS = {"caller": 18.0, "writer": 14.5}
 
 #: Bytes that are sent for a write of a new key beside its name and value.
-MOST_SENT = 75
+MOST_SENT = 35
 
 
 @pytest.fixture
