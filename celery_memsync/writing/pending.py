@@ -235,7 +235,7 @@ class PendingChanges:
             return found
 
     def settle(self, change: Change, instead: Change | None = None) -> Iterable[Change]:
-        """Remove a change whose outcome is known, or put another one in its place; return what there is of its entry then."""
+        """Remove a change whose outcome is known, or put another one in its place; return what is left of its entry."""
         with self._mutex:
             location = change.location
             queue = self._expendable if change.expendable else self._ordinary
