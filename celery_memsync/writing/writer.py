@@ -105,18 +105,16 @@ class BatchWriter:
     def put(self, change: Change) -> None:
         """Take a change; it is written within ``interval``."""
         key = change.location.key
-        reports = None
+        reports = change.reports if isinstance(change, Progress) else 0
         if change.fence:
             change.authors = frozenset((weakref.ref(threading.current_thread()),))
         if isinstance(change, SetValue):
             change.seen = self._versions.stamp(change.location)
-        elif isinstance(change, Progress):
-            reports = change.reports
         # It is not seen before the copies of what it changes are dropped; and copies that are made meanwhile are not valid.
         self.on_put(key)
         is_full = self._pending.put(key, change)
         self.on_put(key)
-        if reports is not None and isinstance(change, Progress):
+        if isinstance(change, Progress):
             change.note_put(reports)
         self._thread.wake()
         if is_full:
