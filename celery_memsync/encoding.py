@@ -227,28 +227,26 @@ def split_fields(body: bytes) -> dict[str, bytes]:
 
 def _refuse_what_would_change(value: object, what: str) -> bool:
     """Raise for what would not come back as it was; return whether its JSON may have more than one level."""
-    children: Iterable[object]
+    is_deep = False
     if isinstance(value, dict):
-        for name in value:
-            if not isinstance(name, str):
+        if value.keys() == _MARKS:
+            raise InvalidValue(f"the value of {what} holds a dict of '__type__' and '__value__', which kombu reserves")
+        for name, item in value.items():
+            if type(item) not in _PLAIN:
+                is_deep = _refuse_what_would_change(item, what) or True
+            if type(name) is not str and not isinstance(name, str):
                 raise InvalidValue(
                     f"the value of {what} holds a dict with a key of type {type(name).__name__}; "
                     "JSON has string keys only"
                 )
-        if value.keys() == _MARKS:
-            raise InvalidValue(f"the value of {what} holds a dict of '__type__' and '__value__', which kombu reserves")
-        children = value.values()
     elif isinstance(value, (list, tuple)):
-        children = value
+        for item in value:
+            if type(item) not in _PLAIN:
+                is_deep = _refuse_what_would_change(item, what) or True
     elif isinstance(value, Decimal) and not value.is_finite():
         raise InvalidValue(f"the value of {what} holds the decimal {value}; NaN and infinities are refused")
     else:
         return True
-    is_deep = False
-    for item in children:
-        if type(item) not in _PLAIN:
-            _refuse_what_would_change(item, what)
-            is_deep = True
     return is_deep
 
 

@@ -27,6 +27,9 @@ _PLAIN_ID = re.compile(r"[A-Za-z0-9_.:@-]{1,512}").fullmatch
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_.:@/-]{1,512}").fullmatch
 
+#: A user's key that needs no further look, behind what it must not begin with.
+_OWN_KEY = r"(?!(?:{})/)[A-Za-z0-9_.:@-]+(?:/[A-Za-z0-9_.:@-]+)*"
+
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 _GLOB = re.compile(r"[*?\[\]\\]")
@@ -151,6 +154,7 @@ class Keys:
         self.namespace = namespace
         self._together = together
         self._root = namespace + "/"
+        self._is_own = re.compile(_OWN_KEY.format("|".join(map(re.escape, (namespace, *_NOUNS))))).fullmatch
         #: High-water mark of the clock of fences and lives of keys (us), see ``store/lua/hybrid_clock.lua``; kept for ever.
         self.clock = f"{namespace}//{{clock}}"
         #: Stream of task ids in the order of their first write.
@@ -307,6 +311,9 @@ class Keys:
         Raises:
             InvalidKey: As :meth:`full`.
         """
+        if type(key) is str and len(key) <= MAX_ID and self._is_own(key):
+            full = self._root + key
+            return Location(full, 1, "", full)
         relative = self._relative(key)
         full = self._root + relative
         noun, _, rest = relative.partition("/")

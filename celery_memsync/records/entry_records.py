@@ -39,7 +39,7 @@ class EntryRecords:
     ) -> Entry | None:
         """Store a value; at once, and return its entry, if it is to replace a known version."""
         location = self._location_to_write(key)
-        number = check_fence(fence)
+        number = 0 if fence is None else check_fence(fence)
         if expected_version is None:
             self.set(location, value, ttl, number)
             return None

@@ -188,18 +188,20 @@ class EntryStore(ScriptCaller):
         keys: list[str] = []
         args: list[Any] = [
             len(writes), self.worker_id, self.token, self._index_ttl, SLOTS, MAX_RUNS,
-            self.prefix, self._together, "".join(name + "," for name in COUNTERS), ms(time.monotonic() + ahead), "",
+            self.prefix, self._together, "".join(name + "," for name in COUNTERS), ms(time.monotonic() + ahead), "", "",
         ]
         lines = CountedLines(self.counts_exceptions)
+        #: Numbers of words, by what they are made of.
+        words: dict[tuple[Any, ...], int] = {}
+        serials: list[str] = []
         for (key, slot, field, path, task_id), seen, run, rank, fence, at, ttl_ms, serial, body, figure, _, counts in writes:
             keys.append(key)
-            # One text, and not eleven: they take three times as long.
-            args += (
-                f"{round((at + ahead) * 1000)} {serial}\n{slot or ':' + field}\n"
-                f"{'' if path == key else path}\n{task_id}\n{seen} {run} {rank} {fence} {ttl_ms} {figure} "
-                f"{NO_COUNTS if counts is None else lines.words(counts)}",
-                body)
-        args[10] = lines.text()
+            args.append(body)
+            given = (round((at + ahead) * 1000), slot, field, "" if path == key else path, task_id, seen, run, rank, fence,
+                     ttl_ms, figure, NO_COUNTS if counts is None else lines.words(counts))
+            serials.append(f"{serial} {words.setdefault(given, len(words) + 1)} ")
+        args[10:12] = lines.text(), "".join(serials)
+        args += (len(words), *map(_as_text, words))
         sets = self._member_sets(writes)
         args += ["\n".join((key, *members)) for key, members in sets.items()]
         shared = self._shared_keys()
@@ -263,6 +265,12 @@ class EntryStore(ScriptCaller):
             The cursor to go on with, 0 at the end, and paths, some perhaps twice, some of keys that are gone.
         """
         return self._scan(self.keys.names, cursor, pattern)
+
+
+def _as_text(words: tuple[Any, ...]) -> str:
+    """Return the words of writes as the script takes them."""
+    time_ms, slot, field, path, task_id, seen, run, rank, fence, ttl_ms, figure, counts = words
+    return f"{time_ms}\n{slot or ':' + field}\n{path}\n{task_id}\n{seen} {run} {rank} {fence} {ttl_ms} {figure} {counts}"
 
 
 def split_page(page: bytes | None) -> list[bytes]:

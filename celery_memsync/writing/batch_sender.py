@@ -153,11 +153,14 @@ class BatchSender:
         number = 0  # of rounds in which nothing was settled: of changes of one entry that are not joined each takes a round
         while number < MAX_MERGES:
             sent = len(changes)
-            written: list[tuple[Change, EntryWrite]] = []
-            outcomes = self.store.write_entries(self._writes_of(changes, written), repeated=True)
-            again = self.outcomes.settle_all(written, outcomes)
-            for (change, _), outcome in zip(written, outcomes):
-                if outcome.status == "error" and outcome.is_of_all:  # what was not stored stays pending
+            made: list[Change] = []
+            writes: list[EntryWrite] = []
+            outcomes = self.store.write_entries(self._writes_of(changes, made, writes), repeated=True)
+            again = self.outcomes.settle_all(made, writes, outcomes)
+            for change, outcome in zip(made, outcomes):
+                if outcome.status != "error":
+                    continue
+                if outcome.is_of_all:  # what was not stored stays pending
                     raise refusal(change.location.path, [outcome], self.store.address)
                 if outcome.code == UNANSWERED:
                     raise StoreUnavailable(f"No answer came to a write of {change.location.path}", outcome.maybe_done)
@@ -178,8 +181,10 @@ class BatchSender:
         stamp = change.seen if isinstance(change, SetValue) else self.outcomes.base_of(change).stamp
         return stamp.version
 
-    def _writes_of(self, changes: Iterable[Change], written: list[tuple[Change, EntryWrite]]) -> Iterator[EntryWrite]:
-        """Yield changes as the store takes them, and keep each with its write; drop those that can't be made."""
+    def _writes_of(
+        self, changes: Iterable[Change], made: list[Change], writes: list[EntryWrite],
+    ) -> Iterator[EntryWrite]:
+        """Yield changes as the store takes them, and keep both; drop those that can't be made."""
         for change in changes:
             try:
                 if change.serial is None:
@@ -192,7 +197,8 @@ class BatchSender:
             except Exception:
                 self.outcomes.drop(change)
             else:
-                written.append((change, write))
+                made.append(change)
+                writes.append(write)
                 yield write
 
     # -- the queue and the counters
@@ -285,7 +291,7 @@ class BatchSender:
         attempt.maybe_done = outcome.status != "fenced"
         if outcome.status == "fenced":
             raise LockLost(f"under which {key} was written")
-        self.outcomes.settle_all([(change, write)], [outcome])
+        self.outcomes.settle_all([change], [write], [outcome])
         self.store.wait_invalidated()
         # If this is a second try others may have written since.
         is_last = f"{outcome.writes},".startswith(f"{self.store.token}.{attempt.number},")

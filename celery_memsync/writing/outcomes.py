@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..background_loop import BackgroundLoop
@@ -63,18 +63,20 @@ class Outcomes:
         return self.versions.base(change.location) if change.base is None else change.base.present
 
     def settle_all(
-        self, sent: Sequence[tuple[Change, EntryWrite]], results: Sequence[WriteResult],
+        self, changes: Sequence[Change], writes: Sequence[EntryWrite], results: Sequence[WriteResult],
     ) -> list[Change]:
-        """Note what writes came to; return what is to be written instead at once."""
+        """Note what the writes of changes came to; return what is to be written instead at once."""
         has_handlers, written = self.report.events.has_handlers, 0
         again: list[Change] = []
-        for (change, write), result in zip(sent, results):
+        for change, write, result in zip(changes, writes, results):
             if result.status == "ok":
-                if isinstance(change, (MergeFields, SetValue)):
-                    self._remember(change, result.stamp)
+                left = self.pending.settle(change)
+                if isinstance(change, (SetValue, MergeFields)):
+                    self._remember(change, result.stamp, left)
             elif result.status == "again":
                 # Others may have written since; what they wrote was not read.
                 self.versions.forget(change.location)
+                self.pending.settle(change)
             else:
                 instead = self._settle_unwritten(change, result)
                 again += () if instead is None else (instead,)
@@ -84,7 +86,6 @@ class Outcomes:
                 self.report.conflict_resolved(change.conflict)
             if has_handlers:
                 self._write_events.written(change, write.body)
-            self.pending.settle(change)
         self.report.written(written)
         return again
 
@@ -128,18 +129,23 @@ class Outcomes:
         """Note the version that a caller was given as that of a conflict."""
         self.versions.note(location, UNWRITTEN if stored is None else stored.header.stamp)
 
-    def _remember(self, change: MergeFields | SetValue, stamp: EntryVersion) -> None:
+    def _remember(self, change: SetValue | MergeFields, stamp: EntryVersion, left: Iterable[Change]) -> None:
+        """Note what was written.
+
+        Args:
+            left: The changes of the entry that follow it.
+        """
         location = change.location
-        if isinstance(change, MergeFields):
+        if isinstance(change, SetValue):
+            self.versions.forget_base(location)
+        else:
             base = self.base_of(change)
             recorded_at = max(change.at, base.recorded_at)
             merged = change.merged(base.fields)
             self.versions.note_base(location, MergeBase(stamp, merged, recorded_at + change.ttl, recorded_at))
-        else:
-            self.versions.forget_base(location)
         self.versions.note(location, stamp)
         # What this process has written since then follows what it wrote before.
-        for later in self.pending.later(location):
+        for later in left:
             if isinstance(later, SetValue):
                 later.seen = stamp
 

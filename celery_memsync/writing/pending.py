@@ -32,7 +32,7 @@ class Row:
     """The pending changes of one entry, in their order.
 
     Attributes:
-        changes: A list that is replaced, never changed: other threads read it without a lock.
+        changes: They are replaced in one step, for other threads read them without a lock.
         sending: The last of them that is in the batch under way.
         resolving: The first of them, if a resolver runs for it.
         retry_at: Monotonic time before which it is not sent, because Redis refuses it.
@@ -42,7 +42,7 @@ class Row:
     __slots__ = ("changes", "sending", "resolving", "retry_at", "refusals")
 
     def __init__(self, change: Change) -> None:
-        self.changes = [change]
+        self.changes: tuple[Change, ...] = (change,)
         self.sending: Change | None = None
         self.resolving: Change | None = None
         self.retry_at = 0.0
@@ -53,17 +53,17 @@ class Row:
         last = self.changes[-1]
         joined = None if last is self.sending or last is self.resolving else last.coalesce(change)
         if joined is None:
-            self.changes = [*self.changes, change]
+            self.changes = *self.changes, change
             return False
         joined.rounds = max(last.rounds, joined.rounds)
         joined.authors = last.authors | change.authors
-        self.changes = [*self.changes[:-1], joined]
+        self.changes = *self.changes[:-1], joined
         return True
 
     def join(self) -> int:
         """Join changes that came while others were under way; return how many."""
         first, *others = self.changes
-        self.changes = [first]
+        self.changes = (first,)
         return sum(self.append(change) for change in others)
 
 
@@ -96,7 +96,7 @@ class PendingChanges:
         self.coalesced = 0
         self.dropped = 0
         self.spoiled = 0
-        self._inbox: deque[tuple[str, Change]] = deque()
+        self._inbox: deque[Change] = deque()
         #: Redis keys of what is in the inbox, and of what is being taken out of it; of the rest, with their number.
         self._fresh: set[str] = set()
         self._taken: set[str] = set()
@@ -124,7 +124,7 @@ class PendingChanges:
         """Take a change of what is under a Redis key; return whether :meth:`empty_inbox` is to be called."""
         fresh = self._fresh
         fresh.add(key)
-        self._inbox.append((key, change))
+        self._inbox.append(change)
         while fresh is not self._fresh:  # the inbox was emptied meanwhile, perhaps before the change was in it
             fresh = self._fresh
             fresh.add(key)
@@ -151,7 +151,7 @@ class PendingChanges:
         """Return the pending changes of an entry, in their order."""
         rows = [self._ordinary.get(location), self._expendable.get(location)]
         found = [change for row in rows if row is not None for change in row.changes]
-        fresh = [change for _, change in list(self._inbox) if change.location == location]
+        fresh = [change for change in list(self._inbox) if change.location == location]
         return found + [change for change in fresh if change not in found]
 
     def __bool__(self) -> bool:
@@ -176,7 +176,7 @@ class PendingChanges:
 
     def _new_entries(self) -> set[Location]:
         """Return the entries that get a row when the inbox is emptied."""
-        entries = {change.location for _, change in list(self._inbox) if not change.withdrawn}
+        entries = {change.location for change in list(self._inbox) if not change.withdrawn}
         return entries - self._ordinary.keys() - self._expendable.keys()
 
     def _overflow(self, entries: set[Location]) -> int:
@@ -192,7 +192,7 @@ class PendingChanges:
 
     def _drop_from_inbox(self) -> None:
         with contextlib.suppress(IndexError):  # another thread has just emptied it
-            _, change = self._inbox.popleft()
+            change = self._inbox.popleft()
             change.snapshot()  # a progress that is dropped may be queued again
             self.dropped += 1
 
@@ -239,28 +239,28 @@ class PendingChanges:
             for row in sorted(self._rows(), key=attrgetter("refusals")):
                 if row.resolving is None and (everything or row.retry_at <= now):
                     if row.changes[0].expendable:
-                        row.changes = [change.snapshot() for change in row.changes]
+                        row.changes = tuple([change.snapshot() for change in row.changes])
                     row.sending = row.changes[-1]
                     found += row.changes
             return found
 
-    def settle(self, change: Change, instead: Change | None = None) -> None:
-        """Remove a change whose outcome is known, or put another one in its place."""
+    def settle(self, change: Change, instead: Change | None = None) -> Iterable[Change]:
+        """Remove a change whose outcome is known, or put another one in its place; return what is left of its entry."""
         with self._mutex:
             location = change.location
             queue = self._expendable if change.expendable else self._ordinary
             row = queue.get(location)
             if row is None or change not in row.changes:
-                return  # it was dropped, or joined with a newer one
-            changes: list[Change] = row.changes.copy()
-            at = changes.index(change)
-            changes[at:at + 1] = () if instead is None else (instead,)
-            row.changes = changes
-            row.sending = instead if row.sending is change else row.sending
-            row.resolving, row.retry_at, row.refusals = None, 0.0, 0
-            if not changes:
+                return ()  # it was dropped, or joined with a newer one
+            if instead is None and len(row.changes) == 1:
                 del queue[location]
                 self._release(location.key)
+                return ()
+            at = row.changes.index(change)
+            row.changes = *row.changes[:at], *(() if instead is None else (instead,)), *row.changes[at + 1:]
+            row.sending = instead if row.sending is change else row.sending
+            row.resolving, row.retry_at, row.refusals = None, 0.0, 0
+            return row.changes
 
     def refuse(self, change: Change, maybe_done: bool = False, longest: float = LONGEST_REFUSED_PAUSE) -> None:
         """Try a change again later, because Redis refuses it.
@@ -310,11 +310,6 @@ class PendingChanges:
         with self._mutex:
             return any(row.resolving is not None for row in self._rows())
 
-    def later(self, location: Location) -> Iterable[Change]:
-        """Return the changes of an entry that are in its row."""
-        row = self._ordinary.get(location)
-        return () if row is None else row.changes
-
     def end_batch(self) -> list[Location]:
         """Join what may be joined now; return the entries that Redis refuses to write."""
         with self._mutex:
@@ -337,13 +332,11 @@ class PendingChanges:
 
     def _empty_inbox(self) -> None:
         self._taken, self._fresh = self._fresh, set()
-        for _ in range(len(self._inbox)):
-            try:
-                _, change = self._inbox.popleft()
-            except IndexError:  # it was dropped
-                break
-            if not change.withdrawn:
-                self._append(change)
+        with contextlib.suppress(IndexError):  # some were dropped
+            for _ in range(len(self._inbox)):
+                change = self._inbox.popleft()
+                if not change.withdrawn:
+                    self._append(change)
         self._taken = set()
         while len(self._ordinary) + len(self._expendable) > self.limit:
             self._drop_oldest()
@@ -361,7 +354,7 @@ class PendingChanges:
             # Not the first, for which a resolver may run.
             first, dropped, *others = row.changes
             dropped.snapshot()  # a progress that is dropped may be queued again
-            row.changes = [first, *others]
+            row.changes = first, *others
             self.dropped += 1
 
     def _drop_oldest(self) -> None:

@@ -105,7 +105,7 @@ class VersionTracker:
 
     def forget_base(self, location: Location) -> None:
         """Forget the fields of an entry."""
-        base = self._bases.pop(location, None)
+        base = self._bases.pop(location, None) if self._bases else None
         if base is not None:
             self._size -= base.size
 

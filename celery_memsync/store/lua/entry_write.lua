@@ -27,10 +27,11 @@
 -- ARGV[9]     counters  names of counters by first digit of the rank, each with a comma after it
 -- ARGV[10]    made     Redis's time when the call was made, ms, as the writer knows it
 -- ARGV[11]    lines    to which words of writes refer, see statistics.lua, each with a line feed after it
--- ARGV[12..]  2 for each write, words and body.  The body is not looked into; "" deletes.  The words are five lines, in the
---             first and the last a space between two:
---   time     Redis's time when the write was made, ms, as the writer knows it
---   serial   number of the write in its process
+-- ARGV[12]    serials  of each write its number in its process and that of its words, with a space after each
+-- ARGV[13..n+12]  body  of each write.  It is not looked into; "" deletes.
+-- ARGV[n+13]  m        number of words
+-- ARGV[n+14..n+m+13]  words  of one or more writes: six lines, in the fifth a space between two:
+--   time     Redis's time when the writes were made, ms, as the writer knows it
 --   where    slot in the record, or ":" and the field in the hash
 --   path     the entry's, or "" if that is its key; its changes are published there
 --   task     id of the task to which it belongs; "" for a user's own key
@@ -44,7 +45,7 @@
 --            us that the run took; "0" if that is not known
 --   wait     us that the run has waited; "0" if that is not counted
 --   counts   of a stage: five words, see run_words in statistics.lua; "" else
--- ARGV[2n+12..]  1 for each set of members, see members.lua
+-- ARGV[n+m+14..]  1 for each set of members, see members.lua
 --
 -- On a cluster only the keys of the entries are given, which are in one slot, and what follows from the entries is
 -- returned as index updates, for index_apply.lua.
@@ -75,11 +76,15 @@ local UNNOTICED = 1000
 local set_by = ARGV[10] - now_ms
 if math.abs(set_by) <= UNNOTICED then set_by = 0 end
 
--- The words of writes but for time and serial, by their text: many of a call have the same.
-local WORDS = "^([^\n]*)\n([^\n]*)\n([^\n]*)\n(%S+) (%S*) (%S+) (%S+) (%S+) (%S+) (%S+)\n(.*)$"
-local words = setmetatable({}, { __index = function(known, text)
-  known[text] = { string.match(text, WORDS) }
-  return known[text]
+-- The words of writes, by their number: many of a call have the same.
+local WORDS = "^(%d+)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(%S+) (%S*) (%S+) (%S+) (%S+) (%S+) (%S+)\n(.*)$"
+local words = setmetatable({}, { __index = function(known, at)
+  local given = { string.match(ARGV[13 + n + at], WORDS) }
+  local time = given[1]
+  -- A writer that does not know yet that the clock was set knows how long ago it was.
+  if set_by ~= 0 or time - now_ms > UNNOTICED then given[1] = whole(math.min(time - set_by, now_ms)) end
+  known[at] = given
+  return given
 end })
 
 local tally = {}
@@ -175,14 +180,18 @@ local function run_in(entries, own, run_key)
   return numbered(run_key, known)
 end
 
+-- Return in how many ms the name of a user's key expires: in whole ttls, so that few writes move it on.
+local function name_expiry(time, ttl_ms)
+  return (math.floor((time + ttl_ms) / ttl_ms) + 1) * ttl_ms - now_ms
+end
+
 -- Update the name of a user's key: once when it is made, and whenever it expires later by a ttl.
 local function update_name(path, before, stime, sttl, time, ttl_ms, deleted)
-  local expires = math.floor((time + ttl_ms) / ttl_ms) + 1
+  local expires = name_expiry(time, ttl_ms)
   if deleted then
     named[path] = false
-  elseif not before or sttl ~= ttl_ms or string.sub(before, -1) == "\n"
-      or math.floor((stime + sttl) / sttl) + 1 ~= expires then
-    named[path] = expires * ttl_ms - now_ms
+  elseif not before or sttl ~= ttl_ms or string.sub(before, -1) == "\n" or name_expiry(stime, sttl) ~= expires then
+    named[path] = expires
   end
 end
 
@@ -252,23 +261,49 @@ local function stored_ms_after(before)
   return math.max(clock_ms, before)
 end
 
+-- Return what entries of users' keys that their writers have not seen come to, or false if the words are of others: what is
+-- stored before and behind the serial, when they expire as names, and what is answered.
+local function plan_new(given)
+  local time, where, path, task, seen, run, rank, fence, ttl_ms = unpack(given)
+  if seen ~= "0@0" or where ~= "1" or path ~= "" or task ~= "" or run ~= "" then return false end
+  local stored_ms = stored_ms_after(0)
+  local text = header(1, "-", rank, fence, time, ttl_ms, stored_ms - time, writer .. ".\n", worker)
+  local first, last = string.match(text, "^(.*)\n(.*)$")
+  local version = stored_ms == now_ms and "1" or "1@" .. whole(stored_ms)
+  return { first, last .. "\n", name_expiry(time, ttl_ms), version, stored_ms }
+end
+
+-- Write a user's key that is new, which SET finds out by itself, and return what is answered; false if it is not.
+local function write_new(key, given, serial, body)
+  local plan = given.plan
+  if plan == nil then
+    plan = plan_new(given)
+    given.plan = plan
+  end
+  if not plan then return false end
+  local stored = plan[1] .. serial .. plan[2] .. body
+  if not redis.call("SET", key, stored, "PX", given[9], "NX") then return false end
+  local published = publish(prefix .. key, "1\n" .. stored)
+  note_state(key, plan[5], 1)
+  named[key] = body ~= "" and plan[3]
+  return published and plan[4] or { "unpublished", 1, whole(plan[5]) }
+end
+
 -- Write one entry and return what is answered.
-local function write(key, known, body, is_there)
-  local time, serial, rest = string.match(known, "^(%d+) (%d+)\n(.*)$")
-  local where, path, task, seen, run, rank, fence, ttl_ms, figure, wait, counts = unpack(words[rest])
+local function write(key, at, serial, body)
+  local given = words[at]
+  local answer = write_new(key, given, serial, body)
+  if answer then return answer end
+  local time, where, path, task, seen, run, rank, fence, ttl_ms, figure, wait, counts = unpack(given)
   if path == "" then path = key end
-  -- A writer that does not know yet that the clock was set knows how long ago it was.
-  if set_by ~= 0 or time - now_ms > UNNOTICED then time = whole(math.min(time - set_by, now_ms)) end
   local slot, field = tonumber(where), nil
-  -- A user's key that its writer has not seen is mostly new, which SET finds out by itself.
-  local is_new = not is_there and seen == "0@0" and slot == 1 and task == ""
   local entries, text, record
-  if not slot then
-    field = string.sub(where, 2)
-    text = redis.pcall("HGET", key, field)
-  elseif not is_new then
+  if slot then
     record = redis.pcall("GET", key)
     text = record
+  else
+    field = string.sub(where, 2)
+    text = redis.pcall("HGET", key, field)
   end
   if type(text) == "table" then
     if not was_foreign(text, key) then return { "error", text.err } end
@@ -348,11 +383,7 @@ local function write(key, known, body, is_there)
 
   local stored_ms = stored_ms_after(before_ms)
   local stored = header(version + 1, run, rank, fence, time, ttl_ms, stored_ms - time, writes, worker) .. "\n" .. body
-  if is_new then
-    if not redis.call("SET", key, stored, "PX", ttl_ms, "NX") then return write(key, known, body, true) end
-  else
-    is_new = store(key, entries, slot, field, stored, time, ttl_ms) or slot and not record
-  end
+  local is_new = store(key, entries, slot, field, stored, time, ttl_ms) or slot and not record
   local other = entries and slot < 3 and entries[3 - slot] or ""
   local published = publish(prefix .. path,
     where .. "\n" .. stored .. ((other == "" or other == "\n") and "" or "\n" .. other))
@@ -377,31 +408,32 @@ end
 -- Errors by place of the entry, for later writes must not overtake one that was refused.
 local refused = {}
 
-local function place_of(key, known)
-  return key .. "\n" .. string.match(known, "^[^\n]*\n([^\n]*)")
+local function place_of(key, at)
+  return key .. "\n" .. string.match(ARGV[13 + n + at], "^[^\n]*\n([^\n]*)")
 end
 
 -- Write one entry, or return why Redis refuses that: an entry that can't be written stops no other.
-local function write_alone(key, known, body)
-  local place = next(refused) and place_of(key, known)
+local function write_alone(key, at, serial, body)
+  local place = next(refused) and place_of(key, at)
   if place and refused[place] then return { "error", refused[place] } end
-  local fine, answer = pcall(write, key, known, body)
+  local fine, answer = pcall(write, key, at, serial, body)
   if not fine then answer = { "error", type(answer) == "table" and answer.err or tostring(answer) } end
-  if type(answer) == "table" and answer[1] == "error" then refused[place_of(key, known)] = answer[2] end
+  if type(answer) == "table" and answer[1] == "error" then refused[place_of(key, at)] = answer[2] end
   return answer
 end
 
 read_lines(ARGV[11])
-read_members(12 + 2 * n)
-local answers, versions = { tonumber(now[1]), tonumber(now[2]), "" }, {}
-for i = 1, n do
-  local answer = write_alone(KEYS[i], ARGV[10 + 2 * i], ARGV[11 + 2 * i])
-  local stored = type(answer) == "string"
-  if not stored and answer[1] == "error" and string.find(answer[2], "READONLY", 1, true) then
-    return redis.error_reply(answer[2])
+read_members(14 + n + ARGV[13 + n])
+local answers, versions, i = { tonumber(now[1]), tonumber(now[2]), "" }, {}, 0
+for serial, at in string.gmatch(ARGV[12], "(%d+) (%d+) ") do
+  i = i + 1
+  local answer = write_alone(KEYS[i], tonumber(at), serial, ARGV[12 + i])
+  if type(answer) == "string" then
+    versions[i] = answer
+  else
+    if answer[1] == "error" and string.find(answer[2], "READONLY", 1, true) then return redis.error_reply(answer[2]) end
+    versions[i], answers[#answers + 1] = "", answer
   end
-  versions[i] = stored and answer or ""
-  if not stored then answers[#answers + 1] = answer end
 end
 answers[3] = table.concat(versions, ",")
 if index then apply_updates() else answers[#answers + 1] = pack_updates() end

@@ -55,7 +55,7 @@ def test_every_write_is_refused_where_nothing_is_allowed(guarded, redis):
 
 
 def test_a_script_that_fails_in_one_write_makes_the_others(memsync, other):
-    broken = write("b", 2)._replace(serial="no number")
+    broken = write("b", 2)._replace(fence="no number")
 
     outcomes = memsync.runtime.store.write_entries([write("a", 1), broken, write("c", 3)])
 
