@@ -201,7 +201,10 @@ class EntryStore(ScriptCaller):
                      ttl_ms, figure, NO_COUNTS if counts is None else lines.words(counts))
             serials.append(f"{serial} {words.setdefault(given, len(words) + 1)} ")
         args[10:12] = lines.text(), "".join(serials)
-        args += (len(words), *map(_as_text, words))
+        args.append(len(words))
+        for time_ms, slot, field, path, task_id, seen, run, rank, fence, ttl_ms, figure, counted in words:
+            args.append(f"{time_ms}\n{slot or ':' + field}\n{path}\n{task_id}\n"
+                        f"{seen} {run} {rank} {fence} {ttl_ms} {figure} {counted}")
         sets = self._member_sets(writes)
         args += ["\n".join((key, *members)) for key, members in sets.items()]
         shared = self._shared_keys()
@@ -265,12 +268,6 @@ class EntryStore(ScriptCaller):
             The cursor to go on with, 0 at the end, and paths, some perhaps twice, some of keys that are gone.
         """
         return self._scan(self.keys.names, cursor, pattern)
-
-
-def _as_text(words: tuple[Any, ...]) -> str:
-    """Return the words of writes as the script takes them."""
-    time_ms, slot, field, path, task_id, seen, run, rank, fence, ttl_ms, figure, counts = words
-    return f"{time_ms}\n{slot or ':' + field}\n{path}\n{task_id}\n{seen} {run} {rank} {fence} {ttl_ms} {figure} {counts}"
 
 
 def split_page(page: bytes | None) -> list[bytes]:
