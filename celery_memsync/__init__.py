@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .exceptions import (
         ConflictError,
         InvalidKey,
+        InvalidToken,
         InvalidValue,
         LockError,
         LockLost,
@@ -45,8 +46,8 @@ __version__ = "0.1.0.dev0"
 __all__ = [
     "MemorySyncManager", "MemSync", "AsyncMemSync", "Lock", "MemsyncCollector",
     "Resolution", "Entry", "Group", "LockRecord", "WorkerRecord", "Workflow", "WorkflowNode",
-    "ConflictError", "InvalidKey", "InvalidValue", "LockError", "LockLost", "LockNotAcquired", "MemSyncError",
-    "NotInTask", "StoreError", "StoreRefused", "StoreUnavailable", "TaskCancelled", "ValueTooLarge",
+    "ConflictError", "InvalidKey", "InvalidToken", "InvalidValue", "LockError", "LockLost", "LockNotAcquired",
+    "MemSyncError", "NotInTask", "StoreError", "StoreRefused", "StoreUnavailable", "TaskCancelled", "ValueTooLarge",
 ]
 
 #: Modules of what is public, by name; errors have one.  That of MemSync also activates its app in a worker.

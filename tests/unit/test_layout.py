@@ -33,6 +33,7 @@ LAYERS = (
     ("spawned_child",),
     ("metrics",),
     ("cli",),
+    ("contrib",),
     ("__init__",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
