@@ -158,6 +158,11 @@ class ChangeListener:
 
     # -- hearing
 
+    @property
+    def is_up(self) -> bool:
+        """Whether Redis has answered on the connection on which it speaks, a few seconds ago at most."""
+        return time.monotonic() <= self.confirmed_at + TRUST
+
     def is_stale(self) -> bool:
         """Whether Redis has sent something that was not received yet."""
         line = self._line

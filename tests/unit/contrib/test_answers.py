@@ -4,11 +4,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_memsync import MemSync
 from celery_memsync.contrib.answers import MAX_TEXT, Answer, answer_of, document_of
 from celery_memsync.models.task import TaskRun
 from tests.support.runs import run_key
@@ -19,27 +17,6 @@ FIELDS = ["status", "ended", "percent", "current", "total", "message", "phase", 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda inner: st.lists(inner, max_size=3) |
     st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=5)
-
-
-@pytest.fixture
-def make_app(redis_url):
-    """Makes a MemSync of an app."""
-    made = []
-
-    def make(url=redis_url, **settings):
-        app = Celery("proj", set_as_current=False)
-        made.append(MemSync(app, backend=url, signing_key="0123456789abcdef", batch_interval=60.0, **settings))
-        return made[-1]
-
-    yield make
-    for memsync in made:
-        memsync.shutdown(0.5)
-        memsync.signals.disconnect()
-
-
-@pytest.fixture
-def app(make_app):
-    return make_app()
 
 
 def answer(memsync, task_id="t1", **options):
