@@ -8,12 +8,12 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from celery_memsync.contrib import answers, asgi
+from celery_memsync.contrib import answers, asgi, live_tasks
 from tests.support.proj import app as celery_app
 
 if longest := os.environ.get("MEMSYNC_TEST_LONGEST_TEXT"):
     # So that many large events come in a second.
-    answers.MAX_TEXT, asgi.READ_PAUSE = int(longest), 0.0
+    answers.MAX_TEXT, live_tasks.READ_PAUSE = int(longest), 0.0
 
 endpoint = asgi.progress(celery_app.memsync, max_streams=int(os.environ.get("MEMSYNC_TEST_STREAMS", "1000")))
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 import asyncio
 import json
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.routing import Mount, Route
-from starlette.testclient import TestClient
-from starlette.websockets import WebSocketDisconnect
 
-from celery_memsync.contrib import asgi
+from celery_memsync.contrib import asgi, live_tasks
 from celery_memsync.contrib.answers import MAX_TEXT
 from tests.support.event_streams import Parser, Request
 from tests.support.poison import HOSTILE
@@ -31,12 +30,22 @@ def site(app):
 @pytest.fixture
 def quick(monkeypatch):
     """Streams that send comments, and look for Redis, many times a second."""
-    for name, seconds in (("KEEP_ALIVE", 0.05), ("LOOK_INTERVAL", 0.05), ("READ_PAUSE", 0.01)):
-        monkeypatch.setattr(asgi, name, seconds)
+    for module, name, seconds in (
+        (asgi, "KEEP_ALIVE", 0.05), (live_tasks, "LOOK_INTERVAL", 0.05), (live_tasks, "READ_PAUSE", 0.01)):
+        monkeypatch.setattr(module, name, seconds)
 
 
 def path_of(app, task_id="t1", **options):
     return f"/progress/{app.token(task_id, **options)}"
+
+
+def fetch(site, path, method="GET", **headers):
+    """Return the answer to a request that ends."""
+    async def request():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(site), base_url="http://test") as client:
+            return await client.request(method, path, headers=headers)
+
+    return asyncio.run(request())
 
 
 def publish(app, task_id="t1", percent=None, **state):
@@ -69,10 +78,10 @@ def test_stream_sends_each_change_and_the_end(app, site):
 def test_ended_task_is_one_event(app, site):
     publish(app, percent=100, status="SUCCESS")
 
-    body = TestClient(site).get(path_of(app), headers={"accept": "text/event-stream"}).text
+    body = fetch(site, path_of(app), accept="text/event-stream").content
 
     parser = Parser()
-    parser.feed(body.encode())
+    parser.feed(body)
     assert [event.name for event in parser.events] == ["end"]
 
 
@@ -84,7 +93,7 @@ def test_ended_task_is_one_event(app, site):
 def test_endpoint_is_a_route_or_mounted_in_starlette_and_fastapi(app, site_of, path):
     publish(app, percent=40, status="STARTED")
 
-    answer = TestClient(site_of(asgi.progress(app))).get(path.format(app.token("t1")))
+    answer = fetch(site_of(asgi.progress(app)), path.format(app.token("t1")))
 
     assert answer.json()["percent"] == 40
 
@@ -97,8 +106,8 @@ def added(site, method, path, endpoint):
 def test_request_for_json_gets_what_a_stream_sends(app, site):
     publish(app, percent=40, status="STARTED")
 
-    answer = TestClient(site).get("/progress", params={"token": app.token("t1")})
-    unknown = TestClient(site).get(path_of(app, "never-sent"))
+    answer = fetch(site, f"/progress?token={app.token('t1')}")
+    unknown = fetch(site, path_of(app, "never-sent"))
 
     assert (answer.status_code, answer.json()["percent"], answer.json()["message"]) == (200, 40, "at 40")
     assert answer.headers["cache-control"] == "no-store"
@@ -107,10 +116,9 @@ def test_request_for_json_gets_what_a_stream_sends(app, site):
 
 @pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
 def test_request_without_a_valid_token_is_refused_with_json(app, site, accept):
-    client = TestClient(site, headers={"accept": accept})
     good = app.token("t1")
 
-    missing, forged, cut, expired = (client.get(path) for path in (
+    missing, forged, cut, expired = (fetch(site, path, accept=accept) for path in (
         "/progress", f"/progress/0{good[1:] if good[0] != '0' else '1' + good[1:]}", f"/progress/{good[:-1]}",
         path_of(app, max_age=1e-6)))
 
@@ -120,17 +128,22 @@ def test_request_without_a_valid_token_is_refused_with_json(app, site, accept):
 
 
 def test_other_methods_are_not_allowed(app, site):
-    client = TestClient(site)
-
-    assert client.post(path_of(app)).status_code == 405
-    assert client.head(path_of(app), headers={"accept": "text/event-stream"}).status_code == 200
+    assert fetch(site, path_of(app), "POST").status_code == 405
+    assert fetch(site, path_of(app), "HEAD", accept="text/event-stream").status_code == 200
 
 
 def test_websocket_is_closed(app):
-    client = TestClient(Starlette(routes=[Mount("/progress", asgi.progress(app))]))
+    sent = []
 
-    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/progress/x"):
-        pass
+    async def connect():
+        async def send(message):
+            sent.append(message["type"])
+
+        await asgi.progress(app)({"type": "websocket"}, None, send)
+
+    asyncio.run(connect())
+
+    assert sent == ["websocket.close"]
 
 
 # -- how long a stream goes on
@@ -263,6 +276,18 @@ def test_client_that_reads_nothing_is_left(app, site, monkeypatch):
     assert (site.progress.streams, len(app.runtime.subscriptions)) == (0, 0)
 
 
+def test_shutdown_of_the_manager_ends_its_streams(app, site):
+    async def follow():
+        stream = Request(site, path_of(app))
+        await stream.wait_for(lambda event: True)
+        while len(app.runtime.subscriptions) < 2:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(app.shutdown)
+        return await stream.end()
+
+    assert asyncio.run(follow()).events[-1].name == "progress"
+
+
 # -- Redis is away
 
 def test_stream_says_that_redis_is_away_and_names_no_address(make_app):
@@ -291,7 +316,7 @@ def test_no_text_of_a_task_breaks_the_framing(app, site, text):
     app.sync_task_state("t1", {"status": "SUCCESS"})
     app.force_sync()
 
-    body = TestClient(site).get(path_of(app), headers={"accept": "text/event-stream"}).content
+    body = fetch(site, path_of(app), accept="text/event-stream").content
 
     parser = Parser()
     parser.feed(body)
