@@ -47,7 +47,7 @@ def answer_of(memsync: MemSync, token: str | None, exceptions: bool = False) -> 
 
     Args:
         token: None: there is none.
-        exceptions: As in :func:`document_of`.
+        exceptions: Whether type and message of the exception of the task are shown.
     """
     try:
         task_id = memsync.check_token(token or "")

@@ -44,6 +44,11 @@ def track_keeps_the_type_of_items() -> None:
         assert_type(item, str)
 
 
+def tokens_are_texts() -> None:
+    assert_type(memsync.token("t1"), str)
+    assert_type(memsync.check_token(memsync.token("t1", max_age=60)), str)
+
+
 def manager_returns_records() -> None:
     with MemorySyncManager(worker_id="w1") as manager:
         assert_type(manager, MemorySyncManager)
