@@ -38,7 +38,7 @@ def server(tmp_path, own_server):
 def test_page_of_the_documentation_streams_a_task(server):
     with urllib.request.urlopen(server.url) as answer:
         page, policy = answer.read().decode(), answer.headers["content-security-policy"]
-    with urllib.request.urlopen(f"{server.url}/conversions", data=b"") as answer:
+    with urllib.request.urlopen(f"{server.url}/start", data=b"") as answer:
         token = json.load(answer)["token"]
 
     async def follow():
