@@ -43,10 +43,11 @@ class Stream:
         sent: The id of the last event that it has received.
     """
 
-    def __init__(self, tasks: LiveTasks, memsync: MemSync, token: str, sent: str | None) -> None:
+    def __init__(self, tasks: LiveTasks, memsync: MemSync, token: str, task_id: str, sent: str | None) -> None:
         self._tasks = tasks
         self._memsync = memsync
         self._token = token
+        self._task_id = task_id
         self._sent = sent
         self._is_away = False
         self._is_stopped = False
@@ -59,9 +60,8 @@ class Stream:
 
     async def events(self) -> AsyncIterator[ServerSentEvent]:
         """Yield events until the task has ended, the token has expired or the server stops."""
-        task_id = self._memsync.check_token(self._token)
         yield ServerSentEvent(comment="", retry=random.choice(RETRY_MS))  # noqa: S311 - it is no secret
-        with self._tasks.follow(task_id, self._news) as task:
+        with self._tasks.follow(self._task_id, self._news) as task:
             while self._goes_on() and not task.reading.done():
                 self._news.clear()
                 for event in self._events_of(task):
@@ -126,29 +126,32 @@ class Progress:
         if request.method not in ("GET", "HEAD"):
             return _json(Answer(405, {"error": "only GET is allowed"}, {**HEADERS, "Allow": "GET, HEAD"}))
         token = request.path_params.get("token") or request.query_params.get("token") or ""
-        sent = request.headers.get("last-event-id")
-        wants_stream = request.method == "GET" and "text/event-stream" in request.headers.get("accept", "")
-        tasks = self._tasks_of_loop()
         try:
             task_id = self._memsync.check_token(token)
-            shown = await tasks.read(task_id) if sent or not wants_stream else None
         except InvalidToken as exc:
             return _json(refusal_of(token, exc))
-        except StoreError:
-            shown = None
-        if wants_stream:
-            return self._stream(tasks, token, sent, shown)
+        if request.method == "GET" and "text/event-stream" in request.headers.get("accept", ""):
+            return await self._stream(token, task_id, request.headers.get("last-event-id"))
+        shown = await self._read(task_id)
         return _json(Answer(200, json.loads(shown.data)) if shown else Answer.later(UNKNOWN))
 
-    def _stream(self, tasks: LiveTasks, token: str, sent: str | None, shown: Shown | None) -> Response:
+    async def _stream(self, token: str, task_id: str, sent: str | None) -> Response:
+        shown = await self._read(task_id) if sent else None
         if shown is not None and shown.ended and shown.id == sent:
             return Response(status_code=204, headers=HEADERS)  # a browser does not connect again
         if self.streams >= self._max_streams:
             return _json(Answer.later({"error": "there are too many streams at the moment"}))
-        stream = Stream(tasks, self._memsync, token, sent)
+        stream = Stream(self._tasks_of_loop(), self._memsync, token, task_id, sent)
         return EventSourceResponse(
             stream.events(), headers=HEADERS, ping=0, send_timeout=SEND_TIMEOUT, shutdown_event=cast(Any, stream),
             shutdown_grace_period=END_TIMEOUT)
+
+    async def _read(self, task_id: str) -> Shown | None:
+        """Return what is shown of a task, or None while Redis is away."""
+        try:
+            return await self._tasks_of_loop().read(task_id)
+        except StoreError:
+            return None
 
     def _tasks_of_loop(self) -> LiveTasks:
         loop = asyncio.get_running_loop()

@@ -7,6 +7,7 @@ import uuid
 
 import pytest
 
+from celery_memsync.store.acl import rules
 from tests.support.publishing import publish_state
 from tests.support.waiting import eventually
 from tests.support.web_server import Client, WebServer, until
@@ -24,17 +25,18 @@ MAX_CONNECTIONS = 20
 END_LIMIT = 2.0
 
 
-def add_user(store):
-    """Give the web process a user of its own in Redis, so that its connections are known."""
-    with store.client() as client:
-        client.execute_command("ACL", "SETUSER", "web", "on", ">secret", "+@all", "~*", "&*")
+def add_user(fleet):
+    """Give the web process a user of its own in Redis, with the documented rights, so that its connections are known."""
+    with fleet.store.client() as client:
+        client.execute_command("ACL", "SETUSER", "web", "on", ">secret", *rules(fleet.name))
 
 
 @pytest.fixture
 def fleet(make_fleet, own_store):
     """A fleet with a Redis of this test's own."""
-    add_user(own_store)
-    return make_fleet(store=own_store)
+    fleet = make_fleet(store=own_store)
+    add_user(fleet)
+    return fleet
 
 
 @pytest.fixture
@@ -157,15 +159,26 @@ def test_slow_clients_cost_bounded_memory(fleet, make_server):
     assert grown < 20 * 1024 * 1024
 
 
-def test_streams_survive_a_redis_that_is_killed(fleet, server):
+def kill(store):
+    store.kill()
+    return store.start
+
+
+def pause(store):
+    store.pause()
+    return store.resume
+
+
+@pytest.mark.parametrize("stop", [kill, pause])
+def test_streams_survive_a_redis_that_stops(fleet, server, stop):
     async def outlive():
         clients = await connect_all(fleet, server, ["t1", "t2"])
-        await asyncio.to_thread(fleet.store.kill)
+        go_on = await asyncio.to_thread(stop, fleet.store)
         await until(lambda: all(client.names[-1] == "away" for client in clients))
         late = await Client.connect(server, path_of(fleet, "t1"))
         await until(lambda: late.names == ["away"])
-        await asyncio.to_thread(fleet.store.start)
-        add_user(fleet.store)
+        await asyncio.to_thread(go_on)
+        add_user(fleet)
         await until(lambda: all(client.names[-1] == "progress" for client in (*clients, late)), timeout=40)
         await asyncio.to_thread(publish_state, fleet, "t1", "SUCCESS")
         await until(lambda: clients[0].has_ended and late.has_ended)
