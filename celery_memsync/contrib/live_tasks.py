@@ -77,8 +77,9 @@ class LiveTasks:
         self._exceptions = exceptions
         self._tasks: dict[str, LiveTask] = {}
         self._looking: asyncio.Task[None] | None = None
-        #: Whether Redis was not there at the last look; then nothing is read.
-        self._is_lost = False
+        #: Whether changes have been received since the first task was followed, and were not at the last look.  While that
+        #: is so, nothing is read.
+        self._has_connected = self._is_lost = False
 
     async def read(self, task_id: str) -> Shown:
         """Read what is shown of a task.
@@ -129,6 +130,7 @@ class LiveTasks:
     async def _watch(self, key: str, task: LiveTask) -> None:
         try:
             async with self._aio.watch(key) as changes:
+                self._is_connected()
                 task.changed.set()  # what changed before this was subscribed to may have been read too early
                 async for _ in changes:
                     task.changed.set()
@@ -139,8 +141,13 @@ class LiveTasks:
         """Have tasks read again when Redis has gone away, when it is back, and while they could not be read."""
         while self._tasks:
             await asyncio.sleep(LOOK_INTERVAL)
-            was_lost, self._is_lost = self._is_lost, not self._memsync.runtime.subscriptions.is_connected
+            was_lost, self._is_lost = self._is_lost, not self._is_connected() and self._has_connected
             for task in self._tasks.values():
                 if self._is_lost != was_lost or task.is_away and not self._is_lost:
                     task.changed.set()
-        self._looking, self._is_lost = None, False
+        self._looking, self._is_lost, self._has_connected = None, False, False
+
+    def _is_connected(self) -> bool:
+        is_connected = self._memsync.runtime.subscriptions.is_connected
+        self._has_connected = self._has_connected or is_connected
+        return is_connected
