@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from celery_memsync.contrib.answers import MAX_TEXT, Answer, answer_of, document_of
@@ -93,6 +93,7 @@ def test_document_of_any_json_has_its_fields_and_is_json(state, progress):
 @given(names=st.fixed_dictionaries({}, optional=dict.fromkeys(
     ("status", "progress", "current", "total", "message", "phase", "started_at", "updated_at", "phase_started_at",
      "stalled_at", "eta", "phase_number", "fields", "exception", "type"), values)))
+@example(names={"progress": 5e-324, "started_at": 0.0, "updated_at": 1e9})  # its ETA is infinite
 def test_document_of_known_fields_of_wrong_types_has_texts_and_numbers_only(names):
     document = document_of({**names, "exception": names}, names, exceptions=True)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.routing import Mount, Route
 
+from celery_memsync.aio import watch
 from celery_memsync.contrib import asgi, live_tasks
 from celery_memsync.contrib.answers import MAX_TEXT
 from tests.support.event_streams import Parser, Request
@@ -305,6 +306,24 @@ def test_stream_says_that_redis_is_away_and_names_no_address(make_app):
     assert (stream.status, event.name, event.content) == (200, "away", {"error": "the progress is unknown at the moment"})
     assert (single.status, single.content) == (503, event.content)
     assert b"127.0.0.1" not in stream.body + single.body and b"hunter2" not in stream.body + single.body
+
+
+@pytest.mark.usefixtures("quick")
+def test_stream_that_began_without_redis_goes_on_when_redis_is_there(make_app, own_server, monkeypatch):
+    monkeypatch.setattr(watch, "CONFIRM_TIMEOUT", 0.0)  # when the watches have begun, nothing else has the task read
+    own_server.stop()
+    app = make_app(own_server.url)
+    site = Starlette(routes=[Route("/progress/{token}", asgi.progress(app))])
+
+    async def follow():
+        stream = Request(site, path_of(app, "never-sent"))
+        await stream.wait_for(lambda event: event.name == "away")
+        await asyncio.to_thread(own_server.start)
+        event = await stream.wait_for(lambda event: event.name == "progress")
+        await stream.leave()
+        return event
+
+    assert asyncio.run(follow()).content["status"] == "PENDING"
 
 
 # -- hostile data
