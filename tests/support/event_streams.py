@@ -8,6 +8,8 @@ import json
 import re
 from typing import NamedTuple
 
+import httpx
+
 
 class Event(NamedTuple):
     """An event as an ``EventSource`` dispatches it."""
@@ -135,3 +137,12 @@ class Request:
     @property
     def content(self):
         return json.loads(self.body)
+
+
+def fetch(site, path, method="GET", **headers):
+    """Return the answer to a request that ends."""
+    async def request():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(site), base_url="http://test") as client:
+            return await client.request(method, path, headers=headers)
+
+    return asyncio.run(request())

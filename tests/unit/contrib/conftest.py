@@ -1,10 +1,13 @@
-"""Fixtures: a MemSync whose tokens are signed."""
+"""Fixtures: a MemSync whose tokens are signed, and an application that shows its tasks."""
 from __future__ import annotations
 
 import pytest
 from celery import Celery
+from starlette.applications import Starlette
+from starlette.routing import Route
 
 from celery_memsync import MemSync
+from celery_memsync.contrib import asgi, live_tasks
 
 
 @pytest.fixture
@@ -27,3 +30,20 @@ def make_app(redis_url):
 def app(make_app):
     """A MemSync on the Redis of the test."""
     return make_app()
+
+
+@pytest.fixture
+def site(app):
+    """An application with the endpoint, which is its ``progress``."""
+    endpoint = asgi.progress(app)
+    site = Starlette(routes=[Route("/progress/{token}", endpoint), Route("/progress", endpoint)])
+    site.progress = endpoint
+    return site
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Streams that send comments, and look for Redis, many times a second."""
+    for module, name, seconds in (
+        (asgi, "KEEP_ALIVE", 0.05), (live_tasks, "LOOK_INTERVAL", 0.05), (live_tasks, "READ_PAUSE", 0.01)):
+        monkeypatch.setattr(module, name, seconds)
