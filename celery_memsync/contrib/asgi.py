@@ -133,7 +133,9 @@ class Progress:
         if request.method == "GET" and "text/event-stream" in request.headers.get("accept", ""):
             return await self._stream(token, task_id, request.headers.get("last-event-id"))
         shown = await self._read(task_id)
-        return _json(Answer(200, json.loads(shown.data)) if shown else Answer.later(UNKNOWN))
+        if shown is None:
+            return _json(Answer.later(UNKNOWN))
+        return Response(shown.data, headers=HEADERS, media_type="application/json")
 
     async def _stream(self, token: str, task_id: str, sent: str | None) -> Response:
         shown = await self._read(task_id) if sent else None

@@ -98,7 +98,8 @@ class LiveTasks:
         if task is None:
             task = self._tasks[task_id] = LiveTask()
             task.reading = asyncio.create_task(self._keep_read(task_id, task))
-            self._looking = self._looking or asyncio.create_task(self._look())
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.create_task(self._look())
         task.streams.add(stream)
         try:
             yield task
@@ -130,7 +131,7 @@ class LiveTasks:
     async def _watch(self, key: str, task: LiveTask) -> None:
         try:
             async with self._aio.watch(key) as changes:
-                self._is_connected()
+                self._note_connection()
                 task.changed.set()  # what changed before this was subscribed to may have been read too early
                 async for _ in changes:
                     task.changed.set()
@@ -141,13 +142,14 @@ class LiveTasks:
         """Have tasks read again when Redis has gone away, when it is back, and while they could not be read."""
         while self._tasks:
             await asyncio.sleep(LOOK_INTERVAL)
-            was_lost, self._is_lost = self._is_lost, not self._is_connected() and self._has_connected
+            was_lost, self._is_lost = self._is_lost, not self._note_connection() and self._has_connected
             for task in self._tasks.values():
                 if self._is_lost != was_lost or task.is_away and not self._is_lost:
                     task.changed.set()
-        self._looking, self._is_lost, self._has_connected = None, False, False
+        self._is_lost = self._has_connected = False
 
-    def _is_connected(self) -> bool:
+    def _note_connection(self) -> bool:
+        """Return whether changes are received."""
         is_connected = self._memsync.runtime.subscriptions.is_connected
         self._has_connected = self._has_connected or is_connected
         return is_connected
