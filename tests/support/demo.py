@@ -1,5 +1,4 @@
 """Run a script of the example project as a user does, and see what is left of it."""
-"""Runs of the example project."""
 from __future__ import annotations
 
 import json
