@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .exceptions import (
         ConflictError,
         InvalidKey,
+        InvalidToken,
         InvalidValue,
         LockError,
         LockLost,
@@ -74,8 +75,8 @@ __all__ = [
     "QueueLists", "ProcessMetrics", "WriterCounts", "CacheMetrics",
     "WorkerCapacity", "RunningTask", "WorkerWrites", "HeldMessages",
     "LockDict", "WorkerDict", "GroupDict", "WorkflowDict", "WorkflowNodeDict",
-    "ConflictError", "InvalidKey", "InvalidValue", "LockError", "LockLost", "LockNotAcquired", "MemSyncError",
-    "NotInTask", "StoreError", "StoreRefused", "StoreUnavailable", "TaskCancelled", "ValueTooLarge",
+    "ConflictError", "InvalidKey", "InvalidToken", "InvalidValue", "LockError", "LockLost", "LockNotAcquired",
+    "MemSyncError", "NotInTask", "StoreError", "StoreRefused", "StoreUnavailable", "TaskCancelled", "ValueTooLarge",
 ]
 
 #: Modules of what is public, by name; errors have one.  That of MemSync also activates its app in a worker.

@@ -24,6 +24,7 @@ from .integration.sent_groups import count_sent_groups
 from .integration.task_signals import TaskSignals
 from .keys import is_id
 from .manager import MemorySyncManager
+from .records.task_tokens import TOKEN_AGE, TaskTokens
 from .user_code import ends_here
 from .writing.bad_values import refuse
 
@@ -258,6 +259,31 @@ class MemSync(AppManager):
             return
         if task is None or task.request.called_directly or is_id(task.request.id):
             refuse(NotInTask(call), None if self.strict else "-")
+
+    # -- for web pages
+
+    def token(self, task_id: str, max_age: float = TOKEN_AGE) -> str:
+        """Return a signed text, fit for a URL, that lets its bearer see how far a task is, and nothing else.
+
+        It needs no Redis, and the task need not be sent yet.  It can't be revoked, but by another ``memsync_signing_key``.
+
+        Args:
+            max_age: Seconds for which it is valid, by the clock of this process.
+
+        Raises:
+            ImproperlyConfigured: Without ``memsync_signing_key``.
+        """
+        return TaskTokens(self.settings).make(task_id, max_age)
+
+    def check_token(self, token: str) -> str:
+        """Return the id of the task that a token is of.
+
+        Raises:
+            InvalidToken: If none of the keys of ``memsync_signing_key`` has signed it for this namespace, or it has expired
+                by the clock of this process.
+            ImproperlyConfigured: Without ``memsync_signing_key``.
+        """
+        return TaskTokens(self.settings).check(token)
 
     # -- for activation and pool children
 

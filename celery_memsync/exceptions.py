@@ -13,6 +13,7 @@
     * InvalidKey           a key, id or pattern that can't be used (a ValueError too)
     * InvalidValue         a value that JSON can't hold (a ValueError and a TypeError too)
         * ValueTooLarge    a value above ``memsync_max_value_size``
+    * InvalidToken         a token of a task that is not valid, or not any more (a ValueError too)
 
 A wrong setting raises :exc:`celery.exceptions.ImproperlyConfigured`.  A task that is
 skipped raises :exc:`Skipped`, which Celery takes as its own :exc:`~celery.exceptions.Ignore`.
@@ -28,7 +29,7 @@ from .types import LockFacts
 
 __all__ = [
     "MemSyncError", "StoreError", "StoreUnavailable", "StoreRefused", "ConflictError", "LockError", "LockNotAcquired",
-    "LockLost", "NotInTask", "TaskCancelled", "InvalidKey", "InvalidValue", "ValueTooLarge",
+    "LockLost", "NotInTask", "TaskCancelled", "InvalidKey", "InvalidValue", "ValueTooLarge", "InvalidToken",
 ]
 
 
@@ -226,6 +227,21 @@ class ValueTooLarge(InvalidValue):
         )
         self.size = size
         self.limit = limit
+
+
+class InvalidToken(MemSyncError, ValueError):
+    """A token of a task is not valid; why is not said, because strangers may read it.
+
+    Args:
+        expired: Whether it was valid once.
+    """
+
+    def __init__(self, expired: bool = False) -> None:
+        super().__init__(expired)
+        self.expired = expired
+
+    def __str__(self) -> str:
+        return "the token has expired; a new one is needed" if self.expired else "the token is not valid"
 
 
 class Skipped(Ignore):  # type: ignore[misc]

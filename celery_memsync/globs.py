@@ -7,10 +7,18 @@ from collections.abc import Callable
 
 from .exceptions import InvalidKey
 
+#: Letters of a glob that stand for others; a pattern without them matches itself alone.
+GLOB_LETTERS = "*?[\\"
+
 
 def shown_text(value: str) -> str:
     """Return a text as an error shows it: in ASCII, and cut."""
     return ascii(value if len(value) <= 60 else value[:57] + "...")
+
+
+def is_glob(pattern: str) -> bool:
+    """Return whether a pattern may match anything but itself."""
+    return any(letter in pattern for letter in GLOB_LETTERS)
 
 
 def matcher(pattern: str) -> Callable[[str], object]:

@@ -19,8 +19,8 @@ exclude_patterns = ["pictures/*.py"]
 nitpicky = True
 # Names of other packages, of type variables, and of what is inside of this package.
 nitpick_ignore_regex = [
-    ("py:.*", r"(celery|kombu|redis|typing|collections|dataclasses|str)\b.*"),
-    ("py:.*", r"celery_memsync\.(\w+\.)*(T|F|OnChange|OnInvalidate|Handler|Settings|Environment)"),
+    ("py:.*", r"(celery|django|kombu|redis|typing|collections|dataclasses|str)\b.*"),
+    ("py:.*", r"celery_memsync\.(\w+\.)*(T|F|Progress|OnChange|OnInvalidate|Handler|Settings|Environment)"),
     ("py:.*", r"ImproperlyConfigured|LockNotAcquired\.facts"),
 ]
 

@@ -91,7 +91,9 @@ def percent_of(current: float | None, total: float | None) -> float | None:
     """Return how many percent are done, or None while the total is unknown."""
     if total is None or current is None:
         return None
-    return 100.0 if current >= total else 100 * current / total
+    if current >= total:
+        return 100.0
+    return 100 * current / total if total else 0.0
 
 
 def _is_number(figure: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from ..background_loop import BackgroundLoop, Wakeup
 from ..deadline import remaining
 from ..exceptions import StoreError, StoreUnavailable
+from ..globs import is_glob
 from ..store import Store
 from ..store.push import INVALIDATIONS, PushConnection, PushTarget, TrackedConnection
 
@@ -157,6 +158,11 @@ class ChangeListener:
 
     # -- hearing
 
+    @property
+    def is_up(self) -> bool:
+        """Whether Redis has answered on the connection on which it speaks, a few seconds ago at most."""
+        return time.monotonic() <= self.confirmed_at + TRUST
+
     def is_stale(self) -> bool:
         """Whether Redis has sent something that was not received yet."""
         line = self._line
@@ -262,10 +268,11 @@ class ChangeListener:
             self._subscribed = wanted
             self._unconfirmed.update(new)
         prefix = self.store.prefix
+        # Redis compares each message with each pattern (measured: 100 us for 500 of them), but finds a channel by its name.
         for pattern in new:
-            line.send_command("PSUBSCRIBE", prefix + pattern)
+            line.send_command("PSUBSCRIBE" if is_glob(pattern) else "SUBSCRIBE", prefix + pattern)
         for pattern in old:
-            line.send_command("PUNSUBSCRIBE", prefix + pattern)
+            line.send_command("PUNSUBSCRIBE" if is_glob(pattern) else "UNSUBSCRIBE", prefix + pattern)
 
     def _take(self, message: Any) -> bool:
         if isinstance(message, Exception):
@@ -277,9 +284,9 @@ class ChangeListener:
             # Redis names keys in a list; a text was published by a client.
             if keys is None or isinstance(keys, list):
                 self.on_invalid(None if keys is None else [key.decode(errors="replace") for key in keys])
-        elif kind == b"pmessage":
-            self.on_message(self._unprefixed(message[1]), self._unprefixed(message[2]), message[3])
-        elif kind == b"psubscribe":
+        elif kind in (b"message", b"pmessage"):
+            self.on_message(self._unprefixed(message[1]), self._unprefixed(message[-2]), message[-1])
+        elif kind in (b"subscribe", b"psubscribe"):
             pattern = self._unprefixed(message[1])
             with self._mutex:
                 self._unconfirmed -= Counter([pattern])

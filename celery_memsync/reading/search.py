@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from ..exceptions import InvalidKey
-from ..globs import matcher
+from ..globs import GLOB_LETTERS, is_glob, matcher
 from ..keys import AGENTS, COORDINATION, METRICS, PROGRESS, QUEUE, STATE, Location
 from ..models.entry import Entry
 from .projections import entry_of
@@ -47,11 +47,11 @@ class Search:
         Nothing goes through all keys of Redis: tasks and users' keys are found
         by their indexes.
         """
-        if not any(letter in pattern for letter in "*?[\\"):
+        if not is_glob(pattern):
             yield from self._survey_paths([pattern])
             return
         root = self.keys.full("x")[:-1]
-        fixed = pattern[:min(at for letter in "*?[\\" if (at := pattern.find(letter)) >= 0)]
+        fixed = pattern[:min(at for letter in GLOB_LETTERS if (at := pattern.find(letter)) >= 0)]
         tasks = f"{root}tasks/"
         task_ids: set[str] = set()
         if _may_meet(fixed, tasks):

@@ -87,6 +87,11 @@ class Subscriptions:
         return len(self._subscriptions)
 
     @property
+    def is_connected(self) -> bool:
+        """Whether Redis has answered on the connection for changes, a few seconds ago at most."""
+        return self.link.is_up
+
+    @property
     def skipped(self) -> int:
         """Number of changes that were never delivered, because newer ones came before a handler was ready."""
         with self._mutex:

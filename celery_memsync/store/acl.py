@@ -8,8 +8,8 @@ COMMANDS = (
     "bitfield", "client|id", "client|tracking", "del", "evalsha", "get", "getrange", "hdel", "hget", "hgetall", "hincrby",
     "hincrbyfloat", "hrandfield", "hscan", "hset", "info", "llen", "lpop", "lpos", "lrange", "lrem", "pexpire", "ping",
     "psubscribe", "pttl", "publish", "pubsub|numsub", "punsubscribe", "rename", "rpush", "script|load", "set",
-    "subscribe", "time", "unlink", "xadd", "xrevrange", "zadd", "zcount", "zmscore", "zpopmin", "zrange", "zrangebyscore",
-    "zrank", "zrem", "zremrangebyscore", "zscan", "zscore",
+    "subscribe", "time", "unlink", "unsubscribe", "xadd", "xrevrange", "zadd", "zcount", "zmscore", "zpopmin", "zrange",
+    "zrangebyscore", "zrank", "zrem", "zremrangebyscore", "zscan", "zscore",
 )
 
 #: Rights that are no commands.
@@ -68,9 +68,10 @@ def probes(key: str, channel: str) -> list[Probe]:
         "zadd": (key, "1", "a"), "zcount": (key, "0", "1"), "zmscore": (key, "a"), "zrange": (key, "0", "1"),
         "zrangebyscore": (key, "0", "1"), "zrank": (key, "a"), "zrem": (key, "a"),
         "zremrangebyscore": (key, "0", "1"), "zscan": (key, "0"), "zscore": (key, "a"),
-        "psubscribe": (channel,), "punsubscribe": (channel,), "subscribe": (channel,),
+        "psubscribe": (channel,), "punsubscribe": (channel,), "subscribe": (channel,), "unsubscribe": (channel,),
     }
-    last = ("pexpire", "unlink", "del", "subscribe", "psubscribe", "punsubscribe")  # after that no other command is allowed
+    # After the last ones no other command is allowed.
+    last = ("pexpire", "unlink", "del", "subscribe", "psubscribe", "punsubscribe", "unsubscribe")
     order = ["set", *(one for one in COMMANDS if one not in ("set", *last)), *last]
     return [Probe(one, (*one.upper().split("|"), *arguments.get(one, (key,)))) for one in order]
 

@@ -16,7 +16,7 @@ PAGES = ("quickstart.md", "howto/progress.md", "howto/locks.md", "howto/workflow
     "howto/backup.md", "howto/agents.md"), ()))
 
 #: Pages that need no worker.
-BY_HAND = ("howto/changes.md", "howto/queue.md", "howto/cache.md")
+BY_HAND = ("howto/changes.md", "howto/queue.md", "howto/cache.md", "howto/security.md")
 
 
 @pytest.mark.parametrize("path", PAGES)

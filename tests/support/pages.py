@@ -14,7 +14,10 @@ from tests.support.paths import ROOT
 ADDRESS = "redis://localhost:6379"
 
 #: First line of a block that belongs into a file.
-FILE = re.compile(r"# (\w+\.py)\b")
+FILE = re.compile(r"(?:#|//|<!--) ([\w/]+\.\w+)\b")
+
+#: Languages of such blocks.
+LANGUAGES = ("python", "html", "javascript")
 
 #: What the examples read from the environment.
 SECRETS = {"SIGNING_KEY": "0123456789abcdef-docs"}
@@ -32,8 +35,8 @@ for command in sys.argv[1:]:
 class Page:
     """The examples of one page, put where they can be run.
 
-    A Python block whose first line is ``# name.py`` goes into that file, after
-    what earlier blocks put there; any other is a script.
+    A block whose first line is ``# name.py``, ``// name.js`` or ``<!-- name.html -->``
+    goes into that file, after what earlier blocks put there; any other of Python is a script.
     """
 
     def __init__(self, path, folder, server):
@@ -41,14 +44,18 @@ class Page:
         self.text = Path(path).read_text()
         self.address = server.url.rpartition("/")[0]
         self.scripts = []
-        for code in self._blocks("python"):
-            code = code.replace(ADDRESS, self.address)
-            name = FILE.match(code)
-            if name is None:
-                self.scripts.append(code)
-            else:
-                with open(folder / name.group(1), "a") as file:
-                    file.write(code + "\n\n")
+        for language in LANGUAGES:
+            for code in self._blocks(language):
+                self._put(language, code.replace(ADDRESS, self.address))
+
+    def _put(self, language, code):
+        name = FILE.match(code)
+        if name is not None:
+            (self.folder / name.group(1)).parent.mkdir(exist_ok=True)
+            with open(self.folder / name.group(1), "a") as file:
+                file.write(code + "\n\n")
+        elif language == "python":
+            self.scripts.append(code)
 
     def _blocks(self, language):
         return re.findall(rf"^```{language}\n(.*?)^```$", self.text, re.MULTILINE | re.DOTALL)

@@ -8,6 +8,7 @@ import pytest
 from celery_memsync import InvalidKey
 from tests.support.publishing import publish
 from tests.support.subscriber import Subscriber, cut_off
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("fast_polling")
 
@@ -110,3 +111,21 @@ def test_a_pattern_of_many_stars_does_not_hold_up_the_process(memsync, other):
     subscriber.wait_for("end", 1)
     assert time.monotonic() - started < 10
     assert hard.received == []
+
+
+def test_key_is_a_channel_and_no_pattern_to_redis(memsync, other, redis):
+    def channels():
+        return [name.decode() for name in redis.pubsub_channels("*task-sentinel/*")]
+
+    exact, glob = Subscriber(memsync, "a/b"), Subscriber(memsync, "a/*")
+    assert (len(channels()), redis.pubsub_numpat()) == (1, 1)
+    publish(other, {"a/b": 1, "a/c": 2})
+    exact.wait_for("a/b", 1)
+    glob.wait_for("a/c", 2)
+
+    memsync.unsubscribe(exact.id)
+    eventually(lambda: channels() == [])
+    publish(other, {"a/b": 3})
+
+    glob.wait_for("a/b", 3)
+    assert exact.received == [("a/b", 1)]

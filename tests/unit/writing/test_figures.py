@@ -28,7 +28,8 @@ def count(current, total=None, name=None, **more):
 # -- one report
 
 @pytest.mark.parametrize("current, total, percent", [
-    (0, 10, 0), (5, 10, 50), (10, 10, 100), (11, 10, 100), (0, 0, 100), (5, None, None), (None, 10, None), (0.5, 2, 25),
+    (0, 10, 0), (5, 10, 50), (10, 10, 100), (11, 10, 100), (0, 0, 100), (-1, 0, 0), (5, None, None), (None, 10, None),
+    (0.5, 2, 25),
 ])
 def test_percent_is_reckoned_from_current_and_total(current, total, percent):
     assert percent_of(current, total) == percent

@@ -1,0 +1,71 @@
+"""The page of docs/howto/web.md, served by a real uvicorn and run as a browser runs it."""
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import urllib.request
+
+import pytest
+
+from tests.support.pages import SECRETS, Page
+from tests.support.paths import ROOT
+from tests.support.web_server import Client, WebServer, until
+
+NODE = shutil.which("node")
+
+
+def has_event_source():
+    """Return whether there is a node that has what browsers have."""
+    command = [NODE or "false", "--experimental-eventsource", "-e", "new EventSource('http://127.0.0.1:1').close()"]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def server(tmp_path, own_server):
+    """The server of the page, with a worker."""
+    page = Page(ROOT / "docs" / "howto" / "web.md", tmp_path, own_server)
+    worker = page.worker("proj").launch()
+    server = WebServer("web:app", tmp_path / "web.log", SECRETS, tmp_path)
+    try:
+        yield server.wait_ready("/")
+    finally:
+        server.stop()
+        worker.stop()
+
+
+def test_page_of_the_documentation_streams_a_task(server):
+    with urllib.request.urlopen(server.url) as answer:
+        page, policy = answer.read().decode(), answer.headers["content-security-policy"]
+    with urllib.request.urlopen(f"{server.url}/start", data=b"") as answer:
+        token = json.load(answer)["token"]
+
+    async def follow():
+        client = await Client.connect(server, f"/progress/{token}")
+        await until(lambda: client.has_ended, 40)
+        return client.parser.events
+
+    events = asyncio.run(follow())
+
+    assert '<script src="/progress.js"></script>' in page and "script-src 'self'" in policy
+    assert " on" not in page and page.count("<script") == 1  # which the policy would not allow
+    percents = [event.content["percent"] or 0 for event in events]
+    assert percents == sorted(percents) and len(set(percents)) > 3
+    assert (events[-1].name, events[-1].content["status"]) == ("end", "SUCCESS")
+
+
+@pytest.mark.skipif(not has_event_source(), reason="no node with EventSource here")
+@pytest.mark.parametrize("way", ["streams", "polls"])
+def test_script_of_the_documentation_shows_a_task_to_its_end(server, tmp_path, way):
+    browser = [NODE, "--experimental-eventsource", ROOT / "tests" / "support" / "browser.js"]
+
+    done = subprocess.run(
+        [*browser, tmp_path / "progress.js", server.url, way], capture_output=True, text=True, timeout=60)
+
+    changes = [json.loads(line) for line in done.stdout.splitlines()]
+    values = [value for element, _, value in changes if element == "bar"]
+    messages = [value for element, name, value in changes if (element, name) == ("message", "textContent")]
+    assert done.returncode == 0, done.stderr
+    assert values == sorted(values) and values[-1] == 100 and len(values) > 1
+    assert "converting" in messages and messages[-1] == "SUCCESS"
