@@ -50,3 +50,5 @@ def apps_have_managers(app: Celery) -> None:
     assert_type(manager.settings.timeout, float)
     manager.shutdown(timeout=5.0)
     manager.shutdown("5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(memsync.token("t1", max_age=60), str)
+    assert_type(memsync.check_token("a token"), str)

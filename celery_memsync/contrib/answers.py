@@ -86,7 +86,7 @@ def document_of(state: Any, progress: Any, exceptions: bool = False) -> dict[str
     state = state if isinstance(state, Mapping) else {}
     status = state.get("status", "PENDING")
     known = progress_from(progress) if isinstance(progress, dict) else None
-    shown = {} if known is None else at_status(known, status)
+    shown: Mapping[str, Any] = {} if known is None else at_status(known, status)
     document = {
         "status": _text(status),
         "ended": isinstance(status, str) and status in FINAL,
