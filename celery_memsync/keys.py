@@ -105,7 +105,8 @@ def check_id(value: object, what: str) -> str:
     if isinstance(value, UUID):
         return str(value)
     if not isinstance(value, str):
-        raise InvalidKey(f"a {what} id is a string or a UUID, not {type(value).__name__}")
+        such_as = ", such as result.id" if what == "task" else ""
+        raise InvalidKey(f"a {what} id is a string or a UUID{such_as}, not {type(value).__name__}")
     if not value:
         raise InvalidKey(f"the {what} id is empty")
     if "/" in value:

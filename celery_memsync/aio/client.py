@@ -99,6 +99,8 @@ class AsyncMemSync:
     """
 
     def __init__(self, memsync: MemorySyncManager) -> None:
+        if not isinstance(memsync, MemorySyncManager):
+            raise TypeError(f"AsyncMemSync takes a MemSync or a MemorySyncManager, not {type(memsync).__name__}")
         self.memsync = memsync
         self._executor = executor_of(memsync)
         #: ``memsync_timeout``; None before the manager was opened.

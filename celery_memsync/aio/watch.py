@@ -169,8 +169,9 @@ async def wait_for_end(runtime: Runtime, task_id: str, timeout: float | None) ->
         while (ends := ends_at(state) if isinstance(state, dict) else float("inf")) > clock.now():
             left = end - time.monotonic()
             if left <= 0:
-                status = state.get("status") if isinstance(state, dict) else None
-                raise TimeoutError(f"the task {task_id} has not ended within {timeout:g} s; its status is {status}")
+                unknown = "nothing is recorded of it" if feed.is_found else "Redis has not answered"
+                known = f"its status is {state.get('status')}" if isinstance(state, dict) else unknown
+                raise TimeoutError(f"the task {task_id} has not ended within {timeout:g} s; {known}")
             await changes.wait_until(lambda: changes or feed.has_ended, min(left, ends - clock.now()))
             while (change := changes.take()) is not None:
                 state = change.value

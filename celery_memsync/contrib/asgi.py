@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from sse_starlette.event import ServerSentEvent
-from sse_starlette.sse import EventSourceResponse, SendTimeoutError
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.types import Receive, Scope, Send
-from starlette.websockets import WebSocketClose
+try:
+    from sse_starlette.event import ServerSentEvent
+    from sse_starlette.sse import EventSourceResponse, SendTimeoutError
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+    from starlette.types import Receive, Scope, Send
+    from starlette.websockets import WebSocketClose
+except ImportError as exc:
+    raise ImportError(f"{exc}; install the extra: pip install 'celery-memsync[asgi]'", name=exc.name) from exc
 
 from ..app import MemSync
 from ..exceptions import InvalidToken, StoreError

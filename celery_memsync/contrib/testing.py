@@ -16,9 +16,10 @@ from ..activation import activate
 from ..app import MemSync
 from ..exceptions import StoreRefused
 from ..integration.bootstep import GOODBYE
-from ..keys import new_token
+from ..keys import check_id, new_token
 from ..manager import MemorySyncManager
 from ..models.order import FINAL
+from ..records.checks import check_timeout
 from ..store import embedded
 from ..store.client import connect
 from ..urls import as_redis_py, is_cluster
@@ -175,6 +176,7 @@ def wait_for(memsync: MemSync, what: Any, timeout: float = TIMEOUT, *, status: s
         What the function returned, or the state of the task.  The test fails if there is none in time.
     """
     __tracebackhide__ = True
+    check_timeout(timeout)
     if callable(what):
         return _wait(memsync, lambda: _look_at_condition(what), timeout, "the condition is not true")
     task_id = _id_of(what)
@@ -284,4 +286,4 @@ def _own_fields(progress: Mapping[str, Any]) -> list[str]:
 
 
 def _id_of(task: Any) -> str:
-    return str(getattr(task, "id", task))
+    return check_id(getattr(task, "id", task), "task")

@@ -14,7 +14,10 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-from tqdm import auto, std
+try:
+    from tqdm import auto, std
+except ImportError as exc:
+    raise ImportError(f"{exc}; install the extra: pip install 'celery-memsync[tqdm]'", name=exc.name) from exc
 
 from ..app import queue_progress
 from ..integration.runs import ActiveRun, active_run

@@ -38,5 +38,6 @@ async function poll(url) {
 
 document.getElementById("start").addEventListener("click", async () => {
   const response = await fetch("/start", { method: "POST" });
-  follow((await response.json()).token);
+  if (response.ok) follow((await response.json()).token);
+  else message.textContent = "The task was not started.";
 });

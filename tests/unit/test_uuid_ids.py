@@ -4,6 +4,9 @@ from __future__ import annotations
 import uuid
 
 import pytest
+from celery.result import AsyncResult
+
+from celery_memsync import InvalidKey
 
 ID = uuid.UUID("6f1c2a9e-3f0b-4a51-9a36-0d1c5ad0c1aa")
 
@@ -35,3 +38,8 @@ def test_lock_of_a_task_is_released_by_its_uuid(memsync):
 
     assert memsync.release_task_lock(TEXT)
     assert memsync.complete(ID) is False
+
+
+def test_result_in_the_place_of_an_id_is_refused_with_what_to_pass(memsync):
+    with pytest.raises(InvalidKey, match="a task id is a string or a UUID, such as result.id, not AsyncResult"):
+        memsync.get_task_state(AsyncResult(TEXT))

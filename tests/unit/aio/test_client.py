@@ -5,6 +5,7 @@ import asyncio
 import inspect
 
 import pytest
+from celery import Celery
 
 from celery_memsync import (
     AsyncMemSync,
@@ -42,6 +43,11 @@ def parameters_of(method):
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_method_of_the_manager_is_there_with_its_arguments(name):
     assert parameters_of(getattr(AsyncMemSync, name)) == parameters_of(getattr(MemorySyncManager, name))
+
+
+def test_client_of_something_else_than_a_manager_is_refused():
+    with pytest.raises(TypeError, match="takes a MemSync or a MemorySyncManager, not Celery"):
+        AsyncMemSync(Celery("proj", set_as_current=False))
 
 
 def test_what_waits_for_redis_is_a_coroutine_and_nothing_else_is():

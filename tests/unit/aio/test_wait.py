@@ -52,19 +52,26 @@ def test_wait_for_an_unknown_task_waits_until_it_appears_and_ends(aio, other):
     assert run(main()) == {"status": "FAILURE"}
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_wait_raises_the_builtin_timeout_error_in_time(aio, other, known):
+@pytest.mark.parametrize("known, said", [(True, "its status is STARTED"), (False, "nothing is recorded of it")])
+def test_wait_raises_the_builtin_timeout_error_in_time(aio, other, known, said):
     if known:
         report(other, "t1", status="STARTED")
 
     async def main():
         loop = asyncio.get_running_loop()
         began = loop.time()
-        with pytest.raises(TimeoutError, match=r"task t1 has not ended within 0\.3 s"):
+        with pytest.raises(TimeoutError, match=rf"task t1 has not ended within 0\.3 s; {said}$"):
             await aio.wait("t1", timeout=0.3)
         return loop.time() - began
 
     assert run(main()) < 0.3 + 0.5
+
+
+def test_wait_says_that_redis_is_away_when_it_was_so_from_the_start(make_memsync):
+    aio = AsyncMemSync(make_memsync(url="unix:///nowhere/redis.sock"))
+
+    with pytest.raises(TimeoutError, match=r"has not ended within 0\.3 s; Redis has not answered$"):
+        run(aio.wait("t1", timeout=0.3))
 
 
 def test_wait_returns_a_lost_task_once_no_worker_can_requeue_it_any_more(aio, other):

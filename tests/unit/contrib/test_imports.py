@@ -23,3 +23,14 @@ def test_frameworks_are_imported_by_their_own_modules_only(statement, names):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
 
     assert (done.stdout, done.stderr) == ("\n", "")
+
+
+@pytest.mark.parametrize("module, missing", [("asgi", "sse_starlette"), ("asgi", "starlette"), ("tqdm", "tqdm")])
+def test_module_without_its_extra_says_how_to_install_it(module, missing):
+    code = f"import sys; sys.modules[{missing!r}] = None; import celery_memsync.contrib.{module}"
+
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: ") and missing in last
+    assert last.endswith(f"; install the extra: pip install 'celery-memsync[{module}]'")

@@ -7,7 +7,7 @@ import threading
 import pytest
 from celery import Celery
 
-from celery_memsync import MemSync
+from celery_memsync import InvalidKey, InvalidValue, MemSync
 from celery_memsync.contrib import testing
 from celery_memsync.contrib.testing import assert_progress, own_state, wait_for
 from tests.support.threads import in_background
@@ -252,3 +252,16 @@ def test_percentage_is_compared_as_exactly_as_it_is_stored(memsync):
     assert_progress(memsync, "t1", 100 / 3)
     with pytest.raises(Failed, match="progress is not 33.3;"):
         assert_progress(memsync, "t1", 33.3, timeout=0)
+
+
+@pytest.mark.parametrize("what", [None, True, {"status": "SUCCESS"}])
+def test_wait_refuses_at_once_what_is_no_task(memsync, what):
+    with pytest.raises(InvalidKey, match=f"a string or a UUID, such as result.id, not {type(what).__name__}"):
+        wait_for(memsync, what, timeout=3600)
+    with pytest.raises(InvalidKey):
+        assert_progress(memsync, what, 100, timeout=3600)
+
+
+def test_wait_refuses_a_status_in_the_place_of_the_timeout(memsync):
+    with pytest.raises(InvalidValue, match="timeout is a number of seconds, not str"):
+        wait_for(memsync, "t1", "SUCCESS")
