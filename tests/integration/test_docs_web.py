@@ -55,17 +55,30 @@ def test_page_of_the_documentation_streams_a_task(server):
     assert (events[-1].name, events[-1].content["status"]) == ("end", "SUCCESS")
 
 
+def click(folder, server, way):
+    """Run the script of the page, with a click; return the process that has ended, and what the page showed."""
+    browser = [NODE, "--experimental-eventsource", ROOT / "tests" / "support" / "browser.js"]
+    done = subprocess.run([*browser, folder / "progress.js", server.url, way], capture_output=True, text=True, timeout=60)
+    return done, [json.loads(line) for line in done.stdout.splitlines()]
+
+
 @pytest.mark.skipif(not has_event_source(), reason="no node with EventSource here")
 @pytest.mark.parametrize("way", ["streams", "polls"])
 def test_script_of_the_documentation_shows_a_task_to_its_end(server, tmp_path, way):
-    browser = [NODE, "--experimental-eventsource", ROOT / "tests" / "support" / "browser.js"]
+    done, changes = click(tmp_path, server, way)
 
-    done = subprocess.run(
-        [*browser, tmp_path / "progress.js", server.url, way], capture_output=True, text=True, timeout=60)
-
-    changes = [json.loads(line) for line in done.stdout.splitlines()]
     values = [value for element, _, value in changes if element == "bar"]
     messages = [value for element, name, value in changes if (element, name) == ("message", "textContent")]
     assert done.returncode == 0, done.stderr
     assert values == sorted(values) and values[-1] == 100 and len(values) > 1
     assert "converting" in messages and messages[-1] == "SUCCESS"
+
+
+@pytest.mark.skipif(not has_event_source(), reason="no node with EventSource here")
+def test_script_of_the_documentation_says_that_no_task_was_started(server, tmp_path, own_server):
+    own_server.stop()
+
+    done, changes = click(tmp_path, server, "streams")
+
+    assert done.returncode == 0, done.stderr
+    assert changes == [["message", "textContent", "The task was not started."]]
