@@ -141,7 +141,7 @@ def test_warm_stop_holds_its_messages_until_the_pool_has_finished(fleet, sent):
 def test_messages_of_a_killed_worker_come_back_and_end_once(fleet, sent):
     for pool in ("threads", "solo"):
         fleet.wait(sent[pool].eta, "SUCCESS", timeout=2 * (LONG + ETA))
-    left = Sent.to(fleet, queue_of(fleet, "threads"), TIMEOUT / 3, TIMEOUT)
+    left = Sent.to(fleet, queue_of(fleet, "threads"), TIMEOUT, 2 * TIMEOUT)
     fleet.wait(left.eta, "RECEIVED")
 
     fleet.of["threads"].stop(signal.SIGKILL)
