@@ -188,6 +188,8 @@ class BackgroundLoop:
         """Ask for a call; start the thread if need be."""
         if self._runs or self._start_if_possible():
             self._wanted.set()
+            if not self._runs:  # its thread has ended in between, and was not wanted then
+                self._start_if_possible()
 
     def run_now(self) -> None:
         """Do not wait for the rest of the interval."""

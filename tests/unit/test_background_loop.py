@@ -232,6 +232,27 @@ def kill(thread):
     thread.wake()
 
 
+def test_a_thread_that_dies_while_it_is_woken_is_replaced_at_once(make_thread):
+    calls, killed = [], []
+    thread = make_thread(lambda: calls.append(1), on_demand=True)
+    thread.start()
+
+    class Runs(dict):
+        def __bool__(self):
+            """Let the thread end when a caller has just seen that it is there."""
+            is_there = len(self) > 0
+            if not killed:
+                killed.extend(self.values())
+                kill(thread)
+                killed[0].ended.wait(5)
+            return is_there
+
+    thread._runs = Runs(thread._runs)
+    thread.wake()
+
+    assert killed and eventually(lambda: calls)
+
+
 def test_dead_thread_is_logged_and_restarted_by_the_next_call(make_thread, caplog):
     calls = []
     thread = make_thread(lambda: calls.append(1), on_demand=True)
