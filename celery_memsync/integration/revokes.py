@@ -32,6 +32,9 @@ LOOKS = (0.0, 0.4, 1.2, 4.0)
 #: Tasks that are read and written in one round trip.
 TASKS_PER_CALL = 100
 
+#: What is revoked in a process that is no worker; ids may be anything, also what no set can hold.
+NOTHING: Any = ()
+
 #: Name of the field of a task's state with the time when a revoke was sent, in seconds of Redis's clock.
 REQUESTED_AT = "revoke_requested_at"
 
@@ -51,7 +54,7 @@ class RevokedTasks:
         #: When each task was revoked (monotonic), how often it was looked at since, and why it was cancelled, if it was.
         self._looks: dict[str, tuple[float, int, TaskCancelled | None]] = {}
         #: Ids of the tasks that this worker is not to run; Celery's.
-        self.known: Any = ()
+        self.known = NOTHING
         self._serials = count(1)
         self._token = new_token()
         self._thread = BackgroundLoop("memsync-revokes", self.record, 0, on_demand=True)
@@ -67,7 +70,7 @@ class RevokedTasks:
 
     def skip(self, task_id: str, cause: TaskCancelled) -> None:
         """Let Celery not run a task of this worker, which is cancelled."""
-        if self.known != ():
+        if self.known is not NOTHING:  # not by !=, for before 5.7 Celery's set can be compared with its like only
             self.known.add(task_id)
             self.add([task_id], cause)
 
