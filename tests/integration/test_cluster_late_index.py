@@ -32,3 +32,22 @@ def test_a_key_that_comes_late_into_the_index_is_delivered_after_a_lost_connecti
         add(update)
 
     eventually(lambda: received.get(f"task-sentinel/{name}") == 1, timeout=20)
+
+
+@pytest.mark.parametrize("wrote_before", [False, True])
+def test_a_key_of_a_process_that_was_killed_is_found_after_its_next_write(make_on_cluster, wrote_before):
+    killed, memsync = make_on_cluster(), make_on_cluster()
+    if wrote_before:
+        memsync.write("a", 0)
+        memsync.delete("a")
+        memsync.force_sync()
+    with pytest.MonkeyPatch.context() as away:
+        away.setattr(killed.runtime.store._index, "add", lambda update, urgent: None)
+        killed.write("a", 1)
+        killed.force_sync()
+    before = memsync.search("a*")
+
+    memsync.write("a", 2)
+    memsync.force_sync()
+
+    assert before == [] and memsync.search("a*") == ["task-sentinel/a"]

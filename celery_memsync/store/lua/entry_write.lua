@@ -396,7 +396,9 @@ local function write(key, at, serial, body)
   end
   if task == "" and entries or task ~= "" and tonumber(ttl_ms) > index_ttl then
     note_state(path, stored_ms, version + 1)
-    update_name(path, text, stime, sttl, time, ttl_ms, body == "")
+    -- On a cluster another writer may have been killed before its index updates were sent.
+    local is_named = index or last and string.sub(w, 1, #writer + 1) == writer .. "."
+    update_name(path, is_named and text, stime, sttl, time, ttl_ms, body == "")
   end
   if task ~= "" and (is_new or stime and math.floor(2 * stime / index_ttl) ~= math.floor(2 * time / index_ttl)) then
     added[#added + 1] = task
