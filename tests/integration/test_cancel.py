@@ -6,7 +6,7 @@ import time
 import uuid
 
 import pytest
-from celery import chain, chord, group
+from celery import VERSION, chain, chord, group
 from celery.states import REVOKED
 
 from tests.support.cancels import CANCEL_TASKS, begun, signature
@@ -174,8 +174,11 @@ def test_chord_with_a_cancelled_member_has_no_body(fleet):
     assert not fleet.notes("begin", result.id)
 
 
-@pytest.mark.parametrize("groups, members", [
-    (12, 5), pytest.param(100, 10, marks=pytest.mark.acceptance)])
+#: Groups of a chain; before 5.7 Celery takes ten times as long to send it with each one more.
+GROUPS = [(12, 5), pytest.param(100, 10, marks=pytest.mark.acceptance)] if VERSION >= (5, 7) else [(6, 5)]
+
+
+@pytest.mark.parametrize("groups, members", GROUPS)
 def test_nothing_of_a_chain_of_groups_starts_a_second_after_a_cancel(fleet, groups, members):
     name = str(uuid.uuid4())
     steps = [group(signature(fleet, "step", 0.1, name) for _ in range(members)) for _ in range(groups)]
@@ -206,7 +209,7 @@ def begun_of(fleet, workflow):
 def test_no_error_is_logged(fleet):
     log = fleet.workers[0].output()
 
-    # Celery itself logs one of each chord whose body is not called.
-    assert log.count("Traceback") == log.count("ChordError(")
+    # Celery itself logs one of each chord whose body is not called, before 5.7 with what it was handling.
+    assert log.count("Traceback") - log.count("During handling of") == log.count("raised: ChordError(")
     assert "raised unexpected" not in log
     assert "memsync-" not in log

@@ -2,13 +2,12 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 import threading
 import time
 
 import pytest
 
-from celery_memsync.background_loop import BackgroundLoop, start_thread
+from celery_memsync.background_loop import BackgroundLoop
 from celery_memsync.user_code import message_of
 from tests.support.raising import ENDS
 from tests.support.waiting import eventually
@@ -326,36 +325,3 @@ def test_only_one_of_several_started_threads_runs(make_thread):
 
     eventually(lambda: most and len([one for one in threading.enumerate() if one.name == "a-test"]) == 1)
     assert set(most) == {1}
-
-
-@pytest.mark.skipif(sys.version_info[:2] > (3, 12), reason="threads are checked in another way")
-def test_loop_whose_thread_an_exception_made_look_dead_is_still_running():
-    called = threading.Event()
-    loop = BackgroundLoop("test-loop", called.set, 0, on_demand=True)
-    loop.wake()
-    assert called.wait(5)
-    run = next(iter(loop._runs.values()))
-    run.thread._is_stopped = True  # as bpo-45274 leaves it
-
-    assert loop.running
-
-    called.clear()
-    loop.wake()
-    assert called.wait(5)
-    run.thread._is_stopped = False
-    loop.stop(5)
-
-
-def test_what_interrupts_the_start_of_a_thread_is_raised_as_it_is():
-    class Limit(Exception):
-        pass
-
-    class Interrupted(threading.Thread):
-        def start(self):
-            try:
-                raise Limit
-            except Limit:
-                raise KeyError(self) from None  # like the one of CPython, which hides what came before
-
-    with pytest.raises(Limit):
-        start_thread(Interrupted())
