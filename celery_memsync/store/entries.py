@@ -43,7 +43,6 @@ class EntryWrite(NamedTuple):
         figure: Of a stage: when its task was published, or how long its run took; see there.
         parts: Of a stage: groups and workflows, and what is to be noted there, see ``store/lua/members.lua``.
         counts: Of a stage: what it adds to the statistics of its task.
-        counts: Of a stage: what it adds to the statistics of its task.
     """
 
     location: Location

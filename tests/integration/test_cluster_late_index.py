@@ -51,3 +51,30 @@ def test_a_key_of_a_process_that_was_killed_is_found_after_its_next_write(make_o
     memsync.force_sync()
 
     assert before == [] and memsync.search("a*") == ["task-sentinel/a"]
+
+
+def test_a_task_that_several_processes_write_is_in_the_index_once(make_on_cluster):
+    first, second = make_on_cluster(), make_on_cluster()
+
+    for number in range(3):
+        for memsync in (first, second):
+            memsync.sync_task_state("t1", {"n": number})
+            memsync.force_sync()
+
+    assert first.runtime.store.read_recent_tasks(10).task_ids == ["t1"]
+
+
+def test_a_task_of_a_process_that_was_killed_is_found_after_its_next_write(make_on_cluster):
+    killed, memsync = make_on_cluster(), make_on_cluster()
+    with pytest.MonkeyPatch.context() as away:
+        away.setattr(killed.runtime.store._index, "add", lambda update, urgent: None)
+        killed.sync_task_state("t1", {"a": 1})
+        killed.force_sync()
+    before = memsync.get_tasks()
+
+    for number in range(3):
+        memsync.sync_task_state("t1", {"b": number})
+        memsync.force_sync()
+
+    assert before == [] and [task["id"] for task in memsync.get_tasks()] == ["t1"]
+    assert memsync.runtime.store.read_recent_tasks(10).task_ids.count("t1") == 1

@@ -394,14 +394,16 @@ local function write(key, at, serial, body)
     enlist(task, rank, time, ttl_ms, figure)
     note_member(task, rank, expiries[task])
   end
+  -- On a cluster the writer before may have been killed before its index updates were sent.
+  local is_doubtful = text and not index and not (last and string.sub(w, 1, #writer + 1) == writer .. ".")
   if task == "" and entries or task ~= "" and tonumber(ttl_ms) > index_ttl then
     note_state(path, stored_ms, version + 1)
-    -- On a cluster another writer may have been killed before its index updates were sent.
-    local is_named = index or last and string.sub(w, 1, #writer + 1) == writer .. "."
-    update_name(path, is_named and text, stime, sttl, time, ttl_ms, body == "")
+    update_name(path, not is_doubtful and text, stime, sttl, time, ttl_ms, body == "")
   end
   if task ~= "" and (is_new or stime and math.floor(2 * stime / index_ttl) ~= math.floor(2 * time / index_ttl)) then
     added[#added + 1] = task
+  elseif task ~= "" and is_doubtful and (not entries or entries[1] == "") then -- those with a stage come with that
+    doubted[#doubted + 1] = task
   end
   if not published then return { "unpublished", version + 1, whole(stored_ms) } end
   return stored_ms == now_ms and whole(version + 1) or whole(version + 1) .. "@" .. whole(stored_ms)

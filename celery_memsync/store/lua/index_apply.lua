@@ -9,6 +9,7 @@
 -- KEYS[7]  statistics
 -- KEYS[8]  done        number of the last call of this process, for a second try
 -- KEYS[9]  applied     sorted set: tasks and paths by the state of their entry from which the last update follows
+--                      and, with a line feed behind them, tasks without a stage that are in the index
 -- KEYS[10..]  members  sorted sets of groups and workflows, see members.lua; records of statistics
 -- ARGV[1]   worker     who writes
 -- ARGV[2]   index_ttl  ms that an id stays in the index
@@ -51,8 +52,24 @@ local function add_counted(times, its_counted, its_records, its_exceptions)
   add_counts(exception_counts, its_exceptions, times)
 end
 
-local function add_others(others, paths, its_sets)
-  for _, task in ipairs(others) do added[#added + 1] = task end
+-- Return under which name it is noted that a task without a stage is in the index; no task or path has it.
+local function mark_of(task)
+  return task .. "\n"
+end
+
+-- Add tasks without a stage to the index.
+local function add_tasks(tasks, unless_known)
+  for _, task in ipairs(tasks) do
+    local mark = mark_of(task)
+    local is_known = applied_states[task] or known_states[task] or applied_states[mark] or known_states[mark]
+    if not (unless_known and is_known) then added[#added + 1] = task end
+    applied_states[mark] = now_ms * 1024
+  end
+end
+
+local function add_others(others, its_doubted, paths, its_sets)
+  add_tasks(others, false)
+  add_tasks(its_doubted, true)
   for at = 1, #paths, 3 do
     if is_new(paths[at], paths[at + 1]) then named[paths[at]] = paths[at + 2] end
   end
@@ -71,7 +88,9 @@ local function add_updates(first)
     if row[1] ~= "" then counts[row[1]] = (counts[row[1]] or 0) + 1 end
     if row[2] ~= "" then
       rests[i] = unpack_updates(row[2])
-      for at = 1, #rests[i][2], 3 do things[#things + 1] = rests[i][2][at] end
+      local _, its_doubted, paths = unpack(rests[i])
+      for at = 1, #paths, 3 do things[#things + 1] = paths[at] end
+      for _, task in ipairs(its_doubted) do things[#things + 1], things[#things + 2] = task, mark_of(task) end
     end
   end
   known_states = scores_in(applied, things)

@@ -7,8 +7,8 @@
 -- Set by the script, from its keys and arguments; channels is what stands before "queue" and "metrics" in their channels.
 local worker, index_ttl, channels
 local index, names, pending, processing, metrics, about
--- Tasks that go into the index.
-local added = {}
+-- Tasks that go into the index; those that do unless they are known to be in it.
+local added, doubted = {}, {}
 -- What the stages of tasks come to: list, order in it (tenths of ms: since the epoch, or from now if it is below EPOCH),
 -- and ms until they expire in it, by task id; counters by name.
 local lists, orders, expiries, counted = {}, {}, {}, {}
@@ -161,7 +161,9 @@ local function pack_updates()
     paths[at + 1], paths[at + 2], paths[at + 3] = path, states[path], expires
   end
   if is_counted() or next(counted) then row[1] = cmsgpack.pack({ counted, record_counts, exception_counts }) end
-  if others[1] or paths[1] or next(member_sets) then row[2] = cmsgpack.pack({ others, paths, member_sets }) end
+  if others[1] or doubted[1] or paths[1] or next(member_sets) then
+    row[2] = cmsgpack.pack({ others, doubted, paths, member_sets })
+  end
   if row[1] == "" and row[2] == "" and not row[3] then return "" end
   return cmsgpack.pack(row)
 end
