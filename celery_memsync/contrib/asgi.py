@@ -6,7 +6,6 @@ import json
 import random
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 from sse_starlette.event import ServerSentEvent
 from sse_starlette.sse import EventSourceResponse, SendTimeoutError
@@ -15,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
+from ..aio.loops import PerLoop
 from ..app import MemSync
 from ..exceptions import InvalidToken, StoreError
 from .answers import HEADERS, UNKNOWN, Answer, refusal_of
@@ -101,9 +101,8 @@ class Progress:
     def __init__(self, memsync: MemSync, exceptions: bool, max_streams: int) -> None:
         self.streams = 0
         self._memsync = memsync
-        self._exceptions = exceptions
         self._max_streams = max_streams
-        self._tasks: WeakKeyDictionary[asyncio.AbstractEventLoop, LiveTasks] = WeakKeyDictionary()
+        self._tasks = PerLoop(lambda _: LiveTasks(memsync, exceptions))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -156,10 +155,7 @@ class Progress:
             return None
 
     def _tasks_of_loop(self) -> LiveTasks:
-        loop = asyncio.get_running_loop()
-        if loop not in self._tasks:
-            self._tasks[loop] = LiveTasks(self._memsync, self._exceptions)
-        return self._tasks[loop]
+        return self._tasks.of(asyncio.get_running_loop())
 
 
 def progress(memsync: MemSync, *, exceptions: bool = False, max_streams: int = MAX_STREAMS) -> Progress:
