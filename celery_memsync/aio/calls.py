@@ -63,6 +63,7 @@ class Call(Generic[T]):
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 if not self._future.cancel() and not self._future.cancelled():
                     self._future.exception()  # it is not wanted any more, and not to be logged
+            self._caller.has_given_up = True
             self._miss()  # the answer may have come together with the cancel
             raise
         finally:
@@ -82,6 +83,7 @@ class Call(Generic[T]):
         self._outcome = self._context.run(self._caller.run, _outcome_of, self._end, self._function)
         if self._future.done() or not self._inbox.call(self._settle):
             self._miss()
+        self._caller.end()
 
     def _settle(self) -> None:
         """Give the coroutine its answer, in the event loop."""
