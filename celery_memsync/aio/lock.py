@@ -141,7 +141,7 @@ class AsyncLock:
 
 
 async def release(executor: Executor, service: LockService, lease: LockLease, function: Callable[[], bool]) -> bool:
-    """Release a lock by calling a function; if that is cancelled, or no thread is free in time, the service's thread does it."""
+    """Release a lock by a call; the service's thread does it if that is cancelled, or no thread is free in time."""
     try:
         return await Call(executor, service.store.timeout, function).answer()
     except BaseException:

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import weakref
+from functools import partial
 
 import anyio
 import pytest
@@ -218,17 +219,17 @@ def test_loop_that_is_closed_with_answers_and_changes_pending_is_collected(aio, 
 
     async def begin():
         changes = await aio.watch("k/*").__aenter__()
-        asyncio.ensure_future(aio._call(answered.wait))
+        call = asyncio.ensure_future(aio._call(answered.wait))
         await asyncio.sleep(0.1)
-        return changes
+        return changes, call
 
-    changes = loop.run_until_complete(begin())
+    pending = loop.run_until_complete(begin())
     answered.set()
     other.write("k/a", 1)
     other.force_sync()
-    eventually(lambda: len(changes._changes) == 1)
+    eventually(partial(len, pending[0]._changes))
     loop.close()
-    del loop, changes
+    del loop, pending
 
     eventually(lambda: gc.collect() is not None and find() is None)
     eventually(lambda: len(memsync.runtime.feeds) == 0)
