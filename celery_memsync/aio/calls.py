@@ -81,9 +81,11 @@ class Call(Generic[T]):
             return
         self._has_begun = True
         self._outcome = self._context.run(self._caller.run, _outcome_of, self._end, self._function)
-        if self._future.done() or not self._inbox.call(self._settle):
-            self._miss()
-        self._caller.end()
+        try:
+            if self._future.done() or not self._inbox.call(self._settle):
+                self._miss()
+        finally:
+            self._caller.end()
 
     def _settle(self) -> None:
         """Give the coroutine its answer, in the event loop."""
@@ -139,7 +141,8 @@ async def take_steps(executor: Executor, seconds: float, steps: Steps[T], undo: 
     wakeup = LoopWakeup()
 
     def undo_step(step: Pause | _Ended) -> None:
-        steps.close()
+        with contextlib.suppress(ValueError):  # the event loop is just closing it
+            steps.close()
         if isinstance(step, _Ended) and step.result is not None:
             undo(step.result)
 
