@@ -51,6 +51,15 @@ class Caller:
         """Have something called when its call has ended, and if it has given up what that did is known."""
         self._at_end.append(action)
 
+    def raise_if_given_up(self) -> None:
+        """Go on only if it waits still.
+
+        Raises:
+            StoreUnavailable: If it does not.
+        """
+        if self.has_given_up:
+            raise StoreUnavailable("A call was given up before it was made")
+
     def end(self) -> None:
         """Take note that its call has ended."""
         for action in self._at_end:
@@ -84,11 +93,14 @@ class CallsUnderWay:
         if own is not None:
             own.at_end(partial(self._calls.pop, own, None))
             self._calls[own] = arguments
-            if own.has_given_up:  # in this order: an equal call that comes from now on waits for this one
-                raise StoreUnavailable("A call was given up before it was made")
+            own.raise_if_given_up()  # in this order: an equal call that comes from now on waits for this one
         for other, known in list(self._calls.items()):
+            if other is own:
+                break  # of two that are given up while they wait here, one only waits for the other
             if known == arguments and other.has_given_up:
                 other.wait_ended(remaining())
+        if own is not None:
+            own.raise_if_given_up()
 
 
 _caller: ContextVar[Caller | None] = ContextVar("memsync_caller", default=None)

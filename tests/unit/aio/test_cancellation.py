@@ -239,6 +239,21 @@ def test_many_same_calls_after_a_cancel_do_it_once(aio, redis):
     assert sorted(run(main())) == [False] * 19 + [True]
 
 
+def test_same_call_that_is_cancelled_again_and_again_is_done_once_when_it_is_not(aio, redis):
+    async def main():
+        await aio.read("a")
+        for number in range(stressed(60, 15)):
+            redis.client_pause(20)
+            for pause in (0.0005, 0.001, 0.002, 0.003, 0.0005, 0.001):
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(aio.enqueue(f"t{number}"), pause)
+            began = asyncio.get_running_loop().time()
+            answers = [await aio.enqueue(f"t{number}"), await aio.enqueue(f"t{number}")]
+            assert (answers, asyncio.get_running_loop().time() - began < 2.5) == ([True, False], True)
+
+    run(main())
+
+
 async def awaited(awaitable):
     return await awaitable
 
