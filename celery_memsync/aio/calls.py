@@ -63,6 +63,7 @@ class Call(Generic[T]):
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 if not self._future.cancel() and not self._future.cancelled():
                     self._future.exception()  # it is not wanted any more, and not to be logged
+            self._caller.has_given_up = True
             self._miss()  # the answer may have come together with the cancel
             raise
         finally:
@@ -80,8 +81,11 @@ class Call(Generic[T]):
             return
         self._has_begun = True
         self._outcome = self._context.run(self._caller.run, _outcome_of, self._end, self._function)
-        if self._future.done() or not self._inbox.call(self._settle):
-            self._miss()
+        try:
+            if self._future.done() or not self._inbox.call(self._settle):
+                self._miss()
+        finally:
+            self._caller.end()
 
     def _settle(self) -> None:
         """Give the coroutine its answer, in the event loop."""
@@ -137,7 +141,8 @@ async def take_steps(executor: Executor, seconds: float, steps: Steps[T], undo: 
     wakeup = LoopWakeup()
 
     def undo_step(step: Pause | _Ended) -> None:
-        steps.close()
+        with contextlib.suppress(ValueError):  # the event loop is just closing it
+            steps.close()
         if isinstance(step, _Ended) and step.result is not None:
             undo(step.result)
 

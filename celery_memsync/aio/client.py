@@ -19,12 +19,13 @@ from ..reading.cache import CacheEntry
 from ..reading.feeds import Feeds
 from ..reading.reader import READ_AT_ONCE
 from ..records.checks import check_timeout
+from ..records.lock_records import name_of
 from ..records.task_records import TASKS_PER_CALL
 from ..runtime import Runtime
 from ..types import ListedTask, TaskState
 from .calls import Call, take_steps
-from .executor import executor_of
-from .lock import AsyncLock
+from .executor import Executor, executors_of
+from .lock import AsyncLock, release
 from .loops import running_loop
 from .watch import AsyncWatch, wait_for_end
 
@@ -80,7 +81,8 @@ class AsyncMemSync:
 
     Buffered writes are plain calls, as those of the manager; reads and atomic operations are coroutines, and have the same
     arguments and errors.  They are made by at most 8 threads for each manager, whatever the number of coroutines and event
-    loops; :meth:`wait`, :meth:`watch` and :meth:`lock` take none while they wait.  There may be many of these for one
+    loops; a :meth:`force_sync` with a timeout by 8 others at most.  :meth:`wait`, :meth:`watch` and :meth:`lock` take none
+    while they wait.  There may be many of these for one
     manager, in any thread.  A coroutine that is cancelled leaves nothing behind: what it was waiting for is
     finished or undone, no lock, no place in a queue and no subscription remains.  What it had sent may be done; after
     that the same call is recognised, and does nothing twice.
@@ -102,7 +104,8 @@ class AsyncMemSync:
         if not isinstance(memsync, MemorySyncManager):
             raise TypeError(f"AsyncMemSync takes a MemSync or a MemorySyncManager, not {type(memsync).__name__}")
         self.memsync = memsync
-        self._executor = executor_of(memsync)
+        self._executors = executors_of(memsync)
+        self._executor = self._executors.calls
         #: ``memsync_timeout``; None before the manager was opened.
         self._timeout: float | None = None
 
@@ -230,7 +233,10 @@ class AsyncMemSync:
 
     async def release_task_lock(self, task_id: str) -> bool:
         """Release the lock of a task as :meth:`MemorySyncManager.release_task_lock`, also if this is cancelled."""
-        return await self._call(partial(self.memsync.release_task_lock, task_id), in_any_case=True)
+        await self._open()
+        service = self.memsync.runtime.locks
+        lease = service.pop_task(name_of(task_id))
+        return lease is not None and await release(self._executor, service, lease, partial(service.release, lease))
 
     async def force_sync(self, timeout: float | None = None) -> None:
         """Return when every write made before this call is in Redis; as :meth:`MemorySyncManager.force_sync`."""
@@ -286,9 +292,9 @@ class AsyncMemSync:
                 closer.remove(number)
                 ended.set()
 
-        # The process does not end in the middle of it.
-        await Call(self._executor, float("inf"), shut_down, in_any_case=True).answer()
-        self._executor.close()
+        # The process does not end in the middle of it.  All other threads may wait for Redis.
+        await Call(Executor(keeps_threads=False), float("inf"), shut_down, in_any_case=True).answer()
+        self._executors.close()
 
     async def __aenter__(self) -> AsyncMemSync:
         await self._open()
@@ -304,7 +310,8 @@ class AsyncMemSync:
             self._timeout = await Call(self._executor, float("inf"), lambda: self.memsync.settings.timeout).answer()
         return self._timeout
 
-    async def _call(self, function: Callable[[], T], seconds: float = 0.0, in_any_case: bool = False) -> T:
+    async def _call(self, function: Callable[[], T], seconds: float = 0.0) -> T:
         """Make a call of the manager; it ends within ``memsync_timeout`` and ``seconds``."""
         timeout = self._timeout or await self._open()
-        return await Call(self._executor, timeout + seconds, function, in_any_case=in_any_case).answer()
+        executor = self._executors.long_calls if seconds else self._executor
+        return await Call(executor, timeout + seconds, function).answer()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ..background_loop import start_thread
 from ..manager import MemorySyncManager
 
-#: Most threads for one manager; each has one connection at a time.
+#: Most threads of an executor; each has one connection at a time.
 MAX_THREADS = 8
 
 #: Seconds without work after which a thread ends.
@@ -25,9 +25,13 @@ class Executor:
     """Daemon threads that start on demand, end when they are idle, and keep no process from ending.
 
     No method takes a lock: a soft time limit may raise at any bytecode of a task that runs an event loop.
+
+    Args:
+        keeps_threads: Whether a thread that is idle waits for more work.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keeps_threads: bool = True) -> None:
+        self._keeps_threads = keeps_threads
         self._begin()
 
     def _begin(self) -> None:
@@ -91,6 +95,8 @@ class Executor:
         """Return what to do next; None: this thread is to end."""
         with contextlib.suppress(queue.Empty):
             return self._work.get_nowait()
+        if not self._keeps_threads:
+            return None
         self._idle.append(None)
         with contextlib.suppress(queue.Empty):
             return self._work.get(timeout=IDLE_TIMEOUT)
@@ -99,9 +105,27 @@ class Executor:
         return None
 
 
-_executors: weakref.WeakKeyDictionary[MemorySyncManager, Executor] = weakref.WeakKeyDictionary()
+class Executors:
+    """The executors of one manager, which all that is made of it share.
+
+    Attributes:
+        calls: For what ends within ``memsync_timeout``.
+        long_calls: For what has a timeout of its own, and may wait while other calls are answered.
+    """
+
+    def __init__(self) -> None:
+        self.calls = Executor()
+        self.long_calls = Executor()
+
+    def close(self) -> None:
+        """End the threads that are idle; more work begins anew."""
+        self.calls.close()
+        self.long_calls.close()
 
 
-def executor_of(memsync: MemorySyncManager) -> Executor:
-    """Return the executor of a manager, which all that is made of it share."""
-    return _executors.get(memsync) or _executors.setdefault(memsync, Executor())
+_executors: weakref.WeakKeyDictionary[MemorySyncManager, Executors] = weakref.WeakKeyDictionary()
+
+
+def executors_of(memsync: MemorySyncManager) -> Executors:
+    """Return the executors of a manager."""
+    return _executors.get(memsync) or _executors.setdefault(memsync, Executors())

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable
 
 from ..exceptions import LockLost, LockNotAcquired, StoreError
+from ..locking.lease import LockLease
 from ..locking.lock import Acquisition, Lock
 from ..locking.lock_service import LockService
 from .calls import Call, take_steps
@@ -85,7 +86,7 @@ class AsyncLock:
                 del known[_task()]
         if self._latest is taken:
             self._latest = None
-        return await Call(self._executor, taken.service.store.timeout, taken.release, in_any_case=True).answer()
+        return await release(self._executor, taken.service, taken.lease, taken.release)
 
     async def extend(self, ttl: float) -> None:
         """Let the lease end ``ttl`` seconds from now, as :meth:`Lock.extend`.
@@ -137,6 +138,16 @@ class AsyncLock:
 
     def __repr__(self) -> str:
         return f"<AsyncLock {self.name}{' (held)' if self._latest is not None and self._latest.lease.owned else ''}>"
+
+
+async def release(executor: Executor, service: LockService, lease: LockLease, function: Callable[[], bool]) -> bool:
+    """Release a lock by a call; the service's thread does it if that is cancelled, or no thread is free in time."""
+    try:
+        return await Call(executor, service.store.timeout, function).answer()
+    except BaseException:
+        if lease.owned:
+            service.give_up(lease)
+        raise
 
 
 def _task() -> object:

@@ -6,6 +6,9 @@ import weakref
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 #: Longest that a coroutine waits before it looks again, in seconds; timers of loops take no infinity.
 LONGEST_WAIT = 3600.0
@@ -23,6 +26,29 @@ def running_loop() -> AbstractEventLoop:
         raise RuntimeError(
             "AsyncMemSync needs a running event loop of asyncio (also uvloop's, or anyio's on asyncio), and there is none "
             "in this thread; trio is not supported; without an event loop call the MemorySyncManager itself") from None
+
+
+class PerLoop(Generic[T]):
+    """One object for each event loop, as long as it is in use.
+
+    It keeps neither alive: what is pending in a loop that was closed refers to both, and is collected with them.
+
+    Args:
+        make: Returns the object of a loop.
+    """
+
+    def __init__(self, make: Callable[[AbstractEventLoop], T]) -> None:
+        self._make = make
+        self._made: weakref.WeakKeyDictionary[AbstractEventLoop, weakref.ref[T]] = weakref.WeakKeyDictionary()
+
+    def of(self, loop: AbstractEventLoop) -> T:
+        """Return that of the running loop."""
+        find = self._made.get(loop)
+        one = None if find is None else find()
+        if one is None:
+            one = self._make(loop)
+            self._made[loop] = weakref.ref(one)
+        return one
 
 
 class Inbox:
@@ -53,12 +79,10 @@ class Inbox:
             self._calls.popleft()()
 
 
-_inboxes: weakref.WeakKeyDictionary[AbstractEventLoop, Inbox] = weakref.WeakKeyDictionary()
+_inboxes = PerLoop(Inbox)
 
-
-def inbox_of(loop: AbstractEventLoop) -> Inbox:
-    """Return the inbox of an event loop."""
-    return _inboxes.get(loop) or _inboxes.setdefault(loop, Inbox(loop))
+#: Returns the inbox of the running event loop.
+inbox_of = _inboxes.of
 
 
 class LoopWakeup:

@@ -6,7 +6,6 @@ import json
 import random
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 try:
     from sse_starlette.event import ServerSentEvent
@@ -18,6 +17,7 @@ try:
 except ImportError as exc:
     raise ImportError(f"{exc}; install the extra: pip install 'celery-memsync[asgi]'", name=exc.name) from exc
 
+from ..aio.loops import PerLoop
 from ..app import MemSync
 from ..exceptions import InvalidToken, StoreError
 from .answers import HEADERS, UNKNOWN, Answer, refusal_of
@@ -104,9 +104,8 @@ class Progress:
     def __init__(self, memsync: MemSync, exceptions: bool, max_streams: int) -> None:
         self.streams = 0
         self._memsync = memsync
-        self._exceptions = exceptions
         self._max_streams = max_streams
-        self._tasks: WeakKeyDictionary[asyncio.AbstractEventLoop, LiveTasks] = WeakKeyDictionary()
+        self._tasks = PerLoop(lambda _: LiveTasks(memsync, exceptions))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -159,10 +158,7 @@ class Progress:
             return None
 
     def _tasks_of_loop(self) -> LiveTasks:
-        loop = asyncio.get_running_loop()
-        if loop not in self._tasks:
-            self._tasks[loop] = LiveTasks(self._memsync, self._exceptions)
-        return self._tasks[loop]
+        return self._tasks.of(asyncio.get_running_loop())
 
 
 def progress(memsync: MemSync, *, exceptions: bool = False, max_streams: int = MAX_STREAMS) -> Progress:

@@ -95,7 +95,7 @@ class LiveTasks:
     def follow(self, task_id: str, stream: asyncio.Event) -> Iterator[LiveTask]:
         """Return a task that sets an event during a block, whenever there is something else to show or no more to come."""
         task = self._tasks.get(task_id)
-        if task is None:
+        if task is None or task.reading.done():  # those that receive nothing may not have left it yet
             task = self._tasks[task_id] = LiveTask()
             task.reading = asyncio.create_task(self._keep_read(task_id, task))
             if self._looking is None or self._looking.done():
@@ -106,7 +106,8 @@ class LiveTasks:
         finally:
             task.streams.discard(stream)
             if not task.streams:
-                del self._tasks[task_id]
+                if self._tasks.get(task_id) is task:
+                    del self._tasks[task_id]
                 task.reading.cancel()
 
     async def _keep_read(self, task_id: str, task: LiveTask) -> None:

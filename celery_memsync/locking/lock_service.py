@@ -208,8 +208,12 @@ class LockService:
 
     def release_task(self, name: str) -> bool:
         """Release the lock of a task that :meth:`acquire_task` has acquired."""
-        lease = self._of_tasks.pop(name, None)
+        lease = self.pop_task(name)
         return lease is not None and self.release(lease)
+
+    def pop_task(self, name: str) -> LockLease | None:
+        """Return the lock of a task that was kept by its name, which is not kept any more; None if there is none."""
+        return self._of_tasks.pop(name, None)
 
     # -- ends that no release comes before
 

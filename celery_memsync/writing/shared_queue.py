@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from ..exceptions import StoreUnavailable
 from ..store import MEMORY, Store, forgotten, may_be_done, was_forgotten, was_refused
-from .callers import calling_thread, if_missed
+from .callers import CallsUnderWay, calling_thread, if_missed
 
 #: Most calls whose answers were lost that are remembered; beyond it no new ones are made.
 MAX_UNANSWERED = 10_000
@@ -81,6 +81,7 @@ class SharedQueue:
         #: Numbers for each kind of change, so that many of one are not too many of another.
         self._serials = {name: count(1) for name in ("enqueue", "dequeue", "complete")}
         self._attempts: dict[Call, list[Attempt]] = {}
+        self._under_way = CallsUnderWay()
         # A signal's handler may call in the middle of a call.
         self._mutex = threading.RLock()
 
@@ -119,6 +120,7 @@ class SharedQueue:
             change: Of the store.
             call: Name and arguments.
         """
+        self._under_way.begin((*call, calling_thread()) if call[0] == "dequeue" else call)
         attempt, is_fresh = self._begin(call)
         started = time.monotonic()
         try:

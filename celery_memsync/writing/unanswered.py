@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ..exceptions import ConflictError, MemSyncError, StoreError, StoreUnavailable
 from ..models.entry import StoredEntry
-from .callers import if_missed
+from .callers import CallsUnderWay, if_missed
 
 #: Most calls that are remembered.
 MAX_CALLS = 1000
@@ -76,6 +76,7 @@ class Unanswered:
     def __init__(self, make_number: Callable[[], int]) -> None:
         self._make_number = make_number
         self._calls: deque[_Call] = deque(maxlen=MAX_CALLS)
+        self._under_way = CallsUnderWay()
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -87,6 +88,7 @@ class Unanswered:
         What is raised in here as :exc:`StoreError` is raised as :exc:`StoreUnavailable` that may be done if an earlier try
         may be.
         """
+        self._under_way.begin(arguments)
         earlier = self._take(arguments) if self._calls else None
         if earlier is None:
             attempt = Attempt(self._make_number(), False, time.monotonic() + MEMORY)

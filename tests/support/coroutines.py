@@ -4,7 +4,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from celery_memsync.aio.executor import executor_of
+from celery_memsync.aio.executor import executors_of
 
 #: Seconds after which a coroutine of a test hangs.
 TIMEOUT = 60
@@ -20,7 +20,7 @@ def run(coroutine, timeout=TIMEOUT):
 
 def threads_of(memsync):
     """Return how many threads make calls for coroutines."""
-    return len(executor_of(memsync)._threads)
+    return len(executors_of(memsync).calls._threads)
 
 
 async def cancel_after(steps, coroutine):

@@ -197,6 +197,63 @@ def test_same_compare_and_set_after_a_cancel_is_done_once(aio, redis, with_answe
     assert run(main()) == (True, 1, 1)
 
 
+@pytest.mark.parametrize(("call", "answers"), [
+    (lambda aio: aio.write("c", 1, expected_version=0), ["Entry", "ConflictError"]),
+    (lambda aio: aio.enqueue("t1"), [True, False]),
+    (lambda aio: aio.complete("t0"), [True, False]),
+    (lambda aio: aio.dequeue(), ["t0", None]),
+])
+def test_same_call_while_the_cancelled_one_is_under_way_is_done_once(aio, redis, call, answers):
+    async def answer():
+        try:
+            value = await call(aio)
+        except ConflictError:
+            return "ConflictError"
+        return value if value is None or isinstance(value, (str, bool)) else type(value).__name__
+
+    async def main():
+        for pause in (0.0002 * number for number in range(0, 100, stressed(1, 5))):
+            aio.delete("c")
+            await asyncio.gather(aio.force_sync(), aio.complete("t0"), aio.complete("t1"))
+            await aio.enqueue("t0")
+            redis.client_pause(30)
+            task = asyncio.create_task(call(aio))
+            await asyncio.sleep(pause)
+            task.cancel()
+            await asyncio.wait([task])
+            if task.cancelled():
+                assert [await answer(), await answer()] == answers, pause
+
+    run(main())
+
+
+def test_many_same_calls_after_a_cancel_do_it_once(aio, redis):
+    async def main():
+        await aio.read("c")
+        redis.client_pause(200)
+        task = asyncio.create_task(aio.enqueue("t1"))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        return await asyncio.gather(*(aio.enqueue("t1") for _ in range(20)))
+
+    assert sorted(run(main())) == [False] * 19 + [True]
+
+
+def test_same_call_that_is_cancelled_again_and_again_is_done_once_when_it_is_not(aio, redis):
+    async def main():
+        await aio.read("a")
+        for number in range(stressed(60, 15)):
+            redis.client_pause(20)
+            for pause in (0.0005, 0.001, 0.002, 0.003, 0.0005, 0.001):
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(aio.enqueue(f"t{number}"), pause)
+            began = asyncio.get_running_loop().time()
+            answers = [await aio.enqueue(f"t{number}"), await aio.enqueue(f"t{number}")]
+            assert (answers, asyncio.get_running_loop().time() - began < 2.5) == ([True, False], True)
+
+    run(main())
+
+
 async def awaited(awaitable):
     return await awaitable
 

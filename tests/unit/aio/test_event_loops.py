@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import threading
+import weakref
+from functools import partial
 
 import anyio
 import pytest
@@ -207,3 +209,27 @@ def test_forked_child_has_a_new_loop_and_threads_of_its_own(aio, other):
 
     assert status == 0
     assert run(everything(aio, "again")) == (1, 1, True, "SUCCESS")
+
+
+@pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, *([uvloop.new_event_loop] if uvloop else [])])
+def test_loop_that_is_closed_with_answers_and_changes_pending_is_collected(aio, other, memsync, make_loop):
+    loop = make_loop()
+    find = weakref.ref(loop)
+    answered = threading.Event()
+
+    async def begin():
+        changes = await aio.watch("k/*").__aenter__()
+        call = asyncio.ensure_future(aio._call(answered.wait))
+        await asyncio.sleep(0.1)
+        return changes, call
+
+    pending = loop.run_until_complete(begin())
+    answered.set()
+    other.write("k/a", 1)
+    other.force_sync()
+    eventually(partial(len, pending[0]._changes))
+    loop.close()
+    del loop, pending
+
+    eventually(lambda: gc.collect() is not None and find() is None)
+    eventually(lambda: len(memsync.runtime.feeds) == 0)

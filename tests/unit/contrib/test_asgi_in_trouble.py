@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import weakref
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +18,7 @@ from celery_memsync.contrib.answers import MAX_TEXT
 from tests.support.event_streams import Parser, Request, fetch
 from tests.support.poison import HOSTILE
 from tests.support.progress_pages import path_of, publish
+from tests.support.waiting import eventually
 
 # -- clients that do not read
 
@@ -65,6 +68,45 @@ def test_shutdown_of_the_manager_ends_its_streams(app, site):
         return await stream.end()
 
     assert asyncio.run(follow()).events[-1].name == "progress"
+
+
+@pytest.mark.usefixtures("quick")
+def test_stream_begins_anew_after_a_shutdown_though_a_client_that_reads_nothing_has_not_left(app, site):
+    async def follow():
+        stuck = Request(site, path_of(app))
+        await stuck.wait_for(lambda event: True)
+        while len(app.runtime.subscriptions) < 2:
+            await asyncio.sleep(0.01)
+        stuck.reads.clear()
+        await asyncio.sleep(0.2)  # it is sending a comment
+        await asyncio.to_thread(app.shutdown)
+        new = Request(site, path_of(app))
+        await new.wait_for(lambda event: True)
+        stuck.reads.set()
+        await stuck.end()
+        await asyncio.to_thread(publish, app, status="SUCCESS")
+        await new.end()
+        return stuck, new
+
+    stuck, new = asyncio.run(follow())
+
+    assert [event.name for event in stuck.events] == ["progress"]
+    assert [event.name for event in new.events] == ["progress", "end"]
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_event_loop_that_has_ended_is_collected(app, site, leaves):
+    async def follow():
+        stream = Request(site, path_of(app))
+        await stream.wait_for(lambda event: True)
+        if leaves:
+            await stream.leave()
+        return weakref.ref(asyncio.get_running_loop())
+
+    find = asyncio.run(follow())
+
+    eventually(lambda: gc.collect() is not None and find() is None)
+    eventually(lambda: len(app.runtime.subscriptions) == 0)
 
 
 # -- Redis is away
