@@ -25,7 +25,7 @@ class Full(io.StringIO):
 
 @pytest.fixture
 def hold_lock():
-    """Lets another thread take the lock; returns a function that lets it go."""
+    """Lets another thread take the lock; returns what lets it go."""
     taken, go_on = threading.Event(), threading.Event()
 
     def hold():
@@ -36,6 +36,7 @@ def hold_lock():
     def hold_lock():
         in_background(hold)
         assert taken.wait(5)
+        return go_on.set
 
     yield hold_lock
     go_on.set()
@@ -104,7 +105,8 @@ def test_bar_that_need_not_wait_for_the_lock_does_not(run, hold_lock):
     def body():
         bar = tqdm(total=3)
         assert bar.refresh(lock_args=(False,)) is True
-        hold_lock()
+        let_go = hold_lock()
         assert bar.refresh(lock_args=(False,)) is False
+        let_go()
 
     run(body)
