@@ -11,8 +11,8 @@ import tempfile
 import venv
 from pathlib import Path
 
-#: Folders that the sdist has, so that what was installed can be tested and measured.
-IN_SDIST = ("benchmarks", "docs", "example_project", "tests", "typing_tests")
+#: Files of the repository that the sdist lacks; it has all others, so that what was installed can be tested and measured.
+NOT_IN_SDIST = {".gitignore"}
 
 #: What the package has beside its modules.
 CHECK = """
@@ -42,13 +42,19 @@ def use(distribution: Path, example: Path) -> None:
         run("python", str(example / "demo.py"), "--limit", "20")
 
 
+def tracked() -> set[str]:
+    """Return the files of the repository."""
+    listing = subprocess.run(["git", "ls-files"], check=True, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    return set(listing.stdout.splitlines())
+
+
 def main(folder: Path) -> None:
     """Try all that is in a folder."""
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     with tempfile.TemporaryDirectory() as source, tarfile.open(sdist) as archive:
         archive.extractall(source)
         (root,) = Path(source).iterdir()
-        assert [name for name in IN_SDIST if not (root / name).is_dir()] == []
+        assert [name for name in sorted(tracked() - NOT_IN_SDIST) if not (root / name).is_file()] == []
         for distribution in (wheel, sdist):
             use(distribution.resolve(), root / "example_project")
             print(f"{distribution.name}: works in an empty environment")

@@ -77,6 +77,11 @@ def memsync(request: pytest.FixtureRequest, memsync_server: str) -> Iterator[Mem
 @pytest.fixture
 def memsync_worker(request: pytest.FixtureRequest, memsync: MemSync) -> Any:
     """A worker for one test: ``celery_worker`` of Celery, whose state is in `memsync`."""
+    from . import testing
+
+    if not testing.is_in_use(memsync):
+        pytest.fail("memsync_worker needs the fixture memsync of the plugin, and this project has one of that name; rename "
+                    "it, or let it return the plugin's: def memsync(memsync)", pytrace=False)
     return _worker(request, "celery_worker")
 
 

@@ -114,6 +114,11 @@ def own_state(app: Any, url: str) -> Iterator[MemSync]:
         _remove_keys(url, namespace)
 
 
+def is_in_use(memsync: Any) -> bool:
+    """Return whether something is a `MemSync` that has a state of its own now."""
+    return any(memsync is one for one in _in_use)
+
+
 def _instead_of_memory(conf: Any, url: str, namespace: str) -> dict[str, Any]:
     options = {"global_keyprefix": f"{namespace}/celery/"}
     broker = {"broker_url": url, "broker_transport_options": options}

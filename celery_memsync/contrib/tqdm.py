@@ -11,6 +11,7 @@ Outside of a task it is the bar of ``tqdm.auto``.
 """
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -74,10 +75,15 @@ class tqdm(auto.tqdm):  # type: ignore[type-arg] # at run time it is not generic
     #: Whether it counts an item before that is done.
     _counts_early = False
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> tqdm:
+        if active_run.get() is not None:
+            _use_lock_of_threads()  # a bar is made under the lock, the first one, too
+        bar: tqdm = super().__new__(cls, *args, **kwargs)
+        return bar
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._run = active_run.get()
         if self._run is not None:
-            _use_lock_of_threads()
             self._draws = len(args) > FILE or None not in (kwargs.get("file"), kwargs.get("disable", False))
             if not self._draws:
                 kwargs["file"] = NOWHERE
@@ -87,6 +93,18 @@ class tqdm(auto.tqdm):  # type: ignore[type-arg] # at run time it is not generic
         """Report, and draw the bar; tqdm calls this when it is due."""
         self._report()
         return super().display(*args, **kwargs) if self._draws else None
+
+    def refresh(self, nolock: bool = False, lock_args: tuple[Any, ...] | None = None) -> Any:
+        """Display, and give the lock back also where that raises, as at a soft time limit: other threads wait for it."""
+        if nolock or self.disable:
+            return super().refresh(nolock=nolock)
+        lock = self.get_lock()  # type: ignore[no-untyped-call]
+        if not lock.acquire(*(lock_args or ())) and lock_args:
+            return False
+        try:
+            return super().refresh(nolock=True)
+        finally:
+            lock.release()
 
     def close(self) -> None:
         """Report the last count, and end the bar."""
@@ -113,7 +131,7 @@ class tqdm(auto.tqdm):  # type: ignore[type-arg] # at run time it is not generic
             self._run = None
         elif begin or self._phase == run.progress.phase_number:
             fields = {"postfix": self.postfix} if isinstance(self.postfix, str) and self.postfix else {}
-            message = self.desc.removesuffix(": ") or None
+            message = self.desc.removesuffix(": ") or None if isinstance(self.desc, str) else None
             queue_progress(run, run.progress.report(
                 self.n, self.total, message, fields=fields, begin=begin, silent=True))
             self._phase = run.progress.phase_number
@@ -126,7 +144,10 @@ class tqdm(auto.tqdm):  # type: ignore[type-arg] # at run time it is not generic
 
     def _is_full(self) -> bool:
         """Whether it has come to its end, so that it was forgotten to close it."""
-        return self.total is not None and 0 < self.total <= self.n and not self._counts_early
+        try:
+            return self.total is not None and bool(0 < self.total <= self.n) and not self._counts_early
+        except (TypeError, ValueError):  # a total that is no number, which a bar that is not drawn does not mind
+            return False
 
 
 def trange(*args: Any, **kwargs: Any) -> tqdm:
@@ -143,3 +164,15 @@ def _use_lock_of_threads() -> None:
         lock = getattr(bar, "_lock", None)
         if lock is None or isinstance(lock, std.TqdmDefaultWriteLock):  # type: ignore[attr-defined]
             bar.set_lock(_lock)
+
+
+def _renew_lock() -> None:
+    """Another thread of the parent process may have held it when this one was forked."""
+    global _lock
+    old, _lock = _lock, threading.RLock()
+    for bar in (std.tqdm, tqdm):
+        if getattr(bar, "_lock", None) is old:
+            bar.set_lock(_lock)
+
+
+os.register_at_fork(after_in_child=_renew_lock)

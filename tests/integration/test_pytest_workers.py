@@ -177,6 +177,37 @@ def test_worker_of_celery_that_began_earlier_is_an_error(tmp_path):
     assert "use memsync_worker instead of celery_worker, or name it first" in output
 
 
+def test_worker_beside_a_fixture_of_the_same_name_says_what_to_do(tmp_path):
+    output = Project(tmp_path, conftest="""
+        import pytest
+
+        pytest_plugins = ["celery.contrib.pytest"]
+
+        @pytest.fixture
+        def memsync():
+            return ["mine"]
+    """, test_a="""
+        import pytest
+
+        def test_mine(memsync):
+            assert memsync == ["mine"]
+
+        def test_worker(memsync_worker):
+            pass
+
+        class TestBuiltOn:
+            @pytest.fixture
+            def memsync(self, request, memsync):
+                return memsync
+
+            def test_worker_too(self, memsync_worker):
+                pass
+    """).run()
+
+    assert "this project has one of that name; rename it, or let it return the plugin's" in output
+    assert re.search(r"1 passed.* 2 errors", output.splitlines()[-1])
+
+
 def test_fixtures_without_those_of_celery_say_what_to_do(tmp_path):
     output = Project(tmp_path, conftest="", test_a="""
         def test_a(memsync):

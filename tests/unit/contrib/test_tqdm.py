@@ -8,40 +8,11 @@ import io
 import threading
 
 import pytest
-from celery import Celery
-from tqdm import std
 from tqdm.contrib.concurrent import thread_map
 
-from celery_memsync.contrib.testing import own_state
 from celery_memsync.contrib.tqdm import tqdm, trange
 
-
-@pytest.fixture
-def memsync(redis_url):
-    """The manager of an app whose tasks run eagerly."""
-    with own_state(Celery("bars", broker="memory://", set_as_current=False), redis_url) as memsync:
-        yield memsync
-
-
-@pytest.fixture(autouse=True)
-def own_lock(monkeypatch):
-    """A task changes the lock of all bars; another test begins with that of tqdm."""
-    for bar in (std.tqdm, tqdm):
-        monkeypatch.setattr(bar, "_lock", std.TqdmDefaultWriteLock(), raising=False)
-
-
-@pytest.fixture
-def run(memsync):
-    """Runs a function as the body of a task; returns what its progress was at the end of that."""
-    def run(body):
-        def run_body():
-            body()
-            return memsync.get_task_progress("t1")
-
-        return memsync.app.task(name=body.__qualname__, shared=False)(run_body).apply(task_id="t1").get(
-            disable_sync_subtasks=False)
-
-    return run
+pytestmark = pytest.mark.usefixtures("own_lock")
 
 
 def shown(progress):
@@ -317,15 +288,27 @@ def test_bar_outside_of_a_task_is_drawn_as_any_other(capsys):
 
 # -- what must not happen to a task
 
-def test_bar_of_a_task_does_not_use_a_lock_that_other_processes_share(run):
+@pytest.mark.parametrize("description", [b"resizing", 7, None])
+def test_bar_with_a_description_that_is_no_text_leaves_it_out(run, description):
     def body():
-        trange(3).close()
+        bar = tqdm(total=4, desc=description, mininterval=0)
+        bar.desc = description
+        bar.update(3)
+        bar.refresh()
+        bar.close()
 
-    before = tqdm.get_lock()
-    run(body)
+    assert shown(run(body)) == (75, 3, 4, None, 1)
 
-    assert isinstance(before, std.TqdmDefaultWriteLock)
-    assert isinstance(tqdm.get_lock(), type(threading.RLock()))
+
+def test_bar_inside_of_one_whose_total_is_no_number_does_not_fail(run):
+    def body():
+        outer = tqdm(total="many", mininterval=0)
+        for _ in trange(7, desc="inner"):
+            pass
+        outer.update(3)
+        outer.close()
+
+    assert shown(run(body))[:2] == (None, 3)
 
 
 def test_bar_of_a_task_that_has_ended_reports_no_more(run, memsync):
