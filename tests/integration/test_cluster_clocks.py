@@ -26,6 +26,7 @@ def off_node(request, cluster):
     home = cluster.owner_of("{task-sentinel}")
     node = next(server for server in cluster.servers if server is not home)
     node.set_clock(getattr(request, "param", 90))
+    cluster.wait_linked()
     yield node
     node.set_clock(0)
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 
 import redis
 import redis.crc
@@ -161,6 +162,11 @@ class Cluster:
     def is_complete(self):
         return all(self.info(server)["cluster_state"] == "ok" for server in self.servers) and all(
             server.client().info("replication")["master_link_status"] == "up" for server in self.servers[3:])
+
+    def wait_linked(self):
+        """Return when messages pass between all nodes again: they renew their links when the clock of one is set."""
+        time.sleep(0.3)  # nodes look ten times a second
+        eventually(lambda: all(b" disconnected" not in execute(one, "CLUSTER", "NODES") for one in self.servers))
 
     def owner(self, slot):
         """Return the server that owns a slot, or None if no server does."""
