@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import platform
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def scale(result: Mapping[str, Any]) -> Iterator[str]:
 def facts_of(result: Mapping[str, Any]) -> Iterator[str]:
     """Yield what a benchmark found beside its tables."""
     for fact, value in result["facts"].items():
-        yield from ("", f"{fact}: {value}.")
+        yield from ("", *textwrap.wrap(f"{fact}: {str(value).rstrip('.')}.", 100))
 
 
 def machine(result: Mapping[str, Any]) -> str:
