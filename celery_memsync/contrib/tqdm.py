@@ -158,7 +158,7 @@ def trange(*args: Any, **kwargs: Any) -> tqdm:
 def _use_lock_of_threads() -> None:
     """Let the bars of this process wait for each other only.
 
-    tqdm's own lock is shared by all forks, and is for ever taken if one is killed that has it.
+    tqdm's own lock is shared by all forks, and is never released if one is killed that holds it.
     """
     for bar in (std.tqdm, tqdm):
         lock = getattr(bar, "_lock", None)

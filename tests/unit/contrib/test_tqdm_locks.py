@@ -56,7 +56,7 @@ def test_bar_of_a_task_does_not_use_a_lock_that_other_processes_share(run):
 def test_first_bar_of_a_task_does_not_wait_for_the_lock_of_another_process(run):
     def body():
         context = contextvars.copy_context()
-        with shared:  # as a process that was killed has it for ever
+        with shared:  # as a process that was killed never releases it
             in_background(lambda: context.run(trange, 3))().close()
 
     shared = tqdm.get_lock()
