@@ -9,24 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.embedded_processes import servers_of
-from tests.support.plugin_project import Project
+from tests.support.plugin_project import TASKS, Project
 from tests.support.stress import stressed
 from tests.support.waiting import eventually
 
 #: What a test prints of the server that it uses.
 SERVER = re.compile(r"SERVER redis\+socket://(\S+)/redis\.sock")
-
-#: Tasks of the projects.
-TASKS = """
-    import os
-    from celery import current_app, shared_task
-
-    @shared_task
-    def convert(pages):
-        for page in current_app.memsync.track(range(pages), message="converting"):
-            pass
-        return os.getpid()
-"""
 
 SHOW_SERVER = """
     def test_server(memsync_server, memsync):

@@ -5,27 +5,8 @@ import re
 
 import pytest
 
-from tests.support.plugin_project import Project
+from tests.support.plugin_project import TASKS, Project
 from tests.support.stress import stressed
-
-TASKS = """
-    import os
-    import time
-
-    from celery import current_app, shared_task
-
-    @shared_task
-    def convert(pages):
-        for page in current_app.memsync.track(range(pages), message="converting"):
-            pass
-        return os.getpid()
-
-    @shared_task
-    def hold(seconds=0.3):
-        current_app.memsync.progress(4, 10, "holding")
-        time.sleep(seconds)
-        return os.getpid()
-"""
 
 #: An app of a project, with its own settings, as `proj` has them in production.
 PROJ = """

@@ -11,6 +11,26 @@ from tests.support.paths import ROOT
 
 PLUGIN = "celery_memsync.contrib.pytest_plugin"
 
+#: A module with tasks.
+TASKS = """
+    import os
+    import time
+
+    from celery import current_app, shared_task
+
+    @shared_task
+    def convert(pages):
+        for page in current_app.memsync.track(range(pages), message="converting"):
+            pass
+        return os.getpid()
+
+    @shared_task
+    def hold(seconds=0.3):
+        current_app.memsync.progress(4, 10, "holding")
+        time.sleep(seconds)
+        return os.getpid()
+"""
+
 
 def plugin_options():
     """Return the options of pytest that load the plugin: none where it is found by itself."""
