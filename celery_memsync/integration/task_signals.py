@@ -304,7 +304,7 @@ class TaskSignals:
         memsync = self.memsync
         if state is None:
             state, retval = end_of_unwound(active)
-        elif state == "SUCCESS" and (error := sys.exc_info()[1]) is not None and is_unstored(task, task_id, error):
+        elif state in ("SUCCESS", "FAILURE") and (error := sys.exc_info()[1]) is not None and is_unstored(task, task_id, error):
             state, retval = "FAILURE", error
         elif state == "IGNORED":
             state = end_of_ignored(active, task, retval)
@@ -336,10 +336,12 @@ class TaskSignals:
         self, sender: Any, task_id: str, exception: BaseException | None = None, request: Any = None, **_: Any,
     ) -> None:
         """Record a failure that the run can't record itself: a lost child, the hard time limit, a hook that raises."""
-        app = getattr(sender, "app", None)
-        if app is not self.memsync.app or self._active(task_id):
+        if getattr(sender, "app", None) is not self.memsync.app or self._active(task_id):
             return
-        self._end(task_id, request if isinstance(request, dict) else sender.request.__dict__, "FAILURE", exception)
+        facts = request if isinstance(request, dict) else sender.request.__dict__
+        # Before 5.7 Celery says so of a run, too, that has ended in this child: its request is gone by then.
+        if HEADER in facts or self.requests.find(task_id, facts) is not None:
+            self._end(task_id, facts, "FAILURE", exception)
 
     def on_retried(self, sender: Any, request: Any, reason: Any = None, **_: Any) -> None:
         """Record that a worker gave a task up, at its shutdown or when its child was lost."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 import signal
 import time
 
+import celery
 import pytest
 
 from celery_memsync.cli.why import KnownTask, reason_of
@@ -91,7 +92,8 @@ def test_task_reserved_by_a_worker_is_revoked_at_once(fleet, name, args, options
     assert state["status"] == "REVOKED"
     assert abs(state["revoke_requested_at"] - time.time()) < 5
     assert result.id not in fleet.reader.get_queue()["pending"]
-    assert result.state == "REVOKED"
+    if celery.VERSION >= (5, 6):  # before, Celery stores that when its turn comes
+        assert result.state == "REVOKED"
 
 
 def test_revoke_does_not_change_running_or_ended_tasks(fleet):
