@@ -84,6 +84,7 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         self._left = False
         self._leaving = threading.RLock()
         self._refreshed = time.monotonic()
+        self._is_recorded = False
         #: Seconds that Redis's time was ahead of this host's monotonic time at the last heartbeat.
         self._offset = float("inf")
 
@@ -128,7 +129,6 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
         signals.worker_shutdown.connect(self._on_shutdown, sender=parent)
         signals.worker_ready.connect(self._on_ready)
         atexit.register(self._leave)
-        self._log_start()
         if self.memsync.settings.renew_visibility:
             self._describer.renewal.start()
         self._heartbeat.start()
@@ -216,6 +216,9 @@ class HeartbeatStep(bootsteps.StartStopStep):  # type: ignore[misc]
             self._probe_file.write(self._heartbeat.timeout * self._heartbeat.stretch, consuming)
 
     def _on_reply(self, reply: HeartbeatReply) -> None:
+        if not self._is_recorded:
+            self._is_recorded = True
+            self._log_start()
         if self._probe_file is not None:
             self._probe_file.note_reply()
         if reply.went_back:

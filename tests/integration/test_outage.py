@@ -38,16 +38,18 @@ def test_progress_takes_no_time_while_redis_is_there(fleet):
 @pytest.mark.parametrize("how", stressed(["stopped", "paused"], ["stopped"]))
 def test_progress_takes_no_time_while_redis_is_away_and_is_there_afterwards(fleet, own_store, how):
     take_away(own_store, how)
-    fleet.start_worker("-c", "1")
+    worker = fleet.start_worker("-c", "1")
 
     result = fleet.send("count_to", CALLS)
 
     took = result.get(timeout=30)
     assert took["seconds"] < ALLOWED
     assert took["longest"] < ALLOWED_ONCE
+    assert f"records worker {worker.name}" not in worker.output()
     wake(own_store, how)
     fleet.wait(result, "SUCCESS")
     fleet.wait_progress(result, CALLS)
+    eventually(lambda: f"records worker {worker.name}" in worker.output())
 
 
 @pytest.mark.parametrize("how", stressed(["stopped", "paused", "killed"], ["paused"]))
