@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..background_loop import Wakeup, start_thread
 from ..user_code import call_user_code, mark_library_thread, message_of
@@ -91,9 +91,7 @@ class HandlerPool:
 
     def submit(self, job: Job) -> None:
         """Have a job run soon; one that is running runs once more afterwards."""
-        with self._mutex:
-            self._queue(job)
-        self._dispatch()
+        self._dispatch([job])
 
     def check(self) -> None:
         """Go on with what waits: for the end of a pause, or for a handler that is slow by now."""
@@ -101,9 +99,7 @@ class HandlerPool:
             return
         with self._mutex:
             failed, self._failed = self._failed, []
-            for job in failed:
-                self._queue(job)
-        self._dispatch()
+        self._dispatch(failed)
 
     def close(self, timeout: float) -> None:
         """Start nothing any more; wait at most ``timeout`` seconds for urgent jobs, for handlers not at all."""
@@ -170,30 +166,30 @@ class HandlerPool:
 
     # -- threads
 
-    def _dispatch(self) -> None:
-        """Give jobs to threads as far as the limit allows."""
-        while True:
-            with self._mutex:
-                job = self._next()
-                if job is None:
-                    break
-                thread, is_new = (self._idle.pop(), False) if self._idle else (_Thread(), True)
-                self._give(thread, job)
-            if not is_new:
-                thread.given.set()
-            elif not self._start(thread):
-                break
+    def _dispatch(self, jobs: Iterable[Job]) -> None:
+        """Give jobs, and others that are queued, to threads as far as the limit allows."""
+        idle: list[_Thread] = []
+        new: list[_Thread] = []
+        with self._mutex:
+            for job in jobs:
+                self._queue(job)
+            while (next_job := self._next()) is not None:
+                threads, thread = (idle, self._idle.pop()) if self._idle else (new, _Thread())
+                threads.append(thread)
+                self._give(thread, next_job)
+        for thread in new:
+            self._start(thread)
         self._report_delay()
+        for thread in idle:
+            thread.given.set()
 
-    def _start(self, thread: _Thread) -> bool:
+    def _start(self, thread: _Thread) -> None:
         try:
             start_thread(threading.Thread(target=self._run, args=(thread,), name="memsync-handler", daemon=True))
         except RuntimeError:
             # The system, or an interpreter that shuts down, gives no more threads: it is tried again later.
             with self._mutex:
                 self._take_back(thread, more=True)
-            return False
-        return True
 
     def _run(self, thread: _Thread) -> None:
         mark_library_thread()
@@ -238,9 +234,10 @@ class HandlerPool:
 
     def _wait(self, thread: _Thread) -> None:
         thread.given.wait(IDLE_TIMEOUT)
-        with self._mutex:
-            if thread in self._idle:
-                self._idle.remove(thread)
+        if thread.job is None:
+            with self._mutex:
+                if thread in self._idle:
+                    self._idle.remove(thread)
 
     def _end(self, thread: _Thread) -> None:
         with self._mutex:
@@ -248,7 +245,7 @@ class HandlerPool:
             self._take_back(thread, more=True)
             if thread in self._idle:
                 self._idle.remove(thread)
-        self._dispatch()
+        self._dispatch(())
 
     # -- too many slow handlers
 

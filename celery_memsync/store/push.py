@@ -7,7 +7,7 @@ import select
 import selectors
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import redis
@@ -16,6 +16,13 @@ from ..deadline import DEFAULT_TIMEOUT
 from .cluster_client import Cluster
 from .errors import redis_call
 from .pool import Reads, read_answer
+from .resp import Incomplete, parse_answer
+
+#: Most messages that are received before all else is looked at.
+TAKEN_AT_ONCE = 1000
+
+#: Bytes that are read from a socket at once.
+PIECE = 64 * 1024
 
 #: Channel on which Redis reports to one connection which keys that others read have changed.
 INVALIDATIONS = b"__redis__:invalidate"
@@ -71,6 +78,8 @@ class PushConnection:
             end.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._woken, selectors.EVENT_READ)
+        #: What was received and not returned yet, perhaps a part of a message.
+        self._unread = b""
 
     @redis_call
     def listen(self) -> PushTarget | None:
@@ -95,28 +104,35 @@ class PushConnection:
         self._selector.register(self._connection._sock, selectors.EVENT_READ)
 
     def _execute(self, *command: str | bytes) -> Any:
-        self._connection.send_command(*command)
-        return self._read_message()
+        self.send_command(*command)
+        return self.receive(1)[0]
 
     @redis_call
-    def send_command(self, *command: str) -> None:
+    def send_command(self, *command: str | bytes) -> None:
         """Send a command; its answer comes among the messages."""
-        self._connection.send_command(*command)
+        self._connection.send_command(*command, check_health=False)
 
     def wait(self, timeout: float) -> bool:
-        """Return when there is something to read, after :meth:`wake`, or after ``timeout`` seconds.
+        """Return when there is something to receive, after :meth:`wake`, or after ``timeout`` seconds.
 
         Returns:
-            Whether there is something to read.
+            Whether there is something to receive; False if it was woken.
         """
-        ready = [key.fileobj for key, _ in self._selector.select(timeout)]
-        if self._woken in ready:
+        if self._unread:
+            return True
+        is_ready = is_woken = False
+        for key, _ in self._selector.select(timeout):
+            is_ready = True
+            is_woken = is_woken or key.fileobj is self._woken
+        if is_woken:
             with contextlib.suppress(OSError):
                 self._woken.recv(4096)
-        return any(file is not self._woken for file in ready)
+        return is_ready and not is_woken
 
     def has_arrived(self) -> bool:
-        """Whether something has arrived that was not read yet; any thread may ask."""
+        """Whether something has arrived that was not received yet; any thread may ask."""
+        if self._unread:
+            return True
         sock = self._connection._sock
         try:
             if hasattr(select, "poll"):
@@ -134,18 +150,34 @@ class PushConnection:
         with contextlib.suppress(OSError):  # it has been woken often enough, or is closed
             self._waker.send(b"!")
 
-    def messages(self) -> Iterator[Any]:
-        """Yield what has arrived, as Redis's lists; what is an error of Redis's, as that."""
-        while self._await_message():
-            yield self._read_message()
-
     @redis_call
-    def _await_message(self) -> bool:
-        return bool(self._connection.can_read(0))
+    def receive(self, most: int = TAKEN_AT_ONCE) -> list[Any]:
+        """Return what has arrived, as Redis's lists; an error of Redis's is one.  It waits for the first to be whole."""
+        messages: list[Any] = []
+        data, at = self._unread or self._read(), 0
+        while at < len(data) and len(messages) < most:
+            try:
+                message, at = parse_answer(data, at)
+                messages.append(message)
+            except Incomplete as part:
+                if messages:
+                    break
+                data = self._read_on(data, part.length)
+        self._unread = data[at:]
+        return messages
 
-    @redis_call
-    def _read_message(self) -> Any:
-        return read_answer(self._connection)
+    def _read_on(self, data: bytes, length: int) -> bytes:
+        pieces, missing = [data], length - len(data)
+        while missing > 0:
+            pieces.append(self._read())
+            missing -= len(pieces[-1])
+        return b"".join(pieces)
+
+    def _read(self) -> bytes:
+        data: bytes = self._connection._sock.recv(PIECE)
+        if not data:
+            raise redis.ConnectionError("Connection closed by server.")
+        return data
 
     def close(self) -> None:
         """Close the connection."""
