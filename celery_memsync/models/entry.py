@@ -141,7 +141,8 @@ class StoredEntry:
 
     def absent(self, now: float) -> bool:
         """Whether it is deleted, over, or nothing that can be read; only its version counts then."""
-        return not self.body or self.header.expires_at <= now * 1000 or self._decoded() is _UNREADABLE
+        header = self.header
+        return not self.body or header.time + header.ttl_ms <= now * 1000 or self._decoded() is _UNREADABLE
 
     def ended(self, now: float) -> bool:
         """Whether it is deleted, or its ttl over."""

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from ..background_loop import Wakeup, start_thread
 from ..user_code import call_user_code, mark_library_thread, message_of
@@ -89,9 +89,24 @@ class HandlerPool:
         self._pid = os.getpid()
         self._mutex = threading.Lock()
 
-    def submit(self, job: Job) -> None:
-        """Have a job run soon; one that is running runs once more afterwards."""
-        self._dispatch([job])
+    def submit(self, *jobs: Job) -> None:
+        """Have jobs run soon, and others that wait; one that is running runs once more afterwards."""
+        idle: list[_Thread] = []
+        new: list[_Thread] = []
+        with self._mutex:
+            for job in jobs:
+                self._queue(job)
+            while self._ready and (next_job := self._next()) is not None:
+                threads, thread = (idle, self._idle.pop()) if self._idle else (new, _Thread())
+                threads.append(thread)
+                self._give(thread, next_job)
+        for thread in new:
+            self._start(thread)
+        if self._ready or self._warned:
+            self._report_delay()
+        # Last, for it competes with this thread for the interpreter.
+        for thread in idle:
+            thread.given.set()
 
     def check(self) -> None:
         """Go on with what waits: for the end of a pause, or for a handler that is slow by now."""
@@ -99,7 +114,7 @@ class HandlerPool:
             return
         with self._mutex:
             failed, self._failed = self._failed, []
-        self._dispatch(failed)
+        self.submit(*failed)
 
     def close(self, timeout: float) -> None:
         """Start nothing any more; wait at most ``timeout`` seconds for urgent jobs, for handlers not at all."""
@@ -128,7 +143,7 @@ class HandlerPool:
 
     def _next(self) -> Job | None:
         """Return the next job that may run now, or None."""
-        if not self._ready or self._closed or not (self._ready[0].urgent or self._counted() < self.limit):
+        if self._closed or not (self._ready[0].urgent or self._counted() < self.limit):
             return None
         return self._ready.popleft()
 
@@ -165,23 +180,6 @@ class HandlerPool:
         job.ended.set()
 
     # -- threads
-
-    def _dispatch(self, jobs: Iterable[Job]) -> None:
-        """Give jobs, and others that are queued, to threads as far as the limit allows."""
-        idle: list[_Thread] = []
-        new: list[_Thread] = []
-        with self._mutex:
-            for job in jobs:
-                self._queue(job)
-            while (next_job := self._next()) is not None:
-                threads, thread = (idle, self._idle.pop()) if self._idle else (new, _Thread())
-                threads.append(thread)
-                self._give(thread, next_job)
-        for thread in new:
-            self._start(thread)
-        self._report_delay()
-        for thread in idle:
-            thread.given.set()
 
     def _start(self, thread: _Thread) -> None:
         try:
@@ -223,8 +221,7 @@ class HandlerPool:
         """Give a thread its next job; return whether there is one, or the thread has to end."""
         with self._mutex:
             self._take_back(thread, more)
-            job = self._next()
-            if job is not None:
+            if self._ready and (job := self._next()) is not None:
                 self._give(thread, job)
                 return True
             if self._closed or len(self._idle) + self._counted() >= self.limit:
@@ -245,13 +242,11 @@ class HandlerPool:
             self._take_back(thread, more=True)
             if thread in self._idle:
                 self._idle.remove(thread)
-        self._dispatch(())
+        self.submit()
 
     # -- too many slow handlers
 
     def _report_delay(self) -> None:
-        if not (self._ready or self._warned):
-            return
         with self._mutex:
             slow = self._slow()
             delayed = bool(self._ready) and len(slow) >= MAX_SLOW + self.limit

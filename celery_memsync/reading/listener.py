@@ -67,6 +67,8 @@ class ChangeListener:
         on_look: Callable[[], None],
     ) -> None:
         self.store = store
+        #: Length of what stands before a path in the name of its channel.
+        self._prefix = len(store.prefix)
         self.on_invalid = on_invalid
         self.on_message = on_message
         self.on_taken = on_taken
@@ -284,22 +286,20 @@ class ChangeListener:
         # An answer to PING is a list only on a connection that is subscribed to something.
         kind = message[0] if isinstance(message, list) and len(message) > 1 else bytes(message or b"").lower()
         if kind == b"pmessage" or kind == b"message" and message[1] != INVALIDATIONS:
-            self.on_message(self._unprefixed(message[1]), self._unprefixed(message[-2]), message[-1])
+            pattern, channel = message[1].decode(errors="replace"), message[-2].decode(errors="replace")
+            self.on_message(pattern[self._prefix:], channel[self._prefix:], message[-1])
         elif kind == b"message":
             keys = message[2]
             # Redis names keys in a list; a text was published by a client.
             if keys is None or isinstance(keys, list):
                 self.on_invalid(None if keys is None else [key.decode(errors="replace") for key in keys])
         elif kind in (b"subscribe", b"psubscribe"):
-            pattern = self._unprefixed(message[1])
+            pattern = message[1].decode(errors="replace")[self._prefix:]
             with self._mutex:
                 self._unconfirmed -= Counter([pattern])
             self.on_up([pattern])
         elif kind == b"pong" and self._asked_at is not None:
             self._confirm(self._asked_at)
-
-    def _unprefixed(self, channel: bytes) -> str:
-        return channel.decode(errors="replace")[len(self.store.prefix):]
 
     def _confirm(self, asked_at: float) -> None:
         """Redis has answered: all that it sent before has been received."""

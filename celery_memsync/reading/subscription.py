@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..background_loop import Wakeup
 from ..globs import matcher
-from ..models.entry import Entry, EntryVersion
+from ..models.entry import Entry
 from .reader import Parts
 
 #: Most bytes of values that are pending for the handlers of a process.  Beyond, only the names of keys are kept, and each
@@ -43,40 +43,42 @@ class KnownVersion(NamedTuple):
     """What a subscription knows of a key.
 
     Attributes:
-        stamp: Which state of it.
+        stored_at: When Redis took it, in milliseconds.
+        version: Number of accepted writes.
         expires_at: When it expires, in milliseconds.
         delivered: Whether that state was received, and not merely found.
         alive: Whether there is anything, and it was not deleted.
         writes: Stands for the writes that made it.
     """
 
-    stamp: EntryVersion
+    stored_at: int
+    version: int
     expires_at: int
     delivered: bool
     alive: bool
     writes: int
 
     @classmethod
-    def of(cls, parts: Parts, delivered: bool = True) -> KnownVersion:
-        """Return what is known of a key when its parts are."""
+    def of(cls, parts: Parts) -> KnownVersion:
+        """Return what is known of a key whose parts were received."""
         stored_at = version = expires_at = writes = 0
         alive = False
         for stored in parts.values():
             if stored is not None:
                 header = stored.header
-                stored_at = max(stored_at, header.stored_at)
+                stored_at = max(stored_at, header.time + header.lag)
                 version += header.version
-                expires_at = max(expires_at, header.expires_at)
-                alive = alive or not stored.deleted
+                expires_at = max(expires_at, header.time + header.ttl_ms)
+                alive = alive or stored.body != b""
                 writes += hash(header.writes)
-        return cls(EntryVersion(stored_at, version), expires_at, delivered, alive, writes)
+        return cls(stored_at, version, expires_at, True, alive, writes)
 
     def is_same(self, other: KnownVersion) -> bool:
         """Return whether both are one state of a key.
 
-        After a failover another write may have the stamp of one that was lost with the former master.
+        After a failover another write may have time and version of one that was lost with the former master.
         """
-        return self.stamp == other.stamp and self.writes == other.writes
+        return self[:2] == other[:2] and self.writes == other.writes
 
 
 class PendingChange(NamedTuple):
@@ -102,7 +104,7 @@ class PendingChange(NamedTuple):
             return False
         if before.parts is None or self.parts is None:
             return before.parts is None
-        return KnownVersion.of(self.parts).stamp.version <= KnownVersion.of(before.parts).stamp.version
+        return KnownVersion.of(self.parts).version <= KnownVersion.of(before.parts).version
 
     @property
     def held(self) -> int:
@@ -201,14 +203,14 @@ class Subscription:
     def _is_newer(self, path: str, new: KnownVersion, known: KnownVersion) -> bool:
         if known.is_same(new):
             return not known.delivered
-        if new.stamp.version > known.stamp.version and new.stamp.stored_at >= known.stamp.stored_at:
+        if new.version > known.version and new.stored_at >= known.stored_at:
             return True
         self._unsure[path] = known
         return False
 
     def _take(self, path: str, parts: Parts, new: KnownVersion, known: KnownVersion | None) -> None:
         self._know(path, new)
-        self._put(path, PendingChange.of(parts, known is not None and new.stamp.version < known.stamp.version))
+        self._put(path, PendingChange.of(parts, known is not None and new.version < known.version))
 
     def find(self, path: str, parts: Parts, before: KnownVersion | None, deliver: bool) -> None:
         """Take what was read of a key, unless something was received since.
@@ -336,6 +338,10 @@ class Subscription:
             self.skipped += 1
             self._count(-waiting.held)
             news = news._replace(recreated=news.recreated or waiting.recreated or news.is_new_life_after(waiting))
+        elif self._held + news.size <= MIN_PENDING_BYTES:
+            self._news[path] = news
+            self._count(news.size)
+            return
         if waiting is not None and waiting.unread or not self._has_room(news.size):
             if not news.alive and path not in self._believed:
                 # It came and went while all this is pending.
@@ -371,7 +377,7 @@ class Subscription:
             if news.unread:
                 return path, news
             del self._news[path]
-            self._count(-news.held)
+            self._count(-news.size)
             if news.recreated and news.parts is not None:
                 self.put_back(path, news._replace(recreated=False))
                 news = PendingChange(None)
@@ -410,7 +416,7 @@ class Subscription:
                 return
             if there:
                 new = KnownVersion.of(parts)
-                recreated = before is not None and new.stamp.version < before.stamp.version
+                recreated = before is not None and new.version < before.version
                 self._know(path, new)
                 filled = PendingChange.of(parts, news.recreated or recreated)
             else:

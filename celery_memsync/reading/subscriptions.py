@@ -383,7 +383,7 @@ class Subscriptions:
             return self.reader.stored_whole(location)
         # What has expired before it could be delivered is delivered as it was.  Each delivery decodes for itself: a handler
         # may change the value, and what is decoded would be pending beside its text.
-        own = {slot: stored and StoredEntry(stored.header, stored.body) for slot, stored in parts.items()}
+        own = {slot: StoredEntry(stored.header, stored.body) for slot, stored in parts.items() if stored is not None}
         return entry_of(location, own, _written_at(parts))
 
 
@@ -440,8 +440,9 @@ def _parts_of(location: Location, data: bytes, in_our_time: Callable[[str, Store
 
 def _written_at(parts: Parts) -> float:
     """Return Redis's time of the last write of an entry, in seconds."""
-    stored_at, at = 0, 0
+    stored_at = written_at = 0
     for stored in parts.values():
-        if stored is not None and stored.header.stored_at >= stored_at:
-            stored_at, at = stored.header.stored_at, stored.header.time
-    return at / 1000
+        if stored is not None and stored.header.time + stored.header.lag > stored_at:
+            written_at = stored.header.time
+            stored_at = written_at + stored.header.lag
+    return written_at / 1000

@@ -24,28 +24,39 @@ def parse_answer(data: bytes, at: int) -> tuple[Any, int]:
         Incomplete: If a part of it is missing.
         ValueError: If it is none.
     """
-    end = data.find(b"\r\n", at)
-    if end < 0:
-        raise Incomplete(len(data) + 1)
-    kind, word, at = data[at:at + 1], data[at + 1:end], end + 2
-    if kind == b"$":
-        length = int(word)
-        if length < 0:
-            return None, at
-        end = at + length
-        if len(data) < end + 2:
-            raise Incomplete(end + 2)
-        return data[at:end], end + 2
-    if kind == b"*":
-        items = []
-        for _ in range(int(word)):
-            item, at = parse_answer(data, at)
-            items.append(item)
-        return items, at
-    if kind == b":":
-        return int(word), at
-    if kind == b"+":
-        return word, at
-    if kind == b"-":
-        return redis.ResponseError(word.decode(errors="replace")), at
-    raise ValueError("it is no answer of Redis's")
+    answer: Any
+    # Those that are not whole, each in the one before, with their lengths.
+    lists: list[tuple[list[Any], int]] = []
+    while True:
+        end = data.find(b"\r\n", at)
+        if end < 0:
+            raise Incomplete(len(data) + 1)
+        kind, word, at = data[at:at + 1], data[at + 1:end], end + 2
+        if kind == b"$":
+            length = int(word)
+            end = at + length
+            if end > len(data) - 2:
+                raise Incomplete(end + 2)
+            answer, at = (None, at) if length < 0 else (data[at:end], end + 2)
+        elif kind == b"*":
+            length = int(word)
+            if length > 0:
+                lists.append(([], length))
+                continue
+            answer = None if length else []
+        elif kind == b":":
+            answer = int(word)
+        elif kind == b"+":
+            answer = word
+        elif kind == b"-":
+            answer = redis.ResponseError(word.decode(errors="replace"))
+        else:
+            raise ValueError("it is no answer of Redis's")
+        while lists:
+            items, length = lists[-1]
+            items.append(answer)
+            if len(items) < length:
+                break
+            answer = lists.pop()[0]
+        else:
+            return answer, at

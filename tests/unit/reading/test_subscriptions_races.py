@@ -155,7 +155,7 @@ def change(version, body):
     (change(3, b"1"), change(1, b"1"), False),
     (subscription.PendingChange(None), change(4, b"1"), True),
     (change(3, b""), subscription.PendingChange(None), False),
-    (subscription.PendingChange(None, unread=True), change(1, b"1"), False),
+    (subscription.PendingChange(None, unread=True, alive=True), change(1, b"1"), False),
 ])
 def test_a_change_after_a_deletion_is_of_a_new_life_if_versions_begin_anew(before, after, is_new):
     assert after.is_new_life_after(before) == is_new
