@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import select
-import selectors
 import socket
 import time
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import redis
 
-from ..deadline import DEFAULT_TIMEOUT
+from ..deadline import DEFAULT_TIMEOUT, bounded
 from .cluster_client import Cluster
 from .errors import redis_call
 from .pool import Reads, read_answer
@@ -76,8 +76,6 @@ class PushConnection:
         self._waker, self._woken = socket.socketpair()
         for end in (self._waker, self._woken):
             end.setblocking(False)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._woken, selectors.EVENT_READ)
         #: What was received and not returned yet, perhaps a part of a message.
         self._unread = b""
 
@@ -101,7 +99,7 @@ class PushConnection:
 
     def _connect(self) -> None:
         self._connection.connect()
-        self._selector.register(self._connection._sock, selectors.EVENT_READ)
+        self._files = self._connection._sock.fileno(), self._woken.fileno()
 
     def _execute(self, *command: str | bytes) -> Any:
         self.send_command(*command)
@@ -120,14 +118,12 @@ class PushConnection:
         """
         if self._unread:
             return True
-        is_ready = is_woken = False
-        for key, _ in self._selector.select(timeout):
-            is_ready = True
-            is_woken = is_woken or key.fileobj is self._woken
-        if is_woken:
+        ready = _readable(self._files, timeout)
+        if self._files[1] in ready:
             with contextlib.suppress(OSError):
                 self._woken.recv(4096)
-        return is_ready and not is_woken
+            return False
+        return bool(ready)
 
     def has_arrived(self) -> bool:
         """Whether something has arrived that was not received yet; any thread may ask."""
@@ -135,11 +131,7 @@ class PushConnection:
             return True
         sock = self._connection._sock
         try:
-            if hasattr(select, "poll"):
-                poll = select.poll()
-                poll.register(sock, select.POLLIN)
-                return bool(poll.poll(0))
-            return bool(select.select([sock], [], [], 0)[0])
+            return bool(_readable((sock,), 0))
         except RuntimeError:  # eventlet lets one greenlet only wait for a socket, and that one does
             return False
         except (OSError, ValueError, TypeError):  # it is being closed
@@ -150,10 +142,11 @@ class PushConnection:
         with contextlib.suppress(OSError):  # it has been woken often enough, or is closed
             self._waker.send(b"!")
 
-    @redis_call
+    @functools.partial(redis_call, is_bounded=True)
     def receive(self, most: int = TAKEN_AT_ONCE) -> list[Any]:
         """Return what has arrived, as Redis's lists; an error of Redis's is one.  It waits for the first to be whole."""
         messages: list[Any] = []
+        # Something is there, so this read need not be told when to end.
         data, at = self._unread or self._read(), 0
         while at < len(data) and len(messages) < most:
             try:
@@ -166,6 +159,7 @@ class PushConnection:
         self._unread = data[at:]
         return messages
 
+    @bounded
     def _read_on(self, data: bytes, length: int) -> bytes:
         pieces, missing = [data], length - len(data)
         while missing > 0:
@@ -182,7 +176,6 @@ class PushConnection:
     def close(self) -> None:
         """Close the connection."""
         self._connection.disconnect()
-        self._selector.close()
         for end in (self._waker, self._woken):
             end.close()
 
@@ -286,6 +279,16 @@ class TrackedConnection:
             self.refused = True
             raise tracking
         self.checked_at = time.monotonic()
+
+
+def _readable(files: Iterable[Any], seconds: float) -> list[Any]:
+    """Return the numbers of those files from which something can be read within some seconds."""
+    if not hasattr(select, "poll"):
+        return select.select(files, [], [], seconds)[0]
+    poll = select.poll()
+    for file in files:
+        poll.register(file, select.POLLIN)
+    return [number for number, _ in poll.poll(seconds * 1000)]
 
 
 def _run_id(info: Any) -> str:
