@@ -42,7 +42,7 @@ class Job:
         self.run = run
         self.name = name
         self.urgent = urgent
-        #: Set when no thread is in it.
+        #: Set when no thread is in it; for urgent jobs only.
         self.ended = Wakeup()
         #: Monotonic time before which it does not run again because it failed.
         self.not_before = 0.0
@@ -143,7 +143,7 @@ class HandlerPool:
 
     def _next(self) -> Job | None:
         """Return the next job that may run now, or None."""
-        if self._closed or not (self._ready[0].urgent or self._counted() < self.limit):
+        if self._closed or not (self._ready[0].urgent or len(self._busy) < self.limit or self._counted() < self.limit):
             return None
         return self._ready.popleft()
 
@@ -154,15 +154,14 @@ class HandlerPool:
 
     def _counted(self) -> int:
         """Return how many of the busy threads count against the limit."""
-        if len(self._busy) < self.limit:
-            return len(self._busy)
         slow = len(self._slow())
         handlers = sum(thread.job is not None and not thread.job.urgent for thread in self._busy)
         return handlers - min(slow, MAX_SLOW)
 
     def _give(self, thread: _Thread, job: Job) -> None:
         job.queued, job.running, job.wanted = False, True, False
-        job.ended.clear()
+        if job.urgent:
+            job.ended.clear()
         now = time.monotonic()
         thread.job, thread.slow_at = job, now if job.slow else now + SLOW_AFTER
         self._busy.add(thread)
@@ -177,7 +176,8 @@ class HandlerPool:
         job.slow = time.monotonic() - thread.slow_at >= (SLOW_AFTER if job.slow else 0)
         if more or job.wanted:
             self._queue(job)
-        job.ended.set()
+        if job.urgent:
+            job.ended.set()
 
     # -- threads
 
@@ -224,7 +224,9 @@ class HandlerPool:
             if self._ready and (job := self._next()) is not None:
                 self._give(thread, job)
                 return True
-            if self._closed or len(self._idle) + self._counted() >= self.limit:
+            # At most so many threads stay as would be allowed to run at the same time.
+            idle = len(self._idle)
+            if self._closed or idle + len(self._busy) >= self.limit and idle + self._counted() >= self.limit:
                 return True
             self._idle.append(thread)
             return False

@@ -129,12 +129,7 @@ class PendingBytes:
 
     def __init__(self) -> None:
         self.used = 0
-        self._mutex = threading.Lock()
-
-    def add(self, size: int) -> None:
-        """Count bytes that are pending from now on, or no longer if there are fewer than 0."""
-        with self._mutex:
-            self.used += size
+        self.mutex = threading.Lock()
 
 
 class Subscription:
@@ -177,7 +172,7 @@ class Subscription:
         self._expiry_queue: list[tuple[int, str]] = []
         self._expires_by_path: dict[str, int] = {}
         #: Keys that have to be read: their ttl may be over, or a message may be older than what is known.
-        self._unsure: dict[str, KnownVersion] = {}
+        self.unsure: dict[str, KnownVersion] = {}
         #: Keys that are delivered after a doubt even if they have not changed.
         self._doubted: set[str] = set()
         self._news: OrderedDict[str, PendingChange] = OrderedDict()
@@ -197,16 +192,12 @@ class Subscription:
         """
         with self._mutex:
             known = self._known.get(path)
-            if known is None or self._is_newer(path, new, known):
+            if known is None or new.version > known.version and new.stored_at >= known.stored_at:
                 self._take(path, parts, new, known)
-
-    def _is_newer(self, path: str, new: KnownVersion, known: KnownVersion) -> bool:
-        if known.is_same(new):
-            return not known.delivered
-        if new.version > known.version and new.stored_at >= known.stored_at:
-            return True
-        self._unsure[path] = known
-        return False
+            elif not known.is_same(new):
+                self.unsure[path] = known
+            elif not known.delivered:
+                self._take(path, parts, new, known)
 
     def _take(self, path: str, parts: Parts, new: KnownVersion, known: KnownVersion | None) -> None:
         self._know(path, new)
@@ -266,20 +257,15 @@ class Subscription:
                 if known.expires_at > now_ms:
                     self._schedule(path, known.expires_at)
                 elif known.alive:
-                    self._unsure[path] = known
+                    self.unsure[path] = known
                 else:
                     del self._known[path]
-            return self.has_unsure
-
-    @property
-    def has_unsure(self) -> bool:
-        """Whether there are keys that have to be read."""
-        return bool(self._unsure)
+            return bool(self.unsure)
 
     def take_unsure(self) -> dict[str, KnownVersion | None]:
         """Return the keys that have to be read, and what is known of them."""
         with self._mutex:
-            paths, self._unsure = self._unsure, {}
+            paths, self.unsure = self.unsure, {}
             return {path: self._known.get(path) for path in paths}
 
     def is_alive_in(self, path: str, parts: Parts) -> None:
@@ -357,7 +343,8 @@ class Subscription:
 
     def _count(self, size: int) -> None:
         self._held += size
-        self._pending_bytes.add(size)
+        with self._pending_bytes.mutex:
+            self._pending_bytes.used += size
 
     def close(self) -> None:
         """Deliver nothing any more."""

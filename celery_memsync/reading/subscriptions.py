@@ -228,7 +228,7 @@ class Subscriptions:
         while self._to_wake:
             subscription = self._to_wake.popitem()[1]
             subscription.wake()
-            if subscription.has_unsure:
+            if subscription.unsure:
                 self._read_soon()
 
     def on_look(self) -> None:
@@ -374,7 +374,7 @@ class Subscriptions:
         known = subscription.unread(READ_AT_ONCE)
         stored = self.reader.stored_parts([self.keys.location(path) for path in known])
         for location, parts in stored.items():
-            there = entry_of(location, parts, _written_at(parts)) is not None
+            there = entry_of(location, *_as_written(parts)) is not None
             subscription.fill(location.path, parts, known[location.path], there)
 
     def _entry(self, location: Location, parts: Parts) -> Entry | None:
@@ -383,8 +383,7 @@ class Subscriptions:
             return self.reader.stored_whole(location)
         # What has expired before it could be delivered is delivered as it was.  Each delivery decodes for itself: a handler
         # may change the value, and what is decoded would be pending beside its text.
-        own = {slot: StoredEntry(stored.header, stored.body) for slot, stored in parts.items() if stored is not None}
-        return entry_of(location, own, _written_at(parts))
+        return entry_of(location, *_as_written(parts))
 
 
 class _Delivery:
@@ -438,11 +437,14 @@ def _parts_of(location: Location, data: bytes, in_our_time: Callable[[str, Store
     return {STATE: stored, STAGE: other} if is_state else {location.slot: stored}
 
 
-def _written_at(parts: Parts) -> float:
-    """Return Redis's time of the last write of an entry, in seconds."""
+def _as_written(parts: Parts) -> tuple[Parts, float]:
+    """Return what an entry is made of, not decoded yet, and Redis's time of its last write, in seconds."""
+    own: dict[int, StoredEntry | None] = {}
     stored_at = written_at = 0
-    for stored in parts.values():
-        if stored is not None and stored.header.time + stored.header.lag > stored_at:
-            written_at = stored.header.time
-            stored_at = written_at + stored.header.lag
-    return written_at / 1000
+    for slot, stored in parts.items():
+        if stored is not None:
+            header = stored.header
+            own[slot] = StoredEntry(header, stored.body)
+            if header.time + header.lag > stored_at:
+                stored_at, written_at = header.time + header.lag, header.time
+    return own, written_at / 1000

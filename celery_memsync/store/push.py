@@ -18,10 +18,7 @@ from .errors import redis_call
 from .pool import Reads, read_answer
 from .resp import Incomplete, parse_answer
 
-#: Most messages that are received before all else is looked at.
-TAKEN_AT_ONCE = 1000
-
-#: Bytes that are read from a socket at once.
+#: Bytes that are read from a socket at once, before all else is looked at.
 PIECE = 64 * 1024
 
 #: Channel on which Redis reports to one connection which keys that others read have changed.
@@ -116,14 +113,12 @@ class PushConnection:
         Returns:
             Whether there is something to receive; False if it was woken.
         """
-        if self._unread:
-            return True
-        ready = _readable(self._files, timeout)
+        ready = dict(_readable(self._files, 0 if self._unread else timeout))
         if self._files[1] in ready:
             with contextlib.suppress(OSError):
                 self._woken.recv(4096)
             return False
-        return bool(ready)
+        return bool(ready or self._unread)
 
     def has_arrived(self) -> bool:
         """Whether something has arrived that was not received yet; any thread may ask."""
@@ -143,7 +138,7 @@ class PushConnection:
             self._waker.send(b"!")
 
     @functools.partial(redis_call, is_bounded=True)
-    def receive(self, most: int = TAKEN_AT_ONCE) -> list[Any]:
+    def receive(self, most: int = PIECE) -> list[Any]:
         """Return what has arrived, as Redis's lists; an error of Redis's is one.  It waits for the first to be whole."""
         messages: list[Any] = []
         # Something is there, so this read need not be told when to end.
@@ -281,14 +276,14 @@ class TrackedConnection:
         self.checked_at = time.monotonic()
 
 
-def _readable(files: Iterable[Any], seconds: float) -> list[Any]:
-    """Return the numbers of those files from which something can be read within some seconds."""
+def _readable(files: Iterable[Any], seconds: float) -> list[tuple[Any, int]]:
+    """Return those files from which something can be read within some seconds, each with what poll() says of it."""
     if not hasattr(select, "poll"):
-        return select.select(files, [], [], seconds)[0]
+        return [(file, 0) for file in select.select(files, [], [], seconds)[0]]
     poll = select.poll()
     for file in files:
         poll.register(file, select.POLLIN)
-    return [number for number, _ in poll.poll(seconds * 1000)]
+    return poll.poll(seconds * 1000)
 
 
 def _run_id(info: Any) -> str:
