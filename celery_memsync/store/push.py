@@ -141,7 +141,7 @@ class PushConnection:
     def receive(self, most: int = PIECE) -> list[Any]:
         """Return what has arrived, as Redis's lists; an error of Redis's is one.  It waits for the first to be whole."""
         messages: list[Any] = []
-        # Something is there, so this read need not be told when to end.
+        # Something is there, so this read needs no deadline.
         data, at = self._unread or self._read(), 0
         while at < len(data) and len(messages) < most:
             try:
