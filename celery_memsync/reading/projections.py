@@ -90,6 +90,19 @@ def entry_of(location: Location, parts: Mapping[int, StoredEntry | None], now: f
     return Entry(location.path, value, version, header.time / 1000, header.worker_id, header.ttl_ms / 1000)
 
 
+def as_written(parts: Mapping[int, StoredEntry | None]) -> tuple[dict[int, StoredEntry], float]:
+    """Return the parts of an entry, not decoded yet, and Redis's time of its last write, in seconds."""
+    own: dict[int, StoredEntry] = {}
+    stored_at = written_at = 0
+    for slot, stored in parts.items():
+        if stored is not None:
+            header = stored.header
+            own[slot] = StoredEntry(header, stored.body)
+            if header.time + header.lag > stored_at:
+                stored_at, written_at = header.time + header.lag, header.time
+    return own, written_at / 1000
+
+
 def expires_at(parts: Iterable[StoredEntry | None], now: float) -> float:
     """Return when the first of some parts is over that is not yet, in seconds of Redis's clock."""
     return min((stored.header.expires_at / 1000 for stored in parts if stored is not None and not stored.absent(now)),

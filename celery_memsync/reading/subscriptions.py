@@ -20,7 +20,7 @@ from .cache import copier
 from .handler_pool import HandlerPool, Job
 from .handlers import Handlers
 from .listener import ChangeListener
-from .projections import entry_of
+from .projections import as_written, entry_of
 from .reader import READ_AT_ONCE, Parts, Reader
 from .search import Search
 from .subscription import KeyChange, KnownVersion, PendingBytes, Subscription, is_alive
@@ -374,7 +374,7 @@ class Subscriptions:
         known = subscription.unread(READ_AT_ONCE)
         stored = self.reader.stored_parts([self.keys.location(path) for path in known])
         for location, parts in stored.items():
-            there = entry_of(location, *_as_written(parts)) is not None
+            there = entry_of(location, *as_written(parts)) is not None
             subscription.fill(location.path, parts, known[location.path], there)
 
     def _entry(self, location: Location, parts: Parts) -> Entry | None:
@@ -383,7 +383,7 @@ class Subscriptions:
             return self.reader.stored_whole(location)
         # What has expired before it could be delivered is delivered as it was.  Each delivery decodes for itself: a handler
         # may change the value, and what is decoded would be pending beside its text.
-        return entry_of(location, *_as_written(parts))
+        return entry_of(location, *as_written(parts))
 
 
 class _Delivery:
@@ -435,16 +435,3 @@ def _parts_of(location: Location, data: bytes, in_our_time: Callable[[str, Store
     if where != location.slot_or_field.encode():
         raise ValueError("it is of another location")
     return {STATE: stored, STAGE: other} if is_state else {location.slot: stored}
-
-
-def _as_written(parts: Parts) -> tuple[Parts, float]:
-    """Return what an entry is made of, not decoded yet, and Redis's time of its last write, in seconds."""
-    own: dict[int, StoredEntry | None] = {}
-    stored_at = written_at = 0
-    for slot, stored in parts.items():
-        if stored is not None:
-            header = stored.header
-            own[slot] = StoredEntry(header, stored.body)
-            if header.time + header.lag > stored_at:
-                stored_at, written_at = header.time + header.lag, header.time
-    return own, written_at / 1000
