@@ -1,7 +1,6 @@
 """The one background loop of this package."""
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
@@ -58,8 +57,10 @@ class Wakeup:
     def set(self) -> None:
         """Wake the waiting thread, or the next that waits."""
         if self._closed.locked():
-            with contextlib.suppress(RuntimeError):  # another thread has set it meanwhile
+            try:
                 self._closed.release()
+            except RuntimeError:  # another thread has set it meanwhile
+                pass
         if self.on_set is not None:
             self.on_set()
 

@@ -137,7 +137,7 @@ class TurnLine:
         wanted_at = time.monotonic()
         while not self.is_closed and time.monotonic() < wanted_at + REST_AFTER:
             if connection.wait(REST_AFTER):
-                for message in connection.messages():
+                for message in connection.receive():
                     self._take(message)
             if self._turns:
                 wanted_at = time.monotonic()

@@ -131,19 +131,18 @@ class StoredEntry:
         return self.deleted or self._decoded() is not _UNREADABLE
 
     def _decoded(self) -> Any:
-        if "decoded" not in self.__dict__:
-            self.__dict__["decoded"] = self._decode()
-        return self.__dict__["decoded"]
-
-    def _decode(self) -> Any:
-        try:
-            return encoding.decode(self.body)
-        except encoding.UNREADABLE:
-            return _UNREADABLE
+        known = self.__dict__
+        if "decoded" not in known:
+            try:
+                known["decoded"] = encoding.decode(self.body)
+            except encoding.UNREADABLE:
+                known["decoded"] = _UNREADABLE
+        return known["decoded"]
 
     def absent(self, now: float) -> bool:
         """Whether it is deleted, over, or nothing that can be read; only its version counts then."""
-        return not self.body or self.header.expires_at <= now * 1000 or self._decoded() is _UNREADABLE
+        header = self.header
+        return not self.body or header.time + header.ttl_ms <= now * 1000 or self._decoded() is _UNREADABLE
 
     def ended(self, now: float) -> bool:
         """Whether it is deleted, or its ttl over."""

@@ -42,7 +42,7 @@ class Job:
         self.run = run
         self.name = name
         self.urgent = urgent
-        #: Set when no thread is in it.
+        #: Set when no thread is in it; for urgent jobs only.
         self.ended = Wakeup()
         #: Monotonic time before which it does not run again because it failed.
         self.not_before = 0.0
@@ -89,11 +89,24 @@ class HandlerPool:
         self._pid = os.getpid()
         self._mutex = threading.Lock()
 
-    def submit(self, job: Job) -> None:
-        """Have a job run soon; one that is running runs once more afterwards."""
+    def submit(self, *jobs: Job) -> None:
+        """Have jobs run soon, and others that wait; one that is running runs once more afterwards."""
+        idle: list[_Thread] = []
+        new: list[_Thread] = []
         with self._mutex:
-            self._queue(job)
-        self._dispatch()
+            for job in jobs:
+                self._queue(job)
+            while self._ready and (next_job := self._next()) is not None:
+                threads, thread = (idle, self._idle.pop()) if self._idle else (new, _Thread())
+                threads.append(thread)
+                self._give(thread, next_job)
+        for thread in new:
+            self._start(thread)
+        if self._ready or self._warned:
+            self._report_delay()
+        # Last, for it competes with this thread for the interpreter.
+        for thread in idle:
+            thread.given.set()
 
     def check(self) -> None:
         """Go on with what waits: for the end of a pause, or for a handler that is slow by now."""
@@ -101,9 +114,7 @@ class HandlerPool:
             return
         with self._mutex:
             failed, self._failed = self._failed, []
-            for job in failed:
-                self._queue(job)
-        self._dispatch()
+        self.submit(*failed)
 
     def close(self, timeout: float) -> None:
         """Start nothing any more; wait at most ``timeout`` seconds for urgent jobs, for handlers not at all."""
@@ -132,7 +143,7 @@ class HandlerPool:
 
     def _next(self) -> Job | None:
         """Return the next job that may run now, or None."""
-        if not self._ready or self._closed or not (self._ready[0].urgent or self._counted() < self.limit):
+        if self._closed or not (self._ready[0].urgent or len(self._busy) < self.limit or self._counted() < self.limit):
             return None
         return self._ready.popleft()
 
@@ -143,15 +154,14 @@ class HandlerPool:
 
     def _counted(self) -> int:
         """Return how many of the busy threads count against the limit."""
-        if len(self._busy) < self.limit:
-            return len(self._busy)
         slow = len(self._slow())
         handlers = sum(thread.job is not None and not thread.job.urgent for thread in self._busy)
         return handlers - min(slow, MAX_SLOW)
 
     def _give(self, thread: _Thread, job: Job) -> None:
         job.queued, job.running, job.wanted = False, True, False
-        job.ended.clear()
+        if job.urgent:
+            job.ended.clear()
         now = time.monotonic()
         thread.job, thread.slow_at = job, now if job.slow else now + SLOW_AFTER
         self._busy.add(thread)
@@ -166,34 +176,18 @@ class HandlerPool:
         job.slow = time.monotonic() - thread.slow_at >= (SLOW_AFTER if job.slow else 0)
         if more or job.wanted:
             self._queue(job)
-        job.ended.set()
+        if job.urgent:
+            job.ended.set()
 
     # -- threads
 
-    def _dispatch(self) -> None:
-        """Give jobs to threads as far as the limit allows."""
-        while True:
-            with self._mutex:
-                job = self._next()
-                if job is None:
-                    break
-                thread, is_new = (self._idle.pop(), False) if self._idle else (_Thread(), True)
-                self._give(thread, job)
-            if not is_new:
-                thread.given.set()
-            elif not self._start(thread):
-                break
-        self._report_delay()
-
-    def _start(self, thread: _Thread) -> bool:
+    def _start(self, thread: _Thread) -> None:
         try:
             start_thread(threading.Thread(target=self._run, args=(thread,), name="memsync-handler", daemon=True))
         except RuntimeError:
             # The system, or an interpreter that shuts down, gives no more threads: it is tried again later.
             with self._mutex:
                 self._take_back(thread, more=True)
-            return False
-        return True
 
     def _run(self, thread: _Thread) -> None:
         mark_library_thread()
@@ -227,20 +221,22 @@ class HandlerPool:
         """Give a thread its next job; return whether there is one, or the thread has to end."""
         with self._mutex:
             self._take_back(thread, more)
-            job = self._next()
-            if job is not None:
+            if self._ready and (job := self._next()) is not None:
                 self._give(thread, job)
                 return True
-            if self._closed or len(self._idle) + self._counted() >= self.limit:
+            # At most so many threads stay as would be allowed to run at the same time.
+            idle = len(self._idle)
+            if self._closed or idle + len(self._busy) >= self.limit and idle + self._counted() >= self.limit:
                 return True
             self._idle.append(thread)
             return False
 
     def _wait(self, thread: _Thread) -> None:
         thread.given.wait(IDLE_TIMEOUT)
-        with self._mutex:
-            if thread in self._idle:
-                self._idle.remove(thread)
+        if thread.job is None:
+            with self._mutex:
+                if thread in self._idle:
+                    self._idle.remove(thread)
 
     def _end(self, thread: _Thread) -> None:
         with self._mutex:
@@ -248,13 +244,11 @@ class HandlerPool:
             self._take_back(thread, more=True)
             if thread in self._idle:
                 self._idle.remove(thread)
-        self._dispatch()
+        self.submit()
 
     # -- too many slow handlers
 
     def _report_delay(self) -> None:
-        if not (self._ready or self._warned):
-            return
         with self._mutex:
             slow = self._slow()
             delayed = bool(self._ready) and len(slow) >= MAX_SLOW + self.limit

@@ -6,7 +6,6 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import Any
 
 from ..background_loop import BackgroundLoop, Wakeup
@@ -32,9 +31,6 @@ REST_AFTER = 60.0
 
 #: Longest that a read waits for the link to come up, in seconds.
 CONNECT_PATIENCE = 0.5
-
-#: Messages that are taken before all else is looked at.
-TAKEN_AT_ONCE = 1000
 
 #: Seconds after which a connection that was checked out and not checked in is lost: its reader was interrupted.
 LOST_AFTER = 10.0
@@ -71,6 +67,8 @@ class ChangeListener:
         on_look: Callable[[], None],
     ) -> None:
         self.store = store
+        #: Length of what stands before a path in the name of its channel.
+        self._prefix = len(store.prefix)
         self.on_invalid = on_invalid
         self.on_message = on_message
         self.on_taken = on_taken
@@ -241,15 +239,23 @@ class ChangeListener:
         self.on_look()
         if self._is_elsewhere:
             raise StoreUnavailable("Another Redis answers at the address of the one that reports changes")
-        # What was read off the socket and not taken yet does not show there.
-        if self._listening or line.wait(CHECK_INTERVAL / 2):
-            self._listening = True
-            try:
-                self._listening = sum(map(self._take, islice(line.messages(), TAKEN_AT_ONCE))) == TAKEN_AT_ONCE
-            finally:
-                self.on_taken()
-        elif self._asked_at is not None and now > self._asked_at + ANSWER_TIMEOUT:
+        end = now + CHECK_INTERVAL / 2
+        while line.wait(end - now):
+            self._receive(line)
+            now = time.monotonic()
+            if now >= end:
+                return
+        if self._asked_at is not None and now > self._asked_at + ANSWER_TIMEOUT:
             raise StoreUnavailable("Redis does not answer on the connection on which it reports changes")
+
+    def _receive(self, line: PushConnection) -> None:
+        self._listening = True
+        try:
+            for message in line.receive():
+                self._take(message)
+            self._listening = False
+        finally:
+            self.on_taken()
 
     def _wanted(self, now: float) -> bool:
         return bool(self._patterns) or now < self._read_at + REST_AFTER
@@ -274,29 +280,26 @@ class ChangeListener:
         for pattern in old:
             line.send_command("PUNSUBSCRIBE" if is_glob(pattern) else "UNSUBSCRIBE", prefix + pattern)
 
-    def _take(self, message: Any) -> bool:
+    def _take(self, message: Any) -> None:
         if isinstance(message, Exception):
             raise StoreUnavailable("Redis does not allow to subscribe to changes; see the rights of its user") from message
         # An answer to PING is a list only on a connection that is subscribed to something.
         kind = message[0] if isinstance(message, list) and len(message) > 1 else bytes(message or b"").lower()
-        if kind == b"message" and message[1] == INVALIDATIONS:
+        if kind == b"pmessage" or kind == b"message" and message[1] != INVALIDATIONS:
+            pattern, channel = message[1].decode(errors="replace"), message[-2].decode(errors="replace")
+            self.on_message(pattern[self._prefix:], channel[self._prefix:], message[-1])
+        elif kind == b"message":
             keys = message[2]
             # Redis names keys in a list; a text was published by a client.
             if keys is None or isinstance(keys, list):
                 self.on_invalid(None if keys is None else [key.decode(errors="replace") for key in keys])
-        elif kind in (b"message", b"pmessage"):
-            self.on_message(self._unprefixed(message[1]), self._unprefixed(message[-2]), message[-1])
         elif kind in (b"subscribe", b"psubscribe"):
-            pattern = self._unprefixed(message[1])
+            pattern = message[1].decode(errors="replace")[self._prefix:]
             with self._mutex:
                 self._unconfirmed -= Counter([pattern])
             self.on_up([pattern])
         elif kind == b"pong" and self._asked_at is not None:
             self._confirm(self._asked_at)
-        return True
-
-    def _unprefixed(self, channel: bytes) -> str:
-        return channel.decode(errors="replace")[len(self.store.prefix):]
 
     def _confirm(self, asked_at: float) -> None:
         """Redis has answered: all that it sent before has been received."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..keys import PROGRESS, STAGE, STATE, Location
-from ..models.entry import Entry, EntryVersion, StoredEntry
+from ..models.entry import Entry, StoredEntry
 from ..models.order import run_order
 from ..models.progress import at_status, progress_from
 from ..models.task import TaskRun, merge_state, with_cause
@@ -71,28 +71,36 @@ def entry_of(location: Location, parts: Mapping[int, StoredEntry | None], now: f
     Args:
         now: Redis's time, in seconds.
     """
-    alive = {slot: stored for slot, stored in parts.items() if stored is not None and not stored.absent(now)}
-    if not alive:
+    alive: dict[int, StoredEntry] = {}
+    latest, version = None, 0
+    for slot, stored in parts.items():
+        if stored is not None:
+            version += stored.header.version
+            if not stored.absent(now):
+                alive[slot] = stored
+                latest = stored if latest is None or stored.header.time > latest.header.time else latest
+    if latest is None:
         return None
-    latest = max(alive.values(), key=lambda stored: stored.header.time)
     value = latest.value
     if location.task_id and location.slot == STATE and (STAGE in alive or isinstance(value, dict)):
         value = state_of(location.task_id, alive)
     elif location.task_id and location.slot == PROGRESS and isinstance(value, list):
         value = progress_from(value)
     header = latest.header
-    _, version = stamp_of(parts)
     return Entry(location.path, value, version, header.time / 1000, header.worker_id, header.ttl_ms / 1000)
 
 
-def stamp_of(parts: Mapping[int, StoredEntry | None]) -> EntryVersion:
-    """Return which state of an entry its parts by slot make up."""
-    stored_at = version = 0
-    for stored in parts.values():
+def as_written(parts: Mapping[int, StoredEntry | None]) -> tuple[dict[int, StoredEntry], float]:
+    """Return the parts of an entry, not decoded yet, and Redis's time of its last write, in seconds."""
+    own: dict[int, StoredEntry] = {}
+    stored_at = written_at = 0
+    for slot, stored in parts.items():
         if stored is not None:
-            stored_at = max(stored_at, stored.header.stored_at)
-            version += stored.header.version
-    return EntryVersion(stored_at, version)
+            header = stored.header
+            own[slot] = StoredEntry(header, stored.body)
+            if header.time + header.lag > stored_at:
+                stored_at, written_at = header.time + header.lag, header.time
+    return own, written_at / 1000
 
 
 def expires_at(parts: Iterable[StoredEntry | None], now: float) -> float:

@@ -10,8 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from ..background_loop import Wakeup
 from ..globs import matcher
-from ..models.entry import Entry, EntryVersion
-from .projections import stamp_of
+from ..models.entry import Entry
 from .reader import Parts
 
 #: Most bytes of values that are pending for the handlers of a process.  Beyond, only the names of keys are kept, and each
@@ -44,25 +43,42 @@ class KnownVersion(NamedTuple):
     """What a subscription knows of a key.
 
     Attributes:
-        stamp: Which state of it.
+        stored_at: When Redis took it, in milliseconds.
+        version: Number of accepted writes.
         expires_at: When it expires, in milliseconds.
         delivered: Whether that state was received, and not merely found.
         alive: Whether there is anything, and it was not deleted.
         writes: Stands for the writes that made it.
     """
 
-    stamp: EntryVersion
+    stored_at: int
+    version: int
     expires_at: int
     delivered: bool
     alive: bool
     writes: int
 
-    def is_of(self, parts: Parts) -> bool:
-        """Return whether that is the state that the parts of a key make up.
+    @classmethod
+    def of(cls, parts: Parts) -> KnownVersion:
+        """Return what is known of a key whose parts were received."""
+        stored_at = version = expires_at = writes = 0
+        alive = False
+        for stored in parts.values():
+            if stored is not None:
+                header = stored.header
+                stored_at = max(stored_at, header.time + header.lag)
+                version += header.version
+                expires_at = max(expires_at, header.time + header.ttl_ms)
+                alive = alive or stored.body != b""
+                writes += hash(header.writes)
+        return cls(stored_at, version, expires_at, True, alive, writes)
 
-        After a failover another write may have the stamp of one that was lost with the former master.
+    def is_same(self, other: KnownVersion) -> bool:
+        """Return whether both are one state of a key.
+
+        After a failover another write may have time and version of one that was lost with the former master.
         """
-        return stamp_of(parts) == self.stamp and _writes_of(parts) == self.writes
+        return self[:2] == other[:2] and self.writes == other.writes
 
 
 class PendingChange(NamedTuple):
@@ -72,18 +88,15 @@ class PendingChange(NamedTuple):
         parts: Its parts by slot; None: only that it can't be trusted any more.
         recreated: Whether it was deleted in between, so that its versions begin anew.
         unread: Whether its value has to be read when its turn comes.
+        alive: Whether there is anything to deliver but that it is deleted.
         size: About how many bytes of memory it takes, or would take with its value.
     """
 
     parts: Parts | None
     recreated: bool = False
     unread: bool = False
+    alive: bool = False
     size: int = NAME_SIZE
-
-    @property
-    def alive(self) -> bool:
-        """Whether there is anything to deliver but that it is deleted."""
-        return self.unread or self.parts is not None and is_alive(self.parts)
 
     def is_new_life_after(self, before: PendingChange) -> bool:
         """Return whether the key was deleted between another change and this one."""
@@ -91,7 +104,7 @@ class PendingChange(NamedTuple):
             return False
         if before.parts is None or self.parts is None:
             return before.parts is None
-        return stamp_of(self.parts).version <= stamp_of(before.parts).version
+        return KnownVersion.of(self.parts).version <= KnownVersion.of(before.parts).version
 
     @property
     def held(self) -> int:
@@ -101,12 +114,14 @@ class PendingChange(NamedTuple):
     @classmethod
     def of(cls, parts: Parts, recreated: bool) -> PendingChange:
         """Return the change to what a key holds now."""
-        bodies = sum(len(stored.body) for stored in parts.values() if stored is not None)
-        return cls(parts, recreated, size=CHANGE_SIZE + bodies)
+        size = 0
+        for stored in parts.values():
+            size += 0 if stored is None else len(stored.body)
+        return cls(parts, recreated, False, size > 0, CHANGE_SIZE + size)
 
     def without_value(self) -> PendingChange:
         """Return what is kept of it when there is no room for its value."""
-        return self if self.parts is None else self._replace(parts=None, unread=True)
+        return self if self.parts is None else self._replace(parts=None, unread=True, alive=True)
 
 
 class PendingBytes:
@@ -114,12 +129,7 @@ class PendingBytes:
 
     def __init__(self) -> None:
         self.used = 0
-        self._mutex = threading.Lock()
-
-    def add(self, size: int) -> None:
-        """Count bytes that are pending from now on, or no longer if there are fewer than 0."""
-        with self._mutex:
-            self.used += size
+        self.mutex = threading.Lock()
 
 
 class Subscription:
@@ -162,7 +172,7 @@ class Subscription:
         self._expiry_queue: list[tuple[int, str]] = []
         self._expires_by_path: dict[str, int] = {}
         #: Keys that have to be read: their ttl may be over, or a message may be older than what is known.
-        self._unsure: dict[str, KnownVersion] = {}
+        self.unsure: dict[str, KnownVersion] = {}
         #: Keys that are delivered after a doubt even if they have not changed.
         self._doubted: set[str] = set()
         self._news: OrderedDict[str, PendingChange] = OrderedDict()
@@ -174,22 +184,24 @@ class Subscription:
 
     # -- put in
 
-    def note_change(self, path: str, parts: Parts, stamp: EntryVersion) -> None:
-        """Take what Redis has published of a key; :meth:`wake` has to follow."""
+    def note_change(self, path: str, parts: Parts, new: KnownVersion) -> None:
+        """Take what Redis has published of a key; :meth:`wake` has to follow.
+
+        Args:
+            new: What is known when that is.
+        """
         with self._mutex:
             known = self._known.get(path)
-            if known is not None and not self._is_newer(path, parts, stamp, known):
-                return
-            self._know(path, stamp, parts, delivered=True)
-            self._put(path, PendingChange.of(parts, known is not None and stamp.version < known.stamp.version))
+            if known is None or new.version > known.version and new.stored_at >= known.stored_at:
+                self._take(path, parts, new, known)
+            elif not known.is_same(new):
+                self.unsure[path] = known
+            elif not known.delivered:
+                self._take(path, parts, new, known)
 
-    def _is_newer(self, path: str, parts: Parts, stamp: EntryVersion, known: KnownVersion) -> bool:
-        if known.is_of(parts):
-            return not known.delivered
-        if stamp.version > known.stamp.version and stamp.stored_at >= known.stamp.stored_at:
-            return True
-        self._unsure[path] = known
-        return False
+    def _take(self, path: str, parts: Parts, new: KnownVersion, known: KnownVersion | None) -> None:
+        self._know(path, new)
+        self._put(path, PendingChange.of(parts, known is not None and new.version < known.version))
 
     def find(self, path: str, parts: Parts, before: KnownVersion | None, deliver: bool) -> None:
         """Take what was read of a key, unless something was received since.
@@ -198,18 +210,17 @@ class Subscription:
             before: What was known of it when the read began.
             deliver: Whether to deliver it if it is not known.
         """
-        stamp = stamp_of(parts)
+        new = KnownVersion.of(parts)
         with self._mutex:
             known = self._known.get(path)
-            if known != before or known is not None and known.is_of(parts) and path not in self._doubted:
+            if known != before or known is not None and known.is_same(new) and path not in self._doubted:
                 return
             if known is None and not deliver:
                 if not self.look:  # else the connection was lost, and a later change with it
-                    self._know(path, stamp, parts, delivered=False)
+                    self._know(path, new._replace(delivered=False))
                     self._believed.add(path)
                 return
-            self._know(path, stamp, parts, delivered=True)
-            self._put(path, PendingChange.of(parts, known is not None and stamp.version < known.stamp.version))
+            self._take(path, parts, new, known)
         self.wake()
 
     def lose(self, path: str, parts: Parts, before: KnownVersion | None) -> None:
@@ -246,28 +257,23 @@ class Subscription:
                 if known.expires_at > now_ms:
                     self._schedule(path, known.expires_at)
                 elif known.alive:
-                    self._unsure[path] = known
+                    self.unsure[path] = known
                 else:
                     del self._known[path]
-            return self.has_unsure
-
-    @property
-    def has_unsure(self) -> bool:
-        """Whether there are keys that have to be read."""
-        return bool(self._unsure)
+            return bool(self.unsure)
 
     def take_unsure(self) -> dict[str, KnownVersion | None]:
         """Return the keys that have to be read, and what is known of them."""
         with self._mutex:
-            paths, self._unsure = self._unsure, {}
+            paths, self.unsure = self.unsure, {}
             return {path: self._known.get(path) for path in paths}
 
     def is_alive_in(self, path: str, parts: Parts) -> None:
         """Take note that the ttl of a key is longer than it was."""
         with self._mutex:
-            known = self._known.get(path)
-            if known is not None and known.is_of(parts):
-                self._know(path, known.stamp, parts, known.delivered)
+            known, new = self._known.get(path), KnownVersion.of(parts)
+            if known is not None and known.is_same(new):
+                self._know(path, new._replace(delivered=known.delivered))
 
     def link_lost(self, confirmed_at: float) -> None:
         """Take note that changes are not received any more; all is read again when they are.
@@ -294,17 +300,16 @@ class Subscription:
         with self._mutex:
             return set(self._doubted)
 
-    def _know(self, path: str, stamp: EntryVersion, parts: Parts, delivered: bool) -> None:
-        expires_at = max((stored.header.expires_at for stored in parts.values() if stored is not None), default=0)
-        if expires_at < self._expires_by_path.get(path, expires_at + 1):
-            self._schedule(path, expires_at)
-        self._known[path] = KnownVersion(stamp, expires_at, delivered, is_alive(parts), _writes_of(parts))
+    def _know(self, path: str, known: KnownVersion) -> None:
+        if known.expires_at < self._expires_by_path.get(path, known.expires_at + 1):
+            self._schedule(path, known.expires_at)
+        self._known[path] = known
 
     def _note_deleted(self, path: str, parts: Parts) -> None:
         if is_alive(parts) or all(stored is None for stored in parts.values()):
             self._known.pop(path, None)
         else:  # it was deleted, and the message that says so may be on its way
-            self._know(path, stamp_of(parts), parts, delivered=True)
+            self._know(path, KnownVersion.of(parts))
 
     def _schedule(self, path: str, expires_at: int) -> None:
         self._expires_by_path[path] = expires_at
@@ -319,6 +324,10 @@ class Subscription:
             self.skipped += 1
             self._count(-waiting.held)
             news = news._replace(recreated=news.recreated or waiting.recreated or news.is_new_life_after(waiting))
+        elif self._held + news.size <= MIN_PENDING_BYTES:
+            self._news[path] = news
+            self._count(news.size)
+            return
         if waiting is not None and waiting.unread or not self._has_room(news.size):
             if not news.alive and path not in self._believed:
                 # It came and went while all this is pending.
@@ -334,7 +343,8 @@ class Subscription:
 
     def _count(self, size: int) -> None:
         self._held += size
-        self._pending_bytes.add(size)
+        with self._pending_bytes.mutex:
+            self._pending_bytes.used += size
 
     def close(self) -> None:
         """Deliver nothing any more."""
@@ -354,7 +364,7 @@ class Subscription:
             if news.unread:
                 return path, news
             del self._news[path]
-            self._count(-news.held)
+            self._count(-news.size)
             if news.recreated and news.parts is not None:
                 self.put_back(path, news._replace(recreated=False))
                 news = PendingChange(None)
@@ -391,10 +401,10 @@ class Subscription:
             news = self._news.get(path)
             if news is None or not news.unread or self._known.get(path) != before:
                 return
-            stamp = stamp_of(parts)
             if there:
-                recreated = before is not None and stamp.version < before.stamp.version
-                self._know(path, stamp, parts, delivered=True)
+                new = KnownVersion.of(parts)
+                recreated = before is not None and new.version < before.version
+                self._know(path, new)
                 filled = PendingChange.of(parts, news.recreated or recreated)
             else:
                 self._note_deleted(path, parts)
@@ -411,8 +421,3 @@ class Subscription:
 def is_alive(parts: Parts) -> bool:
     """Whether any part of an entry is there and was not deleted."""
     return any(stored is not None and not stored.deleted for stored in parts.values())
-
-
-def _writes_of(parts: Parts) -> int:
-    """Return what stands for the writes that made up a key."""
-    return hash(tuple(sorted(stored.header.writes for stored in parts.values() if stored is not None)))

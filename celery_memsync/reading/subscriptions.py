@@ -6,7 +6,7 @@ import functools
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
 from ..background_loop import Wakeup
@@ -15,12 +15,12 @@ from ..deadline import bounded, remaining, within
 from ..events import Events
 from ..exceptions import InvalidKey, StoreError
 from ..keys import STAGE, STATE, Location
-from ..models.entry import Entry, StoredEntry
+from ..models.entry import Entry, Header, StoredEntry
 from .cache import copier
 from .handler_pool import HandlerPool, Job
 from .handlers import Handlers
 from .listener import ChangeListener
-from .projections import entry_of, stamp_of
+from .projections import as_written, entry_of
 from .reader import READ_AT_ONCE, Parts, Reader
 from .search import Search
 from .subscription import KeyChange, KnownVersion, PendingBytes, Subscription, is_alive
@@ -215,14 +215,12 @@ class Subscriptions:
         """Take a message about a path that matches a pattern; what is no entry is ignored."""
         try:
             location = self._location(path)
-            parts = _parts_of(location, data)
+            parts = _parts_of(location, data, self.reader.store.in_our_time)
         except (InvalidKey, ValueError):
             return
-        in_our_time = self.reader.store.in_our_time
-        parts = {slot: stored and in_our_time(location.key, stored) for slot, stored in parts.items()}
-        stamp = stamp_of(parts)
+        state = KnownVersion.of(parts)
         for subscription in self._by_pattern.get(pattern, ()):
-            subscription.note_change(path, parts, stamp)
+            subscription.note_change(path, parts, state)
             self._to_wake[subscription.id] = subscription
 
     def on_taken(self) -> None:
@@ -230,8 +228,8 @@ class Subscriptions:
         while self._to_wake:
             subscription = self._to_wake.popitem()[1]
             subscription.wake()
-            if subscription.has_unsure:
-                self._to_read = True
+            if subscription.unsure:
+                self._read_soon()
 
     def on_look(self) -> None:
         """Look for keys that have expired, and go on with what waits for a thread."""
@@ -376,7 +374,7 @@ class Subscriptions:
         known = subscription.unread(READ_AT_ONCE)
         stored = self.reader.stored_parts([self.keys.location(path) for path in known])
         for location, parts in stored.items():
-            there = entry_of(location, parts, _written_at(parts)) is not None
+            there = entry_of(location, *as_written(parts)) is not None
             subscription.fill(location.path, parts, known[location.path], there)
 
     def _entry(self, location: Location, parts: Parts) -> Entry | None:
@@ -385,8 +383,7 @@ class Subscriptions:
             return self.reader.stored_whole(location)
         # What has expired before it could be delivered is delivered as it was.  Each delivery decodes for itself: a handler
         # may change the value, and what is decoded would be pending beside its text.
-        own = {slot: stored and StoredEntry(stored.header, stored.body) for slot, stored in parts.items()}
-        return entry_of(location, own, _written_at(parts))
+        return entry_of(location, *as_written(parts))
 
 
 class _Delivery:
@@ -423,26 +420,18 @@ class _Delivery:
         return "a handler" if handlers is None else handlers.name
 
 
-def _parts_of(location: Location, data: bytes) -> Parts:
+def _parts_of(location: Location, data: bytes, in_our_time: Callable[[str, StoredEntry], StoredEntry]) -> Parts:
     """Return the entries of a message, by slot.
 
     Raises:
         ValueError: If it is none of ours.
     """
-    where, *lines = data.split(b"\n")
-    stored = [StoredEntry.parse(b"\n".join(lines[at:at + 2])) for at in range(0, len(lines), 2)]
-    if not stored:
-        raise ValueError("there is no entry")
-    is_stage = where == b"%d" % STAGE and location.task_id and location.slot == STATE
-    if where != location.slot_or_field.encode() and not is_stage:
+    where, header, body, *rest = data.split(b"\n")
+    stored = in_our_time(location.key, StoredEntry(Header.parse(header), body))
+    other = in_our_time(location.key, StoredEntry.parse(b"\n".join(rest))) if rest else None
+    is_state = location.task_id and location.slot == STATE
+    if is_state and where == b"%d" % STAGE:
+        return {STAGE: stored, STATE: other}
+    if where != location.slot_or_field.encode():
         raise ValueError("it is of another location")
-    if location.task_id and location.slot == STATE:
-        first, second = (STAGE, STATE) if where == b"%d" % STAGE else (STATE, STAGE)
-        return {first: stored[0], second: stored[1] if len(stored) > 1 else None}
-    return {location.slot: stored[0]}
-
-
-def _written_at(parts: Parts) -> float:
-    """Return Redis's time of the last write of an entry, in seconds."""
-    headers = [stored.header for stored in parts.values() if stored is not None]
-    return max(headers, key=lambda header: header.stored_at).time / 1000 if headers else 0.0
+    return {STATE: stored, STAGE: other} if is_state else {location.slot: stored}

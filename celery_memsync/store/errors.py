@@ -71,8 +71,8 @@ _CODE = re.compile(r"(?:^|: -?)([A-Z]{2,}) ")
 _NOT_ALLOWED = re.compile(r"The user executing the script|ACL failure in script")
 
 #: What was tried, by the name of a method for which its name is not the word.
-WHAT = {"listen": "subscribe to changes", "listen at": "subscribe to changes", "await message": "receive changes",
-        "read message": "receive changes", "ping": "reach Redis", "check": "check the connection"}
+WHAT = {"listen": "subscribe to changes", "listen at": "subscribe to changes", "receive": "receive changes",
+        "ping": "reach Redis", "check": "check the connection"}
 
 #: Names of arguments that say on what a method of the store acts; the values of others are not shown.
 _SUBJECTS = frozenset({"locations", "writes", "task_ids", "task_id", "worker_id", "location", "names", "pattern", "request"})
@@ -80,10 +80,13 @@ _SUBJECTS = frozenset({"locations", "writes", "task_ids", "task_id", "worker_id"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def redis_call(method: F) -> F:
+def redis_call(method: F, is_bounded: bool = False) -> F:
     """Turn redis-py's errors, and answers without sense, into a :exc:`StoreError` that names what was tried, and where.
 
     It ends by the deadline of the public call under way, and within ``timeout`` of its object in any case.
+
+    Args:
+        is_bounded: Whether the method sees to that itself.
     """
 
     name = method.__name__.strip("_").replace("_", " ")
@@ -93,7 +96,7 @@ def redis_call(method: F) -> F:
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            if is_within(self.timeout):
+            if is_bounded or is_within(self.timeout):
                 return method(self, *args, **kwargs)
             return Deadline(self.timeout).run(method, self, *args, **kwargs)
         except MemSyncError:

@@ -2,20 +2,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import select
-import selectors
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import redis
 
-from ..deadline import DEFAULT_TIMEOUT
+from ..deadline import DEFAULT_TIMEOUT, bounded
 from .cluster_client import Cluster
 from .errors import redis_call
 from .pool import Reads, read_answer
+from .resp import Incomplete, parse_answer
+
+#: Bytes that are read from a socket at once, before all else is looked at.
+PIECE = 64 * 1024
 
 #: Channel on which Redis reports to one connection which keys that others read have changed.
 INVALIDATIONS = b"__redis__:invalidate"
@@ -69,8 +73,8 @@ class PushConnection:
         self._waker, self._woken = socket.socketpair()
         for end in (self._waker, self._woken):
             end.setblocking(False)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._woken, selectors.EVENT_READ)
+        #: What was received and not returned yet, perhaps a part of a message.
+        self._unread = b""
 
     @redis_call
     def listen(self) -> PushTarget | None:
@@ -92,38 +96,37 @@ class PushConnection:
 
     def _connect(self) -> None:
         self._connection.connect()
-        self._selector.register(self._connection._sock, selectors.EVENT_READ)
+        self._files = self._connection._sock.fileno(), self._woken.fileno()
 
     def _execute(self, *command: str | bytes) -> Any:
-        self._connection.send_command(*command)
-        return self._read_message()
+        self.send_command(*command)
+        return self.receive(1)[0]
 
     @redis_call
-    def send_command(self, *command: str) -> None:
+    def send_command(self, *command: str | bytes) -> None:
         """Send a command; its answer comes among the messages."""
-        self._connection.send_command(*command)
+        self._connection.send_command(*command, check_health=False)
 
     def wait(self, timeout: float) -> bool:
-        """Return when there is something to read, after :meth:`wake`, or after ``timeout`` seconds.
+        """Return when there is something to receive, after :meth:`wake`, or after ``timeout`` seconds.
 
         Returns:
-            Whether there is something to read.
+            Whether there is something to receive; False if it was woken.
         """
-        ready = [key.fileobj for key, _ in self._selector.select(timeout)]
-        if self._woken in ready:
+        ready = dict(_readable(self._files, 0 if self._unread else timeout))
+        if self._files[1] in ready:
             with contextlib.suppress(OSError):
                 self._woken.recv(4096)
-        return any(file is not self._woken for file in ready)
+            return False
+        return bool(ready or self._unread)
 
     def has_arrived(self) -> bool:
-        """Whether something has arrived that was not read yet; any thread may ask."""
+        """Whether something has arrived that was not received yet; any thread may ask."""
+        if self._unread:
+            return True
         sock = self._connection._sock
         try:
-            if hasattr(select, "poll"):
-                poll = select.poll()
-                poll.register(sock, select.POLLIN)
-                return bool(poll.poll(0))
-            return bool(select.select([sock], [], [], 0)[0])
+            return bool(_readable((sock,), 0))
         except RuntimeError:  # eventlet lets one greenlet only wait for a socket, and that one does
             return False
         except (OSError, ValueError, TypeError):  # it is being closed
@@ -134,23 +137,40 @@ class PushConnection:
         with contextlib.suppress(OSError):  # it has been woken often enough, or is closed
             self._waker.send(b"!")
 
-    def messages(self) -> Iterator[Any]:
-        """Yield what has arrived, as Redis's lists; what is an error of Redis's, as that."""
-        while self._await_message():
-            yield self._read_message()
+    @functools.partial(redis_call, is_bounded=True)
+    def receive(self, most: int = PIECE) -> list[Any]:
+        """Return what has arrived, as Redis's lists; an error of Redis's is one.  It waits for the first to be whole."""
+        messages: list[Any] = []
+        # Something is there, so this read needs no deadline.
+        data, at = self._unread or self._read(), 0
+        while at < len(data) and len(messages) < most:
+            try:
+                message, at = parse_answer(data, at)
+                messages.append(message)
+            except Incomplete as part:
+                if messages:
+                    break
+                data = self._read_on(data, part.length)
+        self._unread = data[at:]
+        return messages
 
-    @redis_call
-    def _await_message(self) -> bool:
-        return bool(self._connection.can_read(0))
+    @bounded
+    def _read_on(self, data: bytes, length: int) -> bytes:
+        pieces, missing = [data], length - len(data)
+        while missing > 0:
+            pieces.append(self._read())
+            missing -= len(pieces[-1])
+        return b"".join(pieces)
 
-    @redis_call
-    def _read_message(self) -> Any:
-        return read_answer(self._connection)
+    def _read(self) -> bytes:
+        data: bytes = self._connection._sock.recv(PIECE)
+        if not data:
+            raise redis.ConnectionError("Connection closed by server.")
+        return data
 
     def close(self) -> None:
         """Close the connection."""
         self._connection.disconnect()
-        self._selector.close()
         for end in (self._waker, self._woken):
             end.close()
 
@@ -254,6 +274,16 @@ class TrackedConnection:
             self.refused = True
             raise tracking
         self.checked_at = time.monotonic()
+
+
+def _readable(files: Iterable[Any], seconds: float) -> list[tuple[Any, int]]:
+    """Return those files from which something can be read within some seconds, each with what poll() says of it."""
+    if not hasattr(select, "poll"):
+        return [(file, 0) for file in select.select(files, [], [], seconds)[0]]
+    poll = select.poll()
+    for file in files:
+        poll.register(file, select.POLLIN)
+    return poll.poll(seconds * 1000)
 
 
 def _run_id(info: Any) -> str:

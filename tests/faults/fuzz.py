@@ -84,7 +84,7 @@ def targets():
         "entry": (an_entry, ()),
         "body": (a_body, ()),
         "page": (lambda data: [stored_of(part) for part in split_page(data)], ()),
-        "message": (lambda data: _parts_of(keys.location("tasks/t1/state"), data), (ValueError,)),
+        "message": (lambda data: _parts_of(keys.location("tasks/t1/state"), data, lambda _, stored: stored), (ValueError,)),
         "fields": (lambda data: encoding.split_fields(data), encoding.UNREADABLE),
         "key": (lambda data: keys.location(text(data)), (InvalidKey,)),
         "id": (lambda data: check_id(text(data), "task"), (InvalidKey,)),

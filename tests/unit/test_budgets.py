@@ -1,7 +1,9 @@
 """What it costs: round trips and Redis's memory."""
 from __future__ import annotations
 
+import collections
 import sys
+import threading
 import time
 import uuid
 
@@ -12,8 +14,10 @@ from celery_memsync.models.order import delivered_key, published_key
 from celery_memsync.models.task import TaskRun
 from celery_memsync.store import scripts
 from celery_memsync.writing.progress import Progress
+from tests.support.publishing import publish
 from tests.support.redis_calls import calls_of, round_trips
 from tests.support.runs import run_key
+from tests.support.subscriber import Subscriber
 
 #: Calls of our own functions that a read from Redis is deep, and all of them.
 MOST_DEEP, MOST_READ_CALLS = 12, 60
@@ -26,6 +30,12 @@ NEW_KEYS = 400
 
 #: Calls of our own functions for a write of a new key: in its caller, and in the writer's thread.
 MOST_CALLS = {"caller": 18.0, "writer": 14.5}
+
+#: Calls of our own functions for a change that is received: in the thread that listens, and in that of the handler.
+MOST_RECEIVED_CALLS = {"memsync-link": 37.0, "memsync-handler": 33.0}
+
+#: Changes that are received one by one to count what one costs; in between the threads do what they do by the clock.
+CHANGES = 300
 
 #: Bytes that are sent for a write of a new key beside its name and value.
 MOST_SENT = 35
@@ -103,6 +113,20 @@ def count_calls():
     return count
 
 
+@pytest.fixture
+def count_thread_calls():
+    """How many of our functions each thread has called that began in the test, by its name."""
+    calls = collections.Counter()
+
+    def note(frame, event, _):
+        if event == "call" and "/celery_memsync/" in frame.f_code.co_filename:
+            calls[threading.current_thread().name] += 1
+
+    threading.setprofile(note)
+    yield calls
+    threading.setprofile(None)
+
+
 def write_new_keys(memsync):
     for number in range(NEW_KEYS):
         memsync.write(f"key-{number:03}", {"number": number, "rate": 0.5, "name": "x" * 100})
@@ -122,6 +146,22 @@ def test_a_write_of_a_new_key_costs_few_calls(make_memsync, count_calls):
     assert memsync.runtime.writer.pending == 0
     for thread, most in MOST_CALLS.items():
         assert most * 0.5 < calls[thread] <= most
+
+
+def test_a_received_change_costs_few_calls(count_thread_calls, make_memsync, other):
+    subscriber = Subscriber(make_memsync())
+    publish(other, {"a": "first"})
+    subscriber.wait_for("a", "first")
+    before = count_thread_calls.copy()
+
+    for number in range(CHANGES):
+        publish(other, {"a": number})
+        subscriber.wait_for("a", number)
+
+    calls = {name: (count_thread_calls[name] - before[name]) / CHANGES for name in MOST_RECEIVED_CALLS}
+    print(f"calls of ours for a received change: {calls}; the budget is {MOST_RECEIVED_CALLS}")
+    for name, most in MOST_RECEIVED_CALLS.items():
+        assert most * 0.5 < calls[name] <= most
 
 
 def test_a_write_of_a_new_key_is_one_set_and_one_publish(warmed_up, redis):

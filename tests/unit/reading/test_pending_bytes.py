@@ -7,9 +7,9 @@ import time
 import pytest
 
 from celery_memsync.keys import Keys
-from celery_memsync.models.entry import EntryVersion, StoredEntry
+from celery_memsync.models.entry import StoredEntry
 from celery_memsync.reading import subscription as module
-from celery_memsync.reading.subscription import PendingBytes, Subscription
+from celery_memsync.reading.subscription import KnownVersion, PendingBytes, Subscription
 from tests.support.publishing import publish
 from tests.support.subscriber import INVALIDATED, Subscriber
 from tests.support.waiting import eventually
@@ -131,7 +131,7 @@ def test_the_count_of_bytes_is_right_after_any_history(narrow, seed):
         parts = {0: stored(versions[path], draw.choice([1, LARGE]), draw.random() < 0.2)}
         act = draw.choice(["note", "note", "find", "lose", "take", "back", "doubt", "fill"])
         if act == "note":
-            one.note_change(path, parts, EntryVersion(parts[0].header.stored_at, versions[path]))
+            one.note_change(path, parts, KnownVersion.of(parts))
         elif act == "find":
             one.find(path, parts, one.known.get(path), deliver=True)
         elif act == "lose":

@@ -6,7 +6,7 @@ import itertools
 import pytest
 
 from celery_memsync.models.entry import Header, StoredEntry
-from celery_memsync.reading import listener, subscription, subscriptions
+from celery_memsync.reading import subscription, subscriptions
 from tests.support.proxy import LISTENER, Proxy
 from tests.support.publishing import publish
 from tests.support.subscriber import INVALIDATED, Subscriber
@@ -155,7 +155,7 @@ def change(version, body):
     (change(3, b"1"), change(1, b"1"), False),
     (subscription.PendingChange(None), change(4, b"1"), True),
     (change(3, b""), subscription.PendingChange(None), False),
-    (subscription.PendingChange(None, unread=True), change(1, b"1"), False),
+    (subscription.PendingChange(None, unread=True, alive=True), change(1, b"1"), False),
 ])
 def test_a_change_after_a_deletion_is_of_a_new_life_if_versions_begin_anew(before, after, is_new):
     assert after.is_new_life_after(before) == is_new
@@ -194,8 +194,7 @@ def test_what_was_skipped_is_counted_beyond_the_end_of_a_subscription(memsync, o
 
 # -- floods
 
-def test_flood_of_messages_does_not_delay_a_new_subscription(memsync, other, redis, monkeypatch):
-    monkeypatch.setattr(listener, "TAKEN_AT_ONCE", 10)
+def test_flood_of_messages_does_not_delay_a_new_subscription(memsync, other, redis):
     subscriber, listening = Subscriber(memsync, "flood"), memsync.runtime.link
     take, flooding, taken = listening.on_message, [True], itertools.count()
 
