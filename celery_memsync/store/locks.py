@@ -16,7 +16,7 @@ from .errors import is_lost, redis_call
 from .pool import packed
 from .push import PushConnection
 from .script_caller import CLOCK_AGE, SCRIPT_SIZE, Call, ScriptCaller, answers_of, ms, stored_of
-from .scripts import LOCK_ACQUIRE, LOCK_FREE, LOCK_RELEASE, LOCK_RENEW, LOCK_RESTORE, LOCK_WAIT, Script
+from .scripts import LOCK_ACQUIRE, LOCK_FREE, LOCK_RELEASE, LOCK_RENEW, LOCK_RESTORE, Script
 
 #: Most of those who wait for one lock that are looked at.
 MAX_WAITERS = 100
@@ -32,7 +32,7 @@ _WAITER_ROW = re.compile(rb"(\S+) (\d+) [^\n]*?/\w+/\d+ (\S+) ([^\n]*)\n(.*)", r
 
 
 class LockRequest(NamedTuple):
-    """A request for a lock; see ``store/lua/lock_wait.lua``.
+    """A request for a lock; see ``store/lua/lock_acquire.lua``.
 
     Attributes:
         location: Where the lock is kept.
@@ -94,14 +94,15 @@ class LockStore(ScriptCaller):
     @redis_call
     def take_lock(self, request: LockRequest) -> LockAnswer:
         """Take a lock if it is free and there is no waiter."""
-        location, holder, ttl, run, body, _ = request
-        return self._lock_answer(location, self._run_for_lock(LOCK_ACQUIRE, location, holder, ms(ttl), run, body))
+        location, holder, ttl, run, body, channel = request
+        answer = self._run_for_lock(LOCK_ACQUIRE, location, holder, ms(ttl), run, body, channel)
+        return self._lock_answer(location, answer)
 
     @redis_call
     def wait_for_lock(self, request: LockRequest) -> LockAnswer:
         """Take a lock, or join its queue: the channel gets a message when it is granted."""
         location, holder, ttl, run, body, channel = request
-        send = partial(self._run_for_lock, LOCK_WAIT, location, holder, ms(ttl), run, body, channel)
+        send = partial(self._run_for_lock, LOCK_ACQUIRE, location, holder, ms(ttl), run, body, channel)
         try:
             answer = send()
         except redis.ConnectionError as exc:

@@ -1,5 +1,5 @@
 -- A clock that never goes back, for fences and for lives of keys; put before entry_write.lua, lock_acquire.lua,
--- lock_wait.lua, lock_release.lua, lock_free.lua, lock_restore.lua and lock_renew.lua.
+-- lock_release.lua, lock_free.lua and lock_restore.lua.
 --
 -- It is Redis's own, unless that was set back: then it goes on by a millisecond with each call, from a high-water mark,
 -- which is kept for ever.  See hybrid logical clocks (Kulkarni and others, 2014).

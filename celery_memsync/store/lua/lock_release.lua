@@ -19,11 +19,8 @@
 --            "lost"    the caller had it no more, or not yet
 -- Publishes  slot, header and body on the path of the lock; waiter, fence and lease (ms) on the channel of a waiter that
 --            is given the lock
-lock, queue, asked, clock, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-path, turns, worker = ARGV[1], ARGV[2], ARGV[3]
 local caller, ttl_ms, run, body, channel = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 
-read_lock()
 if left > 0 and holder == caller then
   give_back(caller)
   return "ok 0 0"
