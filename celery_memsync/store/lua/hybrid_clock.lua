@@ -12,7 +12,7 @@ local LIMIT = 2 ^ 52
 local function tick(mark, other)
   local now_us = now[1] * 1000000 + now[2]
   if not mark then return math.max(now_us, other + 1) end
-  local last = tonumber(string.match(call("SET", mark, whole(now_us), "GET") or "", "^%d+$") or 0)
+  local last = tonumber(call("SET", mark, whole(now_us), "GET") or 0) or 0
   local moment = now_us
   if last >= moment and last < LIMIT then moment = last + 1000 end
   if other >= moment and other < LIMIT then moment = other + 1 end

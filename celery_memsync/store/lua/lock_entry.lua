@@ -11,11 +11,6 @@
 local lock, queue, asked, clock, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local path, turns, worker = ARGV[1], ARGV[2], ARGV[3]
 
--- Milliseconds: that a waiter has a lock before it renews; between two of its questions; that it may be silent.
-local CLAIM, PACE, SILENCE = 3000, 2000, 5000
--- Most waiters that one call passes over.
-local PASSED = 100
-
 -- The lock as it is stored: its text, version and fence; ms that are left of its lease; who holds it, and who gave it
 -- back before.
 local text, left, holder, giver = call("GET", lock), 0, nil, ""
@@ -25,14 +20,14 @@ local given_back = lease == "0"
 -- When its entry is taken to be stored (ms): later than the entry before, also in a new life of the lock.
 local stored_ms = now_ms
 
-if given_back or version and string.find(text, "\n.") then
+if given_back or version and (string.find(text, "\n", 1, true) or #text) < #text then
   if not given_back then left = left_of(since, lease, length) end
   stored_ms = math.max(now_ms, since + lag)
   holder, giver = string.match(writes, "^([^,]*),?(.*)$")
   if left > 0 and left < since + lease - now_ms then
     text = with_lease(text, left)
-    redis.call("SET", lock, text, "PX", whole(left + MEMORY))
-    if index then call("ZADD", index, whole(now_ms + left), path) end
+    redis.call("SET", lock, text, "PX", left + MEMORY)
+    if index then call("ZADD", index, now_ms + left, path) end
   end
 else
   version, fence = 0, "0"
@@ -42,20 +37,19 @@ end
 local function store_lock(its_fence, run, writes, lease_ms, by, body)
   fence, left = its_fence, tonumber(lease_ms)
   stored_ms = math.max(stored_ms, math.floor(fence / 1000))
-  text = header(version + 1, run, lease_ms, fence, now_ms, lease_ms, stored_ms - now_ms, writes, by) .. "\n" .. body
+  local message = "1\n"
+    .. header(version + 1, run, lease_ms, fence, now_ms, lease_ms, stored_ms - now_ms, writes, by) .. "\n" .. body
+  text = string.sub(message, 3)
   redis.call("SET", lock, text, "PX", left + MEMORY)
-  publish(string.match(turns, "^%d+:") .. path, "1\n" .. text)
+  publish(string.match(turns, "^%d+:") .. path, message)
   if not index then return end
-  if left > 0 then call("ZADD", index, whole(now_ms + left), path) else call("ZREM", index, path) end
+  if left > 0 then call("ZADD", index, now_ms + left, path) else call("ZREM", index, path) end
 end
 
 -- Store a holder, with a new fence.
 local function give_lock(run, writes, lease_ms, by, body)
   store_lock(whole(tick(clock, tonumber(fence))), run, writes, lease_ms, by, body)
 end
-
--- A waiter as it stands in the queue; a namespace, with which the channel begins, may hold blanks.
-local WAITER_ROW = "^(%S+) (%d+) ([^\n]-/%w+/%d+) (%S+) ([^\n]*)\n(.*)$"
 
 -- Return a waiter as it stands in the queue.
 local function waiter_row(waiter, lease_ms, channel, run, body)
@@ -66,6 +60,7 @@ end
 -- what is more may be a clock that was set ahead, and that makes no waiter silent.
 local waited_ms
 local function waiting_time()
+  local PACE = 2000 -- ms between two questions of a waiter
   if not waited_ms then
     local before, at = string.match(call("HGET", asked, ":") or "", "^(%d+) (%d+)$")
     if not before or #before > 14 or #at > 14 then before, at = 0, now_ms end
@@ -78,6 +73,7 @@ end
 
 -- Take a waiter out of those that have asked, and return whether it is there still.
 local function is_there(waiter, channel)
+  local SILENCE = 5000 -- ms without a question
   local last = tonumber(call("HGET", asked, waiter) or waiting_time())
   redis.call("HDEL", asked, waiter)
   return last and waiting_time() - last <= SILENCE and string.sub(channel, 1, #turns) == turns
@@ -88,6 +84,10 @@ end
 -- The script's caller may be a waiter, too: it is taken to be there, and is returned without having been given the lock.
 local function give_to_waiter(gave_back, caller)
   if not queue then return nil end
+  local PASSED = 100 -- most waiters that one call passes over
+  local CLAIM = 3000 -- ms that a waiter has the lock before it renews
+  -- A waiter as it stands in the queue; a namespace, with which the channel begins, may hold blanks.
+  local WAITER_ROW = "^(%S+) (%d+) ([^\n]-/%w+/%d+) (%S+) ([^\n]*)\n(.*)$"
   for _ = 1, PASSED do
     local row = call("LPOP", queue)
     if not row then return nil end

@@ -1,7 +1,7 @@
 -- How long a lock is held; put before lock_acquire.lua, lock_release.lua, lock_free.lua, lock_restore.lua and lock_renew.lua.
 
 -- Milliseconds: that a lock without holder and waiters is remembered; that the index is kept.
-local MEMORY, INDEX = 60000, 7 * 86400000
+local MEMORY, INDEX = 60000, "604800000"
 
 -- Return how many ms are left of a lease.  One that ends further away than it is long was given before the clock was
 -- set back, and ends when its length is over from now on.
