@@ -13,7 +13,7 @@
 -- ARGV[5] ttl_ms   lease
 -- ARGV[6] run      of the caller's task; "-" for none
 -- ARGV[7] body     not looked into
--- ARGV[8] channel  where it is published that the caller has been given the lock; "-": it does not wait
+-- ARGV[8] channel  where it is published that the caller has been given the lock; not given if it does not wait
 --
 -- Returns    "ok fence ms"          the caller has it for so long
 --            "busy fence ms\ntext"  another has it for so long, if it is not renewed; then the entry.  A caller that waits
@@ -21,14 +21,13 @@
 -- Publishes  slot, header and body on the path of the lock; waiter, fence and lease (ms) on the channel of a waiter that
 --            is given the lock
 local caller, ttl_ms, run, body, channel = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-local waits = channel ~= "-"
 
 if left > 0 then
   if holder == caller then return has_it() end
 -- The first try of a question that was sent twice comes late: what it was asked for is over.
 elseif not given_back or holder ~= caller then
   -- What is free goes to the waiter that came first; a caller that is none gets it only if there are no waiters.
-  local waiter = give_to_waiter("", waits and caller)
+  local waiter = give_to_waiter("", channel and caller)
   if not waiter or waiter == caller then
     give_lock(run, caller, ttl_ms, worker, body)
     if index then
@@ -39,7 +38,7 @@ elseif not given_back or holder ~= caller then
     return has_it()
   end
 end
-if queue and waits then
+if queue and channel then
   local row = waiter_row(caller, ttl_ms, channel, run, body)
   if not call("LPOS", queue, row) then redis.call("RPUSH", queue, row) end
   redis.call("PEXPIRE", queue, MEMORY)

@@ -10,10 +10,11 @@
 -- ARGV[2] turns    the channels of waiters begin with that; up to its first colon it is put before a path to make a channel
 -- ARGV[3] worker   who gives it back
 -- ARGV[4] caller   names one acquisition, as it did when it was asked for
+-- The others are given by a caller that has waited, or waits:
 -- ARGV[5] ttl_ms   lease that was asked for
 -- ARGV[6] run      of the task that asked; "-" for none
 -- ARGV[7] body     as it was when it was asked for
--- ARGV[8] channel  where a waiter receives that it has been given the lock; "-": the caller did not wait
+-- ARGV[8] channel  where it receives that it has been given the lock
 --
 -- Returns    "ok 0 0"  the caller had it until now, or gave it back already
 --            "lost"    the caller had it no more, or not yet
@@ -25,7 +26,7 @@ if left > 0 and holder == caller then
   give_back(caller)
   return "ok 0 0"
 end
-if queue and channel ~= "-" then
+if queue and channel then
   call("LREM", queue, 1, waiter_row(caller, ttl_ms, channel, run, body))
   call("HDEL", asked, caller)
 end
