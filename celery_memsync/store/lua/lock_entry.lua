@@ -48,7 +48,7 @@ end
 
 -- Store a holder, with a new fence.
 local function give_lock(run, writes, lease_ms, by, body)
-  store_lock(whole(tick(clock, tonumber(fence))), run, writes, lease_ms, by, body)
+  store_lock(tick(clock, tonumber(fence)), run, writes, lease_ms, by, body)
 end
 
 -- Return a waiter as it stands in the queue.
