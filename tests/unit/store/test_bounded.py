@@ -42,7 +42,8 @@ def test_only_answer_is_the_one_that_redis_py_reads(pool, redis, command):
         assert answer_of(lambda: pool.execute_one(packed_command(*command))) == expected
 
 
-@pytest.mark.parametrize("arrived", [b"-ERR it is wrong\r\n", b"$4\r\nte", b":12345\r\n", b"$4\r\ntext\r\n+OK\r\n", b"$x\r\n\r\n"])
+@pytest.mark.parametrize("arrived", [
+    b"-ERR it is wrong\r\n", b"$4\r\nte", b":12345\r\n", b"$4\r\ntext\r\n+OK\r\n", b"$x\r\n\r\n"])
 def test_what_is_no_whole_string_is_received_again(ends, arrived):
     near, far = ends
     far.sendall(arrived)
