@@ -4,7 +4,7 @@ from __future__ import annotations
 import socket
 
 import pytest
-import redis as redis_py
+import redis
 
 from celery_memsync.store.bounded import RECEIVED_AT_ONCE, BoundedSocket
 from celery_memsync.store.pool import packed_command
@@ -26,20 +26,16 @@ def ends():
 @pytest.mark.parametrize("command", [
     ("ECHO", ""), ("ECHO", "text"), ("ECHO", "$1\r\na\r\n"), ("ECHO", "x" * 3 * RECEIVED_AT_ONCE), ("GET", "missing"),
     ("PING",), ("DBSIZE",), ("EVAL", "return { 'a', { 1, false } }", 0), ("TIME", "wrong")], ids=lambda words: words[0])
-def test_only_answer_is_the_one_that_redis_py_reads(pool, redis, command):
-    def answer_of(execute):
-        try:
-            return execute()
-        except redis_py.ResponseError as exc:
-            return type(exc), str(exc)
-
-    connection = redis.connection_pool.get_connection()
-    connection.send_command(*command)
-    expected = answer_of(connection.read_response)
-    redis.connection_pool.release(connection)
+def test_only_answer_is_the_one_that_redis_py_reads(pool, command):
+    packed = packed_command(*command)
+    (expected,) = pool.execute_packed([packed])
 
     for _ in range(2):  # nothing of the first answer is left for the second
-        assert answer_of(lambda: pool.execute_one(packed_command(*command))) == expected
+        try:
+            answer = pool.execute_one(packed)
+        except redis.ResponseError as exc:
+            answer = exc
+        assert (type(answer), str(answer)) == (type(expected), str(expected))
 
 
 @pytest.mark.parametrize("arrived", [
