@@ -13,8 +13,8 @@ local path, turns, worker = ARGV[1], ARGV[2], ARGV[3]
 
 -- The lock as it is stored: its text, version and fence; ms that are left of its lease; who holds it, and who gave it
 -- back before.
-local text, left, holder, giver = call("GET", lock), 0, nil, ""
-local version, _, length, fence, since, lease, lag, writes = parse(text or "")
+local text, left, holder, giver = call("GET", lock) or "", 0, nil, ""
+local version, _, length, fence, since, lease, lag, writes = parse(text)
 -- Whether its last holder has given it back.
 local given_back = lease == "0"
 -- When its entry is taken to be stored (ms): later than the entry before, also in a new life of the lock.
