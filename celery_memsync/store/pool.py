@@ -267,13 +267,9 @@ class Reads:
         return answers
 
 
-def read_answer(connection: Any, alone: bool = False) -> Any:
-    """Return Redis's next answer; an error that it answers is one.
-
-    Args:
-        alone: Whether nothing comes after it.
-    """
+def read_answer(connection: Any) -> Any:
+    """Return Redis's next answer; an error that it answers is one."""
     try:
-        return connection.read_only_response() if alone else connection.read_response()
+        return connection.read_response()
     except redis.ResponseError as exc:
         return exc
