@@ -8,7 +8,7 @@ from typing import Any
 
 from celery.exceptions import ImproperlyConfigured
 
-from .locking.lease import Owner
+from .locking.lease import NO_TASK, Owner
 from .locking.lock_service import LockService
 from .settings import Settings
 
@@ -51,7 +51,7 @@ class Environment:
 
     def lock_owner(self, locks: LockService) -> Owner:
         """Return for what the call takes a lock; if that is a run, its end releases what it has of these locks."""
-        return Owner()
+        return NO_TASK
 
     def running_task(self) -> str | None:
         """Return the id of the task whose body makes the call, or None."""

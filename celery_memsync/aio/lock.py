@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 from ..exceptions import LockLost, LockNotAcquired, StoreError
 from ..locking.lease import LockLease
-from ..locking.lock import Acquisition, Lock
+from ..locking.lock import Acquisition, Held, Lock
 from ..locking.lock_service import LockService
 from .calls import Call, take_steps
 from .executor import Executor
 
 
-class AsyncLock:
+class AsyncLock(Held):
     """A lock as :class:`Lock` is one, for coroutines; those that wait for it take no thread.
 
     All methods are about one acquisition: the last one of the running asyncio task, or if that has made none, the
@@ -101,29 +101,11 @@ class AsyncLock:
         service, lease = taken.service, taken.lease
         await Call(self._executor, service.store.timeout, lambda: service.extend(lease, ttl)).answer()
 
-    @property
-    def owned(self) -> bool:
-        """Whether it is held now; no round trip, and once it is False it stays so, until it is acquired again."""
-        taken = self._current()
-        return taken is not None and taken.lease.owned
-
-    @property
-    def fence(self) -> int:
-        """The number of this acquisition, as :attr:`Lock.fence`; 0 if it was never held."""
-        taken = self._current()
-        return self._fence if taken is None else taken.lease.fence
-
-    def check(self) -> None:
-        """Go on only if it is held; no round trip.
-
-        Raises:
-            LockLost: If it is not held any more.
-        """
-        if not self.owned:
-            raise LockLost(self.name)
-
     def _current(self) -> Acquisition | None:
         return self._taken.get(_task(), self._latest)
+
+    def _last_fence(self) -> int:
+        return self._fence
 
     async def __aenter__(self) -> AsyncLock:
         self._blocks[_task()] = await self._acquire()

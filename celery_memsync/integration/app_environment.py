@@ -8,7 +8,7 @@ from typing import Any
 from celery.exceptions import ImproperlyConfigured
 
 from ..environment import NO_RUN, Environment
-from ..locking.lease import Owner
+from ..locking.lease import NO_TASK, Owner
 from ..locking.lock_service import LockService
 from ..settings import Settings
 from .app_manager import AppManager
@@ -66,7 +66,7 @@ class AppEnvironment(Environment):
         """Return the run that takes a lock, which may be of another app's task."""
         active = active_run.get()
         if active is None:
-            return Owner()
+            return NO_TASK
         active.add_lock_owner(locks)
         return Owner(active.task_id, active.run_id or "-")
 

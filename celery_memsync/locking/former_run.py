@@ -60,7 +60,7 @@ def former_run(
         seconds: As for :class:`FormerRun`.
     """
     stored = answer.stored
-    if not seconds or answer.status == "ok" or task_id is None or stored is None or stored.header.run in ("-", run):
+    if not seconds or task_id is None or stored is None or stored.header.run in ("-", run):
         return None
     about = stored.value
     is_of_task = isinstance(about, dict) and about.get("task_id") == task_id

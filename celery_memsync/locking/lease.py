@@ -32,6 +32,10 @@ class Owner(NamedTuple):
     run: str = "-"
 
 
+#: Of a lock that no task holds.
+NO_TASK = Owner()
+
+
 @lru_cache(maxsize=1)
 def body_of(owner: Owner, worker_id: str) -> bytes:
     """Return the body of the entry of a lock; it is the same for all locks of a task."""

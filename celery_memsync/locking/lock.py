@@ -72,7 +72,45 @@ class BlockMaker:
         return block
 
 
-class Lock:
+class Held:
+    """What a lock object knows of an acquisition without a call to Redis."""
+
+    name: str
+
+    def _current(self) -> Acquisition | None:
+        """Return the acquisition that a call is about."""
+        raise NotImplementedError
+
+    def _last_fence(self) -> int:
+        """Return the fence of the last acquisition, 0 if there was none."""
+        raise NotImplementedError
+
+    @property
+    def owned(self) -> bool:
+        """Whether it is held now; no round trip, and once it is False it stays so, until it is acquired again."""
+        taken = self._current()
+        return taken is not None and taken.lease.owned
+
+    @property
+    def fence(self) -> int:
+        """The number of this acquisition, which is higher than those of all before; of the last one if it is not held.
+
+        0: it was never held.
+        """
+        taken = self._current()
+        return self._last_fence() if taken is None else taken.lease.fence
+
+    def check(self) -> None:
+        """Go on only if it is held; no round trip.
+
+        Raises:
+            LockLost: If it is not held any more.
+        """
+        if not self.owned:
+            raise LockLost(self.name)
+
+
+class Lock(Held):
     """A named lock, shared by all processes of a namespace.
 
     It is not re-entrant: a caller that holds it and acquires it again is refused,
@@ -195,34 +233,11 @@ class Lock:
             raise LockLost(self.name)
         taken.service.extend(taken.lease, ttl)
 
-    @property
-    def owned(self) -> bool:
-        """Whether it is held now; no round trip, and once it is False it stays so, until it is acquired again."""
-        taken = self._current()
-        return taken is not None and taken.lease.owned
-
-    @property
-    def fence(self) -> int:
-        """The number of this acquisition, which is higher than those of all before; of the last one if it is not held.
-
-        0: it was never held.
-        """
-        taken = self._current()
-        if taken is not None:
-            return taken.lease.fence
-        return getattr(self._mine if self._shared is None else self._shared, "fence", 0)
-
-    def check(self) -> None:
-        """Go on only if it is held; no round trip.
-
-        Raises:
-            LockLost: If it is not held any more.
-        """
-        if not self.owned:
-            raise LockLost(self.name)
+    def _last_fence(self) -> int:
+        fence: int = getattr(self._mine if self._shared is None else self._shared, "fence", 0)
+        return fence
 
     def _current(self) -> Acquisition | None:
-        """Return the acquisition that a call of this thread is about."""
         taken: Acquisition | None = getattr(self._mine, "taken", None)
         if taken is None and (block := self._block()) is not None:
             taken = block.taken

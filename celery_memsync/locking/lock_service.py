@@ -19,7 +19,7 @@ from ..store import LockAnswer, LockRequest, Store
 from ..store.errors import run_all
 from .ended_runs import ENDED_RUN_INTERVAL, EndedRuns, release
 from .former_run import former_run
-from .lease import LockLease, Owner, body_of
+from .lease import NO_TASK, LockLease, Owner, body_of
 from .waiting import CONFIRM_AFTER, LockRequester
 
 logger = logging.getLogger(__name__)
@@ -98,12 +98,13 @@ class LockService:
         request = LockRequest(self.store.keys.lock_location(name), holder, ttl, owner.run, body)
         lease = LockLease(name, request, owner, max_hold)
         began = time.monotonic()
-        self._read_first_run_id()
+        if self._run_id is None:
+            self._read_first_run_id()
         try:
             self._leases[holder] = lease
             answer = self._requester.request(lease)
             former = former_run(self.store, answer, owner.task_id, owner.run, ttl, own_wait)
-            if answer.status != "ok" and (wait > 0 or former is not None):
+            if lease.state != "held" and (wait > 0 or former is not None):
                 answer = yield from self._requester.wait(lease, answer, began + wait, former)
             if self.replicas and lease.state == "held":
                 self._confirm(lease)
@@ -119,9 +120,8 @@ class LockService:
 
     def _read_first_run_id(self) -> None:
         """Read Redis's run id before the first lock is acquired; later each renewal does."""
-        if self._run_id is None:
-            with contextlib.suppress(StoreError):  # to acquire it will fail, too
-                self._run_id = self.store.read_run_id()
+        with contextlib.suppress(StoreError):  # to acquire it will fail, too
+            self._run_id = self.store.read_run_id()
 
     def _record(self, name: str, answer: LockAnswer) -> LockRecord | None:
         return None if answer.stored is None else LockRecord.of(name, answer.stored, self.store.clock.now())
@@ -318,7 +318,7 @@ class LockService:
             run_id: Redis's run id now; "" if it can't be read.
         """
         is_restarted = not lease.run_id or lease.run_id != run_id
-        if self.replicas or not lease.owned or lease.request.run == Owner().run and not is_restarted:
+        if self.replicas or not lease.owned or lease.request.run == NO_TASK.run and not is_restarted:
             return False
         if not self.store.restore_lock(request, lease.fence):
             return False

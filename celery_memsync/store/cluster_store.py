@@ -241,17 +241,10 @@ class ClusterStore(Store):
 
     # -- locks
 
-    @redis_call
-    def take_lock(self, request: LockRequest) -> LockAnswer:
-        """Take a lock if it is free and has no waiters; its name is on its way to the index meanwhile."""
-        self._index_lock(request)
-        return super().take_lock(request)
-
-    @redis_call
-    def wait_for_lock(self, request: LockRequest) -> LockAnswer:
+    def _acquire_lock(self, request: LockRequest) -> LockAnswer:
         """Take a lock or stand in its queue; its name is on its way to the index meanwhile."""
         self._index_lock(request)
-        return super().wait_for_lock(request)
+        return super()._acquire_lock(request)
 
     def _index_lock(self, request: LockRequest) -> None:
         self._ensure_clock()

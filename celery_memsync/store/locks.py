@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import redis
@@ -16,7 +15,7 @@ from .errors import is_lost, redis_call
 from .pool import packed
 from .push import PushConnection
 from .script_caller import CLOCK_AGE, SCRIPT_SIZE, Call, ScriptCaller, answers_of, ms, stored_of
-from .scripts import LOCK_ACQUIRE, LOCK_FREE, LOCK_RELEASE, LOCK_RENEW, LOCK_RESTORE, LOCK_WAIT, Script
+from .scripts import LOCK_ACQUIRE, LOCK_FREE, LOCK_RELEASE, LOCK_RENEW, LOCK_RESTORE, Script
 
 #: Most of those who wait for one lock that are looked at.
 MAX_WAITERS = 100
@@ -32,7 +31,7 @@ _WAITER_ROW = re.compile(rb"(\S+) (\d+) [^\n]*?/\w+/\d+ (\S+) ([^\n]*)\n(.*)", r
 
 
 class LockRequest(NamedTuple):
-    """A request for a lock; see ``store/lua/lock_wait.lua``.
+    """A request for a lock; see ``store/lua/lock_acquire.lua``.
 
     Attributes:
         location: Where the lock is kept.
@@ -40,7 +39,7 @@ class LockRequest(NamedTuple):
         ttl: Its lease, in seconds.
         run: Id of the run of a task that asks; "-" for none.
         body: What readers are to know of who holds it, as JSON.
-        channel: Where a waiter is notified of its turn; "-" without waiting.
+        channel: Where a waiter is notified of its turn; "" without waiting.
     """
 
     location: Location
@@ -48,7 +47,7 @@ class LockRequest(NamedTuple):
     ttl: float
     run: str
     body: bytes
-    channel: str = "-"
+    channel: str = ""
 
 
 class LockAnswer(NamedTuple):
@@ -94,28 +93,34 @@ class LockStore(ScriptCaller):
     @redis_call
     def take_lock(self, request: LockRequest) -> LockAnswer:
         """Take a lock if it is free and there is no waiter."""
-        location, holder, ttl, run, body, _ = request
-        return self._lock_answer(location, self._run_for_lock(LOCK_ACQUIRE, location, holder, ms(ttl), run, body))
+        return self._acquire_lock(request)
 
     @redis_call
     def wait_for_lock(self, request: LockRequest) -> LockAnswer:
         """Take a lock, or join its queue: the channel gets a message when it is granted."""
-        location, holder, ttl, run, body, channel = request
-        send = partial(self._run_for_lock, LOCK_WAIT, location, holder, ms(ttl), run, body, channel)
         try:
-            answer = send()
+            return self._acquire_lock(request)
         except redis.ConnectionError as exc:
             # A waiter has time, and one request that comes twice is done once.
             if not is_lost(exc):
                 raise
-            answer = send()
-        return self._lock_answer(location, answer)
+            return self._acquire_lock(request)
+
+    def _acquire_lock(self, request: LockRequest) -> LockAnswer:
+        location, holder, ttl, run, body, channel = request
+        waits = (channel,) if channel else ()
+        answer = self._run_for_lock(LOCK_ACQUIRE, location, holder, ms(ttl), run, body, *waits)
+        words, _, text = answer.partition(b"\n")
+        status, fence, left = words.split()
+        stored = self._stored(location.key, text) if text else None
+        return LockAnswer(status.decode(), int(fence), int(left) / 1000, stored)
 
     @redis_call
     def leave_lock(self, request: LockRequest) -> bool:
         """Give a lock back, or leave its queue; return whether it was held until now."""
         location, holder, ttl, run, body, channel = request
-        return self._run_for_lock(LOCK_RELEASE, location, holder, ms(ttl), run, body, channel).startswith(b"ok")
+        row = (ms(ttl), run, body, channel) if channel else ()
+        return self._run_for_lock(LOCK_RELEASE, location, holder, *row).startswith(b"ok")
 
     @redis_call
     def free_lock(self, location: Location, fence: int) -> bool:
@@ -142,11 +147,6 @@ class LockStore(ScriptCaller):
         for name in names:
             pipeline.lrange(self.keys.lock_location(name).key + "/queue/", 0, MAX_WAITERS - 1)
         return [_waiters(rows or ()) for rows in (answers_of(pipeline) if names else ())]
-
-    def _lock_answer(self, location: Location, answer: bytes) -> LockAnswer:
-        words, _, text = answer.partition(b"\n")
-        status, fence, left = words.split()
-        return LockAnswer(status.decode(), int(fence), int(left) / 1000, self._stored(location.key, text))
 
     def _run_for_lock(self, script: Script, location: Location, *args: Any) -> bytes:
         """Run a script on one lock.

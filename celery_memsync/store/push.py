@@ -243,7 +243,10 @@ class TrackedConnection:
         """Return the answer to GET; an error that Redis answers is one."""
         name = key.encode()
         self._connection.send_packed_command([b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name)], check_health=False)
-        return read_answer(self._connection)
+        try:
+            return self._connection.read_only_response()
+        except redis.ResponseError as exc:
+            return exc
 
     @redis_call
     def check(self) -> float:

@@ -46,17 +46,15 @@ CANCELLED_ADD = load("cancelled_add")
 
 METRICS_UPDATE = load("counters", "coordination_version", "coordination_change", "metrics_update")
 
-LOCK_ACQUIRE = load("hybrid_clock", "lock_entry", "lock_acquire")
+LOCK_ACQUIRE = load("hybrid_clock", "lock_lease", "lock_entry", "lock_acquire")
 
-LOCK_WAIT = load("hybrid_clock", "lock_entry", "lock_wait")
+LOCK_RELEASE = load("hybrid_clock", "lock_lease", "lock_entry", "lock_release")
 
-LOCK_RELEASE = load("hybrid_clock", "lock_entry", "lock_release")
+LOCK_FREE = load("hybrid_clock", "lock_lease", "lock_entry", "lock_free")
 
-LOCK_FREE = load("hybrid_clock", "lock_entry", "lock_free")
+LOCK_RESTORE = load("hybrid_clock", "lock_lease", "lock_entry", "lock_restore")
 
-LOCK_RESTORE = load("hybrid_clock", "lock_entry", "lock_restore")
-
-LOCK_RENEW = load("hybrid_clock", "lock_entry", "lock_renew")
+LOCK_RENEW = load("lock_lease", "lock_renew")
 
 HEARTBEAT_WRITE = load("heartbeat_times", "heartbeat_write")
 

@@ -306,7 +306,8 @@ def test_the_header_of_an_entry_is_read_and_written_in_one_file():
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_script_uses_the_keys_and_arguments_that_it_documents(name):
-    header, body = header_of(name), body_of(name)
+    parts = [name, *(part for part in FRAGMENTS if (LUA / f"{part}.lua").read_text() in LOADED[name].text)]
+    header, body = header_of(name), "".join(map(body_of, parts))
 
     for word in ("KEYS", "ARGV"):
         documented = set(re.findall(rf"^-- {word}\[(\d+)\]", header, re.M))

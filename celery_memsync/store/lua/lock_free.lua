@@ -15,10 +15,7 @@
 --            "lost"    it is not held with that fence
 -- Publishes  slot, header and body on the path of the lock; waiter, fence and lease (ms) on the channel of a waiter that
 --            is given the lock
-lock, queue, asked, clock, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-path, turns, worker = ARGV[1], ARGV[2], ARGV[3]
 
-read_lock()
 if left <= 0 or fence ~= ARGV[4] then return "lost" end
 -- Not in the name of the holder: for its own release is to return that it has lost the lock.
 give_back("-")

@@ -10,25 +10,23 @@
 -- ARGV[2] turns    the channels of waiters begin with that; up to its first colon it is put before a path to make a channel
 -- ARGV[3] worker   who gives it back
 -- ARGV[4] caller   names one acquisition, as it did when it was asked for
+-- The others are given by a caller that has waited, or waits:
 -- ARGV[5] ttl_ms   lease that was asked for
 -- ARGV[6] run      of the task that asked; "-" for none
 -- ARGV[7] body     as it was when it was asked for
--- ARGV[8] channel  where a waiter receives that it has been given the lock; "-": the caller did not wait
+-- ARGV[8] channel  where it receives that it has been given the lock
 --
 -- Returns    "ok 0 0"  the caller had it until now, or gave it back already
 --            "lost"    the caller had it no more, or not yet
 -- Publishes  slot, header and body on the path of the lock; waiter, fence and lease (ms) on the channel of a waiter that
 --            is given the lock
-lock, queue, asked, clock, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-path, turns, worker = ARGV[1], ARGV[2], ARGV[3]
 local caller, ttl_ms, run, body, channel = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 
-read_lock()
 if left > 0 and holder == caller then
   give_back(caller)
   return "ok 0 0"
 end
-if queue and channel ~= "-" then
+if queue and channel then
   call("LREM", queue, 1, waiter_row(caller, ttl_ms, channel, run, body))
   call("HDEL", asked, caller)
 end

@@ -13,9 +13,9 @@
 -- Returns     Redis's run id, "" if this user may not read it; for each lock 1, or 0: it is not the holder's any more
 -- Publishes   nothing: Redis itself invalidates copies of the entry
 local n = tonumber(ARGV[1])
+local index = KEYS[n + 1]
 local info = redis.pcall("INFO", "server")
 local answers, leases = { type(info) == "string" and string.match(info, "run_id:(%w+)") or "" }, {}
-index = KEYS[n + 1]
 
 for i = 1, n do
   local caller, name, ttl_ms = ARGV[3 * i - 1], ARGV[3 * i], tonumber(ARGV[3 * i + 1])

@@ -18,14 +18,11 @@
 -- Returns    "ok fence ms"          the holder has it for so long
 --            "busy fence ms\ntext"  there has been an acquisition with that fence or a later one
 -- Publishes  slot, header and body on the path of the lock
-lock, queue, asked, clock, index = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-path, turns, worker = ARGV[1], ARGV[2], ARGV[3]
 local caller, ttl_ms, run, body, its_fence = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 
-read_lock()
 -- Any state of the lock since that acquisition has its fence, or a later one: a holder with a lower one had it before, and
 -- has given it back, or lost it.
 if tonumber(fence) >= tonumber(its_fence) then return is_busy() end
 tick(clock, tonumber(its_fence))
-hold(its_fence, run, caller, ttl_ms, worker, body)
+store_lock(its_fence, run, caller, ttl_ms, worker, body)
 return has_it()

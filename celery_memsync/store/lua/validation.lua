@@ -8,8 +8,8 @@ local now_ms = now[1] * 1000 + math.floor(now[2] / 1000)
 -- where that does harm.
 local LONGEST, AHEAD = 1e13, 86400000
 
--- Return a number as text, of which %s would leave digits out; a call has the same few again and again.
-local wholes = {}
+-- Return a number as text, of which %s would leave digits out; a call has the same few again and again, mostly 0.
+local wholes = { [0] = "0" }
 local function whole(number)
   local text = wholes[number]
   if not text then

@@ -173,11 +173,12 @@ def test_all_locks_of_a_process_are_renewed_in_one_round_trip(memsync, redis):
 
 def test_a_free_lock_costs_one_round_trip_to_take_and_one_to_give_back(memsync):
     with memsync.lock("warm"):
-        lock = memsync.lock("a", wait=5)
+        pass  # Redis has the scripts now
+    lock = memsync.lock("a", wait=5)
 
-        assert round_trips(memsync, lock.acquire) == 1
-        assert round_trips(memsync, lambda: (lock.owned, lock.check(), lock.fence, repr(lock))) == 0
-        assert round_trips(memsync, lock.release) == 1
+    assert round_trips(memsync, lock.acquire) == 1
+    assert round_trips(memsync, lambda: (lock.owned, lock.check(), lock.fence, repr(lock))) == 0
+    assert round_trips(memsync, lock.release) == 1
 
 
 def test_lock_that_was_taken_away_is_reported_as_lost(memsync, lost, redis):

@@ -13,7 +13,6 @@ import pytest
 from celery_memsync import LockNotAcquired
 from celery_memsync.locking.lease import LockLease, Owner
 from celery_memsync.store import LockRequest
-from celery_memsync.store.scripts import LOCK_WAIT
 from tests.support.redis_calls import calls_of
 from tests.support.waiting import eventually
 
@@ -266,7 +265,8 @@ def test_subscriber_to_everything_is_not_taken_for_a_waiter(make_memsync, memsyn
 def test_waiter_whose_connections_break_while_it_joins_the_queue_gets_the_lock(memsync, proxied, proxy):
     lock = memsync.lock("a")
     lock.acquire()
-    proxy.cut(LOCK_WAIT.sha.encode(), times=2)
+    channel = proxied.runtime.store.turn_channel
+    proxy.cut(f"}}\r\n${len(channel)}\r\n{channel}".encode(), times=2)  # the end of a request that names the channel
     order = []
     thread = wait_in_thread(proxied, "a", order, 1)
 

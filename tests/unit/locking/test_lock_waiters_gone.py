@@ -171,3 +171,10 @@ def test_waiters_that_gave_up_leave_nothing(memsync, other, redis):
     assert not acquired
     assert (redis.llen(QUEUE), redis.hkeys(POLLED_AT)) == (0, [b":"])
     assert 0 < redis.pttl(POLLED_AT) <= 60_000
+
+
+def test_lock_is_acquired_behind_more_than_one_call_passes_over(memsync, redis):
+    redis.rpush("task-sentinel/locks/{a}/queue/", *["no waiter"] * 250)
+
+    assert not memsync.lock("a").acquire()
+    assert memsync.lock("a", wait=5).acquire()
