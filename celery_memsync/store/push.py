@@ -20,6 +20,9 @@ from .pool import Reads, read_answer
 #: Channel on which Redis reports to one connection which keys that others read have changed.
 INVALIDATIONS = b"__redis__:invalidate"
 
+#: Finds it in an answer to INFO.  Compiled before a worker forks: to compile copies pages which its processes share.
+_RUN_ID = re.compile(rb"^run_id:(\w+)", re.M)
+
 
 def execute_on_new_connection(client: redis.Redis, commands: Iterable[tuple[str, ...]]) -> list[Any]:
     """Return Redis's answer to each command, on a connection that is used for nothing else; an error is one, too."""
@@ -258,5 +261,5 @@ class TrackedConnection:
 
 def _run_id(info: Any) -> str:
     """Return which start of a server an answer to INFO comes from, "" if that is not in it."""
-    found = re.search(rb"^run_id:(\w+)", info, re.M) if isinstance(info, bytes) else None
+    found = _RUN_ID.search(info) if isinstance(info, bytes) else None
     return found.group(1).decode() if found else ""
