@@ -95,7 +95,7 @@ def _oldest(task_ids: Iterable[str], tasks: Iterable[Task], now: float) -> dict[
     oldest: dict[str, float] = {}
     for task_id, task in zip(task_ids, tasks):
         stage = task.slots.get(STAGE)
-        run = None if stage is None else TaskRun.from_row(stage.value, task_id)
+        run = None if stage is None else TaskRun.read(stage, task_id)
         if stage is None or run is None or run.queue is None:
             continue
         published, recorded = run.published_at, stage.header.time / 1000

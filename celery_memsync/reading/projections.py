@@ -22,10 +22,10 @@ def state_of(
         former: Entries of earlier runs by slot: why a task is retried.
     """
     stage, state = slots.get(STAGE), slots.get(STATE)
-    run = None if stage is None or stage.deleted else TaskRun.from_row(stage.value, task_id)
+    run = None if stage is None or stage.deleted else TaskRun.read(stage, task_id)
     before = (former or {}).get(STAGE)
     if run is not None and run.is_waiting_retry and before:
-        run = with_cause(run, TaskRun.from_row(before[-1].value, task_id))
+        run = with_cause(run, TaskRun.read(before[-1], task_id))
     fields = None if state is None or state.deleted else state.value
     if isinstance(fields, dict) and stage is not None and state is not None and _is_of_earlier_run(state, stage):
         fields = {name: value for name, value in fields.items() if name != "status"}
@@ -59,7 +59,7 @@ def runs_of(task_id: str, task: Task) -> list[TaskState]:
     """Return all runs of a task that are known, oldest first."""
     stored_records = [*task.former.get(STAGE, []), *([task.slots[STAGE]] if STAGE in task.slots else [])]
     stored_records.sort(key=lambda stored: run_order(stored.header.run))
-    return [run.as_dict() for one in stored_records if (run := TaskRun.from_row(one.value, task_id)) is not None]
+    return [run.as_dict() for one in stored_records if (run := TaskRun.read(one, task_id)) is not None]
 
 
 def entry_of(location: Location, parts: Mapping[int, StoredEntry | None], now: float) -> Entry | None:

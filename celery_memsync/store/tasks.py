@@ -86,7 +86,7 @@ class TaskStore(ScriptCaller):
         header = stage.header
         return EntryWrite(
             self.keys.task_location(task_id, STAGE), seen, run_key_of(header.run), run.rank, 0,
-            time.monotonic(), header.ttl_ms, serial, run.encode(task_id), parts=parts_of(task_id, run),
+            time.monotonic(), header.ttl_ms, serial, run.encode(task_id, run_key_of(header.run)), parts=parts_of(task_id, run),
             counts=counts_of(run, run.rank))
 
     @redis_call
