@@ -145,11 +145,11 @@ class TaskRun:
             else:
                 row[at] = None
         row[_RUNTIME] = _whole(row[_RUNTIME], _RUNTIMES_PER_SECOND)
-        if row[_RUN] == run_key.rpartition(".")[2]:
-            row[_RUN] = None
         row[_RETRIES] = row[_RETRIES] or None
-        # Most tasks are their own root; that none is known has to be said.
+        # What most runs have is left out; so that there is none has to be said.
         row[_ROOT] = None if row[_ROOT] == task_id else row[_ROOT] or False
+        named = run_key.split(".")
+        row[_RUN] = None if row[_RUN] == (named[2] if len(named) == 3 else None) else row[_RUN] or False
         while row[-1] is None:
             row.pop()
         return encoding.dumps(row)

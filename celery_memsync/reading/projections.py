@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ..keys import PROGRESS, STAGE, STATE, Location
 from ..models.entry import Entry, EntryVersion, StoredEntry
 from ..models.order import run_order
-from ..models.progress import at_status, progress_from
+from ..models.progress import at_status, progress_in
 from ..models.task import TaskRun, merge_state, with_cause
 from ..models.worker import GONE, WorkerRecord
 from ..store import Task
@@ -45,12 +45,12 @@ def progress_of(task: Task, state: TaskState | None) -> TaskProgress | None:
     """
     if PROGRESS not in task.slots:
         return None
-    progress = progress_from(task.slots[PROGRESS].value)
+    progress = progress_in(task.slots[PROGRESS])
     if progress is None:
         return None
     former = task.former.get(PROGRESS)
     if former:
-        before = progress_from(former[-1].value)
+        before = progress_in(former[-1])
         progress["previous"] = None if before is None else at_status(before, "RETRY")
     return at_status(progress, (state or {}).get("status"))
 
@@ -79,7 +79,7 @@ def entry_of(location: Location, parts: Mapping[int, StoredEntry | None], now: f
     if location.task_id and location.slot == STATE and (STAGE in alive or isinstance(value, dict)):
         value = state_of(location.task_id, alive)
     elif location.task_id and location.slot == PROGRESS and isinstance(value, list):
-        value = progress_from(value)
+        value = progress_in(latest)
     header = latest.header
     _, version = stamp_of(parts)
     return Entry(location.path, value, version, header.time / 1000, header.worker_id, header.ttl_ms / 1000)

@@ -283,6 +283,7 @@ def test_a_finished_task_costs_less_than_800_bytes(make_memsync, redis, message)
     used = redis.info("memory")["used_memory"] - before
 
     assert redis.exists(keys.task(task_id), keys.task_index) == 2
+    print("BYTES", used / number, redis.get(keys.task(task_id)), len(redis.get(keys.task(task_id))))
     assert used / number < MOST_BYTES
 
 
