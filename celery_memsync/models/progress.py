@@ -14,7 +14,7 @@ PROGRESS_FIELDS = ("progress", "current", "total", "message", "status", "started
                    "phase", "phase_number", "phase_started_at", "stalled_at")
 
 #: Those of a body, in this order for ever.
-_STORED = (*PROGRESS_FIELDS[:4], *PROGRESS_FIELDS[5:8], PROGRESS_FIELDS[4], *PROGRESS_FIELDS[8:])
+STORED_FIELDS = (*PROGRESS_FIELDS[:4], *PROGRESS_FIELDS[5:8], PROGRESS_FIELDS[4], *PROGRESS_FIELDS[8:])
 
 #: Those that are times; a body has each as milliseconds since the one before.
 _TIMES = ("started_at", "updated_at", "phase_started_at", "stalled_at")
@@ -41,7 +41,7 @@ def encode_progress(row: Sequence[Any], newer: Sequence[Any] = ()) -> bytes:
         if (time := known.get(name)) is not None:
             at = round(time * 1000)
             known[name], before = at - before, at
-    stored = [*map(known.get, _STORED), *newer]
+    stored = [*map(known.get, STORED_FIELDS), *newer]
     while stored and stored[-1] is None:
         stored.pop()
     return encoding.dumps(stored)
@@ -49,7 +49,7 @@ def encode_progress(row: Sequence[Any], newer: Sequence[Any] = ()) -> bytes:
 
 def decode_progress(body: Any) -> dict[str, Any]:
     """Return by name what :func:`encode_progress` wrote; a time that is none is unknown."""
-    known: dict[str, Any] = {**dict.fromkeys(PROGRESS_FIELDS), **dict(zip(_STORED, body))}
+    known: dict[str, Any] = {**dict.fromkeys(PROGRESS_FIELDS), **dict(zip(STORED_FIELDS, body))}
     before = 0
     for name in _TIMES:
         if (time := known[name]) is not None:

@@ -23,17 +23,17 @@ RUN_FIELDS = (
 )
 
 #: Those of a body, in this order for ever: first those that most runs have, for what is missing at the end takes no room.
-_STORED = (*RUN_FIELDS[:5], *RUN_FIELDS[11:16], *RUN_FIELDS[5:11], *RUN_FIELDS[16:])
+STORED_FIELDS = (*RUN_FIELDS[:5], *RUN_FIELDS[11:16], *RUN_FIELDS[5:11], *RUN_FIELDS[16:])
 
 #: Those that are times: position and name.  Whole numbers take half the room of floats, and a fifth of the time to write; each
 #: is the time since the one before.
-_TIMES = tuple((_STORED.index(name), name) for name in (
+_TIMES = tuple((STORED_FIELDS.index(name), name) for name in (
     "published_at", "received_at", "started_at", "finished_at", "eta", "retry_at"))
 
 #: How many times a second the unit of times is, and that of the runtime.
 _PER_SECOND, _RUNTIMES_PER_SECOND = 1e4, 1e6
 
-_RUNTIME, _RUN, _RETRIES, _ROOT = map(_STORED.index, ("runtime", "run", "retries", "root_id"))
+_RUNTIME, _RUN, _RETRIES, _ROOT = map(STORED_FIELDS.index, ("runtime", "run", "retries", "root_id"))
 
 _NUMBERS = frozenset({int, float})
 
@@ -48,7 +48,7 @@ _RUN_KINDS = (
     ("cause", dict), ("stamps", dict), ("trace_id", str),
     ("header", str))
 
-_ROW = itemgetter(*_STORED)
+_ROW = itemgetter(*STORED_FIELDS)
 
 _UNKNOWN_RUN = {**dict.fromkeys(RUN_FIELDS), "retries": 0}
 
@@ -164,7 +164,7 @@ class TaskRun:
         """Read what :meth:`encode` wrote; None for anything else, and fields of newer versions are ignored."""
         if not isinstance(row, list) or not row or not isinstance(row[0], str):
             return None
-        known = {"run": None, "root_id": None, **dict(zip(_STORED, row))}
+        known = {"run": None, "root_id": None, **dict(zip(STORED_FIELDS, row))}
         before = 0
         for _, name in _TIMES:
             if (time := known.get(name)) is not None:
