@@ -139,11 +139,10 @@ class TaskRun:
         row = list(_ROW(self.__dict__))
         before = 0
         for at, _ in _TIMES:
-            # Some have come with a message, where anybody may write anything.
-            if (time := _whole(row[at], _PER_SECOND)) is not None:
-                row[at], before = time - before, time
-            else:
-                row[at] = None
+            if row[at] is not None:
+                # Some have come with a message, where anybody may write anything.
+                time = _whole(row[at], _PER_SECOND)
+                row[at], before = (None, before) if time is None else (time - before, time)
         row[_RUNTIME] = _whole(row[_RUNTIME], _RUNTIMES_PER_SECOND)
         row[_RETRIES] = row[_RETRIES] or None
         # What most runs have is left out; so that there is none has to be said.
