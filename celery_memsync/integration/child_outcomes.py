@@ -29,6 +29,10 @@ KILLED = (False, None, None)
 #: A monotonic time, as bytes.
 _MOMENT = Struct("d")
 
+#: What is remembered of a request: all that its record is made of, its arguments if they are shown.
+_SHOWN = ("argsrepr", "kwargsrepr")
+_REMEMBERED = tuple(name for name in FACTS if name not in ("delivery_info", *_SHOWN))
+
 #: Most outcomes remembered of one child while Redis is away.
 MAX_REMEMBERED = 10_000
 
@@ -104,7 +108,8 @@ class ChildOutcomes:
         if runtime is None and request.time_start:  # Celery measures it of a success only
             runtime = max(0.0, time.time() - request.time_start)
         status, exception = verdict(retval.exception, run.services.redact) if failed else ("SUCCESS", None)
-        facts = list(map(run.facts.get, FACTS))  # CPython keeps 2000 tuples of a size that come from an iterator
+        names = (*_REMEMBERED, *_SHOWN) if run.services.settings.task_args else _REMEMBERED
+        facts = list(map(run.facts.get, names))  # CPython keeps 2000 tuples of a size that come from an iterator
         row: Any = run.task_id, facts, run.sent, status, exception, request.time_start, runtime
         try:
             # Joined to a copy, for what marshal returns keeps the kilobyte that it has reserved.
@@ -119,7 +124,8 @@ class ChildOutcomes:
         rows = [(pid, body) for pid in dead for body in self._by_pid.pop(pid)]
         unpacked = ((pid, *_MOMENT.unpack_from(body), *marshal.loads(body[_MOMENT.size:]))  # noqa: S302 # packed by `remember`
                     for pid, body in rows)
-        return [TaskOutcome(pid, at, task_id, dict(zip(FACTS, facts)), *rest) for pid, at, task_id, facts, *rest in unpacked]
+        return [TaskOutcome(pid, at, task_id, dict(zip((*_REMEMBERED, *_SHOWN), facts)), *rest)
+                for pid, at, task_id, facts, *rest in unpacked]
 
 
 def verdict(

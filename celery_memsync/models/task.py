@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 from .. import encoding
@@ -47,10 +46,6 @@ _RUN_KINDS = (
     ("recoveries", int), ("max_retries", int), ("workflow", str), ("depends_on", list), ("never_ran", bool),
     ("cause", dict), ("stamps", dict), ("trace_id", str),
     ("header", str))
-
-_ROW = itemgetter(*STORED_FIELDS)
-
-_UNKNOWN_RUN = {**dict.fromkeys(RUN_FIELDS), "retries": 0}
 
 #: Longest message of an exception that is kept, in characters.
 MAX_MESSAGE = 1000
@@ -119,7 +114,6 @@ class TaskRun:
     def of(cls, known: dict[str, Any]) -> TaskRun:
         """Return a run of which some fields are known, at a third of the constructor's cost."""
         new = object.__new__(cls)
-        new.__dict__.update(_UNKNOWN_RUN)
         new.__dict__.update(known)
         return new
 
@@ -136,7 +130,7 @@ class TaskRun:
         Args:
             run_key: What its header will name it; the id of the run is left out if it is in there.
         """
-        row = list(_ROW(self.__dict__))
+        row = list(map(self.__dict__.get, STORED_FIELDS))
         before = 0
         for at, _ in _TIMES:
             if row[at] is not None:
@@ -187,7 +181,7 @@ class TaskRun:
 
     def as_dict(self) -> TaskState:
         """Return the fields that are known."""
-        return {name: value for name, value in self.__dict__.items() if value is not None}  # type: ignore[return-value]
+        return {name: value for name in RUN_FIELDS if (value := getattr(self, name)) is not None}  # type: ignore[return-value]
 
 
 def _whole(figure: Any, scale: float) -> int | None:

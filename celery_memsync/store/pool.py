@@ -186,17 +186,22 @@ class Pool(redis.ConnectionPool):
 
 def packed(*words: Any) -> bytes:
     """Return words as they go over the wire, each with its length."""
+    return b"".join((*_parts_of(words), b"\r\n"))[2:]
+
+
+def _parts_of(words: Iterable[Any]) -> list[bytes]:
+    """Return what is sent for words: before each its length, with the end of the line before."""
     parts: list[bytes] = []
     for word in words:
         data = word if type(word) is bytes else str(word).encode()
         length = len(data)
         parts += (_LENGTHS[length] if length < len(_LENGTHS) else b"\r\n$%d\r\n" % length), data
-    return b"".join((*parts, b"\r\n"))[2:]
+    return parts
 
 
 def packed_command(*words: Any) -> bytes:
     """Return a command as it goes over the wire."""
-    return b"*%d\r\n%b" % (len(words), packed(*words))
+    return b"".join((b"*%d" % len(words), *_parts_of(words), b"\r\n"))
 
 
 def noted(items: Iterable[T], made: list[T]) -> Iterator[T]:
