@@ -231,11 +231,11 @@ class Reads:
     It takes a third of the time, which is most of that of a read.
 
     Args:
-        connection: Of redis-py.
+        send: Sends packed commands and returns their answers, as :meth:`Pool.execute_packed`.
     """
 
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
+    def __init__(self, send: Callable[[Iterable[bytes]], list[Any]]) -> None:
+        self._send = send
         self._commands: list[bytes] = []
         self._hashes: list[int] = []
 
@@ -258,10 +258,7 @@ class Reads:
 
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Return the answers, those of HGETALL as dicts; an error of one command is its answer, or raised."""
-        connection, answers = self._connection, []
-        connection.send_packed_command([b"".join(self._commands)], check_health=False)
-        for _ in self._commands:
-            answers.append(read_answer(connection))
+        answers = self._send(self._commands)
         for at in self._hashes:
             if isinstance(answers[at], list):
                 answers[at] = dict(zip(answers[at][::2], answers[at][1::2]))

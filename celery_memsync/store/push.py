@@ -220,7 +220,12 @@ class TrackedConnection:
 
     def pipeline(self) -> Reads:
         """Return what gathers commands, to send them together."""
-        return Reads(self._connection)
+        return Reads(self._send)
+
+    def _send(self, commands: Iterable[bytes]) -> list[Any]:
+        sent = [*commands]
+        self._connection.send_packed_command([b"".join(sent)], check_health=False)
+        return [read_answer(self._connection) for _ in sent]
 
     def get(self, key: str) -> Any:
         """Return the answer to GET; an error that Redis answers is one."""

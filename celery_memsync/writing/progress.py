@@ -83,9 +83,8 @@ class ProgressChange(Change):
         """
         if not isinstance(row, list):
             return None
-        known = decode_progress(row)
-        percent, current, total, message, status, started_at, updated_at, run, fields, name, number, begun_at, _ = map(
-            known.get, PROGRESS_FIELDS)
+        percent, current, total, message, status, started_at, updated_at, run, fields, name, number, begun_at, _ = (
+            map(decode_progress(row).__getitem__, PROGRESS_FIELDS))
         figures = ((percent, 100), (current, TOO_LARGE), (total, TOO_LARGE), (number, MAX_PHASES))
         moments = (started_at, updated_at, started_at if begun_at is None else begun_at)
         sound = (
