@@ -66,7 +66,8 @@ def _value_of(change: Change, body: bytes) -> Any:
     if isinstance(change, MergeFields):
         return {name: encoding.decode(text) for name, text in change.fields.items()}
     if isinstance(change, (Progress, ProgressChange)):
-        return progress_from(encoding.decode(body), run_id_of(change.run_key))  # its times as written: the clock may have been corrected since
+        # Its times as written: the clock may have been corrected since.
+        return progress_from(encoding.decode(body), run_id_of(change.run_key))
     return encoding.decode(body)
 
 
