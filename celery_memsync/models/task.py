@@ -24,8 +24,8 @@ RUN_FIELDS = (
 #: Those of a body, in this order for ever: first those that most runs have, for what is missing at the end takes no room.
 STORED_FIELDS = (*RUN_FIELDS[:5], *RUN_FIELDS[11:16], *RUN_FIELDS[5:11], *RUN_FIELDS[16:])
 
-#: Those that are times: position and name.  Each is stored as the time since the one before, in a whole number: those take half
-#: the room of floats, and a fifth of the time to write.
+#: Those that are times: position and name.  Each is stored as a whole number, the time since the one before: half the room of a
+#: float, and a fifth of the time to write.
 _TIMES = tuple((STORED_FIELDS.index(name), name) for name in (
     "published_at", "received_at", "started_at", "finished_at", "eta", "retry_at"))
 

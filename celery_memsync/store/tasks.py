@@ -85,8 +85,8 @@ class TaskStore(ScriptCaller):
         """
         run_key = run_key_of(stage.header.run)
         return EntryWrite(
-            self.keys.task_location(task_id, STAGE), seen, run_key, run.rank, 0, time.monotonic(), stage.header.ttl_ms, serial,
-            run.encode(task_id, run_key), parts=parts_of(task_id, run), counts=counts_of(run, run.rank))
+            self.keys.task_location(task_id, STAGE), seen, run_key, run.rank, 0, time.monotonic(), stage.header.ttl_ms,
+            serial, run.encode(task_id, run_key), parts=parts_of(task_id, run), counts=counts_of(run, run.rank))
 
     @redis_call
     def read_recent_tasks(

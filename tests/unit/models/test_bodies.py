@@ -26,8 +26,8 @@ def test_root_of_a_task_comes_back_whether_it_is_its_own_or_not(root_id):
 
 def test_times_are_stored_as_tenths_of_a_millisecond_since_the_one_before():
     key = delivered_key(published_key("c1"), "r1")
-    run = TaskRun("RETRY", root_id="t1", run="r1", published_at=1e9, started_at=1e9 + 0.25, finished_at=1e9 + 0.2, runtime=0.1,
-                  retry_at=1e9 + 60.2)
+    run = TaskRun("RETRY", root_id="t1", run="r1", published_at=1e9, started_at=1e9 + 0.25, finished_at=1e9 + 0.2,
+                  runtime=0.1, retry_at=1e9 + 60.2)
 
     row = encoding.decode(run.encode("t1", key))
 
@@ -52,8 +52,8 @@ def test_progress_stores_times_as_milliseconds_since_the_one_before():
     assert decode_progress(encoding.decode(body))["stalled_at"] == 1004.0
 
 
-@pytest.mark.parametrize("row", [[None] * 4 + ["x", 1.5, "r"], [None] * 4 + [10 ** 400, [], "r"], [None] * 4 + [{}, True, "r"]])
-def test_times_that_are_none_read_as_unknown(row):
-    known = decode_progress(row)
+@pytest.mark.parametrize("times", [("x", 1.5), (10 ** 400, []), ({}, True)])
+def test_times_that_are_none_read_as_unknown(times):
+    known = decode_progress([None] * 4 + [*times, "r"])
 
     assert (known["started_at"], known["updated_at"], known["run"]) == (None, None, "r")
