@@ -22,8 +22,8 @@ def record_task(memsync: MemorySyncManager, task_id: str, number: int) -> None:
     now, run = memsync.runtime.store.clock.now(), f"PtGcmlu6-{number:x}"
     facts = TaskRun(
         "SUCCESS", name="proj.tasks.convert", queue="celery", worker="celery@host-1", pid=4711,
-        run=run, root_id=task_id, published_at=now, received_at=now, started_at=now,
-        finished_at=now, runtime=0.25)
+        run=run, root_id=task_id, published_at=now - 0.3, received_at=now - 0.29,
+        started_at=now - 0.25, finished_at=now, runtime=0.25)
     key = delivered_key(published_key(f"eFgH5678-{number:x}"), run)
     memsync.sync_task_run(task_id, facts, key)
 

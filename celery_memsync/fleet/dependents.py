@@ -33,7 +33,7 @@ def cancellations(
     ids = list(dict.fromkeys(task_id for row in found for task_id in (*row.others, *row.members)))[:MAX_TASKS]
     steps = [(task_id, stage, run) for task_id, task in zip(ids, store.read_tasks(ids))
              if (stage := task.slots.get(STAGE)) is not None and stage.header.rank == PLANNED
-             and (run := TaskRun.from_row(stage.value, task_id)) is not None]
+             and (run := TaskRun.read(stage, task_id)) is not None]
     return [store.stage_write(task_id, stage, run.evolve(status="CANCELLED", never_ran=True, cause=cause),
                               next(serials), str(stage.header.version))
             for task_id, stage, run, cause in _after(runs, steps)]

@@ -141,7 +141,7 @@ class LostWorkerMonitor:
                 self.store.stage_write(task_id, stage, _found(run), next(self._serials), str(stage.header.version))
                 for (task_id, key), task in zip(chunk, tasks)
                 if (stage := task.slots.get(STAGE)) is not None and run_key_of(stage.header.run) == key
-                and stage.header.rank == rank_of("LOST") and (run := TaskRun.from_row(stage.value, task_id)) is not None
+                and stage.header.rank == rank_of("LOST") and (run := TaskRun.read(stage, task_id)) is not None
             ]))
 
     # -- the loss of others
@@ -199,7 +199,7 @@ class LostWorkerMonitor:
         writes = []
         for task_id, task in zip(task_ids, self.store.read_tasks(task_ids)):
             stage = task.slots.get(STAGE)
-            run = None if stage is None else TaskRun.from_row(stage.value, task_id)
+            run = None if stage is None else TaskRun.read(stage, task_id)
             if stage is None or run is None or stage.header.rank != RUNNING:
                 continue
             one = by_token.get(str(run.run).partition("-")[0]) or by_name.get(stage.header.worker_id)

@@ -181,7 +181,7 @@ class TaskRequeuer:
         stored = task.slots.get(STAGE)
         if stored is None or stored.header.rank != rank_of("LOST") or run_key_of(stored.header.run) != message.run_key:
             return None
-        return TaskRun.from_row(stored.value, message.task_id)
+        return TaskRun.read(stored, message.task_id)
 
     # -- one message
 

@@ -12,7 +12,7 @@ from ..events import Events
 from ..keys import PROGRESS, STAGE, new_token
 from ..models.entry import StoredEntry
 from ..models.order import RUNNING, run_key_of
-from ..models.progress import progress_from, stalled
+from ..models.progress import progress_in, stalled
 from ..store import EntryWrite, HeartbeatReply, Store, Task, in_chunks, ms, raise_unanswered
 from ..store.clock import UNNOTICED
 
@@ -194,11 +194,11 @@ def _progress_in(known: Task, task: WatchedTask) -> StoredEntry | None:
 
 
 def _is_stalled(progress: StoredEntry | None) -> bool:
-    known = None if progress is None else progress_from(progress.value)
+    known = None if progress is None else progress_in(progress)
     return known is not None and known["stalled_at"] is not None
 
 
 def _reported_at(task: WatchedTask, progress: StoredEntry | None) -> float:
     """Return when a run reported something last, or began, in seconds of Redis's clock."""
-    known = None if progress is None else progress_from(progress.value)
+    known = None if progress is None else progress_in(progress)
     return (known and known["updated_at"]) or round(task.started_at, 3)

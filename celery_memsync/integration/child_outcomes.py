@@ -6,6 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from struct import Struct
 from typing import Any, NamedTuple
 
 from billiard.einfo import ExceptionWithTraceback
@@ -24,6 +25,13 @@ STORED_END = "memsync_stored_end"
 
 #: What Celery's pool of gevent hands back of a greenlet that was killed; why, its killer knows.
 KILLED = (False, None, None)
+
+#: A monotonic time, as bytes.
+_MOMENT = Struct("d")
+
+#: What is remembered of a request: all that its record is made of, its arguments if they are shown.
+_SHOWN = ("argsrepr", "kwargsrepr")
+_REMEMBERED = tuple(name for name in FACTS if name not in ("delivery_info", *_SHOWN))
 
 #: Most outcomes remembered of one child while Redis is away.
 MAX_REMEMBERED = 10_000
@@ -76,7 +84,8 @@ class ChildOutcomes:
     """
 
     def __init__(self) -> None:
-        self._by_pid: dict[int, deque[tuple[float, bytes]]] = {}
+        #: By pid, each with when it was seen in front.
+        self._by_pid: dict[int, deque[bytes]] = {}
 
     def remember(self, request: Any, run: ReceivedRun, outcome: Any, interval: float, connected: bool) -> None:
         """Keep what a request came to.
@@ -93,16 +102,18 @@ class ChildOutcomes:
         if recent is None:
             recent = self._by_pid[pid] = deque(maxlen=MAX_REMEMBERED)
         now = time.monotonic()
-        while connected and recent and recent[0][0] < now - FLUSH_GRACE - interval:
+        while connected and recent and _MOMENT.unpack_from(recent[0])[0] < now - FLUSH_GRACE - interval:
             recent.popleft()
         failed, retval, runtime = outcome
         if runtime is None and request.time_start:  # Celery measures it of a success only
             runtime = max(0.0, time.time() - request.time_start)
         status, exception = verdict(retval.exception, run.services.redact) if failed else ("SUCCESS", None)
-        facts = tuple(map(run.facts.get, FACTS))
-        row: Any = now, run.task_id, facts, run.sent, status, exception, request.time_start, runtime
+        names = (*_REMEMBERED, *_SHOWN) if run.services.settings.task_args else _REMEMBERED
+        facts = list(map(run.facts.get, names))  # CPython keeps 2000 tuples of a size that come from an iterator
+        row: Any = run.task_id, facts, run.sent, status, exception, request.time_start, runtime
         try:
-            recent.append((now, marshal.dumps(row)))
+            # Joined to a copy, for what marshal returns keeps the kilobyte that it has reserved.
+            recent.append(_MOMENT.pack(now) + marshal.dumps(row))
         except ValueError:
             # A header of the message holds a type that marshal does not take, such as a time of AMQP.
             return
@@ -110,9 +121,11 @@ class ChildOutcomes:
     def pop_dead_children(self, alive: Iterable[int]) -> list[TaskOutcome]:
         """Return, and forget, the outcomes of all children but those that are alive."""
         dead = set(self._by_pid) - set(alive)
-        rows = [(pid, body) for pid in dead for _, body in self._by_pid.pop(pid)]
-        unpacked = ((pid, *marshal.loads(body)) for pid, body in rows)  # noqa: S302 # packed by `remember`
-        return [TaskOutcome(pid, at, task_id, dict(zip(FACTS, facts)), *rest) for pid, at, task_id, facts, *rest in unpacked]
+        rows = [(pid, body) for pid in dead for body in self._by_pid.pop(pid)]
+        unpacked = ((pid, *_MOMENT.unpack_from(body), *marshal.loads(body[_MOMENT.size:]))  # noqa: S302 # packed by `remember`
+                    for pid, body in rows)
+        return [TaskOutcome(pid, at, task_id, dict(zip((*_REMEMBERED, *_SHOWN), facts)), *rest)
+                for pid, at, task_id, facts, *rest in unpacked]
 
 
 def verdict(

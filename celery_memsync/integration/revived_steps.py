@@ -85,4 +85,4 @@ class RevivedSteps:
 def _cancelled(step: Task, step_id: str) -> TaskRun | None:
     """Return a step that is never sent because of a task that has not failed."""
     stage = step.slots[STAGE]
-    return TaskRun.from_row(stage.value, step_id) if stage.header.rank == UNSENT_RANKS["CANCELLED"] else None
+    return TaskRun.read(stage, step_id) if stage.header.rank == UNSENT_RANKS["CANCELLED"] else None

@@ -116,7 +116,7 @@ class RevokedTasks:
 
     def _revoked(self, stage: StoredEntry, task_id: str, now: float, cause: TaskCancelled | None) -> TaskRun | None:
         """Return a run as it is revoked, or None if the task is running, or has ended."""
-        run = TaskRun.from_row(stage.value, task_id)
+        run = TaskRun.read(stage, task_id)
         if run is None or stage.header.rank not in (*WAITING, PLANNED) and run.status != "RETRY":
             return None
         exception = run.exception if cause is None else describe_exception(cause, self.memsync.runtime.redact)

@@ -12,7 +12,7 @@ from ..keys import PROGRESS, STAGE, is_id
 from ..manager import MemorySyncManager
 from ..models.entry import MAX_FIGURE
 from ..models.order import RUNNING, run_key_of
-from ..models.progress import progress_from
+from ..models.progress import progress_in
 from ..models.statistics import MAX_WAIT, RunStatistics, name_of
 from ..models.task import TaskRun
 from ..models.worker import GONE, WorkerRecord
@@ -86,7 +86,7 @@ def _has_stalled(task: Task) -> bool:
     stage, progress = task.slots.get(STAGE), task.slots.get(PROGRESS)
     if stage is None or progress is None or stage.header.rank != RUNNING:
         return False
-    run, known = run_key_of(progress.header.run), progress_from(progress.value)
+    run, known = run_key_of(progress.header.run), progress_in(progress)
     return run in (run_key_of(stage.header.run), "-") and known is not None and known["stalled_at"] is not None
 
 
@@ -95,7 +95,7 @@ def _oldest(task_ids: Iterable[str], tasks: Iterable[Task], now: float) -> dict[
     oldest: dict[str, float] = {}
     for task_id, task in zip(task_ids, tasks):
         stage = task.slots.get(STAGE)
-        run = None if stage is None else TaskRun.from_row(stage.value, task_id)
+        run = None if stage is None else TaskRun.read(stage, task_id)
         if stage is None or run is None or run.queue is None:
             continue
         published, recorded = run.published_at, stage.header.time / 1000

@@ -125,6 +125,12 @@ def run_key_of(stored: str) -> str:
     return stored.rpartition(":")[2]
 
 
+def run_id_of(stored: str) -> str | None:
+    """Return the id of the run in the header of an entry, or None for what no worker has received."""
+    named = _RUN_KEY(run_key_of(stored))
+    return None if named is None else named[3]
+
+
 def run_order(stored: str) -> tuple[int, int, int]:
     """Return what sorts the runs of a task, from the header of an entry; it is the order of ``store/lua/run_order.lua``."""
     named = _STORED_RUN(stored)

@@ -6,12 +6,18 @@ from typing import Any
 
 from .. import encoding
 from ..types import TaskProgress
-from .entry import MAX_FIGURE
-from .order import RUNNING, rank_of
+from .entry import MAX_FIGURE, StoredEntry
+from .order import RUNNING, rank_of, run_id_of
 
-#: Fields of a progress body, in this order for ever: new ones go to the end.  ``fields`` is a dict of the user's own.
+#: Fields of a progress; new ones go to the end.  ``fields`` is a dict of the user's own.
 PROGRESS_FIELDS = ("progress", "current", "total", "message", "status", "started_at", "updated_at", "run", "fields",
                    "phase", "phase_number", "phase_started_at", "stalled_at")
+
+#: Those of a body, in this order for ever.
+STORED_FIELDS = (*PROGRESS_FIELDS[:4], *PROGRESS_FIELDS[5:8], PROGRESS_FIELDS[4], *PROGRESS_FIELDS[8:])
+
+#: Those that are times; a body has each as milliseconds since the one before.
+_TIMES = ("started_at", "updated_at", "phase_started_at", "stalled_at")
 
 #: Those that are numbers.
 _FIGURES = ("progress", "current", "total", "started_at", "updated_at", "phase_number", "phase_started_at", "stalled_at")
@@ -23,12 +29,33 @@ _REPORTED = ("progress", "current", "total", "message", "status", "phase")
 FIRST_PHASE = 1
 
 
-def encode_progress(row: Sequence[Any]) -> bytes:
-    """Return the values of :data:`PROGRESS_FIELDS` as JSON."""
-    last = len(row)
-    while last and row[last - 1] is None:
-        last -= 1
-    return encoding.dumps(row[:last])
+def encode_progress(row: Sequence[Any], newer: Sequence[Any] = ()) -> bytes:
+    """Return the values of :data:`PROGRESS_FIELDS` as JSON.
+
+    Args:
+        newer: Values of what a newer version has stored.
+    """
+    known = dict(zip(PROGRESS_FIELDS, row))
+    before = 0
+    for name in _TIMES:
+        if (time := known.get(name)) is not None:
+            at = round(time * 1000)
+            known[name], before = at - before, at
+    stored = [*map(known.get, STORED_FIELDS), *newer]
+    while stored and stored[-1] is None:
+        stored.pop()
+    return encoding.dumps(stored)
+
+
+def decode_progress(body: Any) -> dict[str, Any]:
+    """Return by name what :func:`encode_progress` wrote; a time that is none is unknown."""
+    known: dict[str, Any] = {**dict.fromkeys(PROGRESS_FIELDS), **dict(zip(STORED_FIELDS, body))}
+    before = 0
+    for name in _TIMES:
+        if (time := known[name]) is not None:
+            before += time if type(time) is int else 0
+            known[name] = before / 1000 if type(time) is int and abs(before) < MAX_FIGURE else None
+    return known
 
 
 def stalled(row: Any, at: float, since: float, run: str | None) -> bytes:
@@ -42,24 +69,29 @@ def stalled(row: Any, at: float, since: float, run: str | None) -> bytes:
     """
     if isinstance(row, dict):
         return encoding.dumps({**row, "stalled_at": at})
-    known = dict(zip(PROGRESS_FIELDS, row)) if isinstance(row, list) else {
-        "started_at": since, "updated_at": since, "run": run}
+    is_ours = isinstance(row, list)
+    known = decode_progress(row) if is_ours else {"started_at": since, "updated_at": since, "run": run}
     known["stalled_at"] = at
-    newer = row[len(PROGRESS_FIELDS):] if isinstance(row, list) else []
-    return encode_progress([*map(known.get, PROGRESS_FIELDS), *newer])
+    return encode_progress([*map(known.get, PROGRESS_FIELDS)], row[len(PROGRESS_FIELDS):] if is_ours else ())
 
 
-def progress_from(row: Any) -> TaskProgress | None:
+def progress_in(stored: StoredEntry) -> TaskProgress | None:
+    """Return the progress that an entry holds, as users see it."""
+    return progress_from(stored.value, run_id_of(stored.header.run))
+
+
+def progress_from(row: Any, run_id: str | None = None) -> TaskProgress | None:
     """Return progress as users see it, with ``eta`` in seconds, None when unknown.
 
     Args:
         row: What :func:`encode_progress` wrote, or a dict of a user's own.
+        run_id: Of the run that its header names.
     """
-    known: dict[str, Any] = dict.fromkeys(PROGRESS_FIELDS)
     if isinstance(row, list):
-        known.update(zip(PROGRESS_FIELDS, row))
+        known = decode_progress(row)
+        known["run"] = run_id if known["run"] is None else known["run"]
     elif isinstance(row, dict):
-        known.update(row)
+        known = {**dict.fromkeys(PROGRESS_FIELDS), **row}
     else:
         return None
     extra = known.pop("fields")

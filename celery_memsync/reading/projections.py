@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ..keys import PROGRESS, STAGE, STATE, Location
 from ..models.entry import Entry, StoredEntry
 from ..models.order import run_order
-from ..models.progress import at_status, progress_from
+from ..models.progress import at_status, progress_in
 from ..models.task import TaskRun, merge_state, with_cause
 from ..models.worker import GONE, WorkerRecord
 from ..store import Task
@@ -22,10 +22,10 @@ def state_of(
         former: Entries of earlier runs by slot: why a task is retried.
     """
     stage, state = slots.get(STAGE), slots.get(STATE)
-    run = None if stage is None or stage.deleted else TaskRun.from_row(stage.value, task_id)
+    run = None if stage is None or stage.deleted else TaskRun.read(stage, task_id)
     before = (former or {}).get(STAGE)
     if run is not None and run.is_waiting_retry and before:
-        run = with_cause(run, TaskRun.from_row(before[-1].value, task_id))
+        run = with_cause(run, TaskRun.read(before[-1], task_id))
     fields = None if state is None or state.deleted else state.value
     if isinstance(fields, dict) and stage is not None and state is not None and _is_of_earlier_run(state, stage):
         fields = {name: value for name, value in fields.items() if name != "status"}
@@ -45,12 +45,12 @@ def progress_of(task: Task, state: TaskState | None) -> TaskProgress | None:
     """
     if PROGRESS not in task.slots:
         return None
-    progress = progress_from(task.slots[PROGRESS].value)
+    progress = progress_in(task.slots[PROGRESS])
     if progress is None:
         return None
     former = task.former.get(PROGRESS)
     if former:
-        before = progress_from(former[-1].value)
+        before = progress_in(former[-1])
         progress["previous"] = None if before is None else at_status(before, "RETRY")
     return at_status(progress, (state or {}).get("status"))
 
@@ -59,7 +59,7 @@ def runs_of(task_id: str, task: Task) -> list[TaskState]:
     """Return all runs of a task that are known, oldest first."""
     stored_records = [*task.former.get(STAGE, []), *([task.slots[STAGE]] if STAGE in task.slots else [])]
     stored_records.sort(key=lambda stored: run_order(stored.header.run))
-    return [run.as_dict() for one in stored_records if (run := TaskRun.from_row(one.value, task_id)) is not None]
+    return [run.as_dict() for one in stored_records if (run := TaskRun.read(one, task_id)) is not None]
 
 
 def entry_of(location: Location, parts: Mapping[int, StoredEntry | None], now: float) -> Entry | None:
@@ -85,7 +85,7 @@ def entry_of(location: Location, parts: Mapping[int, StoredEntry | None], now: f
     if location.task_id and location.slot == STATE and (STAGE in alive or isinstance(value, dict)):
         value = state_of(location.task_id, alive)
     elif location.task_id and location.slot == PROGRESS and isinstance(value, list):
-        value = progress_from(value)
+        value = progress_in(latest)
     header = latest.header
     return Entry(location.path, value, version, header.time / 1000, header.worker_id, header.ttl_ms / 1000)
 

@@ -86,14 +86,14 @@ class CancelStore(ScriptCaller):
         return CancelledSet(sound[-1] if sound else mark, rows_of_ours, mark is None)
 
     def _rows(self, first: object) -> list[Mark]:
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         pipeline.zrangebyscore(self.keys.cancelled, first, "+inf", start=0, num=MAX_CANCELLED + 1, withscores=True)
         (rows,) = self._answers(pipeline)
         return [(name, score) for name, score in rows or ()]
 
     def _causes(self, names: list[bytes]) -> list[bytes | None]:
         """Return the causes of ids; None of those without one."""
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         for name in names:  # and not all that is there: other programs may have put in anything
             pipeline.hget(self.keys.cancel_causes, name)
         return list(self._answers(pipeline)) if names else []

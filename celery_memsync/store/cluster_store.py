@@ -85,6 +85,9 @@ class ClusterStore(Store):
         """How often something was sent again that may have been done, for its answer was lost."""
         return int(self._client.resent)
 
+    def _reads(self, source: Any = None) -> Any:
+        return self._pipeline()  # no node reports what others read
+
     def with_token(self, token: str) -> ClusterStore:
         """Return a store that writes under a token of its own, for a second writer in this process."""
         other = super().with_token(token)
@@ -215,7 +218,7 @@ class ClusterStore(Store):
 
     def _note_locks(self, leases: Sequence[tuple[str, int]]) -> None:
         if leases:
-            pipeline = self._pipeline(None)
+            pipeline = self._pipeline()
             pipeline.zadd(self.keys.locks, dict(leases))
             pipeline.zremrangebyscore(self.keys.locks, "-inf", ms(self.clock.now()))
             pipeline.pexpire(self.keys.locks, ms(LOCK_MEMORY))

@@ -174,7 +174,7 @@ class CoordinationStore(ScriptCaller):
         raise StoreUnavailable("The queue could not be read as a whole: it was replaced again and again while it was read")
 
     def _read_pieces(self, reading: QueueReading) -> None:
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         for name, part in reading.parts.items():
             key = self.keys.pending if name == "pending" else self.keys.processing
             pipeline.zrangebyscore(key, part.score, "+inf", part.seen, reading.size, withscores=True)
@@ -185,7 +185,7 @@ class CoordinationStore(ScriptCaller):
     @redis_call
     def read_queue_position(self, task_id: str) -> int | None:
         """Return before how many others a task waits, counted from 0, in all queues together; None if it does not."""
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         pipeline.zrank(self.keys.pending, task_id)
         (rank,) = answers_of(pipeline)
         return None if rank is None else int(rank)
@@ -206,7 +206,7 @@ class CoordinationStore(ScriptCaller):
     @redis_call
     def read_metrics(self) -> dict[str, bytes]:
         """Return all counters, each as JSON."""
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         pipeline.hgetall(self.keys.metrics)
         (counters,) = answers_of(pipeline)
         return {name.decode(errors="replace"): body for name, body in (counters or {}).items()}

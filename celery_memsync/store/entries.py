@@ -234,7 +234,7 @@ class EntryStore(ScriptCaller):
         """
         pages = dict.fromkeys(location.key for location in locations if location.slot)
         fields = [location for location in locations if not location.slot]
-        pipeline = self._pipeline(source)
+        pipeline = self._reads(source)
         for key in pages:
             pipeline.get(key)
         for location in fields:

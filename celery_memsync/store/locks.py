@@ -143,7 +143,7 @@ class LockStore(ScriptCaller):
 
         Of many waiters those are left out who came after the first :data:`MAX_WAITERS`.
         """
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         for name in names:
             pipeline.lrange(self.keys.lock_location(name).key + "/queue/", 0, MAX_WAITERS - 1)
         return [_waiters(rows or ()) for rows in (answers_of(pipeline) if names else ())]
@@ -193,7 +193,7 @@ class LockStore(ScriptCaller):
         """Return the names of all locks whose lease is not over."""
         if self.clock.age > CLOCK_AGE:
             self._measure_clock()
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         pipeline.zrangebyscore(self.keys.locks, f"({self.clock.now() * 1000:.0f}", "+inf")
         (paths,) = answers_of(pipeline)
         texts = [path.decode(errors="surrogateescape") for path in paths or ()]
@@ -210,7 +210,7 @@ class LockStore(ScriptCaller):
     def count_waiters(self, paths: Sequence[str]) -> int:
         """Return how many wait for locks, by their paths in the index of held locks; what is no lock of ours has none."""
         names = [name for path in paths if (name := self._lock_name(path)) is not None]
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         for name in names:
             pipeline.llen(self.keys.lock_location(name).key + "/queue/")
         return sum(count or 0 for count in (answers_of(pipeline) if names else ()))
@@ -218,7 +218,7 @@ class LockStore(ScriptCaller):
     @redis_call
     def read_locks(self, names: Sequence[str]) -> list[tuple[StoredEntry | None, int]]:
         """Return locks as they are stored, and how many wait for each."""
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         keys = [self.keys.lock_location(name).key for name in names]
         for key in keys:
             pipeline.get(key)

@@ -72,7 +72,7 @@ class MemberStore(ScriptCaller):
     @redis_call
     def read_group_counts(self, group_ids: Sequence[str]) -> list[GroupCounts]:
         """Return the counts of groups, in one round trip; of an unknown one all are 0."""
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         for group_id in group_ids:
             key = self.keys.members(group_id)
             pipeline.zscore(key, TOTAL)
@@ -86,7 +86,7 @@ class MemberStore(ScriptCaller):
     @redis_call
     def read_members(self, group_ids: Sequence[str], limit: int) -> list[Members]:
         """Return ids of what belongs to groups and workflows, at most ``limit`` members and as many others of each."""
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         for group_id in group_ids:
             key = self.keys.members(group_id)
             pipeline.zrangebyscore(key, 0, 9, start=0, num=limit)

@@ -24,6 +24,9 @@ PIECE = 64 * 1024
 #: Channel on which Redis reports to one connection which keys that others read have changed.
 INVALIDATIONS = b"__redis__:invalidate"
 
+#: Finds it in an answer to INFO.  Compiled before a worker forks: to compile copies pages which its processes share.
+_RUN_ID = re.compile(rb"^run_id:(\w+)", re.M)
+
 
 def execute_on_new_connection(client: redis.Redis, commands: Iterable[tuple[str, ...]]) -> list[Any]:
     """Return Redis's answer to each command, on a connection that is used for nothing else; an error is one, too."""
@@ -237,7 +240,12 @@ class TrackedConnection:
 
     def pipeline(self) -> Reads:
         """Return what gathers commands, to send them together."""
-        return Reads(self._connection)
+        return Reads(self._send)
+
+    def _send(self, commands: Iterable[bytes]) -> list[Any]:
+        sent = [*commands]
+        self._connection.send_packed_command([b"".join(sent)], check_health=False)
+        return [read_answer(self._connection) for _ in sent]
 
     def get(self, key: str) -> Any:
         """Return the answer to GET; an error that Redis answers is one."""
@@ -291,5 +299,5 @@ def _readable(files: Iterable[Any], seconds: float) -> list[tuple[Any, int]]:
 
 def _run_id(info: Any) -> str:
     """Return which start of a server an answer to INFO comes from, "" if that is not in it."""
-    found = re.search(rb"^run_id:(\w+)", info, re.M) if isinstance(info, bytes) else None
+    found = _RUN_ID.search(info) if isinstance(info, bytes) else None
     return found.group(1).decode() if found else ""

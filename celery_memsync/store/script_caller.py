@@ -16,7 +16,7 @@ from ..models.formats import FleetFormat
 from .acl import MissingRights, is_unknown, missing, probes
 from .clock import Clock
 from .errors import address_of_owner, redis_call
-from .pool import PIECE, noted, packed_command
+from .pool import PIECE, Reads, noted, packed_command
 from .push import PushConnection, PushTarget, TrackedConnection, execute_on_new_connection
 from .scripts import Script
 
@@ -131,7 +131,7 @@ class ScriptCaller:
         """Learn Redis's time, unless it is known, and the format of the fleet, if it is wanted."""
         self._ensure_clock()
         if self.format.is_due:
-            pipeline = self._pipeline(None)
+            pipeline = self._pipeline()
             pipeline.zrange(self.keys.formats, 0, 0, withscores=True)
             (rows,) = answers_of(pipeline)
             self.format.note(rows[0][1] if rows else None)
@@ -198,9 +198,13 @@ class ScriptCaller:
         """
         return TrackedConnection(self._client, target, self.timeout)
 
-    def _pipeline(self, source: TrackedConnection | None) -> Any:
+    def _pipeline(self) -> Any:
+        return self.redis.pipeline(transaction=False)
+
+    def _reads(self, source: TrackedConnection | None = None) -> Any:
+        """Return what gathers the reads that :class:`Reads` has, to send them together: a pipeline takes twice the time."""
         client = self.redis
-        return client.pipeline(transaction=False) if source is None else source.pipeline()
+        return Reads(client.connection_pool.execute_packed) if source is None else source.pipeline()
 
     def _answers(self, pipeline: Any) -> list[Any]:
         """Return what reads in one round trip gave; a process that only reads learns so that Redis's clock was set."""
@@ -236,7 +240,7 @@ class ScriptCaller:
         return {name: stored for name, stored in entries.items() if stored is not None and not stored.absent(now)}
 
     def _scan(self, key: str, cursor: int, pattern: str | None = None) -> tuple[int, list[str]]:
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         pipeline.zscan(key, cursor, pattern, NAMES_AT_ONCE)
         (answer,) = answers_of(pipeline)
         after, rows = answer or (0, [])
@@ -247,7 +251,7 @@ class ScriptCaller:
     def remove_names(self, key: str, names: Sequence[str]) -> None:
         """Remove foreign names from a sorted set, decoded with ``surrogateescape``."""
         if names:
-            pipeline = self._pipeline(None)
+            pipeline = self._pipeline()
             pipeline.zrem(key, *(name.encode(errors="surrogateescape") for name in names))
             answers_of(pipeline)
 

@@ -108,12 +108,12 @@ class StatisticsStore(ScriptCaller):
     def read_statistics(self) -> list[RunStatistics]:
         """Return the statistics of all tasks by queue, in two round trips; what has no name of ours is left out."""
         key = self.keys.statistics
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         # Also those that are to be forgotten: the script that does so keeps the sums.
         pipeline.zrange(key, -MAX_RECORDS - 1, -1)
         (members,) = self._answers(pipeline)
         names = [name for member in members or () if (name := _record_of(member)) is not None]
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         for queue, task in names:
             # Another program may have put anything of any size there.
             pipeline.getrange(f"{key}/{queue}\n{task}", 0, RECORD_SIZE - 1)
@@ -126,7 +126,7 @@ class StatisticsStore(ScriptCaller):
     def read_totals(self) -> Totals:
         """Return how much of each kind there is, in one round trip."""
         own = self.keys
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         pipeline.zcount(own.pending, "-inf", "+inf")
         pipeline.zcount(own.processing, "-inf", "+inf")
         pipeline.zrangebyscore(own.pending, "-inf", "+inf", start=0, num=OLDEST, withscores=True)
@@ -150,7 +150,7 @@ class StatisticsStore(ScriptCaller):
     def claim_history(self, minute: int) -> list[str]:
         """Return the keys of what is to be kept of a minute since the epoch; no other process gets them."""
         claims = {self._history("minute", minute): MINUTE_TTL, self._history("names", minute // NAMES_INTERVAL): NAMES_TTL}
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         for key, ttl_ms in claims.items():
             pipeline.set(key, b"", nx=True, px=ttl_ms)
         return [key for key, is_new in zip(claims, self._answers(pipeline)) if is_new]
@@ -164,7 +164,7 @@ class StatisticsStore(ScriptCaller):
         """
         by_name = {f"{one.queue}\n{one.task}": RunSums.of(one) for one in statistics}
         whole = reduce(RunSums.plus, by_name.values(), RunSums())
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         for key in keys:
             if "/minute/" in key[len(self.keys.statistics):]:
                 pipeline.set(key, encoding.dumps(whole), px=MINUTE_TTL)
@@ -175,7 +175,7 @@ class StatisticsStore(ScriptCaller):
     @redis_call
     def read_minutes(self, minutes: Sequence[int]) -> dict[int, RunSums]:
         """Return the sums of all tasks at the begin of minutes since the epoch, of those that are kept."""
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         for minute in minutes:
             pipeline.get(self._history("minute", minute))
         rows = zip(minutes, self._answers(pipeline) if minutes else [])
@@ -184,7 +184,7 @@ class StatisticsStore(ScriptCaller):
     @redis_call
     def read_names(self, minute: int) -> dict[tuple[str, str], RunSums] | None:
         """Return the sums of each queue and task about a minute since the epoch, or None if they are not kept."""
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         pipeline.get(self._history("names", minute // NAMES_INTERVAL))
         (body,) = self._answers(pipeline)
         rows = _decoded(body)

@@ -51,7 +51,7 @@ class TaskStore(ScriptCaller):
         self, task_ids: Sequence[str], agents: bool = False, source: TrackedConnection | None = None,
     ) -> list[Task]:
         """Return all that is stored of tasks; what their agents share only if asked for."""
-        pipeline = self._pipeline(source)
+        pipeline = self._reads(source)
         for task_id in task_ids:
             pipeline.get(self.keys.task(task_id))
             if agents:
@@ -83,11 +83,10 @@ class TaskStore(ScriptCaller):
         Args:
             seen: As in :class:`EntryWrite`.
         """
-        header = stage.header
+        run_key = run_key_of(stage.header.run)
         return EntryWrite(
-            self.keys.task_location(task_id, STAGE), seen, run_key_of(header.run), run.rank, 0,
-            time.monotonic(), header.ttl_ms, serial, run.encode(task_id), parts=parts_of(task_id, run),
-            counts=counts_of(run, run.rank))
+            self.keys.task_location(task_id, STAGE), seen, run_key, run.rank, 0, time.monotonic(), stage.header.ttl_ms,
+            serial, run.encode(task_id, run_key), parts=parts_of(task_id, run), counts=counts_of(run, run.rank))
 
     @redis_call
     def read_recent_tasks(
@@ -102,7 +101,7 @@ class TaskStore(ScriptCaller):
         """
         after = "-" if since is None else str(max(0, int(since * 1000)))
         start, _, seen = before.partition("/")
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         pipeline.xrevrange(self.keys.task_index, start, after, limit)
         (rows,) = answers_of(pipeline)
         items = [(item_id.decode(), ids_of(item)) for item_id, item in rows or ()]

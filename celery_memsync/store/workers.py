@@ -118,7 +118,7 @@ class WorkerStore(ScriptCaller):
     @redis_call
     def is_worker_lost(self, token: str, worker_id: str) -> bool:
         """Return whether a process that was a worker is lost, or went offline; see ``store/lua/heartbeat_write.lua``."""
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         pipeline.zscore(self.keys.heartbeats, f"{token} {worker_id}")
         (score,) = answers_of(pipeline)
         return score is not None and score < 0
@@ -127,7 +127,7 @@ class WorkerStore(ScriptCaller):
     def read_worker_processes(self) -> dict[str, int]:
         """Return how many live processes each worker id has; more than one: they have the same name."""
         now = round(self.clock.now() * 1000)
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         pipeline.zrangebyscore(self.keys.heartbeats, now, "+inf")
         (members,) = answers_of(pipeline)
         names = (member.decode(errors="replace").partition(" ")[2] for member in members or ())
@@ -162,13 +162,13 @@ class WorkerStore(ScriptCaller):
         key = self.keys.messages(token)
         answers = answers_of(self._messages_pipeline(key, messages, ttl))
         if None in answers:  # foreign data of another type is there
-            pipeline = self._pipeline(None)
+            pipeline = self._pipeline()
             pipeline.delete(key)
             answers_of(pipeline)
             answers_of(self._messages_pipeline(key, messages, ttl))
 
     def _messages_pipeline(self, key: str, messages: Mapping[str, bytes | None], ttl: float) -> Any:
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         for run, body in messages.items():
             name = run.encode(errors="surrogateescape")
             if body is None:
@@ -188,7 +188,7 @@ class WorkerStore(ScriptCaller):
         Returns:
             The cursor to go on with, 0 at the end, and messages, some perhaps twice.
         """
-        pipeline = self._pipeline(None)
+        pipeline = self._pipeline()
         pipeline.hscan(self.keys.messages(token), cursor, None, MESSAGES_PER_SCAN)
         (answer,) = answers_of(pipeline)
         after, rows = answer or (0, {})
@@ -201,7 +201,7 @@ class WorkerStore(ScriptCaller):
         What is of a time still to come, because Redis's clock was set back, counts from now on: if no worker is left
         to see to it, the last ones would seem to be alive until the clock has caught up.
         """
-        pipeline = self._pipeline(None)
+        pipeline = self._reads()
         pipeline.hgetall(self.keys.workers)
         (rows,), now = self._answers(pipeline), self.clock.now()
         claims = {name: stored_of(text) for name, text in (rows or {}).items()}

@@ -363,7 +363,7 @@ class StageChange(Change):
         is_alone = run.group is None and run.workflow is None and (run.root_id is None or run.root_id == task_id)
         return EntryWrite(
             self.location, "run", self.run_key, rank, self.fence, self.at, _ms(self.ttl), self.serial or 0,
-            run.encode(task_id), figure, self.notes if is_alone else (*self.notes, *parts_of(task_id, run)),
+            run.encode(task_id, self.run_key), figure, self.notes if is_alone else (*self.notes, *parts_of(task_id, run)),
             counts_of(run, rank))
 
 
@@ -373,12 +373,12 @@ def preview_of_run(
     """Return what a change of a run comes to, or what is stored if that is known to be of a later run."""
     if stored is not None and run_key and is_earlier_step(run_key, run_key_of(stored.header.run)):
         return stored
-    return _preview(change, change.entry_write(clock).body, clock, worker_id)
+    return _preview(change, change.entry_write(clock).body, clock, worker_id, run_key or "-")
 
 
-def _preview(change: Change, body: bytes, clock: Clock, worker_id: str) -> StoredEntry:
+def _preview(change: Change, body: bytes, clock: Clock, worker_id: str, run: str = "-") -> StoredEntry:
     time_ms, ttl_ms = round(clock.at(change.at) * 1000), round(change.ttl * 1000)
-    return StoredEntry(Header(0, "-", "-", change.fence, time_ms, ttl_ms, 0, "-", worker_id), body)
+    return StoredEntry(Header(0, run, "-", change.fence, time_ms, ttl_ms, 0, "-", worker_id), body)
 
 
 def _in_words(stamp: EntryVersion) -> str:

@@ -105,6 +105,7 @@ def progress_rank(percent: float | None, current: float | None, phase: int = 0) 
     Known percents come after mere counts, and 100 absorbs nothing.
     """
     rank = f"2:{current or 0:024.6f}" if percent is None else f"3:{percent:010.6f}"
+    rank = rank.rstrip("0").rstrip(".")  # a shorter text sorts before a longer one that begins with it
     return f"4:{phase:06d}:{rank}" if phase else rank
 
 

@@ -11,7 +11,7 @@ from .. import encoding
 from ..exceptions import InvalidValue, ValueTooLarge
 from ..keys import Location
 from ..models.entry import StoredEntry
-from ..models.progress import PROGRESS_FIELDS, encode_progress
+from ..models.progress import PROGRESS_FIELDS, decode_progress, encode_progress
 from ..models.task import TOO_LATE
 from ..store import EntryWrite
 from ..store.clock import Clock
@@ -83,8 +83,8 @@ class ProgressChange(Change):
         """
         if not isinstance(row, list):
             return None
-        padded = [*row, *[None] * len(PROGRESS_FIELDS)][:len(PROGRESS_FIELDS)]
-        percent, current, total, message, status, started_at, updated_at, run, fields, name, number, begun_at, _ = padded
+        percent, current, total, message, status, started_at, updated_at, run, fields, name, number, begun_at, _ = (
+            map(decode_progress(row).__getitem__, PROGRESS_FIELDS))
         figures = ((percent, 100), (current, TOO_LARGE), (total, TOO_LARGE), (number, MAX_PHASES))
         moments = (started_at, updated_at, started_at if begun_at is None else begun_at)
         sound = (
@@ -116,6 +116,8 @@ class ProgressChange(Change):
         """The figures, with times on Redis's clock."""
         percent, current, total, message, status, run, fields = self.row
         times = round(clock.at(self.started), 3), round(clock.at(self.at), 3)
+        # The header names the run.
+        run = None if run == self.run_key.rpartition(".")[2] else run
         row = [percent, current, total, message, status, *times, run, fields]
         number, name, begun, _ = self.phase
         if begun is not None:

@@ -5,8 +5,10 @@ from typing import Any
 
 from .. import encoding
 from ..events import Events
+from ..models.order import run_id_of
 from ..models.progress import progress_from
 from .changes import Change, MergeFields, SetValue, StageChange, SyncMetrics, SyncQueue
+from .progress import Progress, ProgressChange
 
 
 class WriteEvents:
@@ -63,8 +65,9 @@ def _value_of(change: Change, body: bytes) -> Any:
         return change.task_run.as_dict()
     if isinstance(change, MergeFields):
         return {name: encoding.decode(text) for name, text in change.fields.items()}
-    if change.expendable:
-        return progress_from(encoding.decode(body))  # its times as written: the clock may have been corrected since
+    if isinstance(change, (Progress, ProgressChange)):
+        # Its times as written: the clock may have been corrected since.
+        return progress_from(encoding.decode(body), run_id_of(change.run_key))
     return encoding.decode(body)
 
 

@@ -23,8 +23,8 @@ SEEDS = (
     b'4 1.1:KcWd02xs-3.0.PtGcmlu6-1 9 0 1795366098347 3600000 61 hmKJTHAO.19,PtGcmlu6.1 celery@vm\n'
     b'["SUCCESS","proj.convert","celery"]',
     b'1 - - 1795366095325000 1795366098347 3600000 0 a.1 w\n{"task_id":"t1"}',
-    b'["SUCCESS","n","q","w",1,"r",0,true,null,null,1.5,1.5,1.5,1.5,0.1,{"type":"E","message":"m"}]',
-    b'[50.0,1,2,"m","s",1.5,2.5,"r",{"x":1}]',
+    b'["SUCCESS","n","q","w",1,17953660953140,31,92,30201,3020100,"r",1,false,null,null,9,{"type":"E","message":"m"}]',
+    b'[50.0,1,2,"m",1795366095326,3020,"r","s",{"x":1},"p",2,9]',
     b'{"status":"active","capacity":{"total":8},"queues":["celery"],"running":[{"id":"x"}],"load":[1,2,3],"stretch":2}',
     b"tasks/*/state", b"a[b-d]c?\\*", b"redis-cluster://u:p@h:1,h2:2/0?x=1", b"sentinel://h:1;sentinel://h:2",
 )

@@ -139,7 +139,7 @@ def test_a_second_writer_of_an_end_counts_nothing(ledger):
 
     for task, stored in zip(tasks, whole):
         stage = stored.slots[1]
-        ledger.reader.sync_task_run(task["id"], TaskRun.from_row(stage.value, task["id"]), run_key_of(stage.header.run))
+        ledger.reader.sync_task_run(task["id"], TaskRun.read(stage, task["id"]), run_key_of(stage.header.run))
     ledger.reader.force_sync()
 
     assert {record: counted(one) for record, one in read(ledger).items()} == before

@@ -67,7 +67,7 @@ class Sender:
 
     def stage(self, task_id):
         """Return the stage of a task as it is stored."""
-        return TaskRun.from_row(self.memsync.runtime.store.read_tasks([task_id])[0].slots[1].value, task_id)
+        return TaskRun.read(self.memsync.runtime.store.read_tasks([task_id])[0].slots[1], task_id)
 
     def run_key(self, task_id):
         """Return which run the stored stage of a task is of."""

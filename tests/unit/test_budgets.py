@@ -23,7 +23,7 @@ from tests.support.subscriber import Subscriber
 MOST_DEEP, MOST_READ_CALLS = 12, 60
 
 #: Bytes of Redis memory for one finished task.
-MOST_BYTES = 800
+MOST_BYTES = 640
 
 #: New keys that are written at once to count what one costs: less than a batch, which another thread would begin to send.
 NEW_KEYS = 400
@@ -303,7 +303,7 @@ def test_a_conflict_costs_one_more_round_trip(warmed_up, other):
 
 
 @pytest.mark.parametrize("message", [None, "page 1200 of 1200"])
-def test_a_finished_task_costs_less_than_800_bytes(make_memsync, redis, message):
+def test_a_finished_task_costs_less_than_640_bytes(make_memsync, redis, message):
     number = 5_000
     memsync = make_memsync("celery@worker-host-7", batch_interval=60.0, timeout=30.0)
     keys = Keys("task-sentinel")

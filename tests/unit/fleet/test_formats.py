@@ -184,7 +184,7 @@ def test_record_with_fields_of_a_newer_release_is_read(memsync, other):
 
 def test_progress_with_fields_of_a_newer_release_travels_with_a_retry():
     location = Keys("ns").task_location("t1", PROGRESS)
-    row = [50, 5, 10, "half", None, 1.0, 2.0, "run", None, None, None, None]
+    row = [50, 5, 10, "half", 1000, 1000, "run", None, None, None, None, None, None]
 
     change = ProgressChange.from_row(location, [*row, "invented", {"later": 1}], run_key(0, 1), 60.0, Clock())
 

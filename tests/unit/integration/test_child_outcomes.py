@@ -4,12 +4,19 @@ import os
 from datetime import datetime
 from types import SimpleNamespace
 
+import pytest
+
+from celery_memsync.integration import child_outcomes
 from celery_memsync.integration.child_outcomes import MAX_REMEMBERED, ChildOutcomes
 
 
-def remember(outcomes, task_id, pid, outcome=(False, None, 0.5), connected=True):
-    run = SimpleNamespace(task_id=task_id, facts={"task": "proj.add", "kwargsrepr": None}, sent={"key": "k"},
-                          services=SimpleNamespace(redact=None))
+def services(task_args=False):
+    return SimpleNamespace(redact=None, settings=SimpleNamespace(task_args=task_args))
+
+
+def remember(outcomes, task_id, pid, outcome=(False, None, 0.5), connected=True, task_args=False):
+    facts = {"task": "proj.add", "root_id": "root", "argsrepr": "(1, 2)", "delivery_info": {"exchange": ""}}
+    run = SimpleNamespace(task_id=task_id, facts=facts, sent={"key": "k"}, services=services(task_args))
     outcomes.remember(SimpleNamespace(worker_pid=pid, time_start=5.0), run, outcome, 0.1, connected)
 
 
@@ -22,7 +29,7 @@ def test_outcomes_of_dead_children_are_returned_once():
 
     assert [(one.pid, one.task_id, one.status, one.runtime) for one in missing] == [
         (11, "t1", "SUCCESS", 0.5)]
-    assert (missing[0].facts["task"], missing[0].facts["kwargsrepr"], missing[0].sent) == ("proj.add", None, {"key": "k"})
+    assert (missing[0].facts["task"], missing[0].facts["root_id"], missing[0].sent) == ("proj.add", "root", {"key": "k"})
     assert outcomes.pop_dead_children(alive=[12]) == []
     assert [one.task_id for one in outcomes.pop_dead_children(alive=[])] == ["t2"]
 
@@ -46,9 +53,30 @@ def test_a_failure_is_remembered_with_its_error():
         ("FAILURE", {"type": "ValueError", "message": "no"})]
 
 
+@pytest.mark.parametrize("task_args, shown", [(True, "(1, 2)"), (False, None)])
+def test_arguments_are_remembered_only_if_they_are_shown(task_args, shown):
+    outcomes = ChildOutcomes()
+
+    remember(outcomes, "t1", 11, task_args=task_args)
+
+    (outcome,) = outcomes.pop_dead_children(alive=[])
+    assert (outcome.facts.get("argsrepr"), outcome.facts.get("delivery_info")) == (shown, None)
+
+
+@pytest.mark.parametrize("connected, kept", [(True, ["t3"]), (False, ["t1", "t2", "t3"])])
+def test_older_outcomes_are_forgotten_while_redis_is_there(monkeypatch, connected, kept):
+    monkeypatch.setattr(child_outcomes, "FLUSH_GRACE", -1.0)
+    outcomes = ChildOutcomes()
+
+    for task_id in ("t1", "t2", "t3"):
+        remember(outcomes, task_id, 11, connected=connected)
+
+    assert [one.task_id for one in outcomes.pop_dead_children(alive=[])] == kept
+
+
 def test_outcome_with_a_header_of_an_odd_type_raises_nothing():
     outcomes = ChildOutcomes()
-    run = SimpleNamespace(task_id="t1", facts={"root_id": datetime(2026, 1, 1)}, sent={"key": "k"})
+    run = SimpleNamespace(task_id="t1", facts={"root_id": datetime(2026, 1, 1)}, sent={"key": "k"}, services=services())
 
     outcomes.remember(SimpleNamespace(worker_pid=11, time_start=5.0), run, (False, None, 0.5), 0.1, True)
 
