@@ -10,9 +10,6 @@ from .errors import note_lost
 #: Seconds by which a socket may wait longer or shorter than it should: each change of its timeout is a call of the system.
 TOLERANCE = 0.02
 
-#: Most bytes that are received at once.
-RECEIVED_AT_ONCE = 64 * 1024
-
 
 class BoundedSocket:
     """A socket; nothing that is done with it takes longer than its timeout, nor than what is left to the call under way.
@@ -20,7 +17,7 @@ class BoundedSocket:
     A timeout of Python's sockets alone would begin anew with each byte that comes.
     """
 
-    __slots__ = ("_sock", "_limit", "_set", "_prepared", "_receive", "_receive_into", "_send", "_arrived")
+    __slots__ = ("_sock", "_limit", "_set", "_prepared", "_receive", "_receive_into", "_send")
 
     def __init__(self, sock: Any, limit: float | None) -> None:
         self._sock = sock
@@ -28,8 +25,6 @@ class BoundedSocket:
         self._set = float("-inf")
         #: Whether a question has just gone out, so that the first wait for its answer may take as long as that might.
         self._prepared = False
-        #: What was received, or raised, and is to be received next; None: nothing.
-        self._arrived: bytes | OSError | None = None
         self.settimeout(limit)
 
     def settimeout(self, limit: float | None) -> None:
@@ -37,32 +32,8 @@ class BoundedSocket:
         self._limit = float("inf") if limit is None else limit
         self._prepared = False
 
-    def receive_string(self) -> bytes | None:
-        """Return Redis's next answer if that is a string and comes whole; else None, and what came is received again."""
-        try:
-            data: bytes = self.recv(RECEIVED_AT_ONCE)
-        except OSError as exc:
-            self._arrived = exc
-            return None
-        begin = data.find(b"\r\n")
-        length = data[1:begin]
-        if data[:1] == b"$" and length.isdigit() and len(data) == begin + int(length) + 4:
-            return data[begin + 2:-2]
-        self._arrived = data
-        return None
-
-    def _receive_again(self, size: int) -> bytes:
-        arrived, self._arrived = self._arrived, None
-        if isinstance(arrived, OSError):
-            raise arrived
-        assert arrived is not None
-        self._arrived = arrived[size:] or None
-        return arrived[:size]
-
     def recv(self, *args: Any) -> Any:
         """Receive, as of any socket."""
-        if self._arrived is not None:
-            return self._receive_again(args[0])
         if self._prepared:
             self._prepared = False
         else:
@@ -71,10 +42,6 @@ class BoundedSocket:
 
     def recv_into(self, *args: Any) -> Any:
         """Receive, as of any socket."""
-        if self._arrived is not None:
-            data = self._receive_again(len(args[0]))
-            args[0][:len(data)] = data
-            return len(data)
         if self._prepared:
             self._prepared = False
         else:
@@ -117,7 +84,6 @@ class BoundedConnection:
 
     _socket_connect_timeout: float | None
     socket_timeout: float | None
-    _bounded: BoundedSocket
 
     @property
     def socket_connect_timeout(self) -> float | None:
@@ -134,13 +100,7 @@ class BoundedConnection:
 
     def _connect(self) -> Any:
         raise_if_expired()
-        self._bounded = BoundedSocket(super()._connect(), self.socket_timeout)  # type: ignore[misc]
-        return self._bounded
-
-    def read_only_response(self) -> Any:
-        """Return the answer to a command that was sent alone, as ``read_response`` does; most strings without its parser."""
-        answer = self._bounded.receive_string()
-        return self.read_response() if answer is None else answer  # type: ignore[attr-defined]
+        return BoundedSocket(super()._connect(), self.socket_timeout)  # type: ignore[misc]
 
     def _wrap_socket_with_ssl(self, sock: Any) -> Any:
         sock.settimeout(self.socket_connect_timeout)

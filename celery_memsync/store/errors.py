@@ -80,13 +80,10 @@ _SUBJECTS = frozenset({"locations", "writes", "task_ids", "task_id", "worker_id"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def redis_call(method: F, is_bounded: bool = False) -> F:
+def redis_call(method: F) -> F:
     """Turn redis-py's errors, and answers without sense, into a :exc:`StoreError` that names what was tried, and where.
 
     It ends by the deadline of the public call under way, and within ``timeout`` of its object in any case.
-
-    Args:
-        is_bounded: Whether the method sees to that itself.
     """
 
     name = method.__name__.strip("_").replace("_", " ")
@@ -96,7 +93,7 @@ def redis_call(method: F, is_bounded: bool = False) -> F:
     @functools.wraps(method)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            if is_bounded or is_within(self.timeout):
+            if is_within(self.timeout):
                 return method(self, *args, **kwargs)
             return Deadline(self.timeout).run(method, self, *args, **kwargs)
         except MemSyncError:

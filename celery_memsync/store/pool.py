@@ -109,7 +109,7 @@ class Pool(redis.ConnectionPool):
         def talk(connection: Any) -> Any:
             connection.send_packed_command([command], check_health=False)
             try:
-                return connection.read_only_response()
+                return connection.read_response()
             except (redis.RedisError, OSError) as exc:
                 if not code_of(exc):
                     note_lost(exc)

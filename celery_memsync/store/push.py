@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import re
 import select
 import socket
@@ -12,14 +11,13 @@ from typing import Any, NamedTuple
 
 import redis
 
-from ..deadline import DEFAULT_TIMEOUT, bounded
+from ..deadline import DEFAULT_TIMEOUT
 from .cluster_client import Cluster
 from .errors import redis_call
 from .pool import Reads, read_answer
-from .resp import Incomplete, parse_answer
 
-#: Bytes that are read from a socket at once, before all else is looked at.
-PIECE = 64 * 1024
+#: Most messages that are received before all else is looked at.
+TAKEN_AT_ONCE = 1000
 
 #: Channel on which Redis reports to one connection which keys that others read have changed.
 INVALIDATIONS = b"__redis__:invalidate"
@@ -76,8 +74,8 @@ class PushConnection:
         self._waker, self._woken = socket.socketpair()
         for end in (self._waker, self._woken):
             end.setblocking(False)
-        #: What was received and not returned yet, perhaps a part of a message.
-        self._unread = b""
+        #: Whether more may have been read off the socket than was returned.
+        self._has_more = False
 
     @redis_call
     def listen(self) -> PushTarget | None:
@@ -102,8 +100,8 @@ class PushConnection:
         self._files = self._connection._sock.fileno(), self._woken.fileno()
 
     def _execute(self, *command: str | bytes) -> Any:
-        self.send_command(*command)
-        return self.receive(1)[0]
+        self._connection.send_command(*command, check_health=False)
+        return read_answer(self._connection)
 
     @redis_call
     def send_command(self, *command: str | bytes) -> None:
@@ -116,16 +114,16 @@ class PushConnection:
         Returns:
             Whether there is something to receive; False if it was woken.
         """
-        ready = dict(_readable(self._files, 0 if self._unread else timeout))
+        ready = dict(_readable(self._files, 0 if self._has_more else timeout))
         if self._files[1] in ready:
             with contextlib.suppress(OSError):
                 self._woken.recv(4096)
             return False
-        return bool(ready or self._unread)
+        return bool(ready or self._has_more)
 
     def has_arrived(self) -> bool:
         """Whether something has arrived that was not received yet; any thread may ask."""
-        if self._unread:
+        if self._has_more:
             return True
         sock = self._connection._sock
         try:
@@ -140,36 +138,14 @@ class PushConnection:
         with contextlib.suppress(OSError):  # it has been woken often enough, or is closed
             self._waker.send(b"!")
 
-    @functools.partial(redis_call, is_bounded=True)
-    def receive(self, most: int = PIECE) -> list[Any]:
-        """Return what has arrived, as Redis's lists; an error of Redis's is one.  It waits for the first to be whole."""
+    @redis_call
+    def receive(self) -> list[Any]:
+        """Return what has arrived, as Redis's lists; an error of Redis's is one.  One that has come in part is waited for."""
         messages: list[Any] = []
-        # Something is there, so this read needs no deadline.
-        data, at = self._unread or self._read(), 0
-        while at < len(data) and len(messages) < most:
-            try:
-                message, at = parse_answer(data, at)
-                messages.append(message)
-            except Incomplete as part:
-                if messages:
-                    break
-                data = self._read_on(data, part.length)
-        self._unread = data[at:]
+        while len(messages) < TAKEN_AT_ONCE and self._connection.can_read(0):
+            messages.append(read_answer(self._connection))
+        self._has_more = len(messages) == TAKEN_AT_ONCE
         return messages
-
-    @bounded
-    def _read_on(self, data: bytes, length: int) -> bytes:
-        pieces, missing = [data], length - len(data)
-        while missing > 0:
-            pieces.append(self._read())
-            missing -= len(pieces[-1])
-        return b"".join(pieces)
-
-    def _read(self) -> bytes:
-        data: bytes = self._connection._sock.recv(PIECE)
-        if not data:
-            raise redis.ConnectionError("Connection closed by server.")
-        return data
 
     def close(self) -> None:
         """Close the connection."""
@@ -251,10 +227,7 @@ class TrackedConnection:
         """Return the answer to GET; an error that Redis answers is one."""
         name = key.encode()
         self._connection.send_packed_command([b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name)], check_health=False)
-        try:
-            return self._connection.read_only_response()
-        except redis.ResponseError as exc:
-            return exc
+        return read_answer(self._connection)
 
     @redis_call
     def check(self) -> float:

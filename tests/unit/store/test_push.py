@@ -6,10 +6,13 @@ import time
 import pytest
 
 from celery_memsync import StoreError
-from celery_memsync.store.push import PIECE
+from celery_memsync.store import push
 from tests.support.proxy import Proxy
 
 CHANNEL = "0:some"
+
+#: Bytes, as many as are read off a socket at once.
+LARGE = 64 * 1024
 
 
 class Cutter(Proxy):
@@ -59,7 +62,7 @@ def test_messages_are_received_in_their_order_however_many_come_at_once(subscrib
     assert received(line, 3000) == texts
 
 
-@pytest.mark.parametrize("size", [1, 3 * PIECE, 50 * PIECE])
+@pytest.mark.parametrize("size", [1, 3 * LARGE, 50 * LARGE])
 def test_message_is_received_whole_whatever_its_size(subscribe, redis, size):
     line = subscribe()
 
@@ -93,16 +96,18 @@ def test_message_whose_end_does_not_come_is_given_up_at_the_deadline(subscribe, 
         assert time.monotonic() < began + 2
 
 
-def test_what_was_read_and_not_returned_has_still_arrived(subscribe, redis):
+def test_what_was_read_and_not_returned_has_still_arrived(subscribe, redis, monkeypatch):
+    monkeypatch.setattr(push, "TAKEN_AT_ONCE", 1)
     line = subscribe()
     publish(redis, [b"0", b"1", b"2"])
     line.wait(5)
 
-    first = line.receive(1)
+    first = line.receive()
 
     assert len(first) == 1
     assert line.has_arrived()
     assert received(line, 2) == [b"1", b"2"]
+    assert line.receive() == []
     assert not line.has_arrived()
 
 
