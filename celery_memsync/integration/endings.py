@@ -60,10 +60,11 @@ def _store_revoked(task: Any, error: TaskCancelled) -> None:
         logger.warning("Could not store in the result backend that the task %s was cancelled", request.id, exc_info=True)
 
 
-def is_unstored(task: Any, task_id: str, error: BaseException) -> bool:
-    """Whether a body has returned, and Celery stores as its result the error that was raised behind it.
+def is_unstored(task: Any, task_id: str, error: BaseException | None) -> bool:
+    """Whether Celery stores as the result of a task the error that was raised behind its body.
 
-    That is so if its callbacks, or the rest of its chain, could not be sent.  A hook is called after the result was stored.
+    That is so if its callbacks, or the rest of its chain, could not be sent.  A hook is called after the result was stored,
+    and before 5.7 what it raises replaces a failure.
     """
     request = task.request
     return (isinstance(error, Exception) and _leaves_tracer(error) and not request.is_eager

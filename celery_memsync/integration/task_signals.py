@@ -304,7 +304,7 @@ class TaskSignals:
         memsync = self.memsync
         if state is None:
             state, retval = end_of_unwound(active)
-        elif state in ("SUCCESS", "FAILURE") and (error := sys.exc_info()[1]) is not None and is_unstored(task, task_id, error):
+        elif state in ("SUCCESS", "FAILURE") and is_unstored(task, task_id, error := sys.exc_info()[1]):
             state, retval = "FAILURE", error
         elif state == "IGNORED":
             state = end_of_ignored(active, task, retval)

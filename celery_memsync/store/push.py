@@ -140,7 +140,7 @@ class PushConnection:
 
     @redis_call
     def receive(self) -> list[Any]:
-        """Return what has arrived, as Redis's lists; an error of Redis's is one.  One that has come in part is waited for."""
+        """Return what has arrived, as Redis's lists; an error of Redis's is one.  It waits for the rest of one."""
         messages: list[Any] = []
         while len(messages) < TAKEN_AT_ONCE and self._connection.can_read(0):
             messages.append(read_answer(self._connection))
