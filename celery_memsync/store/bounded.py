@@ -54,7 +54,10 @@ class BoundedSocket:
     def _receive_again(self, size: int) -> bytes:
         arrived, self._arrived = self._arrived, None
         if isinstance(arrived, OSError):
-            raise arrived
+            try:
+                raise arrived
+            finally:
+                del arrived  # its traceback has this frame: only the garbage collector would end such a circle
         assert arrived is not None
         self._arrived = arrived[size:] or None
         return arrived[:size]

@@ -1,6 +1,8 @@
 """Sockets that keep deadlines: an answer that comes alone is read without redis-py's parser if it is a string."""
 from __future__ import annotations
 
+import contextlib
+import gc
 import socket
 
 import pytest
@@ -63,3 +65,14 @@ def test_error_of_receiving_is_raised_to_the_next_that_receives(ends):
 
     assert near.receive_string() is None
     assert near.recv(100) == b""
+
+
+def test_error_of_receiving_leaves_nothing_to_the_garbage_collector(ends):
+    near, _ = ends
+    gc.collect()
+
+    near.receive_string()
+    with contextlib.suppress(TimeoutError):
+        near.recv(100)
+
+    assert gc.collect() == 0
