@@ -66,9 +66,10 @@ def is_unstored(task: Any, task_id: str, error: BaseException | None) -> bool:
     That is so if its callbacks, or the rest of its chain, could not be sent.  A hook is called after the result was stored,
     and before 5.7 what it raises replaces a failure.
     """
+    if not isinstance(error, Exception) or not _leaves_tracer(error):
+        return False
     request = task.request
-    return (isinstance(error, Exception) and _leaves_tracer(error) and not request.is_eager
-            and not request.ignore_result and stored_state(task, task_id) != "SUCCESS")
+    return not request.is_eager and not request.ignore_result and stored_state(task, task_id) != "SUCCESS"
 
 
 def _leaves_tracer(error: BaseException) -> bool:
