@@ -24,13 +24,11 @@ RUN_FIELDS = (
 #: Those of a body, in this order for ever: first those that most runs have, for what is missing at the end takes no room.
 STORED_FIELDS = (*RUN_FIELDS[:5], *RUN_FIELDS[11:16], *RUN_FIELDS[5:11], *RUN_FIELDS[16:])
 
-#: Those that are times: position and name.  Each is stored as a whole number, the time since the one before: half the room of a
-#: float, and a fifth of the time to write.
-_TIMES = tuple((STORED_FIELDS.index(name), name) for name in (
-    "published_at", "received_at", "started_at", "finished_at", "eta", "retry_at"))
-
-#: How many times a second the unit of times is, and that of the runtime.
-_PER_SECOND, _RUNTIMES_PER_SECOND = 1e4, 1e6
+#: Those that are times, or last: position, name, and how many times a second their unit is.  Each time counts from the one
+#: before.  Whole numbers take half the room of floats, and a fifth of the time to write.
+_FIGURES = tuple(
+    (STORED_FIELDS.index(name), name, 1e6 if name == "runtime" else 1e4)
+    for name in ("published_at", "received_at", "started_at", "finished_at", "eta", "retry_at", "runtime"))
 
 _RUNTIME, _RUN, _RETRIES, _ROOT = map(STORED_FIELDS.index, ("runtime", "run", "retries", "root_id"))
 
@@ -132,12 +130,15 @@ class TaskRun:
         """
         row = list(map(self.__dict__.get, STORED_FIELDS))
         before = 0
-        for at, _ in _TIMES:
-            if row[at] is not None:
+        for at, _, scale in _FIGURES:
+            figure = row[at]
+            if figure is not None:
                 # Some have come with a message, where anybody may write anything.
-                time = _whole(row[at], _PER_SECOND)
-                row[at], before = (None, before) if time is None else (time - before, time)
-        row[_RUNTIME] = _whole(row[_RUNTIME], _RUNTIMES_PER_SECOND)
+                if type(figure) in _NUMBERS and -TOO_LATE < figure < TOO_LATE:
+                    whole = round(figure * scale)
+                    row[at], before = whole if at == _RUNTIME else whole - before, whole
+                else:
+                    row[at] = None
         row[_RETRIES] = row[_RETRIES] or None
         # What most runs have is left out; so that there is none has to be said.
         row[_ROOT] = None if row[_ROOT] == task_id else row[_ROOT] or False
@@ -159,14 +160,12 @@ class TaskRun:
             return None
         known = {"run": None, "root_id": None, **dict(zip(STORED_FIELDS, row))}
         before = 0
-        for _, name in _TIMES:
-            if (time := known.get(name)) is not None:
-                before += time if type(time) is int else 0
-                is_sound = type(time) is int and abs(before) < TOO_LATE * _PER_SECOND
-                known[name] = before / _PER_SECOND if is_sound else None
-        if (runtime := known.get("runtime")) is not None:
-            is_sound = type(runtime) is int and abs(runtime) < TOO_LATE * _RUNTIMES_PER_SECOND
-            known["runtime"] = runtime / _RUNTIMES_PER_SECOND if is_sound else None
+        for at, name, scale in _FIGURES:
+            step = known.get(name)
+            if step is not None:
+                is_whole = type(step) is int
+                before = (0 if at == _RUNTIME else before) + (step if is_whole else 0)
+                known[name] = before / scale if is_whole and abs(before) < TOO_LATE * scale else None
         if known["root_id"] is None:
             known["root_id"] = task_id
         if known["run"] is None:
@@ -182,11 +181,6 @@ class TaskRun:
     def as_dict(self) -> TaskState:
         """Return the fields that are known."""
         return {name: value for name in RUN_FIELDS if (value := getattr(self, name)) is not None}  # type: ignore[return-value]
-
-
-def _whole(figure: Any, scale: float) -> int | None:
-    """Return seconds in another unit; None for what is no number, or too large."""
-    return round(figure * scale) if type(figure) in _NUMBERS and -TOO_LATE < figure < TOO_LATE else None
 
 
 def workflow_id_of(run: TaskRun) -> str | None:
