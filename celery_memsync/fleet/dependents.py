@@ -17,9 +17,7 @@ from ..store import EntryWrite, Store
 MAX_TASKS = 500
 
 
-def cancellations(
-    store: Store, ended: Iterable[tuple[str, TaskRun]], serials: Iterator[int],
-) -> list[EntryWrite]:
+def cancellations(store: Store, ended: Iterable[tuple[str, TaskRun]]) -> list[EntryWrite]:
     """Return the writes that record the steps after tasks as cancelled, as far as they are still to be sent.
 
     Args:
@@ -35,7 +33,7 @@ def cancellations(
              if (stage := task.slots.get(STAGE)) is not None and stage.header.rank == PLANNED
              and (run := TaskRun.read(stage, task_id)) is not None]
     return [store.stage_write(task_id, stage, run.evolve(status="CANCELLED", never_ran=True, cause=cause),
-                              next(serials), str(stage.header.version))
+                              str(stage.header.version))
             for task_id, stage, run, cause in _after(runs, steps)]
 
 

@@ -5,7 +5,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import count
 from typing import NamedTuple
 
 from ..background_loop import BackgroundLoop
@@ -65,7 +64,6 @@ class LostWorkerMonitor:
         self.lease = lease
         self.running_tasks = running_tasks
         self.settled = settled
-        self._serials = count(1)
         self._statuses: deque[str] = deque()
         #: Losses that were given to this worker, by name; those that it is about to report; those that it has reported.
         self._claimed: dict[bytes, LostWorkerClaim] = {}
@@ -138,7 +136,7 @@ class LostWorkerMonitor:
             tasks = self.store.read_tasks([task_id for task_id, _ in chunk])
             # Each at the version that was read: the run may have ended since.
             raise_unanswered(self.store.write_entries([
-                self.store.stage_write(task_id, stage, _found(run), next(self._serials), str(stage.header.version))
+                self.store.stage_write(task_id, stage, _found(run), str(stage.header.version))
                 for (task_id, key), task in zip(chunk, tasks)
                 if (stage := task.slots.get(STAGE)) is not None and run_key_of(stage.header.run) == key
                 and stage.header.rank == rank_of("LOST") and (run := TaskRun.read(stage, task_id)) is not None
@@ -205,7 +203,7 @@ class LostWorkerMonitor:
             one = by_token.get(str(run.run).partition("-")[0]) or by_name.get(stage.header.worker_id)
             if one is not None:
                 found.append((task_id, one, run))
-                writes.append(self.store.stage_write(task_id, stage, self._as_lost(run, one), next(self._serials)))
+                writes.append(self.store.stage_write(task_id, stage, self._as_lost(run, one)))
         self._reporting = found, writes
         self._finish()
 
@@ -216,7 +214,7 @@ class LostWorkerMonitor:
         self._reporting = [], []
         lost = [(task_id, run.evolve(status="LOST")) for (task_id, _, run), outcome in zip(found, outcomes)
                 if outcome.status in ("ok", "again")]
-        self.store.write_entries(cancellations(self.store, lost, self._serials))
+        self.store.write_entries(cancellations(self.store, lost))
         for (task_id, one, run), outcome in zip(found, outcomes):
             if outcome.status in ("ok", "again"):
                 self._marked.setdefault(one.loss.name, {})[task_id] = None

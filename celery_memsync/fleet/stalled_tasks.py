@@ -4,7 +4,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from itertools import count
 from typing import NamedTuple
 
 from ..background_loop import BackgroundLoop
@@ -81,7 +80,6 @@ class StallMonitor:
         self.watched_tasks = watched_tasks
         self.lag = lag
         self.ttl = ttl
-        self._serials = count(1)
         self._reply: HeartbeatReply | None = None
         #: By run id.
         self._looks: dict[str, _Look] = {}
@@ -162,7 +160,7 @@ class StallMonitor:
 
     def _write(self, task: WatchedTask, progress: StoredEntry | None, at: float) -> EntryWrite:
         """Return the write that notes a stall, if nothing was reported since the progress was read."""
-        location, serial = self.store.keys.task_location(task.task_id, PROGRESS), next(self._serials)
+        location, serial = self.store.keys.task_location(task.task_id, PROGRESS), next(self.store.serials)
         if progress is None:
             body = stalled(None, at, round(task.started_at, 3), task.run)
             return EntryWrite(

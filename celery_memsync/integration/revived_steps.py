@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from itertools import count
 from typing import Any
 
 from ..background_loop import BackgroundLoop
@@ -36,8 +35,6 @@ class RevivedSteps:
         #: Tasks that were received, with the steps after them; when to look again (monotonic), and at what.
         self._received: deque[tuple[str, list[str]]] = deque(maxlen=MAX_WAITING)
         self._again: deque[tuple[float, str, list[str]]] = deque(maxlen=MAX_WAITING)
-        self._serials = count(1)
-        self._token = new_token()
         self._thread = BackgroundLoop("memsync-steps", self.record, 0, on_demand=True)
 
     def receive(self, request: Any) -> None:
@@ -59,7 +56,7 @@ class RevivedSteps:
         Raises:
             StoreError: If Redis is away; the next call does the rest.
         """
-        store = self.memsync.runtime.store.with_token(self._token)
+        store = self.memsync.runtime.store.with_token(new_token())
         while self._received:
             task_id, ids = self._received[0]
             self._record(store, task_id, ids)
@@ -78,7 +75,7 @@ class RevivedSteps:
         # Each at the version that was read: it may be sent meanwhile.
         store.write_entries([
             store.stage_write(step_id, stage, run.evolve(status="PENDING", never_ran=False, cause=None),
-                              next(self._serials), str(stage.header.version))
+                              str(stage.header.version))
             for step_id, stage, run in found])
 
 

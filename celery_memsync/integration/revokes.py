@@ -5,7 +5,6 @@ import functools
 import logging
 import time
 from collections.abc import Mapping
-from itertools import count
 from typing import Any
 
 from celery.app.control import Control
@@ -55,8 +54,6 @@ class RevokedTasks:
         self._looks: dict[str, tuple[float, int, TaskCancelled | None]] = {}
         #: Ids of the tasks that this worker is not to run; Celery's.
         self.known = NOTHING
-        self._serials = count(1)
-        self._token = new_token()
         self._thread = BackgroundLoop("memsync-revokes", self.record, 0, on_demand=True)
 
     def add(self, task_ids: Any, cause: TaskCancelled | None = None) -> None:
@@ -98,7 +95,7 @@ class RevokedTasks:
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _record(self, causes: Mapping[str, TaskCancelled | None]) -> None:
-        store = self.memsync.runtime.store.with_token(self._token)
+        store = self.memsync.runtime.store.with_token(new_token())
         waiting = list(causes)
         ended: dict[str, TaskRun] = {}
         # Each at the version that was read, for a run may begin meanwhile; then it is looked at again.
@@ -107,12 +104,12 @@ class RevokedTasks:
             rows = [(task_id, stage, run) for task_id, stage in zip(waiting, stages) if stage is not None
                     and (run := self._revoked(stage, task_id, store.clock.now(), causes[task_id])) is not None]
             results = store.write_entries([
-                store.stage_write(task_id, stage, run, next(self._serials), str(stage.header.version))
+                store.stage_write(task_id, stage, run, str(stage.header.version))
                 for task_id, stage, run in rows])
             waiting = [task_id for (task_id, *_), result in zip(rows, results) if result.status == "conflict"]
             ended.update((task_id, run) for (task_id, _, run), result in zip(rows, results)
                          if result.status in ("ok", "again"))
-        store.write_entries(cancellations(store, ended.items(), self._serials))
+        store.write_entries(cancellations(store, ended.items()))
 
     def _revoked(self, stage: StoredEntry, task_id: str, now: float, cause: TaskCancelled | None) -> TaskRun | None:
         """Return a run as it is revoked, or None if the task is running, or has ended."""

@@ -8,7 +8,6 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import partial
-from itertools import count
 
 from ..background_loop import BackgroundLoop, Steps, take_steps
 from ..deadline import within
@@ -55,7 +54,6 @@ class LockService:
         self.events = events
         self.replicas = replicas
         self._owner_of = owner_of
-        self._numbers = count(1)
         self._leases: dict[str, LockLease] = {}
         #: By name: the last one that was granted, and the last one that :meth:`acquire_task` has taken.
         self._last: dict[str, LockLease] = {}
@@ -93,7 +91,7 @@ class LockService:
     ) -> Steps[LockLease]:
         """Return the steps of :meth:`acquire`, whose arguments these are; closed before their end they leave no lock."""
         ttl = min(ttl, max_hold)
-        holder = f"{self.store.token}.{next(self._numbers)}"
+        holder = f"{self.store.token}.{next(self.store.serials)}"
         body = body_of(owner, self.store.worker_id)
         request = LockRequest(self.store.keys.lock_location(name), holder, ttl, owner.run, body)
         lease = LockLease(name, request, owner, max_hold)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain, count, islice
 from typing import Any, TypeVar
 
 import redis
@@ -72,6 +72,7 @@ class ScriptCaller:
         timeout: Most seconds that one method takes.
 
     Attributes:
+        serials: Numbers of what is done under its token, each once.
         is_index_late: Whether an entry may be there before it is in the indexes.
     """
 
@@ -87,6 +88,7 @@ class ScriptCaller:
         self.format = FleetFormat()
         self.worker_id = worker_id
         self.token = token
+        self.serials = count(1)
         self._client = client
         self._index_ttl = ms(default_ttl)
         #: Put before a path to make its channel: channels know no database numbers.

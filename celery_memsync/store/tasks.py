@@ -77,7 +77,7 @@ class TaskStore(ScriptCaller):
                   if is_id(agent_id := name.decode(errors="replace"))}
         return Task(self._present(slots), former, self._present(agents))
 
-    def stage_write(self, task_id: str, stage: StoredEntry, run: TaskRun, serial: int, seen: str = "run") -> EntryWrite:
+    def stage_write(self, task_id: str, stage: StoredEntry, run: TaskRun, seen: str = "run") -> EntryWrite:
         """Return the write that puts another stage of a run in the place of the stored one.
 
         Args:
@@ -86,7 +86,7 @@ class TaskStore(ScriptCaller):
         run_key = run_key_of(stage.header.run)
         return EntryWrite(
             self.keys.task_location(task_id, STAGE), seen, run_key, run.rank, 0, time.monotonic(), stage.header.ttl_ms,
-            serial, run.encode(task_id, run_key), parts=parts_of(task_id, run), counts=counts_of(run, run.rank))
+            next(self.serials), run.encode(task_id, run_key), parts=parts_of(task_id, run), counts=counts_of(run, run.rank))
 
     @redis_call
     def read_recent_tasks(

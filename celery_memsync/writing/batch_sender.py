@@ -53,12 +53,7 @@ class BatchSender:
         #: Whether Redis was there in this round although a batch got no answer.
         self._answers_pings = False
         self._call_again = call_again
-        self._serials = count(1)
         self._coordination_serials = count(1)
-
-    def next_serial(self) -> int:
-        """Return the number of the next write of this process."""
-        return next(self._serials)
 
     def send_due(self, strict: bool) -> tuple[int, list[ConflictError]]:
         """Send what is due; return how many changes that were, and an error for each that lost every round.
@@ -188,7 +183,7 @@ class BatchSender:
         for change in changes:
             try:
                 if change.serial is None:
-                    change.serial = next(self._serials)
+                    change.serial = next(self.store.serials)
                 if isinstance(change, MergeFields):
                     write = change.entry_write(self.store.clock, self.outcomes.base_of(change))
                     change.note_sent()
@@ -282,7 +277,7 @@ class BatchSender:
             # This process has written something else since.
             if outcome.version != expected:
                 raise attempt.conflict(key, outcome.version, False)
-            attempt.number = next(self._serials)
+            attempt.number = next(self.store.serials)
             return self.compare_and_set(change, expected, attempt)
         if outcome.status == "conflict":
             return self._compare_with_deleted(change, expected, attempt, outcome)

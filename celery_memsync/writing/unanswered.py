@@ -4,7 +4,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -70,11 +70,11 @@ class Unanswered:
     one has it, so that no two believe to have done what was done once.  No lock is taken.
 
     Args:
-        make_number: Returns the next number.
+        serials: Numbers of calls, each once.
     """
 
-    def __init__(self, make_number: Callable[[], int]) -> None:
-        self._make_number = make_number
+    def __init__(self, serials: Iterator[int]) -> None:
+        self._serials = serials
         self._calls: deque[_Call] = deque(maxlen=MAX_CALLS)
         self._under_way = CallsUnderWay()
 
@@ -91,7 +91,7 @@ class Unanswered:
         self._under_way.begin(arguments)
         earlier = self._take(arguments) if self._calls else None
         if earlier is None:
-            attempt = Attempt(self._make_number(), False, time.monotonic() + MEMORY)
+            attempt = Attempt(next(self._serials), False, time.monotonic() + MEMORY)
         else:
             attempt = Attempt(earlier.number, True, earlier.until)
         try:

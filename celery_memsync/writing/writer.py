@@ -81,7 +81,7 @@ class BatchWriter:
             store, settler, self._pending, self._versions, self.report, self._refusals, self._thread.call_now)
         self._sender = BatchSender(store, self._outcomes, batch_size, timeout, self._thread.call_now)
         #: Writes of expected versions that got no answer.
-        self.unanswered = Unanswered(self._sender.next_serial)
+        self.unanswered = Unanswered(store.serials)
         #: What callers wait for: new, and begun.
         self._requests: deque[FlushRequest] = deque()
         self._begun: list[FlushRequest] = []

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import count
 
 import pytest
 
@@ -130,9 +131,6 @@ def test_own_writes_since_do_not_pass_for_the_one_that_was_lost(memsync, other):
 
 # -- remembered calls
 
-def numbers():
-    return iter(range(1, 10 ** 6)).__next__
-
 
 def attempt_call(calls, *arguments, error=None):
     with calls.attempt(*arguments) as attempt:
@@ -142,7 +140,7 @@ def attempt_call(calls, *arguments, error=None):
 
 
 def test_a_call_without_an_answer_has_its_number_again_and_once():
-    calls = Unanswered(numbers())
+    calls = Unanswered(count(1))
     with pytest.raises(StoreUnavailable):
         attempt_call(calls, "a", 1, error=StoreUnavailable("lost", maybe_done=True))
 
@@ -154,7 +152,7 @@ def test_a_call_without_an_answer_has_its_number_again_and_once():
 @pytest.mark.parametrize("error", [
     StoreUnavailable("refused"), ConflictError("a", 1)], ids=lambda error: type(error).__name__)
 def test_what_was_not_sent_or_was_answered_is_not_remembered(error):
-    calls = Unanswered(numbers())
+    calls = Unanswered(count(1))
 
     with pytest.raises(type(error)):
         attempt_call(calls, "a", error=error)
@@ -163,7 +161,7 @@ def test_what_was_not_sent_or_was_answered_is_not_remembered(error):
 
 
 def test_an_interrupted_call_is_remembered():
-    calls = Unanswered(numbers())
+    calls = Unanswered(count(1))
 
     with pytest.raises(KeyboardInterrupt):
         attempt_call(calls, "a", error=KeyboardInterrupt())
@@ -172,7 +170,7 @@ def test_an_interrupted_call_is_remembered():
 
 
 def test_a_second_try_that_is_not_sent_may_be_done_still():
-    calls = Unanswered(numbers())
+    calls = Unanswered(count(1))
     with pytest.raises(StoreUnavailable):
         attempt_call(calls, "a", error=StoreUnavailable("lost", maybe_done=True))
 
@@ -184,7 +182,7 @@ def test_a_second_try_that_is_not_sent_may_be_done_still():
 
 
 def test_number_of_remembered_calls_is_bounded(monkeypatch):
-    calls = Unanswered(numbers())
+    calls = Unanswered(count(1))
     for number in range(unanswered.MAX_CALLS + 10):
         with pytest.raises(StoreUnavailable):
             attempt_call(calls, number, error=StoreUnavailable("lost", maybe_done=True))
@@ -196,7 +194,7 @@ def test_number_of_remembered_calls_is_bounded(monkeypatch):
 
 
 def test_of_many_threads_one_has_the_number():
-    calls, had = Unanswered(numbers()), []
+    calls, had = Unanswered(count(1)), []
     with pytest.raises(StoreUnavailable):
         attempt_call(calls, "a", error=StoreUnavailable("lost", maybe_done=True))
     threads = [
