@@ -44,11 +44,10 @@ test: .venv/installed lint
 acceptance: .venv/installed lint
 	MEMSYNC_STRESS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --timeout 300
 	$(BIN)/python -m tests.support.model --seconds 120 --processes 8 --faults kill,restart,empty,pause
-	$(BIN)/python -m tests.faults.soak --minutes 6
-	+$(MAKE) --no-print-directory --jobs=2 --output-sync $(SOAKS)
+	+$(MAKE) --no-print-directory --jobs=3 --output-sync $(SOAKS)
 
-# At the same time, because the faults of servers are mostly waited for.
-SOAKS := soak-cluster soak-sentinel
+# At the same time, because faults are mostly waited for.
+SOAKS := soak-one soak-cluster soak-sentinel
 .PHONY: $(SOAKS)
 $(SOAKS): soak-%:
 	$(BIN)/python -m tests.faults.soak --minutes 9 --topology $*
