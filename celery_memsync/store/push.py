@@ -7,6 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import redis
@@ -14,7 +15,7 @@ import redis
 from ..deadline import DEFAULT_TIMEOUT
 from .cluster_client import Cluster
 from .errors import redis_call
-from .pool import Reads, read_answer
+from .pool import Reads, exchange, read_answer
 
 #: Bytes of messages after which all else is looked at, and what each counts beside its text: a thousand small ones, or one
 #: large.  All of them have to come within one timeout, and are held together.
@@ -224,12 +225,7 @@ class TrackedConnection:
 
     def pipeline(self) -> Reads:
         """Return what gathers commands, to send them together."""
-        return Reads(self._send)
-
-    def _send(self, commands: Iterable[bytes]) -> list[Any]:
-        sent = [*commands]
-        self._connection.send_packed_command([b"".join(sent)], check_health=False)
-        return [read_answer(self._connection) for _ in sent]
+        return Reads(partial(exchange, connection=self._connection))
 
     def get(self, key: str) -> Any:
         """Return the answer to GET; an error that Redis answers is one."""
