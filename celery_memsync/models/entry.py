@@ -27,8 +27,11 @@ UNWRITTEN = EntryVersion(0, 0)
 #: Largest number that is taken for a figure, such as a progress.
 MAX_FIGURE = 2 ** 62
 
-#: Above any number of a header but the fence.
-MAX_HEADER_FIGURE = 10 ** 15
+#: Above any time in a header, and any ttl.
+MAX_HEADER_FIGURE, MAX_TTL = 10 ** 15, 10 ** 14
+
+#: The highest version, behind which they begin anew: it counts as 0 (``store/lua/entry_header.lua``).
+MAX_VERSION = 10 ** 14 - 1
 
 #: Above any fence: scripts count exactly up to there (``store/lua/entry_header.lua``).
 MAX_FENCE = 2 ** 53
@@ -68,10 +71,10 @@ class Header(NamedTuple):
         """
         version, run, rank, fence, time, ttl_ms, lag, writes, worker_id = line.decode(errors="replace").split(" ", 8)
         number, at, length, late, most = int(version), int(time), int(ttl_ms), int(lag), MAX_HEADER_FIGURE
-        if not (0 <= number < most and 0 <= at < most and 0 <= length < most and 0 <= int(fence) < MAX_FENCE
+        if not (0 <= number <= MAX_VERSION and 0 <= at < most and 0 <= length < MAX_TTL and 0 <= int(fence) < MAX_FENCE
                 and -most < late < most and 0 <= at + late < most):
             raise ValueError("a figure is too large for a header")
-        return cls(number, run, rank, int(fence), at, length, late, writes, worker_id)
+        return cls(number % MAX_VERSION, run, rank, int(fence), at, length, late, writes, worker_id)
 
     @property
     def stored_at(self) -> int:

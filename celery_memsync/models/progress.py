@@ -89,7 +89,7 @@ def progress_from(row: Any, run_id: str | None = None) -> TaskProgress | None:
     """
     if isinstance(row, list):
         known = decode_progress(row)
-        known["run"] = run_id if known["run"] is None else known["run"]
+        known["run"] = run_id if known["run"] is None else known["run"] or None
     elif isinstance(row, dict):
         known = {**dict.fromkeys(PROGRESS_FIELDS), **row}
     else:

@@ -126,7 +126,7 @@ class TaskRun:
         """Return it as a JSON list without the names, which would be half of it.
 
         Args:
-            run_key: What its header will name it; the id of the run is left out if it is in there.
+            run_key: What its header will name it; the id of the run is left out if it is in there.  "": that is not known.
         """
         row = list(map(self.__dict__.get, STORED_FIELDS))
         before = 0
@@ -143,7 +143,7 @@ class TaskRun:
         # What most runs have is left out; so that there is none has to be said.
         row[_ROOT] = None if row[_ROOT] == task_id else row[_ROOT] or False
         named = run_key.split(".")
-        row[_RUN] = None if row[_RUN] == (named[2] if len(named) == 3 else None) else row[_RUN] or False
+        row[_RUN] = None if run_key and row[_RUN] == (named[2] if len(named) == 3 else None) else row[_RUN] or False
         while row[-1] is None:
             row.pop()
         return encoding.dumps(row)

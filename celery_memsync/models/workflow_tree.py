@@ -6,10 +6,13 @@ backward: from each task that nothing depends on, to what comes before it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from .order import FINAL, rank_of
+from .task import TOO_LATE
 from .workflow import Group, Workflow, WorkflowNode, eta_of
+
+T = TypeVar("T")
 
 #: Members of a group in which is looked for what they have in common before them.
 LOOKED_AT = 20
@@ -161,8 +164,9 @@ class _Tree:
         state = known.state
         children = tuple(self._sequences(self._children.get(unit, ()), (), depth + 1))
         return WorkflowNode(
-            "task", unit, str(state.get("status")), _progress(known), state.get("name"), state.get("started_at"),
-            state.get("finished_at"), state.get("worker"), cause=state.get("cause"), children=children)
+            "task", unit, str(state.get("status")), _progress(known), _of_kind(str, state.get("name")),
+            _moment(state.get("started_at")), _moment(state.get("finished_at")), _of_kind(str, state.get("worker")),
+            cause=_of_kind(dict, state.get("cause")), children=children)  # type: ignore[arg-type]
 
     def _group(self, group: str, depth: int) -> WorkflowNode:
         outside = tuple(self._line(group)[:-1])
@@ -206,8 +210,8 @@ def _joined(kind: str, node_id: str, nodes: tuple[WorkflowNode, ...], weights: S
     """Return what consists of parts."""
     total = sum(weights)
     progress = sum(node.progress * weight for node, weight in zip(nodes, weights)) / total if total else 0.0
-    starts = [node.started_at for node in nodes if isinstance(node.started_at, (int, float))]
-    ends = [node.finished_at for node in nodes if isinstance(node.finished_at, (int, float))]
+    starts = [node.started_at for node in nodes if node.started_at is not None]
+    ends = [node.finished_at for node in nodes if node.finished_at is not None]
     status = _status([node.status for node in nodes])
     return WorkflowNode(kind, node_id, status, round(progress, 3), None, min(starts, default=None),
                         max(ends, default=None) if status in FINAL else None, children=nodes)
@@ -226,6 +230,15 @@ def _group_status(counts: Group) -> str:
     if counts.done < counts.total:
         return "STARTED" if counts.done or counts.running else "PENDING"
     return "SUCCESS" if counts.succeeded == counts.total else "FAILURE" if counts.failed else "CANCELLED"
+
+
+def _of_kind(kind: type[T], fact: Any) -> T | None:
+    """Return a fact of a task, None if it is of another type: users may report anything under its name."""
+    return fact if isinstance(fact, kind) else None
+
+
+def _moment(fact: Any) -> float | None:
+    return fact if type(fact) in (int, float) and abs(fact) < TOO_LATE else None
 
 
 def _ids(value: Any) -> list[str]:

@@ -5,7 +5,8 @@ import contextlib
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -103,6 +104,10 @@ class Pool(redis.ConnectionPool):
                 raise
 
         return self._talk(talk)
+
+    def read_packed(self, commands: Sequence[bytes]) -> list[Any]:
+        """Send commands that change nothing, and return their answers: it does no harm if they are sent twice."""
+        return self._talk(partial(exchange, commands))
 
     def execute_one(self, command: bytes) -> Any:
         """Send one command as it goes over the wire, and return the answer."""
@@ -231,10 +236,10 @@ class Reads:
     It takes a third of the time, which is most of that of a read.
 
     Args:
-        send: Sends packed commands and returns their answers, as :meth:`Pool.execute_packed`.
+        send: Sends packed commands and returns their answers, as :meth:`Pool.read_packed`.
     """
 
-    def __init__(self, send: Callable[[Iterable[bytes]], list[Any]]) -> None:
+    def __init__(self, send: Callable[[Sequence[bytes]], list[Any]]) -> None:
         self._send = send
         self._commands: list[bytes] = []
         self._hashes: list[int] = []
@@ -267,6 +272,12 @@ class Reads:
                 if isinstance(answer, Exception):
                     raise answer
         return answers
+
+
+def exchange(commands: Sequence[bytes], connection: Any) -> list[Any]:
+    """Send packed commands over a connection, and return their answers; an error that Redis answers is one."""
+    connection.send_packed_command([b"".join(commands)], check_health=False)
+    return [read_answer(connection) for _ in commands]
 
 
 def read_answer(connection: Any) -> Any:

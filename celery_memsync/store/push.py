@@ -7,6 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import redis
@@ -14,10 +15,13 @@ import redis
 from ..deadline import DEFAULT_TIMEOUT
 from .cluster_client import Cluster
 from .errors import redis_call
-from .pool import Reads, read_answer
+from .pool import Reads, exchange, read_answer
 
-#: Most messages that are received before all else is looked at.
-TAKEN_AT_ONCE = 1000
+#: Bytes of messages after which all else is looked at, and what each counts beside its text: a thousand small ones, or one
+#: large.  All of them have to come within one timeout, and are held together.
+TAKEN_AT_ONCE = 256 * 1024
+
+MESSAGE_SIZE = 256
 
 #: Channel on which Redis reports to one connection which keys that others read have changed.
 INVALIDATIONS = b"__redis__:invalidate"
@@ -142,9 +146,14 @@ class PushConnection:
     def receive(self) -> list[Any]:
         """Return what has arrived, as Redis's lists; an error of Redis's is one.  It waits for the rest of one."""
         messages: list[Any] = []
-        while len(messages) < TAKEN_AT_ONCE and self._connection.can_read(0):
-            messages.append(read_answer(self._connection))
-        self._has_more = len(messages) == TAKEN_AT_ONCE
+        room = TAKEN_AT_ONCE
+        while room > 0 and self._connection.can_read(0):
+            message = read_answer(self._connection)
+            messages.append(message)
+            room -= MESSAGE_SIZE
+            if type(message) is list and type(message[-1]) is bytes:
+                room -= len(message[-1])
+        self._has_more = room <= 0
         return messages
 
     def close(self) -> None:
@@ -216,12 +225,7 @@ class TrackedConnection:
 
     def pipeline(self) -> Reads:
         """Return what gathers commands, to send them together."""
-        return Reads(self._send)
-
-    def _send(self, commands: Iterable[bytes]) -> list[Any]:
-        sent = [*commands]
-        self._connection.send_packed_command([b"".join(sent)], check_health=False)
-        return [read_answer(self._connection) for _ in sent]
+        return Reads(partial(exchange, connection=self._connection))
 
     def get(self, key: str) -> Any:
         """Return the answer to GET; an error that Redis answers is one."""

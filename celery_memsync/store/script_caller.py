@@ -206,7 +206,7 @@ class ScriptCaller:
     def _reads(self, source: TrackedConnection | None = None) -> Any:
         """Return what gathers the reads that :class:`Reads` has, to send them together: a pipeline takes twice the time."""
         client = self.redis
-        return Reads(client.connection_pool.execute_packed) if source is None else source.pipeline()
+        return Reads(client.connection_pool.read_packed) if source is None else source.pipeline()
 
     def _answers(self, pipeline: Any) -> list[Any]:
         """Return what reads in one round trip gave; a process that only reads learns so that Redis's clock was set."""

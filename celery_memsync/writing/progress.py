@@ -116,8 +116,8 @@ class ProgressChange(Change):
         """The figures, with times on Redis's clock."""
         percent, current, total, message, status, run, fields = self.row
         times = round(clock.at(self.started), 3), round(clock.at(self.at), 3)
-        # The header names the run.
-        run = None if run == self.run_key.rpartition(".")[2] else run
+        # The header names the run; so that none has reported it has to be said.
+        run = None if run == self.run_key.rpartition(".")[2] else run or False
         row = [percent, current, total, message, status, *times, run, fields]
         number, name, begun, _ = self.phase
         if begun is not None:

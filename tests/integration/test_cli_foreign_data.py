@@ -58,6 +58,7 @@ def test_odd_facts_are_shown_in_a_list(run, command):
 @pytest.mark.parametrize("number", range(len(ODD)))
 def test_a_task_with_odd_facts_is_shown(run, number):
     assert f"t{number}" in shown(run("task", f"t{number}"))
+    assert f"t{number}" in shown(run("workflow", f"t{number}"))
 
 
 @pytest.mark.parametrize("number", range(len(ODD)))

@@ -23,6 +23,27 @@ def threads_of(memsync):
     return len(executors_of(memsync).calls._threads)
 
 
+def watch_calls(memsync):
+    """Return a set of what stands for each call that a thread makes for a coroutine, which may have been cancelled."""
+    executor, under_way = executors_of(memsync).calls, set()
+    submit = executor.submit
+
+    def watched(work):
+        call = object()
+        under_way.add(call)
+
+        def run():
+            try:
+                work()
+            finally:
+                under_way.discard(call)
+
+        return submit(run)
+
+    executor.submit = watched
+    return under_way
+
+
 async def cancel_after(steps, coroutine):
     """Cancel a coroutine after some steps of the event loop; return whether it ended before."""
     task = asyncio.create_task(coroutine)

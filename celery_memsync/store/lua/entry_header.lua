@@ -5,8 +5,9 @@
 -- last writes, worker.
 
 -- Return the eight words of a header before the worker, as texts, or nil if that is no entry.
--- Numbers have at most as many digits as a Lua number can hold exactly.  How far a time is ahead of Redis's clock says
--- nothing: the clock may have been set back, as often as you like.  A later write takes over the order of such an entry.
+-- Numbers have at most as many digits as a Lua number can hold exactly; behind the highest version they begin anew, for an
+-- entry with more digits would be none.  How far a time is ahead of Redis's clock says nothing: the clock may have been set
+-- back, as often as you like.  A later write takes over the order of such an entry.
 local function parse(text)
   local version, run, rank, fence, time, ttl, lag, writes =
     string.match(text, "^(%d+) (%S+) (%S+) (%d+) (%d+) (%d+) (%-?%d+) (%S+) ")
@@ -14,6 +15,7 @@ local function parse(text)
       or #fence == 16 and fence > "9007199254740991" then return nil end
   local stored_ms = time + lag
   if stored_ms < 0 or stored_ms >= 1e15 then return nil end
+  if version == "99999999999999" then version = "0" end
   return version, run, rank, fence, time, ttl, lag, writes
 end
 

@@ -3,10 +3,10 @@
 -- Milliseconds: that a lock without holder and waiters is remembered; that the index is kept.
 local MEMORY, INDEX = 60000, "604800000"
 
--- Return how many ms are left of a lease.  One that ends further away than it is long was given before the clock was
--- set back, and ends when its length is over from now on.
+-- Return how many ms are left of a lease, as a whole number.  One that ends further away than it is long was given before
+-- the clock was set back, and ends when its length is over from now on.
 local function left_of(since, lease, length)
-  return math.min(since + lease - now_ms, tonumber(length) or tonumber(lease))
+  return math.min(since + lease - now_ms, tonumber(string.match(length, "^%d+$") or lease), LONGEST)
 end
 
 -- Return the text of a lock with a lease that ends so many ms from now.

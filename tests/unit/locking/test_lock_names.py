@@ -40,3 +40,34 @@ def test_lock_is_acquired_in_place_of_foreign_data(memsync, redis):
     assert listed == []
     assert taken == [True, True]
     assert [record.name for record in memsync.locks()] == ["a", "b"]
+
+
+def foreign_lock(redis, version="1", rank="60000", time=None, ttl="60000"):
+    """Write the record of a lock whose holder is none of ours."""
+    time = int(redis.time()[0]) * 1000 if time is None else time
+    redis.set("task-sentinel/locks/{a}", f"{version} - {rank} 5 {time} {ttl} 0 x w\n{{}}")
+
+
+@pytest.mark.parametrize("figures", [
+    {"rank": "5000.5"}, {"rank": "1e3"}, {"rank": "inf"}, {"rank": "nan"}, {"rank": "-5"}, {"rank": "9" * 400},
+    {"time": "9" * 15, "ttl": "9" * 14, "rank": "1e300"}, {"time": "9" * 15, "ttl": "9" * 14, "rank": "9" * 14},
+])
+def test_foreign_lease_is_waited_for_like_any_other(memsync, redis, figures):
+    foreign_lock(redis, **figures)
+
+    acquired = [memsync.lock("a").acquire(), memsync.lock("a", wait=0.1).acquire()]
+
+    assert acquired == [False, False]
+    assert memsync.free_lock("a", 5)
+    assert memsync.lock("a").acquire()
+
+
+@pytest.mark.parametrize("version", ["9" * 13 + "8", "9" * 14])
+def test_lock_is_held_by_one_though_its_versions_come_to_their_end(memsync, other, redis, version):
+    foreign_lock(redis, version, time=1)
+
+    lock = memsync.lock("a")
+    acquired = [lock.acquire(), other.lock("a").acquire()]
+
+    assert acquired == [True, False]
+    assert lock.release()

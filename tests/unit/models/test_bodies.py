@@ -17,6 +17,12 @@ def test_id_of_a_run_comes_back_whether_its_header_names_it_or_not(run_id, run_k
     assert TaskRun.from_row(encoding.decode(run.encode("t1", run_key)), "t1", run_id_of(f"1.1:{run_key}")) == run
 
 
+def test_run_without_an_id_comes_back_without_one_from_the_header_of_another():
+    run = TaskRun("STARTED", root_id="t1")
+
+    assert TaskRun.from_row(encoding.decode(run.encode("t1")), "t1", "r1") == run
+
+
 @pytest.mark.parametrize("root_id", [None, "t1", "t2"])
 def test_root_of_a_task_comes_back_whether_it_is_its_own_or_not(root_id):
     run = TaskRun("STARTED", root_id=root_id)

@@ -88,11 +88,22 @@ def test_long_chain_is_shown_in_a_moment():
     assert time.monotonic() - started < 5.0
 
 
+@pytest.mark.parametrize("odd", ["yesterday", [1], {"a": 1}, True, float("nan"), 10 ** 400, -1e300])
+def test_odd_facts_of_a_task_that_runs_are_unknown(odd):
+    facts = dict.fromkeys(("name", "started_at", "finished_at", "worker", "cause"), odd)
+
+    found = tree({"a": task("STARTED", 50.0, **facts)})
+
+    assert (found.eta, found.root.started_at, found.root.finished_at) == (None, None, None)
+    assert found.root.name is None or isinstance(found.root.name, str)
+    assert found.root.cause is None or isinstance(found.root.cause, dict)
+
+
 def test_any_records_make_a_tree_in_which_each_task_is_once():
     order = random.Random(5)
     names = [f"t{number}" for number in range(12)]
-    junk = [None, 5, [], [5], "t1", ["t1", "t2"], {"a": 1}, float("nan"), -1e300, "x"]
-    fields = "depends_on parent_id group workflow runtime started_at finished_at published_at cause".split()
+    junk = [None, 5, 10 ** 400, [], [5], "t1", ["t1", "t2"], {"a": 1}, float("nan"), -1e300, "x"]
+    fields = "depends_on parent_id group workflow runtime name started_at finished_at published_at cause".split()
     statuses = ["PENDING", "STARTED", "SUCCESS", "FAILURE", 5, None]
     started = time.monotonic()
     for _ in range(300):

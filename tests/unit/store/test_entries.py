@@ -174,3 +174,33 @@ def test_what_is_deleted_leaves_its_neighbours(memsync, other, deleted):
     found = other.read_many([*left, deleted])
     assert {key for key, value in found.items() if value is not None} == left
     assert other.read("tasks/t1/note") == "\n"
+
+
+@pytest.mark.parametrize("version", [b"9" * 13 + b"8", b"9" * 14, b"1" + b"0" * 14])
+def test_entry_whose_versions_come_to_their_end_is_written_as_any_other(memsync, redis, version):
+    memsync.write("k", 0)
+    memsync.force_sync()
+    redis.set("task-sentinel/k", redis.get("task-sentinel/k").replace(b"1", version, 1))
+    memsync.clear_cache()
+
+    written = []
+    for value in range(3):
+        stored = memsync.read_entry("k", consistent=True)
+        memsync.write("k", value, expected_version=0 if stored is None else stored.version)
+        written.append(memsync.read("k", consistent=True))
+
+    assert written == [0, 1, 2]
+
+
+def test_fields_are_merged_into_an_entry_whose_versions_come_to_their_end(memsync, redis):
+    memsync.sync_task_state("t1", {"a": 1})
+    memsync.force_sync()
+    key = "task-sentinel/tasks/{t1}/"
+    redis.set(key, redis.get(key).replace(b"1", b"9" * 14, 1))
+    memsync.clear_cache()
+
+    for value in range(3):
+        memsync.sync_task_state("t1", {"b": value})
+        memsync.force_sync()
+
+    assert memsync.get_task_state("t1") == {"a": 1, "b": 2}

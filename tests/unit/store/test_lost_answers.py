@@ -101,6 +101,18 @@ def test_write_whose_answer_was_lost_is_not_repeated_with_later_ones(proxied, ot
     assert other.get_queue() == {"pending": ["b"], "processing": []}
 
 
+def test_read_without_an_answer_leaves_no_doubt_what_was_changed(proxied, proxy):
+    proxied.read("k", consistent=True)
+    proxy.cut(b"GET\r\n", 10)
+
+    with pytest.raises(StoreError) as raised:
+        proxied.read("k", consistent=True)
+
+    assert proxy.cuts < 9
+    assert not raised.value.maybe_done
+    assert proxied.runtime.store.resent == 0
+
+
 def test_stages_are_counted_once_although_the_answer_was_lost(proxied, other, proxy):
     raised = []
     for number in range(150):

@@ -111,6 +111,18 @@ def test_what_was_read_and_not_returned_has_still_arrived(subscribe, redis, monk
     assert not line.has_arrived()
 
 
+def test_large_messages_are_handed_on_before_all_of_them_have_come(subscribe, redis):
+    line = subscribe()
+    texts = [b"%d" % number * 10 * LARGE for number in range(4)]
+    publish(redis, texts)
+
+    taken = []
+    while sum(map(len, taken)) < len(texts) and line.wait(5):
+        taken.append([message[2] for message in line.receive()])
+
+    assert taken == [[text] for text in texts]
+
+
 def test_connection_that_redis_closes_raises(subscribe, redis):
     line = subscribe()
 

@@ -334,3 +334,17 @@ def test_late_report_of_the_former_run_does_not_undo_the_new_one(memsync, other)
 
     shown = memsync.get_task_progress("t1")
     assert (shown["progress"], shown["previous"]["progress"]) == (10, 95)
+
+
+def test_progress_that_is_reported_from_outside_of_the_run_is_of_none(memsync, other):
+    cell = progress(RUN_1, "a")
+    cell.report(10, None, None, percent=10)
+    memsync.runtime.writer.put(cell)
+    memsync.force_sync()
+
+    of_run = memsync.get_task_progress("t1")
+    other.sync_task_progress("t1", 50)
+    other.force_sync()
+    from_outside = memsync.get_task_progress("t1")
+
+    assert [(one["progress"], one["run"]) for one in (of_run, from_outside)] == [(10, "a"), (50, None)]
