@@ -25,8 +25,9 @@ logger = logging.getLogger(__name__)
 #: Most revoked tasks that wait to be looked at; a worker remembers as many.
 MAX_REVOKED = 50_000
 
-#: Seconds after a revoke when its task is looked at: who has sent it may record that only now, and a worker may receive it.
-LOOKS = (0.0, 0.4, 1.2, 4.0)
+#: Seconds after the next batch when a revoked task is looked at: a worker may record only now that it runs, who has
+#: sent it that it is pending, and another worker may receive it.
+LOOKS = (0.3, 1.2, 4.0)
 
 #: Tasks that are read and written in one round trip.
 TASKS_PER_CALL = 100
@@ -50,7 +51,8 @@ class RevokedTasks:
 
     def forget(self) -> None:
         """Begin anew in a forked child: what the parent has received it records itself."""
-        #: When each task was revoked (monotonic), how often it was looked at since, and why it was cancelled, if it was.
+        #: When the next batch after the revoke of each task is sent (monotonic), how often it was looked at since, and why
+        #: it was cancelled, if it was.
         self._looks: dict[str, tuple[float, int, TaskCancelled | None]] = {}
         #: Ids of the tasks that this worker is not to run; Celery's.
         self.known = NOTHING
@@ -58,10 +60,10 @@ class RevokedTasks:
 
     def add(self, task_ids: Any, cause: TaskCancelled | None = None) -> None:
         """Take the ids that a revoke names, which may be anything, or those of cancelled tasks."""
-        now = time.monotonic()
+        batch = time.monotonic() + self.memsync.settings.batch_interval
         for task_id in task_ids if isinstance(task_ids, (list, tuple, set, frozenset)) else [task_ids]:
             if is_id(task_id) and len(self._looks) < MAX_REVOKED:
-                self._looks[task_id] = now, 0, cause
+                self._looks[task_id] = batch, 0, cause
         if self._looks:
             self._thread.wake()
 
@@ -96,7 +98,8 @@ class RevokedTasks:
 
     def _record(self, causes: Mapping[str, TaskCancelled | None]) -> None:
         store = self.memsync.runtime.store.with_token(new_token())
-        waiting = list(causes)
+        begun = {one.id for one in self.memsync.signals.requests.unended() if one.time_start is not None}
+        waiting = [task_id for task_id in causes if task_id not in begun]
         ended: dict[str, TaskRun] = {}
         # Each at the version that was read, for a run may begin meanwhile; then it is looked at again.
         while waiting:

@@ -47,7 +47,7 @@ class TaskTokens:
         """
         task_id = check_id(task_id, "task")
         expires_at = time.time() + check_seconds(max_age, "max_age", positive=True)
-        claim = f"{expires_at * 1000:.0f} {task_id}"
+        claim = f"{int(expires_at * 1000)} {task_id}"
         return self._signer.sign(base64.urlsafe_b64encode(claim.encode()).rstrip(b"=")).decode()
 
     def check(self, token: str) -> str:

@@ -119,3 +119,36 @@ def test_monitors_get_the_event_of_a_revoked_task(fleet):
 
             eventually(lambda: next(events) or seen)
     assert [event["uuid"] for event in seen] == [result.id]
+
+
+def seen_until(fleet, result, status):
+    """Return the statuses that the runs of a task have until it has one run, and that this status."""
+    seen = []
+
+    def ended():
+        runs = fleet.runs(result.id)
+        if [runs] != seen[-1:]:
+            seen.append(runs)
+        return runs == [status]
+
+    eventually(ended)
+    return [status for runs in seen for status in runs]
+
+
+def test_task_that_has_begun_is_not_recorded_as_one_that_waited(tmp_path, broker, store):
+    fleet = Fleet(tmp_path, broker, store, include=[TASKS, CANCEL_TASKS], memsync_batch_interval=1.0)
+    try:
+        for _ in range(2):
+            fleet.start_worker("-P", "threads", "-c", "1")
+        revoked, cancelled = (signature(fleet, "retry_by_itself", seconds).delay() for seconds in (2.0, 20.0))
+        fleet.app.memsync.force_sync()
+        begun(fleet, revoked)
+        begun(fleet, cancelled)
+
+        fleet.app.control.revoke(revoked.id)
+        fleet.reader.cancel(cancelled.id)
+
+        assert "REVOKED" not in seen_until(fleet, revoked, "SUCCESS")
+        seen_until(fleet, cancelled, "REVOKED")
+    finally:
+        fleet.close()
