@@ -342,15 +342,3 @@ def test_repeated_progress_costs_no_memory(memsync, redis):
         memsync.force_sync()
 
     assert redis.memory_usage(Keys("task-sentinel").task("t1")) < before + 100
-
-
-def test_ids_of_many_writers_do_not_pile_up_in_an_entry(make_memsync, redis):
-    used = []
-
-    for number in range(12):
-        manager = make_memsync(batch_interval=60.0)
-        manager.sync_task_state("t1", {"x": number})
-        manager.force_sync()
-        used.append(redis.strlen(Keys("task-sentinel").task("t1")))
-
-    assert used[11] <= used[3] + 8

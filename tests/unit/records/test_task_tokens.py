@@ -9,7 +9,7 @@ import string
 import pytest
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from celery_memsync import InvalidKey, InvalidToken, InvalidValue, MemSync, MemSyncError
@@ -152,6 +152,7 @@ def test_old_key_is_accepted_after_rotation_and_does_not_sign():
 
 
 @given(max_age=st.floats(1e-6, 1e9), share=st.floats(0, 2))
+@example(max_age=0.0006, share=1.1)
 def test_token_is_valid_until_its_age_and_no_longer(max_age, share):
     token, age = TOKENS.make("t1", max_age), max_age * share
 

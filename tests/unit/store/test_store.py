@@ -277,3 +277,15 @@ def test_a_closed_store_opens_anew(store):
     store.close()
 
     assert store.read_entries([A])[0].body == b"1"
+
+
+def test_ids_of_many_writers_do_not_pile_up_in_an_entry(make_memsync, redis):
+    used = []
+
+    for number in range(12):
+        manager = make_memsync(batch_interval=60.0)
+        manager.sync_task_state("t1", {"x": number})
+        manager.force_sync()
+        used.append(redis.strlen(keys.task("t1")))
+
+    assert used[11] <= used[3] + 8
