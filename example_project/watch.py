@@ -77,12 +77,13 @@ class Watch:
         """Return a worker that is in the middle of its tasks, and their ids, or None."""
         if status_of(tasks.get(CENSUS)) != SUCCESS:
             return None
-        some_wait = any(status_of(task) == PENDING for task in tasks.values())
+        some_wait = any(status_of(task) == PENDING for one, task in tasks.items() if one != REPORT)
         for worker in self.workers:
             its = [task for task in tasks.values() if status_of(task) in (RECEIVED, STARTED)
                    and task["state"].get("worker") == worker.name]
             # A task that began less than 0.1 s ago may not be recorded, and would be lost without
-            # a trace. There is none if each process has a task, or no task waits.
+            # a trace. There is none if each process has a task, or no task waits; the report is
+            # sent when all others have ended.
             all_known = len(its) == worker.PROCESSES or not some_wait
             if its and all_known and all(in_the_middle(task) for task in its):
                 return worker, sorted(task["id"] for task in its)
