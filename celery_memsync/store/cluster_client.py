@@ -356,7 +356,7 @@ class Cluster(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]
         """Close all connections."""
         for client in list(self._clients.values()):
             client.close()
-            client.connection_pool.disconnect()
+            client.connection_pool.close()
 
 
 class Pipeline(CoreCommands):  # type: ignore[misc,type-arg,unused-ignore]

@@ -52,6 +52,7 @@ class Pool(redis.ConnectionPool):
         self.resent = 0
         #: How often all connections were to be made anew.
         self._generation = 0
+        self._keeps_idle = True
 
     def get_connection(self, *args: Any, **kwargs: Any) -> Any:
         """Lend a connection that was looked at: it is connected, and there is nothing on it to read."""
@@ -70,6 +71,8 @@ class Pool(redis.ConnectionPool):
         is_closed = lent_amid is _CLOSED or getattr(connection, "lent_in", self._generation) != self._generation
         if not is_closed and answered and len(self._ready) < MAX_IDLE:
             self._ready.append(connection)
+            if not self._keeps_idle:
+                self._disconnect_idle()
             return
         if is_closed or not answered:
             connection.disconnect()
@@ -180,6 +183,11 @@ class Pool(redis.ConnectionPool):
         """Connect anew from now on, for another server may answer here; what is lent is closed when it comes back."""
         self._generation += 1
         self._disconnect_idle()
+
+    def close(self) -> None:
+        """Close connections, and keep none from now on: whose call comes later leaves none open."""
+        self._keeps_idle = False
+        self.disconnect()
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Close connections; those that are lent when they come back, for other threads read from them."""

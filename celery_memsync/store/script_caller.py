@@ -118,9 +118,9 @@ class ScriptCaller:
         return int(self._client.connection_pool.resent)
 
     def close(self) -> None:
-        """Close the connections; the next call opens new ones."""
+        """Close the connections; who calls later opens new ones, which are not kept."""
         self._client.close()
-        self._client.connection_pool.disconnect()
+        self._client.connection_pool.close()
 
     def with_token(self: C, token: str) -> C:
         """Return a store that writes under a token of its own, for a second writer in this process."""

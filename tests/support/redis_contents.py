@@ -17,6 +17,8 @@ def contents(server):
                 texts += [part for _, fields in client.xrange(key) for pair in fields.items() for part in pair]
             elif kind == b"list":
                 texts += client.lrange(key, 0, -1)
+            elif kind == b"set":
+                texts += client.smembers(key)
             elif kind == b"zset":
                 texts += client.zrange(key, 0, -1)
             elif kind == b"string":

@@ -43,6 +43,20 @@ def test_closer_leaves_to_the_end_what_no_thread_can_close(monkeypatch):
     assert closed == ["a"]
 
 
+# -- connections
+
+def test_call_behind_the_end_leaves_no_connection_open(make_memsync):
+    manager = make_memsync()
+    store = manager.runtime.store
+    manager.shutdown()
+    surroundings = Surroundings()
+
+    for name in ("a", "b"):
+        store.read_entries([store.keys.location(name)])
+
+    assert surroundings.more()[1] == set()
+
+
 # -- locks
 
 def test_release_after_shutdown_opens_nothing(make_memsync, memsync):

@@ -31,7 +31,7 @@ def test_a_manager_is_collected_and_leaves_nothing(redis_url, surroundings, use,
     del manager, kept
 
     assert eventually(lambda: forget(find))
-    assert eventually(lambda: surroundings.more() == (set(), 0, set()))
+    assert eventually(lambda: surroundings.more() == (set(), set(), set()))
 
 
 @pytest.mark.parametrize("use", USES)
@@ -41,7 +41,7 @@ def test_what_is_shut_down_leaves_nothing_though_it_is_kept(redis_url, surroundi
 
     manager.shutdown()
 
-    assert eventually(lambda: surroundings.more()[:2] == (set(), 0))
+    assert eventually(lambda: surroundings.more()[:2] == (set(), set()))
     assert use is watch or surroundings.more()[2] == set()
     del kept
 

@@ -52,7 +52,7 @@ def test_an_app_is_collected_and_leaves_nothing(redis_url, surroundings, use, en
     del app, kept
 
     assert eventually(lambda: forget(find))
-    assert eventually(lambda: surroundings.more() == (set(), 0, set()))
+    assert eventually(lambda: surroundings.more() == (set(), set(), set()))
 
 
 def test_a_run_that_waits_to_be_written_keeps_no_app(redis_url, memsync):
