@@ -301,6 +301,8 @@ def main(argv=None):
     parser.add_argument("--steady", action="store_true")
     parser.add_argument("--topology", choices=TOPOLOGIES, default="one")
     args = parser.parse_args(argv)
+    # Those of several topologies run at the same time, with ports of their own as processes of pytest-xdist have.
+    os.environ.setdefault("PYTEST_XDIST_WORKER", f"gw{list(TOPOLOGIES).index(args.topology)}")
     print(f"seed {args.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(folder, args.seed, steady=args.steady, topology=args.topology)
