@@ -60,7 +60,7 @@ def _store_revoked(task: Any, error: TaskCancelled) -> None:
         logger.warning("Could not store in the result backend that the task %s was cancelled", request.id, exc_info=True)
 
 
-def is_unstored(task: Any, task_id: str, error: BaseException | None) -> bool:
+def is_unstored(task: Any, task_id: str, error: BaseException) -> bool:
     """Whether Celery stores as the result of a task the error that was raised behind its body.
 
     That is so if its callbacks, or the rest of its chain, could not be sent.  A hook is called after the result was stored,

@@ -301,10 +301,10 @@ class TaskSignals:
         if active is None:
             return
         active_run.set(active.outer)
-        memsync = self.memsync
+        memsync, error = self.memsync, sys.exc_info()[1]
         if state is None:
             state, retval = end_of_unwound(active)
-        elif state in ("SUCCESS", "FAILURE") and is_unstored(task, task_id, error := sys.exc_info()[1]):
+        elif error is not None and state in ("SUCCESS", "FAILURE") and is_unstored(task, task_id, error):
             state, retval = "FAILURE", error
         elif state == "IGNORED":
             state = end_of_ignored(active, task, retval)
