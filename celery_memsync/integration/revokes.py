@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 #: Most revoked tasks that wait to be looked at; a worker remembers as many.
 MAX_REVOKED = 50_000
 
-#: Seconds after the next batch when a revoked task is looked at: a worker may record only now that it runs, who has
-#: sent it that it is pending, and another worker may receive it.
+#: Seconds after the next batch when a revoked task is read: its worker may record only now that it runs, its sender that it
+#: is pending, and another worker may receive it.
 LOOKS = (0.3, 1.2, 4.0)
 
 #: Tasks that are read and written in one round trip.
@@ -98,6 +98,7 @@ class RevokedTasks:
 
     def _record(self, causes: Mapping[str, TaskCancelled | None]) -> None:
         store = self.memsync.runtime.store.with_token(new_token())
+        # What runs here may not be recorded yet.
         begun = {one.id for one in self.memsync.signals.requests.unended() if one.time_start is not None}
         waiting = [task_id for task_id in causes if task_id not in begun]
         ended: dict[str, TaskRun] = {}

@@ -13,7 +13,7 @@ from .order import RUNNING, rank_of, run_id_of
 PROGRESS_FIELDS = ("progress", "current", "total", "message", "status", "started_at", "updated_at", "run", "fields",
                    "phase", "phase_number", "phase_started_at", "stalled_at")
 
-#: Those of a body, in this order for ever.
+#: Those of a body; their order is stored, and does not change.
 STORED_FIELDS = (*PROGRESS_FIELDS[:4], *PROGRESS_FIELDS[5:8], PROGRESS_FIELDS[4], *PROGRESS_FIELDS[8:])
 
 #: Those that are times; a body has each as milliseconds since the one before.

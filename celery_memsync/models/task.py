@@ -21,7 +21,8 @@ RUN_FIELDS = (
     "header",
 )
 
-#: Those of a body, in this order for ever: first those that most runs have, for what is missing at the end takes no room.
+#: Those of a body; their order is stored, and does not change.  First come those that most runs have: what is missing at the
+#: end takes no room.
 STORED_FIELDS = (*RUN_FIELDS[:5], *RUN_FIELDS[11:16], *RUN_FIELDS[5:11], *RUN_FIELDS[16:])
 
 #: Those that are times, or last: position, name, and how many times a second their unit is.  Each time counts from the one

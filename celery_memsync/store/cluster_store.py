@@ -95,7 +95,7 @@ class ClusterStore(Store):
         return other
 
     def close(self) -> None:
-        """Close the connections; who calls later opens new ones, which are not kept."""
+        """Close the connections; a later call opens new ones, which are not kept."""
         self._index.close()
         self._client.close()
 

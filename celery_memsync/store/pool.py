@@ -185,7 +185,7 @@ class Pool(redis.ConnectionPool):
         self._disconnect_idle()
 
     def close(self) -> None:
-        """Close connections, and keep none from now on: whose call comes later leaves none open."""
+        """Close connections, and keep none from now on: a later call leaves none open."""
         self._keeps_idle = False
         self.disconnect()
 

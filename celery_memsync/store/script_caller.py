@@ -118,7 +118,7 @@ class ScriptCaller:
         return int(self._client.connection_pool.resent)
 
     def close(self) -> None:
-        """Close the connections; who calls later opens new ones, which are not kept."""
+        """Close the connections; a later call opens new ones, which are not kept."""
         self._client.close()
         self._client.connection_pool.close()
 
